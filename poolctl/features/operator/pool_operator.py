@@ -26,7 +26,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.monitor.metrics import Family, Row, families_of
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.feature_parts import PartSite
-from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
+from poolctl.supervisor.observers.held_address import HttpEndpoint, TableAddress
 
 from .client import OperatorSettings
 from .table import OperatorTable
@@ -182,32 +182,17 @@ class OperatorEndpoint(HttpEndpoint):
         self._events.record("audit", "operator client refused", message=message, severity="warning")
 
 
-class OperatorAddress(HeldAddress[OperatorEndpoint]):
+class OperatorAddress(TableAddress[OperatorEndpoint, OperatorTable]):
     """Serves the endpoint as `[operator]` says."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, scaling: Scaling) -> None:
-        super().__init__(environment.keeper, events, fd_store.OPERATOR, "operator")
-        self._environment = environment
-        self._recorder = events
+        super().__init__(environment, events, fd_store.OPERATOR, "operator")
         self._scaling = scaling
-        self._table: OperatorTable | None = None
-
-    def follow(self, table: OperatorTable | None) -> None:
-        """Apply the table `[operator]` from now on; with None, stop serving."""
-        self._table = table
-        if table is None:
-            self.serve_at(None)
-        else:
-            self.serve_at(table.bind, table.mode)
 
     def make_server(self) -> OperatorEndpoint:
-        return OperatorEndpoint(self._scaling, self._recorder)
+        return OperatorEndpoint(self._scaling, self._events)
 
-    async def configure(self, server: OperatorEndpoint) -> None:
-        """See HeldAddress. An unusable token or certificate leaves the previous one in force."""
-        table, env = self._table, self._environment.configuration.environment
-        if table is None:
-            return
+    async def apply(self, server: OperatorEndpoint, table: OperatorTable, env: Mapping[str, str]) -> None:
         access = access_of(table, env)
         required = not (access.token or access.trusted)
         await self.use_certificate(server, table.tls, env, required=required)

@@ -51,7 +51,7 @@ from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.feature_parts import PartSite
-from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
+from poolctl.supervisor.observers.held_address import HttpEndpoint, TableAddress
 from poolctl.supervisor.verbs.verb import Call, Verb
 
 from ._answers import RegistrationsResult
@@ -623,34 +623,22 @@ class RegistrationEndpoint(HttpEndpoint):
         self._events.record("audit", "registration client refused", message=message, severity="warning")
 
 
-class RegistrationAddress(HeldAddress[RegistrationEndpoint]):
+class RegistrationAddress(TableAddress[RegistrationEndpoint, RegistrationTable]):
     """Serves the endpoint as `[registration]` says."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, services: TargetRegistration) -> None:
-        super().__init__(environment.keeper, events, fd_store.REGISTRATION_ADDRESS, "registration")
-        self._environment = environment
-        self._recorder = events
+        super().__init__(environment, events, fd_store.REGISTRATION_ADDRESS, "registration")
         self._services = services
-        self._table: RegistrationTable | None = None
-
-    def follow(self, table: RegistrationTable | None) -> None:
-        """Apply this table from now on; with None, stop serving."""
-        self._table = table
-        if table is None:
-            self.serve_at(None)
-        else:
-            self.serve_at(table.bind, table.mode)
 
     def make_server(self) -> RegistrationEndpoint:
-        return RegistrationEndpoint(self._services, self._recorder)
+        return RegistrationEndpoint(self._services, self._events)
 
-    async def configure(self, server: RegistrationEndpoint) -> None:
-        """See HeldAddress. An unusable token or certificate leaves the previous one in force."""
-        if self._table is not None:
-            env = self._environment.configuration.environment
-            clients = clients_of(self._table, env)
-            await self.use_certificate(server, self._table.tls, env)
-            server.clients = clients
+    async def apply(
+        self, server: RegistrationEndpoint, table: RegistrationTable, env: Mapping[str, str]
+    ) -> None:
+        clients = clients_of(table, env)
+        await self.use_certificate(server, table.tls, env)
+        server.clients = clients
 
 
 def clients_of(table: RegistrationTable, env: Mapping[str, str]) -> tuple[Client, ...]:

@@ -9,7 +9,7 @@ import os
 import socket
 import ssl
 from collections.abc import Mapping
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 from poolctl.address import parse
 from poolctl.config import TLSConfig
@@ -19,6 +19,8 @@ from poolctl.listeners.open_listener import BACKLOG, Identity, identity_of, remo
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
 from poolctl.runners.process_link import Link, LinkLost
+
+from ..active_configuration import PoolEnvironment
 
 _AGAIN_SECONDS = 5.0
 # How often the files of a certificate are looked at: other programs renew them.
@@ -194,6 +196,45 @@ class HeldAddress(Generic[Endpoint]):
             self._open, self._listeners = None, []
             with contextlib.suppress(LinkLost):
                 await self._keeper.call({"op": "drop", "name": self._entry})
+
+
+class BoundTable(Protocol):
+    """A table of the file that names the address at which it is served, and the mode of a Unix socket."""
+
+    @property
+    def bind(self) -> str | None: ...
+
+    @property
+    def mode(self) -> str: ...
+
+
+OfTable = TypeVar("OfTable", bound=BoundTable)
+
+
+class TableAddress(HeldAddress[Endpoint], Generic[Endpoint, OfTable]):
+    """Serves an address as a table of the file says. `what` is the table's name."""
+
+    def __init__(self, environment: PoolEnvironment, events: Events, entry: str, what: str) -> None:
+        super().__init__(environment.keeper, events, entry, what)
+        self._environment = environment
+        self._table: OfTable | None = None
+
+    def follow(self, table: OfTable | None) -> None:
+        """Apply this table from now on; with None, stop serving."""
+        self._table = table
+        if table is None:
+            self.serve_at(None)
+        else:
+            self.serve_at(table.bind, table.mode)
+
+    async def configure(self, server: Endpoint) -> None:
+        """See HeldAddress. An unusable token or certificate leaves the previous one in force."""
+        if self._table is not None:
+            await self.apply(server, self._table, self._environment.configuration.environment)
+
+    async def apply(self, server: Endpoint, table: OfTable, env: Mapping[str, str]) -> None:
+        """Apply the table to the server, with these variables. Raises ServerError or OSError."""
+        raise NotImplementedError
 
 
 def _bind_of(held: str) -> str:
