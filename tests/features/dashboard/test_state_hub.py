@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.dashboard._state_hub import level
+from poolctl.features.dashboard._state_hub import SPAN_SECONDS, Levels, level
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 
@@ -111,6 +111,29 @@ def test_added_and_removed_servers_are_sent_to_viewers(stage: Stage) -> None:
         changed = until(messages, "changed")
         assert changed["removed"] == ["web-1"]
         assert changed["order"] == ["web-2", "web-3"]
+        with stream(stage) as later:
+            assert sorted(until(later, "pool")["levels"]) == ["web-2", "web-3"]
+
+
+def test_change_of_a_level_without_an_event_is_in_the_history(stage: Stage) -> None:
+    with stream(stage) as messages:
+        until(messages, "pool")
+        stage.pool.servers["web-1"]["health"] = "warn"
+        while "web-1" not in (changed := until(messages, "changed"))["levels"]:
+            continue
+        assert [word for _, word in changed["levels"]["web-1"]] == ["busy", "ok", "warn"][-2:]
+
+
+def test_changes_are_in_the_order_of_their_times_and_repeated_ones_left_out() -> None:
+    levels = Levels()
+    levels.note("web", "ok", 100.0)
+    levels.note("web", "ok", 110.0)
+    levels.note("web", "ko", 105.04)
+    levels.note("web", "busy", 90.0)
+    assert levels.since(110.0) == {"web": [(90.0, "busy"), (100.0, "ok"), (105.0, "ko")]}
+    assert levels.since(103.0 + SPAN_SECONDS) == {"web": [(100.0, "ok"), (105.0, "ko")]}
+    levels.forget(["web", "other"])
+    assert levels.since(110.0) == {}
 
 
 def test_pool_is_asked_nothing_while_no_page_is_open(stage: Stage) -> None:

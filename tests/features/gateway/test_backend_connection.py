@@ -5,15 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from poolctl.features.gateway.process.proxy import backend_connection, client_connection
-from poolctl.features.gateway.process.proxy.backend_connection import Timer
-from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
+from poolctl.features.gateway.process.proxy.backend_connection import BackendConnection, Timer, close_writing
+from poolctl.features.gateway.process.proxy.response_head import Response
+from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, MOST_INTERIM, ChunkedBody
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, play
 from tests.features.gateway.test_client_connection import Turns, failing, status_of
 from tests.http_corpus import RESPONSES, ResponseCase
+from tests.virtual_loop import VirtualLoop
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -244,3 +248,286 @@ def test_response_with_too_many_chunks_a_second_is_cut_off() -> None:
         assert stage.edge.counts.route("app").failures == 1
 
     play(scene)
+
+
+class Transport:
+    """A transport that records what is done to it."""
+
+    def __init__(self) -> None:
+        self.sent = b""
+        self.calls: list[str] = []
+        self.closing = False
+        self.ends_alone = True
+
+    def write(self, data: bytes) -> None:
+        self.sent += bytes(data)
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def can_write_eof(self) -> bool:
+        return self.ends_alone
+
+    def write_eof(self) -> None:
+        self.calls.append("eof")
+
+    def close(self) -> None:
+        self.calls.append("close")
+        self.closing = True
+
+    def abort(self) -> None:
+        self.calls.append("abort")
+        self.closing = True
+
+    def pause_reading(self) -> None:
+        self.calls.append("pause")
+
+    def resume_reading(self) -> None:
+        self.calls.append("resume")
+
+
+class Receiver:
+    """Records the parts of responses, in their order."""
+
+    def __init__(self) -> None:
+        self.got: list[Any] = []
+
+    def interim(self, response: Response) -> None:
+        self.got.append(response.status)
+
+    def switched(self, response: Response, data: bytes) -> None:
+        self.got.append(("switched", data))
+
+    def response_begins(self, response: Response, *, done: bool) -> None:
+        self.got.append((response.status, bytes(response.first), done))
+
+    def response_data(self, data: bytes) -> None:
+        self.got.append(bytes(data))
+
+    def response_ends(self, trailers: bytes) -> None:
+        self.got.append(("end", trailers))
+
+    def backend_eof(self) -> None:
+        self.got.append("eof")
+
+    def backend_lost(self, error: Exception | None) -> None:
+        self.got.append(("lost", type(error).__name__))
+
+    def backend_writable(self, writable: bool) -> None:
+        self.got.append(("writable", writable))
+
+
+class Exchange:
+    """A connection on a loop whose time passes at once, to which a test is the backend."""
+
+    def __init__(self) -> None:
+        self.loop = VirtualLoop()
+        self.connection = BackendConnection(self.loop)
+        self.transport: Any = Transport()
+        self.connection.connection_made(self.transport)
+        self.receiver = Receiver()
+
+    def ask(self, **options: bool) -> None:
+        self.receiver = Receiver()
+        given = {"head_only": False, "decode": False, "may_switch": False} | options
+        self.connection.request(self.receiver, b"request", **given)
+
+    def lose(self, error: Exception | None = None) -> None:
+        self.connection.connection_lost(error)
+
+
+@pytest.fixture
+def exchange() -> Iterator[Exchange]:
+    made = Exchange()
+    yield made
+    made.loop.close()
+
+
+def test_connection_is_used_again_after_a_whole_response(exchange: Exchange) -> None:
+    connection = exchange.connection
+    for count in (1, 2):
+        exchange.ask()
+        assert (connection.requests, connection.answered, connection.reusable) == (count, False, False)
+        connection.data_received(OK + b"Content-Length: 5\r\n\r\nhel")
+        assert (connection.answered, connection.reusable) == (True, True)
+        connection.data_received(b"lo")
+        assert exchange.receiver.got == [(200, b"hel", False), b"lo", ("end", b"")]
+        assert connection.reusable
+    assert exchange.transport.sent == b"request" * 2
+
+
+@pytest.mark.parametrize(
+    ("pieces", "got"),
+    [
+        ([b"Content-Length: 2\r\n\r\nokmore"], [(200, b"ok", True), ("end", b"")]),
+        ([b"Content-Length: 3\r\n\r\no", b"kymore"], [(200, b"o", False), b"ky", ("end", b"")]),
+        ([b"Connection: close\r\nContent-Length: 2\r\n\r\nok"], [(200, b"ok", True), ("end", b"")]),
+        (
+            [b"Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\nmore"],
+            [(200, b"2\r\nok\r\n0\r\n\r\n", True), ("end", b"")],
+        ),
+    ],
+)
+def test_connection_with_further_bytes_or_that_closes_is_not_used_again(
+    exchange: Exchange, pieces: list[bytes], got: list[Any]
+) -> None:
+    exchange.ask()
+    for number, piece in enumerate(pieces):
+        exchange.connection.data_received(piece if number else OK + piece)
+    assert exchange.receiver.got == got
+    assert not exchange.connection.reusable
+
+
+def test_response_that_was_not_asked_for_closes_the_connection(exchange: Exchange) -> None:
+    exchange.connection.data_received(OK)
+    assert exchange.transport.calls == ["abort"]
+
+
+def test_body_that_ends_with_the_connection_is_whole_unless_that_is_reset(exchange: Exchange) -> None:
+    exchange.ask()
+    exchange.connection.data_received(OK + b"\r\nhello")
+    exchange.lose()
+    assert exchange.receiver.got == [(200, b"hello", False), ("end", b"")]
+    assert (exchange.connection.closed, exchange.connection.reusable) == (True, False)
+
+
+def test_reset_cuts_off_a_body_that_ends_with_the_connection(exchange: Exchange) -> None:
+    exchange.ask()
+    exchange.connection.data_received(OK + b"\r\nhello")
+    exchange.lose(ConnectionResetError())
+    assert exchange.receiver.got == [(200, b"hello", False), ("lost", "ConnectionResetError")]
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+def test_end_before_the_last_byte_is_a_loss(exchange: Exchange, framing: bytes) -> None:
+    exchange.ask()
+    exchange.connection.data_received(OK + framing + b"\r\n\r\n")
+    exchange.lose()
+    assert exchange.receiver.got == [(200, b"", False), ("lost", "NoneType")]
+
+
+def test_chunks_are_decoded_for_clients_that_know_none(exchange: Exchange) -> None:
+    exchange.ask(decode=True)
+    exchange.connection.data_received(OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nok")
+    exchange.connection.data_received(b"\r\n3\r\nyes\r\n0\r\nX: y\r\n\r\n")
+    first, *others, end = exchange.receiver.got
+    assert first[0] == 200
+    assert first[1] + b"".join(others) == b"okyes"
+    assert end == ("end", b"X: y\r\n")
+    assert exchange.connection.reusable
+
+
+def test_response_to_head_has_no_body_whatever_its_fields_say(exchange: Exchange) -> None:
+    exchange.ask(head_only=True)
+    exchange.connection.data_received(OK + b"Content-Length: 5\r\n\r\n")
+    assert exchange.receiver.got == [(200, b"", True), ("end", b"")]
+
+
+def test_interim_responses_precede_the_final_one_and_are_bounded(exchange: Exchange) -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    exchange.ask()
+    exchange.connection.data_received(early * MOST_INTERIM)
+    exchange.connection.data_received(OK + b"Content-Length: 0\r\n\r\n")
+    assert exchange.receiver.got == [103] * MOST_INTERIM + [(200, b"", True), ("end", b"")]
+    exchange.ask()
+    exchange.connection.data_received(early * (MOST_INTERIM + 1))
+    assert exchange.receiver.got[-1] == ("lost", "BadMessage")
+    assert exchange.transport.calls == ["abort"]
+
+
+def test_head_in_pieces_is_read_when_it_is_whole(exchange: Exchange) -> None:
+    exchange.ask()
+    for byte in OK + b"Content-Length: 0\r\n\r":
+        exchange.connection.data_received(bytes([byte]))
+        assert exchange.receiver.got == []
+    exchange.connection.data_received(b"\n")
+    assert exchange.receiver.got == [(200, b"", True), ("end", b"")]
+
+
+def test_protocol_is_switched_if_that_was_asked_for(exchange: Exchange) -> None:
+    switching = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"
+    exchange.ask(may_switch=True)
+    exchange.connection.data_received(switching + b"hi")
+    exchange.connection.data_received(b"there")
+    assert exchange.connection.eof_received()
+    assert exchange.receiver.got == [("switched", b"hi"), b"there", "eof"]
+    exchange.connection.send_eof()
+    assert exchange.transport.calls == ["eof"]
+
+
+@pytest.mark.parametrize("may_switch", [True, False])
+def test_switch_without_a_protocol_or_a_question_is_refused(exchange: Exchange, may_switch: bool) -> None:
+    fields = b"" if may_switch else b"Connection: Upgrade\r\nUpgrade: x\r\n"
+    exchange.ask(may_switch=may_switch)
+    exchange.connection.data_received(b"HTTP/1.1 101 Switching Protocols\r\n" + fields + b"\r\n")
+    assert exchange.receiver.got == [("lost", "BadMessage")]
+
+
+def test_end_of_a_response_is_no_end_of_a_tunnel(exchange: Exchange) -> None:
+    exchange.ask()
+    assert not exchange.connection.eof_received()
+
+
+def test_receiver_learns_whether_bytes_are_taken(exchange: Exchange) -> None:
+    exchange.connection.pause_writing()
+    exchange.connection.resume_writing()
+    exchange.ask()
+    exchange.connection.pause_writing()
+    exchange.connection.resume_writing()
+    assert exchange.receiver.got == [("writable", False), ("writable", True)]
+
+
+def test_reading_pauses_for_a_client_and_not_after_the_end(exchange: Exchange) -> None:
+    exchange.connection.pause_reading()
+    exchange.connection.resume_reading()
+    assert exchange.transport.calls == ["pause", "resume"]
+    exchange.transport.closing = True
+    exchange.connection.pause_reading()
+    exchange.lose()
+    exchange.connection.resume_reading()
+    assert exchange.transport.calls == ["pause", "resume"]
+
+
+def test_idle_connection_is_closed_in_its_time_and_leaves_its_list(exchange: Exchange) -> None:
+    idle = [exchange.connection]
+    exchange.connection.kept_in(idle, 55.0)
+    assert exchange.connection.idle_until == 55.0
+    assert exchange.connection.taken(certain=False)
+    exchange.loop.pass_time(60.0)
+    assert exchange.transport.calls == []
+    exchange.connection.kept_in(idle, 55.0)
+    exchange.loop.pass_time(55.0)
+    assert exchange.transport.calls == ["abort"]
+    exchange.lose()
+    assert idle == []
+    assert not exchange.connection.taken(certain=False)
+
+
+def test_connection_of_a_backend_counts_until_it_is_closed(exchange: Exchange) -> None:
+    backend: Any = SimpleNamespace(open_connections=3)
+    exchange.connection.belongs_to(backend)
+    assert backend.open_connections == 4
+    exchange.lose()
+    assert backend.open_connections == 3
+
+
+def test_tunnel_is_closed_gently_but_not_for_ever(exchange: Exchange) -> None:
+    exchange.ask()
+    exchange.connection.close(gently=True)
+    assert exchange.transport.calls == ["close"]
+    exchange.loop.pass_time(59.0)
+    assert exchange.transport.calls == ["close"]
+    exchange.loop.pass_time(1.0)
+    assert exchange.transport.calls == ["close", "abort"]
+    exchange.lose()
+    assert exchange.receiver.got == []
+
+
+def test_end_of_one_direction_closes_what_has_no_such_end(exchange: Exchange) -> None:
+    transport = exchange.transport
+    transport.ends_alone = False
+    close_writing(transport)
+    assert transport.calls == ["close"]
+    transport.ends_alone = True
+    close_writing(transport)
+    assert transport.calls == ["close"], "it closes already"

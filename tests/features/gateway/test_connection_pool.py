@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poolctl.features.gateway.process.proxy import connection_pool
+from poolctl.features.gateway.process.proxy.backend_connection import BackendConnection
+from poolctl.features.gateway.process.proxy.connection_pool import ConnectionPool
+from poolctl.features.gateway.process.settings import Endpoint
 from tests.certificates import certificate
-from tests.features.gateway.proxy_stage import Backend, Stage, Wire, ok, play, route
+from tests.features.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play, route
 from tests.features.gateway.test_client_connection import status_of
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -110,3 +115,205 @@ def test_idle_connections_to_backends_are_few_and_closed_in_time(monkeypatch: py
         assert stage.edge.backends.snapshot()[0]["connections"] == 0
 
     play(scene)
+
+
+class Client:
+    """A client's connection that records what the pool does to it."""
+
+    def __init__(self, closes: bool = True) -> None:
+        self.closes = closes
+        self.calls: list[str] = []
+
+    def drain(self) -> None:
+        self.calls.append("drain")
+
+    def end_now(self) -> None:
+        self.calls.append("end")
+
+    def close_idle(self) -> bool:
+        self.calls.append("close")
+        return self.closes
+
+
+def with_pool(scene: Callable[[ConnectionPool], Coroutine[Any, Any, None]]) -> None:
+    async def work() -> None:
+        pool = ConnectionPool()
+        try:
+            async with asyncio.timeout(DEADLINE):
+                await scene(pool)
+        finally:
+            pool.close()
+
+    asyncio.run(work())
+
+
+def test_clients_are_idle_only_before_their_first_bytes_and_closed_in_that_order() -> None:
+    async def scene(pool: ConnectionPool) -> None:
+        first, busy, second = Client(), Client(), Client()
+        for client in (first, second):
+            pool.enter(client, idle=True)
+        pool.enter(busy, idle=False)
+        assert repr(pool) == "<ConnectionPool: 0 idle, 3 clients>"
+        assert pool.close_idle_client()
+        assert (first.calls, second.calls) == (["close"], [])
+        assert pool.clients == {busy, second}
+        assert pool.close_idle_client()
+        assert not pool.close_idle_client()
+        assert busy.calls == []
+
+    with_pool(scene)
+
+
+def test_client_with_unread_bytes_is_passed_over_and_becomes_the_last() -> None:
+    async def scene(pool: ConnectionPool) -> None:
+        unread, idle = Client(closes=False), Client()
+        for client in (unread, idle):
+            pool.enter(client, idle=True)
+        assert pool.close_idle_client()
+        assert [*pool.idle_clients] == [unread]
+        assert not pool.close_idle_client()
+        assert pool.clients == {unread}
+
+    with_pool(scene)
+
+
+def test_end_of_the_last_client_is_waited_for_within_a_time() -> None:
+    async def scene(pool: ConnectionPool) -> None:
+        assert await pool.empty(0.0)
+        clients = [Client(), Client()]
+        for client in clients:
+            pool.enter(client, idle=False)
+        assert not await pool.empty(0.001)
+        waiting = asyncio.ensure_future(pool.empty(DEADLINE))
+        await asyncio.sleep(0)
+        pool.leave(clients[0])
+        assert not waiting.done()
+        pool.leave(clients[1])
+        pool.leave(clients[1])
+        assert await waiting
+
+    with_pool(scene)
+
+
+def test_close_ends_clients_and_tasks() -> None:
+    async def scene(pool: ConnectionPool) -> None:
+        client = Client()
+        pool.enter(client, idle=False)
+        task = pool.start(asyncio.sleep(1000))
+        done = pool.start(asyncio.sleep(0))
+        await done
+        assert pool._tasks == {task}
+        pool.close()
+        assert client.calls == ["end"]
+        await asyncio.wait([task])
+        assert task.cancelled()
+
+    with_pool(scene)
+
+
+class Connections:
+    """Idle connections to two servers that keep them."""
+
+    def __init__(self, pool: ConnectionPool) -> None:
+        self.pool = pool
+
+    async def begin(self) -> Connections:
+        self.servers = [await asyncio.start_server(self.serve, "127.0.0.1", 0) for _ in range(2)]
+        self.endpoints = [
+            Endpoint("tcp", "127.0.0.1", each.sockets[0].getsockname()[1]) for each in self.servers
+        ]
+        return self
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.read()
+        finally:
+            writer.close()
+
+    async def idle(self, to: int, count: int = 1) -> list[BackendConnection]:
+        made = [await self.pool.connect(self.endpoints[to]) for _ in range(count)]
+        for each in made:
+            self.pool.give_back(each)
+        return made
+
+    async def end(self) -> None:
+        self.pool.close_idle()
+        for each in self.servers:
+            each.close()
+        await asyncio.sleep(0)
+
+
+def with_connections(scene: Callable[[ConnectionPool, Connections], Coroutine[Any, Any, None]]) -> None:
+    async def work(pool: ConnectionPool) -> None:
+        connections = await Connections(pool).begin()
+        try:
+            await scene(pool, connections)
+        finally:
+            await connections.end()
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+    with_pool(work)
+
+
+def test_last_used_connection_to_the_endpoint_is_taken_first() -> None:
+    async def scene(pool: ConnectionPool, connections: Connections) -> None:
+        first, second = await connections.idle(0, 2)
+        (other,) = await connections.idle(1)
+        one, two = connections.endpoints
+        assert first.endpoint == one
+        assert pool.take(one, certain=True) is second
+        assert pool.take(one, certain=False) is first
+        assert pool.take(one, certain=False) is None
+        assert pool.take(two, certain=False) is other
+
+    with_connections(scene)
+
+
+def test_connection_that_is_idle_longest_is_closed_for_others() -> None:
+    async def scene(pool: ConnectionPool, connections: Connections) -> None:
+        assert not pool.close_idle_backend()
+        (first,) = await connections.idle(0)
+        (second,) = await connections.idle(1)
+        (third,) = await connections.idle(0)
+        for number, each in enumerate((first, second, third)):
+            each._timer.deadline = float(number)
+        assert pool.close_idle_backend()
+        assert [each._transport.is_closing() for each in (first, second, third)] == [True, False, False]
+        assert pool.close_idle_backend()
+        assert [each._transport.is_closing() for each in (first, second, third)] == [True, True, False]
+
+    with_connections(scene)
+
+
+def test_connections_to_one_backend_are_closed_and_no_others() -> None:
+    async def scene(pool: ConnectionPool, connections: Connections) -> None:
+        closed = await connections.idle(0, 2)
+        (kept,) = await connections.idle(1)
+        pool.close_idle_to(connections.endpoints[0])
+        pool.close_idle_to(connections.endpoints[0])
+        assert all(each._transport.is_closing() for each in closed)
+        assert pool.take(connections.endpoints[1], certain=False) is kept
+
+    with_connections(scene)
+
+
+def test_superfluous_connection_is_closed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection_pool, "MOST_IDLE", 2)
+
+    async def scene(pool: ConnectionPool, connections: Connections) -> None:
+        made = await connections.idle(0, 3)
+        assert [each._transport.is_closing() for each in made] == [False, False, True]
+
+    with_connections(scene)
+
+
+def test_certificates_of_other_hosts_are_verified_and_those_of_the_pools_servers_are_not() -> None:
+    async def scene(pool: ConnectionPool) -> None:
+        other = pool._context(Endpoint("tcp", "a.test", 443, tls=True, server_name="a.test"))
+        own = pool._context(Endpoint("tcp", "127.0.0.1", 443, tls=True))
+        assert (other.verify_mode, other.check_hostname) == (ssl.CERT_REQUIRED, True)
+        assert (own.verify_mode, own.check_hostname) == (ssl.CERT_NONE, False)
+        assert pool._context(Endpoint("tcp", "b.test", 443, tls=True, server_name="b.test")) is other
+
+    with_pool(scene)

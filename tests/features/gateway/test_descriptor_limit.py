@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import resource
+import sys
 
-from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit
+import pytest
+
+from poolctl.features.gateway.process import descriptor_limit
+from poolctl.features.gateway.process.descriptor_limit import (
+    DescriptorLimit,
+    StreamShare,
+    is_exhausted,
+    lowest_free,
+)
 
 from .stream_stage import Run, StreamEdge, a_route, run, tcp, udp, until
 from .test_tcp import backend as tcp_backend
@@ -84,3 +96,132 @@ def test_udp_keeps_some_sessions_when_tcp_has_all_that_is_for_streams(run: Run) 
                 assert (len(sessions), sessions.snapshot()["evicted"]) == (2, 1)
 
     run(main())
+
+
+@pytest.mark.parametrize(
+    ("limit", "mark", "of_streams", "of_sessions", "least_sessions", "of_handshakes"),
+    [
+        (100_000, 98_976, 50_000, 25_000, 6_250, 1024),
+        (4096, 3072, 2048, 1024, 256, 1024),
+        (256, 192, 128, 64, 16, 64),
+        (8, 6, 4, 2, 1, 16),
+        (3, 3, 1, 1, 1, 16),
+    ],
+)
+def test_parts_follow_from_the_limit(
+    limit: int, mark: int, of_streams: int, of_sessions: int, least_sessions: int, of_handshakes: int
+) -> None:
+    found = DescriptorLimit(limit)
+    assert (found.limit, found.mark, found.of_streams) == (limit, mark, of_streams)
+    assert (found.of_sessions, found.least_sessions) == (of_sessions, least_sessions)
+    assert found.of_handshakes == of_handshakes
+
+
+def test_limit_is_that_of_the_process_and_none_is_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert DescriptorLimit().limit == soft
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: unlimited)
+    assert DescriptorLimit().limit == sys.maxsize
+
+
+@pytest.mark.parametrize(
+    ("lowest", "few", "exhausted"),
+    [
+        (191, False, False),
+        (192, True, False),
+        (239, True, False),
+        (240, True, True),
+        (sys.maxsize, True, True),
+    ],
+)
+def test_lowest_free_number_says_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, lowest: int, few: bool, exhausted: bool
+) -> None:
+    monkeypatch.setattr(descriptor_limit, "lowest_free", lambda: lowest)
+    found = DescriptorLimit(256)
+    assert (found.few(), found.exhausted()) == (few, exhausted)
+
+
+def test_lowest_free_number_is_the_next_descriptors() -> None:
+    lowest = lowest_free()
+    fd = os.dup(0)
+    os.close(fd)
+    assert fd == lowest
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        assert lowest_free() == sys.maxsize
+        assert is_exhausted(OSError("several addresses failed"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert not is_exhausted(OSError("several addresses failed"))
+
+
+@pytest.mark.parametrize(
+    ("number", "exhausted"),
+    [(errno.EMFILE, True), (errno.ENFILE, True), (errno.ENOMEM, True), (errno.ECONNREFUSED, False)],
+)
+def test_error_says_whether_the_process_is_short_of_something(number: int, exhausted: bool) -> None:
+    assert is_exhausted(OSError(number, "it failed")) is exhausted
+
+
+class Datagrams:
+    """A stream of UDP with this number of sessions."""
+
+    def __init__(self, share: StreamShare, count: int) -> None:
+        self.share = share
+        self.count = count
+        share.add(self)
+        for _ in range(count):
+            share.began()
+
+    def __len__(self) -> int:
+        return self.count
+
+    def evict(self) -> None:
+        self.count -= 1
+        self.share.ended()
+
+
+def test_connections_take_two_descriptors_and_wait_when_there_is_room_for_none() -> None:
+    share, called = StreamShare(DescriptorLimit(16)), []  # 8 for streams, 4 for sessions
+    for _ in range(3):
+        assert share.may_accept(lambda: None)
+        share.connected()
+    share.began()
+    assert share.used == 7
+    assert not share.may_accept(lambda: called.append("one"))
+    share.ended()
+    assert called == ["one"], "there is room for one now"
+    share.connected()
+    assert not share.may_accept(lambda: called.append("two"))
+    share.disconnected()
+    assert (called, share.used) == (["one", "two"], 6)
+
+
+def test_stream_with_the_most_sessions_makes_room() -> None:
+    share = StreamShare(DescriptorLimit(16))
+    small, large = Datagrams(share, 1), Datagrams(share, 2)
+    share.make_room()
+    assert (small.count, large.count) == (1, 2), "a fourth has room"
+    share.began()
+    share.make_room()
+    assert (small.count, large.count) == (1, 1)
+    share.remove(large)
+    share.began()
+    share.make_room()
+    assert (small.count, large.count) == (0, 1), "a removed stream is not asked"
+
+
+def test_sessions_have_some_descriptors_whatever_the_connections_take() -> None:
+    share = StreamShare(DescriptorLimit(32))  # 16 for streams, 8 for sessions, 2 at least
+    for _ in range(8):
+        share.connected()
+    sessions = Datagrams(share, 1)
+    share.make_room()
+    assert sessions.count == 1
+    share.began()
+    sessions.count = 2
+    share.make_room()
+    assert sessions.count == 1

@@ -7,17 +7,26 @@ import os
 import resource
 import select
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from poolctl.feature import Feature
 from poolctl.features.gateway.process import acceptor
+from poolctl.features.gateway.process import edge as edge_module
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
+from poolctl.features.gateway.process.edge import Edge
+from poolctl.features.gateway.process.settings import GatewaySettings
+from poolctl.json_form import Table
 from poolctl.routing.route import BreakerRule, Route, Target
 from tests.features.gateway.passing_stage import HEAD, Stage, play, until
 from tests.features.gateway.proxy_stage import Backend, Wire, ok, route
+from tests.features.gateway.test_connection_pool import Client
 
 BODY = b"hello"
 
@@ -270,3 +279,173 @@ def test_backend_is_not_blamed_for_a_descriptor_that_is_missing() -> None:
         assert stage.edge.counts.route("app").errors == {"refused": 1}
 
     play(scene)
+
+
+def settings(**keys: Any) -> GatewaySettings:
+    return GatewaySettings(**{"directory": "/", **keys})
+
+
+def with_edge(scene: Callable[[Edge, list[tuple[str, Table]]], None], **keys: Any) -> None:
+    """Call it with the state of a gateway's process, and the events that it reports."""
+
+    async def work() -> None:
+        reported: list[tuple[str, Table]] = []
+        edge = Edge(settings(**keys), lambda kind, data: reported.append((kind, data)))
+        try:
+            scene(edge, reported)
+        finally:
+            edge.close()
+
+    asyncio.run(work())
+
+
+def test_event_that_comes_at_any_rate_is_reported_every_ten_seconds() -> None:
+    def scene(edge: Edge, reported: list[tuple[str, Table]]) -> None:
+        now = 100.0
+        edge.now = lambda: now  # type: ignore[method-assign]
+        for now in (100.0, 100.0, 109.9, 110.0, 119.9):
+            edge.event_at_times("short", at=now)
+            edge.event_at_times("other", at=now)
+        assert [data["at"] for kind, data in reported if kind == "short"] == [100.0, 110.0]
+        assert len(reported) == 4
+        edge.event("short", at=1)
+        assert reported[-1] == ("short", {"at": 1})
+
+    with_edge(scene)
+
+
+def test_eviction_is_counted_and_reported() -> None:
+    def scene(edge: Edge, reported: list[tuple[str, Table]]) -> None:
+        assert not edge.evict()
+        assert edge.evicted == 0
+        (event,) = reported
+        assert event[0] == "gateway short of descriptors"
+        assert event[1]["message"].endswith(
+            f"nearly all {edge.descriptors.limit} descriptors of the gateway: new ones have to wait, as none is idle"
+        )
+        reported.clear()
+        edge._reported.clear()
+        edge.pool.close_idle_backend = lambda: True  # type: ignore[method-assign]
+        assert edge.evict()
+        assert (edge.evicted, edge.evict_client()) == (1, False)
+        assert reported[0][1]["message"].endswith("idle ones are closed for new ones")
+        assert edge.snapshot()["evicted"] == 1
+
+    with_edge(scene)
+
+
+def test_access_log_is_opened_kept_and_closed_as_the_settings_say(tmp_path: Path) -> None:
+    def scene(edge: Edge, _: object) -> None:
+        path = str(tmp_path / "access.log")
+        edge.configure(settings())
+        assert edge.access_log is None
+        edge.configure(settings(access_log=path))
+        first = edge.access_log
+        assert first is not None
+        edge.configure(settings(access_log=path))
+        assert edge.access_log is first
+        edge.configure(settings(access_log=f"{path}.2"))
+        assert edge.access_log is not None
+        assert edge.access_log.path == f"{path}.2"
+        edge.configure(settings())
+        assert edge.access_log is None
+
+    with_edge(scene)
+
+
+class CountingPart:
+    """A feature's part that records what it is told."""
+
+    def __init__(self, edge: Edge, its: Table) -> None:
+        self.told: list[object] = [its]
+
+    def configure(self, its: Table) -> None:
+        self.told.append(its)
+
+    def arrived(self, route: Route) -> None:
+        self.told.append(route.alias)
+
+    def snapshot(self) -> Table:
+        return {"told": len(self.told)}
+
+    def drain(self) -> None:
+        self.told.append("drain")
+
+    def close(self) -> None:
+        self.told.append("close")
+
+
+def test_parts_of_features_exist_as_long_as_they_have_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    feature = Feature(package="poolctl.features.some", gateway="part:CountingPart")
+    monkeypatch.setattr(edge_module, "features", lambda: (Feature(package="features.other"), feature))
+    monkeypatch.setitem(sys.modules, "poolctl.features.some.part", sys.modules[__name__])
+
+    def scene(edge: Edge, _: object) -> None:
+        edge.configure(settings(parts={"poolctl.features.some": {"a": 1}}))
+        part: Any = edge.parts["poolctl.features.some"]
+        edge.configure(settings(parts={"poolctl.features.some": {"a": 2}}))
+        assert edge.parts == {"poolctl.features.some": part}
+        assert edge.snapshot()["parts"] == {"poolctl.features.some": {"told": 2}}
+        edge.drain()
+        assert edge.draining
+        edge.configure(settings())
+        assert part.told == [{"a": 1}, {"a": 2}, "drain", "close"]
+        assert edge.parts == {}
+        assert "parts" not in edge.snapshot()
+
+    with_edge(scene)
+
+
+def test_connections_are_kept_unless_the_gateway_drains_or_keeps_none() -> None:
+    def scene(edge: Edge, _: object) -> None:
+        assert edge.keeps_connections
+        edge.drain()
+        assert not edge.keeps_connections
+
+    with_edge(scene)
+    with_edge(lambda edge, _: none_is_kept(edge), keep_alive_seconds=0.0)
+
+
+def none_is_kept(edge: Edge) -> None:
+    assert not edge.keeps_connections
+
+
+@pytest.mark.parametrize(
+    ("proxies", "trusted"), [((), False), (("10.0.0.0/8",), True), (("10.1.0.0/16",), False)]
+)
+def test_proxies_of_the_settings_are_trusted(proxies: tuple[str, ...], trusted: bool) -> None:
+    def scene(edge: Edge, _: object) -> None:
+        assert edge.is_trusted("10.0.0.1") is trusted
+
+    with_edge(scene, trusted_proxies=proxies)
+
+
+def test_machine_is_put_and_dropped_as_reported() -> None:
+    def scene(edge: Edge, _: object) -> None:
+        host = "http://10.0.0.1:80"
+        edge.machine({"host": host, "state": "stopped"})
+        assert host in edge.machines
+        edge.machine({"host": host, "state": ""})
+        assert host not in edge.machines
+
+    with_edge(scene)
+
+
+def test_time_for_connecting_to_a_machine_is_its_own() -> None:
+    def scene(edge: Edge, _: object) -> None:
+        backend: Any = SimpleNamespace(key="http://10.0.0.1:80")
+        assert edge.connect_seconds(backend, 5.0) == 5.0
+        edge.machine({"host": backend.key, "state": "stopped"})
+        assert edge.connect_seconds(backend, 5.0) == 0.0
+
+    with_edge(scene)
+
+
+def test_snapshot_has_the_present_numbers() -> None:
+    def scene(edge: Edge, _: object) -> None:
+        found = edge.snapshot()
+        assert (found["connections"], found["waiting"], found["hosts"], found["queues"]) == (0, 0, [], {})
+        edge.pool.enter(Client(), idle=False)
+        assert edge.snapshot()["connections"] == 1
+
+    with_edge(scene)

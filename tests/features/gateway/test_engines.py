@@ -7,10 +7,20 @@ from pathlib import Path
 import pytest
 
 from poolctl.config import Configuration, Tables
+from poolctl.feature import Feature
 from poolctl.features.gateway import engines
+from poolctl.features.gateway.engines import Engine
 from poolctl.features.gateway.table import GatewayConfig
 from tests.config_files import load_text
 from tests.features.gateway.test_route_checks import WEB, route
+
+SOME_ENGINE = Engine(
+    label="Some proxy",
+    program="some-proxy",
+    install="apt install some-proxy",
+    part="features.some",
+    problems=lambda servers, tables: iter(()),
+)
 
 
 @pytest.mark.parametrize("key", ['program = "/bin/x"', "http2 = true"])
@@ -52,3 +62,65 @@ def test_missing_library_is_named_with_the_extra(tmp_path: Path, monkeypatch: py
     assert f"pool.toml:1:1: gateway: {problem}" in outside("[gateway]\nbind = ':1'\n" + WEB)
     assert f"pool.toml:6:1: route[0]: {problem}" in outside(WEB + route())
     assert not any("no_such_library" in each for each in outside(WEB))
+
+
+def test_program_is_the_given_one_the_one_of_the_path_or_where_it_is_usually_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    engine = SOME_ENGINE
+    assert engine.path("/opt/some") == "/opt/some"
+    assert engine.path(None) == "/usr/sbin/some-proxy"
+    program = tmp_path / "some-proxy"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    assert engine.path(None) == str(program)
+
+
+def test_program_has_to_be_an_executable_file(tmp_path: Path) -> None:
+    program = tmp_path / "some-proxy"
+    fix = 'apt install some-proxy, or write where it is: program = "/path/to/some-proxy"'
+    assert SOME_ENGINE.unusable(str(program)) == (f"{program} is not installed", fix)
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o644)
+    assert SOME_ENGINE.unusable(str(program)) == (f"{program} cannot be executed", fix)
+    assert SOME_ENGINE.unusable(str(tmp_path)) == (f"{tmp_path} cannot be executed", fix)
+    program.chmod(0o755)
+    assert SOME_ENGINE.unusable(str(program)) is None
+
+
+def test_engines_are_poolctls_own_and_those_of_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    feature = Feature(package="tests.features", engines={"some": "gateway.test_engines:SOME_ENGINE"})
+    monkeypatch.setattr(engines, "features", lambda: (feature,))
+    monkeypatch.setattr(
+        Feature, "load", lambda self, name: {"gateway.test_engines:SOME_ENGINE": SOME_ENGINE}[name]
+    )
+    assert engines.engine_names() == ("poolctl", "some")
+    assert engines.other_engine("some") is SOME_ENGINE
+    assert engines.other_engine("poolctl") is None
+    assert engines.engine_problem("some", "/nowhere/some-proxy") == SOME_ENGINE.unusable(
+        "/nowhere/some-proxy"
+    )
+    assert engines.engine_problem("other", "") == (
+        "there is no engine 'other'",
+        "choose one of poolctl, some",
+    )
+
+
+@pytest.mark.parametrize(
+    ("libraries", "problem"),
+    [
+        (("json", "os"), None),
+        (("no_such_library", "os"), "no_such_library is not installed, which the gateway needs"),
+        (
+            ("no_such_library", "nor_this"),
+            "no_such_library and nor_this are not installed, which the gateway needs",
+        ),
+    ],
+)
+def test_own_engine_needs_its_libraries(
+    monkeypatch: pytest.MonkeyPatch, libraries: tuple[str, ...], problem: str | None
+) -> None:
+    monkeypatch.setattr(engines, "GATEWAY_LIBRARIES", libraries)
+    found = engines.engine_problem("poolctl", "")
+    assert found == (None if problem is None else (problem, "pip install 'poolctl[gateway]'"))

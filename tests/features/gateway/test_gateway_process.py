@@ -4,11 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poolctl.features.gateway.process import gateway_server
+from poolctl.features.gateway.process.settings import (
+    GatewaySettings,
+    ListenerSettings,
+    MachineState,
+    ProbeState,
+    ServerFacts,
+)
+from poolctl.features.gateway.supervision import gateway_process
+from poolctl.features.gateway.supervision.gateway_process import GatewayProcess, GatewayZygote, pair_number
+from poolctl.json_form import to_json
 from poolctl.keeper import connection_handover, wire
 from tests.features.gateway.test_gateway_server import gateway, run
 
@@ -56,3 +71,194 @@ def test_supervisor_is_asked_once_a_second_to_wake_a_server(
 
     monkeypatch.setattr(gateway_server, "_WAKE_SECONDS", 0.05)
     run(work())
+
+
+class Peer:
+    """The supervisor's side, and the end of the link that the process would have."""
+
+    def __init__(self) -> None:
+        ours, self._theirs = wire.pair()
+        self.process = GatewayProcess(ours, {"pid": 1, "start": 1}, "1")
+
+    def sent(self) -> list[wire.Message]:
+        """The messages sent since the last time, apart from questions whether it lives."""
+        found: list[wire.Message] = []
+        with contextlib.suppress(BlockingIOError):
+            while (received := wire.receive(self._theirs)) is not None:
+                found.append(received[0])
+                for fd in received[1]:
+                    os.close(fd)
+        return [each for each in found if each["t"] != "ping"]
+
+    def kinds(self) -> list[str]:
+        return [str(each["t"]) for each in self.sent()]
+
+    def say(self, **message: object) -> None:
+        wire.send(self._theirs, dict(message))
+
+    def close(self) -> None:
+        self.process.link.close()
+        self._theirs.close()
+
+
+def with_peer(scene: Callable[[Peer], Coroutine[Any, Any, None]]) -> None:
+    async def work() -> None:
+        peer = Peer()
+        try:
+            await scene(peer)
+        finally:
+            peer.close()
+
+    run(work())
+
+
+def test_what_has_not_changed_is_not_sent_again() -> None:
+    async def scene(peer: Peer) -> None:
+        process, settings = peer.process, GatewaySettings(directory="/")
+        for _ in range(2):
+            process.configure(settings)
+            process.restore_hosts({})
+            process.serve(ServerFacts(name="web"), None)
+        assert peer.kinds() == ["settings", "server"], "no host has a state"
+        process.configure(replace(settings, head_seconds=1.0))
+        process.serve(ServerFacts(name="web", ready=True), None)
+        process.restore_hosts({"web": {"state": "disabled"}})
+        process.restore_hosts({"web": {"state": "disabled"}})
+        process.restore_hosts({})
+        messages = peer.sent()
+        assert [each["t"] for each in messages] == ["settings", "server", "hosts", "hosts"]
+        assert [each["states"] for each in messages[2:]] == [{"web": {"state": "disabled"}}, {}]
+
+    with_peer(scene)
+
+
+def test_everything_is_sent_again_after_a_resync() -> None:
+    async def scene(peer: Peer) -> None:
+        peer.process.serve(ServerFacts(name="web"), None)
+        peer.process.resync()
+        peer.process.serve(ServerFacts(name="web"), None)
+        peer.process.begin()
+        assert peer.kinds() == ["server", "resync", "server", "begin"]
+
+    with_peer(scene)
+
+
+def test_server_and_listener_that_were_not_sent_are_not_withdrawn() -> None:
+    async def scene(peer: Peer) -> None:
+        process = peer.process
+        process.forget("web")
+        process.close_listener("tcp :80")
+        assert peer.sent() == []
+        process.serve(ServerFacts(name="web"), None)
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            settings = ListenerSettings(bind=":80")
+            process.listen(settings, None, (1,), [listener])
+        assert (process.servers, process.listeners) == ({"web"}, {settings.key})
+        process.forget("web")
+        process.close_listener(settings.key)
+        _, _, forget, unlisten = peer.sent()
+        assert (forget, unlisten) == (
+            {"t": "forget", "server": "web"},
+            {"t": "unlisten", "key": settings.key},
+        )
+        assert (process.servers, process.listeners) == (set(), set())
+
+    with_peer(scene)
+
+
+def test_pair_and_table_are_sent_again_if_they_are_others() -> None:
+    async def scene(peer: Peer) -> None:
+        process, facts = peer.process, ServerFacts(name="web")
+        one, other = wire.pair(), wire.pair()
+        for give in (one[0], one[0], other[0], None):
+            process.serve(facts, give)
+        pairs = [each["pair"] for each in peer.sent()]
+        assert pairs == [pair_number(one[0]), pair_number(other[0]), 0]
+        for _ in range(2):
+            process.take_back(*one)
+            process.publish(1, one[0], keeps=False)
+        process.publish(2, one[0])
+        assert [each.get("keeps") for each in peer.sent()] == [None, False, True]
+        for end in (*one, *other):
+            end.close()
+
+    with_peer(scene)
+
+
+def test_states_that_are_gone_are_forgotten_by_the_process() -> None:
+    async def scene(peer: Peer) -> None:
+        process, url = peer.process, "http://10.0.0.1:80"
+        failing = ProbeState(host=url, why="status 500")
+        for _ in range(2):
+            process.report_probes({url: failing})
+            process.report_machines({url: MachineState(host=url, state="stopped")})
+        process.report_probes({})
+        process.report_machines({})
+        process.report_probes({})
+        states = [(each["t"], each["state"]) for each in peer.sent()]
+        assert [kind for kind, _ in states] == ["probed", "machine", "probed", "machine"]
+        assert states[2] == ("probed", to_json(ProbeState(host=url)))
+        assert states[3] == ("machine", to_json(MachineState(host=url)))
+
+    with_peer(scene)
+
+
+def test_certificates_of_a_listener_are_those_of_the_last_list() -> None:
+    async def scene(peer: Peer) -> None:
+        process = peer.process
+        for _ in range(2):
+            for names in (["a.test"], ["b.test"]):
+                process.certify(":443", names, {}, "digest", [])
+            process.certify_only({":443": [["a.test"], ["b.test"]]})
+        assert peer.kinds() == ["certificate", "certificate", "certified"]
+        process.certify_only({":443": [["a.test"]]})
+        process.certify(":443", ["a.test"], {}, "digest", [])
+        process.certify(":443", ["b.test"], {}, "digest", [])
+        messages = peer.sent()
+        assert [each["names"] for each in messages] == [[["a.test"]], ["b.test"]]
+
+    with_peer(scene)
+
+
+def test_events_and_requests_of_the_process_are_reported_and_nothing_else() -> None:
+    async def scene(peer: Peer) -> None:
+        reports: list[wire.Message] = []
+        peer.process.on_report = reports.append
+        for kind in ("event", "hosts", "loads", "wake", "up", "other"):
+            peer.say(t=kind)
+        await peer.process.up.wait()
+        while len(reports) < 4:
+            await asyncio.sleep(0)
+        assert [each["t"] for each in reports] == ["event", "hosts", "loads", "wake"]
+
+    with_peer(scene)
+
+
+def test_silent_process_holds_up_a_stop_for_a_second_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_process, "_WITHDRAW_SECONDS", 0.001)
+
+    async def scene(peer: Peer) -> None:
+        give, take = wire.pair()
+        peer.process.serve(ServerFacts(name="web"), give)
+        await peer.process.withdraw("web", give)
+        await peer.process.followed()
+        assert peer.kinds() == ["server", "withdraw", "performed"]
+        assert peer.process.servers == set()
+        give.close()
+        take.close()
+
+    with_peer(scene)
+
+
+def test_loads_and_drain_are_sent_each_time() -> None:
+    async def scene(peer: Peer) -> None:
+        peer.process.inform({"web": 2})
+        peer.process.inform({"web": 2})
+        assert [each["connections"] for each in peer.sent()] == [{"web": 2}] * 2
+
+    with_peer(scene)
+
+
+def test_zygote_is_for_one_mark_and_the_variables_that_are_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_process, "withheld_variables", lambda: ["A_TOKEN", "B"])
+    assert GatewayZygote.mark_for("1.0") == "1.0 A_TOKEN B"

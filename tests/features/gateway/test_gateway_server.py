@@ -366,3 +366,36 @@ def test_states_of_machines_are_those_of_the_present_supervisor(tmp_path: Path) 
             assert found.host not in machines
 
     run(work())
+
+
+def test_forgotten_server_gets_no_request_and_its_pair_is_let_go(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            give, take = wire.pair()
+            stage.process.serve(stage.facts, give)
+            await stage.settled()
+            edge = stage.server.edge
+            assert edge.passing.passes("web")
+            stage.process.forget("web")
+            stage.process.forget("web")
+            await stage.settled()
+            assert not edge.passing.passes("web")
+            assert await stage.get() == b"HTTP/1.1 503 Service Unavailable | 503 Service Unavailable\n"
+            assert not edge.backends.available("web").ok
+            give.close()
+            take.close()
+
+    run(work())
+
+
+def test_server_without_a_pair_is_forgotten_and_may_come_back(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            stage.process.forget("web")
+            await stage.settled()
+            assert (await stage.get()).startswith(b"HTTP/1.1 503 ")
+            stage.process.serve(stage.facts, None)
+            await stage.settled()
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+
+    run(work())

@@ -5,15 +5,24 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from poolctl.features.gateway.process.proxy.own_answers import takes_waiting_page
+from poolctl.features.gateway.process.backends.route_backends import SLEEPING, STARTING
+from poolctl.features.gateway.process.proxy.own_answers import (
+    answer_of_route,
+    own_answer,
+    report_arrival,
+    spares_server,
+    takes_waiting_page,
+)
 from poolctl.features.gateway.process.proxy.request_head import read_request
 from poolctl.features.gateway.process.settings import ServerFacts
+from poolctl.http.messages import RequestHead
 from poolctl.routing.decision import passed_host
-from poolctl.routing.route import Route
+from poolctl.routing.route import Redirect, Route
 from tests.features.gateway import passing_stage
 from tests.features.gateway.passing_stage import app_route
 from tests.features.gateway.proxy_stage import Backend, ok
@@ -206,3 +215,119 @@ def test_tls_connection_is_passed_only_if_no_probe_can_be_in_it(probes: tuple[st
         assert (passed_host("a.example.com", stage.edge.table) is None) is bool(probes)
 
     play(scene)
+
+
+def request(text: str = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n") -> RequestHead:
+    found = read_request(text.encode(), 65536)
+    assert found is not None
+    return found
+
+
+def answered(
+    route: Route, text: str = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n", client: str = "10.0.0.1"
+) -> Any:
+    """The status and the location of the route's own answer; None if a backend answers."""
+    found = answer_of_route(route, request(text), client)
+    if found is None:
+        return None
+    location = re.search(rb"Location: (.*)\r\n", found.lines)
+    return found.status, location and location[1].decode()
+
+
+@pytest.mark.parametrize(
+    ("allow", "refused"), [((), False), (("10.0.0.0/8",), False), (("192.168.0.0/16", "10.1.0.0/16"), True)]
+)
+def test_client_that_the_route_does_not_allow_gets_403(allow: tuple[str, ...], refused: bool) -> None:
+    assert answered(Route(alias="a", allow=allow)) == ((403, None) if refused else None)
+
+
+@pytest.mark.parametrize(
+    ("to", "location"),
+    [
+        ("https://b.test", "https://b.test/a?b"), ("https://b.test/c", "https://b.test/c"),
+        ("https://b.test?d", "https://b.test?d"), ("https", "https://a.test/a?b"),
+    ],
+)  # fmt: skip
+def test_redirect_keeps_the_path_of_the_request_unless_it_has_one(to: str, location: str) -> None:
+    route = Route(alias="a", redirect=Redirect(to=to, status=307))
+    assert answered(route, "GET /a?b HTTP/1.1\r\nHost: A.test:80\r\n\r\n") == (307, location)
+
+
+@pytest.mark.parametrize(
+    ("host", "answer"),
+    [("b.test", (308, "https://b.test/")), ("*.test", (400, None)), ("", (400, None))],
+)
+def test_redirect_to_https_needs_a_host(host: str, answer: tuple[int, str | None]) -> None:
+    route = Route(alias="a", host=host, redirect=Redirect(to="https"))
+    assert answered(route, "GET / HTTP/1.0\r\n\r\n") == answer
+
+
+def test_redirect_of_the_whole_server_leads_to_its_root() -> None:
+    route = Route(alias="a", redirect=Redirect(to="https"))
+    assert answered(route, "OPTIONS * HTTP/1.1\r\nHost: a.test\r\n\r\n") == (308, "https://a.test/")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "spares"),
+    [
+        (b"GET", b"/favicon.ico", True), (b"HEAD", b"/app/favicon.ico", True), (b"POST", b"/favicon.ico", False),
+        (b"GET", b"/up", True), (b"GET", b"/./up", True), (b"GET", b"/upper", False), (b"GET", b"/", False),
+    ],
+)  # fmt: skip
+def test_probe_and_icon_wake_no_server(method: bytes, path: bytes, spares: bool) -> None:
+    assert spares_server(Route(alias="a", probe_responses=("/up",)), method, path) is spares
+    assert spares_server(Route(alias="a"), method, b"/up") is False
+
+
+class Edge:
+    """What the answers use of the gateway; `woken` are the servers that are to be woken."""
+
+    def __init__(self) -> None:
+        self.woken: list[str] = []
+        self.wake = self.woken.append
+        self.arrived: list[str] = []
+        self.parts = {"some": SimpleNamespace(arrived=lambda route: self.arrived.append(route.alias))}
+
+
+@pytest.mark.parametrize(
+    ("rank", "text", "status", "woken"),
+    [
+        (SLEEPING, "GET /up HTTP/1.1\r\nHost: a\r\n\r\n", 200, False),
+        (SLEEPING, "GET /favicon.ico HTTP/1.1\r\nHost: a\r\n\r\n", 404, False),
+        (SLEEPING, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", None, True),
+        (SLEEPING, "GET / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n", 503, True),
+        (STARTING, "GET / HTTP/1.1\r\nHost: a\r\nAccept: text/html\r\n\r\n", 503, False),
+        (STARTING, "GET /up HTTP/1.1\r\nHost: a\r\n\r\n", None, False),
+    ],
+)
+def test_server_that_sleeps_or_starts_is_answered_for_or_woken(
+    rank: int, text: str, status: int | None, woken: bool
+) -> None:
+    edge: Any = Edge()
+    backend: Any = SimpleNamespace(key="web", rank=rank)
+    route = Route(alias="a", waiting_page=True, probe_responses=("/up",))
+    found = own_answer(edge, backend, route, request(text))
+    assert (found.status if found is not None else None) == status
+    assert edge.woken == (["web"] if woken else [])
+    if found is not None:
+        assert b"Cache-Control: no-store\r\n" in found.lines
+        assert (b"Retry-After: 1\r\n" in found.lines) is (status == 503)
+        assert found.first == {200: b"sleeping\n", 404: b"404 Not Found\n"}.get(status or 0, found.first)
+
+
+def test_answer_to_head_has_no_body() -> None:
+    edge: Any = Edge()
+    backend: Any = SimpleNamespace(key="web", rank=SLEEPING)
+    route = Route(alias="a", probe_responses=("/up",))
+    found = own_answer(edge, backend, route, request("HEAD /up HTTP/1.1\r\nHost: a\r\n\r\n"))
+    assert found is not None
+    assert (found.first, found.length) == (b"", len("sleeping\n"))
+
+
+def test_request_that_wakes_no_server_is_not_reported() -> None:
+    edge: Any = Edge()
+    route = Route(alias="a", probe_responses=("/up",))
+    report_arrival(edge, route, b"GET", b"/up")
+    assert edge.arrived == []
+    report_arrival(edge, route, b"GET", b"/")
+    assert edge.arrived == ["a"]

@@ -282,3 +282,14 @@ def test_process_that_uses_validated_tables_imports_nothing_that_validates(tmp_p
     command = [sys.executable, "-c", USES, str(tmp_path / "values")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("keys", "label"),
+    [
+        ({"to": "web"}, "web"), ({"to": "tag:api", "alias": "x"}, "x"), ({"to": "http://a:80"}, "a:80"),
+        ({"redirect": "https", "host": "a.test"}, "redirect-a.test"), ({"redirect": "https"}, "redirect"),
+    ],
+)  # fmt: skip
+def test_route_has_a_name(keys: dict[str, str], label: str) -> None:
+    assert RouteConfig(**keys).label == label

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from poolctl.clock import Clock
+from poolctl.config import Tables
 from poolctl.features.proxmox import inventory
 from poolctl.features.proxmox._api import (
     Guest,
@@ -17,7 +19,14 @@ from poolctl.features.proxmox._api import (
     configured_addresses,
     interface_addresses,
 )
-from poolctl.features.proxmox.inventory import Inventory, ProxmoxInventory, has_addresses, host_of, links_of
+from poolctl.features.proxmox.inventory import (
+    Inventory,
+    Machines,
+    ProxmoxInventory,
+    has_addresses,
+    host_of,
+    links_of,
+)
 from poolctl.features.proxmox.table import ProxmoxTable
 from poolctl.json_form import to_json
 from poolctl.monitor.event_queue import Events
@@ -26,6 +35,7 @@ from poolctl.routing.route import Route, StreamRoute, Target
 from tests.certificates import certificate
 from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, play_with
 from tests.manual_clock import ManualClock
+from tests.unit.supervisor.desk import part_site
 
 LONG = 3600.0
 
@@ -341,3 +351,32 @@ def test_addresses_of_a_stopped_guest_are_the_fixed_ones_of_its_configuration() 
     machine = {"net0": "virtio=BC:24:11:00:00:03,bridge=vmbr0", "ipconfig0": "ip=10.0.1.3/24,gw=10.0.1.254"}
     assert configured_addresses(machine) == {"10.0.1.3"}
     assert configured_addresses([]) == frozenset()
+
+
+def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path) -> None:
+    async def work() -> None:
+        found: list[ProxmoxInventory] = []
+        gateway: Any = SimpleNamespace(
+            report_machines=lambda: None, activities=None, find_machines=found.append
+        )
+        configuration = SimpleNamespace(environment={})
+        environment = SimpleNamespace(state_directory=str(tmp_path), configuration=configuration)
+        absent: Any = None
+        machines = Machines(part_site(absent, Events(Clock()), environment))
+        table = ProxmoxTable(url="https://127.0.0.1:1", token_env="PVE_TOKEN")
+        machines.follow(Tables(proxmox=table))
+        assert [*machines.not_served] == []
+        machines.connect(gateway)
+        (made,) = found
+        await problem_of(made)
+        assert [*machines.not_served] == [f"[proxmox]: {made.problem}"]
+        machines.follow(Tables())
+        assert [*machines.not_served] == [], "nothing is read without the table"
+        await machines.stop_serving()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+async def problem_of(made: ProxmoxInventory) -> None:
+    while not made.problem:
+        await asyncio.sleep(0.001)

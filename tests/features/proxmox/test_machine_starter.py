@@ -1,9 +1,11 @@
-"""Starting containers and virtual machines on demand, by the API of the stand-in."""
+"""Containers and virtual machines are started on demand and stopped when idle, by the API of the stand-in."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import json
+import time
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.features.gateway.process.settings import MachineState
+from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.proxmox import _machine_starter
 from poolctl.features.proxmox.inventory import ProxmoxInventory
 from poolctl.monitor.event_queue import Events
@@ -254,3 +257,238 @@ def test_without_start_no_machine_is_reported_or_started(play: Play) -> None:
         assert stage.cluster.starts() == []
 
     play(steps)
+
+
+WEB_LAN, DB_LAN = "http://web.lan:8080", "http://db.lan:8080"
+
+
+IDLE_SECONDS = 0.1
+
+
+class IdleStage:
+    """An inventory with routes to the containers "web", which is stopped, and "db", which runs."""
+
+    def __init__(self, cluster: Cluster, state_directory: Path) -> None:
+        self.cluster = cluster
+        self.events = Events(Clock())
+        self.recorded: list[JournalEvent] = []
+        self.events.subscribe(self.recorded.append)
+        self.activities: dict[str, Activity] | None = {}
+        self.looks = 0
+        self.state_directory = state_directory
+        self.inventory = self.make()
+
+    def make(self) -> ProxmoxInventory:
+        made = ProxmoxInventory(
+            self.events,
+            lambda: None,
+            activities=self._ask,
+            state_directory=str(self.state_directory),
+        )
+        made.follow_routes([Route(alias=url, to=(Target(url=url),)) for url in (WEB_LAN, DB_LAN)])
+        return made
+
+    async def _ask(self) -> Mapping[str, Activity] | None:
+        self.looks += 1
+        return self.activities
+
+    async def begin(self, **keys: Any) -> None:
+        table = self.cluster.table(refresh=3600.0, **{"idle": IDLE_SECONDS, **keys})
+        self.inventory.follow(table, ENVIRONMENT)
+        await until(lambda: bool(self.inventory.links))
+
+    async def wake(self) -> MachineState:
+        """The answer to a wake."""
+        starter = self.inventory.starter
+        answers = starter.states[WEB_LAN].answers
+        starter.ask(WEB_LAN)
+        await until(lambda: starter.states[WEB_LAN].answers != answers)
+        return starter.states[WEB_LAN]
+
+    async def stopped(self) -> None:
+        """Return when it is stopped, and nothing is under way."""
+        starter = self.inventory.starter
+        await until(lambda: self.status == "stopped" and not starter.started)
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Return when no request to the API is under way: the loop must not end with its connection."""
+        await until(lambda: all(each.work is None for each in self.inventory.starter._cases.values()))
+
+    async def looked(self, times: int = 8) -> None:
+        """Return after so many further looks, twice as many as it takes to stop what is idle."""
+        wanted = self.looks + times
+        await until(lambda: self.looks >= wanted)
+
+    @property
+    def status(self) -> object:
+        return self.cluster.guests[101]["status"]
+
+    def happened(self) -> list[str]:
+        self.events.flush()
+        return [each.event for each in self.recorded if each.kind == "wake"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+PlayIdle = Callable[[Callable[[IdleStage], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture
+def play_idle(pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PlayIdle:
+    monkeypatch.setattr(_machine_starter, "_POLL_SECONDS", 0.001)
+
+    def play_idle(steps: Callable[[IdleStage], Coroutine[Any, Any, None]]) -> None:
+        play_with(pair, lambda cluster: IdleStage(cluster, tmp_path), steps)
+
+    return play_idle
+
+
+def test_machine_that_a_request_has_had_started_is_stopped_when_it_is_idle(play_idle: PlayIdle) -> None:
+    async def steps(idle: IdleStage) -> None:
+        await idle.begin()
+        assert (await idle.wake()).state == "running"
+        await idle.stopped()
+        assert idle.cluster.stops() == ["POST /nodes/pve1/lxc/101/status/shutdown"]
+        assert idle.inventory.starter.states[WEB_LAN].state == "stopped"
+        # The next request starts it at once: it has not stopped by itself.
+        assert (await idle.wake()).state == "running"
+        await idle.stopped()
+        starting, stopping = (
+            ["machine start requested", "machine started"],
+            ["machine stop requested", "machine stopped"],
+        )
+        await until(lambda: len(idle.happened()) == 8)
+        assert idle.happened() == [*starting, *stopping] * 2
+        assert idle.cluster.guests[102]["status"] == "running", "nobody has had that one started"
+
+    play_idle(steps)
+
+
+def test_requests_in_progress_and_new_ones_keep_it_running(play_idle: PlayIdle) -> None:
+    async def steps(idle: IdleStage) -> None:
+        await idle.begin()
+        await idle.wake()
+        idle.activities = {WEB_LAN: Activity(1, 1)}
+        await idle.looked()
+        for number in range(8):
+            idle.activities = {WEB_LAN: Activity(2 + number)}
+            await idle.looked(2)
+        idle.activities = None  # the gateway does not answer
+        await idle.looked()
+        assert (idle.status, idle.cluster.stops()) == ("running", [])
+        idle.activities = {WEB_LAN: Activity(9), DB_LAN: Activity(7, 7)}
+        await idle.stopped()
+
+    play_idle(steps)
+
+
+def test_request_at_the_last_moment_keeps_it_running_and_one_after_it_has_it_started_again(
+    play_idle: PlayIdle,
+) -> None:
+    async def steps(idle: IdleStage) -> None:
+        await idle.begin(idle=3600.0)
+        await idle.wake()
+        starter = idle.inventory.starter
+        states: list[str] = []
+
+        def answering(idle: bool) -> Callable[[], Coroutine[Any, Any, bool]]:
+            async def is_idle() -> bool:
+                states.append(starter.states[WEB_LAN].state)
+                return idle
+
+            return is_idle
+
+        answers = starter.states[WEB_LAN].answers
+        starter.stop(101, answering(False))
+        await until(lambda: starter.states[WEB_LAN].answers != answers)
+        assert (states, starter.states[WEB_LAN].state, idle.cluster.stops()) == (["stopped"], "running", [])
+        # Requests wait while it is being stopped.
+        idle.cluster.may_stop.clear()
+        starter.stop(101, answering(True))
+        await until(lambda: idle.cluster.stops() != [])
+        assert starter.states[WEB_LAN].state == "stopped"
+        asked = asyncio.ensure_future(idle.wake())
+        await asyncio.sleep(0)
+        idle.cluster.may_stop.set()
+        assert (await asked).state == "running"
+        assert len(idle.cluster.starts()) == 2
+
+    play_idle(steps)
+
+
+def test_next_supervisor_stops_it_and_one_that_was_started_by_others_since_is_left_alone(
+    play_idle: PlayIdle,
+) -> None:
+    async def steps(idle: IdleStage) -> None:
+        await idle.begin(idle=0.0)
+        await idle.wake()
+        idle.inventory.close()
+        (saved,) = idle.state_directory.iterdir()
+        started = json.loads(saved.read_text())
+        assert list(started) == ["101"]
+        # It was started an hour ago, and is up for ten minutes.
+        saved.write_text(json.dumps({"101": time.time() - 3600}))
+        idle.cluster.guests[101]["uptime"] = 600
+        idle.inventory = idle.make()
+        await idle.begin()
+        await until(lambda: not idle.inventory.starter.started)
+        await idle.settled()
+        assert (idle.status, idle.cluster.stops()) == ("running", [])
+        idle.inventory.close()
+        saved.write_text(json.dumps({"101": time.time() - 3600, "102": "x"}))
+        idle.cluster.guests[101]["uptime"] = 3590
+        assert idle.make().starter.started == {}, "a file that is not understood"
+        saved.write_text(json.dumps({"101": time.time() - 3600}))
+        idle.inventory = idle.make()
+        await idle.begin()
+        await idle.stopped()
+
+    play_idle(steps)
+
+
+def test_machine_that_others_have_stopped_is_not_ours_any_more(play_idle: PlayIdle) -> None:
+    async def steps(idle: IdleStage) -> None:
+        await idle.begin(idle=3600.0)
+        await idle.wake()
+        idle.cluster.guests[101]["status"] = "stopped"
+        idle.inventory._due.set()
+        await until(lambda: not idle.inventory.starter.started)
+        idle.cluster.guests[101]["status"] = "running"
+        idle.inventory.starter.stop(101, lambda: asyncio.sleep(0, True))
+        assert idle.cluster.stops() == []
+
+    play_idle(steps)
+
+
+def test_stop_that_fails_is_recorded_and_tried_again_after_the_idle_time(play_idle: PlayIdle) -> None:
+    async def steps(idle: IdleStage) -> None:
+        await idle.begin()
+        await idle.wake()
+        idle.cluster.fails = "VM is locked (backup)"
+        await until(lambda: idle.happened().count("machine stop failed") == 2)
+        assert len(idle.cluster.stops()) == 2
+        assert idle.status == "running"
+        failed = next(each for each in idle.recorded if each.event == "machine stop failed")
+        assert failed.message == "the container 101 (web) on pve1 could not be stopped: VM is locked (backup)"
+        idle.cluster.fails = ""
+        await idle.stopped()
+
+    play_idle(steps)
+
+
+def test_without_idle_none_is_stopped(play_idle: PlayIdle) -> None:
+    async def steps(idle: IdleStage) -> None:
+        await idle.begin(idle=0.0)
+        await idle.wake()
+        assert idle.inventory.starter._watching is None
+        # A reload that names it holds for those that run.
+        await idle.begin()
+        await idle.stopped()
+        await until(lambda: idle.inventory.starter._watching is None)
+        assert _machine_starter._LOOKS > 1
+
+    play_idle(steps)

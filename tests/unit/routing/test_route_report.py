@@ -1,0 +1,96 @@
+"""Reports about routes that their own keys determine."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from poolctl.routing.route import ExcludedRoute, Header, Redirect, Route, StreamRoute, Target
+from poolctl.routing.route_report import (
+    HostReport,
+    MachineReport,
+    RouteReport,
+    absolute_url,
+    destinations,
+    route_key,
+    route_report,
+    stream_key,
+)
+
+WEB = (Target(server="web"), Target(url="http://10.0.0.1:80"))
+
+
+def test_route_is_passed_unless_it_needs_the_proxy() -> None:
+    route = Route(
+        alias="a", host="a.test", path="/v1", to=(Target(server="web"),), policy="first", mode="auto"
+    )
+    assert route_report(route) == RouteReport(
+        alias="a", host="a.test", path="/v1", to=("web",), policy="first", mode="auto", way="pass",
+        provider=route.provider,
+    )  # fmt: skip
+    proxied = route_report(Route(alias="a", to=WEB, add_headers=(Header(name="x", value="y"),)))
+    assert proxied.way == "proxy"
+    assert proxied.why
+
+
+def test_route_to_servers_with_tls_is_passed_by_its_host_alone() -> None:
+    by_path = Route(alias="a", path="/v1", to=(Target(server="web"),))
+    assert route_report(by_path).way == "pass"
+    assert route_report(by_path, tls=True).way == "proxy"
+
+
+def test_stream_has_its_own_address_as_host() -> None:
+    found = route_report(StreamRoute(alias="db", bind="0.0.0.0:5432", to=WEB, protocol="tcp", policy="first"))
+    assert (found.way, found.host, found.path, found.to) == (
+        "stream",
+        "0.0.0.0:5432",
+        "",
+        ("web", WEB[1].url),
+    )
+
+
+def test_excluded_route_has_its_reason() -> None:
+    found = route_report(
+        ExcludedRoute(alias="off", reason="off is disabled", host="a.test", provider="server")
+    )
+    assert (found.way, found.why, found.host, found.provider, found.to) == (
+        "excluded", "off is disabled", "a.test", "server", (),
+    )  # fmt: skip
+
+
+def test_redirect_leads_to_its_url() -> None:
+    assert destinations(Route(alias="a", redirect=Redirect(to="https"))) == ("redirect to https",)
+    assert destinations(Route(alias="a", to=WEB)) == ("web", "http://10.0.0.1:80")
+
+
+def test_stream_and_route_with_one_alias_have_different_keys() -> None:
+    stream = StreamRoute(alias="db", bind="", to=WEB, protocol="tcp", policy="first")
+    assert route_key(stream) == stream_key("db") == "stream db"
+    assert route_key(Route(alias="db", to=WEB)) == "db"
+
+
+@pytest.mark.parametrize(
+    ("machine", "text"),
+    [
+        (MachineReport(to="a", kind="node", node="pve1"), "pve1"),
+        (MachineReport(to="a", kind="lxc", node="pve1", vmid=101, name="db", state="running"), "pve1/101 db (running)"),
+    ],
+)  # fmt: skip
+def test_machine_is_shown_in_one_text(machine: MachineReport, text: str) -> None:
+    assert str(machine) == text
+
+
+def test_host_is_the_backend_of_the_table() -> None:
+    assert HostReport(host="http://10.0.0.1:80").backend == "http://10.0.0.1:80"
+
+
+@pytest.mark.parametrize(
+    ("url", "absolute"),
+    [
+        ("http://a:80", "http://a:80"), ("unix:/run/a.sock", "unix:/run/a.sock"),
+        ("unix:a.sock", f"unix:{os.getcwd()}/a.sock"), ("UNIX:a.sock", f"unix:{os.getcwd()}/a.sock"),
+    ],
+)  # fmt: skip
+def test_relative_path_of_a_socket_is_made_absolute(url: str, absolute: str) -> None:
+    assert absolute_url(url) == absolute
