@@ -19,6 +19,8 @@ MANAGER = "poolctl"
 # The kinds in the order in which they are removed: first those that create pods.
 KINDS = {
     "HorizontalPodAutoscaler": ("autoscaling", "v2", "horizontalpodautoscalers"),
+    "HTTPRoute": ("gateway.networking.k8s.io", "v1", "httproutes"),
+    "Ingress": ("networking.k8s.io", "v1", "ingresses"),
     "Deployment": ("apps", "v1", "deployments"),
     "CronJob": ("batch", "v1", "cronjobs"),
     "Job": ("batch", "v1", "jobs"),

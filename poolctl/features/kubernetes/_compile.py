@@ -8,22 +8,24 @@ from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.config import Configuration, Finding, ServerConfig, masked, referenced_variables, values_of
+from poolctl.config import Configuration, Finding, ServerConfig, referenced_variables, values_of
 from poolctl.config.model.pool_tables import Located
 from poolctl.control.answers import ErrorEntry
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.json_form import Table
 from poolctl.supervisor.active_configuration import default_name
 
-from ._keys import is_label, left_out, refused
+from ._keys import is_label, left_out, refused, secret_keys, settings_problems
 from ._objects import KubernetesPool, moved_to_pods, objects_of, pod_configuration
+from ._routes import ClusterRoute, CompiledRoutes, compiled_routes
 from .table import Kubernetes
 
 _LONGEST_NAME_OF_CRON_JOB = 52  # the names of its Jobs are longer
+_GATEWAY, _ROUTE = "gateway", "route"  # names of tables
 
 
 class CompiledPool(NamedTuple):
-    """A pool compiled for a cluster: servers and objects by server name, dependencies first.
+    """A pool compiled for a cluster: servers and objects by server name, dependencies first, and its routes.
 
     `warnings` name the keys that are ignored.
     """
@@ -31,6 +33,7 @@ class CompiledPool(NamedTuple):
     pool: KubernetesPool
     servers: dict[str, ServerConfig]  # with their addresses on the cluster
     objects: dict[str, list[Table]]
+    routes: list[ClusterRoute]
     warnings: list[str]
 
 
@@ -58,8 +61,14 @@ def compiled(config: Configuration, files: Sequence[str]) -> CompiledPool:
     moved = moved_to_pods(servers)
     hidden = _values(files)
     _refuse(config, ((each, finding) for each in moved for finding in _secrets(each, pool, hidden)))
+    routes = CompiledRoutes([], [], [], [])
+    is_routed = settings.gateway is not None or settings.ingress_class is not None
+    if is_routed:
+        routes = compiled_routes(servers, {each.name: each for each in moved}, config.tables, pool, hidden)
+        _refuse(config, routes.problems)
     places = {each.name: f"{each.name}:{each.address.port}" for each in moved if each.listens}
-    warnings = [str(each) for each in config.located((each, f) for each in servers for f in left_out(each))]
+    found = ((each, f) for each in servers for f in left_out(each, is_routed=is_routed))
+    warnings = [str(each) for each in config.located([*found, *routes.left_out])] + routes.warnings
     warnings += [
         f"{each.name} does not wait for {needed.name}, which has no port"
         for each in moved
@@ -67,16 +76,25 @@ def compiled(config: Configuration, files: Sequence[str]) -> CompiledPool:
         if needed.name not in places
     ]
     warnings += [
-        f"[{name}] is not exported: it is for a pool on one machine"
+        f"[{name}] is not exported: {_reason(name, is_routed=is_routed)}"
         for name in config.tables.by_name()
-        if name != Kubernetes.table_name
+        if name != Kubernetes.table_name and not (name == _ROUTE and is_routed)
     ]
     return CompiledPool(
         pool,
         {each.name: each for each in moved},
         {each.name: list(objects_of(each, pool, places)) for each in moved},
+        routes.routes,
         warnings,
     )
+
+
+def _reason(table: str, *, is_routed: bool) -> str:
+    if table == _ROUTE:
+        return "gateway or ingress_class in [kubernetes] says what routes go through"
+    if table == _GATEWAY and is_routed:
+        return "addresses, certificates and limits are those of the cluster's gateway"
+    return "it is for a pool on one machine"
 
 
 def _refuse(config: Configuration, found: Iterable[Located]) -> None:
@@ -96,6 +114,8 @@ def _problems(servers: Sequence[ServerConfig], pool: KubernetesPool) -> Iterator
     if pool.settings.image is None and not all(server.image for server in servers):
         fix = 'write image = "registry.example.com/shop:1.4"'
         yield None, Finding(("kubernetes", "image"), "the pods have no image", fix)
+    for finding in settings_problems(pool.settings):
+        yield None, finding
     for server in servers:
         for finding in refused(server):
             yield server, finding
@@ -111,12 +131,7 @@ def _problems(servers: Sequence[ServerConfig], pool: KubernetesPool) -> Iterator
 def _secrets(server: ServerConfig, pool: KubernetesPool, hidden: Sequence[str]) -> Iterator[Finding]:
     """The keys of the server whose values are secrets and would end up in its ConfigMap."""
     (table,) = pod_configuration(server, pool)["server"]
-    for key, value in table.items():
-        if masked({key: value}, hidden=hidden) != masked({key: value}) or masked({key: value}) != {
-            key: value
-        }:
-            fix = "give it to the server in env, or write the value itself if everybody may read it"
-            yield Finding((key,), "a value of it is a secret, or comes from the environment", fix)
+    return secret_keys(table, hidden)
 
 
 def _values(files: Iterable[str]) -> list[str]:

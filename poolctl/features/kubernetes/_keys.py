@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from poolctl.config import Finding, ServerConfig
+from poolctl.config import Finding, ServerConfig, masked
+from poolctl.json_form import Table
 from poolctl.time_windows import parse_window
+
+if TYPE_CHECKING:
+    from .table import Kubernetes
 
 # Compiled into an object, or given to `poolctl serve` in the pod.
 MAPPED = frozenset((
@@ -85,11 +89,33 @@ def _numbers(found: set[int], every_one: range) -> str:
     return ",".join(texts)
 
 
-def left_out(server: ServerConfig) -> Iterator[Finding]:
-    """The server's keys that are ignored on Kubernetes."""
+def secret_keys(table: Table, hidden: Sequence[str]) -> Iterator[Finding]:
+    """The keys with secrets, or with values of the environment (`hidden`), that everybody could read in an object."""
+    for key, value in table.items():
+        if masked({key: value}, hidden=hidden) != {key: value}:
+            fix = "give it to the server in env, or write the value itself if everybody may read it"
+            yield Finding((key,), "a value of it is a secret, or comes from the environment", fix)
+
+
+def settings_problems(settings: Kubernetes) -> Iterator[Finding]:
+    """The problems of [kubernetes] itself."""
+    if settings.gateway is not None and settings.ingress_class is not None:
+        fix = "write gateway for HTTPRoutes, or ingress_class for Ingresses"
+        yield Finding(("kubernetes", "ingress_class"), "routes go through gateway already", fix)
+    if settings.gateway is not None and not all(map(is_label, settings.gateway.split("/", 1))):
+        fix = 'write its name, or "NAMESPACE/NAME"'
+        yield Finding(("kubernetes", "gateway"), f"no Gateway can be named {settings.gateway!r}", fix)
+    if settings.ingress_class is not None and not is_label(settings.ingress_class):
+        message = f"no IngressClass can be named {settings.ingress_class!r}"
+        yield Finding(("kubernetes", "ingress_class"), message, "kubectl get ingressclass lists them")
+
+
+def left_out(server: ServerConfig, *, is_routed: bool = False) -> Iterator[Finding]:
+    """The server's keys that are ignored on Kubernetes. `is_routed`: its labels for routes are not."""
     in_files = {key.partition(".")[0] for key in server.origin or ()}
     for key, reason in LEFT_OUT.items():
-        if key in in_files and getattr(server, key):
+        routing = is_routed and key == "labels" and all(name.startswith("route.") for name in server.labels)
+        if key in in_files and getattr(server, key) and not routing:
             yield Finding((key,), reason)
 
 

@@ -34,14 +34,17 @@ _Dumper.add_representer(str, _block)
 
 
 def files(request: CommandRequest) -> Files:
-    """One file per server, in the order to apply them, and a warning for each ignored key."""
+    """One file per server, in the order to apply them, one for all routes, and a warning for each ignored key."""
     without_options_of_systemd(request)
     ref = find_pool(request)
     found = compiled(load(ref), ref.files)
-    digits = len(str(len(found.objects)))
+    objects_of_files = [*found.objects.items()]
+    if found.routes:
+        objects_of_files.append(("routes", [route.object for route in found.routes]))
+    digits = len(str(len(objects_of_files)))
     texts = {
         f"{number:0{digits}}-{name}.yaml": _text(objects)
-        for number, (name, objects) in enumerate(found.objects.items(), 1)
+        for number, (name, objects) in enumerate(objects_of_files, 1)
     }
     next_commands = f"kubectl apply -f {request.get('into') or 'DIRECTORY'}"
     return Files(texts=texts, made_by=_MADE_BY, next_commands=next_commands, warnings=found.warnings)

@@ -100,6 +100,10 @@ _COMMANDS = frozenset((
 ))  # fmt: skip
 # Kinds with one object for a server, which is deleted when its table no longer has it.
 _PRUNED = ("HorizontalPodAutoscaler", "Deployment", "CronJob", "Service")
+_ROUTES = ("HTTPRoute", "Ingress")
+_NO_ROUTES = (
+    "install the Gateway API on the cluster, or write ingress_class in [kubernetes] instead of gateway"
+)
 _HINTS = {
     "drain": "kubectl cordon and kubectl drain take nodes out; poolctl stop takes a server out",
     "events": "kubectl events shows what the cluster has done",
@@ -537,6 +541,7 @@ class _ClusterPool:
         bringing = _BringUp(self, call, kind)
         async with self.watching():
             await bringing.apply(runnable, restart)
+            await self._apply_routes(call, bringing)
         await self._prune(bringing.done)
         await self._forget_unused()
         return self._result(chosen, kind, late=bringing.late, errors=[*refused, *bringing.errors])
@@ -566,11 +571,7 @@ class _ClusterPool:
                     else ((there["metadata"].get("labels") or {}).get(POOL), server_of(there))
                 )
                 if owner is not None and owner != (self._labels[POOL], name):
-                    message = (
-                        f"{kind} {called} in namespace {self._cluster.namespace} belongs to something else"
-                    )
-                    hint = "rename the server, use another namespace, or delete that object"
-                    raise ControlError(message, exit_code=CONFLICT, hint=hint)
+                    raise self._foreign(kind, called)
 
     async def apply(self, name: str, *, restart: bool, force: bool, is_stopped: bool = False) -> int:
         """Apply a server's objects; returns the new generation of its Deployment or CronJob."""
@@ -734,8 +735,9 @@ class _ClusterPool:
             for each in await self._list_if_allowed("CronJob"):
                 self._objects["CronJob"][each["metadata"]["name"]] = each
         changes, gone = self._changes(found)
+        planned = (*changes, *self._changed_routes(await self._routes_there()))
         if call.options.get("dry_run"):
-            return ReloadResult(changes=tuple(changes), exit_code=NOT_AS_DESIRED if changes else 0)
+            return ReloadResult(changes=planned, exit_code=NOT_AS_DESIRED if planned else 0)
         names = [each.name for each in changes if each.change != Kind.REMOVE]
         runnable = [name for name in self._with_needed(names, found, call) if name in names]
         await self._refuse_foreign(runnable, found)
@@ -743,6 +745,7 @@ class _ClusterPool:
         stopped = {name for name in runnable if STOPPED in found[name].annotations}
         async with self.watching():
             await bringing.apply(runnable, frozenset(), stopped=stopped)
+            await self._apply_routes(call, bringing)
         for name in gone:
             await self._remove(name)
         await self._prune(bringing.done)
@@ -753,7 +756,7 @@ class _ClusterPool:
             errors=result.errors,
             exit_code=result.exit_code,
             warnings=result.warnings,
-            changes=tuple(changes),
+            changes=planned,
         )
 
     def _changes(self, found: Mapping[str, Workload]) -> tuple[list[PlannedChange], list[str]]:
@@ -786,6 +789,56 @@ class _ClusterPool:
                 changes.append(_change(kind, name, f"has changed: {what}"))
         return changes, gone
 
+    async def _routes_there(self) -> dict[tuple[str, str], Table]:
+        """The pool's routes on the cluster, by kind and name."""
+        return {
+            (kind, each["metadata"]["name"]): each
+            for kind in _ROUTES
+            for each in await self._list_if_allowed(kind)
+        }
+
+    def _changed_routes(self, there: Mapping[tuple[str, str], Table]) -> list[PlannedChange]:
+        changes: list[PlannedChange] = []
+        for route in self.compiled.routes:
+            found = there.get(_key(route.object))
+            if found is None or _is_changed(route.object, found):
+                what = "is new" if found is None else "has changed"
+                changes.append(_change(Kind.UPDATE, "route", f"{route.alias} {what}"))
+        wanted = {_key(route.object) for route in self.compiled.routes}
+        gone = [name for kind, name in there if (kind, name) not in wanted]
+        changes += [_change(Kind.UPDATE, "route", f"{name} is not in the file any more") for name in gone]
+        return changes
+
+    async def _apply_routes(self, call: Call, bringing: _BringUp) -> None:
+        """Apply the changed routes to servers that have not failed, and delete those no longer in the file.
+
+        Raises ControlError (8) if an object of another owner has the name of one.
+        """
+        there = await self._routes_there()
+        for route in self.compiled.routes:
+            kind, called = _key(route.object)
+            found = there.pop((kind, called), None)
+            if not bringing.not_ready.isdisjoint(route.servers):
+                continue
+            if found is None and await self._cluster.find(kind, called) is not None:
+                raise self._foreign(kind, called)
+            if found is None or _is_changed(route.object, found):
+                annotations = {APPLIED: digest_of({"object": route.object})}
+                metadata = {**route.object["metadata"], "annotations": annotations}
+                force = bool(call.options.get("force"))
+                try:
+                    await self._apply({**route.object, "metadata": metadata}, force=force)
+                except NotFound as error:
+                    message = f"the route {route.alias} cannot be applied: {error.message}"
+                    raise ControlError(message, exit_code=FAILED, hint=_NO_ROUTES) from None
+        for kind, called in there:
+            await self._cluster.delete(kind, called)
+
+    def _foreign(self, kind: str, called: str) -> ControlError:
+        message = f"{kind} {called} in namespace {self._cluster.namespace} belongs to something else"
+        hint = "rename the server, use another namespace, or delete that object"
+        return ControlError(message, exit_code=CONFLICT, hint=hint)
+
     async def _remove(self, name: str) -> None:
         """Delete every object of a server."""
         for kind in KINDS:
@@ -803,7 +856,9 @@ class _ClusterPool:
         except NotFound:
             return []
         except ControlError as error:
-            uses = any(each["kind"] == kind for objects in self.compiled.objects.values() for each in objects)
+            objects = itertools.chain(*self.compiled.objects.values())
+            routes = (route.object for route in self.compiled.routes)
+            uses = any(each["kind"] == kind for each in (*objects, *routes))
             if error.exit_code != NOT_PERMITTED or uses:
                 raise
             return []
@@ -898,9 +953,14 @@ class _BringUp:
             await self.await_all([name for name in names if name in self._generations and name not in still])
 
     @property
+    def not_ready(self) -> frozenset[str]:
+        """The servers that have failed or exceeded a time limit."""
+        return frozenset((*self._failed, *self.late))
+
+    @property
     def done(self) -> frozenset[str]:
         """The servers that were applied, and have neither failed nor exceeded a time limit."""
-        return frozenset(self._generations) - self._failed.keys() - set(self.late)
+        return frozenset(self._generations) - self.not_ready
 
     async def await_all(self, names: Sequence[str]) -> None:
         """Wait until each server is complete or has failed."""
@@ -971,6 +1031,16 @@ def _names_in(pod: Table) -> set[str]:
 
 def _end_it(name: str) -> str:
     return f"wait until it has ended, or end it: poolctl stop {name}"
+
+
+def _key(found: Table) -> tuple[str, str]:
+    return str(found["kind"]), str(found["metadata"]["name"])
+
+
+def _is_changed(route: Table, found: Table) -> bool:
+    """Whether the route differs from the one that was applied last."""
+    applied = (found["metadata"].get("annotations") or {}).get(APPLIED)
+    return bool(applied != digest_of({"object": route}))
 
 
 def _change(kind: Kind, name: str, message: str) -> PlannedChange:

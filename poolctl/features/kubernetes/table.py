@@ -41,5 +41,11 @@ class Kubernetes(Table):
     time_zone: TimeZone = field(
         "Etc/UTC", 'The time zone of `every`, such as Europe/Berlin. "": the cluster\'s own.'
     )
+    gateway: Text | None = field(
+        None, 'The Gateway of the routes, which become HTTPRoutes: its name, or "NAMESPACE/NAME".'
+    )
+    ingress_class: Text | None = field(
+        None, "The class of the routes' Ingresses, for a cluster without the Gateway API."
+    )
     secrets: Words = field((), "Names of existing Secrets, whose values become environment variables.")
     requests: Requests = field(Requests.usual(), "The resources that are reserved for each worker.")

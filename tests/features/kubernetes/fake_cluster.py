@@ -44,6 +44,8 @@ KINDS = {
     "deployments": ("apps/v1", "Deployment"),
     "events": ("v1", "Event"),
     "horizontalpodautoscalers": ("autoscaling/v2", "HorizontalPodAutoscaler"),
+    "httproutes": ("gateway.networking.k8s.io/v1", "HTTPRoute"),
+    "ingresses": ("networking.k8s.io/v1", "Ingress"),
     "jobs": ("batch/v1", "Job"),
     "nodes": ("v1", "Node"),
     "pods": ("v1", "Pod"),
@@ -51,6 +53,7 @@ KINDS = {
     "secrets": ("v1", "Secret"),
     "services": ("v1", "Service"),
 }
+WITHOUT_GATEWAY_API = "without-gateway-api"  # a file with this name in the cluster's directory
 IMMUTABLE = {"configmaps": "data", "secrets": "data", "jobs": "spec"}
 NODE_GRACE_SECONDS = 1.0
 TOKEN = "of-the-operator"  # a secret of nobody
@@ -267,7 +270,8 @@ class Api:
         plural, part = request.path_params["plural"], request.path_params.get("part")
         what = f"{plural}/{part}" if part else plural
         self.requests.append(f"{verb} {what}")
-        if plural not in KINDS:
+        is_missing = plural == "httproutes" and (self.cluster.directory / WITHOUT_GATEWAY_API).exists()
+        if plural not in KINDS or is_missing:
             raise Refused(404, "NotFound", "the server could not find the requested resource")
         if self.rules is None:
             return

@@ -7,28 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from poolctl.features.kubernetes._keys import LEFT_OUT, REFUSED
+from poolctl.features.kubernetes._routes import ROUTE_LEFT_OUT, ROUTE_REFUSED
 from tests.docs.pages import ROOT, blocks
 
 PAGE = ROOT / "docs" / "kubernetes.md"
 TEXT = PAGE.read_text()
 
 
-def table(heading: str) -> dict[str, str]:
-    """The rows of the two columns below the heading, without its markup."""
-    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", TEXT.split(heading)[1].split("\n\n")[1], re.MULTILINE)
-    return dict(rows)
+def table(head: str) -> dict[str, str]:
+    """The rows of the table of two columns with this head, without its markup."""
+    (rest,) = TEXT.split(f"| {head} |\n")[1:]
+    return dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", rest.split("\n\n")[0], re.MULTILINE))
 
 
 def test_file_is_exported(poolctl: Any, directory: Path) -> None:
-    (text,) = (each.text for each in blocks(PAGE) if each.language == "toml")
+    text, keys_of_routes = (each.text for each in blocks(PAGE) if each.language == "toml")
     (directory / "pool.toml").write_text(text)
     (command,) = (each.text for each in blocks(PAGE) if each.language == "sh")
     done = poolctl(*command.split()[1:])
     assert (done.code, "warning" in done.err) == (0, False), done.err
+    (line,) = (line for line in keys_of_routes.splitlines() if line.startswith("gateway"))
+    text = text.replace("[kubernetes]\n", f"[kubernetes]\n{line}\n")
+    (directory / "pool.toml").write_text(f'{text}\n[[route]]\nto = "web"\n')
+    assert "HTTPRoute" in poolctl("export", "kubernetes").out
     assert sorted(path.name for path in (directory / "cluster").iterdir()) == ["1-users.yaml", "2-web.yaml"]
 
 
 def test_keys_without_an_equal_are_those_of_the_export() -> None:
-    left_out, refused = table("because the server runs without it:"), table("and names the place:")
-    assert left_out == dict(LEFT_OUT)
-    assert refused == {key: reason for key, (_, reason, _) in REFUSED.items()}
+    assert table("key | on a cluster") == dict(LEFT_OUT)
+    assert table("key | because") == {key: reason for key, (_, reason, _) in REFUSED.items()}
+    assert table("key of a route | on a cluster") == dict(ROUTE_LEFT_OUT)
+    assert table("key of a route | because") == {key: reason for key, (reason, _) in ROUTE_REFUSED.items()}

@@ -268,6 +268,58 @@ def test_objects_that_a_changed_server_no_longer_has_are_deleted(
     assert [each["state"] for each in poolctl("list", "-o", "json").json["items"]] == ["running"] * 2
 
 
+EDGE = POOL + 'gateway = "edge"\n'
+
+
+def test_routes_are_applied_after_their_servers_and_deleted_with_the_file(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    def web(host: str) -> str:
+        return f'[[route]]\nalias = "front"\nhost = "{host}"\nto = "web"\n'
+
+    theirs = {"metadata": {"name": "shop-other", "labels": {"app": "theirs"}}, "spec": {}}
+    cluster.ask("add/httproutes", theirs)
+    write(app("web", 8002), web("a.example.com"), pool=EDGE)
+    assert poolctl("start").code == 0
+    assert cluster.objects("httproutes")["shop-front"]["spec"]["hostnames"] == ["a.example.com"]
+    assert poolctl("reload", "--dry-run").code == 0
+    write(app("web", 8002), web("b.example.com"), pool=EDGE)
+    pods = cluster.objects("pods").keys()
+    assert poolctl("reload", "--dry-run").code == 3
+    assert cluster.objects("httproutes")["shop-front"]["spec"]["hostnames"] == ["a.example.com"]
+    done = poolctl("reload")
+    assert (done.code, "route: front has changed" in done.out) == (0, True)
+    assert cluster.objects("httproutes")["shop-front"]["spec"]["hostnames"] == ["b.example.com"]
+    assert cluster.objects("pods").keys() == pods
+
+    broken = server("web", bind="127.0.0.1:8002", app="nothere:app")
+    write(broken, web("c.example.com"), pool=EDGE)
+    assert poolctl("reload").code == 1
+    assert cluster.objects("httproutes")["shop-front"]["spec"]["hostnames"] == ["b.example.com"]
+
+    write(app("web", 8002), web("b.example.com").replace("front", "other"), pool=EDGE)
+    done = poolctl("reload")
+    assert (done.code, "HTTPRoute shop-other" in done.err) == (8, True)
+    write(app("web", 8002), web("b.example.com"), pool=EDGE.replace("gateway", "ingress_class"))
+    assert poolctl("reload").code == 0
+    assert cluster.objects("httproutes").keys() == {"shop-other"}
+    assert cluster.objects("ingresses").keys() == {"shop-front"}
+    write(app("web", 8002))
+    assert poolctl("reload").code == 0
+    assert cluster.objects("ingresses") == {}
+
+
+def test_cluster_without_the_gateway_api_is_an_error_that_says_so(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    (cluster.directory / "without-gateway-api").touch()
+    write(app("web", 8002))
+    assert poolctl("start").code == 0
+    write(app("web", 8002), '[[route]]\nto = "web"\n', pool=EDGE)
+    done = poolctl("reload")
+    assert (done.code, "install the Gateway API on the cluster" in done.err) == (1, True)
+
+
 def backup(script: str, **keys: Any) -> str:
     """A job each night whose script is in its image."""
     return server("backup", command=["python3", "-c", script], job=True, every="0 3 * * *", **keys)

@@ -1,0 +1,326 @@
+"""Compiles the pool's routes into HTTPRoutes of the Gateway API, or into Ingresses, one for each route."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from poolctl.config import Finding, ServerConfig
+from poolctl.config.model.pool_tables import Located, Tables
+from poolctl.features.gateway.route_checks import on_route
+from poolctl.features.gateway.routes import Known, WrittenRoute, written_routes
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig, RouteTimeouts
+from poolctl.json_form import Table
+from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, host_pattern, is_ip_address
+from poolctl.routing.route import HTTPS
+
+from ._keys import is_label, secret_keys
+from ._objects import KubernetesPool, digest_of
+from ._state import POOL
+
+# Compiled; those of the second set by an HTTPRoute alone, because an Ingress has no equal.
+ROUTE_MAPPED = frozenset(("alias", "host", "path", "to", "policy", "timeouts"))
+HTTP_ROUTE_ONLY = frozenset((
+    "methods", "headers", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
+    "response_headers", "redirect",
+))  # fmt: skip
+# Ignored with a warning: the route serves without it.
+ROUTE_LEFT_OUT: Mapping[str, str] = {
+    "mode": "a cluster's gateway forwards every request",
+    "retries": "the cluster's gateway retries as it is set up to",
+    "breaker": "the cluster sends requests to ready workers",
+    "health": "the probes of the servers decide",
+    "waiting_page": "no server sleeps on a cluster",
+    "probe_responses": "no server sleeps on a cluster",
+}
+# Refused, because traffic or safety depends on it: the reason and the fix.
+ROUTE_REFUSED: Mapping[str, tuple[str, str]] = {
+    "register": ("a cluster's backends are Services", "name the servers in `to`"),
+    "sticky": ("no standard field keeps a client with its backend", "set it up at the cluster's gateway"),
+    "allow": ("no standard field restricts the clients' addresses", "restrict them at the cluster's gateway"),
+    "context_headers": ("the cluster's gateway does not remove them from clients", "use set_headers"),
+    "max_body_size": ("no standard field limits a body", "limit it at the cluster's gateway"),
+    "limit": ("no standard field limits requests", "limit them at the cluster's gateway"),
+    "backend_limit": ("no standard field limits requests", "use limits of the server's own"),
+}
+_POLICIES = ("round-robin", "weighted")
+_SIMILAR_POLICIES = ("least-connections", "random-two")
+_HEADERS = ("headers", "add_headers", "set_headers", "response_headers")
+_METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"))
+_MOST = 16  # backends, headers of one kind, and matches of a rule
+_LONGEST_VALUE = 4096
+_PLAIN_LISTENER, _TLS_LISTENER = "http", "https"  # names of the Gateway's listeners
+_host = re.compile(r"(\*\.)?[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
+_path = re.compile(r"(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})+")
+
+
+class ClusterRoute(NamedTuple):
+    """A route's object, and the names of the servers that it leads to."""
+
+    alias: str
+    servers: tuple[str, ...]
+    object: Table
+
+
+class CompiledRoutes(NamedTuple):
+    """The routes with an object, the problems of all, and what is left out of them."""
+
+    routes: list[ClusterRoute]
+    problems: list[Located]
+    left_out: list[Located]
+    warnings: list[str]
+
+
+def compiled_routes(
+    servers: Sequence[ServerConfig],
+    moved: Mapping[str, ServerConfig],
+    tables: Tables,
+    pool: KubernetesPool,
+    hidden: Sequence[str] = (),
+) -> CompiledRoutes:
+    """Compile the routes of files, labels and `expose`. `moved` are the servers at their addresses on the cluster,
+    `hidden` the values of the environment, which nobody may read in an object.
+    """
+    found = CompiledRoutes([], list(_problems_of_gateway(tables)), [], [])
+    if tables.get(GatewayConfig) is None:
+        return found
+    known = Known(servers)
+    served: list[tuple[WrittenRoute, RouteConfig, list[tuple[str, int]]]] = []
+    aliases: set[str] = set()
+    for written in written_routes(known, tables):
+        config = written.config
+        to, reasons = known.targets(config.to) if config else ((), [])
+        reason = written.reason or ("" if to or (config and config.redirect) else "; ".join(reasons))
+        if written.alias in aliases:
+            reason = f"the alias {written.alias!r} is taken"
+        aliases.add(written.alias)
+        if config is None or reason:
+            found.warnings.append(f"the route {written.alias} is not exported: {reason}")
+            continue
+        for finding in (*_refused(config, to, pool), *secret_keys(_headers(config), hidden)):
+            found.problems.append(on_route(written, finding))
+        found.left_out.extend(on_route(written, each) for each in _left_out(config, pool))
+        served.append((written, config, [(each.server, each.weight) for each in to if each.server]))
+    only_plain = {(config.host, config.path) for _, config, _ in served if _only_plain(config)}
+    for written, config, backends in () if found.problems else served:
+        namespace = {} if pool.settings.namespace is None else {"namespace": pool.settings.namespace}
+        metadata = {"name": _name(pool, written.alias), **namespace, "labels": {POOL: pool.name}}
+        ports = [(name, moved[name].address.port or 0, weight) for name, weight in backends]
+        if pool.settings.ingress_class is not None:
+            made = _ingress(config, metadata, pool.settings.ingress_class, backends[0][0])
+        else:
+            listener = ""
+            if (config.host, config.path) in only_plain:
+                listener = _PLAIN_LISTENER if _only_plain(config) else _TLS_LISTENER
+            made = _http_route(config, metadata, _parent(str(pool.settings.gateway), listener), ports)
+        found.routes.append(ClusterRoute(written.alias, tuple(name for name, _ in backends), made))
+    return found
+
+
+def _problems_of_gateway(tables: Tables) -> Iterator[Located]:
+    gateway = tables.get(GatewayConfig)
+    if gateway is not None and gateway.header_for_host.lower() != "host":
+        fix = "leave it out"
+        yield None, Finding(("gateway", "header_for_host"), "a cluster's gateway routes by Host alone", fix)
+
+
+def _headers(config: RouteConfig) -> Table:
+    return {key: dict(getattr(config, key)) for key in _HEADERS if getattr(config, key)}
+
+
+def _only_plain(config: RouteConfig) -> bool:
+    return config.redirect is not None and config.redirect.to == HTTPS
+
+
+def _refused(config: RouteConfig, to: Collection[Any], pool: KubernetesPool) -> Iterator[Finding]:
+    for key, (reason, fix) in ROUTE_REFUSED.items():
+        if _is_used(config, key):
+            yield Finding((key,), reason, fix)
+    if config.policy not in (*_POLICIES, *_SIMILAR_POLICIES):
+        fix = f"use {' or '.join(_POLICIES)}"
+        yield Finding(("policy",), f"no standard field chooses backends by {config.policy}", fix)
+    for each in to:
+        if not each.server:
+            yield Finding(("to",), f"{each.url} is no Service", "lead the route to servers of the pool")
+    pattern = host_pattern(config.host)
+    if config.host and (
+        pattern.tier in (LABEL, WILDCARD) or is_ip_address(config.host) or not _host.fullmatch(config.host)
+    ):
+        fix = 'write the whole name, or "*.example.com"'
+        yield Finding(("host",), f"no object of a cluster matches the host {config.host!r}", fix)
+    if not _path.fullmatch(config.path) or "%2f" in config.path.lower():
+        yield Finding(("path",), "it has characters that no path of a cluster's route has", "use others")
+    if pool.settings.ingress_class is not None:
+        yield from _refused_by_ingress(config, to)
+    else:
+        yield from _refused_by_http_route(config, to)
+
+
+def _refused_by_ingress(config: RouteConfig, to: Collection[Any]) -> Iterator[Finding]:
+    for key in sorted(HTTP_ROUTE_ONLY):
+        if _is_used(config, key):
+            yield Finding((key,), "an Ingress has no equal", "use gateway instead of ingress_class")
+    if len(to) > 1:
+        fix = "use gateway instead of ingress_class, or lead it to one server"
+        yield Finding(("to",), "an Ingress leads to one Service", fix)
+
+
+def _refused_by_http_route(config: RouteConfig, to: Collection[Any]) -> Iterator[Finding]:
+    for method in config.methods:
+        if method not in _METHODS:
+            yield Finding(("methods",), f"an HTTPRoute has no method {method}", "leave it out")
+    for key in _HEADERS:
+        headers: Mapping[str, str] = getattr(config, key)
+        for name, value in headers.items():
+            if not value or len(value) > _LONGEST_VALUE:
+                fix = f"write a value, of {_LONGEST_VALUE} characters at most"
+                yield Finding((key,), f"an HTTPRoute has no header {name} with this value", fix)
+    counted = (*HTTP_ROUTE_ONLY - {"redirect", "host_header", "strip_path", "methods"},)
+    for key, number in (*((key, len(getattr(config, key))) for key in sorted(counted)), ("to", len(to))):
+        if number > _MOST:
+            yield Finding((key,), f"an HTTPRoute has no more than {_MOST}", "use several routes")
+    if config.host_header and not _host.fullmatch(config.host_header):
+        fix = "write a name without a port"
+        yield Finding(("host_header",), f"an HTTPRoute has no host {config.host_header!r}", fix)
+    if config.redirect is None or config.redirect.to == HTTPS:
+        return
+    if re.search(r"[?#]", config.redirect.to):
+        fix = "leave the query out"
+        yield Finding(("redirect",), "an HTTPRoute redirects to a path alone", fix)
+    if not _host.fullmatch(urlsplit(config.redirect.to).hostname or ""):
+        yield Finding(("redirect",), "an HTTPRoute redirects to host names alone", "write a host name")
+
+
+def _is_used(config: RouteConfig, key: str) -> bool:
+    """Whether the key is given, in the route or as a default, and not with the value that turns it off."""
+    value = getattr(config, key)
+    if hasattr(value, "given"):
+        return bool(value.given)
+    return bool(value) and value != RouteConfig.keys_of[key].default
+
+
+def _left_out(config: RouteConfig, pool: KubernetesPool) -> Iterator[Finding]:
+    for key, reason in ROUTE_LEFT_OUT.items():
+        if _is_used(config, key):
+            yield Finding((key,), reason)
+    if config.policy in _SIMILAR_POLICIES:
+        yield Finding(("policy",), "the cluster's gateway chooses the backend")
+    is_ingress = pool.settings.ingress_class is not None
+    if is_ingress and host_pattern(config.host).tier == DOMAIN:
+        yield Finding(("host",), "an Ingress matches one label in the place of *")
+    mapped = set() if is_ingress else {"total"}
+    if names := sorted(config.timeouts.given - mapped):
+        yield Finding(("timeouts",), f"{', '.join(names)}: the cluster's gateway has limits of its own")
+
+
+def _name(pool: KubernetesPool, alias: str) -> str:
+    name = f"{pool.name}-{alias}"
+    if is_label(name):
+        return name
+    plain = re.sub(r"[^a-z0-9]+", "-", alias.lower()).strip("-")[:30]
+    return f"{pool.name}-{plain}-{digest_of({'alias': alias})}"
+
+
+def _parent(gateway: str, listener: str) -> Table:
+    namespace, _, name = gateway.rpartition("/")
+    return {
+        "group": "gateway.networking.k8s.io",
+        "kind": "Gateway",
+        **({"namespace": namespace} if namespace else {}),
+        "name": name,
+        **({"sectionName": listener} if listener else {}),
+    }
+
+
+def _http_route(
+    config: RouteConfig, metadata: Table, parent: Table, backends: Iterable[tuple[str, int, int]]
+) -> Table:
+    path = {"type": "PathPrefix", "value": config.path}
+    headers = [
+        {"type": "Exact", "name": name, "value": value} for name, value in sorted(config.headers.items())
+    ]
+    condition = {"path": path, **({"headers": headers} if headers else {})}
+    matches = [{**condition, "method": method} for method in config.methods] or [condition]
+    filters = list(_filters(config))
+    weighted = config.policy == "weighted"
+    refs = [
+        {"group": "", "kind": "Service", "name": name, "port": port, "weight": weight if weighted else 1}
+        for name, port, weight in backends
+    ]
+    rest = {
+        **({"filters": filters} if filters else {}),
+        **({} if config.redirect else {"backendRefs": refs}),
+        **_timeout(config.timeouts),
+    }
+    # A rule that replaces a prefix has one match (Gateway API, HTTPPathModifier).
+    groups = [[each] for each in matches] if config.strip_path else [matches]
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": metadata,
+        "spec": {
+            "parentRefs": [parent],
+            **({"hostnames": [config.host]} if config.host else {}),
+            "rules": [{"matches": each, **rest} for each in groups],
+        },
+    }
+
+
+def _filters(config: RouteConfig) -> Iterator[Table]:
+    def listed(headers: Mapping[str, str]) -> list[Table]:
+        return [{"name": name, "value": value} for name, value in sorted(headers.items())]
+
+    changes = {
+        **({"set": listed(config.set_headers)} if config.set_headers else {}),
+        **({"add": listed(config.add_headers)} if config.add_headers else {}),
+        **({"remove": list(config.remove_headers)} if config.remove_headers else {}),
+    }
+    if changes:
+        yield {"type": "RequestHeaderModifier", "requestHeaderModifier": changes}
+    if config.response_headers:
+        modifier = {"set": listed(config.response_headers)}
+        yield {"type": "ResponseHeaderModifier", "responseHeaderModifier": modifier}
+    rewrite: Table = {}
+    if config.host_header:
+        rewrite["hostname"] = config.host_header
+    if config.strip_path and config.path != "/":
+        rewrite["path"] = {"type": "ReplacePrefixMatch", "replacePrefixMatch": "/"}
+    if rewrite:
+        yield {"type": "URLRewrite", "urlRewrite": rewrite}
+    if config.redirect is not None:
+        redirect: Table = {"statusCode": config.redirect.status}
+        if config.redirect.to == HTTPS:
+            redirect |= {"scheme": "https", "port": 443}
+        else:
+            url = urlsplit(config.redirect.to)
+            redirect |= {"scheme": url.scheme.lower(), "hostname": (url.hostname or "").lower()}
+            if url.port is not None:
+                redirect["port"] = url.port
+            if url.path:
+                redirect["path"] = {"type": "ReplaceFullPath", "replaceFullPath": url.path}
+        yield {"type": "RequestRedirect", "requestRedirect": redirect}
+
+
+def _timeout(timeouts: RouteTimeouts) -> Table:
+    """The time limit of a request, as a duration of the Gateway API (GEP-2257)."""
+    if not timeouts.total:
+        return {}
+    left, parts = max(1, round(timeouts.total * 1000)), []
+    for unit, milliseconds in (("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)):
+        number, left = divmod(left, milliseconds)
+        parts += [f"{number}{unit}"] if number else []
+    return {"timeouts": {"request": "".join(parts)}}
+
+
+def _ingress(config: RouteConfig, metadata: Table, ingress_class: str, server: str) -> Table:
+    backend = {"service": {"name": server, "port": {"name": "http"}}}
+    path = {"path": config.path, "pathType": "Prefix", "backend": backend}
+    host = {"host": config.host} if config.host else {}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": metadata,
+        "spec": {"ingressClassName": ingress_class, "rules": [{**host, "http": {"paths": [path]}}]},
+    }
