@@ -99,7 +99,7 @@ class ChildProcess:
         return self._process.poll() is not None
 
     async def exit_status(self) -> int | None:
-        """See ChildEnded; waits for 5 s."""
+        """Wait up to five seconds for the exit; returns the exit status, or None if the process still runs."""
         import asyncio
 
         try:

@@ -430,7 +430,7 @@ def list_at(data: Tree, servers: Path) -> Tree:
 
 
 class ServerLines(NamedTuple):
-    """The lines of a server, from `first` up to `end`; with its comments, from `comments_start` up to `comments_end`."""
+    """The lines of a server, `first` up to `end`; with its comments, `comments_start` up to `comments_end`."""
 
     first: int
     end: int

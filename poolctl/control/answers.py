@@ -44,7 +44,7 @@ class Item:
     )
 
     def finish_json(self, table: Table) -> None:
-        """See to_json. A program without a port is not exposed: null."""
+        """Set `expose` to null for a program without a port, which is not exposed."""
         if table.get("expose") == "" and self.bind.startswith("process:"):
             table["expose"] = None
 

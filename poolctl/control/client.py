@@ -83,7 +83,7 @@ if TYPE_CHECKING:
             on_progress: Callable[[Table], None] | None = None,
             timeout: float | None = None,
         ) -> Table:
-            """See Client."""
+            """The result of `verb` as a document, as from `Client.call`."""
             ...
 
         def refuse_unknown(self, command: str) -> None:
@@ -150,7 +150,7 @@ class Client:
         raise SupervisorEnded(self.socket_path)
 
     def refuse_unknown(self, command: str) -> None:
-        """See Platform. A supervisor knows every command."""
+        """Accept every command: the supervisor itself rejects unknown ones."""
 
     def ask(
         self,

@@ -101,19 +101,19 @@ class ControlServer:
         await self._server.close(_GRACE_SECONDS)
 
     def admit(self, sock: socket.socket) -> None:
-        """See HttpHandler: only the pool's own user and root may send commands."""
+        """Raise BadMessage unless the client's user is the pool's own user or root."""
         _, uid, _ = peer_credentials(sock)
         if uid not in (0, os.geteuid()):
             raise BadMessage(f"this pool belongs to uid {os.geteuid()}", 403)
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
-        """See HttpHandler."""
+        """Status, content type and JSON body of the response to an invalid request."""
         plain = error.status in (403, 404, 413)
         status, message = (error.status, str(error)) if plain else (400, f"not a request: {error}")
         return status, "application/json", json.dumps({"error": message}).encode() + b"\n"
 
     async def handle(self, received: Received, response: Responder) -> None:
-        """See HttpHandler."""
+        """Perform the verb that the request names, and answer with its result."""
         try:
             pid, uid, _ = peer_credentials(received.sock)
             request = Request(

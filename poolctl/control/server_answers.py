@@ -215,7 +215,7 @@ class HealthReport:
     detail: str | None = None
 
     def finish_json(self, table: Table) -> None:
-        """See to_json."""
+        """Add a null `latency_seconds` to a document that has an uptime."""
         if self.uptime_seconds is not None:
             table.setdefault("latency_seconds", None)
 

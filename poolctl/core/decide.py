@@ -183,13 +183,13 @@ class View:
 
     @property
     def sleeps(self) -> bool:
-        """See Entry.sleeps."""
+        """Whether the server should have no worker, so that workers are neither started nor kept."""
         wakes = self.called or self.needed or self.kept == AWAKE or self.awaits_hook
         return self.sleepy and not wakes and not self.staying
 
     @property
     def awaits_hook(self) -> bool:
-        """See Entry.awaits_hook."""
+        """Whether the next worker has to wait for a hook."""
         return self.before_start_due or self.after_stop_due or bool(self.hook)
 
     @property

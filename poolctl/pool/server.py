@@ -641,7 +641,7 @@ class _NullRecorder:
     """Drops the events of a core: a program has no journal."""
 
     def record(self, kind: str, event: str, **detail: object) -> None:
-        """See Recorder."""
+        """Ignore the event."""
 
 
 class Host:
@@ -661,12 +661,12 @@ class Host:
             tally.add(handle.ended, counts)
 
     def expired(self, placement: Placement) -> None:
-        """See RunnerEvents."""
+        """Replace the worker, which has served its `max_requests`."""
         if entry := self.core.entries.get(placement.server):
             self.core.renew(entry, placement.generation)
 
     def idle(self, placement: Placement, idle: bool) -> None:
-        """See RunnerEvents."""
+        """Tell the core that the worker has become idle, or has traffic again."""
         if entry := self.core.entries.get(placement.server):
             self.core.idle(entry, placement.id, idle)
 

@@ -75,7 +75,7 @@ def route_key(route: Route | StreamRoute) -> str:
 
 
 def stream_key(alias: str) -> str:
-    """See `route_key`."""
+    """The `route_key` of a stream with this alias."""
     return f"stream {alias}"
 
 

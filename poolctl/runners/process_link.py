@@ -135,7 +135,6 @@ class Descriptor:
         self._fd = fd
 
     def fileno(self) -> int:
-        """See HasDescriptor."""
         return self._fd
 
     def close(self) -> None:

@@ -441,13 +441,13 @@ class Supervisor(Receiver):
         self.shut_down()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
-        """See Daemon."""
+        """After the answer in progress, let another version take over, which these commands start."""
         self._ending = True
         self._replacement = keeper, supervisor
         asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """See Daemon."""
+        """Add the features' data to a result. After a change, first wait until the features have applied it."""
         result = await self._parts.extend(verb, call, result)
         if verb not in CHANGING_VERBS or result.ended:
             return result
@@ -459,7 +459,7 @@ class Supervisor(Receiver):
         return result
 
     async def finish(self) -> None:
-        """See Daemon."""
+        """Let the features finish their last requests: all servers have stopped, and the pool is ending."""
         for part in self._parts:
             await part.finish()
 
@@ -469,7 +469,7 @@ class Supervisor(Receiver):
         return [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
 
     def shut_down(self) -> int:
-        """See Daemon."""
+        """End the supervisor after the answer in progress; returns the pid of the keeper, which ends after it."""
         if not self._ending:
             self._ending = True
             if self._service is not None:
@@ -490,21 +490,21 @@ class Supervisor(Receiver):
             self.shut_down()
 
     def expired(self, placement: Placement) -> None:
-        """See RunnerEvents."""
+        """Replace the worker, which has served its `max_requests`."""
         if entry := self.core.entries.get(placement.server):
             self.core.renew(entry, placement.generation)
 
     def idle(self, placement: Placement, idle: bool) -> None:
-        """See RunnerEvents."""
+        """Tell the core that the worker has become idle, or has traffic again."""
         if entry := self.core.entries.get(placement.server):
             self.core.idle(entry, placement.id, idle)
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        """See RunnerEvents."""
+        """Report that `count` bytes of the server's output could not be written to `path`."""
         self._lost.report(name, count, path, reason)
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """See RunnerEvents."""
+        """Record that a worker shows impossible counts, so its counts no longer change."""
         message = f"worker {worker} shows impossible figures, which stay as they were: {reason}"
         if entry := self.core.entries.get(server):
             self.events.record(
@@ -513,7 +513,7 @@ class Supervisor(Receiver):
             )  # fmt: skip
 
     def identity(self) -> SupervisorIdentity:
-        """See Daemon; with `calm`, `keeper_problem` and `not_served` where they are true of it."""
+        """The answer to a ping. `calm`, `keeper_problem` and `not_served` are set only if they apply."""
         lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []
         problems = [problem for part in self._parts for problem in part.problems]
         not_served = (*problems, *self._metrics_problems, *lost_events)
@@ -531,7 +531,7 @@ class Supervisor(Receiver):
         )
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        """See Receiver: a message of the keeper."""
+        """Handle a message of the keeper."""
         event = message.get("event")
         if event == "hello":
             self._hello.set_result(message)
@@ -580,7 +580,7 @@ class Supervisor(Receiver):
         os._exit(0)
 
     def lost(self) -> None:
-        """See Receiver: the keeper has ended."""
+        """Handle the exit of the keeper."""
         if self._runtime_files.withdrawn:
             self._over.set()
             return

@@ -67,18 +67,15 @@ class ProvidedModules:
         self._exports = exports
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """See importlib.abc.MetaPathFinder."""
         if name in self._modules or name == _EXPORTS:
             return ModuleSpec(name, self)  # type: ignore[arg-type]
         # No directory, because no other part of poolctl is meant for applications.
         return ModuleSpec(name, self, is_package=True) if name in _PACKAGES else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """See importlib.abc.Loader."""
         return self._modules.get(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """See importlib.abc.Loader."""
         if module.__name__ == _EXPORTS:
             exec(self._exports, module.__dict__)
 

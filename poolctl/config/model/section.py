@@ -412,7 +412,7 @@ class Scale(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """See Section; without empty windows and time zone, because most servers have none."""
+        """The table as written in a file, without empty windows and time zone, because most servers have none."""
         return {key: value for key, value in super().to_dict().items() if value not in ([], "")}
 
     @property
@@ -513,7 +513,7 @@ class Http(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """See Section; without the log level if it has its default, as in most servers."""
+        """The table as written in a file, without the log level if it is the default, as in most servers."""
         values = super().to_dict()
         if self.log_level == "info":
             values.pop("log_level", None)

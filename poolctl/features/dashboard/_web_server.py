@@ -69,7 +69,7 @@ class WebServer(uvicorn.Server):
         self._beginning: set[asyncio.Task[None]] = set()  # connections without a protocol yet
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn.Server, whose asyncio servers bound neither handshakes nor connections."""
+        """Listen with time limits for handshakes and a limit of connections, which uvicorn's own startup lacks."""
         self._accepting = [asyncio.ensure_future(self._accept(sock)) for sock in sockets or ()]
         self.servers = []
         self.started = True
@@ -131,14 +131,12 @@ class DashboardConnection(H11Protocol):
     _since = 0.0  # when waiting for the current or last request began
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """See asyncio.Protocol."""
         if len(self.connections) >= MOST_CONNECTIONS and not self._make_room():
             transport.abort()
         super().connection_made(transport)
         self._await_request()
 
     def data_received(self, data: bytes) -> None:
-        """See asyncio.Protocol."""
         if self._deadline is None and not self._is_answering():
             self._await_request()
         super().data_received(data)
@@ -146,7 +144,6 @@ class DashboardConnection(H11Protocol):
             self._stop_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """See asyncio.Protocol."""
         self._stop_waiting()
         super().connection_lost(exc)
 

@@ -46,7 +46,7 @@ class Dashboard(Table):
             yield Finding((), "starlette is not installed, which serves the page", "pip install starlette")
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """See Table. Reports a missing or unreadable token, and problems with the certificate."""
+        """Report a missing or unreadable token, and problems with the certificate. Blocks on the disk."""
         problems: list[Finding] = []
         warnings: list[Finding] = []
         if self.tls:

@@ -73,7 +73,7 @@ def _validated(kind: type[Kind], given: dict[str, Tree], path: Path, findings: l
 
 
 class GatewayRules(TableRules):
-    """See TableRules."""
+    """The rules of [gateway], [[route]] and [[stream]], which need all tables and servers."""
 
     def made(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
         return gateway_tables(raw, findings)
@@ -109,7 +109,7 @@ class GatewayRules(TableRules):
             yield BoundAddress(place, name, parse(stream.bind), stream.protocol == "udp")
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:
-        """See TableRules: short forms, and a route's keys that stand for each other."""
+        """Add short forms, and the keys of a route that replace each other, to the JSON Schema."""
         tls = definitions["GatewayListener"]["properties"]["tls"]
         kept = {name: tls.pop(name) for name in ("type", "items") if name in tls}
         tls["anyOf"] = [{"type": "boolean"}, kept["items"], kept]

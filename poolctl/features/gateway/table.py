@@ -224,12 +224,12 @@ class GatewayConfig(_WithAddresses):
 
     @property
     def has_startup_warnings(self) -> bool:
-        """See Table."""
+        """Whether `check` may find something to warn about at startup."""
         return True
 
     @property
     def stop_seconds(self) -> float:
-        """See Table."""
+        """Maximum time that the gateway adds to a stop of the pool: its drain timeout."""
         return self.drain_timeout
 
     def defaults_of_routes(self) -> dict[str, Tree]:

@@ -47,7 +47,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._behind = self._ending = False
 
     def performed(self, message: wire.Message) -> None:
-        """See SupervisedProcess; called once HAProxy has applied the orders."""
+        """Confirm the orders received so far once HAProxy has applied them."""
         self._reply_when_applied({"t": "performed", "id": message["id"]})
 
     async def finish(self) -> None:
@@ -76,7 +76,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self.hosts.configure(self.settings.traffic_re_enable_seconds, self.settings.header_for_host)
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """See SupervisedProcess; HAProxy's configuration is updated soon afterwards."""
+        """Carry out an order; HAProxy's configuration is updated soon afterwards."""
         super().perform(message, fds)
         if message.get("t") not in ("report", "figures", "drain"):
             self._follow_soon()

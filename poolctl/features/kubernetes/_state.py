@@ -332,7 +332,7 @@ class ScheduledWorkload(Workload):
         return Problem(f"its last run failed ({last.began}): {last.failure.message}", last.failure.hint)
 
     def item(self, now: float) -> ClusterItem:
-        """See Workload.item: between its runs the server sleeps, and it is ready."""
+        """The server for output. Between its runs it sleeps, and is ready."""
         active = [each for each in self.pods if not each.has_ended]
         if self.is_stopped:
             state = State.DISABLED if self.config.disabled else State.STOPPED

@@ -216,7 +216,7 @@ class Notifications(FeaturePart):
         return {"notify": self._test}
 
     def follow(self, tables: Tables) -> None:
-        """See FeaturePart. Unchanged receivers are not interrupted."""
+        """Apply these tables. Receivers that have not changed are not interrupted."""
         wanted = {each.label: each for each in tables.all(Notify)}
         is_first = self._unsubscribe is None
         if is_first and not wanted:
@@ -242,7 +242,7 @@ class Notifications(FeaturePart):
             delivery.gather()
 
     async def aclose(self) -> None:
-        """See FeaturePart. Tries for two seconds to send pending messages; the rest is left to a successor."""
+        """Try for two seconds to send the pending messages; the rest is left to a successor."""
         if self._unsubscribe is None:
             return
         self._unsubscribe()
@@ -264,21 +264,18 @@ class Notifications(FeaturePart):
 
     @property
     def name(self) -> str:
-        """See PoolFacts."""
         return self._configuration.name
 
     @property
     def environment(self) -> Mapping[str, str]:
-        """See PoolFacts."""
         return self._configuration.environment
 
     @property
     def directory(self) -> str:
-        """See PoolFacts."""
         return os.path.dirname(self._configuration.files[0])
 
     def tags(self, server: str) -> Sequence[str]:
-        """See PoolFacts."""
+        """The tags of this server."""
         entry = self.site.core.entries.get(server)
         return entry.config.tags if entry is not None else ()
 

@@ -368,7 +368,7 @@ def _place(url: str) -> tuple[str | tuple[str, int], str, str]:
 
 
 class ReportedRequests:
-    """Counts the requests for each route, and has the operator informed of them; see EdgePart."""
+    """Counts the requests of each route, and lets the operator client send them. Implements EdgePart."""
 
     def __init__(self, edge: Edge, settings: Table) -> None:
         def report(kind: str, message: str, severity: str) -> None:
@@ -378,23 +378,23 @@ class ReportedRequests:
         self.client = OperatorClient(given, edge.settings.directory, report=report)
 
     def configure(self, settings: Table) -> None:
-        """See EdgePart."""
+        """Apply these settings."""
         self.client.configure(from_json(OperatorSettings, settings))
 
     def arrived(self, route: Route) -> None:
-        """See EdgePart."""
+        """Count a request of this route."""
         self.client.count(route.alias)
 
     def snapshot(self) -> Table:
-        """See EdgePart."""
+        """The counts for the process's report."""
         return self.client.snapshot()
 
     def drain(self) -> None:
-        """See EdgePart."""
+        """Stop reporting, because a successor process reports from now on."""
         self.client.stop_sending()
 
     def close(self) -> None:
-        """See EdgePart."""
+        """Stop reporting, and release everything."""
         self.client.close()
 
 

@@ -112,11 +112,11 @@ class OperatorEndpoint(HttpEndpoint):
         self._refused_again = 0.0
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
-        """See HttpHandler."""
+        """Status, content type and JSON body of the response to an invalid request."""
         return error.status, "application/json", _message(f"not a request: {error}")
 
     async def handle(self, request: Received, response: Responder) -> None:
-        """See HttpHandler."""
+        """Answer a request of an operator's client."""
         fields = [("content-type", "application/json")]
         status, message = self._answer(request)
         if status == 401:
@@ -253,7 +253,7 @@ class PoolOperator(GatewayPart):
         self._address: OperatorAddress | None = None
 
     def follow(self, tables: Tables) -> None:
-        """See FeaturePart."""
+        """Serve the address that [operator] configures, and apply its settings."""
         table = self._table = tables.get(OperatorTable)
         served = table if table is not None and table.bind is not None else None
         if self._address is None and served is not None:
@@ -273,12 +273,11 @@ class PoolOperator(GatewayPart):
 
     @property
     def problems(self) -> Iterable[str]:
-        """See FeaturePart."""
         problem = self._address.problem if self._address is not None else ""
         return [f"[operator]: {problem}"] if problem else []
 
     async def attempted(self) -> None:
-        """See FeaturePart."""
+        """Wait until the address is open, or could not be opened."""
         if self._address is not None:
             await self._address.attempted()
 
@@ -287,7 +286,6 @@ class PoolOperator(GatewayPart):
         return families_of(_METRICS, [(found, {})]) if found is not None else ()
 
     async def stop_serving(self) -> None:
-        """See FeaturePart."""
         if self._address is not None:
             await self._address.close()
 

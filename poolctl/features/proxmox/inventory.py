@@ -208,11 +208,11 @@ class ProxmoxInventory:
 
     @property
     def states(self) -> Mapping[str, MachineState]:
-        """See MachineSource."""
+        """The states of the machines that requests may start, by URL."""
         return self.starter.states
 
     def ask(self, url: str) -> None:
-        """See MachineSource."""
+        """Start the machine behind this URL if it is stopped."""
         self.starter.ask(url)
 
     def close(self) -> None:
@@ -372,7 +372,7 @@ class Machines(GatewayPart):
         self._inventory: ProxmoxInventory | None = None
 
     def follow(self, tables: Tables) -> None:
-        """See FeaturePart."""
+        """Apply these tables, and read the machines again."""
         self._table = tables.get(ProxmoxTable)
         if self._inventory is not None:
             self._read(self._inventory)
@@ -393,7 +393,6 @@ class Machines(GatewayPart):
         return [f"[proxmox]: {problem}"] if problem else []
 
     async def stop_serving(self) -> None:
-        """See FeaturePart."""
         if self._inventory is not None:
             self._inventory.close()
 

@@ -123,11 +123,10 @@ class TargetRegistration(GatewayPart):
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        """See FeaturePart."""
         return {"register": self.register, "unregister": self.unregister}
 
     def follow(self, tables: Tables) -> None:
-        """See FeaturePart."""
+        """Serve the address that [registration] configures, and apply its settings."""
         self._table = tables.get(RegistrationTable) if tables.get(GatewayConfig) is not None else None
         self._serve()
 
@@ -148,7 +147,7 @@ class TargetRegistration(GatewayPart):
         return [f"[registration]: {self._address.problem}"] if self._address.problem else []
 
     async def attempted(self) -> None:
-        """See FeaturePart."""
+        """Wait until the address is open, or could not be opened."""
         if self._gateway is not None:
             await self._address.attempted()
 
@@ -159,7 +158,7 @@ class TargetRegistration(GatewayPart):
         return [found]
 
     async def stop_serving(self) -> None:
-        """See FeaturePart. The services are restored at the next start of the pool."""
+        """Stop serving. The services are restored at the next start of the pool."""
         if self._gateway is None:
             return
         await self._address.close()
@@ -174,7 +173,7 @@ class TargetRegistration(GatewayPart):
     # The services for the gateway's routes (ServiceSource).
 
     async def present(self) -> WithServices:
-        """See ServiceSource."""
+        """Return a function that adds the registered services to routes."""
         await self._resumed
         return partial(with_registrations, registered=self.services.backends())
 
@@ -182,11 +181,11 @@ class TargetRegistration(GatewayPart):
         return iter(self.services)
 
     def of(self, alias: str) -> Sequence[RegisteredService]:
-        """See ServiceSource."""
+        """The registered services of a route."""
         return self.services.of(alias)
 
     def reports(self, alias: str) -> tuple[RegistrationReport, ...]:
-        """See ServiceSource."""
+        """The registered services of a route, for output."""
         return tuple(map(self.services.report, self.services.of(alias)))
 
     # The verbs.
@@ -441,7 +440,7 @@ def _prepare_validation() -> None:
 
 
 async def _problem_of(url: str, tables: Tables) -> str:
-    """See target_problem; if the name server does not answer, the URL is allowed."""
+    """Why this URL may not be a target, or "". If the name server does not answer in time, the URL is allowed."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_RESOLVED_SECONDS):
             return await in_daemon_thread(lambda: target_problem(url, tables))

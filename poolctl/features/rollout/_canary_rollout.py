@@ -152,7 +152,7 @@ class CanaryRollout:
             self._conclude(WITHDRAWN, reason)
 
     def _server_changed(self, entry: Entry) -> None:
-        """See Core.listeners."""
+        """Called by the core when a server has changed."""
         if entry is not self.entry or self.is_over:
             return
         if self._state == PROMOTING:

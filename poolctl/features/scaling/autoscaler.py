@@ -98,7 +98,7 @@ class Autoscaler(FeaturePart):
             site.core.listeners.add(self._watch)
 
     async def aclose(self) -> None:
-        """See FeaturePart: stop taking samples."""
+        """Stop taking samples."""
         self._core.listeners.discard(self._watch)
         if self._timer is not None:
             self._timer.cancel()

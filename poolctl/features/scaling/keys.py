@@ -52,7 +52,7 @@ class Scale(section.Scale):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """See Section; the keys for triggers are left out for a server without triggers."""
+        """The table as written in a file. For a server without triggers, the keys about triggers are left out."""
         unused = () if self.is_automatic else _KEYS
         return {key: value for key, value in super().to_dict().items() if key not in unused}
 
@@ -63,7 +63,7 @@ class Scale(section.Scale):
 
     @classmethod
     def rules(cls, server: Mapping[str, Tree]) -> Iterator[Finding]:
-        """See the core's table."""
+        """Find contradictions between triggers and other keys of the server."""
         scale, command = server.get("scale"), server.get("command")
         if not isinstance(scale, dict) or not scale.get("triggers"):
             return
@@ -83,7 +83,7 @@ class Scale(section.Scale):
 
     @classmethod
     def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
-        """See the core's table: a server with a fixed number of workers does not inherit triggers."""
+        """The keys that the server does not inherit: triggers, if its number of workers is fixed."""
         scale = own.get("scale", {})
         if not isinstance(scale, dict) or "triggers" in scale:
             return ()

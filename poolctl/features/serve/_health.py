@@ -55,14 +55,14 @@ class HealthAddress:
         await asyncio.get_running_loop().create_future()
 
     def admit(self, sock: socket.socket) -> None:
-        """See HttpHandler."""
+        """Admit every client."""
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
-        """See HttpHandler."""
+        """Status, content type and body of the response to an invalid request."""
         return error.status, "text/plain", f"{error}\n".encode()
 
     async def handle(self, request: Received, response: Responder) -> None:
-        """See HttpHandler."""
+        """Answer with the application's health."""
         status, text = await self._answer(request.head.method, request.head.target)
         allowed = [("allow", "GET, HEAD")] if status == 405 else []
         await response.send(status, [("content-type", "text/plain"), *allowed], f"{text}\n".encode())
@@ -140,7 +140,7 @@ class Application:
         return await asyncio.shield(asyncio.wrap_future(turn))
 
     async def connect(self) -> socket.socket:
-        """See Connector. It does not use the application's listeners, which may be full or require certificates."""
+        """A new connection, not over the application's listeners, which may be full or require certificates."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)

@@ -40,7 +40,7 @@ def make(site: RunnerSite) -> LocalRunner:
 def companions(
     files: Sequence[str], directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, Companion]:
-    """See runner_registry: the logger, and the zygote of the default interpreter."""
+    """The programs to start with the keeper: the logger, and the zygote of the default interpreter."""
     interpreter = default_interpreter(os.path.dirname(files[0]), env)
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
@@ -55,12 +55,12 @@ def companions(
 
 
 def orphans_exist(directory: str) -> bool:
-    """See runner_registry."""
+    """Whether workers or a logger of the pool in this directory run without keeper and supervisor."""
     return any(pool_files.find(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER))
 
 
 def find_orphans(directory: str) -> list[LocalOrphan]:
-    """See runner_registry."""
+    """The orphaned workers of the pool in this directory; the caller closes them. Blocks."""
     from .takeover import find
 
     found, pipes = find(directory)

@@ -191,16 +191,16 @@ class LocalOrphan:
         return True
 
     def ask_to_end(self) -> None:
-        """See registry.Orphan."""
+        """Ask the worker to finish its requests and exit."""
         if not self.order({"order": "stop"}):
             self._signal(int(self.said.get("stop_signal") or signal.SIGTERM))
 
     def await_end(self, timeout_seconds: float) -> bool:
-        """See registry.Orphan."""
+        """Wait until the worker has exited; returns False if it has not in time."""
         return await_exit(self.pid, self.start, timeout_seconds)
 
     def kill(self) -> None:
-        """See registry.Orphan."""
+        """Kill the worker and its process group."""
         self._signal(signal.SIGKILL, group=True)
 
     def _signal(self, number: int, *, group: bool = False) -> None:
@@ -208,7 +208,7 @@ class LocalOrphan:
             signal_process(self.pid, self.start, number, group=group)
 
     def close(self) -> None:
-        """See registry.Orphan."""
+        """Close the descriptors; the worker continues to serve."""
         if self.sock is not None:
             wire.close(self.sock.detach())
         for fds in (self.listeners, self.pair, self.tally):

@@ -55,7 +55,7 @@ class HttpEndpoint(HttpHandler):
         self._server.abort()
 
     def admit(self, sock: socket.socket) -> None:
-        """See HttpHandler: every client is admitted; who may ask is decided for each request."""
+        """Admit every client: each request is authorized separately."""
 
 
 Endpoint = TypeVar("Endpoint", bound=HttpEndpoint)

@@ -238,11 +238,10 @@ class MetricsServer(HttpEndpoint):
         self._rendering = asyncio.Lock()
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
-        """See HttpHandler."""
         return error.status, "text/plain", f"not a request: {error}\n".encode()
 
     async def handle(self, request: Received, response: Responder) -> None:
-        """See HttpHandler."""
+        """Answer a request for metrics or health."""
         head = request.head
         path = head.path.decode()
         plain = ("content-type", "text/plain")

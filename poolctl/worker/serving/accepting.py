@@ -507,7 +507,7 @@ class AcceptedSocket(NamedTuple):
     due: float
 
     def hand_over(self, end: socket.socket) -> bool:
-        """See HasHandOver."""
+        """Move to another worker through this end of a pair; returns whether it moved."""
         try:
             connection_handover.give(end, self.sock.fileno(), {"until": self.due, "asked": False})
         except (OSError, WireError):

@@ -454,7 +454,7 @@ class H11Connection(Http1Connection, H11Protocol):
 
     @property
     def body_follows(self) -> bool:
-        """See Http1Connection. uvicorn does not record the end of a body that follows its response."""
+        """Whether the response is complete but the request's body is not. uvicorn does not record the body's end."""
         return self.conn.their_state is h11.SEND_BODY
 
     def handle_events(self) -> None:
@@ -494,7 +494,7 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """See Http1Connection. A scope without a method belongs to a request with incomplete headers."""
+        """Whether no request is in progress. A scope without a method belongs to an incomplete head."""
         if not self.idle or self.pipeline or (self.scope is not None and "method" not in self.scope):
             return False
         return self.cycle is None or not self.cycle.more_body
@@ -527,7 +527,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """See Http1Connection. Known only before the first byte."""
+        """Whether no request is in progress. Known only before the first byte."""
         return self.head is FIRST
 
     def data_received(self, data: bytes) -> None:
@@ -566,7 +566,7 @@ class Upgrade:
         self._event = event
 
     def hand_over(self, end: socket.socket) -> bool:
-        """See HasHandOver. The head goes with the connection."""
+        """Move to another worker with the request's head; returns whether it moved."""
         connection = self._connection
         transport = connection.transport
         if not connection.idle or transport.is_closing():

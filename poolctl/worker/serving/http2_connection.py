@@ -77,7 +77,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
                 self.server_state.evenness.arrived(self, unread=self._until is None and self.look is None)
 
     def hand_over(self, end: socket.socket) -> bool:
-        """See Drainable. Possible only before the first byte."""
+        """Move to another worker, which is possible only before the first byte; returns whether it moved."""
         if self._data or self.transport.is_closing() or self.transport.get_protocol() is not self:
             return False
         self.transport.pause_reading()
@@ -223,7 +223,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
             self.counts.tally[STARTED] += 1
 
     def begun_at_ns(self, cycle: Any) -> int:
-        """See Http1Connection."""
+        """When the request began; 0 if it was not timed."""
         return self._begun_ns.get(cycle.stream.stream_id, 0)
 
     def on_response_complete(self, stream_id: int) -> None:

@@ -113,7 +113,7 @@ class RoutedConnection(Http1Connection):
         self._return_when_idle()
 
     def leave(self) -> None:
-        """See Drainable. A connection that may not stay with the server does not go to its other workers."""
+        """Move to another worker, or just close soon if connections may not stay with the workers."""
         if self.look.routes.keeps:
             super().leave()
         else:
@@ -124,7 +124,7 @@ class RoutedConnection(Http1Connection):
             super()._move()
 
     def hand_over(self, end: socket.socket) -> bool:
-        """See Drainable."""
+        """Move to another worker through this end of a pair; returns whether it moved."""
         return self.look.routes.keeps and super().hand_over(end)
 
     def linger(self) -> None:

@@ -176,7 +176,7 @@ class Edge:
         return 0.0 if backend.key in self.machines else seconds
 
     async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
-        """See `connect`; if necessary, the machine behind the backend's URL is started first."""
+        """Connect to a backend; if necessary, the machine behind its URL is started first."""
         if backend.key in self.machines:
             return await self.machines.connect(backend, connect_seconds)
         return await self.connect(backend.endpoint)

@@ -96,7 +96,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             yield {"t": "listener", "listener": to_json(listener.settings)}, listener.sockets
 
     def lost(self) -> None:
-        """See SupervisedProcess; the last order of a supervisor that replaces this process is to drain."""
+        """Await adoption, unless the process is draining. Exit if it has not begun to serve: its predecessor serves."""
         if not self._begun:
             self.over.set()  # its predecessor serves on
         elif self._draining is None:

@@ -119,7 +119,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         return self._edge
 
     def performed(self, message: wire.Message) -> None:
-        """See SupervisedProcess; called once the ordered change applies to the next request."""
+        """Confirm the orders received so far once they apply to the next request."""
         self._apply()
         super().performed(message)
 
@@ -341,7 +341,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         return [each.stream for each in self._listeners.values() if each.stream is not None]
 
     async def drain(self, seconds: float, *, last: bool) -> None:
-        """See OrderedGateway; in the last process clients that are slow with their heads end soon."""
+        """Stop accepting, and finish the connections. In the last process, incomplete heads get little time."""
         edge, listeners = self.edge, list(self._listeners.values())
         for listener in listeners:
             listener.stop()

@@ -168,12 +168,12 @@ class GatewayManager(SidecarManager):
     # Requests of the runner to a gateway.
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
-        """See Gateway."""
+        """Use this socket pair for the server's connections from now on."""
         self._servers.pairs[server] = give
         self._report(server)
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """See Gateway."""
+        """Wait until the gateway puts no more connections into this pair, or a time limit has passed."""
         if self._servers.pairs.get(server) is give:
             del self._servers.pairs[server]
         if (process := self.gateway) is not None:
@@ -208,7 +208,7 @@ class GatewayManager(SidecarManager):
         return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
 
     async def leaving(self, server: str) -> None:
-        """See Gateway."""
+        """Wait until the gateway knows that workers of the server leave, or a time limit has passed."""
         is_canary = server_of(server) != server
         process = await self.serving() if is_canary else self.gateway
         if process is None or not (is_canary or self._engine):
@@ -221,7 +221,7 @@ class GatewayManager(SidecarManager):
             await asyncio.sleep(_ARRIVES_SECONDS)
 
     def split_obstacle(self, server: str) -> str | None:
-        """See TrafficSplit."""
+        """Why the server's requests cannot be split between versions; "" if they can, None without a gateway."""
         if self.tables.get(GatewayConfig) is None or server not in self.routes.routes.servers:
             return None
         return f"{self._engine.label} serves its routes" if self._engine else ""

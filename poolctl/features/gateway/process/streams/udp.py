@@ -134,7 +134,7 @@ class UdpStream:
             return sock
 
     def evict(self) -> None:
-        """See UdpSessions."""
+        """End the session that has been idle longest."""
         self.evicted += 1
         self.sessions.oldest().close()
 
