@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import pytest
 from tests.deadline import wait_until
 from tests.http_get import Reply, get
 from tests.ports import claim_port
-from tests.real_pool import RealPool, pool_in
+from tests.real_pool import TREE, RealPool, pool_in
 
 # Files and directories whose tests get a second try in CI, a line each: those with thousands of real processes on a
 # machine that others use too. The list may only get shorter: a test that is not reliable is repaired, not added.
@@ -33,6 +35,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if other_tree_is_installed():
+        os.environ["PYTHONPATH"] = str(TREE)
+
+
+def other_tree_is_installed() -> bool:
+    """Whether processes that tests start would import another poolctl than the tests: those of a copied tree do."""
+    others = [path for path in sys.path if path not in ("", str(TREE))]
+    return (TREE / "poolctl").exists() and PathFinder.find_spec("poolctl", others) is not None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -23,6 +23,7 @@ from tests.other_user import python_for_others
 from tests.ports import claim_port
 from tests.warm_command import warm_command
 
+TREE = Path(__file__).resolve().parent.parent
 COMMAND_TIMEOUT_SECONDS = 50.0
 
 # These only ask a supervisor, and tests ask often. They run without coverage, whose own start takes five times as long
@@ -91,11 +92,12 @@ class RealPool:
             "NO_COLOR",
             "FORCE_COLOR",
             "COLUMNS",
-            "PYTHONPATH",
             "NOTIFY_SOCKET",
             "PYTHONUNBUFFERED",
         ):
             self.env.pop(name, None)
+        if self.env.get("PYTHONPATH") != str(TREE):  # which tests of a copied tree set (tests/conftest.py)
+            self.env.pop("PYTHONPATH", None)
         self.env |= {
             "POOLCTL_RUNTIME_DIR": str(runtime),
             "HOME": str(runtime),
