@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from poolctl import ServerConfig
+from poolctl.config import Place, Problem
 from poolctl.control.answers import (
     ErrorEntry,
     Item,
@@ -15,7 +17,10 @@ from poolctl.control.answers import (
     Result,
     StatusResult,
     Summary,
+    entries,
+    failure,
 )
+from poolctl.control.answers import item as item_of
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.control.server_answers import (
     Details,
@@ -33,6 +38,7 @@ from poolctl.control.server_answers import (
     WorkerDetails,
     WorkerStats,
 )
+from poolctl.errors import PoolStartError, ServerError
 from poolctl.json_form import field_names, from_json, to_json
 from poolctl.routing.route_report import HostReport, RegistrationReport, RouteReport
 from poolctl.runners.stack_report import Frame, KernelThread, TaskStack, ThreadStack, WorkerStacks
@@ -185,3 +191,54 @@ def test_a_commands_document_has_the_fields_of_its_answer(
         assert sorted(document["summary"]) == sorted(FIELDS[Summary])
     if "changes" in extras:
         assert sorted(document["changes"][0]) == sorted(FIELDS[PlannedChange])
+
+
+def test_error_entry_is_made_of_an_error_of_any_kind() -> None:
+    place = ErrorEntry.of(Problem("no", place=Place("/p/pool.toml", 3, 1, "bind"), hint="fix"))
+    assert (place.file, place.line, place.column, place.key, place.hint) == (
+        "/p/pool.toml",
+        3,
+        1,
+        "bind",
+        "fix",
+    )
+    plain = ErrorEntry.of(ServerError("no", name="a", bind=":1", code=7, error="E"))
+    assert (plain.message, plain.name, plain.bind, plain.code, plain.error, plain.file) == (
+        "no",
+        "a",
+        ":1",
+        7,
+        "E",
+        None,
+    )
+    assert [each.message for each in entries(PoolStartError("x", [ServerError("1"), ServerError("2")]))] == [
+        "1",
+        "2",
+    ]
+    found = failure(PoolStartError, "no", "fix")
+    assert (found.code, found.error, found.message, found.hint) == (1323, "ErrorPoolStart", "no", "fix")
+
+
+def test_item_of_a_file_is_stopped_or_disabled() -> None:
+    config = ServerConfig(name="a", bind="127.0.0.1:1", app="a:b", tags=["api"], workers=2)
+    found = item_of(config)
+    assert (found.name, found.bind, found.expose, found.state) == (
+        "a",
+        "127.0.0.1:1",
+        "http://127.0.0.1:1",
+        "stopped",
+    )
+    assert (found.ready, found.health, found.pids, found.workers, found.tags) == (
+        False,
+        "unknown",
+        (),
+        2,
+        ("api",),
+    )
+    assert (found.uptime_seconds, found.restarts) == (0.0, 0)
+    assert item_of(config.but(disabled=True)).state == "disabled"
+
+
+def test_program_without_a_port_is_not_exposed() -> None:
+    assert to_json(item_of(ServerConfig(name="q", command=["x"])))["expose"] is None
+    assert to_json(item_of(ServerConfig(name="j", job=True, command=["x"])))["expose"] == ""

@@ -5,7 +5,12 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
-from .conftest import Command
+import pytest
+
+from poolctl.feature import FEATURES
+from tests.stand_in import always, item
+
+from .conftest import Command, Supervised
 
 
 def test_configuration_is_printed_so_that_it_can_be_loaded_again(poolctl: Command, directory: Path) -> None:
@@ -20,3 +25,48 @@ def test_configuration_is_printed_so_that_it_can_be_loaded_again(poolctl: Comman
     assert first["pool"]["name"] == "shop"
     assert poolctl("config", "orders", "-o", "name").out == "orders\n"
     assert "********" not in text
+
+
+def test_secrets_are_masked_with_a_note_and_revealed_on_request(poolctl: Command, directory: Path) -> None:
+    text = (directory / "pool.toml").read_text()
+    (directory / "pool.toml").write_text(f'{text}env = {{ API_KEY = "hidden" }}\n')
+    said = poolctl("config")
+    assert said.out.startswith("# ******** stands for secrets, which --reveal shows\n")
+    assert "hidden" not in said.out
+    revealed = poolctl("config", "--reveal").out
+    assert 'API_KEY = "hidden"' in revealed
+    assert "********" not in revealed
+
+
+def test_other_tables_are_printed_and_are_members_of_the_document(poolctl: Command, directory: Path) -> None:
+    text = (directory / "pool.toml").read_text()
+    (directory / "pool.toml").write_text(f"{text}\n[events]\nkeep = 3\n")
+    assert tomllib.loads(poolctl("config").out)["events"]["keep"] == 3
+    assert poolctl("config", "-o", "json").json["events"]["keep"] == 3
+    assert "pool" not in poolctl("config", "-o", "jsonl").out.splitlines()[0].partition('"name"')[0]
+
+
+@pytest.mark.skipif("gateway" not in FEATURES, reason="there are no routes")
+def test_references_in_urls_stay_references(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (directory / "pool.toml").read_text()
+    routes = '[gateway]\n[[route]]\nalias = "a"\npath = "/a$b"\nto = "users"\n'
+    (directory / "pool.toml").write_text(f"{text}\n{routes}")
+    (route,) = tomllib.loads(poolctl("config").out)["route"]
+    assert (route["alias"], route["path"]) == ("a", "/a$b")
+
+
+def test_state_of_a_running_pool_is_added_where_it_is_selected_or_printed(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    with supervised(always(item("users", pids=[7], restarts=4, workers=9))) as requests:
+        users, orders = poolctl("config", "-o", "json").json["items"]
+        assert (users["state"], users["ready"], users["pids"], users["restarts"]) == ("running", True, [7], 4)
+        assert (users["workers"], orders["state"]) == (1, "disabled"), (
+            "the configuration is that of the files"
+        )
+        assert tomllib.loads(poolctl("config", "--state", "running").out)["server"][0]["name"] == "users"
+        count = len(requests)
+        assert "users" in poolctl("config").out
+        assert len(requests) == count, "nothing was asked"

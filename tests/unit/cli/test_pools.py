@@ -44,3 +44,10 @@ def test_pool_that_does_not_answer_is_still_listed(
         (place / "info.json").write_text('{"name": "shop", "supervisor_pid": 7, "files": ["/pool.toml"]}')
         assert poolctl("pools").out == "NAME  PID  READY  FILES\nshop  7    ?      /pool.toml\n"
         assert "ended" in poolctl("pools", "-o", "json").json["items"][0]["message"]
+
+
+def test_name_of_a_pool_is_no_second_pool(poolctl: Command, supervised: Supervised, directory: Path) -> None:
+    with supervised(always(item("users"))):
+        (place,) = (directory / "run").iterdir()
+        (directory / "run" / "@shop").symlink_to(place.name)
+        assert len(poolctl("pools", "-o", "json").json["items"]) == 1

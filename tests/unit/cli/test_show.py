@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from poolctl.cli.commands.show import _origin
 from tests.stand_in import always, item
 
 from .conftest import Command, Supervised
@@ -51,3 +56,89 @@ def test_show_of_a_running_server_has_its_live_state(poolctl: Command, supervise
     assert 'env.A = "b"\n' in said.out
     with supervised(always(running | {"state": "backoff", "ready": False})):
         assert "failure    exited with status 3" in poolctl("show").out
+
+
+STACKS = {"name": "users", "worker": "users.1.0", "pid": 7, "source": "python", "threads": [], "tasks": []}
+
+
+def shown(poolctl: Command, supervised: Supervised, *words: str, **members: Any) -> dict[str, str]:
+    """The rows of a server of this state, by their names; those of the configuration are left out."""
+    with supervised(always(item("users", config={}, origin={}, **members))):
+        text = poolctl("show", *words).out
+    rows: dict[str, str] = {}
+    for line in text.partition("  configuration")[0].splitlines()[1:]:
+        key, _, value = line.strip().partition("  ")
+        if line.startswith("  ") and not line.startswith("   "):
+            rows[key] = value.strip()
+        else:
+            rows[[*rows][-1]] += "\n" + line.strip()
+    return rows
+
+
+def test_show_has_a_row_for_each_thing_that_there_is_to_say(poolctl: Command, supervised: Supervised) -> None:
+    rows = shown(poolctl, supervised)
+    assert rows == {
+        "bind": "127.0.0.1:8081", "expose": "http://127.0.0.1:8081", "state": "running", "ready": rows["ready"],
+        "health": "ok", "pids": "4242", "workers": "1", "uptime": rows["uptime"], "restarts": "0", "tags": "api",
+    }  # fmt: skip
+    assert shown(poolctl, supervised, tags=[])["tags"] == "-"
+    more = shown(
+        poolctl, supervised, complaint="503", preload_problem="it forks", stacks=STACKS, kept="asleep",
+        routes=[{"alias": "api", "protocol": "http", "host": "", "path": "/v1"},
+                {"alias": "db", "protocol": "tcp", "host": "127.0.0.1:5", "path": ""}],
+    )  # fmt: skip
+    assert (more["complaint"], more["preload"]) == ("503", "has no effect: it forks")
+    assert more["hung"].startswith("worker users.1.0 (pid 7)")
+    assert more["routes"] == "api: http://*/v1\ndb: tcp://127.0.0.1:5"
+    assert [*more].index("kept") == [*more].index("state") + 1
+    assert more["kept"] == "asleep"
+    assert shown(poolctl, supervised, routes=[])["routes"] == "-"
+
+
+def test_show_has_the_last_run_of_a_job_in_local_time(
+    poolctl: Command, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    run = {"started_at": "2026-11-22T03:00:00Z", "ended_at": "2026-11-22T03:00:02Z", "result": "failed",
+           "message": "exited with status 3"}  # fmt: skip
+    rows = shown(poolctl, supervised, last_run=run, next_run_at="2026-11-23T03:00:00Z")
+    assert rows["last run"] == "failed: exited with status 3 (2026-11-22 03:00:00 to 03:00:02 UTC)"
+    assert "next run" in rows
+    run |= {"ended_at": "2026-11-23T00:00:02Z", "result": "succeeded"}
+    rows = shown(poolctl, supervised, last_run=run)
+    assert rows["last run"] == "succeeded (2026-11-22 03:00:00 to 2026-11-23 00:00:02 UTC)"
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_show_names_the_keys_at_their_defaults_in_lines_that_fit(poolctl: Command) -> None:
+    lines = [line for line in poolctl("show", "users").out.splitlines() if line.startswith("    #")]
+    assert len(lines) > 2
+    assert max(map(len, lines)) < 80
+    assert not any("#" in line[5:] for line in lines)
+
+
+def test_show_knows_the_defaults_of_a_server_whose_files_have_changed(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    usual = poolctl("show", "users", "-o", "json").json["items"][0]["config"]
+    with supervised(always(item("users", config=usual, origin=None))):
+        text = poolctl("show").out
+    assert "job" in text.partition("#")[2]
+    assert "job = false" not in text
+    assert 'bind = "127.0.0.1:8081"\n' in text
+
+
+def test_key_within_a_table_has_the_origin_of_the_table() -> None:
+    origin = {"http": "/p/pool.toml:3", "env.A": "/p/pool.toml:4"}
+    assert [_origin(key, origin) for key in ("http.loop", "env.A", "env.B", "name")] == [
+        "/p/pool.toml:3", "/p/pool.toml:4", "default", "default",
+    ]  # fmt: skip
+
+
+def test_show_masks_secrets_unless_they_are_asked_for(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("users", config={"env": {"API_KEY": "hidden"}}, origin={}))) as requests:
+        assert 'env.API_KEY = "********"' in poolctl("show", "--full").out
+        assert 'env.API_KEY = "hidden"' in poolctl("show", "--full", "--reveal").out
+    assert [body["options"].get("reveal", False) for _, body in requests] == [False, True]

@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from tests.stand_in import always, item
+import pytest
+
+from poolctl import feature
+from poolctl.cli import offline
+from poolctl.cli.commands import status
+from poolctl.feature import Feature, LastingProcess
+from poolctl.keeper import pool_files
+from tests.stand_in import Send, always, item, result, server
 
 from .conftest import Command, Supervised
 
@@ -31,3 +39,106 @@ def test_status_names_servers_that_are_not_ready(poolctl: Command, supervised: S
     assert said == (3, "shop: 1 of 2 servers ready, 1 stopped, up 12s\n  bb  backoff\n", "")
     assert document["summary"]["should_run"] == 2
     assert document["summary"]["states"] == states
+
+
+SUMMARY = {"name": "shop", "should_run": 1, "states": {"running": 1}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"), [({"exit_code": 0}, 0), ({"exit_code": 3}, 1), ({"exit_code": 4}, 1)]
+)
+def test_health_check_exits_with_0_or_1(
+    poolctl: Command, supervised: Supervised, answer: dict[str, Any], code: int
+) -> None:
+    with supervised(always(item("a"), summary=SUMMARY, **answer)):
+        assert poolctl("status", "--healthcheck").code == code
+        assert poolctl("status").code == answer["exit_code"]
+
+
+def test_health_check_of_a_broken_pool_is_1(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert poolctl("status", "--healthcheck").code == 1
+    (directory / "pool.toml").write_text("broken [")
+    assert poolctl("status", "--healthcheck").code == 1
+
+    def fail(request: object) -> None:
+        raise RuntimeError("no memory")
+
+    monkeypatch.setattr(status, "find_pool", fail)
+    said = poolctl("status", "--healthcheck")
+    assert (said.code, said.err) == (1, "error: no memory\n")
+
+
+def test_status_of_a_supervisor_that_sends_no_summary(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("a"))):
+        assert poolctl("status", "-o", "json").json["summary"] == {"servers": 0, "ready": 0, "states": {}}
+
+
+def test_status_warns_of_what_the_summary_says(poolctl: Command, supervised: Supervised) -> None:
+    more = {"calm": True, "keeper_problem": "the keeper is old", "not_served": ["metrics cannot be served"]}
+    with supervised(always(item("a"), summary=SUMMARY | more)):
+        said = poolctl("status")
+    lines = said.err.splitlines()
+    assert lines[0].startswith("warning: the supervisor crashed five times")
+    assert lines[1:] == ["warning: the keeper is old", "warning: metrics cannot be served"]
+    with supervised(always(item("a"), summary=SUMMARY)):
+        assert poolctl("status").err == ""
+
+
+def test_status_counts_servers_at_rest_apart_and_names_the_cluster(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    items = [
+        item("a", uptime_seconds=0), item("b", ready=False, state="sleeping", uptime_seconds=0),
+        item("c", ready=False, state="disabled", uptime_seconds=0),
+        item("job", ready=True, state="stopped", uptime_seconds=0),
+    ]  # fmt: skip
+    where = {"namespace": "prod", "context": "eu"}
+    with supervised(always(*items, summary={"states": {}} | where)):
+        assert poolctl("status").out == (
+            "2 servers ready, 1 disabled, 1 sleeping, context eu, namespace prod\n"
+        )
+
+
+def test_verbose_status_has_the_stacks_of_servers_that_are_not_ready(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    stacks = {"name": "b", "worker": "b.1.0", "pid": 7, "source": "python", "threads": [], "tasks": []}
+    items = [item("a"), item("b", ready=False, state="starting"), item("c", ready=False, state="stopped")]
+    shown = [{**each, "stacks": stacks, "config": {}} for each in items]
+    verbs = []
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        verbs.append(verb)
+        return result(*(shown if verb == "show" else items), summary=SUMMARY, exit_code=0)
+
+    with supervised(answer):
+        lines = poolctl("status", "--verbose").out.splitlines()
+        assert sum("worker b.1.0 (pid 7)" in line for line in lines) == 1
+        assert lines[-1].startswith("    ")
+        assert verbs == ["status", "show"]
+        assert "worker" not in poolctl("status").out
+        items[1]["ready"] = True
+        assert "worker" not in poolctl("status", "--verbose").out
+    assert verbs == ["status", "show", "status", "status"]
+
+
+def test_status_names_what_serves_without_a_supervisor(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [server("users"), server("orders", state="stopped", ready=False, pids=[])]
+    monkeypatch.setattr(offline, "items_of", lambda servers, ref: found)
+    rest = "still serving; `poolctl start` adopts them\n"
+    assert poolctl("status").out == f"no supervisor is running, but 1 server is {rest}"
+    found.append(server("docs"))
+    assert poolctl("status").out == f"no supervisor is running, but 2 servers are {rest}"
+    process = LastingProcess(label="the gateway", entry="g", socket="g", end="end")
+    monkeypatch.setattr(
+        feature, "features", lambda: (Feature(package="x", process=process), Feature(package="y"))
+    )
+    del found[2]
+    monkeypatch.setattr(pool_files, "find", lambda directory, kind: ["g.1"] if kind == "g" else [])
+    assert poolctl("status").out == f"no supervisor is running, but 1 server and the gateway are {rest}"
+    del found[0]
+    assert poolctl("status").out == f"no supervisor is running, but the gateway is {rest}"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.cli.commands import wait
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Supervised
@@ -54,3 +55,35 @@ def test_line_counts_the_servers_that_reached_the_goal(
         assert poolctl(*args).out.splitlines()[0] == line
         assert poolctl(*args, "--quiet").out == ""
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
+
+
+def test_wait_that_fails_prints_no_line(poolctl: Command, supervised: Supervised) -> None:
+    late = {"code": 124, "error": "ErrorTimeout", "name": "a", "message": "is starting, not ready"}
+    with supervised(always(item("a", ready=False, state="starting"), exit_code=124, errors=[late])):
+        assert poolctl("wait") == (124, "", "error: a: is starting, not ready\n")
+
+
+def test_wait_without_a_supervisor_begins_when_there_is_one(
+    poolctl: Command, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contexts: list[Any] = []
+
+    def begin(seconds: float) -> None:
+        assert 0 < seconds <= wait.LOOK_SECONDS
+        contexts.append(supervised(always(item("users"))))
+        contexts[-1].__enter__()
+
+    monkeypatch.setattr(wait, "sleep", begin)
+    try:
+        assert poolctl("wait", "--timeout", "20s").out == "1 server ready\n"
+        assert len(contexts) == 1
+    finally:
+        for each in contexts:
+            each.__exit__(None, None, None)
+
+
+def test_wait_that_gives_up_names_the_goal(poolctl: Command) -> None:
+    said = poolctl("wait", "--for", "healthy", "--timeout", "0")
+    assert said.err == (
+        "error: not healthy in time: no supervisor is running for this pool\n  hint: poolctl start\n"
+    )

@@ -8,6 +8,7 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config import Problem
+from poolctl.config.files.assemble import Assembly, Document, Origins, read_documents
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
 
@@ -167,3 +168,91 @@ def test_an_unreadable_file_does_not_hide_the_problems_of_another(tmp_path: Path
 )
 def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
     assert named in told(tmp_path, text)
+
+
+def test_origins_are_equal_so_that_equal_servers_are() -> None:
+    assert Origins([], []) == Origins([], [], {})
+    assert (Origins([], []) == 3) is False
+    assert Origins([], []).of("nobody") == {}
+
+
+def test_place_of_a_key_is_that_of_the_last_file_that_has_it(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("[defaults]\nstop_timeout = 1\n" + SERVER)
+    (tmp_path / "b.toml").write_text(
+        '\n[[server]]\nname = "web"\nlisten = ":2"\nhttp = { loop = "asyncio" }\n'
+    )
+    documents, problems = read_documents(
+        [str(tmp_path / "a.toml"), str(tmp_path / "b.toml"), str(tmp_path / "c.toml")]
+    )
+    assert [Path(each.file).name for each in problems] == ["c.toml"]
+    assembly = Assembly({})
+    for document in documents:
+        assembly.add(document)
+    origins = Origins(documents, assembly.entries)
+
+    def place(*path: str) -> tuple[str, int]:
+        found = origins.place("web", path)
+        return Path(found.file).name, found.line
+
+    assert place("bind") == ("b.toml", 4)
+    assert place("app") == ("a.toml", 6)
+    assert place("http", "loop") == place("http", "lop") == ("b.toml", 5)
+    assert place("stop_timeout") == ("a.toml", 2)
+    assert place("tags") == ("a.toml", 3), "the table of the server"
+    assert origins.file_of("web") == str(tmp_path / "a.toml")
+    assert origins.of("web") == {
+        "stop_timeout": f"{tmp_path}/a.toml:2", "name": f"{tmp_path}/b.toml:3", "bind": f"{tmp_path}/b.toml:4",
+        "app": f"{tmp_path}/a.toml:6", "http": f"{tmp_path}/b.toml:5", "http.loop": f"{tmp_path}/b.toml:5",
+    }  # fmt: skip
+
+
+def test_certificate_of_the_defaults_is_an_origin_of_servers_that_ask_for_it(tmp_path: Path) -> None:
+    text = (
+        '[defaults.tls]\ncert = "c.pem"\n'
+        '[[server]]\nname = "plain"\nbind = ":1"\n[[server]]\nname = "asks"\nbind = ":2"\ntls = true\n'
+    )
+    plain, asks = load_text(tmp_path, text)
+    assert plain.origin is not None
+    assert asks.origin is not None
+    assert not any(key.startswith("tls") for key in plain.origin)
+    assert asks.origin["tls.cert"] == f"{tmp_path}/pool.toml:2"
+
+
+def test_text_that_replaces_a_file_is_read_instead(tmp_path: Path) -> None:
+    path = str(tmp_path / "pool.toml")
+    (document,), problems = read_documents([path], {path: '[pool]\nname = "x"\n'})
+    assert (document.data, problems) == ({"pool": {"name": "x"}}, [])
+
+
+def test_file_of_another_tool_is_named_with_the_command_that_imports_it(tmp_path: Path) -> None:
+    text = told(tmp_path, "services:\n  web:\n    image: nginx\n", "pool.yaml")
+    assert "not a pool's file" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "written"),
+    [
+        (("server", 0, "depends_on", 0, "name"), ("server", 0, "depends_on", 0)),
+        (("server", 0, "listen", 0), ("server", 0, "listen")),
+        (("server", 0, "gone", "x"), ("server", 0, "gone", "x")),
+        (("server", 7), ("server", 7)),
+    ],
+)
+def test_path_is_shortened_where_the_file_has_a_short_form(
+    tmp_path: Path, path: tuple[str | int, ...], written: tuple[str | int, ...]
+) -> None:
+    document = Document(str(tmp_path / "pool.toml"), '[[server]]\nlisten = ":1"\ndepends_on = ["db"]\n')
+    assert document.as_written(path) == written
+
+
+def test_label_with_dots_has_its_place_in_any_spelling(tmp_path: Path) -> None:
+    for line in ('labels."a.b" = "x"', 'labels.a.b = "x"', 'labels = { "a.b" = "x" }'):
+        document = Document(str(tmp_path / "pool.toml"), f"[[server]]\n{line}\n")
+        assert document.place(("server", 0, "labels", "a.b")).line == 2, line
+    assert document.exact(("server", 0, "labels", "c")) is None
+    assert document.place(("server", 0, "labels", "c")).key == "server[0].labels.c"
+
+
+def test_place_of_nothing_is_the_beginning_of_the_file(tmp_path: Path) -> None:
+    place = Document(str(tmp_path / "pool.toml"), "").place(("metrics", "bind"))
+    assert (place.line, place.column, place.key) == (1, 1, "metrics.bind")

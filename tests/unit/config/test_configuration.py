@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig, TLSConfig
+from poolctl.config import Configuration
+from poolctl.config.configuration import open_files_needed, unserved
 from poolctl.errors import PoolValidateError, ServerError
 from tests.config_files import SERVER, load_text, told
 
@@ -152,3 +154,135 @@ def test_valid_servers_are_there_next_to_the_problems(tmp_path: Path) -> None:
     assert [server.name for server in config] == ["web"]
     assert len(config.problems) == 1
     assert repr(config) == "<PoolConfig 1 server, 1 problem>"
+
+
+def command(name: str, **keys: Any) -> ServerConfig:
+    return ServerConfig(
+        **{"name": name, "bind": f"127.0.0.1:{sum(map(ord, name))}", "command": ["sleep", "1"], **keys}
+    )
+
+
+def warnings_of(*servers: ServerConfig) -> list[str]:
+    return [str(each) for each in Configuration(servers).warnings]
+
+
+def test_configuration_is_a_sequence_of_its_servers() -> None:
+    a, b = command("a"), command("b")
+    config = Configuration([a, b])
+    assert (len(config), config[0], config[-1], config[:1], [*config]) == (2, a, b, [a], [a, b])
+    assert (repr(config), repr(Configuration([a]))) == (
+        "<Configuration 2 servers>",
+        "<Configuration 1 server>",
+    )
+    assert (config.is_empty, Configuration().is_empty, repr(Configuration())) == (
+        False, True, "<Configuration 0 servers>",
+    )  # fmt: skip
+    assert config.problems == Configuration([ServerConfig(name="a", bind=":1")]).problems == []
+
+
+def test_waiting_for_a_disabled_server_is_a_warning() -> None:
+    db, api = command("db", disabled=True), command("api", depends_on=["db"])
+    (warning,) = Configuration([db, api]).warnings
+    assert "'db' is disabled, and this server waits for it" in str(warning)
+    assert (warning.name, warning.hint) == ("api", "enable it, or take it out")
+    assert warnings_of(db, api.but(disabled=True)) == warnings_of(db.but(disabled=False), api) == []
+
+
+def test_program_that_binds_itself_is_a_warning_unless_it_is_accepted() -> None:
+    (warning,) = warnings_of(command("a", command=["x", "--port={port}"]))
+    assert "command: " in warning
+    assert warnings_of(command("a", command=["x", "--port={port}"], socket="program")) == []
+    assert warnings_of(command("a", command=["x", "{fd}"])) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "program"),
+    [
+        (["gunicorn", "app"], "gunicorn"), (["/usr/bin/gunicorn"], "gunicorn"), (["uv", "run", "gunicorn"], "gunicorn"),
+        (["python3", "-m", "gunicorn"], "gunicorn"), (["a", "b", "c", "gunicorn"], ""), (["celery"], ""),
+    ],
+)  # fmt: skip
+def test_program_without_a_port_that_listens_is_a_warning(words: list[str], program: str) -> None:
+    found = warnings_of(ServerConfig(name="a", command=words))
+    assert len(found) == bool(program)
+    assert all(
+        f"{program} listens on a port, which the pool does not know without 'bind'" in each for each in found
+    )
+    assert warnings_of(command("a", command=words)) == []
+
+
+def test_masked_secret_is_a_warning() -> None:
+    (warning,) = warnings_of(command("a", env={"KEY": "********", "OTHER": "x"}))
+    assert "env.KEY" in warning
+
+
+def test_outside_checks_the_named_servers_and_warns_of_the_others(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path,
+        '[[server]]\nname = "a"\nbind = ":1"\ncommand = ["no-such-one"]\n'
+        '[[server]]\nname = "b"\nbind = ":2"\ncommand = ["no-such-other"]\n',
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert [each.name for each in config.outside()] == ["a", "b"]
+    (only,) = config.outside(names=["b"])
+    assert (only.name, "no-such-other" in str(only)) == ("b", True)
+    assert config.outside(names=[]) == []
+
+
+def test_journal_that_cannot_be_written_is_a_warning_where_the_pool_runs_already(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = load_text(
+        tmp_path, f'[events]\npath = "{tmp_path}/file/events.jsonl"\n{SERVER.replace("app", "# app")}'
+    )
+    assert any("events.path" in str(each) for each in config.outside())
+    assert not any("events.path" in str(each) for each in config.warnings)
+    assert config.outside(names=[]) == []
+    assert any("events.path" in str(each) for each in config.warnings)
+
+
+def test_certificate_of_the_defaults_that_is_missing_is_one_problem(tmp_path: Path) -> None:
+    server = '[[server]]\nname = "{0}"\nbind = ":{1}"\nhandler_key = "k"\ntls = true\n'
+    config = load_text(
+        tmp_path,
+        '[pool]\nhandlers = "a:b"\n[defaults.tls]\ncert = "gone.pem"\n'
+        + server.format("a", 1)
+        + server.format("b", 2),
+    )
+    assert config.problems == []
+    assert sum("gone.pem" in str(each) for each in config.outside()) == 1
+
+
+def needed(*servers: ServerConfig, count: int = 1) -> int:
+    return open_files_needed((each, count) for each in servers)
+
+
+def test_open_files_grow_with_listeners_workers_and_restarts() -> None:
+    idle = open_files_needed([])
+    one = command("a")
+    assert idle == 64
+    # A listener, two of the worker of a program, and three for one that replaces it.
+    assert needed(one) == idle + 1 + 2 + 3
+    assert needed(ServerConfig(name="a", bind="127.0.0.1:1", app="a:b")) == idle + 1 + 3 + 2 + 3
+    assert needed(one.replace(bind=":1")) == needed(one.replace(bind="localhost:1")) == needed(one) + 1
+    assert needed(ServerConfig(name="a", command=["x"])) == needed(one) - 1
+    assert needed(one.replace(command=["x", "{port}"])) == needed(one) - 1
+    assert needed(one.replace(health="/ready")) == needed(one) + 1
+    assert needed(one, count=0) == idle + 1
+    assert needed(one, count=20) == idle + 1 + 2 * 20 + 3 * 16
+
+
+def test_server_needs_something_to_serve_and_a_certificate_if_it_asks_for_one() -> None:
+    plain = ServerConfig(name="a", bind=":1")
+    assert [each.path for each in unserved(plain)] == [("app",)]
+    assert [*unserved(plain, handler=True)] == [*unserved(plain.but(app="a:b"))] == []
+    assert [*unserved(plain.but(command=("x",)))] == [*unserved(plain.but(handlers="a:b"))] == []
+    asking = ServerConfig(name="a", bind=":1", app="a:b", tls=True)
+    assert [each.path for each in unserved(asking)] == [("tls",)]
+    assert [*unserved(asking, tls=True)] == []
+
+
+def test_places_of_servers_are_all_equal(tmp_path: Path) -> None:
+    one, other = load_text(tmp_path, SERVER), load_text(tmp_path, "# moved\n" + SERVER)
+    assert one[0] == other[0]
+    assert one[0].origins == other[0].origins
+    assert one[0].origins != 3

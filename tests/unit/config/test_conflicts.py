@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl import PoolConfig, ServerConfig
-from poolctl.config import with_addresses
+from poolctl.address import parse
+from poolctl.config import Tables, with_addresses
 from poolctl.config.edit import escaped, table_text
-from poolctl.config.rules.conflicts import longest_stop_seconds
+from poolctl.config.model.pool_tables import MetricsTable
+from poolctl.config.rules.conflicts import (
+    conflicts,
+    dependency_findings,
+    longest_stop_seconds,
+    named_addresses,
+    own_addresses,
+    shared_users,
+    table_conflicts,
+    users_of,
+)
 from tests.config_files import SERVER, load_text, told
 
 QUEUE = '[[server]]\nname = "queue"\ncommand = ["celery", "worker"]\n'
@@ -354,3 +367,111 @@ def test_completed_is_for_jobs(tmp_path: Path) -> None:
 def test_depending_on_a_server_with_problems_is_no_second_problem(tmp_path: Path) -> None:
     bad = '[[server]]\nname = "bad"\nbind = ":x y"\napp = "a:b"\n'
     assert len(told(tmp_path, SERVER + 'depends_on = ["bad"]\n' + bad).splitlines()) == 1
+
+
+def server(name: str, **keys: Any) -> ServerConfig:
+    return ServerConfig(
+        **{"name": name, "bind": f"127.0.0.1:{sum(map(ord, name))}", "command": ["x"], **keys}
+    )
+
+
+def test_servers_of_one_user_in_a_pool_of_several_are_not_isolated() -> None:
+    shared = [
+        server("a", user="www"),
+        server("b", user="www:web"),
+        server("c", user="other"),
+        server("d", user="www"),
+    ]
+    ((first, finding),) = shared_users(shared)
+    assert (first.name, finding.path) == ("a", ("user",))
+    assert (
+        finding.message == "it shares the user 'www' with b and 1 more: they are not isolated from each other"
+    )
+    assert "and 1 more" not in next(iter(shared_users(shared[:3])))[1].message
+    assert [*shared_users(shared[:2])] == [], "nobody expects it where all have one user"
+    assert [*shared_users([server("a"), server("b"), server("c", user="www")])] == []
+
+
+def test_users_are_accounts_whatever_their_spelling() -> None:
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    found = users_of(
+        [server("a"), server("b", user="nobody:www"), server("c", user="no-such"), server("d", user=me)]
+    )
+    assert found == {"a": me, "b": "nobody", "c": "no-such", "d": me}
+
+
+def test_user_without_an_account_is_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
+    assert users_of([server("a")]) == {"a": "4000000"}
+
+
+def test_stop_takes_as_long_as_the_longest_chain() -> None:
+    limits = {"stop_timeout": 5, "drain_timeout": 2}
+    db = server("db", **limits)
+    api = server("api", **limits, depends_on=["db", "gone"])
+    other = server("other", **limits, hooks={"after_stop": ["x"]})
+    queue = ServerConfig(name="queue", command=["x"], stop_timeout=5, drain_timeout=2)
+    assert longest_stop_seconds([]) == 0.0
+    assert longest_stop_seconds([], 3.0) == 3.0
+    assert longest_stop_seconds([db]) == 7.0
+    assert longest_stop_seconds([db, api], 1.0) == 15.0
+    assert longest_stop_seconds([db, other]) == 12.0
+    assert longest_stop_seconds([queue]) == 5.0
+    assert longest_stop_seconds([server("quick", **limits, hooks={"before_start": ["x"]})]) == 7.0
+
+
+def test_addresses_of_tables_are_in_conflict_with_servers_and_each_other() -> None:
+    tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9464"))
+    assert [(name, address.key) for name, address in own_addresses(tables)] == [("metrics", "127.0.0.1:9464")]
+    assert [(name, address.key) for name, address in named_addresses(tables) if address] == [
+        ("[metrics]", "127.0.0.1:9464")
+    ]
+    servers = [("a", parse("127.0.0.1:1")), ("b", parse(":9464"))]
+    ((path, other, finding),) = table_conflicts(tables, servers)
+    assert (path, other) == (("metrics", "bind"), "b")
+    assert "overlaps" in finding.message
+    assert [*table_conflicts(tables, servers[:1])] == []
+    assert [*table_conflicts(Tables(), [*servers, *servers])] == [], "conflicts of servers are their own"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        ("127.0.0.1:80", "127.0.0.1:80", "the address 127.0.0.1:80 is taken by 'a'"),
+        (":80", "127.0.0.1:80", "127.0.0.1:80 overlaps :80 (all addresses) of 'a'"),
+        ("127.0.0.1:80", ":80", ":80 (all addresses) overlaps 127.0.0.1:80 of 'a'"),
+        ("[::]:80", "0.0.0.0:80", "0.0.0.0:80 overlaps [::]:80 (IPv4 too) of 'a'"),
+        ("localhost:80", "[::1]:80", "[::1]:80 overlaps localhost:80 of 'a'"),
+        ("127.0.0.1:80", "127.0.0.1:81", ""),
+        ("127.0.0.1:80", "127.0.0.2:80", ""),
+        ("127.0.0.1:auto", "127.0.0.1:auto", ""),
+    ],
+)
+def test_overlapping_addresses_are_spelt_out(one: str, other: str, message: str) -> None:
+    found = [*conflicts([("a", parse(one)), ("b", parse(other))])]
+    assert [(later, first, finding.message) for later, first, finding in found] == (
+        [(1, 0, message)] if message else []
+    )
+
+
+def test_names_that_differ_in_case_are_one_name() -> None:
+    found = [
+        *conflicts(
+            [("Web", None), ("", None), ("web", None), ("", None), ("Web", parse(":1")), ("x", parse(":1"))]
+        )
+    ]
+    assert [(later, first, finding.message) for later, first, finding in found] == [
+        (2, 0, "the name 'web' is taken by 'Web' (selecting ignores case)"),
+        (4, 0, "the name 'Web' is taken"),
+        (5, 4, "the address 0.0.0.0:1 is taken by 'Web'"),
+    ]
+
+
+def test_dependency_on_a_job_with_times_cannot_be_waited_for() -> None:
+    nightly = ServerConfig(name="nightly", job=True, command=["x"], every="0 3 * * *")
+    ((depending, finding),) = dependency_findings([nightly, server("a", depends_on=["nightly"])])
+    assert (depending.name, finding.path) == ("a", ("depends_on", 0))
+    assert "runs at certain times" in finding.message
+    assert [*dependency_findings([server("a", depends_on=["bad"])], ["bad"])] == []
+    ((_, finding),) = dependency_findings([server("a", depends_on=["a"])])
+    assert finding.message == "depends on itself"

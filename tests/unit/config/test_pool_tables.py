@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 import pickle
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import ServerConfig
-from poolctl.config.model.pool_tables import EventsTable, MetricsTable, Tables, pool_variables
+from poolctl.config import ServerConfig, Tables
+from poolctl.config.model.pool_tables import (
+    EventsTable,
+    MetricsTable,
+    PoolSettings,
+    TableRules,
+    is_listed,
+    made,
+    model_of_table,
+    pool_variables,
+    probed_targets,
+    routes_of,
+    rules_of,
+    table_names,
+)
+from poolctl.config.values.problems import Finding
+from poolctl.feature import FEATURES
 from tests.config_files import SERVER, load_text, told
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
@@ -128,3 +144,42 @@ def test_variables_of_secrets_are_found_in_tables_defaults_and_certificates() ->
 )
 def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
     assert named in told(tmp_path, text)
+
+
+def test_settings_are_written_without_the_usual_platform() -> None:
+    assert PoolSettings(name="shop").to_dict() == {"name": "shop", "port_range": "20000-29999"}
+    assert PoolSettings().but(platform="kubernetes").to_dict()["platform"] == "kubernetes"
+
+
+def test_tables_are_known_by_their_names() -> None:
+    assert {"metrics", "events"} <= {*table_names()}
+    assert (model_of_table("metrics"), model_of_table("nonsense")) == (MetricsTable, None)
+    assert (is_listed("metrics"), is_listed("nonsense")) == (False, False)
+    if "gateway" in FEATURES:
+        assert is_listed("route")
+
+
+def test_invalid_table_is_left_out_with_its_findings() -> None:
+    findings: list[Finding] = []
+    tables = made({"metrics": {"bind": "nonsense"}, "events": {"keep": 3}}, findings)
+    assert (tables.get(MetricsTable), tables.events is not None and tables.events.keep) == (None, 3)
+    assert [each.path for each in findings] == [("metrics", "bind")]
+
+
+def test_features_without_these_tables_have_no_rules() -> None:
+    assert [*rules_of(["metrics", "events"])] == []
+    assert (routes_of([], Tables()), probed_targets(Tables())) == (None, {})
+    if "gateway" in FEATURES:
+        assert len([*rules_of(["route"])]) == 1
+
+
+def test_rules_that_are_not_overridden_find_nothing() -> None:
+    rules, tables = TableRules(), Tables()
+    now = datetime(2026, 1, 1)
+    assert (rules.made({}, []), rules.routes([], tables), rules.probed_targets(tables)) == ({}, None, {})
+    assert (rules.warnings([], tables, complete=True), rules.unusable(tables), rules.addresses(tables)) == (
+        (),
+        (),
+        (),
+    )
+    assert rules.check([], tables, {}, now) == ([], [])

@@ -259,3 +259,52 @@ def test_a_program_that_binds_itself_is_known() -> None:
     assert ServerConfig(name="a", bind=":1", command=["x"], env={"AT": "{bind}"}).binds_itself
     assert ServerConfig(name="a", bind=":1", command=["x"], socket="program").binds_itself
     assert not ServerConfig(name="a", bind=":1", app="m:app", env={"AT": "{bind}"}).binds_itself
+
+
+def test_replaced_address_of_a_server_takes_the_place_of_the_old_one() -> None:
+    server = ServerConfig(name="a", bind="127.0.0.1:1", app="a:b")
+    assert server.replace(listen="127.0.0.1:2").bind == "127.0.0.1:2"
+    queue = ServerConfig(name="queue", command=["x"])
+    assert queue.replace(workers=2).key == "process:queue"
+    assert queue.replace(bind="127.0.0.1:3").expose == "http://127.0.0.1:3"
+    assert queue.replace(name="other").key == "process:other"
+
+
+@pytest.mark.parametrize(
+    ("keys", "overlaps"),
+    [
+        ({"app": "a:b"}, True), ({"app": "a:b", "overlap": False}, False),
+        ({"command": ["x"]}, False), ({"command": ["x"], "notify": True}, True),
+        ({"command": ["x", "{port}"], "notify": True}, False),
+        ({"command": ["x"], "notify": True, "overlap": False}, False),
+    ],
+)  # fmt: skip
+def test_old_and_new_workers_overlap_where_both_can_have_the_address(
+    keys: dict[str, Any], overlaps: bool
+) -> None:
+    assert ServerConfig(**{"name": "a", "bind": ":1", **keys}).may_overlap is overlaps
+
+
+def test_programs_without_a_port_overlap_if_there_are_several() -> None:
+    assert not ServerConfig(name="a", command=["x"]).may_overlap
+    assert ServerConfig(name="a", command=["x"], workers=2).may_overlap
+
+
+def test_sleep_is_for_servers_without_a_minimum_of_workers() -> None:
+    sleepy = ServerConfig(name="a", bind=":1", app="a:b", scale={"min": 0, "idle": 60})
+    assert (sleepy.idle_seconds, sleepy.workers) == (60.0, 1)
+    awake = ServerConfig(name="a", bind=":1", app="a:b", scale={"min": 3, "max": 3})
+    assert (awake.idle_seconds, awake.workers) == (0.0, 3)
+
+
+def test_server_is_written_with_its_app_and_without_an_address_that_it_lacks() -> None:
+    app = ServerConfig(name="a", bind=":1", app=len).to_dict()
+    assert (app["app"], app["name"], app["bind"]) == (repr(len), "a", "0.0.0.0:1")
+    assert not {"bind", "expose"} & ServerConfig(name="q", command=["x"]).to_dict().keys()
+    assert "app" not in ServerConfig(name="q", command=["x"]).to_dict()
+
+
+def test_pickled_server_leaves_the_texts_of_its_files_behind(tmp_path: Path) -> None:
+    server = load_text(tmp_path, SERVER)[0]
+    assert server.origin is not None
+    assert pickle.loads(pickle.dumps(server)).origin is None
