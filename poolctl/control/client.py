@@ -214,7 +214,8 @@ class Client:
             for message in read_messages(response, iter(lambda: connection.recv(65536), b"")):
                 if response.status != OK:
                     raise refused(response.status, "ping", message)
-                return value_of(PingResult, message.get("result"))
+                if "result" in message:  # otherwise it is a notice, as of a keeper that does not answer
+                    return value_of(PingResult, message["result"])
         except TimeoutError:
             raise _silent(self.socket_path, limit) from None
         except OSError:

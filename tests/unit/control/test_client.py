@@ -385,7 +385,8 @@ def test_ping_asks_the_next_supervisor_if_the_first_ends(path: Path, ended: int)
                 connection.recv(65536)
                 if turn >= ended:
                     body = json.dumps({"result": {"version": "1.2.3", "protocol": PROTOCOL}}).encode()
-                    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + body + b"\n")
+                    notice = b'{"notice": "the keeper does not answer"}\n'
+                    connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + notice + body + b"\n")
 
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
