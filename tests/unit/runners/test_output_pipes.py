@@ -1,0 +1,397 @@
+"""Output pipes of workers reach the logger, and each logger that follows one that has exited."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from poolctl import ServerConfig
+from poolctl.bootstrap import command
+from poolctl.keeper import wire
+from poolctl.logs.log_line import stamp
+from poolctl.runners.local.output_pipes import Output, last_lines
+from poolctl.runners.process_link import Link, LinkLost
+from poolctl.runners.runner_protocol import RunnerEvents
+from tests.descriptors import no_descriptor_left
+from tests.unit.runners.test_process_link import same
+from tests.virtual_loop import VirtualLoop
+
+
+def server(**keys: Any) -> ServerConfig:
+    return ServerConfig(**{"name": "web", "bind": "127.0.0.1:8080", "app": "web:app"} | keys)
+
+
+class Keeper:
+    """Holds the link to a running logger, or starts one; records its orders."""
+
+    def __init__(self) -> None:
+        self.orders: list[wire.Message] = []
+        self.spawned: list[wire.Message] = []
+        self.entries: dict[str, list[int]] = {}
+        self.loggers: list[socket.socket] = []  # the loggers' ends of their links
+        self.refusals = 0
+
+    def send(self, message: wire.Message, fds: Sequence[Any] = ()) -> None:
+        self.orders.append(message)
+        if message["op"] == "put":
+            self._drop(message["name"])
+            self.entries[message["name"]] = [os.dup(fd if isinstance(fd, int) else fd.fileno()) for fd in fds]
+        elif message["op"] == "drop":
+            self._drop(message["name"])
+
+    async def call(self, message: wire.Message, fds: Sequence[Any] = ()) -> tuple[wire.Message, list[int]]:
+        if self.refusals:
+            self.refusals -= 1
+            raise LinkLost
+        if message["op"] == "get":
+            return {"meta": None}, [os.dup(fd) for fd in self.entries.get(message["name"], ())]
+        assert message["op"] == "spawn"
+        self.spawned.append(message)
+        self.loggers.append(socket.socket(fileno=os.dup(fds[0].fileno())))
+        return {"pid": 7}, []
+
+    def _drop(self, name: str) -> None:
+        for fd in self.entries.pop(name, ()):
+            os.close(fd)
+
+    def values(self, operation: str) -> dict[str, Any]:
+        """The values that were sent with this operation, by name."""
+        return {each["name"]: each.get("meta") for each in self.orders if each["op"] == operation}
+
+    def close(self) -> None:
+        for name in list(self.entries):
+            self._drop(name)
+        for sock in self.loggers:
+            sock.close()
+
+
+class Events:
+    """Records lost output."""
+
+    def __init__(self) -> None:
+        self.lost: list[tuple[str, int, str, str]] = []
+
+    def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
+        self.lost.append((name, count, path, reason))
+
+
+class Stage:
+    """A runner's output beside a keeper, in a directory."""
+
+    def __init__(self, directory: Path, adoption_directory: str | None = None) -> None:
+        self.directory = directory
+        self.keeper = Keeper()
+        self.events = Events()
+        self.output = Output(
+            cast(Link, self.keeper),
+            str(directory),
+            str(directory / "logs"),
+            cast(RunnerEvents, self.events),
+            adoption_directory,
+        )
+
+    @property
+    def logger(self) -> socket.socket:
+        return self.keeper.loggers[-1]
+
+    async def received(self, kind: str) -> tuple[wire.Message, list[int]]:
+        """The next message of this kind that the current logger gets."""
+        for _ in range(1000):
+            try:
+                found = wire.receive(self.logger)
+            except BlockingIOError:
+                await asyncio.sleep(0)
+                continue
+            assert found is not None
+            if found[0]["t"] == kind:
+                return found
+            for fd in found[1]:
+                os.close(fd)
+        raise AssertionError(f"no message {kind!r}")
+
+    async def settled(self) -> None:
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def close(self) -> None:
+        self.output.close()
+        self.keeper.close()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    with no_descriptor_left(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(work)
+
+
+def test_logger_is_started_with_the_directory_in_which_it_can_be_adopted(tmp_path: Path) -> None:
+    async def work() -> None:
+        for directory in (None, "/run/pool"):
+            stage = Stage(tmp_path, directory)
+            await stage.output.start()
+            (spawned,) = stage.keeper.spawned
+            arguments = [] if directory is None else [directory]
+            assert spawned["argv"] == command(sys.executable, "logs", *arguments, isolated=True)
+            assert spawned["output"] == str(tmp_path / "logger.log")
+            assert stage.keeper.entries.keys() == {"logger", "logger-underway"}
+            _, fds = await stage.received("underway")
+            assert all(map(same, fds, stage.keeper.entries["logger-underway"]))
+            assert len(fds) == 3
+            for fd in fds:
+                os.close(fd)
+            stage.close()
+            assert stage.keeper.values("drop").keys() == {"logger", "logger-underway"}
+
+    run(work())
+
+
+def test_running_logger_is_used_and_gets_the_pipes_that_were_adopted(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        ours, theirs = wire.pair()
+        stage.keeper.entries["logger"] = [ours.detach()]
+        stage.keeper.loggers.append(theirs)
+        read, write = os.pipe()
+        message = {"t": "add", "id": "web.1", "name": "web", "path": "/logs/web.log"}
+        (descriptor,) = stage.output.adopt("web.1", message, [read])
+        assert descriptor.fileno() == read
+        assert stage.output.paths == {"web": "/logs/web.log"}
+        await stage.output.start()
+        assert stage.keeper.spawned == []
+        added, (fd,) = await stage.received("add")
+        assert added == message
+        os.write(write, b"line")
+        assert os.read(fd, 9) == b"line"
+        os.close(fd)
+        os.close(write)
+        stage.close()
+
+    run(work())
+
+
+def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.output.start()
+        key, write = stage.output.attach(server())
+        other, other_write = stage.output.attach(server())
+        assert key != other
+        assert stage.output.paths == {"web": str(tmp_path / "logs" / "web.log")}
+        stage.output.follow(key, 42, 1234, generation=3, index=1)
+        stage.output.follow(other, 43, hook="before_start")
+        usual = stage.output.order(key, server(), 42) | {"generation": 3, "index": 1, "start": 1234}
+        hook = stage.output.order(other, server(), 43) | {
+            "generation": 1, "index": None, "hook": "before_start",
+        }  # fmt: skip
+        for expected in (usual, hook):
+            message, (fd,) = await stage.received("add")
+            assert message == expected
+            assert stage.keeper.values("put")[f"output:{expected['id']}"] == expected
+            assert not os.get_blocking(fd)
+            os.close(fd)
+        os.write(write, b"x")
+        finished = asyncio.ensure_future(stage.output.finished(key, 60))
+        await asyncio.sleep(1)
+        assert not finished.done()
+        wire.send(stage.logger, {"t": "eof", "id": key})
+        wire.send(stage.logger, {"t": "eof", "id": "unknown"})
+        await finished
+        assert asyncio.get_running_loop().time() == 1
+        with pytest.raises(BrokenPipeError):
+            os.write(write, b"x")
+        assert f"output:{key}" not in stage.keeper.entries
+        assert f"output:{other}" in stage.keeper.entries
+        await stage.output.finished(key, 60)
+        await stage.output.finished(other, 60)
+        assert asyncio.get_running_loop().time() == 61
+        os.close(write)
+        os.close(other_write)
+        stage.close()
+
+    run(work())
+
+
+def test_order_names_the_file_and_its_rotation(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        log = {
+            "path": str(tmp_path / "own.log"),
+            "format": "json",
+            "max_size": "1MiB",
+            "keep": 3,
+            "max_age": "1h",
+        }
+        config = server(app=None, command=["program"], stop_signal="SIGINT", log=log)
+        assert stage.output.order("web.1", config, 5) == {
+            "t": "add", "id": "web.1", "name": "web", "command": True, "pid": 5, "stop_signal": 2,
+            "path": str(tmp_path / "own.log"), "format": "json", "max_size": 1 << 20, "keep": 3, "max_age": 3600,
+        }  # fmt: skip
+        stage.close()
+
+    run(work())
+
+
+def test_pipe_of_a_worker_that_was_not_created_is_closed(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        key, write = stage.output.attach(server())
+        stage.output.discard(key)
+        with pytest.raises(BrokenPipeError):
+            os.write(write, b"x")
+        os.close(write)
+        stage.output.discard(key)
+        stage.close()
+
+    run(work())
+
+
+def test_next_logger_gets_every_pipe_and_reopens_the_files(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.output.start()
+        key, write = stage.output.attach(server())
+        stage.output.follow(key, 42)
+        reopening = asyncio.ensure_future(stage.output.reopen())
+        again = asyncio.ensure_future(stage.output.reopen())
+        await stage.received("reopen")
+        await stage.received("sync")
+        stage.keeper.refusals = 2
+        stage.logger.close()
+        await asyncio.sleep(1)
+        assert len(stage.keeper.spawned) == 2
+        message, (fd,) = await stage.received("add")
+        assert message["id"] == key
+        os.close(fd)
+        await stage.received("reopen")
+        await stage.received("sync")
+        assert not reopening.done()
+        wire.send(stage.logger, {"t": "synced"})
+        await reopening
+        await again
+        wire.send(stage.logger, {"t": "synced"})
+        await stage.settled()
+        third = asyncio.ensure_future(stage.output.reopen())
+        await stage.received("reopen")
+        assert not third.done()
+        third.cancel()
+        os.close(write)
+        stage.close()
+
+    run(work())
+
+
+def test_logger_that_cannot_be_started_is_started_every_200_ms(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.output.start()
+        stage.keeper.refusals = 3
+        stage.logger.close()
+        while len(stage.keeper.spawned) < 2:
+            await asyncio.sleep(0.01)
+        assert 0.6 <= asyncio.get_running_loop().time() < 0.65
+        stage.close()
+
+    run(work())
+
+
+def test_output_that_is_closed_starts_no_logger(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.output.start()
+        stage.keeper.refusals = 1
+        stage.logger.close()
+        await asyncio.sleep(0.1)
+        assert stage.keeper.refusals == 0
+        stage.output.close()
+        await asyncio.sleep(1)
+        assert len(stage.keeper.spawned) == 1
+        stage.close()
+
+    run(work())
+
+
+def test_logger_gets_no_order_once_the_output_is_closed_and_each_pipe_is_closed(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.output.start()
+        _, write = stage.output.attach(server())
+        stage.output.close()
+        await stage.received("end")
+        assert wire.receive(stage.logger) is None
+        with pytest.raises(BrokenPipeError):
+            os.write(write, b"x")
+        os.close(write)
+        stage.close()
+
+    run(work())
+
+
+def test_lost_output_is_reported_with_its_server_and_file(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.output.start()
+        key, write = stage.output.attach(server())
+        for message in (
+            {"id": key, "bytes": 5, "error": "No space left on device"},
+            {"id": key},
+            {"id": "unknown", "bytes": 5},
+        ):
+            wire.send(stage.logger, {"t": "dropped", **message})
+        await stage.settled()
+        path = str(tmp_path / "logs" / "web.log")
+        assert stage.events.lost == [("web", 5, path, "No space left on device"), ("web", 0, path, "")]
+        os.close(write)
+        stage.close()
+
+    run(work())
+
+
+def test_hung_logger_is_pinged_and_its_identity_stored(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.output.start()
+        await stage.received("ping")
+        wire.send(stage.logger, {"t": "pong", "pid": os.getpid()})
+        await stage.settled()
+        assert stage.keeper.values("note")["logger"]["pid"] == os.getpid()
+        stage.close()
+
+    run(work())
+
+
+def test_lines_of_the_pool_are_written_to_the_pipe_and_awaited_for_a_second(tmp_path: Path) -> None:
+    async def work() -> None:
+        stage = Stage(tmp_path)
+        await stage.output.start()
+        saying = asyncio.ensure_future(stage.output.say(server(), ["one", "two"]))
+        message, (fd,) = await stage.received("add")
+        assert message["pid"] == os.getpid()
+        assert os.read(fd, 99) == b"one\ntwo\n"
+        assert os.read(fd, 99) == b"", "the write end is closed"
+        os.close(fd)
+        await saying
+        assert asyncio.get_running_loop().time() == 1
+        # Lines that exceed the pipe are dropped; the supervisor does not wait.
+        await stage.output.say(server(), ["x" * 100_000] * 2)
+        stage.close()
+
+    run(work())
+
+
+def test_last_lines_are_masked_cut_and_limited_by_number_and_time(tmp_path: Path) -> None:
+    file = tmp_path / "web.log"
+    lines = ["old", "connects to postgres://me:secret@db/x", "y" * 5000]
+    began = 1_790_000_000.0
+    file.write_text("".join(f"{stamp(began + 10 * at)} {line}\n" for at, line in enumerate(lines)))
+    found = last_lines(str(file), 5, began + 5)
+    assert len(found) == 2
+    assert "postgres://me:" in found[0]
+    assert "secret" not in found[0]
+    assert found[1] == "y" * 4096
+    assert last_lines(str(file), 1, 0.0) == found[1:]
