@@ -270,6 +270,8 @@ def test_next_logger_gets_every_pipe_and_reopens_the_files(tmp_path: Path) -> No
         os.close(fd)
         await stage.received("reopen")
         await stage.received("sync")
+        wire.send(stage.logger, {"t": "eof", "id": "unknown"})
+        await stage.settled()
         assert not reopening.done()
         wire.send(stage.logger, {"t": "synced"})
         await reopening
