@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
+import resource
+import signal
+import socket
+import ssl
+import subprocess
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
 
-from poolctl.keeper import wire
+from poolctl import ServerConfig
+from poolctl.keeper import pool_files, rendezvous, wire
+from poolctl.routing.route import Route, Target
+from poolctl.routing.route_table import write_table
+from poolctl.runners.worker_spec import sealed_files, spec_file, tls_contents, worker_spec
+from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
 from poolctl.worker.worker_process import IdleTimer, answer, begin
+from tests import serving
+from tests.certificates import certificate
+from tests.deadline import wait_until
+from tests.http_get import get
+from tests.processes import is_alive
 from tests.serving import ENGINES, Client, Engine, Served, blank_page, served
 
 SECONDS = 0.15
@@ -190,3 +209,461 @@ def test_idleness_reports_nothing_once_it_has_ended(engine: Engine) -> None:
             assert told.news == []
 
     engine.run(scenario())
+
+
+# A worker as a process.
+
+APP = """
+import os, sys, time
+print("imported", os.environ.get("POOLCTL_INDEX"), os.environ.get("PYTHONSAFEPATH"), flush=True)
+
+async def app(scope, receive, send):
+    if scope["type"] == "lifespan":
+        while (kind := (await receive())["type"]) != "lifespan.shutdown":
+            await send({"type": f"{kind}.complete"})
+        await send({"type": "lifespan.shutdown.complete"})
+        return
+    text = scope["path"]
+    if text == "/fork":
+        child = os.fork()
+        if not child:
+            os.write(1, b"forked %d\\n" % len(os.listdir("/proc/self/fd")))
+            time.sleep(600)
+            os._exit(0)
+        text = str(child)
+    elif text == "/hang":
+        print("hangs", flush=True)
+        await __import__("asyncio").Event().wait()
+    elif text == "/print":
+        print("printed", flush=True)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(text))]})
+    await send({"type": "http.response.body", "body": text.encode()})
+
+async def hanging(scope, receive, send):
+    time.sleep(0) if scope["type"] != "lifespan" else await __import__("asyncio").Event().wait()
+
+async def refusing(scope, receive, send):
+    await send({"type": "lifespan.startup.failed", "message": "no database"})
+"""
+LEAVING = "raise SystemExit(7)"
+START = """
+import sys
+from poolctl.worker.imports import preload, prepare_for_forks
+from poolctl.worker.worker_process import become_worker
+preload()
+prepare_for_forks()
+become_worker({fds})
+"""
+
+
+class Running:
+    """A worker in a process of its own, with a supervisor's end of everything that it has."""
+
+    def __init__(
+        self, directory: Path, app: str = "served:app", bound: socket.socket | None = None, **keys: Any
+    ) -> None:
+        (directory / "served.py").write_text(APP)
+        (directory / "leaving.py").write_text(LEAVING)
+        self.listener = serving.listener()
+        self.port = self.listener.getsockname()[1]
+        more = {name: keys.pop(name) for name in ("orphanage", "index") if name in keys}
+        tls = keys.get("tls")
+        config = ServerConfig(
+            name="web", bind=f"127.0.0.1:{self.port}", app=app, app_dir=str(directory), cwd="/", **keys
+        )
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        files = tls_contents(config)
+        spec = worker_spec(
+            config, interpreter=sys.executable, listeners=1, tls_files=len(files), open_files=limits
+        )
+        self.control, theirs = wire.pair()
+        self.pair = wire.pair()
+        self.page = os.fdopen(tally.new_page(), "r+b", buffering=0)
+        read, write = os.pipe()
+        self.output = open(read, "rb", buffering=0)  # noqa: SIM115
+        spec_fd = spec_file({**spec, "orphanage": None, "index": 3} | more)
+        with theirs, sealed_files(files) as tls_fds:
+            ends = [self.listener.fileno(), *tls_fds, *(each.fileno() for each in self.pair)]
+            fds = [spec_fd, theirs.fileno(), write, *ends, self.page.fileno()]
+            fds += [] if bound is None else [bound.fileno()]
+            self.process = subprocess.Popen([sys.executable, "-c", START.format(fds=fds)], pass_fds=fds)
+        os.close(spec_fd)
+        os.close(write)
+        assert tls is None or files
+        wire.send(self.control, {"order": "go"})
+
+    def order(self, order: str, fds: Sequence[int] = (), **keys: Any) -> None:
+        wire.send(self.control, {"order": order, **keys}, list(fds))
+
+    def event(self, control: socket.socket | None = None) -> wire.Message:
+        """The next event; fails the test when there is none."""
+        sock = self.control if control is None else control
+        sock.settimeout(60)
+        received = wire.receive(sock, wait=True)
+        assert received is not None, "the worker has closed its control socket"
+        return received[0]
+
+    def ready(self) -> None:
+        assert [self.event()["event"] for _ in range(2)] == ["imported", "ready"]
+
+    def get(self, path: str = "/") -> str:
+        return get(self.port, path).text
+
+    def text(self) -> str:
+        """Everything that it prints until it ends."""
+        return self.output.read().decode()
+
+    def end(self) -> int:
+        return self.process.wait(60)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for each in (self.control, *self.pair, self.listener, self.page, self.output):
+            each.close()
+
+
+@pytest.fixture
+def run_worker(tmp_path: Path) -> Iterator[Callable[..., Running]]:
+    with contextlib.ExitStack() as stack:
+
+        def run(*arguments: Any, **keys: Any) -> Running:
+            made = Running(tmp_path, *arguments, **keys)
+            stack.callback(made.close)
+            return made
+
+        yield run
+
+
+RunWorker = Callable[..., Running]
+
+
+def ask(sock: socket.socket, path: str) -> str:
+    """The text of a response on this connection."""
+    sock.sendall(f"GET {path} HTTP/1.1\r\nhost: test\r\n\r\n".encode())
+    data = b""
+    while not data.endswith(path.encode()) and (more := sock.recv(1000)):
+        data += more
+    return data.rpartition(b"\r\n\r\n")[2].decode()
+
+
+def test_worker_becomes_ready_serves_and_stops(run_worker: RunWorker) -> None:
+    worker = run_worker()
+    worker.ready()
+    assert worker.get("/x") == "/x"
+    worker.order("report")
+    assert worker.event() == {"event": "ready", "leaving": False}
+    worker.order("stop")
+    assert worker.end() == 0
+    lines = worker.text().splitlines()
+    assert lines == [
+        "imported 3 None", "INFO:     Application startup complete.", "INFO:     Application shutdown complete.",
+    ]  # fmt: skip
+    found = tally.read_page(worker.page.fileno())
+    assert found is not None
+    assert found[tally.STARTED] == 1
+
+
+def test_worker_with_a_higher_log_level_prints_nothing_of_its_own(run_worker: RunWorker) -> None:
+    worker = run_worker(http={"log_level": "warning"})
+    worker.ready()
+    worker.order("stop")
+    assert worker.text() == "imported 3 None\n"
+
+
+def test_worker_answers_heartbeats_and_notes_that_it_does(run_worker: RunWorker) -> None:
+    worker = run_worker()
+    worker.ready()
+    page = tally.map_page(worker.page.fileno())
+    assert page[BEAT_AT_NS] > 0
+    page[BEAT_ASKED_NS] = asked = time.monotonic_ns()
+    worker.control.send(BEAT)
+    wait_until(lambda: page[BEAT_AT_NS] >= asked)
+    assert page[tally.BEAT_CPU_NS] > 0
+    page.release()
+
+
+def test_interpreter_is_started_again_for_variables_that_it_reads_at_its_start(run_worker: RunWorker) -> None:
+    worker = run_worker(env={"PYTHONSAFEPATH": "1"})
+    worker.ready()
+    assert worker.get("/x") == "/x"
+    worker.order("stop")
+    assert worker.end() == 0
+    assert worker.text().startswith("imported 3 1\n")
+
+
+def test_application_that_is_missing_is_explained_and_reported(run_worker: RunWorker) -> None:
+    worker = run_worker("served:gone")
+    failed = worker.event()
+    assert failed["event"] == "failed"
+    assert "gone" in failed["message"]
+    assert worker.end() == 3
+    assert "AttributeError: module 'served' has no attribute 'gone'" in worker.text()
+
+
+def test_application_that_refuses_to_start_is_a_failure(run_worker: RunWorker) -> None:
+    worker = run_worker("served:refusing")
+    assert worker.event() == {"event": "imported"}
+    assert worker.event() == {"event": "failed", "message": "the application did not start"}
+    assert worker.end() == 3
+    assert "no database" in worker.text()
+
+
+def test_status_of_an_application_that_exits_at_its_import_is_the_workers(run_worker: RunWorker) -> None:
+    assert run_worker("leaving:app").end() == 7
+
+
+def test_start_is_given_up_when_the_worker_is_stopped(run_worker: RunWorker) -> None:
+    worker = run_worker("served:hanging")
+    assert worker.event() == {"event": "imported"}
+    worker.order("stop")
+    assert worker.end() == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_drains_the_worker_whose_status_shows_the_signal(run_worker: RunWorker, number: int) -> None:
+    worker = run_worker(drain_timeout=60)
+    worker.ready()
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=60) as client:
+        assert ask(client, "/x") == "/x"
+        worker.process.send_signal(number)
+        assert worker.event() == {"event": "left"}
+        assert ask(client, "/y") == "/y"
+    assert worker.end() == -number
+
+
+def test_second_signal_stops_a_worker_that_drains(run_worker: RunWorker) -> None:
+    worker = run_worker(drain_timeout=600, stop_timeout=0.1)
+    worker.ready()
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=60) as client:
+        client.sendall(b"GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
+        assert worker.output.readline() == b"imported 3 None\n"
+        assert b"startup complete" in worker.output.readline()
+        assert worker.output.readline() == b"hangs\n"
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.event() == {"event": "left"}
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.end() == -signal.SIGTERM
+
+
+def test_worker_ends_with_its_supervisor_unless_it_can_be_adopted(run_worker: RunWorker) -> None:
+    worker = run_worker()
+    worker.ready()
+    worker.control.close()
+    assert worker.end() == 0
+
+
+def test_orders_about_traffic_change_and_report_it(run_worker: RunWorker) -> None:
+    worker = run_worker()
+    worker.ready()
+    worker.order("rest")
+    worker.order("report")
+    assert worker.event() == {"event": "ready", "leaving": False, "resting": "told"}
+    worker.order("work")
+    worker.order("report")
+    assert worker.event() == {"event": "ready", "leaving": False}
+    worker.order("idle", seconds=0.01)
+    assert worker.event() == {"event": "idle"}
+    worker.order("report")
+    assert [worker.event()["event"] for _ in range(2)] == ["ready", "idle"]
+    worker.get()
+    assert worker.event() == {"event": "busy"}
+    assert worker.event() == {"event": "idle"}
+    worker.order("idle", seconds=None)
+    worker.get()
+    worker.order("out")
+    assert get(worker.port).headers["connection"] == "close"
+    worker.order("in")
+    worker.order("report")
+    assert worker.event() == {"event": "ready", "leaving": False}
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            worker.order("conn", [theirs.fileno()], kind="http", plain=True)
+        ours.settimeout(60)
+        assert ask(ours, "/probe") == "/probe"
+        worker.order("drain")
+        assert worker.event() == {"event": "left"}
+    assert worker.end() == 0
+
+
+def test_gated_worker_rests_until_it_is_ordered_to_work(run_worker: RunWorker) -> None:
+    worker = run_worker(health={"readiness": {"http": "/"}})
+    worker.ready()
+    worker.order("report")
+    assert worker.event() == {"event": "ready", "leaving": False, "resting": "new"}
+
+
+def test_worker_that_has_served_its_requests_says_so_and_serves_on(run_worker: RunWorker) -> None:
+    worker = run_worker(http={"max_requests": 1})
+    worker.ready()
+    worker.get()
+    assert worker.event() == {"event": "expired"}
+    worker.order("report")
+    assert [worker.event()["event"] for _ in range(2)] == ["ready", "expired"]
+    assert worker.get("/x") == "/x"
+
+
+def test_certificate_is_renewed_unless_it_is_unusable(run_worker: RunWorker, tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, "old")
+    worker = run_worker(tls={"cert": str(cert), "key": str(key)})
+    worker.ready()
+    before = ssl.get_server_certificate(("127.0.0.1", worker.port))
+    with sealed_files([b"no certificate", b"no key"]) as fds:
+        worker.order("tls", fds)
+        assert worker.event()["error"]
+    assert ssl.get_server_certificate(("127.0.0.1", worker.port)) == before
+    new_cert, new_key = certificate(tmp_path, "new")
+    with sealed_files([new_cert.read_bytes(), new_key.read_bytes()]) as fds:
+        worker.order("tls", fds)
+        assert worker.event() == {"event": "tls", "error": None}
+    assert ssl.get_server_certificate(("127.0.0.1", worker.port)) == new_cert.read_text()
+
+
+def test_route_table_is_confirmed_by_its_number_and_an_unusable_one_is_logged(run_worker: RunWorker) -> None:
+    worker = run_worker()
+    worker.ready()
+    table = write_table([Route(alias="a", path="/", to=(Target(server="web"),))], 5)
+    worker.order("routes", [table])
+    os.close(table)
+    assert worker.event() == {"event": "routes", "generation": 5}
+    worker.order("report")
+    assert [worker.event()["event"] for _ in range(2)] == ["routes", "ready"]
+    with open(os.devnull) as file:
+        worker.order("routes", [file.fileno()])
+    worker.order("stop")
+    assert "ERROR:    the route table cannot be used: " in worker.text()
+
+
+def test_forked_child_has_no_descriptor_of_the_worker_and_ends_by_its_own_signal(
+    run_worker: RunWorker,
+) -> None:
+    worker = run_worker()
+    worker.ready()
+    child = int(worker.get("/fork"))
+    os.kill(child, signal.SIGTERM)
+    assert worker.get("/x") == "/x"
+    worker.order("report")
+    assert worker.event() == {"event": "ready", "leaving": False}, "the signal was not the worker's"
+    wait_until(lambda: not is_alive(child))
+    worker.order("stop")
+    assert worker.end() == 0
+
+
+# A worker without keeper and supervisor.
+
+
+def orphaned(worker: Running, directory: Path) -> socket.socket:
+    """A connection to the worker, which has just lost its supervisor."""
+    worker.control.close()
+    return connected(directory)
+
+
+def connected(directory: Path) -> socket.socket:
+    path = wait_until(lambda: pool_files.find(str(directory), pool_files.WORKER))[0]
+    sock = rendezvous.connect(path)
+    assert sock is not None
+    sock.settimeout(60)
+    return sock
+
+
+def statement(sock: socket.socket) -> tuple[wire.Message, list[int]]:
+    received = wire.receive(sock, wait=True)
+    assert received is not None
+    return received
+
+
+def test_orphan_shows_its_state_and_descriptors_and_is_adopted(run_worker: RunWorker, tmp_path: Path) -> None:
+    directory = tmp_path / "pool"
+    worker = run_worker(orphanage={"directory": str(directory), "bound": False, "server": "web"})
+    worker.ready()
+    for _ in range(2):
+        other, sock = orphaned(worker, directory), connected(directory)
+        message, fds = statement(sock)
+        assert (message["event"], message["version"], message["pid"]) == ("orphan", 2, worker.process.pid)
+        assert (message["server"], message["listeners"], message["leaving"]) == ("web", 1, False)
+        assert (message["deaf"], message["tally"], message["follows_routes"]) == (False, True, False)
+        assert 0 < message["ready_at"] <= time.monotonic()
+        held = [worker.listener, *worker.pair, worker.page]
+        assert all(os.path.sameopenfile(fd, each.fileno()) for fd, each in zip(fds, held, strict=True))
+        for fd in (*fds, *statement(other)[1]):
+            os.close(fd)
+        assert worker.get("/x") == "/x"
+        worker.control, theirs = wire.pair()
+        with theirs:
+            wire.send(sock, {"order": "adopt"}, [theirs.fileno()])
+        worker.order("report")
+        assert worker.event() == {"event": "ready", "leaving": False}
+        assert list(directory.iterdir()) == []
+        assert wire.receive(other, wait=True) is None
+        other.close()
+        sock.close()
+    worker.order("stop")
+    assert worker.end() == 0
+
+
+def test_orphan_takes_orders_without_an_adoption(run_worker: RunWorker, tmp_path: Path) -> None:
+    directory = tmp_path / "pool"
+    worker = run_worker(orphanage={"directory": str(directory), "bound": False})
+    worker.ready()
+    with orphaned(worker, directory) as sock:
+        for fd in statement(sock)[1]:
+            os.close(fd)
+        with connected(directory) as reader:
+            for fd in statement(reader)[1]:
+                os.close(fd)
+        assert worker.get("/x") == "/x"
+        wire.send(sock, {"order": "stop"})
+        assert worker.end() == 0
+
+
+def test_orphan_whose_output_is_lost_prints_into_nothing_until_it_gets_another_pipe(
+    run_worker: RunWorker, tmp_path: Path
+) -> None:
+    directory = tmp_path / "pool"
+    worker = run_worker(orphanage={"directory": str(directory), "bound": False})
+    worker.ready()
+    worker.output.close()
+    sock = orphaned(worker, directory)
+    message, fds = statement(sock)
+    assert message["deaf"]
+    for fd in fds:
+        os.close(fd)
+    assert worker.get("/print") == "/print"
+    worker.control, theirs = wire.pair()
+    read, write = os.pipe()
+    with theirs:
+        wire.send(sock, {"order": "adopt"}, [theirs.fileno(), write])
+    os.close(write)
+    worker.output = open(read, "rb", buffering=0)  # noqa: SIM115
+    worker.order("report")
+    worker.event()
+    assert worker.get("/print") == "/print"
+    worker.order("stop")
+    assert worker.text().splitlines()[0] == "printed"
+    sock.close()
+
+
+def test_worker_of_another_user_listens_on_the_sockets_that_were_bound_for_it(
+    run_worker: RunWorker, tmp_path: Path
+) -> None:
+    directory = tmp_path / "pool"
+    bound, path = rendezvous.bind(str(directory), pool_files.WORKER)
+    worker = run_worker(bound=bound, orphanage={"directory": str(directory), "bound": True})
+    bound.close()
+    worker.ready()
+    for _ in range(2):
+        sock = orphaned(worker, directory)
+        assert sock.getpeername() == path
+        for fd in statement(sock)[1]:
+            os.close(fd)
+        os.unlink(path)  # by the supervisor
+        worker.control, theirs = wire.pair()
+        bound, path = rendezvous.bind(str(directory), pool_files.WORKER)
+        with theirs, bound:
+            wire.send(sock, {"order": "adopt"}, [theirs.fileno(), bound.fileno()])
+        worker.order("report")
+        worker.event()
+        sock.close()
+    worker.order("stop")
+    assert worker.end() == 0
