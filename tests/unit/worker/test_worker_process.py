@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from websockets.asyncio.client import connect
@@ -29,13 +29,14 @@ from poolctl.runners.worker_spec import sealed_files, spec_file, tls_contents, w
 from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
-from poolctl.worker.worker_process import IdleTimer, answer, begin
+from poolctl.worker.worker_process import ControlSocket, IdleTimer, WorkerProcess, answer, begin
 from tests import serving
 from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.descriptors import no_descriptor_left
 from tests.http_get import get
 from tests.processes import is_alive
-from tests.serving import ENGINES, Client, Engine, Served, blank_page, served
+from tests.serving import ENGINES, Client, Engine, Served, blank_page, served, turns, until
 
 SECONDS = 0.15
 
@@ -85,6 +86,70 @@ def test_other_messages_stay_in_the_socket_with_their_descriptors() -> None:
         assert wire.receive(theirs) is not None
         ours.close()
         assert not answer(theirs, blank_page()), "an end of the file is not a heartbeat"
+
+
+# Orders.
+
+
+class Ordered:
+    """A worker that records its orders."""
+
+    spec: Any = {"orphanage": None}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        self.orders: list[wire.Message] = []
+        self.stops = 0
+
+    def perform(self, message: wire.Message, fds: list[int]) -> None:
+        self.orders.append(message)
+
+    def stop(self) -> None:
+        self.stops += 1
+
+
+def test_orders_that_have_arrived_before_are_followed_at_once_and_descriptors_closed() -> None:
+    async def scenario() -> None:
+        ours, theirs = wire.pair()
+        read, write = os.pipe()
+        with ours:
+            wire.send(ours, {"order": "rest"}, [write])
+            ours.send(b"no message")
+            ours.send(BEAT)
+            wire.send(ours, {"order": "out"})
+            os.close(write)
+            worker = Ordered()
+            control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker), -1)
+            control.listen(None)
+            assert worker.orders == [{"order": "rest"}, {"order": "out"}]
+            assert os.read(read, 1) == b""
+            wire.send(ours, {"order": "in"})
+            await until(lambda: len(worker.orders) == 3)
+            control.ignore()
+            wire.send(ours, {"order": "drain"})
+            await turns()
+            assert len(worker.orders) == 3
+            control.close_in_child()
+            control.send({"event": "lost"})
+        os.close(read)
+
+    with no_descriptor_left():
+        asyncio.run(scenario())
+
+
+def test_end_of_the_control_socket_stops_the_worker_once() -> None:
+    async def scenario() -> None:
+        ours, theirs = wire.pair()
+        worker = Ordered()
+        control = ControlSocket(theirs.detach(), cast(WorkerProcess, worker), -1)
+        control.listen(None)
+        ours.close()
+        await until(lambda: worker.stops)
+        await turns()
+        assert (worker.stops, worker.orders) == (1, [])
+        control.close_in_child()
+
+    with no_descriptor_left():
+        asyncio.run(scenario())
 
 
 # Idleness.

@@ -1,0 +1,255 @@
+"""The runner of this process: listeners, the workers on them, what wakes a server, and what a forked child releases."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import tempfile
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from poolctl import ServerConfig
+from poolctl.errors import ServerError
+from poolctl.runners.inline_runner import InlineRunner
+from poolctl.runners.runner_protocol import Exit, Placement, WorkerFailed, app_state
+from tests import serving
+from tests.asgi_apps import hello, refusing, stubborn
+from tests.ports import claim_port
+from tests.serving import Client, turns, until
+
+
+def server(**keys: Any) -> ServerConfig:
+    return ServerConfig(**{"name": "web", "bind": f"127.0.0.1:{claim_port()}", "app": hello} | keys)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    serving.PLAIN.run(work)
+
+
+async def client_of(config: ServerConfig) -> Client:
+    return await Client.connect(config.address.port or 0)
+
+
+async def placed(runner: InlineRunner, config: ServerConfig) -> Placement:
+    """A worker of the server that is ready."""
+    await runner.open(config)
+    placement = await runner.place(config, 1, 0)
+    await runner.begun(placement)
+    await runner.ready(placement)
+    return placement
+
+
+def refuses(config: ServerConfig) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", config.address.port or 0)) != 0
+
+
+def test_listener_is_opened_once_and_closed_with_its_path() -> None:
+    async def scenario(directory: str) -> None:
+        runner = InlineRunner()
+        config, path = server(), server(bind=f"unix:{directory}/web.sock")
+        for _ in range(2):
+            endpoints = await runner.open(config)
+            assert (endpoints.key, endpoints.addresses) == (config.key, (config.bind,))
+        await runner.open(path)
+        assert os.listdir(directory) == ["web.sock"]
+        assert repr(runner) == "<InlineRunner 0 workers on 2 listeners>"
+        assert not refuses(config)
+        await runner.close(config.key)
+        await runner.close(config.key)
+        assert refuses(config)
+        await runner.aclose()
+        assert os.listdir(directory) == []
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as directory:
+        run(scenario(directory))
+
+
+def test_worker_is_placed_on_its_listener_with_the_state_of_the_caller() -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        config = server()
+        token = app_state.set({"database": "here"})
+        placement = await placed(runner, config)
+        app_state.reset(token)
+        assert placement == Placement.of("web", 1, 0, pid=os.getpid())
+        client = await client_of(config)
+        assert (await client.get("/state"))[2] == b"{'database': 'here'}"
+        with await runner.connect(placement, "http", True) as probe:
+            probe.setblocking(False)
+            asking = Client(*await asyncio.open_connection(sock=probe.dup()))
+            assert (await asking.get())[0] == 200
+        watching = asyncio.ensure_future(runner.watch(placement))
+        assert (await runner.stop(placement, 30)).ok
+        assert (await watching).ok
+        assert repr(runner) == "<InlineRunner 0 workers on 1 listeners>"
+        gone = Exit(message="has ended before")
+        assert (await runner.stop(placement, 30), await runner.watch(placement)) == (gone, gone)
+        await runner.leave(placement)
+        await runner.drain(placement)
+        await runner.attend(placement, True)
+        await runner.begun(placement)
+        await runner.aclose()
+
+    run(scenario())
+
+
+def test_worker_that_does_not_start_has_failed_with_its_reason() -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready: no database"):
+            await placed(runner, server(app=refusing))
+        await runner.aclose()
+
+    run(scenario())
+
+
+def test_worker_that_is_busy_at_the_timeout_is_cancelled() -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        placement = await placed(runner, server(app=stubborn))
+        expected = Exit(signal=9, message="cancelled after 0.01 s")
+        assert await runner.stop(placement, 0.01) == expected
+        assert await runner.watch(placement) == expected
+        await runner.aclose()
+
+    run(scenario())
+
+
+def test_left_worker_accepts_no_more_and_drain_returns_when_it_has_ended() -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        config = server(drain_timeout=30)
+        placement = await placed(runner, config)
+        client = await client_of(config)
+        await client.get()
+        await runner.leave(placement)
+        waiting = await client_of(config)
+        await waiting.send()
+        await turns()
+        assert (await client.get())[1]["connection"] == "close"
+        await runner.drain(placement)
+        assert (await runner.watch(placement)).ok
+        successor = await runner.place(config, 2, 0)
+        await runner.ready(successor)
+        assert (await waiting.answer())[2] == b"hello", "it has waited in the listener"
+        await runner.aclose()
+
+    run(scenario())
+
+
+def test_armed_listener_reports_the_first_connection_alone_which_the_next_worker_accepts() -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        config = server()
+        await runner.open(config)
+        requests: list[int] = []
+        runner.arm(config, lambda: requests.append(1))
+        await turns()
+        assert requests == []
+        client = await client_of(config)
+        await client.send()
+        await until(lambda: requests)
+        await client_of(config)
+        await turns()
+        assert requests == [1]
+        await runner.ready(await runner.place(config, 1, 0))
+        assert (await client.answer())[2] == b"hello"
+        await runner.aclose()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("ends", ["disarm", "close"])
+def test_disarmed_listener_reports_nothing(ends: str) -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        config = server()
+        await runner.open(config)
+        requests: list[int] = []
+        runner.arm(config, lambda: requests.append(1))
+        if ends == "close":
+            await runner.close(config.key)
+            await runner.open(config)
+        else:
+            runner.disarm(config.key)
+        await client_of(config)
+        await turns()
+        assert requests == []
+        await runner.aclose()
+
+    run(scenario())
+
+
+def test_inherited_listener_is_returned_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        config = server(bind="fd:web")
+        await runner.open(config)
+        await runner.aclose()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        fd = os.dup(listener.fileno())
+        monkeypatch.setattr(
+            "poolctl.runners.inline_runner.inherited_descriptors", lambda environ: {"web": [fd]}
+        )
+        run(scenario())
+        socket.create_connection(listener.getsockname(), timeout=60).close()
+
+
+def test_forked_child_releases_every_socket_and_leaves_the_parents_worker_alone() -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        config = server()
+        placement = await placed(runner, config)
+        client = await client_of(config)
+        await client.get()
+        ended = os.fork()
+        if ended == 0:  # pragma: no cover - the child is not measured
+            sockets = [name for name in os.listdir("/proc/self/fd") if _is_bound_to(int(name), config)]
+            os._exit(len(sockets) + 10 * (repr(runner) != "<InlineRunner 0 workers on 0 listeners>"))
+        # The client's own end is the child's too.
+        _, status = await asyncio.to_thread(os.waitpid, ended, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert (await client.get())[0] == 200
+        assert (await runner.stop(placement, 30)).ok
+        await runner.aclose()
+
+    run(scenario())
+
+
+def _is_bound_to(fd: int, config: ServerConfig) -> bool:
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError:
+        return False
+    name = sock.getsockname()
+    sock.detach()
+    return bool(name == ("127.0.0.1", config.address.port))
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"umask": "027"}, "`umask`"),
+        ({"workers": 2}, "`workers`"),
+        ({"limits": {"open_files": 100}}, "`limits.open_files`"),
+        ({"http": {"log_level": "debug"}}, "`http.log_level`"),
+        ({"python": "/other/python"}, "`python`"),
+        ({"env": {"A": "1"}, "workers": 2}, "`env`, `workers`"),
+    ],
+)
+def test_setting_that_needs_a_process_is_refused_by_name(keys: dict[str, Any], named: str) -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        config = server(**keys)
+        for attempt in (runner.open(config), runner.place(config, 1, 0)):
+            with pytest.raises(ServerError) as caught:
+                await attempt
+            assert caught.value.message == f"{named} cannot be honoured inside this process"
+            assert (caught.value.name, caught.value.bind) == ("web", config.key)
+
+    run(scenario())

@@ -1,0 +1,384 @@
+"""A worker in this process: it begins in its turn, serves, drains, stops, and can be cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import ssl
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl import ServerConfig, TLSConfig
+from poolctl.errors import ServerError
+from poolctl.runners import inline_worker as module
+from poolctl.runners.inline_worker import InlineWorker
+from poolctl.runners.runner_protocol import Exit, Placement
+from tests import serving
+from tests.asgi_apps import answer, hanging, hello, lifespan, make_hello, refusing
+from tests.certificates import certificate
+from tests.serving import Client, turns, until
+
+
+class Stage:
+    """A worker on a listener of its own, that may begin at once."""
+
+    def __init__(self, app: Any = hello, *, state: Any = None, **keys: Any) -> None:
+        self.listener = serving.listener()
+        self.port = self.listener.getsockname()[1]
+        self.turn = asyncio.Semaphore(1)
+        config = ServerConfig(name="web", bind=f"127.0.0.1:{self.port}", app=app, **keys)
+        self.worker = InlineWorker(Placement.of("web", 1, 0, pid=1), config, state or {}, self.turn)
+
+    async def started(self) -> Client:
+        """A connection to the worker once it is ready."""
+        self.worker.start([self.listener])
+        await asyncio.wait(
+            {self.worker.answered, self.worker.exited}, timeout=30, return_when=asyncio.FIRST_COMPLETED
+        )
+        assert not self.worker.exited.done(), self.worker.reason
+        return await Client.connect(self.port)
+
+    async def failed(self) -> tuple[Exit, str]:
+        """How a worker ends that does not start, and why."""
+        self.worker.start([self.listener])
+        exit_ = await self.ended()
+        assert not self.worker.answered.done()
+        return exit_, self.worker.reason
+
+    async def ended(self) -> Exit:
+        return await asyncio.wait_for(self.worker.exited, 30)
+
+    async def close(self) -> None:
+        if not self.worker.exited.done():
+            await self.worker.kill(Exit())
+        self.listener.close()
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    serving.PLAIN.run(work)
+
+
+async def text(client: Client, path: str = "/") -> str:
+    return (await client.get(path))[2].decode()
+
+
+async def reset_or_closed(client: Client) -> bool:
+    """Whether the server ends the connection without a response."""
+    try:
+        return await client.at_end()
+    except ConnectionError:
+        return True
+
+
+def test_worker_serves_with_its_state_and_ends_with_status_0_when_it_is_stopped() -> None:
+    async def scenario() -> None:
+        stage = Stage(state={"database": "here"})
+        client = await stage.started()
+        assert await text(client, "/state") == "{'database': 'here'}"
+        stage.worker.end(drain=False)
+        assert await stage.ended() == Exit.from_status(0)
+        assert await client.at_end()
+        stage.worker.end(drain=False)
+        await stage.close()
+
+    run(scenario())
+
+
+def test_worker_waits_for_its_turn_and_gives_it_back_when_it_has_imported() -> None:
+    async def scenario() -> None:
+        stage = Stage("tests.asgi_apps:hello", app_dir=".")
+        await stage.turn.acquire()
+        stage.worker.start([stage.listener])
+        await turns()
+        assert not stage.worker.begun.done()
+        stage.turn.release()
+        await asyncio.wait_for(stage.worker.answered, 30)
+        assert stage.worker.begun.done()
+        assert not stage.turn.locked()
+        await stage.close()
+
+    run(scenario())
+
+
+def test_drained_worker_answers_once_more_on_each_connection_and_a_stopped_one_does_not() -> None:
+    async def scenario() -> None:
+        for drain, expected in ((True, "hello"), (False, "")):
+            stage = Stage(drain_timeout=60)
+            client = await stage.started()
+            await client.get()
+            stage.worker.end(drain=drain)
+            await turns()
+            await client.send()
+            data = await client.reader.read()
+            assert data.decode().endswith(expected)
+            assert bool(data) == drain
+            assert (await stage.ended()).ok
+            await stage.close()
+
+    run(scenario())
+
+
+def test_worker_that_is_stopped_while_it_loads_or_starts_has_not_started() -> None:
+    async def scenario() -> None:
+        waiting = Stage()
+        await waiting.turn.acquire()
+        waiting.worker.start([waiting.listener])
+        await turns()
+        waiting.worker.end(drain=False)
+        assert await waiting.ended() == Exit(message="stopped while it was loading")
+        starting = Stage(hanging)
+        starting.worker.start([starting.listener])
+        await turns()
+        starting.worker.end(drain=False)
+        assert (await starting.ended()).status == 3
+        assert not starting.worker.answered.done()
+        for stage in (waiting, starting):
+            await stage.close()
+
+    run(scenario())
+
+
+def test_reason_of_an_application_that_does_not_start_is_its_own() -> None:
+    async def failing(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "Traceback:\n  x\nKeyError: 'db'\n"})
+
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed"})
+
+    def broken() -> Any:
+        raise LookupError("no such thing")
+
+    async def scenario() -> None:
+        for app, keys, status, reason in (
+            (refusing, {}, 3, "no database"),
+            (failing, {}, 3, "KeyError: 'db'"),
+            (silent, {}, 3, "the application refused to start"),
+            ("tests.asgi_apps:gone", {"app_dir": "."}, 3, "has no attribute 'gone'"),
+            (broken, {"factory": True}, 3, "no such thing"),
+            (hello, {"tls": {"cert": "/gone/cert", "key": "/gone/key"}}, 1, "cannot read /gone/cert"),
+        ):
+            stage = Stage(app, **keys)
+            exit_, found = await stage.failed()
+            assert (exit_, reason in found) == (Exit.from_status(status), True), found
+            await stage.close()
+
+    run(scenario())
+
+
+def test_error_of_an_unusable_setting_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(server: ServerConfig) -> Any:
+        raise ValueError("unusable")
+
+    async def scenario() -> None:
+        stage = Stage()
+        monkeypatch.setattr(module, "uvicorn_settings", fail)
+        assert await stage.failed() == (Exit.from_status(1), "ValueError: unusable")
+        await stage.close()
+
+    run(scenario())
+
+
+def test_factory_makes_the_application_and_callers_context_does_not_reach_requests() -> None:
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="none")
+
+    async def reading(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await lifespan(receive, send)
+        else:
+            await answer(send, variable.get())
+
+    async def scenario() -> None:
+        variable.set("the caller's")
+        for app, factory, expected in ((make_hello, True, "made"), (reading, False, "none")):
+            stage = Stage(app, factory=factory)
+            assert await text(await stage.started()) == expected
+            await stage.close()
+
+    run(scenario())
+
+
+def test_access_log_and_request_ids_are_a_servers_own(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def requests(**http: Any) -> dict[str, str]:
+        stage = Stage(http=http)
+        client = await stage.started()
+        _, headers, _ = await client.get("/x")
+        stage.worker.end(drain=False)
+        await stage.ended()
+        await stage.close()
+        return headers
+
+    async def scenario() -> None:
+        monkeypatch.setattr(logging.getLogger("uvicorn.access"), "handlers", [caplog.handler])
+        with caplog.at_level(logging.INFO, logger="uvicorn.access"):
+            assert "x-request-id" not in await requests()
+            assert caplog.messages == []
+            assert "x-request-id" in await requests(request_id=True)
+            assert caplog.messages == []
+            assert "x-request-id" not in await requests(access_log=True)
+            assert any("/x" in message for message in caplog.messages)
+
+    run(scenario())
+
+
+def test_worker_that_does_not_accept_serves_its_connections_and_accepts_when_it_is_to() -> None:
+    async def scenario() -> None:
+        stage = Stage()
+        stage.worker.attend(False)
+        client = await stage.started()
+        assert await text(client) == "hello"
+        stage.worker.attend(False)
+        await turns()
+        waiting = await Client.connect(stage.port)
+        await waiting.send()
+        await turns()
+        assert await text(client) == "hello"
+        assert not waiting.reader._buffer  # type: ignore[attr-defined]
+        stage.worker.attend(True)
+        assert (await waiting.answer())[2] == b"hello"
+        await stage.close()
+
+    run(scenario())
+
+
+def test_gated_worker_answers_probes_before_it_accepts() -> None:
+    async def scenario() -> None:
+        stage = Stage(health={"readiness": {"http": "/"}})
+        with pytest.raises(ConnectionRefusedError, match="has not started"):
+            stage.worker.connect("http", True)
+        client = await stage.started()
+        await client.send()
+        await turns()
+        probe = Client(*await asyncio.open_connection(sock=stage.worker.connect("http", True)))
+        assert await text(probe) == "hello"
+        assert not client.reader._buffer  # type: ignore[attr-defined]
+        stage.worker.attend(True)
+        assert (await client.answer())[2] == b"hello"
+        await stage.close()
+
+    run(scenario())
+
+
+def test_probe_of_a_server_with_tls_is_in_plain_text_only_if_it_is_asked_for(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    context = ssl.create_default_context(cafile=str(cert))
+
+    async def scenario() -> None:
+        stage = Stage(tls={"cert": str(cert), "key": str(key)})
+        await stage.started()
+        plain = Client(*await asyncio.open_connection(sock=stage.worker.connect("http", True)))
+        assert await text(plain) == "hello"
+        ours = stage.worker.connect("http", False)
+        secure = Client(*await asyncio.open_connection(sock=ours, ssl=context, server_hostname="localhost"))
+        assert await text(secure) == "hello"
+        await stage.close()
+
+    run(scenario())
+
+
+def test_renewed_certificate_is_used_by_new_handshakes_and_an_unusable_one_is_refused(
+    tmp_path: Path,
+) -> None:
+    cert, key = certificate(tmp_path)
+
+    async def shown(port: int) -> str:
+        return await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
+
+    async def scenario() -> None:
+        stage = Stage(tls={"cert": str(cert), "key": str(key)})
+        worker, server = stage.worker, stage.worker.server
+        worker.renew_tls(server)  # nothing to renew yet
+        await stage.started()
+        new_cert, new_key = certificate(tmp_path, "new")
+        renewed = server.but(tls=TLSConfig(cert=str(new_cert), key=str(new_key)))
+        worker.renew_tls(renewed)
+        assert await shown(stage.port) == new_cert.read_text()
+        with pytest.raises(ServerError, match="its certificates cannot be used") as caught:
+            worker.renew_tls(server.but(tls=TLSConfig(cert=str(cert), key=str(new_key))))
+        assert (caught.value.name, caught.value.bind) == ("web", server.bind)
+        assert await shown(stage.port) == new_cert.read_text()
+        worker.renew_tls(server.but(tls=False))
+        await stage.close()
+
+    run(scenario())
+
+
+def test_killed_worker_ends_as_ordered_with_its_requests_connections_and_lifespan() -> None:
+    cancelled: list[str] = []
+
+    async def stuck(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            await send({"type": "lifespan.startup.complete"})
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(scope["type"])
+            raise
+
+    async def scenario() -> None:
+        stage = Stage(stuck, stop_timeout=600)
+        client = await stage.started()
+        await client.send()
+        worker = stage.worker
+        await until(lambda: worker._uvicorn is not None and worker._uvicorn.server_state.tasks)
+        verdict = Exit(signal=9, message="cancelled")
+        worker.end(drain=False)
+        await stage.worker.kill(verdict)
+        assert stage.worker.exited.result() == verdict
+        await until(lambda: sorted(cancelled) == ["http", "lifespan"])
+        assert await reset_or_closed(client)
+        await stage.close()
+
+    run(scenario())
+
+
+def test_worker_that_swallows_its_cancellation_counts_as_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CANCEL_SECONDS", 0.001)
+    release: list[asyncio.Event] = []
+
+    async def swallowing(self: Any) -> Any:
+        release.append(asyncio.Event())
+        while not release[0].is_set():
+            try:
+                await release[0].wait()
+            except asyncio.CancelledError:
+                release.append(release[0])
+        raise RuntimeError("late")
+
+    async def scenario() -> None:
+        stage = Stage()
+        monkeypatch.setattr(InlineWorker, "_configure", swallowing)
+        stage.worker.start([stage.listener])
+        await turns()
+        verdict = Exit(signal=9, message="cancelled")
+        await stage.worker.kill(verdict)
+        assert stage.worker.exited.result() == verdict
+        assert len(release) - 1 == 25
+        release[0].set()
+        await stage.worker._task
+        assert stage.worker.exited.result() == verdict
+        await stage.close()
+
+    run(scenario())
+
+
+def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled() -> None:
+    async def scenario() -> None:
+        stage = Stage()
+        await stage.started()
+        stage.worker.end(drain=False)
+        await stage.worker.kill(Exit(message="killed"))
+        assert not stage.worker._task.cancelled()
+        assert stage.worker._task.result() == Exit.from_status(0)
+        assert stage.worker.exited.result() == Exit(message="killed")
+        await stage.close()
+
+    run(scenario())
