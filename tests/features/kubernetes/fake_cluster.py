@@ -6,7 +6,8 @@ X and Y are the two bytes of the API server's port: clusters at the same time do
 
 It knows what poolctl uses: lists and watches with versions, server-side apply with owners of fields and conflicts,
 merge patches, deletion with what belongs to an object, logs, and with --role only what that Role allows. Where a real
-cluster contradicts it, it is wrong. POST /fake/node/NAME/kill ends a node with its processes.
+cluster contradicts it, it is wrong. POST /fake/node/NAME/kill ends a node with its processes, /fake/service/NAME opens
+an address at which connections reach the ready pods of a Service.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ KINDS = {
 WITHOUT_GATEWAY_API = "without-gateway-api"  # a file with this name in the cluster's directory
 IMMUTABLE = {"configmaps": "data", "secrets": "data", "jobs": "spec"}
 NODE_GRACE_SECONDS = 1.0
+# How long nodes go on sending connections to a pod that is not ready any more, or leaves.
+ENDPOINTS_SECONDS = 0.5
 TOKEN = "of-the-operator"  # a secret of nobody
 Path_ = tuple[str, ...]
 
@@ -361,6 +364,8 @@ class Api:
         match request.path_params["what"].split("/"):
             case ["node", name, "kill"]:
                 await self.cluster.kill(name)
+            case ["service", name]:
+                return JSONResponse(await self.cluster.open_service(self.store.find("services", name)))
             case ["due", name]:
                 self.cluster.run_cron_job(self.store.find("cronjobs", name))
             case ["requests"]:
@@ -735,6 +740,42 @@ class Cluster:
         async with self.store.changed:
             await self.store.changed.wait_for(lambda: "deletionTimestamp" in pod["metadata"])
 
+    # Services
+
+    async def open_service(self, service: Object) -> str:
+        """HOST:PORT, where each connection is forwarded to one of the Service's endpoints, as a node does it."""
+        selector, (port,) = service["spec"]["selector"], service["spec"]["ports"]
+        known: list[str] = []
+        turns = itertools.count()
+
+        def replace(found: list[str]) -> None:
+            known[:] = found
+
+        async def follow() -> None:
+            while True:
+                found = [each["status"]["podIP"] for each in self.active(selector) if is_ready(each)]
+                asyncio.get_running_loop().call_later(ENDPOINTS_SECONDS, replace, found)
+                await asyncio.sleep(0.05)
+
+        async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            pod = None
+            try:
+                from_pod, pod = await asyncio.open_connection(known[next(turns) % len(known)], port["port"])
+                await asyncio.gather(copied(reader, pod), copied(from_pod, writer))
+            except (OSError, ZeroDivisionError):
+                for each in filter(None, (writer, pod)):
+                    each.transport.abort()
+            finally:
+                for each in filter(None, (writer, pod)):
+                    each.close()
+
+        server = await asyncio.start_server(forward, f"{self.network}.251", 0)
+        task = asyncio.get_running_loop().create_task(follow())
+        self._tasks[f"service {service['metadata']['name']}"] = task
+        task.add_done_callback(lambda task: server.close())
+        host, number = server.sockets[0].getsockname()
+        return f"{host}:{number}"
+
     # Nodes
 
     async def kill(self, node: str) -> None:
@@ -764,6 +805,15 @@ class Cluster:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
+
+
+async def copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Copy one direction of a connection, with its end."""
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    if writer.can_write_eof():
+        writer.write_eof()
 
 
 def owned_by(found: Object, owner: Object) -> bool:
