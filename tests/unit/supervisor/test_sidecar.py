@@ -12,6 +12,7 @@ from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.process_link import Link, LinkLost, Receiver
+from poolctl.supervisor import sidecar
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
 from tests.manual_clock import ManualClock
 
@@ -213,5 +214,39 @@ def test_keeper_without_an_entry_has_no_process_to_adopt() -> None:
         keeper: Any = Keeper()
         assert await PageProcess.adopted(keeper, "page") is None
         assert keeper.sent == [{"op": "get", "name": "page"}]
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("ends", ["leave", "lost"])
+def test_process_that_is_not_in_use_any_more_is_not_watched(
+    monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    async def scenario() -> None:
+        heard: list[str] = []
+
+        class Watch:
+            def __init__(self, *given: object) -> None:
+                pass
+
+            def received(self, message: wire.Message) -> None:
+                heard.append(message["t"])
+
+            def close(self) -> None:
+                heard.append("closed")
+
+        monkeypatch.setattr(sidecar, "ProcessWatchdog", Watch)
+        ours, theirs = wire.pair()
+        process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
+        process.received({"t": "pong"}, [])
+        if ends == "leave":
+            process.leave({"t": "end"}, 1.0)
+            process.leave({"t": "end"}, 1.0)
+            process.received({"t": "pong"}, [])
+        theirs.close()
+        if ends == "lost":
+            await asyncio.wait_for(process.exited, 10)
+        assert heard == ["pong", "closed"]
+        process.link.close()
 
     asyncio.run(scenario())
