@@ -5,18 +5,25 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from poolctl import ServerConfig
+from poolctl.address import parse
 from poolctl.feature import FEATURES
 from poolctl.features.doctor import _check_machine
+from poolctl.features.doctor._check import CheckResult
+from poolctl.listeners.open_listener import BACKLOG
 from tests.deadline import wait_until
 from tests.other_user import AS_OTHER_USER, python_for_others
 from tests.real_pool import RealPool
@@ -319,3 +326,305 @@ def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
 ) -> None:
     monkeypatch.setattr(_check_machine, "read", lambda path: MOUNTS.strip())
     assert _check_machine._network(path) == kind
+
+
+class Machine:
+    """The system's tables as a test has them, by their paths, and a pool without a supervisor."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tables: dict[str, str] = {}
+        self._patch = monkeypatch
+        self.context: Any = SimpleNamespace(
+            about=None,
+            items=(),
+            servers=[],
+            addresses={},
+            served=set(),
+            processes=10,
+            pool=None,
+            env={},
+            config=None,
+        )
+        monkeypatch.setattr(_check_machine, "read", lambda path: self.tables.get(path, ""))
+        monkeypatch.setattr(_check_machine, "number", self._number)
+
+    def _number(self, path: str) -> int | None:
+        text = self.tables.get(path, "")
+        return int(text) if text.isdecimal() else None
+
+    def limit(self, soft: int, hard: int, processes: int = resource.RLIM_INFINITY) -> None:
+        limits = {resource.RLIMIT_NOFILE: (soft, hard), resource.RLIMIT_NPROC: (processes, processes)}
+        self._patch.setattr(resource, "getrlimit", lambda which: limits[which])
+
+    def group(self, *paths: str) -> None:
+        """The control groups of this process."""
+        self._patch.setattr(_check_machine, "control_groups", lambda controller: iter(paths))
+
+    def user(self, uid: int) -> None:
+        self._patch.setattr(os, "geteuid", lambda: uid)
+
+    def serve(self, **ports: int) -> None:
+        self.context.addresses = {name: parse(f"127.0.0.1:{port}") for name, port in ports.items()}
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(monkeypatch)
+
+
+def found(results: Iterable[CheckResult]) -> list[tuple[str, str]]:
+    return [(each.status, each.message) for each in results]
+
+
+@pytest.mark.parametrize(
+    ("reserved", "status", "message"),
+    [
+        (
+            "",
+            "warning",
+            "outgoing connections use ports 32768-60999 and may occupy 32768,60999 when a server starts",
+        ),
+        ("32768,60000-60999", "ok", "no server's port is in the range of outgoing connections, 32768-60999"),
+        (
+            "32769-60998",
+            "warning",
+            "outgoing connections use ports 32768-60999 and may occupy 32768,60999 when a",
+        ),
+    ],
+)
+def test_port_of_outgoing_connections_has_to_be_reserved(
+    machine: Machine, reserved: str, status: str, message: str
+) -> None:
+    machine.tables["/proc/sys/net/ipv4/ip_local_port_range"] = "32768\t60999"
+    machine.tables["/proc/sys/net/ipv4/ip_local_reserved_ports"] = reserved
+    machine.serve(first=32768, last=60999, below=32767, above=61000)
+    (one,) = _check_machine.ephemeral(machine.context)
+    assert one.status == status
+    assert one.message.startswith(message)
+
+
+def test_range_of_ports_that_cannot_be_read_is_not_checked(machine: Machine) -> None:
+    assert found(_check_machine.ephemeral(machine.context)) == []
+
+
+@pytest.mark.parametrize(
+    ("most", "status"), [(str(BACKLOG - 1), "warning"), (str(BACKLOG), "ok"), ("", "ok"), ("many", "ok")]
+)
+def test_queue_of_connections_is_as_long_as_the_kernel_allows(
+    machine: Machine, most: str, status: str
+) -> None:
+    machine.tables["/proc/sys/net/core/somaxconn"] = most
+    ((is_found, message),) = found(_check_machine.backlog(machine.context))
+    assert is_found == status
+    assert str(BACKLOG) in message
+
+
+@pytest.mark.parametrize(
+    ("limit", "uid", "running", "status"),
+    [
+        (20, 1000, False, "problem"), (22, 1000, False, "ok"), (20, 0, False, "ok"), (20, 1000, True, "ok"),
+        (resource.RLIM_INFINITY, 1000, False, "ok"),
+    ],
+)  # fmt: skip
+def test_user_has_to_be_allowed_the_processes_of_the_pool(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, limit: int, uid: int, running: bool, status: str
+) -> None:
+    monkeypatch.setattr(_check_machine, "_threads_of_user", lambda: 12)
+    machine.limit(1024, 1024, limit)
+    machine.user(uid)
+    machine.group()
+    machine.context.items = ["web"] if running else []
+    ((is_found, message),) = found(_check_machine.processes(machine.context))
+    assert is_found == status
+    assert "about 10" in message
+
+
+@pytest.mark.parametrize(
+    ("most", "now", "status"),
+    [
+        ("20", "11", "problem"),
+        ("20", "10", "ok"),
+        ("max", "1000", "ok"),
+        ("9", "", "problem"),
+        ("10", "", "ok"),
+    ],
+)
+def test_control_group_has_to_allow_the_processes_of_the_pool(
+    machine: Machine, most: str, now: str, status: str
+) -> None:
+    machine.limit(1024, 1024)
+    machine.group("/g/a", "/g")
+    machine.tables |= {"/g/pids.max": most, "/g/pids.current": now}
+    ((is_found, message),) = found(_check_machine.processes(machine.context))
+    assert is_found == status
+    assert (f"the control group may have {most} and has {now or 0}" in message) is (status == "problem")
+
+
+@pytest.mark.parametrize(
+    ("available_kib", "group", "running", "status", "message"),
+    [
+        (8 << 20, {}, False, "ok", "8192 MiB are available, the pool needs"),
+        (1 << 10, {}, False, "problem", "1 MiB are available, the pool needs"),
+        (1 << 10, {}, True, "warning", "1 MiB are available"),
+        (0, {}, False, "ok", "0 MiB are available"),
+        (
+            8 << 20,
+            {"memory.max": "4194304", "memory.current": "2097152"},
+            False,
+            "problem",
+            "2 MiB are available to",
+        ),
+        (
+            8 << 20,
+            {"memory.limit_in_bytes": "4194304"},
+            False,
+            "problem",
+            "4 MiB are available to this control",
+        ),
+        (8 << 20, {"memory.max": "max"}, False, "ok", "8192 MiB are available, "),
+        (8 << 20, {"memory.max": str(16 << 30)}, False, "ok", "8192 MiB are available, "),
+    ],
+)
+def test_memory_is_what_the_machine_and_the_control_group_have_left(
+    machine: Machine, available_kib: int, group: dict[str, str], running: bool, status: str, message: str
+) -> None:
+    machine.tables["/proc/meminfo"] = f"MemTotal: 1 kB\nMemAvailable:   {available_kib} kB\n"
+    machine.tables |= {f"/g/{name}": text for name, text in group.items()}
+    machine.group("/g")
+    machine.context.items = ["web"] if running else []
+    ((is_found, said),) = found(_check_machine.memory(machine.context))
+    assert is_found == status
+    assert said.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "scale", "status", "message"),
+    [
+        (1024, 1_000_000, {"min": 1, "max": 1}, "ok", "the limit is 1000000, the pool needs"),
+        (8, 1_000_000, {"min": 1, "max": 1}, "warning", "a worker may open only 8"),
+        (1024, 20, {"min": 1, "max": 1}, "problem", "the limit is 20, the pool needs"),
+        (1024, 1000, {"min": 1, "max": 1000}, "warning", "with all servers at their largest scale"),
+        (1024, resource.RLIM_INFINITY, {"min": 1, "max": 1000}, "ok", "the limit is -1"),
+    ],
+)
+def test_limit_of_open_files_is_that_of_the_keeper_and_of_each_worker(
+    machine: Machine, soft: int, hard: int, scale: dict[str, int], status: str, message: str
+) -> None:
+    machine.limit(soft, hard)
+    machine.context.servers = [ServerConfig(name="web", bind="127.0.0.1:8000", app="a:b", scale=scale)]
+    ((is_found, said),) = found(_check_machine.open_files(machine.context))
+    assert is_found == status
+    assert message in said
+
+
+@pytest.mark.parametrize(("uid", "wanted", "problems"), [(1000, 5001, 1), (1000, 5000, 0), (0, 5001, 0)])
+def test_server_may_not_have_more_open_files_than_its_user(
+    machine: Machine, uid: int, wanted: int, problems: int
+) -> None:
+    machine.limit(1024, 5000)
+    machine.user(uid)
+    limits = {"open_files": wanted}
+    machine.context.servers = [ServerConfig(name="web", bind="127.0.0.1:8000", app="a:b", limits=limits)]
+    _, *others = found(_check_machine.open_files(machine.context))
+    message = f"web is configured for {wanted}, above the limit of 5000"
+    assert others == [("problem", message)] * problems
+
+
+@pytest.mark.parametrize(
+    ("files", "status"),
+    [
+        ({}, "ok"), ({"a.conf": "KillUserProcesses=yes\n"}, "warning"),
+        ({"a.conf": "KillUserProcesses=yes\n", "b.conf": " KillUserProcesses = no\n"}, "ok"),
+        ({"a.conf": "#KillUserProcesses=yes\n"}, "ok"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("lingers", [False, True])
+def test_logout_ends_the_pool_where_logind_says_so(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    files: dict[str, str],
+    status: str,
+    lingers: bool,
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        machine.tables[str(tmp_path / name)] = text
+    monkeypatch.setattr(_check_machine, "_FILES", (f"{tmp_path}/*.conf",))
+    monkeypatch.setattr(_check_machine, "_LINGER", "/linger")
+    monkeypatch.setattr(_check_machine, "_user", lambda: "me")
+    there = {"/run/systemd/system": True, "/linger/me": lingers}
+    monkeypatch.setattr(os.path, "exists", lambda path: there.get(path, False))
+    machine.user(1000)
+    ((is_found, _),) = found(_check_machine.logout(machine.context))
+    assert is_found == ("ok" if lingers else status)
+    machine.user(0)
+    assert found(_check_machine.logout(machine.context)) == [("ok", "the pool keeps running")]
+    there.clear()
+    assert found(_check_machine.logout(machine.context)) == [("ok", "no logind that would stop the pool")]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "inodes", "flag", "status", "message"),
+    [
+        (10_000_000, 1_000_000, 0, "ok", "39062 MiB left"),
+        (1, 1_000_000, 0, "problem", "4 KiB left"),
+        (10_000_000, 1, 0, "problem", "room for 1 more files (inodes)"),
+        (10_000_000, 1_000_000, os.ST_RDONLY, "problem", "is on a read-only file system"),
+        (10_000, 1_000_000, 0, "warning", "39 MiB left"),
+    ],
+)
+def test_room_is_that_of_the_file_system(
+    machine: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    blocks: int,
+    inodes: int,
+    flag: int,
+    status: str,
+    message: str,
+) -> None:
+    system = SimpleNamespace(f_bavail=blocks, f_frsize=4096, f_files=2_000_000, f_favail=inodes, f_flag=flag)
+    monkeypatch.setattr(os, "statvfs", lambda path: system)
+    ((is_found, said),) = found(_check_machine._room("logs", "/x"))
+    assert (is_found, message in said) == (status, True)
+    system.f_files = 0  # as of file systems without a fixed number of inodes
+    if inodes == 1:
+        assert found(_check_machine._room("logs", "/x"))[0][0] == "ok"
+
+
+def test_control_groups_are_those_of_the_process_and_above(machine: Machine, tmp_path: Path) -> None:
+    for path in ("a/b", "pids/c"):
+        (tmp_path / path).mkdir(parents=True)
+    machine.tables["/proc/self/cgroup"] = "0::/a/b\n5:pids,cpu:/c\n6:memory:/d"
+    assert [*_check_machine.control_groups("pids", str(tmp_path))] == [
+        f"{tmp_path}/a/b", f"{tmp_path}/a", f"{tmp_path}", f"{tmp_path}/pids/c", f"{tmp_path}/pids",
+    ]  # fmt: skip
+    assert [*_check_machine.control_groups("memory", str(tmp_path))][3:] == []
+
+
+def test_socket_answers_while_a_process_listens_on_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "a.sock")
+    assert not _check_machine.answers(path)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        assert not _check_machine.answers(path)
+        listener.listen(0)
+        for _ in range(3):  # its queue is full after the first
+            assert _check_machine.answers(path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "results"),
+    [
+        (0o644, os.geteuid(), []),
+        (0o646, os.geteuid(), ["warning"]),
+        (0o644, 4711, ["warning"]),
+        (0o644, 0, []),
+    ],
+)
+def test_file_is_the_users_alone(
+    monkeypatch: pytest.MonkeyPatch, mode: int, owner: int, results: list[str]
+) -> None:
+    status = SimpleNamespace(st_mode=0o100000 | mode, st_uid=owner)
+    monkeypatch.setattr(_check_machine.os, "stat", lambda path: status)
+    assert [each.status for each in _check_machine._file("/pool.toml")] == results

@@ -1439,3 +1439,29 @@ def test_connection_with_unsent_bytes_does_not_leave() -> None:
         await until(lambda: stage.waiting)
 
     passing_stage.play(scene)
+
+
+def test_body_that_was_read_ahead_up_to_the_bound_is_read_on_when_its_turn_comes() -> None:
+    async def scene(stage: Stage) -> None:
+        go_on, body = asyncio.Event(), b"x" * 300_000
+
+        async def first_later(backend: Backend, wire: Wire) -> None:
+            head = await backend.request(wire)
+            if head.startswith(b"GET"):
+                await go_on.wait()
+                await wire.send(OK + b"Content-Length: 5\r\n\r\nfirst")
+                head = await backend.request(wire)
+            assert await wire.exactly(len(body)) == body
+            await wire.send(OK + b"Content-Length: 4\r\n\r\nlast")
+
+        await stage.route(first_later)
+        client = await stage.client()
+        client.writer.write(GET + POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        (connection,) = stage.edge.pool.clients
+        while connection._reading:
+            await asyncio.sleep(0)
+        go_on.set()
+        assert (await client.response())[1] == b"first"
+        assert (await client.response())[1] == b"last"
+
+    play(scene)

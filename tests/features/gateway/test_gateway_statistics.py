@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from poolctl import ServerConfig, TLSConfig
 from poolctl.config import Tables
 from poolctl.control.answers import Result
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.backends.route_backends import READY, SLEEPING, STARTING
 from poolctl.features.gateway.process.counts import Counts
-from poolctl.features.gateway.process.settings import UDP, ListenerSettings
+from poolctl.features.gateway.process.settings import UDP, ListenerSettings, ServerFacts
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
-from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics
+from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics, RouteFigures
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.table import GatewayConfig
-from poolctl.routing.route import Route, Target
-from poolctl.runners.process_link import identity
+from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Route, Target
+from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
+from poolctl.routing.route_report import SERVING, SILENT, RegistrationReport, RouteReport
+from poolctl.routing.route_table import write_table
+from poolctl.runners.process_link import Descriptor, identity
+from poolctl.states import Status
+from poolctl.worker import tally
+from tests.manual_clock import ManualClock
+from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk, part_site
 
@@ -162,3 +178,196 @@ def test_samples_are_taken_while_there_is_a_gateway() -> None:
         assert stage.statistics._sampling is None
 
     run(scenario())
+
+
+SHOP = Route(alias="shop", path="/shop", to=(Target(server="web"),))
+
+
+NEWS = Route(alias="news", path="/news", to=(Target(server="web"),))
+
+
+class RoutePool:
+    """A gateway before the server "web", which has a pair; the counts of its ended workers are `counted`."""
+
+    def __init__(self, *routes: Route, **keys: Any) -> None:
+        self.routes = routes
+        self.table = Descriptor(write_table(routes, 1))
+        self.listeners = [SimpleNamespace(tls=False)]
+        self.header_for_host = "Host"
+        self.engine = "poolctl"
+        self.pairs = {"web"}
+        self.config = ServerConfig(**{"name": "web", "bind": "127.0.0.1:9001", "app": "any:app"} | keys)
+        self.counted = blank_page().tolist()
+        self.counts = Counts()
+        self.clock = ManualClock()
+        self.hosts = HostManager(self.clock.monotonic, wall=self.clock.time)
+        self.backends = Backends(self.hosts, self.clock.monotonic, counts=self.counts)
+        self.backends.apply(
+            routes, {"web": ServerFacts(name="web", bind=self.config.key, state="running", ready=True)}
+        )
+        self.services: dict[str, list[Any]] = {}
+        self.excluded: tuple[ExcludedRoute, ...] = ()
+
+    def passed(self, alias: str, count: int, errors: int = 0) -> None:
+        page = memoryview(bytearray(tally.SIZE_BYTES)).cast("Q")
+        for slot, value in enumerate(self.counted):
+            page[slot] = value
+        page[tally.route_slot(page, alias)] += count
+        page[tally.STARTED] += count
+        page[tally.STATUS + 5] += errors
+        page[tally.error_slot(page, alias) or 0] += errors
+        page[tally.BUCKETS] += count
+        self.counted = page.tolist()
+
+    def proxied(self, alias: str, count: int) -> None:
+        for _ in range(count):
+            for traffic in (self.counts.route(alias), self.counts.backend("web")):
+                traffic.began()
+                traffic.answered(200, 0.001)
+
+    def report(self, route: Route) -> RouteReport:
+        with self.figures() as figures:
+            return figures.of(route)
+
+    def health(self, route: Route) -> RouteHealth:
+        with self.figures() as figures:
+            return figures.health(route)
+
+    @contextmanager
+    def figures(self) -> Iterator[RouteFigures]:
+        entry = SimpleNamespace(
+            config=self.config, observed=SimpleNamespace(workers={}, failure=None), state="running",
+            health=Status.OK, ready=True, name="web", uptime_seconds=lambda now: 1.0,
+        )  # fmt: skip
+        core: Any = SimpleNamespace(
+            clock=ManualClock(),
+            health=SimpleNamespace(latency_seconds=lambda entry: None, complaint=lambda entry: ""),
+            entries={"web": entry},
+            runner=SimpleNamespace(capabilities=SimpleNamespace(counters=None)),
+        )
+        totals: Any = SimpleNamespace(
+            of_the_ended=lambda entry: self.counted[: tally.COUNTED],
+            by_route_of_the_ended=lambda entry: tally.by_route(self.counted),
+        )
+        table: Any = SimpleNamespace(
+            bind=self.listeners, header_for_host=self.header_for_host, engine=self.engine
+        )
+        gateway: Any = SimpleNamespace(
+            routes=SimpleNamespace(
+                table=self.table,
+                routes=RouteSet(http=self.routes, excluded=self.excluded),
+                services=SimpleNamespace(
+                    of=lambda alias: self.services.get(alias, []),
+                    reports=lambda alias: tuple(each.report for each in self.services.get(alias, ())),
+                ),
+            ),
+            tables=Tables(gateway=table),
+            passes_to=lambda server: server in self.pairs,
+            probes=SimpleNamespace(latency_seconds=lambda url: None),
+        )
+        report = {
+            "counts": self.counts.snapshot(),
+            "hosts": self.backends.snapshot(),
+            "healths": self.backends.healths(),
+        }
+        figures = RouteFigures(gateway, core, totals, report)
+        try:
+            yield figures
+        finally:
+            figures.close()
+
+
+def service(url: str, health: RouteHealth, *, is_serving: bool = False) -> SimpleNamespace:
+    """A probed service of the route "users"."""
+    report = RegistrationReport(name="users", url=url, state=SERVING if is_serving else SILENT)
+    return SimpleNamespace(url=url, health=health, is_serving=is_serving, is_probed=True, report=report)
+
+
+@pytest.fixture
+def stages() -> Iterator[list[RoutePool]]:
+    made: list[RoutePool] = []
+    yield made
+    for stage in made:
+        os.close(stage.table.fileno())
+
+
+def stage_of(stages: list[RoutePool], *routes: Route, **keys: Any) -> RoutePool:
+    stages.append(RoutePool(*routes, **keys))
+    return stages[-1]
+
+
+def test_each_route_of_one_server_has_its_own_requests(stages: list[RoutePool]) -> None:
+    stage = stage_of(stages, SHOP, NEWS)
+    stage.passed("shop", 5, errors=1)
+    stage.passed("gone", 2, errors=2)  # not this route's
+    stage.proxied("shop", 3)
+    stage.counts.refused("503", "shop")
+    shop, news = stage.report(SHOP), stage.report(NEWS)
+    assert (shop.requests, shop.passed, shop.proxied, shop.refused, shop.errors) == (9, 5, 3, 1, 2)
+    assert (news.requests, news.passed, news.proxied, news.errors) == (0, 0, 0, 0)
+    assert (news.p99_seconds, shop.p99_seconds is not None) == (None, True)
+
+
+def test_route_that_passes_says_why_some_of_its_requests_are_proxied(stages: list[RoutePool]) -> None:
+    stage = stage_of(stages, SHOP)
+    assert (stage.report(SHOP).way, stage.report(SHOP).why) == ("pass", "")
+    stage.proxied("shop", 1)
+    assert "not in normal form" in stage.report(SHOP).why
+    stage.listeners.append(SimpleNamespace(tls=True))
+    assert (stage.report(SHOP).way, stage.report(SHOP).why.partition(" its ")[0]) == ("pass", "over TLS")
+    secure = stage_of(stages, SHOP, tls=TLSConfig(cert="c.pem"))
+    secure.listeners.append(SimpleNamespace(tls=True))
+    secure.proxied("shop", 1)
+    assert secure.report(SHOP).why.startswith("without TLS")
+
+
+def test_route_that_its_servers_keep_from_being_passed_is_proxied(stages: list[RoutePool]) -> None:
+    program = stage_of(stages, SHOP, app=None, command=["serve", "{fd}"])
+    assert (program.report(SHOP).way, program.report(SHOP).why) == ("proxy", "web is a program")
+    hidden = stage_of(stages, SHOP)
+    hidden.pairs.clear()
+    assert hidden.report(SHOP).why == "web has workers that cannot take passed connections"
+    secure = stage_of(stages, SHOP, tls=TLSConfig(cert="c.pem"))
+    assert secure.report(SHOP).why == "web speaks TLS, and no address of the gateway does"
+    odd = stage_of(stages, SHOP)
+    odd.header_for_host = "X-Host"
+    assert odd.report(SHOP).why == "the host is taken from the header X-Host"
+    beta = replace(SHOP, alias="beta", headers=(Header(name="x-beta"),), to=(Target(server="other"),))
+    crossed = stage_of(stages, beta, SHOP)
+    assert (crossed.report(SHOP).way, crossed.report(SHOP).why) == (
+        "proxy", "another route of this host and path has conditions",
+    )  # fmt: skip
+
+
+def test_route_is_as_healthy_as_its_services_and_shows_those_that_it_accepts(stages: list[RoutePool]) -> None:
+    users = Route(alias="users", path="/users")
+    stage = stage_of(stages, users)
+    stage.services["users"] = [service("http://10.0.0.7:9000", RouteHealth(status=UNHEALTHY))]
+    found = stage.report(users)
+    assert found.state == "unhealthy"
+    assert [each.state for each in found.registrations or ()] == ["silent"]
+    stage.excluded = (ExcludedRoute(alias="users", reason="not accepted", provider=REGISTRATION),)
+    refused = stage.report(users)
+    assert (refused.state, refused.registrations) == ("unknown", None)
+
+
+@pytest.mark.parametrize(
+    ("rank", "state"), [(SLEEPING, "napping"), (STARTING, "starting"), (READY, "unknown")]
+)
+def test_route_to_a_machine_that_a_request_would_start_is_napping(
+    stages: list[RoutePool], rank: int, state: str
+) -> None:
+    wiki = Route(alias="wiki", to=(Target(url="http://wiki:80"),))
+    stage = stage_of(stages, wiki)
+    stage.backends.rank("http://wiki:80", rank, None)
+    assert stage.report(wiki).state == state
+
+
+def test_service_whose_probe_passes_is_healthy_before_its_first_request(stages: list[RoutePool]) -> None:
+    url = "http://10.0.0.7:9000"
+    users = Route(alias="users", to=(Target(url=url),), provider=REGISTRATION)
+    stage = stage_of(stages, users)
+    stage.services["users"] = [service(url, RouteHealth(status=HEALTHY), is_serving=True)]
+    assert stage.report(users).state == "healthy"
+    stage.hosts.disable(url)
+    assert stage.report(users).state == "unknown"

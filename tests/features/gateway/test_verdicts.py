@@ -25,7 +25,7 @@ from poolctl.routing.route_health import STATUSES, RouteHealth
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.observers.metrics_server import PoolHealth
 from poolctl.supervisor.verbs.verb import Call
-from tests.features.gateway.test_route_figures import Stage
+from tests.features.gateway.test_gateway_statistics import RoutePool
 from tests.unit.core.ordered_core import run
 from tests.unit.supervisor.desk import Desk
 
@@ -79,12 +79,12 @@ def cases() -> Iterator[Case]:
         yield Case(target, ordered, breaker, False)
 
 
-def stage_of(case: Case) -> tuple[Stage, Route, RouteBackends]:
+def stage_of(case: Case) -> tuple[RoutePool, Route, RouteBackends]:
     """The gateway's backends, which have come into this state by what happens to them."""
     key = URL if case.is_url else "web"
     to = (Target(url=URL),) if case.is_url else (Target(server="web"),)
     route = Route(alias="shop", path="/shop", to=to, mode="auto" if case.passes else "proxy", breaker=RULE)
-    stage = Stage(route)
+    stage = RoutePool(route)
     backends = stage.backends.of(route)
     if case.target == "URL that has answered":
         request(backends, RequestOutcome.ANSWERED)
@@ -155,7 +155,7 @@ def test_choice_routes_health_hosts_and_metrics_agree(case: Case) -> None:
         os.close(stage.table.fileno())
 
 
-def metrics(stage: Stage, health: RouteHealth) -> set[str]:
+def metrics(stage: RoutePool, health: RouteHealth) -> set[str]:
     """The statuses that the metrics show of route and host."""
     report: dict[str, Any] = {"counts": stage.counts.snapshot(), "hosts": stage.backends.snapshot()}
     snapshot = GatewaySnapshot(report, 0, 1, RouteSet(), {}, {}, {"shop": health})
@@ -174,7 +174,7 @@ def test_route_is_as_good_as_its_best_backend_in_every_pair() -> None:
     pairs = list(itertools.product(SERVERS, SERVERS))
     for one, other in pairs:
         route = Route(alias="shop", to=(Target(server="one"), Target(server="other")), mode="proxy")
-        stage = Stage(route)
+        stage = RoutePool(route)
         try:
             made = {"one": one, "other": other}
             found = {

@@ -19,7 +19,7 @@ from poolctl.routing import route
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.config_files import load_text
 from tests.configuration import server
-from tests.features.gateway.test_route_figures import SHOP, Stage, stage_of, stages
+from tests.features.gateway.test_gateway_statistics import SHOP, RoutePool, stage_of, stages
 
 __all__ = ["stages"]
 
@@ -129,7 +129,7 @@ def test_every_key_that_haproxy_cannot_do_is_documented() -> None:
     assert {".".join(path) for path, _ in KEYS_OF_ROUTES} <= named
 
 
-def test_route_that_haproxy_serves_is_proxied(stages: list[Stage]) -> None:
+def test_route_that_haproxy_serves_is_proxied(stages: list[RoutePool]) -> None:
     stage = stage_of(stages, SHOP)
     stage.engine = "haproxy"
     report = stage.report(SHOP)

@@ -163,3 +163,11 @@ def test_web_process_that_reads_port_is_given_it(imported: Import) -> None:
 def test_variables_of_a_line_are_left_to_its_shell(imported: Import) -> None:
     servers = imported("w: echo ${HOME} '$X' && sleep 1\n", "Procfile").servers
     assert servers["w"]["command"] == ["sh", "-c", "echo $${HOME} '$X' && sleep 1"]
+
+
+@pytest.mark.parametrize(
+    ("bind", "expose"), [("-b 0.0.0.0:8443", "https://localhost:8443"), ("", "https://localhost:8000")]
+)
+def test_gunicorn_with_a_certificate_is_reached_by_https(imported: Import, bind: str, expose: str) -> None:
+    servers = imported(f"gunicorn {bind} --certfile a.pem --graceful-timeout 20 shop:app").servers
+    assert (servers["shop"]["expose"], servers["shop"]["stop_timeout"]) == (expose, "25s")

@@ -7,6 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.config.values.problems import Tree
+from poolctl.features.import_foreign._foreign_pool import (
+    ForeignPool,
+    ForeignServer,
+    PoolText,
+    in_seconds,
+    of_their_types,
+    pool_text,
+    signal_name,
+    user_and_group,
+)
+
 from .conftest import Import, assert_valid
 
 FILES = Path(__file__).parent / "files"
@@ -71,3 +83,145 @@ def test_value_that_cannot_be_taken_over_is_a_remark(
     said = imported(text, name)
     assert len(said.servers) == 1
     assert [each for each in said.remarks if each.startswith(f"{name}:{remark}")], said.remarks
+
+
+def written(pool: ForeignPool, directory: Path, source: str = "a.conf") -> PoolText:
+    return pool_text(pool, source, str(directory), str(directory / "pool.toml"))
+
+
+def a_server(pool: ForeignPool, name: str = "web", line: int = 3, **keys: Tree) -> ForeignServer:
+    server = pool.add(name, line)
+    for key, value in {"command": ["true"], **keys}.items():
+        server.set(key, value)
+    return server
+
+
+def test_servers_have_names_that_are_allowed_and_their_own() -> None:
+    pool = ForeignPool()
+    names = [pool.add(name, 1).name for name in ("web", "WEB", "web", "a b/c", "--", "x" * 300)]
+    assert names == ["web", "WEB-2", "web-3", "a-b-c", "server", "x" * 200]
+
+
+def test_key_of_a_table_is_set_with_the_line_that_is_read() -> None:
+    server = ForeignServer("web", 3)
+    server.at = 5
+    server.set("restart.limit", 3)
+    server.set("restart.policy", "always")
+    server.add_env("A", "${b}")
+    server.add_env("C", "d")
+    assert server.keys == {"restart": {"limit": 3, "policy": "always"}, "env": {"A": "$${b}", "C": "d"}}
+    assert server.lines == {"restart": 5, "env": 5}
+    assert repr(server) == "<ForeignServer web of line 3>"
+
+
+def test_first_reason_for_leaving_a_server_out_is_written_with_it(tmp_path: Path) -> None:
+    pool = ForeignPool()
+    server = a_server(pool)
+    server.leave_out("it is a container")
+    server.leave_out("another reason")
+    a_server(pool, "other", 9)
+    found = written(pool, tmp_path)
+    assert (found.servers, found.left_out) == (1, ["a.conf:3: web: it is a container"])
+    assert '# a.conf:3: left out: it is a container\n# [[server]]\n# name = "web"\n' in found.text
+    assert '\n[[server]]\nname = "other"\n' in found.text
+
+
+def test_key_that_is_not_valid_becomes_a_remark_at_its_line(tmp_path: Path) -> None:
+    pool = ForeignPool()
+    server = a_server(pool, workers=1, restart={"policy": "always"})
+    server.at = 7
+    server.set("stop_timeout", "soon")
+    pool.remark(0, "a remark of the file")
+    found = written(pool, tmp_path)
+    assert (found.servers, found.left_out, found.remarks) == (1, [], 2)
+    assert "# a.conf:7: stop_timeout = \"soon\": 'soon' is not a duration" in found.text
+    assert "# a remark of the file\n" in found.text
+    assert 'restart = "always"\n' in found.text
+    assert "workers" not in found.text, "one is usual"
+
+
+def test_server_without_a_valid_command_is_left_out(tmp_path: Path) -> None:
+    pool = ForeignPool()
+    a_server(pool, bind="127.0.0.1:99999")
+    a_server(pool, "other", 9)
+    found = written(pool, tmp_path)
+    assert found.servers == 1
+    assert "web: " in found.left_out[0]
+    assert "out of range" in found.left_out[0]
+
+
+def test_dependency_on_what_is_left_out_is_dropped_with_a_remark(tmp_path: Path) -> None:
+    pool = ForeignPool()
+    server = a_server(pool)
+    server.at = 4
+    server.set(
+        "depends_on", [{"name": "db", "condition": "started"}, {"name": "queue", "condition": "started"}]
+    )
+    a_server(pool, "db", 6).leave_out("it is a container")
+    a_server(pool, "queue", 9)
+    lonely = a_server(pool, "lonely", 12, depends_on=[{"name": "nothing", "condition": "started"}])
+    found = written(pool, tmp_path)
+    assert "# a.conf:4: depends_on db: it is not among the servers" in found.text
+    assert server.keys["depends_on"] == [{"name": "queue", "condition": "started"}]
+    assert "depends_on" not in lonely.keys
+
+
+def test_variables_that_are_not_set_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("IS_SET", "1")
+    pool = ForeignPool()
+    a_server(pool, command=["no-such-program-here", "${NOT_SET_B}", "${IS_SET}", "${NOT_SET_A}"])
+    found = written(pool, tmp_path)
+    assert found.unset == ["NOT_SET_A", "NOT_SET_B"]
+    assert found.missing == [], "what depends on them is not known"
+    pool = ForeignPool()
+    a_server(pool, command=["no-such-program-here"])
+    (missing,) = written(pool, tmp_path).missing
+    assert "no-such-program-here" in missing
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_file_of_variables_that_the_tool_reads_is_named_if_it_is_elsewhere(
+    tmp_path: Path, there: bool
+) -> None:
+    source = tmp_path / "shop"
+    source.mkdir()
+    if there:
+        (source / ".env").write_text("A=1\n")
+    pool = ForeignPool()
+    pool.env_file = ".env"
+    server = a_server(pool)
+    pool_text(pool, "shop/Procfile", str(source), str(tmp_path / "pool.toml"))
+    assert ("env_file" in server.keys) is there
+    server.keys.pop("env_file", None)
+    pool_text(pool, "Procfile", str(source), str(source / "pool.toml"))
+    assert "env_file" not in server.keys, "poolctl reads that of its own directory"
+
+
+def test_value_of_another_type_is_a_remark_and_null_is_nothing() -> None:
+    server = ForeignServer("web", 1)
+    types = {"env": (dict,), "ports": (list, str), "name": (str,)}
+    table = {"env": [], "ports": "80", "name": None, "other": 5}
+    assert of_their_types(server, table, types, lambda key: len(key)) == {"ports": "80", "other": 5}
+    assert server.remarks == [(3, "env: a value of another type than expected")]
+
+
+@pytest.mark.parametrize(
+    ("text", "duration"), [("5", "5s"), (2.5, "2.5s"), (7, "7s"), ("5m", "5m"), ("", ""), ("1.", "1.")]
+)
+def test_plain_number_is_one_of_seconds(text: str | float, duration: str) -> None:
+    assert in_seconds(text) == duration
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("QUIT", "SIGQUIT"), ("sigquit", "SIGQUIT"), ("3", "SIGQUIT"), ("15", "SIGTERM"), ("99", "SIG99")],
+)
+def test_signal_has_its_whole_name(text: str, name: str) -> None:
+    assert signal_name(text) == name
+
+
+@pytest.mark.parametrize(
+    ("user", "group", "value"), [("a", "b", "a:b"), ("a", "", "a"), ("", "b", ""), ("", "", "")]
+)
+def test_group_is_written_behind_its_user(user: str, group: str, value: str) -> None:
+    assert user_and_group(user, group) == value

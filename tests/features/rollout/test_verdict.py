@@ -104,3 +104,11 @@ def test_canary_has_the_whole_number_of_workers_nearest_to_its_share(
     share: float, workers: int, canaries: int
 ) -> None:
     assert canaries_for(share, workers) == canaries
+
+
+@pytest.mark.parametrize(("errors", "shown"), [(333, "33.3 %"), (1000, "100 %"), (12, "1.2 %"), (0, "0 %")])
+def test_share_of_errors_has_few_digits(errors: int, shown: str) -> None:
+    found = judged(replace(LIKE_BEFORE, errors=errors), "memory > 1GB", is_over=True)
+    assert found == (Verdict.PROMOTE, f"1000 requests, {shown} errors, no condition was met")
+    third = judged(replace(LIKE_BEFORE, requests=3000, errors=1000), "memory > 1GB", is_over=True)
+    assert "33.33 % errors" in third[1]

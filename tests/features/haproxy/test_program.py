@@ -1,0 +1,273 @@
+"""Managing processes of HAProxy, with a program in its place that records its commands and answers as a test says."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from poolctl.features.haproxy import _program
+from poolctl.features.haproxy._program import HaproxyProgram, HaproxyRefusal
+
+# Answers commands on its runtime socket until SIGUSR1 or SIGTERM. `answers.json` has the answer to each command, and
+# `check` what `-c` prints; `commands` gets each command.
+PROGRAM = """
+import json, os, re, signal, socket, sys
+
+here = os.path.dirname(os.path.abspath(__file__))
+answers = lambda: json.load(open(os.path.join(here, "answers.json")))
+if "-c" in sys.argv:
+    sys.stderr.write(answers().get("check", ""))
+    sys.exit(bool(answers().get("check")))
+if "exits" in answers():
+    sys.exit(answers()["exits"])
+runtime = open(sys.argv[-1]).read()
+listener = socket.socket(fileno=int(re.search(r"fd@(\\d+)", runtime)[1]))
+listener.setblocking(True)
+
+def leave(number, frame):
+    if "stays" not in answers() or number == signal.SIGTERM:
+        os._exit(0)
+    listener.close()
+    while True:
+        signal.pause()
+
+signal.signal(signal.SIGUSR1, leave)
+signal.signal(signal.SIGTERM, leave)
+while True:
+    connection, _ = listener.accept()
+    command = connection.makefile("r").readline().strip()
+    with open(os.path.join(here, "commands"), "a") as file:
+        file.write(command + "\\n")
+    connection.sendall(answers().get(command, "\\n").encode())
+    connection.close()
+"""
+STATISTICS = "# pxname,svname,scur\nroute:r,one,0\nroute:r,BACKEND,{}\nstream:s,BACKEND,7\n"
+
+
+def setup(
+    text: str = "global\n", *, numbers: tuple[int, ...] = (), drained: tuple[str, ...] = (), name: str = "one"
+) -> Any:
+    """What the program needs of a setup; `name` distinguishes it from others."""
+    backends = (
+        SimpleNamespace(name="stream:s", is_stream=True),
+        SimpleNamespace(name="route:r", is_stream=False),
+    )
+    return SimpleNamespace(
+        text=text, name=name, numbers=numbers, drained=lambda: drained, bundles={"c.pem": b"pem"}, authorities={},
+        configuration=SimpleNamespace(files={"map": "a b\n"}, backends=backends),
+    )  # fmt: skip
+
+
+class Stage:
+    """The manager of a program, and the files that say what that does."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        self.script = directory / "program"
+        self.script.write_text(f"#!{sys.executable} -IS\n{PROGRAM}")
+        self.script.chmod(0o755)
+        self.says()
+        self.program = HaproxyProgram(str(self.script), str(directory / "files"))
+        self.changes: list[str] | None = []
+        monkeypatch.setattr(_program, "changes", lambda before, after: self.changes)
+
+    def says(self, **answers: object) -> None:
+        (self.directory / "answers.json").write_text(json.dumps(answers))
+
+    def commands(self) -> list[str]:
+        """The commands since the last time, apart from those that only look."""
+        file = self.directory / "commands"
+        found = file.read_text().splitlines() if file.exists() else []
+        file.write_text("")
+        return [each for each in found if not each.startswith("show ")]
+
+    def modes(self) -> dict[str, int]:
+        """The modes of the program's files, and of their directory."""
+        files = Path(self.program.directory)
+        return {
+            path.name if path != files else ".": path.stat().st_mode & 0o777
+            for path in (files, *files.iterdir())
+        }
+
+    @property
+    def pid(self) -> int:
+        assert self.program.process is not None
+        return self.program.process.pid
+
+
+Play = Callable[[Callable[[Stage], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture
+def play(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Play:
+    stage = Stage(tmp_path_factory.mktemp("h"), monkeypatch)  # with a path that is short enough for sockets
+
+    def run(scene: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
+        async def work() -> None:
+            try:
+                async with asyncio.timeout(60):
+                    await scene(stage)
+            finally:
+                await stage.program.end()
+
+        asyncio.run(work())
+
+    return run
+
+
+def test_files_are_the_users_alone_and_the_process_serves(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.program.follow(setup(drained=("set server route:r/one state drain",)))
+        modes = {name: mode for name, mode in stage.modes().items() if name != "runtime.cfg"}
+        assert modes.pop(".") == 0o700
+        assert modes == dict.fromkeys(("haproxy.cfg", "map", "c.pem", "haproxy.sock"), 0o600)
+        assert stage.commands() == ["set server route:r/one state drain"]
+        assert stage.program.process is not None
+        assert await stage.program.process.ask("show info") == "\n"
+
+    play(scene)
+
+
+def test_change_is_made_by_commands_of_the_same_process(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.program.follow(setup())
+        pid = stage.pid
+        stage.changes = ["set server a state ready", "del server b"]
+        stage.says(**{"set server a state ready": "\n", "del server b": "Server still has connections.\n"})
+        after = setup(name="two")
+        await stage.program.follow(after)
+        assert (stage.pid, stage.program.setup) == (pid, after)
+        assert stage.commands() == ["set server a state ready", "del server b"]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("why", ["refused", "impossible"])
+def test_change_that_no_command_makes_is_made_by_another_process(play: Play, why: str) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.program.follow(setup())
+        before = stage.program.process
+        assert before is not None
+        stage.changes = ["set server a state ready"] if why == "refused" else None
+        stage.says(**{"set server a state ready": "No such server.\n"})
+        after = setup(name="two")
+        await stage.program.follow(after)
+        assert (stage.pid != before.pid, stage.program.setup) == (True, after)
+        assert await before.exited == 0
+        assert not stage.program._draining
+
+    play(scene)
+
+
+def test_configuration_that_is_refused_leaves_the_process_as_it_is(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        first = setup()
+        await stage.program.follow(first)
+        pid = stage.pid
+        stage.changes = None
+        alerts = "".join(f"[ALERT] (1) : problem {number}\n" for number in range(5))
+        stage.says(check=f"[NOTICE] (1) : a note\n{alerts}")
+        with pytest.raises(HaproxyRefusal) as refused:
+            await stage.program.follow(setup(name="two"))
+        assert str(refused.value) == "problem 0; problem 1; problem 2"
+        stage.says(check="[NOTICE] (1) : a note\n")
+        with pytest.raises(HaproxyRefusal, match="it does not say why"):
+            await stage.program.follow(setup(name="two"))
+        assert (stage.pid, stage.program.setup) == (pid, first)
+
+    play(scene)
+
+
+def test_process_that_ends_at_its_start_is_a_refusal(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(exits=3)
+        with pytest.raises(HaproxyRefusal, match=r"ended at its start with status 3|Connection reset"):
+            await stage.program.follow(setup())
+        assert stage.program.process is None
+
+    play(scene)
+
+
+def test_process_without_a_runtime_socket_answers_nothing(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.program.follow(setup())
+        process = stage.program.process
+        assert process is not None
+        os.unlink(process.socket_path)
+        with pytest.raises(HaproxyRefusal, match="its runtime socket does not answer: "):
+            await process.ask("show info")
+        await process.stopped_accepting()
+
+    play(scene)
+
+
+def test_drain_waits_for_the_last_request_within_its_time(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.program.follow(setup())
+        process = stage.program.process
+        assert process is not None
+        await stage.program.drain(60.0)
+        assert (stage.program.process, await process.exited) == (None, 0)
+        stage.says(stays=True)
+        await stage.program.follow(setup())
+        process = stage.program.process
+        assert process is not None
+        await stage.program.drain(0.01)
+        assert process.exited.done(), "it was ended"
+
+    play(scene)
+
+
+def test_finish_waits_for_requests_to_routes_and_not_for_streams(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(**{"show stat": STATISTICS.format(1)})
+        await stage.program.follow(setup())
+        process = stage.program.process
+        assert process is not None
+        finishing = asyncio.ensure_future(stage.program.finish(60.0))
+        while "show stat" not in (stage.directory / "commands").read_text():
+            await asyncio.sleep(0.001)
+        assert not finishing.done()
+        stage.says(**{"show stat": STATISTICS.format(0)})
+        await finishing
+        assert process.exited.done()
+        await stage.program.finish(60.0)
+
+    play(scene)
+
+
+def test_finish_ends_requests_after_its_time(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.says(**{"show stat": STATISTICS.format(1)})
+        await stage.program.follow(setup())
+        process = stage.program.process
+        assert process is not None
+        await stage.program.finish(0.05)
+        assert process.exited.done()
+
+    play(scene)
+
+
+def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_program, "_KILLED_SECONDS", 0.01)
+
+    async def scene(stage: Stage) -> None:
+        await stage.program.follow(setup())
+        process = stage.program.process
+        assert process is not None
+        os.kill(process.pid, signal.SIGSTOP)  # it handles no other signal
+        await stage.program.end()
+        assert await process.exited == -signal.SIGKILL
+        assert stage.program.process is None
+        process.signal(signal.SIGTERM)  # which has no effect
+
+    play(scene)
