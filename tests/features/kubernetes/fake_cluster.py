@@ -713,6 +713,7 @@ class Cluster:
                 process.kill()
                 await ended
         except asyncio.CancelledError:
+            probes.cancel()  # first: the kubelet of a killed node sees nothing of the end
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()

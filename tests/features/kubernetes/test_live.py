@@ -443,23 +443,39 @@ def test_rolling_restart_refuses_no_connection(cluster: Cluster, write: Any, poo
     assert len(results) > 50
 
 
-def test_servers_of_a_killed_node_answer_elsewhere_and_its_pod_does_not_count(
+def killed_node(cluster: Cluster, poolctl: Any) -> str:
+    """The node of the only worker, after it was killed."""
+    ((item,)) = poolctl("list", "-o", "json").json["items"]
+    node: str = item["worker_list"][0]["node"]
+    cluster.ask(f"node/{node}/kill")
+    return node
+
+
+def test_pod_on_a_killed_node_is_unknown_and_does_not_count(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
+    write(app("web", 8002), pool=f'{POOL}node_lost_after = "1h"\n')
+    assert poolctl("start").code == 0
+    killed_node(cluster, poolctl)
+
+    def is_unknown() -> bool:
+        (item,) = poolctl("list", "-o", "json").json["items"]
+        return not item["ready"] and [each["phase"] for each in item["worker_list"]] == ["unknown"]
+
+    wait_until(is_unknown)
+
+
+def test_servers_of_a_killed_node_answer_elsewhere(cluster: Cluster, write: Any, poolctl: Any) -> None:
     write(app("web", 8002), pool=f'{POOL}node_lost_after = "1s"\n')
     assert poolctl("start").code == 0
-    ((item,)) = poolctl("list", "-o", "json").json["items"]
-    node = item["worker_list"][0]["node"]
-    cluster.ask(f"node/{node}/kill")
+    node = killed_node(cluster, poolctl)
 
-    def says() -> Any:
+    def elsewhere() -> set[str]:
         (item,) = poolctl("list", "-o", "json").json["items"]
-        return item
+        return {each["node"] for each in item["worker_list"] if each["ready"]} - {node}
 
-    wait_until(lambda: any(each["phase"] == "unknown" for each in says()["worker_list"]))
+    assert wait_until(elsewhere) == {"node-1", "node-2"} - {node}
     assert poolctl("wait", "--timeout", "60s").code == 0
-    item = wait_until(lambda: (found := says())["ready"] and found)
-    assert {each["node"] for each in item["worker_list"] if each["ready"]} == {"node-1", "node-2"} - {node}
     assert [get(f"{address}:8002").status for address in cluster.addresses("web")] == [200]
 
 
