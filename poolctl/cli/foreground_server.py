@@ -1,4 +1,4 @@
-"""A server that this command's own process becomes, without a supervisor: `run --debug NAME` and `serve NAME`."""
+"""Runs a server in the command's own process, without a supervisor: `run --debug NAME` and `serve NAME`."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
 
 @dataclass(frozen=True)
 class ForegroundServer:
-    """A server with what its process is given: the specification, its listeners, and the contents of its TLS files."""
+    """A server and the inputs of its process: the specification, its listeners, and the contents of its TLS files."""
 
     config: ServerConfig
     spec: Spec

@@ -62,8 +62,8 @@ def change(
 ) -> Outcome:
     """Change the selected servers; returns when the change is made, and with --save written.
 
-    `report` returns the final line about the servers. `write` applies the change to the files, and is None for a
-    state without a key in files. With `works_offline` only the files are changed if no supervisor runs.
+    `report` returns the final line about the servers. `write` applies the change to the files; None for a change that
+    files have no key for. With `works_offline`, only the files are changed if no supervisor runs.
     """
     save = saves(request)
     pool = find_pool(request)
@@ -347,7 +347,7 @@ def _command(
     *,
     removes: bool = False,
 ) -> SimpleNamespace:
-    """Stands for the module of a command that is one call of change()."""
+    """An object that replaces a command's module, for commands that are a single call of change()."""
 
     def perform(request: CommandRequest) -> Outcome:
         return change(request, report, write, works_offline=write is not None, removes=removes)

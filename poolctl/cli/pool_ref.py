@@ -27,7 +27,10 @@ _OF_FILES = frozenset({"config", "doctor", "export", "serve", "validate", "versi
 
 
 class PoolRef:
-    """A pool's files and its runtime directory, which need not exist; `platform` names what runs it."""
+    """A pool's files and its runtime directory, which need not exist.
+
+    `platform` names the platform that runs the pool.
+    """
 
     def __init__(self, files: list[str], pool_directory: str) -> None:
         self.files = files
@@ -48,7 +51,7 @@ class PoolRef:
         return f"{self.directory}/{pool_paths.SOCKET_NAME}"
 
     def client(self) -> Platform:
-        """What the commands ask: the supervisor, or the platform that runs the pool. Raises ControlError."""
+        """A client for commands: of the supervisor, or of the platform that runs the pool. Raises ControlError."""
         if self.platform == LOCAL:
             return Client(self.socket)
         from poolctl.feature import features, platform_names

@@ -47,9 +47,10 @@ class PoolWatcher:
     def __init__(
         self, request: CommandRequest, pool: PoolRef, say: Callable[[str], None], since: float
     ) -> None:
-        """Start watching; `since` is the start of the watch (Unix time). Raises Failure if that fails, NoSupervisor.
+        """Start watching; `since` is when the watch began (Unix time).
 
-        Code saved before that restarts no server, even if it is newer than a worker.
+        Raises Failure if that is impossible, NoSupervisor. Code saved before that restarts no server, even if it is
+        newer than a worker.
         """
         self._since = since
         self._request = request
@@ -168,7 +169,7 @@ Changed = dict[str, list[str]]
 
 
 class WatchSet:
-    """The files of a pool and its servers, with their state at the last check, or at that of `before`."""
+    """The files of a pool and its servers, and their state at the last check (initially that of `before`)."""
 
     def __init__(
         self, files: Sequence[str], items: Sequence[Details], before: WatchSet | None = None

@@ -549,7 +549,7 @@ _INDENT = "  "
 
 
 def footer_of(gateway: Table, width: int) -> str:
-    """The line in this many columns (0: any), followed by the reason why not all addresses are served."""
+    """The gateway's line, at most `width` columns wide (0: any), and the reason if not all addresses are served."""
     problem = f"\n{_INDENT}{gateway['problem']}" if gateway["problem"] else ""
     return gateway_line(gateway, width) + problem
 
@@ -560,7 +560,7 @@ def serves_line(gateway: Table) -> str:
 
 
 def gateway_line(gateway: Table, width: int = 0) -> str:
-    """State, addresses, routes and known figures, broken into lines of this width."""
+    """The gateway's state, addresses, routes and known figures, wrapped at this width."""
     words = [f"[gateway] {gateway['state']}", *gateway["addresses"]]
     words.append(_counted(gateway["routes"], "route"))
     if gateway["pid"] is not None:

@@ -253,7 +253,7 @@ def digest_of(paths: Iterable[str]) -> str:
 
 
 def expired_message(config: ServerConfig, expired: float, *, passed_over: bool) -> str:
-    """The message about an expired certificate; `passed_over`: the server keeps its previous certificate."""
+    """The message about an expired certificate. `passed_over`: the server keeps its previous certificate instead."""
     tls = config.tls
     file = tls.cert if tls and tls is not True else ""
     message = f"{file}: the certificate expired on {day(expired)}; "

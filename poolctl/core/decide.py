@@ -479,9 +479,9 @@ def judge(
 ) -> Verdict:
     """The decision after an exit that no command requested.
 
-    `restarts` are the times of the restarts so far, `now` the time of this death (same clock), `jitter` a
-    random number from -1 to 1. The first restart within the window is immediate, if the worker had ever been
-    ready. Without `retries` the exit of a worker that was never ready is final.
+    `restarts` are the times of earlier restarts, and `now` the time of the exit, on the same clock; `jitter` is a
+    random number from -1 to 1. The first restart within the window is immediate if the worker was ever ready. Without
+    `retries`, the exit of a worker that was never ready is final.
     """
     if not (retries or was_ready):
         return Verdict(Next.FAILED, reason=exit_.message)

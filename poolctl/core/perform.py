@@ -169,7 +169,7 @@ def _ordinal(number: int) -> str:
 
 
 async def last_lines(runner: Runner, name: str, lines: int, since: float) -> list[str]:
-    """The last lines that the server wrote since a time (epoch); empty if its runner keeps no output or is slow."""
+    """The server's last output lines since a time (epoch); empty if its runner keeps no output, or is slow."""
     logs = runner.capabilities.logs
     if logs is None:
         return []

@@ -121,7 +121,7 @@ def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> s
 
 
 def end_run(entry: Entry, exit_: Exit, now: float, *, stopped: bool = False) -> None:
-    """Record that the current run has ended, as plain JSON. `stopped`: a command stopped it."""
+    """Record how the current run ended in `last_run`, as plain JSON. `stopped`: a command stopped it."""
     result = RUN_STOPPED if stopped else RUN_SUCCEEDED if exit_.ok else RUN_FAILED
     entry.schedule.last_run = {
         "result": result,
@@ -175,7 +175,7 @@ class ScheduledRuns:
             entry.schedule.next_run = None
 
     def resume(self, entry: Entry) -> None:
-        """Continue after another supervisor: a run that it should have begun meanwhile is dropped."""
+        """Continue after another supervisor. A run that was due in between is dropped."""
         planned, now = entry.schedule.next_run, self._clock.time()
         if entry.config.every is None or not entry.on_schedule:
             entry.schedule.next_run = None
@@ -224,7 +224,7 @@ class ScheduledRuns:
             self.begin(entry)
 
     def _blocker(self, entry: Entry) -> str:
-        """A dependency that will not start, so that a run would wait forever; "" for none."""
+        """The dependency that will not start, so that a run would wait forever; "" if there is none."""
         if self._servers.may_start(entry):
             return ""
         blocking = (each for each in self._servers.dependencies(entry) if each.rests and not each.answers)

@@ -211,7 +211,7 @@ class ObservedState:
 class ServerListener:
     """The listener of a server.
 
-    Former listeners stay open as well while workers are being replaced after a change of address.
+    After a change of address, previous listeners also stay open while workers are being replaced.
     """
 
     state: Listener = transient(Listener.CLOSED)
@@ -557,7 +557,7 @@ class Entry:
         return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
 
     def uptime_seconds(self, now: float) -> float:
-        """How long the server has been ready without a break, as far as its current workers show."""
+        """How long the server has been ready without interruption, as far as its current workers show."""
         since = [worker.ready_at for worker in self.observed.ready if worker.ready_at is not None]
         return now - min(since) if since else 0.0
 
@@ -746,7 +746,7 @@ class Availability:
 
     @property
     def status(self) -> str:
-        """The status that follows from state and probes: `ok`, `warn`, `ko`, or `unknown` while the server is off."""
+        """The status derived from state and probes: `ok`, `warn`, `ko`, or `unknown` while the server is off."""
         if self.state in ("stopped", "completed", "disabled"):
             return Status.UNKNOWN
         if self.state in PASSING:

@@ -403,7 +403,7 @@ class Servers:
         self._addresses.claim(entry)
 
     def _discard(self, entry: Entry) -> None:
-        """Remove the server's dependencies and its address. Its dependents still name it."""
+        """Remove the server's dependencies and address. Its dependents keep it among their dependencies."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name].pop(entry.name, None)
         self._addresses.waive(entry)
@@ -453,7 +453,7 @@ class Servers:
     def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
         """Record that these dependents were stopped because the named servers were disabled.
 
-        `stopped` has their names, with the names for which they were stopped before.
+        `stopped` maps each dependent to the servers because of which it was already stopped.
         """
         names = [entry.name for entry in disabled]
         for name, before in stopped.items():

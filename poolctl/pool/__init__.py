@@ -1,4 +1,4 @@
-"""The keyed pool of the Python API."""
+"""The pool of the Python API, whose servers are keyed by address."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ class Engine:
         self._over.set()
 
     def finish(self) -> None:
-        """Stop all servers and end the thread, within EXIT_SECONDS; called at the end of the process."""
+        """Stop all servers and end the thread, within EXIT_SECONDS. Called when the process exits."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._finish()))
         self.thread.join(EXIT_SECONDS + 1)
@@ -193,7 +193,7 @@ def is_own_thread() -> bool:
 
 
 def refuse_own_thread() -> None:
-    """Raise RuntimeError on the engine's thread, where waiting for the servers would stop them."""
+    """Raise RuntimeError on the engine's own thread, where waiting for servers would block them."""
     if is_own_thread():
         raise RuntimeError(
             "this would block the loop that serves the pool; use the coroutine of the same name"

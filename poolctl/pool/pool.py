@@ -89,7 +89,7 @@ from .server import (
     StartAndStop,
     StartOrder,
     Timeout,
-    living,
+    live_handle,
     order_stop,
     with_port,
 )
@@ -350,7 +350,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     def _stop_removed(self, servers: Iterable[Server]) -> None:
         """Order removed servers that run to stop. Called under LOCK."""
-        busy = [handle for server in servers if (handle := living(server)) is not None and handle.busy]
+        busy = [handle for server in servers if (handle := live_handle(server)) is not None and handle.busy]
         order_stop(busy)
         self._departed.update(busy)
 
@@ -378,7 +378,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             context.cancel()  # setting its event has ordered them to stop, whether its watcher has seen it or not
         with LOCK:
             self._departed = {handle for handle in self._departed if handle.stops or handle.ending}
-            present = [handle for each in self._servers.values() if (handle := living(each)) is not None]
+            present = [handle for each in self._servers.values() if (handle := live_handle(each)) is not None]
             return {
                 future for handle in (*self._departed, *present) for future in (*handle.stops, *handle.ending)
             }
@@ -479,7 +479,7 @@ class Pool(Mapping[str, Server], StartAndStop):
             self._store_all(new)
 
     def handler(self, fn: Handler | None) -> None:
-        """Have ``fn() -> {key: app}`` serve the servers without an app of their own, from their next start on.
+        """Let ``fn() -> {key: app}`` provide the apps of servers without their own, from their next start on.
 
         None removes the handler.
         """
@@ -524,7 +524,7 @@ class Pool(Mapping[str, Server], StartAndStop):
                 raise PoolParamError(message, hint="give it a list") from error
             configuration = Configuration(made)
             configuration._problems, configuration._tls = problems, self._shared.tls
-        handles = [living(server) for server in self.values()]
+        handles = [live_handle(server) for server in self.values()]
         runs = self._started or any(handle is not None and handle.busy for handle in handles)
         return HotReload(self, configuration, runs=runs)
 
@@ -622,7 +622,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
 
 def _health_of(server: Server) -> RouteHealth:
-    state, handle = server.state, living(server)
+    state, handle = server.state, live_handle(server)
     if handle is None or state in (State.STOPPED, State.DISABLED):
         return RouteHealth(detail=server.message)
     return server_health(
@@ -640,7 +640,7 @@ def _observed(servers: Iterable[Server]) -> Iterable[ObservedServer]:
     for server in servers:
         # A pool may have two servers of one name, and a sample must not appear twice.
         number = names[server.name] = names.get(server.name, 0) + 1
-        handle = living(server)
+        handle = live_handle(server)
         yield ObservedServer(
             name=server.name if number == 1 else f"{server.name}~{number}",
             state=server.state.value,
@@ -662,7 +662,7 @@ def _live(handle: Handle) -> ServerSnapshot:
 
 
 def _at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
-    """The figures of a server that does not run, which the core does not know."""
+    """The figures of a server that does not run, and is therefore not known to the core."""
     if handle is None:
         return ServerSnapshot(Entry(server.config), [], [], counts=False)
     desired = DesiredState(Desired.COMPLETED if handle.observed.ready else Desired.IDLE)
@@ -675,7 +675,7 @@ def _stacks_of(servers: Iterable[Server]) -> list[WorkerStacks]:
     found: list[WorkerStacks] = []
     asked: list[tuple[Stacks, ServerConfig, Placement]] = []
     for server in servers:
-        handle = living(server)
+        handle = live_handle(server)
         host, entry = (None, None) if handle is None else (handle.host, handle.entry)
         if host is None or entry is None:
             continue
@@ -746,7 +746,10 @@ class HotReload:
         self._files = {server.name: digests(_with_tls(server, tls)) for server in configuration}
 
     async def run(self) -> None:
-        """Return when each server is as configured. Raises PoolRestartError with every failure."""
+        """Apply the new configurations; returns when each server has its own.
+
+        Raises PoolRestartError with every failure.
+        """
         with LOCK:
             self._change_members()
         try:
@@ -756,7 +759,7 @@ class HotReload:
         except PoolRestartError as error:
             self._errors += error.exceptions
         for server in self._certificates:
-            handle = living(server)
+            handle = live_handle(server)
             if handle is not None and handle.host is not None and handle.entry is not None:
                 try:
                     await handle.host.core.renew_tls(handle.entry)
@@ -796,7 +799,7 @@ class HotReload:
             changes = changed(running, _with_tls(config, after), self._files[config.name])
             self._change(server, config, changes[0] if changes else None)
         gone = self._pool._arrange([*members, *kept])
-        self._stops |= {future for each in gone if (handle := living(each)) for future in handle.stops}
+        self._stops |= {future for each in gone if (handle := live_handle(each)) for future in handle.stops}
 
     def _compatible_configs(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
         """The new configurations that fit together and with the unchanged servers; and the unchanged servers."""
@@ -820,7 +823,7 @@ class HotReload:
             written = [server for index, server in enumerate(written) if index not in found]
 
     def _change(self, server: Server, config: ServerConfig, change: Change | None) -> None:
-        handle = living(server)
+        handle = live_handle(server)
         entry = handle.entry if handle is not None else None
         is_wanted = entry is not None and (entry.wanted or entry.on_schedule)
         if change is None:
@@ -846,15 +849,15 @@ class HotReload:
 
 
 def _in_force(server: Server) -> ServerConfig:
-    """The configuration with which the server runs; its own if it does not run."""
-    handle = living(server)
+    """The configuration with which the server runs, or the configured one if it does not run."""
+    handle = live_handle(server)
     if handle is None or handle.entry is None:
         return server.config
     return handle.observed.config or server.config
 
 
 def _files(server: Server) -> Mapping[str, str]:
-    handle = living(server)
+    handle = live_handle(server)
     return handle.entry.observed.files if handle is not None and handle.entry is not None else {}
 
 
@@ -887,7 +890,7 @@ class PoolConfig(Configuration):
         paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
         env: Mapping[str, str] | None = None,
     ) -> PoolConfig:
-        """The configuration of files and directories; later files override earlier files.
+        """Load the configuration from files and directories; later files override earlier files.
 
         `env` (default: the process's) resolves `${VAR}`. Blocks on the disk. Raises PoolValidateError when a file
         cannot be read or parsed; problems of single servers are in `.problems`.
@@ -949,7 +952,7 @@ class PoolConfig(Configuration):
         return all(fn(server) is not False for server in list(self._servers))
 
     def validate(self, *, import_apps: bool = True) -> None:
-        """Check everything, the outside world too: files, certificates, interpreters, importable apps.
+        """Check everything, including the system: files, certificates, interpreters, importable apps.
 
         Blocks for as long as the apps take to import, each in its own interpreter, never in this process. Raises
         PoolValidateError with every problem of every server.

@@ -1,7 +1,7 @@
-"""One server of a pool: its configuration and state, its running part in a core, and its start and stop.
+"""One server of a pool: its configuration and state, its handle in a core, and its start and stop.
 
-All servers of an order are attempted in the order of their dependencies, and every failure is raised. What the servers
-of a pool share is here too: values for applications and a way to end them all, a handler, TLS, a runner.
+An order attempts all of its servers, dependencies first, and raises every failure. The settings that the servers of a
+pool share are here too: values for applications, a way to stop all, a handler, TLS, a runner.
 """
 
 from __future__ import annotations
@@ -190,13 +190,13 @@ _TIMES = ("uptime", "downtime", "rise", "fall")
 
 @dataclass(frozen=True, slots=True)
 class Monitor:
-    """The state of one server at one moment.
+    """The state of one server at one time.
 
-    `status` is the result of the probes; without probes it is OK, WARN (between two states) or KO. `latency`: how long
-    the last answer or connection took; None without an answer. `uptime` and `downtime` add up since the first start,
-    without the time for which it was stopped; `sli` is the part of them that the server was up, 0 to 1. `rise` and
-    `fall` add up how long it was on its way to ok and to ko, `rises` and `falls` count how often it became ready and
-    ceased to be.
+    `status` is the result of the probes; without probes it is OK, WARN (between two states) or KO. `latency` is the
+    duration of the last answer or connection; None without an answer. `uptime` and `downtime` are totals since the
+    first start, without the time for which the server was stopped; `sli` is the share of uptime, 0 to 1. `rise` and
+    `fall` are the total times on the way to ok and to ko; `rises` and `falls` count how often the server became ready
+    and ceased to be.
     """
 
     name: str
@@ -214,7 +214,7 @@ class Monitor:
 
     @classmethod
     def from_dict(cls, name: str, bind: str, document: Mapping[str, Any]) -> Monitor:
-        """The snapshot in a document that a supervisor sent."""
+        """Create the snapshot from a document that a supervisor sent."""
         seconds = {key: timedelta(seconds=document[f"{key}_seconds"]) for key in _TIMES}
         latency = document["latency_seconds"]
         return cls(
@@ -274,7 +274,7 @@ class StartAndStop:
     __slots__ = ()
 
     def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
-        """The servers to act on; for a pool's start also a function that tells whether a server is still in it."""
+        """The servers to act on; for a pool also a function that tells whether a server still belongs to it."""
         raise NotImplementedError
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
@@ -370,7 +370,7 @@ class Server(StartAndStop):
     @property
     def state(self) -> State:
         """The current state; `disabled` for a server that must not be started."""
-        handle = living(self)
+        handle = live_handle(self)
         if handle is not None and (state := handle.observed.state) is not State.STOPPED:
             return state
         return State.DISABLED if self._config.disabled else State.STOPPED
@@ -378,7 +378,7 @@ class Server(StartAndStop):
     @property
     def health(self) -> Status:
         """The health by its probes; without probes, ok while it answers, ko if it has failed, else unknown."""
-        handle = living(self)
+        handle = live_handle(self)
         if handle is None:
             return Status.UNKNOWN
         if handle.observed.probed or handle.observed.health is Status.KO:
@@ -390,25 +390,25 @@ class Server(StartAndStop):
     @property
     def ready(self) -> bool:
         """Whether the server answers, takes requests and is not ko. A job is ready when it has ended with 0."""
-        handle = living(self)
+        handle = live_handle(self)
         return handle is not None and handle.observed.ready
 
     @property
     def message(self) -> str:
         """The reason why the server failed or ended, or ""."""
-        handle = living(self)
+        handle = live_handle(self)
         return handle.observed.message if handle is not None else ""
 
     @property
     def pids(self) -> list[int]:
         """The processes that serve it, each once; this process's for servers that run inside it."""
-        handle = living(self)
+        handle = live_handle(self)
         return list(handle.observed.pids) if handle is not None else []
 
     @property
     def endpoints(self) -> list[str]:
         """The addresses on which its listener is open."""
-        handle = living(self)
+        handle = live_handle(self)
         return list(handle.observed.endpoints) if handle is not None else []
 
     @property
@@ -418,15 +418,15 @@ class Server(StartAndStop):
 
     @property
     def uptime(self) -> timedelta:
-        """How long this instance has been ready; zero without a ready instance."""
-        handle = living(self)
+        """How long this instance has been ready; zero if it is not."""
+        handle = live_handle(self)
         running = handle is not None and handle.observed.state is State.RUNNING
         return timedelta(seconds=handle.uptime_seconds if handle is not None and running else 0.0)
 
     @property
     def stale(self) -> bool:
         """Whether the server runs with an older configuration than `config`, until its next start or restart."""
-        handle = living(self)
+        handle = live_handle(self)
         if handle is None or handle.observed.state is not State.RUNNING:
             return False
         return handle.observed.config is not self._config
@@ -436,7 +436,7 @@ class Server(StartAndStop):
 
         Raises PoolMonitorError.
         """
-        handle, state = living(self), self.state
+        handle, state = live_handle(self), self.state
         known = handle.availability_now() if handle is not None else Availability()
         status, latency, problem = self._status(handle, state)
         message = problem or (handle.observed.message if handle is not None else "")
@@ -514,7 +514,7 @@ Future = concurrent.futures.Future[None]
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The observed state of a server at one moment. Any thread may read it."""
+    """The observed state of a server at one time. Any thread may read it."""
 
     state: State = State.STOPPED
     ready: bool = False
@@ -574,7 +574,7 @@ class Handle:
 
     @property
     def bind(self) -> str:
-        """The address of the server."""
+        """The address of the server, which is its key."""
         return self.config.bind
 
     def _server_is_lost(self, _: object) -> None:
@@ -852,10 +852,10 @@ def _message(entry: Entry, state: State) -> str:
     return entry.observed.last_exit.message if ended and entry.observed.last_exit is not None else ""
 
 
-def living(server: Server) -> Handle | None:
-    """The server's handle, or None.
+def live_handle(server: Server) -> Handle | None:
+    """The server's handle in this process, or None.
 
-    There is none before the first start, and in a forked child, where nothing of the server is left.
+    There is none before the first start, and none in a forked child, where nothing of the server is left.
     """
     handle = server._handle
     return handle if handle is not None and handle.epoch == loop_thread.epoch else None
@@ -905,7 +905,7 @@ def seconds(timeout: Timeout) -> float | None:
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:
     """Stop the servers, each before its dependencies; return when all have ended. Raises PoolStopError."""
-    future = order_stop([handle for server in servers if (handle := living(server)) is not None], limit)
+    future = order_stop([handle for server in servers if (handle := live_handle(server)) is not None], limit)
     if future is not None:
         # A caller that gives up waiting leaves no server half stopped.
         await asyncio.shield(asyncio.wrap_future(future))
@@ -1013,7 +1013,10 @@ class StartOrder:
         self._handles: list[Handle] = []
 
     async def run(self) -> None:
-        """Return when all servers answer. Raises an error of the requested kind with every failure."""
+        """Perform the order; returns when all servers answer.
+
+        Raises an error of the requested kind with every failure.
+        """
         try:
             ordered = self._prepared()
             goals = self._begin(ordered)
@@ -1046,7 +1049,7 @@ class StartOrder:
             with LOCK:  # a server that leaves the pool from now on is stopped
                 if not self._is_held(server):
                     continue
-                handle = server._handle = living(server) or Handle(server)
+                handle = server._handle = live_handle(server) or Handle(server)
                 handle.orders += 1
                 self._handles.append(handle)
             config, startable = server.config, True
@@ -1216,7 +1219,7 @@ class StartOrder:
 
 
 def _in_users_terms(handle: Handle, problem: ServerError) -> ServerError:
-    """The problem in the words of a program's author: the pool's own server names, and no hint to run a command."""
+    """The problem in terms of the Python API: with the pool's own server names, and without hints to run a command."""
     message = problem.message
     if handle.host is not None:
         message = handle.host.in_users_names(message)

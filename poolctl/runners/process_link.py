@@ -73,7 +73,7 @@ def environment_for_programs(base: Mapping[str, str] | None = None) -> dict[str,
 
 
 class Malformed(Exception):
-    """An invalid message; the text continues the phrase "it sent"."""
+    """An invalid message; its text names what was received, such as "more than 100 messages at once"."""
 
 
 def text_of(message: Message, key: str) -> str:

@@ -201,7 +201,7 @@ class LogFiles(Protocol):
     """Optional ability: output in files of this machine, where `poolctl logs` reads it."""
 
     async def reopen_logs(self) -> None:
-        """Reopen the log files; on return, files that were moved away get no further output."""
+        """Reopen the log files. On return, files that were moved away are no longer written to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,8 +244,8 @@ class Takeover(Protocol):
     async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
         """Find workers without keeper and supervisor for the next `adopt`; workers of other servers are stopped.
 
-        Returns for each server found whether its workers differ from the configuration. `late`: this supervisor has
-        adopted its workers already, so these are left for the next supervisor.
+        Returns each server found, and whether its workers differ from the configuration. `late`: this supervisor has
+        already adopted its workers, so the found ones are left to the next supervisor.
         """
 
     def exit_reported(self, report: Table) -> None:
@@ -254,11 +254,10 @@ class Takeover(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """The optional abilities of a runner; None where an ability is missing.
+    """The optional abilities of a runner; an ability that is missing is None.
 
-    Without `sleep` a server with `scale.min = 0` always has its workers. Without `takeover` the workers of a supervisor
-    that has ended are gone when the next supervisor creates its runner. A runner without pids gives placements without
-    a pid.
+    Without `sleep`, a server with `scale.min = 0` always has workers. Without `takeover`, workers do not survive
+    their supervisor. A runner without pids creates placements without a pid.
     """
 
     sleep: Sleep | None = None
@@ -302,9 +301,9 @@ class Runner(Protocol):
         """The optional abilities; the same object on each access."""
 
     async def open(self, server: ServerConfig) -> Endpoints:
-        """Open the server's listeners and return their addresses; if they are open already, at once.
+        """Open the server's listeners, unless they are open; returns their addresses.
 
-        Raises ServerError that names who holds the port.
+        Raises ServerError, which names the process that holds the port.
         """
 
     async def close(self, key: str) -> None:
@@ -423,15 +422,15 @@ class Gateway(Protocol):
 
 
 class Routing(Protocol):
-    """A runner's interface for a gateway: which servers are passed connections, by which route table."""
+    """The interface of a runner for a gateway: which servers are passed connections, and by which route table."""
 
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
     ) -> None:
-        """Put a route table in force for these servers; None if the gateway has ended.
+        """Apply a route table to these servers; None if the gateway has ended.
 
         Workers that are placed or adopted later get it too, and workers with an older table are updated. The gateway
-        gets the pairs that these servers have, and each that is opened later. Does not block.
+        gets the servers' pairs, now and whenever one is opened. Does not block.
         """
 
     def set_aside(self, servers: Collection[str]) -> None:

@@ -119,7 +119,7 @@ def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
 
 
 def _if_known(env: Mapping[str, str], function: str) -> Callable[[str], Any] | None:
-    """The runner's function with this name; None if the runner is unknown or lacks it."""
+    """The function of this name in the runner's module; None if the runner is unknown or has no such function."""
     try:
         found: Callable[[str], Any] | None = getattr(_module(env), function, None)
     except UnknownRunner:

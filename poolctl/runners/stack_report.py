@@ -126,7 +126,10 @@ class Stacks(Protocol):
     """Optional ability: reading the stacks of workers."""
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
-        """The stacks of the worker with this id, which keeps running. The report says if it did not answer in time."""
+        """The stacks of the worker with this id, which continues to run.
+
+        If it did not answer in time, the report says so.
+        """
 
 
 def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[ThreadStack], list[TaskStack]]:

@@ -28,8 +28,8 @@ Holdings = Iterable[tuple[wire.Message, Sequence[socket.socket]]]
 class SupervisedProcess(Receiver):
     """Handles the supervisor's messages until `over` is set.
 
-    It is set by the message `end`, by SIGTERM, or when no other process of the pool is left. The link has an end at the
-    keeper too, so a supervisor that is replaced is not noticed here.
+    `over` is set by the message `end`, by SIGTERM, or when no other process of the pool is left. The keeper holds an
+    end of the link too, so that the process does not notice when a supervisor is replaced.
     """
 
     def __init__(self, fd: int = LINK_FD) -> None:
@@ -42,7 +42,7 @@ class SupervisedProcess(Receiver):
         self._bind_again: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Follow the supervisor's messages; return when the process should end."""
+        """Handle the supervisor's messages; returns when the process should exit."""
         self.over = asyncio.Event()
         # Ctrl-C in a terminal is handled by the pool.
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
@@ -54,14 +54,14 @@ class SupervisedProcess(Receiver):
         self.link.close()
 
     async def finish(self) -> None:
-        """Finish current requests before the process ends."""
+        """Finish current requests before the process exits."""
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
         """Carry out an order specific to this process, and take ownership of the descriptors."""
         raise NotImplementedError
 
     def lost(self) -> None:
-        """Keeper and supervisor are both gone."""
+        """Called when keeper and supervisor have both exited."""
         self.over.set()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
@@ -134,7 +134,7 @@ class SupervisedProcess(Receiver):
 
 
 class _Connection(Receiver):
-    """A connection to an orphan. The first that sends an order becomes the link to the supervisor; others only read."""
+    """A connection to an orphaned process. The first one that sends an order becomes the link to the supervisor."""
 
     def __init__(self, process: SupervisedProcess, sock: socket.socket) -> None:
         self._process = process

@@ -178,7 +178,7 @@ def _fill_placeholders(text: str, values: Mapping[str, str]) -> str:
 
 
 def user_ids(server: ServerConfig) -> tuple[int, int] | None:
-    """The (uid, gid) as which the worker runs; None for the pool's own. Raises ServerError."""
+    """The uid and gid with which the worker runs; None for the pool's own. Raises ServerError."""
     if server.user is None:
         return None
     try:
@@ -299,7 +299,7 @@ def _request_logging(server: ServerConfig) -> Table | None:
 
 
 def logged_requests(server: ServerConfig) -> bool | str:
-    """The requests that workers log; none if the pool was started without access logs."""
+    """Which requests workers log: none if the pool was started without access logs."""
     return NO_ACCESS_LOG_VARIABLE not in os.environ and server.http.access_log
 
 

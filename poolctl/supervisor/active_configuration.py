@@ -1,7 +1,7 @@
-"""The configuration in force, taken from the previous supervisor or read from files, and saved for the next one.
+"""The configuration that the pool runs with: read from files or taken over, and saved for the next supervisor.
 
-The files are read, and servers validated, in a process of its own (poolctl/config/__main__.py). It is started when it
-is needed, unless the supervisor has begun with one, and ended when it has not been used for a while.
+Files are read, and servers validated, in a separate process (poolctl/config/__main__.py). It is started when it is
+needed, unless the supervisor was started with one, and ends when it has not been used for a while.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ReaderFailed(Exception):
-    """The process could not answer; `installed` is its version if that differs from this version."""
+    """The reader process could not answer. `installed` is its version if that differs from this version."""
 
     def __init__(self, message: str, hint: str, installed: str = "") -> None:
         super().__init__(message)
@@ -75,12 +75,12 @@ class ReaderFailed(Exception):
 
     @property
     def result(self) -> Result:
-        """The error response for a command that needed an answer of the process."""
+        """The error response for a command that needed an answer of the reader process."""
         return Result(errors=(failure(PoolValidateError, str(self), self.hint),), exit_code=CONFLICT)
 
 
 class _Stalled(Exception):
-    """The process has used no processor time for too long."""
+    """The reader process has used no processor time for too long."""
 
 
 def _digests(reading: Reading) -> dict[str, str]:
@@ -116,7 +116,7 @@ def _decoded(content: bytes) -> Any:
 
 
 async def _unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: float) -> Any:
-    """Wait for the answer. Raises _Stalled if the process makes no progress for this time."""
+    """Wait for the answer. Raises _Stalled if the process makes no progress for that long."""
     answering = asyncio.ensure_future(answer)
     used_ns, stalled_checks = None, 0
     try:
@@ -147,11 +147,10 @@ def _exit_reason(ended: ChildEnded) -> str:
 class ConfigurationReader:
     """Runs the process that reads the files. Used on the running loop.
 
-    Requests are answered one after the other; one that is cancelled ends the process.
+    Requests are answered one after another; cancelling one ends the process. A process that is killed during a
+    request, for example because memory is exhausted, is replaced once.
 
-    A process that is killed, as by the kernel when memory runs out, is replaced once in a request.
-
-    `directory` has the log for its errors. `process` is one that was started before.
+    `directory` is where its errors are logged; `process` is one that was started before.
     """
 
     def __init__(
@@ -176,10 +175,9 @@ class ConfigurationReader:
     ) -> tuple[int, Reading]:
         """Read these files; returns their configuration, and a number for later requests about it.
 
-        `env` None means this process's.
-
-        The `first` reading of a pool ends when the process makes no progress: the command that starts the pool waits.
-        Raises ReaderFailed, like the other methods.
+        `env` None means the environment of this process. The `first` reading of a pool is ended if the process makes
+        no progress, because the command that starts the pool waits for it. Raises ReaderFailed, like the other
+        methods.
         """
         self._number += 1
         request = ("read", self._number, [*files], env and dict(env), access_log)
@@ -196,7 +194,7 @@ class ConfigurationReader:
         return request[1], found
 
     async def outside(self, number: int, names: Collection[str]) -> Outside:
-        """Check what these servers refer to outside the files; returns problems, and warnings about all servers."""
+        """Check references of these servers outside the files; returns problems, and warnings about all servers."""
         request = ("outside", number, [*names])
         found: Outside | None = await self._ask(*request)
         if found is None and number in self._readings:
@@ -216,7 +214,7 @@ class ConfigurationReader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig:
-        """The server defined by this table, which is in no file. Raises PoolValidateError."""
+        """The server defined by this table, which belongs to no file. Raises PoolValidateError."""
         given = (surroundings, dict(table), base_dir, env and dict(env))
         found: ServerConfig | PoolError = await self._ask("added", *given, seconds=_ADD_SECONDS)
         if isinstance(found, PoolError):
@@ -226,13 +224,13 @@ class ConfigurationReader:
     async def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """The places in the files that configure these servers; empty once the files have changed."""
+        """The places in the files where these servers are configured; empty once the files have changed."""
         found: dict[str, dict[str, str] | None]
         found = await self._ask("origins", [*files], env and dict(env), marks, [*names])
         return found
 
     def close(self) -> None:
-        """End the process, if there is one."""
+        """End the reader process, if there is one."""
         self._child.close()
 
     async def _ask(
@@ -272,7 +270,7 @@ class ConfigurationReader:
 
 @dataclass
 class ResolvedConfig:
-    """The result of reading the files: the servers in their order and the pool's name, or the problems."""
+    """The result of reading the files: the servers in file order and the pool's name, or the problems."""
 
     name: str
     servers: list[ServerConfig] = field(default_factory=list)
@@ -293,16 +291,16 @@ class ResolvedConfig:
 
 
 def default_name(file: str) -> str:
-    """The default name of a pool: its directory's name for a file of a usual name, else the file's own."""
+    """The default name of a pool: the directory's name for a file with a usual name, else the file's name."""
     directory, base = os.path.split(file)
     name = os.path.basename(directory) if base in _USUAL else os.path.splitext(base)[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pool"
 
 
 class ActiveConfiguration:
-    """The pool's configuration: the servers are entries of the core, everything else is here.
+    """The configuration that a pool runs with. Its servers are entries of the core; everything else is here.
 
-    `environments` holds the variables that servers were given by command.
+    `environments` holds the variables that commands have set for servers.
     """
 
     def __init__(
@@ -352,7 +350,7 @@ class ActiveConfiguration:
         return stored.servers
 
     async def first_servers(self) -> list[ServerConfig]:
-        """The servers of the files; empty if there are `problems`."""
+        """The servers of the files, once they have been read; empty if there are `problems`."""
         self._reading = asyncio.ensure_future(self._first_servers())
         await asyncio.wait({self._reading})
         servers = []
@@ -366,7 +364,7 @@ class ActiveConfiguration:
         return servers
 
     def stop_reading(self) -> None:
-        """Make `first_servers` end with a problem; has no effect once the files have been read."""
+        """Make `first_servers` report a problem; has no effect once the files have been read."""
         if self._reading is not None:
             self._reading.cancel()
 
@@ -385,13 +383,13 @@ class ActiveConfiguration:
             return []
 
     def close(self) -> None:
-        """End the process that reads the files, if there is one."""
+        """End the reader process, if there is one."""
         self._reader.close()
 
     def follow(self, follower: Callable[[Tables], None], *, every_reload: bool = False) -> None:
-        """Call `follower` with the tables other than [[server]], now and whenever they have changed.
+        """Call `follower` with the tables other than [[server]], now and after each change.
 
-        `every_reload`: also when only files that they name may have changed.
+        With `every_reload`, also when only files that the tables name may have changed.
         """
         self._followers.append((follower, every_reload))
         follower(self.tables)
@@ -404,11 +402,11 @@ class ActiveConfiguration:
         first: bool = False,
         stopped: bool = False,
     ) -> ResolvedConfig:
-        """Read the files; `environment` replaces the pool's own for `${VAR}`. Raises ReaderFailed.
+        """Read the files. `environment` replaces the pool's own for `${VAR}`. Raises ReaderFailed.
 
-        The ports of `auto` addresses stay reserved for the servers that `keep` names, in the files or not. `first`: see
-        ConfigurationReader.read. When the pool was `stopped`, servers whose ports other programs use get other ports:
-        see `moved_ports`.
+        The ports of `auto` addresses stay reserved for the servers in `keep`, even if the files do not have them.
+        `first`: see ConfigurationReader.read. If the pool was `stopped`, servers whose ports other programs now use
+        get new ports: see `moved_ports`.
         """
         number, reading = await self._reader.read(
             self.files,
@@ -439,9 +437,9 @@ class ActiveConfiguration:
         )
 
     async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
-        """The problems of the files, users and programs that these servers refer to. Raises ReaderFailed.
+        """The problems of files, users and programs to which these servers refer. Raises ReaderFailed.
 
-        From then on `resolved` has the remarks on all of its servers.
+        Afterwards `resolved` has the remarks about all of its servers.
         """
         if not resolved.number:
             return []
@@ -449,7 +447,7 @@ class ActiveConfiguration:
         return [from_json(ErrorEntry, problem) for problem in problems]
 
     async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
-        """Where the files set the configuration in force of these servers, as far as that can be found."""
+        """Where the files set the active configuration of these servers, as far as this can be found out."""
         if self.marks is None or not names:
             return {}
         try:
@@ -466,7 +464,7 @@ class ActiveConfiguration:
         keep: Collection[str],
         stopped: bool,
     ) -> list[ServerConfig]:
-        """The servers with the ports of `auto` addresses chosen. Raises ServerError."""
+        """The servers, with chosen ports for `auto` addresses. Raises ServerError."""
         if not any(server.address.auto for server in servers):
             return with_addresses(servers)
         ledger = self._port_ledger(port_range)
@@ -490,7 +488,7 @@ class ActiveConfiguration:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
 
     def accept(self, resolved: ResolvedConfig, environment: Mapping[str, str] | None = None) -> None:
-        """Put the read configuration in force, with the environment that it was read with."""
+        """Activate the configuration that was read, with the environment in which it was read."""
         self.name = resolved.name
         self._surroundings, self._port_range = resolved.surroundings, resolved.port_range
         self._environment = environment or self._environment
@@ -519,7 +517,7 @@ class ActiveConfiguration:
         return os.environ if self._environment is None else self._environment
 
     async def _with_live_changes(self, servers: list[ServerConfig], saved: SavedState) -> list[ServerConfig]:
-        """The servers with those added, and without those removed, before keeper and supervisor were killed."""
+        """The servers, after servers were added and removed as before keeper and supervisor were killed."""
         there = {server.name: server for server in servers if server.name not in saved.missing}
         self.missing = {server.name for server in servers} - there.keys()
         for name, (table, base_dir) in saved.sources.items():
@@ -564,9 +562,9 @@ class ActiveConfiguration:
             self._own_sockets.remember(entry.config)
 
     async def warned_before(self, servers: Iterable[ServerConfig]) -> set[str]:
-        """The names of servers with programs that bind their own address, about which `start` has warned already.
+        """The names of servers about which `start` has already warned that their programs bind their own address.
 
-        From now on it has warned of these servers too, until the files change.
+        The servers of this call are added to them, until the files change.
         """
         found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
         return await asyncio.to_thread(self._note_warned, found) if found else found
@@ -580,14 +578,14 @@ class ActiveConfiguration:
         return before
 
     def to_save(self, core: Core) -> StoredConfiguration | None:
-        """The configuration in force, for a successor; None if it has not changed since the last call."""
+        """The active configuration, for a successor; None if it has not changed since the last call."""
         if self._saved_revision == core.servers.revision:
             return None
         self._saved_revision = core.servers.revision
         return self.stored(core)
 
     def stored(self, core: Core) -> StoredConfiguration:
-        """The configuration in force, in the form in which it is saved for a successor."""
+        """The active configuration, in the form in which it is saved for a successor."""
         entries = core.entries.values()
         placed = {
             worker.id: worker.config
@@ -620,7 +618,7 @@ class ActiveConfiguration:
 
 
 def read_object(path: str) -> dict[str, Any]:
-    """The object that a file of the state directory holds; empty for a missing or damaged one."""
+    """The JSON object in a file of the state directory; empty if the file is missing or damaged."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
@@ -630,7 +628,7 @@ def read_object(path: str) -> dict[str, Any]:
 
 
 def write_object(path: str, content: dict[str, Any]) -> None:
-    """Keep an object in a file of the state directory; a failure is logged."""
+    """Write a JSON object to a file of the state directory. A failure is only logged."""
     try:
         replace_file(path, json.dumps(content).encode())
     except OSError as error:
@@ -638,7 +636,10 @@ def write_object(path: str, content: dict[str, Any]) -> None:
 
 
 class OwnSockets:
-    """Records, in a file, which servers' commands open their sockets themselves; valid until the command changes."""
+    """Records in a file which servers' commands open their sockets themselves.
+
+    A record is valid until the command changes.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -652,7 +653,7 @@ class OwnSockets:
             write_object(self._path, self._commands)
 
     def applied(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
-        """The servers, with the recorded findings where their tables do not say who opens the socket."""
+        """The servers, completed by the records where their tables do not say who opens the socket."""
         return [server.but(socket="program") if self._concerns(server) else server for server in servers]
 
     def _concerns(self, server: ServerConfig) -> bool:
@@ -682,9 +683,9 @@ def _ports(tables: Tables) -> set[int]:
 def obstacles(
     added: ServerConfig, there: Iterable[ServerConfig], tables: Tables
 ) -> tuple[int, list[Finding]] | None:
-    """Why the server cannot be added to the servers `there`, with an exit code; None if it can be added.
+    """Why the server cannot be added to `there`, the existing servers, and an exit code; None if it can.
 
-    The addresses of the tables are taken, too.
+    The addresses of other tables are in use, too.
     """
     together = [*there, added]
     names = [*named_addresses(tables), *((each.name, each.address) for each in together)]

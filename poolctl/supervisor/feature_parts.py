@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class PartSite(NamedTuple):
-    """The objects that a feature's part is created with."""
+    """The objects that are passed to a feature's part when it is created."""
 
     environment: PoolEnvironment
     core: Core
@@ -42,27 +42,27 @@ class PartSite(NamedTuple):
 
 
 class FeaturePart:
-    """A feature's part of the supervisor, created when a server's key, a table or a verb first needs it."""
+    """The part of a feature that runs in the supervisor. It is created when a key, a table or a verb first needs it."""
 
     def __init__(self, site: PartSite) -> None:
         self.site = site
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        """The handlers of the verbs declared in `Feature.verbs`."""
+        """The handlers of the verbs that the feature declares in `Feature.verbs`."""
         return {}
 
     async def take_in(self) -> None:
-        """Hand a process that outlived keeper and supervisor to the new keeper; called before workers are adopted."""
+        """Give the new keeper a process that has outlived keeper and supervisor; called before workers are adopted."""
 
     def follow(self, tables: Tables) -> None:
-        """Apply these tables; called at the start and after each change."""
+        """Apply these tables. Called at the start and after each change."""
 
     async def attempted(self) -> None:
         """Wait until each address of the part is open or could not be opened; `problems` then has the reasons."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until a command's changes of servers are in force here too; returns the command's result."""
+        """Wait until the part has applied a command's changes of servers; returns the command's result."""
         if verb != "start":
             return result
         await self.attempted()
@@ -74,21 +74,21 @@ class FeaturePart:
 
     @property
     def problems(self) -> Iterable[str]:
-        """The tables that cannot be served now, each with the reason."""
+        """Messages about tables that cannot be served now."""
         return ()
 
     @property
     def serves_alone(self) -> bool:
-        """Whether it serves clients even if the pool has no servers."""
+        """Whether the part serves clients even if the pool has no servers."""
         return False
 
     @property
     def pids(self) -> Mapping[str, int]:
-        """The pids of its serving processes, by their names in metrics."""
+        """The pids of the part's processes, by their names in metrics."""
         return {}
 
     async def metrics(self) -> Iterable[Family]:
-        """Its metrics, apart from those of its processes."""
+        """The metrics of the part, except those of its processes."""
         return ()
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
@@ -96,25 +96,25 @@ class FeaturePart:
         return {}
 
     def flush(self) -> None:
-        """Save everything for a successor, which may follow at any moment."""
+        """Save everything for a successor, which may take over at any moment."""
 
     async def finish(self) -> None:
         """Finish the last requests: all servers have stopped, and the pool is ending."""
 
     async def stop_serving(self) -> None:
-        """Stop serving clients, because the supervisor ends."""
+        """Stop serving clients, because the supervisor exits."""
 
     async def aclose(self) -> None:
-        """Release everything, because the supervisor ends."""
+        """Release all resources, because the supervisor exits."""
 
 
 Part = TypeVar("Part", bound=FeaturePart)
 
 
 class FeatureParts:
-    """The parts of all features, those that build on others last.
+    """The parts of all features; a part that builds on another comes after it.
 
-    A feature that the configuration does not name is not imported at a start.
+    Features that the configuration does not use are not imported at a start.
     """
 
     def __init__(self, environment: PoolEnvironment, events: Events) -> None:
@@ -127,14 +127,14 @@ class FeatureParts:
         return iter([*self._parts.values()])
 
     def begin(self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore) -> None:
-        """Create the parts for this core, now and later."""
+        """Create the parts for this core, those needed now and others later."""
         self._site = PartSite(self._environment, core, self._events, samples, totals, store, self, self.over)
         for feature in _features():
             if feature.sections:
                 self._part(feature)
 
     async def take_in(self) -> None:
-        """Hand processes of features that outlived keeper and supervisor to the new keeper."""
+        """Give the new keeper the features' processes that have outlived keeper and supervisor."""
         for feature in _features():
             if feature.process is not None and await self._is_there(feature.process):
                 await self._part(feature).take_in()
@@ -148,7 +148,7 @@ class FeatureParts:
         return bool(fds)
 
     def follow(self, tables: Tables) -> None:
-        """Apply these tables; all parts are created before the first of them is called."""
+        """Apply these tables. All parts are created before the first of them is called."""
         named = tables.by_name().keys()
         parts = [
             self._part(feature)
@@ -175,7 +175,7 @@ class FeatureParts:
         return [part for part in self if isinstance(part, kind)]
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until a command's changes of servers are in force in all parts; returns the command's result."""
+        """Wait until all parts have applied a command's changes of servers; returns the command's result."""
         for part in self:
             result = await part.conclude(verb, call, result)
         return replace(result, without_servers=self.serve_alone or None)
@@ -203,7 +203,7 @@ class FeatureParts:
 
 
 def modules() -> list[str]:
-    """The modules of the features' parts, which a start imports only if the configuration needs them."""
+    """The modules of the features' parts, which are imported only if the configuration needs them."""
     return [
         f"{feature.package}.{part.partition(':')[0]}"
         for feature in features()

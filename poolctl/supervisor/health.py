@@ -1,11 +1,11 @@
-"""Recovers workers that are hung, unhealthy or above their memory limit, as their server's `recovery` says.
+"""Recovers workers that are hung, unhealthy or above their memory limit, according to the table `recovery`.
 
 Memory is measured only for servers with `limits.memory`.
 
-A worker is hung if its event loop does not run although its port still accepts. One timer asks all of them in turn. A
-worker answers by writing the time into the page of memory that it shares with us; no message comes back. A worker that
-has not answered is not asked again, so that no requests pile up. A worker that has not run since its answer is not
-asked either; all of these are checked together, in one wake-up per interval.
+A worker is hung if its event loop does not run although its port still accepts. One timer sends heartbeats to all
+workers in turn. A worker answers by writing the time into a shared page of memory, not by a message. A worker that
+has not answered is not asked again, so that requests do not pile up. Neither is a worker that has only waited since
+its last answer; all of these are checked in one wake-up per interval.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ _DONE = {
 class Situation(NamedTuple):
     """One server with unhealthy workers.
 
-    `histories` holds, for each of them, the times when it or its predecessor was recovered, oldest first, in
-    seconds on the clock of `now`. `jitter` is a random number from -1 to 1.
+    `histories` holds, for each of these workers, the times at which it or its predecessor was recovered, oldest
+    first, in seconds on the clock of `now`. `jitter` is a random number from -1 to 1.
     """
 
     strategy: str
@@ -105,7 +105,7 @@ class Situation(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The action, the indexes of its workers, and the seconds until the next decision (0: at the next change)."""
+    """The action, the indexes of the workers, and the seconds until the next decision (0: at the next change)."""
 
     step: Step
     chosen: Sequence[int] = ()
@@ -138,7 +138,7 @@ def decide(policy: Recovery, situation: Situation) -> Decision:
 
 
 def within(times: Sequence[float], window_seconds: float, now: float) -> list[float]:
-    """The times within the window."""
+    """The times that lie within the window."""
     return [moment for moment in times if now - moment < window_seconds]
 
 
@@ -162,7 +162,7 @@ def _finite(seconds: float) -> float:
 
 
 class WorkerProblem(NamedTuple):
-    """A worker's problem, when it began (seconds since the epoch), and the worker's stacks at that time."""
+    """A worker's problem, the time when it began (seconds since the epoch), and the worker's stacks at that time."""
 
     worker: Worker
     kind: str
@@ -188,7 +188,7 @@ class Case:
 
 
 class WorkerRecovery:
-    """Recovers the unhealthy workers that health checks, and callers of `notice`, report."""
+    """Recovers workers that are reported as unhealthy by health checks or by `notice`."""
 
     def __init__(self, core: Core, events: Events, chance: Random | None = None) -> None:
         self._core = core
@@ -214,7 +214,7 @@ class WorkerRecovery:
         self.look(entry)
 
     def _stacks_taken(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
-        """Begin the worker's recovery, which has waited for its stacks."""
+        """Begin the recovery of the worker, now that its stacks have been read."""
         del self._taking[id(worker)]
         problems = self._cases[entry.name].problems if entry.name in self._cases else {}
         problem = problems.get(worker.id)
@@ -235,7 +235,7 @@ class WorkerRecovery:
                     self._core.relieve(entry, worker)
 
     def look(self, entry: Entry) -> None:
-        """Update a changed server: a recovery may be over, or another due."""
+        """Handle a change of the server: a recovery may be over, or another due."""
         case = self._cases.get(entry.name)
         if case is None and not entry.observed.recovering:
             return
@@ -246,7 +246,7 @@ class WorkerRecovery:
             self._decide_recovery(entry, case)
 
     def _prune(self, entry: Entry, case: Case) -> None:
-        """Forget workers that have gone or are healthy again."""
+        """Forget workers that have exited or recovered."""
         case.problems = {name: each for name, each in case.problems.items() if _is_unresolved(entry, each)}
         case.notified &= case.problems.keys()
         if not case.problems:
@@ -297,7 +297,9 @@ class WorkerRecovery:
     def _begin(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> None:
         acts = step is not Step.DISABLE
         times = (
-            _times(entry, step, problems, self._core.clock.monotonic()) if acts else entry.observed.recoveries
+            _recovery_times(entry, step, problems, self._core.clock.monotonic())
+            if acts
+            else entry.observed.recoveries
         )
         counts = acts and any(each.kind != MEMORY for each in problems)
         self._core.begin_recovery(entry, self._report(entry, step, problems), times, counts=counts)
@@ -318,7 +320,7 @@ class WorkerRecovery:
             core.override(entry, replace(entry.desired.overrides, disabled=True))
 
     def _report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
-        """The facts when a recovery begins, in a form that a successor can read."""
+        """The facts recorded at the beginning of a recovery, in a form that a successor can read."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
         report: Table = {
@@ -384,7 +386,7 @@ class WorkerRecovery:
 
 
 class MemoryLimit:
-    """Measures the workers of every server seen by `look`, and reports workers that are too large to `recovery`."""
+    """Measures the workers of servers passed to `look`, and reports workers above the limit to `recovery`."""
 
     def __init__(self, clock: Clock, recovery: WorkerRecovery) -> None:
         self._clock = clock
@@ -420,7 +422,7 @@ class MemoryLimit:
         self._set_timer()
 
     async def measure_due(self) -> None:
-        """Measure all workers that are due, in a thread, because it is slow."""
+        """Measure the workers that are due, in a thread, because measuring is slow."""
         now = self._clock.monotonic()
         self._due = {name: each for name, each in self._due.items() if _counts(each[1], each[2])}
         pids = {
@@ -441,7 +443,7 @@ class MemoryLimit:
                 self._recovery.notice(entry, worker, MEMORY, seen)
 
     def measure(self, pids: Iterable[int]) -> dict[int, int | None]:
-        """The memory of each process in bytes, None for a process that has ended. Blocks."""
+        """The memory of each process in bytes; None for a process that has exited. Blocks."""
         return {pid: memory_bytes(pid) for pid in pids}
 
 
@@ -451,8 +453,10 @@ def _history(entry: Entry, worker: Worker) -> list[float]:
     )
 
 
-def _times(entry: Entry, step: Step, problems: list[WorkerProblem], now: float) -> dict[str, list[float]]:
-    """The times of the recoveries including this one, by the worker's index or for all workers."""
+def _recovery_times(
+    entry: Entry, step: Step, problems: list[WorkerProblem], now: float
+) -> dict[str, list[float]]:
+    """The times of earlier recoveries, with the new one, by the worker's index or for all workers."""
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
     known = {
         key: within(times, entry.config.recovery.window, now)
@@ -463,7 +467,7 @@ def _times(entry: Entry, step: Step, problems: list[WorkerProblem], now: float) 
 
 
 def _outcome(entry: Entry) -> tuple[str, str] | None:
-    """The outcome of the recovery and the reason; None while it is in progress."""
+    """The outcome of the recovery and its reason; None while the recovery is in progress."""
     step = entry.observed.recovering["step"]
     if step == Step.DISABLE:
         if entry.is_disabled:
@@ -603,7 +607,7 @@ class Heartbeat:
         self._set_timer()
 
     def _ask(self, state: HeartbeatState, now: float) -> float | None:
-        """Send a heartbeat to one worker, or check its answer; returns the time of the next call, None for never."""
+        """Send a heartbeat to one worker, or check its answer; returns when to call this again, None for never."""
         entry, worker = state.entry, state.worker
         policy = entry.config.recovery
         placement = worker.placement

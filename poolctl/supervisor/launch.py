@@ -1,6 +1,6 @@
-"""Starts a pool's keeper and supervisor in the background, and removes the files that a killed pool left behind.
+"""Starts a pool's keeper and supervisor in the background, and removes files that a killed pool left behind.
 
-Standard library only, and little of it.
+Uses the standard library only, and little of it, to start fast.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 class Launched(NamedTuple):
-    """The pid of the pool's last process (0 if it was running already), and the lifeline's descriptor, or -1."""
+    """The pid of the pool's last process (0 if the pool was already running), and the lifeline's descriptor, or -1."""
 
     keeper_pid: int = 0
     lifeline: int = -1
@@ -43,9 +43,9 @@ class Launched(NamedTuple):
 def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> Launched:
     """Start a supervisor for the pool of `files`, unless one is running; on return it accepts connections.
 
-    The answer to a request says whether the files are valid. With `lifeline` the pool ends when that descriptor is
-    closed, and a supervisor that runs already is an error. Raises ControlError: 8 for that,
-    7 for a directory that cannot be used, or too few open files, 1 for a /proc that shows no processes.
+    Whether the files are valid is reported by its first answer. With `lifeline` the pool ends when the returned
+    descriptor is closed, and a running supervisor is an error. Raises ControlError with exit code 8 for that, 7 for
+    an unusable directory or too few open files, and 1 for a /proc that shows no processes.
     """
     problem, fix = proc_problem()
     if problem:
@@ -72,7 +72,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 
 
 def _locked(env: Mapping[str, str], key: str) -> tuple[str, int]:
-    """Lock the pool's directory; returns the directory and the lock's descriptor. Raises ControlError (7)."""
+    """Lock the pool's directory; returns its path and the lock's descriptor. Raises ControlError (7)."""
     while True:
         pool_directory = pool_paths.make_pool_dir(env, key)
         pool_paths.control_socket(pool_directory)
@@ -85,7 +85,7 @@ def _locked(env: Mapping[str, str], key: str) -> tuple[str, int]:
 
 
 def _check_open_files(files: Sequence[str], env: Mapping[str, str]) -> None:
-    """Raise ControlError if the pool could not even start far enough to report the problem."""
+    """Raise ControlError if the limit of open files is so low that the pool could not even report the problem."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= limit < OPEN_FILES_OF_POOL:
         raise ControlError(
@@ -174,7 +174,7 @@ def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def listen(path: str) -> socket.socket:
-    """Open the control socket, replacing its file; only this user can connect to it."""
+    """Open the control socket, and replace its file. Only this user can connect to it."""
     if os.path.lexists(path):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -210,13 +210,13 @@ def _unusable(pool_directory: str, error: OSError) -> ControlError:
 
 
 def remove_stale_files(pool_directory: str) -> None:
-    """Remove the dead socket, `info.json` and the name, unless the pool runs or is being started. Never fails."""
+    """Remove a dead control socket, `info.json` and the name, unless the pool runs or is starting. Never raises."""
     if os.path.lexists(f"{pool_directory}/{pool_paths.SOCKET_NAME}"):
         _unless_it_runs(pool_directory, _remove)
 
 
 def forget_desired_state(pool_directory: str, names: Collection[str] | None = None) -> None:
-    """Record these servers, or all, as deliberately stopped, for the next start. Never fails."""
+    """Record that these servers, or all, were stopped on purpose, for the next start. Never raises."""
     left = pool_files.read_desired(pool_directory)
     if not left:
         return

@@ -1,6 +1,6 @@
-"""A process of the pool in addition to the supervisor, such as the gateway: started, watched, replaced and ended.
+"""Starts, watches, replaces and ends a process next to the supervisor, such as the gateway.
 
-The keeper holds its sockets and the link to it as well, so that the next supervisor can adopt it.
+The keeper also holds its sockets and the link to it, so that the next supervisor can adopt it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class SidecarProcess(Receiver):
-    """The process at the other end of `sock`; `known` identifies it, `mark` its version and settings.
+    """The process at the other end of `sock`; `known` identifies it, `mark` identifies its version and settings.
 
-    `exited` is done when it has ended by itself. `part` is the package that it runs.
+    `exited` is done when it has exited by itself. `part` is the package that it runs.
     """
 
     part: ClassVar[str]
@@ -57,7 +57,7 @@ class SidecarProcess(Receiver):
     async def spawn(cls, keeper: Link, directory: str, mark: str, part: str = "") -> Self:
         """Let the keeper start the process, which waits for its first message. Raises LinkLost.
 
-        `part` is the package that it runs instead of its usual package.
+        `part` replaces the package that it usually runs.
         """
         ours, theirs = wire.pair()
         argv = command(sys.executable, part or cls.part)
@@ -70,7 +70,7 @@ class SidecarProcess(Receiver):
 
     @classmethod
     async def adopted(cls, keeper: Link, entry: str) -> Self | None:
-        """The process whose link is in the keeper's store, if there is one. Raises LinkLost."""
+        """The process whose link is in the keeper's store, or None. Raises LinkLost."""
         reply, fds = await keeper.call({"op": "get", "name": entry})
         return cls(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"])) if fds else None
 
@@ -92,11 +92,11 @@ class SidecarProcess(Receiver):
             raise
 
     async def performed(self) -> None:
-        """Wait until it has performed every order sent so far. Raises LinkLost."""
+        """Wait until the process has performed every order sent so far. Raises LinkLost."""
         await self.link.call({"t": "performed"})
 
     def end(self) -> None:
-        """Ask the process to end, and kill it later: a hung process would hold its listeners for ever."""
+        """Ask the process to exit, and kill it later if it hangs: it would hold its listeners for ever."""
         self.leave({"t": "end"}, _ENDS_SECONDS)
 
     def leave(self, order: wire.Message, seconds: float) -> None:
@@ -128,10 +128,10 @@ class SidecarProcess(Receiver):
 
 
 class SidecarManager:
-    """Keeps a process as configured, and starts it again, with backoff, when it ends; `problem` is why it is not up.
+    """Keeps a process running as configured, restarts it with backoff; `problem` is why it is not up.
 
-    Nothing here raises: the pool does not depend on it. `_settle` is where a subclass applies the configuration; it is
-    called again, after a pause, when it fails or the process ends.
+    No method raises: the pool does not depend on the process. A subclass applies the configuration in `_settle`,
+    which is called again, after a pause, when it has failed or the process has exited.
     """
 
     label: ClassVar[str]
@@ -159,18 +159,18 @@ class SidecarManager:
 
     @property
     def instability(self) -> str:
-        """A message if its process keeps ending, else ""."""
+        """A message if the process keeps exiting, else ""."""
         ended = len(self._ends) == _UNSTABLE_ENDS
         if not ended or asyncio.get_running_loop().time() - self._ends[0] > _UNSTABLE_SECONDS:
             return ""
         return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
 
     async def attempted(self) -> None:
-        """Wait until its addresses are open or could not be opened; `problem` then gives the reason."""
+        """Wait until the addresses are open or could not be opened; `problem` then has the reason."""
         await self._tried.wait()
 
     async def aclose(self) -> None:
-        """End the process, and refuse connections from now on."""
+        """End the process; from now on connections are refused."""
         self._over = True
         if self._retry is not None:
             self._retry.cancel()
@@ -250,7 +250,7 @@ class SidecarManager:
         self._watch(process)
 
     def _watch(self, process: SidecarProcess) -> None:
-        """Use this process from now on; its link is in the keeper's store already."""
+        """Use this process from now on. Its link is already in the keeper's store."""
         self._process = process
         process.exited.add_done_callback(lambda _: self._ended(process))
 

@@ -1,6 +1,6 @@
-"""Statistics of each server over all its workers: requests, usage, history. The verbs `stats` and `monitor`.
+"""Statistics of each server over all its workers: requests, usage, history; and the verbs `stats` and `monitor`.
 
-Totals include the workers that have ended, and are saved for the next supervisor.
+Totals include exited workers, and are saved for the next supervisor.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ _UNCOUNTED: Table = dict.fromkeys(
 
 
 class Totals:
-    """Totals of each server over all workers, including ended ones, so that no counter ever falls.
+    """Totals of each server over all workers, including exited ones, so that no counter ever decreases.
 
-    By the names of the servers; saved for a successor whenever something was added. Only servers with new figures are
-    encoded for that: all of them, at each step of a stop of thousands, would take longer than the stop.
+    By server name; saved for a successor after each change. Only changed servers are encoded: encoding all of them at
+    each step would take longer than stopping thousands of servers.
     """
 
     def __init__(self, core: Core, events: Events, store: StateStore) -> None:
@@ -83,7 +83,7 @@ class Totals:
         events.subscribe(self._heard)
 
     async def resume(self) -> None:
-        """Continue the counts of the previous supervisor; before any worker is adopted."""
+        """Continue the counts of the previous supervisor; called before any worker is adopted."""
         kept = await self._store.totals()
         self._counts = {
             name: [tally.bounded(each) for each in (counts + [0] * tally.COUNTED)[: tally.COUNTED]]
@@ -98,16 +98,16 @@ class Totals:
         self._stale.update(self._counts, self._passed, self._wakes, self._availability)
 
     def of_the_ended(self, entry: Entry) -> Counts:
-        """The total counts of the server's ended workers."""
+        """The total counts of the server's exited workers."""
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
     def passed_to_the_ended(self, entry: Entry) -> dict[int, int]:
-        """The requests that a gateway passed to the server's ended workers, by route (tally.route_mark)."""
+        """Requests on passed connections that the server's exited workers have served, by tally.route_mark."""
         found = self.by_route_of_the_ended(entry)
         return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
 
     def by_route_of_the_ended(self, entry: Entry) -> dict[int, int]:
-        """The requests passed to the server's ended workers, and the errors among them (tally.error_mark), by route."""
+        """Requests on passed connections of exited workers, and errors among them (tally.error_mark), by route."""
         return self._passed.get(entry.name, {})
 
     def wakes(self, entry: Entry) -> int:
@@ -195,7 +195,7 @@ class Totals:
 
 
 class History:
-    """A server's figures for each of the last intervals, and its counts at the last few."""
+    """The figures of a server for each of the last intervals, and its latest counts."""
 
     def __init__(self) -> None:
         self.counts: deque[tuple[float, Counts]] = deque(maxlen=_WINDOW + 1)
@@ -205,7 +205,7 @@ class History:
         self.memory_bytes: deque[int | None] = deque(maxlen=KEPT)
 
     def take(self, now: float, seen: ServerSnapshot) -> None:
-        """Add the figures of this interval."""
+        """Add the figures of the latest interval."""
         if self.counts:
             at, before = self.counts[-1]
             self.requests_per_second.append(request_rate(before, seen.total, now - at))
@@ -215,7 +215,7 @@ class History:
         self.counts.append((now, seen.total))
 
     def values(self, *, counted: bool, with_errors: bool) -> StatsHistory:
-        """The figures, oldest first; without requests and errors unless they are counted."""
+        """The figures, oldest first; requests and errors only if they are counted."""
         return StatsHistory(
             interval_seconds=INTERVAL_SECONDS,
             requests_per_second=_rounded(self.requests_per_second, counted=counted),
@@ -226,7 +226,7 @@ class History:
 
 
 class Statistics:
-    """Computes servers' figures; samples them for a minute after each request, or always while a consumer is set."""
+    """Computes servers' figures. Samples them for a minute after each request, or always while a consumer is set."""
 
     def __init__(self, core: Core, totals: Totals) -> None:
         self._take: TakeSample | None = None
@@ -239,7 +239,7 @@ class Statistics:
         self._timer: asyncio.TimerHandle | None = None
 
     async def stats(self, call: Call) -> StatsResult:
-        """The verb: the selected servers with their figures, on request with the rates of their errors."""
+        """The verb `stats`: the selected servers with their figures and, on request, the rates of their errors."""
         entries = selected(self._core, call.selector)
         with_errors = bool(call.options.get("errors"))
         self.watch()
@@ -252,7 +252,10 @@ class Statistics:
         )
 
     async def monitor(self, call: Call) -> MonitorResult:
-        """The verb: the last results of the probes of the selected servers, and their availability; sends no probe."""
+        """The verb `monitor`: the last probe results of the selected servers, and their availability.
+
+        Sends no probe.
+        """
         entries = selected(self._core, call.selector)
         return MonitorResult(
             items=tuple(
@@ -277,19 +280,19 @@ class Statistics:
         )
 
     def watch(self) -> None:
-        """Sample for one minute from now."""
+        """Take samples for one minute from now."""
         self._asked_at = self._core.clock.monotonic()
         if self._timer is None:
             self._sample()
 
     def give_samples(self, take: TakeSample | None) -> None:
-        """Set the consumer, which gets each sample from now on; None removes it."""
+        """Set the function that receives each sample from now on; None removes it."""
         self._take = take
         if take is not None:
             self.watch()
 
     def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
-        """Measure the server's figures; without `memory` its memory figure may be some seconds old."""
+        """Measure the server's figures. Without `memory`, its memory usage may be some seconds old."""
         ended, now = self.totals.of_the_ended(entry), self._core.clock.monotonic()
         return snapshot(entry, ended, self._counters, self._usage, now, memory=memory)
 
@@ -333,7 +336,7 @@ class Statistics:
         return stats if counted else replace(stats, **_UNCOUNTED)
 
     async def look(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
-        """Measure the servers' figures one by one, yielding to the loop in between."""
+        """Measure the figures of the servers one by one; other tasks of the loop run in between."""
         # Requests up to this moment are to be included, and workers write their counts a moment later.
         await asyncio.sleep(SETTLED_SECONDS)
         found = []
@@ -372,19 +375,19 @@ def errors(counts: Counts) -> int:
 
 
 def latency_seconds(counts: Counts, before: Counts, q: float) -> Figure:
-    """The latency that this share of the responses since `before` did not exceed; None without any."""
+    """The latency that this share of the responses since `before` did not exceed; None if there were none."""
     buckets = [max(0, counts[slot] - before[slot]) for slot in range(tally.BUCKETS, tally.COUNTED)]
     found = quantile(BOUNDS_SECONDS, buckets, q)
     return None if found is None else round(found, 6)
 
 
 def request_rate(before: Counts, after: Counts, seconds: float) -> float:
-    """Requests a second between these counts."""
+    """Requests per second between these counts."""
     return max(0, after[tally.STARTED] - before[tally.STARTED]) / seconds if seconds > 0 else 0.0
 
 
 def error_rate(before: Counts, after: Counts, seconds: float) -> float:
-    """Errors a second between these counts; see `errors`."""
+    """Errors per second between these counts; see `errors`."""
     return max(0, errors(after) - errors(before)) / seconds if seconds > 0 else 0.0
 
 
@@ -408,9 +411,9 @@ def _worker(worker: Worker, counts: Counts | None, usage: Usage | None) -> Worke
 
 
 def quantile(bounds: Sequence[float], buckets: Sequence[int], q: float) -> float | None:
-    """The latency that the share `q` (from 0 to 1) does not exceed, in the unit of `bounds`; None without any.
+    """The latency that the share `q` (0 to 1) did not exceed, in the unit of `bounds`; None without values.
 
-    As Prometheus does: values spread evenly within a bucket; those above the last bound count as that bound.
+    Computed as in Prometheus: values spread evenly within a bucket; values above the last bound count as that bound.
     """
     total = sum(buckets)
     if not total:

@@ -1,4 +1,4 @@
-"""The supervisor's process: its link to the keeper, the pool that it manages, its runtime files, and its end."""
+"""The supervisor's process: its link to the keeper, the pool that it manages, its runtime files, and its shutdown."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ logger = logging.getLogger("poolctl.supervisor")
 class Supervisor(Receiver):
     """Runs one pool: a core over a runner, with verbs, health checks and observers around it.
 
-    A calm supervisor only adopts the running workers and serves commands. `reader` is the process that reads the files
-    for it, if it was started.
+    A calm supervisor only adopts the running workers and serves commands. `reader` is the process that reads the
+    files, if it was already started.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Supervisor(Receiver):
         self._service: Service | None = None
 
     async def run(self) -> int:
-        """Manage the pool until it is stopped or its files turn out to be invalid; returns the exit status."""
+        """Manage the pool until it is stopped or its files prove invalid; returns the exit status."""
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._begun, self._over = asyncio.Event(), asyncio.Event()
         self._early_exits: list[wire.Message] = []
@@ -178,9 +178,9 @@ class Supervisor(Receiver):
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
 
     async def _begin(self, listener: socket.socket) -> None:
-        """Load the configuration and start to answer requests; the first is answered with the problems, if any.
+        """Load the configuration and start to answer requests. Problems, if any, are the answer to the first request.
 
-        The first supervisor of a pool accepts requests while it reads the files: a ping shows that it does.
+        The first supervisor of a pool accepts requests while it reads the files; a ping reports that it is reading.
         """
         self._control = ControlServer(self._handle, DescriptorReserve())
         servers = await self._configuration.taken_over()
@@ -242,7 +242,7 @@ class Supervisor(Receiver):
             )  # fmt: skip
 
     async def _import_rest(self, *, is_watching: bool) -> None:
-        """Import modules that no start needs now, because the package's files may be replaced later."""
+        """Import modules that a start does not need, before an upgrade can replace the package's files."""
         await asyncio.sleep(_AFTER_START_SECONDS)
         await self._verbs.build.digest()
         await import_slowly(late_modules())
@@ -334,7 +334,7 @@ class Supervisor(Receiver):
         return answer
 
     async def _wait_to_begin(self, request: Request) -> None:
-        """Wait until the pool has begun. A stop of the whole pool cancels the reading of its files."""
+        """Wait until the pool has begun. A stop of the whole pool cancels reading the files."""
         if _stops_everything(request) and not has_orphans(os.environ, self.directory):
             self._configuration.stop_reading()
         try:
@@ -375,7 +375,7 @@ class Supervisor(Receiver):
         self._totals.save()
 
     async def _end(self) -> None:
-        """Close everything; answers in progress are finished."""
+        """Close everything, after answers in progress are finished."""
         self._restoring.cancel()
         self._importing.cancel()
         self._parts.over.set()
@@ -403,7 +403,7 @@ class Supervisor(Receiver):
             self._stopping = asyncio.ensure_future(self._stop_all())
 
     def _save(self) -> None:
-        """Save everything for a successor, events and features included."""
+        """Save the whole state for a successor, including events and features."""
         # The core may not have reported its latest changes yet.
         self._store.note_changed(*self.core.entries.values())
         self._save_timer.save_now()
@@ -412,12 +412,12 @@ class Supervisor(Receiver):
             part.flush()
 
     def _exit_reported(self, report: wire.Message) -> None:
-        """The keeper reaped a child."""
+        """Handle the keeper's report that it has reaped a child."""
         if (takeover := self.runner.capabilities.takeover) is not None:
             takeover.exit_reported(report)
 
     def _end_if_mandatory_failed(self, entry: Entry) -> None:
-        """Stop every server and end, with the failed server's status for `poolctl run`."""
+        """If a mandatory server has failed, stop every server and exit with its status, for `poolctl run`."""
         ends_pool = entry.failed and entry.config.mandatory and not entry.removed
         if self._mandatory_failed or not ends_pool:
             return
@@ -610,12 +610,12 @@ class Supervisor(Receiver):
 
 
 def late_modules() -> list[str]:
-    """The modules that a start does not need, and that are imported after it."""
+    """The modules that a start does not need. They are imported later."""
     return [*_LATE_MODULES, *verbs.modules(), *feature_parts.modules()]
 
 
 async def import_slowly(names: Iterable[str]) -> None:
-    """Import these modules one at a time, with pauses: all at once would block the loop for 15 ms."""
+    """Import these modules one at a time, with pauses. All at once would block the loop for 15 ms."""
     for name in names:
         await asyncio.sleep(_BETWEEN_IMPORTS_SECONDS)
         try:
@@ -626,7 +626,7 @@ async def import_slowly(names: Iterable[str]) -> None:
 
 
 def _failed_status(exit_: Exit | None) -> int:
-    """The exit status that a shell reports for such an end; never 0, because it is a failure."""
+    """The exit status that a shell reports for this exit; never 0, because it is a failure."""
     if exit_ is None:
         return FAILED
     if exit_.signal is not None:
@@ -645,10 +645,10 @@ async def adopt(
     placed: Mapping[str, ServerConfig],
     searched: Mapping[str, ServerConfig] | None,
 ) -> int:
-    """Give the core the recorded desired state and the running workers; returns the number of adopted workers.
+    """Pass the recorded desired state and the running workers to the core; returns the number of adopted workers.
 
-    A server that runs without a record is wanted. Workers of the servers `searched` that have lost keeper and
-    supervisor are searched for; workers whose configuration has changed are replaced.
+    A server that runs without a record is wanted. For the servers `searched`, workers that have lost keeper and
+    supervisor are searched for. Workers whose configuration has changed are replaced.
     """
     takeover = core.runner.capabilities.takeover
     taken_in = await takeover.take_in(searched) if takeover is not None and searched is not None else {}
@@ -673,10 +673,10 @@ async def adopt(
 
 
 async def take_in_late(core: Core) -> bool:
-    """Look again for orphans that could not be found at first, because they were importing or busy.
+    """Search again for orphans that were not found at first, because they were importing or busy.
 
-    Returns True when the keeper holds some that a successor of this supervisor should adopt. One whose server serves
-    again without it is stopped.
+    Returns True if the keeper holds some that a successor of this supervisor should adopt. An orphan whose server
+    meanwhile serves without it is stopped.
     """
     takeover = core.runner.capabilities.takeover
     if takeover is None:
@@ -731,7 +731,7 @@ def _listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
 
 
 class RuntimeFiles:
-    """Keeps the pool's files in its runtime directory until `withdraw`."""
+    """Maintains the pool's files in its runtime directory until `withdraw`."""
 
     def __init__(self, directory: str, files: Sequence[str]) -> None:
         self._directory = directory
@@ -744,7 +744,7 @@ class RuntimeFiles:
         self.withdrawn = False
 
     def publish(self, name: str) -> None:
-        """Publish the pool under this name instead of its previous one; a failure is logged."""
+        """Publish the pool under this name instead of its previous name. A failure is only logged."""
         if self.withdrawn:
             return
         before = self._complete
@@ -777,9 +777,9 @@ class RuntimeFiles:
             self.publish(name)
 
     async def restored(self) -> AsyncIterator[socket.socket | None]:
-        """Restore files that vanish; yields each time that this was necessary, until `withdraw`.
+        """Restore files that were removed, until `withdraw`; yields after each time.
 
-        The value is another control socket to listen on, None if the old socket is still there.
+        The yielded value is a new control socket to listen on, or None if the old socket is still there.
         """
         while True:
             await self._removal()
@@ -809,7 +809,10 @@ class RuntimeFiles:
                 logger.warning("%s had vanished, at least in part, and was restored", self._directory)
 
     async def _removal(self) -> None:
-        """Wait until files may have vanished; returns at once if some are missing or nothing would report it."""
+        """Wait until files may have been removed.
+
+        Returns at once if some are missing, or if removals cannot be watched.
+        """
         loop, removed = asyncio.get_running_loop(), asyncio.Event()
         with contextlib.suppress(OSError, TimeoutError), DirectoryWatch() as watch:
             watch.add(self._directory, REMOVALS)
@@ -835,7 +838,7 @@ class RuntimeFiles:
             os.close(lock)
 
     def withdraw(self) -> None:
-        """Remove the files. Has no effect the second time, because the files may then be another supervisor's."""
+        """Remove the files. A second call has no effect, because the files may then belong to another supervisor."""
         if self.withdrawn:
             return
         self.withdrawn = True

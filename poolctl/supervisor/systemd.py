@@ -1,4 +1,4 @@
-"""Notifies systemd of the pool: ready, a line of status, reloading, stopping, watchdog (sd_notify(3))."""
+"""Notifies systemd of the pool's state: ready, status, reloading, stopping, watchdog (sd_notify(3))."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PINGS_PER_PERIOD = 2  # as sd_watchdog_enabled(3) recommends
 
 
 class Service:
-    """Notifies systemd of the pool's state, from construction on, on the running event loop.
+    """Notifies systemd of the pool's state, on the running event loop, until `stop`.
 
-    It lives in the supervisor. When that is dead its successor, which the keeper starts at once, repeats everything;
-    when it hangs the watchdog is not fed, unless the keeper replaces it in time.
+    It runs in the supervisor. If the supervisor dies, its successor, which the keeper starts at once, repeats all
+    notifications. If it hangs, the watchdog is not notified, unless the keeper replaces the supervisor in time.
     """
 
     def __init__(self, env: Mapping[str, str], core: Core) -> None:
@@ -40,7 +40,7 @@ class Service:
         self._soon()
 
     def around(self, handle: Handler) -> Handler:
-        """Wrap a request handler so that systemd is notified of reloads."""
+        """Wrap a request handler, so that systemd is notified of reloads."""
 
         async def notified(request: Request, progress: Progress) -> object:
             dry_run = (request.body.get("options") or {}).get("dry_run")
@@ -98,9 +98,9 @@ class Service:
 
 
 def _count(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
-    """The number of servers that should run, and the servers that are not ready; None before any was asked to run.
+    """The number of servers that should run, and the servers not ready; None before any server should run.
 
-    A pool without servers consists of a gateway.
+    A pool without servers has only a gateway.
     """
     able = [
         entry

@@ -1,7 +1,7 @@
-"""Tries a takeover by another version of poolctl on a small temporary pool, before the real pool is touched.
+"""Tries a takeover by another version of poolctl on a small temporary pool, before the real pool is changed.
 
-The small pool has its own directory. Its servers have the interpreters, users and protocols of the real ones, and an
-application that answers every request: a failure here predicts a failure there.
+The small pool has its own directory. Its servers have the interpreters, users and protocols of the real servers, and
+an application that answers every request: a failure here predicts a failure there.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ async def app(scope, receive, send):
 
 
 class TrialFailed(Exception):
-    """The small pool has failed."""
+    """The takeover of the small pool has failed."""
 
 
 def check(files: list[str]) -> str | None:
-    """Check that this version can run this pool here: an error to end with, or a TakeoverCheck on stdout.
+    """Check that this version can run this pool here; returns an error, or prints a TakeoverCheck to stdout.
 
-    The configuration in force is on stdin. Imports every module, and tries a takeover of a small pool
-    unless the previous version does that. Raises the exceptions of the imports.
+    The active configuration is on stdin. Imports every module, and tries a takeover of a small pool unless the
+    previous version does that. Raises the exceptions of the imports.
     """
     problem, errors = "", []
     servers: Sequence[ServerConfig]
@@ -122,7 +122,7 @@ def _import_everything() -> None:
 def try_takeover_by(options: str, *files: str) -> str | None:
     """Let the version named by `options` take over a small pool of this version; returns the error, or None.
 
-    The configuration in force is on stdin.
+    The active configuration is on stdin.
     """
     try:
         servers = decoded(sys.stdin.buffer.read()).servers
@@ -200,7 +200,7 @@ class _SmallPool:
                 raise TrialFailed(f"{name}: its worker answers with status {status}")
 
     def helpers(self) -> set[int]:
-        """The pids of its logger and of the features' processes."""
+        """The pids of the small pool's logger and of the features' processes."""
         found = set()
         for pid in children(self.ask(PingResult, "ping").keeper_pid):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
@@ -209,7 +209,7 @@ class _SmallPool:
         return found
 
     def replace_helpers(self, before: set[int]) -> None:
-        """Kill helper processes of the previous version, except starting ones, and empty their logs."""
+        """Kill the helper processes of the previous version, except starting ones, and empty their logs."""
         for pid in self.helpers() & before:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -230,7 +230,7 @@ class _SmallPool:
 
 @contextlib.contextmanager
 def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPool]:
-    """Context manager: run the small pool; none of its processes is left at the end. Raises TrialFailed."""
+    """Context manager: run the small pool. At the end all of its processes have exited. Raises TrialFailed."""
     # If its keeper dies, its processes become our children.
     become_subreaper()
     signal.signal(signal.SIGALRM, _too_late)
@@ -281,9 +281,9 @@ def _roots() -> list[str]:
 
 
 def _make_place() -> tuple[str, int]:
-    """Make a directory with a short path, for sockets, which the servers' users can enter.
+    """Create a directory with a short path, for sockets, that the servers' users can enter.
 
-    The descriptor locks it for as long as this process lives.
+    The returned descriptor locks it for as long as this process lives.
     """
     place = tempfile.mkdtemp(prefix=_PREFIX, dir=_roots()[0])
     lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
@@ -293,7 +293,7 @@ def _make_place() -> tuple[str, int]:
 
 
 def _remove_abandoned() -> None:
-    """Remove the directories of this user's earlier trials that were killed."""
+    """Remove directories that killed trials of this user have left behind."""
     for place in [each for root in _roots() for each in glob.iglob(f"{glob.escape(root)}/{_PREFIX}*")]:
         with contextlib.suppress(OSError):
             lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
@@ -312,7 +312,7 @@ def _too_late(number: int, frame: object) -> None:
 
 
 def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
-    """One server table for each combination of interpreter, user and protocol in use, by the first server's name."""
+    """One server table for each combination of interpreter, user and protocol, by the name of the first server."""
     found: dict[str, tuple[str, Table]] = {}
     for server in servers:
         if server.command:
@@ -330,7 +330,7 @@ def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
 
 
 def _configuration(place: str, kinds: Mapping[str, Table]) -> str:
-    """The configuration: a server of each kind, a program, and the features' tables."""
+    """The small pool's configuration: a server of each kind, a program, and the features' tables."""
     shared = {"app": "trial:app", "app_dir": place, "cwd": "/"}
     apps = [
         {"name": name, **kind, **shared, "bind": f"unix:{place}/{number}.sock"}
@@ -348,7 +348,7 @@ def _write(path: str, text: str, mode: int) -> None:
 
 
 async def _status(path: str) -> int:
-    """The status that the application on this Unix socket answers with. Raises OSError, BadMessage."""
+    """The status code of the application's answer on this Unix socket. Raises OSError, BadMessage."""
     fields = [("Host", "trial"), ("Connection", "close")]
     async with asyncio.timeout(_ANSWER_SECONDS), exchange(path, "GET", "/", fields) as response:
         return response.status

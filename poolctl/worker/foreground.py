@@ -1,4 +1,4 @@
-"""A process that serves in the foreground, without supervisor and fork: its inputs, and the debug session."""
+"""A process that serves in the foreground, without supervisor and fork: its inputs, and debugging."""
 
 from __future__ import annotations
 

@@ -96,9 +96,9 @@ def needs_exec(spec: Spec) -> bool:
 
 
 def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments: str) -> NoReturn:
-    """Execute a new interpreter that runs this part of poolctl.
+    """Replace this process by a new interpreter that runs `part` of poolctl with these arguments.
 
-    It inherits `descriptors` descriptors, from SPEC_FD on.
+    It inherits as many descriptors as `descriptors` says, numbered from SPEC_FD on.
     """
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, True)
@@ -133,7 +133,7 @@ def run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
 
 
 def become_program(spec: Spec, sockets: int) -> NoReturn:
-    """Execute the server's program, with `sockets` listening sockets from descriptor 3 on."""
+    """Execute the server's program. It gets `sockets` listening sockets, from descriptor 3 on."""
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     apply_spec(spec)
     if sockets:

@@ -73,7 +73,7 @@ UNCOUNTED = "POOLCTL_UNCOUNTED"  # for benchmarks: with this variable nothing is
 
 
 class WorkerProcess:
-    """A worker: its server, its control socket, and why it ends."""
+    """A worker: its server, its control socket, and the reason for its exit."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec

@@ -146,7 +146,7 @@ def _report_unusable(requests: socket.socket, found: str, fix: str) -> int:
 
 
 def _leave(status: int) -> int:
-    """Exit as a program does that only imported the application."""
+    """Exit as a program that has only imported the application would."""
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -477,7 +477,7 @@ def _threads() -> set[int]:
 
 
 def _first_reason(last: str, importing: str) -> str:
-    """The module that started a thread: `last`, whose import began last, or `importing`; both if that is uncertain."""
+    """The module that started a thread: `last`, imported last, or `importing`; both if that is uncertain."""
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
         return last  # its libraries were loaded

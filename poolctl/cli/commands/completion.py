@@ -359,7 +359,7 @@ def _of_pool(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
 
 
 def _listed(pool: PoolRef, verb: str) -> list[Table] | None:
-    """What a running pool lists; None if it does not answer soon."""
+    """The answer of a running pool to this verb; None if it does not answer soon."""
     from poolctl.control.client import Client
     from poolctl.errors import ControlError
 

@@ -44,7 +44,7 @@ COMMAND = Command(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """The texts of files by their names. Each begins with the words `made_by`."""
+    """The texts of files by name. Each begins with the words `made_by`."""
 
     texts: Mapping[str, str]
     made_by: str
@@ -75,7 +75,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def without_options_of_systemd(request: CommandRequest) -> None:
-    """Raise UsageError for an option that is for systemd alone."""
+    """Raise UsageError for an option that only systemd units use."""
     for key, option in (("for_user", "--user"), ("listen", "--listen")):
         if request.get(key):
             hint = f"poolctl export {request.get('system')}, without {option}"

@@ -225,7 +225,7 @@ class RunSession:
         return not self.command and not self.request.output
 
     def environment(self) -> Mapping[str, str]:
-        """The pool's environment; in a terminal, servers log requests by default."""
+        """The pool's environment. In a terminal, servers log requests by default."""
         if self.request.get("no_access_log"):
             from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
@@ -507,9 +507,9 @@ LAST_WORDS_SECONDS = 2.0
 
 @contextlib.contextmanager
 def stream_of_its_own(stream: TextIO) -> Iterator[TextIO]:
-    """Temporarily replace a stream by a second one with the same descriptor.
+    """Temporarily replace a stream by another with the same descriptor.
 
-    A thread blocked in a write holds the lock of its stream: a flush of the same stream would wait for it.
+    A thread that is blocked in a write holds the lock of its stream: a flush of that stream would wait for it.
     """
     try:
         descriptor = stream.fileno()
@@ -819,7 +819,7 @@ class _InitProcess:
         self._status: int | None = None
 
     def run(self) -> int:
-        """Wait until the child has exited, and if it was killed, until its pool has ended as well."""
+        """Wait until the child has exited and, if it was killed, until its pool has ended as well."""
         while True:
             patience = 3600.0 if self._due is None else self._due - monotonic()
             came = signal.sigtimedwait(_WATCHED, max(0.0, patience))

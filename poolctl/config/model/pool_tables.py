@@ -108,7 +108,7 @@ def is_listed(name: str) -> bool:
 
 
 class Tables:
-    """The tables in force by name; immutable."""
+    """The tables of the active configuration, by name. Immutable."""
 
     def __init__(self, **tables: Table | tuple[Table, ...] | None) -> None:
         self._tables: dict[str, Any] = {
@@ -275,7 +275,7 @@ class TableRules:
 
 
 def rules_of(names: Iterable[str], labels: Iterable[str] = ()) -> Iterator[TableRules]:
-    """The rules of the features that own one of these tables, or one of these labels of servers."""
+    """The rules of the features that own these tables, or these labels of servers."""
     names, labels = set(names), [*labels]
     for feature in features():
         used = not names.isdisjoint(feature.tables) or any(

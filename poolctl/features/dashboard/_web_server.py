@@ -226,7 +226,7 @@ def _opened(tls: Table) -> Iterator[list[int]]:
 
 
 class DashboardServer(SupervisedProcess):
-    """Serves from the order `begin` on, which comes with the listeners."""
+    """Serves the dashboard once the order `begin` has brought the listeners."""
 
     _serving: asyncio.Future[None] | None = None
 

@@ -1,4 +1,4 @@
-"""The rules of [gateway], [[route]] and [[stream]]: how they become tables, among each other and with the servers."""
+"""Creates the tables [gateway], [[route]] and [[stream]], and checks them with each other and with the servers."""
 
 from __future__ import annotations
 

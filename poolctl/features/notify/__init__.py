@@ -1,4 +1,4 @@
-"""Notifications: receivers are notified of problems of a pool and of their end; `poolctl notify test` tests them."""
+"""Notifications: tells receivers when a pool's problems begin and end; `poolctl notify test` tests them."""
 
 from poolctl.feature import Feature
 

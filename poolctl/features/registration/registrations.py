@@ -492,7 +492,7 @@ class Client:
 
 
 class Peer(NamedTuple):
-    """Where a request comes from: its address, None over a Unix socket. `key` is what wrong tokens are counted by."""
+    """The sender of a request: its address, or None over a Unix socket. Wrong tokens are counted by `key`."""
 
     ip: Ip | None
     key: str

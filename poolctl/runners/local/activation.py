@@ -78,10 +78,11 @@ class Fetched(NamedTuple):
 
 
 class AcceptHelper(Receiver):
-    """Takes connections through one helper process, which all servers share.
+    """Accepts connections for all servers through one helper process.
 
-    The keeper starts the process when it is first needed; it then keeps running. `returned` gets the connections that
-    an earlier supervisor had requested, with the keys of their servers. Belongs to the running loop; no method blocks.
+    The keeper starts the process when it is first needed; it then keeps running. `returned` is called with the
+    connections that an earlier supervisor had requested, and the keys of their servers. Must be created on the
+    running loop; no method blocks.
     """
 
     def __init__(self, keeper: Link, directory: str, returned: Callable[[str, Connection], None]) -> None:
@@ -111,7 +112,7 @@ class AcceptHelper(Receiver):
         return [self._link.sock]
 
     def fetch(self, fetch: Fetch, sock: HasDescriptor, most: int) -> None:
-        """Take connections out of a listener or a pair."""
+        """Take connections from a listener or a pair."""
         self.warm()
         assert self._link is not None
         number = next(self._numbers)
@@ -365,7 +366,7 @@ class SleepingListener:
 class Activator:
     """Watches the listeners of all sleeping servers with one epoll instance.
 
-    Belongs to the running loop.
+    Must be created on the running loop.
     """
 
     def __init__(self, servers: SleepingServers, accept_helper: AcceptHelper) -> None:
@@ -383,7 +384,7 @@ class Activator:
     def arm(self, sleeping: SleepingListener) -> None:
         """Watch the server for its first request.
 
-        `on_request` is called once, from the loop, after watching has stopped.
+        `on_request` is called once, on the loop, after watching has stopped.
         """
         self.disarm(sleeping.key)
         self._sleeping[sleeping.key] = sleeping

@@ -199,7 +199,7 @@ class Output(Receiver):
                     await self._pipes[key].finished.wait()
 
     async def reopen(self) -> None:
-        """Reopen every log file; on return, files that were moved away get no further output."""
+        """Reopen every log file. On return, files that were moved away are no longer written to."""
         if self._reopened is None:
             self._reopened = asyncio.Event()
             self._ask_reopen()

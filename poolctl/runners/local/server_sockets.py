@@ -229,9 +229,10 @@ class AdoptionPairs:
     async def _retire(
         self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
     ) -> None:
-        """Close our ends once a gateway has stopped using the pair, and has got back the connections that wait in it.
+        """Close our ends after the gateway has stopped using the pair, and has got back the connections waiting in it.
 
-        `empty`: close the others that wait, which are left to the workers that hold the pair otherwise.
+        With `empty`, other connections that wait are closed; otherwise they are left to the workers that hold the
+        pair.
         """
         with give, take:
             if self._published is not None:
@@ -281,7 +282,7 @@ class AdoptionPairs:
         return [give, take]
 
     def left(self, key: str) -> socket.socket | None:
-        """The end of the pair from which connections are taken; None if the address has no pair."""
+        """The end of the pair from which waiting connections are taken; None if the address has no pair."""
         return self._pairs[key][2] if key in self._pairs else None
 
     def waiting(self, key: str) -> int:

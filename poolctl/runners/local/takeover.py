@@ -72,7 +72,7 @@ async def inherited(keeper: Link) -> dict[str, list[int]]:
 
 
 async def reports_of(workers: Sequence[LocalWorker]) -> None:
-    """Wait briefly for the workers to report their state, which may be newer than the recorded one."""
+    """The reports of the workers about their state, which may be newer than the recorded state. Waits briefly."""
     waiting = [
         worker.answered if worker.control is None else worker.reported
         for worker in workers
@@ -164,10 +164,10 @@ class WorkerAdoption:
 class LocalOrphan:
     """A worker without keeper and supervisor.
 
-    `sock` leads to it; programs and workers that are too busy have no socket and no descriptors. `said` is
-    its own report, checked for form: server, key, generation, index, ready_at, output, protocol … It may be
-    forged, so callers check that `uid` is the server's user. If its message was rejected, `fault` is the
-    reason, and `said` contains only an empty server name.
+    `sock` is a connection to it; programs, and workers that are too busy, have neither a socket nor descriptors.
+    `said` is its own report (server, key, generation, index, ready_at, output, protocol …). Only its form is checked:
+    it may be forged, so callers check that `uid` is the server's user. If the report was rejected, `fault` is the
+    reason, and `said` has only an empty server name.
     """
 
     pid: int
@@ -249,7 +249,7 @@ def find(directory: str) -> tuple[list[LocalOrphan], Pipes]:
 
 
 def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrphan | None:
-    """The worker at the other end of the socket; None if it has ended or cannot belong to this pool."""
+    """The worker at the other end of the socket; None if it has exited or cannot belong to this pool."""
     message, fds = answer or ({}, [])
     # The credentials of the process that began to listen.
     pid, uid, _ = peer_credentials(sock)

@@ -610,9 +610,9 @@ class AppZygote(Receiver):
 
 
 class ImportLimit:
-    """Lets a limited number of processes import at the same time; the others wait in a queue.
+    """Limits how many processes import at the same time; the others wait in a queue.
 
-    They are forked ahead: forking uses one processor, while the imports use the rest.
+    Processes are forked ahead of their turn: forking needs one processor, while imports use the others.
     """
 
     def __init__(self, at_once: int = IMPORTS_PER_CPU * (os.cpu_count() or 1)) -> None:
@@ -673,7 +673,7 @@ class AppZygotes:
         self._users: defaultdict[str, set[str]] = defaultdict(set)
 
     async def get(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
-        """A zygote whose code is not older than `since` (monotonic seconds), or the reason why it cannot be had.
+        """A zygote with code not older than `since` (monotonic seconds), or the reason why there is none.
 
         Raises WorkerFailed if the application cannot be imported.
         """

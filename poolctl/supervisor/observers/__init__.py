@@ -1,1 +1,1 @@
-"""Observers of a pool, which change nothing: events, held addresses, metrics."""
+"""Observers of a pool, which do not change it: events, HTTP addresses of the supervisor, metrics."""

@@ -1,4 +1,4 @@
-"""Records changes in the core as events: states of servers, exits of workers, their number, lost output."""
+"""Records changes of servers and workers, and lost output, as events."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class _RecordedState:
 class EventRecorder:
     """Records an event for each change that `look` finds in an entry.
 
-    `totals` receive each change of a server's state at once.
+    Each change of a server's state is also reported to `totals`.
     """
 
     def __init__(self, core: Core, events: Events, totals: Totals | None = None) -> None:
@@ -47,7 +47,7 @@ class EventRecorder:
         self._seen: dict[str, _RecordedState] = {}
 
     def begin(self, adopted: int, about: SupervisorIdentity) -> None:
-        """Record changes from now on; the present state was recorded by the previous supervisor."""
+        """Start to record changes. The current state was already recorded by the previous supervisor."""
         self._events.record(
             "pool",
             "supervisor started",
@@ -65,7 +65,7 @@ class EventRecorder:
         self._core.listeners.add(self.look)
 
     def look(self, entry: Entry) -> None:
-        """Record what has changed since the last look."""
+        """Record what has changed in the entry since the last call."""
         seen = self._seen.get(entry.name)
         if seen is None:
             seen = self._seen[entry.name] = _RecordedState(
@@ -136,7 +136,7 @@ class EventRecorder:
         return window_text(entry, self._core.clock.time())
 
     def _ended(self, entry: Entry, seen: _RecordedState, worker: Worker) -> bool:
-        """Whether an event reports the end of this worker."""
+        """Whether an event already reports the exit of this worker."""
         exit_ = worker.exit or Exit()
         if worker.phase not in LEAVING:
             failure = worker.failure.message if worker.failure else ""
@@ -192,7 +192,7 @@ class EventRecorder:
 
 
 def _state_before(entry: Entry) -> str:
-    """The server's state under the previous supervisor: a sleeping one is not armed again yet."""
+    """The server's state under the previous supervisor. A sleeping server has not been armed again yet."""
     sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.sleeps
     return State.SLEEPING.value if sleeps else entry.state
 
@@ -214,7 +214,7 @@ def _is_quiet(entry: Entry) -> bool:
 
 
 class LostOutput:
-    """Reports output that could not be written. The server goes on: it matters more than its log."""
+    """Reports output that could not be written. The server continues to run: it matters more than its log."""
 
     def __init__(self, core: Core, events: Events) -> None:
         self._core = core
@@ -242,7 +242,7 @@ class LostOutput:
             )
 
     def _warn(self, entry: Entry, count: int, because: str) -> None:
-        """Set the server's warning, with all output lost so far; the next command clears it."""
+        """Update the server's warning with all output lost so far. The next command clears it."""
         before, lost = self._warnings.get(entry.name, ("", 0))
         lost = lost + count if before in entry.observed.warnings else count
         text = f"{entry.name}: {lost} bytes of output could not be written{because}"

@@ -1,4 +1,4 @@
-"""An HTTP address served by the supervisor itself; the keeper holds its listener for a successor."""
+"""An HTTP address that the supervisor itself serves. The keeper holds its listener for a successor."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class HttpEndpoint(HttpHandler):
-    """An HTTP server at one address; `what` names it in the log. `tls` may be changed at any time."""
+    """An HTTP server at one address. `what` is its name in the log. `tls` may be changed at any time."""
 
     def __init__(self, limits: ServerLimits, what: str) -> None:
         self._server = HttpServer(self, limits, what=what)
 
     @property
     def tls(self) -> ssl.SSLContext | None:
-        """The TLS of new connections; None for plain ones."""
+        """The TLS context for new connections; None for plaintext."""
         return self._server.tls
 
     @tls.setter
@@ -46,7 +46,7 @@ class HttpEndpoint(HttpHandler):
         self._server.tls = context
 
     def serve(self, listeners: list[socket.socket], backlog: int) -> None:
-        """Accept connections from these listeners, which are closed together with the server."""
+        """Accept connections on these listeners, which are closed together with the server."""
         for sock in listeners:
             self._server.listen(sock, backlog)
 
@@ -62,9 +62,9 @@ Endpoint = TypeVar("Endpoint", bound=HttpEndpoint)
 
 
 class HeldAddress(Generic[Endpoint]):
-    """Serves an address, and retries one that is in use; `problem` is why it is not served.
+    """Serves an address, and tries again if it is in use; `problem` is why it is not served.
 
-    `entry` is its name in the keeper's store; `what` is served there, in messages: the name of its table.
+    `entry` is its name in the keeper's store; `what`, the name of its table, is used in messages.
     """
 
     def __init__(self, keeper: Link, events: Events, entry: str, what: str) -> None:
@@ -101,9 +101,9 @@ class HeldAddress(Generic[Endpoint]):
         *,
         required: bool = True,
     ) -> None:
-        """Use this certificate from now on, or none; `configure` is called again to look for renewed files.
+        """Use this certificate for new connections, or none. `configure` is called again to look for renewed files.
 
-        With `ca` clients present certificates: all of them if that is `required`. Raises ServerError.
+        With `ca`, clients may present certificates, and have to if `required`. Raises ServerError.
         """
         if not tls:
             server.tls, self._certificate = None, None
@@ -118,7 +118,7 @@ class HeldAddress(Generic[Endpoint]):
         await self._tried.wait()
 
     def serve_at(self, bind: str | None, mode: str = "") -> None:
-        """Serve this address from now on, a Unix socket with this octal mode; None: serve nothing."""
+        """Serve this address from now on, a Unix socket with this octal mode; with None, stop serving."""
         address = None if bind is None else parse(bind)
         self._wanted = None if address is None else address.key
         self._mode = int(mode, 8) if address is not None and address.kind == "unix" and mode else None
@@ -134,7 +134,7 @@ class HeldAddress(Generic[Endpoint]):
         await self._shut()
 
     async def _serve(self) -> None:
-        """Serve as ordered until cancelled; retry after a failure."""
+        """Serve the ordered address until cancelled; try again after a failure."""
         await self._adopt()
         while True:
             self._changed.clear()
@@ -212,7 +212,7 @@ OfTable = TypeVar("OfTable", bound=BoundTable)
 
 
 class TableAddress(HeldAddress[Endpoint], Generic[Endpoint, OfTable]):
-    """Serves an address as a table of the file says. `what` is the table's name."""
+    """Serves the address that a table of the file names. `what` is the table's name."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, entry: str, what: str) -> None:
         super().__init__(environment.keeper, events, entry, what)
@@ -228,12 +228,12 @@ class TableAddress(HeldAddress[Endpoint], Generic[Endpoint, OfTable]):
             self.serve_at(table.bind, table.mode)
 
     async def configure(self, server: Endpoint) -> None:
-        """See HeldAddress. An unusable token or certificate leaves the previous one in force."""
+        """Apply the newest settings. If the token or certificate is unusable, the previous one stays in use."""
         if self._table is not None:
             await self.apply(server, self._table, self._environment.configuration.environment)
 
     async def apply(self, server: Endpoint, table: OfTable, env: Mapping[str, str]) -> None:
-        """Apply the table to the server, with these variables. Raises ServerError or OSError."""
+        """Apply the table to the server, with these environment variables. Raises ServerError or OSError."""
         raise NotImplementedError
 
 

@@ -1,6 +1,6 @@
-"""Serves the metrics and the pool's health over HTTP on one address; the keeper holds its listener for a successor.
+"""Serves metrics and the pool's health over HTTP on one address; the keeper holds its listener for a successor.
 
-No slow or hostile client can hold up the answers.
+Slow or hostile clients cannot delay the answers to others.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ RouteHealths = Callable[[], Awaitable[Mapping[str, RouteHealth]]]
 
 
 class PoolMetrics:
-    """The metrics of one core; `identity` names its daemon."""
+    """Collects the metrics of one core; `identity` identifies its supervisor."""
 
     def __init__(
         self, core: Core, statistics: Statistics, identity: SupervisorIdentity, parts: FeatureParts
@@ -117,7 +117,7 @@ class PoolMetrics:
 class HealthOfPool(NamedTuple):
     """The health of all routes, by alias, and of all servers, by name.
 
-    `serves`: whether every route, and every server that should run, is serving.
+    `serves`: whether every route, and every server that should run, serves.
     """
 
     routes: dict[str, RouteHealth]
@@ -126,14 +126,14 @@ class HealthOfPool(NamedTuple):
 
     @property
     def named(self) -> dict[str, tuple[str, RouteHealth]]:
-        """Kind and health of each route and server, by names made unique: a route often has its server's name."""
+        """Kind and health by unique names: a route often has the name of its server."""
         found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
         for name, health in self.servers.items():
             found[f"{name} (server)" if name in found else name] = SERVER, health
         return found
 
     def in_depth(self, depth: str) -> Table:
-        """The health in the form of `health_info` or one of its two short forms."""
+        """The health as returned by `health_info`, or by one of its two short forms."""
         return health_in_depth({name: health for name, (_, health) in self.named.items()}, depth)
 
 
@@ -154,7 +154,7 @@ class PoolHealth:
         )
 
     async def verb(self, call: Call) -> HealthResult:
-        """The verb `health`: health in the requested depth; exit code 3 if something that should serve does not."""
+        """The verb `health`, with the requested detail; exit code 3 if a route or server that should serve does not."""
         depth = call.options.get("depth") or FULL
         if depth not in DEPTHS:
             raise SelectorError(f"there is no depth {depth!r}", hint=f"one of: {', '.join(DEPTHS)}")
@@ -190,7 +190,7 @@ def _own_health(core: Core, entry: Entry) -> RouteHealth:
 
 
 class MetricsAddress(HeldAddress["MetricsServer"]):
-    """The address of `[metrics]`."""
+    """Serves the address of `[metrics]`."""
 
     def __init__(self, keeper: Link, events: Events, metrics: PoolMetrics, health: PoolHealth) -> None:
         super().__init__(keeper, events, fd_store.METRICS, "metrics")
@@ -199,7 +199,7 @@ class MetricsAddress(HeldAddress["MetricsServer"]):
         self._path = ""
 
     def follow(self, tables: Tables) -> None:
-        """Serve as `[metrics]` says; None stops serving."""
+        """Serve the address of this `[metrics]`; with None, stop serving."""
         table = tables.metrics
         self._path = "" if table is None else table.path
         self.serve_at(None if table is None else table.bind)
@@ -226,7 +226,7 @@ HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
 
 
 class MetricsServer(HttpEndpoint):
-    """Answers `GET path` with the metrics, and the paths of `HEALTH` with the pool's health."""
+    """Answers `GET path` with the metrics, and the paths in `HEALTH` with the pool's health."""
 
     def __init__(self, metrics: PoolMetrics, health: PoolHealth, path: str) -> None:
         super().__init__(LIMITS, "scrapes of the metrics")

@@ -1,7 +1,7 @@
 """Watches the keeper, and replaces a keeper that has died.
 
-A silent keeper gets SIGCONT, then SIGKILL: without a keeper no worker's exit is reported, and no process can
-be signalled. Its successor gets everything that it held.
+A silent keeper gets SIGCONT, then SIGKILL: without a keeper no worker's exit is reported, and no process can be
+signalled. The new keeper gets everything that the old one held.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _PING = {"op": "ping", "id": 0}
 
 
 class KeeperWatch:
-    """Pings the keeper from the running loop; if it does not answer, continues it (SIGCONT), then kills it.
+    """Pings the keeper from the running loop. A keeper that does not answer gets SIGCONT, then SIGKILL.
 
-    Both are events of the pool. A keeper that has sent a message since the last check is not pinged.
+    Both signals are recorded as events. A keeper that has sent a message since the last check is not pinged.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class KeeperWatch:
 
     @property
     def problem(self) -> str:
-        """The keeper's problem and the action taken; empty while it answers."""
+        """The keeper's problem and the action taken; "" while it answers."""
         if not self._late:
             return ""
         silent = f"the keeper (pid {self._process['pid']}) does not answer"
@@ -70,7 +70,10 @@ class KeeperWatch:
 
     @contextlib.contextmanager
     def reporting(self, follow: Callable[[str], object]) -> Iterator[None]:
-        """Ping the keeper at once for a waiting client; `follow` gets its problem, now and on each change."""
+        """Ping the keeper at once for a waiting client.
+
+        Context manager: `follow` gets the keeper's problem, now and on each change.
+        """
         self._ask()
         if self.problem:
             follow(self.problem)
@@ -121,7 +124,7 @@ class KeeperWatch:
             self._report("keeper silent", "error")
 
     def _has_answered(self, now: float) -> bool:
-        """Whether it has sent anything since the last call."""
+        """Whether the keeper has sent anything since the last call."""
         if self._keeper.heard == self._heard:
             return False
         self._heard = self._keeper.heard
@@ -156,11 +159,11 @@ def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
 
 
 class KeeperEndWatch:
-    """Calls `replace` with the place where this process hangs, if the loop does not notice the keeper's end for 10 s.
+    """Calls `replace` with the frame where this process hangs, if the loop does not notice the keeper's exit for 10 s.
 
-    The keeper is its parent: the kernel sends SIGCONT when it ends, and every 2 s from then on. A process that is
-    stopped continues. One that hangs handles the signal, unless it is in native code or in a call that no signal
-    interrupts.
+    The keeper is its parent: the kernel sends SIGCONT when the keeper exits, and a timer every 2 s from then on. A
+    stopped process is continued by that. A hung process handles the signal, unless it is in native code or in a
+    system call that signals do not interrupt.
     """
 
     def __init__(self, keeper_pid: int, replace: Callable[[FrameType | None], object]) -> None:
@@ -195,14 +198,14 @@ Entries = Mapping[str, tuple[object, list[int]]]
 
 
 class _Refused(Exception):
-    """The new keeper refuses, because there is another keeper."""
+    """The new keeper has refused, because another keeper exists."""
 
 
 def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
-    """Hand everything to a new keeper and the supervisor that it starts; on return this process is not needed.
+    """Hand everything over to a new keeper and the supervisor that it starts; then this process is not needed.
 
-    Blocks on purpose: the state must not change while it is handed over. Retries without limit. With `terminate` the
-    new keeper stops the pool.
+    Blocks on purpose: the state must not change during the handover. Retries without limit. With `terminate` the new
+    keeper stops the pool.
     """
     refusals = 0
     for pause in chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1])):
@@ -266,9 +269,9 @@ def _send(
 
 
 def _await(link: socket.socket, event: str, keeper: Table | None = None) -> wire.Message:
-    """Wait for this message of the keeper. Raises OSError if it exits first, _Refused if there is another keeper.
+    """Wait for this message from the keeper. Raises OSError if it exits first, _Refused if another keeper exists.
 
-    A known keeper is awaited for as long as it lives; it may have been stopped, so it gets SIGCONT meanwhile.
+    A `known` keeper is waited for as long as it lives; it gets SIGCONT meanwhile, because it may have been stopped.
     """
     while True:
         try:

@@ -1,12 +1,11 @@
 """Saves a supervisor's state in the keeper's store for its successor: configuration, desired state, totals.
 
-The desired state is written into a file as well, for a pool whose keeper is killed at the same time.
+The desired state is also written to a file, for a pool whose keeper is killed at the same time.
 
-The configuration is JSON with a version. A table has only the keys that were given, named as in files, and
-values that files cannot give. So a version with other keys or defaults can read it like a file. Supervisors
-of protocols 1 and 2 pickled it, its classes by their modules: for a successor of another version the keys
-that were given, each table with its class; for one of their own version, every value. A class is found by its
-name alone where its module has changed.
+The configuration is JSON with a version number. A table has only the keys that were given, named as in files, and
+values that files cannot give, so that a version with other keys or defaults can read it like a file. Supervisors of
+protocols 1 and 2 pickled the configuration: for a successor of another version the given keys with the class of each
+table, for one of the same version all values. If the module of a class has changed, the class is found by its name.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ Kind = TypeVar("Kind", bound=Section)
 
 @dataclass
 class SavedState:
-    """The desired state of the servers by their names, and the names of servers that were removed live."""
+    """The desired state of servers by name, and the names of servers that were removed live."""
 
     servers: dict[str, Table]
     missing: list[str]
@@ -104,7 +103,7 @@ class StateStore:
         self._changed: dict[str, Entry] = {}
 
     async def configuration(self) -> StoredConfiguration | None:
-        """The configuration in force under the previous supervisor; None if there was no previous supervisor."""
+        """The configuration that the previous supervisor ran with; None if there was no previous supervisor."""
         content = await self.read(fd_store.CONFIGURATION)
         if content is None:
             return None
@@ -117,14 +116,14 @@ class StateStore:
             return None
 
     def save_first_configuration(self, configuration: StoredConfiguration) -> None:
-        """Store the configuration with which the pool begins, of which nothing has been started."""
+        """Store the configuration of a pool that begins, before anything is started."""
         self._missing, self._stale = configuration.missing, True
         self.write(fd_store.CONFIGURATION, encoded(configuration))
 
     async def restore(self, entries: dict[str, Entry]) -> set[str]:
-        """Restore the entries' desired state; returns the names of entries with a recorded state.
+        """Restore the entries' desired state; returns the names of the entries that had a record.
 
-        All of it stays part of the record, so a change of one entry does not lose the state of the others.
+        All records are kept, so that a change of one entry does not lose the state of the others.
         """
         stored = await self.read(fd_store.WANTED)
         records: Table = self.saved_state().servers if stored is None else json.loads(stored)
@@ -138,10 +137,10 @@ class StateStore:
         self._changed.update((entry.name, entry) for entry in entries)
 
     def save(self, entries: Iterable[str], configuration: StoredConfiguration | None = None) -> None:
-        """Store the desired state of the entries of these names, and after it the configuration if it has changed.
+        """Store the desired state of the entries with these names, then the configuration if it has changed.
 
-        A supervisor that is killed between leaves one who finds that the files have changed; the other way round, one
-        who knows them, but not which servers were being replaced for them.
+        In this order, because a supervisor may be killed in between: its successor then finds that the files have
+        changed. In the other order it would not know which servers were being replaced because of them.
         """
         if configuration is not None:
             self._missing, self._stale = configuration.missing, True
@@ -174,17 +173,17 @@ class StateStore:
         self._written, self._stale = b"", True
 
     def saved_state(self) -> SavedState:
-        """The content of the file: the state of a pool whose keeper was killed with its supervisor."""
+        """The content of the file: the state that a pool left when keeper and supervisor were killed together."""
         found = pool_files.read_desired(self.directory)
         return SavedState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
 
     def delete_file(self) -> None:
-        """Delete the file for good: the pool ends on purpose, and no later pool continues it."""
+        """Delete the file for good, because the pool is shut down on purpose and no later pool continues it."""
         self._deleted = True
         pool_files.remove_desired(self.directory)
 
     async def totals(self) -> Table:
-        """The totals that the previous supervisor had counted."""
+        """The totals counted by the previous supervisor."""
         found: Table = json.loads(await self.read(fd_store.TOTALS) or b"{}")
         return found
 
@@ -216,7 +215,7 @@ def _json(value: object) -> bytes:
 
 
 class SaveTimer:
-    """Calls `save` soon after a change, and for at most a tenth of the loop's time: a long call delays the next call.
+    """Calls `save` soon after a change, at most a tenth of the loop's time: after a long call the next is delayed.
 
     Until then a successor knows less than this process. State that an answer reports is saved before the answer, by
     `save_now`.
@@ -229,7 +228,7 @@ class SaveTimer:
         self.pause_seconds = SOON_SECONDS
 
     def note_change(self) -> None:
-        """Have the change saved soon."""
+        """Schedule a save, because the state has changed."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self.pause_seconds, self.save_now)
 
@@ -252,7 +251,7 @@ class NotUnderstood(Exception):
 
 @dataclass
 class StoredConfiguration:
-    """The configuration in force, even if its files have changed; `servers` includes servers that were added live."""
+    """The configuration that a pool runs with, even if its files have changed. `servers` includes those added live."""
 
     name: str
     servers: list[ServerConfig]
@@ -272,7 +271,7 @@ class StoredConfiguration:
 
 
 def encoded(configuration: StoredConfiguration) -> bytes:
-    """Encode the configuration, for `decoded` of this version or a later one."""
+    """Encode the configuration, for `decoded` in this version or a later one."""
     defaults = configuration.surroundings.defaults
     marks = configuration.marks
     document = {
@@ -329,7 +328,7 @@ def _configuration(document: Table, reader: _Reader) -> StoredConfiguration:
 
 
 def _written(section: Tree) -> Table:
-    """A table: the keys that were given, and the values that files cannot give."""
+    """A table as JSON: the keys that were given, and the values that files cannot give."""
     if not isinstance(section, Section):
         raise TypeError(f"{type(section).__name__} has no form in JSON")
     values, given = section.__getstate__()
@@ -346,7 +345,7 @@ def _written(section: Tree) -> Table:
 
 
 class _Reader:
-    """Creates tables from JSON; with `validate` it checks the values, because another version wrote them."""
+    """Creates tables from JSON. With `validate` it checks the values, because another version wrote them."""
 
     def __init__(self, validate: bool) -> None:
         self._validate = validate
@@ -356,7 +355,7 @@ class _Reader:
         return self._table(ServerConfig, {**document, "address": Address(address.pop("kind"), **address)})
 
     def table_of_files(self, name: str, document: Tree) -> Tree:
-        """A table, or a list of tables, with this name in files."""
+        """A table, or a list of tables, other than [[server]], by its name in files."""
         model = model_of_table(name)
         if model is None:
             raise NotUnderstood(f"there is no [{name}] any more")

@@ -72,7 +72,7 @@ class Lifecycle:
         self._core = context.core
 
     async def start(self, call: Call) -> Result:
-        """Start the selected servers and their dependencies; return when each is ready or has failed."""
+        """Start the selected servers and their dependencies; returns when each is ready or has failed."""
         chosen = selected(self._core, call.selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
         deps = call.options.get("deps", True)
@@ -110,10 +110,10 @@ class Lifecycle:
         return replace(result, warnings=(*result.warnings, *await warnings, *sleepless, *asleep))
 
     async def restart(self, call: Call) -> Result:
-        """Replace the selected servers, each when its replacement has answered.
+        """Replace the selected servers; the old processes of each stop when the new ones are ready.
 
-        Stopped servers are started after their dependencies. A job with a schedule is run once if it is selected by its
-        name, because restarting a pool, or a part of it, does not mean its nightly jobs.
+        Stopped servers are started after their dependencies. A job with a schedule runs once if it is selected by
+        name: restarting a pool, or a part of it, is not meant to run its nightly jobs.
         """
         chosen = selected(self._core, call.selector)
         runnable = [entry for entry in chosen if not entry.is_disabled]
@@ -172,7 +172,7 @@ class Lifecycle:
         ]
 
     async def stop(self, call: Call) -> Result:
-        """Stop the selected servers, their dependents first; without a selection end the supervisor too.
+        """Stop the selected servers, their dependents first; without a selection, also end the supervisor.
 
         With the option `idle`, only if no server is wanted or running.
         """
@@ -207,9 +207,9 @@ class Lifecycle:
     # Live changes, which last until a reload.
 
     async def scale(self, call: Call) -> Result:
-        """Set the number of workers of each selected server; return when that many are ready.
+        """Set the number of workers of each selected server; returns when that many are ready.
 
-        With the option `auto` their triggers set it again.
+        With the option `auto`, triggers control the number again.
         """
         if call.options.get("auto") is True:
             return await self._scale_by_triggers(call)
@@ -259,14 +259,14 @@ class Lifecycle:
         return Result(items=items(self._core, chosen), warnings=warnings)
 
     async def undrain(self, call: Call) -> Result:
-        """Take drained servers back into rotation."""
+        """Put drained servers back into rotation."""
         chosen = self._chosen("undrain", call)
         for entry in chosen:
             self._core.override(entry, replace(entry.desired.overrides, out=False))
         return Result(items=items(self._core, chosen))
 
     async def enable(self, call: Call) -> Result:
-        """Enable the selected servers; start the disabled ones among them, and the dependents stopped with them."""
+        """Enable the selected servers, and start those that were disabled and the dependents that stopped with them."""
         chosen = self._chosen("enable", call)
         enabled = [entry for entry in chosen if entry.is_disabled]
         also = self._core.servers.stopped_with(enabled)
@@ -284,7 +284,7 @@ class Lifecycle:
         return replace(result, dependents=names_of(also), unchanged=unchanged)
 
     async def disable(self, call: Call) -> Result:
-        """Disable the selected servers, after stopping their dependents; return when they have stopped."""
+        """Disable the selected servers, after stopping their dependents; returns when they have stopped."""
         chosen = self._chosen("disable", call)
         selected_names = {entry.name for entry in chosen}
         all_of_them = with_dependents(self._core, chosen, call.progress)
@@ -304,7 +304,10 @@ class Lifecycle:
         return replace((await operation.conclude(chosen, call)), dependents=names_of(running))
 
     async def add(self, call: Call) -> Result:
-        """Add and start a server that is in no file; return when it is ready. Code 8 if name or address is taken."""
+        """Add and start a server that no file has; returns when it is ready.
+
+        Exit code 8 if its name or address is taken.
+        """
         table, base_dir = call.options.get("server"), call.options.get("base_dir")
         if not isinstance(table, dict) or not isinstance(base_dir, str):
             raise SelectorError("add: which server?", hint=_ADD_SHAPE)
@@ -354,7 +357,7 @@ class Lifecycle:
         return selected(self._core, call.selector)
 
     def _obstacles(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
-        """Why the server cannot be added to the pool, with an exit code; None if it can be added."""
+        """Why the server cannot be added to the pool, and an exit code; None if it can."""
         there = self._core.entries.values()
         if any(entry.removed and entry.name == config.name for entry in there):
             return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
@@ -363,7 +366,7 @@ class Lifecycle:
 
 
 def _is_named(entry: Entry, call: Call) -> bool:
-    """Whether the user named this entry itself, rather than selecting it by a pattern."""
+    """Whether the user selected this entry by its name, not by a pattern."""
     targets = {target.casefold() for target in call.selector.targets}
     return not targets.isdisjoint((entry.name.casefold(), entry.config.key.casefold()))
 
@@ -389,7 +392,7 @@ def _not_drained(entry: Entry) -> str:
 
 
 def _cannot_have(entry: Entry, workers: int) -> ServerError | None:
-    """Why the server cannot have this number of workers."""
+    """Why this number of workers is not possible for the server."""
     config = entry.config
     if workers == 1 or not (config.job or config.binds_itself or not config.overlap):
         return None
@@ -436,7 +439,7 @@ def ensure_open_files(core: Core, coming: Iterable[tuple[ServerConfig, int]]) ->
 
 
 def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> None:
-    """Raise TooManyOpenFiles if the limit of open files is too low for a pool of exactly these servers."""
+    """Raise TooManyOpenFiles if the limit of open files is too low for a pool with exactly these servers."""
     entries = core.entries
     before = {entry.name: (entry.config, size(entry)) for entry in entries.values() if _runs(entry)}
     after = {
@@ -448,7 +451,7 @@ def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> No
 
 
 def size(entry: Entry) -> int:
-    """The minimum number of workers of the server: 0 if it may sleep, the triggers' minimum if it has triggers."""
+    """The minimum number of workers of the server: 0 if it may sleep; with triggers, their minimum."""
     if entry.desired.overrides.workers is None and entry.desired.automatic is None:
         return entry.config.scale.min
     return entry.size
@@ -473,7 +476,7 @@ def _runs(entry: Entry) -> bool:
 
 
 def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
-    """Why the server must keep its certificate: the one in `config`'s files has expired, the one in use has not.
+    """Why the server keeps its current certificate: the one in `config`'s files has expired, the current one has not.
 
     Blocks on the disk.
     """
@@ -504,8 +507,8 @@ async def startup_warnings(
 ) -> list[str]:
     """The warnings of `poolctl validate` about the servers with these names, and about the pool's tables.
 
-    That a program binds its address itself is omitted for servers in `warned`. Without `of_tables` the tables have not
-    changed since `start` printed their warnings.
+    For servers in `warned`, the warning that a program binds its address itself is left out. Without `of_tables`, the
+    tables have not changed since `start` printed their warnings.
     """
     there = list(servers)
     chosen = [server for server in there if server.name in names]
@@ -551,7 +554,7 @@ def _listed(names: list[str]) -> str:
 
 
 def kept_asleep(entries: Iterable[Entry], now: float) -> list[str]:
-    """Warnings about servers that a window keeps asleep."""
+    """Warnings about servers that are kept asleep by a window."""
     return [
         f"{entry.name} is {window_text(entry, now)}; `poolctl scale {entry.name} 1` runs it in spite of that"
         for entry in entries

@@ -51,7 +51,7 @@ class Reading:
         return ShowResult(items=tuple(shown))
 
     async def status(self, call: Call) -> Result:
-        """Every selected server, and a summary; exit code 3 unless all that should run is ready."""
+        """Every selected server, and a summary; exit code 3 if a server that should run is not ready."""
         entries = selected(self._core, call.selector)
         should_run = [
             entry
@@ -84,9 +84,9 @@ class Reading:
         )
 
     async def wait(self, call: Call) -> Result:
-        """Return when each selected server is in the state `for`; exit code 124 after the timeout.
+        """Return when each selected server is in the state named by `for`; exit code 124 after the timeout.
 
-        A sleeping server is ready, and healthy.
+        A sleeping server counts as ready and healthy.
         """
         entries = selected(self._core, call.selector)
         goal = str(call.options.get("for") or "ready")
@@ -125,7 +125,7 @@ class Reading:
         return Result(items=items(self._core, entries))
 
     async def stacks(self, call: Call) -> StacksResult:
-        """The current stacks of each worker of the selected servers; the workers go on."""
+        """The current stacks of each worker of the selected servers. The workers continue to run."""
         chosen = selected(self._core, call.selector)
         stacks = self._core.runner.capabilities.stacks
         if stacks is None:
@@ -140,9 +140,9 @@ class Reading:
         )
 
     async def events(self, call: Call) -> EventsResult:
-        """Send the last `lines` matching events (10,000 at most), and with `follow` each new event.
+        """Send the last `lines` matching events (at most 10,000), and with `follow` each new event.
 
-        The result names the journal and the number of its last event.
+        The result has the journal's path and the number of its last event.
         """
         chosen = selected(self._core, call.selector)
         names = None if call.selector.selects_all else {entry.name for entry in chosen}
@@ -186,7 +186,7 @@ class Reading:
         return entry.observed.failure or self._blocked(entry)
 
     def _blocked(self, entry: Entry) -> ServerError | None:
-        """The error of a server that waits for one that does not start, such as a disabled one."""
+        """The error for a server that waits for a dependency that does not start, such as a disabled server."""
         command = Goal(self._core, PoolMonitorError, [entry])
         return command.problem(entry) if entry.wanted and command.is_over(entry) else None
 
@@ -205,7 +205,7 @@ async def _stacks_of(stacks: Stacks, worker: Worker, turn: asyncio.Semaphore) ->
 
 
 def expiring(entry: Entry, now: float) -> str:
-    """The warning about the certificate in use; "" for one that is valid for longer than `tls.warn_before`."""
+    """The warning about a certificate that expires within `tls.warn_before`; "" if it is valid for longer."""
     ends, tls = entry.observed.certificate_ends, entry.config.tls
     if not entry.observed.workers or ends is None or not tls or tls is True:
         return ""

@@ -1,6 +1,6 @@
-"""The verb `reload`: applies the files, and touches only servers whose configuration differs.
+"""The verb `reload`: applies the files, and changes only servers whose configuration differs.
 
-Other commands report how the files differ from the configuration in force, until a reload applies it.
+Until then, other commands report how the files differ from the active configuration.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Difference(NamedTuple):
-    """The servers of the files, and the changes that a reload would make; empty for files with problems."""
+    """The servers of the files, and the changes that a reload would make; empty if the files have problems."""
 
     servers: list[ServerConfig]
     changes: list[PlannedChange]
@@ -78,7 +78,7 @@ class Reload:
         self._turn = context.configuration.turn
 
     async def reload(self, call: Call) -> ReloadResult:
-        """Apply the changes in the files to the configuration in force, or list them; refuse files with problems."""
+        """Apply the changes in the files, or only list them. Files with problems are refused."""
         force = bool(call.options.get("force"))
         async with self._turn:
             resolved = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
@@ -162,7 +162,7 @@ class Reload:
     async def _plan(
         self, resolved: ResolvedConfig, *, force: bool
     ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
-        """The changes, and the problems that forbid them."""
+        """The changes, and the problems that prevent them."""
         if problems := self._invalid(resolved):
             return [], problems
         changes = await self._planned(resolved)
@@ -174,7 +174,7 @@ class Reload:
     def _accept(
         self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _ReloadRun
     ) -> list[str]:
-        """Put the files in force; returns the variables that are withheld from servers from now on."""
+        """Activate the configuration in the files; returns the variables that servers no longer get."""
         known = withheld_variables()
         self._configuration.accept(resolved, environment)
         if environment:
@@ -222,7 +222,7 @@ class Reload:
                 yield _of_pool(f"[{name}]", keys, f"[{name}]: {listed(keys)}")
 
     def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:
-        """Notes about running servers that still have variables that are withheld from now on."""
+        """Notes about running servers that still have variables that servers no longer get."""
         names = [
             entry.name
             for entry in self._core.entries.values()
@@ -256,9 +256,9 @@ class _ReloadRun:
         return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
 
     def begin(self, *, force: bool, starts: bool = True) -> None:
-        """Make all changes in the core at once; with `force` expired certificates are loaded too.
+        """Make all changes in the core at once. With `force`, expired certificates are loaded too.
 
-        Without `starts` new servers are not started.
+        Without `starts`, new servers are not started.
         """
         core = self._core
         gone = [entry for name, entry in core.entries.items() if name not in self._servers]
@@ -291,7 +291,7 @@ class _ReloadRun:
         return entry
 
     def _awaited(self, entry: Entry) -> bool:
-        """Whether to wait for the server: not if it stays stopped for another reason, or is a scheduled job."""
+        """Whether to wait for the server. False if it stays stopped for another reason, or is a scheduled job."""
         at_rest = entry.rests or entry.is_disabled or entry.on_schedule
         return entry.name in self._kinds and not at_rest
 
@@ -310,13 +310,13 @@ class _ReloadRun:
         return errors
 
     async def leave(self, call: Call) -> None:
-        """Wait until the servers that are no longer in the files have stopped, and forget them."""
+        """Wait until the servers that were removed from the files have stopped, and forget them."""
         await self._stopping.settle(call)
         for entry in [each for each in self._core.entries.values() if each.removed and each.at_rest]:
             self._core.forget(entry)
 
     async def conclude(self, call: Call) -> tuple[int, list[ErrorEntry], list[str]]:
-        """Exit code, errors and warnings, when every server has reached its goal or failed."""
+        """Exit code, errors and warnings, once every server has reached its goal or failed."""
         codes = await asyncio.gather(self._starting.settle(call), self._stopping.settle(call))
         code = TIMED_OUT if TIMED_OUT in codes else max(codes)
         return (
@@ -351,7 +351,7 @@ def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
 
 
 class _ChangedInputs(NamedTuple):
-    """The changed files as they are now, and the basis of comparison: the pool's servers and the variables in use."""
+    """The changed files, and what they are compared with: the pool's servers and the variables in use."""
 
     files: tuple[str, ...]
     stamps: tuple[Stamp, ...]
@@ -388,9 +388,9 @@ class ConfigurationDrift:
         return replace(result, changed=to_json(_answer(found.files, difference)))
 
     async def apply_at_rest(self, call: Call) -> ReloadResult | None:
-        """Apply changed files if no server runs; None if there is nothing to apply, or a server runs.
+        """Apply changed files if no server runs; None if a server runs, or nothing has changed.
 
-        Live changes hold until a reload.
+        Live changes stay in effect until a reload.
         """
         if self._is_changed_live or self._runs or (found := await self._look()) is None:
             return None
@@ -404,7 +404,7 @@ class ConfigurationDrift:
 
     @property
     def _runs(self) -> bool:
-        """Whether any server serves or is starting for the first time (not one that keeps failing to start)."""
+        """Whether a server serves or is starting for the first time. One that keeps failing to start does not count."""
         entries = self._core.entries.values()
         return not entries or any(
             entry.asleep
@@ -422,7 +422,7 @@ class ConfigurationDrift:
         )
 
     async def explain(self, call: Call, result: Result) -> Result:
-        """The result for a selection that matched nothing; it names matching servers in files not applied yet."""
+        """The result for a selection that matched nothing. It names matching servers in changed files."""
         if not call.selector.targets or (found := await self._look()) is None:
             return result
         difference = await self._compared(found, _PATIENT_SECONDS)
@@ -446,7 +446,7 @@ class ConfigurationDrift:
         self._is_saving = True
 
     async def _look(self) -> _ChangedInputs | None:
-        """The changed files; None without any, and while a watcher is about to apply them."""
+        """The changed files; None if no file has changed, or a watcher is about to apply the changes."""
         if self._configuration.marks is None:
             return None
         if self._search is None or self._search.done():
@@ -467,7 +467,10 @@ class ConfigurationDrift:
     def _changed(
         self, in_use: set[tuple[tuple[str, ...], str]], revision: int, variables: frozenset[tuple[str, str]]
     ) -> _ChangedInputs | None:
-        """`in_use` are files of variables, by their paths, with the digest of what running workers have read."""
+        """The changed files, or None.
+
+        `in_use` are env files with the digest of the contents that running workers have read.
+        """
         named = self._configuration.files
         files = changed_files(self._configuration.marks or {}, named)
         # A missing file of variables is reported by every command that would read it.
@@ -483,7 +486,7 @@ class ConfigurationDrift:
         return _ChangedInputs(tuple(files), stamps, revision, variables)
 
     def _differing(self, paths: tuple[str, ...], digest: str) -> list[str]:
-        """The files of variables whose combined contents no longer have this digest: the files that were modified."""
+        """The env files that were modified: their combined contents no longer have this digest."""
         before, known = self._variables.get(paths, ([], ""))
         now = [stamp_of(path) for path in paths]
         if now != before:
@@ -494,7 +497,7 @@ class ConfigurationDrift:
         return [path for path, stamp in zip(paths, now, strict=True) if stamp not in before] or [*paths]
 
     async def _compared(self, found: _ChangedInputs, seconds: float) -> Difference | None:
-        """The effect of a reload of these files; None if it is not known within the time limit."""
+        """The changes that a reload of these files would make; None if they are not known within the time limit."""
         if self._comparing is None or self._comparing[0] != found:
             self._comparing = found, asyncio.ensure_future(self._compare())
         try:
@@ -514,7 +517,7 @@ class ConfigurationDrift:
 
 
 def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
-    """The number of servers and tables added, removed and changed; live changes do not count."""
+    """The numbers of servers and tables added, removed and changed. Live changes do not count."""
     kinds = (("add",), ("remove",), ("restart", "update"))
     added, removed, changed = (len({each.name for each in changes if each.change in kind}) for kind in kinds)
     return added, removed, changed

@@ -33,10 +33,10 @@ _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeoverCheck:
-    """The next version's answer to CHECK, which gives it the configuration in force.
+    """The next version's answer to CHECK, with which it is sent the active configuration.
 
-    `problem`: why it does not understand it, and would read the files instead; `errors` are the errors of the files in
-    that case.
+    `problem` is why it cannot read that configuration, and would read the files instead; `errors` are then the errors
+    of the files.
     """
 
     problem: str = ""
@@ -44,7 +44,7 @@ class TakeoverCheck:
 
 
 class Upgrade:
-    """The next version continues with the configuration in force, even if the files have changed."""
+    """The verb `upgrade`. The next version continues with the active configuration, even if the files have changed."""
 
     def __init__(self, context: VerbContext) -> None:
         self._configuration, self._core = context.configuration, context.core
@@ -98,7 +98,7 @@ class Upgrade:
         return _refused(message, hint)
 
     async def _differs(self, call: Call, problem: str) -> Result | None:
-        """An error if the files, which the next version would read, differ from the configuration in force."""
+        """An error if the files, which the next version would read, differ from the active configuration."""
         why = (
             f"poolctl {call.options.get('version')} cannot go on with the configuration in force ({problem})"
         )
@@ -117,7 +117,7 @@ class Upgrade:
         return _refused(f"{why}, and the files differ from it", hint)
 
     async def _differs_by_marks(self, why: str) -> Result | None:
-        """An error if the files have changed since they were read; for a reader of another version."""
+        """An error if the files have changed since they were read. Used if the reader is of another version."""
         configuration = self._configuration
         if changed := await asyncio.to_thread(changed_files, configuration.marks or {}, self._files):
             hint = f"undo the change and repeat poolctl upgrade, or {_STOP_AND_START}"
@@ -147,7 +147,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 async def _run(command: list[str], given: bytes, env: dict[str, str] | None = None) -> tuple[str, str]:
-    """The output of the command, and the last line of its errors, which is empty only if it ends with 0."""
+    """The output of the command, and the last line of its errors, which is empty only if its exit status is 0."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env

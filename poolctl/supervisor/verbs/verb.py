@@ -1,4 +1,4 @@
-"""What verbs of the control socket share: the call, selection of servers, waiting, and results.
+"""Base of all verbs of the control socket: calls, selection of servers, waiting, and results.
 
 A file of this package that has a function `verbs` adds verbs; they are listed nowhere else.
 """
@@ -45,29 +45,29 @@ if TYPE_CHECKING:
 
 
 class Daemon(Protocol):
-    """The processes of one pool: supervisor and keeper."""
+    """The supervisor and the keeper of one pool, as verbs see them."""
 
     def identity(self) -> SupervisorIdentity:
-        """The pool's name and files, the versions and the pids: the answer to a ping, and part of `status`."""
+        """The answer to a ping, and part of `status`: the pool's name and files, versions and pids."""
         ...
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """The result with the features' data. For a command that changes servers, wait for the features first.
+        """Add the features' data to a result. After a change of servers, first wait until the features have applied it.
 
-        It names tables that are not served.
+        Tables that are not served are named in it.
         """
         ...
 
     async def finish(self) -> None:
-        """Have the features finish the last requests: all servers have stopped, and the pool is ending."""
+        """Let the features finish their last requests: all servers have stopped, and the pool is ending."""
         ...
 
     def shut_down(self) -> int:
-        """End the supervisor after the answer under way; the pid of the keeper, which ends after it."""
+        """End the supervisor after the answer in progress; returns the pid of the keeper, which ends after it."""
         ...
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
-        """Let another version take over after the answer under way: the commands of its keeper and supervisor."""
+        """After the answer in progress, let another version take over; these commands run its keeper and supervisor."""
         ...
 
 
@@ -100,11 +100,11 @@ class RunningBuild:
 
     @property
     def known(self) -> str:
-        """The digest of its files; "" before the first call of `digest`, or if it cannot be known."""
+        """The digest of the running build; "" before the first call of `digest`, or if it is unknown."""
         return self._found.result() if self._found is not None and self._found.done() else ""
 
     async def digest(self) -> str:
-        """The digest of its files; "" if they were replaced between its start and the first call."""
+        """The digest of the running build; "" if its files were replaced between its start and the first call."""
         if self._found is None:
             self._found = asyncio.ensure_future(asyncio.to_thread(self._find))
         return await asyncio.shield(self._found)
@@ -114,7 +114,7 @@ class RunningBuild:
         return "" if is_installed_since(self._began - _FILE_TIME_SECONDS) else found
 
     async def is_running(self, build: str) -> bool:
-        """Whether this digest is the running build's."""
+        """Whether this digest is that of the running build."""
         return build != "" and build == await self.digest()
 
     async def is_replaced(self) -> bool:
@@ -143,7 +143,7 @@ class NothingMatched(Exception):
 
 
 async def match(core: Core, selector: Selector) -> None:
-    """Have the selector's regular expressions matched, in another process. Raises SelectorError."""
+    """Let another process match the selector's regular expressions. Raises SelectorError."""
     given = [name for name in EXPRESSIONS if getattr(selector, name)]
     if not given or selector.matched is None:
         return
@@ -157,7 +157,7 @@ async def match(core: Core, selector: Selector) -> None:
 
 
 def selected(core: Core, selector: Selector) -> list[Entry]:
-    """The entries that the selector means, in the order of the file. Raises NothingMatched."""
+    """The selected entries, in file order. Raises NothingMatched."""
     entries = list(core.entries.values())
     if selector.selects_all:
         return entries
@@ -172,7 +172,8 @@ def selected(core: Core, selector: Selector) -> list[Entry]:
 def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], None]:
     """A function that sends a progress line for an entry, if the client wants progress.
 
-    `done` decides whether the command is over for an entry, because an entry being restarted runs meanwhile.
+    `done` tells whether the command is complete for an entry: the state alone does not, because an entry that is
+    being restarted is running.
     """
     if not call.options.get("progress", True):
         return lambda entry: None
@@ -197,7 +198,7 @@ def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], Non
 
 
 class Operation(Goal):
-    """A goal whose outcome is a client's answer. `problems` may hold problems found before it began."""
+    """The goal of a command, whose outcome is the answer to its client. `problems` may hold problems found before."""
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
         super().__init__(core, kind, entries)
@@ -206,11 +207,11 @@ class Operation(Goal):
             core.clear_warnings(entry)
 
     async def conclude(self, chosen: list[Entry], call: Call) -> Result:
-        """Wait until each has reached its goal or failed; the result with every failure."""
+        """Wait until each server has reached its goal or failed; returns the result, with every failure."""
         return self.result(chosen, await self.settle(call))
 
     def result(self, chosen: list[Entry], code: int) -> Result:
-        """The result, with every failure; `code` comes from `settle`."""
+        """The result, with every failure. `code` is the exit code from `settle`."""
         return Result(
             items=items(self._core, chosen),
             errors=tuple(self.errors),
@@ -219,7 +220,7 @@ class Operation(Goal):
         )
 
     async def settle(self, call: Call) -> int:
-        """Wait until each has reached its goal or failed; the exit code."""
+        """Wait until each server has reached its goal or failed; returns the exit code."""
         if not call.options.get("wait", True):
             return 0
         await self.wait(call.options.get("timeout"), reporter(call, self.is_over))
@@ -229,22 +230,22 @@ class Operation(Goal):
 
     @property
     def errors(self) -> list[ErrorEntry]:
-        """Every failure, with the code of the command."""
+        """Every failure, with the error code of the command."""
         return [as_kind(self._kind, problem) for problem in self.problems]
 
     @property
     def warnings(self) -> list[str]:
-        """The warnings about the servers since it began."""
+        """The warnings about the servers since the operation began."""
         return [warning for entry in self._entries for warning in entry.observed.warnings]
 
 
 def names_of(entries: list[Entry]) -> tuple[str, ...] | None:
-    """The names of the entries; None for no entry, which leaves the field out of a result."""
+    """The names of the entries; None if there are none, so that the field is left out of a result."""
     return tuple(entry.name for entry in entries) or None
 
 
 def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
-    """The entries and all that depend on them; the client is warned of entries that it did not select."""
+    """The entries and all that depend on them. The client is warned of dependents that it did not select."""
     graph = core.servers
     all_of_them = graph.closure(chosen, graph.dependents)
     names = {entry.name for entry in chosen}
@@ -288,7 +289,7 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
 
 
 def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: bool) -> Details:
-    """The details that `show` reports, with the places of its keys; secrets are masked unless `reveal`."""
+    """The details that `show` reports, with the places where keys are set. Secrets are masked unless `reveal`."""
     config, live = entry.config, entry.desired.overrides
     table = config.to_dict()
     if table["http"]["access_log"] and not logged_requests(config):
@@ -329,7 +330,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
 
 
 def server_problem(entry: Entry, message: str, hint: str) -> ServerError:
-    """An error of the server, without code: the command sets it."""
+    """An error about the server, without an error code, which the command sets."""
     return ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
 
 
@@ -345,19 +346,19 @@ def drained(entry: Entry) -> ServerError:
 
 
 def unwell(entry: Entry, complaint: str) -> ServerError:
-    """The error of a running server that is unhealthy."""
+    """The error about a running server that is unhealthy."""
     message = f"runs but is unhealthy{f': {complaint}' if complaint else ''}"
     return server_problem(entry, message, f"poolctl logs {entry.name}")
 
 
 def complaint_of(core: Core, entry: Entry) -> str:
-    """Why the server is unhealthy or not ready; "" if neither, or if the reason is unknown."""
+    """Why the server is unhealthy or not ready; "" if it is neither, or if the reason is unknown."""
     failure = entry.observed.failure.message if entry.observed.failure is not None and not entry.ready else ""
     return core.health.complaint(entry) or failure
 
 
 def as_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
-    """The error with the code of the command that failed."""
+    """The error, with the error code of the command that failed."""
     return replace(ErrorEntry.of(failure), code=kind.code, error=kind.error)
 
 

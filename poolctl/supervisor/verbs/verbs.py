@@ -63,7 +63,7 @@ class Verbs:
         }
 
     def complete(self) -> None:
-        """Load the verbs that no start needs, unless a request for one of them has loaded them already."""
+        """Load the verbs that a start does not need, unless a request has already loaded them."""
         if not self._is_complete:
             for name in modules():
                 module = import_module(name)
@@ -76,7 +76,7 @@ class Verbs:
         self._verbs[name] = verb
 
     async def handle(self, request: Request, progress: Progress) -> object:
-        """The answer to one request."""
+        """Answer one request."""
         self.used = True
         if request.verb == "ping":
             return PingResult(**vars(self._daemon.identity()), build=self.build.known)
@@ -117,7 +117,10 @@ class Verbs:
             return failed.result
 
     async def perform(self, verb: str, call: Call) -> Result:
-        """The result of one verb. Raises SelectorError for wrong options, NothingMatched, ReaderFailed."""
+        """Perform one verb; returns its result.
+
+        Raises SelectorError for wrong options, NothingMatched, and ReaderFailed.
+        """
         assert self._knows(verb)
         applied = await self._drift.apply_at_rest(call) if verb == "start" else None
         if applied is not None and applied.exit_code:
@@ -150,7 +153,7 @@ def _replaced(why: str) -> Result:
 
 
 def _options(body: Table) -> Table:
-    """The command's options. Raises SelectorError for a body of another shape than the protocol's."""
+    """The command's options. Raises SelectorError if the body does not have the form of the protocol."""
     options = body.get("options") or {}
     if not isinstance(options, dict) or not isinstance(body.get("selector") or {}, dict):
         raise SelectorError("selector and options must be objects", hint=_SHAPE)
@@ -167,7 +170,7 @@ def modules() -> list[str]:
 
 
 async def audited(events: Events, request: Request, call: Call, work: Work) -> Result:
-    """The result of the command, which is recorded at its beginning and at its end, even if it fails."""
+    """Perform the command; its beginning and its end are recorded in the audit trail, even if it fails."""
     if request.verb not in AUDITED or call.options.get("dry_run"):
         return await work()
     by = peer(request)
@@ -204,7 +207,7 @@ async def audited(events: Events, request: Request, call: Call, work: Work) -> R
 
 
 def peer(request: Request) -> Table:
-    """The client's uid and pid as reported by the kernel, its user's name, and its command."""
+    """The client's uid and pid (from the kernel), its user's name, and its command."""
     found: Table = {"uid": request.uid, "pid": request.pid, "user": _user(request.uid)}
     try:
         with open(f"/proc/{request.pid}/comm", encoding="utf-8", errors="replace") as file:
@@ -215,7 +218,7 @@ def peer(request: Request) -> Table:
 
 
 def _on_behalf_of(by: object) -> Table:
-    """What a client says about the person behind it: the command, or the address of a browser."""
+    """For whom a client acts, as it says itself: a command, or the address of a browser."""
     if not isinstance(by, dict):
         return {}
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}

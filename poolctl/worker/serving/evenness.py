@@ -79,7 +79,7 @@ class PeerCounts:
         return self._page[_USED] == 1
 
     def publish(self, connections: int | None, websockets: int = 0) -> None:
-        """Publish the number of open connections and of WebSockets among them; None if the worker does not accept."""
+        """Publish the number of open connections, and how many are WebSockets. None: the worker does not accept."""
         used = self._slot - _FIRST + 1
         # At first, and again if another worker that joined at the same moment has overwritten it.
         if self._page[_USED] < used:

@@ -159,7 +159,7 @@ class RoutedConnection(Http1Connection):
             self.data_received(data)
 
     def _begin(self, data: bytes) -> int:
-        """The length of the head with which these bytes begin if this server serves the request; otherwise 0."""
+        """The length of the head at the start of these bytes, if this server serves the request; otherwise 0."""
         head = canonical_head(data)
         if head is None and RequestHead.is_incomplete(data):
             self._await_rest(data, data)

@@ -124,7 +124,7 @@ class Look:
     def returned(self, generation: int) -> Routed:
         """The state of the connection for the gateway.
 
-        The table of `generation` says that its request is for another server.
+        According to the table of `generation`, its request is for another server.
         """
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
 
@@ -160,9 +160,9 @@ def _url(listener: socket.socket, *, secure: bool) -> str:
 
 
 def routed_app(app: App, look: Look) -> App:
-    """Wrap the application for one connection: each scope gets the route and facts about the client.
+    """Wrap the application for one connection: each scope gets the route, and data about the client.
 
-    Its requests, and the errors among them, are counted by route.
+    Requests, and the errors among them, are counted by route.
     """
     counts = look.routes.counts
     report: ClientReport | None = None

@@ -128,8 +128,8 @@ class RandomTwo(Policy[C]):
 class ConsistentHash(Policy[C]):
     """A client always gets the same backend; when one is added or removed, only its share of the clients moves.
 
-    Points of the backends, many of each, stand on a circle of hashes; a client belongs to the next point. The hash is
-    the same in each process, so that a restart of the gateway moves no client.
+    Each backend has many points on a circle of hashes, and a client is sent to the next point. The hash is the same
+    in each process, so that a restart of the gateway moves no client.
     """
 
     def __init__(self, candidates: Sequence[C]) -> None:
