@@ -9,13 +9,23 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from poolctl.config import Tables
 from poolctl.exit_codes import NO_SUPERVISOR
+from poolctl.features.gateway.supervision.computed_routes import RouteSet
+from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
+from poolctl.features.gateway.supervision.outside_targets import Activity
+from poolctl.features.gateway.table import GatewayConfig
+from poolctl.json_form import Table, to_json
+from poolctl.routing.route_report import HostReport
+from poolctl.runners.process_link import LinkLost
+from poolctl.supervisor.active_configuration import PoolEnvironment
 from tests.deadline import wait_until
 from tests.features.gateway.conftest import ROUTES, GatewayPool
 from tests.http_get import get
@@ -23,8 +33,8 @@ from tests.integration.processes.test_keeper_killed import kill_keeper, whole_ag
 from tests.load.load import Load
 from tests.ports import claim_port
 from tests.real_pool import RealPool, pool_in
-
-pytestmark = pytest.mark.integration
+from tests.unit.core.ordered_core import web
+from tests.unit.supervisor.desk import Desk
 
 
 def load(gateway: GatewayPool, mode: str = "keep_alive", **options: object) -> Load:
@@ -83,6 +93,7 @@ def shared(shared_pool: GatewayPool) -> GatewayPool:
     return shared_pool
 
 
+@pytest.mark.integration
 @pytest.mark.capability
 def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(gateway: GatewayPool) -> None:
     with backend(b"elsewhere") as port:
@@ -133,6 +144,7 @@ def test_requests_find_their_server_by_path_and_host_and_others_are_not_found(ga
     ]
 
 
+@pytest.mark.integration
 def test_pool_without_servers_serves_routes_to_other_machines(gateway: GatewayPool) -> None:
     pool = gateway.pool
     with backend(b"elsewhere") as port:
@@ -152,6 +164,7 @@ def test_pool_without_servers_serves_routes_to_other_machines(gateway: GatewayPo
     assert not answers(gateway.port)
 
 
+@pytest.mark.integration
 def test_stop_of_the_pool_finishes_requests_to_other_machines(gateway: GatewayPool) -> None:
     pool = gateway.pool
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -175,6 +188,7 @@ def accepts(port: int) -> bool:
         return sock.connect_ex(("127.0.0.1", port)) == 0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("mode", [pytest.param("keep_alive", marks=pytest.mark.capability), "new_connection"])
 def test_restart_of_servers_fails_no_request_and_closes_no_connection(shared: GatewayPool, mode: str) -> None:
     with load(shared, mode) as running:
@@ -188,6 +202,7 @@ def test_restart_of_servers_fails_no_request_and_closes_no_connection(shared: Ga
     assert (report.failed, closed) == (0, 0), report
 
 
+@pytest.mark.integration
 def test_killed_gateway_is_replaced_while_connections_wait(shared: GatewayPool) -> None:
     pid = shared.until(shared.process)
     with load(shared, "new_connection", connections=2) as running:
@@ -202,6 +217,7 @@ def test_killed_gateway_is_replaced_while_connections_wait(shared: GatewayPool) 
     assert running.report.failed <= 2, running.report
 
 
+@pytest.mark.integration
 def test_reload_adds_and_removes_routes_without_a_pause(shared: GatewayPool) -> None:
     with load(shared) as running:
         shared.write(ROUTES + '[[route]]\nalias = "three"\npath = "/three"\nto = "one"\n')
@@ -213,6 +229,7 @@ def test_reload_adds_and_removes_routes_without_a_pause(shared: GatewayPool) -> 
     assert running.report.failed == 0, running.report
 
 
+@pytest.mark.integration
 def test_gateway_moves_to_another_address_and_ends_with_its_table(gateway: GatewayPool) -> None:
     gateway.write()
     gateway.pool.ok("start")
@@ -243,6 +260,7 @@ def answers(port: int) -> bool:
         return False
 
 
+@pytest.mark.integration
 def test_killed_supervisor_is_not_noticed_and_the_next_one_adopts_the_gateway(gateway: GatewayPool) -> None:
     gateway.start()
     pid = gateway.until(gateway.process)
@@ -268,6 +286,7 @@ def ask(client: socket.socket, path: str) -> None:
     assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_killed_keeper_is_not_noticed_and_the_gateway_lives_on(gateway: GatewayPool) -> None:
     gateway.start()
@@ -282,6 +301,7 @@ def test_killed_keeper_is_not_noticed_and_the_gateway_lives_on(gateway: GatewayP
     gateway.until(lambda: answers(gateway.port))
 
 
+@pytest.mark.integration
 def test_stopped_pool_refuses_and_leaves_nothing_behind(gateway: GatewayPool, real_pool: RealPool) -> None:
     gateway.start()
     with socket.create_connection(("127.0.0.1", gateway.port)) as idle:
@@ -295,6 +315,7 @@ def test_stopped_pool_refuses_and_leaves_nothing_behind(gateway: GatewayPool, re
     gateway.until(lambda: not real_pool.processes())
 
 
+@pytest.mark.integration
 def test_taken_address_fails_the_start_and_is_tried_again(gateway: GatewayPool) -> None:
     with socket.create_server(("127.0.0.1", gateway.port)):
         gateway.write()
@@ -313,6 +334,7 @@ def test_taken_address_fails_the_start_and_is_tried_again(gateway: GatewayPool) 
     assert answers(gateway.port)
 
 
+@pytest.mark.integration
 def test_reload_to_a_taken_address_fails_and_the_gateway_stays_where_it_is(gateway: GatewayPool) -> None:
     gateway.start()
     before, gateway.port = gateway.port, claim_port()
@@ -326,6 +348,7 @@ def test_reload_to_a_taken_address_fails_and_the_gateway_stays_where_it_is(gatew
     gateway.until(lambda: not answers(before))
 
 
+@pytest.mark.integration
 def test_reload_warns_when_the_gateway_does_not_confirm_it_in_time(shared: GatewayPool) -> None:
     pid = shared.until(shared.process)
     os.kill(pid, signal.SIGSTOP)
@@ -336,6 +359,7 @@ def test_reload_warns_when_the_gateway_does_not_confirm_it_in_time(shared: Gatew
     assert "[gateway]: not everything is in force yet: its process does not answer" in done.stderr
 
 
+@pytest.mark.integration
 def test_stopped_server_is_unavailable_and_comes_back(shared: GatewayPool) -> None:
     assert shared.get("/one").status == 200
     shared.pool.ok("stop", "one")
@@ -346,6 +370,7 @@ def test_stopped_server_is_unavailable_and_comes_back(shared: GatewayPool) -> No
     shared.until(lambda: shared.get("/one").status == 200)
 
 
+@pytest.mark.integration
 def test_stop_and_start_of_a_server_reset_and_refuse_no_connection(shared: GatewayPool) -> None:
     """Clients get an answer or 503; the gateway lets go of the pair before it is closed."""
     with load(shared, "new_connection", echo=False, statuses=[200, 503]) as running:
@@ -357,6 +382,7 @@ def test_stop_and_start_of_a_server_reset_and_refuse_no_connection(shared: Gatew
     assert running.report.failed == 0, running.report
 
 
+@pytest.mark.integration
 def test_disabled_host_stays_disabled_over_the_death_of_gateway_and_supervisor(gateway: GatewayPool) -> None:
     gateway.start()
     with socket.create_connection(("127.0.0.1", gateway.port)) as client:
@@ -396,3 +422,160 @@ def status_of(gateway: GatewayPool, path: str) -> int | None:
         return gateway.get(path).status
     except OSError:
         return None
+
+
+class Gateway:
+    """The gateway's process, to which a test gives the answers."""
+
+    def __init__(self, report: Table | Exception | None = None) -> None:
+        self.known_report = report
+        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.sent: list[tuple[str, Any]] = []
+
+    async def report(self) -> Table:
+        if isinstance(self.known_report, Exception):
+            raise self.known_report
+        assert self.known_report is not None
+        return self.known_report
+
+    def report_machines(self, states: Any) -> None:
+        self.sent.append(("machines", states))
+
+    def serve(self, facts: Any, give: Any) -> None:
+        self.sent.append((facts.name, give))
+
+    def forget(self, server: str) -> None:
+        self.sent.append(("forget", server))
+
+    async def withdraw(self, server: str, give: Any) -> None:
+        self.sent.append((f"withdraw {server}", give))
+
+
+class Manager(GatewayManager):
+    """The manager of a pool, without a keeper; its process is the one that a test makes."""
+
+    made: Any = None
+
+    def __init__(self) -> None:
+        self.desk = Desk(web("one"), web("two"))
+        keeper: Any = SimpleNamespace(send=lambda *message: None)
+        environment = PoolEnvironment(self.desk.files, keeper, "/run", "/state")
+        super().__init__(environment, self.desk.core, self.desk.events)
+
+    @property
+    def gateway(self) -> Any:
+        return self.made
+
+
+def with_manager(scene: Callable[[Manager], Coroutine[Any, Any, None]]) -> None:
+    async def work() -> None:
+        manager = Manager()
+        try:
+            await scene(manager)
+        finally:
+            manager.probes.close()
+            manager.routes.close()
+
+    asyncio.run(asyncio.wait_for(work(), 60))
+
+
+def test_activities_of_hosts_are_unknown_while_the_process_does_not_answer() -> None:
+    async def scene(manager: Manager) -> None:
+        assert await manager.activities() is None
+        rows = [to_json(HostReport(host="http://a:80", requests=7, in_flight=2, waiting=1))]
+        manager.made = Gateway({"hosts": rows})
+        assert await manager.activities() == {"http://a:80": Activity(7, 3)}
+        for error in (LinkLost("gone"), TimeoutError()):
+            manager.made = Gateway(error)
+            assert await manager.activities() is None
+
+    with_manager(scene)
+
+
+def test_states_of_machines_are_sent_if_there_are_any() -> None:
+    async def scene(manager: Manager) -> None:
+        manager.report_machines()
+        manager.made = Gateway()
+        manager.report_machines()
+        assert manager.made.sent == []
+        followed: list[object] = []
+        machines: Any = SimpleNamespace(states={"a": 1}, ask=print, follow_routes=followed.append)
+        manager.find_machines(machines)
+        assert len(followed) == 1
+        assert manager.reports.on_machine_needed is print
+        manager.report_machines()
+        assert manager.made.sent == [("machines", {"a": 1})]
+
+    with_manager(scene)
+
+
+def test_reason_why_the_process_is_away_is_its_problem_or_its_start() -> None:
+    async def scene(manager: Manager) -> None:
+        assert manager.why_away == "its process is starting"
+        manager.problem = "port 80 is in use"
+        assert manager.why_away == "port 80 is in use"
+        assert manager.listeners == ()
+
+    with_manager(scene)
+
+
+def test_share_of_a_canary_is_exact_for_servers_with_routes_only() -> None:
+    async def scene(manager: Manager) -> None:
+        assert manager.split_obstacle("one") is None, "there is no gateway"
+        manager.tables = Tables(gateway=GatewayConfig())
+        assert manager.split_obstacle("one") is None
+        manager.routes.routes = RouteSet(servers=frozenset({"one"}))
+        assert (manager.split_obstacle("one"), manager.split_obstacle("two")) == ("", None)
+
+    with_manager(scene)
+
+
+def test_pair_that_was_replaced_is_not_forgotten_with_the_one_before() -> None:
+    async def scene(manager: Manager) -> None:
+        old, new = socket.socketpair()
+        manager.pair_opened("one", old)
+        assert manager.passes_to("one")
+        manager.pair_opened("one", new)
+        manager.made = Gateway()
+        await manager.withdraw("one", old)
+        assert manager.passes_to("one")
+        await manager.withdraw("one", new)
+        assert not manager.passes_to("one")
+        orders = [name for name, _ in manager.made.sent if name.startswith("withdraw")]
+        assert orders == ["withdraw one", "withdraw one"]
+        old.close()
+        new.close()
+
+    with_manager(scene)
+
+
+def test_gateway_that_has_failed_is_not_waited_for() -> None:
+    async def scene(manager: Manager) -> None:
+        assert await manager.serving() is None, "there is no table"
+        manager.tables = Tables(gateway=GatewayConfig())
+        manager.problem = "port 80 is in use"
+        assert await manager.serving() is None
+        manager.problem = ""
+        waiting = asyncio.ensure_future(manager.serving())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        manager.problem = "port 80 is in use"
+        manager._has_changed()
+        assert await waiting is None
+
+    with_manager(scene)
+
+
+def test_changes_of_addresses_are_recorded_once() -> None:
+    async def scene(manager: Manager) -> None:
+        messages: list[str] = []
+        manager.desk.events.subscribe(lambda event: messages.append(f"{event.event}: {event.message}"))
+        for addresses in ((), ("a:80",), ("a:80",), ("a:80", "b:81"), ()):
+            plan: Any = SimpleNamespace(listeners=dict.fromkeys(addresses))
+            manager._report_addresses(plan)
+        manager.desk.events.flush()
+        assert messages == [
+            "gateway started: the gateway serves a:80", "gateway moved: the gateway serves a:80, b:81",
+        ]  # fmt: skip
+
+    with_manager(scene)

@@ -399,3 +399,56 @@ def test_server_without_a_pair_is_forgotten_and_may_come_back(tmp_path: Path) ->
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
 
     run(work())
+
+
+def test_backends_are_those_of_the_routes_in_the_last_table(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            url = "http://127.0.0.1:1"
+            stage.publish(2, Route(alias="out", to=(Target(url=url),)))
+            report = await stage.process.report()
+            assert [row["host"] for row in report["hosts"]] == [url]
+            assert stage.server.edge.workers_keep
+            table = Descriptor(write_table((), 3))
+            stage.process.publish(3, table, keeps=False)
+            table.close()
+            report = await stage.process.report()
+            assert (report["hosts"], report["queued"], report["streams"]) == ([], {}, {})
+            assert not stage.server.edge.workers_keep
+
+    run(work())
+
+
+def test_listener_that_is_withdrawn_accepts_nothing(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            stage.process.close_listener(stage.binding.key)
+            await stage.settled()
+            assert stage.process.listeners == set()
+            client = asyncio.ensure_future(stage.get())
+            await stage.settled()
+            assert not client.done()
+            stage.process.listen(stage.binding, None, (2,), [stage.listener])
+            assert await client == b"HTTP/1.1 200 OK | ok"
+
+    run(work())
+
+
+def test_requests_that_are_queued_for_a_pair_are_reported(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            give, take = wire.pair()
+            stage.process.serve(stage.facts, give)
+            await stage.settled()
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    wire.send(give, {"t": "none"}, [take.fileno()])
+            client = asyncio.ensure_future(stage.get())
+            while not (await stage.process.report())["queued"]:
+                pass
+            assert (await stage.process.report())["queued"] == {"web": 1}
+            client.cancel()
+            give.close()
+            take.close()
+
+    run(work())

@@ -7,9 +7,13 @@ from typing import Any
 
 import pytest
 
+from poolctl import ServerConfig
+from poolctl.cli.outcome import Failure, UsageError
+from poolctl.features.serve import _launch
 from tests.configuration import server
 from tests.features.serve.test_serve import refuses
 from tests.http_get import get
+from tests.ports import claim_port
 from tests.real_pool import RealPool
 
 
@@ -68,3 +72,39 @@ def test_port_in_use_is_named(real_pool: RealPool) -> None:
     assert done.code == 1
     assert "--health: " in done.stderr
     assert str(port) in done.stderr
+
+
+def app(**keys: Any) -> ServerConfig:
+    return ServerConfig(**{"name": "web", "bind": "127.0.0.1:8000", "app": "a:b", **keys})
+
+
+def test_server_is_moved_to_another_address() -> None:
+    assert _launch._moved(app(), "127.0.0.1:9000").key == "127.0.0.1:9000"
+    assert _launch._moved(app(), "unix:/run/a.sock").key == "unix:/run/a.sock"
+    with pytest.raises(UsageError, match="--listen: "):
+        _launch._moved(app(), "nowhere")
+
+
+def test_program_without_a_listener_cannot_be_moved() -> None:
+    with pytest.raises(UsageError, match="web opens no listener that poolctl could move"):
+        _launch._moved(ServerConfig(name="web", command=["x"]), "127.0.0.1:9000")
+
+
+def test_health_address_is_opened_if_there_is_one() -> None:
+    assert _launch._open("") == []
+    port = claim_port()
+    (sock,) = _launch._open(f"127.0.0.1:{port}")
+    with pytest.raises(Failure):
+        _launch._open(f"127.0.0.1:{port}")
+    sock.close()
+    with pytest.raises(UsageError, match="--health: "):
+        _launch._open("nowhere")
+
+
+def test_probes_that_make_a_request_are_plain_values() -> None:
+    health = {"startup": {"tcp": True}, "readiness": {"http": "/up", "headers": {"X": "y"}}}
+    found = _launch._http_probes(app(health=health))
+    assert list(found) == ["readiness"]
+    assert (found["readiness"]["http"], found["readiness"]["headers"]) == ("/up", {"X": "y"})
+    assert type(found["readiness"]["headers"]) is dict
+    assert _launch._http_probes(app()) == {}
