@@ -175,6 +175,8 @@ def test_connection_is_served_when_its_bytes_are_there_and_is_not_watched_then()
         client.send(b"b\n")
         await until(lambda: waits.served)
         assert waits.served == b"ab\n"
+        assert waits.timer is not None
+        assert waits.timer.cancelled()
         assert (len(clients.waiting), other.ended) == (1, [])
 
     with_clients(scene)
@@ -195,13 +197,15 @@ def test_first_bytes_bring_the_deadline_forward_and_never_back() -> None:
     async def scene(clients: Clients) -> None:
         client, waits = clients.add(60.0)
         soon, short = clients.add(0.5)
-        before = short.deadline
+        before, first = short.deadline, waits.timer
+        assert first is not None
         now = asyncio.get_running_loop().time()
         assert 59.0 < waits.deadline - now <= 60.1
         for end in (client, soon):
             end.send(b"a")
         await until(lambda: waits.ended and short.ended)
         assert waits.deadline - now < 30.0
+        assert first.cancelled()
         assert short.deadline == before
         with suppress(ConnectionResetError):  # for the byte that nobody has read
             assert await clients.rest(soon) == b"", "closed at its deadline"

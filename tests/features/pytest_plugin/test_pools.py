@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from poolctl import ServerConfig
+from poolctl.errors import PoolParamError
+from poolctl.features.pytest_plugin.pools import Pools, _fail
 from tests.deadline import wait_until
 
 pytest_plugins = ["pytester"]
@@ -283,3 +289,62 @@ def _has(pid: str, text: str) -> bool:
         return text.encode() in Path("/proc", pid, "environ").read_bytes()
     except OSError:
         return False
+
+
+@pytest.fixture
+def pools(tmp_path: Path) -> Iterator[Pools]:
+    """Pools of a project in this directory, none of which is started."""
+    found = Pools(str(tmp_path))
+    yield found
+    found.stop()
+
+
+def test_directory_and_ports_are_given_back_at_the_end(pools: Pools) -> None:
+    directory, port = Path(pools._private_directory()), pools._claim_port()
+    assert pools._private_directory() == str(directory)
+    assert directory.is_dir()
+    with socket.socket() as sock, pytest.raises(OSError, match="in use"):
+        sock.bind(("127.0.0.1", port))
+    pools.stop()
+    assert not directory.exists()
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize(
+    ("table", "gets_a_port"),
+    [
+        ({"app": "a:b"}, True), ({"app": "a:b", "bind": "127.0.0.1:80"}, False),
+        ({"app": "a:b", "listen": ":80"}, False),
+        ({"command": ["x"]}, False), ({"command": ["x"], "job": True}, False), ({"command": ["x", "{port}"]}, True),
+        ({"command": ["x"], "env": {"PORT": "{port}"}}, True), ({"command": ["x", "--fd={fd}"]}, True),
+    ],
+)  # fmt: skip
+def test_server_of_a_list_gets_a_port_unless_it_has_one_or_needs_none(
+    pools: Pools, table: dict[str, Any], gets_a_port: bool
+) -> None:
+    found = pools._with_port(table)
+    assert (found.get("bind") != table.get("bind")) is gets_a_port
+    assert found.get("bind", "127.0.0.1:").startswith("127.0.0.1:")
+    assert {key: value for key, value in found.items() if key != "bind" or not gets_a_port} == table
+
+
+def test_server_of_a_file_is_moved_to_another_address_of_its_kind(pools: Pools) -> None:
+    tcp = ServerConfig(name="web", bind="0.0.0.0:80", app="a:b")
+    moved = pools._moved(tcp).address
+    assert (moved.kind, moved.host, moved.port not in (80, 0)) == ("tcp", "127.0.0.1", True)
+    unix = ServerConfig(name="files", bind="unix:/run/files.sock", app="a:b")
+    path = pools._moved(unix).address.path
+    assert path == f"{pools._private_directory()}/0-files.sock"
+    job = ServerConfig(name="job", command=["x"])
+    assert pools._moved(job) is job
+
+
+def test_each_error_of_a_pool_is_a_line_with_its_hint() -> None:
+    named = PoolParamError("it is wrong")
+    with pytest.raises(pytest.fail.Exception) as failed:
+        _fail("the pool did not start", [named, ValueError("and this")])
+    lines = str(failed.value).splitlines()
+    assert lines[0] == "the pool did not start"
+    assert lines[1].endswith("it is wrong")
+    assert lines[-1] == "and this"
