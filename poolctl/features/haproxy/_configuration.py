@@ -156,7 +156,7 @@ class HaproxyListener(NamedTuple):
             yield f"    http-request set-var(txn.{variable}) str({self._shown([0])}) if {here} !{known}"
 
     def _shown(self, numbers: Sequence[int]) -> str:
-        """A key that is equal for the certificates of one name, among which HAProxy chooses by key type."""
+        """A key that is equal for certificates of the same name, among which HAProxy chooses by key type."""
         demands = any(self.certificates[number].demands for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
 
@@ -218,7 +218,10 @@ class HaproxyConfiguration(NamedTuple):
     files: Mapping[str, str]
 
     def text(self, disabled: Iterable[tuple[str, str]] = ()) -> str:
-        """The text of the main file. The servers in `disabled`, pairs of backend and server name, get no traffic."""
+        """The text of the main file.
+
+        The servers in `disabled`, pairs of backend name and server name, get no traffic.
+        """
         resting = frozenset(disabled)
         found = [*self.lines]
         for backend in self.backends:
@@ -369,8 +372,8 @@ def _waiting(limit: Limit | None) -> Iterator[str]:
 def _retries(route: Route) -> Iterator[str]:
     """Send a failed request to another server: always if it was not sent, otherwise only if it may be repeated.
 
-    One without a byte of an answer is repeated once in any case: a server that stops closes idle connections, perhaps
-    at the moment at which it is sent.
+    A request without a byte of an answer is always repeated once: a server that stops closes idle connections,
+    perhaps just when it is sent.
     """
     failures = " junk-response response-timeout 502 503 504" if route.retries else ""
     yield f"    retries {route.retries or 1}"
@@ -620,7 +623,7 @@ def _reports(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _client(trusted: Sequence[str]) -> Iterator[str]:
-    """The client's address: the last address on the way here that is not a trusted proxy's."""
+    """The client's address: the last address on the way here that is not a trusted proxy."""
     yield "    http-request set-var(txn.client) src"
     if EVERY in trusted:
         return  # otherwise any client could claim an address
@@ -788,7 +791,7 @@ def _endpoint(facts: ServerFacts) -> Endpoint:
 
 
 def changes(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
-    """The runtime commands that lead from one setup to the other; None if HAProxy has to be restarted for it."""
+    """The runtime commands that change one setup into the other; None if HAProxy has to be restarted."""
     old, new = before.configuration, after.configuration
     if (old.lines, old.files, before.descriptors, before.authorities, before.bundles.keys()) != (
         new.lines, new.files, after.descriptors, after.authorities, after.bundles.keys()

@@ -1,7 +1,7 @@
-"""The gateway's process where HAProxy serves its clients: it follows the supervisor, and HAProxy follows it.
+"""The gateway process when HAProxy serves the clients: it follows the supervisor, and controls HAProxy.
 
-Changes of servers are commands of HAProxy's runtime socket; for other routes or listeners another HAProxy starts on the
-same sockets, and the previous HAProxy finishes its requests. HAProxy ends with this process, after its last requests.
+Changes of servers are commands on HAProxy's runtime socket. For other routes or listeners a new HAProxy starts on the
+same sockets, and the previous one finishes its requests. HAProxy exits with this process, after its last requests.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger("poolctl.gateway")
 
 
 class HaproxyGateway(OrderedGateway[HeldListener]):
-    """The process for which HAProxy serves the clients. See OrderedGateway for its methods."""
+    """The gateway process that runs HAProxy. See OrderedGateway for its methods."""
 
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
@@ -97,7 +97,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._servers.pop(message["server"], None)
 
     def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
-        """Stop sending requests to a server that is about to stop; answered once that is in force."""
+        """Stop sending requests to a server that is about to stop; replies once that is in effect."""
         self._withdrawn.add(message["server"])
         self._reply_when_applied({"t": "withdrawn", "id": message["id"]})
 
@@ -206,7 +206,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
             process.exited.add_done_callback(lambda _: self._ended(process))
 
     def _ended(self, process: object) -> None:
-        """HAProxy has exited unexpectedly: exit as well, so that the supervisor starts another gateway."""
+        """Exit, because HAProxy has exited unexpectedly: the supervisor then starts another gateway."""
         if process is self.haproxy.process and not self._ending:
             logger.error("HAProxy has ended")
             self.over.set()

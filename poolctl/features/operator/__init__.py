@@ -1,4 +1,4 @@
-"""Operators: the gateway informs one of its requests (`url`), and the pool is one for others (`bind`)."""
+"""Operators: the gateway reports requests to an operator at `url`, and the pool is an operator for others at `bind`."""
 
 from poolctl.feature import Feature
 

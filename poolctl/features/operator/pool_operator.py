@@ -183,7 +183,7 @@ class OperatorEndpoint(HttpEndpoint):
 
 
 class OperatorAddress(TableAddress[OperatorEndpoint, OperatorTable]):
-    """Serves the endpoint as `[operator]` says."""
+    """Serves the endpoint at the address in `[operator]`."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, scaling: Scaling) -> None:
         super().__init__(environment, events, fd_store.OPERATOR, "operator")

@@ -64,9 +64,9 @@ class _StartState:
 
 
 class MachineStarter:
-    """`states` are the machines' states, by the URLs that lead to them; `changed` is called when a state changes.
+    """Starts and stops machines. `states` are their states by URL; `changed` is called when a state changes.
 
-    `started` holds the times of the machines that it, or an earlier supervisor, has started, by VMID.
+    `started` holds the start times of the machines that it, or an earlier supervisor, has started, by VMID.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class MachineStarter:
         return (case and case.state) or guest.status
 
     def ask(self, url: str) -> None:
-        """A request needs the machine behind this URL: start it if it is stopped, and report what is found."""
+        """Start the machine behind this URL if it is stopped, because a request needs it; report its state."""
         guest = self._guests.get(url)
         if guest is None or self._api is None:
             return
@@ -375,7 +375,7 @@ class MachineStarter:
                 self.stop(vmid, partial(self._is_idle, vmid, activity))
 
     async def _is_idle(self, vmid: int, known: Activity) -> bool:
-        """Whether no request has arrived since; requests that arrive from now on wait."""
+        """Whether no request has arrived since then. Requests that arrive from now on wait."""
         return self._activity(vmid, await self._activities()) == known
 
     def _activity(self, vmid: int, found: Mapping[str, Activity] | None) -> Activity | None:

@@ -1,6 +1,6 @@
-"""Links the routes of a pool to the machines of a Proxmox VE cluster: what the feature does in the supervisor.
+"""Links the routes of a pool to the machines of a Proxmox VE cluster; the feature's part in the supervisor.
 
-While the API is away, the last inventory stays in force: no route depends on it.
+While the API does not answer, the last inventory stays in use: no route depends on it.
 """
 
 from __future__ import annotations
@@ -155,9 +155,10 @@ def _unambiguous(machines: Sequence[tuple[str, frozenset[str], MachineLink]]) ->
 
 
 class ProxmoxInventory:
-    """`problem` says why it cannot be read now, "" if it can. `starter` starts machines, and has their states.
+    """Reads the inventory, and links routes to it; `problem` is why it cannot be read now, or "".
 
-    `changed` is called when links or states may have changed. With `activities` of targets, idle machines are stopped.
+    `starter` starts machines, and has their states. `changed` is called when links or states may have changed. With
+    `activities` of targets, idle machines are stopped.
     """
 
     def __init__(
@@ -200,7 +201,7 @@ class ProxmoxInventory:
             self._reading = asyncio.ensure_future(self._read_often())
 
     def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
-        """Link these routes, which are now in force."""
+        """Link these routes, which are the current ones."""
         if has_addresses(routes) and not has_addresses(self._routes):
             self._due.set()
         self._routes = routes
@@ -317,7 +318,7 @@ class ProxmoxInventory:
         self.problem = why
 
     def _link(self, *, read: bool) -> None:
-        """Find the machines of the routes in the inventory, which has just been `read`, or is an older one."""
+        """Find the machines of the routes in the inventory. `read`: the inventory was just read."""
         self._newly_read = self._newly_read or read
         if len(self._routes) <= _MOST_LINKED_AT_ONCE:
             self._linked(links_of(self._routes, self.inventory))

@@ -87,7 +87,7 @@ def registration_of(given: dict[str, Tree], findings: list[Finding]) -> Registra
 
 
 class RegistrationRefused(Exception):
-    """A service cannot be registered; `hint` says what to do."""
+    """A service cannot be registered; `hint` says how to fix it."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
@@ -95,10 +95,11 @@ class RegistrationRefused(Exception):
 
 
 class RegisteredService:
-    """One service. `deadline`, on the monotonic clock, is when it is silent, or when a silent one is forgotten.
+    """One service.
 
-    `owner` is the client of [registration] that has registered it, "" for the control socket. `record` is its state in
-    JSON for a successor, made again after each change.
+    `deadline`, on the monotonic clock, is when it becomes silent or, if it already is, when it is removed. `owner` is
+    the client of [registration] that has registered it, "" for the control socket. `record` is its state in JSON for
+    a successor, updated after each change.
     """
 
     __slots__ = (

@@ -623,7 +623,7 @@ class RegistrationEndpoint(HttpEndpoint):
 
 
 class RegistrationAddress(TableAddress[RegistrationEndpoint, RegistrationTable]):
-    """Serves the endpoint as `[registration]` says."""
+    """Serves the endpoint at the address in `[registration]`."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, services: TargetRegistration) -> None:
         super().__init__(environment, events, fd_store.REGISTRATION_ADDRESS, "registration")
@@ -641,7 +641,7 @@ class RegistrationAddress(TableAddress[RegistrationEndpoint, RegistrationTable])
 
 
 def clients_of(table: RegistrationTable, env: Mapping[str, str]) -> tuple[Client, ...]:
-    """The clients with their tokens. Raises ServerError for a token that is not there."""
+    """The clients with their tokens. Raises ServerError for a missing token."""
     found = []
     for each in table.client:
         token = env.get(each.token_env, "").strip()

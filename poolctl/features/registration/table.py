@@ -19,7 +19,7 @@ _SHORTEST_TOKEN = 16
 
 
 class RegistrationClient(Section):
-    """A client of [registration]: its token, and what it may register."""
+    """A client of [registration]: its token, and which services it may register."""
 
     name: Name | None = field(None, "Its name in events. Left out: the name of its variable.")
     token_env: Text = required(description="The environment variable that holds its token.")
@@ -32,7 +32,7 @@ class RegistrationClient(Section):
 
     @property
     def label(self) -> str:
-        """The name by which people know it."""
+        """The client's name for display."""
         return self.name or self.token_env
 
 

@@ -1,8 +1,8 @@
-"""The gateways' zygote: imports their modules once, and forks a gateway process on each request.
+"""The gateway's zygote: imports all modules once, and forks a gateway process on each request.
 
-A killed gateway is replaced by another fork, which takes a few milliseconds instead of an interpreter's start and its
-imports. It knows no settings, routes or certificates: a gateway gets them from the supervisor after the fork. It ends
-with its link, descriptor 3.
+After a crash another fork takes a few milliseconds, instead of an interpreter's start and all imports. The zygote
+knows no settings, routes or certificates: the supervisor sends them to the fork. It exits when its link, descriptor
+3, is closed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .gateway_server import GatewayServer
 
 
 def main() -> None:
-    """Fork gateways until the link ends; in a fork, serve until the supervisor orders it to end."""
+    """Fork gateways until the link is closed; in a fork, serve until the supervisor orders it to exit."""
     name_process("poolctl-gwfork")
     for feature in features():
         if feature.gateway:

@@ -56,7 +56,7 @@ class _Source:
         self._begin()
 
     def close(self) -> None:
-        """Stop taking connections; waiting connections are left to another process."""
+        """Stop taking connections; waiting connections are left to other processes."""
         if self._timer is not None:
             self._timer.cancel()
         self._edge.loop.remove_reader(self._sock.fileno())
@@ -85,7 +85,10 @@ class Acceptor(_Source):
                 return
 
     def _accept_one(self, *, first: bool) -> bool:
-        """Accept the next connection; False if there is none now, or no room. The first call always finds one."""
+        """Accept the next connection; returns False if none waits, or there is no room.
+
+        The first call always finds one.
+        """
         edge = self._edge
         full = is_full(edge)
         if full or edge.descriptors.few():
@@ -112,10 +115,9 @@ class Acceptor(_Source):
 
 
 class GivenBack(_Source):
-    """Takes the connections that come back from workers, and the connections left in a pair that was closed.
+    """Takes connections that workers give back, and connections left in a pair that was closed.
 
-    Decides the further route of connections that are queued for a withdrawn server, and of connections that leave the
-    proxy.
+    They are routed again, as are connections queued for a withdrawn server and connections that leave the proxy.
     """
 
     def __init__(self, edge: Edge, take_end: socket.socket) -> None:
@@ -151,7 +153,7 @@ class GivenBack(_Source):
     def _decide(
         self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool = False
     ) -> None:
-        """Route the connection again. `is_new`: it is not counted as an open connection yet."""
+        """Route the connection again. `is_new`: it has not yet been counted as open."""
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:
             # Closing must not block, even if an application has set SO_LINGER (socket(7)).
@@ -194,7 +196,7 @@ class GivenBack(_Source):
 
 
 class Arriving(WaitingConnection):
-    """A connection whose request head, or ClientHello, has not arrived completely."""
+    """A connection whose request head, or ClientHello, has not yet arrived completely."""
 
     __slots__ = ("client", "data", "edge", "reported")
 
@@ -210,7 +212,7 @@ class Arriving(WaitingConnection):
         return self.edge.settings.head_seconds
 
     def peek(self, most_bytes: int) -> bytes | None:
-        """The unread bytes in the socket, without reading them; None if there are none yet, b"" after its end."""
+        """The unread bytes in the socket, which stay there; None if there are none yet, b"" at end of file."""
         try:
             data = self.sock.recv(_PEEK_BYTES, _PEEK)
             return data if len(data) < _PEEK_BYTES else self.sock.recv(most_bytes, _PEEK)

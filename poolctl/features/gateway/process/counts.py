@@ -1,7 +1,7 @@
-"""Counts requests, errors, bytes and latencies of the traffic that the gateway proxies, by route and backend.
+"""Counts requests, errors, bytes and latencies of proxied traffic, by route and backend.
 
-The slots are the same as in a worker's tally, so that the counts of passed requests, made by workers, and of proxied
-requests add up. Requests that are passed on are never counted here.
+The slots are the same as in a worker's tally, so that counts of passed requests (from workers) and of proxied
+requests can be added. Passed requests are never counted here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TLS = "tls"
 
 
 class Traffic:
-    """The counts of one route or backend: plain integers, of which none but the current ones ever falls."""
+    """The counts of one route or backend, as plain integers. Only counts of current requests ever decrease."""
 
     def __init__(self) -> None:
         self.slots: tally.Counts = [0] * tally.COUNTED
@@ -41,7 +41,7 @@ class Traffic:
             slots[tally.STATUS + status // 100] += 1
 
     def failed(self, error: str) -> None:
-        """Count a request without a complete response, for this one of ERRORS."""
+        """Count a request without a complete response; `error` is one of ERRORS."""
         self.slots[tally.BROKEN] += 1
         self.errors[error] = self.errors.get(error, 0) + 1
 
@@ -50,7 +50,7 @@ class Traffic:
         self.slots[tally.DISCONNECTED] += 1
 
     def not_counted(self) -> None:
-        """Take back the count of a request that was not sent after all, or passed on to a worker, which counts it."""
+        """Undo the count of a request that was not sent after all, or was passed to a worker, which counts it."""
         self.slots[tally.STARTED] -= 1
 
     @property
@@ -84,7 +84,7 @@ class Counts:
         self._former_refused = 0
 
     def refused(self, code: str, alias: str = "", times: int = 1) -> None:
-        """Count a refused request by its status and by its route, if known; TLS stands for a refused handshake."""
+        """Count a refused request by its status and, if known, its route; TLS stands for a refused handshake."""
         if alias:
             traffic = self.route(alias)
             traffic.began()
@@ -93,14 +93,14 @@ class Counts:
             self._refused[code] = self._refused.get(code, 0) + times
 
     def route(self, alias: str) -> Traffic:
-        """The counts of a route, which begin with the first call."""
+        """The counts of a route. The first call creates them."""
         found = self._routes.get(alias)
         if found is None:
             found = self._routes[alias] = Traffic()
         return found
 
     def backend(self, key: str) -> Traffic:
-        """The counts of a backend, which begin with the first call."""
+        """The counts of a backend. The first call creates them."""
         found = self._backends.get(key)
         if found is None:
             found = self._backends[key] = Traffic()
@@ -125,7 +125,7 @@ class Counts:
 
     @property
     def refusals(self) -> tuple[int, int]:
-        """How many requests were refused of all routes together, and how many without a route."""
+        """The number of refused requests of all routes together, and of those without a route."""
         of_routes = sum(each.errors.get(REFUSED, 0) for each in self._routes.values())
         return self._former_refused + of_routes, sum(self._refused.values())
 

@@ -26,11 +26,11 @@ _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
 
 
 class DescriptorLimit:
-    """The limit of this process, `limit`, and its parts.
+    """The limit of open files of this process, `limit`, and its shares.
 
-    The kernel gives a new descriptor the lowest free number: if that is `mark` or more, only the reserve is left. All
-    streams together take at most `of_streams`, of which sessions of UDP take at most `of_sessions`; these may have
-    `least_sessions` regardless of TCP. At most `of_handshakes` TLS handshakes are in progress.
+    A new descriptor gets the lowest free number: if that is `mark` or more, only the reserve is left. All streams
+    together use at most `of_streams`, and UDP sessions at most `of_sessions` of these; `least_sessions` are available
+    to UDP regardless of TCP. At most `of_handshakes` TLS handshakes are in progress.
     """
 
     def __init__(self, limit: int = 0) -> None:
@@ -47,18 +47,18 @@ class DescriptorLimit:
         return lowest_free() >= self.mark
 
     def exhausted(self) -> bool:
-        """Whether only the descriptors for the supervisor's orders are left."""
+        """Whether only the descriptors reserved for the supervisor's orders are left."""
         return lowest_free() >= self.limit - _OF_ORDERS
 
 
 class UdpSessions(Protocol):
-    """A stream of UDP."""
+    """The sessions of a UDP stream."""
 
     def __len__(self) -> int:
         """The number of sessions of the stream."""
 
     def evict(self) -> None:
-        """End the session that is idle longest."""
+        """End the session that has been idle longest."""
 
 
 class StreamShare:
@@ -81,7 +81,7 @@ class StreamShare:
     # TCP.
 
     def may_accept(self, settle: Callable[[], None]) -> bool:
-        """Whether there is room for a connection; otherwise `settle` is called when there is."""
+        """Whether there is room for a connection. If not, `settle` is called when there is."""
         if self.used + _OF_STREAM <= self._descriptors.of_streams:
             return True
         self._waiting.add(settle)
@@ -107,7 +107,7 @@ class StreamShare:
         self._udp.discard(stream)
 
     def make_room(self) -> None:
-        """Make room for another session: if all are in use, the stream with the most sessions gives one up."""
+        """Make room for another session: if all are in use, the stream with the most sessions ends one."""
         descriptors = self._descriptors
         while self._sessions >= descriptors.of_sessions or (
             self.used >= descriptors.of_streams and self._sessions >= descriptors.least_sessions

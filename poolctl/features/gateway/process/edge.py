@@ -1,7 +1,7 @@
 """State shared by all connections of the gateway: settings, route table, backends, pairs, pools and counts.
 
-There is one per process. It imports the parts that it holds, so these do not import it; the parts that serve
-connections (accepting, passing on, proxying, streams) get it as their first argument.
+There is one Edge per process. This module imports the parts that it holds; the parts that serve connections
+(accepting, passing, proxying, streams) get it as their first argument.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _RETRY_AFTER_SECONDS = 1.0
 
 
 class EdgePart(Protocol):
-    """The part of a feature in the gateway's process, made of the Edge and its settings."""
+    """The part of a feature in the gateway's process. It is created with the Edge and its settings."""
 
     def configure(self, settings: Table) -> None:
         """Apply these settings."""
@@ -62,9 +62,9 @@ class EdgePart(Protocol):
 
 
 class Edge:
-    """The gateway's parts. `table` and `settings` are replaced as a whole: keep no reference to them.
+    """The gateway's shared state. `table` and `settings` are replaced as a whole, so do not keep references to them.
 
-    Made on the loop that uses it; `report` sends an event to the supervisor.
+    Must be created on the loop that uses it. `report` sends an event to the supervisor.
     """
 
     def __init__(self, settings: GatewaySettings, report: Callable[[str, Table], None]) -> None:
@@ -96,7 +96,7 @@ class Edge:
         return self.loop.time()
 
     def configure(self, settings: GatewaySettings) -> None:
-        """Put these settings in force."""
+        """Apply these settings."""
         self.settings = settings
         self.hosts.configure(settings.traffic_re_enable_seconds, settings.header_for_host)
         self._log_requests(settings.access_log)
@@ -121,7 +121,7 @@ class Edge:
 
     @property
     def keeps_connections(self) -> bool:
-        """Whether clients' connections are kept open for further requests."""
+        """Whether client connections stay open for further requests."""
         return not self.draining and self.settings.keep_alive_seconds > 0
 
     def event(self, kind: str, **data: object) -> None:
@@ -129,21 +129,22 @@ class Edge:
         self._report(kind, data)
 
     def event_at_times(self, kind: str, **data: object) -> None:
-        """Report an event, at a limited rate because an application can cause it at any rate."""
+        """Report an event, but at a limited rate, because an application can cause it at any rate."""
         now = self.now()
         if now >= self._reported.get(kind, now):
             self._reported[kind] = now + _REPORT_SECONDS
             self.event(kind, **data)
 
     def evict_client(self) -> bool:
-        """Close the client connection that is idle longest, to make room; False if no connection is idle.
+        """Close the client connection that has been idle longest; returns False if none is idle.
 
-        Connections that have sent nothing are closed first. The descriptor may take a turn of the loop to become free.
+        Connections that have sent nothing are closed first. The descriptor may become free only in the next loop
+        iteration.
         """
         return self._evicted(self.passing.waiting.close_silent() or self.pool.close_idle_client())
 
     def evict(self) -> bool:
-        """Close the longest idle client connection to free a descriptor, or else an idle connection to a backend."""
+        """Free a descriptor: close the client connection that has been idle longest, else an idle backend connection."""
         done = self.evict_client() or self._evicted(self.pool.close_idle_backend())
         what = "idle ones are closed for new ones" if done else "new ones have to wait, as none is idle"
         message = f"connections take nearly all {self.descriptors.limit} descriptors of the gateway: {what}"
@@ -172,7 +173,7 @@ class Edge:
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
     def connect_seconds(self, backend: Backend, seconds: float) -> float:
-        """The time limit for connecting to the backend; 0 for none where `reach` applies its own limit."""
+        """The time limit for connecting to the backend; 0 if `reach` has its own limit."""
         return 0.0 if backend.key in self.machines else seconds
 
     async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
@@ -190,7 +191,7 @@ class Edge:
             self.machines.drop(found.host)
 
     def is_trusted(self, peer: str) -> bool:
-        """Whether the peer is a proxy whose statements about its client are trusted."""
+        """Whether the peer is a trusted proxy, whose information about its client is used."""
         return bool(self.settings.trusted_proxies) and is_within(peer, self.settings.trusted_proxies)
 
     def snapshot(self) -> Table:

@@ -1,4 +1,4 @@
-"""Handles the supervisor's messages in a gateway's process, whichever engine serves the clients."""
+"""Handles the supervisor's messages in a gateway process, with any engine."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ L = TypeVar("L", bound=OwnedListener)
 
 
 class OrderedGateway(SupervisedProcess, Generic[L]):
-    """Follows the supervisor's messages; each is one method, named after it, here or in the subclass.
+    """Follows the supervisor's messages. Each message is a method of the same name, here or in the subclass.
 
-    It keeps no state that the supervisor could not send again. After "resync" another supervisor does so, and state
-    that it has not sent before "begin" is forgotten.
+    It keeps no state that the supervisor could not send again. After "resync", a supervisor sends everything again,
+    and state that it has not sent before "begin" is discarded.
     """
 
     ORDERS: ClassVar[tuple[str, ...]] = (
@@ -62,9 +62,9 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         raise NotImplementedError
 
     async def drain(self, seconds: float, *, last: bool) -> None:
-        """Stop accepting; return when the last connections have ended, or were ended after `seconds`.
+        """Stop accepting; returns when the last connections have ended, at most `seconds` later.
 
-        Another process accepts, or none if this is the `last`: then streams end at once.
+        Another process accepts. If there is none, because this is the `last`, streams end at once.
         """
         raise NotImplementedError
 

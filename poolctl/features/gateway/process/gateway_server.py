@@ -1,7 +1,7 @@
 """poolctl's own gateway process: serves clients with the listeners, routes and servers sent by the supervisor.
 
-It keeps no state that the supervisor could not send again: another process, or another supervisor, continues at any
-moment. Without keeper and supervisor it serves on with its last table, until the next supervisor adopts it.
+It keeps no state that the supervisor could not send again: another process, or another supervisor, can continue at
+any moment. Without keeper and supervisor it continues with its last table, until the next supervisor adopts it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger("poolctl.gateway")
 
 
 class OpenListener:
-    """A listener, its sockets, and what accepts from them."""
+    """A listener with its sockets, and its acceptors or its stream."""
 
     def __init__(
         self, edge: Edge, settings: ListenerSettings, route: StreamRoute | None, sockets: list[socket.socket]
@@ -58,8 +58,8 @@ class OpenListener:
     def _set_deferral(self, seconds: int) -> None:
         """Have the kernel hold back a connection until its first bytes have arrived, for at most `seconds`.
 
-        A connection that waited in this process instead would be lost if it is killed (measured: 3 in 6 times). Streams
-        use 0, because a server may speak first and the socket may have belonged to an HTTP listener.
+        Otherwise the connection would wait in this process, and be lost if it is killed (measured: 3 in 6 times).
+        Streams use 0, because a server may speak first and the socket may have belonged to an HTTP listener.
         """
         for sock in self.sockets:
             if sock.type == socket.SOCK_STREAM and sock.family in _TCP_FAMILIES:
@@ -79,7 +79,7 @@ class OpenListener:
             sock.close()
 
     async def drain(self, seconds: float) -> None:
-        """Close once the connections of a stream have ended, or were ended after `seconds`."""
+        """Close once the connections of a stream have ended, at most `seconds` later."""
         self.stop()
         if self.stream is not None:
             await self.stream.drain(seconds)
@@ -181,7 +181,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self._apply_soon()
 
     def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
-        """Stop putting connections into a pair that is about to be closed; its replacement may have come already."""
+        """Stop putting connections into a pair that is about to be closed. Its replacement may already have arrived."""
         name, reply = message["server"], {"t": "withdrawn", "id": message["id"]}
         if self._pairs.get(name) != message["pair"]:
             self.link.send(reply)
@@ -324,7 +324,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self._send_report(message["id"], report)
 
     def _figures(self, message: wire.Message, fds: list[int]) -> None:
-        """The sums of these counts, whose size does not depend on the number of routes."""
+        """The totals of the counts; their size does not depend on the number of routes."""
         edge, streams = self.edge, [each.snapshot() for each in self._streams]
         open_streams = sum(each["open"] for each in streams)
         figures: Table = {

@@ -1,4 +1,4 @@
-"""Containers and virtual machines behind URLs, which the supervisor starts on demand: requests wait for them."""
+"""Containers and virtual machines behind URLs. The supervisor starts them on demand, while requests wait."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class _Machine:
 
 
 class Machines:
-    """The machines by the URLs of the backends in them."""
+    """The machines, by the URLs of their backends."""
 
     def __init__(self, edge: ConnectingEdge) -> None:
         self._edge = edge
@@ -93,7 +93,7 @@ class Machines:
             self.drop(url)
 
     def drop(self, url: str) -> None:
-        """Remove the machine of this URL, which no longer belongs to a known machine."""
+        """Remove the machine of this URL, because the URL no longer belongs to a known machine."""
         if (machine := self._machines.get(url)) is not None:
             self.put(replace(machine.state, state=MachineState.UNKNOWN))
             del self._machines[url]
@@ -109,10 +109,10 @@ class Machines:
         self._edge.backends.rank(state.host, _RANKS.get(state.state, READY), blocked)
 
     async def connect(self, backend: Backend, connect_seconds: float) -> BackendConnection:
-        """A new connection to the backend, once its machine has been started, if it has to be.
+        """A new connection to the backend, after its machine has been started if necessary.
 
-        Each attempt may take `connect_seconds`. Raises OSError when the machine runs and does not accept it, and
-        NoBackend when it cannot be started, or not in time.
+        Each attempt may take `connect_seconds`. Raises OSError when the machine runs but does not accept the
+        connection, and NoBackend when it cannot be started in time.
         """
         edge, machine = self._edge, self._machines[backend.key]
         ends = edge.now() + machine.state.start_seconds

@@ -50,7 +50,7 @@ class _Queued(NamedTuple):
 
 
 class _Server:
-    """A server's give end, and the connections that wait for room in it, in the order of their arrival."""
+    """A server's give end, and the connections that wait for room in it, in order of arrival."""
 
     def __init__(self) -> None:
         self.end: socket.socket | None = None  # None: the pair was closed, and its successor is not here yet
@@ -63,9 +63,9 @@ class _Server:
 
 
 class Passing:
-    """The give ends by server. Belongs to the running loop. `event(kind, **data)` reports a queue that is full.
+    """The give ends by server. Must be created on the running loop. `event(kind, **data)` reports a full queue.
 
-    Refusals are among the `counts`.
+    Refusals are added to `counts`.
     """
 
     def __init__(
@@ -91,12 +91,15 @@ class Passing:
         self.decide_again: Callable[[socket.socket, Routed, float | None], None] | None = None
 
     def passes(self, server: str, *, tls: bool = False) -> bool:
-        """Whether connections of this kind can be passed to the server: a pair carries plain ones or TLS."""
+        """Whether connections of this kind can be passed to the server.
+
+        A pair carries either plaintext or TLS connections.
+        """
         found = self._servers.get(server)
         return found is not None and found.tls is tls
 
     def set_pair(self, server: str, end: socket.socket, *, tls: bool = False) -> None:
-        """Pass to the server through this give end, which is owned here from now on."""
+        """Pass connections to the server through this give end, which this object now owns."""
         found = self._servers.setdefault(server, _Server())
         self._close_end(found)
         changed, found.end, found.tls = found.tls is not tls, end, tls
@@ -125,9 +128,9 @@ class Passing:
         tls: bool = False,
         trusted: bool = False,
     ) -> bool:
-        """Send or queue the connection; otherwise refuse and close it, and return False. `sock` is owned here.
+        """Send or queue the connection; otherwise refuse and close it, and return False. Takes ownership of `sock`.
 
-        `trusted`: its client is a proxy whose statements about the client behind it are trusted.
+        `trusted`: its client is a proxy whose information about the client behind it is used.
         """
         found = self._servers.get(server)
         if found is None:
@@ -160,7 +163,7 @@ class Passing:
     def refuse(
         self, sock: socket.socket, status: int, retry_after_seconds: int = 0, *, route: str = ""
     ) -> None:
-        """Answer a request that no backend gets, and close its connection. `route`: the alias, if one is known."""
+        """Refuse a request that no backend can take, and close its connection. `route` is the alias, if known."""
         self._counts.refused(str(status), route)
         self.waiting.refuse(sock, whole_response(status, retry_after_seconds=retry_after_seconds))
 
@@ -170,7 +173,7 @@ class Passing:
         self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
 
     def follow(self, table: RouteTable) -> None:
-        """Decide again about queued connections of routes that this table no longer passes."""
+        """Route queued connections again if their routes are no longer passed under this table."""
         for found in self._servers.values():
             if not found.queue:
                 continue
@@ -198,9 +201,9 @@ class Passing:
         self.waiting.close()
 
     def _send(self, found: _Server, sock: socket.socket, routed: Routed, message: bytes) -> bool:
-        """Try to send the connection; False if there is no room.
+        """Try to send the connection; returns False if there is no room.
 
-        `message` encodes `routed`; if it is empty, the message is made for this connection alone.
+        `message` is the encoded `routed`, or empty: then it is encoded here.
         """
         if found.end is None:
             return False
@@ -234,7 +237,7 @@ class Passing:
         return found
 
     def _send_queued(self, found: _Server) -> None:
-        """Send as many queued connections as there is room for, up to a maximum per turn of the loop."""
+        """Send as many queued connections as there is room for, up to a maximum per loop iteration."""
         found.retry = None
         sent = 0
         while found.queue and sent < _SENT_AT_ONCE:

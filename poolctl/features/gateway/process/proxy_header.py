@@ -1,4 +1,4 @@
-"""The header of the PROXY protocol, by which a proxy in front reports a connection's client (versions 1 and 2).
+"""Parses the PROXY protocol header, by which a proxy in front reports a connection's client (versions 1 and 2).
 
 https://www.haproxy.org/download/2.6/doc/proxy-protocol.txt
 """
@@ -26,11 +26,11 @@ _MOST_PORT = 65535
 
 
 class NoProxyHeader(Exception):
-    """The bytes are not such a header, nor its beginning."""
+    """The bytes are not the beginning of a PROXY protocol header."""
 
 
 class ProxyHeader(NamedTuple):
-    """A whole header: its length, and the client's address and port; "" if it is the proxy's own connection."""
+    """A complete header: its length, and the client's address and port; "" for a connection of the proxy itself."""
 
     size: int
     client: str = ""
@@ -38,7 +38,7 @@ class ProxyHeader(NamedTuple):
 
 
 def read_proxy_header(data: bytes) -> ProxyHeader | None:
-    """The header with which these bytes begin; None while it is not complete. Raises NoProxyHeader."""
+    """The header at the start of these bytes; None if it is incomplete. Raises NoProxyHeader."""
     if data.startswith(_BEGINS_2[: len(data)]):
         return _version_2(data)
     if data.startswith(_BEGINS_1[: len(data)]):

@@ -33,23 +33,23 @@ class ListenerSettings:
 
     @property
     def key(self) -> str:
-        """Identifies the listener; a TCP and a UDP listener on the same port have different keys."""
+        """A key that identifies the listener; TCP and UDP listeners on the same port have different keys."""
         return f"udp {self.bind}" if self.protocol == UDP else self.bind
 
     @property
     def role(self) -> tuple[str, str]:
-        """What the listener is for; a listener with the same role and another address replaces it."""
+        """The purpose of the listener. A listener with the same role and another address replaces it."""
         return self.protocol, self.alias
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """The table [gateway] in force, with the listeners in the order of their descriptors.
+    """The table [gateway] as the process needs it, with the listeners in the order of their descriptors.
 
     `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
-    are believed when they forward a client's address. `access_log` is the path of that file, "" for none. `program` is
-    the path of the `engine`, if that is another program. `http2`: it offers HTTP/2 to clients that speak TLS.
-    `parts` are the settings of features' parts (`Feature.gateway`) by their packages; they may hold secrets.
+    are trusted to forward a client's address. `access_log` is the path of that file, or "". `program` is the path of
+    the `engine`, if that is another program. `http2`: HTTP/2 is offered to clients that use TLS. `parts` are the
+    settings of features' parts (`Feature.gateway`) by package; they may hold secrets.
     """
 
     directory: str
@@ -70,15 +70,15 @@ class GatewaySettings:
 
     @property
     def mark(self) -> str:
-        """The settings that only another process can change."""
+        """The settings that can only be changed by starting another process."""
         return f"{__version__} {self.program}".rstrip()
 
 
 class Endpoint(NamedTuple):
-    """An address to connect to: `host` and `port` of "tcp", `path` of "unix".
+    """An address to connect to: `host` and `port` for "tcp", `path` for "unix".
 
-    With `tls` the certificate is verified for `server_name`; "" stands for a server of this pool on this machine,
-    whose certificate is not verified.
+    With `tls` the certificate is verified for `server_name`; "" means a server of this pool on this machine, whose
+    certificate is not verified.
     """
 
     kind: str
@@ -139,9 +139,9 @@ class ServerFacts:
 class MachineState:
     """The supervisor's report about the container or virtual machine behind a URL (`host`).
 
-    `why` it could not be started, and in how many seconds that may be tried again. A start may take `start_seconds`,
-    and requests wait up to that time. `answers` counts the answers to a wake. An empty `state` means that there is no
-    such machine.
+    `why` is the reason why it could not be started, with the seconds until the next attempt is allowed. A start may
+    take `start_seconds`, and requests wait up to that time. `answers` counts the answers to a wake. An empty `state`
+    means that there is no such machine.
     """
 
     RUNNING: ClassVar[str] = "running"

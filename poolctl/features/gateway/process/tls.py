@@ -1,4 +1,4 @@
-"""TLS of clients: the name in a ClientHello, the certificates of the listeners, one buffer for all reads."""
+"""TLS with clients: the server name in a ClientHello, the certificates of listeners, and one buffer for all reads."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ P = TypeVar("P", bound=asyncio.Protocol)
 
 
 class NoClientHello(ValueError):
-    """The bytes are not the beginning of a TLS handshake, or of one that is too long."""
+    """The bytes are not the beginning of a TLS handshake, or the ClientHello is too long."""
 
 
 class ClientHello(NamedTuple):
-    """`server_name` in lower case or ""; `protocols` from ALPN in the client's order."""
+    """The data of a ClientHello: `server_name` in lower case or "", and the ALPN `protocols` in the client's order."""
 
     server_name: str = ""
     protocols: tuple[str, ...] = ()
 
 
 def read_client_hello(data: bytes) -> ClientHello | None:
-    """The ClientHello that these bytes begin with; None while it is not complete. Raises NoClientHello."""
+    """The ClientHello at the start of these bytes; None if it is incomplete. Raises NoClientHello."""
     message = _message(data)
     if message is None:
         return None
@@ -55,7 +55,7 @@ def read_client_hello(data: bytes) -> ClientHello | None:
 
 
 def _message(data: bytes) -> bytes | None:
-    """The body of the handshake message, put together from the records; None while it is not complete."""
+    """The body of the handshake message, assembled from its records; None if it is incomplete."""
     at, message, wanted = 0, b"", _MESSAGE_HEADER_BYTES
     for _ in range(_MOST_RECORDS):
         header = data[at : at + _RECORD_HEADER_BYTES]
@@ -134,7 +134,7 @@ def _items(content: bytes) -> list[bytes]:
 
 
 def _vector(data: bytes, length_bytes: int) -> tuple[bytes, bytes]:
-    """The content that follows its length, and the rest (RFC 8446 §3.4). Raises IndexError if it is cut off."""
+    """The content after a length field, and the rest (RFC 8446 §3.4). Raises IndexError if it is incomplete."""
     end = length_bytes + int.from_bytes(data[:length_bytes], "big")
     if len(data) < max(end, length_bytes):
         raise IndexError
@@ -142,7 +142,7 @@ def _vector(data: bytes, length_bytes: int) -> tuple[bytes, bytes]:
 
 
 class ServerContext(ssl.SSLContext):
-    """The context of one certificate, which was put for these `names`."""
+    """The TLS context of one certificate, which was added for these `names`."""
 
     names: frozenset[str] = frozenset()
     listener: _TlsListener
@@ -150,8 +150,8 @@ class ServerContext(ssl.SSLContext):
     def admits(self, host: bytes) -> bool:
         """Whether requests for this host, with or without a port, may come over a connection with this certificate.
 
-        False for a host of another certificate with which clients have to present theirs: a client could otherwise
-        avoid that by naming different hosts in the handshake and the request (RFC 9110 §7.4).
+        False for a host of another certificate that requires client certificates: a client could otherwise avoid
+        presenting one by naming different hosts in the handshake and the request (RFC 9110 §7.4).
         """
         name = host.decode("latin-1").lower().partition(":")[0].rstrip(".")
         if name.startswith("[") or name.replace(".", "").isdigit():
@@ -161,20 +161,20 @@ class ServerContext(ssl.SSLContext):
 
 
 class ListenerCertificates:
-    """For each TLS listener the contexts of its certificates: by each of their names, and the first as default.
+    """The TLS contexts of each listener, by each of the certificate's names; the first one is the default.
 
-    A renewed certificate applies to handshakes from then on; connections continue.
+    A renewed certificate applies to later handshakes; open connections continue.
     """
 
     def __init__(self) -> None:
         self._listeners: dict[str, _TlsListener] = {}
 
     def put(self, bind: str, names: Sequence[str], tls: Table, contents: Sequence[bytes]) -> None:
-        """Use this certificate for these names: "www.example.com", "*.example.com", or none at all for the default.
+        """Use this certificate for these names: "www.example.com", "*.example.com", or none for the default.
 
-        `contents` are the files of the certificate's chain, of its key and, if clients have to present
-        certificates, of their authorities. Raises OSError (ssl.SSLError is one) when they do not match; the previous
-        certificate stays in use then.
+        `contents` are the files of the certificate chain, of its key and, if clients have to present certificates, of
+        their CAs. Raises OSError (ssl.SSLError is one) when they do not match; the previous certificate then stays in
+        use.
         """
         context = _server_context(tls, contents)
         context.set_alpn_protocols(PROTOCOLS)
@@ -184,12 +184,12 @@ class ListenerCertificates:
         listener.put(names, context)
 
     def keep(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
-        """Use no other certificates of the listener than those with these names; the first is the default."""
+        """Remove all certificates of the listener except those with these names; the first is the default."""
         if bind in self._listeners:
             self._listeners[bind].keep(certificates)
 
     def context(self, bind: str, name: str = "") -> ssl.SSLContext | None:
-        """The context for a new connection of the listener, whose client asks for this name."""
+        """The context for a new connection of the listener, whose client requests this name."""
         listener = self._listeners.get(bind)
         return listener.chosen(name.lower().rstrip(".")) if listener is not None else None
 
@@ -219,9 +219,9 @@ class _TlsListener:
         self._by_name = {name: context for given, context in kept.items() for name in given}
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
-        """Called by OpenSSL in the handshake. Without a fitting certificate the default one is presented.
+        """Called by OpenSSL in the handshake. Without a matching certificate the default one is presented.
 
-        Whether the client has to present a certificate was settled with the context that the connection began with.
+        Whether the client must present a certificate depends on the context with which the connection began.
         """
         chosen = self.chosen((name or "").lower().rstrip("."))
         if chosen is not context:
@@ -263,7 +263,7 @@ def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
 
 
 def _as_file(content: bytes) -> int:
-    """A descriptor of these bytes: the `ssl` module reads certificates and keys from paths only."""
+    """A file in memory with these bytes, because the `ssl` module reads certificates and keys only from paths."""
     fd = os.memfd_create("certificate", os.MFD_CLOEXEC)
     view = memoryview(content)
     while view:
@@ -272,7 +272,10 @@ def _as_file(content: bytes) -> int:
 
 
 class TlsReader(asyncio.BufferedProtocol, Generic[P]):
-    """Stands between the transport and `protocol`. Received data stays in the buffer only until it is taken."""
+    """A protocol between the transport and `protocol`.
+
+    Received data stays in a shared buffer only until it is processed.
+    """
 
     def __init__(self, protocol: P, buffer: memoryview) -> None:
         self.protocol = protocol

@@ -1,7 +1,7 @@
-"""Connections for which the gateway waits: for the rest of a head, or for the client to close. They cost no CPU.
+"""Connections that wait for the rest of a head, or for the client to close. They use no CPU.
 
-All are on one edge-triggered epoll instance, so that bytes that stay unread in a socket are reported once and not in
-every iteration of the loop.
+All are in one edge-triggered epoll instance, so that unread bytes in a socket are reported only once, and not in
+every loop iteration.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MOST = 100_000
 
 
 class WaitingConnection:
-    """A connection for which the gateway waits."""
+    """A connection that waits for the client."""
 
     __slots__ = ("deadline", "silent", "sock", "timer")
 
@@ -44,14 +44,14 @@ class WaitingConnection:
         self.silent = True  # nothing was received from it yet
 
     def on_readable(self, *, ended: bool) -> bool:
-        """Something has arrived, or with `ended` the client has closed its side: whether to wait for more.
+        """Handle new bytes, or with `ended` the client's end of file; returns whether to wait for more.
 
-        Otherwise `serve` follows, when the connection is no longer watched.
+        If not, `serve` is called, when the connection is no longer watched.
         """
         raise NotImplementedError
 
     def serve(self) -> None:
-        """Continue with the bytes that have arrived. The callee owns the socket."""
+        """Continue with the bytes that have arrived. Takes ownership of the socket."""
         raise NotImplementedError
 
     @property
@@ -60,14 +60,14 @@ class WaitingConnection:
         return _NEVER
 
     def has_unread(self) -> bool:
-        """Whether bytes have arrived of which the loop knows nothing yet."""
+        """Whether bytes have arrived that have not been reported to the loop yet."""
         try:
             return bool(self.sock.recv(1, _PEEK))
         except OSError:
             return False
 
     def on_deadline(self) -> None:
-        """Called when the time is over and the connection is no longer watched."""
+        """Called when the time has passed and the connection is no longer watched."""
         self.close()
 
     def close(self) -> None:
@@ -76,9 +76,9 @@ class WaitingConnection:
 
 
 class WaitingConnections:
-    """The connections that wait. When there are too many, the oldest that has sent nothing is closed first.
+    """The waiting connections. When there are too many, the oldest one that has sent nothing is closed first.
 
-    Belongs to the running loop.
+    Must be created on the running loop.
     """
 
     def __init__(self, most: int = 0) -> None:
@@ -96,7 +96,7 @@ class WaitingConnections:
 
     @property
     def is_full(self) -> bool:
-        """Whether a further connection would take the place of the oldest."""
+        """Whether a further connection would replace the oldest."""
         return len(self._connections) >= self._most
 
     def add(self, waiting: WaitingConnection, seconds: float) -> None:
@@ -204,7 +204,7 @@ class WaitingConnections:
         waiting.close()
 
     def _hurry(self, waiting: WaitingConnection) -> None:
-        """Bring the deadline forward: it was for the pause between two requests, and the next one has begun."""
+        """Set an earlier deadline: the old one was for the pause between requests, and the next request has begun."""
         deadline = self._loop.time() + waiting.most_seconds
         if deadline < waiting.deadline:
             self._put(waiting, deadline)

@@ -1,6 +1,6 @@
 """The backends of the gateway's routes: load balancing, circuit breakers, limits, and disabled hosts.
 
-`route_backends` chooses for one route, by its policy (`balance`), among backends that are ready, whose `breaker` is
-closed and `limiter` has room, and that an operator has not disabled (`hosts`). A lease is the right to send
-one request to the chosen backend. `backends` keeps the backends of all routes.
+`route_backends` chooses a backend for each request by the route's policy (`balance`), among those that are ready and
+not disabled (`hosts`), whose `breaker` is closed, and whose `limiter` has room. A lease is the right to send one
+request to the chosen backend. `backends` holds the backends of all routes.
 """

@@ -27,7 +27,7 @@ from .route_backends import (
 
 
 class Backends:
-    """The backends of all routes in force. `event(kind, **data)` is called when a breaker opens or closes."""
+    """The backends of all current routes. `event(kind, **data)` is called when a breaker opens or closes."""
 
     def __init__(
         self,
@@ -52,10 +52,10 @@ class Backends:
         hosts.subscribe(self._host_changed)
 
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
-        """Apply these routes and these facts about servers. Remaining backends keep their state.
+        """Apply these routes and facts about servers. Backends that remain keep their state.
 
-        Without routes the present routes stay in force. A route that is not among them is added by its first request,
-        so from a very large table only the known routes (`aliases`) are needed.
+        Without routes, the current routes stay. A route that is not among them is added by its first request, so that
+        of a very large table only the known routes (`aliases`) are needed.
         """
         self._servers = servers
         affected: dict[RouteBackends, bool] = {}  # whether weights have changed
@@ -105,17 +105,17 @@ class Backends:
 
     @property
     def aliases(self) -> list[str]:
-        """The HTTP routes that have backends: all that were applied, or had a request."""
+        """The HTTP routes that have backends: those that were applied, or have had a request."""
         return [route.alias for route, _ in self._routes.values() if isinstance(route, Route)]
 
     @property
     def by_load(self) -> list[str]:
-        """The servers of routes that balance by load, with connections that may have ended."""
+        """The servers whose routes balance by load, and whose passed connections may have ended."""
         routes = [found for _, found in self._routes.values() if found.by_load]
         return sorted({each.key for route in routes for each in route.members if each.backend.held})
 
     def hold(self, connections: Mapping[str, int]) -> None:
-        """Set the current number of connections of these servers' workers."""
+        """Set the current number of connections of each server's workers."""
         for server, count in connections.items():
             if server in self._backends:
                 self._backends[server].held = count
@@ -134,9 +134,9 @@ class Backends:
         *,
         is_stream: bool = False,
     ) -> None:
-        """Record that another program, which balances this route, sends nothing to backends that are `down`.
+        """Record which backends of this route another program, which balances it, considers `down`.
 
-        Backends are given by key; those in `answered` have answered at least once.
+        Backends are given by key. Those in `answered` have answered at least once.
         """
         known = self._routes.get(stream_key(alias) if is_stream else alias)
         for member in () if known is None else known[1].members:
@@ -148,7 +148,7 @@ class Backends:
                     member.breaker.close(f"{label} reaches it again")
 
     def probed(self, state: ProbeState) -> None:
-        """Record a probe result of a URL: while the probe fails, the backend gets no request."""
+        """Record the result of a probe of a URL. While the probe fails, the backend gets no requests."""
         self._probes[state.host] = state
         backend = self._backends.get(state.host)
         if backend is not None and not backend.is_server:
@@ -166,7 +166,7 @@ class Backends:
         self._probes.clear()
 
     def rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set the rank by which the URL's backend is preferred; `blocked`: it gets no request."""
+        """Set the preference rank of the URL's backend; `blocked`: it gets no requests."""
         self._ranks[url] = rank, blocked
         backend = self._backends.get(url)
         if backend is not None and not backend.is_server:
@@ -178,7 +178,7 @@ class Backends:
             del self._ranks[url]
 
     def available(self, host: str) -> BackendVerdict:
-        """Whether the host gets requests now, and if not, why."""
+        """Whether the host gets requests now, and if not, the reason."""
         backend = self._backends.get(host)
         return (
             BackendVerdict(False, "no route leads there")
@@ -192,9 +192,9 @@ class Backends:
         return [to_json(self._row(each, now)) for each in self._backends.values()]
 
     def healths(self) -> dict[str, dict[str, Table]]:
-        """The health of each backend as each route has it, of the routes that have backends already (see `aliases`).
+        """The health of each backend on each route that already has backends (see `aliases`).
 
-        A stream's name has a prefix, since an HTTP route may have the same alias.
+        The name of a stream has a prefix, because an HTTP route may have the same alias.
         """
         return {
             name: {key: to_json(each) for key, each in found.healths().items()}

@@ -1,7 +1,7 @@
 """Load balancing policies: which backend of a route gets the next request or connection.
 
-Small objects without clocks and sockets. A policy sees all backends of a route and asks of each
-that it considers whether it is usable now; it keeps no state that has to be given back.
+Small objects without clocks and sockets. A policy gets all backends of a route, and asks those that it considers
+whether they are usable now; it keeps no state that has to be returned.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MOST_POINTS = 16_384
 
 
 class Candidate(Protocol):
-    """A backend as a policy sees it: `weight` is at least 1, `load` its present number of requests and connections."""
+    """A backend as a policy sees it: `weight` is at least 1, `load` counts its current requests and connections."""
 
     @property
     def key(self) -> str: ...
@@ -78,7 +78,7 @@ class SmoothWeighted(Policy[C]):
 
 
 class LeastConnections(Policy[C]):
-    """The backend with the least load relative to its weight; equal ones take turns."""
+    """The backend with the least load relative to its weight; among equals in turn."""
 
     def __init__(self, candidates: Sequence[C]) -> None:
         super().__init__(candidates)
@@ -164,7 +164,7 @@ class ConsistentHash(Policy[C]):
 
 
 def policy_of(name: str, candidates: Sequence[C], random: Random) -> Policy[C]:
-    """The policy of this name. A sticky route chooses in turn for clients whose cookie leads nowhere.
+    """The policy of this name. A sticky route chooses in turn for clients without a usable cookie.
 
     Raises ValueError for an unknown name.
     """

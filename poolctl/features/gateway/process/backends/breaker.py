@@ -1,11 +1,11 @@
-"""Circuit breaker of a backend: no requests for a while after failures, then a few probes that decide.
+"""Circuit breaker of a backend: after failures it blocks requests for a while, then lets a few probes decide.
 
-Closed → open, after consecutive failures or too large a share of them in a window → half-open, after `open_seconds` →
-closed by successful probes, or open again by a failed probe. Without clocks: each call has the time.
+It opens after consecutive failures, or when too large a share of the requests in a window fails. After `open_seconds`
+it is half-open: successful probes close it, a failed probe opens it again. Each call has the time as an argument.
 
-A backend that cannot be reached never gets requests while its breaker is open. A backend that answers with errors may
-be answering one client's broken request, so its breaker opens only while other backends of its routes can take the
-requests.
+While the breaker of an unreachable backend is open, the backend gets no requests. A backend that answers with errors
+may only be answering one client's broken requests: its breaker opens only if other backends of its routes can take
+the requests.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _PROBING_RETRY_SECONDS = 1.0
 
 
 class Breaker:
-    """One backend's breaker. A request that was let through by `enter` reports back once: success, failure or neither.
+    """One backend's breaker. A request admitted by `enter` reports back once: success, failure or neither.
 
     `is_closed` is the usual case, in which `enter` does nothing. `rule` may be replaced at any time. `is_dispensable`
-    says whether other backends can take the requests, so that answers alone may open it.
+    tells whether other backends can take the requests, so that error responses alone may open the breaker.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Breaker:
         return f"<Breaker {self.state}, {self._consecutive} failures in a row>"
 
     def refused_seconds(self, now: float) -> float:
-        """0 if a request may be sent now, else the time to wait before the next try."""
+        """0 if a request may be sent now, else the time to wait before the next attempt."""
         if self.is_closed:
             return 0.0
         if self.state is BreakerState.OPEN:
@@ -60,7 +60,7 @@ class Breaker:
         return 0.0 if self._probes < self.rule.probes else _PROBING_RETRY_SECONDS
 
     def enter(self) -> int:
-        """Let a request through after `refused_seconds` returned 0; returns a number to report its result with."""
+        """Admit a request, after `refused_seconds` returned 0; returns a number to report its result with."""
         if not self.is_closed:
             if self.state is BreakerState.OPEN:
                 self._become(BreakerState.HALF_OPEN, "a request is tried")
@@ -68,7 +68,7 @@ class Breaker:
         return self.period
 
     def describe(self, now: float) -> str:
-        """Why the breaker lets no request through, or only a few; "" when it is closed."""
+        """Why the breaker admits no requests, or only a few; "" if it is closed."""
         if self.is_closed:
             return ""
         if self.state is BreakerState.HALF_OPEN:
@@ -122,7 +122,7 @@ class Breaker:
             self._probes -= 1
 
     def keep_open(self, why: str) -> None:
-        """Open until `close` is called, because another program decides about the backend."""
+        """Keep the breaker open until `close` is called, because another program decides about the backend."""
         self._open_until, self.by_answers, self.why = math.inf, False, why
         self._become(BreakerState.OPEN, why)
 
@@ -136,7 +136,7 @@ class Breaker:
         self._open_until = min(self._open_until, now)
 
     def _too_many(self, consecutive: int, failed: int) -> str:
-        """Why the breaker opens after these failures; "" if it does not."""
+        """Why the breaker opens after these failures; "" if it stays closed."""
         rule, seen = self.rule, sum(self._seen)
         if 0 < rule.failures <= consecutive:
             return f"{consecutive} failure{'s' if consecutive > 1 else ''}"

@@ -1,4 +1,4 @@
-"""Tracks which hosts behind the gateway an operator has disabled or drained, since when, until when, and why."""
+"""Tracks which hosts an operator has disabled or drained: since when, until when, and why."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class UnknownHost(LookupError):
 
 
 def find_host(name: str, known: Iterable[str]) -> str:
-    """The host meant by a name or URL in any case, or by a URL without its scheme. Raises UnknownHost."""
+    """The host with this name or URL, ignoring case; the URL's scheme may be missing. Raises UnknownHost."""
     hosts = [*known]
     if name in hosts:
         return name
@@ -54,10 +54,11 @@ def find_host(name: str, known: Iterable[str]) -> str:
 
 
 class HostManager:
-    """Keeps the state of each host, by the key of its backends: a server's name, or a URL.
+    """Holds the state of each host, by the key of its backends: a server's name, or a URL.
 
-    A host that was disabled for some time is active again when that is over: `expire`, to be called at `due`, reports
-    it to the listeners; `state` is right without it. `now` is a monotonic clock, `wall` gives seconds since 1970.
+    A host that was disabled for a limited time then becomes active again. `expire`, to be called at `due`, reports
+    this to the listeners; `state` is correct even before. `now` is a monotonic clock, `wall` returns seconds since
+    1970.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class HostManager:
         return 0.0 if until is None else max(0.0, until - self._now())
 
     def active_again(self, host: str) -> float:
-        """When the host becomes active again by itself, on the monotonic clock; 0 if it is active, or never will be."""
+        """When the host becomes active again, on the monotonic clock; 0 if it is active, or will not be by itself."""
         return self._until.get(host, 0.0)
 
     def records(self) -> list[HostRecord]:
@@ -111,9 +112,9 @@ class HostManager:
         return [*self._records.values()]
 
     def disable(self, host: str, for_seconds: float | None = None, why: str = "") -> HostRecord:
-        """Send the host's traffic elsewhere, for this time (default: `re_enable_seconds`); 0 until it is enabled.
+        """Send the host's traffic elsewhere for this time (default: `re_enable_seconds`); 0 means until it is enabled.
 
-        Requests in flight end as they would.
+        Requests in flight are completed.
         """
         seconds = self.re_enable_seconds if for_seconds is None else for_seconds
         if not seconds >= 0:
@@ -122,7 +123,7 @@ class HostManager:
         return self._set(host, HostState.DISABLED, why or "disabled by request", seconds)
 
     def drain(self, host: str, why: str = "") -> HostRecord:
-        """Send new clients elsewhere until it is enabled; clients whose sticky cookie names it may go on."""
+        """Send new clients elsewhere until the host is enabled. Clients whose sticky cookie names it stay."""
         return self._set(host, HostState.DRAINING, why or "drained by request", 0.0)
 
     def enable(self, host: str, why: str = "") -> HostRecord:
@@ -143,7 +144,7 @@ class HostManager:
             self._set(host, HostState.ACTIVE, "the time for which it was disabled is over", 0.0)
 
     def forget(self, hosts: Iterable[str]) -> None:
-        """Drop hosts that are no longer configured, without a call of the listeners."""
+        """Remove hosts that are no longer configured, without calling the listeners."""
         for host in hosts:
             self._records.pop(host, None)
             self._until.pop(host, None)

@@ -1,4 +1,4 @@
-"""Limits of a route, of a backend or of each client: requests in flight, requests a second, and a bounded queue."""
+"""Limits for a route, a backend or each client: requests in flight, requests per second, and a bounded queue."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ _IPV6_CLIENT_BITS = 64
 
 
 class Limiter:
-    """Counts requests in flight, and lets requests through at a rate with a burst.
+    """Counts requests in flight, and admits requests at a rate with a burst.
 
-    The rate is kept by one time, at which the bucket is full again (GCRA, as ATM networks and Redis-cell do): exact,
-    and as cheap as a counter. `limit` and `share` (of the rate, 1 in full) may be replaced at any time.
+    The rate needs a single number: the time at which the bucket is full again (GCRA, as in ATM networks and
+    redis-cell). This is exact, and as cheap as a counter. `limit` and `share` (of the rate; 1 is all of it) may be
+    replaced at any time.
     """
 
     def __init__(self, limit: Limit) -> None:
@@ -34,9 +35,9 @@ class Limiter:
         self._full_at = float("-inf")
 
     def refused_seconds(self, now: float) -> float:
-        """0 if a request may begin now, else the time to wait before the next try.
+        """0 if a request may begin now, else the time to wait before the next attempt.
 
-        Where only the end of another request can help, that is a guess: see `is_full`.
+        If only the end of another request can help, the time is an estimate: see `is_full`.
         """
         if self.is_full:
             return _BUSY_RETRY_SECONDS
@@ -70,7 +71,7 @@ class Limiter:
 
 
 class ClientLimits:
-    """The limiter of each client, by its address; of IPv6 by the network of 64 bits.
+    """The limiter of each client, by address; for IPv6 by 64-bit network.
 
     Clients of a Unix socket have no address, and no limit.
     """

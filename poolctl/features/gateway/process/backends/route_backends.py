@@ -54,11 +54,11 @@ AnyRoute = Route | StreamRoute
 
 
 class CanaryTurns:
-    """Decides which requests of a server go to its canary; the first go to the server.
+    """Decides which requests of a server go to its canary; the first requests go to the server.
 
-    Each turn is one of the requests at which it is due, by chance: a client that repeats a sequence of requests does
-    not send the same one of them to the canary each time. So after n requests it has had its share of them, rounded
-    down, or one less. A turn that is not used is lost.
+    Each turn is given to a randomly chosen request of those that it is due for, so that a client that repeats a
+    sequence of requests does not always send the same one to the canary. After n requests the canary has had its
+    share of n, rounded down, or one less. A turn that is not used is lost.
     """
 
     def __init__(self, share: float, random: Random = _RANDOM) -> None:
@@ -87,7 +87,7 @@ class CanaryTurns:
         self._turns += 1
 
     def stay(self) -> None:
-        """Count a request of a client that stays with the server; at most one turn is saved up for new clients."""
+        """Count a request of a client that stays with the server. At most one turn is saved for new clients."""
         self._requests += 1
         if self._due >= 2:
             self._turns += 1
@@ -119,7 +119,7 @@ _FAILURES = frozenset((502, 503, 504))
 
 
 def is_failure(outcome: RequestOutcome, status: int, rule: BreakerRule) -> bool:
-    """Whether the outcome counts against the backend: the only rule of passive health."""
+    """Whether the outcome counts against the backend. This is the only rule of passive health checks."""
     return outcome is FAILED or (outcome is ANSWERED and (status in _FAILURES or status in rule.statuses))
 
 
@@ -131,8 +131,8 @@ def sticky_value(key: str) -> str:
 class BackendVerdict(NamedTuple):
     """Whether a host gets requests now, and if not, why.
 
-    `may_wait`: a place becomes free by itself; `by_time`: after `retry_after_seconds`, without any other event.
-    `until`: when that time ends, on the clock of requests. `meant`: it is the result of a command.
+    `may_wait`: room will become free; `by_time`: after `retry_after_seconds`, without any other event. `until` is
+    when that time ends, on the clock of requests. `meant`: a command has caused this.
     """
 
     ok: bool
@@ -144,7 +144,7 @@ class BackendVerdict(NamedTuple):
     meant: bool = False
 
     def remaining_seconds(self, now: float) -> float:
-        """The seconds after which another try makes sense."""
+        """The seconds to wait before another attempt makes sense."""
         return max(0.0, self.until - now) if self.until else self.retry_after_seconds
 
 
@@ -154,9 +154,9 @@ AVAILABLE = BackendVerdict(True)
 class Backend:
     """A host of one or several routes: a server of the pool, or a URL.
 
-    `in_flight` counts the gateway's requests to it, and connections of streams; `open_connections`, the proxy's
-    connections, is for the proxy to keep. `held` are connections that its workers have by themselves, as last reported,
-    or passed since: counted only for routes that balance by load.
+    `in_flight` counts the gateway's requests to it and connections of streams; `open_connections` counts the proxy's
+    connections, and is maintained by the proxy. `held` counts connections that its workers serve directly, as last
+    reported, plus those passed since; only for routes that balance by load.
     """
 
     def __init__(self, key: str, counts: Traffic, is_server: bool) -> None:
@@ -202,7 +202,7 @@ class Backend:
         return next((state for state in _BREAKER_ORDER if state in states), None)
 
     def breaker_why(self, now: float) -> str:
-        """Why its breakers are not closed; "" if they are."""
+        """Why the backend's breakers are not closed; "" if they are."""
         return next(filter(None, (each.describe(now) for each in self._breakers.values())), "")
 
     @property
@@ -216,7 +216,7 @@ class Backend:
         return WARN_SHARE if self.facts is not None and self.facts.health == Status.WARN else 1.0
 
     def available(self, now: float) -> BackendVerdict:
-        """The best verdict of the routes that may use it."""
+        """The best of the verdicts for the routes that may use the backend."""
         verdicts = [
             each.passing_verdict() if route.passes else each.verdict(now)
             for route, each in self.members.items()
@@ -226,7 +226,7 @@ class Backend:
     def report(self, facts: ServerFacts | None, now: float, wall_now: float) -> None:
         """Update the known facts about the server; None for a server that is not in the pool.
 
-        `wall_now` is the same moment in seconds since 1970.
+        `wall_now` is the current time in seconds since 1970.
         """
         was_ready = self.facts is not None and self.facts.ready
         self.facts = facts
@@ -299,7 +299,7 @@ class Backend:
             self.blocked = known
 
     def probe_now(self, now: float) -> None:
-        """Let open breakers try it at once, because its state has changed."""
+        """Let open breakers probe the backend at once, because its state has changed."""
         for breaker in self._breakers.values():
             breaker.probe_now(now)
 
@@ -352,7 +352,7 @@ class Backend:
 class CanaryBackend(Backend):
     """The canary of a server: other workers, which get a share of its requests on every route.
 
-    It has the server's counts and limits. Its failures count for no breaker: the rollout judges them.
+    It has the server's counts and limits. Its failures do not count for a breaker: the rollout judges them.
     """
 
     def __init__(self, of: Backend, facts: ServerFacts) -> None:
@@ -370,7 +370,7 @@ class CanaryBackend(Backend):
         return self._server_key
 
     def follows(self, facts: ServerFacts) -> bool:
-        """Whether these facts describe this canary."""
+        """Whether these facts are about this canary."""
         endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
         return (self.key, self.endpoint, self._share) == (facts.canary, endpoint, facts.canary_share)
 
@@ -391,7 +391,7 @@ class CanaryBackend(Backend):
 
 
 class Member:
-    """A backend as part of a route: its weight in the route, the route's rule for the breaker, and its limit."""
+    """A backend as part of a route: its weight, the rule for its breaker, and its limit."""
 
     def __init__(self, backend: Backend, weight: int, breaker: Breaker, limiter: Limiter | None) -> None:
         self.backend = backend
@@ -408,20 +408,21 @@ class Member:
 
     @property
     def serves(self) -> bool:
-        """Whether it is enabled and ready, and its breaker closed."""
+        """Whether the backend is enabled and ready, and its breaker closed."""
         return self.backend.blocked is None and self.breaker.is_closed
 
     def passing_verdict(self) -> BackendVerdict:
-        """The verdict for a connection that the route passes on.
+        """The verdict for a connection that is passed to the backend.
 
-        Only the worker sees its responses, so neither breaker nor limiter applies.
+        Only the worker sees the responses, so neither breaker nor limiter applies.
         """
         return self.backend.blocked or AVAILABLE
 
     def health(self, now: float, *, passing: bool) -> RouteHealth:
-        """The backend's health from the route's point of view; `passing`: the route passes connections on.
+        """The backend's health on this route. `passing`: the route passes connections.
 
-        A limit that is reached is no fault. A breaker that is not closed is one until a request has succeeded.
+        A reached limit does not make the backend unhealthy. A breaker that is not closed does, until a request has
+        succeeded.
         """
         backend = self.backend
         if (blocked := backend.blocked) is not None:
@@ -437,9 +438,9 @@ class Member:
         return RouteHealth(status=UNKNOWN, detail="it has not answered yet")
 
     def verdict(self, now: float, *, resumed: bool = False) -> BackendVerdict:
-        """Whether it may get a request of the route now: enabled, ready, breaker not open, limiter not full.
+        """Whether the backend may get a request of the route: enabled, ready, breaker not open, limiter not full.
 
-        `resumed`: for a client whose cookie names it, which a draining host still serves.
+        `resumed`: the request is from a client whose cookie names the backend, which it serves even while draining.
         """
         backend = self.backend
         if backend.blocked is not None and not (resumed and backend.draining):
@@ -463,7 +464,7 @@ class Member:
 class NoBackend(Exception):
     """No backend can take the request now. The client gets `status`, with Retry-After.
 
-    `may_wait`: `RouteBackends.wait` may find one.
+    `may_wait`: `RouteBackends.wait` may find a backend.
     """
 
     status = 503
@@ -502,9 +503,9 @@ class Lease:
         self.cookie = cookie
 
     def connected(self, status: int = 0) -> None:
-        """The backend has accepted a long-lived exchange: a probe succeeds now, and not only at its end.
+        """Record that the backend has accepted a long-lived request: a breaker's probe succeeds even before its end.
 
-        Its further course counts as for any other request. `status` is the status of the response that begins.
+        `status` is the status of the response that begins.
         """
         route, breaker = self._route, self._member.breaker
         if route is None or self._period < 0 or is_failure(ANSWERED, status, breaker.rule):
@@ -567,7 +568,7 @@ class _Waiter:
 
 
 class RouteBackends:
-    """The backends of one route: its policy, its limit and its queue. `acquire` needs no loop, `wait` does."""
+    """The backends of one route: its policy, its limit and its queue. `acquire` is synchronous, `wait` needs a loop."""
 
     def __init__(
         self,
@@ -638,7 +639,7 @@ class RouteBackends:
             self.admit()
 
     def can_spare(self, backend: Backend) -> bool:
-        """Whether this backend may be taken out: another one serves, and the route's `max_open` is not exceeded."""
+        """Whether this backend may be taken out: another one serves, and `max_open` of the route is not exceeded."""
         others = [each for each in self.members if each.backend is not backend]
         left_alone = 1 + sum(not each.breaker.is_closed for each in others)
         most = max((each.breaker.rule.max_open for each in self.members), default=0.0) * len(self.members)
@@ -670,18 +671,18 @@ class RouteBackends:
             member.backend.leave(self)
 
     def acquire(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease | NoBackend:
-        """A backend for a request of this client now, excluding the backends `tried` before (their keys).
+        """A backend for a request of this client now, except the backends `tried` before (their keys).
 
-        `client` is its IP address, `cookie` its value of the route's sticky cookie.
+        `client` is its IP address, `cookie` the value of its sticky cookie for the route.
         """
         if self._queue:
             return NoBackend("others wait already", self._queue_seconds, may_wait=True)
         return self._assign(client, cookie, tried)
 
     def choose(self, client: str) -> Backend | NoBackend:
-        """Choose a backend for a connection that is passed on. Only the worker learns how its requests end.
+        """Choose a backend for a connection that is passed on.
 
-        So there is no lease, which would be released at once. Routes with a limit pass nothing on.
+        There is no lease, because only the worker learns how its requests end. Routes with a limit pass nothing on.
         """
         now = self.now()
         if now >= self._hosts.next_expiry:
@@ -692,9 +693,9 @@ class RouteBackends:
         return self._refusal(now, [(each.key, each.passing_verdict()) for each in self.members])
 
     async def wait(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease:
-        """Wait for a backend, for at most the route's `queue_seconds`, after earlier requests. Raises NoBackend.
+        """Wait for a backend, after earlier requests, for at most the route's `queue_seconds`. Raises NoBackend.
 
-        Cancel it when the client leaves: its place is free at once.
+        Cancel it when the client leaves: its place in the queue is then free.
         """
         if not self._queue:
             found = self._assign(client, cookie, tried)

@@ -1,4 +1,4 @@
-"""A connection to a backend: one request at a time, and the reading of its response."""
+"""A connection to a backend, which carries one request at a time and parses its response."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SENDING_SECONDS = 60.0
 class Timer:
     """One deadline that is moved often; `expired` is called when it has passed.
 
-    Moving it to a later time is an assignment: the loop's timer is set again when it is due.
+    Moving it later is only an assignment: the loop's timer is set again when it fires.
     """
 
     __slots__ = ("_due", "_expired", "_handle", "_loop", "deadline")
@@ -82,7 +82,7 @@ def _nothing() -> None:
 
 
 class ResponseReceiver(Protocol):
-    """The receiver of a response. No call follows `response_ends` or `backend_lost`."""
+    """Receives the parts of a response. No method is called after `response_ends` or `backend_lost`."""
 
     def interim(self, response: Response) -> None:
         """Called for an interim response (1xx)."""
@@ -91,10 +91,13 @@ class ResponseReceiver(Protocol):
         """The protocol has changed (101); `data` are its first bytes, later bytes go to `response_data`."""
 
     def response_begins(self, response: Response, *, done: bool) -> None:
-        """The head and the first bytes of the body; `done`: that is the whole response, `response_ends` follows."""
+        """The head, and the first bytes of the body.
+
+        If `done`, the response is complete and `response_ends` follows.
+        """
 
     def response_data(self, data: Buffer) -> None:
-        """Bytes of the body; a chunked body comes as chunks, or parts of them, unless they are to be decoded."""
+        """Bytes of the body. A chunked body arrives as chunks, or parts of them, unless it is decoded."""
 
     def response_ends(self, trailers: bytes) -> None:
         """The response is complete."""
@@ -103,16 +106,17 @@ class ResponseReceiver(Protocol):
         """The backend closed its side of the tunnel."""
 
     def backend_lost(self, error: Exception | None) -> None:
-        """The connection ended before the response was complete, or its bytes are invalid (BadMessage)."""
+        """The connection was closed before the response was complete, or its bytes are invalid (BadMessage)."""
 
     def backend_writable(self, writable: bool) -> None:
-        """The backend takes bytes again, or does not for now."""
+        """The backend accepts bytes again, or not for now."""
 
 
 class BackendConnection(asyncio.Protocol):
-    """`requests` counts the sent requests. `answered`: bytes of the present response have arrived.
+    """A connection to a backend. `requests` counts the requests sent.
 
-    `reusable`: the last response was complete, and the backend keeps the connection.
+    `answered`: bytes of the current response have arrived. `reusable`: the last response was complete, and the
+    backend keeps the connection open.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -144,11 +148,14 @@ class BackendConnection(asyncio.Protocol):
 
     @property
     def idle_until(self) -> float:
-        """The time at which the idle connection is closed unless it is taken before."""
+        """When the idle connection is closed unless it is used before."""
         return self._timer.deadline
 
     def taken(self, *, certain: bool) -> bool:
-        """Whether it can be used again; with `certain` the system is asked whether the backend has just closed it."""
+        """Take the connection out of its list; returns whether it is usable.
+
+        `certain`: also ask the kernel whether it was closed.
+        """
         self._idle_in = None
         self._timer.stop()
         if self.closed or self._transport.is_closing():
@@ -171,9 +178,10 @@ class BackendConnection(asyncio.Protocol):
     def request(
         self, receiver: ResponseReceiver, data: bytes, *, head_only: bool, decode: bool, may_switch: bool
     ) -> None:
-        """Send the head of a request, with the bytes of the body that have arrived.
+        """Send the head of a request, with the part of the body that has arrived.
 
-        `head_only`: the response has no body, even if its fields say so. `decode`: its chunks are taken apart.
+        `head_only`: the response has no body, even if its fields announce one. `decode`: the chunks of its body are
+        decoded.
         """
         self._receiver = receiver
         self._head_only, self._decode, self._may_switch = head_only, decode, may_switch
@@ -183,7 +191,7 @@ class BackendConnection(asyncio.Protocol):
         self._transport.write(data)
 
     def send(self, data: Buffer) -> None:
-        """Send more of the body, or bytes of a tunnel."""
+        """Send more of the body, or data of a tunnel."""
         self._transport.write(data)
 
     def send_eof(self) -> None:
@@ -191,7 +199,7 @@ class BackendConnection(asyncio.Protocol):
         close_writing(self._transport)
 
     def pause_reading(self) -> None:
-        """The client does not accept data: pause reading."""
+        """Pause reading, because the client does not accept data."""
         self._paused = True
         self._update_reading()
 
@@ -342,7 +350,7 @@ class BackendConnection(asyncio.Protocol):
             self._complete(chunks.trailers, keep=not chunks.rest)
 
     def _go_on_soon(self) -> None:
-        """Process the buffer after other connections have had their turn; reading pauses until then."""
+        """Pause reading, and continue with the buffer after other connections have had their turn."""
         if not self._turn_due:
             self._turn_due = True
             asyncio.get_running_loop().call_soon(self._go_on)
@@ -386,7 +394,7 @@ class BackendConnection(asyncio.Protocol):
 
 
 def close_writing(transport: asyncio.Transport) -> None:
-    """Send the end of one direction after the buffered bytes. TLS has no such end: the connection is closed."""
+    """Close one direction after the buffered bytes. TLS cannot do that: there the connection is closed."""
     if not transport.can_write_eof():
         transport.close()
     elif not transport.is_closing():

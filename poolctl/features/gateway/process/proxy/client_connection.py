@@ -1,4 +1,4 @@
-"""A client's connection: requests of HTTP/1.1 one after the other, each forwarded to a backend, and their responses."""
+"""An HTTP/1.1 client connection: its requests are forwarded to backends one after another."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ Peer = tuple[str, int]  # address and port
 
 
 class RequestBody:
-    """`feed` returns the bytes that can be passed on. At its end `done` is true, and `rest` holds the bytes behind it.
+    """The body of a request, which is `length` bytes long or CHUNKED. A body longer than `most` is refused with 413.
 
-    Before that, `rest` are bytes that were not read because they hold too many chunks for one turn of the loop.
-
-    `length` is the number of its bytes, or CHUNKED; a body longer than `most` is refused with 413 (0: no limit).
+    `feed` returns the bytes to pass on. When the body is complete, `done` is true and `rest` has the bytes after it;
+    before that, `rest` has bytes not processed yet, because they hold too many chunks for one loop iteration. `most`
+    0 means no limit.
     """
 
     def __init__(self, length: int, most: int) -> None:
@@ -108,7 +108,7 @@ class RequestBody:
         self._check(length)
 
     def feed(self, data: bytes) -> Buffer:
-        """The part of these bytes that can be passed on. Raises BadMessage."""
+        """Process received bytes; returns the bytes to pass on. Raises BadMessage."""
         chunks = self._chunks
         if chunks is None:
             if len(data) > self._left:
@@ -127,9 +127,9 @@ class RequestBody:
 
 
 class FrameBoundary:
-    """Follows the frames that a server sends; a frame may be inserted where `at_boundary` is true.
+    """Tracks a server's WebSocket frames. A frame may be inserted where `at_boundary` is true.
 
-    `ending`: a close frame replaces the next frame. `lost`: there were too many to follow.
+    `ending`: a close frame replaces the next frame. `lost`: there were too many frames to track.
     """
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ class FrameBoundary:
 
     @property
     def at_boundary(self) -> bool:
-        """Whether a frame is complete and the next has not begun."""
+        """Whether the last frame is complete and the next has not begun."""
         return not (self._left or self._header or self.lost)
 
     def passed_on(self, data: Buffer) -> Buffer:
@@ -158,7 +158,7 @@ class FrameBoundary:
         return _CLOSE_1012 if self.at_boundary else b""
 
     def feed(self, data: Buffer, *, only_first: bool = False) -> int:
-        """Follow these bytes; with `only_first` up to the end of the present frame. How many were followed."""
+        """Track these bytes; with `only_first`, up to the end of the current frame. Returns how many were tracked."""
         if self.lost:
             return len(data)
         if self._left > len(data):
@@ -207,7 +207,7 @@ def _payload_length(header: bytes) -> int:
 class Exchange:
     """Forwards one request to a backend. Call `start`, then `send_body` for the rest of the request's body.
 
-    `timer` is the client side's, used until the exchange ends.
+    `timer` belongs to the client connection, and is used until the exchange ends.
     """
 
     def __init__(
@@ -246,7 +246,7 @@ class Exchange:
     # The request.
 
     def start(self, body: bytes, *, complete: bool) -> None:
-        """Send the request to a backend, with the part of its body that is there."""
+        """Send the request to a backend, with the part of its body that has arrived."""
         self._kept = body
         self._received = len(body)
         self.complete = complete
@@ -268,7 +268,7 @@ class Exchange:
         self._acquire()
 
     def send_body(self, data: Buffer, *, complete: bool) -> None:
-        """Send more of the body, in the framing that the head names."""
+        """Send more of the body, framed as the head announces."""
         self.complete = complete
         self._received += len(data)
         connection = self._connection
@@ -283,7 +283,7 @@ class Exchange:
             self._client_side.take_body(False)
 
     def client_left(self) -> None:
-        """The client has gone; no more bytes are sent to it."""
+        """Handle the loss of the client: no more bytes are sent to it."""
         self._end(CANCELLED)
 
     def client_eof(self) -> None:
@@ -293,7 +293,7 @@ class Exchange:
             self._one_end_closed()
 
     def client_writable(self, writable: bool) -> None:
-        """The client takes more of the response again, or does not for now."""
+        """The client accepts more of the response again, or not for now."""
         self._paused = not writable
         if self._connection is not None and self.begun:
             if writable:
@@ -303,7 +303,7 @@ class Exchange:
                 self._connection.pause_reading()
 
     def refuse(self, status: int) -> None:
-        """End with this status because the client's request is at fault; a response that has begun is cut off."""
+        """End with this error status, because the client's request is invalid. A response that has begun is cut off."""
         self._give_up(CANCELLED, status)
 
     # A backend.
@@ -535,7 +535,7 @@ class Exchange:
     def _give_up(
         self, outcome: RequestOutcome, status: int, error: str = "", retry_after_seconds: float = 0
     ) -> None:
-        """End with this status; a response that has begun is cut off."""
+        """End with this error status. A response that has begun is cut off."""
         if self.begun:
             self._end(outcome, error)
             self._client_side.cut_off()
@@ -587,7 +587,7 @@ class Exchange:
             connection.close(gently=self.tunnel)
 
     def _wait(self, seconds: float) -> None:
-        """Set the time limit of the next step, which is at most the rest of the total time."""
+        """Set the time limit for the next step, within the remaining total time."""
         if self._ends:
             left = max(self._ends - monotonic(), 0.001)
             seconds = min(seconds, left) if seconds else left
@@ -595,11 +595,11 @@ class Exchange:
 
 
 class ClientConnection(asyncio.Protocol):
-    """The client side of one exchange after the other; each ends with `finish`, `refuse` or `cut_off`.
+    """A client connection, with one exchange at a time; each ends with `finish`, `refuse` or `cut_off`.
 
-    `takes_chunks`: bodies of unknown length come to it as chunks, else as plain data. Further requests are read ahead,
-    within a bound, and answered in their order: an exchange begins when the previous exchange has ended and its
-    response is on its way.
+    `takes_chunks`: bodies of unknown length are sent to the client as chunks, otherwise as plain data. A bounded
+    number of further requests is read ahead. They are answered in order: the next exchange begins when the previous
+    one has ended and its response is being sent.
     """
 
     def __init__(self, edge: Edge, scheme: str, received: bytes = b"", reported: Peer | None = None) -> None:
@@ -714,7 +714,7 @@ class ClientConnection(asyncio.Protocol):
             self._update_reading()
 
     def _begin_next(self) -> bool:
-        """Begin the next buffered request, or refuse it; False if its head is not complete yet."""
+        """Begin the next buffered request, or refuse it; returns False if its head is incomplete."""
         data, edge = self._buffer, self._edge
         self._request, self._keep, found_route = None, False, None
         try:
@@ -781,7 +781,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.send_body(piece, complete=body.done)
 
     def _go_on_soon(self) -> None:
-        """Process the buffer after other connections have had their turn; reading pauses until then."""
+        """Pause reading, and continue with the buffer after other connections have had their turn."""
         if not self._turn_due:
             self._turn_due = True
             self._edge.loop.call_soon(self._go_on)
@@ -857,7 +857,7 @@ class ClientConnection(asyncio.Protocol):
         self._response_ended(read=complete and request is not None)
 
     def cut_off(self) -> None:
-        """The response cannot be completed: the client must not take it for complete."""
+        """Close without completing the response, in a way that the client cannot mistake for its end."""
         self._exchange = None
         if not self.takes_chunks:  # only this shows the client that the response is incomplete
             self._transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
@@ -871,7 +871,7 @@ class ClientConnection(asyncio.Protocol):
         self._update_reading()
 
     def _response_ended(self, *, read: bool) -> None:
-        """Begin the next request, or close the connection. `read`: the request has been read to its end."""
+        """Begin the next request, or close the connection. `read`: the request was read completely."""
         self._body_wanted = True
         if self._keep:
             edge = self._edge
@@ -908,9 +908,9 @@ class ClientConnection(asyncio.Protocol):
             self._timer.start(seconds, self._end)
 
     def _leave(self, received: bytes, seconds: float) -> bool:
-        """Give the connection up to be routed again, with these bytes of its next request; False if it stays.
+        """Hand the connection over to be routed again, with these bytes of its next request; returns False if it stays.
 
-        It waits for at most `seconds`. It stays here if it has TLS, something is unsent, or there is no room.
+        It waits for at most `seconds`. It stays if it uses TLS, has unsent bytes, or there is no room.
         """
         edge, transport = self._edge, self._transport
         decide = edge.passing.decide_again
@@ -954,12 +954,12 @@ class ClientConnection(asyncio.Protocol):
     # Ends.
 
     def drain(self) -> None:
-        """End after the present response, or soon if there is none; a WebSocket continues."""
+        """Close after the current response, or soon if there is none; a WebSocket continues."""
         if self._exchange is None and self._dropped is None:
             self._timer.start(QUIET_SECONDS, self._end)
 
     def end_now(self) -> None:
-        """End now: a WebSocket with a close frame where a frame is possible, everything else at once."""
+        """Close now: a WebSocket with a close frame if one can be inserted, anything else at once."""
         if self._frames is None or self._frames.ending:
             self._transport.abort()
             return
@@ -967,7 +967,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(self._frames.end())
 
     def close_idle(self) -> bool:
-        """Close the connection, which is between two requests, unless bytes wait to be read or to be sent."""
+        """Close the idle connection, unless bytes wait to be read or sent."""
         transport = self._transport
         if transport.get_write_buffer_size() or unread_bytes(transport):
             return False
@@ -996,7 +996,7 @@ class ClientConnection(asyncio.Protocol):
 
 
 def _detach(transport: asyncio.Transport) -> socket.socket:
-    """Take the connection out of its transport, which is discarded; returns the socket. Raises OSError."""
+    """Take the socket out of the transport, which is discarded; returns the socket. Raises OSError."""
     used = transport.get_extra_info("socket")
     kind = Connection if isinstance(used, Connection) else socket.socket
     fd = os.dup(used.fileno())

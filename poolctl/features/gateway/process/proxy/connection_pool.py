@@ -1,4 +1,4 @@
-"""The connections of the proxy: idle connections to backends, kept for the next request, and client connections."""
+"""The proxy's connections: idle connections to backends, which are reused, and client connections."""
 
 from __future__ import annotations
 
@@ -22,24 +22,22 @@ _LOOKED_AT = 32
 
 
 class ProxiedClient(Protocol):
-    """A client's connection, as the pool needs it in order to close it."""
+    """A client connection, as far as the pool needs it to close it."""
 
     def drain(self) -> None:
-        """End after the response in progress, or now without one."""
+        """Close after the response in progress, or now without one."""
 
     def end_now(self) -> None:
-        """End now; a WebSocket gets a close frame (1012) if a frame is possible."""
+        """Close now; a WebSocket gets a close frame (1012) if one can be inserted."""
 
     def close_idle(self) -> bool:
-        """Close the connection, which is between two requests; False if it is not, because bytes wait to be read or
-        to be sent.
-        """
+        """Close the connection if it is idle; returns False if bytes wait to be read or sent."""
 
 
 class ConnectionPool:
-    """Connections to backends by endpoint; the most recently used is reused first, so that superfluous ones age.
+    """Connections to backends by endpoint. The most recently used is reused first, so that surplus ones expire.
 
-    Made on the loop that uses it.
+    Must be created on the loop that uses it.
     """
 
     def __init__(self) -> None:
@@ -62,7 +60,8 @@ class ConnectionPool:
     def take(self, endpoint: Endpoint, *, certain: bool) -> BackendConnection | None:
         """The most recently used idle connection to the endpoint, or None.
 
-        `certain`: for a request that cannot be sent twice, the system is asked whether the connection still is one.
+        `certain`, for a request that cannot be repeated: the kernel is asked whether the backend has closed the
+        connection.
         """
         idle = self._idle.get(endpoint)
         while idle:
@@ -116,7 +115,7 @@ class ConnectionPool:
         return bool(done)
 
     def close_idle_client(self) -> bool:
-        """Close the client connection that is idle longest, and forget it; False if no connection is idle."""
+        """Close and forget the client connection that has been idle longest; returns False if none is idle."""
         for client in list(islice(self.idle_clients, _LOOKED_AT)):
             if client.close_idle():
                 self.leave(client)
@@ -125,7 +124,7 @@ class ConnectionPool:
         return False
 
     def close_idle_backend(self) -> bool:
-        """Close the backend connection that is idle longest; False if no connection is idle."""
+        """Close the backend connection that has been idle longest; returns False if none is idle."""
         found = min(filter(None, self._idle.values()), key=lambda idle: idle[0].idle_until, default=None)
         if found is None:
             return False
@@ -153,14 +152,14 @@ class ConnectionPool:
             task.cancel()
 
     def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Run the coroutine as a task that is kept until it is done."""
+        """Run the coroutine as a task, and keep a reference until it is done."""
         task = self.loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
 
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext:
-        """Certificates are verified with the system's authorities, except certificates of servers of this pool."""
+        """The TLS context: certificates are verified by the system's CAs, except those of servers of this pool."""
         context = self._contexts.get(bool(endpoint.server_name))
         if context is None:
             context = ssl.create_default_context()

@@ -1,7 +1,7 @@
-"""The access log of proxied requests: lines in the workers' format, in a file of the gateway's own.
+"""The access log of proxied requests: lines in the workers' format, in the gateway's own file.
 
-The event loop never waits for the disk: a thread writes the collected lines. While a write takes long, a bounded number
-of bytes waits; further lines are dropped and counted.
+The event loop never waits for the disk: a thread writes the collected lines. During a slow write a bounded number of
+bytes is buffered; further lines are dropped and counted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ID_BYTES = 16
 
 
 class GatewayAccessLog:
-    """Writes a line for each request into the file at `path`, which is rotated. Belongs to the running loop."""
+    """Writes a line for each request to the file at `path`, which is rotated. Must be created on the running loop."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class GatewayAccessLog:
         self._writing = False
 
     def add(self, line: str) -> None:
-        """Write this line, with the time before it. Never blocks."""
+        """Write this line, prefixed with the time. Never blocks."""
         data = f"{stamp(time.time())} {line}\n".encode()
         if self.waiting_bytes + len(data) > MOST_WAITING_BYTES:
             self._left_out += 1
@@ -55,11 +55,11 @@ class GatewayAccessLog:
             self._timer = self._loop.call_later(_GATHER_SECONDS, self._write)
 
     def reopen(self) -> asyncio.Future[None]:
-        """Close the file, so that the next lines reopen its path; done when no write to it is in progress."""
+        """Close the file, so that the next lines reopen its path; returns when no write is in progress."""
         return self._loop.run_in_executor(self._writer, self._file.reopen)
 
     def close(self) -> None:
-        """Write what waits; the process does not end before that is done."""
+        """Write all buffered lines before the process exits."""
         if self._timer is not None:
             self._timer.cancel()
         self._writer.submit(self._store, self._take())
@@ -82,7 +82,7 @@ class GatewayAccessLog:
         return block
 
     def _store(self, block: bytes) -> int:
-        """Runs in the thread: the number of lines lost because the disk is full."""
+        """Write the block, in the thread; returns the number of lines lost because the disk is full."""
         return block.count(b"\n", self._file.append(block))
 
     def _written(self, size: int, done: asyncio.Future[int]) -> None:
@@ -95,9 +95,9 @@ class GatewayAccessLog:
 
 
 class AccessLogEntry:
-    """The line of one request, which has begun now. `request_id` is its X-Request-ID, or a new ID.
+    """The log line of a request that begins now. `request_id` is its X-Request-ID, or a new ID.
 
-    `client` is the address of its client, `version` the version of HTTP.
+    `client` is the client's address, `version` the HTTP version.
     """
 
     def __init__(self, log: GatewayAccessLog, request: RequestHead, client: str, version: str) -> None:
@@ -113,7 +113,7 @@ class AccessLogEntry:
         return b"%bX-Request-ID: %b\r\n\r\n" % (_id_lines.sub(b"", head[:-2]), self.request_id.encode())
 
     def write(self, status: int, seconds: float) -> None:
-        """Record the end of the request with this status, and the time since it began."""
+        """Write the line at the end of the request, with this status and the request's duration."""
         request = self._request
         line = f'"{request.method.decode()} {request.target.decode("latin-1")} HTTP/{self._version}"'
         phrase = phrase_of(status)

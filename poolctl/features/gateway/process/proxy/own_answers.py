@@ -1,4 +1,4 @@
-"""Responses that the gateway gives instead of a backend: of a route, and for a server that sleeps or starts."""
+"""Responses by the gateway itself: for redirects and refusals of a route, and for a server that sleeps or starts."""
 
 from __future__ import annotations
 
@@ -73,21 +73,21 @@ def _location(route: Route, request: RequestHead) -> bytes:
 
 
 def spares_server(route: Route, method: bytes, path: bytes) -> bool:
-    """Whether the gateway answers the request instead of waking a server: a probe, or a browser asking for an icon."""
+    """Whether the gateway answers the request itself and wakes no server: a probe, or a request for an icon."""
     return method in (b"GET", b"HEAD") and (path.endswith(b"/favicon.ico") or _is_probe(route, path))
 
 
 def report_arrival(edge: Edge, route: Route, method: bytes, path: bytes) -> None:
-    """Report the request to the parts of features, unless it is one that wakes no server."""
+    """Report the request to the features' parts, unless it wakes no server."""
     if edge.parts and not spares_server(route, method, path):
         for part in edge.parts.values():
             part.arrived(route)
 
 
 def own_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead) -> Response | None:
-    """The response to give instead of asking a backend that sleeps or starts; None if the request waits for it.
+    """The gateway's response while the backend sleeps or starts; None if the request waits for the backend.
 
-    Has the server woken unless it is spared, so that the connection to it does not have to do that.
+    Wakes the server, unless the request spares it.
     """
     sleeps = backend.rank == SLEEPING
     if sleeps and spares_server(route, request.method, request.path):
@@ -102,7 +102,7 @@ def own_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead)
 
 
 def takes_waiting_page(route: Route, request: RequestHead) -> bool:
-    """Whether the request is a browser's for a page, on a route that has a waiting page."""
+    """Whether a browser requests a page, on a route that has a waiting page."""
     return (
         route.waiting_page
         and request.method == b"GET"

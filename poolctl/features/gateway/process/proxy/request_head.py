@@ -1,4 +1,4 @@
-"""Heads of requests: read in a form that all parsers read alike, routed, and written again for the backend."""
+"""Request heads: parsed into a form that all parsers read alike, routed, and rewritten for the backend."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ _USUAL_HOST_HEADER = "Host"
 
 
 def read_request(data: bytes, max_head_bytes: int, scanned: int = 0) -> RequestHead | None:
-    """The request whose head these bytes begin with; None while it is not complete. Raises BadMessage.
+    """The request whose head is at the start of these bytes; None if it is incomplete. Raises BadMessage.
 
-    Up to the offset `scanned` an earlier call has found them incomplete.
+    An earlier call has found it incomplete up to the offset `scanned`.
     """
     request = RequestHead.read(data, scanned, max_head_bytes)
     if request is None:
@@ -61,7 +61,7 @@ def read_request(data: bytes, max_head_bytes: int, scanned: int = 0) -> RequestH
 
 
 def _put_in_order(head: RequestHead, raw: bytes) -> RequestHead:
-    """The request in a form that all parsers read alike, if it has one."""
+    """The request in the form that all parsers read alike, or None if there is no such form."""
     _compare(head, raw)
     target, host, fields = head.target, head.host, head.fields
     if head.get(b"expect").lower() not in (b"", b"100-continue"):
@@ -85,7 +85,7 @@ def _put_in_order(head: RequestHead, raw: bytes) -> RequestHead:
 
 
 def _compare(head: RequestHead, raw: bytes) -> None:
-    """Refuse what llhttp, the parser of many servers, refuses or reads in another way."""
+    """Refuse requests that llhttp, which many servers use, refuses or reads differently."""
     reading = _Reading()
     parser = httptools.HttpRequestParser(reading)
     try:
@@ -99,7 +99,7 @@ def _compare(head: RequestHead, raw: bytes) -> None:
 
 
 class _Reading:
-    """The input of llhttp."""
+    """The bytes that llhttp parses, and what it finds in them."""
 
     target = b""
     complete = False
@@ -127,9 +127,9 @@ class Forwarding:
         self._report = ClientReport(peer, scheme, trusted=self.trusted)
 
     def client(self, request: RequestHead) -> str:
-        """The client's address: the last address on the way here that is not a trusted proxy's.
+        """The client's address: the last address on the way here that is not a trusted proxy.
 
-        Behind more proxies than are examined it is the peer's address, because no other address can be trusted.
+        If there are more proxies than are examined, it is the peer's address, because no other can be trusted.
         """
         if not self.trusted:
             return self.peer
@@ -141,17 +141,17 @@ class Forwarding:
         return self.peer
 
     def is_secure(self, request: RequestHead) -> bool:
-        """Whether the client has sent the request by TLS, to this process or to a trusted proxy."""
+        """Whether the client used TLS, to this process or to a trusted proxy."""
         said = request.get(b"x-forwarded-proto") if self.trusted else b""
         return (said.partition(b",")[0].strip().lower() or self.scheme.encode()) == b"https"
 
     def sender_of(self, request: RequestHead) -> str:
-        """The client as a log names it: with its port, unless only a proxy knows that."""
+        """The client as named in logs: with its port, unless only a proxy knows the port."""
         client = self.client(request)
         return f"{client}:{self._port}" if client == self.peer and self._port else client
 
     def head(self, request: RequestHead, route: Route, target: bytes) -> bytes:
-        """The head of the request for a backend, which is asked for this target. Raises BadMessage."""
+        """The head of the request for a backend, with this request target. Raises BadMessage."""
         kept, host = _without_hop_by_hop(request), request.host
         if route.host_header or not host:
             kept = _HOST_LINE.sub(b"", kept)
@@ -188,7 +188,7 @@ def _added(route: Route) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _replaced(route: Route) -> re.Pattern[bytes]:
-    """Recognises the lines of the fields that a client cannot send to the route, by all names that CGI reads alike."""
+    """An expression for header fields that clients may not send to the route, by all names that CGI reads alike."""
     return _lines_named([*(header.name for header in route.set_headers), *route.remove_headers])
 
 
@@ -210,13 +210,16 @@ def _lines_of(headers: Iterable[Header]) -> bytes:
 
 
 def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
-    """The lines of fields with one of these names, in which - and _ are the same, each after its line break."""
+    """An expression for the lines of fields with these names.
+
+    It treats - and _ alike, and includes the line break before.
+    """
     alike = (re.sub(r"[-_]", "[-_]", re.escape(name).replace(r"\-", "-")) for name in names)
     return re.compile(rb"\r\n(?i:" + "|".join(alike).encode() + rb"):[^\r\n]*+")
 
 
 def reported(route: Route, backend: Backend) -> bytes:
-    """The lines that name the request's route to the backend, for a route with that option."""
+    """The header lines that tell the backend the request's route, for a route with that option."""
     name = backend.name if backend.is_server else route.alias
     context = RouteContext(route, name, url_of(backend.endpoint))
     return b"".join(f"{name}: {value}\r\n".encode() for name, value in context_headers(context))
@@ -231,10 +234,10 @@ def url_of(endpoint: Endpoint) -> str:
 
 
 class RoutedRequest(NamedTuple):
-    """`client` is the address of the client, `head` the head of the request for the backend.
+    """A request with its route. `client` is the client's address, `head` the head of the request for the backend.
 
-    `backends` and `counts` belong to the route. `servers` are the servers to which a connection with this request could
-    have been passed; empty if the proxy has to serve it.
+    `backends` and `counts` belong to the route. `servers` are the servers to which the connection could have been
+    passed with this request; empty if the proxy has to serve it.
     """
 
     route: Route
@@ -247,7 +250,7 @@ class RoutedRequest(NamedTuple):
 
 
 class _Fields(Mapping[str, str]):
-    """The fields of a request by their names in lower case, found when they are asked for."""
+    """The fields of a request by lower-case name, parsed on demand."""
 
     def __init__(self, request: RequestHead) -> None:
         self._request = request
@@ -269,7 +272,7 @@ class _Fields(Mapping[str, str]):
 def route_request(
     edge: Edge, request: RequestHead, forwarding: Forwarding, certificate: ServerContext | None = None
 ) -> RoutedRequest:
-    """The route of the request, which came over a connection with this certificate, or without TLS.
+    """Route a request that came over a connection with this certificate, or None without TLS.
 
     Raises BadMessage with the status of the response if there is no route.
     """

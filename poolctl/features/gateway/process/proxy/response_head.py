@@ -1,4 +1,4 @@
-"""Heads of responses as a proxy passes them on, and responses of the gateway itself."""
+"""Response heads as the proxy passes them on, and responses of the gateway itself."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Response(ResponseHead):
         return self._lines
 
     def framed(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:
-        """The head for a client of this version, whether its connection is kept, and whether chunks are to be made."""
+        """The head for a client of this version, whether its connection stays open, and whether to send chunks."""
         framing, wraps = b"", False
         if self.body in (CHUNKED, UNTIL_CLOSE):
             if http_1_1:
@@ -52,7 +52,7 @@ class Response(ResponseHead):
         return b"%b%b\r\n" % (self.lines, framing), keep, wraps
 
     def replace(self, pattern: re.Pattern[bytes], lines: bytes) -> None:
-        """Pass on these fields, each with its line end, instead of the lines that the expression matches."""
+        """Replace the lines that match the expression by these fields, each with its line end."""
         self._lines = pattern.sub(b"", self.lines[:-2]) + b"\r\n" + lines
 
     def add(self, line: bytes) -> None:
@@ -61,9 +61,9 @@ class Response(ResponseHead):
 
 
 def read_response(data: bytes, scanned: int = 0, *, head_only: bool = False) -> Response | None:
-    """The response whose head these bytes begin with; None while it is not complete. Raises BadMessage.
+    """The response whose head is at the start of these bytes; None if it is incomplete. Raises BadMessage.
 
-    `head_only`: it is the response to a HEAD. Up to the offset `scanned` an earlier call has found them incomplete.
+    `head_only`: it answers a HEAD request. An earlier call has found it incomplete up to the offset `scanned`.
     """
     response = Response.read(data, scanned)
     if response is None:
@@ -84,9 +84,10 @@ def whole_response(
     kind: str = PLAIN_TEXT,
     body: bytes = b"",
 ) -> bytes:
-    """A whole response of HTTP/1.1, by default with its status as text; without `keep_alive` it is the last one.
+    """A complete HTTP/1.1 response; by default its body is the status as text.
 
-    `fields` are the lines of further fields, each with its end.
+    Without `keep_alive` it is the last one on its connection. `fields` are the lines of further fields, each with its
+    end.
     """
     phrase = phrase_of(status)
     body = body or f"{status} {phrase}\n".encode()

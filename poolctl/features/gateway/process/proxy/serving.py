@@ -1,4 +1,4 @@
-"""Taking over clients' sockets, and ending their connections."""
+"""Starts to serve clients' sockets, and ends their connections."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 def serve(edge: Edge, sock: socket.socket, received: bytes = b"", reported: Peer | None = None) -> None:
-    """Serve the connection, of which these bytes have already been read. The socket is the proxy's from now on.
+    """Serve the connection, of which these bytes have already been read. Takes ownership of the socket.
 
-    `reported` is the client, if a trusted proxy has reported it.
+    `reported` is the client's address if a trusted proxy has reported it.
     """
     edge.pool.start(_serve(edge, sock, received, None, reported))
 
@@ -51,7 +51,7 @@ def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext, reported
 
 
 async def drain(edge: Edge, seconds: float) -> None:
-    """End client connections: idle connections soon, others after their response, the remaining after `seconds`."""
+    """End client connections: idle ones soon, others after their response, and the rest after `seconds`."""
     pool = edge.pool
     for client in list(pool.clients):
         client.drain()
@@ -99,9 +99,9 @@ def _protocol(edge: Edge, received: bytes, reported: Peer | None, *, secure: boo
 
 
 class SharedTransport(asyncio.Transport):
-    """Serves the protocol over the connection, and owns it. No call blocks, even if the connection's flags allow that.
+    """Serves the protocol over the connection, and owns it. No call blocks, even if other processes clear O_NONBLOCK.
 
-    Raises OSError if the connection has ended already; the caller keeps it then.
+    Raises OSError if the connection has already ended; the caller then still owns it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Parts of a stream of TCP or UDP: the addresses of backends, and clients in the order of their last use."""
+"""Common parts of TCP and UDP streams: the addresses of backends, and clients in the order of their last use."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Item = TypeVar("Item", bound=Used)
 class IdleOrder(Generic[Key, Item]):
     """Items by key, longest idle first. Calls `expire` with an item that was idle for `seconds` (0: no limit).
 
-    The callback has to remove it. Times refer to `now`; the loop's timer only says when to look.
+    The callback has to remove the item. Idle times are measured with `now`; the loop's timer only triggers the check.
     """
 
     def __init__(
@@ -82,13 +82,13 @@ class IdleOrder(Generic[Key, Item]):
                 self._emptied.set_result(None)
 
     async def empty(self, seconds: float) -> None:
-        """Return once there is no item, or after this time."""
+        """Wait until there are no items, or this time has passed."""
         if self._items:
             self._emptied = self._loop.create_future()
             await asyncio.wait({self._emptied}, timeout=seconds)
 
     def oldest(self) -> Item:
-        """The item that is idle longest. Raises StopIteration if there is no item."""
+        """The item that has been idle longest. Raises StopIteration if there are no items."""
         return next(iter(self._items.values()))
 
     def limit(self, seconds: float) -> None:
@@ -130,7 +130,10 @@ class _ResolvedName:
 
 
 class BackendAddresses:
-    """The addresses of endpoints, for sockets of one kind. A name is resolved in a thread, once for all that wait."""
+    """The addresses of endpoints, for sockets of one kind.
+
+    A name is resolved in a thread, once for all waiting callers.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, kind: int) -> None:
         self._loop = loop
@@ -144,7 +147,7 @@ class BackendAddresses:
                 name.resolving.cancel()
 
     def known(self, endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
-        """The addresses; None for a name that is not resolved yet: see `wait`."""
+        """The addresses, or None for a name that is not resolved yet (see `wait`)."""
         if (literal := _literal(endpoint)) is not None:
             return literal
         name = self._names.setdefault(endpoint, _ResolvedName())
@@ -178,7 +181,7 @@ class BackendAddresses:
 
 @functools.lru_cache(256)
 def _literal(endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
-    """The address of an endpoint that needs no look-up."""
+    """The address of an endpoint that needs no name resolution."""
     if endpoint.kind == "unix":
         return (SocketAddress(socket.AF_UNIX, endpoint.path),)
     if endpoint.kind != "tcp":

@@ -52,7 +52,7 @@ class Flow:
         self._waiting: bytes | memoryview = b""
 
     def resume(self) -> None:
-        """Read from the source."""
+        """Read from the source again."""
         self._loop.add_reader(self._source.fileno(), self._copy)
 
     def stop(self) -> None:
@@ -106,7 +106,7 @@ class Flow:
             self.resume()
 
     def _discard(self) -> None:
-        """The target accepts no data. It may have sent an answer before, which the other direction still delivers."""
+        """Discard data for a target that accepts none. Its last answer is still delivered by the other direction."""
         self.stop()
         self.ended, self._waiting = True, b""
         self._connection.flow_ended()
@@ -121,7 +121,8 @@ class Flow:
 class TcpStream:
     """A stream route in service: its listeners, and the connections accepted from them.
 
-    It begins at once. With `max_connections` open, more of them wait in the backlog. The listeners stay the caller's.
+    Starts when it is created. At `max_connections`, further connections wait in the backlog. The caller owns the
+    listeners.
     """
 
     def __init__(self, edge: Edge, listeners: Sequence[socket.socket], route: StreamRoute) -> None:
@@ -140,7 +141,7 @@ class TcpStream:
         self.settle()
 
     def apply(self, route: StreamRoute) -> None:
-        """Use changed targets and limits: for new connections, the idle limit for all."""
+        """Apply changed targets and limits to new connections, and the idle limit to all."""
         self.route = route
         self.open.limit(route.idle_seconds)
         self.settle()
@@ -151,7 +152,7 @@ class TcpStream:
         self.settle()
 
     async def drain(self, seconds: float) -> None:
-        """Stop accepting, wait for open connections to end, and after `seconds` reset the remaining connections."""
+        """Stop accepting, and wait until open connections have ended; the rest are reset after `seconds`."""
         self.close()
         await self.open.empty(seconds)
         for connection in self.open:
@@ -159,7 +160,7 @@ class TcpStream:
         self.addresses.close()
 
     def snapshot(self) -> Table:
-        """Its numbers for reports: connections since the start, those open now, bytes from and to clients."""
+        """The counts for reports: connections since the start, open connections, bytes from and to clients."""
         return {
             "alias": self.route.alias,
             "protocol": "tcp",
@@ -174,7 +175,7 @@ class TcpStream:
         }
 
     def ended(self, connection: _StreamedConnection) -> None:
-        """A connection is closed, or was passed on."""
+        """Note that a connection is closed, or was passed on."""
         self.bytes_in += connection.bytes_in
         self.bytes_out += connection.bytes_out
         self.open.remove(connection)
@@ -311,7 +312,7 @@ class _StreamedConnection:
                 self._timer = None
 
     def connect(self) -> None:
-        """Find a backend: one after the other, until one accepts the connection."""
+        """Try backends one after another, until one accepts the connection."""
         while not (self._closed or self._backend or self._up or self._resolving):
             if self._addresses:
                 self._try(self._addresses.pop(0))
@@ -350,7 +351,7 @@ class _StreamedConnection:
         self.connect()
 
     def _pass_on(self, lease: Lease) -> None:
-        """Hand the client's own connection to a worker, which is woken by it if it sleeps."""
+        """Hand the client's connection to a worker; this wakes a sleeping server."""
         self._closed = True
         self._release(RequestOutcome.PASSED)
         client = self._client
@@ -378,7 +379,7 @@ class _StreamedConnection:
             self._begin(status)
 
     def _connected(self, status: int | None = None) -> None:
-        """The attempt to connect has ended; a `status` is passed if it has timed out."""
+        """Handle the end of a connection attempt; `status` is given if it timed out."""
         assert self._backend is not None
         self._stop_waiting()
         self._begin(
@@ -394,7 +395,7 @@ class _StreamedConnection:
             self._loop.remove_writer(self._backend.fileno())
 
     def _begin(self, status: int) -> None:
-        """Start copying both ways; if `status` is an error instead of 0, give up this address."""
+        """Start copying in both directions or, if `status` is an error, give up this address."""
         assert self._backend is not None
         assert self._lease is not None
         if status:
@@ -414,7 +415,7 @@ class _StreamedConnection:
         self._down.resume()
 
     def moved(self) -> None:
-        """Bytes were copied."""
+        """Note that bytes were copied."""
         self._stream.open.use(self, self)
 
     def flow_ended(self) -> bool:
@@ -426,7 +427,7 @@ class _StreamedConnection:
         return not self._closed
 
     def broken(self, source: socket.socket) -> None:
-        """Reset both sides after reading from `source` failed, so that no peer takes this for a normal end."""
+        """Reset both sides, because reading from `source` failed: the peers must not take this for a normal end."""
         if source is self._backend and not self.bytes_out:
             self._stream.failed += 1
             self._release(RequestOutcome.FAILED, RESET)

@@ -29,8 +29,8 @@ _PKTINFO_SPACE = socket.CMSG_SPACE(20)
 class UdpStream:
     """A stream route in service: its sockets, and the sessions of their clients.
 
-    It begins at once. At the maximum number of sessions, a new session replaces the one idle longest. The caller keeps
-    the sockets. A datagram for which there is no backend is dropped, as a full queue would drop it.
+    Starts when it is created. At the maximum number of sessions, a new session replaces the one that has been idle
+    longest. The caller owns the sockets. A datagram without an available backend is dropped.
     """
 
     def __init__(self, edge: Edge, listeners: Sequence[socket.socket], route: StreamRoute) -> None:
@@ -49,7 +49,7 @@ class UdpStream:
         return len(self.sessions)
 
     def apply(self, route: StreamRoute) -> None:
-        """Use changed targets and limits: for new sessions, the idle limit for all."""
+        """Apply changed targets and limits to new sessions, and the idle limit to all."""
         self.route = route
         self.sessions.limit(route.idle_seconds)
         while len(self.sessions) > self._most_sessions:
@@ -60,12 +60,12 @@ class UdpStream:
         return self.route.max_connections or min(_MOST_SESSIONS, self.edge.descriptors.of_sessions)
 
     def close(self) -> None:
-        """Stop reading clients' datagrams, which are for a successor. Answers to earlier datagrams are still sent."""
+        """Stop reading datagrams of clients, which a successor reads. Answers to earlier datagrams are still sent."""
         for listener in self._listeners:
             listener.close()
 
     async def drain(self, seconds: float) -> None:
-        """Stop reading clients' datagrams; forward answers until the sessions are idle or the time is over."""
+        """Stop reading datagrams of clients, and forward answers until the sessions are idle or the time has passed."""
         self.close()
         await self.sessions.empty(seconds)
         for session in self.sessions:
@@ -74,7 +74,7 @@ class UdpStream:
         self.edge.stream_share.remove(self)
 
     def snapshot(self) -> Table:
-        """Its numbers for reports: sessions since the start, those open now, datagrams from and to clients."""
+        """The counts for reports: sessions since the start, open sessions, datagrams from and to clients."""
         return {
             "alias": self.route.alias,
             "protocol": "udp",
@@ -93,7 +93,7 @@ class UdpStream:
     def begin(
         self, key: object, listener: _DatagramSocket, client: Any, local: Any, tried: tuple[str, ...] = ()
     ) -> _Session | None:
-        """A new session for the client, or None: no backend is available now."""
+        """A new session for the client, or None if no backend is available now."""
         while len(self.sessions) >= self._most_sessions:
             self.evict()
         self.edge.stream_share.make_room()
@@ -119,7 +119,7 @@ class UdpStream:
             return _Session(key, listener, client, local, sock, lease)
 
     def _socket(self, family: int) -> socket.socket | None:
-        """A socket for a session; None when this process is out of descriptors, and has no session to give up."""
+        """A socket for a session; None if this process is out of descriptors and no session can be ended."""
         while True:
             try:
                 sock = socket.socket(family, _NOT_BLOCKING)
@@ -142,8 +142,8 @@ class UdpStream:
 class _DatagramSocket:
     """A socket to which clients send their datagrams.
 
-    Where it is bound to every address of the machine, the kernel says to which one a datagram was sent, and the answer
-    comes from the same.
+    If it is bound to all addresses of the machine, the kernel reports to which one a datagram was sent, and the
+    answer is sent from that address.
     """
 
     def __init__(self, stream: UdpStream, sock: socket.socket) -> None:
@@ -206,7 +206,7 @@ class _DatagramSocket:
 
 
 class _Session:
-    """A client's address, and a socket that is connected to its backend."""
+    """The session of a client: its address, and a socket that is connected to its backend."""
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class _Session:
         stream.edge.loop.add_reader(sock.fileno(), self._read)
 
     def is_over(self) -> bool:
-        """Whether its total time has passed; the next datagram begins a new session, perhaps with another backend."""
+        """Whether the maximum duration has passed. The next datagram then begins a new session, perhaps elsewhere."""
         stream = self._listener.stream
         return stream.edge.now() - self._began >= stream.route.timeouts.total
 
@@ -295,7 +295,7 @@ class _Session:
 
 
 def _from_address(local: bytes) -> tuple[int, int, bytes]:
-    """The control message that sends from the address to which a datagram came (ip(7), ipv6(7))."""
+    """The control message that sets the source address to the one that a datagram was sent to (ip(7), ipv6(7))."""
     if len(local) > 12:
         # The interface only matters for a link-local address, which the client's address names as well.
         return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local[:16] + bytes(4)
