@@ -176,6 +176,8 @@ class Cluster:
         except httpx2.HTTPStatusError as error:
             status = error.response.status_code
             message = f"the cluster's API at {self.url} answered {status} to: {what}"
+            if status == _NOT_FOUND:  # the API server's answer for a group or version that it does not have
+                raise NotFound(message, exit_code=NO_SUPERVISOR) from None
             raise ControlError(
                 message, exit_code=NOT_PERMITTED if status in (401, _FORBIDDEN) else NO_SUPERVISOR
             ) from None

@@ -71,6 +71,10 @@ class Refused(Exception):
         self.code, self.reason, self.message = code, reason, message
 
 
+class Missing(Exception):
+    """The API server has no such group, version or kind: its answer is no object."""
+
+
 def leaves(value: Any, path: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
     """The fields of an object; a list is one field."""
     if isinstance(value, dict) and value:
@@ -275,7 +279,7 @@ class Api:
         self.requests.append(f"{verb} {what}")
         is_missing = plural == "httproutes" and (self.cluster.directory / WITHOUT_GATEWAY_API).exists()
         if plural not in KINDS or is_missing:
-            raise Refused(404, "NotFound", "the server could not find the requested resource")
+            raise Missing
         if self.rules is None:
             return
         if request.headers.get("authorization") != f"Bearer {TOKEN}":
@@ -899,7 +903,11 @@ def application(directory: Path, nodes: int, rules: list[Object] | None, network
         }
         return JSONResponse(body, status_code=error.code)
 
+    async def missing(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("404 page not found\n", status_code=404)
+
     app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(Missing, missing)
 
     async def as_told(scope: Any, receive: Any, send: Any) -> None:
         api = state.get("api")
