@@ -20,6 +20,7 @@ from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text
 from poolctl.cli.render import coloured, from_here, show
 from poolctl.cli.supervisor_requests import ask_for
+from poolctl.config import LOCAL
 from poolctl.control.answers import ReloadResult
 from poolctl.control.client import Client
 from poolctl.exit_codes import INTERRUPTED
@@ -56,8 +57,8 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
-    """A warning if other files are named than the pool was started with."""
-    if len(request.get("config") or ()) < 2:
+    """A warning if other files are named than the pool was started with. A platform reads those that are named."""
+    if len(request.get("config") or ()) < 2 or pool.platform != LOCAL:
         return []
     files = Client(pool.socket).ping().files or pool.files
     if list(files) == pool.files:

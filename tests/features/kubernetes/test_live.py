@@ -309,6 +309,18 @@ def test_routes_are_applied_after_their_servers_and_deleted_with_the_file(
     assert cluster.objects("ingresses") == {}
 
 
+def test_reload_reads_every_file_that_is_named(
+    cluster: Cluster, write: Any, poolctl: Any, directory: Path
+) -> None:
+    write(app("web", 8002))
+    files = ("-c", "pool.toml", "-c", "more.toml")
+    (directory / "more.toml").write_text('[[server]]\nname = "web"\nenv = { WORD = "more" }\n')
+    assert poolctl(*files, "start").code == 0
+    assert poolctl(*files, "reload", "--dry-run").code == 0
+    done = poolctl("reload", "--dry-run")
+    assert (done.code, "web: has changed" in done.out) == (3, True)
+
+
 def test_cluster_without_the_gateway_api_is_an_error_that_says_so(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
