@@ -7,6 +7,7 @@ import pickle
 import threading
 import tracemalloc
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from poolctl import (
     ServerConfig,
     State,
     Status,
+    TLSConfig,
 )
 from poolctl.pool.server import Monitor
 from tests.asgi_apps import hello
 from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.manual_clock import ManualClock
 from tests.unit.pool.test_server import config as scripted
 from tests.unit.pool.test_server import made, on_loop
 from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedRunner
@@ -660,3 +663,134 @@ def test_stacks_of_servers_in_this_process_are_those_of_its_thread(free_port: Ca
         assert found.tasks
     finally:
         pool.stop_sync()
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ({"servers": config("a", ":1")}, "a pool takes a list of servers"),
+        ({"servers": 3}, "a pool takes a list of servers, and this is 3"),
+        ({"context": {}}, "{} is no PoolContext"),
+        ({"runner": object}, "is no runner"),
+    ],
+)
+def test_argument_of_another_kind_is_refused(given: dict[str, Any], problem: str) -> None:
+    with pytest.raises(PoolParamError) as caught:
+        Pool(**given)
+    assert problem in str(caught.value)
+
+
+def test_walk_visits_servers_until_it_is_told_to_stop(pool: Pool) -> None:
+    seen: list[str] = []
+
+    def visit(bind: str, server: Server) -> bool | None:
+        assert bind == server.bind
+        seen.append(server.name)
+        return False if server.name == stop else None
+
+    stop = ""
+    assert pool.walk(visit)
+    assert (len(seen), seen) == (3, [server.name for server in pool.values()])
+    stop = seen[1]
+    seen.clear()
+    assert not pool.walk(visit)
+    assert len(seen) == 2
+    seen.clear()
+    binds = [*pool]
+    assert pool.walk_limit(visit, binds[2], "nowhere:1", binds[0], binds[2])
+    assert seen == [pool[binds[2]].name, pool[binds[0]].name]
+    seen.clear()
+    assert not pool.walk_limit(visit)
+    assert not pool.walk_limit(visit, binds[1], binds[0])
+    assert seen[-1] == stop
+
+
+def test_pool_that_does_not_run_has_no_uptime_and_no_stacks(pool: Pool) -> None:
+    assert (pool.is_running, pool.uptime, pool.stacks()) == (False, timedelta(), [])
+    assert Pool().uptime == timedelta()
+    assert pool.monitor_names() == [server.name for server in pool.values()]
+    assert [each.name for each in pool.monitor()] == pool.monitor_names()
+    pool.join_sync()
+
+
+def test_metrics_of_servers_of_one_name_are_numbered() -> None:
+    twins = Pool([config("a", "127.0.0.1:1"), config("a", "127.0.0.1:2")])
+    text = twins.metrics()
+    assert 'server="a"' in text
+    assert 'server="a~2"' in text
+    assert 'poolctl_servers{state="stopped"} 2' in text
+
+
+def test_uptime_of_a_pool_is_the_longest_of_its_servers() -> None:
+    runner = ScriptedRunner()
+    clock = ManualClock()
+    pool = Pool([config("a", "127.0.0.1:1"), config("b", "127.0.0.1:2")], runner=runner)
+    pool._shared.clock = clock
+    a, b = pool.values()
+    a.start_sync()
+    clock.advance(5)
+    b.start_sync()
+    clock.advance(2)
+    assert (pool.is_running, pool.uptime) == (True, timedelta(seconds=7))
+    pool.stop_sync()
+
+
+def test_asynchronous_context_stops_the_pool_whatever_happens() -> None:
+    async def work() -> None:
+        runner = ScriptedRunner()
+        pool = Pool([config("a", "127.0.0.1:1")], runner=runner)
+        async with pool as entered:
+            assert (entered, pool.is_running) == (pool, True)
+        assert not pool.is_running
+        failing = Pool(
+            [config("a", "127.0.0.1:1"), config("b", "127.0.0.1:2")], runner=ScriptedRunner(b=FAILS)
+        )
+        with pytest.raises(PoolStartError):
+            async with failing:
+                raise AssertionError("it has begun")
+        assert not failing.is_running
+        await pool.join()
+
+    asyncio.run(work())
+
+
+def test_configuration_made_in_python_takes_its_parts_by_name() -> None:
+    made = PoolConfig([config("a", "127.0.0.1:1")])
+    with pytest.raises(PoolParamError, match="3 is no handler"):
+        made.set_handler(3)  # type: ignore[arg-type]
+    with pytest.raises(PoolParamError, match="is no TLSConfig"):
+        made.set_default_tls(3)  # type: ignore[arg-type]
+    with pytest.raises(PoolParamError, match="is no PoolContext"):
+        made.set_context({})  # type: ignore[arg-type]
+    with pytest.raises(PoolParamError, match="an environment is a mapping"):
+        PoolConfig.load("pool.toml", "other.toml")  # type: ignore[arg-type]
+    context = PoolContext()
+    made.set_context(context)
+    made.set_default_tls({"cert": "/c.pem"})
+    made.set_handler(dict)
+    pool = made.pool()
+    assert (pool._shared.context, pool._shared.handler) == (context, dict)
+    assert pool._shared.tls == TLSConfig(cert="/c.pem")
+    other = PoolContext()
+    assert made.pool(context=other)._shared.context is other
+    made.set_default_tls(None)
+    made.set_handler(None)
+    assert made.pool()._shared.tls is None
+
+
+def test_configuration_made_in_python_says_what_is_wrong_with_it() -> None:
+    made = PoolConfig([config("a", "127.0.0.1:1"), config("b", ":1"), config("c", ":2", depends_on=["gone"])])
+    assert [server.name for server in made] == ["a"]
+    assert [problem.name for problem in made.problems] == ["b", "c"]
+    with pytest.raises(PoolValidateError, match="the configuration has"):
+        made.validate(import_apps=False)
+    assert "is no list of servers" in str(PoolConfig(3).problems[0])  # type: ignore[arg-type]
+    seen: list[str] = []
+
+    def visit(server: ServerConfig) -> bool:
+        seen.append(server.name)
+        return False
+
+    assert not made.walk(visit)
+    assert PoolConfig([]).walk(visit)
+    assert seen == ["a"]

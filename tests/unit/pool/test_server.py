@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl import (
+    Monitor,
     Pool,
     PoolContext,
     PoolParamError,
@@ -19,11 +21,14 @@ from poolctl import (
     PoolStopError,
     Server,
     ServerConfig,
+    ServerError,
     State,
     Status,
+    TLSConfig,
 )
 from poolctl.pool import loop_thread
-from poolctl.runners.runner_protocol import Exit
+from poolctl.pool.server import Shared, _connect, with_port
+from poolctl.runners.runner_protocol import Exit, Placement
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER, ScriptedRunner
@@ -786,3 +791,162 @@ def test_a_stop_right_after_a_swap_ends_the_old_worker_too() -> None:
         asyncio.run(both())
         assert (runner.running, runner.opened) == ({}, set())
     on_loop(runner.may_drain.set)
+
+
+def test_context_that_is_cancelled_ends_what_is_attached_once() -> None:
+    context, ended = PoolContext({"a": 1}), []
+    assert (repr(context), context.cancelled) == ("<PoolContext live, 1 values>", False)
+    context.attach("one", lambda: ended.append("one"))
+    context.attach("two", lambda: ended.append("two"))
+    context.detach("two")
+    context.detach("unknown")
+    context.cancel()
+    context.cancel()
+    assert (ended, repr(context), context.cancelled) == (["one"], "<PoolContext cancelled, 1 values>", True)
+    context.attach("late", lambda: ended.append("late"))
+    assert ended == ["one", "late"]
+
+
+def test_event_of_a_context_that_is_set_elsewhere_ends_what_is_attached() -> None:
+    stop, ended = threading.Event(), threading.Event()
+    context = PoolContext(stop=stop)
+    assert context.stop is stop
+    context.attach("one", ended.set)
+    stop.set()
+    assert ended.wait(20)
+    wait_until(lambda: context._watcher is None)
+
+
+def prepared(shared: Shared, **keys: Any) -> ServerConfig:
+    return shared.prepare(ServerConfig(**{"name": "a", "bind": ":1", **keys}))
+
+
+@pytest.mark.parametrize(
+    ("keys", "handler", "problem"),
+    [
+        ({"app": "a:b", "disabled": True}, None, "is disabled"),
+        (
+            {"command": ["x"], "bind": None, "job": True, "every": "0 3 * * *"},
+            None,
+            "`every` cannot be honoured",
+        ),
+        ({"app": "a:b", "tls": True}, None, "asks for TLS, and there is no default"),
+        ({}, None, "has no app, no command and no handler"),
+        ({}, lambda: 1 / 0, "the handler failed: ZeroDivisionError"),
+        ({}, lambda: [1], "the handler gives no mapping of applications, but [1]"),
+        ({"handler_key": "x"}, lambda: {"a": 1, "b": 2}, "the handler has nothing under 'x'"),
+        ({}, lambda: {"a": 1, "b": 2}, "the handler has nothing under ''"),
+        ({}, dict, "the handler has nothing under ''"),
+    ],
+)
+def test_server_that_cannot_be_prepared_says_why(keys: dict[str, Any], handler: Any, problem: str) -> None:
+    shared = Shared()
+    shared.handler = handler
+    keys = {key: value for key, value in keys.items() if value is not None}
+    given = {"name": "a", **({} if keys.get("job") else {"bind": ":1"}), **keys}
+    with pytest.raises(ServerError) as caught:
+        shared.prepare(ServerConfig(**given))
+    assert caught.value.message.startswith(problem)
+    assert caught.value.name == "a"
+
+
+def test_server_is_completed_by_the_handler_and_the_default_certificate() -> None:
+    shared = Shared(PoolContext({"x": 1}))
+    assert (shared.values, Shared().values) == ({"x": 1}, {})
+    one, other = object(), object()
+    shared.handler = lambda: {"api": one, "": other}
+    assert (prepared(shared, handler_key="api").app, prepared(shared).app) == (one, other)
+    shared.handler = lambda: {"only": one}
+    assert prepared(shared).app is one
+    assert prepared(shared, app="m:app").app == "m:app"
+    assert prepared(shared, command=["x"]).app is None
+    shared.handler = None
+    shared.tls = TLSConfig(cert="/c.pem")
+    made = prepared(shared, app="m:app", tls=True)
+    assert made.tls is shared.tls
+    plain = ServerConfig(name="a", bind=":1", app="m:app")
+    assert shared.prepare(plain) is plain
+    assert shared.context is not None
+    shared.context.cancel()
+    with pytest.raises(ServerError, match="its context was cancelled"):
+        shared.prepare(plain)
+
+
+OBSERVED = {
+    "status": "warn", "latency_seconds": 0.5, "uptime_seconds": 1.0, "downtime_seconds": 2.0, "rise_seconds": 3.0,
+    "fall_seconds": 4.0, "rises": 5, "falls": 6, "sli": 0.25, "message": "503",
+}  # fmt: skip
+
+
+def test_snapshot_is_read_from_the_document_of_a_supervisor() -> None:
+    found = Monitor.from_dict("a", ":1", OBSERVED)
+    assert (found.name, found.bind, found.status, found.message) == ("a", ":1", Status.WARN, "503")
+    times = found.latency, found.uptime, found.downtime
+    assert times == (timedelta(seconds=0.5), timedelta(seconds=1), timedelta(seconds=2))
+    assert (found.sli, found.rises, found.falls) == (0.25, 5, 6)
+    assert repr(found) == "<Monitor a warn, up 25.0% (503)>"
+    unknown = Monitor.from_dict("a", ":1", OBSERVED | {"latency_seconds": None, "sli": None, "message": ""})
+    assert (unknown.latency, unknown.sli, repr(unknown)) == (None, 0.0, "<Monitor a warn, up 0.0%>")
+
+
+def test_latency_is_that_of_a_connection_to_the_first_endpoint(
+    tmp_path: Any, free_port: Callable[[], int]
+) -> None:
+    assert _connect(()) == (None, "")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        latency, problem = _connect((f"127.0.0.1:{listener.getsockname()[1]}",))
+        assert latency is not None
+        assert (timedelta() < latency < timedelta(seconds=5), problem) == (True, "")
+    latency, problem = _connect((f"127.0.0.1:{free_port()}",))
+    assert (latency, "refused" in problem) == (None, True)
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        assert _connect((f"unix:{path}",))[1] == ""
+
+
+def test_automatic_port_is_the_first_free_one_of_the_range_and_no_second_servers(
+    free_port: Callable[..., int],
+) -> None:
+    first = free_port(2)
+    auto = config("a", bind="127.0.0.1:auto")
+    span = f"{first}-{first + 1}"
+    assert [with_port(auto, span).address.port for _ in range(2)] == [first, first + 1]
+    with pytest.raises(ServerError) as caught:
+        with_port(auto, span)
+    assert (caught.value.message, caught.value.name, caught.value.bind) == (
+        f"no port is free in {span}",
+        "a",
+        auto.bind,
+    )
+    fixed = config("a")
+    assert with_port(fixed) is fixed
+    single = free_port()
+    assert with_port(auto, str(single)).address.port == single
+
+
+def test_server_is_made_of_a_configuration_only() -> None:
+    with pytest.raises(PoolParamError, match="a Server is made from a ServerConfig, and this is 'a'"):
+        Server("a")  # type: ignore[arg-type]
+    server = Server(config("a", disabled=True))
+    assert (server.state, server.health, server.name) == (State.DISABLED, Status.UNKNOWN, "a")
+
+
+def test_worker_that_served_enough_is_replaced_and_its_idleness_is_known() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    assert runner.events is not None
+    events, placement = runner.events, Placement.of("a", 1, 0, where="nowhere", pid=1001)
+    on_loop(lambda: events.expired(placement))
+    wait_until(lambda: only(pool).pids == [1002])
+    unknown = Placement.of("b", 1, 0, where="nowhere", pid=1)
+    on_loop(
+        lambda: (
+            events.expired(unknown),
+            events.idle(unknown, True),
+            events.output_lost("a", 1, "/l", "full"),
+        )
+    )
+    pool.stop_sync()

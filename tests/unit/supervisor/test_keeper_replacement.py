@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -299,3 +302,104 @@ def test_new_keeper_gets_the_control_socket_first_and_then_all_that_the_old_one_
         {"op": "watch", "pid": 7, "start": 8}, {"op": "watch", "pid": 9, "start": 10},
         *([{"op": "terminate"}] if terminate else []), {"op": "whole"},
     ]  # fmt: skip
+
+
+class Keeper:
+    """A new keeper, which a thread answers for: `events` are its messages, after the first."""
+
+    def __init__(self, *events: str, hello: bool = True) -> None:
+        self.events = events
+        self.hello = hello
+        self.argv: list[list[str]] = []
+        self.received: list[str] = []
+
+    def start(self, argv: list[str], env: dict[str, str], fds: list[int], companions: Any = ()) -> int:
+        self.argv.append(argv)
+        (fd,) = fds
+        link = wire.over(os.dup(fd))
+        thread = threading.Thread(target=self._serve, args=(link,))
+        thread.start()
+        return 1
+
+    def _serve(self, link: Any) -> None:
+        with link:
+            if not self.hello:
+                return
+            wire.send(link, {"event": "hello", "pid": os.getpid()})
+            while True:
+                try:
+                    found = wire.receive(link, wait=True)
+                except OSError:
+                    return
+                if found is None:
+                    return
+                self.received.append(found[0]["op"])
+                for fd in found[1]:
+                    os.close(fd)
+                if found[0]["op"] == "whole":
+                    for event in self.events:
+                        wire.send(link, {"event": event})
+                    return
+
+
+def replaced(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, *keepers: Keeper, terminate: bool = False
+) -> list[float]:
+    """Replace a keeper by these, one after the other; returns the pauses before each attempt."""
+    coming, pauses = iter(keepers), []
+    monkeypatch.setattr(keeper_replacement.time, "sleep", pauses.append)
+    monkeypatch.setattr(keeper_replacement, "in_background", lambda *given: next(coming).start(*given))
+    keeper_replacement.replace_keeper(str(directory), ["python", "supervisor"], {}, terminate=terminate)
+    return pauses
+
+
+def test_new_keeper_is_started_with_the_supervisor_and_awaited(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keeper = Keeper("started", "adopted")
+    assert replaced(monkeypatch, tmp_path / "pool", keeper, terminate=True) == [0.0]
+    assert keeper.received == ["terminate", "whole"]
+    assert (tmp_path / "pool").stat().st_mode & 0o777 == 0o700
+    (argv,) = keeper.argv
+    plan = json.loads(argv[-1])
+    assert argv[-2] == str(tmp_path / "pool")
+    assert plan == {
+        "supervisor": ["python", "supervisor"],
+        "donor": 3,
+        "donor_process": identity(os.getpid()),
+    }
+    assert (argv[0], argv[1]) == (sys.executable, "-I")
+
+
+def test_keeper_that_ends_is_followed_by_another_after_growing_pauses(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dying = [Keeper(hello=False), Keeper(), Keeper("started")]
+    assert replaced(monkeypatch, tmp_path, *dying, Keeper("adopted")) == [0.0, 0.05, 0.1, 0.2]
+
+
+def test_keeper_that_refuses_five_times_is_left_to_another_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    refusing = [Keeper("refused") for _ in range(5)]
+    assert len(replaced(monkeypatch, tmp_path, *refusing)) == 5
+    assert (
+        len(replaced(monkeypatch, tmp_path, *(Keeper("refused") for _ in range(4)), Keeper("adopted"))) == 5
+    )
+
+
+@pytest.mark.parametrize(
+    ("pid", "env", "entries", "whole", "reason"),
+    [
+        (1, {}, {}, True, "it is the first process of a container (PID 1)"),
+        (7, {"NOTIFY_SOCKET": "/s"}, {}, True, "it is the main process of a systemd service"),
+        (7, {"NOTIFY_SOCKET": "/s"}, {fd_store.LIFELINE: 1}, True, ""),
+        (7, {}, {}, False, "the supervisor does not know all of its descriptors yet"),
+        (7, {}, {}, True, ""),
+    ],
+)
+def test_keeper_that_cannot_be_replaced_has_a_reason(
+    pid: int, env: dict[str, str], entries: dict[str, int], whole: bool, reason: str
+) -> None:
+    keeper: Any = SimpleNamespace(entries=entries, whole=whole)
+    assert keeper_replacement.irreplaceable(keeper, pid, env) == reason
