@@ -97,3 +97,89 @@ def test_invalid_addition_is_refused_before_anything_is_done(
     with supervised(always()) as requests:
         assert poolctl("add", *args).code == code
     assert requests == []
+
+
+MORE = '[[server]]\nname = "new"\nbind = "127.0.0.1:9"\napp = "new:app"\n'
+
+
+def test_saved_server_is_added_and_written_with_paths_of_the_pools_file(
+    poolctl: Command, supervised: Supervised, directory: Path
+) -> None:
+    (directory / "more").mkdir()
+    (directory / "more" / "new.toml").write_text(MORE + 'cwd = "work"\n')
+    with supervised(always(item("new"))) as requests:
+        said = poolctl("add", "-f", "more/new.toml", "--save")
+    assert said == (0, "added new, ready\nwrote pool.toml\n", "")
+    ((_, body),) = [each for each in requests if each[0] == "add"]
+    assert body["options"]["server"]["cwd"] == str(directory / "more" / "work")
+    assert (body["options"]["base_dir"], body["options"]["saves"]) == (str(directory), True)
+    assert f'cwd = "{directory}/more/work"' in (directory / "pool.toml").read_text()
+
+
+def test_without_a_supervisor_a_server_is_written_only(poolctl: Command, directory: Path) -> None:
+    said = poolctl("add", "new", "--bind", "127.0.0.1:9", "--command", "sleep 1", "--save")
+    assert said == (0, "added new, not started\nwrote pool.toml\n", "")
+    assert [each["name"] for each in poolctl("list", "-o", "json").json["items"]] == [
+        "users",
+        "orders",
+        "new",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["users", "--bind", "127.0.0.1:9"], 8, "the name 'users' is taken"),
+        (["new", "--bind", "127.0.0.1:8081"], 8, "the address 127.0.0.1:8081 is taken by 'users'"),
+        (["new", "--bind", "nonsense"], 5, "nonsense"),
+        (["new", "--bind", "127.0.0.1:9", "--set", "workers=-1"], 5, "-1"),
+    ],
+)
+def test_server_that_cannot_be_saved_is_refused(
+    poolctl: Command, supervised: Supervised, directory: Path, words: list[str], code: int, message: str
+) -> None:
+    before = (directory / "pool.toml").read_text()
+    with supervised(always(item("users"))) as requests:
+        said = poolctl("add", *words, "--command", "sleep 1", "--save")
+    assert (said.code, message in said.err) == (code, True)
+    assert "add" not in [verb for verb, _ in requests]
+    assert (directory / "pool.toml").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        ([], "add: the new server's name is missing", "poolctl add NAME --bind"),
+        (["x", "-f", "a.toml"], "NAME and -f cannot be combined", "put it into the file"),
+        (["--command", "a", "-f", "a.toml"], "--command and -f cannot be combined", "put it into the file"),
+        (["x", "--set", "name=y"], "--set name=y: 'name' is given twice", "give it once"),
+        (["x", "--set", "workers"], "--set: 'workers' is not KEY=VALUE", "--set workers=2"),
+        (["x", "--command", "a 'b"], "--command: No closing quotation", "KEY"),
+    ],
+)
+def test_wrong_word_is_named_with_its_fix(
+    poolctl: Command, words: list[str], message: str, hint: str
+) -> None:
+    said = poolctl("add", *words)
+    assert said.err.startswith(f"error: {message}\n")
+    assert (hint if hint != "KEY" else '--set \'command=["a", "b"]\'') in said.err
+
+
+def test_several_servers_end_with_the_most_severe_exit_code(
+    poolctl: Command, supervised: Supervised, directory: Path
+) -> None:
+    (directory / "two.json").write_text('[{"name": "a", "bind": ":1"}, {"name": "b", "bind": ":2"}]')
+    codes: list[int] = []
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        name = body["options"]["server"]["name"]
+        return result(
+            item(name, ready=False, state="starting"), exit_code=codes[name == "b"], warnings=[f"w{name}"]
+        )
+
+    with supervised(answer):
+        for first, second, whole in ((0, 8, 8), (8, 0, 8), (8, 1, 1), (1, 8, 1), (0, 0, 0)):
+            codes[:] = first, second
+            said = poolctl("add", "-f", "two.json")
+            assert (said.code, said.err) == (whole, "warning: wa\nwarning: wb\n")
+            assert said.out == "added a, starting\nadded b, starting\n"

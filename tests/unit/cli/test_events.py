@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from poolctl import platform
 from poolctl.control.pool_paths import pool_key
 from poolctl.logs.log_line import stamp
-from tests.stand_in import Send, always, item
+from tests.stand_in import Send, always, item, result
 
 from .conftest import POOL, Command, Supervised
 
@@ -169,3 +170,82 @@ def test_a_supervisor_of_an_older_version_is_done_without(
     refused = {"schema": 1, "items": [], "errors": [{"message": "does not know 'events'"}], "exit_code": 2}
     with supervised(always(refused)):
         assert numbers(poolctl("events", "-o", "json", "-n1").out) == [5]
+
+
+class Stopped(Exception):
+    pass
+
+
+def followed(
+    poolctl: Command,
+    supervised: Supervised,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: Any,
+    waits: int,
+    *words: str,
+) -> tuple[Any, list[dict[str, Any]]]:
+    """What `events -f` prints until it has waited this often for a supervisor, and the options of its requests."""
+    waited: list[float] = []
+
+    def wait(descriptor: int, seconds: float, output: int) -> bool:
+        if descriptor >= 0:
+            return True
+        waited.append(seconds)
+        if len(waited) >= waits:
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(platform, "await_readable", wait)
+    with supervised(answer) as requests:
+        said = poolctl("events", "-f", *words)
+    return said, [body["options"] for verb, body in requests if verb == "events"]
+
+
+def test_new_events_follow_the_past_ones_and_each_is_printed_once(
+    poolctl: Command, supervised: Supervised, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if body["options"].get("follow"):
+            send({"notice": "no event"})
+            send({"event": event(5 + len(asked), "pool", "supervisor started")})
+            send({"event": event(90, "audit", "start")})
+            asked.append(body)
+        return result(path=str(journal), seq=5)
+
+    asked: list[Any] = []
+    said, options = followed(
+        poolctl, supervised, monkeypatch, answer, 2, "-n", "1", "--kind", "pool", "-o", "json"
+    )
+    assert said.code == 130
+    assert numbers(said.out) == [1, 5, 6]
+    follows = [each for each in options if each.get("follow")]
+    assert [each["after"] for each in follows] == [5, 90]
+
+
+def test_events_go_on_in_the_journal_while_there_is_no_supervisor(
+    poolctl: Command, supervised: Supervised, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        if not body["options"].get("follow"):
+            return result(path=str(journal), seq=5)
+        asked.append(body["options"]["after"])
+        if len(asked) == 1:
+            write(journal, [event(6, "pool", "stopped"), event(7, "pool", "started")])
+        else:  # another journal has taken its place
+            write(journal, [event(1, "pool", "first"), event(2, "pool", "second")])
+            journal.with_name("events.jsonl.1").unlink(missing_ok=True)
+        return None
+
+    asked: list[int] = []
+    said, _ = followed(poolctl, supervised, monkeypatch, answer, 2, "-n", "0", "-o", "json")
+    assert said.code == 130
+    assert numbers(said.out) == [6, 7, 1, 2]
+    assert asked == [5, 7]
+
+
+def test_author_of_an_event_is_shown_where_there_is_room(poolctl: Command, journal: Path) -> None:
+    write(journal, [event(9, "lifecycle", "running", "users", message="up", by=ROOT)])
+    journal.with_name("events.jsonl.1").unlink()
+    assert "[root, poolctl 42]" not in poolctl("events").out
+    assert poolctl("events", "-o", "wide").out.endswith("[root, poolctl 42]\n")
+    assert poolctl("events", "-v").out.endswith("[root, poolctl 42]\n")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from poolctl.config.edit import Draft
 from tests.stand_in import Send, always, item, result
 
 from .conftest import POOL, Command, Supervised
@@ -551,3 +553,56 @@ def test_dependents_of_the_selected_servers_are_counted_apart(
     with supervised(always(*items, dependents=dependents)):
         assert poolctl(*args).out == f"{line}\n"
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [("0", "use poolctl stop to stop all workers"), ("10001", "the last word is the number: poolctl scale web 4"),
+     ("x", "the last word is the number: poolctl scale web 4")],
+)  # fmt: skip
+def test_wrong_number_of_workers_has_its_fix(poolctl: Command, number: str, hint: str) -> None:
+    said = poolctl("scale", "web", number)
+    assert said.err == f"error: scale: {number!r} is not a number from 1 to 10000\n  hint: {hint}\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.EACCES, 7), (errno.EROFS, 1), (errno.ENOSPC, 1)])
+def test_file_that_cannot_be_written_after_the_change_is_an_error_with_its_exit_code(
+    poolctl: Command,
+    supervised: Supervised,
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    code: int,
+) -> None:
+    def fail(self: object) -> None:
+        raise OSError(number, os.strerror(number), str(file))
+
+    monkeypatch.setattr(Draft, "write", fail)
+    with supervised(always(item("users", workers=2))):
+        said = poolctl("scale", "users", "2", "--save", "-o", "json")
+    document = said.json
+    assert (said.code, document["saved"]) == (code, [])
+    (error,) = document["errors"]
+    assert (error["code"], error["message"]) == (code, f"cannot write pool.toml: {os.strerror(number)}")
+    assert error["hint"] == "the live change lasts until the next reload"
+    assert [each["name"] for each in document["items"]] == ["users"]
+
+
+def test_file_alone_that_cannot_be_written_changes_nothing(
+    poolctl: Command, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", None)
+
+    monkeypatch.setattr(Draft, "write", fail)
+    said = poolctl("disable", "users", "--save")
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith("error: cannot write pool.toml: No space left on device\n")
+
+
+def test_scaling_by_triggers_changes_no_file(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("users"), item("orders"))) as requests:
+        assert poolctl("scale", "--all", "--auto").out == "2 servers scaled by triggers\n"
+    assert requests[0][1]["options"]["auto"] is True
+    said = poolctl("scale", "--all", "--auto", "--save")
+    assert (said.code, "leave out --save" in said.err) == (2, True)

@@ -10,6 +10,7 @@ from poolctl import PoolConfig
 from poolctl.config import Problem
 from poolctl.config.files.assemble import Assembly, Document, Origins, read_documents
 from poolctl.errors import PoolValidateError
+from poolctl.feature import FEATURES
 from tests.config_files import SERVER, load_text, told
 
 
@@ -256,3 +257,18 @@ def test_label_with_dots_has_its_place_in_any_spelling(tmp_path: Path) -> None:
 def test_place_of_nothing_is_the_beginning_of_the_file(tmp_path: Path) -> None:
     place = Document(str(tmp_path / "pool.toml"), "").place(("metrics", "bind"))
     assert (place.line, place.column, place.key) == (1, 1, "metrics.bind")
+
+
+@pytest.mark.skipif("notify" not in FEATURES, reason="there is no such list")
+def test_key_of_a_listed_table_that_files_cannot_give_is_unknown(tmp_path: Path) -> None:
+    table = '[[notify]]\ntype = "command"\ncommand = ["x"]\n'
+    assert told(tmp_path, table) == ""
+    assert "notify[0].nonsense" in told(tmp_path, table + "nonsense = 1\n")
+
+
+@pytest.mark.skipif("notify" not in FEATURES, reason="there is no such list")
+def test_list_of_a_later_file_replaces_the_list_of_an_earlier_one(tmp_path: Path) -> None:
+    for name, program in (("a", "one"), ("b", "two")):
+        (tmp_path / f"{name}.toml").write_text(f'[[notify]]\ntype = "command"\ncommand = ["{program}"]\n')
+    config = PoolConfig.load([tmp_path / "a.toml", tmp_path / "b.toml"], {})
+    assert [each["command"] for each in config.tables.to_dict()["notify"]] == [["two"]]

@@ -11,13 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import ServerConfig
+from poolctl.config import Problem
 from poolctl.config.files.read_file import (
     ConfigNotFound,
     EnvFileError,
     candidate_files,
     default_env_file,
+    files_of,
     find_config,
     has_section,
+    kind_of,
     read_env_file,
     variables_of,
 )
@@ -194,3 +197,25 @@ def test_a_fifo_is_no_section_and_nothing_waits_for_it(tmp_path: Path) -> None:
 def test_empty_name_is_reported() -> None:
     with pytest.raises(ConfigNotFound, match="empty"):
         find_config([""], {}, "/")
+
+
+def test_directory_that_cannot_be_listed_is_a_problem_with_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: str) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", fail)
+    with pytest.raises(Problem) as caught:
+        files_of(str(tmp_path))
+    assert (caught.value.file, caught.value.message) == (str(tmp_path), "cannot be listed: Permission denied")
+    assert caught.value.hint == "fix its permissions"
+
+
+def test_file_of_another_kind_is_a_problem_with_its_path(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("nonsense")
+    with pytest.raises(Problem) as caught:
+        kind_of(str(tmp_path / "notes.txt"))
+    assert (caught.value.file, caught.value.hint) == (
+        str(tmp_path / "notes.txt"), "end it in .toml, .yaml, .yml or .json",
+    )  # fmt: skip

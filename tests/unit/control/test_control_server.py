@@ -375,3 +375,24 @@ def test_command_is_answered_when_every_descriptor_is_in_use(tmp_path: Path) -> 
         asyncio.run(scenario())
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.parametrize(
+    ("hard", "soft", "free", "used"),
+    [(100, 100, 84, 100), (33, 33, 17, 33), (32, 32, None, None), (20, 20, None, None)],
+)
+def test_reserve_is_left_free_until_it_is_used_where_the_limit_allows_it(
+    monkeypatch: pytest.MonkeyPatch, hard: int, soft: int, free: int | None, used: int | None
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(control.resource, "getrlimit", lambda kind: limits[-1])
+    monkeypatch.setattr(control.resource, "setrlimit", lambda kind, given: limits.append(given))
+    reserve = DescriptorReserve(16)
+    assert limits[1:] == ([] if free is None else [(free, hard)])
+    with reserve:
+        assert limits[-1][0] == (soft if used is None else used)
+        count = len(limits)
+        with reserve:
+            assert len(limits) == count, "it is in use already"
+        assert len(limits) == count
+    assert limits[-1][0] == (soft if free is None else free)

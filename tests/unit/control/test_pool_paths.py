@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.control import pool_paths
+from poolctl.control.pool_paths import make_private
 from poolctl.errors import ControlError
 
 
@@ -152,3 +153,27 @@ def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", "/home/ann")
     assert pool_paths._preferred_state_dir({}, "abc") == "/home/ann/.local/state/poolctl/abc"
     assert pool_paths._preferred_state_dir({"XDG_STATE_HOME": "/x"}, "abc") == "/x/poolctl/abc"
+
+
+def test_directory_of_a_pool_becomes_private_again(tmp_path: Path) -> None:
+    made = tmp_path / "a" / "pool"
+    make_private(str(made))
+    assert made.stat().st_mode & 0o777 == 0o700
+    made.chmod(0o755)
+    make_private(str(made))
+    assert made.stat().st_mode & 0o777 == 0o700
+    made.chmod(0o500)
+    make_private(str(made))
+    assert made.stat().st_mode & 0o777 == 0o500, "others cannot enter it"
+
+
+def test_directory_that_is_a_link_or_another_users_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "pool"
+    made.mkdir(mode=0o755)
+    (tmp_path / "link").symlink_to("pool")
+    make_private(str(tmp_path / "link"))
+    monkeypatch.setattr(os, "geteuid", lambda: made.stat().st_uid + 1)
+    make_private(str(made))
+    assert made.stat().st_mode & 0o777 == 0o755

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.config import Tables
+from poolctl.config import RAISE_OPEN_FILES, Tables, open_files_needed
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.core.server_entry import record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from poolctl.selection.selector import SelectorError
+from poolctl.supervisor.verbs.changing_verbs import (
+    TooManyOpenFiles,
+    ensure_open_files,
+    ensure_open_files_for_all,
+    expired,
+    size,
+)
+from tests.certificates import certificate
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk
@@ -518,5 +529,187 @@ def test_restart_of_a_running_server_replaces_it_while_its_dependency_is_down() 
         answer = await desk.ask("restart", "web")
         assert (answer["exit_code"], desk.states()) == (0, {"db": "stopped", "web": "running"})
         assert desk.core.entries["web"].desired.generation == 2
+
+    run(scenario())
+
+
+def nightly(**keys: Any) -> ServerConfig:
+    return ServerConfig(
+        **{"name": "nightly", "job": True, "every": "0 3 * * *", "command": ["backup"], **keys}
+    )
+
+
+def test_restart_runs_a_job_with_a_schedule_only_by_its_name() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), nightly())
+        await desk.ask("start")
+        placed = [line for line in desk.runner.log if line.startswith("place nightly")]
+        assert placed == []
+        for targets in ((), ("night*", "a")):
+            answer = await desk.ask("restart", *targets)
+            assert (answer["exit_code"], answer["unchanged"]) == (0, ["nightly"]), targets
+        assert not [line for line in desk.runner.log if line.startswith("place nightly")]
+        answer = await desk.ask("restart", "NIGHTLY")
+        assert (answer["exit_code"], answer.get("unchanged")) == (0, None)
+        assert [line for line in desk.runner.log if line.startswith("place nightly")]
+
+    run(scenario())
+
+
+def test_job_that_runs_is_not_run_a_second_time() -> None:
+    async def scenario() -> None:
+        desk = Desk(nightly(), nightly=NEVER)
+        await desk.ask("start")
+        running = desk.begin("restart", "nightly")
+        await turns()
+        answer = await desk.ask("restart", "nightly")
+        (error,) = answer["errors"]
+        assert (answer["exit_code"], error["code"], error["name"]) == (1, 1325, "nightly")
+        assert error["message"].startswith("runs since ")
+        assert error["message"].endswith(", and does not run twice at once")
+        assert error["hint"] == "wait until it has ended, or end it: poolctl stop nightly"
+        running.cancel()
+
+    run(scenario())
+
+
+def certificated(directory: Path, days: float) -> ServerConfig:
+    cert, key = certificate(directory, days=days)
+    return web("a", tls={"cert": str(cert), "key": str(key)})
+
+
+def test_restart_keeps_a_valid_certificate_in_use_instead_of_an_expired_one_in_the_file(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        desk = Desk(certificated(tmp_path, -1), web("b"))
+        await desk.ask("start")
+        entry, now = desk.core.entries["a"], desk.core.clock.time()
+        # The clock of the desk is behind the clock by which the certificate was made.
+        desk.clock.advance(time.time() - now)
+        entry.observed.certificate_ends = desk.clock.time() + 1000
+        desk.runner.log.clear()
+        answer = await desk.ask("restart")
+        (error,) = answer["errors"]
+        assert (answer["exit_code"], error["name"]) == (1, "a")
+        assert error["message"].startswith("localhost.pem: the certificate expired on ")
+        assert error["hint"] == "renew it; use --allow-expired to accept it"
+        assert not [line for line in desk.runner.log if line.startswith("place a")]
+        assert [line for line in desk.runner.log if line.startswith("place b")]
+        assert (await desk.ask("restart", "a", force=True))["exit_code"] == 0
+        assert "force certificate a" in desk.runner.log
+
+    run(scenario())
+
+
+def test_certificate_is_exchanged_if_the_new_one_is_valid_or_the_old_one_has_expired(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = Desk(certificated(tmp_path, -1))
+        entry, now = desk.core.entries["a"], time.time()
+        entry.observed.certificate_ends = now + 1000
+        assert expired(entry, entry.config, now) is None, "nothing runs"
+        await desk.ask("start")
+        entry.observed.certificate_ends = now + 1000
+        assert expired(entry, entry.config, now) is not None
+        assert expired(entry, entry.config.but(tls=False), now) is None
+        for ends in (None, now, now - 1):
+            entry.observed.certificate_ends = ends
+            assert expired(entry, entry.config, now) is None, ends
+        entry.observed.certificate_ends = now + 1000
+        certificate(tmp_path, days=5)
+        assert expired(entry, entry.config, now) is None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("limit", "refused"), [(70, True), (74, True), (75, False), (resource.RLIM_INFINITY, False)]
+)
+def test_servers_that_need_more_open_files_than_there_may_be_are_refused(
+    monkeypatch: pytest.MonkeyPatch, limit: int, refused: bool
+) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"), web("off", disabled=True))
+        need = open_files_needed([(desk.core.entries["a"].config, 1)])
+        monkeypatch.setattr(
+            resource, "getrlimit", lambda kind: (0, limit if limit < 0 else limit + need - 75)
+        )
+        coming = [(desk.core.entries["a"].config, 1)]
+        if not refused:
+            ensure_open_files(desk.core, coming)
+            return
+        with pytest.raises(TooManyOpenFiles) as caught:
+            ensure_open_files(desk.core, coming)
+        (error,) = caught.value.result.errors
+        assert error.message.startswith(f"1 server needs {need} open files, but this pool may have only ")
+        assert (caught.value.result.exit_code, error.hint) == (1, RAISE_OPEN_FILES)
+
+    run(scenario())
+
+
+def test_open_files_are_counted_for_what_runs_and_what_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"), web("off", disabled=True))
+        configs = [entry.config for entry in desk.core.entries.values()]
+        ensure_open_files_for_all(desk.core, configs)
+        await desk.ask("start", "a")
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 1))
+        ensure_open_files_for_all(desk.core, configs[:2])
+        ensure_open_files(desk.core, [(configs[0], 1)])
+        with pytest.raises(TooManyOpenFiles) as caught:
+            ensure_open_files(desk.core, [(configs[1], 1)])
+        (error,) = caught.value.result.errors
+        assert error.message.startswith("2 servers need ")
+        assert error.hint.endswith("; then poolctl stop, and poolctl start")
+        with pytest.raises(TooManyOpenFiles):
+            ensure_open_files_for_all(desk.core, [*configs, web("new")])
+
+    run(scenario())
+
+
+def test_size_is_the_minimum_unless_the_server_was_scaled() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", scale={"min": 0, "max": 4}), web("b", workers=3))
+        a, b = desk.core.entries.values()
+        assert (size(a), size(b)) == (0, 3)
+        await desk.ask("scale", "a", workers=2)
+        assert size(a) == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("verb", ["scale"])
+def test_server_without_triggers_cannot_be_scaled_by_them(verb: str) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        answer = await desk.ask(verb, "a", auto=True)
+        (error,) = answer["errors"]
+        assert (answer["exit_code"], error["message"]) == (
+            1, "has no triggers that could change its number of workers",
+        )  # fmt: skip
+        assert answer["items"] == []
+
+    run(scenario())
+
+
+def test_restart_of_a_disabled_server_is_an_error_if_it_was_named() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("off", disabled=True))
+        await desk.ask("start")
+        assert (await desk.ask("restart"))["errors"] == []
+        (error,) = (await desk.ask("restart", "off"))["errors"]
+        assert (error["name"], error["message"], error["code"]) == ("off", "is disabled", 1325)
+
+    run(scenario())
+
+
+def test_restart_with_an_environment_is_saved_for_a_successor() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"))
+        await desk.ask("start")
+        await desk.ask("restart", "a", env={"X": "1"})
+        assert desk.files.environments == {"a": {"X": "1"}}
+        await desk.ask("restart", "b")
+        assert desk.files.environments == {"a": {"X": "1"}}
 
     run(scenario())

@@ -701,3 +701,23 @@ def test_changed_table_of_the_pool_is_a_change_with_its_keys() -> None:
         assert await planned(Tables()) == [("[metrics]", "update", ["metrics"])]
 
     run(scenario())
+
+
+def test_each_applied_change_is_an_event_and_a_dry_run_records_none() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("same"), web("gone"))
+        await desk.ask("start")
+        seen: list[tuple[str, str]] = []
+        desk.events.flush()
+        desk.events.subscribe(
+            lambda event: seen.append((event.event, event.server)) if event.kind == "config" else None
+        )
+        desk.files.written = [web("new"), web("same")]
+        await desk.ask("reload", dry_run=True)
+        desk.events.flush()
+        assert seen == []
+        await desk.ask("reload")
+        desk.events.flush()
+        assert seen == [("remove", "gone"), ("add", "new")]
+
+    run(scenario())

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 import poolctl
-from poolctl.control.answers import Result
+from poolctl.control.answers import ErrorEntry, Result
 from poolctl.control.control_server import Request
 from poolctl.control.protocol import PROTOCOL
 from poolctl.exit_codes import CONFLICT, INVALID_CONFIGURATION
+from poolctl.json_form import from_json
 from poolctl.supervisor.verbs import upgrade, verb
 from poolctl.supervisor.verbs.upgrade import refusal_of_older
 from poolctl.supervisor.verbs.verb import Call
@@ -174,5 +175,72 @@ def test_older_version_is_not_handed_over_to() -> None:
         desk = Handing()
         assert (await desk.upgrade(version="0.0.1", tried=True))["exit_code"] == CONFLICT
         assert desk.handed == []
+
+    run(scenario())
+
+
+def problem(message: str = "it is of a later version") -> str:
+    return f"cat > /dev/null; echo '{json.dumps({'problem': message, 'errors': []})}'"
+
+
+def replaced_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another build is on disk: this one cannot try the next version itself."""
+    builds = iter(["this"])
+    monkeypatch.setattr(verb, "installed_build", lambda: next(builds, "another"))
+
+
+def test_configuration_that_the_next_version_does_not_understand_must_be_that_of_the_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replaced_on_disk(monkeypatch)
+
+    async def scenario() -> None:
+        desk = Handing()
+        answer = await desk.upgrade(problem(), force=True)
+        assert (answer["exit_code"], len(desk.handed)) == (0, 1)
+        desk.files.written = [web("web"), web("other")]
+        answer = await desk.upgrade(problem(), force=True)
+        (error,) = answer["errors"]
+        assert (answer["exit_code"], len(desk.handed)) == (CONFLICT, 1)
+        assert error["message"] == (
+            f"poolctl {AFTER} cannot go on with the configuration in force (it is of a later version), "
+            "and the files differ from it"
+        )
+        assert (
+            error["hint"] == "poolctl reload --dry-run shows the difference, poolctl reload applies the files"
+        )
+        desk.files.wrong = [from_json(ErrorEntry, {"code": 1322, "message": "unknown key"})]
+        answer = await desk.upgrade(problem(), force=True)
+        assert (answer["errors"][0]["message"], len(desk.handed)) == ("unknown key", 1)
+
+    run(scenario())
+
+
+def test_live_changes_are_handed_on_and_live_servers_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    replaced_on_disk(monkeypatch)
+
+    async def scenario() -> None:
+        desk = Handing()
+        await desk.ask("start")
+        await desk.ask("scale", "web", workers=2)
+        assert (await desk.upgrade(problem(), force=True))["exit_code"] == 0
+        await desk.ask("remove", "web")
+        assert (await desk.upgrade(problem(), force=True))["exit_code"] == CONFLICT
+        assert len(desk.handed) == 1
+
+    run(scenario())
+
+
+def test_build_that_runs_already_is_kept_unless_it_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verb, "installed_build", lambda: "this")
+    monkeypatch.setattr(verb, "is_installed_since", lambda moment: False)
+
+    async def scenario() -> None:
+        desk = Handing()
+        answer = await desk.upgrade("exit 3", build="this")
+        assert (answer["exit_code"], desk.handed, answer.get("upgraded_from")) == (0, [], None)
+        assert [each["name"] for each in answer["items"]] == ["web"]
+        assert (await desk.upgrade("exit 3", build="other"))["exit_code"] == CONFLICT
+        assert (await desk.upgrade("exit 3", build="this", force=True))["exit_code"] == CONFLICT
 
     run(scenario())

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from poolctl.control.answers import ProgressLine
+from poolctl.control.control_server import Request
+from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.runner_protocol import Exit
 from poolctl.supervisor import verbs
 from tests.unit.core.ordered_core import run, turns, web
@@ -349,3 +353,125 @@ def test_a_new_verb_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         run(scenario())
     finally:
         sys.modules.pop("poolctl.supervisor.verbs.greet", None)
+
+
+async def handled(desk: Desk, name: str, **body: Any) -> Any:
+    lines: list[ProgressLine] = []
+    return await desk.verbs.handle(Request(name, body, 4_000_000, 0), lines.append)
+
+
+def audit(desk: Desk) -> list[JournalEvent]:
+    seen: list[JournalEvent] = []
+    desk.events.subscribe(lambda event: seen.append(event) if event.kind == "audit" else None)
+    return seen
+
+
+def test_verb_that_is_unknown_is_answered_with_those_that_are_known() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        assert not desk.verbs.used
+        answer = await handled(desk, "party")
+        (error,) = answer.errors
+        assert (answer.exit_code, error.error) == (2, "ErrorUsage")
+        assert error.message.startswith("this supervisor does not know 'party' (protocol ")
+        known = error.hint.removeprefix("it knows: ").split(", ")
+        assert known == sorted(known)
+        assert {"ping", "list", "start", "upgrade", "reload"} <= {*known}
+        assert desk.verbs.used
+
+    run(scenario())
+
+
+def test_ping_has_the_identity_and_the_build_as_soon_as_it_is_known() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        answer = await handled(desk, "ping")
+        assert (answer.keeper_pid, answer.build) == (1, "")
+        digest = await desk.verbs.build.digest()
+        assert (await handled(desk, "ping")).build == digest
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"options": []}, ""), ({"options": [1]}, "selector and options must be objects"),
+        ({"selector": [1]}, "selector and options must be objects"),
+        ({"options": {"timeout": "soon"}}, "timeout is 'soon'"),
+        ({"selector": {"wat": []}}, "unknown key 'wat' in the selector"),
+    ],
+)  # fmt: skip
+def test_body_of_another_shape_is_a_usage_error(body: dict[str, Any], message: str) -> None:
+    async def scenario() -> None:
+        answer = await handled(Desk(web()), "list", **body)
+        assert [each.message for each in answer.errors] == ([message] if message else [])
+        assert answer.exit_code == (2 if message else 0)
+
+    run(scenario())
+
+
+def test_command_is_recorded_with_who_gave_it_what_it_named_and_how_it_ended() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"))
+        seen = audit(desk)
+        by = {"command": "c" * 300, "address": "10.0.0.7", "other": "x", "empty": ""}
+        await handled(desk, "start", selector={"targets": ["a"], "not": True, "tag": []}, by=by)
+        await handled(desk, "stop", selector={"targets": ["nobody"]})
+        await handled(desk, "scale", selector={"targets": ["a"]}, options={"workers": 2})
+        await handled(desk, "scale", options={"all": True, "auto": True})
+        await handled(desk, "drain", options={"all": True})
+        await handled(desk, "remove")
+        await handled(desk, "list")
+        await handled(desk, "reload", options={"dry_run": True})
+        desk.events.flush()
+        assert [event.message for event in seen[::2]] == [
+            "start a --not", "stop nobody", "scale a 2", "scale --all --auto", "drain --all", "remove",
+        ]  # fmt: skip
+        assert [event.event for event in seen] == [
+            "start", "start done", "stop", "stop failed", "scale", "scale done", "scale", "scale failed",
+            "drain", "drain done", "remove", "remove failed",
+        ]  # fmt: skip
+        who = seen[0].by
+        assert who is not None
+        assert (who["uid"], who["user"], who["command"], who["address"]) == (
+            4_000_000, "4000000", "c" * 200, "10.0.0.7",
+        )  # fmt: skip
+        assert "other" not in who
+        done, failed = seen[1], seen[3]
+        assert (done.cause, done.detail["exit_code"], done.detail["servers"]) == ("", 0, ["b"])
+        assert done.detail["duration_seconds"] >= 0
+        assert (failed.cause, failed.detail["exit_code"]) == ("no server matches 'nobody'", 4)
+        assert seen[-1].detail["exit_code"] == 2
+
+    run(scenario())
+
+
+def test_client_that_leaves_has_abandoned_its_command() -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), web=NEVER)
+        seen = audit(desk)
+        task = asyncio.ensure_future(handled(desk, "start"))
+        await turns()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        desk.events.flush()
+        assert (seen[-1].event, seen[-1].cause) == ("start abandoned", "the client disconnected")
+        assert seen[-1].detail.get("exit_code") is None
+
+    run(scenario())
+
+
+def test_supervisor_without_servers_ends_when_there_are_too_few_open_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 10))
+
+    async def scenario() -> None:
+        desk = Desk(web())
+        answer = await handled(desk, "start")
+        assert (answer.exit_code, answer.ended, answer.keeper_pid, desk.over) == (1, True, 1, True)
+        assert "open files" in answer.errors[0].message
+
+    run(scenario())
