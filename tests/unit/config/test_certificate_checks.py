@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import datetime
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
-from poolctl.config.checks.certificate_checks import BEGIN, END, certificate_validity, check_certificates
+from poolctl.config.checks.certificate_checks import (
+    BEGIN,
+    END,
+    certificate_names,
+    certificate_validity,
+    check_certificates,
+)
 from poolctl.config.model.section import TLSConfig
 from tests.certificates import certificate
 
@@ -122,3 +132,32 @@ def test_time_before_expiry_at_which_a_certificate_is_a_warning_is_configurable(
 ) -> None:
     tls = TLSConfig(cert=pair[0], key=pair[1], warn_before=before)
     assert ("expires on" in warnings(tls, NOW + datetime.timedelta(days=days))) == told
+
+
+def made(directory: Path, *extensions: x509.ExtensionType) -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ignored.example")])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(7).not_valid_before(now).not_valid_after(now + datetime.timedelta(days=1))
+    )  # fmt: skip
+    for each in extensions:
+        builder = builder.add_extension(each, critical=isinstance(each, x509.BasicConstraints))
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def test_hosts_of_a_certificate_are_its_alternative_names(tmp_path: Path) -> None:
+    names = x509.SubjectAlternativeName([
+        x509.DNSName("Shop.Example"), x509.DNSName("*.shop.example"), x509.RFC822Name("a@b.example"),
+        x509.IPAddress(ip_address("10.0.0.7")), x509.IPAddress(ip_address("::1")),
+    ])  # fmt: skip
+    constraints = x509.BasicConstraints(ca=True, path_length=None)
+    assert certificate_names(made(tmp_path, constraints, names)) == [
+        "shop.example", "*.shop.example", "10.0.0.7", "[::1]",
+    ]  # fmt: skip
+    assert certificate_names(made(tmp_path, constraints)) == []
+    assert certificate_names(made(tmp_path)) == []
+    assert certificate_names("nonsense") == []
+    broken = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
+    assert (certificate_names(broken), certificate_validity(broken)) == ([], None)

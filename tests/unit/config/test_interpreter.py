@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.config.checks.interpreter import changed_by, enter_as, start_options
+from poolctl import ServerConfig
+from poolctl.config.checks.interpreter import (
+    changed_by,
+    enter_as,
+    interpreter,
+    missing_program,
+    start_options,
+    trusted_by_root,
+)
 from tests.config_files import load_text
 
 NOBODY = 65534
@@ -140,3 +148,60 @@ def test_sticky_directory_of_root_on_the_path_is_accepted(tmp_path: Path, python
 
 def test_interpreter_of_the_tests_is_judged_within_a_moment() -> None:
     changed_by(sys.executable, dict(os.environ))
+
+
+def test_path_that_another_user_may_change_is_named_with_the_fix(python: Path) -> None:
+    assert trusted_by_root(str(python), {}) == ("", "")
+    site = python.parent.parent / "lib/python3.11/site-packages"
+    site.chmod(0o777)
+    assert trusted_by_root(str(python), {}) == (
+        f"other users can modify {site}, whose code this server runs as root", f"chmod -R go-w {site}",
+    )  # fmt: skip
+    site.chmod(0o755)
+    give(site)
+    problem, fix = trusted_by_root(str(python), {})
+    assert problem == f"user nobody can modify {site}, whose code this server runs as root"
+    assert fix == f"chown -R root {site}, or user = 'nobody'"
+    os.lchown(site, 4_000_000, 0)
+    problem, fix = trusted_by_root(str(python), {})
+    assert (problem.partition(" can")[0], fix) == ("user 4000000", f"chown -R root {site}")
+
+
+def test_interpreter_is_that_of_the_key_of_the_environment_or_of_poolctl(tmp_path: Path) -> None:
+    venv = tmp_path / ".venv"
+    (venv / "bin").mkdir(parents=True)
+    assert interpreter(str(venv), "/", {}) == f"{venv}/bin/python"
+    assert interpreter("/usr/bin/python3", "/", {}) == "/usr/bin/python3"
+    assert interpreter(None, str(tmp_path), {}) == sys.executable
+    (venv / "bin/python").symlink_to("/bin/sh")
+    assert interpreter(None, str(tmp_path), {}) == f"{venv}/bin/python"
+    assert interpreter(None, "/", {"VIRTUAL_ENV": str(venv)}) == f"{venv}/bin/python"
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "hint"),
+    [
+        (["sh"], "", ""),
+        (["/bin/sh"], "", ""),
+        (["./run"], "", ""),
+        (["{program}"], "", ""),
+        ([], "", ""),
+        (["no-such"], "'no-such' is not there", "install it, or write its full path"),
+        (["./gone"], "'./gone' is not there", "install it, or write its full path"),
+        (["./plain"], "'./plain' is not executable", "chmod +x ./plain"),
+        (["./folder"], "'./folder' is not executable", "chmod +x ./folder"),
+    ],
+)
+def test_program_is_looked_for_as_the_server_would(
+    tmp_path: Path, words: list[str], message: str, hint: str
+) -> None:
+    (tmp_path / "run").touch(0o755)
+    (tmp_path / "plain").touch(0o644)
+    (tmp_path / "folder").mkdir()
+    server = ServerConfig(name="a", command=["sh"], cwd=str(tmp_path))
+    found = missing_program(server, {"PATH": "/bin"}, ("hooks",), words)
+    assert ((found.message, found.hint, found.path) if found else ("", "", ())) == (
+        message, hint, ("hooks", 0) if message else (),
+    )  # fmt: skip
+    assert missing_program(server, {"PATH": "/bin"}) is None
+    assert missing_program(server, {"PATH": "/nowhere"}) is not None

@@ -183,3 +183,12 @@ def test_rules_that_are_not_overridden_find_nothing() -> None:
         (),
     )
     assert rules.check([], tables, {}, now) == ([], [])
+
+
+@pytest.mark.skipif("notify" not in FEATURES, reason="there is no such table")
+def test_url_that_is_invalid_is_not_quoted_and_other_values_are() -> None:
+    findings: list[Finding] = []
+    made({"notify": [{"type": "ntfy", "url": "ftp://secret@host/topic", "timeout": "soon"}]}, findings)
+    found = {each.path[-1]: each.found for each in findings}
+    assert found["url"] == ""
+    assert found["timeout"] != ""

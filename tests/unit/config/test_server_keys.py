@@ -308,3 +308,21 @@ def test_pickled_server_leaves_the_texts_of_its_files_behind(tmp_path: Path) -> 
     server = load_text(tmp_path, SERVER)[0]
     assert server.origin is not None
     assert pickle.loads(pickle.dumps(server)).origin is None
+
+
+@pytest.mark.parametrize(
+    ("given", "head", "name", "bind"),
+    [
+        ({"name": "a", "bind": ":x"}, "a has 1 problem", "a", ":x"),
+        ({"name": "a", "listen": ":x"}, "a has 1 problem", "a", ":x"),
+        ({"name": "a" * 80, "bind": ":x"}, "a" * 60 + " has 1 problem", "a" * 80, ":x"),
+        ({"bind": ":1", "app": "a:b"}, "the server has 1 problem", "", ":1"),
+        ({"name": "a", "bind": 3, "app": "a:b"}, "a has 1 problem", "a", ""),
+        ({"name": "", "bind": ":1", "app": "a:b"}, " has 1 problem", "", ":1"),
+    ],
+)
+def test_refused_server_is_named(given: dict[str, Any], head: str, name: str, bind: str) -> None:
+    with pytest.raises(PoolValidateError) as refused:
+        ServerConfig(**given)
+    assert refused.value.message == head
+    assert {(each.name, each.bind) for each in refused.value.exceptions} == {(name, bind)}

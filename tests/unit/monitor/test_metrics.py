@@ -123,6 +123,8 @@ _PROMETHEUS = (
         ("application/openmetrics-text;version=2.0.0", False),
         ("application/openmetrics-text;q=0.1, text/plain", False),
         ("application/openmetrics-text;q=0", False),
+        ("application/openmetrics-text;q=1, text/plain", True),
+        ("application/openmetrics-text;q=0.9, */*", False),
         ("application/openmetrics-text;q=much", False),
     ],
 )  # fmt: skip

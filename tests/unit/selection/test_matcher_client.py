@@ -8,10 +8,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import pytest
 
-from poolctl.selection.matcher_client import TOO_SLOW, Answer, Matcher
+from poolctl import bootstrap
+from poolctl.selection.matcher_client import TOO_SLOW, Answer, Matcher, close_matcher, matcher
 from tests.deadline import wait_until
 from tests.processes import is_alive
 
@@ -172,3 +174,67 @@ def test_a_process_at_a_slow_expression_does_not_outlive_its_client() -> None:
         pid = int(asker.stdout.readline())
         asker.kill()
     wait_until(lambda: not is_alive(pid))
+
+
+def test_process_that_ends_or_cannot_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(matcher: Matcher) -> None:
+        for program, problem in (
+            ("/bin/true", "the process that matches regexes has exited"),
+            ("/no/such/program", "cannot start the regex process: No such file or directory"),
+        ):
+            monkeypatch.setattr(bootstrap, "command", lambda *given, argv=program, **more: [argv])
+            found = await matcher.answer(["a"], ["a"])
+            assert (found.found, found.problem, found.hint) == (frozenset(), problem, ""), program
+
+    run(scenario)
+
+
+def test_answer_is_given_to_a_function_unless_the_matcher_is_closed() -> None:
+    async def scenario(matcher: Matcher) -> None:
+        answers: list[Answer] = []
+        matcher.ask(["a"], ["b", "a"], answers.append)
+        async with asyncio.timeout(20):
+            while not answers:
+                await asyncio.sleep(0.005)
+        assert answers == [Answer(frozenset({1}))]
+        assert not matcher._asked
+        matcher.ask([SLOW], [HOSTILE], answers.append)
+        await asyncio.sleep(0)
+        (task,) = matcher._asked
+        matcher.close()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert len(answers) == 1
+
+    run(scenario)
+
+
+def test_each_loop_has_a_matcher_of_its_own_until_it_is_closed() -> None:
+    async def work() -> None:
+        first = matcher()
+        assert matcher() is first
+        seen.append(first)
+        close_matcher()
+        close_matcher()
+        assert matcher() is not first
+
+    seen: list[Matcher] = []
+    asyncio.run(work())
+    asyncio.run(work())
+    assert seen[0] is not seen[1]
+
+
+def environment_of(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/environ").read_bytes()
+
+
+def test_variables_of_this_process_do_not_reach_the_matching_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("API_KEY", "secret")
+
+    async def scenario(matcher: Matcher) -> None:
+        await matcher.answer(["a"], ["a"])
+        process = matcher.child.process
+        assert process is not None
+        assert b"API_KEY" not in environment_of(process.pid)
+
+    run(scenario)

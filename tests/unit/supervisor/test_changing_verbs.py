@@ -23,6 +23,7 @@ from poolctl.supervisor.verbs.changing_verbs import (
     ensure_open_files_for_all,
     expired,
     size,
+    startup_warnings,
 )
 from tests.certificates import certificate
 from tests.unit.core.ordered_core import run, turns, web
@@ -713,3 +714,36 @@ def test_restart_with_an_environment_is_saved_for_a_successor() -> None:
         assert desk.files.environments == {"a": {"X": "1"}}
 
     run(scenario())
+
+
+def warned_of(*servers: ServerConfig, names: set[str], **options: Any) -> list[str]:
+    return asyncio.run(startup_warnings(servers, names, Tables(), **options))
+
+
+BINDS = ["x", "--port={port}"]
+
+
+def test_start_warns_of_the_selected_servers() -> None:
+    missing = {"depends_on": ["off"], "command": ["sleep", "1"]}
+    off = web("off", disabled=True)
+    a, b = (web(name, **{**missing, "app": None}) for name in "ab")
+    found = warned_of(a, b, off, names={"a", "b"})
+    assert [line for line in found if "'off' is disabled" in line] == [found[0]]
+    assert found[0].startswith("a, b: ")
+    only = warned_of(a, b, off, names={"a"})
+    assert only
+    assert all(line.startswith("a: ") for line in only)
+    assert warned_of(web("plain", app=None, command=["sleep", "1"]), names={"plain"}) == []
+
+
+def test_program_that_binds_itself_is_warned_of_once() -> None:
+    one, other = (web(name, app=None, command=BINDS) for name in ("one", "other"))
+    off = web("off", disabled=True)
+    waiting = web("waiting", app=None, command=BINDS, depends_on=["off"])
+    (both,) = warned_of(one, other, names={"one", "other"})
+    assert both.startswith("one, other: ")
+    (second,) = warned_of(one, other, names={"one", "other"}, warned={"one"})
+    assert second.startswith("other: ")
+    (left,) = warned_of(waiting, off, names={"waiting"}, warned={"waiting"})
+    assert "'off' is disabled" in left
+    assert "binds" not in left

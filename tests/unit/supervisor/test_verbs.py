@@ -357,7 +357,7 @@ def test_a_new_verb_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 async def handled(desk: Desk, name: str, **body: Any) -> Any:
     lines: list[ProgressLine] = []
-    return await desk.verbs.handle(Request(name, body, 4_000_000, 0), lines.append)
+    return await desk.verbs.handle(Request(name, body, 2**22 + 1, 4_000_000), lines.append)
 
 
 def audit(desk: Desk) -> list[JournalEvent]:

@@ -1,0 +1,184 @@
+"""What systemd is notified of: readiness, a line of status, reloads, the end, the watchdog."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
+import pytest
+
+from poolctl import ServerConfig, ServerError
+from poolctl.control.control_server import Request
+from poolctl.supervisor import systemd
+from poolctl.supervisor.systemd import Service
+from tests.notify_socket import NotifySocket
+from tests.unit.core.ordered_core import run, turns, web
+from tests.unit.runners.scripted_runner import FAILS, NEVER
+from tests.unit.supervisor.desk import Desk
+
+
+@pytest.fixture
+def notified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NotifySocket]:
+    found = NotifySocket(tmp_path_factory.mktemp("n"))
+    yield found
+    found.close()
+
+
+class Served:
+    """A service over a desk, which notifies this socket."""
+
+    def __init__(self, notified: NotifySocket, desk: Desk, **env: str) -> None:
+        self.notified = notified
+        self.desk = desk
+        self.service = Service({"NOTIFY_SOCKET": notified.path, **env}, desk.core)
+
+    async def lines(self) -> list[str]:
+        """The lines since the last call, after what is to be sent soon."""
+        async with asyncio.timeout(20):
+            while self.service._timer is not None:
+                await asyncio.sleep(0.005)
+        lines = self.notified.lines
+        self.notified.forget()
+        return lines
+
+
+def test_pool_is_ready_when_each_server_that_should_run_is(notified: NotifySocket) -> None:
+    async def work() -> None:
+        desk = Desk(web("a"), web("b"), web("off", disabled=True), b=NEVER)
+        served = Served(notified, desk)
+        assert await served.lines() == ["STATUS=0 servers ready"], "none was asked to run"
+        starting = desk.begin("start")
+        await turns()
+        assert await served.lines() == ["STATUS=1 of 2 servers ready; b is starting"]
+        desk.core.entries["b"].observed.failure = ServerError("no port")
+        served.service._soon()
+        assert await served.lines() == ["STATUS=1 of 2 servers ready; b is starting: no port"]
+        await desk.ask("stop", "b")
+        assert await served.lines() == ["READY=1", "STATUS=1 server ready"]
+        await desk.ask("restart", "a")
+        assert [line for line in await served.lines() if line == "READY=1"] == []
+        starting.cancel()
+
+    run(work())
+
+
+def test_failed_servers_are_counted_and_the_first_is_named(notified: NotifySocket) -> None:
+    async def work() -> None:
+        desk = Desk(web("a"), web("b"), web("c"), a=FAILS, b=FAILS)
+        served = Served(notified, desk)
+        await desk.ask("start")
+        assert (await served.lines())[-1] == (
+            "STATUS=1 of 3 servers ready; a is failed: exited with status 3 before it was ready, and 1 more"
+        )
+
+    run(work())
+
+
+def test_sleeping_servers_and_pools_without_servers_are_ready(notified: NotifySocket) -> None:
+    async def work() -> None:
+        assert await Served(notified, Desk()).lines() == ["READY=1", "STATUS=0 servers ready"]
+        desk = Desk(web("a", scale={"min": 0}), web("b"))
+        served = Served(notified, desk)
+        await served.lines()
+        await desk.ask("start")
+        assert desk.states()["a"] == "sleeping"
+        assert await served.lines() == ["READY=1", "STATUS=2 servers ready"]
+
+    run(work())
+
+
+Handle = Callable[[Request, Any], Awaitable[object]]
+
+
+def test_reload_is_announced_once_the_pool_is_ready(notified: NotifySocket) -> None:
+    async def work() -> None:
+        desk = Desk(web("a"))
+        served = Served(notified, desk)
+        may_end = asyncio.Event()
+
+        async def handle(request: Request, progress: Any) -> object:
+            await may_end.wait()
+            return request.verb
+
+        around = served.service.around(handle)
+
+        def ask(verb: str, **options: Any) -> asyncio.Task[object]:
+            return asyncio.ensure_future(around(Request(verb, {"options": options}, 1, 0), lambda line: None))
+
+        await served.lines()
+        early = ask("reload")
+        await turns()
+        await desk.ask("start")
+        assert await served.lines() == ["READY=1", "STATUS=1 server ready"]
+        may_end.set()
+        assert await early == "reload"
+        may_end.clear()
+        await served.lines()
+        reloads = [ask("reload"), ask("reload"), ask("reload", dry_run=True), ask("list")]
+        await turns()
+        lines = await served.lines()
+        assert (lines[0], lines[1].partition("=")[0], len(lines)) == ("RELOADING=1", "MONOTONIC_USEC", 2)
+        may_end.set()
+        await asyncio.gather(*reloads)
+        assert await served.lines() == ["READY=1"], "of two at once only the last ends it"
+
+    run(work())
+
+
+def test_end_is_announced_once_and_nothing_follows_it(notified: NotifySocket) -> None:
+    async def work() -> None:
+        desk = Desk(web("a"))
+        served = Served(notified, desk)
+        served.service.stop()
+        served.service.stop()
+        await desk.ask("start")
+        assert await served.lines() == ["STOPPING=1", "STATUS=stopping"]
+
+        async def handle(request: Request, progress: Any) -> object:
+            return None
+
+        await served.service.around(handle)(Request("reload", {}, 1, 0), lambda line: None)
+        assert await served.lines() == []
+
+    run(work())
+
+
+def test_watchdog_is_fed_twice_in_its_interval(
+    notified: NotifySocket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        loop, delays = asyncio.get_running_loop(), []
+        later = loop.call_later
+
+        def call_later(delay: float, *given: Any) -> Any:
+            delays.append(delay)
+            return later(min(delay, 0.001), *given)
+
+        monkeypatch.setattr(loop, "call_later", call_later)
+        served = Served(notified, Desk(web("a")), WATCHDOG_USEC="60000000")
+        assert 30.0 in delays
+        async with asyncio.timeout(20):
+            while notified.lines.count("WATCHDOG=1") < 3:
+                await asyncio.sleep(0.001)
+        served.service._period_seconds = 1e9
+        notified.forget()
+        delays.clear()
+        Served(notified, Desk(*(web(f"s{number}") for number in range(10))))
+        assert delays == [systemd._SOON_SECONDS + 10 * systemd._SOON_SECONDS_OF_SERVER]
+
+    run(work())
+
+
+def test_servers_that_were_stopped_are_not_awaited(notified: NotifySocket) -> None:
+    async def work() -> None:
+        desk = Desk(web("a"), web("b"), ServerConfig(name="q", command=["x"]))
+        served = Served(notified, desk)
+        await desk.ask("start")
+        await served.lines()
+        await desk.ask("stop", "a", "q")
+        assert await served.lines() == ["STATUS=1 server ready"]
+        await desk.ask("disable", "b")
+        assert await served.lines() == ["STATUS=0 servers ready"]
+
+    run(work())
