@@ -70,14 +70,17 @@ class WebServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen with time limits for handshakes and a limit of connections, which uvicorn's own startup lacks."""
-        self._accepting = [asyncio.ensure_future(self._accept(sock)) for sock in sockets or ()]
+        self._listeners = list(sockets or ())
+        for listener in self._listeners:
+            listener.setblocking(False)
+            self._accept_from(listener)
         self.servers = []
         self.started = True
 
     async def main_loop(self) -> None:
         await self.over.wait()
-        for accepting in self._accepting:
-            accepting.cancel()
+        for listener in self._listeners:
+            asyncio.get_running_loop().remove_reader(listener)
         if self._beginning:
             await asyncio.wait(self._beginning, timeout=_LAST_SECONDS)
 
@@ -86,27 +89,30 @@ class WebServer(uvicorn.Server):
         """Does nothing, because the owner of this server handles signals."""
         yield
 
-    async def _accept(self, listener: socket.socket) -> None:
-        listener.setblocking(False)
+    def _accept_from(self, listener: socket.socket) -> None:
+        if not self.over.is_set():
+            asyncio.get_running_loop().add_reader(listener, self._accept, listener)
+
+    def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _ = await loop.sock_accept(listener)
-            except ConnectionAbortedError:
-                continue
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    # Another process has shut the listener down: the order to stop follows.
-                    self.over.set()
-                    return
-                await asyncio.sleep(_PAUSE_SECONDS)
-                continue
-            if len(self._beginning) >= MOST_HANDSHAKES:
-                connection.close()
-                continue
-            task = loop.create_task(self._begin(connection))
-            self._beginning.add(task)
-            task.add_done_callback(self._beginning.discard)
+        try:
+            connection, _ = listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            loop.remove_reader(listener)
+            if error.errno in _EXHAUSTED:
+                loop.call_later(_PAUSE_SECONDS, self._accept_from, listener)
+            else:
+                # Another process has shut the listener down: the order to stop follows.
+                self.over.set()
+            return
+        if len(self._beginning) >= MOST_HANDSHAKES:
+            connection.close()
+            return
+        task = loop.create_task(self._begin(connection))
+        self._beginning.add(task)
+        task.add_done_callback(self._beginning.discard)
 
     async def _begin(self, connection: socket.socket) -> None:
         context = self.config.ssl

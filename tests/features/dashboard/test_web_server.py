@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.dashboard import _web_server as web_server
-from poolctl.features.dashboard._web_server import context_of, keep_current
+from poolctl.features.dashboard._web_server import WebServer, context_of, keep_current
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
@@ -61,6 +61,29 @@ def test_renewed_files_are_used_and_broken_ones_are_not(tmp_path: Path) -> None:
         keeping.cancel()
 
     asyncio.run(run())
+
+
+def test_listener_that_is_shut_down_during_the_order_to_stop_raises_nothing() -> None:
+    async def app(*_: object) -> None:
+        raise AssertionError("nobody asks")
+
+    async def run() -> list[dict[str, Any]]:
+        raised: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: raised.append(context))
+        over = asyncio.Event()
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = WebServer(app, over)
+            serving = asyncio.ensure_future(server.serve([listener]))
+            while not server.started:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.05)
+            listener.shutdown(socket.SHUT_RDWR)
+            over.set()
+            async with asyncio.timeout(60):
+                await serving
+        return raised
+
+    assert asyncio.run(run()) == []
 
 
 LIMIT_SECONDS = 0.3
