@@ -6,6 +6,7 @@ import asyncio
 import errno
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.core import Core
 from poolctl.core.perform import (
+    StackReports,
     cause_of,
     explained,
     explaining,
@@ -21,14 +23,15 @@ from poolctl.core.perform import (
     note_failure,
     restarting,
 )
-from poolctl.core.server_entry import Entry
+from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolStopError, ServerError
-from poolctl.runners.runner_protocol import Exit, WorkerFailed
+from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, WorkerFailed
+from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import OrderedCore, RecordedEvents, run, turns, web
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
-from tests.unit.runners.scripted_runner import FAILS, NEVER
+from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedRunner
 
 AT_ONCE = {"policy": "on-failure", "backoff": {"initial": 0, "max": 0}, "limit": 2, "window": 60}
 KILLED = Exit.from_signal(9)
@@ -762,3 +765,175 @@ def test_sentence_about_a_final_exit_says_where_the_output_is() -> None:
     assert given_up(new_entry()) == "not restarted: poolctl logs web"
     assert given_up(new_entry(), 3).startswith("given up after 3 restarts")
     assert given_up(new_entry(), 3).endswith(": poolctl logs web")
+
+
+def test_replaced_worker_is_drained_and_then_stopped_within_its_timeout() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(stop_timeout=7))
+        await pool.start()
+        assert await pool.restart() == []
+        await turns()
+        assert pool.runner.log[-2:] == ["drain web.1.0", "stop web.1.0 7"]
+        assert list(pool.core.entries["web"].observed.workers) == ["web.2.0"]
+
+    run(scenario())
+
+
+# Stacks of workers that hang.
+
+
+class StackRunner(ScriptedRunner):
+    """Reads the stacks that a test gives, or raises its error."""
+
+    def __init__(self, found: WorkerStacks | Exception) -> None:
+        super().__init__()
+        self.found = found
+        self.asked_for: list[tuple[str, float]] = []
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, stacks=self)
+
+    async def stacks(self, worker: str, timeout_seconds: float) -> WorkerStacks:
+        self.asked_for.append((worker, timeout_seconds))
+        if isinstance(self.found, Exception):
+            raise self.found
+        return replace(self.found, worker=worker)
+
+
+def hanging_worker(name: str = "web") -> tuple[Entry, Worker]:
+    config = web(name)
+    placement = Placement.of(name, 1, 0, pid=7)
+    return Entry(config), Worker(placement.id, 1, 0, config, placement=placement)
+
+
+FRAME = Frame(file="app.py", line=3, function="wait")
+FOUND = WorkerStacks(
+    name="web", worker="web.1.0", pid=7, source="python", place="wait (app.py:3)",
+    threads=tuple(ThreadStack(name=str(number), main=not number, frames=(FRAME,) * 30) for number in range(30)),
+)  # fmt: skip
+
+
+def test_stacks_are_shortened_kept_by_server_and_reported_with_their_place() -> None:
+    async def scenario() -> None:
+        runner, events = StackRunner(FOUND), RecordedEvents()
+        reports = StackReports(runner, events)
+        assert reports.possible
+        entry, worker = hanging_worker()
+        assert reports.last(entry) is None
+        found = await reports.take(entry, worker)
+        assert found is not None
+        assert runner.asked_for == [("web.1.0", 0.9)]
+        assert [len(found.threads), *(len(each.frames) for each in found.threads)] == [20] * 21
+        assert reports.last(entry) == found
+        message = await reports.start_timed_out(entry, worker, "is not ready within 5s")
+        assert message == "is not ready within 5s, in wait (app.py:3)"
+        (event,) = events
+        assert (event.event, event.server, event.worker, event.pid) == (
+            "start timed out", "web", "web.1.0", 7,
+        )  # fmt: skip
+        assert event.message == f"worker web.1.0 {message}"
+        for number in range(100):
+            await reports.take(*hanging_worker(f"other{number}"))
+        assert reports.last(entry) is None, "those of a hundred servers are kept"
+        assert reports.last(hanging_worker("other0")[0]) is not None
+
+    run(scenario())
+
+
+def test_stacks_that_cannot_be_taken_leave_the_message_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        for error, logged in ((TimeoutError(), False), (OSError("gone"), True)):
+            caplog.clear()
+            events = RecordedEvents()
+            reports = StackReports(StackRunner(error), events)
+            entry, worker = hanging_worker()
+            assert await reports.take(entry, worker) is None
+            assert await reports.start_timed_out(entry, worker, "hangs") == "hangs"
+            assert events == []
+            assert ("the stacks of worker web.1.0 cannot be taken" in caplog.text) == logged
+        reports = StackReports(ScriptedRunner(), events)
+        assert not reports.possible
+        assert await reports.take(entry, worker) is None
+        worker.placement = None
+        assert await StackReports(StackRunner(FOUND), events).take(entry, worker) is None
+
+    run(scenario())
+
+
+# What a worker printed.
+
+
+class LoggedRunner(ScriptedRunner):
+    """Keeps the output of a server's workers."""
+
+    printed = ("Traceback (most recent call last):", "  File 'x.py', line 3", "KeyError: 'db'")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, logs=self)
+
+    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+        return list(self.printed)
+
+
+class LoggedCore(OrderedCore):
+    """A core whose runner keeps output."""
+
+    def __init__(self, *servers: ServerConfig) -> None:
+        super().__init__(*servers)
+        self.runner: Any = LoggedRunner()
+        self.core = Core(servers, self.runner, self.clock, self.events)
+
+
+@pytest.mark.parametrize(
+    ("policy", "deaths", "explained_since"), [("no", 1, 1), ("on-failure", 2, 2), ("always", 2, 2)]
+)
+def test_cause_of_a_death_is_read_from_the_output_unless_the_worker_is_replaced_at_once(
+    policy: str, deaths: int, explained_since: int
+) -> None:
+    async def scenario() -> None:
+        restart = {"policy": policy, "backoff": {"initial": 60, "max": 60}}
+        pool = LoggedCore(web(restart=restart if policy != "no" else "no"))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        for death in range(1, deaths + 1):
+            (worker,) = pool.runner.running
+            pool.runner.end(worker, Exit.from_status(1))
+            await turns()
+            text = "" if entry.observed.failure is None else str(entry.observed.failure)
+            assert ("KeyError: 'db'" in text) == (death >= explained_since)
+
+    run(scenario())
+
+
+def test_worker_that_exits_with_status_0_has_no_cause() -> None:
+    async def scenario() -> None:
+        pool = LoggedCore(web())
+        await pool.start()
+        pool.runner.end("web.1.0", Exit.from_status(0))
+        await turns()
+        assert pool.core.entries["web"].observed.failure is None
+
+    run(scenario())
+
+
+def test_run_of_a_scheduled_job_is_reported_when_it_fails_and_when_the_next_one_succeeds() -> None:
+    async def scenario() -> None:
+        job = ServerConfig(name="job", job=True, command=["backup"], every="0 3 * * *", restart="no")
+        pool = LoggedCore(job)
+        entry = pool.core.entries["job"]
+        pool.runner.script["job"] = NEVER
+        for status in (1, 1, 0, 0):
+            pool.core.run_now(entry)
+            await turns()
+            (worker,) = pool.runner.running
+            pool.runner.end(worker, Exit.from_status(status))
+            await turns()
+        reports = [event for event in pool.events if event.event.startswith("run ")]
+        assert [each.event for each in reports] == ["run failed", "run failed", "run succeeded"]
+        message = "exited with status 1 before it was ready: KeyError: 'db'"
+        assert (reports[0].message, reports[0].severity) == (message, "error")
+        assert reports[0].output[-1] == "KeyError: 'db'"
+
+    run(scenario())
