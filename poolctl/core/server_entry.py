@@ -581,7 +581,7 @@ class Entry:
     def config_of(self, generation: int) -> ServerConfig:
         """The configuration for further workers of this generation."""
         canary = self.desired.canary
-        return canary.config if canary is not None and self.is_of_canary(generation) else self.config
+        return canary.config if canary is not None and canary.generation == generation else self.config
 
     @property
     def config_apart(self) -> ServerConfig | None:

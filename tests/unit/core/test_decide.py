@@ -332,3 +332,9 @@ REASONS: list[tuple[View, str]] = [
 @pytest.mark.parametrize(("view", "reason"), REASONS, ids=[reason for _, reason in REASONS])
 def test_trace_gives_the_reason_why_nothing_is_done(view: View, reason: str) -> None:
     assert why_nothing(view) == reason
+
+
+def test_verdict_after_too_many_restarts_has_their_number() -> None:
+    assert verdict(BAD, restarts=(99.0, 99.5), limit=3).restarts == 0
+    given_up = verdict(BAD, restarts=(1.0, 99.0, 99.5), limit=2, window=60)
+    assert (given_up.next, given_up.restarts) == (Next.FAILED, 2)

@@ -17,6 +17,7 @@ from poolctl.config import ServerConfig
 from poolctl.core.decide import FOLLOWS, Desired, ImpossibleChange, Overrides
 from poolctl.core.server_entry import (
     Availability,
+    Canary,
     DesiredState,
     Entry,
     HookState,
@@ -318,3 +319,39 @@ def test_a_successor_goes_on_where_the_other_was() -> None:
     after = Availability.restored(json.loads(json.dumps(seen.to_dict())))
     after.settle(50)
     assert after.uptime == 50
+
+
+def test_further_workers_have_the_configuration_of_their_generation() -> None:
+    server = entry()
+    assert server.config_of(1) is server.config
+    assert not server.is_of_canary(1)
+    other = ServerConfig(name="web", bind=":1", app="a:other")
+    server.desired.canary = Canary(generation=2, count=1, config=other, code_since=0.0, promoted=other)
+    assert (server.is_of_canary(1), server.is_of_canary(2)) == (False, True)
+    assert server.config_of(1) is server.config
+    assert server.config_of(2) is other
+
+
+def test_server_is_up_while_it_has_a_worker_or_should_have_one() -> None:
+    server = entry()
+    server.desired.state = Desired.RUN
+    assert server.up
+    server.desired.state = Desired.STOPPED
+    assert not server.up
+    server.observed.workers["web.1.0"] = Worker("web.1.0", 1, 0, server.config)
+    assert server.up
+    sleeper = Entry(ServerConfig(name="web", bind=":1", app="a:b", scale={"min": 0}))
+    sleeper.desired.state = Desired.RUN
+    assert not sleeper.up
+    sleeper.observed.called = True
+    assert sleeper.up
+
+
+def test_time_is_counted_from_the_last_change_and_never_backwards() -> None:
+    seen = Availability()
+    seen.note(100, state="running")
+    seen.settle(110)
+    seen.settle(105)
+    assert seen.uptime == 10
+    seen.settle(106)
+    assert seen.uptime == 11

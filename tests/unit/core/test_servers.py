@@ -482,3 +482,15 @@ def test_changes_of_one_turn_are_decided_on_together() -> None:
         assert changes.take_changed() == []
 
     asyncio.run(scenario())
+
+
+def test_revision_changes_with_each_new_server() -> None:
+    async def scenario() -> None:
+        servers = OrderedCore(web("one")).core.servers
+        before = servers.revision
+        servers.add(web("two"))
+        assert servers.revision == before + 1
+        servers.add(web("three"))
+        assert servers.revision == before + 2
+
+    run(scenario())

@@ -681,3 +681,11 @@ def test_helper_that_ends_at_a_request_says_that_a_call_has_blocked(tmp_path: Pa
         assert (await stage.fetch()).empty
 
     run_helper(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("limit", "most"), [(8, 1), (320, 20), (335, 20)])
+def test_connections_of_one_turn_are_a_sixteenth_of_the_descriptors(
+    monkeypatch: pytest.MonkeyPatch, limit: int, most: int
+) -> None:
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (limit, limit))
+    assert module.HeldLimit().most_at_once == most

@@ -42,6 +42,7 @@ from poolctl.runners.worker_spec import argument_vector, environment
 from poolctl.worker import tally
 from poolctl.worker.tally import ASK, ASK_AGAIN, STACK_BYTES, StackDump, promise_stacks, read_stacks
 from tests.deadline import wait_until
+from tests.descriptors import no_descriptor_left
 from tests.examples import examples
 from tests.virtual_loop import VirtualLoop
 
@@ -967,3 +968,102 @@ def test_worker_that_has_ended_makes_no_second_one(placed: list[Placed]) -> None
         end(workers, placed)
 
     asyncio.run(scenario())
+
+
+# A worker whose event loop is idle.
+
+
+class Kernel:
+    """The kernel's view of a worker: its processor time, and whether it waits for events."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.used_ns: list[int | None] = [1000]
+        self.waits = True
+        self.answered_ns = 900
+        monkeypatch.setattr(module, "process_cpu_ns", lambda _: self._next())
+        monkeypatch.setattr(module, "waits_for_events", lambda _: self.waits)
+
+    def _next(self) -> int | None:
+        return self.used_ns.pop(0) if len(self.used_ns) > 1 else self.used_ns[0]
+
+    def beat_cpu_ns(self) -> int:
+        return self.answered_ns
+
+
+def test_idle_worker_stays_idle_while_its_processor_time_does_not_change(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel, check = Kernel(monkeypatch), module.IdleCheck()
+    assert check.passes(7, cast(Tally, kernel))
+    kernel.waits = False
+    assert check.passes(7, cast(Tally, kernel)), "it has not run since"
+    kernel.used_ns = [1001]
+    assert not check.passes(7, cast(Tally, kernel)), "it has run, and not answered"
+    kernel.waits, kernel.answered_ns = True, 1000
+    assert check.passes(7, cast(Tally, kernel))
+    kernel.used_ns = [None]
+    assert not check.passes(7, cast(Tally, kernel))
+
+
+def test_worker_that_waits_without_another_answer_or_has_run_is_not_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    most = module._AFTER_ANSWER_NS
+    for used, waits, idle in (
+        ([900 + most], True, True),
+        ([901 + most], True, False),
+        ([1000], False, False),
+        ([1000, 1001], True, False),
+        ([None], True, False),
+    ):
+        kernel, check = Kernel(monkeypatch), module.IdleCheck()
+        kernel.used_ns, kernel.waits = list(used), waits
+        assert check.passes(7, cast(Tally, kernel)) == idle, used
+    kernel, check = Kernel(monkeypatch), module.IdleCheck()
+    kernel.waits = False
+    assert not check.passes(7, cast(Tally, kernel))
+    kernel.waits, kernel.used_ns = True, [1001]
+    assert not check.passes(7, cast(Tally, kernel)), "it has not answered since"
+
+
+def test_notification_socket_can_be_reached_by_every_user_and_goes_away() -> None:
+    async def scenario() -> None:
+        notify = NotifySocket.open(NOBODY)
+        directory = os.path.dirname(notify.path)
+        assert os.stat(directory).st_mode & 0o777 == 0o711
+        assert os.stat(notify.path).st_mode & 0o777 == 0o777
+        assert not os.get_blocking(notify.fileno())
+        notify.start(print)
+        notify.close()
+        notify.close()
+        assert os.listdir("/tmp").count(os.path.basename(directory)) == 0
+        assert notify.fileno() == -1
+
+    with no_descriptor_left():
+        asyncio.run(scenario())
+
+
+def test_program_is_reached_through_its_listener_or_at_its_address(short_path: Path) -> None:
+    async def scenario() -> None:
+        path = str(short_path / "program.sock")
+        with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+            unix.bind(path)
+            unix.listen()
+            port = tcp.getsockname()[1]
+            for listener, config, target in (
+                (tcp, server("x", bind=f"127.0.0.1:{port}"), None),
+                (unix, server("x", bind=f"unix:{path}"), None),
+                (tcp, server("x"), tcp),
+            ):
+                probe = await module.connect(config, target)
+                with probe:
+                    accepted, address = listener.accept()
+                    accepted.close()
+                    if listener is tcp:
+                        assert probe.getsockname() == address
+            tcp.close()
+            with pytest.raises(ConnectionRefusedError):
+                await module.connect(server("x", bind=f"127.0.0.1:{port}"), None)
+
+    with no_descriptor_left():
+        asyncio.run(scenario())

@@ -286,3 +286,19 @@ def test_connection_whose_handshake_fails_later_is_counted_no_more(tmp_path: Pat
             assert state.open_connections == 0
 
     asyncio.run(scenario())
+
+
+def test_resting_worker_leaves_the_connections_of_the_pair_to_others(engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker()) as (server, _, _port, _running):
+            server.set_accepting(False)
+            await until(lambda: not server.acceptor.servers)
+            client, sock = await accepted()
+            pair.hand_over(sock)
+            await client.send()
+            await turns()
+            assert not server.server_state.connections
+            server.set_accepting(True)
+            assert (await client.answer())[0] == 200
+
+    engine.run(scenario())

@@ -13,6 +13,7 @@ import pytest
 import uvicorn
 
 from poolctl.worker.serving.pool_server import PoolServer, StartupFailed
+from poolctl.worker.serving.worker_routes import Routes
 from tests.asgi_apps import answer
 from tests.serving import ENGINES, App, Client, Engine, listener, served, turns, until
 
@@ -358,3 +359,13 @@ def test_idle_worker_never_wakes_up() -> None:
             client.close()
 
     Engine("asyncio", "h11").run(scenario())
+
+
+def test_server_with_routes_answers(engine: Engine) -> None:
+    async def scenario() -> None:
+        async with served(engine, routes=Routes("one")) as (_, _app, port, _running):
+            client = await Client.connect(port)
+            assert (await client.get())[0] == 200
+            client.close()
+
+    engine.run(scenario())

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib.util
+import logging
+import ssl
 import tomllib
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -16,11 +18,12 @@ import uvicorn
 import poolctl
 from poolctl.bootstrap import OLDEST_UVICORN
 from poolctl.config import ServerConfig
-from poolctl.runners.worker_spec import uvicorn_settings
+from poolctl.runners.worker_spec import sealed_files, uvicorn_settings
 from poolctl.worker.serving import uvicorn_parts
 from poolctl.worker.serving import uvicorn_parts as parts
 from poolctl.worker.serving.uvicorn_parts import Receive, Scope, Send, UvicornParts
 from tests.asgi_apps import saying
+from tests.certificates import certificate
 from tests.serving import Client, Engine, served
 
 CONNECTIONS = ("http1_connection", "http2_connection")
@@ -246,3 +249,29 @@ def test_other_settings_make_a_configuration_of_their_own() -> None:
     wanted = uvicorn_settings(plain(http={"keep_alive": "5s", "root_path": "/api"}))
     config = uvicorn_parts.configure(saying("hello"), wanted)
     assert (config.timeout_keep_alive, config.root_path) == (5.0, "/api")
+
+
+def test_log_level_is_set_before_the_application_can_and_uvicorn_does_not_set_it_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")]
+    for each in loggers:
+        monkeypatch.setattr(each, "level", logging.INFO)
+        monkeypatch.setattr(each, "_cache", {})
+    assert parts.set_log_level({"http": "h11"}) == {"http": "h11"}
+    assert [each.level for each in loggers] == [logging.INFO] * 3
+    assert parts.set_log_level({"http": "h11", "log_level": "error"}) == {"http": "h11"}
+    assert [each.level for each in loggers] == [logging.ERROR] * 3
+
+
+def test_renewed_context_knows_the_authorities_of_its_clients(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, "server")
+    authority, _ = certificate(tmp_path, "authority")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    settings: Any = {"password": None}
+    with sealed_files([cert.read_bytes(), key.read_bytes()]) as fds:
+        parts.renew_context(context, settings, fds)
+    assert context.cert_store_stats()["x509"] == 0
+    with sealed_files([cert.read_bytes(), key.read_bytes(), authority.read_bytes()]) as fds:
+        parts.renew_context(context, settings, fds)
+    assert context.cert_store_stats()["x509"] == 1

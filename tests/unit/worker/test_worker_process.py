@@ -325,13 +325,19 @@ class Running:
     """A worker in a process of its own, with a supervisor's end of everything that it has."""
 
     def __init__(
-        self, directory: Path, app: str = "served:app", bound: socket.socket | None = None, **keys: Any
+        self,
+        directory: Path,
+        app: str = "served:app",
+        bound: socket.socket | None = None,
+        *,
+        go: bool = True,
+        **keys: Any,
     ) -> None:
         (directory / "served.py").write_text(APP)
         (directory / "leaving.py").write_text(LEAVING)
         self.listener = serving.listener()
         self.port = self.listener.getsockname()[1]
-        more = {name: keys.pop(name) for name in ("orphanage", "index") if name in keys}
+        more = {name: keys.pop(name) for name in ("orphanage", "index", "woken") if name in keys}
         tls = keys.get("tls")
         config = ServerConfig(
             name="web", bind=f"127.0.0.1:{self.port}", app=app, app_dir=str(directory), cwd="/", **keys
@@ -355,7 +361,8 @@ class Running:
         os.close(spec_fd)
         os.close(write)
         assert tls is None or files
-        wire.send(self.control, {"order": "go"})
+        if go:
+            self.order("go")
 
     def order(self, order: str, fds: Sequence[int] = (), **keys: Any) -> None:
         wire.send(self.control, {"order": order, **keys}, list(fds))
@@ -598,6 +605,17 @@ def test_route_table_is_confirmed_by_its_number_and_an_unusable_one_is_logged(ru
         worker.order("routes", [file.fileno()])
     worker.order("stop")
     assert "ERROR:    the route table cannot be used: " in worker.text()
+
+
+def test_woken_worker_executes_no_request_of_a_client_that_has_left(run_worker: RunWorker) -> None:
+    worker = run_worker(go=False, woken=True)
+    with socket.create_connection(("127.0.0.1", worker.port)) as client:
+        client.sendall(b"GET /print HTTP/1.1\r\nhost: test\r\n\r\n")
+    worker.order("go")
+    worker.ready()
+    assert worker.get("/x") == "/x"
+    worker.order("stop")
+    assert "printed" not in worker.text()
 
 
 def test_forked_child_has_no_descriptor_of_the_worker_and_ends_by_its_own_signal(
