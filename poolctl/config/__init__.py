@@ -1,7 +1,7 @@
-"""A pool's configuration: files become servers, or a list of problems. These are the names for other packages.
+"""A pool's configuration: files become servers, or a list of problems. Other packages use only the names here.
 
 Five subpackages: `values` (values of keys), `model` (tables and their keys as plain values), `rules` (between keys,
-servers, tables and routes), `files` (text into tables with places), `checks` (the files, users and programs that
+servers, tables and routes), `files` (text to tables with places), `checks` (the files, users and programs that
 servers refer to). `edit` writes changes back.
 """
 
@@ -63,10 +63,10 @@ def __getattr__(name: str) -> object:
 
 
 def leave_out_plugins() -> None:
-    """Have pydantic find no plugins in this process, which must run only poolctl's own code.
+    """Make pydantic load no plugins in this process, which must run only poolctl's own code.
 
-    Its loader imports the search in all installed distributions even where PYDANTIC_DISABLE_PLUGINS forbids it: 32
-    modules or more, a tenth of the imports before files can be read.
+    Even with PYDANTIC_DISABLE_PLUGINS, its loader imports the search in all installed distributions: 32 modules or
+    more, a tenth of the imports before files can be read.
     """
     name = "pydantic.plugin._loader"
     loader = type(sys)(name)

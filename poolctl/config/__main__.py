@@ -1,9 +1,10 @@
-"""Reads configuration files for the supervisor: `config`; the link to it is its standard input.
+"""Reads configuration files for the supervisor: `config`. Standard input is the link to the supervisor.
 
-Validation needs memory, and libraries that load slowly: hence a separate process, which ends with the supervisor.
+A separate process, because validation needs memory and libraries that load slowly. It exits with the supervisor.
 
-A request is its length (8 bytes) and a pickled tuple: the name of a method of Reader and its arguments. An answer is a
-line, `poolctl VERSION LENGTH`, and a pickled value of that length. Both pass only through a socket pair of this pool.
+A request is its length (8 bytes) and a pickled tuple: the name of a method of Reader and its arguments. An answer is
+a line, `poolctl VERSION LENGTH`, and a pickled value of that length. Both are sent only over a socket pair of this
+pool.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def main() -> None:
 
 
 def _end_with(link: int) -> None:
-    """End this process as soon as the supervisor has ended, even during a blocking call."""
+    """Exit as soon as the supervisor has exited, even during a blocking call."""
     poll = select.poll()
     poll.register(link, 0)  # a hang-up is always reported
     poll.poll()
@@ -94,7 +95,7 @@ def _end_with(link: int) -> None:
 
 
 class Reader:
-    """Its public methods are the requests. Exceptions that are part of an answer are returned, not raised."""
+    """Answers the requests: each public method is one. Exceptions that belong to an answer are returned, not raised."""
 
     def __init__(self) -> None:
         self._kept: dict[int, Configuration] = {}
@@ -129,7 +130,7 @@ class Reader:
         )  # fmt: skip
 
     def outside(self, number: int, names: Collection[str]) -> tuple[list[dict[str, Any]], list[str]] | None:
-        """Problems outside the files for these servers, and warnings for all; None if that result is gone."""
+        """Problems outside the files for these servers, and warnings for all; None if that result is no longer kept."""
         config = self._kept.get(number)
         if config is None:
             return None
@@ -143,7 +144,7 @@ class Reader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig | PoolError:
-        """The server defined by this table, which comes from no file."""
+        """The server defined by this table, which belongs to no file."""
         from poolctl.config import added_server
         from poolctl.errors import PoolError
 

@@ -1,6 +1,6 @@
 """The content of configuration files: the servers of a pool, and the problems of invalid servers.
 
-A `Reading` of it passes from the process that reads the files to the supervisor.
+The process that reads the files sends it to the supervisor as a `Reading`.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has no server, route or stream, so that nothing can be started."""
+        """Whether the configuration has no server, route or stream, so that nothing can be started."""
         return not (self._servers or self.tables.routes)
 
     @property
@@ -101,7 +101,7 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def warnings(self) -> list[ServerError]:
-        """Findings that prevent no server from running; `outside` and `validate` add findings outside the files."""
+        """Findings that do not prevent a server from running. `outside` and `validate` add those outside the files."""
         found = list(shared_users(self._servers))
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
@@ -128,7 +128,7 @@ class Configuration(Sequence[ServerConfig]):
     def outside(self, *, import_apps: bool = False, names: Container[str] | None = None) -> list[ServerError]:
         """Problems of the servers' files, certificates and interpreters, and on request of their apps.
 
-        Limited to the servers with these names, if any are given; warnings are found for all servers.
+        Only for the servers with these names, if any are given; warnings are found for all servers.
         """
         from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 
@@ -256,7 +256,7 @@ REPLACED_AT_ONCE = 16
 
 
 def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
-    """The open files that keeper and supervisor each need for servers with these numbers of workers.
+    """The number of open files that keeper and supervisor each need for servers with these numbers of workers.
 
     A sleeping server without workers still has its listener.
     """

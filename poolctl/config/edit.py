@@ -1,10 +1,10 @@
-"""Changing the files of a pool: in memory, checked, then written; all other text stays as it is.
+"""Changes the files of a pool: in memory, checked, then written. All other text stays as it is.
 
 The standard library only reads TOML (https://toml.io/en/v1.0.0); values and tables are written here.
 
-Every change is made in the file that defines the key or server. Only TOML files are written; changes to other files are
-listed with their places, to be made by hand. A file is split into its servers, and tomlkit gets only the text of a
-changed server; a file that cannot be split, such as a list in brackets, is passed as a whole. Each new text is read
+Every change is made in the file that defines the key or server. Only TOML files are written; changes to other files
+are listed with their places, to be made by hand. A file is split into its servers, and tomlkit gets only the text of
+a changed server; a file that cannot be split, such as a list in brackets, is passed as a whole. Each new text is read
 back: it must contain exactly the intended change.
 """
 
@@ -124,7 +124,10 @@ class Draft:
         return (homes or self.documents)[-1]
 
     def again(self) -> Draft:
-        """Apply the same changes to the files' current content, as a new draft. Raises KeyError if a server is gone."""
+        """Apply the same changes to the current content of the files; returns a new draft.
+
+        Raises KeyError if a server is gone.
+        """
         draft = Draft(self.files, self.env)
         draft.written = self.written
         for verb, arguments in self._asked:
@@ -160,7 +163,7 @@ class Draft:
         return config
 
     def _in_files(self, problem: ServerError) -> ServerError:
-        """The problem with its line in the present file, or with the change if that is in no file yet."""
+        """The problem with its line in the current file, or with the change if no file has it yet."""
         for document in self.documents:
             if isinstance(problem, Problem) and problem.file == document.path in self.texts():
                 before, after = document.text.splitlines(), self.texts()[document.path].splitlines()
@@ -278,9 +281,9 @@ def _servers_text(document: Document, servers: Path, tables: list[dict[str, Tree
 
 
 def edited(document: Document, changes: Changes) -> str:
-    """The text of a TOML file with the changes made.
+    """The text of a TOML file with the changes applied.
 
-    Raises PoolValidateError if that cannot be done without changing something else.
+    Raises PoolValidateError if that is not possible without changing something else.
     """
     text, servers = document.text, (*document.prefix, "server")
     crlf = 0 < text.count("\r\n") == text.count("\n")
@@ -306,7 +309,7 @@ def edited(document: Document, changes: Changes) -> str:
 
 
 def _without_empty(data: Tree) -> Tree:
-    """The data without empty tables and lists, because the list of servers may go with the last server."""
+    """The data without empty tables and lists: when the last server is removed, its list may be removed as well."""
     if isinstance(data, dict):
         kept = {key: _without_empty(value) for key, value in data.items()}
         return {key: value for key, value in kept.items() if value not in ({}, [])}
@@ -421,7 +424,7 @@ def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _unconve
 
 
 def list_at(data: Tree, servers: Path) -> Tree:
-    """The list of servers of a parsed file; an empty list is inserted if there is no list."""
+    """The list of servers in a parsed file. If there is none, an empty list is inserted."""
     for number, key in enumerate(servers, 1):
         if data.get(key) is None:
             data[key] = [] if number == len(servers) else {}
@@ -441,7 +444,7 @@ class ServerLines(NamedTuple):
 class Parts:
     """The lines of a text, split into the servers that it defines.
 
-    Raises ValueError unless the servers are tables with headers of their own, one below the other.
+    Raises ValueError unless each server is a table with its own header, one after another.
     """
 
     def __init__(self, text: str, positions: dict[Path, tuple[int, int]], servers: Path) -> None:
@@ -494,7 +497,7 @@ class Parts:
         return self.lines[at].lstrip().startswith("#")
 
     def change(self, changes: Changes, edit: Callable[[str, Pairs], str], added: str) -> str:
-        """The text with the changes made: `edit` gives the new text of a server, `added` are the new servers."""
+        """Apply the changes; returns the new text. `edit` returns a server's new text, `added` are the new servers."""
         for index, pairs in changes.pairs.items():
             part = self.servers[index]
             text = edit("".join(self.lines[part.first : part.end]), pairs)
@@ -542,7 +545,7 @@ def in_layout_of(text: str, changed: str) -> str:
 
 
 def _edited_in_parts(document: Document, text: str, servers: Path, changes: Changes) -> str:
-    """The text with the changes made, all other text unchanged. Raises ValueError if it cannot be split."""
+    """The text with the changes applied, server by server. Raises ValueError if it cannot be split."""
     import tomlkit
 
     parts = Parts(text, document.positions(), servers)

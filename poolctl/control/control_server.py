@@ -38,7 +38,7 @@ def cannot_attach(fd: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A verb with its arguments, and who sent it. `attach` sends a descriptor, which stays the caller's."""
+    """A verb with its arguments, and its sender. `attach` sends a descriptor, which the caller still owns."""
 
     verb: str
     body: Table
@@ -51,7 +51,7 @@ Handler = Callable[[Request, Progress], Awaitable[object]]
 
 
 class DescriptorReserve:
-    """Keeps `count` descriptors free for commands: lowers the soft limit by `count` while not entered as a context.
+    """Keeps `count` descriptors free for commands, by a lower soft limit except while it is entered as a context.
 
     May be entered several times. Does nothing if the hard limit is too small for it.
     """

@@ -29,8 +29,8 @@ class HostsResult(Result):
 class RoutesResult(Result):
     """The answer of `routes`: every route, including excluded ones.
 
-    `generation` numbers the table in force, 0 without a table. `refused` are requests without a route that the gateway
-    has refused, by their status; "tls" are handshakes. It is left out while the gateway does not answer.
+    `generation` is the number of the current table, 0 without a table. `refused` counts requests without a route that
+    the gateway has refused, by status; "tls" stands for handshakes. It is left out while the gateway does not answer.
     """
 
     PRINTED: ClassVar[tuple[str, ...]] = ("generation", "refused")
@@ -91,11 +91,11 @@ def routes_to_servers(routes: Iterable[Route | StreamRoute]) -> dict[str, tuple[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayStats:
-    """What the gateway's process does; None is unknown.
+    """The figures of the gateway; None means unknown.
 
-    Passed requests are those that workers have served on connections from the gateway. A stream's connections count as
-    proxied requests; refused ones may have had no route. Latencies are those of proxied requests, rates are those of
-    the last seconds.
+    Passed requests are those that workers have served on connections from the gateway. A stream's connections count
+    as proxied requests; refused requests may have had no route. Latencies are of proxied requests; rates are over the
+    last seconds.
     """
 
     requests_total: int

@@ -74,7 +74,7 @@ def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
 
 
 def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
-    """Return where the control socket of a pool is or would be; NoSupervisor for an unknown name."""
+    """The path of the control socket that a pool has or would have. Raises NoSupervisor for an unknown name."""
     if config_or_name is None:
         from poolctl.config import ConfigNotFound, find_config
 
@@ -118,7 +118,7 @@ class PoolClient:
         return to_json(self._client.ping())
 
     def list(self, *targets: str, selector: Selection = None) -> Table:
-        """Return the selected servers as they are now."""
+        """Return the current state of the selected servers."""
         return self._ask("list", PoolParamError, targets, selector)
 
     def filter(

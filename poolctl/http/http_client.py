@@ -38,7 +38,7 @@ class StreamedResponse:
         return f"<StreamedResponse {self.status}>"
 
     async def body(self) -> AsyncGenerator[bytes]:
-        """Yield the body in the pieces that arrive. Raises BadMessage, OSError, and NoResponse when it ends early."""
+        """Yield the body in pieces, as they arrive. Raises BadMessage, OSError, and NoResponse when it ends early."""
         while True:
             if piece := self._message.take_body():
                 yield piece
@@ -127,7 +127,7 @@ class ForwardProxy(NamedTuple):
     async def open_tunnel(
         self, host: str, port: int, tls: ssl.SSLContext, *, limit: int
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to the host through the proxy, with TLS. Raises OSError, such as ProxyError."""
+        """Connect to the host through a tunnel of the proxy, with TLS. Raises OSError, such as ProxyError."""
         stream, writer = await asyncio.open_connection(self.host, self.port, limit=limit)
         try:
             authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

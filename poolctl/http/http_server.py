@@ -83,7 +83,7 @@ class Responder:
         self.begun = False
 
     def begin(self, status: int, fields: Fields) -> None:
-        """Send the head of a response whose length is not known."""
+        """Send the head of a response of unknown length."""
         framing = ("transfer-encoding", "chunked") if self._chunked else ("connection", "close")
         self.keep_alive = self.keep_alive and self._chunked
         self._head(status, [*fields, framing])
@@ -153,8 +153,8 @@ class HttpHandler(Protocol):
 class HttpServer:
     """Serves requests on its listeners.
 
-    `what` names the requests in the log, and `reserve` is entered for each connection. With `watch` a request is
-    cancelled when its client disconnects. With `tls` new connections use TLS.
+    `what` names the requests in the log; `reserve` is a context manager that is entered for each connection. With
+    `watch`, a request is cancelled when its client disconnects. With `tls`, new connections use TLS.
     """
 
     def __init__(

@@ -191,9 +191,9 @@ class HTTPTableRoutes(TableRoutes[Route]):
 
 
 class TableRegistry(_Reading):
-    """The routes of the current route table, read-only; a newer table is used as soon as it is in force.
+    """The routes of the current route table, read-only; a newer table is used as soon as it exists.
 
-    `table` returns the table in force, or None. A lookup takes the same time for any number of routes.
+    `table` returns the current table, or None. A lookup takes the same time for any number of routes.
     """
 
     http: HTTPTableRoutes
@@ -220,7 +220,7 @@ class TableRegistry(_Reading):
 
     @property
     def generation(self) -> int:
-        """The number of the table in force, which rises with each change of the routes; 0 for none."""
+        """The number of the current table, which increases with each change of the routes; 0 without a table."""
         table = self._table()
         return 0 if table is None else table.generation
 

@@ -62,7 +62,7 @@ def server_health(
 
 
 def route_health(backends: Iterable[RouteHealth]) -> RouteHealth:
-    """The health of a route with these backends: the best backend's health, unknown without backends."""
+    """The health of a route with these backends: the health of the best one, or unknown without backends."""
     return min(backends, key=lambda each: STATUSES.index(each.status), default=RouteHealth())
 
 

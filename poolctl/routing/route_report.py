@@ -31,13 +31,13 @@ class MachineReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteReport:
-    """One route. `to` are its `destinations`, `way` is pass, proxy, stream or excluded, `why` is the
-    reason for proxy and excluded.
+    """One route, as reported.
 
-    `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `way` is the handling that
-    the route and its servers allow, `passed`, `proxied` and `refused` count the outcomes of its `requests`; `waiting`
-    are requests in the queue of its limit now. The figures combine the gateway and the workers; a latency is None
-    before the first request. `machines` are there with an inventory.
+    `to` are its `destinations`; `way` is pass, proxy, stream or excluded, with the reason for proxy and excluded in
+    `why`. `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `passed`,
+    `proxied` and `refused` count the outcomes of its `requests`, while `way` is what the route and its servers allow;
+    `waiting` counts requests in the queue of its limit. The figures combine the gateway and the workers; a latency is
+    None before the first request. `machines` are set if there is an inventory.
     """
 
     alias: str

@@ -67,9 +67,8 @@ def write_table(
 ) -> int:
     """Write a table of these routes; returns its descriptor, which the caller closes.
 
-    Streams and excluded routes match no request; they are stored for registries. Of two with the same alias only the
-    first is stored. Raises ValueError if two routes for HTTP have the same alias, and OSError if there is not enough
-    memory.
+    Streams and excluded routes match no request; they are stored for registries, only the first for each alias.
+    Raises ValueError if two HTTP routes have the same alias, and OSError if memory is exhausted.
     """
     content = _Writer(routes, streams, excluded).content(generation)
     fd = os.memfd_create("poolctl-routes", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -252,7 +251,7 @@ class RouteTable:
     """
 
     def __init__(self, fd: int, *, cached: int = 1024) -> None:
-        """Map the table of a descriptor, which stays the caller's. Raises TableError, OSError."""
+        """Map the table behind a descriptor, which the caller still owns. Raises TableError, OSError."""
         size = os.fstat(fd).st_size
         if size < HEADER.size:
             raise TableError(f"a route table of {size} bytes is cut off")
@@ -385,7 +384,7 @@ class RouteTable:
 
     @property
     def _others(self) -> list[list[int]]:
-        """The offset and number of the streams, and of the excluded routes."""
+        """The offset and number of the streams and of the excluded routes."""
         self._root = self._root or self._json(self._find(ROOT) or 0)
         found: list[list[int]] = self._root.get("others") or [[0, 0], [0, 0]]
         return found

@@ -25,7 +25,7 @@ _ENVIRONMENT = ("LD_LIBRARY_PATH",)
 
 
 class Answer(NamedTuple):
-    """The positions of the texts that match; `problem` is the reason for having none, `hint` the fix."""
+    """The positions of the texts that match. If they are unknown, `problem` is the reason and `hint` the fix."""
 
     found: frozenset[int]
     problem: str = ""
@@ -38,9 +38,9 @@ _EXITED = Answer(_NOTHING, "the process that matches regexes has exited")
 
 
 class Matcher:
-    """Asks the matching process. Questions are answered in order; the first one starts the process.
+    """Sends questions to the matching process, which answers them in order; the first question starts the process.
 
-    Belongs to the running loop.
+    Must be created on the running loop.
     """
 
     def __init__(self, *, stuck_seconds: float = _STUCK_SECONDS, idle_seconds: float = _IDLE_SECONDS) -> None:

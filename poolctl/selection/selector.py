@@ -267,7 +267,7 @@ class Unmatched:
 
     @property
     def message(self) -> str:
-        """One line: what matched nothing."""
+        """A message that names what has matched nothing."""
         if not self.targets:
             return f"no server matches {self.options}".rstrip()
         shown = ", ".join(repr(target) for target in self.targets[:_SHOWN_WORDS])

@@ -112,7 +112,7 @@ def _expiry(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
 
 
 def certificate_validity(text: str) -> tuple[datetime, datetime] | None:
-    """The times of the first certificate in a PEM file, which is the server's own; None if they cannot be read."""
+    """The validity period of the first certificate in a PEM file, the server's own; None if it cannot be read."""
     try:
         # RFC 5280 §4.1: [version], serial, algorithm, issuer, validity.
         fields = _fields(text)
@@ -129,7 +129,7 @@ _DNS_NAME, _IP_ADDRESS = 0x82, 0x87
 
 
 def certificate_names(text: str) -> list[str]:
-    """The hosts that the first certificate in a PEM file is for, wildcards included; an empty list without hosts.
+    """The host names of the first certificate in a PEM file, including wildcards; empty if it has none.
 
     IPv6 addresses are in brackets.
     """

@@ -214,7 +214,7 @@ def _user(user: str) -> Found:
 def check_tables(
     tables: Tables, env: Mapping[str, str], servers: Sequence[ServerKeys]
 ) -> tuple[list[Finding], list[Finding]]:
-    """Problems and warnings of the tables besides the servers; paths begin with the table. Blocks on the disk."""
+    """Problems and warnings of tables other than servers; paths begin with the table. Blocks on the disk."""
     problems: list[Finding] = []
     warnings: list[Finding] = []
     for rules in rules_of(tables.by_name()):
@@ -236,7 +236,7 @@ def _log(path: str) -> Found:
 
 
 def unwritable(key: tuple[str | int, ...], path: str) -> list[Finding]:
-    """The problem if this user cannot append to the file of the key, else an empty list. Changes nothing."""
+    """The problem, as a list, if this user cannot append to the file named by the key; else empty. Changes nothing."""
     try:
         check_appendable(path)
     except UnsafePath as refused:
@@ -345,9 +345,9 @@ def _without_zttp(python: str, uvicorn: str, has_zttp: bool) -> Finding | None:
 
 
 def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tuple[Import, Finding]]:
-    """The imports that fail, with the reason; as many at once as there are CPUs.
+    """The imports that fail, with the reason. As many run at once as there are CPUs.
 
-    Blocks until the last import is done or out of time.
+    Blocks until the last import is done or has timed out.
     """
     with ThreadPoolExecutor(max_workers=max(1, min(len(jobs), os.cpu_count() or 1))) as threads:
         for job, answer in zip(jobs, threads.map(lambda job: _import(job, env), jobs), strict=True):

@@ -1,6 +1,6 @@
-"""Imports one app and writes the result: run by the app's own interpreter, in which poolctl need not be installed.
+"""Imports one app and writes the result. Run by the app's own interpreter, in which poolctl need not be installed.
 
-Its argument is a job, its answer a table, `{}` for an app that can be imported. Standard library only.
+Its argument is a job. Its answer is a table, `{}` for an app that can be imported. Standard library only.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Answer on standard output, to which the app then cannot write."""
+    """Import the app and write the answer to standard output, to which the app itself cannot write."""
     job = json.loads(sys.argv[1])
     answers = os.dup(1)
     os.dup2(2, 1)

@@ -24,7 +24,7 @@ _MOST_LINKS = 40
 
 
 def interpreter(python: str | None, base_dir: str, env: Mapping[str, str]) -> str:
-    """The absolute path of a server's interpreter; `python` is the value of its key: a file, a directory, or None."""
+    """The absolute path of a server's interpreter. `python` is the value of its key: a file, a directory, or None."""
     if python is None:
         return default_interpreter(base_dir, env)
     return _of_environment(python) if os.path.isdir(python) else python
@@ -54,7 +54,7 @@ def enter_as(
 
 
 def start_options(interpreter: str, user: str | None, env: Mapping[str, str]) -> dict[str, Any]:
-    """The options of subprocess with which the interpreter is started for a server of this user, USER or USER:GROUP."""
+    """The subprocess options with which the interpreter is started for a server of this user, USER or USER:GROUP."""
     try:
         as_user = user is not None and enter_as(interpreter, ids_of(user), env) is not None
     except KeyError:
@@ -63,7 +63,7 @@ def start_options(interpreter: str, user: str | None, env: Mapping[str, str]) ->
 
 
 def user_options(user: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """The options of subprocess that start a program as this user, USER or USER:GROUP. Raises KeyError."""
+    """The subprocess options that start a program as this user, USER or USER:GROUP. Raises KeyError."""
     uid, gid = ids_of(user)
     return {
         "user": uid,
@@ -81,7 +81,7 @@ def ids_of(user: str) -> tuple[int, int]:
 
 
 def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
-    """The first path that users other than root and this one may change, "" for none; missing paths do not count.
+    """The first path that users other than root and this one may change, or ""; missing paths are ignored.
 
     Checks the interpreter, its library, the directories on its path and their direct entries. Reads a few hundred
     entries: 2 ms.
@@ -97,7 +97,7 @@ def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
 
 
 def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]:
-    """Why other users would gain root's rights if root ran this interpreter, and the fix; empty texts if none would."""
+    """Why root must not run this interpreter, because other users would gain its rights, and the fix; else "" twice."""
     path = changed_by(interpreter, env)
     if not path:
         return "", ""
@@ -169,7 +169,7 @@ def _libraries(base: str, start: str) -> list[str]:
 
 
 def _entries(directory: str, start: str = "", end: str = "") -> list[str]:
-    """The paths in the directory whose names begin and end like this; avoids `glob`, which is slow to import."""
+    """The paths in the directory with this prefix and suffix of their names. Avoids `glob`, which is slow to import."""
     try:
         names = os.listdir(directory)
     except OSError:

@@ -72,7 +72,7 @@ class Document:
         return self._positions
 
     def exact(self, path: Path) -> Path | None:
-        """The path with its keys as spelt in the file; None if the file does not have it."""
+        """The path with its keys spelled as in the file; None if the file does not have it."""
         known = self.positions()
         whole = (*self.prefix, *path)
         if whole in known:
@@ -90,7 +90,7 @@ class Document:
         return None
 
     def as_written(self, path: Path) -> Path:
-        """The path as the file has it, which may be a short form: `bind = ":80"` for a list of one table."""
+        """The path as written in the file, which may be a short form: `bind = ":80"` for a list of one table."""
         here, found = self.data, []
         for part in path:
             if (isinstance(here, (dict, str)) and part == 0) or isinstance(here, str):
@@ -292,7 +292,7 @@ class Assembly:
 
 
 def located(finding: Finding, place: Place, entry: ServerTable | None = None) -> Problem:
-    """A finding as a problem at its place."""
+    """Convert a finding to a problem at its place."""
     name, bind = (entry.name, entry.table.get("bind")) if entry else ("", "")
     return problem_of(finding, place, name=name, bind=bind if isinstance(bind, str) else "")
 
@@ -301,7 +301,7 @@ LONG_FORMS = {written: key for key, written in SYNONYMS.items()}
 
 
 class Origins:
-    """Finds the places of the values of a pool's servers. All instances are equal, so that equal servers are."""
+    """Finds where the values of a pool's servers are set. All instances compare equal, so that equal servers do."""
 
     def __init__(
         self,

@@ -1,8 +1,8 @@
-"""Finds the files of a pool, reads them, and notices later whether they have changed.
+"""Finds and reads the files of a pool, and detects later changes.
 
-Reading is bounded in size, from regular files only, and as UTF-8; each failure is a problem with its fix. Files of
-environment variables are read here, too: `NAME=value` lines, as shells, compose and systemd write them. Files of other
-tools, which `poolctl import` reads, are recognised.
+Files are read with a size limit, only if they are regular, and as UTF-8; each failure is a problem with its fix. Env
+files are read here, too: `NAME=value` lines, as written by shells, compose and systemd. Files of other tools, which
+`poolctl import` reads, are recognised.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SECTION = rb"(?m)^[ \t]*\[{1,2}[ \t]*tool[ \t]*\.[ \t]*(?:\"poolctl\"|'poolctl'
 
 
 class ConfigNotFound(Exception):
-    """No configuration file; `hint` says what to do."""
+    """There is no configuration file; `hint` says what to do."""
 
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(f"{message}; {hint}")
@@ -88,7 +88,7 @@ def candidate_files(cwd: str | None = None) -> list[str]:
 
 
 def has_section(path: str) -> bool:
-    """Whether a pyproject.toml seems to hold [tool.poolctl]; a look at the text, not a parse."""
+    """Whether a pyproject.toml seems to have [tool.poolctl]. Searches the text, without parsing it."""
     try:
         return re.search(_SECTION, read_regular(path, PYPROJECT_LIMIT_BYTES)) is not None
     except OSError:
@@ -230,7 +230,7 @@ def missing_file(path: str) -> Problem:
 
 
 def variables_named_in(paths: Iterable[str]) -> set[str]:
-    """The variables that `*_env` keys seem to name; found without parsing, for processes that start before it."""
+    """The variables that `*_env` keys seem to name. Found without parsing, for processes started before it."""
     found: set[str] = set()
     for path in paths:
         names = [path]
@@ -245,7 +245,7 @@ def variables_named_in(paths: Iterable[str]) -> set[str]:
 
 
 def _problem(path: str, message: str, hint: str, before: str | None = None) -> Problem:
-    """A problem with a file, or with the character that follows the text `before` in it."""
+    """A problem with a file, or with the character after the text `before` in it."""
     # Not imported by processes that only read bytes.
     from poolctl.config.values.problems import Place, Problem
 
@@ -263,7 +263,7 @@ _ESCAPES = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\", "$": "$", "`"
 
 
 class EnvFileError(ValueError):
-    """A file of variables that cannot be read or understood; the message names file and line."""
+    """An env file cannot be read or understood; the message names file and line."""
 
 
 def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str]:
@@ -391,7 +391,7 @@ def _mark(path: str) -> Mark:
 
 
 def _section_of(content: bytes) -> bytes:
-    """The pool's part of a pyproject.toml, because the rest of it changes with every dependency."""
+    """The pool's part of a pyproject.toml: the rest changes with every dependency."""
     import tomllib
 
     try:

@@ -1,6 +1,6 @@
-"""The tables of a file besides its servers, and the rules of features between them, other tables and the servers.
+"""The tables of a file other than its servers, and the features' rules between them and the servers.
 
-Tables of features have modules of their own, imported when a file has one.
+Tables of features have modules of their own, imported when a file has such a table.
 """
 
 from __future__ import annotations
@@ -117,17 +117,17 @@ class Tables:
 
     @property
     def metrics(self) -> MetricsTable | None:
-        """[metrics]."""
+        """The table [metrics], or None."""
         return self._tables.get("metrics")
 
     @property
     def events(self) -> EventsTable | None:
-        """[events]."""
+        """The table [events], or None."""
         return self._tables.get("events")
 
     @property
     def routes(self) -> int:
-        """The number of tables that are routes: a pool may consist of them alone."""
+        """The number of tables that are routes. A pool may consist only of routes."""
         return sum(table.is_route for _, table in self)
 
     @property
@@ -203,7 +203,7 @@ Located = tuple[ServerKeys | None, Finding]
 
 
 class Unfinished(NamedTuple):
-    """The servers that have problems of their own, by names and tags, so that references to them are not reported.
+    """The servers that have problems of their own, by names and tags: references to them are not reported.
 
     `tables` names the lists in which some tables have problems of their own.
     """
@@ -229,7 +229,7 @@ class TableRules:
     """The rules between tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
     def made(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-        """The feature's valid tables by their names; problems of the others are added to the findings.
+        """The valid tables of the feature, by name. Problems of other tables are added to the findings.
 
         Tables missing in the result are validated one by one.
         """
@@ -238,11 +238,11 @@ class TableRules:
     def problems(
         self, servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished
     ) -> Iterable[Located]:
-        """The problems between the tables and the servers."""
+        """Problems between the tables and the servers."""
         return ()
 
     def warnings(self, servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterable[Located]:
-        """Problems that do not prevent a start; with `complete` no server is missing because of its own problems."""
+        """Problems that do not prevent a start. With `complete`, no server is missing because of its own problems."""
         return ()
 
     def unusable(self, tables: Tables) -> Iterable[Finding]:
@@ -303,7 +303,7 @@ def probed_targets(tables: Tables) -> dict[str, Probe]:
 
 
 def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
-    """The valid tables of the merged files; problems of the others are added to the findings."""
+    """The valid tables of the merged files. Problems of other tables are added to the findings."""
     values: dict[str, Tree] = {}
     for rules in rules_of(raw):
         values |= rules.made(raw, findings)

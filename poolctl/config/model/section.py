@@ -130,7 +130,7 @@ class Section:
 
     @classmethod
     def usual(cls) -> Self:
-        """The table with the default value for every key."""
+        """A table with the default value of every key."""
         return cls.unchecked({})
 
     @classmethod
@@ -143,7 +143,7 @@ class Section:
 
     @classmethod
     def from_values(cls, values: dict[str, Tree], given: set[str]) -> Self:
-        """Create a table from all of its values (not copied) and the names of the given keys."""
+        """Create a table from all its values, which are not copied, and the names of the given keys."""
         made = cls.__new__(cls)
         made.__setstate__((values, given))
         return made
@@ -217,7 +217,7 @@ class Section:
 
     @classmethod
     def nested(cls, value: Tree) -> Self:
-        """The table validated by a model of its own, which few files need; an instance is returned unchanged."""
+        """Validate a table by its own model, which few files need; an instance is returned unchanged."""
         return value if isinstance(value, cls) else _made(cls, value)
 
 
@@ -230,7 +230,7 @@ def _as_written(value: Tree, *, given: bool) -> Tree:
 
 
 def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -> NoReturn:
-    """Raise the findings for a value that was created in Python."""
+    """Raise the findings as an error about a value that was created in Python."""
     problems = [problem_of(finding, name=name, bind=bind) for finding in findings]
     raise PoolValidateError(
         f"{what} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems
@@ -258,14 +258,17 @@ class Table(Section):
 
     @property
     def label(self) -> str:
-        """The name that distinguishes a table of a list for people; "" for a table that exists only once."""
+        """The name that distinguishes a table in a list for display; "" for a table that exists only once."""
         return ""
 
     @classmethod
     def from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        """The table of a file in this directory with absolute paths; `written` has the references still."""
+        """The table of a file in this directory, with absolute paths.
+
+        `written` is the table before references were replaced.
+        """
         from poolctl.config.values.normalise import STEPS, absolute
 
         found = dict(table)
@@ -290,7 +293,7 @@ class Table(Section):
         return False
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Problems and warnings about its references outside the files; `names` are the tables that the files have.
+        """Problems and warnings about references outside the files; `names` are the tables that the files have.
 
         Blocks on the disk.
         """
@@ -529,7 +532,10 @@ class Backoff(Section):
     jitter: Share = field(0.1, "The random share of a delay: 0.1 varies it by up to 10 %.")
 
     def delay_seconds(self, before: int, chance: float) -> float:
-        """The delay before the next restart; `before` counts those within the window, `chance` is from -1 to 1."""
+        """The delay before the next restart.
+
+        `before` counts earlier restarts in the window, `chance` is from -1 to 1.
+        """
         # Past this exponent the maximum is reached in any case, and a float would overflow.
         delay = min(self.max, self.initial * self.factor ** min(max(0, before - 1), 64))
         return delay * (1 + self.jitter * chance)
@@ -592,7 +598,7 @@ class Health(Section):
 
 
 class Patience(Backoff):
-    """The delays between consecutive recoveries."""
+    """The delays between consecutive recoveries of a worker."""
 
     initial: Duration = field(5.0, "The delay before the second recovery.")
     max: Duration = field(300.0, "The longest delay.")

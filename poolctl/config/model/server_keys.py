@@ -192,7 +192,7 @@ class ServerKeys(Section):
 
     @property
     def listens(self) -> bool:
-        """Whether it has an address, unlike a job or a program that runs indefinitely without a port."""
+        """Whether the server has an address. A job, or a program that runs indefinitely without a port, has none."""
         return self.address.listens
 
     @property

@@ -68,7 +68,7 @@ def _spelt(address: Address) -> str:
 
 
 def shared_users(servers: Sequence[ServerKeys]) -> Iterator[tuple[ServerKeys, Finding]]:
-    """For each group of servers with the same user, the first one, in a pool that separates other servers by user.
+    """For each group of servers with the same user, the first server, if the pool otherwise separates servers by user.
 
     If all servers have the same user, no isolation is expected.
     """
@@ -149,7 +149,7 @@ def _near(name: str, names: Collection[str]) -> str:
 
 
 def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Enough circular dependencies that breaking them all leaves none; not recursive, as a chain may be long."""
+    """Enough circular dependencies that removing them all leaves none. Not recursive, because a chain may be long."""
     done: set[str] = set()
     for start in graph:
         if start in done:

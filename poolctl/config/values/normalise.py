@@ -1,8 +1,8 @@
 """Converts a server's table from a file into the table that the model validates.
 
-References are replaced, short forms become long ones, relative paths absolute; later the values that follow from other
-keys are added, and contradictions between keys are found. All but that happens before files are merged, because a path
-belongs to the file that holds it, and because tables merge key by key only when both are tables.
+References are replaced, short forms become long ones, relative paths absolute. Later, values derived from other keys
+are added, and contradictions between keys are found. The first steps are done before files are merged: paths are
+relative to the file that has them, and tables merge key by key only if both are tables.
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def nul_findings(value: Tree, path: Path = ()) -> list[Finding]:
 
 
 def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, Tree]:
-    """The server's table for a file in `new_dir`; its paths were relative to `base_dir`."""
+    """The server's table for a file in `new_dir`. Its paths were relative to `base_dir`."""
     if os.path.abspath(base_dir) == os.path.abspath(new_dir):
         return table
     found = dict(table)
@@ -386,7 +386,7 @@ _user = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_][A-Za-z0-9_.-
 
 
 def app_findings(app: Tree) -> list[Finding]:
-    """The problem with the text of an app."""
+    """The problem with the text that names an app."""
     if app is None or callable(app):
         return []
     if not isinstance(app, str):
@@ -562,7 +562,7 @@ def misspelt_placeholders(command: Iterable[str], env: Mapping[str, str]) -> Ite
 
 
 def _is_misspelt(written: str, known: str) -> bool:
-    """Whether it differs from the known word only in case and spaces, or in one letter."""
+    """Whether the word differs from the known one only in case and spaces, or in one letter."""
     word = written.strip().lower()
     shorter = min(len(word), len(known))
     if written == known or shorter < 3:

@@ -225,7 +225,7 @@ class Hub:
             self._send_event("files", {"message": files})
 
     def _about_files(self, result: StatsResult) -> str:
-        """The commands' line "pool.toml has changed since the pool read it; …"; "" if no file has changed."""
+        """The line of the commands, "pool.toml has changed since the pool read it; …"; "" if no file has changed."""
         if result.changed is None:
             return ""
         first = (self._about.get("files") or [""])[0]

@@ -128,7 +128,7 @@ class WebServer(uvicorn.Server):
 
 
 class DashboardConnection(H11Protocol):
-    """Closed when a request takes too long to arrive, or when it has been idle longest and room is needed.
+    """A connection to the dashboard. It is closed when a request takes too long to arrive, or to make room.
 
     Parsed by h11, which limits the size of a request's head; uvicorn's other parser does not.
     """

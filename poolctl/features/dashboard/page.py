@@ -208,7 +208,10 @@ class DashboardProcess(SidecarProcess):
 
 
 class Settings(NamedTuple):
-    """`bind` is canonical; `mark` changes with any setting, which needs another process; `url` is for a browser."""
+    """The settings of the dashboard's process.
+
+    `bind` is canonical; `mark` changes with any setting that needs another process; `url` is for a browser.
+    """
 
     bind: str
     values: Table
@@ -282,7 +285,7 @@ def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> st
 
 
 def _make(path: str) -> None:
-    """Create a token, once. Anyone who can read the file can do everything that the page can."""
+    """Create the file with the token, once. Anyone who can read it can do everything that the page can."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n")

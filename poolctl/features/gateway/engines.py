@@ -64,7 +64,7 @@ def libraries_problem() -> str:
 
 
 def engine_problem(name: str, program: str) -> tuple[str, str] | None:
-    """Why the engine, with this program of its own, cannot serve the gateway's clients, and the fix; None if it can."""
+    """Why this engine, with this program if given, cannot serve clients, and the fix; None if it can."""
     if engine := other_engine(name):
         return engine.unusable(program)
     if name != OWN_ENGINE:

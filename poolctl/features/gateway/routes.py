@@ -56,7 +56,7 @@ _SCHEMES = ("http", "https", "ws", "wss")
 class WrittenRoute(NamedTuple):
     """A route before its targets are resolved, from a table, or from a server's labels or `expose`.
 
-    `key` leads to it, from the file or from the server's table; a route that is not served has a `reason`.
+    `key` is its place in the file or in the server's table. A route that is not served has a `reason`.
     """
 
     alias: str

@@ -161,7 +161,7 @@ class _WithAddresses(Table):
 
 
 class GatewayConfig(_WithAddresses):
-    """[gateway]: the addresses at which clients reach the servers by host and path, and the defaults of every route."""
+    """[gateway]: the addresses where clients reach the servers by host and path, and the defaults of all routes."""
 
     table: ClassVar[str] = "gateway"
     table_name: ClassVar[str] = "gateway"
@@ -333,7 +333,7 @@ class RouteConfig(_WithAddresses):
 
     @property
     def label(self) -> str:
-        """The name by which people know it."""
+        """The route's name for display."""
         if self.alias or self.to:
             return self.alias or name_of_target(self.to[0].to)
         return f"redirect-{self.host}" if self.host else "redirect"
@@ -390,7 +390,7 @@ class StreamConfig(_WithAddresses):
 
     @property
     def label(self) -> str:
-        """The name by which people know it."""
+        """The stream's name for display."""
         return self.alias or name_of_target(self.to[0].to)
 
 

@@ -38,7 +38,7 @@ StreamPolicy = Literal[_STREAM_POLICIES]  # type: ignore[valid-type]
 
 
 class ShortForm:
-    """Annotates `tuple[table, ...]`: a list of tables; a single table may stand alone, and so may its main key's value.
+    """Annotates `tuple[table, ...]`: a list of tables, a single table, or only the value of that table's main key.
 
     `allowed` describes the values of that key.
     """

@@ -46,7 +46,7 @@ class PoolFacts(Protocol):
 
 
 class Message(NamedTuple):
-    """`status` is problem, resolved, info or test; `time` in seconds since the epoch."""
+    """A message to a receiver. `status` is problem, resolved, info or test; `time` is in seconds since the epoch."""
 
     status: str
     severity: str
@@ -241,7 +241,7 @@ def _rank(level: str) -> int:
 
 
 def _key(event: JournalEvent) -> str | None:
-    """The problem that the event starts; None for an event without a lasting problem."""
+    """A key for the problem that the event starts; None if the event starts no lasting problem."""
     if event.kind in ("lifecycle", "wake"):
         return f"state {event.server}"
     return f"health {event.server}" if event.kind == "health" else None

@@ -98,7 +98,7 @@ class CanaryRollout:
 
     @property
     def share_in_words(self) -> str:
-        """The share in percent, and in workers."""
+        """The share of the traffic as text, in percent and in workers."""
         count, all_of_them = self.plan.canaries, self.plan.canaries + self._workers
         asked = f"{round(100 * self.plan.share, 2):g}"
         if self.plan.apart is not None:

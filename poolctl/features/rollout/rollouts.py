@@ -143,7 +143,7 @@ class Rollouts(FeaturePart):
         return entry.config_apart is None
 
     async def _promoted_before(self, entry: Entry, generation: int) -> RolloutResult | None:
-        """The outcome of this request, if the previous supervisor had promoted its canary; else None."""
+        """The result, if the previous supervisor has already promoted the canary of this request; else None."""
         if entry.desired.generation < generation:
             return None
         await self._until(

@@ -32,7 +32,7 @@ class Sample(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A sample's part of an average: an amount, None if it is unknown, and its weight."""
+    """The contribution of one sample to an average: an amount (None if unknown) and its weight."""
 
     amount: float | None
     weight: float = 1.0

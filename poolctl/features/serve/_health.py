@@ -131,7 +131,7 @@ class Application:
         self._loop = loop
 
     async def beat(self) -> str:
-        """Return "" when the event loop has had a turn; the problem if it has ended."""
+        """Wait until the event loop has run once; returns "", or the problem if the loop has ended."""
         turn: Future[str] = Future()
         try:
             self._loop.call_soon_threadsafe(turn.set_result, "")

@@ -144,7 +144,7 @@ class Edge:
         return self._evicted(self.passing.waiting.close_silent() or self.pool.close_idle_client())
 
     def evict(self) -> bool:
-        """Free a descriptor: close the client connection that has been idle longest, else an idle backend connection."""
+        """Free a descriptor: close the client connection idle longest, or else an idle backend connection."""
         done = self.evict_client() or self._evicted(self.pool.close_idle_backend())
         what = "idle ones are closed for new ones" if done else "new ones have to wait, as none is idle"
         message = f"connections take nearly all {self.descriptors.limit} descriptors of the gateway: {what}"
