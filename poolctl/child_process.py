@@ -49,7 +49,7 @@ class ChildProcess:
         """
         self.output = output
         with contextlib.ExitStack() as stack:
-            log = stack.enter_context(open(output, "ab", opener=_private)) if output else None
+            log = stack.enter_context(open(output, "ab", opener=_open_private)) if output else None
             self.output_start = log.tell() if log else 0
             self._link, theirs = socket.socketpair()
             stack.callback(theirs.close)
@@ -69,13 +69,13 @@ class ChildProcess:
         self._received = bytearray()
         self.pid = self._process.pid
         # Even if `end` was not called, because its loop may be gone.
-        self.end = weakref.finalize(self, _end, self._link, self._process, os.getpid())
+        self.end = weakref.finalize(self, _end_process, self._link, self._process, os.getpid())
         self.has_answered = False
 
     async def send(self, data: bytes) -> None:
         """Send all of the data. Raises ChildEnded."""
         try:
-            await _loop().sock_sendall(self._link, data)
+            await _running_loop().sock_sendall(self._link, data)
         except OSError as error:
             raise ChildEnded(self) from error
 
@@ -109,7 +109,7 @@ class ChildProcess:
 
     async def _receive(self) -> None:
         try:
-            data = await _loop().sock_recv(self._link, _CHUNK_BYTES)
+            data = await _running_loop().sock_recv(self._link, _CHUNK_BYTES)
         except OSError as error:
             raise ChildEnded(self) from error
         if not data:
@@ -159,7 +159,7 @@ class ChildOnDemand:
                 self.close()
                 raise
             process.has_answered = True
-            self._idle = _loop().call_later(self._idle_seconds, self.close)
+            self._idle = _running_loop().call_later(self._idle_seconds, self.close)
             return found
 
     def close(self) -> None:
@@ -171,17 +171,17 @@ class ChildOnDemand:
             process.end()
 
 
-def _loop() -> AbstractEventLoop:
+def _running_loop() -> AbstractEventLoop:
     import asyncio  # not at the top: a supervisor starts its first child before it loads this
 
     return asyncio.get_running_loop()
 
 
-def _private(path: str, flags: int) -> int:
+def _open_private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _end(link: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
+def _end_process(link: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:
         process.returncode = 0  # nothing to warn of: it belongs to the parent
         return

@@ -82,10 +82,10 @@ def _values(word: str, name: str, least: int, most: int, names: tuple[str, ...])
         if match is None:
             raise BadWindow(f"{part[:20]!r} is no {name}", "such as *, 5, 5-10, */2 or 1,5")
         first, last, step = match.groups()
-        begin = least if first is None else _number(first, name, least, most, names)
+        begin = least if first is None else _parse_number(first, name, least, most, names)
         end = most if first is None else begin
         if last is not None:
-            end = _number(last, name, least, most, names)
+            end = _parse_number(last, name, least, most, names)
             end = 7 if name == "weekday" and end == 0 < begin else end  # fri-sun
         elif first is not None and step is not None:
             raise BadWindow(f"{part!r} is no {name}", f"a step after * or a range: {first}-{most}/{step}")
@@ -98,7 +98,7 @@ def _values(word: str, name: str, least: int, most: int, names: tuple[str, ...])
     return frozenset(found)
 
 
-def _number(text: str, name: str, least: int, most: int, names: tuple[str, ...]) -> int:
+def _parse_number(text: str, name: str, least: int, most: int, names: tuple[str, ...]) -> int:
     if text in names:
         return names.index(text) + (least if name == "month" else 0)
     if not text.isdigit() or not least <= int(text) <= most:

@@ -52,7 +52,7 @@ def serve(requests: socket.socket) -> None:
 def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket) -> None:
     """Answer one request."""
     empty = junk = full = False
-    next_one = _accept if message["op"] == "accept" else connection_handover.take
+    next_one = _accept_one if message["op"] == "accept" else connection_handover.take
     for _ in range(message["most"]):
         try:
             with _deadline():
@@ -86,7 +86,7 @@ def _send_connection(requests: socket.socket, message: wire.Message, found: sock
             os.close(fd)
 
 
-def _accept(listener: socket.socket) -> socket.socket:
+def _accept_one(listener: socket.socket) -> socket.socket:
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     if not poll.poll(0):

@@ -72,7 +72,7 @@ def change(
     def live() -> Outcome:
         more = {**(options or {}), **({"saves": True} if save and write is not None else {})}
         result = ask(request, pool, more=more)
-        return Outcome.of(result, _line(result, report))
+        return Outcome.of(result, _final_line(result, report))
 
     if not save or write is None:
         outcome = live()
@@ -137,10 +137,10 @@ def _changed_files(
         before = {each.name: each.state for each in items}
         items = [item(server) for server in files.draft.check() if server.name in before]
         unchanged = [each.name for each in items if each.state == before[each.name]]
-    return Outcome(items, message=_line(Result(items=tuple(items), unchanged=tuple(unchanged)), report))
+    return Outcome(items, message=_final_line(Result(items=tuple(items), unchanged=tuple(unchanged)), report))
 
 
-def _line(result: Result, report: Callable[[Result], str]) -> str:
+def _final_line(result: Result, report: Callable[[Result], str]) -> str:
     if result.items:
         return report(result)
     return "" if result.exit_code else "no server selected"
@@ -312,7 +312,7 @@ def _scale(request: CommandRequest) -> Outcome:
             request, lambda result: f"{servers(len(result.items))} scaled by triggers", options={"auto": True}
         )
     *words, last = request.get("targets") or [""]
-    workers = _number(last)
+    workers = _parse_worker_count(last)
 
     def scaled_line(result: Result) -> str:
         scaled = sum(each.workers == workers for each in result.items)
@@ -326,7 +326,7 @@ def _scale(request: CommandRequest) -> Outcome:
     )
 
 
-def _number(word: str) -> int:
+def _parse_worker_count(word: str) -> int:
     if not word:
         raise UsageError("scale: the number of workers is missing", hint="poolctl scale web 4")
     if not (word.isascii() and word.isdigit() and 1 <= int(word[:9]) <= MOST_WORKERS):

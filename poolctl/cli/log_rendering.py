@@ -131,7 +131,7 @@ _INDENT = "    "
 def record_lines(record: JsonRecord, *, colours: bool = False) -> list[str]:
     """The record as lines of text; multi-line members follow the first line."""
     level = printable(record.level).ljust(_LEVEL_WIDTH) if record.level else ""
-    pairs = [f"{printable(key)}={_value(text)}" for key, text in record.rest.items()]
+    pairs = [f"{printable(key)}={_quoted_value(text)}" for key, text in record.rest.items()]
     time = printable(record.time)
     message = printable(record.message.strip("\n"), keep_lines=True)
     if colours:
@@ -147,7 +147,7 @@ def record_lines(record: JsonRecord, *, colours: bool = False) -> list[str]:
     return lines
 
 
-def _value(text: str) -> str:
+def _quoted_value(text: str) -> str:
     plain = text and text.isprintable() and not any(char in text for char in ' ="')
     return text if plain else json.dumps(text, ensure_ascii=not text.isprintable())
 

@@ -259,7 +259,7 @@ class WatchSet:
 
     def newer_than_workers(self, directories: Iterable[str], since: float) -> Changed:
         """The servers with code in these directories saved since then and after their oldest worker's start."""
-        saved = {path: time for directory in directories for path, time in _times(directory)}
+        saved = {path: time for directory in directories for path, time in _file_times(directory)}
         found = {
             name: [path for path in paths if saved[path] > max(since, self._placed.get(name, math.inf))]
             for name, paths in self.changed_servers(saved).items()
@@ -283,7 +283,7 @@ def _referenced_files(config: Table) -> Iterator[str]:
         yield from (tls[key] for key in ("cert", "key", "ca") if tls.get(key))
 
 
-def _times(directory: str) -> Iterator[tuple[str, float]]:
+def _file_times(directory: str) -> Iterator[tuple[str, float]]:
     """The files of the directory, with the time each was last written or renamed."""
     with suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:

@@ -279,15 +279,15 @@ def explain(outcome: Outcome) -> None:
     for word, colour, texts in (("warning", "33", outcome.warnings), ("note", "36", outcome.notes)):
         if texts and not outcome.quiet:
             label = _label(word, colour, coloured(sys.stderr))
-            _say(sys.stderr, [f"{label} {printable(text)}" for text in texts])
+            _print_lines(sys.stderr, [f"{label} {printable(text)}" for text in texts])
     if outcome.errors:
         as_result = outcome.errors_are_result and outcome.form != "json"
         stream = sys.stdout if as_result else sys.stderr
         colours = coloured(stream)
-        _say(stream, _lines_of_errors(outcome.errors, colours))
+        _print_lines(stream, _lines_of_errors(outcome.errors, colours))
 
 
-def _say(stream: TextIO, lines: list[str]) -> None:
+def _print_lines(stream: TextIO, lines: list[str]) -> None:
     sys.stdout.flush()
     stream.write("\n".join(lines) + "\n")
 
@@ -310,7 +310,7 @@ def error_lines(each: ErrorEntry, colours: bool = False, *, with_hint: bool = Tr
     hint = each.hint if with_hint else ""
     if each.file:
         # FILE:LINE:COLUMN: as compilers print it, which editors recognise
-        where = paint(_where(each), "1") if colours else _where(each)
+        where = paint(_place_of_error(each), "1") if colours else _place_of_error(each)
         key = f"{printable(each.key)}: " if each.key else ""
         yield f"{where}: {key}{message}" + (f"; {printable(hint)}" if hint else "")
         return
@@ -324,7 +324,7 @@ def error_lines(each: ErrorEntry, colours: bool = False, *, with_hint: bool = Tr
         label = " " * len("  hint: ")  # further lines mark the place in an expression above
 
 
-def _where(each: ErrorEntry) -> str:
+def _place_of_error(each: ErrorEntry) -> str:
     numbers = [str(number) for number in (each.line, each.column) if number]
     return printable(":".join([from_here(each.file or ""), *numbers]))
 

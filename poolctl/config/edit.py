@@ -337,7 +337,7 @@ def replace(path: str, before: str, after: str) -> None:
                 file.write(mark + after.encode())
                 file.flush()
                 os.fsync(descriptor)
-            if not _same(target, held, before):
+            if not _is_same_file(target, held, before):
                 raise FileChanged(path)
             os.rename(temporary, target)
         except BaseException:
@@ -361,7 +361,7 @@ def _take_over(descriptor: int, status: os.stat_result, target: str) -> None:
                 os.setxattr(descriptor, attribute, os.getxattr(target, attribute))
 
 
-def _same(target: str, held: int, before: str) -> bool:
+def _is_same_file(target: str, held: int, before: str) -> bool:
     try:
         return os.path.samestat(os.stat(target), os.fstat(held)) and read_text(target) == before
     except (OSError, Problem):

@@ -107,11 +107,10 @@ class Worker:
 class Canary:
     """`count` workers of another generation of a server, with their configuration.
 
-    `code_since` is its start in monotonic seconds; `failure` is why one of its workers exited or did not
-    start; no further worker is started then. If it `is_apart` from the server, its workers have an address
-    and a pair of their own, where a gateway sends this `share` of the server's requests. `promoted` is the
-    configuration that the server gets if it is promoted. A canary that `is_lost` was begun by a previous
-    supervisor.
+    `code_since` is the monotonic time of its start. `failure` is why one of its workers exited or did not start; then
+    no further worker is started. If it `is_apart` from the server, its workers have their own address and pair, and a
+    gateway sends them this `share` of the server's requests. `promoted` is the configuration that the server gets on
+    promotion. A canary that `is_lost` was begun by a previous supervisor.
     """
 
     generation: int

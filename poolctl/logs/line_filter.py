@@ -37,7 +37,7 @@ _CONTROL = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 def canonical_level(word: str) -> str:
-    """The level in LEVELS that a usual word such as "WARN" or "err" means; any other word in lower case."""
+    """Map a word such as "WARN" or "err" to its level in LEVELS; any other word is only put into lower case."""
     return _WORDS.get(word.lower(), word.lower())
 
 

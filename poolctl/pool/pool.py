@@ -644,14 +644,16 @@ def _observed(servers: Iterable[Server]) -> Iterable[ObservedServer]:
         yield ObservedServer(
             name=server.name if number == 1 else f"{server.name}~{number}",
             state=server.state.value,
-            snapshot=_at_rest(server, handle) if handle is None or handle.entry is None else _live(handle),
+            snapshot=_at_rest(server, handle)
+            if handle is None or handle.entry is None
+            else _live_snapshot(handle),
             availability=Availability() if handle is None else handle.availability_now(),
             latency_seconds=None if handle is None else handle.latency_seconds,
             wakes=0 if handle is None else handle.wakes,
         )
 
 
-def _live(handle: Handle) -> ServerSnapshot:
+def _live_snapshot(handle: Handle) -> ServerSnapshot:
     assert handle.host is not None
     assert handle.entry is not None
     counters, now = handle.host.core.runner.capabilities.counters, handle.host.core.clock.monotonic()

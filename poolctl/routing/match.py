@@ -150,9 +150,9 @@ def explain(
     """
     ordered = in_order(routes)
     steps = _steps(ordered, host, path, method, headers, secure=secure)
-    taken = _taken(steps)
+    taken = _matched_route(steps)
     for reading in readings(path)[1:]:
-        other = _taken(_steps(ordered, host, reading, method, headers, secure=secure))
+        other = _matched_route(_steps(ordered, host, reading, method, headers, secure=secure))
         if other is not taken:
             instead = (
                 "it would match" if taken is None else f"{other.alias if other else 'no route'} would match"
@@ -163,7 +163,7 @@ def explain(
     return steps
 
 
-def _taken(steps: list[ConsideredRoute]) -> Route | None:
+def _matched_route(steps: list[ConsideredRoute]) -> Route | None:
     return next((step.route for step in steps if step.matched), None)
 
 

@@ -165,7 +165,7 @@ class TableRoutes(Generic[Kind]):
     def __iter__(self) -> Iterator[Kind]:
         """The current routes, in the order of the table."""
         table = self._table()
-        return iter(()) if table is None else (_own(self._kind, each) for each in self._every(table))
+        return iter(()) if table is None else (_as_own_class(self._kind, each) for each in self._every(table))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} routes>"
@@ -174,7 +174,7 @@ class TableRoutes(Generic[Kind]):
         """The route of this alias, or None."""
         table = self._table()
         found = None if table is None else self._find(table, alias)
-        return None if found is None else _own(self._kind, found)
+        return None if found is None else _as_own_class(self._kind, found)
 
 
 class HTTPTableRoutes(TableRoutes[Route]):
@@ -187,7 +187,7 @@ class HTTPTableRoutes(TableRoutes[Route]):
         """The first route with exactly this host and any path; None if there is no such route."""
         table = self._table()
         found = None if table is None else table.get_by_host(host)
-        return None if found is None else _own(Route, found)
+        return None if found is None else _as_own_class(Route, found)
 
 
 class TableRegistry(_Reading):
@@ -243,6 +243,6 @@ class TableRegistry(_Reading):
         return TableRegistry(lambda: table)
 
 
-def _own(kind: type[Kind], route: Kind) -> Kind:
+def _as_own_class(kind: type[Kind], route: Kind) -> Kind:
     """The route as a value of this interpreter's poolctl version; the table's values may be of the worker's version."""
     return route if isinstance(route, kind) else from_json(kind, route.to_json())

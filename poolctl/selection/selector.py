@@ -290,7 +290,7 @@ class Unmatched:
 
 def unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
     """Targets that name no server, the first targets with similar names."""
-    return Unmatched(unknown, {target: _near(target, items) for target in unknown[:_SHOWN_WORDS]})
+    return Unmatched(unknown, {target: _similar_targets(target, items) for target in unknown[:_SHOWN_WORDS]})
 
 
 def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
@@ -309,7 +309,7 @@ def close(word: str, words: Iterable[str]) -> list[str]:
     return [by_fold[fold] for fold in near]
 
 
-def _near(target: str, items: Sequence[Selectable]) -> list[str]:
+def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
     """Names, then addresses, that look like the target; wildcards in it are left out of the comparison."""
     bare = target.replace("*", "").replace("?", "")
     names = [item.name for item in items]

@@ -326,7 +326,8 @@ class Statistics:
             counted=seen.counted,
             history=history.values(counted=counted, with_errors=with_errors),
             workers=tuple(
-                _worker(worker, counts if counted else None, usage) for worker, counts, usage in seen.workers
+                _worker_stats(worker, counts if counted else None, usage)
+                for worker, counts, usage in seen.workers
             ),
         )
         if with_errors and counted:
@@ -395,7 +396,7 @@ def _rounded(rates: Iterable[float], *, counted: bool) -> tuple[Figure, ...]:
     return tuple(round(each, 3) if counted else None for each in rates)
 
 
-def _worker(worker: Worker, counts: Counts | None, usage: Usage | None) -> WorkerStats:
+def _worker_stats(worker: Worker, counts: Counts | None, usage: Usage | None) -> WorkerStats:
     return WorkerStats(
         id=worker.id,
         pid=worker.placement.pid if worker.placement is not None else None,

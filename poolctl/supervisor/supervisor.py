@@ -661,7 +661,7 @@ async def adopt(
         core.expect_running(core.entries[name])
     for each in adopted.workers:
         entry = core.entries[each.placement.server]
-        core.adopt_worker(entry, _worker(each), recorded=entry.name not in unknown)
+        core.adopt_worker(entry, _adopted_worker(each), recorded=entry.name not in unknown)
     for name, (hook, placement) in adopted.hooks.items():
         core.adopt_hook(core.entries[name], hook, placement)
     _listeners(core, adopted.endpoints)
@@ -698,7 +698,7 @@ async def take_in_late(core: Core) -> bool:
     return False
 
 
-def _worker(found: AdoptedWorker) -> Worker:
+def _adopted_worker(found: AdoptedWorker) -> Worker:
     placement = found.placement
     phase = Phase.READY if found.ready_at is not None else Phase.STARTING
     if found.resting == "new" and found.server.health.gated:

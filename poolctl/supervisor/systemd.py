@@ -81,7 +81,7 @@ class Service:
         if self._stopping:
             return
         lines = []
-        wanted, missing = _count(self._core.entries.values())
+        wanted, missing = _count_servers(self._core.entries.values())
         if not missing and not self._ready and wanted is not None:
             self._ready = True
             lines.append(sd_notify.READY)
@@ -97,7 +97,7 @@ class Service:
         asyncio.get_running_loop().call_later(self._period_seconds, self._live)
 
 
-def _count(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
+def _count_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
     """The number of servers that should run, and the servers not ready; None before any server should run.
 
     A pool without servers has only a gateway.

@@ -44,7 +44,7 @@ def main() -> None:
             _require_uvicorn()
             from .foreground import debug
         except ImportError as error:
-            sys.exit(_why(error)[0])
+            sys.exit(_explain_import_error(error)[0])
         debug()
     else:
         from .worker_process import resume as resume_worker
@@ -66,12 +66,12 @@ def _require_uvicorn() -> None:
 def _report_unfit(error: ImportError) -> str:
     from ..keeper import wire
 
-    line, reason, hint = _why(error)
+    line, reason, hint = _explain_import_error(error)
     wire.send(wire.over(REQUESTS_FD), {"event": "unfit", "reason": reason, "hint": hint})
     return line
 
 
-def _why(error: ImportError) -> tuple[str, str, str]:
+def _explain_import_error(error: ImportError) -> tuple[str, str, str]:
     """Why this interpreter cannot run workers: a line for the log, the reason, and the fix."""
     reason, hint = str(error), "see helpers.log beside the control socket"
     if isinstance(error, _TooOld):

@@ -276,7 +276,7 @@ def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth:
         for route in getattr(router, "routes", ()) if depth else ():
             with contextlib.suppress(Exception):
                 if isinstance(route, kind):
-                    route.matches(_scope())  # type: ignore[attr-defined]
+                    route.matches(_example_scope())  # type: ignore[attr-defined]
             code = getattr(getattr(route, "endpoint", None), "__code__", None)
             if sources is not None and inspect.iscode(code) and code.co_filename not in sources:
                 sources.add(code.co_filename)
@@ -284,7 +284,7 @@ def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth:
             _warm_up_routes(getattr(route, "original_router", route), kind, sources, depth - 1)
 
 
-def _scope() -> dict[str, Any]:
+def _example_scope() -> dict[str, Any]:
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

@@ -345,7 +345,7 @@ class ProcessSnapshot(NamedTuple):
         )
         words += [f"started the process {each}" for each in sorted(now.children - self.children)]
         words += [
-            f"opened {_what(fd, target)}"
+            f"opened {_describe_descriptor(fd, target)}"
             for fd, target in sorted(now.descriptors.items())
             if self.descriptors.get(fd) != target
         ]
@@ -386,7 +386,7 @@ def _fork() -> None:
         os.waitpid(child, 0)
 
 
-def _what(fd: int, target: str) -> str:
+def _describe_descriptor(fd: int, target: str) -> str:
     if target.startswith("socket:"):
         return _socket(fd)
     if target == "anon_inode:[eventpoll]":

@@ -55,7 +55,7 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     tables, base_dir = new_servers(request, pool)
     if not save:
-        return _combined([_added(request, pool, table, base_dir) for table in tables])
+        return _combined([_add_one(request, pool, table, base_dir) for table in tables])
     request.options()  # a wrong value is reported before anything is read
     from poolctl.cli.live_change import WriteBack
     from poolctl.config import relocated
@@ -68,7 +68,7 @@ def perform(request: CommandRequest) -> Outcome:
         _refuse_invalid(files, table, home)
         files.draft.add(table)
     if files.supervised:
-        return files.finish(lambda: _combined([_added(request, pool, table, home) for table in tables]))
+        return files.finish(lambda: _combined([_add_one(request, pool, table, home) for table in tables]))
     return files.finish(lambda: _in_files(files, tables))
 
 
@@ -77,7 +77,7 @@ def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
     from poolctl.config import conflicts
 
     servers = [(server.name, server.address) for server in files.now]
-    new = [(str(table.get("name", "")), _address(table, base_dir)) for table in tables]
+    new = [(str(table.get("name", "")), _address_of_table(table, base_dir)) for table in tables]
     taken = [finding for index, _, finding in conflicts([*servers, *new]) if index >= len(servers)]
     if taken:
         raise Failure(Outcome.failed(CONFLICT, taken[0].message, taken[0].hint))
@@ -92,7 +92,7 @@ def _refuse_invalid(files: WriteBack, table: Table, base_dir: str) -> None:
     added_server(surroundings, table, base_dir, os.environ)
 
 
-def _address(table: Table, base_dir: str) -> Address | None:
+def _address_of_table(table: Table, base_dir: str) -> Address | None:
     try:
         return parse(str(table.get("bind", table.get("listen", ""))), base_dir=base_dir)
     except AddressError:
@@ -140,14 +140,14 @@ def _from_options(request: CommandRequest) -> Table:
     if "command" in table:
         table["command"] = _split_command("--command", "command", str(table["command"]))
     for word in request.get("set") or []:
-        setting = _setting(word)
+        setting = _parsed_setting(word)
         if taken := sorted(setting.keys() & given):
             raise UsageError(f"--set {word}: {taken[0]!r} is given twice", hint="give it once")
         table = merged(table, setting)
     return table
 
 
-def _setting(word: str) -> Table:
+def _parsed_setting(word: str) -> Table:
     """`env.LEVEL=debug` as a table. A value that is not TOML, or is a date, is text."""
     key, equals, text = word.partition("=")
     try:
@@ -204,7 +204,7 @@ def _from_file(path: str) -> list[Table]:
     return data
 
 
-def _added(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str) -> Outcome:
+def _add_one(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str) -> Outcome:
     plain = CommandRequest(
         "add", {key: request.get(key) for key in ("quiet", "verbose", "timeout", "no_wait")}
     )

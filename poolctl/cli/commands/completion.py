@@ -195,7 +195,7 @@ def _refuse_if_foreign(path: str) -> None:
 
 def _write(path: str, text: str) -> bool:
     """Replace the file's content; False if it is unchanged."""
-    if _content(path) == text:
+    if _content_of_file(path) == text:
         return False
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
@@ -205,7 +205,7 @@ def _write(path: str, text: str) -> bool:
 
 def _append(path: str, line: str) -> bool:
     """Add the line to the file; False if it is already there."""
-    before = _content(path)
+    before = _content_of_file(path)
     if line in before.splitlines(keepends=True):
         return False
     with open(path, "a", encoding="utf-8") as file:
@@ -213,7 +213,7 @@ def _append(path: str, line: str) -> bool:
     return True
 
 
-def _content(path: str) -> str:
+def _content_of_file(path: str) -> str:
     try:
         with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
             return file.read()
@@ -345,8 +345,8 @@ def _of_pool(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
     pool = find_pool(CommandRequest("list", {"config": files, "pool": named}), missing_ok=True)
     if kind == "backends":
         actions = () if line.arguments else BACKEND_ACTIONS
-        return [(word, "") for word in (*actions, *(each["host"] for each in _listed(pool, "hosts") or ()))]
-    listed = _listed(pool, "list")
+        return [(word, "") for word in (*actions, *(each["host"] for each in _ask_pool(pool, "hosts") or ()))]
+    listed = _ask_pool(pool, "list")
     servers = [(each["name"], each["bind"], each["state"], tuple(each["tags"])) for each in listed or ()]
     if listed is None:
         servers = list(_in_files(pool.files))
@@ -358,7 +358,7 @@ def _of_pool(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
     return offers
 
 
-def _listed(pool: PoolRef, verb: str) -> list[Table] | None:
+def _ask_pool(pool: PoolRef, verb: str) -> list[Table] | None:
     """The answer of a running pool to this verb; None if it does not answer soon."""
     from poolctl.control.client import Client
     from poolctl.errors import ControlError

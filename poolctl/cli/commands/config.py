@@ -53,7 +53,7 @@ def perform(request: CommandRequest) -> Outcome:
         outcome.text = note + "\n".join(
             [
                 table_text("[pool]", escaped(settings)),
-                *(_text(name, table) for name, table in tables.items()),
+                *(_table_as_toml(name, table) for name, table in tables.items()),
                 *(table_text("[[server]]", escaped(item.config)) for item in items),
             ]
         )
@@ -62,7 +62,7 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _text(name: str, table: Table | list[Table]) -> str:
+def _table_as_toml(name: str, table: Table | list[Table]) -> str:
     """A table other than a server's, or a list of tables; URLs keep their `${…}` references."""
     if not isinstance(table, list):
         return table_text(f"[{name}]", escaped(table))

@@ -95,7 +95,9 @@ def _units(request: CommandRequest) -> Files:
             raise UsageError(f"--listen: {given!r} is not NAME=ADDRESS", hint="--listen web=127.0.0.1:8080")
         listen[key.removeprefix("fd:")] = address
     seconds = config.tables.stop_seconds
-    pool = ServicePool(name, ref.files, list(config), _command(), os.environ, listen, _user(), seconds)
+    pool = ServicePool(
+        name, ref.files, list(config), _poolctl_command(), os.environ, listen, _user(), seconds
+    )
     of_user = bool(request.get("for_user"))
     try:
         texts = units(pool, of_user=of_user)
@@ -111,7 +113,7 @@ def _units(request: CommandRequest) -> Files:
     return Files(texts=texts, made_by=MADE_BY, next_commands=commands, warnings=warnings)
 
 
-def _command() -> list[str]:
+def _poolctl_command() -> list[str]:
     script = os.path.join(os.path.dirname(sys.executable), "poolctl")
     return [script] if os.path.exists(script) else [sys.executable, "-m", "poolctl"]
 
@@ -136,7 +138,9 @@ def _printed(request: CommandRequest, texts: Mapping[str, str]) -> Outcome:
 def _written(directory: str, files: Files) -> Outcome:
     paths = {os.path.normpath(os.path.join(directory, name)): text for name, text in files.texts.items()}
     try:
-        foreign = [path for path in paths if os.path.lexists(path) and not _holds(path, files.made_by)]
+        foreign = [
+            path for path in paths if os.path.lexists(path) and not _file_contains(path, files.made_by)
+        ]
         if foreign:
             hint = "remove it, or write into another directory"
             raise Failure(Outcome.failed(CONFLICT, f"{foreign[0]} was not made by poolctl export", hint))
@@ -150,7 +154,7 @@ def _written(directory: str, files: Files) -> Outcome:
     return Outcome(exported, message=f"wrote {', '.join(paths)}; next: {files.next_commands}")
 
 
-def _holds(path: str, words: str) -> bool:
+def _file_contains(path: str, words: str) -> bool:
     with open(path, encoding="utf-8", errors="replace") as file:
         return words in file.readline()
 

@@ -130,15 +130,15 @@ COMMAND = Command(
 
 def perform(request: CommandRequest) -> Outcome:
     """Write the files. Existing files are kept (exit 8) unless --force is given."""
-    path = _path(request)
+    path = _target_path(request)
     directory = os.path.dirname(path) or "."
     found = "" if request.get("with_app") else existing_app(directory)
     with_app = bool(request.get("with_app"))
     if not with_app:
-        _refuse(
+        _refuse_existing(
             [path] if os.path.lexists(path) and not request.get("force") else []
         )  # before the user is asked
-        with_app = not (found or os.path.lexists(os.path.join(directory, APP_FILE))) and _asked(request)
+        with_app = not (found or os.path.lexists(os.path.join(directory, APP_FILE))) and _wants_app(request)
     app = found or "hello:app"
     name = (
         re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(directory))).strip("-.") or "pool"
@@ -162,7 +162,7 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _path(request: CommandRequest) -> str:
+def _target_path(request: CommandRequest) -> str:
     """The file to write: the path given by -c, else pool.toml in the directory. UsageError for an unsuitable one."""
     named = request.get("config") or []
     directory = request.get("directory")
@@ -188,7 +188,7 @@ def existing_app(directory: str) -> str:
     return ""
 
 
-def _asked(request: CommandRequest) -> bool:
+def _wants_app(request: CommandRequest) -> bool:
     """Whether the user wants an application as well; asked only on a terminal."""
     if request.quiet or not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         return False
@@ -204,7 +204,7 @@ def _asked(request: CommandRequest) -> bool:
         sys.stderr.write("Please answer yes or no.\n")
 
 
-def _refuse(there: list[str]) -> None:
+def _refuse_existing(there: list[str]) -> None:
     if there:
         verb = "exists" if len(there) == 1 else "exist"
         message = f"{' and '.join(map(os.path.normpath, there))} already {verb}"
@@ -213,7 +213,7 @@ def _refuse(there: list[str]) -> None:
 
 def _write(directory: str, texts: dict[str, str], *, force: bool) -> None:
     paths = {os.path.normpath(os.path.join(directory, file)): text for file, text in texts.items()}
-    _refuse([path for path in paths if os.path.lexists(path) and not force])
+    _refuse_existing([path for path in paths if os.path.lexists(path) and not force])
     try:
         os.makedirs(directory, exist_ok=True)
         for path, text in paths.items():

@@ -73,7 +73,7 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Print the last lines, and with -f new ones until interrupted. `-o json` prints JSON lines."""
     check_line_format(request)
-    _check(request)
+    _check_options(request)
     if request.get("reopen"):
         return _reopen(request)
     lines, since = request.lines(), request.moment("since")
@@ -84,7 +84,7 @@ def perform(request: CommandRequest) -> Outcome:
         with expressions_limited(f"--grep: {SLOW}", search.place):
             return _of_platform(request, pool, lines, since, wanted)
     paths, request_ids = _logs(request, pool)
-    text_of = _form(request, list(paths), request_ids)
+    text_of = _line_formatter(request, list(paths), request_ids)
     from poolctl.logs.log_tail import follow, merged_tail
 
     with expressions_limited(f"--grep: {SLOW}", search.place):
@@ -114,7 +114,7 @@ def _of_platform(
     if listed.exit_code:
         raise Failure(Outcome.of(listed))
     names = [each.name for each in listed.items]
-    text_of = _form(request, names, {*names})
+    text_of = _line_formatter(request, names, {*names})
 
     def show_line(message: Table) -> None:
         line = LogLine(message["line"], time=message["time"], name=message["name"])
@@ -131,7 +131,7 @@ def _of_platform(
     return Outcome.of_stream()
 
 
-def _check(request: CommandRequest) -> None:
+def _check_options(request: CommandRequest) -> None:
     if request.get("raw") and request.output:
         raise UsageError("--raw and -o cannot be combined", hint="--raw prints lines as servers wrote them")
     if request.get("timestamps") and (request.get("no_timestamps") or request.get("raw")):
@@ -192,7 +192,9 @@ def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
         return GATEWAY in load(pool, allow_empty=True).tables.by_name()
 
 
-def _form(request: CommandRequest, names: list[str], request_ids: Set[str]) -> Callable[[LogLine], str]:
+def _line_formatter(
+    request: CommandRequest, names: list[str], request_ids: Set[str]
+) -> Callable[[LogLine], str]:
     if request.output.startswith("json"):
         return _document
     if request.get("raw"):
@@ -200,14 +202,14 @@ def _form(request: CommandRequest, names: list[str], request_ids: Set[str]) -> C
             return lambda line: f"{line.text}\n"
         colours = coloured(sys.stdout)
         return lambda line: f"{terminal_text(line.text, colours=colours)}\n"
-    return PrefixedLines(names, times=_times(request), records=True, request_ids=request_ids).line
+    return PrefixedLines(names, times=_time_style(request), records=True, request_ids=request_ids).line
 
 
 def _is_wide(request: CommandRequest) -> bool:
     return request.verbose or request.output == "wide"
 
 
-def _times(request: CommandRequest) -> str:
+def _time_style(request: CommandRequest) -> str:
     if request.get("no_timestamps"):
         return NO_TIMES
     if request.get("timestamps") or _is_wide(request):

@@ -640,7 +640,7 @@ def command_environment(
     known: dict[str, Item] = {}
     for item in there:
         if (first := known.setdefault(word(item.name), item)) is not item:
-            raise Failure(_refused(pool, first, item))
+            raise Failure(_refuse_same_variable(pool, first, item))
     found = {"POOLCTL_CONFIG": pool.files[0]} if pool.files else {}
     for item in there:
         try:
@@ -659,7 +659,7 @@ def word(name: str) -> str:
     return re.sub("[^A-Z0-9]", "_", name.upper())
 
 
-def _refused(pool: PoolRef, first: Item, second: Item) -> Outcome:
+def _refuse_same_variable(pool: PoolRef, first: Item, second: Item) -> Outcome:
     from poolctl.cli.offline import load
     from poolctl.config import Finding
 

@@ -71,9 +71,9 @@ def _status(request: CommandRequest) -> Outcome:
         outcome.extra["summary"] = {"servers": 0, "ready": 0, "states": {}}
         return outcome
     outcome.extra["summary"] = summary
-    outcome.message = "\n".join(_lines(result.items, summary.get("name", ""), _place(summary)))
+    outcome.message = "\n".join(_lines(result.items, summary.get("name", ""), _where_on_cluster(summary)))
     if request.verbose and not request.output:
-        outcome.message += "".join(f"\n    {line}" for line in _hung(request, pool, result.items))
+        outcome.message += "".join(f"\n    {line}" for line in _stacks_of_hung(request, pool, result.items))
     if result.gateway is not None:
         outcome.extra["gateway"] = result.gateway
         outcome.message += f"\n{gateway_line(result.gateway, width_of(sys.stdout))}"
@@ -85,7 +85,7 @@ def _status(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list[str]:
+def _stacks_of_hung(request: CommandRequest, pool: PoolRef, items: Sequence[Item]) -> list[str]:
     """For each server that is not ready, the stacks of its last worker that hung or was not ready in time."""
     late = {item.name for item in items if not item.ready and item.state not in AT_REST}
     if not late:
@@ -112,7 +112,7 @@ def _without_supervisor(items: Sequence[Item], pool: PoolRef) -> str:
     return f"no supervisor is running, {servers(len(items))} stopped"
 
 
-def _place(summary: Table) -> str:
+def _where_on_cluster(summary: Table) -> str:
     """Where a cluster runs the pool; "" on this machine."""
     if "namespace" not in summary:
         return ""

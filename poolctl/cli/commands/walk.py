@@ -94,13 +94,13 @@ class Walk:
         except (OSError, ValueError) as failure:
             code = NOT_EXECUTABLE if isinstance(failure, PermissionError) else NOT_FOUND
             reason = getattr(failure, "strerror", None) or str(failure)
-            return _walked(item, code, stderr=f"{argv[0]}: {reason}\n")
+            return _run_result(item, code, stderr=f"{argv[0]}: {reason}\n")
         if child is None:
-            return _walked(item, INTERRUPTED)
+            return _run_result(item, INTERRUPTED)
         output, errors = child.communicate()
         self.children.discard(child)
         code = child.returncode if child.returncode >= 0 else 128 - child.returncode
-        return _walked(
+        return _run_result(
             item, code, *(each.decode("utf-8", "backslashreplace") for each in (output, errors or b""))
         )
 
@@ -133,7 +133,7 @@ class Walk:
 
 def perform(request: CommandRequest) -> Outcome:
     """Run CMD for the selected servers in the file's order; exit 1 if it fails for any server."""
-    jobs = _jobs(request)
+    jobs = _parallelism(request)
     pool = find_pool(request)
     items = _selected(request, pool)
     command = request.get("command") or []
@@ -170,7 +170,7 @@ def _selected(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:
         raise
 
 
-def _jobs(request: CommandRequest) -> int:
+def _parallelism(request: CommandRequest) -> int:
     text = request.get("jobs") or "1"
     if not text.isascii() or not text.isdigit() or not 1 <= int(text[:6]) <= 1000:
         raise UsageError(f"--jobs: {text!r} is not a number from 1 to 1000")
@@ -193,7 +193,7 @@ def _failure(run: Walked) -> ErrorEntry:
     return replace(entry, error="ErrorCommand")
 
 
-def _walked(item: Item, exit_code: int, stdout: str = "", stderr: str = "") -> Walked:
+def _run_result(item: Item, exit_code: int, stdout: str = "", stderr: str = "") -> Walked:
     run = {"exit_code": exit_code, "stdout": stdout, "stderr": stderr}
     return from_json(Walked, {**as_json(item), **run})
 

@@ -118,7 +118,7 @@ def certificate_validity(text: str) -> tuple[datetime, datetime] | None:
         fields = _fields(text)
         _, times = fields[4 if fields[0][0] == 0xA0 else 3]
         begins, ends = _elements(times)
-        return _time(*begins), _time(*ends)
+        return _parse_time(*begins), _parse_time(*ends)
     except (ValueError, IndexError):
         return None
 
@@ -189,6 +189,6 @@ def names_cover(names: Iterable[str], host: str) -> bool:
     return any(name == host or (domain and name == f"*.{domain}") for name in names)
 
 
-def _time(tag: int, content: bytes) -> datetime:
+def _parse_time(tag: int, content: bytes) -> datetime:
     pattern = "%y%m%d%H%M%SZ" if tag == 0x17 else "%Y%m%d%H%M%SZ"
     return datetime.strptime(content.decode("ascii"), pattern).replace(tzinfo=UTC)

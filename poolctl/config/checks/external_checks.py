@@ -90,7 +90,7 @@ class ExternalChecks:
             self._look(server, _directory, "app_dir", server.app_dir)
         self.check_env_files(server)
         if server.user:
-            self._look(server, _user, server.user)
+            self._look(server, _check_user, server.user)
         if runs_python_as_root(server):
             self._look(server, self._trusted, server.python or sys.executable)
         if tls := server.tls if server.tls is not True else self.default_tls:
@@ -100,7 +100,7 @@ class ExternalChecks:
             if words and (finding := missing_program(server, {**self.env, **server.env}, path, words)):
                 self.problems.append((server, finding))
         if server.log.path:
-            self._look(server, _log, server.log.path)
+            self._look(server, _check_log, server.log.path)
 
     def _look(self, server: ServerKeys, look: Callable[..., Found], *at: Hashable) -> None:
         key = (look.__name__, *at)  # the method itself would keep this object alive
@@ -191,7 +191,7 @@ def _variables(path: str, index: int, another: bool) -> Found:
     return [], []
 
 
-def _user(user: str) -> Found:
+def _check_user(user: str) -> Found:
     import grp
     import pwd
 
@@ -231,7 +231,7 @@ def check_tables(
     return problems, warnings
 
 
-def _log(path: str) -> Found:
+def _check_log(path: str) -> Found:
     return unwritable(_LOG_PATH, path), []
 
 
@@ -376,7 +376,7 @@ def _import(job: Import, env: Mapping[str, str]) -> dict[str, object]:
         return {"kind": "raised", "message": f"{job.python} cannot be run: {error.strerror}"}
     assert process.stdout
     try:
-        written = _read(process.stdout.fileno(), job.timeout_seconds)
+        written = _read_pipe(process.stdout.fileno(), job.timeout_seconds)
     finally:
         process.stdout.close()
         # Killed before it is reaped, so that its group id is still its own; processes started by the import end with
@@ -399,7 +399,7 @@ def _encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
-def _read(descriptor: int, timeout_seconds: float) -> bytes | None:
+def _read_pipe(descriptor: int, timeout_seconds: float) -> bytes | None:
     """Everything written to a pipe, up to the maximum size of an answer; None if it does not end within the timeout."""
     deadline = time.monotonic() + timeout_seconds
     poll = select.poll()

@@ -221,7 +221,7 @@ class Notifications(FeaturePart):
         is_first = self._unsubscribe is None
         if is_first and not wanted:
             return
-        left = _read(self._path) if is_first else {}
+        left = _read_saved_state(self._path) if is_first else {}
         before, self._deliveries = self._deliveries, {}
         for label, delivery in before.items():
             if wanted.get(label) == delivery.notify:
@@ -313,7 +313,7 @@ class Notifications(FeaturePart):
         return await send_test([each.notify for each in self._deliveries.values()], names, self)
 
 
-def _read(path: str) -> Table:
+def _read_saved_state(path: str) -> Table:
     """The state left by a predecessor, by receivers."""
     try:
         with open(path, encoding="utf-8") as file:

@@ -233,7 +233,10 @@ ROUTE_COLUMNS = (
 
 
 def place(width: int, names: int, all_columns: Sequence[Column]) -> list[tuple[Column, int]]:
-    """The columns for a screen of this width; the first has names, of at most `names` cells."""
+    """The columns that fit on a screen of this width, with their widths.
+
+    The first column is for names, at most `names` wide.
+    """
     longest = min(max(names, _SHORTEST_NAME), _LONGEST_NAME)
     name = min(longest, max(_SHORTEST_NAME, width // 4))
     widths = {column: column.width for column in all_columns}

@@ -81,7 +81,7 @@ class Certificates:
         A replacement of a valid certificate is kept once a worker is ready with it (`keep_if_ready`). Raises
         ServerError for a file that cannot be read.
         """
-        found, before = _read(server), self._given.get(server.name)
+        found, before = _read_certificate(server), self._given.get(server.name)
         now = time.time()
         if before is None or before.files != found.files or before.ends is None or before.ends <= now:
             return self._keep_certificate(server, found)
@@ -101,7 +101,7 @@ class Certificates:
     def renewed(self, server: ServerConfig) -> Given:
         """Read the current files, for running workers. Raises ServerError for an unreadable file."""
         self._forced.pop(server.name, None)
-        return self._keep_certificate(server, _read(server))
+        return self._keep_certificate(server, _read_certificate(server))
 
     def force(self, name: str, generation: int) -> None:
         """Send the server's certificate, even an expired one, to its workers of this generation."""
@@ -167,7 +167,7 @@ def _decoded(content: bytes) -> dict[str, Given]:
     }
 
 
-def _read(server: ServerConfig) -> Given:
+def _read_certificate(server: ServerConfig) -> Given:
     contents, tls = tls_contents(server), server.tls
     if not contents or not tls or tls is True:
         return Given((), [], None)

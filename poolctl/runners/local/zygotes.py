@@ -386,7 +386,7 @@ class Zygotes:
             return None
         meta = reply.get("meta") or {}
         if meta.get("without", []) == self._without[key]:
-            return wire.over(fds[0]), _process(meta)
+            return wire.over(fds[0]), _process_of(meta)
         for fd in fds:
             os.close(fd)
         return None
@@ -402,7 +402,7 @@ class Zygotes:
         self._keeper.send(
             {"op": "put", "name": f"{fd_store.ZYGOTE}{source.key}", "meta": meta}, [ours.fileno()]
         )
-        return ours, _process(meta)
+        return ours, _process_of(meta)
 
 
 class _Zygote(Receiver):
@@ -438,7 +438,7 @@ def _link_of(started: asyncio.Task[Link] | None) -> Link | None:
     return started.result() if started is not None and up else None
 
 
-def _process(meta: wire.Message) -> Process:
+def _process_of(meta: wire.Message) -> Process:
     return Process(int(meta.get("pid", 0)), meta.get("start"))
 
 

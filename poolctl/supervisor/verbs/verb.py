@@ -282,7 +282,7 @@ def _item(core: Core, entry: Entry, now: float) -> Item:
         kept=kept or None,
         kept_until=_iso(entry.observed.window.until) if kept else None,
         next_run_at=_iso(entry.schedule.next_run) if entry.on_schedule else None,
-        last_run=_run(entry.schedule.last_run)
+        last_run=_with_iso_times(entry.schedule.last_run)
         if config.every is not None and entry.schedule.last_run
         else None,
     )
@@ -366,7 +366,7 @@ def _iso(seconds: float | None) -> str | None:
     return None if seconds is None else f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def _run(record: Table) -> Table:
+def _with_iso_times(record: Table) -> Table:
     return {**record, **{key: _iso(record[key]) for key in ("started_at", "ended_at")}}
 
 

@@ -175,7 +175,7 @@ async def audited(events: Events, request: Request, call: Call, work: Work) -> R
         return await work()
     by = peer(request)
     message = " ".join([request.verb, *_words(call.selector), *_details(request.verb, call.options)])
-    given, recorded = _given(call.selector), _recorded(call.options)
+    given, recorded = _given_selection(call.selector), _recorded_options(call.options)
     events.record("audit", request.verb, message=message, by=by, selection=given, options=recorded)
     begun, is_abandoned = time.monotonic(), False
     outcome = _failed(FAILED, "an internal error of the supervisor")
@@ -232,13 +232,13 @@ def _user(uid: int) -> str:
 
 
 def _words(selector: Selector) -> list[str]:
-    given = _given(selector)
+    given = _given_selection(selector)
     targets = given.pop("targets", [])
     words = [f"--{key} {each}" for key, values in given.items() if key != "not" for each in values]
     return [*targets, *words, *(["--not"] if "not" in given else [])]
 
 
-def _given(selector: Selector) -> Table:
+def _given_selection(selector: Selector) -> Table:
     return {key: value for key, value in selector.to_dict().items() if value and key != "allow_empty"}
 
 
@@ -254,5 +254,5 @@ def _details(verb: str, options: Table) -> list[str]:
     return [str(server.get("name", ""))] if verb == "add" and isinstance(server, dict) else []
 
 
-def _recorded(options: Table) -> Table:
+def _recorded_options(options: Table) -> Table:
     return {key: options[key] for key in _RECORDED if options.get(key) is not None}

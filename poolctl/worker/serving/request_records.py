@@ -52,7 +52,7 @@ _MOST_LINES = 50
 
 
 class RequestCounts:
-    """Counts requests on the page of a worker, at a cost that is measured (`python -m benchmarks --only counting`)."""
+    """Counts requests on the page of a worker. `python -m benchmarks --only counting` measures the cost."""
 
     __slots__ = ("_route_slots", "tally")
 

@@ -220,7 +220,7 @@ class Exchange:
         if edge.access_log is not None:
             sender = forwarding.sender_of(request)
             self._log_entry = AccessLogEntry(edge.access_log, request, sender, side.http_version)
-            self._head = self._log_entry.identified(self._head)
+            self._head = self._log_entry.head_with_id(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
         self._of_client: Limiter | None = None  # among whose requests in flight it is
         self._connection: BackendConnection | None = None

@@ -106,7 +106,7 @@ class AccessLogEntry:
         self._given = len(given) == 1 and _is_printable_id(given[0]) is not None
         self.request_id = given[0].decode() if self._given else os.urandom(_ID_BYTES).hex()
 
-    def identified(self, head: bytes) -> bytes:
+    def head_with_id(self, head: bytes) -> bytes:
         """The head for the backend, with the ID in X-Request-ID."""
         if self._given:
             return head
