@@ -64,7 +64,7 @@ def test_renewed_files_are_used_and_broken_ones_are_not(tmp_path: Path) -> None:
 
 
 def test_listener_that_is_shut_down_during_the_order_to_stop_raises_nothing() -> None:
-    async def app(*_: object) -> None:
+    async def app(scope: object, receive: object, send: object) -> None:
         raise AssertionError("nobody asks")
 
     async def run() -> list[dict[str, Any]]:
