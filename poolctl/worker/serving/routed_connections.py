@@ -128,7 +128,7 @@ class RoutedConnection(Http1Connection):
         return self.look.routes.keeps and super().hand_over(end)
 
     def linger(self) -> None:
-        """Return to the gateway once the connection is idle. If that is impossible, linger like any other connection."""
+        """Return to the gateway once the connection is idle, or linger like other connections if that is impossible."""
         if not self._return_when_idle():
             super().linger()
 

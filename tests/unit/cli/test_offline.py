@@ -104,7 +104,7 @@ def left(monkeypatch: pytest.MonkeyPatch) -> Left:
     """`left(*workers)`: these have lost their keeper and supervisor."""
 
     def leave(*workers: Worker) -> list[Worker]:
-        monkeypatch.setattr(runner_registry, "serves_on", lambda env, directory: True)
+        monkeypatch.setattr(runner_registry, "has_orphans", lambda env, directory: True)
         monkeypatch.setattr(runner_registry, "find_orphans", lambda env, directory: [*workers])
         return [*workers]
 

@@ -259,7 +259,7 @@ def test_workers_that_are_left_behind_are_a_running_pool(
     place.mkdir(parents=True, mode=0o700)
     with pytest.raises(ConfigNotFound):
         find_pool(request_of("list"))
-    monkeypatch.setattr(runner_registry, "serves_on", lambda env, found: found == str(place))
+    monkeypatch.setattr(runner_registry, "has_orphans", lambda env, found: found == str(place))
     assert find_pool(request_of("list")).directory == str(place)
     assert capsys.readouterr().err == "warning: pool.toml no longer exists, but its pool is running\n"
     assert find_pool(request_of("list"), missing_ok=True).directory == str(place)

@@ -151,7 +151,7 @@ def left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     (place / "info.json").write_text("{}")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(place / "control.sock"))
-    monkeypatch.setattr(runner_registry, "serves_on", lambda env, found: found == str(place))
+    monkeypatch.setattr(runner_registry, "has_orphans", lambda env, found: found == str(place))
     monkeypatch.setattr(runner_registry, "find_orphans", lambda env, found: workers)
     return workers
 
@@ -235,7 +235,7 @@ def test_stop_ends_the_processes_of_features_after_the_workers(
 def test_stop_without_anything_that_serves_forgets_what_was_desired(
     poolctl: Command, directory: Path, left: list[Worker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner_registry, "serves_on", lambda env, found: False)
+    monkeypatch.setattr(runner_registry, "has_orphans", lambda env, found: False)
     assert poolctl("stop", "users").out == "nothing is running\n"
     assert desired_of(directory) == {"users": "stopped", "orders": "running"}
     assert [each["name"] for each in poolctl("stop", "-o", "json").json["items"]] == ["users", "orders"]
