@@ -1441,9 +1441,10 @@ def test_connection_with_unsent_bytes_does_not_leave() -> None:
     passing_stage.play(scene)
 
 
-def test_body_that_was_read_ahead_up_to_the_bound_is_read_on_when_its_turn_comes() -> None:
+@pytest.mark.parametrize("size", [300_000, client_connection.MOST_KEPT_BYTES])
+def test_connection_that_was_read_ahead_up_to_the_bound_is_read_on_when_its_turn_comes(size: int) -> None:
     async def scene(stage: Stage) -> None:
-        go_on, body = asyncio.Event(), b"x" * 300_000
+        go_on, body = asyncio.Event(), b"x" * size
 
         async def first_later(backend: Backend, wire: Wire) -> None:
             head = await backend.request(wire)
@@ -1452,7 +1453,8 @@ def test_body_that_was_read_ahead_up_to_the_bound_is_read_on_when_its_turn_comes
                 await wire.send(OK + b"Content-Length: 5\r\n\r\nfirst")
                 head = await backend.request(wire)
             assert await wire.exactly(len(body)) == body
-            await wire.send(OK + b"Content-Length: 4\r\n\r\nlast")
+            await wire.send(OK + b"Content-Length: 6\r\n\r\nsecond")
+            await ok(backend, wire)
 
         await stage.route(first_later)
         client = await stage.client()
@@ -1462,6 +1464,8 @@ def test_body_that_was_read_ahead_up_to_the_bound_is_read_on_when_its_turn_comes
             await asyncio.sleep(0)
         go_on.set()
         assert (await client.response())[1] == b"first"
-        assert (await client.response())[1] == b"last"
+        assert (await client.response())[1] == b"second"
+        await client.send(GET)
+        assert (await client.response())[1] == b"hello"
 
     play(scene)

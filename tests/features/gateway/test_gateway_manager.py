@@ -579,3 +579,20 @@ def test_changes_of_addresses_are_recorded_once() -> None:
         ]  # fmt: skip
 
     with_manager(scene)
+
+
+def test_closed_manager_ends_its_probes_and_computes_no_routes() -> None:
+    async def work() -> None:
+        manager = Manager()
+        closed: list[str] = []
+        for part in ("probes", "routes"):
+            of_part, close = getattr(manager, part), getattr(manager, part).close
+            of_part.close = lambda part=part, close=close: (close(), closed.append(part))
+        loop = asyncio.get_running_loop()
+        manager._renewal, manager._preparing = loop.call_later(1000, print), loop.call_later(1000, print)
+        await manager.aclose()
+        assert closed == ["probes", "routes"]
+        assert manager._renewal.cancelled()
+        assert manager._preparing.cancelled()
+
+    asyncio.run(asyncio.wait_for(work(), 60))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 
+import pytest
+
 from poolctl.features.gateway.process.passing import Passing
 from poolctl.features.gateway.process.settings import ServerFacts
 from tests.features.gateway.passing_stage import HEAD, Stage, app_route, play, until
@@ -169,3 +171,21 @@ def test_server_of_a_message_that_is_too_large_loses_only_that_connection() -> N
         (await pair.take()).close()
 
     play(scene)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_queued_connection_is_refused_where_nothing_decides_its_further_way(tls: bool) -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users", tls=tls)
+        stage.route_to("users", host="users.example.com")
+        pair.fill()
+        client = await stage.connect(client_hello("users.example.com") if tls else HEAD)
+        passing = stage.edge.passing
+        await until(lambda: passing.queued("users"))
+        passing.decide_again = None
+        passing.withdraw("users", lambda: None)
+        assert passing.queued("users") == 0
+        answer = await stage.read(client)
+        assert answer.startswith(b"\x15\x03" if tls else b"HTTP/1.1 503 ")
+
+    play(scene, tls=tls)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from poolctl.features.gateway.process.settings import Endpoint
+from poolctl import __version__
+from poolctl.features.gateway.process.settings import UDP, Endpoint, GatewaySettings, ListenerSettings
 
 
 @pytest.mark.parametrize(
@@ -41,3 +42,18 @@ def test_url_without_host_or_port_is_refused(url: str) -> None:
 def test_server_is_reached_on_this_machine(bind: str, endpoint: Endpoint) -> None:
     assert Endpoint.of_server(bind, tls=False) == endpoint
     assert Endpoint.of_server(bind, tls=True).tls
+
+
+def test_other_program_or_version_needs_another_process() -> None:
+    own = GatewaySettings(directory="/")
+    assert own.mark == __version__
+    assert GatewaySettings(directory="/x", head_seconds=1.0).mark == own.mark
+    assert (
+        GatewaySettings(directory="/", program="/usr/sbin/haproxy").mark == f"{__version__} /usr/sbin/haproxy"
+    )
+
+
+def test_listeners_of_two_protocols_have_different_keys() -> None:
+    tcp, udp = ListenerSettings(bind="a:53", alias="dns"), ListenerSettings(bind="a:53", protocol=UDP)
+    assert (tcp.key, udp.key) == ("a:53", "udp a:53")
+    assert (tcp.role, udp.role) == (("http", "dns"), (UDP, ""))

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
+
+from poolctl.config import Tables
+from poolctl.features.notify import notifications
 from poolctl.features.notify._problem_tracker import Message
-from poolctl.features.notify.notifications import MAX_WAITING, Outbox
+from poolctl.features.notify._send import Unsent
+from poolctl.features.notify.notifications import MAX_WAITING, Notifications, Outbox
+from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
+from tests.unit.core.ordered_core import web
+from tests.unit.supervisor.desk import Desk, part_site
 
 
 def message(title: str = "a") -> Message:
@@ -77,3 +91,153 @@ def test_message_is_given_up_when_the_next_attempt_would_be_too_long_after_it_wa
         box.put(message("a"), 1000.0)
         assert box.failed(1000.0 + waited) is again, waited
         assert box.next_at() == (1001.0 + waited if again else None)
+
+
+class Receivers:
+    """The part of the supervisor, with receivers that accept or refuse messages as a test says."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.sent: list[tuple[str, str]] = []  # receiver and title
+        self.refusal: Unsent | None = None
+        self.desk = Desk(web("web"))
+        configuration = SimpleNamespace(name="shop", environment={}, files=["/srv/pool.toml"])
+        environment = SimpleNamespace(configuration=configuration, state_directory=str(directory))
+        self.site = part_site(self.desk.core, self.desk.events, environment)
+        self.events: list[JournalEvent] = []
+        self.desk.events.subscribe(self.events.append)
+        self.part = Notifications(self.site)
+        receivers = self
+
+        class Recording:
+            def __init__(self, notify: Notify, part: Notifications) -> None:
+                self.label = notify.label
+
+            async def send(self, message: Message) -> None:
+                if receivers.refusal is not None:
+                    raise receivers.refusal
+                receivers.sent.append((self.label, message.title))
+
+        monkeypatch.setattr(notifications, "Sender", Recording)
+
+    def follow(self, *names: str) -> None:
+        tables = [Notify(type="webhook", name=each, url="http://127.0.0.1:1/") for each in names]
+        self.part.follow(Tables(notify=tuple(tables)))
+
+    def reported(self) -> list[tuple[str, str, str]]:
+        """The events of notifications since the last time: what, its message and its cause."""
+        self.desk.events.flush()
+        found = [(each.event, each.message, each.cause) for each in self.events if each.kind == "notify"]
+        self.events.clear()
+        return found
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        async with asyncio.timeout(60):
+            while not condition():
+                await asyncio.sleep(0)
+
+
+Play = Callable[[Callable[[Receivers], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture
+def play(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Play:
+    def run(scene: Callable[[Receivers], Coroutine[Any, Any, None]]) -> None:
+        async def work() -> None:
+            receivers = Receivers(tmp_path, monkeypatch)
+            try:
+                await scene(receivers)
+            finally:
+                await receivers.part.aclose()
+
+        asyncio.run(asyncio.wait_for(work(), 60))
+
+    return run
+
+
+def test_message_is_sent_to_its_receiver_and_reported(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        receivers.follow("mail", "chat")
+        (mail, _) = receivers.part._deliveries.values()
+        mail._put(message("web failed"))
+        mail._news.set()
+        await receivers.until(lambda: receivers.sent)
+        assert receivers.sent == [("mail", "web failed")]
+        await receivers.until(lambda: not mail.to_dict())
+        assert receivers.reported() == [("sent", "mail: web failed", "")]
+
+    play(scene)
+
+
+def test_refused_message_is_reported_once_and_given_up_if_it_will_never_be_taken(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        mail.stop()
+        mail._put(message("a"))
+        receivers.refusal = Unsent("status 503", again=True)
+        for _ in range(2):
+            await mail._attempt(message("a"))
+        assert receivers.reported() == [("delayed", "mail: a", "status 503")]
+        receivers.refusal = Unsent("status 400", again=False)
+        await mail._attempt(message("a"))
+        assert receivers.reported() == [("given up", "mail: a", "status 400")]
+
+    play(scene)
+
+
+def test_oldest_of_too_many_messages_is_given_up_and_reported(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        mail.stop()
+        for number in range(MAX_WAITING + 1):
+            mail._put(message(str(number)))
+        assert receivers.reported() == [("given up", "mail: 0", "too many are waiting")]
+
+    play(scene)
+
+
+def test_messages_that_were_not_sent_are_left_to_a_successor_on_the_disk(play: Play, tmp_path: Path) -> None:
+    async def scene(receivers: Receivers) -> None:
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        mail.stop()
+        mail._put(message("a"))
+        left = json.loads((tmp_path / "notify.json").read_text())
+        assert list(left) == ["mail"]
+        assert [each["title"] if isinstance(each, dict) else each for each in left["mail"]["waiting"]]
+        successor = Notifications(receivers.site)
+        successor.follow(Tables(notify=(Notify(type="webhook", name="mail", url="http://127.0.0.1:1/"),)))
+        await receivers.until(lambda: receivers.sent)
+        assert receivers.sent == [("mail", "a")]
+        await receivers.until(lambda: not os.path.exists(receivers.part._path))
+        await successor.aclose()
+        mail._outbox.sent()
+
+    play(scene)
+
+
+def test_receiver_that_has_not_changed_is_not_interrupted(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        receivers.part.follow(Tables())
+        assert receivers.part._unsubscribe is None, "no receiver yet"
+        receivers.follow("mail", "chat")
+        mail = receivers.part._deliveries["mail"]
+        receivers.follow("mail")
+        assert receivers.part._deliveries == {"mail": mail}
+        receivers.part.follow(
+            Tables(notify=(Notify(type="webhook", name="mail", url="http://127.0.0.1:2/"),))
+        )
+        assert receivers.part._deliveries["mail"] is not mail
+        await asyncio.wait([mail._task])
+
+    play(scene)
+
+
+def test_facts_of_the_pool_are_those_of_its_configuration(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        part = receivers.part
+        assert (part.name, part.directory, part.environment) == ("shop", "/srv", {})
+        assert (part.tags("web"), part.tags("other")) == (receivers.desk.core.entries["web"].config.tags, ())
+
+    play(scene)

@@ -426,3 +426,22 @@ def test_routes_are_printed_without_a_terminal() -> None:
     text = frame_text(ServerBoard(), "shop", GATEWAY, routes_of())
     assert "out.example.com/" in text
     assert text.index("● gateway") < text.index("ROUTE")
+
+
+@pytest.mark.parametrize(
+    ("narrowed", "typing", "line"),
+    [
+        ("name-49", True, " filter name-49_  11 of 500"), ("name-49", False, " filter name-49  11 of 500"),
+        ("", True, " filter _  500 of 500"), ("", False, None),
+    ],
+)  # fmt: skip
+def test_filter_is_shown_with_the_number_that_it_leaves(
+    narrowed: str, typing: bool, line: str | None
+) -> None:
+    board = board_of(500, measured=True)
+    board.narrow(narrowed)
+    shown = [each.plain for each in frame(board, (80, 24), typing=typing)]
+    assert [each.rstrip() for each in shown if each.startswith(" filter ")] == (
+        [] if line is None else [line]
+    )
+    assert ("keep the filter" in shown[-1]) is typing
