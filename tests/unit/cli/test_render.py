@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from poolctl.cli import render
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.render import gateway_line
+from poolctl.cli.render import duration, gateway_line
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.control.server_answers import Measured
@@ -359,3 +359,18 @@ def test_status_has_the_gateway_below_the_servers(poolctl: Command, supervised: 
     with supervised(always(item("users"), gateway=gateway, summary=summary)):
         assert poolctl("status").out.splitlines()[1].startswith(WHOLE)
         assert poolctl("status", "-o", "json").json["gateway"]["stats"]["errors_total"] == 3
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (59.0, "59s"),
+        (60.0, "1m00s"),
+        (61.0, "1m01s"),
+        (3599.0, "59m59s"),
+        (3600.0, "1h00m"),
+        (86400.0, "1d00h"),
+    ],
+)
+def test_duration_changes_its_units_at_whole_ones(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import time
 from pathlib import Path
 from typing import Any
 
@@ -475,3 +476,18 @@ def test_dependency_on_a_job_with_times_cannot_be_waited_for() -> None:
     assert [*dependency_findings([server("a", depends_on=["bad"])], ["bad"])] == []
     ((_, finding),) = dependency_findings([server("a", depends_on=["a"])])
     assert finding.message == "depends on itself"
+
+
+SOON_SECONDS = 5.0
+
+
+def test_ten_thousand_addresses_of_one_port_are_compared_soon(tmp_path: Path) -> None:
+    servers = "".join(
+        f'[[server]]\nname = "s{n}"\nbind = "127.{n // 250}.{n % 250}.1:80"\napp = "a:b"\n'
+        for n in range(10_000)
+    )
+    last = '[[server]]\nname = "all"\nbind = ":80"\napp = "a:b"\n'
+    began = time.process_time()
+    (problem,) = told(tmp_path, servers + last).splitlines()
+    assert "overlaps" in problem
+    assert time.process_time() - began < SOON_SECONDS

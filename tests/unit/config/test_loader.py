@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import load
+from poolctl.config import Surroundings, added_server, load
+from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
 
@@ -187,3 +188,43 @@ def test_bad_default_is_reported_once_and_not_for_each_server(tmp_path: Path) ->
     lines = told(tmp_path, '[defaults]\nrestart = "sometimes"\nhttp = { loop = "x" }\n' + others).splitlines()
     assert len(lines) == 2
     assert all(": defaults." in line for line in lines)
+
+
+def test_server_that_is_added_has_the_defaults_of_the_files(tmp_path: Path) -> None:
+    surroundings = Surroundings({"stop_timeout": 3, "env": {"A": "1"}}, str(tmp_path), "apps:all")
+    table = {"name": "new", "bind": "127.0.0.1:1", "app": "a:b", "cwd": "work", "env": {"B": "${X}"}}
+    made = added_server(surroundings, table, str(tmp_path / "more"), {"X": "2"})
+    assert (made.stop_timeout, made.env) == (3.0, {"A": "1", "B": "2"})
+    assert (made.cwd, made.origin) == (str(tmp_path / "more" / "work"), None)
+    with pytest.raises(PoolValidateError) as caught:
+        added_server(surroundings, {"name": "new", "bind": "x", "binf": 1}, str(tmp_path), {})
+    text = str(caught.value.exceptions)
+    assert "binf" in text
+    assert all(problem.name == "new" for problem in caught.value.exceptions)
+
+
+def test_defaults_that_a_server_cannot_have_are_left_out(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path,
+        '[defaults]\nhealth = "/ready"\ndrain_timeout = 3\nenv = { AT = "{bind}", A = "1" }\n'
+        "scale = { min = 0, idle = 5 }\n"
+        '[[server]]\nname = "q"\ncommand = ["sleep", "1"]\n'
+        '[[server]]\nname = "web"\nbind = ":1"\napp = "a:b"\n',
+    )
+    assert config.problems == []
+    queue, web = config
+    assert (queue.health.readiness, queue.env, queue.scale.min) == (None, {"A": "1"}, 1)
+    assert web.health.readiness is not None
+    assert (web.scale.min, web.scale.idle) == (0, 5.0)
+
+
+def test_settings_and_tables_that_are_invalid_are_reported_with_their_places(tmp_path: Path) -> None:
+    config = load_text(tmp_path, '[pool]\nname = "a b"\n[metrics]\nbind = "x"\n' + SERVER)
+    assert [str(each).split(": ")[1] for each in config.problems] == ["pool.name", "metrics.bind"]
+    assert (config.settings.name, config.tables.get(MetricsTable), len(config)) == (None, None, 1)
+
+
+def test_address_of_a_table_that_a_server_has_is_a_problem_of_the_table(tmp_path: Path) -> None:
+    text = told(tmp_path, '[metrics]\nbind = "127.0.0.1:8080"\n' + SERVER)
+    assert "metrics.bind: the address 127.0.0.1:8080 is taken by 'web'" in text
+    assert len(text.splitlines()) == 1

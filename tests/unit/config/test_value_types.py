@@ -75,3 +75,59 @@ def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str
     assert named in text
     assert fix in text
     assert "pool.toml:5:" in text or "pool.toml:6:" in text
+
+
+JOB = '[[server]]\nname = "nightly"\njob = true\ncommand = ["sleep", "1"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "named", "fix"),
+    [
+        (SERVER + "umask = 22\n", "umask", "22 may be octal or decimal"),
+        (SERVER + "umask = '9'\n", "umask", "octal digits"),
+        (SERVER + 'http = { access_log = "x" }\n', "http.access_log", 'true, false, or "errors"'),
+        (SERVER + 'scale = { min = 0, awake = ["* 24 * * *"] }\n', "scale.awake", "allowed is 0 to 23"),
+        (SERVER + 'scale = { min = 0, awake = "x" }\n', "scale.awake", '["…"]'),
+        (SERVER + 'scale = { min = 0, timezone = "Europe/Atlantis" }\n', "scale.timezone", "tzselect"),
+        (JOB + 'every = "@daily"\n', "every", 'allowed is "0 0 * * *"'),
+        (JOB + 'every = "@Hourly"\n', "every", 'allowed is "0 * * * *"'),
+        (JOB + 'every = "0 0 30 2 *"\n', "every", "never comes"),
+        (JOB + 'every = "0 25 * * *"\n', "every", "0 to 23"),
+        ('[metrics]\nbind = "fd:3"\n', "metrics.bind", "is no fixed address"),
+        ('[metrics]\nbind = "127.0.0.1:auto"\n', "metrics.bind", "is no fixed address"),
+        ('[metrics]\nbind = "x"\n', "metrics.bind", '"HOST:PORT", ":PORT" or "unix:/PATH"'),
+        ('[metrics]\npath = "x?y"\n', "metrics.path", "/"),
+        ('[pool]\nplatform = "mainframe"\n', "pool.platform", "one of local"),
+        ('[pool]\nport_range = "0-9"\n', "pool.port_range", "is not within 1-65535"),
+        ('[pool]\nport_range = "9-8"\n', "pool.port_range", "the smaller first"),
+        ('[pool]\nport_range = "all"\n', "pool.port_range", '"FIRST-LAST"'),
+        ('[pool]\nhandlers = "apps"\n', "pool.handlers", '"module:function"'),
+        ("[events]\nkeep = 10001\n", "events.keep", "at most 10000"),
+        ("[events]\nkeep = -1\n", "events.keep", "at least 0"),
+        ("[events]\nmax_size = 1152921504606846977\n", "events.max_size", "is out of range"),
+        ("[events]\nmax_age = 0\n", "events.max_age", "out of range"),
+    ],
+)
+def test_value_out_of_range_is_named_with_what_is_allowed(
+    tmp_path: Path, text: str, named: str, fix: str
+) -> None:
+    found = told(tmp_path, text)
+    assert named in found
+    assert fix in found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        SERVER + 'umask = "022"\n', SERVER + 'http = { access_log = true }\n',
+        SERVER + 'scale = { min = 0, awake = ["* 8-17 * * mon-fri"], timezone = "Europe/Berlin" }\n',
+        JOB + 'every = "0 0 29 2 *"\n', JOB + 'every = "0 0 31 * mon"\n', JOB + 'every = "0 0 30 1,2 *"\n',
+        '[metrics]\nbind = "unix:m.sock"\n', "[events]\nkeep = 10000\n", "[events]\nkeep = 0\n",
+        '[events]\nmax_size = 1152921504606846976\n',
+        '[events]\nmax_age = "1ms"\n', '[pool]\nport_range = " 1 - 65535 "\n',
+        '[pool]\nport_range = "9-9"\n', '[pool]\nhandlers = "a:b"\n',
+        SERVER + 'http = { trusted_proxies = ["10.0.0.7/8", "*", "::1"] }\n',
+    ],
+)  # fmt: skip
+def test_value_at_the_edge_of_its_range_is_taken(tmp_path: Path, text: str) -> None:
+    assert told(tmp_path, text) == ""
