@@ -139,7 +139,7 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
     is_hourly = all(window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
 
     def in_window(moment: datetime) -> bool:
-        return bool(window.of(moment.date()) & _bit(moment)) and (is_hourly or not moment.fold)
+        return bool(window.of(moment.date()) & _minute_bit(moment)) and (is_hourly or not moment.fold)
 
     since = now - now % 60 + 60
     day = datetime.fromtimestamp(since, zone).date()
@@ -172,7 +172,7 @@ def _first_within(
     return next((each for each in minutes if wanted(datetime.fromtimestamp(each, zone))), None)
 
 
-def _bit(moment: datetime) -> int:
+def _minute_bit(moment: datetime) -> int:
     return 1 << (60 * moment.hour + moment.minute)
 
 
@@ -231,4 +231,4 @@ def _masks(parsed: _Parsed, day: date) -> dict[str, int]:
 
 
 def _state_of_minute(parsed: _Parsed, moment: datetime) -> str:
-    return next(state for state, bits in _masks(parsed, moment.date()).items() if bits & _bit(moment))
+    return next(state for state, bits in _masks(parsed, moment.date()).items() if bits & _minute_bit(moment))

@@ -548,11 +548,11 @@ def near_word(typed: str, known: Sequence[str]) -> str:
     """The word that was probably meant: it has this prefix, or differs by one or two typos; else ""."""
     if len(typed.lstrip("-")) > 2 and (longer := [word for word in known if word.startswith(typed)]):
         return min(longer, key=len)
-    found = min(known, key=lambda word: slips(typed, word), default="")
-    return found if slips(typed, found) <= (1 if len(typed.lstrip("-")) < 6 else 2) else ""
+    found = min(known, key=lambda word: edit_distance(typed, word), default="")
+    return found if edit_distance(typed, found) <= (1 if len(typed.lstrip("-")) < 6 else 2) else ""
 
 
-def slips(typed: str, word: str) -> int:
+def edit_distance(typed: str, word: str) -> int:
     """The edit distance with swaps of neighbouring letters (optimal string alignment)."""
     before, row = [0] * (len(word) + 1), list(range(len(word) + 1))
     for at, letter in enumerate(typed):

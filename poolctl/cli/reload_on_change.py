@@ -258,7 +258,7 @@ class WatchSet:
         yield from (name for name, patterns in self._included.items() if _matches(patterns, places))
 
     def newer_than_workers(self, directories: Iterable[str], since: float) -> Changed:
-        """The servers with code in these directories saved since then and after their oldest worker's start."""
+        """The servers with code in these directories that is newer than `since` and than their oldest worker."""
         saved = {path: time for directory in directories for path, time in _file_times(directory)}
         found = {
             name: [path for path in paths if saved[path] > max(since, self._placed.get(name, math.inf))]

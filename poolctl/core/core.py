@@ -315,7 +315,7 @@ class Core:
             entry.next_generation()
             self.touch(entry)
 
-    def relieve(self, entry: Entry, worker: Worker) -> None:
+    def drain_and_replace(self, entry: Entry, worker: Worker) -> None:
         """Stop this worker gracefully; its replacement starts after it has ended."""
         worker.relieved = True
         self._executor.perform(entry, Stop(worker.id))

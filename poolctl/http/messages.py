@@ -6,10 +6,10 @@ section without an end is refused as soon as it exceeds its limit.
 The grammar follows RFC 9112 §2 to §6 strictly: a line ends with CRLF, there is no space before a colon, and a field
 that determines the end or the recipient of the message occurs at most once. Only a response may have folded lines.
 
-A recipient that reads a chunk's size in another way than the proxy would take a part of a body for the next message
-(RFC 9112 §7.1). So a line with extensions, excessive leading zeros or anything else is not passed on unchanged: its
-size is written in plain digits. Whole chunks in canonical form, by far the most frequent, are passed on without being
-copied. The work that a sender can cause is bounded in chunks, too: each costs as much as a thousand bytes.
+If proxy and recipient read a chunk's size differently, the recipient takes a part of the body for the next message
+(RFC 9112 §7.1). So a size line with extensions, excessive leading zeros or anything else is rewritten in plain
+digits. Chunks in canonical form, by far the most frequent, are passed on without being copied. The work that a sender
+can cause is also bounded in chunks: each one costs as much as a thousand bytes.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def route_health(backends: Iterable[RouteHealth]) -> RouteHealth:
 
 
 def health_info(healths: Mapping[str, RouteHealth]) -> dict[str, dict[str, Any]]:
-    """Status, uptime, latency and detail of each route, by its alias, as JSON has them."""
+    """Status, uptime, latency and detail of each route, by alias, as a JSON-compatible document."""
     return {alias: _shown(health, *field_names(RouteHealth)) for alias, health in healths.items()}
 
 

@@ -232,7 +232,7 @@ class WorkerRecovery:
                 self._core.mark_stuck(entry, worker, entry.observed.recovering["stuck"])
                 self._core.health.look(entry)
                 if entry.observed.recovering["step"] == Step.RESTART and worker.phase is Phase.READY:
-                    self._core.relieve(entry, worker)
+                    self._core.drain_and_replace(entry, worker)
 
     def look(self, entry: Entry) -> None:
         """Handle a change of the server: a recovery may be over, or another due."""
@@ -310,7 +310,7 @@ class WorkerRecovery:
         core = self._core
         if step is Step.RESTART:
             for each in problems:
-                core.relieve(entry, each.worker)
+                core.drain_and_replace(entry, each.worker)
         elif step is Step.REPLACE:
             core.renew(entry, entry.desired.generation)
         else:

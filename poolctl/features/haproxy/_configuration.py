@@ -804,7 +804,7 @@ def changes(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
     commands: list[str] = []
     for name, content in after.bundles.items():
         if before.bundles[name] != content:
-            commands += _renewed(name, content)
+            commands += _certificate_commands(name, content)
     added: set[tuple[str, str]] = set()
     for previous, backend in zip(old.backends, new.backends, strict=True):
         found = _server_changes(previous, backend)
@@ -860,7 +860,7 @@ def _state(place: tuple[str, str], state: str) -> str:
     return f"set server {'/'.join(place)} state {state}"
 
 
-def _renewed(name: str, content: bytes) -> list[str]:
+def _certificate_commands(name: str, content: bytes) -> list[str]:
     # An empty line ends the payload of a command.
     lines = "\n".join(line for line in content.decode("ascii", "replace").splitlines() if line.strip())
     return [f"set ssl cert {name} <<\n{lines}\n", f"commit ssl cert {name}"]

@@ -323,7 +323,7 @@ class ScheduledWorkload(Workload):
         return not self.is_stopped
 
     def failure(self) -> Problem | None:
-        """Why a run in progress cannot begin, or why the last one failed."""
+        """Why the current run cannot be started on the cluster, or why the last run failed."""
         if problem := next((each.failure for each in self.runs_in_progress if each.failure), None):
             return problem
         last = self.ended_runs[-1] if self.ended_runs else None

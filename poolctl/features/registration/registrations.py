@@ -172,7 +172,7 @@ class TargetRegistration(GatewayPart):
 
     # The services for the gateway's routes (ServiceSource).
 
-    async def present(self) -> WithServices:
+    async def route_extender(self) -> WithServices:
         """Return a function that adds the registered services to routes."""
         await self._resumed
         return partial(with_registrations, registered=self.services.backends())

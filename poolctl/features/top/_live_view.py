@@ -142,7 +142,7 @@ class LiveView:
         self._news.set()
 
     def _suspend(self) -> None:
-        """Stop as Ctrl-Z does; goes on when the shell continues this process."""
+        """Suspend the process, as Ctrl-Z does. Returns when the shell continues it."""
         self._screen.give_back()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)

@@ -54,7 +54,7 @@ class Daemon(Protocol):
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """Add the features' data to a result. After a change of servers, first wait until the features have applied it.
 
-        Tables that are not served are named in it.
+        The result also names tables that are not served.
         """
         ...
 

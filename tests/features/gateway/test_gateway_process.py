@@ -241,7 +241,7 @@ def test_silent_process_holds_up_a_stop_for_a_second_only(monkeypatch: pytest.Mo
         give, take = wire.pair()
         peer.process.serve(ServerFacts(name="web"), give)
         await peer.process.withdraw("web", give)
-        await peer.process.followed()
+        await peer.process.wait_until_applied()
         assert peer.kinds() == ["server", "withdraw", "performed"]
         assert peer.process.servers == set()
         give.close()

@@ -15,12 +15,12 @@ from poolctl.cli.command_line import (
     check_line_format,
     command_named,
     current_spellings,
+    edit_distance,
     names,
     near_word,
     one_of,
     parse,
     saves,
-    slips,
     split,
     verb_of,
     wants_json,
@@ -292,7 +292,7 @@ def test_lines_that_arrive_over_time_are_no_table() -> None:
      ("kitten", "sitting", 3), ("ca", "abc", 3)],
 )  # fmt: skip
 def test_slips(typed: str, word: str, count: int) -> None:
-    assert slips(typed, word) == slips(word, typed) == count
+    assert edit_distance(typed, word) == edit_distance(word, typed) == count
 
 
 def test_near_word_is_a_beginning_or_has_few_slips() -> None:

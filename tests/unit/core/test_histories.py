@@ -261,7 +261,7 @@ class Histories(RuleBasedStateMachine):
             case "stuck":
                 self.command(self.core.mark_stuck, entry, worker, not worker.stuck)
             case "relieved":
-                self.command(self.core.relieve, entry, worker)
+                self.command(self.core.drain_and_replace, entry, worker)
             case "old":
                 self.command(self.core.renew, entry, worker.generation)
 

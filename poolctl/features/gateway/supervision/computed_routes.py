@@ -175,7 +175,7 @@ class ComputedRoutes:
         before = self.routes if self.table is not None else None
         try:
             servers, tables = source()
-            with_services = None if self.services is None else await self.services.present()
+            with_services = None if self.services is None else await self.services.route_extender()
             work = functools.partial(_computed, servers, tables, with_services)
             routes = await in_daemon_thread(work)
             if routes != before:

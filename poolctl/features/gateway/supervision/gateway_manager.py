@@ -109,7 +109,7 @@ class GatewayManager(SidecarManager):
         """The listeners that are open, or are to be opened."""
         return () if self._current is None else self._current.listeners.values()
 
-    async def serving(self) -> GatewayProcess | None:
+    async def wait_until_serving(self) -> GatewayProcess | None:
         """Wait until the process serves, and return it; None if it cannot serve, and `problem` says why."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SERVES_SECONDS):
@@ -210,11 +210,11 @@ class GatewayManager(SidecarManager):
     async def leaving(self, server: str) -> None:
         """Wait until the gateway knows that workers of the server leave, or a time limit has passed."""
         is_canary = server_of(server) != server
-        process = await self.serving() if is_canary else self.gateway
+        process = await self.wait_until_serving() if is_canary else self.gateway
         if process is None or not (is_canary or self._engine):
             return
         self._report(server)
-        await process.followed()
+        await process.wait_until_applied()
         if is_canary:
             # A request that was dispatched before is on its way to the canary's backlog, from which no other worker
             # accepts.

@@ -133,7 +133,7 @@ class GatewayProcess(SidecarProcess):
             async with asyncio.timeout(_WITHDRAW_SECONDS):
                 await self.link.call(message)
 
-    async def followed(self) -> None:
+    async def wait_until_applied(self) -> None:
         """Wait until the process has applied what was sent so far, has exited, or a timeout has passed."""
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_SECONDS):

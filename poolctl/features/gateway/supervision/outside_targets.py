@@ -98,7 +98,7 @@ class RoutedService(Protocol):
 class ServiceSource(Protocol):
     """A feature that adds targets to routes while the pool runs. After a change it requests new routes."""
 
-    async def present(self) -> WithServices:
+    async def route_extender(self) -> WithServices:
         """Return a function that adds the current services to routes."""
         ...
 

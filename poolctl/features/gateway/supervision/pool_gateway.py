@@ -198,7 +198,7 @@ class GatewayVerbs:
             hint = "a [gateway] or a [[route]] in the file adds one"
             problem = failure(PoolParamError, "the pool has no gateway", hint)
             return HostsResult(errors=(problem,), exit_code=NOTHING_MATCHED)
-        process = await self.gateway.serving()
+        process = await self.gateway.wait_until_serving()
         if process is None:
             return self._away()
         try:
@@ -218,7 +218,7 @@ class GatewayVerbs:
         return result
 
     async def _report(self) -> Table | None:
-        process = await self.gateway.serving()
+        process = await self.gateway.wait_until_serving()
         try:
             return None if process is None else await process.report()
         except (LinkLost, TimeoutError):
