@@ -82,6 +82,7 @@ class Http1Connection(Drainable, Http1Protocol):
     server_state: PoolServerState
     can_move = True  # to another worker after its first request
     lingering = False
+    _overdue = False
     _pause_seconds = 0.0
     _trying: asyncio.TimerHandle | None = None
 
@@ -262,6 +263,8 @@ class Http1Connection(Drainable, Http1Protocol):
         state = self.server_state
         due = state.handshake_is_over(self) if state.expected else None
         super().connection_made(transport)
+        if self._overdue:
+            self.close_when_quiet(0.0)
         unread = self.head is FIRST and self not in state.heads.due
         if unread:
             state.heads.wait(self, due)
@@ -429,9 +432,10 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, unless its receive buffer holds data of a request."""
-        if self.transport is None or self.transport.is_closing():
+        if self.transport is None:
+            self._overdue = True  # passed on after its deadline, and not connected yet
             return
-        if self.head is not None and self.head.size:
+        if self.transport.is_closing() or (self.head is not None and self.head.size):
             return
         if unread_bytes(self.transport):
             self.close_when_quiet(self.timeout_keep_alive)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
+from poolctl.keeper import connection_handover
 from poolctl.worker.serving import http1_connection
 from poolctl.worker.serving.accepting import AdoptionPair
-from tests.serving import ENGINES, App, Client, Engine, Pair, Served, leaving, served, turns, until
+from tests.serving import ENGINES, App, Client, Engine, Pair, Served, accepted, leaving, served, turns, until
 
 BIG = b"x" * 16_000_000  # more than the kernel keeps for a client that does not read
 
@@ -358,5 +360,22 @@ def test_on_a_unix_socket_connections_go_on_as_well(engine: Engine, pair: Pair, 
             await asyncio.wait_for(old.running, 10)
             assert (await client.get())[0] == 200
             assert answered(new) == 1
+
+    engine.run(scenario())
+
+
+@pytest.mark.parametrize(("seconds", "keep_alive"), [(0.05, 60), (-1.0, 60), (60.0, 0.05), (None, 0.05)])
+def test_connection_from_another_process_is_closed_at_its_deadline_or_after_the_keep_alive(
+    engine: Engine, pair: Pair, seconds: float | None, keep_alive: float
+) -> None:
+    async def scenario() -> None:
+        async with served(
+            engine, adoption=pair.worker(), config={"timeout_keep_alive": keep_alive}, head_seconds=60
+        ):
+            client, sock = await accepted()
+            limits: Any = {} if seconds is None else {"until": time.monotonic() + seconds, "asked": True}
+            with sock:
+                connection_handover.give(pair.give, sock.fileno(), limits)
+            assert await asyncio.wait_for(client.at_end(), 30)
 
     engine.run(scenario())
