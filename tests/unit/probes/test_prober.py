@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from poolctl import ServerConfig
 from poolctl.config import Probe
 from poolctl.probes.prober import HttpProbeRequest, Prober, WorkerConnector, make_prober, statuses
 from poolctl.probes.worker_probes import WorkerProbe
+from tests.deadline import wait_until
+from tests.processes import is_alive
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 
@@ -391,3 +394,19 @@ def test_worker_that_accepts_a_probe_and_does_not_respond_is_late(listener: sock
         await asyncio.sleep(0)
 
     run(scenario)
+
+
+def test_processes_that_a_program_leaves_behind_are_killed_with_its_end(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+
+    async def scenario() -> None:
+        probed = Probed(exec=["sh", "-c", f"sleep 600 & echo $! >{file}"])
+        probed.prober.start(probed.results.append)
+        async with asyncio.timeout(60):
+            while not probed.results:
+                await asyncio.sleep(0.001)
+        assert probed.results == [""]
+
+    asyncio.run(scenario())
+    left_behind = int(file.read_text())
+    wait_until(lambda: not is_alive(left_behind))

@@ -136,6 +136,41 @@ def test_orders_that_have_arrived_before_are_followed_at_once_and_descriptors_cl
         asyncio.run(scenario())
 
 
+class Routed:
+    """The routes and the server of a worker, which record a new table, and whether connections were given back."""
+
+    table: Any = None
+    started = True
+
+    def __init__(self) -> None:
+        self.renewed: list[Any] = []
+
+    def renew(self, fds: list[int], *, keeps: bool, context_key: str) -> None:
+        self.renewed.append((keeps, context_key))
+
+    def give_back_connections(self) -> None:
+        self.renewed.append("given back")
+
+
+@pytest.mark.parametrize(
+    ("order", "done"),
+    [
+        ({}, [(True, "")]),
+        ({"keeps": True, "key": "secret"}, [(True, "secret")]),
+        ({"keeps": False, "key": "secret"}, [(False, "secret"), "given back"]),
+    ],
+)
+def test_connections_stay_with_a_worker_unless_it_must_not_keep_them(
+    order: wire.Message, done: list[Any]
+) -> None:
+    routed, worker = Routed(), object.__new__(WorkerProcess)
+    worker.routes = worker.server = cast(Any, routed)
+    worker.perform({"order": "routes", **order}, [])
+    routed.started = False
+    worker.perform({"order": "routes", **order}, [])
+    assert routed.renewed == [*done, done[0]]
+
+
 def test_end_of_the_control_socket_stops_the_worker_once() -> None:
     async def scenario() -> None:
         ours, theirs = wire.pair()
