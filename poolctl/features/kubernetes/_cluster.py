@@ -204,7 +204,10 @@ class Cluster:
             " ".join(str(status.message or status.reason or "no reason given").split()),
         )
         if code == _NOT_FOUND:
-            return NotFound(message, exit_code=FAILED, hint=f"kubectl create namespace {self.namespace}")
+            hint = "docs/kubernetes.md says which versions of Kubernetes have what"
+            if message.startswith("namespaces "):
+                hint = f"kubectl create namespace {self.namespace}"
+            return NotFound(f"cannot {what}: {message}", exit_code=FAILED, hint=hint)
         if code in (401, _FORBIDDEN):
             return ControlError(
                 message, exit_code=NOT_PERMITTED, hint="docs/kubernetes.md has the Role that poolctl needs"
