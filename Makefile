@@ -22,7 +22,7 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo features test test-all test-measured test-rest heavy applications properties unit quick portable portable-processes \
+.PHONY: help demo features test test-all test-measured test-rest test-cluster heavy applications properties unit quick portable portable-processes \
 	lint types floors house docs entered completions release bench peers matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
@@ -33,6 +33,7 @@ help:
 	@echo "make heavy         chaos, floods, long pauses, every benchmark once, and properties: about ten minutes"
 	@echo "make properties    the property tests with all of their examples, others each time"
 	@echo "make applications  real applications: Django, FastAPI, Celery, gunicorn, node and others, restarted under load"
+	@echo "make test-cluster  pools on a real API server of Kubernetes, built once from Debian's packages"
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick unit tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
@@ -110,6 +111,11 @@ applications: dev
 conformance: export POOLCTL_CONFORMANCE ?= $(CURDIR)/.conformance
 conformance: dev
 	@$(BIN)/python -m pytest -m conformance tests/features/gateway $(ARGS)
+
+# The first time it builds etcd and the API server, at the lowest priority: minutes of both cores.
+test-cluster: dev
+	@bash tests/features/kubernetes/cluster/build
+	@$(BIN)/python -m pytest tests/features/kubernetes/test_real_cluster.py $(ARGS)
 
 unit: dev
 	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)

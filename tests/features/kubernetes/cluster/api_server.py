@@ -1,0 +1,155 @@
+"""Starts etcd and kube-apiserver, which `build` has made, without root and on free ports of loopback."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import ssl
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from tests.certificates import certificate
+from tests.deadline import wait_until
+from tests.ports import claim_port
+
+CACHE = Path(
+    os.environ.get("K8S_CACHE")
+    or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "poolctl-k8s"
+)
+ETCD, API_SERVER = CACHE / "root/usr/bin/etcd", CACHE / "bin/kube-apiserver"
+IS_BUILT = ETCD.exists() and API_SERVER.exists()
+_START_SECONDS = 120.0
+_APPLY = "application/apply-patch+yaml"
+Object = dict[str, Any]
+
+
+class ApiServer:
+    """A running API server, where requests of tests are an administrator's."""
+
+    def __init__(self, directory: Path, port: int, trusted: Path) -> None:
+        self.directory, self.port, self.trusted = directory, port, trusted
+        self._tls = ssl.create_default_context(cafile=str(trusted))
+
+    def ask(
+        self, method: str, path: str, body: object = None, kind: str = "application/json"
+    ) -> tuple[int, Any]:
+        """Status and body of the answer."""
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=self._tls)
+        try:
+            text = None if body is None else json.dumps(body)
+            headers = {"Authorization": "Bearer admin", "Content-Type": kind}
+            connection.request(method, path, text, headers)
+            response = connection.getresponse()
+            content = response.read()
+        finally:
+            connection.close()
+        return response.status, json.loads(content) if content.startswith(b"{") else content.decode()
+
+    def make(self, path: str, body: Object) -> None:
+        """Create an object."""
+        status, answer = self.ask("POST", path, body)
+        assert status == 201, answer
+
+    def apply(self, namespace: str, wanted: Object, plural: str) -> Object:
+        """Apply an object as `kubectl apply --server-side` does."""
+        path = f"{base(wanted['apiVersion'])}/namespaces/{namespace}/{plural}/{wanted['metadata']['name']}"
+        status, answer = self.ask("PATCH", f"{path}?fieldManager=kubectl", wanted, _APPLY)
+        assert status in (200, 201), answer
+        assert isinstance(answer, dict)
+        return answer
+
+    def namespace(self, name: str, role: Object) -> Path:
+        """The kubeconfig of an operator who has this Role in a new namespace."""
+        self.make("/api/v1/namespaces", {"metadata": {"name": name}})
+        rbac = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{name}"
+        self.make(f"{rbac}/roles", {**role, "metadata": {"name": "poolctl", "namespace": name}})
+        group = "rbac.authorization.k8s.io"
+        binding = {
+            "metadata": {"name": "operator"},
+            "subjects": [{"kind": "User", "name": "operator", "apiGroup": group}],
+            "roleRef": {"kind": "Role", "name": "poolctl", "apiGroup": group},
+        }
+        self.make(f"{rbac}/rolebindings", binding)
+        server = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": str(self.trusted)}
+        config = {
+            "clusters": [{"name": "real", "cluster": server}],
+            "users": [{"name": "operator", "user": {"token": "operator"}}],
+            "contexts": [
+                {"name": "real", "context": {"cluster": "real", "user": "operator", "namespace": name}}
+            ],
+            "current-context": "real",
+        }
+        path = self.directory / f"kubeconfig-{name}"
+        path.write_text(json.dumps(config))
+        return path
+
+
+def base(api_version: str) -> str:
+    """The path of an API version."""
+    return f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+
+
+@contextmanager
+def running(directory: Path) -> Iterator[ApiServer]:
+    """An API server that is ready."""
+    etcd, peers, port = claim_port(), claim_port(), claim_port()
+    cert, key = certificate(directory)
+    accounts = directory / "accounts.key"
+    accounts.write_bytes(
+        rsa.generate_private_key(65537, 2048).private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.TraditionalOpenSSL,
+            serialization.NoEncryption(),
+        )
+    )
+    tokens = directory / "tokens.csv"
+    tokens.write_text('admin,admin,admin,"system:masters"\noperator,operator,operator\n')
+    etcd_url, peer_url = f"http://127.0.0.1:{etcd}", f"http://127.0.0.1:{peers}"
+    commands = {
+        "etcd": [
+            ETCD, "--data-dir", directory / "etcd", "--log-level", "warn", "--listen-client-urls", etcd_url,
+            "--advertise-client-urls", etcd_url, "--listen-peer-urls", peer_url,
+            "--initial-advertise-peer-urls", peer_url, "--initial-cluster", f"default={peer_url}",
+        ],
+        "apiserver": [
+            API_SERVER, "--etcd-servers", etcd_url, "--bind-address", "127.0.0.1", "--secure-port", port,
+            "--advertise-address", "127.0.0.1", "--endpoint-reconciler-type", "none", "--cert-dir", directory,
+            "--tls-cert-file", cert, "--tls-private-key-file", key, "--token-auth-file", tokens,
+            "--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.96.0.0/16",
+            "--service-account-issuer", "https://kubernetes.default.svc",
+            "--service-account-signing-key-file", accounts, "--service-account-key-file", accounts,
+        ],
+    }  # fmt: skip
+    with ExitStack() as stack:
+        for name, command in commands.items():
+            log = stack.enter_context((directory / f"{name}.log").open("wb"))
+            process = subprocess.Popen([str(word) for word in command], cwd=directory, stdout=log, stderr=log)
+            stack.callback(_end, process, directory / f"{name}.log")
+        server = ApiServer(directory, port, cert)
+
+        def is_ready() -> bool:
+            try:
+                return (
+                    server.ask("GET", "/readyz")[0] == 200
+                    and server.ask("GET", "/api/v1/namespaces/default")[0] == 200
+                )
+            except OSError:
+                return False
+
+        wait_until(is_ready, timeout_seconds=_START_SECONDS, what=(directory / "apiserver.log").read_text)
+        yield server
+
+
+def _end(process: subprocess.Popen[bytes], log: Path) -> None:
+    """End the process. Fails if it had ended by itself, with the end of its log."""
+    status = process.poll()
+    process.terminate()
+    process.wait(30)
+    assert status is None, f"it had ended with {status}: {log.read_text()[-4000:]}"
