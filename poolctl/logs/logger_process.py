@@ -166,7 +166,7 @@ class Move:
         self.checksum = checksum
         self.taken = 0
 
-    def is_of(self, data: bytes) -> bool:
+    def matches(self, data: bytes) -> bool:
         """Whether `data`, the content of the pipe, begins with the lines of this move."""
         return len(data) >= self.length and crc32(data[: self.length]) == self.checksum
 
@@ -284,7 +284,7 @@ class OutputStream:
         if move.taken:
             # The file already has the lines, nearly always completely.
             self._pipes.take(self.fd, min(move.length - move.taken, len(data)))
-        elif move.is_of(data):
+        elif move.matches(data):
             block = self._form(_with_line_break(data[: move.length]), move.when)
             rest = block[self.file.resume(block) :]
             if rest:

@@ -335,7 +335,7 @@ def _repeated(probe: Probe | None) -> Table:
 
 
 def _timeout_seconds(probe: Probe | None) -> int:
-    """Longer than the probe's own time limit, so that the answer can report the reason."""
+    """A timeout that is longer than the probe's own, so that the answer can report the reason of a failure."""
     return math.ceil(2.0 if probe is None else probe.timeout) + 1
 
 

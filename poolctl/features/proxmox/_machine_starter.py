@@ -43,7 +43,7 @@ Activities = Callable[[], Awaitable[Mapping[str, Activity] | None]]
 
 
 async def unknown_activities() -> Mapping[str, Activity] | None:
-    """The activity of machines that never count as idle."""
+    """Report that no activity is known, so that machines never count as idle."""
     return None
 
 

@@ -1,4 +1,4 @@
-"""[registration]: the address at which services elsewhere register as backends."""
+"""[registration]: the address at which services on other machines or in containers register as backends."""
 
 from __future__ import annotations
 

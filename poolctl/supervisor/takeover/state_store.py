@@ -86,9 +86,10 @@ class EncodedTable:
 
 
 class StateStore:
-    """Entries of the keeper's store: files in memory that only this pool's processes can reach.
+    """Saves state for the next supervisor in the keeper's store, as files in memory that only the pool can reach.
 
-    The file in `directory` outlives the keeper too; it is no longer written after `delete_file`.
+    The desired state is also written to a file in `directory`, which outlives the keeper, until `delete_file` is
+    called.
     """
 
     def __init__(self, keeper: Link, directory: str) -> None:

@@ -447,11 +447,11 @@ class GatewayManager(SidecarManager):
         self._preparing = None
         plan = self._current
         if plan is not None and not other_engine(plan.settings.engine) and not self._over:
-            work = asyncio.ensure_future(self._prepared(plan.settings.mark))
+            work = asyncio.ensure_future(self._prepare_zygote(plan.settings.mark))
             self._work.add(work)
             work.add_done_callback(self._work.discard)
 
-    async def _prepared(self, mark: str) -> None:
+    async def _prepare_zygote(self, mark: str) -> None:
         async with self._turn:
             with contextlib.suppress(LinkLost):  # the keeper is being replaced, and then this process
                 await self._ready_zygote(mark)

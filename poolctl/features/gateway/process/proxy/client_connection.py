@@ -280,7 +280,7 @@ class Exchange:
             timeouts = self._route.timeouts
             self._wait(timeouts.idle if self.begun or not complete else timeouts.head)
         elif self._kept is not None and len(self._kept) > MOST_KEPT_BYTES:
-            self._client_side.take_body(False)
+            self._client_side.set_accepts_body(False)
 
     def client_left(self) -> None:
         """Handle the loss of the client: no more bytes are sent to it."""
@@ -395,7 +395,7 @@ class Exchange:
         )
         if len(kept) > MOST_KEPT_BYTES:
             self._kept = None
-            self._client_side.take_body(True)
+            self._client_side.set_accepts_body(True)
 
     # Its response.
 
@@ -457,7 +457,7 @@ class Exchange:
 
     def backend_writable(self, writable: bool) -> None:
         self._stuck = not writable
-        self._client_side.take_body(writable)
+        self._client_side.set_accepts_body(writable)
 
     def backend_lost(self, error: Exception | None) -> None:
         connection = self._connection
@@ -863,8 +863,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RESET)
         self._transport.abort()
 
-    def take_body(self, take: bool) -> None:
-        """Whether more of the request's body can be taken now."""
+    def set_accepts_body(self, take: bool) -> None:
+        """Set whether more of the request's body can be taken now; otherwise reading pauses."""
         self._body_wanted = take
         if take and self._body is not None and self._buffer:
             self._go_on_soon()
