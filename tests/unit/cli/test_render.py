@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.cli import render
+from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.render import duration, gateway_line
-from poolctl.control.answers import ErrorEntry, Item
+from poolctl.cli.render import (
+    address_lines,
+    count_ready,
+    duration,
+    gateway_line,
+    gateway_table,
+    of_dependents,
+    ready_line,
+    servers,
+    some_of,
+    width_of,
+)
+from poolctl.control.answers import ErrorEntry, Item, Result
 from poolctl.control.gateway_answers import GatewayStats, GatewayStatus
 from poolctl.control.server_answers import Measured
 from poolctl.json_form import from_json, to_json
@@ -374,3 +388,95 @@ def test_status_has_the_gateway_below_the_servers(poolctl: Command, supervised: 
 )
 def test_duration_changes_its_units_at_whole_ones(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def answer(*items: Item, **members: Any) -> Result:
+    return Result(items=items, **members)
+
+
+def test_counts_and_lists_are_words() -> None:
+    assert [servers(1), servers(3), servers(2, 3), servers(1, 1), servers(0, 1)] == [
+        "1 server", "3 servers", "2 of 3 servers", "1 server", "0 of 1 server",
+    ]  # fmt: skip
+    assert [some_of(["a", "b"], 2), some_of(["a", "b", "c"], 2), some_of(["a", "b"], 1, "files")] == [
+        "a, b", "a, b and 1 more", "a and 1 more files",
+    ]  # fmt: skip
+
+
+def test_dependents_are_the_end_of_a_sentence() -> None:
+    one, two = server("a"), server("b")
+    assert of_dependents(answer(one)) == ""
+    assert of_dependents(answer(one, dependents=("w",))) == ", and 1 that depends on it"
+    assert (
+        of_dependents(answer(one, two, dependents=("v", "w")), "stopped")
+        == ", and 2 that depend on them stopped"
+    )
+    assert of_dependents(answer(one, two, dependents=("b",))) == ", and 1 that depends on it"
+
+
+def test_ready_line_tells_servers_at_rest_apart() -> None:
+    asleep, disabled = (server(state, ready=False, state=state) for state in ("sleeping", "disabled"))
+    job = server("job", ready=True, state="waiting", next_run_at="2026-11-23T03:00:00Z")
+    found = answer(server("a"), asleep, disabled, server("b", ready=False))
+    assert ready_line(found, waited=True) == "1 of 2 servers ready (1 sleeping, 1 disabled)"
+    assert ready_line(found, waited=False) == "2 servers starting, 1 ready (1 sleeping, 1 disabled)"
+    assert ready_line(found, waited=False, restarted=True) == "2 servers restarting (1 sleeping, 1 disabled)"
+    assert ready_line(answer(server("a"), job), waited=True, restarted=True) == "1 server restarted"
+    assert ready_line(answer(server("a"), job), waited=True) == "2 servers ready"
+    assert ready_line(answer(), waited=True) == "no server selected"
+    assert (
+        ready_line(answer(without_servers=True), waited=True) == "the gateway serves; the pool has no server"
+    )
+    assert ready_line(answer(exit_code=1), waited=True) == ""
+
+
+def test_servers_at_rest_are_not_expected_to_be_ready() -> None:
+    rest = [server(state, ready=False, state=state) for state in ("stopped", "disabled", "sleeping")]
+    assert count_ready([server("a"), server("b", ready=False), *rest]) == (1, 2)
+    assert count_ready([server("job", state="stopped")]) == (1, 1)
+
+
+def test_addresses_are_those_of_reachable_servers() -> None:
+    many = [server(f"s{number}", number) for number in range(12)]
+    assert address_lines([server("a"), server("bb", expose=""), server("c", state="failed")]) == [
+        "a  http://127.0.0.1:8081"
+    ]
+    lines = address_lines(many)
+    assert (len(lines), lines[-1], lines[0]) == (11, "and 2 more: poolctl list", "s0  http://127.0.0.1:0")
+    assert address_lines(many[:10])[-1] == "s9  http://127.0.0.1:9"
+    assert address_lines([server("a", expose="http://me:secret@h")]) == ["a  http://me:********@h"]
+
+
+class Screen(io.StringIO):
+    """A terminal of no known width."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_width_is_that_of_the_terminal_or_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "77")
+    assert (width_of(Screen()), width_of(io.StringIO())) == (77, 0)
+    monkeypatch.setenv("COLUMNS", "wide")
+    assert width_of(Screen()) == 0
+    monkeypatch.delenv("COLUMNS")
+    assert width_of(Screen()) == 0
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, form: str, *lines: object) -> str | None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    request = CommandRequest("list", {"output": form or None})
+    names = [str(getattr(each, "alias", "")) for each in lines]
+    return gateway_table(request, Outcome(), lines, ("alias", "last_seen"), names, ("last_seen",)).text
+
+
+def test_table_of_routes_has_a_head_even_without_routes(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = SimpleNamespace(alias="a\x1b", last_seen="now")
+    assert listed(monkeypatch, "") == "ALIAS  LAST SEEN\n"
+    text = listed(monkeypatch, "", line)
+    assert text is not None
+    assert text.splitlines()[1].split()[-1] == "now"
+    assert listed(monkeypatch, "name", line) == "a\\x1b\n"
+    assert listed(monkeypatch, "json", line) is None
+    failed = Outcome.failed(1, "no")
+    assert gateway_table(CommandRequest("list", {}), failed, [line], ("alias",), []).text is None

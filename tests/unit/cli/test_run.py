@@ -38,7 +38,7 @@ from poolctl.cli.pool_ref import PoolRef
 from poolctl.control.answers import Item
 from poolctl.control.client import Client, write_exit
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
-from poolctl.monitor.journal import MOST_LINES
+from poolctl.monitor.journal import MOST_LINES, JournalEvent
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
@@ -715,3 +715,21 @@ def test_command_runs_with_its_pool_and_its_failure_shows_what_the_servers_wrote
     done = real_pool.run("run", "--", "no-such-command")
     assert (done.code, "no-such-command: command not found" in done.stderr) == (127, True)
     assert not real_pool.processes()
+
+
+@pytest.mark.parametrize(
+    ("words", "printed"),
+    [
+        ((), "web: killed\\x1b\n"),
+        (("--quiet",), ""),
+        (("--log-format", "json"), {"time": "2026-01-31T12:00:00Z", "server": "web", "message": "web: killed\x1b",
+                                    "level": "warning"}),
+    ],
+)  # fmt: skip
+def test_problem_of_a_server_is_printed_between_its_output(
+    directory: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], printed: Any
+) -> None:
+    session = Session(directory, *words).run
+    session._print_event(JournalEvent.from_json(journal(1)), "web: killed\x1b", "warning")
+    said = capsys.readouterr().err
+    assert (json.loads(said) if isinstance(printed, dict) else said) == printed

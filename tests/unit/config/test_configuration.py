@@ -15,6 +15,7 @@ from poolctl import ServerConfig, TLSConfig
 from poolctl.config import Configuration
 from poolctl.config.configuration import open_files_needed, unserved
 from poolctl.errors import PoolValidateError, ServerError
+from tests.certificates import certificate
 from tests.config_files import SERVER, load_text, told
 
 
@@ -286,3 +287,18 @@ def test_places_of_servers_are_all_equal(tmp_path: Path) -> None:
     assert one[0] == other[0]
     assert one[0].origins == other[0].origins
     assert one[0].origins != 3
+
+
+def test_warnings_outside_the_files_are_those_of_servers_that_are_not_named_too(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path, days=3)
+    config = load_text(
+        tmp_path,
+        f'[pool]\nhandlers = "a:b"\n[[server]]\nname = "soon"\nbind = ":1"\n'
+        f'tls = {{ cert = "{cert}", key = "{key}" }}\n'
+        '[[server]]\nname = "b"\nbind = ":2"\ncommand = ["sleep", "1"]\n',
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert config.warnings == []
+    assert config.outside(names=["b"]) == []
+    (warning,) = config.warnings
+    assert (warning.name, "the certificate expires on" in str(warning)) == ("soon", True)

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from poolctl import ServerConfig
 from poolctl.config import Tables, changed_files, marks_of, stamp_of
 from poolctl.config.files.read_file import Mark
 from poolctl.config.model.pool_tables import MetricsTable
-from poolctl.control.answers import ErrorEntry
+from poolctl.control.answers import ErrorEntry, PlannedChange
 from poolctl.control.control_server import Request
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.keeper import Store
@@ -721,3 +722,16 @@ def test_each_applied_change_is_an_event_and_a_dry_run_records_none() -> None:
         assert seen == [("remove", "gone"), ("add", "new")]
 
     run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("changes", "problems", "empty"),
+    [([], [], True), (["override"], [], True), (["add"], [], False), (["remove"], [], False), (["restart"], [], False),
+     (["update"], [], False), ([], [1], False), (["add"], [1], False)],
+)  # fmt: skip
+def test_difference_is_empty_without_changes_of_the_files_and_without_problems(
+    changes: list[str], problems: list[int], empty: bool
+) -> None:
+    lines = [from_json(PlannedChange, {"name": "a", "change": each}) for each in changes]
+    found: Any = SimpleNamespace(changes=lines, problems=problems)
+    assert reload._is_empty(found) is empty
