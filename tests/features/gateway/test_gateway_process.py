@@ -262,3 +262,14 @@ def test_loads_and_drain_are_sent_each_time() -> None:
 def test_zygote_is_for_one_mark_and_the_variables_that_are_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gateway_process, "withheld_variables", lambda: ["A_TOKEN", "B"])
     assert GatewayZygote.mark_for("1.0") == "1.0 A_TOKEN B"
+
+
+def test_drain_is_the_last_order_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poolctl.supervisor.sidecar.kill", lambda known: None)
+
+    async def scene(peer: Peer) -> None:
+        peer.process.drain(30.0)
+        assert peer.sent() == [{"t": "drain", "seconds": 30.0}]
+        assert peer.process.link.sock.fileno() < 0
+
+    with_peer(scene)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from poolctl.features.gateway.process.proxy.response_head import read_response
+from poolctl.features.gateway.process.proxy.response_head import phrase_of, read_response, whole_response
 from poolctl.http.messages import MOST_FIELDS, MOST_OPTIONS, UNTIL_CLOSE, BadMessage
 from tests.features.gateway.test_request_head import options
 from tests.http_corpus import RESPONSES, ResponseCase
@@ -99,3 +99,19 @@ def test_response_with_too_many_fields_is_refused(field: bytes) -> None:
     assert read_response(OK + field + fields + b"\r\n")
     with pytest.raises(BadMessage):
         read_response(OK + field * 2 + fields + b"\r\n")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "line"), [(0.0, b""), (0.2, b"Retry-After: 1\r\n"), (2.5, b"Retry-After: 3\r\n")]
+)
+def test_response_of_the_gateway_is_its_status_and_when_to_come_back(seconds: float, line: bytes) -> None:
+    head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 24\r\n"
+    body = b"503 Service Unavailable\n"
+    found = whole_response(503, retry_after_seconds=seconds, fields=b"X: y\r\n")
+    assert found == head + line + b"Connection: close\r\nX: y\r\n\r\n" + body
+    kept = whole_response(503, retry_after_seconds=seconds, head_only=True, keep_alive=True)
+    assert kept == head + line + b"\r\n"
+
+
+def test_phrases_are_those_of_rfc_9110_and_an_unknown_status_has_none() -> None:
+    assert [phrase_of(status) for status in (200, 413, 799)] == ["OK", "Content Too Large", ""]

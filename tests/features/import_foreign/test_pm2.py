@@ -31,3 +31,9 @@ def test_ecosystem_of_pm2(imported: Import) -> None:
         "ecosystem.json:7: instances: max: workers, once the program takes the socket ({fd})" in said.remarks
     )
     assert "ecosystem.json:20: watch: poolctl run --watch" in said.remarks
+
+
+def test_remark_about_a_script_is_at_its_line(imported: Import) -> None:
+    text = '{"apps": [\n{"name": "a",\n"script": "uvicorn",\n"interpreter": "none",\n"args": "m:a --uds-mode 1"}]}\n'
+    remarks = imported(text, "ecosystem.json").remarks
+    assert [each for each in remarks if each.startswith("ecosystem.json:3: ")], remarks
