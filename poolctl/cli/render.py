@@ -555,7 +555,7 @@ def footer_of(gateway: Table, width: int) -> str:
 
 
 def serves_line(gateway: Table) -> str:
-    """The addresses for clients; "" if it does not serve."""
+    """The addresses at which the gateway serves clients; "" if it does not serve."""
     return f"the gateway serves {', '.join(gateway['addresses'])}" if gateway["state"] == "running" else ""
 
 

@@ -528,7 +528,7 @@ class Entry:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether a stop by command is in progress. A stop that failed to end a worker is over."""
+        """Whether a stop by command is in progress. False once the stop has failed to end a worker."""
         if self.desired.state not in (Desired.IDLE, Desired.STOPPED) or self.at_rest:
             return False
         return not any(worker.unstoppable for worker in self.observed.workers.values())

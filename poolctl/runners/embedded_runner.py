@@ -20,7 +20,7 @@ from poolctl.keeper.spawn import in_background
 from poolctl.worker.tally import Counts
 
 from .local.local_runner import LocalRunner
-from .process_link import KeeperLink, Receiver, give_up, withhold_variables
+from .process_link import KeeperLink, Receiver, release_in_child, withhold_variables
 from .runner_protocol import Capabilities, Counters, Endpoints, Placement
 from .worker_spec import hook_id
 
@@ -215,7 +215,7 @@ class ProcessRunner(LocalRunner, Counters):
         """
         if self._started is not None and hasattr(self, "keeper"):
             held = [fd for _, fds in self.keeper.held().values() for fd in fds]
-            give_up([self.keeper.sock.fileno(), *held])
+            release_in_child([self.keeper.sock.fileno(), *held])
             _of_parents.append((self._started, dict(vars(self))))
         self._started = self._ending = self._idle = self._replacing = self._directory = None
         self._opened = set()

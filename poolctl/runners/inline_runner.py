@@ -29,7 +29,7 @@ from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker
 from .listener_opener import Opener
-from .process_link import give_up
+from .process_link import release_in_child
 from .runner_protocol import (
     IMPORTS_PER_CPU,
     Capabilities,
@@ -199,7 +199,7 @@ class InlineRunner(Runner, Sleep):
     def forget_descriptors(self) -> None:
         """Release every socket without touching the state shared with the parent process; for a forked child."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
-        give_up(accepted_from(sockets))  # the listeners among them
+        release_in_child(accepted_from(sockets))  # the listeners among them
         _of_parents.append((self._listeners, self._workers))
         self._listeners, self._workers = {}, {}
 

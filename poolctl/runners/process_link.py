@@ -160,7 +160,7 @@ def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
             owner.close()
 
 
-def give_up(fds: Iterable[int]) -> None:
+def release_in_child(fds: Iterable[int]) -> None:
     """In a forked child, release the files behind these descriptors, but keep the numbers in use.
 
     They are not closed: the objects that own the numbers live on, and would later close another file.
