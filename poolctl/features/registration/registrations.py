@@ -317,7 +317,7 @@ class TargetRegistration(GatewayPart):
         self._save()
 
     def _schedule_expiry(self, deadline: float | None) -> None:
-        """Check for expired services at this time, unless that is done earlier: a heartbeat may then have come."""
+        """Schedule the next check for expired services at `deadline`, unless an earlier check is scheduled."""
         loop = asyncio.get_running_loop()
         if deadline is None or deadline == math.inf:
             return

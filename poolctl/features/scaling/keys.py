@@ -28,7 +28,7 @@ class Triggers(Section):
 
     @property
     def targets(self) -> dict[str, float]:
-        """The given figures by trigger."""
+        """The targets that were configured, by the name of their trigger."""
         return {trigger: target for trigger, target in self if target is not None}
 
 

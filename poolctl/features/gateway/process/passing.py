@@ -63,9 +63,9 @@ class _Server:
 
 
 class Passing:
-    """The give ends by server. Must be created on the running loop. `event(kind, **data)` reports a full queue.
+    """Passes connections to servers through the give ends of their pairs. Must be created on the running loop.
 
-    Refusals are added to `counts`.
+    `event(kind, **data)` reports a full queue. Refusals are added to `counts`.
     """
 
     def __init__(
