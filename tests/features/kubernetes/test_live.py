@@ -385,7 +385,9 @@ def test_stop_ends_a_run_and_the_schedule_until_start(cluster: Cluster, write: A
     done = poolctl("restart", "backup")
     assert (done.code, "runs, and does not run twice at once" in done.err) == (1, True)
     assert poolctl("stop", "backup").code == 0
-    assert cluster.objects("pods") == {}
+    wait_until(
+        lambda: cluster.objects("pods") == {}
+    )  # its process has ended, and the cluster forgets the pod
     assert [each["state"] for each in poolctl("list", "-o", "json").json["items"]] == ["stopped"]
     cluster.ask("due/shop-backup", {})
     assert cluster.objects("jobs") == {}
