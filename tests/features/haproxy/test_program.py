@@ -81,7 +81,9 @@ class Stage:
         monkeypatch.setattr(_program, "changes", lambda before, after: self.changes)
 
     def says(self, **answers: object) -> None:
-        (self.directory / "answers.json").write_text(json.dumps(answers))
+        new = self.directory / "answers.new"
+        new.write_text(json.dumps(answers))
+        new.replace(self.directory / "answers.json")  # at once: the program may be reading it
 
     def commands(self) -> list[str]:
         """The commands since the last time, apart from those that only look."""
