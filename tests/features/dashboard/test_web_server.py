@@ -76,7 +76,7 @@ def test_listener_that_is_shut_down_during_the_order_to_stop_raises_nothing() ->
             serving = asyncio.ensure_future(server.serve([listener]))
             while not server.started:
                 await asyncio.sleep(0)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0)
             listener.shutdown(socket.SHUT_RDWR)
             over.set()
             async with asyncio.timeout(60):
