@@ -195,6 +195,7 @@ class HaproxyProgram:
                 await process.ask(command)
         except BaseException:
             process.signal(signal.SIGKILL)
+            await asyncio.wait({process.exited}, timeout=_KILLED_SECONDS)
             raise
         return process
 
