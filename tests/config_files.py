@@ -28,3 +28,11 @@ def told(
         return "\n".join(str(problem) for problem in load_text(directory, text, name, env).problems)
     except PoolValidateError as error:
         return "\n".join(str(problem) for problem in error.exceptions)
+
+
+def assert_named_with_its_fix(directory: Path, line: str, named: str, fix: str) -> None:
+    """Fail unless the problem of a server with this line names its value, its place and the fix."""
+    text = told(directory, SERVER + line + "\n")
+    assert named in text
+    assert fix in text
+    assert "pool.toml:5:" in text or "pool.toml:6:" in text

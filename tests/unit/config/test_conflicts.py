@@ -25,7 +25,7 @@ from poolctl.config.rules.conflicts import (
     table_conflicts,
     users_of,
 )
-from tests.config_files import SERVER, load_text, told
+from tests.config_files import SERVER, assert_named_with_its_fix, load_text, told
 
 QUEUE = '[[server]]\nname = "queue"\ncommand = ["celery", "worker"]\n'
 
@@ -279,10 +279,7 @@ WRONG: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("line", "named", "fix"), WRONG)
 def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str, fix: str) -> None:
-    text = told(tmp_path, SERVER + line + "\n")
-    assert named in text
-    assert fix in text
-    assert "pool.toml:5:" in text or "pool.toml:6:" in text
+    assert_named_with_its_fix(tmp_path, line, named, fix)
 
 
 def test_unknown_dependency_of_a_server_with_another_problem_is_reported_too(tmp_path: Path) -> None:

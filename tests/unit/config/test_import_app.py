@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,43 +9,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.config.checks.external_checks import IMPORT_APP
-from tests.config_files import load_text
-
-APPS = {
-    "good": "async def app(scope, receive, send): pass\ndef make(): return app\nvalue = 3\n"
-    "class Box: app = staticmethod(app)\n",
-    "missing": "import no_such_library.sub\n",
-    "syntax": "def f(:\n",
-    "boom": "\nraise RuntimeError('boom\\nboom')\n",
-    "ends": "import os; os._exit(3)\n",
-    "exits": "raise SystemExit(4)\n",
-    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)\n",
-    "noisy": "import sys\nprint('x' * 1_000_000)\nprint('y' * 1_000_000, file=sys.stderr)\napp = print\n",
-    "reads": "import os\nassert os.environ['KEY'] == 'value' and os.environ['FILE'] == '1'\n"
-    "assert os.path.samefile('.', '/')\napp = print\n",
-    "seeded": "import os, sys\nassert os.environ['PYTHONOPTIMIZE'] == '1' and sys.flags.optimize == 1\napp = print\n",
-    "asks": "assert input() == ''\napp = print\n",
-    "threads": "import threading, time\nthreading.Thread(target=time.sleep, args=(300,)).start()\napp = print\n",
-}
-
-
-@pytest.fixture
-def apps(tmp_path: Path) -> Path:
-    for name, text in APPS.items():
-        (tmp_path / f"{name}.py").write_text(text)
-    return tmp_path
-
-
-def servers(*lines: str) -> str:
-    """A server for each line of TOML, on automatic ports."""
-    table = '[[server]]\nname = "s{}"\nbind = "127.0.0.1:auto"\n{}\n'
-    return "".join(table.format(number, line) for number, line in enumerate(lines))
-
-
-def outside(directory: Path, *lines: str, import_apps: bool = False) -> list[str]:
-    config = load_text(directory, servers(*lines), env={"PATH": os.environ["PATH"]})
-    assert config.problems == []
-    return [str(problem) for problem in config.outside(import_apps=import_apps)]
+from tests.unit.config.importable_apps import outside
 
 
 def test_apps_that_import_have_no_problem(apps: Path) -> None:

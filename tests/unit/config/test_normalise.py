@@ -24,7 +24,7 @@ from poolctl.config.values.normalise import (
 )
 from poolctl.config.values.problems import Finding
 from poolctl.errors import PoolValidateError
-from tests.config_files import SERVER, load_text, told
+from tests.config_files import SERVER, assert_named_with_its_fix, load_text, told
 
 ENV = {"WHO": "me", "PORT": "8099", "EMPTY": "", "NESTED": "${WHO}", "TRUE": "true", "FLOAT": "1.5"}
 
@@ -359,10 +359,7 @@ WRONG: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("line", "named", "fix"), WRONG)
 def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str, fix: str) -> None:
-    text = told(tmp_path, SERVER + line + "\n")
-    assert named in text
-    assert fix in text
-    assert "pool.toml:5:" in text or "pool.toml:6:" in text
+    assert_named_with_its_fix(tmp_path, line, named, fix)
 
 
 @pytest.mark.parametrize(

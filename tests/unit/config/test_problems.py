@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.config_files import SERVER, load_text, told
+from tests.config_files import SERVER, assert_named_with_its_fix, load_text, told
 
 
 def test_a_problem_is_a_document_of_the_command_line(tmp_path: Path) -> None:
@@ -68,10 +68,7 @@ WRONG: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("line", "named", "fix"), WRONG)
 def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str, fix: str) -> None:
-    text = told(tmp_path, SERVER + line + "\n")
-    assert named in text
-    assert fix in text
-    assert "pool.toml:5:" in text or "pool.toml:6:" in text
+    assert_named_with_its_fix(tmp_path, line, named, fix)
 
 
 @pytest.mark.parametrize("value", [None, [], {}, "x" * 10_000, 10**1000, -1.5, True])

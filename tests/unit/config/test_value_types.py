@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.config_files import SERVER, told
+from tests.config_files import SERVER, assert_named_with_its_fix, told
 
 WRONG: list[tuple[str, str, str]] = [
     # line to add, what the problem names, what the fix says
@@ -71,10 +71,7 @@ WRONG: list[tuple[str, str, str]] = [
 
 @pytest.mark.parametrize(("line", "named", "fix"), WRONG)
 def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str, fix: str) -> None:
-    text = told(tmp_path, SERVER + line + "\n")
-    assert named in text
-    assert fix in text
-    assert "pool.toml:5:" in text or "pool.toml:6:" in text
+    assert_named_with_its_fix(tmp_path, line, named, fix)
 
 
 JOB = '[[server]]\nname = "nightly"\njob = true\ncommand = ["sleep", "1"]\n'
