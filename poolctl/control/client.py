@@ -207,9 +207,8 @@ class Client:
         """The answer; None if the supervisor ends before it answers."""
         from poolctl.control.answers import PingResult
 
-        connection, response = self._connect(), ResponseReader()
+        connection, response = self.open("ping", {}), ResponseReader()
         try:
-            _send(connection, "ping", {})
             connection.settimeout(limit)
             for message in read_messages(response, iter(lambda: connection.recv(65536), b"")):
                 if response.status != OK:
