@@ -169,7 +169,7 @@ Changed = dict[str, list[str]]
 
 
 class WatchSet:
-    """The files of a pool and its servers, and their state at the last check (initially that of `before`)."""
+    """The files of a pool and its servers, and their state at the last check (initially `before`)."""
 
     def __init__(
         self, files: Sequence[str], items: Sequence[Details], before: WatchSet | None = None

@@ -424,7 +424,7 @@ def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _unconve
 
 
 def list_at(data: Tree, servers: Path) -> Tree:
-    """The list of servers in a parsed file. If there is none, an empty list is inserted."""
+    """The list of servers in a parsed file; an empty list is inserted if the file has no servers."""
     for number, key in enumerate(servers, 1):
         if data.get(key) is None:
             data[key] = [] if number == len(servers) else {}

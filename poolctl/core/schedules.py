@@ -224,7 +224,7 @@ class ScheduledRuns:
             self.begin(entry)
 
     def _blocker(self, entry: Entry) -> str:
-        """The dependency that will not start, so that a run would wait forever; "" if there is none."""
+        """The dependency that will not start, so that a run would wait forever, or ""."""
         if self._servers.may_start(entry):
             return ""
         blocking = (each for each in self._servers.dependencies(entry) if each.rests and not each.answers)

@@ -212,7 +212,7 @@ class Arriving(WaitingConnection):
         return self.edge.settings.head_seconds
 
     def peek(self, most_bytes: int) -> bytes | None:
-        """The unread bytes in the socket, which stay there; None if there are none yet, b"" at end of file."""
+        """The unread bytes in the socket, which stay there; None before any have arrived, b"" at end of file."""
         try:
             data = self.sock.recv(_PEEK_BYTES, _PEEK)
             return data if len(data) < _PEEK_BYTES else self.sock.recv(most_bytes, _PEEK)

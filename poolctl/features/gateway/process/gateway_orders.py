@@ -64,7 +64,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
     async def drain(self, seconds: float, *, last: bool) -> None:
         """Stop accepting; returns when the last connections have ended, at most `seconds` later.
 
-        Another process accepts. If there is none, because this is the `last`, streams end at once.
+        Another process accepts new connections. If this is the `last` process, streams end at once.
         """
         raise NotImplementedError
 

@@ -954,7 +954,7 @@ class ClientConnection(asyncio.Protocol):
     # Ends.
 
     def drain(self) -> None:
-        """Close after the current response, or soon if there is none; a WebSocket continues."""
+        """Close after the current response, or soon if no request is in progress; a WebSocket continues."""
         if self._exchange is None and self._dropped is None:
             self._timer.start(QUIET_SECONDS, self._end)
 
