@@ -696,7 +696,7 @@ def _stacks_of_this_process(
     engine: loop_thread.Engine, config: ServerConfig, placement: Placement
 ) -> WorkerStacks:
     text = "\n".join(describe(None, engine.thread.ident, engine.loop)).encode(errors="backslashreplace")
-    threads, tasks = parse(text, PYTHON, config)
+    threads, tasks = parse(text, PYTHON, (config.app_dir, config.base_dir))
     return replace(
         _unknown_stacks(config, placement, ""),
         source=PYTHON,

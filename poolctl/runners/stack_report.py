@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from poolctl.config import ServerConfig
-
 PYTHON, FAULTHANDLER = "python", "faulthandler"
 _MOST_STACKS, _MOST_FRAMES = 100, 100
 _LONGEST_LINE = 2000
@@ -132,11 +130,16 @@ class Stacks(Protocol):
         """
 
 
-def parse(written: bytes, source: str, server: ServerConfig) -> tuple[list[ThreadStack], list[TaskStack]]:
-    """The threads, the main thread first, and the tasks. `source` says who wrote the text."""
+def parse(
+    written: bytes, source: str, directories: Iterable[str]
+) -> tuple[list[ThreadStack], list[TaskStack]]:
+    """The threads, the main thread first, and the tasks. `source` says who wrote the text.
+
+    Paths of files are relative to the first of the application's `directories` that has them.
+    """
     from .process_link import printable  # it needs asyncio, and the commands that only show stacks do not
 
-    roots = [_OURS, *(os.path.join(each, "") for each in (server.app_dir, server.base_dir) if each)]
+    roots = [_OURS, *(os.path.join(each, "") for each in directories if each)]
     found: list[tuple[re.Match[str], list[Frame]]] = []
     for line in written.decode(errors="replace").splitlines():
         if len(line) > _LONGEST_LINE:

@@ -1,4 +1,4 @@
-"""`poolctl serve`: one server as one process. `_launch` becomes `__main__`, whose `_health` answers probes."""
+"""`poolctl serve`: one server as one process. `_launch` becomes `__main__`; `_health` and `_stacks` answer for it."""
 
 from poolctl.feature import Feature
 

@@ -16,6 +16,7 @@ from poolctl.worker.serving.pool_server import PoolServer, StartupFailed, load_c
 from poolctl.worker.serving.uvicorn_parts import configure, set_log_level
 
 from ._health import HealthAddress
+from ._stacks import StacksSocket
 
 _FAILED = 1
 
@@ -27,7 +28,9 @@ class ServeProcess:
         self._spec = given.spec
         self._listeners = given.listeners
         self._tls_fds = given.tls_fds
-        self._health = HealthAddress(given.more, given.spec["probes"], given.spec["expose"])
+        more = given.more
+        self._stacks = StacksSocket(more.pop(), given.spec) if given.spec["stacks"] else None
+        self._health = HealthAddress(more, given.spec["probes"], given.spec["expose"])
         self._server: PoolServer | None = None
         self._serving: asyncio.Task[None] | None = None
         self._terminated = False
@@ -39,6 +42,8 @@ class ServeProcess:
             signal.signal(number, _leave)
         try:
             self._health.begin()
+            if self._stacks is not None:
+                self._stacks.begin()
             config = self._configure()
             with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
                 runner.run(self._serve(config))
@@ -53,6 +58,8 @@ class ServeProcess:
             return self._failed(str(error))
         finally:
             close(self._listeners)
+            if self._stacks is not None:
+                self._stacks.close()
         return 0
 
     def _configure(self) -> uvicorn.Config:
@@ -65,6 +72,8 @@ class ServeProcess:
         spec = self._spec
         self._serving = asyncio.current_task()
         loop = asyncio.get_running_loop()
+        if self._stacks is not None:
+            self._stacks.loop = loop
         loop.add_signal_handler(signal.SIGTERM, self._terminate)
         loop.add_signal_handler(signal.SIGINT, self._stop)
         server = self._server = PoolServer(

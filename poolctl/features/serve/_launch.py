@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 from typing import NoReturn
 
@@ -9,8 +11,10 @@ from poolctl.address import AddressError, parse
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.foreground_server import ForegroundServer, only_server
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.cli.pool_ref import find_pool
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import Probe, ServerConfig
+from poolctl.control.pool_paths import SERVE_SOCKET_PREFIX, SERVE_SOCKET_SUFFIX, make_pool_dir
+from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.json_form import Table
 from poolctl.listeners.listen_errors import ListenError, explained
@@ -21,7 +25,8 @@ _OF_APPS = {"health_address": "--health", "stop_delay": "--stop-delay"}
 
 def become_server(request: CommandRequest) -> NoReturn:
     """Become the selected server. Raises UsageError, Failure with the reason, and what `only_server` raises."""
-    server = only_server(request, find_pool(request), "poolctl serve")
+    pool = find_pool(request)
+    server = only_server(request, pool, "poolctl serve")
     delay_seconds = request.seconds("stop_delay") or 0.0
     if server.command:
         for key, option in _OF_APPS.items():
@@ -32,12 +37,14 @@ def become_server(request: CommandRequest) -> NoReturn:
         server = _moved(server, str(request.get("listen_on")))
     foreground = ForegroundServer.prepare(server)
     health = _open(str(request.get("health_address") or ""))
+    stacks = [] if server.command else _stacks_socket(pool)
     foreground.spec.update(
         expose=server.expose,
+        stacks=bool(stacks),
         stop_delay_seconds=delay_seconds,
         probes={} if server.command else _http_probes(server),
     )
-    foreground.become("features.serve", more=health)
+    foreground.become("features.serve", more=[*health, *stacks])
 
 
 def _moved(server: ServerConfig, address: str) -> ServerConfig:
@@ -59,6 +66,23 @@ def _open(address: str) -> list[socket.socket]:
     except ListenError as error:
         problem = explained([error])[0]
         raise Failure(Outcome.failed(FAILED, f"--health: {problem.message}", problem.hint)) from None
+
+
+def _stacks_socket(pool: PoolRef) -> list[socket.socket]:
+    """The socket of this process in the pool's directory, which is closed to other users; [] if there can be none."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        directory = make_pool_dir(os.environ, pool.key)
+        path = f"{directory}/{SERVE_SOCKET_PREFIX}{os.getpid()}{SERVE_SOCKET_SUFFIX}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)  # of an earlier process: in a container each has the same number
+        listener.bind(path)
+        os.chmod(path, 0o600)
+        listener.listen()
+    except (ControlError, OSError):
+        listener.close()
+        return []
+    return [listener]
 
 
 def _http_probes(server: ServerConfig) -> Table:

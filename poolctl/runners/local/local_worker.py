@@ -863,7 +863,8 @@ class StackReader(Stacks):
                 source = PYTHON if await self._signal(worker, ASK_AGAIN, until) else FAULTHANDLER
             written = worker.tally.stacks() if worker.tally is not None else b""
             problem = _explain_missing_stacks(worker, source if written else "")
-        threads, tasks = parse(written, source, worker.server)
+        directories = (worker.server.app_dir, worker.server.base_dir)
+        threads, tasks = parse(written, source, directories)
         return WorkerStacks(
             name=worker.placement.server,
             worker=worker.placement.id,

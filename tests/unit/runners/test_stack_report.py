@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from poolctl import ServerConfig
 from poolctl.json_form import from_json, to_json
 from poolctl.runners.stack_report import FAULTHANDLER, PYTHON, ThreadStack, WorkerStacks, parse, place_of
 
-SERVER = ServerConfig(name="web", bind="127.0.0.1:1", app="shop.web:app", app_dir="/srv/shop")
+DIRECTORIES = ("/srv/shop", "")
 WRITTEN = b"""\
 Thread 0x00007f0000000001 [reader] (most recent call first):
   File "/usr/lib/python3.11/threading.py", line 320 in wait
@@ -24,12 +23,12 @@ Tasks 12 [Task-1, Task-2] waits for a Future (most recent call first):
 
 
 def stacks(written: bytes, source: str = PYTHON) -> WorkerStacks:
-    threads, tasks = parse(written, source, SERVER)
+    threads, tasks = parse(written, source, DIRECTORIES)
     return WorkerStacks(name="web", worker="web.1.0", pid=7, threads=tuple(threads), tasks=tuple(tasks))
 
 
 def place(written: bytes, source: str = PYTHON) -> str:
-    return place_of(parse(written, source, SERVER)[0])
+    return place_of(parse(written, source, DIRECTORIES)[0])
 
 
 def test_main_thread_comes_first_and_paths_are_short() -> None:
@@ -72,7 +71,7 @@ Thread 0x1 (most recent call first):
   File "/srv/shop/b.py", line 2 in main
 """
     assert place(written, FAULTHANDLER) == "main (b.py:2)"
-    assert [each.main for each in parse(written, FAULTHANDLER, SERVER)[0]] == [True, False]
+    assert [each.main for each in parse(written, FAULTHANDLER, DIRECTORIES)[0]] == [True, False]
 
 
 def test_text_of_a_hostile_application_is_bounded_and_printable() -> None:
