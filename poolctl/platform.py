@@ -122,13 +122,24 @@ def proc_problem() -> tuple[str, str]:
     return "", ""
 
 
-def sealed_file(name: str, content: bytes) -> int:
-    """A descriptor of an anonymous file in memory that holds `content`, positioned at its start (memfd_create(2))."""
-    fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
-    os.lseek(fd, 0, os.SEEK_SET)
+def memory_file(name: str, content: bytes | bytearray, seals: int = 0) -> int:
+    """A descriptor of an anonymous file in memory that holds `content`, positioned at its start (memfd_create(2)).
+
+    `seals` are added to it (F_ADD_SEALS, fcntl(2)). Raises OSError if memory is exhausted.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if seals else 0))
+    try:
+        view = memoryview(content)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.lseek(fd, 0, os.SEEK_SET)
+        if seals:
+            import fcntl
+
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    except BaseException:
+        os.close(fd)
+        raise
     return fd
 
 
@@ -193,6 +204,28 @@ def replace_file(path: str, content: bytes) -> None:
     with open(fd, "wb") as file:
         file.write(content)
     os.replace(f"{path}.new", path)
+
+
+def read_json_object(path: str) -> dict[str, Any]:
+    """The JSON object in a file that `replace_file` has written; empty if the file is missing or damaged."""
+    import json
+
+    try:
+        with open(path, "rb") as file:
+            content = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def user_name(uid: int) -> str:
+    """The name of the user with this ID; the ID itself if it has none."""
+    import pwd
+
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def await_readable(fd: int, timeout_seconds: float | None, reader: int, wakeup: int = -1) -> bool:

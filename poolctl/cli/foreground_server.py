@@ -23,7 +23,7 @@ from poolctl.errors import ControlError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED
 from poolctl.listeners.listen_errors import ListenError, explained
 from poolctl.listeners.open_listener import inherited_descriptors, open_listener
-from poolctl.platform import sealed_file
+from poolctl.platform import memory_file
 from poolctl.runners.process_link import withheld_variables, withhold_variables
 from poolctl.runners.worker_spec import Spec, argument_vector, spec_file, tls_contents, worker_spec
 from poolctl.states import in_words
@@ -108,7 +108,7 @@ class ForegroundServer:
             if self.config.command:
                 self._become_command()
             sockets = [*self.listeners, *more]
-            files = [sealed_file("poolctl", content) for content in self.tls]
+            files = [memory_file("poolctl", content) for content in self.tls]
             numbers = [each.fileno() for each in sockets]
             count = len(self.listeners)
             self._become_part(part, role, [*numbers[:count], *files, *numbers[count:]])

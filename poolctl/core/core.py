@@ -13,7 +13,7 @@ from poolctl.config import Dependency, ServerConfig
 from poolctl.errors import PoolError, PoolRestartError, PoolStopError, ServerError
 from poolctl.json_form import Table
 from poolctl.listeners.port_ledger import free_port
-from poolctl.runners.runner_protocol import Placement, Runner
+from poolctl.runners.runner_protocol import Placement, Runner, RunnerEvents
 from poolctl.states import State, in_words
 
 from .configuration_diff import certificate_ends, digests
@@ -716,6 +716,20 @@ def _canary_address(address: Address) -> Address:
         return Address("unix", path=f"{address.path}.canary")
     host = "::1" if address.is_ipv6 else "127.0.0.1"
     return Address("tcp", host=host, port=free_port(host))
+
+
+class CoreEvents(RunnerEvents):
+    """Passes a runner's reports about workers on to the core."""
+
+    core: Core
+
+    def expired(self, placement: Placement) -> None:
+        if entry := self.core.entries.get(placement.server):
+            self.core.renew(entry, placement.generation)
+
+    def idle(self, placement: Placement, idle: bool) -> None:
+        if entry := self.core.entries.get(placement.server):
+            self.core.idle(entry, placement.id, idle)
 
 
 _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)

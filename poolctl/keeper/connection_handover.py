@@ -16,6 +16,8 @@ import termios
 from binascii import a2b_base64, b2a_base64
 from typing import NamedTuple
 
+from poolctl.platform import memory_file
+
 from ..platform import close_promptly
 from . import wire
 
@@ -189,21 +191,10 @@ def _message(fd: int, limits: wire.Message, routed: Routed | None) -> tuple[wire
     if len(received) > MOST_BYTES:
         raise wire.WireError(f"{len(received)} bytes are too many to hand over")
     if len(received) > INLINE_BYTES:
-        return message, [fd, _sealed(received)]
+        return message, [fd, memory_file("poolctl-received", received, _SEALS)]
     if received:
         message["received"] = b2a_base64(received, newline=False).decode()
     return message, [fd]
-
-
-def _sealed(content: bytes) -> int:
-    fd = os.memfd_create("poolctl-received", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.write(fd, content)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
 
 
 def _routed(message: wire.Message, files: list[int]) -> Routed:

@@ -9,7 +9,6 @@ import contextlib
 import errno
 import json
 import os
-import pwd
 import shlex
 import socket
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.errors import ServerError
+from poolctl.platform import user_name
 
 from .sock_diag import ANY_STATE, LISTEN, tcp_sockets, unix_listeners
 
@@ -122,7 +122,7 @@ def naming(error: ListenError, holders: Sequence[Holder]) -> ListenError:
 def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
     if not files:
         return f"a pool inside another program, {holder}", "stop that program"
-    user = "" if holder.uid in (-1, os.geteuid()) else f" as {_user_name(holder.uid)}"
+    user = "" if holder.uid in (-1, os.geteuid()) else f" as {user_name(holder.uid)}"
     named = " ".join(f"-c {shlex.quote(file)}" for file in files)
     # Without this variable the command would stop a different pool of the same files, or find no pool.
     where = f"POOLCTL_RUNTIME_DIR={shlex.quote(holder.runtime)} " if holder.runtime else ""
@@ -258,7 +258,7 @@ def _table(path: str) -> Iterator[list[str]]:
 
 
 def _of_user(uid: int, *, listens: bool = True) -> Holder:
-    user = f"user {_user_name(uid)}" if uid >= 0 else "another user"
+    user = f"user {user_name(uid)}" if uid >= 0 else "another user"
     return Holder(f"a process of {user}", None, uid, listens=listens)
 
 
@@ -356,10 +356,3 @@ def _process_name(pid: int) -> str:
         if not argument.startswith("-"):
             return os.path.basename(argument) or name
     return name
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from poolctl.errors import ServerError
-from poolctl.platform import replace_file
+from poolctl.platform import read_json_object, replace_file
 
 from .open_listener import BindTarget, targets
 
@@ -149,11 +149,5 @@ def _is_unused(target: BindTarget, port: int, *, lingering: bool) -> bool:
 
 
 def _read(path: str) -> dict[str, int]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
+    content = read_json_object(path)
     return {name: port for name, port in content.items() if isinstance(port, int) and 0 < port < 65536}

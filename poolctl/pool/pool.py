@@ -21,7 +21,7 @@ from collections.abc import (
 from dataclasses import replace
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from poolctl.address import AddressError, UsedPorts, canonical, overlapping
 from poolctl.config import (
@@ -93,10 +93,6 @@ from .server import (
     order_stop,
     with_port,
 )
-
-if TYPE_CHECKING:
-    from poolctl.runners.runner_protocol import Runner
-
 
 Servers = Iterable[ServerConfig | Mapping[str, Any]]
 

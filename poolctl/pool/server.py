@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from poolctl.address import Address, parse
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig, TLSConfig
-from poolctl.core.core import Core, Goal, until
+from poolctl.core.core import Core, CoreEvents, Goal, until
 from poolctl.core.decide import LEAVING, Listener, Trace
 from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import (
@@ -37,7 +37,7 @@ from poolctl.errors import (
 )
 from poolctl.listeners.port_ledger import is_free
 from poolctl.monitor.metrics import Usage
-from poolctl.runners.runner_protocol import Placement, Runner
+from poolctl.runners.runner_protocol import Runner
 from poolctl.states import PASSING, State, Status
 from poolctl.units import parse_duration
 from poolctl.worker import tally
@@ -644,7 +644,7 @@ class _NullRecorder:
         """Ignore the event."""
 
 
-class Host:
+class Host(CoreEvents):
     """A runner's core on one engine, and the handles of its servers. Used on the engine's loop."""
 
     def __init__(self, runner: Runner, clock: Clock, on: loop_thread.Engine) -> None:
@@ -659,22 +659,6 @@ class Host:
     def _add_up(self, worker: str, server: str, counts: tally.Counts) -> None:
         if handle := self._handles.get(server):
             tally.add(handle.ended, counts)
-
-    def expired(self, placement: Placement) -> None:
-        """Replace the worker, which has served its `max_requests`."""
-        if entry := self.core.entries.get(placement.server):
-            self.core.renew(entry, placement.generation)
-
-    def idle(self, placement: Placement, idle: bool) -> None:
-        """Tell the core that the worker has become idle, or has traffic again."""
-        if entry := self.core.entries.get(placement.server):
-            self.core.idle(entry, placement.id, idle)
-
-    def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        """Do nothing: a Python pool records no events."""
-
-    def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """Do nothing: a Python pool records no events."""
 
     def reserve(self, handle: Handle) -> str:
         """Choose the server's name in the core: its own, unless another server of that name runs there."""

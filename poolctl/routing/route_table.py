@@ -27,6 +27,8 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
+from poolctl.platform import memory_file
+
 from ..json_form import from_json
 from .match import (
     DEFAULT,
@@ -71,16 +73,7 @@ def write_table(
     Raises ValueError if two HTTP routes have the same alias, and OSError if memory is exhausted.
     """
     content = _Writer(routes, streams, excluded).content(generation)
-    fd = os.memfd_create("poolctl-routes", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(fd, rest) :]
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, SEALS)
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd
+    return memory_file("poolctl-routes", content, SEALS)
 
 
 # The sort key of the routes of one path: their conditions, then their offsets, which follow the file's order.

@@ -52,7 +52,7 @@ _NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks"
 class InlineRunner(Runner, Sleep):
     """Runs workers as tasks of this process, with real sockets and uvicorn servers."""
 
-    events: RunnerEvents | None = None  # there is nothing to report
+    events = RunnerEvents()  # there is nothing to report
 
     def __init__(self) -> None:
         self._listeners: dict[str, tuple[list[socket.socket], Identity | None]] = {}

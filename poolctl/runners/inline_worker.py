@@ -25,7 +25,7 @@ from .listener_opener import in_daemon_thread
 from .runner_protocol import Exit, Placement
 from .worker_spec import (
     connection_limits,
-    sealed_files,
+    memory_files,
     stop_seconds,
     tls_contents,
     tls_settings,
@@ -105,7 +105,7 @@ class InlineWorker:
         if context is None or settings is None:
             return
         try:
-            with sealed_files(tls_contents(server)) as fds:
+            with memory_files(tls_contents(server)) as fds:
                 renew_context(context, settings, fds)
         except OSError as error:  # of ssl too
             message = f"its certificates cannot be used: {error.strerror or error}"
@@ -169,7 +169,7 @@ class InlineWorker:
             config.loaded_app = AccessLog(config.loaded_app, log=log, answer=bool(server.http.request_id))
         tls = tls_settings(server)
         if tls is not None:
-            with sealed_files(tls_contents(server)) as fds:
+            with memory_files(tls_contents(server)) as fds:
                 config.ssl = ssl_context(tls, fds)
         return config
 

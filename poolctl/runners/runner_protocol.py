@@ -272,8 +272,8 @@ class Capabilities:
     routing: Routing | None = None
 
 
-class RunnerEvents(Protocol):
-    """Receives the reports of a runner. Exits are returned by `Runner.watch` instead."""
+class RunnerEvents:
+    """Receives the reports of a runner, and ignores them by default. Exits are returned by `Runner.watch` instead."""
 
     def expired(self, placement: Placement) -> None:
         """The worker has served its `max_requests` and should be replaced."""
@@ -294,7 +294,7 @@ class Runner(Protocol):
     `events`, which gets the runner's reports, is set before the first server is opened.
     """
 
-    events: RunnerEvents | None
+    events: RunnerEvents
 
     @property
     def capabilities(self) -> Capabilities:

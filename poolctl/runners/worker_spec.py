@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from poolctl.config import ServerConfig, ids_of, read_regular
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
-from poolctl.platform import sealed_file
+from poolctl.platform import memory_file
 from poolctl.worker.process_setup import spec_digest
 
 from .process_link import environment_for_programs, withheld_variables
@@ -28,7 +28,7 @@ _MARSHAL_VERSION = 2
 
 def spec_file(spec: Spec) -> int:
     """The descriptor of an in-memory file that holds the specification."""
-    return sealed_file("poolctl", marshal.dumps(spec, _MARSHAL_VERSION))
+    return memory_file("poolctl", marshal.dumps(spec, _MARSHAL_VERSION))
 
 
 def worker_spec(
@@ -242,12 +242,12 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
 
 
 @contextlib.contextmanager
-def sealed_files(contents: Iterable[bytes]) -> Iterator[list[int]]:
-    """Context manager: sealed in-memory files with these contents, for a worker; closed here at the end."""
+def memory_files(contents: Iterable[bytes]) -> Iterator[list[int]]:
+    """Context manager: files in memory with these contents, for a worker; closed here at the end."""
     with contextlib.ExitStack() as ours:
         fds = []
         for content in contents:
-            fds.append(sealed_file("poolctl", content))
+            fds.append(memory_file("poolctl", content))
             ours.callback(os.close, fds[-1])
         yield fds
 

@@ -45,7 +45,7 @@ from poolctl.errors import PoolError, PoolStartError, PoolValidateError, ServerE
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
 from poolctl.listeners.port_ledger import PortLedger
-from poolctl.platform import process_cpu_ns, replace_file
+from poolctl.platform import process_cpu_ns, read_json_object, replace_file
 from poolctl.runners.process_link import Link, withhold_variables
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
@@ -571,7 +571,7 @@ class ActiveConfiguration:
 
     def _note_warned(self, found: set[str]) -> set[str]:
         state = sorted(mark.digest for mark in (self.marks or {}).values())
-        content = read_object(self._warned)
+        content = read_json_object(self._warned)
         before = set(content["names"]) if content.get("files") == state else set()
         if not found <= before:
             write_object(self._warned, {"files": state, "names": sorted(found | before)})
@@ -617,16 +617,6 @@ class ActiveConfiguration:
         )
 
 
-def read_object(path: str) -> dict[str, Any]:
-    """The JSON object in a file of the state directory; empty if the file is missing or damaged."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def write_object(path: str, content: dict[str, Any]) -> None:
     """Write a JSON object to a file of the state directory. A failure is only logged."""
     try:
@@ -643,7 +633,7 @@ class OwnSockets:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._commands = read_object(path)
+        self._commands = read_json_object(path)
 
     def remember(self, server: ServerConfig) -> None:
         """Record that this server's command opens its socket itself."""

@@ -26,7 +26,7 @@ from poolctl.control.control_server import ControlServer, DescriptorReserve, Han
 from poolctl.control.pool_paths import SOCKET_NAME, make_private, state_dir
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
 from poolctl.control.server_answers import HealthResult, MetricsResult
-from poolctl.core.core import Core
+from poolctl.core.core import Core, CoreEvents
 from poolctl.core.decide import Phase, Trace
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
@@ -38,7 +38,7 @@ from poolctl.monitor.journal import NAME as JOURNAL
 from poolctl.monitor.journal import Journal
 from poolctl.platform import release_freed_memory, replace_file
 from poolctl.runners.process_link import KeeperLink, LinkLost, Receiver
-from poolctl.runners.runner_protocol import Adopted, AdoptedWorker, Exit, Placement
+from poolctl.runners.runner_protocol import Adopted, AdoptedWorker, Exit
 from poolctl.runners.runner_registry import RunnerSite, has_orphans, make_runner
 from poolctl.selection.matcher_client import close_matcher
 from poolctl.selection.selector import Selector
@@ -88,7 +88,7 @@ _SELDOM_SECONDS = 60.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Supervisor(Receiver):
+class Supervisor(Receiver, CoreEvents):
     """Runs one pool: a core over a runner, with verbs, health checks and observers around it.
 
     A calm supervisor only adopts the running workers and serves commands. `reader` is the process that reads the
@@ -488,16 +488,6 @@ class Supervisor(Receiver):
     def _end_if_unused(self) -> None:
         if self.core.servers.unused and not (self._verbs.used or self._parts.serve_alone):
             self.shut_down()
-
-    def expired(self, placement: Placement) -> None:
-        """Replace the worker, which has served its `max_requests`."""
-        if entry := self.core.entries.get(placement.server):
-            self.core.renew(entry, placement.generation)
-
-    def idle(self, placement: Placement, idle: bool) -> None:
-        """Tell the core that the worker has become idle, or has traffic again."""
-        if entry := self.core.entries.get(placement.server):
-            self.core.idle(entry, placement.id, idle)
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         """Report that `count` bytes of the server's output could not be written to `path`."""

@@ -45,7 +45,7 @@ async def received(reader: asyncio.StreamReader) -> Any:
 class HostRunner:
     """The runner in the supervisor: each method is a call to the host."""
 
-    events: RunnerEvents | None = None
+    events = RunnerEvents()
 
     def __init__(self, path: str) -> None:
         self._path = path

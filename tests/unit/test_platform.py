@@ -239,17 +239,38 @@ def test_descriptor_is_closed_whatever_it_is() -> None:
             os.fstat(fd)
 
 
-def test_sealed_file_begins_with_its_content_and_is_not_inherited() -> None:
-    fd = linux.sealed_file("test", b"content")
+def test_file_in_memory_begins_with_its_content_and_is_not_inherited() -> None:
+    fd = linux.memory_file("test", b"content")
     assert os.read(fd, 99) == b"content"
     assert fcntl.fcntl(fd, fcntl.F_GETFD) == fcntl.FD_CLOEXEC
     assert linux.read_file(fd) == b"content"
+    os.write(fd, b"s")
     os.close(fd)
+
+
+def test_sealed_file_in_memory_cannot_be_written() -> None:
+    fd = linux.memory_file("test", b"content", fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW)
+    with pytest.raises(PermissionError):
+        os.pwrite(fd, b"C", 0)
+    assert os.read(fd, 99) == b"content"
+    os.close(fd)
+
+
+def test_file_in_memory_whose_seals_are_refused_is_closed() -> None:
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Invalid argument"):
+        linux.memory_file("test", b"content", 1 << 20)
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_user_without_a_name_is_named_by_the_id() -> None:
+    assert linux.user_name(0) == "root"
+    assert linux.user_name(4_000_000_001) == "4000000001"
 
 
 def test_file_larger_than_one_read_is_read_whole() -> None:
     content = os.urandom(3_000_001)
-    fd = linux.sealed_file("test", content)
+    fd = linux.memory_file("test", content)
     assert linux.read_file(fd) == content
     os.close(fd)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pwd
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from poolctl.config import ServerConfig, longest_stop_seconds, referenced_variab
 from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 from poolctl.feature import features
+from poolctl.platform import user_name
 
 SYSTEMS = ("systemd", *(name for feature in features() for name in feature.exports))
 COMMAND = Command(
@@ -120,12 +120,7 @@ def _poolctl_command() -> list[str]:
 
 def _user() -> str:
     """The user that runs the pool here, "" for root; a system service runs as the same user."""
-    if not os.geteuid():
-        return ""
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
+    return user_name(os.geteuid()) if os.geteuid() else ""
 
 
 def _printed(request: CommandRequest, texts: Mapping[str, str]) -> Outcome:

@@ -67,11 +67,8 @@ from poolctl.logs.log_tail import follow
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
     from poolctl.cli.reload_on_change import PoolWatcher
     from poolctl.json_form import Table
-    from poolctl.monitor.journal import JournalEvent
 
 # If SIGTERM arrives before CMD runs, `run -- CMD` exits as CMD would have.
 _TERMINATED = 128 + signal.SIGTERM
@@ -177,8 +174,6 @@ def _serve(session: RunSession, path: str, lifeline: int, signals: StopSignals) 
     return session.run_command(path, lifeline) if session.command else session.stay(lifeline, signals)
 
 
-# By this time the callback in which a signal's exception was discarded has returned.
-_AGAIN_SECONDS = 0.01
 # Remaining time of the stop timeout when the remaining processes are killed.
 _KILLING_SECONDS = 1.0
 FORMAT_VARIABLE = "POOLCTL_LOG_FORMAT"
@@ -858,6 +853,8 @@ class _InitProcess:
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM)
 # Sent to this process: only a signal interrupts every kind of wait in the main thread.
 _OUTPUT_LOST = signal.SIGIO
+# By this time the callback in which a signal's exception was discarded has returned.
+_DISCARDED_SECONDS = 0.01
 
 
 class Terminated(BaseException):
@@ -941,7 +938,7 @@ class StopSignals:
             self._unraisable_before(unraisable)
 
     def _signal_again(self, number: int) -> None:
-        sleep(_AGAIN_SECONDS)
+        sleep(_DISCARDED_SECONDS)
         if sys.unraisablehook == self._unraisable:
             os.kill(os.getpid(), number)
 

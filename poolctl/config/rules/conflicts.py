@@ -19,6 +19,7 @@ from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.normalise import OPENING
 from poolctl.config.values.plain import address_parts
 from poolctl.config.values.problems import Finding, Path, Tree, nearest, printable
+from poolctl.platform import user_name
 
 Server = TypeVar("Server", bound=ServerKeys)
 Conflict = tuple[int, int, Finding]
@@ -100,10 +101,7 @@ def _user(name: str) -> str:
         uid = pwd.getpwnam(name).pw_uid if name else os.geteuid()
     except KeyError:  # a problem of its own
         return name
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
+    return user_name(uid)
 
 
 def dependency_findings(

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import glob
 import os
-import pwd
 import re
 import resource
 import signal
@@ -24,7 +23,7 @@ from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
 from poolctl.listeners.listen_errors import explained
 from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, open_listener
-from poolctl.platform import LINUX, copy_descriptor, proc_problem
+from poolctl.platform import LINUX, copy_descriptor, proc_problem, user_name
 from poolctl.runners.runner_registry import has_orphans
 
 from ._check import CheckContext, CheckResult, number, ok, problem, read, warning
@@ -116,7 +115,7 @@ def logout(context: CheckContext) -> Iterator[CheckResult]:
     if not os.path.exists("/run/systemd/system"):
         yield ok("logout", "no logind that would stop the pool")
         return
-    user = _user()
+    user = user_name(os.geteuid())
     if os.geteuid() == 0 or os.path.exists(f"{_LINGER}/{user}"):
         yield ok("logout", "the pool keeps running")
         return
@@ -131,13 +130,6 @@ def logout(context: CheckContext) -> Iterator[CheckResult]:
         yield warning("logout", what, f"loginctl enable-linger {user}, or poolctl export systemd")
     else:
         yield ok("logout", "the pool keeps running")
-
-
-def _user() -> str:
-    try:
-        return pwd.getpwuid(os.geteuid()).pw_name
-    except KeyError:
-        return str(os.geteuid())
 
 
 def open_files(context: CheckContext) -> Iterator[CheckResult]:

@@ -18,7 +18,7 @@ from poolctl.config import Tables
 from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
 from poolctl.monitor.journal import JournalEvent
-from poolctl.platform import replace_file
+from poolctl.platform import read_json_object, replace_file
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
@@ -221,7 +221,7 @@ class Notifications(FeaturePart):
         is_first = self._unsubscribe is None
         if is_first and not wanted:
             return
-        left = _read_saved_state(self._path) if is_first else {}
+        left = read_json_object(self._path) if is_first else {}
         before, self._deliveries = self._deliveries, {}
         for label, delivery in before.items():
             if wanted.get(label) == delivery.notify:
@@ -311,13 +311,3 @@ class Notifications(FeaturePart):
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise SelectorError("notify: no such receivers", hint="receivers is a list of names")
         return await send_test([each.notify for each in self._deliveries.values()], names, self)
-
-
-def _read_saved_state(path: str) -> Table:
-    """The state left by a predecessor, by receivers."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

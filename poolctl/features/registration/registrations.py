@@ -43,7 +43,7 @@ from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.metrics import Family, family_of
-from poolctl.platform import peer_credentials, read_file, replace_file, sealed_file
+from poolctl.platform import memory_file, peer_credentials, read_file, replace_file
 from poolctl.routing.route import REGISTRATION
 from poolctl.routing.route_report import FAILING, SILENT, STARTING, RegistrationReport
 from poolctl.runners.listener_opener import in_daemon_thread
@@ -413,7 +413,7 @@ class TargetRegistration(GatewayPart):
             self._saving.cancel()
             self._saving = None
         content = self._content
-        fd = sealed_file("poolctl-registrations", content)
+        fd = memory_file("poolctl-registrations", content)
         try:
             self._keeper.send({"op": "put", "name": fd_store.REGISTRATIONS}, [fd])
         finally:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from poolctl.config import RAISE_OPEN_FILES, ServerConfig, certificate_validity, interpreter, missing_program
 from poolctl.errors import ServerError
 from poolctl.keeper import fd_store, pool_files, rendezvous, wire
-from poolctl.platform import read_file, sealed_file
+from poolctl.platform import memory_file, read_file
 
 from ..process_link import HasDescriptor, Link
 from ..runner_protocol import Placement, RunnerEvents
@@ -31,7 +31,7 @@ from ..worker_spec import (
     app_spec,
     argument_vector,
     hook_id,
-    sealed_files,
+    memory_files,
     spec_file,
     tls_contents,
     user_id,
@@ -133,7 +133,7 @@ class Certificates:
 
     def _save_for_successor(self) -> None:
         self._due = None
-        fd = sealed_file("poolctl-certificates", _encoded(self._given))
+        fd = memory_file("poolctl-certificates", _encoded(self._given))
         try:
             self._keeper.send({"op": "put", "name": fd_store.CERTIFICATES}, [fd])
         finally:
@@ -423,7 +423,7 @@ class Forker:
                 spec["env"]["NOTIFY_SOCKET"] = worker.notify.path
         file = spec_file(spec)
         afterwards.callback(os.close, file)
-        certificates = afterwards.enter_context(sealed_files(given.contents))
+        certificates = afterwards.enter_context(memory_files(given.contents))
         adoption = [sock.fileno() for sock in self._adoptions.of(server)]
         fds = [file, *control_output_and_listeners, *certificates, *adoption]
         if not server.command:

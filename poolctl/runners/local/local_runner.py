@@ -136,12 +136,12 @@ class RoutedServers(Routing):
 class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeover):
     """Runs each worker as a process of this machine, forked by a zygote of the keeper.
 
-    `keeper` is the link to the keeper, whose exit reports must be passed to `exit_reported`. Without `events` a worker
-    that has served its `max_requests` drains and exits. `environments` replace the pool's own, by server name. Workers
-    that lose the keeper and this process can be found in `adoption_directory`; without one they exit.
+    `keeper` is the link to the keeper, whose exit reports must be passed to `exit_reported`. `environments` replace the
+    pool's own, by server name. Workers that lose the keeper and this process can be found in `adoption_directory`;
+    without one they exit.
     """
 
-    events: RunnerEvents | None = None
+    events = RunnerEvents()
 
     def __init__(
         self,
@@ -278,23 +278,16 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             self._ended(worker, early)
 
     def expired(self, placement: Placement) -> None:
-        worker = self._workers.get(placement.id)
-        if self.events is not None:
-            self.events.expired(placement)
-        elif worker is not None and worker.control is not None:
-            worker.control.send({"order": "drain"})
+        self.events.expired(placement)
 
     def idle(self, placement: Placement, idle: bool) -> None:
-        if self.events is not None:
-            self.events.idle(placement, idle)
+        self.events.idle(placement, idle)
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        if self.events is not None:
-            self.events.output_lost(name, count, path, reason)
+        self.events.output_lost(name, count, path, reason)
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        if self.events is not None:
-            self.events.figures_refused(server, worker, reason)
+        self.events.figures_refused(server, worker, reason)
 
     def _disowned(self, worker: LocalWorker) -> None:
         self._by_pid.pop(worker.placement.pid or 0, None)

@@ -75,7 +75,7 @@ from ..runner_protocol import (
     WorkerFailed,
 )
 from ..stack_report import FAULTHANDLER, PYTHON, KernelThread, Stacks, WorkerStacks, parse, place_of
-from ..worker_spec import sealed_files, tls_settings
+from ..worker_spec import memory_files, tls_settings
 from .zygotes import Children, Process
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -507,7 +507,7 @@ class LocalWorker(Receiver):
         """Send the worker the certificate, key and client CAs that were read for its server."""
         if self.control is None:
             return
-        with sealed_files(contents) as fds:
+        with memory_files(contents) as fds:
             self._renewing = True
             self.control.send({"order": "tls", "tls": tls_settings(server)}, fds)
 

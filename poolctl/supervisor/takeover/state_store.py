@@ -33,7 +33,7 @@ from poolctl.config.values.problems import Path, Tree
 from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
-from poolctl.platform import read_file, sealed_file
+from poolctl.platform import memory_file, read_file
 from poolctl.runners.process_link import Link
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -194,7 +194,7 @@ class StateStore:
 
     def write(self, name: str, content: bytes) -> None:
         """Store this content under a name for the next supervisor."""
-        fd = sealed_file(f"poolctl-{name}", content)
+        fd = memory_file(f"poolctl-{name}", content)
         try:
             self._keeper.send({"op": "put", "name": name}, [fd])
         finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import pkgutil
-import pwd
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -20,6 +19,7 @@ from poolctl.exit_codes import CONFLICT, FAILED, USAGE
 from poolctl.feature import features
 from poolctl.json_form import Table
 from poolctl.monitor.event_queue import Events
+from poolctl.platform import user_name
 from poolctl.selection.selector import Selector, SelectorError
 
 from ..active_configuration import ActiveConfiguration, ReaderFailed
@@ -208,7 +208,7 @@ async def audited(events: Events, request: Request, call: Call, work: Work) -> R
 
 def peer(request: Request) -> Table:
     """The client's uid and pid (from the kernel), its user's name, and its command."""
-    found: Table = {"uid": request.uid, "pid": request.pid, "user": _user(request.uid)}
+    found: Table = {"uid": request.uid, "pid": request.pid, "user": user_name(request.uid)}
     try:
         with open(f"/proc/{request.pid}/comm", encoding="utf-8", errors="replace") as file:
             found["command"] = file.read().rstrip("\n")
@@ -222,13 +222,6 @@ def _on_behalf_of(by: object) -> Table:
     if not isinstance(by, dict):
         return {}
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
 
 
 def _words(selector: Selector) -> list[str]:

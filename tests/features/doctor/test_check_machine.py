@@ -552,7 +552,7 @@ def test_logout_ends_the_pool_where_logind_says_so(
         machine.tables[str(tmp_path / name)] = text
     monkeypatch.setattr(_check_machine, "_FILES", (f"{tmp_path}/*.conf",))
     monkeypatch.setattr(_check_machine, "_LINGER", "/linger")
-    monkeypatch.setattr(_check_machine, "_user", lambda: "me")
+    monkeypatch.setattr(_check_machine, "user_name", lambda uid: "me")
     there = {"/run/systemd/system": True, "/linger/me": lingers}
     monkeypatch.setattr(os.path, "exists", lambda path: there.get(path, False))
     machine.user(1000)

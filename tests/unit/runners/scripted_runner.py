@@ -27,7 +27,7 @@ READY, NEVER, FAILS, BREAKS = "ready", "never", "fails", "breaks"
 class ScriptedRunner:
     """Workers become ready at once unless `script` says otherwise, by id or by server; `log` tells what happened."""
 
-    events: RunnerEvents | None = None
+    events = RunnerEvents()
     counters: Counters | None = None
     backlogs: Backlogs | None = None
 

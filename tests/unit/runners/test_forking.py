@@ -15,7 +15,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import TLSConfig
-from poolctl.platform import sealed_file
+from poolctl.platform import memory_file
 from poolctl.runners.local.forking import Certificates, DescriptorBudget, Given
 from poolctl.runners.runner_protocol import WorkerFailed
 from tests.certificates import certificate
@@ -95,7 +95,7 @@ class Keeper:
 
     async def call(self, message: Any) -> tuple[Any, list[int]]:
         assert (message["op"], message["name"]) == ("get", "certificates")
-        return {}, [sealed_file("record", self.record)] if self.record else []
+        return {}, [memory_file("record", self.record)] if self.record else []
 
 
 def recalled(record: bytes) -> dict[str, Given]:

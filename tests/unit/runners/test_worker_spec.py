@@ -144,7 +144,7 @@ def test_certificate_is_read_with_its_key_and_authorities(
 
 
 def test_files_for_a_worker_are_closed_here_at_the_end() -> None:
-    with specs.sealed_files([b"one", b"two"]) as fds:
+    with specs.memory_files([b"one", b"two"]) as fds:
         assert [os.pread(fd, 9, 0) for fd in fds] == [b"one", b"two"]
     for fd in fds:
         with pytest.raises(OSError, match="Bad file descriptor"):

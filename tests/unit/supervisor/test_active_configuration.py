@@ -28,6 +28,7 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.keeper import Store
 from poolctl.keeper.spawn import spawn
+from poolctl.platform import read_json_object
 from poolctl.runners.process_link import withhold_variables
 from poolctl.supervisor.active_configuration import (
     ActiveConfiguration,
@@ -37,7 +38,6 @@ from poolctl.supervisor.active_configuration import (
     ResolvedConfig,
     default_name,
     obstacles,
-    read_object,
     write_object,
 )
 from poolctl.supervisor.takeover.state_store import StateStore, encoded
@@ -711,9 +711,9 @@ def test_damaged_or_missing_object_of_the_state_directory_is_empty(
     path = tmp_path / "object.json"
     if content is not None:
         path.write_text(content)
-    assert read_object(str(path)) == {}
+    assert read_json_object(str(path)) == {}
     write_object(str(path), {"a": 1})
-    assert read_object(str(path)) == {"a": 1}
+    assert read_json_object(str(path)) == {"a": 1}
 
 
 def test_object_that_cannot_be_written_is_a_line_of_the_log(

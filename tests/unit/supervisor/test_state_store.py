@@ -19,7 +19,7 @@ from poolctl.core.decide import Desired, Overrides
 from poolctl.core.server_entry import Entry
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.keeper import Keeper, Store
-from poolctl.platform import sealed_file
+from poolctl.platform import memory_file
 from poolctl.runners.process_link import Link
 from poolctl.supervisor.statistics import Totals
 from poolctl.supervisor.takeover import state_store
@@ -169,7 +169,7 @@ def test_record_of_the_previous_supervisor_is_restored_into_new_entries() -> Non
             "b": {"desired": "stopped"},
             "gone": {"desired": "run"},
         }
-        fd = sealed_file("wanted", json.dumps(left).encode())
+        fd = memory_file("wanted", json.dumps(left).encode())
         link.send({"op": "put", "name": fd_store.WANTED}, [fd])
         os.close(fd)
         entries = {name: Entry(ServerConfig(name=name, bind=":1", app="a:b")) for name in NAMES}

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.runners.worker_spec import sealed_files, tls_contents, worker_spec
+from poolctl.runners.worker_spec import memory_files, tls_contents, worker_spec
 from poolctl.worker import foreground
 from poolctl.worker.process_setup import SPEC_FD
 from tests import serving
@@ -80,7 +80,7 @@ class Foreground:
         spec = worker_spec(
             config, interpreter=sys.executable, listeners=1, tls_files=len(contents), open_files=limits
         )
-        with sealed_files([marshal.dumps(spec, 2), *contents]) as (spec_fd, *tls_fds):
+        with memory_files([marshal.dumps(spec, 2), *contents]) as (spec_fd, *tls_fds):
             fds = [spec_fd, self.listener.fileno(), *tls_fds, *more]
             program = START.format(fds=fds, first=SPEC_FD, act=act)
             self.process = subprocess.Popen(

@@ -18,7 +18,7 @@ import uvicorn
 import poolctl
 from poolctl.bootstrap import OLDEST_UVICORN
 from poolctl.config import ServerConfig
-from poolctl.runners.worker_spec import sealed_files, uvicorn_settings
+from poolctl.runners.worker_spec import memory_files, uvicorn_settings
 from poolctl.worker.serving import uvicorn_parts
 from poolctl.worker.serving import uvicorn_parts as parts
 from poolctl.worker.serving.uvicorn_parts import Receive, Scope, Send, UvicornParts
@@ -269,9 +269,9 @@ def test_renewed_context_knows_the_authorities_of_its_clients(tmp_path: Path) ->
     authority, _ = certificate(tmp_path, "authority")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     settings: Any = {"password": None}
-    with sealed_files([cert.read_bytes(), key.read_bytes()]) as fds:
+    with memory_files([cert.read_bytes(), key.read_bytes()]) as fds:
         parts.renew_context(context, settings, fds)
     assert context.cert_store_stats()["x509"] == 0
-    with sealed_files([cert.read_bytes(), key.read_bytes(), authority.read_bytes()]) as fds:
+    with memory_files([cert.read_bytes(), key.read_bytes(), authority.read_bytes()]) as fds:
         parts.renew_context(context, settings, fds)
     assert context.cert_store_stats()["x509"] == 1

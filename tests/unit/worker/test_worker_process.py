@@ -25,7 +25,7 @@ from poolctl import ServerConfig
 from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import write_table
-from poolctl.runners.worker_spec import sealed_files, spec_file, tls_contents, worker_spec
+from poolctl.runners.worker_spec import memory_files, spec_file, tls_contents, worker_spec
 from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
@@ -388,7 +388,7 @@ class Running:
         read, write = os.pipe()
         self.output = open(read, "rb", buffering=0)  # noqa: SIM115
         spec_fd = spec_file({**spec, "orphanage": None, "index": 3} | more)
-        with theirs, sealed_files(files) as tls_fds:
+        with theirs, memory_files(files) as tls_fds:
             ends = [self.listener.fileno(), *tls_fds, *(each.fileno() for each in self.pair)]
             fds = [spec_fd, theirs.fileno(), write, *ends, self.page.fileno()]
             fds += [] if bound is None else [bound.fileno()]
@@ -616,12 +616,12 @@ def test_certificate_is_renewed_unless_it_is_unusable(run_worker: RunWorker, tmp
     worker = run_worker(tls={"cert": str(cert), "key": str(key)})
     worker.ready()
     before = ssl.get_server_certificate(("127.0.0.1", worker.port))
-    with sealed_files([b"no certificate", b"no key"]) as fds:
+    with memory_files([b"no certificate", b"no key"]) as fds:
         worker.order("tls", fds)
         assert worker.event()["error"]
     assert ssl.get_server_certificate(("127.0.0.1", worker.port)) == before
     new_cert, new_key = certificate(tmp_path, "new")
-    with sealed_files([new_cert.read_bytes(), new_key.read_bytes()]) as fds:
+    with memory_files([new_cert.read_bytes(), new_key.read_bytes()]) as fds:
         worker.order("tls", fds)
         assert worker.event() == {"event": "tls", "error": None}
     assert ssl.get_server_certificate(("127.0.0.1", worker.port)) == new_cert.read_text()

@@ -13,7 +13,7 @@ from typing import ClassVar, Generic, Protocol, TypeVar
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.keeper import pool_files, wire
 from poolctl.logs.internal_log import InternalLog
-from poolctl.platform import sealed_file
+from poolctl.platform import memory_file
 from poolctl.routing.route_report import HostState
 from poolctl.runners.process_link import Link
 from poolctl.runners.supervised_process import LINK_FD, Holdings, SupervisedProcess
@@ -173,7 +173,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             self._expiry = None
 
     def _send_report(self, number: int, report: Table) -> None:
-        fd = sealed_file("poolctl-report", json.dumps(report).encode())
+        fd = memory_file("poolctl-report", json.dumps(report).encode())
         try:
             self.link.send({"t": "report", "id": number}, [fd])
         finally:

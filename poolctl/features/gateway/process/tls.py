@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from poolctl.json_form import Table
+from poolctl.platform import memory_file
 
 # A usual one has 300 to 2,000 bytes; several key shares for post-quantum algorithms make it no larger than this.
 MOST_BYTES = 32 * 1024
@@ -249,7 +250,8 @@ def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
     context.verify_mode = _CLIENT_AUTH[tls.get("client_auth", "none")]
     if tls.get("ciphers"):
         context.set_ciphers(tls["ciphers"])
-    certificate, key = map(_as_file, contents[:2])
+    # The `ssl` module reads certificates and keys only from paths.
+    certificate, key = (memory_file("certificate", content) for content in contents[:2])
     try:
         # Without a password OpenSSL would ask for one on the terminal.
         path = "/proc/self/fd/{}".format
@@ -260,15 +262,6 @@ def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
     if len(contents) > 2:
         context.load_verify_locations(cadata=contents[2].decode("ascii"))
     return context
-
-
-def _as_file(content: bytes) -> int:
-    """A file in memory with these bytes, because the `ssl` module reads certificates and keys only from paths."""
-    fd = os.memfd_create("certificate", os.MFD_CLOEXEC)
-    view = memoryview(content)
-    while view:
-        view = view[os.write(fd, view) :]
-    return fd
 
 
 class TlsReader(asyncio.BufferedProtocol, Generic[P]):

@@ -20,7 +20,7 @@ from poolctl.routing.route_report import HostReport
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.runners.runner_protocol import PublishedRoutes as RoutesForWorkers
-from poolctl.runners.worker_spec import sealed_files
+from poolctl.runners.worker_spec import memory_files
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.feature_parts import FeaturePart
 from poolctl.supervisor.sidecar import SidecarManager
@@ -36,7 +36,6 @@ from .gateway_reports import GatewayReports, ServerReports, server_of
 from .outside_targets import Activity, MachineSource, TargetProbes
 
 if TYPE_CHECKING:
-    from poolctl.json_form import Table
     from poolctl.monitor.metrics import Family
 
 _SERVES_SECONDS = 10.0
@@ -480,7 +479,7 @@ class GatewayManager(SidecarManager):
         self._servers.send_all(process)
         process.report_probes(self.probes.reports)
         for each in plan.certificates:
-            with sealed_files(each.contents) as fds:
+            with memory_files(each.contents) as fds:
                 process.certify(each.bind, each.names, each.settings, each.digest, fds)
         process.certify_only(plan.certificate_names)
         if self.machines is not None:

@@ -16,7 +16,7 @@ from poolctl.core.server_entry import Entry
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
-from poolctl.platform import read_file, sealed_file
+from poolctl.platform import memory_file, read_file
 from poolctl.runners.process_link import Link
 from poolctl.states import State
 from poolctl.worker import tally
@@ -178,7 +178,7 @@ class GatewayReports:
     def _received(self, process: GatewayProcess, message: wire.Message) -> None:
         if message["t"] == "hosts":
             self.hosts = message["states"]
-            fd = sealed_file("poolctl-hosts", json.dumps(self.hosts).encode())
+            fd = memory_file("poolctl-hosts", json.dumps(self.hosts).encode())
             try:
                 self._keeper.send({"op": "put", "name": fd_store.GATEWAY_HOSTS}, [fd])
             finally:
