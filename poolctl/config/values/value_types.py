@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -259,23 +259,29 @@ Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterVali
 
 
 class TruthOr:
-    """Annotates `table | bool`: a table, or true or false. A plain union would report problems of both its sides."""
+    """Annotates `table | bool`, or `tuple[table, ...] | bool` for a table or a list of tables.
+
+    A plain union would report the problems of both its sides.
+    """
 
     def __init__(self, allowed: str) -> None:
         self.allowed = allowed
 
     def __get_pydantic_core_schema__(self, source: Tree, handler: GetCoreSchemaHandler) -> CoreSchema:
-        table, *_ = get_args(source)
+        form, *_ = get_args(source)
+        is_list = get_origin(form) is tuple
+        table = get_args(form)[0] if is_list else form
 
         def either(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
             value = truth_from_environment(value)
             if isinstance(value, bool):
                 return value
-            if not isinstance(value, (dict, table)):
+            found = tuple(value) if is_list and isinstance(value, (list, tuple)) else (value,)
+            if not found or not all(isinstance(each, (dict, table)) for each in found):
                 raise BadValue(f"{shown(value)} is not allowed here", self.allowed)
-            return validate(value)
+            return validate(found if is_list else value)
 
-        return core_schema.no_info_wrap_validator_function(either, handler.generate_schema(table))
+        return core_schema.no_info_wrap_validator_function(either, handler.generate_schema(form))
 
 
 TRUTH_OR_TLS = TruthOr('true, false, or { cert = "FILE", key = "FILE" }')

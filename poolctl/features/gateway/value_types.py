@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, Strict, StringConstraints
 from pydantic_core import CoreSchema, core_schema
 
-from poolctl.config.values.plain import BadValue, number_from_environment, truth_from_environment
+from poolctl.config.values.plain import BadValue, number_from_environment
 from poolctl.config.values.problems import Tree, shown
 from poolctl.config.values.value_types import (
     ADDRESS_ALLOWED,
@@ -15,6 +15,7 @@ from poolctl.config.values.value_types import (
     HOST_HEADER_PATTERN,
     HeaderName,
     Method,
+    TruthOr,
     UrlPath,
 )
 from poolctl.routing.route import POLICIES, STICKY
@@ -62,29 +63,7 @@ class ShortForm:
         return core_schema.no_info_before_validator_function(tables, handler(source))
 
 
-class TruthOrTables:
-    """Annotates `tuple[table, ...] | bool`: a list of tables, a single table, or true or false."""
-
-    def __init__(self, allowed: str) -> None:
-        self.allowed = allowed
-
-    def __get_pydantic_core_schema__(self, source: Tree, handler: GetCoreSchemaHandler) -> CoreSchema:
-        tables, *_ = get_args(source)
-        table, *_ = get_args(tables)
-
-        def either(value: Tree, validate: core_schema.ValidatorFunctionWrapHandler) -> Tree:
-            value = truth_from_environment(value)
-            if isinstance(value, bool):
-                return value
-            found = value if isinstance(value, (list, tuple)) else (value,)
-            if not found or not all(isinstance(each, (dict, table)) for each in found):
-                raise BadValue(f"{shown(value)} is not allowed here", self.allowed)
-            return validate(tuple(found))
-
-        return core_schema.no_info_wrap_validator_function(either, handler.generate_schema(tables))
-
-
-TRUTH_OR_CERTIFICATES = TruthOrTables('{ cert = "FILE", key = "FILE" }, a list of such tables, true or false')
+TRUTH_OR_CERTIFICATES = TruthOr('{ cert = "FILE", key = "FILE" }, a list of such tables, true or false')
 LISTENERS = ShortForm("bind", ADDRESS_ALLOWED)
 TARGETS = ShortForm("to", TARGET_ALLOWED)
 STREAM_TARGETS = ShortForm("to", STREAM_TARGET_ALLOWED)
