@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, Option, flag
@@ -15,9 +15,10 @@ from poolctl.cli.outcome import Failure, Outcome, UsageError, as_json, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, field_text, paint, printable
 from poolctl.cli.supervisor_requests import selected
+from poolctl.config import LOCAL
 from poolctl.control.answers import ErrorEntry, Item
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOT_EXECUTABLE, NOT_FOUND, NOTHING_MATCHED
-from poolctl.json_form import from_json
+from poolctl.json_form import Table, from_json
 
 LINE = ("name", "bind", "state")
 # The time a child has to exit after Ctrl-C before it is killed.
@@ -36,6 +37,7 @@ COMMAND = Command(
     notes=(
         "In CMD {name}, {bind}, {host}, {port}, {expose}, {state}, {pid}, {pids} and",
         "{tags} are replaced; its environment has them as POOLCTL_NAME and so on.",
+        "On Kubernetes CMD runs in the container of the server's first ready worker.",
     ),
     examples=(
         "poolctl walk -- curl -fsS '{expose}/health'",
@@ -142,20 +144,50 @@ def perform(request: CommandRequest) -> Outcome:
         lines = "".join("\t".join(field_text(item, field) for field in LINE) + "\n" for item in items)
         return Outcome(items, text=lines if as_text else None)
     walk = Walk(command, jobs=jobs, fail_fast=bool(request.get("fail_fast")), keep=not as_text)
-    done = []
-    for run in walk.runs(items):
+    done: list[Walked] = []
+    problems: dict[str, ErrorEntry] = {}
+
+    def complete(run: Walked, problem: str = "", hint: str = "") -> None:
         done.append(run)
+        if run.exit_code:
+            problems[run.name] = _failure(run, problem, hint)
         if as_text:
             _print_group(run, quiet=request.quiet)
+
+    if pool.platform == LOCAL:
+        for run in walk.runs(items):
+            complete(run)
+    elif items:
+        _run_on_platform(pool, walk, items, complete)
     order = {item.name: at for at, item in enumerate(items)}
     done.sort(key=lambda run: order[run.name])
-    errors = [_failure(run) for run in done if run.exit_code]
+    errors = [problems[run.name] for run in done if run.exit_code]
     return Outcome(
         done,
         errors=errors,
         exit_code=FAILED if errors else 0,
         text="" if as_text else None,
     )
+
+
+def _run_on_platform(
+    pool: PoolRef, walk: Walk, items: Sequence[Item], complete: Callable[[Walked, str, str], None]
+) -> None:
+    """Run the command where the servers run. Blocks. Raises ControlError."""
+    known = {item.name: item for item in items}
+    runs = {
+        item.name: {"command": arguments(walk.command, item), "variables": environment(item, {})}
+        for item in items
+    }
+    options = {"runs": runs, "jobs": walk.jobs, "fail_fast": walk.fail_fast, "merged": not walk.keep}
+
+    def receive(line: Table) -> None:
+        if run := line.get("run"):
+            problem, hint = str(run.get("problem") or ""), str(run.get("hint") or "")
+            result = _run_result(known[run["name"]], run["exit_code"], run["stdout"], run["stderr"])
+            complete(result, problem, hint)
+
+    pool.client().call("walk", {"selector": {"targets": [*known]}, "options": options}, receive)
 
 
 def _selected(request: CommandRequest, pool: PoolRef) -> Sequence[Item]:
@@ -186,10 +218,11 @@ def _print_group(run: Walked, *, quiet: bool) -> None:
     sys.stdout.flush()
 
 
-def _failure(run: Walked) -> ErrorEntry:
+def _failure(run: Walked, problem: str, hint: str) -> ErrorEntry:
+    """The error of a run that has failed, or of one that could not begin because of a problem."""
     last = (run.stderr or run.stdout).rstrip("\n").rpartition("\n")[2]
-    message = f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
-    entry = error(FAILED, message, name=run.name, bind=run.bind)
+    message = problem or f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
+    entry = error(FAILED, message, hint, name=run.name, bind=run.bind)
     return replace(entry, error="ErrorCommand")
 
 

@@ -1,18 +1,23 @@
 """A client of the cluster's API: objects are plain dictionaries, and every failure is a ControlError.
 
-lightkube is imported here and nowhere else. Each request ends within `_REQUEST_SECONDS`.
+lightkube, and the WebSocket client that it brings, are imported here and nowhere else. Each request ends within
+`_REQUEST_SECONDS`; a command in a pod begins within that time.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 from poolctl.errors import ControlError
-from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, USAGE
+from poolctl.exit_codes import CONFLICT, FAILED, NO_SUPERVISOR, NOT_PERMITTED, TIMED_OUT, USAGE
 from poolctl.json_form import Table
 
 MANAGER = "poolctl"
@@ -31,12 +36,26 @@ KINDS = {
     "Pod": ("", "v1", "pods"),
 }
 _REQUEST_SECONDS = 8.0
-_FORBIDDEN, _NOT_FOUND, _CONFLICT = 403, 404, 409
+_SWITCHING, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT = 101, 401, 403, 404, 409
+# Commands in pods: the first byte of each message is its channel, and the last message is the status of the command.
+_CHANNELS = "v4.channel.k8s.io"
+_STDOUT, _STDERR, _STATUS = 1, 2, 3
+_LARGEST_MESSAGE_BYTES = 1024 * 1024
+_MOST_REFUSAL_BYTES = 64 * 1024
+_ACCEPT_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _NEEDED = "pip install 'poolctl[kubernetes]'"
 
 
 class NotFound(ControlError):
     """The cluster has no such object, or no such kind."""
+
+
+class Execution(NamedTuple):
+    """The exit code and the output of a command in a pod."""
+
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
 
 
 class Cluster:
@@ -49,6 +68,7 @@ class Cluster:
         try:
             import httpx2
             from lightkube import AsyncClient, KubeConfig
+            from lightkube.config import client_adapter
             from lightkube.core.exceptions import ConfigError
         except ImportError as error:
             raise ControlError(
@@ -63,6 +83,10 @@ class Cluster:
             assert config is not None  # no default is given
             timeout = httpx2.Timeout(_REQUEST_SECONDS)
             self._client = AsyncClient(config, namespace=namespace, field_manager=MANAGER, timeout=timeout)
+            # lightkube's own exec leaves out the reason of a refusal.
+            parameters = client_adapter.ConnectionParams(timeout=timeout)
+            self._streams = client_adapter.AsyncClient(config, parameters)
+            self._streams.event_hooks = {"response": [self._explain_refusal]}
         except (
             ConfigError,
             OSError,
@@ -83,6 +107,7 @@ class Cluster:
 
     async def __aexit__(self, *raised: object) -> None:
         await self._client.close()
+        await self._streams.aclose()
 
     def __repr__(self) -> str:
         return f"<Cluster {self.context}, namespace {self.namespace}>"
@@ -157,6 +182,121 @@ class Cluster:
             async for line in found:
                 yield line
 
+    async def run(
+        self, pod: str, command: Sequence[str], *, most_bytes: int, seconds: float | None = None
+    ) -> Execution:
+        """Run a command in the container of a pod's server until it ends; cancelling it closes its standard input.
+
+        Raises ControlError, also if it prints more than `most_bytes`, or does not end within `seconds`.
+        """
+        from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
+        from httpx2.websockets import HTTPXWSException, WebSocketUpgradeError
+        from wsproto.utilities import ProtocolError
+
+        what = f"run a command in pod {pod}"
+        try:
+            with self._translated(what):
+                try:
+                    return await self._run(what, pod, command, most_bytes, seconds)
+                except BaseExceptionGroup as raised:
+                    raise _first(raised) from None
+        except WebSocketUpgradeError as error:
+            raise self._answered(what, error.response.status_code) from None
+        except (
+            HTTPXWSException,
+            ProtocolError,
+            BrokenResourceError,
+            ClosedResourceError,
+            EndOfStream,
+        ) as error:
+            reason = str(getattr(error, "reason", "")) or type(error).__name__
+            raise self._away(
+                f"ended the connection before the command had ended ({reason}): {what}"
+            ) from None
+
+    async def _run(
+        self, what: str, pod: str, command: Sequence[str], most_bytes: int, seconds: float | None
+    ) -> Execution:
+        parameters: dict[str, Any] = {
+            "container": "server", "command": list(command), "stdin": True, "stdout": True, "stderr": True,
+        }  # fmt: skip
+        outcome: Execution | Exception
+        async with AsyncExitStack() as stack:
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                connecting = self._streams.websocket(
+                    f"api/v1/namespaces/{self.namespace}/pods/{pod}/exec",
+                    params=parameters,
+                    subprotocols=[_CHANNELS],
+                    max_message_size_bytes=_LARGEST_MESSAGE_BYTES,
+                    extensions={"poolctl": what},
+                )
+                session = await stack.enter_async_context(connecting)
+            # An exception in this block would become one of a group.
+            try:
+                self._check_handshake(what, session.response)
+                async with asyncio.timeout(seconds):
+                    outcome = await self._outcome(what, session, most_bytes)
+            except TimeoutError:
+                message = f"cannot {what}: it has not ended within {seconds:g} s"
+                outcome = ControlError(message, exit_code=TIMED_OUT)
+            except Exception as error:
+                outcome = error
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _check_handshake(self, what: str, response: Any) -> None:
+        """Raise ControlError unless the response accepts the WebSocket with these channels (RFC 6455 section 4.1)."""
+        key = response.request.headers["sec-websocket-key"].encode()
+        accept = base64.b64encode(hashlib.sha1(key + _ACCEPT_SUFFIX, usedforsecurity=False).digest()).decode()
+        found = response.headers
+        if found.get("sec-websocket-accept") != accept or found.get("sec-websocket-protocol") != _CHANNELS:
+            raise self._away(f"does not speak {_CHANNELS} over a WebSocket, asked to: {what}")
+
+    async def _outcome(self, what: str, session: Any, most_bytes: int) -> Execution:
+        output = {_STDOUT: bytearray(), _STDERR: bytearray()}
+        while True:
+            message = await session.receive_bytes()
+            channel, data = message[0], message[1:]
+            if channel in output:
+                output[channel] += data
+                if sum(map(len, output.values())) > most_bytes:
+                    message = f"cannot {what}: it prints more than {most_bytes} bytes"
+                    raise ControlError(message, exit_code=FAILED, hint="let it print less")
+            elif data and channel == _STATUS:
+                return Execution(self._exit_code(what, data), *map(bytes, output.values()))
+            elif data:  # an empty message reports that the streams are there
+                raise ValueError(f"channel {channel}")
+
+    def _exit_code(self, what: str, message: bytes) -> int:
+        """The exit code in the command's status. Raises ControlError if it could not run, ValueError, LookupError, …"""
+        status = json.loads(message)
+        if status["status"] == "Success":
+            return 0
+        if status.get("reason") != "NonZeroExitCode":
+            raise self._refused(what, SimpleNamespace(**{"code": 0, "message": "", "reason": "", **status}))
+        (code,) = (
+            int(each["message"]) for each in status["details"]["causes"] if each["reason"] == "ExitCode"
+        )
+        return min(max(code, 1), 255)
+
+    async def _explain_refusal(self, response: Any) -> None:
+        """Raise ControlError with the reason in the response, which cannot be read later."""
+        # A token may have to be read again after a 401.
+        if response.status_code in (_SWITCHING, _UNAUTHORIZED):
+            return
+        what, text = response.request.extensions["poolctl"], b""
+        async with asyncio.timeout(_REQUEST_SECONDS):
+            async for piece in response.aiter_bytes():
+                text += piece
+                if len(text) > _MOST_REFUSAL_BYTES:
+                    break
+        try:
+            message = json.loads(text)["message"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise self._answered(what, response.status_code) from None
+        raise self._refused(what, SimpleNamespace(code=response.status_code, message=message, reason=""))
+
     @asynccontextmanager
     async def _request(self, what: str) -> AsyncIterator[None]:
         with self._translated(what):
@@ -174,13 +314,7 @@ class Cluster:
         except ApiError as error:
             raise self._refused(what, error.status) from None
         except httpx2.HTTPStatusError as error:
-            status = error.response.status_code
-            message = f"the cluster's API at {self.url} answered {status} to: {what}"
-            if status == _NOT_FOUND:  # the API server's answer for a group or version that it does not have
-                raise NotFound(message, exit_code=NO_SUPERVISOR) from None
-            raise ControlError(
-                message, exit_code=NOT_PERMITTED if status in (401, _FORBIDDEN) else NO_SUPERVISOR
-            ) from None
+            raise self._answered(what, error.response.status_code) from None
         except TimeoutError:
             raise self._away("does not answer") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
@@ -191,6 +325,14 @@ class Cluster:
             ) from None
         except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
             raise self._away(f"gave no valid answer to: {what} ({type(error).__name__})") from None
+
+    def _answered(self, what: str, status: int) -> ControlError:
+        """The error for an answer without an object that says why."""
+        message = f"the cluster's API at {self.url} answered {status} to: {what}"
+        if status == _NOT_FOUND:  # the API server's answer for a group or version that it does not have
+            return NotFound(message, exit_code=NO_SUPERVISOR)
+        is_refused = status in (_UNAUTHORIZED, _FORBIDDEN)
+        return ControlError(message, exit_code=NOT_PERMITTED if is_refused else NO_SUPERVISOR)
 
     def _away(self, why: str) -> ControlError:
         hint = (
@@ -208,7 +350,7 @@ class Cluster:
             if message.startswith("namespaces "):
                 hint = f"kubectl create namespace {self.namespace}"
             return NotFound(f"cannot {what}: {message}", exit_code=FAILED, hint=hint)
-        if code in (401, _FORBIDDEN):
+        if code in (_UNAUTHORIZED, _FORBIDDEN):
             return ControlError(
                 message, exit_code=NOT_PERMITTED, hint="docs/kubernetes.md has the Role that poolctl needs"
             )
@@ -217,6 +359,13 @@ class Cluster:
                 f"cannot {what}: {message}", exit_code=CONFLICT, hint="--force takes these fields over"
             )
         return ControlError(f"cannot {what}: {message}", exit_code=FAILED)
+
+
+def _first(raised: BaseException) -> BaseException:
+    """The first exception of a group, or of a group in it."""
+    while isinstance(raised, BaseExceptionGroup):
+        raised = raised.exceptions[0]
+    return raised
 
 
 def _resource(kind: str) -> Any:

@@ -36,7 +36,7 @@ from poolctl.control.answers import (
     failure,
 )
 from poolctl.control.pool_paths import pool_key, state_dir
-from poolctl.control.server_answers import Details, LiveChanges, ShowResult, WorkerDetails
+from poolctl.control.server_answers import Details, LiveChanges, ShowResult, StacksResult, WorkerDetails
 from poolctl.core.configuration_diff import Kind
 from poolctl.errors import (
     ControlError,
@@ -64,6 +64,7 @@ from poolctl.states import in_words
 
 from ._cluster import KINDS, Cluster, NotFound
 from ._compile import CompiledPool, compiled, pool_name, settings_of
+from ._exec import stacks_of_pods, walk
 from ._objects import digest_of, with_revision
 from ._state import (
     APPLIED,
@@ -96,7 +97,8 @@ _AT_ONCE = 16  # requests
 # be raised.
 _PASSING_SECONDS = 5.0
 _COMMANDS = frozenset((
-    "filter", "list", "logs", "reload", "restart", "scale", "show", "start", "status", "stop", "wait", "walk",
+    "filter", "list", "logs", "reload", "restart", "scale", "show", "stacks", "start", "status", "stop", "wait",
+    "walk",
 ))  # fmt: skip
 # Kinds with one object for a server, which is deleted when its table no longer has it.
 _PRUNED = ("HorizontalPodAutoscaler", "Deployment", "CronJob", "Service")
@@ -196,6 +198,8 @@ class KubernetesClient:
                 "show": pool.show,
                 "wait": pool.wait,
                 "logs": pool.logs,
+                "stacks": pool.stacks,
+                "walk": pool.walk,
                 "start": pool.start,
                 "restart": pool.restart,
                 "stop": pool.stop,
@@ -473,6 +477,21 @@ class _ClusterPool:
                 pod.name, lines=lines, since_seconds=since_seconds, follow=True
             ):
                 progress(_line(pod, each))
+
+    async def stacks(self, call: Call) -> Result:
+        """The current stacks of each worker of the selected servers."""
+        found = await self.look()
+        names = self._selected(call, found)
+        none = [f"{name}: has no worker" for name in names if not found[name].pods]
+        items = await stacks_of_pods(self._cluster, (found[name] for name in names))
+        return StacksResult(items=tuple(items), warnings=tuple(none) if call.selector.targets else ())
+
+    async def walk(self, call: Call) -> Result:
+        """Run a command once for each selected server, in its first ready worker; each run is sent as progress."""
+        found = await self.look()
+        names = self._selected(call, found)
+        await walk(self._cluster, [found[name] for name in names], call.options, call.progress)
+        return Result()
 
     # Verbs that change servers
 

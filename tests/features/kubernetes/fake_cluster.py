@@ -5,7 +5,9 @@ when it serves. An image is a directory DIRECTORY/images/NAME; a pod has an addr
 X and Y are the two bytes of the API server's port: clusters at the same time do not meet.
 
 It knows what poolctl uses: lists and watches with versions, server-side apply with owners of fields and conflicts,
-merge patches, deletion with what belongs to an object, logs, and with --role only what that Role allows. Where a real
+merge patches, deletion with what belongs to an object, logs, commands in pods (v4.channel.k8s.io over a WebSocket; a
+command outlives its connection, whose end it may notice by its standard input), and with --role only what that Role
+allows. Where a real
 cluster contradicts it, it is wrong. POST /fake/node/NAME/kill ends a node with its processes, /fake/service/NAME opens
 an address at which connections reach the ready pods of a Service.
 """
@@ -25,8 +27,9 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,9 +37,10 @@ from typing import Any
 import uvicorn
 import yaml
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 Object = dict[str, Any]
 KINDS = {
@@ -261,8 +265,8 @@ class Api:
         self.body: bytes | None = None  # what to answer instead of anything valid
         self.status = 200
 
-    def routes(self) -> list[Route]:
-        found = []
+    def routes(self) -> list[Route | WebSocketRoute]:
+        found: list[Route | WebSocketRoute] = []
         for base in ("/api/v1", "/apis/{group}/{version}"):
             place = f"{base}/namespaces/{{namespace}}/{{plural}}"
             methods = ["GET", "POST", "PATCH", "DELETE"]
@@ -271,9 +275,10 @@ class Api:
                 Route(f"{place}/{{name}}", self.single, methods=methods),
                 Route(f"{place}/{{name}}/{{part}}", self.single, methods=methods),
             ]
+        found.append(WebSocketRoute("/api/v1/namespaces/{namespace}/{plural}/{name}/{part}", self.exec))
         return [*found, Route("/fake/{what:path}", self.fake, methods=["GET", "POST"])]
 
-    def allow(self, request: Request, verb: str) -> None:
+    def allow(self, request: HTTPConnection, verb: str) -> None:
         plural, part = request.path_params["plural"], request.path_params.get("part")
         what = f"{plural}/{part}" if part else plural
         self.requests.append(f"{verb} {what}")
@@ -363,6 +368,69 @@ class Api:
 
         return StreamingResponse(followed(), media_type="text/plain")
 
+    async def exec(self, socket: WebSocket) -> None:
+        """Run a command in a pod's container. Newer API servers want both verbs."""
+        try:
+            for verb in ("get", "create"):
+                self.allow(socket, verb)
+            name = socket.path_params["name"]
+            pod = self.store.find("pods", name)
+            if name not in self.cluster.containers or pod["status"].get("phase") != "Running":
+                message = f"cannot exec into a container in a completed pod; current phase is {pod['status']}"
+                raise Refused(400, "BadRequest", message)
+        except Refused as error:
+            await socket.send_denial_response(as_status(error))
+            return
+        await socket.accept(subprotocol="v4.channel.k8s.io")
+        await socket.send_bytes(b"\1")  # the streams are there
+        command, environment, image = self.cluster.containers[name]
+        words = [command(word) for word in socket.query_params.getlist("command")]
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *([sys.executable, "-m"] if words[0] == "poolctl" else []),
+                *words,
+                env=environment,
+                cwd=image,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            message = f"error executing command in container: {error}"
+            status: Object = {"status": "Failure", "reason": "InternalError", "code": 500, "message": message}
+            await socket.send_bytes(b"\3" + json.dumps(status).encode())
+            return
+        assert process.stdin is not None
+
+        async def copied_from(channel: bytes, stream: asyncio.StreamReader | None) -> None:
+            assert stream is not None
+            while data := await stream.read(32768):
+                await socket.send_bytes(channel + data)
+
+        async def until_closed() -> None:
+            while (await socket.receive())["type"] != "websocket.disconnect":
+                pass
+
+        loop = asyncio.get_running_loop()
+        output = [(b"\1", process.stdout), (b"\2", process.stderr)]
+        ending = loop.create_task(wait_for_all(*(copied_from(*each) for each in output), process.wait()))
+        closed = loop.create_task(until_closed())
+        await asyncio.wait({ending, closed}, return_when=asyncio.FIRST_COMPLETED)
+        if not ending.done():
+            ending.cancel()
+            process.stdin.close()
+            await asyncio.wait({ending})
+            self.cluster.reap(process)
+            return
+        closed.cancel()
+        code = process.returncode or 0
+        status = {"status": "Success"}
+        if code:
+            causes = [{"reason": "ExitCode", "message": str(code if code > 0 else 128 - code)}]
+            status = {"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": causes}}
+        await socket.send_bytes(b"\3" + json.dumps(status).encode())
+
     async def fake(self, request: Request) -> Response:
         """What a test changes about the cluster, and asks of it."""
         match request.path_params["what"].split("/"):
@@ -377,6 +445,8 @@ class Api:
                 return JSONResponse(found)
             case ["answer", status]:
                 self.status, self.body = int(status), await request.body() or None
+            case ["rules"]:
+                self.rules = await request.json()
             case ["quota", number]:
                 self.cluster.most_pods = int(number)
                 self.cluster.wake.set()
@@ -402,6 +472,10 @@ class Cluster:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._killed: dict[str, float] = {}
+        # By pod: how its paths are called on this machine, its environment, and its image.
+        self.containers: dict[str, tuple[Callable[[str], str], dict[str, str], Path]] = {}
+        self._left: list[asyncio.subprocess.Process] = []
+        self._runtime = tempfile.TemporaryDirectory(prefix="pc-")  # the paths of sockets must be short
         for number in range(1, nodes + 1):
             store.add("nodes", {"metadata": {"name": f"node-{number}"}})
 
@@ -669,6 +743,8 @@ class Cluster:
         for each in container.get("envFrom", ()):
             secret = self.store.find("secrets", each["secretRef"]["name"])["data"]
             environment |= {name: base64.b64decode(value).decode() for name, value in secret.items()}
+        environment["POOLCTL_RUNTIME_DIR"] = self._runtime.name
+        self.containers[pod["metadata"]["name"]] = local, environment, image
         command = [local(word) for word in container["command"]]
         return ([sys.executable, "-m", *command] if command[0] == "poolctl" else command), environment
 
@@ -805,11 +881,24 @@ class Cluster:
                 if lost_seconds >= min(tolerated, default=300):
                     self.delete("pods", pod["metadata"]["name"])
 
+    def reap(self, process: asyncio.subprocess.Process) -> None:
+        """Follow a command whose connection has ended; it is killed with the cluster."""
+        self._left.append(process)
+
     async def close(self) -> None:
         for task in self._tasks.values():
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values())
+        for process in self._left:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        self._runtime.cleanup()
+
+
+async def wait_for_all(*awaitables: Any) -> None:
+    await asyncio.gather(*awaitables)
 
 
 async def copied(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -875,6 +964,17 @@ async def asks(container: Object, probe: Object | None, address: str) -> bool:
     return len(status) > 1 and status[1].startswith((b"2", b"3"))
 
 
+def as_status(error: Refused) -> Response:
+    body = {
+        "kind": "Status",
+        "status": "Failure",
+        "code": error.code,
+        "reason": error.reason,
+        "message": error.message,
+    }
+    return JSONResponse(body, status_code=error.code)
+
+
 def application(directory: Path, nodes: int, rules: list[Object] | None, network: str) -> Starlette:
     """The cluster as an ASGI application; its state is made when it starts."""
     state: dict[str, Any] = {}
@@ -894,14 +994,7 @@ def application(directory: Path, nodes: int, rules: list[Object] | None, network
 
     async def refused(request: Request, error: Exception) -> Response:
         assert isinstance(error, Refused)
-        body = {
-            "kind": "Status",
-            "status": "Failure",
-            "code": error.code,
-            "reason": error.reason,
-            "message": error.message,
-        }
-        return JSONResponse(body, status_code=error.code)
+        return as_status(error)
 
     async def missing(request: Request, error: Exception) -> Response:
         return PlainTextResponse("404 page not found\n", status_code=404)
