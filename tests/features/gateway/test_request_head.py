@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 from collections.abc import Iterator
+from typing import Any
 
 import h11
 import httptools
@@ -12,14 +14,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.features.gateway.process.proxy.request_head import Forwarding, read_request
+from poolctl.features.gateway.process.backends.route_backends import Backend
+from poolctl.features.gateway.process.counts import Traffic
+from poolctl.features.gateway.process.proxy.request_head import (
+    Forwarding,
+    RoutedRequest,
+    read_request,
+    reported,
+    response_fields,
+    route_request,
+)
 from poolctl.features.gateway.process.proxy.response_head import read_response
+from poolctl.features.gateway.process.settings import Endpoint
+from poolctl.features.gateway.process.tls import ServerContext
 from poolctl.http.messages import MOST_FIELDS, MOST_OPTIONS, BadMessage, RequestHead, canonical_head
 from poolctl.routing.decision import passed_match
 from poolctl.routing.normal_path import read_path
-from poolctl.routing.route import Route, Target
+from poolctl.routing.route import Header, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
 from tests.examples import examples
+from tests.features.gateway.proxy_stage import Stage, play
 from tests.http_corpus import REQUESTS, RequestCase
 from tests.steps import steps_of
 
@@ -388,3 +402,240 @@ def test_cookie_of_a_name_is_found(cookies: bytes, value: str) -> None:
     request = read_request(GET + cookies + b"\r\n", MOST_BYTES)
     assert request is not None
     assert request.cookie("b") == value
+
+
+ROUTES = (
+    Route(alias="app", host="a", path="/app", to=(Target(server="one"),), strip_path=True),
+    Route(alias="static", host="a", path="/static/", to=(Target(server="one"),), strip_path=True),
+    Route(alias="rest", host="a", to=(Target(server="one"), Target(server="two"))),
+    Route(
+        alias="fields", host="b", headers=(Header(name="x-kind", value="1, 2"),), to=(Target(server="two"),)
+    ),
+    Route(alias="posts", host="b", methods=("POST",), to=(Target(server="two"),)),
+    Route(alias="office", host="c", allow=("10.0.0.0/8",), to=(Target(server="one"),)),
+)
+
+
+def routed(
+    data: bytes,
+    forwarding: Forwarding | None = None,
+    certificate: ServerContext | None = None,
+    **settings: Any,
+) -> RoutedRequest:
+    found = []
+
+    async def scene(stage: Stage) -> None:
+        stage.routes(*ROUTES)
+        found.append(
+            route_request(stage.edge, read(data), forwarding or Forwarding(PEER, "http", ()), certificate)
+        )
+
+    play(scene, **settings)
+    return found[0]
+
+
+def request_of(target: str, *lines: str, method: str = "GET", host: str = "a") -> bytes:
+    return "\r\n".join([f"{method} {target} HTTP/1.1", f"Host: {host}", *lines, "", ""]).encode()
+
+
+@pytest.mark.parametrize(
+    ("target", "alias", "sent"),
+    [
+        ("/", "rest", b"/"),
+        ("/other?a=/app", "rest", b"/other?a=/app"),
+        ("/a/../b%2e", "rest", b"/b."),
+        ("/a/../b?c=/../d", "rest", b"/b?c=/../d"),
+        ("/app", "app", b"/"),
+        ("/app?x", "app", b"/?x"),
+        ("/app/deep/er?x=1", "app", b"/deep/er?x=1"),
+        ("/static/a.css", "static", b"/a.css"),
+        ("/static/", "static", b"/"),
+    ],
+)
+def test_target_is_sent_in_normal_form_and_without_the_prefix_of_its_route(
+    target: str, alias: str, sent: bytes
+) -> None:
+    found = routed(request_of(target))
+    assert found.route.alias == alias
+    assert found.head.startswith(b"GET %b HTTP/1.1\r\nHost: a\r\n" % sent)
+    assert found.client == PEER
+
+
+def test_options_for_the_whole_server_go_to_the_route_of_its_root() -> None:
+    found = routed(request_of("*", method="OPTIONS"))
+    assert (found.route.alias, found.head.split(b"\r\n")[0]) == ("rest", b"OPTIONS * HTTP/1.1")
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (request_of("/", host="nowhere"), 404),
+        (request_of("/", host="b"), 404),
+        (request_of("/", method="TRACE"), 405),
+        (request_of("a:80", method="CONNECT"), 405),
+        (request_of("/%00"), 400),
+    ],
+)
+def test_request_without_a_route_is_refused(data: bytes, status: int) -> None:
+    with pytest.raises(BadMessage) as refused:
+        routed(data)
+    assert refused.value.status == status
+
+
+@pytest.mark.parametrize(
+    ("lines", "method", "alias"),
+[(["X-Kind: 1", "x-kind: 2"], "GET", "fields"), ([], "POST", "posts")],
+)  # fmt: skip
+def test_route_is_chosen_by_fields_and_method(lines: list[str], method: str, alias: str) -> None:
+    assert routed(request_of("/", *lines, method=method, host="b")).route.alias == alias
+
+
+@pytest.mark.parametrize(
+    ("lines", "alias"), [([], "rest"), (["X-Host: b:80"], "posts"), (["X-Host: C"], "office")]
+)
+def test_host_can_be_taken_from_another_field(lines: list[str], alias: str) -> None:
+    found = routed(request_of("/", *lines, method="POST"), header_for_host="X-Host")
+    assert found.route.alias == alias
+    assert not found.servers, "a worker would look at Host"
+
+
+@pytest.mark.parametrize(
+    ("data", "forwarding", "servers"),
+    [
+        (request_of("/"), Forwarding(PEER, "http", ()), {"one", "two"}),
+        (request_of("/a/../b"), Forwarding(PEER, "http", ()), set()),
+        (request_of("http://a/"), Forwarding(PEER, "http", ()), set()),
+        (request_of("/"), Forwarding(PEER, "https", ()), set()),
+        (request_of("/", "X-Forwarded-Proto: https"), Forwarding(PEER, "http", (PEER,)), set()),
+        (request_of("/app"), Forwarding(PEER, "http", ()), set()),
+        (request_of("/", host="c"), Forwarding("10.0.0.1", "http", ()), {"one"}),
+        (request_of("/", host="c"), Forwarding("10.0.0.1", "http", ("10.0.0.1",)), set()),
+        (request_of("/", host="c"), Forwarding(PEER, "http", ()), set()),
+    ],
+)
+def test_connection_can_be_passed_if_the_worker_reads_the_request_as_it_was_sent(
+    data: bytes, forwarding: Forwarding, servers: set[str]
+) -> None:
+    assert routed(data, forwarding).servers == servers
+
+
+def test_host_of_another_client_certificate_is_refused() -> None:
+    class Certificate(ServerContext):
+        def admits(self, host: bytes) -> bool:
+            return host == b"a"
+
+    certificate = Certificate(ssl.PROTOCOL_TLS_SERVER)
+    forwarding = Forwarding(PEER, "https", ())
+    assert routed(request_of("/"), forwarding, certificate).route.alias == "rest"
+    with pytest.raises(BadMessage) as refused:
+        routed(request_of("/", host="c"), forwarding, certificate)
+    assert refused.value.status == 421
+
+
+@pytest.mark.parametrize(
+    ("proto", "scheme", "trusted", "secure"),
+    [
+        ("", "http", (), False),
+        ("", "https", (), True),
+        ("https", "http", (), False),
+        ("HTTPS , http", "http", (PEER,), True),
+        ("http, https", "https", (PEER,), False),
+        ("", "https", (PEER,), True),
+    ],
+)
+def test_request_is_secure_if_its_client_used_tls(
+    proto: str, scheme: str, trusted: tuple[str, ...], secure: bool
+) -> None:
+    request = read(request_of("/", f"X-Forwarded-Proto: {proto}"))
+    assert Forwarding(PEER, scheme, trusted).is_secure(request) is secure
+
+
+@pytest.mark.parametrize(
+    ("peer", "trusted", "port", "sender"),
+    [
+        (PEER, (), 4711, f"{PEER}:4711"),
+        (PEER, (), 0, PEER),
+        ("10.0.0.2", ("10.0.0.0/8",), 4711, "203.0.113.1"),
+    ],
+)
+def test_log_names_the_port_of_a_client_without_a_proxy(
+    peer: str, trusted: tuple[str, ...], port: int, sender: str
+) -> None:
+    assert Forwarding(peer, "http", trusted, port).sender_of(read(CLAIMING)) == sender
+
+
+@pytest.mark.parametrize(
+    ("data", "route", "host"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", Route(alias="r", host_header="b:80"), b"b:80"),
+        (b"GET / HTTP/1.0\r\n\r\n", Route(alias="r", host_header="b:80"), b"b:80"),
+        (b"GET / HTTP/1.0\r\n\r\n", ROUTE, b""),
+    ],
+)
+def test_backend_gets_exactly_one_host(data: bytes, route: Route, host: bytes) -> None:
+    head = Forwarding(PEER, "http", ()).head(read(data), route, b"/")
+    assert [value for name, value in fields(head) if name == b"host"] == [host]
+
+
+@pytest.mark.parametrize(("version", "expects"), [("1.1", True), ("1.0", False)])
+def test_expectation_of_an_old_client_is_not_passed_on(version: str, expects: bool) -> None:
+    data = f"POST / HTTP/{version}\r\nHost: a\r\nContent-Length: 1\r\nExpect: 100-continue\r\n\r\n".encode()
+    assert ((b"expect", b"100-continue") in fields(forwarded(data))) is expects
+
+
+@pytest.mark.parametrize("option", ["host", "content-length", "transfer-encoding", "expect", "a b"])
+def test_client_cannot_have_a_field_removed_that_decides_how_the_request_is_read(option: str) -> None:
+    with pytest.raises(BadMessage):
+        forwarded(request_of("/", f"Connection: {option}"))
+
+
+def test_fields_of_the_route_replace_those_of_the_client() -> None:
+    route = Route(
+        alias="r",
+        set_headers=(Header(name="x-a", value="1"),),
+        add_headers=(Header(name="x-b", value="2"),),
+        remove_headers=("x-forwarded-host", "x-c"),
+    )
+    request = read(request_of("/", "X_A: mine", "X-B: mine", "x_c: mine", "X-Ca: mine"))
+    sent = fields(Forwarding(PEER, "http", ()).head(request, route, b"/"))
+    assert [each for each in sent if each[0].startswith(b"x")] == [
+        (b"x-b", b"mine"),
+        (b"x-ca", b"mine"),
+        (b"x-forwarded-for", PEER.encode()),
+        (b"x-forwarded-proto", b"http"),
+        (b"x-a", b"1"),
+        (b"x-b", b"2"),
+    ]
+
+
+def test_fields_of_a_response_have_lines_and_an_expression_for_what_they_replace() -> None:
+    lines, replaced = response_fields((Header(name="x-a", value="1"), Header(name="b", value="2")))
+    assert lines == b"x-a: 1\r\nb: 2\r\n"
+    assert replaced.sub(b"", b"HTTP/1.1 200 OK\r\nX_a: 0\r\nX-ab: 0\r\nB:0") == (
+        b"HTTP/1.1 200 OK\r\nX-ab: 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("url", "whole"),
+    [
+        ("http://h.test:81", "http://h.test:81"),
+        ("https://h.test", "https://h.test:443"),
+        ("http://[::1]", "http://[::1]:80"),
+        ("unix:/run/a", "unix:/run/a"),
+    ],
+)
+def test_backend_is_informed_of_the_route_and_its_own_url(url: str, whole: str) -> None:
+    route = Route(alias="r", host="h", path="/p", provider="file", to=(Target(url=url),))
+    assert reported(route, Backend(url, Traffic(), is_server=False)) == (
+        b"x-poolctl-route: r\r\nx-poolctl-route-host: h\r\nx-poolctl-route-path: /p\r\n"
+        b"x-poolctl-route-provider: file\r\nx-poolctl-upstream: r\r\nx-poolctl-upstream-url: "
+        + whole.encode()
+        + b"\r\n"
+    )
+
+
+def test_server_is_informed_of_its_own_name() -> None:
+    backend = Backend("web", Traffic(), is_server=True)
+    backend.endpoint = Endpoint.of_url("unix:/run/web")
+    assert b"x-poolctl-upstream: web\r\n" in reported(Route(alias="r"), backend)
