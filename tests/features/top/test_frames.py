@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -445,3 +445,65 @@ def test_filter_is_shown_with_the_number_that_it_leaves(
         [] if line is None else [line]
     )
     assert ("keep the filter" in shown[-1]) is typing
+
+
+# Recorded frames: lines with their styles. A change of what a user sees is to be seen in its commit.
+FRAMES = Path(__file__).with_name("frames")
+
+
+def servers_of_every_kind(**sort: Any) -> ServerBoard:
+    board = ServerBoard(**{"sort": "problems", **sort})
+    items = [
+        item(f"web-{state}", state=state, health=("ok", "unknown", "warn", "ko")[at % 4], ready=at != 4,
+             uptime_seconds=90.0 * at, restarts=at, workers=2, pids=[*range(at % 3)],
+             bind=f"127.0.0.1:{8000 + at}", stats=stats(at))
+        for at, state in enumerate([*STATES, "odd"])
+    ]  # fmt: skip
+    items.append(item("a-name-that-is-longer-than-the-column-of-names-is-wide", uptime_seconds=4000.0))
+    rows = [from_json(Measured, each) for each in items]
+    some = replace(rows[5].stats, errors_per_second=1.25, latency_p99_seconds=1.5, in_flight=1200)
+    some = replace(some, history=replace(some.history, interval_seconds=2.0))
+    rows[0], rows[5] = replace(rows[5], stats=some), rows[0]
+    board.update(rows)
+    return board
+
+
+def selecting(board: Any, rows: int, height: int) -> Any:
+    board.resize(height)
+    board.move(rows)
+    return board
+
+
+WIDE, USUAL, NARROW = (200, 18), (100, 18), (60, 18)
+VIEWS: dict[str, Callable[[], list[Text]]] = {
+    "servers-wide": lambda: frame(servers_of_every_kind(), WIDE, gateway=GATEWAY),
+    "servers": lambda: frame(servers_of_every_kind(sort="memory"), USUAL),
+    "servers-narrow": lambda: frame(servers_of_every_kind(), NARROW, gateway=GATEWAY),
+    "servers-low": lambda: frame(selecting(servers_of_every_kind(), 7, 5), (80, 9), notice=Notice("done", "green")),
+    "servers-lowest": lambda: frame(servers_of_every_kind(), (80, 10), trouble="no supervisor", typing=True),
+    "gateway-failing": lambda: frame(
+        servers_of_every_kind(sort="cpu"), (140, 10), gateway=replace(GATEWAY, state="odd", problem="port in use")
+    ),
+    "gateway-starting": lambda: frame(
+        servers_of_every_kind(sort="file"), (99, 10), gateway=replace(GATEWAY, state="starting", stats=None)
+    ),
+    "routes": lambda: frame(ServerBoard(), USUAL, gateway=GATEWAY, routes=routes_of(sort="errors")),
+    "routes-wide": lambda: frame(
+        ServerBoard(), (180, 12), gateway=replace(GATEWAY, stats=replace(STATS, errors_per_second=0.0)),
+        routes=measured_routes()
+    ),
+    "loading": lambda: frame(ServerBoard(), USUAL, gateway=GATEWAY, routes=RouteBoard()),
+    "help": lambda: help_frame((80, 45), 0),
+    "help-scrolled": lambda: help_frame((40, 12), 13),
+}  # fmt: skip
+
+
+def measured_routes() -> RouteBoard:
+    board = routes_of(sort="waiting")
+    board.receive([replace(ROUTES[0], requests=920, errors=3, state="starting"), *ROUTES[1:]], 102.0)
+    return board
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_frame_is_as_recorded(name: str) -> None:
+    assert [line.markup for line in VIEWS[name]()] == (FRAMES / f"{name}.txt").read_text().split("\n")
