@@ -32,7 +32,7 @@ class ClientReport:
 
     __slots__ = ("_node", "_peer", "_scheme", "_trusted")
 
-    def __init__(self, peer: str, scheme: str, *, trusted: bool = False) -> None:
+    def __init__(self, peer: str, scheme: str, *, trusted: bool) -> None:
         self._peer = peer.encode()
         self._scheme = scheme.encode()
         self._trusted = trusted

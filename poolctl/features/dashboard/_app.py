@@ -69,9 +69,9 @@ class PageSettings(NamedTuple):
     key: str
     name: str
     token: str
-    hosts: tuple[str, ...] = ()
-    tls: Table | None = None
-    ended_path: str = ""
+    hosts: tuple[str, ...]
+    tls: Table | None
+    ended_path: str
 
 
 def _is_name(text: object) -> bool:

@@ -51,7 +51,7 @@ class Stage:
     def begin(self) -> None:
         settings = PageSettings(
             str(self._socket), str(self.logs), "0123456789ab", self.pool.name, TOKEN,
-            tls=self.tls, ended_path=str(self.logs / "dashboard.ended"),
+            hosts=(), tls=self.tls, ended_path=str(self.logs / "dashboard.ended"),
         )  # fmt: skip
         begun = threading.Event()
 

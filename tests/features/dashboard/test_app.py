@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import pytest
 
 from poolctl.features.dashboard._access import MOST
-from poolctl.features.dashboard._app import STATIC
+from poolctl.features.dashboard._app import STATIC, with_pulse
 from poolctl.json_form import to_json
-from poolctl.routing.route_report import RouteReport
+from poolctl.routing.route_report import HostReport, RouteReport
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
 
@@ -56,7 +57,9 @@ def client(stage: Stage) -> Client:
     return Client(stage)
 
 
-GUARDED = ["session", "stream", "logs", "server?name=web-1", "routes", "rollout?name=web-1"]
+GUARDED = [
+    "session", "stream", "logs", "server?name=web-1", "history?span=hour", "routes", "rollout?name=web-1",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", GUARDED)
@@ -76,6 +79,7 @@ def test_the_cookie_is_for_the_page_alone(client: Client) -> None:
     assert "SameSite=strict" in cookie
     assert "Path=/poolctl;" in cookie
     assert "Max-Age=" in cookie
+    assert "Secure" not in cookie, "this page has no certificate"
     assert TOKEN not in cookie
     assert client.send("GET", "/poolctl/session").json() == {"csrf": client.csrf, "pool": "shop"}
 
@@ -239,3 +243,124 @@ def test_page_gets_a_rollout_and_ends_it(client: Client, stage: Stage, action: s
     assert (found["state"], found["share"]) == ("running", 0.1)
     reply = client.act(action, ["web-1"], X_CSRF_Token=client.csrf)
     assert reply.json()["items"][0]["state"] == state, reply.text
+
+
+@pytest.fixture
+def user(client: Client) -> Client:
+    """A client that has logged in."""
+    client.login()
+    client.headers["X-CSRF-Token"] = client.csrf
+    return client
+
+
+def test_details_of_a_server_leave_out_its_configuration(user: Client, stage: Stage) -> None:
+    stage.pool.become("web-1", state="failed")
+    reply = user.send("GET", "/poolctl/server?name=web-1").json()
+    (found,) = reply["items"]
+    assert (found["name"], found["worker_list"][0]["pid"]) == ("web-1", 20001)
+    assert found["failure"]["message"] == "exited with status 3 before it was ready"
+    assert "config" not in found
+    assert reply["errors"] == []
+
+
+@pytest.mark.parametrize(("query", "server"), [("span=hour", []), ("span=day&server=web-2", ["web-2"])])
+def test_history_of_the_pool_or_of_one_server(
+    user: Client, stage: Stage, query: str, server: list[str]
+) -> None:
+    reply = user.send("GET", f"/poolctl/history?{query}").json()
+    assert reply.keys() == {"slot_seconds", "slots", "series"}
+    assert (reply["slots"], reply["slot_seconds"]) == ((60, 60) if "hour" in query else (96, 900))
+    verb, body = stage.requests[-1]
+    assert (verb, body["selector"]["targets"]) == ("history", server)
+
+
+@pytest.mark.parametrize(
+    "query", ["", "span=week", "span=hour&server=web-*", "span=hour&server=127.0.0.1:80"]
+)
+def test_history_of_anything_else_is_refused(user: Client, stage: Stage, query: str) -> None:
+    assert user.send("GET", f"/poolctl/history?{query}").status == 400
+    assert stage.requests == []
+
+
+def test_rollout_of_one_server_is_shown_promoted_and_withdrawn(user: Client, stage: Stage) -> None:
+    stage.pool.rollouts = [{"name": "web-1", "state": "running"}, {"name": "web-2", "state": "promoted"}]
+    reply = user.send("GET", "/poolctl/rollout?name=web-1")
+    assert reply.json() == {"items": [{"name": "web-1", "state": "running"}]}
+    for action, option, state in [("promote", "promote", "promoted"), ("withdraw", "abort", "withdrawn")]:
+        assert user.act(action, ["web-1"]).json()["items"][0]["state"] == state
+        asked = stage.pool.asked[-1]
+        assert (asked["verb"], asked["options"]["op"]) == ("rollout", option)
+        assert asked["by"]["command"] == f"dashboard {action}"
+    assert user.send("GET", "/poolctl/rollout?name=*").status == 400
+
+
+@pytest.mark.parametrize(
+    ("action", "waits"),
+    [("start", True), ("stop", True), ("restart", True), ("drain", False), ("undrain", False)],
+)
+def test_action_is_waited_for_unless_it_lasts(user: Client, stage: Stage, action: str, waits: bool) -> None:
+    reply = user.act(action, ["web-1"]).json()
+    assert reply["items"][0]["name"] == "web-1"
+    assert reply["exit_code"] == 0
+    assert reply.keys() <= {"items", "errors", "warnings", "exit_code", "dependents", "unchanged"}
+    (asked,) = stage.pool.asked
+    assert asked["options"]["progress"] is False
+    assert asked["options"].get("wait", False) is waits
+    assert ("timeout" in asked["options"]) is waits
+
+
+def test_server_that_was_stopped_already_is_named(user: Client, stage: Stage) -> None:
+    stage.pool.become("web-1", state="stopped")
+    assert user.act("stop", ["web-1"]).json()["unchanged"] == ["web-1"]
+
+
+@pytest.mark.parametrize(("count", "more"), [(3, 0), (500, 0), (507, 7)])
+def test_page_shows_a_limited_number_of_routes_and_hosts(
+    user: Client, stage: Stage, count: int, more: int
+) -> None:
+    stage.pool.gateway = {
+        "state": "running", "pid": 7, "addresses": ["http://127.0.0.1:80"], "routes": count, "uptime_seconds": 1.0,
+        "restarts": 0,
+    }  # fmt: skip
+    stage.pool.routes = [to_json(RouteReport(alias=f"r{number}")) for number in range(count)]
+    stage.pool.hosts = [to_json(HostReport(host=f"h{number}")) for number in range(count)]
+    found = user.send("GET", "/poolctl/routes").json()
+    assert [len(found[name]) for name in ("routes", "hosts")] == [count - more] * 2
+    assert (found["more_routes"], found["more_hosts"], found["problem"]) == (more, more, "")
+    assert (found["routes"][0]["alias"], found["hosts"][0]["host"]) == ("r0", "h0")
+    assert found["gateway"]["pid"] == 7
+
+
+def test_log_of_an_unknown_server_is_not_found(user: Client) -> None:
+    reply = user.send("GET", "/poolctl/logs?server=nowhere")
+    assert (reply.status, reply.json()["error"]) == (404, "there is no such server")
+
+
+def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -> None:
+    async def play() -> None:
+        over, more = asyncio.Event(), asyncio.Event()
+        closed = []
+
+        async def messages() -> AsyncGenerator[str]:
+            try:
+                yield "first"
+                await more.wait()
+                yield "second"
+            finally:
+                closed.append(True)
+
+        stream = with_pulse(messages(), over, pulse_seconds=0.01)
+        assert [await anext(stream) for _ in range(4)] == [
+            "retry: 1000\n\n", "first", ": still here\n\n", ": still here\n\n",
+        ]  # fmt: skip
+        more.set()
+        assert [each async for each in stream if not each.startswith(":")] == ["second"]
+        assert closed == [True]
+        more.clear()
+        stream = with_pulse(messages(), over, pulse_seconds=0.01)
+        assert [await anext(stream) for _ in range(2)] == ["retry: 1000\n\n", "first"]
+        over.set()
+        assert [each async for each in stream] == []
+        assert closed == [True, True]
+
+    asyncio.run(asyncio.wait_for(play(), 60))

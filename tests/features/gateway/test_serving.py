@@ -124,7 +124,7 @@ def test_tls_uses_the_certificate_of_the_name_and_a_renewed_one_at_once(tmp_path
     async def tls_client(
         stage: Stage, certificates: ListenerCertificates, name: str, trust: ssl.SSLContext
     ) -> Wire:
-        context = certificates.context(":443")
+        context = certificates.context(":443", "")
         assert context is not None
         return await stage.client(context=context, ssl=trust, server_hostname=name)
 
@@ -146,7 +146,7 @@ def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_o
             certificates.put(":443", [name], demand, contents)
         trust = authority(*(cert for cert, _ in made.values()))
         trust.set_alpn_protocols(["h2", "http/1.1"])
-        context = certificates.context(":443")
+        context = certificates.context(":443", "")
         for host, status in (
             (b"open.example", 200),
             (b"also.example:443", 200),
@@ -174,7 +174,7 @@ def test_requests_over_tls_are_reported_as_such(tmp_path: Path) -> None:
         certificates = ListenerCertificates()
         certificates.put("x", [], {}, [cert.read_bytes(), key.read_bytes()])
         client = await stage.client(
-            context=certificates.context("x"), ssl=authority(cert), server_hostname="localhost"
+            context=certificates.context("x", ""), ssl=authority(cert), server_hostname="localhost"
         )
         await client.send(GET)
         await client.response()
@@ -199,7 +199,7 @@ def test_bodies_over_tls_that_are_read_at_once_are_not_mixed(tmp_path: Path) -> 
 
         async def ask(letter: bytes) -> bytes:
             client = await stage.client(
-                context=certificates.context("x"), ssl=authority(cert), server_hostname="localhost"
+                context=certificates.context("x", ""), ssl=authority(cert), server_hostname="localhost"
             )
             await client.send(
                 b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % size + letter * size
@@ -219,7 +219,7 @@ def test_no_handshake_no_connection(tmp_path: Path) -> None:
         cert, key = certificate(tmp_path)
         certificates = ListenerCertificates()
         certificates.put("x", [], {}, [cert.read_bytes(), key.read_bytes()])
-        client = await stage.client(context=certificates.context("x"))
+        client = await stage.client(context=certificates.context("x", ""))
         await client.send(GET)
         assert b"HTTP" not in await client.rest()
         assert not stage.edge.pool.clients

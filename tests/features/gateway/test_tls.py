@@ -177,7 +177,7 @@ def test_certificate_renewed_with_other_names_is_used_instead_of_the_one_before(
     for names in (["a.example", "old.example"], ["b.example"], ["a.example", "new.example"]):
         certificates.put(BIND, names, {}, contents)
     previous, renewed = certificates.context(BIND, "old.example"), certificates.context(BIND, "new.example")
-    assert certificates.context(BIND) is previous
+    assert certificates.context(BIND, "") is previous
     # A certificate that could not be used: every previous one stays.
     certificates.keep(BIND, [["a.example", "unusable.example"], ["b.example"]])
     assert certificates.context(BIND, "old.example") is previous

@@ -38,6 +38,48 @@ def test_peers_of_every_kind_are_reported(peer: str, element: bytes, hops: list[
     assert [value for name, value in found if name == b"x-forwarded-for"] == hops
 
 
+@pytest.mark.parametrize(
+    ("headers", "reported"),
+    [
+        (
+            [(b"host", b"a.test"), (b"accept", b"*/*")],
+            {
+                b"x-forwarded-for": b"192.0.2.1",
+                b"x-forwarded-proto": b"http",
+                b"x-forwarded-host": b"a.test",
+                b"forwarded": b'for=192.0.2.1;proto=http;host="a.test"',
+            },
+        ),
+        (
+            [
+                (b"host", b"a.test"), (b"x-forwarded-for", b" 1.1.1.1"), (b"x-forwarded-for", b"2.2.2.2"),
+                (b"x-forwarded-proto", b"https"), (b"x-forwarded-host", b"b.test\t"), (b"x-real-ip", b"3.3.3.3"),
+                (b"forwarded", b"for=1.1.1.1"), (b"accept", b"*/*"),
+            ],
+            {
+                b"x-forwarded-for": b"1.1.1.1, 2.2.2.2, 192.0.2.1",
+                b"x-forwarded-proto": b"https",
+                b"x-forwarded-host": b"b.test",
+                b"forwarded": b'for=1.1.1.1, for=192.0.2.1;proto=http;host="a.test"',
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_trusted_report_is_extended_and_missing_fields_are_added(
+    headers: list[tuple[bytes, bytes]], reported: dict[bytes, bytes]
+) -> None:
+    found = report(trusted=True).applied(headers)
+    assert found[:2] == [(b"host", b"a.test"), (b"accept", b"*/*")]
+    assert dict(found[2:]) == reported
+    untrusted = report().applied(headers)
+    assert dict(untrusted[2:])[b"x-forwarded-for"] == b"192.0.2.1"
+
+
+def test_trusted_client_of_a_unix_socket_adds_no_hop() -> None:
+    headers = [(b"host", b"a.test"), (b"x-forwarded-for", b"1.1.1.1")]
+    assert dict(report("", trusted=True).applied(headers))[b"x-forwarded-for"] == b"1.1.1.1"
+
+
 def test_report_of_one_request_is_no_part_of_the_next() -> None:
     client = report()
     first = client.applied([(b"host", b"a.test")])

@@ -189,7 +189,7 @@ class ListenerCertificates:
         if bind in self._listeners:
             self._listeners[bind].keep(certificates)
 
-    def context(self, bind: str, name: str = "") -> ssl.SSLContext | None:
+    def context(self, bind: str, name: str) -> ssl.SSLContext | None:
         """The context for a new connection of the listener, whose client requests this name."""
         listener = self._listeners.get(bind)
         return listener.chosen(name.lower().rstrip(".")) if listener is not None else None
