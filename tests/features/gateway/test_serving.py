@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
 import struct
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poolctl.features.gateway.process.proxy import client_connection
-from poolctl.features.gateway.process.proxy.serving import drain, serve
+from poolctl.features.gateway.process.proxy.serving import SharedTransport, drain, serve
 from poolctl.features.gateway.process.tls import BUFFER_BYTES, ListenerCertificates
 from poolctl.keeper.connection_handover import Connection
 from tests.certificates import certificate
@@ -341,3 +344,177 @@ def test_oldest_of_too_many_handshakes_is_given_up(tmp_path: Path) -> None:
         assert stage.edge.counts.snapshot()["refused"] == {"tls": 1}
 
     passing_stage.play(scene, tls=True)
+
+
+class Recorder(asyncio.Protocol):
+    """A protocol that records what its transport calls."""
+
+    def __init__(self, *, keeps_half_open: bool = True) -> None:
+        self.calls: list[object] = []
+        self._keeps_half_open = keeps_half_open
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.calls.append(data)
+
+    def eof_received(self) -> bool:
+        self.calls.append("eof")
+        return self._keeps_half_open
+
+    def pause_writing(self) -> None:
+        self.calls.append("pause")
+
+    def resume_writing(self) -> None:
+        self.calls.append("resume")
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.calls.append(("lost", type(error)))
+
+
+LOST = ("lost", type(None))
+
+
+class Ends:
+    """The client's end of a connection, and a transport for the other one."""
+
+    def __init__(self, **options: bool) -> None:
+        self.client, theirs = _pair()
+        self.client.setblocking(False)
+        self.loop = asyncio.get_running_loop()
+        self.recorder = Recorder(**options)
+        self.calls = self.recorder.calls
+        self.connection = Connection(fileno=theirs.detach())
+        self.transport = SharedTransport(self.loop, self.connection, self.recorder)
+
+    async def until_called(self, *calls: object) -> None:
+        await until(lambda: self.calls == [*calls])
+
+    async def received(self, size: int) -> int:
+        """The number of bytes that the client has read: `size`, or less at the end."""
+        count = 0
+        while count < size and (data := await self.loop.sock_recv(self.client, size - count)):
+            count += len(data)
+        return count
+
+
+def with_ends(scene: Callable[[Ends], Coroutine[Any, Any, None]], **options: bool) -> None:
+    async def run() -> None:
+        ends = Ends(**options)
+        try:
+            await scene(ends)
+        finally:
+            ends.client.close()
+            ends.transport.abort()
+            await until(lambda: ends.connection.fileno() < 0)
+
+    asyncio.run(asyncio.wait_for(run(), DEADLINE))
+
+
+def test_transport_reads_only_while_its_protocol_wants_it() -> None:
+    async def scene(ends: Ends) -> None:
+        transport = ends.transport
+        assert transport.is_reading()
+        assert transport.get_extra_info("socket") is ends.connection
+        assert transport.get_extra_info("peername") == ends.client.getsockname()
+        ends.client.send(b"one")
+        await ends.until_called(b"one")
+        transport.pause_reading()
+        assert not transport.is_reading()
+        ends.client.send(b"two")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert ends.calls == [b"one"]
+        transport.resume_reading()
+        await ends.until_called(b"one", b"two")
+
+    with_ends(scene)
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_end_of_the_clients_side_ends_the_connection_unless_the_protocol_keeps_it(keeps: bool) -> None:
+    async def scene(ends: Ends) -> None:
+        ends.client.shutdown(socket.SHUT_WR)
+        await ends.until_called("eof", *([] if keeps else [LOST]))
+        assert ends.transport.is_closing() is not keeps
+        ends.transport.resume_reading()
+        assert not ends.transport.is_reading(), "nothing more is to be read"
+        ends.transport.write(b"late")
+        assert await ends.received(4) == (4 if keeps else 0)
+
+    with_ends(scene, keeps_half_open=keeps)
+
+
+def test_protocol_is_paused_while_much_is_unsent_and_all_of_it_arrives() -> None:
+    async def scene(ends: Ends) -> None:
+        transport, size = ends.transport, 0
+        while not ends.calls:
+            transport.write(b"x" * 100_000)
+            size += 100_000
+        assert ends.calls == ["pause"]
+        unsent = transport.get_write_buffer_size()
+        assert 64 * 1024 < unsent < size
+        transport.write(b"y" * 10)
+        assert transport.get_write_buffer_size() == unsent + 10
+        assert transport.can_write_eof()
+        transport.write_eof()
+        transport.write(b"after the end")
+        assert await ends.received(size + 11) == size + 10
+        await ends.until_called("pause", "resume")
+        assert transport.get_write_buffer_size() == 0
+
+    with_ends(scene)
+
+
+def test_closed_transport_sends_the_rest_first_and_an_aborted_one_does_not() -> None:
+    async def scene(ends: Ends) -> None:
+        while not ends.calls:
+            ends.transport.write(b"x" * 100_000)
+        left = ends.transport.get_write_buffer_size()
+        ends.transport.close()
+        assert ends.transport.is_closing()
+        assert not ends.transport.is_reading()
+        assert ends.calls == ["pause"]
+        assert await ends.received(1 << 30) > left
+        await until(lambda: ends.calls[-1] == LOST)
+
+        aborted = Ends()
+        while not aborted.calls:
+            aborted.transport.write(b"x" * 100_000)
+        aborted.transport.abort()
+        aborted.transport.abort()
+        await aborted.until_called("pause", LOST)
+        aborted.transport.write(b"late")
+        assert aborted.transport.get_write_buffer_size() == 0
+        aborted.client.close()
+
+    with_ends(scene)
+
+
+@pytest.mark.parametrize("writing", [False, True])
+def test_reset_by_the_client_is_the_error_that_the_protocol_gets(writing: bool) -> None:
+    async def scene(ends: Ends) -> None:
+        if writing:
+            ends.transport.pause_reading()
+            while not ends.calls:
+                ends.transport.write(b"x" * 100_000)
+        ends.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        ends.client.close()
+        await ends.until_called(*(["pause"] if writing else []), ("lost", ConnectionResetError))
+
+    with_ends(scene)
+
+
+def test_connection_that_has_ended_before_it_is_served_is_closed() -> None:
+    async def scene(stage: Stage) -> None:
+        ours, theirs = _pair()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        ours.close()
+        connection = Connection(fileno=theirs.detach())
+        fd = connection.fileno()
+        serve(stage.edge, connection)
+        await until(lambda: not os.path.exists(f"/proc/self/fd/{fd}"))
+        assert not stage.edge.pool.clients
+
+    play(scene)
