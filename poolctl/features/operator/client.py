@@ -108,7 +108,7 @@ class OperatorClient:
     def __init__(
         self,
         settings: OperatorSettings,
-        directory: str = "",
+        directory: str,
         *,
         report: Report = lambda kind, message, severity: None,
         random: Random | None = None,
@@ -406,7 +406,7 @@ class UnsentCounts:
     the page grows.
     """
 
-    def __init__(self, directory: str = "") -> None:
+    def __init__(self, directory: str) -> None:
         self.words = memoryview(bytearray(RECORD_BYTES * _FIRST_RECORDS)).cast("Q")
         self._directory = directory
         self._path = ""

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from poolctl import __version__
-from poolctl.features.gateway.process.settings import UDP, Endpoint, GatewaySettings, ListenerSettings
+from poolctl.features.gateway.process.settings import (
+    UDP,
+    Endpoint,
+    GatewaySettings,
+    ListenerSettings,
+    MachineState,
+    ProbeState,
+    ServerFacts,
+)
+from poolctl.features.gateway.supervision.gateway_plan import settings_of
+from poolctl.features.gateway.table import GatewayConfig
+from poolctl.json_form import Table, from_json, to_json
 
 
 @pytest.mark.parametrize(
@@ -57,3 +70,35 @@ def test_listeners_of_two_protocols_have_different_keys() -> None:
     tcp, udp = ListenerSettings(bind="a:53", alias="dns"), ListenerSettings(bind="a:53", protocol=UDP)
     assert (tcp.key, udp.key) == ("a:53", "udp a:53")
     assert (tcp.role, udp.role) == (("http", "dns"), (UDP, ""))
+
+
+def test_process_has_the_same_defaults_as_the_table() -> None:
+    assert settings_of(GatewayConfig()) == GatewaySettings(directory="")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "others"),
+    [
+        (
+            ListenerSettings,
+            {"bind": "127.0.0.1:80"},
+            {"sockets": 1, "protocol": "http", "alias": "", "tls": False, "dual": False, "accept_proxy": False},
+        ),
+        (
+            ServerFacts,
+            {"name": "web"},
+            {
+                "bind": "", "tls": False, "state": "stopped", "ready": False, "health": "unknown", "weight": 1,
+                "canary": "", "canary_bind": "", "canary_share": 0.0, "context_key": "",
+            },
+        ),
+        (
+            MachineState,
+            {"host": "http://10.0.0.7:80"},
+            {"state": "", "why": "", "retry_seconds": 0.0, "start_seconds": 60.0, "answers": 0},
+        ),
+        (ProbeState, {"host": "http://10.0.0.7:80"}, {"why": "", "answered": False}),
+    ],
+)  # fmt: skip
+def test_fact_that_is_not_reported_is_the_usual_one(kind: Any, given: Table, others: Table) -> None:
+    assert to_json(from_json(kind, given)) == {**given, **others}

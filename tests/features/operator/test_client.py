@@ -24,6 +24,7 @@ from poolctl.features.operator.client import (
     OperatorSettings,
     UnsentCounts,
 )
+from poolctl.json_form import to_json
 
 from .operator_stage import GARBAGE, HALF, HANG, OK, REFUSE, RESET, Client, MovedLoop, Operator, move
 
@@ -359,3 +360,10 @@ def test_time_of_an_earlier_boot_does_not_silence_a_service(tmp_path: Path) -> N
                 assert client.client._bounded(1e9) <= client.client._loop.time() + 450
 
     run(test())
+
+
+def test_settings_of_an_operator_without_more_than_its_url() -> None:
+    assert to_json(OperatorSettings(url="http://127.0.0.1:1")) == {
+        "url": "http://127.0.0.1:1", "endpoint": "/informer/incoming-request", "retry_seconds": 30.0, "namespace": "",
+        "token": "", "ca": "", "cert": "", "key": "", "key_password": "",
+    }  # fmt: skip

@@ -9,11 +9,13 @@ import pytest
 from poolctl.features.rollout._verdict import (
     DEFAULT_CONDITIONS,
     RolloutFigures,
+    RolloutReport,
     Verdict,
     canaries_for,
     condition,
     verdict,
 )
+from poolctl.json_form import from_json, to_json
 
 BEFORE = RolloutFigures(
     workers=4,
@@ -112,3 +114,14 @@ def test_share_of_errors_has_few_digits(errors: int, shown: str) -> None:
     assert found == (Verdict.PROMOTE, f"1000 requests, {shown} errors, no condition was met")
     third = judged(replace(LIKE_BEFORE, requests=3000, errors=1000), "memory > 1GB", is_over=True)
     assert "33.33 % errors" in third[1]
+
+
+def test_report_of_a_rollout_that_has_just_begun() -> None:
+    report = from_json(RolloutReport, {"name": "web", "state": "starting"})
+    figures = {"workers": 0, "requests": 0, "errors": 0}
+    assert to_json(report) == {
+        "name": "web", "state": "starting", "reason": "", "what": "code", "generation": 0, "share_asked": 0.0,
+        "share": 0.0, "for_seconds": 0.0, "elapsed_seconds": 0.0, "min_requests": 0, "abort_on": [],
+        "canary": figures, "before": figures,
+    }  # fmt: skip
+    assert not report.is_over

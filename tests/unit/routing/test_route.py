@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route import (
     _ATTRIBUTES,
     HTTPS,
@@ -134,3 +135,44 @@ def test_defaults_are_the_documented_ones() -> None:
 def test_streams_are_not_sent_the_headers_of_a_proxy_unless_they_are_asked_for() -> None:
     assert StreamRoute(alias="a", bind="b").accept_proxy is False
     assert StreamRoute(alias="a", bind="b", accept_proxy=True) != StreamRoute(alias="a", bind="b")
+
+
+TIMEOUTS = {"connect": 5.0, "head": 60.0, "idle": 60.0, "total": 0.0}
+BREAKER = {
+    "failures": 5, "rate": 0.5, "minimum_requests": 20, "window_seconds": 10.0, "open_seconds": 10.0, "probes": 1,
+    "statuses": [], "max_open": 0.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "others"),
+    [
+        (
+            Route,
+            {"alias": "a"},
+            {
+                "to": [], "host": "", "path": "/", "methods": [], "headers": [], "policy": "round-robin",
+                "mode": "auto", "provider": "file", "strip_path": False, "host_header": "", "add_headers": [],
+                "set_headers": [], "remove_headers": [], "response_headers": [], "sticky_cookie": "", "retries": 0,
+                "context_headers": False, "max_body_bytes": 0, "allow": [], "timeouts": TIMEOUTS, "breaker": BREAKER,
+                "waiting_page": False, "probe_responses": [], "registers": False, "other_user": "",
+                "other_user_tls": "",
+            },
+        ),
+        (
+            StreamRoute,
+            {"alias": "a", "bind": "127.0.0.1:53"},
+            {
+                "to": [], "protocol": "tcp", "policy": "round-robin", "provider": "file", "accept_proxy": False,
+                "idle_seconds": 600.0, "max_connections": 0, "timeouts": TIMEOUTS, "breaker": BREAKER,
+            },
+        ),
+        (Limit, {}, {"concurrency": 0, "requests_per_second": 0.0, "burst": 0, "queue": 0, "queue_seconds": 5.0}),
+        (Target, {}, {"server": "", "url": "", "weight": 1}),
+        (Redirect, {"to": "https"}, {"status": 308}),
+        (ExcludedRoute, {"alias": "a", "reason": "r"}, {"host": "", "provider": "file"}),
+        (Header, {"name": "x"}, {"value": ""}),
+    ],
+)  # fmt: skip
+def test_key_that_is_not_given_has_its_documented_default(kind: Any, given: Table, others: Table) -> None:
+    assert to_json(from_json(kind, given)) == {**given, **others}

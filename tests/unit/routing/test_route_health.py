@@ -69,3 +69,10 @@ def test_route_is_unknown_only_where_all_its_backends_are() -> None:
     unknown, broken = RouteHealth(), RouteHealth(status="unhealthy")
     assert route_health([unknown, broken]) is broken
     assert route_health([unknown, RouteHealth()]).status == "unknown"
+
+
+def test_unknown_health_serves_nothing() -> None:
+    assert health_info({"a": RouteHealth()}) == {
+        "a": {"status": "unknown", "uptime_seconds": 0.0, "latency_seconds": None, "detail": ""}
+    }
+    assert server_health("running", "ok", ready=True) == RouteHealth(status="healthy")

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 
+from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route import ExcludedRoute, Header, Redirect, Route, StreamRoute, Target
 from poolctl.routing.route_report import (
     HostReport,
     MachineReport,
+    RegistrationReport,
     RouteReport,
     absolute_url,
     destinations,
@@ -94,3 +97,34 @@ def test_host_is_the_backend_of_the_table() -> None:
 )  # fmt: skip
 def test_relative_path_of_a_socket_is_made_absolute(url: str, absolute: str) -> None:
     assert absolute_url(url) == absolute
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "others"),
+    [
+        (
+            RouteReport,
+            {"alias": "a"},
+            {
+                "host": "", "path": "", "to": [], "policy": "", "mode": "", "way": "proxy", "why": "", "provider": "",
+                "state": "unknown", "requests": 0, "passed": 0, "proxied": 0, "refused": 0, "waiting": 0, "errors": 0,
+            },
+        ),
+        (
+            HostReport,
+            {"host": "h"},
+            {
+                "routes": [], "state": "active", "since": "", "until": "", "available": True, "health": "unknown",
+                "why": "", "breaker": "", "connections": 0, "in_flight": 0, "waiting": 0, "requests": 0, "errors": 0,
+            },
+        ),
+        (MachineReport, {"to": "u", "kind": "node", "node": "n"}, {"vmid": 0, "name": "", "state": ""}),
+        (
+            RegistrationReport,
+            {"name": "n", "url": "u"},
+            {"state": "serving", "why": "", "since": "", "weight": 1, "ttl_seconds": 0.0, "probe": ""},
+        ),
+    ],
+)  # fmt: skip
+def test_report_without_a_figure_says_so(kind: Any, given: Table, others: Table) -> None:
+    assert to_json(from_json(kind, given)) == {**given, **others}

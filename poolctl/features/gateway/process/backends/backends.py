@@ -132,7 +132,7 @@ class Backends:
         down: Collection[str],
         answered: Collection[str],
         *,
-        is_stream: bool = False,
+        is_stream: bool,
     ) -> None:
         """Record which backends of this route another program, which balances it, considers `down`.
 
