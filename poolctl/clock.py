@@ -1,4 +1,4 @@
-"""An injectable clock, so that tests need not wait; a rate limit and a watchdog."""
+"""An injectable clock, so that tests need not wait; limits of rates and reports, and a watchdog."""
 
 from __future__ import annotations
 
@@ -35,6 +35,24 @@ class RateLimit:
             return False
         self._left -= amount
         return True
+
+
+class ReportLimit:
+    """Counts what happens, by key, and lets each key be reported at most once in `seconds`, on one monotonic clock."""
+
+    def __init__(self, seconds: float = 60.0) -> None:
+        self._seconds = seconds
+        self._counts: dict[str, int] = {}
+        self._next: dict[str, float] = {}
+
+    def add(self, now: float, count: int = 1, key: str = "") -> int:
+        """The count since the key's last report, if it may be reported now; otherwise 0."""
+        total = self._counts.pop(key, 0) + count
+        if not total or now < self._next.get(key, now):
+            self._counts[key] = total
+            return 0
+        self._next[key] = now + self._seconds
+        return total
 
 
 def aligned(now: float, interval_seconds: float) -> float:

@@ -11,6 +11,7 @@ from poolctl.clock import (
     PING_SECONDS,
     SILENT_SECONDS,
     Clock,
+    ReportLimit,
     Watchdog,
     aligned,
 )
@@ -121,3 +122,12 @@ def test_answer_is_late_after_a_fifth_of_the_time_for_it() -> None:
     assert watchdog.is_late
     watchdog.received(10.0 + 0.25 * SILENT_SECONDS)
     assert not watchdog.is_late
+
+
+def test_each_key_is_reported_at_most_once_a_minute_with_everything_since_then() -> None:
+    reports = ReportLimit()
+    assert reports.add(5.0, 3, "web") == 3
+    assert reports.add(5.0, 2, "web") == reports.add(64.9, 1, "web") == 0
+    assert reports.add(64.9, 7, "api") == 7
+    assert reports.add(65.0, 1, "web") == 4
+    assert reports.add(124.9, 1, "web") == 0

@@ -14,7 +14,7 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_netw
 from typing import NamedTuple, Protocol
 
 from poolctl.address import parse
-from poolctl.clock import Clock
+from poolctl.clock import Clock, ReportLimit
 from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
@@ -40,8 +40,6 @@ LIMITS = ServerLimits(
     connections=64,
 )
 ANSWER = "Request received successfully!"
-# A service, and refused clients, have an event at most once in this time: it names how many there were.
-EVENT_SECONDS = 60.0
 _MOST_REQUESTS = 2**53
 _BEARER = b"bearer "
 
@@ -106,10 +104,8 @@ class OperatorEndpoint(HttpEndpoint):
         self._scaling = scaling
         self._events = events
         self.clock = Clock()  # of events
-        self._again: dict[str, float] = {}  # when a service has its next event
-        self._unreported: dict[str, int] = {}  # requests since its last report
-        self._refused = 0
-        self._refused_again = 0.0
+        self._requests = ReportLimit()  # by service
+        self._refusals = ReportLimit()
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         """Status, content type and JSON body of the response to an invalid request."""
@@ -150,13 +146,10 @@ class OperatorEndpoint(HttpEndpoint):
     # Events: how many there are does not depend on how often clients report.
 
     def _report(self, report: Report, workers: int) -> None:
-        name, now = report.service, self.clock.monotonic()
-        count = self._unreported.get(name, 0) + report.requests
-        if now < self._again.get(name, now):
-            self._unreported[name] = count
+        name = report.service
+        count = self._requests.add(self.clock.monotonic(), report.requests, name)
+        if not count:
             return
-        self._again[name] = now + EVENT_SECONDS
-        self._unreported.pop(name, None)
         message = f"{count} requests wait elsewhere" if count != 1 else "1 request waits elsewhere"
         if not workers:
             message += "; the server is not to run, and stays as it is"
@@ -172,14 +165,9 @@ class OperatorEndpoint(HttpEndpoint):
         )
 
     def _report_refusal(self, request: Received) -> None:
-        self._refused += 1
-        now = self.clock.monotonic()
-        if now < self._refused_again:
-            return
-        self._refused_again = now + EVENT_SECONDS
-        message = f"{self._refused} reports of requests refused, the last one from {_peer(request.sock)}"
-        self._refused = 0
-        self._events.record("audit", "operator client refused", message=message, severity="warning")
+        if count := self._refusals.add(self.clock.monotonic()):
+            message = f"{count} reports of requests refused, the last one from {_peer(request.sock)}"
+            self._events.record("audit", "operator client refused", message=message, severity="warning")
 
 
 class OperatorAddress(TableAddress[OperatorEndpoint, OperatorTable]):

@@ -27,7 +27,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from typing import Any, NamedTuple
 
 from poolctl.address import Address, parse
-from poolctl.clock import Clock, RateLimit
+from poolctl.clock import Clock, RateLimit, ReportLimit
 from poolctl.config import Finding, Tables, named_addresses
 from poolctl.control.answers import Result, failure
 from poolctl.control.pool_paths import SOCKET_NAME
@@ -89,7 +89,6 @@ LIMITS = ServerLimits(
 )
 # A service on another machine may vanish without unregistering.
 DEFAULT_TTL = "1m"
-EVENT_SECONDS = 60.0
 # Limit for one address: wrong tokens in a burst, and the interval between later ones.
 MOST_WRONG_TOKENS, WRONG_TOKEN_SECONDS = 10, 6.0
 _MOST_ADDRESSES = 4096
@@ -545,8 +544,7 @@ class RegistrationEndpoint(HttpEndpoint):
         self._services = services
         self._events = events
         self._wrong = WrongTokens()
-        self._refused = 0
-        self._refused_again = 0.0
+        self._refusals = ReportLimit()
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         return error.status, "application/json", _message(f"not a request: {error}")
@@ -611,15 +609,10 @@ class RegistrationEndpoint(HttpEndpoint):
 
     def _report_refusal(self, peer: Peer, why: str) -> None:
         """Report at most one refusal a minute as an event."""
-        self._refused += 1
-        now = self.clock.monotonic()
-        if now < self._refused_again:
-            return
-        self._refused_again = now + EVENT_SECONDS
-        where = peer.ip or "a Unix socket"
-        message = f"{self._refused} registrations refused, the last one from {where}: {why}"
-        self._refused = 0
-        self._events.record("audit", "registration client refused", message=message, severity="warning")
+        if count := self._refusals.add(self.clock.monotonic()):
+            where = peer.ip or "a Unix socket"
+            message = f"{count} registrations refused, the last one from {where}: {why}"
+            self._events.record("audit", "registration client refused", message=message, severity="warning")
 
 
 class RegistrationAddress(TableAddress[RegistrationEndpoint, RegistrationTable]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from poolctl.clock import ReportLimit
 from poolctl.control.answers import SupervisorIdentity
 from poolctl.core.core import Core
 from poolctl.core.decide import ASLEEP, LEAVING, Phase
@@ -18,8 +19,6 @@ _WRONG = (State.BACKOFF.value, State.FAILED.value)
 _AT_REST = (State.STOPPED, State.COMPLETED, State.DISABLED, State.SLEEPING)
 _RESTING = (*(state.value for state in _AT_REST), *_WRONG)
 _NO_CAUSE = Cause("")
-# A disk may stay full for days; one event a minute is enough.
-_AGAIN_SECONDS = 60.0
 
 
 class _RecordedState:
@@ -220,8 +219,7 @@ class LostOutput:
         self._core = core
         self._events = events
         self._warnings: dict[str, tuple[str, int]] = {}
-        self._unreported: dict[str, int] = {}
-        self._next: dict[str, float] = {}
+        self._reported = ReportLimit()  # bytes, by server
 
     def report(self, name: str, count: int, path: str, reason: str) -> None:
         """Report that `count` bytes of the server's output were not written to `path`."""
@@ -230,11 +228,7 @@ class LostOutput:
             return
         because = f" to {path}: {reason}" if reason else f" to {path}"
         self._warn(entry, count, because)
-        self._unreported[name] = self._unreported.get(name, 0) + count
-        now = self._core.clock.monotonic()
-        if now >= self._next.get(name, 0.0):
-            self._next[name] = now + _AGAIN_SECONDS
-            lost = self._unreported.pop(name)
+        if lost := self._reported.add(self._core.clock.monotonic(), count, name):
             message = f"{lost} bytes of output could not be written{because}"
             bind = entry.config.key
             self._events.record(

@@ -18,7 +18,7 @@ import pytest
 from poolctl.clock import Clock
 from poolctl.features.operator import FEATURE, pool_operator
 from poolctl.features.operator.client import OperatorClient, OperatorSettings
-from poolctl.features.operator.pool_operator import EVENT_SECONDS, OperatorAddress, PoolOperator
+from poolctl.features.operator.pool_operator import OperatorAddress, PoolOperator
 from poolctl.features.operator.table import OperatorTable
 from poolctl.http.http_server import ServerLimits
 from poolctl.monitor.event_queue import Events
@@ -462,7 +462,7 @@ def test_events_are_bounded_and_their_counts_are_whole() -> None:
         async with connected(bind) as asking:
             for _ in range(20):
                 await asking(request({**REPORT, "count": 5}))
-            clock.advance(EVENT_SECONDS)
+            clock.advance(60.0)
             await asking(request())
             await asking(request({**REPORT, "svc": "stopped"}))
         assert pool.recorded == [
