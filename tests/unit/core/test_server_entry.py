@@ -14,7 +14,18 @@ import pytest
 
 import poolctl
 from poolctl.config import ServerConfig
-from poolctl.core.decide import FOLLOWS, Desired, ImpossibleChange, Overrides
+from poolctl.core.decide import (
+    ASLEEP,
+    AWAKE,
+    FOLLOWS,
+    Desired,
+    ImpossibleChange,
+    Listener,
+    Overrides,
+    Phase,
+    View,
+    WorkerView,
+)
 from poolctl.core.server_entry import (
     Availability,
     Canary,
@@ -22,6 +33,7 @@ from poolctl.core.server_entry import (
     Entry,
     HookState,
     ObservedState,
+    RunningHook,
     ScheduleState,
     ServerListener,
     Worker,
@@ -29,12 +41,32 @@ from poolctl.core.server_entry import (
     restore,
 )
 from poolctl.errors import ServerError
+from poolctl.runners.runner_protocol import Placement
 from poolctl.states import Status
+from poolctl.time_windows import Period
 from tests.unit.core.ordered_core import OrderedCore, run, web
 
 
-def entry() -> Entry:
-    return Entry(ServerConfig(name="web", bind=":1", app="a:b"))
+def entry(desired: Desired = Desired.IDLE, **keys: Any) -> Entry:
+    served = {} if "command" in keys else {"bind": ":1", "app": "a:b"}
+    server = Entry(ServerConfig(name="web", **served, **keys))
+    server.desired.state = desired
+    return server
+
+
+def add_worker(
+    server: Entry, phase: Phase = Phase.READY, index: int = 0, *, generation: int = 1, **values: Any
+) -> Worker:
+    worker = Worker(f"web.{generation}.{index}", generation, index, server.config, phase, **values)
+    server.observed.workers[worker.id] = worker
+    return worker
+
+
+HOOKS = {"before_start": ["true"], "after_stop": ["true"]}
+JOB = {"command": ["true"], "job": True}
+SCHEDULED = JOB | {"every": "0 3 * * *"}
+SLEEPER = {"scale": {"min": 0}}
+PROBED = {"health": {"liveness": {"http": "/"}}}
 
 
 def test_every_value_says_what_may_follow_it() -> None:
@@ -220,20 +252,11 @@ def test_every_persisted_field_is_restored() -> None:
 
 @pytest.mark.parametrize("desired", [Desired.BACKOFF, Desired.REFUSING])
 def test_a_successor_does_not_wait_for_the_end_of_a_backoff(desired: Desired) -> None:
-    server = entry()
-    server.desired.state = desired
+    server = entry(desired)
     assert record_of(server) == {"desired": "run"}
 
 
-def test_state_of_a_server_at_rest_says_why_it_rests() -> None:
-    for desired, state in (
-        (Desired.STOPPED, "stopped"),
-        (Desired.FAILED, "failed"),
-        (Desired.BACKOFF, "backoff"),
-    ):
-        server = entry()
-        server.desired.state = desired
-        assert server.state == state
+def test_state_of_a_job_that_has_ended_with_0_is_completed() -> None:
     job = Entry(ServerConfig(name="job", job=True, command=["true"]))
     job.desired.state = Desired.COMPLETED
     assert job.state == "completed"
@@ -253,8 +276,7 @@ def test_state_of_a_server_at_rest_says_why_it_rests() -> None:
 def test_server_without_a_worker_is_missing_unless_it_was_stopped(
     desired: Desired, missing: bool, health: Status
 ) -> None:
-    server = entry()
-    server.desired.state = desired
+    server = entry(desired)
     assert (server.is_missing, server.health) == (missing, health)
     assert not server.ready
     assert not server.answers
@@ -355,3 +377,389 @@ def test_time_is_counted_from_the_last_change_and_never_backwards() -> None:
     assert seen.uptime == 10
     seen.settle(106)
     assert seen.uptime == 11
+
+
+def test_number_of_workers_is_the_commands_then_the_triggers_within_the_limits_then_the_files() -> None:
+    server = entry(scale={"min": 2, "max": 4, "triggers": {"cpu": 80}})
+    found = []
+    for automatic in (None, 1, 3, 9):
+        server.desired.automatic = automatic
+        found.append(server.size)
+    assert found == [2, 2, 3, 4]
+    assert server.scales
+    server.desired.overrides = Overrides(workers=7)
+    assert server.size == 7
+    assert not server.scales
+    fixed = entry(workers=2)
+    fixed.desired.automatic = 3
+    assert fixed.size == 2
+    assert not fixed.scales
+
+
+def test_generations_overlap_only_if_the_configuration_and_every_running_worker_allow_it() -> None:
+    exclusive = entry(overlap=False).config
+    server = entry()
+    add_worker(server)
+    assert server.may_overlap
+    add_worker(server, index=1).config = exclusive
+    assert not server.may_overlap
+    other = entry(overlap=False)
+    assert not other.may_overlap
+    add_worker(other).config = entry().config
+    assert not other.may_overlap
+
+
+@pytest.mark.parametrize(("configured", "changed", "disabled"), [
+    (False, None, False), (True, None, True), (False, True, True), (True, False, False),
+])  # fmt: skip
+def test_live_change_decides_whether_a_server_is_disabled_before_the_files_do(
+    configured: bool, changed: bool | None, disabled: bool
+) -> None:
+    server = entry(disabled=configured)
+    server.desired.overrides = Overrides(disabled=changed)
+    assert server.is_disabled is disabled
+    assert server.state == ("disabled" if disabled else "stopped")
+
+
+@pytest.mark.parametrize(
+    ("desired", "keys", "state", "active"),
+    [
+        (Desired.STOPPED, {}, "stopped", False),
+        (Desired.RUN, {}, "starting", True),
+        (Desired.RUN, SLEEPER, "starting", True),
+        (Desired.REFUSING, {}, "backoff", True),
+        (Desired.FAILED, {}, "failed", False),
+        (Desired.COMPLETED, {}, "stopped", False),
+        (Desired.SCHEDULED, {}, "stopped", False),
+        (Desired.SCHEDULED, SCHEDULED, "sleeping", True),
+        (Desired.RUN, SCHEDULED, "running", True),
+        (Desired.STOPPED, SCHEDULED, "stopped", False),
+    ],
+)
+def test_state_of_a_server_without_a_worker(
+    desired: Desired, keys: dict[str, Any], state: str, active: bool
+) -> None:
+    server = entry(desired, **keys)
+    assert (server.state, server.active) == (state, active)
+
+
+@pytest.mark.parametrize(
+    ("desired", "phase", "out", "state"),
+    [
+        (Desired.RUN, Phase.READY, False, "running"),
+        (Desired.RUN, Phase.READY, True, "draining"),
+        (Desired.RUN, Phase.STARTING, False, "starting"),
+        (Desired.BACKOFF, Phase.READY, False, "running"),
+        (Desired.BACKOFF, Phase.STOPPING, False, "backoff"),
+        (Desired.STOPPED, Phase.STOPPING, False, "stopping"),
+        (Desired.FAILED, Phase.STOPPING, False, "stopping"),
+    ],
+)
+def test_state_of_a_server_with_a_worker(desired: Desired, phase: Phase, out: bool, state: str) -> None:
+    server = entry(desired)
+    server.desired.overrides = Overrides(out=out)
+    add_worker(server, phase)
+    assert (server.state, server.active) == (state, True)
+
+
+def test_server_stops_until_its_last_hook_has_run() -> None:
+    server = entry(Desired.STOPPED, hooks=HOOKS)
+    server.hooks.after_stop_due = True
+    assert (server.state, server.active, server.awaits_hook, server.at_rest) == (
+        "stopping",
+        True,
+        True,
+        False,
+    )
+    server.hooks.after_stop_due = False
+    server.hooks.running = RunningHook("after_stop")
+    assert (server.state, server.active, server.awaits_hook, server.at_rest) == (
+        "stopping",
+        True,
+        True,
+        False,
+    )
+    server.hooks.running = None
+    assert (server.state, server.active, server.awaits_hook, server.at_rest) == (
+        "stopped",
+        False,
+        False,
+        True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("cause", "sleeps"),
+    [
+        ("no request", True),
+        ("a request", False),
+        ("a dependent", False),
+        ("a window that keeps it awake", False),
+        ("a window that keeps it asleep", True),
+        ("a window that keeps it asleep, and a dependent", False),
+        ("a start hook", False),
+        ("a number of workers by command", False),
+        ("a runner that cannot watch", False),
+        ("a worker", False),
+        ("a leaving worker", True),
+    ],
+)
+def test_server_with_scale_min_0_sleeps_unless_something_wakes_it(cause: str, sleeps: bool) -> None:
+    server = entry(Desired.RUN, **SLEEPER)
+    server.listener.armed = server.config
+    server.observed.called = cause == "a request"
+    server.observed.needed = cause.endswith("a dependent")
+    if "window" in cause:
+        server.observed.window = Period(ASLEEP if "asleep" in cause else AWAKE, None)
+    server.hooks.before_start_due = cause == "a start hook"
+    if cause.startswith("a number"):
+        server.desired.overrides = Overrides(workers=1)
+    server.listener.can_watch = cause != "a runner that cannot watch"
+    if cause.endswith("worker"):
+        add_worker(server, Phase.STOPPING if "leaving" in cause else Phase.STARTING)
+    assert (server.sleeps, server.asleep) == (sleeps, sleeps)
+    assert server.settled is sleeps
+    assert server.is_missing is not sleeps
+    if sleeps:
+        assert server.state == ("draining" if server.observed.workers else "sleeping")
+
+
+def test_server_falls_asleep_once_its_listener_is_watched_or_a_window_keeps_it_asleep() -> None:
+    server = entry(Desired.RUN, **SLEEPER)
+    assert (server.sleeps, server.asleep, server.state) == (True, False, "starting")
+    server.observed.window = Period(ASLEEP, None)
+    assert (server.kept, server.asleep, server.state) == (ASLEEP, True, "sleeping")
+    always = entry(Desired.RUN)
+    always.observed.window = Period(ASLEEP, None)
+    assert (always.kept, always.sleeps) == ("", False)
+
+
+@pytest.mark.parametrize(
+    ("health", "stuck", "out", "answers", "ready", "status"),
+    [
+        (Status.UNKNOWN, False, False, True, True, Status.UNKNOWN),
+        (Status.OK, False, False, True, True, Status.OK),
+        (Status.WARN, False, False, True, True, Status.WARN),
+        (Status.OK, False, True, True, False, Status.OK),
+        (Status.KO, False, False, False, False, Status.KO),
+        (Status.OK, True, False, False, False, Status.KO),
+    ],
+)
+def test_server_answers_with_a_ready_worker_that_is_not_ko(
+    health: Status, stuck: bool, out: bool, answers: bool, ready: bool, status: Status
+) -> None:
+    server = entry(Desired.RUN, **PROBED)
+    server.desired.overrides = Overrides(out=out)
+    add_worker(server, health=health, stuck=stuck)
+    assert (server.answers, server.ready, server.health) == (answers, ready, status)
+    assert server.is_missing is not ready
+
+
+def test_health_is_warn_while_workers_differ_and_ok_without_probes() -> None:
+    server = entry(Desired.RUN, **PROBED)
+    add_worker(server, health=Status.OK)
+    add_worker(server, index=1, health=Status.KO)
+    add_worker(server, Phase.STARTING, index=2, health=Status.KO)
+    assert (server.health, server.answers) == (Status.WARN, True)
+    plain = entry(Desired.RUN)
+    add_worker(plain, health=Status.KO)
+    assert (plain.health, plain.answers) == (Status.OK, True)
+    plain.observed.workers["web.1.0"].stuck = True
+    assert (plain.health, plain.answers) == (Status.KO, False)
+
+
+def test_failed_run_is_a_warning_about_a_server_with_a_schedule() -> None:
+    server = entry(Desired.SCHEDULED, **SCHEDULED)
+    assert (server.health, server.answers, server.ready, server.complete) == (Status.OK, True, True, True)
+    server.schedule.last_run = {"result": "failed"}
+    assert server.health is Status.WARN
+    assert not server.at_rest
+
+
+def test_server_is_complete_when_every_worker_of_its_generation_is_ready_and_no_other_accepts() -> None:
+    server = entry(Desired.RUN, workers=2)
+    server.desired.generation = 2
+    old = add_worker(server)
+    add_worker(server, generation=2)
+    starting = add_worker(server, Phase.STARTING, index=1, generation=2)
+    assert not server.complete
+    starting.phase = Phase.READY
+    assert server.complete
+    old.phase = Phase.DRAINING
+    assert not server.complete
+    old.left = True
+    assert server.complete
+    assert server.begun
+    server.desired.generation = 3
+    assert not server.complete
+    assert not server.begun
+    assert not entry(Desired.STOPPED).complete
+    assert not entry(Desired.COMPLETED).complete
+    assert entry(Desired.COMPLETED, **JOB).complete
+
+
+def test_server_stops_until_it_is_at_rest_or_a_worker_cannot_be_ended() -> None:
+    server = entry(Desired.STOPPED)
+    assert (server.at_rest, server.is_stopping) == (True, False)
+    for state, before, releasing in (
+        (Listener.OPEN, [], []),
+        (Listener.CLOSED, [server.config], []),
+        (Listener.CLOSED, [], [server.config]),
+    ):
+        server.listener.state = state
+        server.listener.previous_configs, server.listener.releasing = list(before), list(releasing)
+        assert (server.at_rest, server.is_stopping) == (False, True)
+    server.listener.releasing = []
+    worker = add_worker(server, Phase.STOPPING)
+    assert (server.at_rest, server.is_stopping) == (False, True)
+    worker.unstoppable = True
+    assert not server.is_stopping
+    running = entry(Desired.RUN)
+    assert (running.at_rest, running.is_stopping) == (False, False)
+
+
+def test_pids_and_uptime_are_those_of_the_workers_that_stay() -> None:
+    server = entry(Desired.RUN)
+    for index, (phase, pid, ready_at) in enumerate(
+        [
+            (Phase.READY, 12, 50.0),
+            (Phase.STOPPING, 13, 10.0),
+            (Phase.READY, 11, 40.0),
+            (Phase.STARTING, None, None),
+        ]
+    ):
+        placement = Placement.of("web", 1, index, pid=pid) if pid else None
+        add_worker(server, phase, 3 - index, placement=placement, ready_at=ready_at)
+    assert server.pids == [11, 12]
+    assert server.uptime_seconds(100.0) == 60.0
+    assert server.started
+    for worker in server.observed.workers.values():
+        worker.phase = Phase.STOPPING
+    assert server.pids == [11, 13, 12]
+    assert server.uptime_seconds(100.0) == 0.0
+    assert not entry().started
+
+
+def test_canary_has_an_address_of_its_own_until_that_is_closed() -> None:
+    server = entry(Desired.RUN)
+    other = ServerConfig(name="web", bind=":2", app="a:other")
+    canary = Canary(generation=2, count=1, config=other, code_since=0.0, promoted=other)
+    server.desired.canary = canary
+    assert server.config_apart is None
+    canary.is_apart = True
+    assert server.config_apart is other
+    assert server.view(may_start=True, may_stop=True).apart
+    server.desired.canary, server.listener.withdrawn = None, canary
+    assert server.config_apart is None
+    for addresses in (server.listener.previous_configs, server.listener.releasing):
+        addresses.append(other)
+        assert server.config_apart is other
+        addresses.clear()
+
+
+def test_view_has_the_facts_of_the_entry() -> None:
+    server = entry(Desired.RUN, **SLEEPER)
+    assert server.view(may_start=True, may_stop=False) == View(
+        Desired.RUN, 1, feasible=False, may_stop=False, sleepy=True
+    )
+    server.desired.overrides = Overrides(out=True)
+    server.observed.feasible = server.desired.generation = 2
+    server.observed.called = server.observed.needed = server.observed.checking = True
+    server.observed.window = Period(AWAKE, None)
+    server.listener.state, server.listener.armed, server.listener.vacates = Listener.OPEN, server.config, True
+    server.hooks.before_start_due = server.hooks.after_stop_due = True
+    server.hooks.running = RunningHook("after_stop", ends=True)
+    canary = Canary(3, 2, server.config, code_since=0.0, promoted=server.config, is_apart=True)
+    server.desired.canary = canary
+    add_worker(server, index=5, generation=2, idle=True, stuck=True)
+    found = server.view(may_start=False, may_stop=True, may_open=False, abandoned=("127.0.0.1:1",))
+    assert found == View(
+        Desired.RUN, 2, canary=3, canaries=2, apart=True, checking=True, may_start=False, may_open=False,
+        vacates=True, abandoned=("127.0.0.1:1",), out=True, sleepy=True, called=True, needed=True, kept=AWAKE,
+        armed=True, before_start_due=True, after_stop_due=True, hook="after_stop", hook_ends=True,
+        listener=Listener.OPEN,
+        workers=(WorkerView("web.2.5", 2, 5, Phase.READY, idle=True, stuck=True, ko=True),),
+    )  # fmt: skip
+    canary.failure = "exited with status 1"
+    assert server.view(may_start=True, may_stop=True).canaries == 0
+
+
+def test_start_hook_is_due_unless_the_server_keeps_running() -> None:
+    server = entry(hooks=HOOKS)
+    server.order_start()
+    assert server.hooks.before_start_due
+    running = entry(Desired.RUN, hooks=HOOKS)
+    add_worker(running)
+    running.hooks.after_stop_due = True
+    running.order_start()
+    assert (running.hooks.before_start_due, running.hooks.after_stop_due) == (False, False)
+    for hooks in ({}, {"hooks": {"after_stop": ["true"]}}):
+        without = entry(**hooks)
+        without.order_start()
+        assert not without.hooks.before_start_due
+
+
+def test_stop_hook_is_due_if_the_server_was_started_with_its_start_hook() -> None:
+    for desired, before_start_due, due in (
+        (Desired.RUN, False, True),
+        (Desired.RUN, True, False),
+        (Desired.STOPPED, False, False),
+    ):
+        server = entry(desired, hooks=HOOKS)
+        server.hooks.before_start_due = before_start_due
+        server.order_stop()
+        assert (server.hooks.after_stop_due, server.hooks.before_start_due) == (due, False)
+    for hooks in ({}, {"hooks": {"before_start": ["true"]}}):
+        without = entry(Desired.RUN, **hooks)
+        without.order_stop()
+        assert not without.hooks.after_stop_due
+
+
+def test_restart_counts_once_when_the_first_worker_of_its_generation_is_ready() -> None:
+    server = entry(Desired.RUN)
+    old = add_worker(server)
+    server.order_restart()
+    assert (server.desired.generation, server.desired.newest, server.desired.restarting) == (2, 2, 2)
+    first, second = (add_worker(server, index=index, generation=2) for index in range(2))
+    for worker, restarts in ((old, 0), (first, 1), (second, 1)):
+        server.count_restart(worker)
+        assert server.observed.restarts == restarts
+
+
+def test_worker_that_leaves_keeps_its_name_from_further_workers() -> None:
+    for phase, generation in (
+        (Phase.READY, 1),
+        (Phase.STARTING, 1),
+        (Phase.STOPPING, 2),
+        (Phase.DRAINING, 2),
+    ):
+        server = entry(Desired.RUN)
+        add_worker(server, phase)
+        server.skip_leaving_generation()
+        assert server.desired.generation == generation
+    server = entry(Desired.RUN)
+    server.desired.generation = server.desired.newest = 2
+    add_worker(server, Phase.STOPPING)
+    server.skip_leaving_generation()
+    assert server.desired.generation == 2
+
+
+def test_failure_is_left_out_of_the_record_of_a_ready_server() -> None:
+    server = entry(Desired.RUN)
+    server.observed.failure = ServerError("exited with status 1", name="web")
+    assert "failure" in record_of(server)
+    add_worker(server)
+    assert "failure" not in record_of(server)
+
+
+def test_time_while_it_comes_up_or_goes_down_is_counted_as_both() -> None:
+    seen = Availability()
+    seen.note(0, state="starting", health="unknown")
+    seen.note(10, state="failed")
+    assert (seen.downtime, seen.risetime, seen.falltime, seen.status, seen.is_up) == (10, 10, 0, "ko", False)
+    seen.note(15, state="disabled")
+    assert (seen.downtime, seen.status, seen.rise, seen.fall) == (15, "unknown", 0, 0)
+    seen.note(20, state="running", health="ok")
+    seen.note(22, state="stopping")
+    seen.note(25, state="stopped")
+    assert (seen.uptime, seen.downtime, seen.falltime, seen.fall) == (2, 18, 3, 1)
