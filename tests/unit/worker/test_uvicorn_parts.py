@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
 import importlib.util
 import logging
+import os
+import socket
 import ssl
 import tomllib
 from collections.abc import Awaitable, Callable, Iterator
@@ -14,6 +17,8 @@ from typing import Any
 
 import pytest
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from websockets.asyncio.client import connect
 
 import poolctl
 from poolctl.bootstrap import OLDEST_UVICORN
@@ -21,10 +26,12 @@ from poolctl.config import ServerConfig
 from poolctl.runners.worker_spec import memory_files, uvicorn_settings
 from poolctl.worker.serving import uvicorn_parts
 from poolctl.worker.serving import uvicorn_parts as parts
-from poolctl.worker.serving.uvicorn_parts import Receive, Scope, Send, UvicornParts
+from poolctl.worker.serving.http1_connection import Http1Connection
+from poolctl.worker.serving.pool_server import connection_class
+from poolctl.worker.serving.uvicorn_parts import Receive, Scope, Send, UvicornParts, ssl_context
 from tests.asgi_apps import saying
 from tests.certificates import certificate
-from tests.serving import Client, Engine, served
+from tests.serving import ENGINES, FAST, App, Client, Engine, Pair, blank_page, served, turns, until
 
 CONNECTIONS = ("http1_connection", "http2_connection")
 PACKAGE = Path(poolctl.__file__).parent
@@ -275,3 +282,245 @@ def test_renewed_context_knows_the_authorities_of_its_clients(tmp_path: Path) ->
     with memory_files([cert.read_bytes(), key.read_bytes(), authority.read_bytes()]) as fds:
         parts.renew_context(context, settings, fds)
     assert context.cert_store_stats()["x509"] == 1
+
+
+# A certificate is renewed while connections are open and others come.
+
+SETTINGS = {"password": None, "client_auth": "none", "min_version": "1.2", "ciphers": ""}
+
+
+@pytest.fixture(params=ENGINES, ids="-".join)
+def engine(request: pytest.FixtureRequest) -> Engine:
+    chosen: Engine = request.param
+    return chosen
+
+
+def context(directory: Path, name: str) -> ssl.SSLContext:
+    fds = [os.open(path, os.O_RDONLY) for path in certificate(directory, name)]
+    try:
+        return ssl_context(SETTINGS, fds)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def trusting(directory: Path, name: str) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(directory / f"{name}.pem"))
+
+
+async def secure(port: int, directory: Path, name: str) -> Client:
+    return Client(
+        *await asyncio.open_connection(
+            "127.0.0.1", port, ssl=trusting(directory, name), server_hostname="127.0.0.1"
+        )
+    )
+
+
+def test_new_handshakes_use_the_new_certificate_and_open_connections_go_on(
+    engine: Engine, tmp_path: Path
+) -> None:
+    old, new = context(tmp_path, "old"), context(tmp_path, "new")
+
+    async def scenario() -> None:
+        async with served(engine, secure=old) as (server, _, port, _running):
+            before = await secure(port, tmp_path, "old")
+            assert (await before.get())[0] == 200
+            server.acceptor.renew(new)
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await secure(port, tmp_path, "old")
+            after = await secure(port, tmp_path, "new")
+            assert (await after.get())[0] == 200
+            assert (await before.get())[0] == 200
+
+    engine.run(scenario())
+
+
+def test_drain_waits_for_a_tls_handshake_in_progress(engine: Engine, tmp_path: Path) -> None:
+    certified = context(tmp_path, "same")
+
+    async def scenario() -> None:
+        async with served(engine, secure=certified) as (server, _, port, running):
+            client = await Client.connect(port)
+            await until(lambda: server.server_state.expected)  # accepted, and nothing was said
+            server.drain()
+            await turns()
+            assert not running.done()
+            await client.writer.start_tls(trusting(tmp_path, "same"), server_hostname="127.0.0.1")
+            assert (await client.get())[0] == 200
+            await asyncio.wait_for(running, 15)
+
+    engine.run(scenario())
+
+
+def test_no_connection_is_lost_while_the_certificate_is_renewed(engine: Engine, tmp_path: Path) -> None:
+    contexts = [context(tmp_path, "same"), context(tmp_path, "same")]
+    trusted = ssl.create_default_context()
+    trusted.check_hostname, trusted.verify_mode = False, ssl.CERT_NONE
+
+    async def scenario() -> None:
+        async with served(engine, secure=contexts[0]) as (server, _, port, _running):
+
+            async def ask() -> int:
+                client = Client(*await asyncio.open_connection("127.0.0.1", port, ssl=trusted))
+                return (await client.get("/", "connection: close"))[0]
+
+            asking = [asyncio.ensure_future(ask()) for _ in range(20)]
+            for turn in range(10):
+                server.acceptor.renew(contexts[turn % 2])
+                asking.append(asyncio.ensure_future(ask()))
+            assert set(await asyncio.gather(*asking)) == {200}
+
+    engine.run(scenario())
+
+
+def test_connections_that_are_taken_use_the_new_certificate(engine: Engine, tmp_path: Path) -> None:
+    old, new = context(tmp_path, "old"), context(tmp_path, "new")
+
+    async def scenario() -> None:
+        async with served(engine, secure=old, adoption=pair.worker()) as (server, _, _port, _running):
+            server.acceptor.renew(new)
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                connecting = asyncio.ensure_future(secure(listener.getsockname()[1], tmp_path, "new"))
+                listener.setblocking(False)
+                sock, _ = await asyncio.get_running_loop().sock_accept(listener)
+                pair.hand_over(sock)
+                assert (await (await connecting).get())[0] == 200
+
+    with contextlib.closing(Pair()) as pair:
+        engine.run(scenario())
+
+
+# A protocol class of uvicorn's that is not known closes its connections in a drain, and serves until then.
+
+
+class Unheard(asyncio.Protocol):
+    """What uvicorn's server asks of every protocol class, and no more."""
+
+    def __init__(self, config: Any, server_state: Any, app_state: Any, _loop: Any = None) -> None:
+        self.connections = server_state.connections
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        self.connections.add(self)
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.connections.discard(self)
+
+    def shutdown(self) -> None:
+        self.transport.close()
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_unknown_protocol_class_serves_and_is_closed_by_a_drain(loop: str, capsys: Any) -> None:
+    async def scenario() -> None:
+        async with served(Engine(loop, "h11"), config={"http": Unheard}) as (server, _, port, running):
+            client = await Client.connect(port)
+            assert (await client.get())[0] == 200
+            server.drain()
+            assert await client.at_end()
+            await asyncio.wait_for(running, 10)
+
+    Engine(loop, "h11").run(scenario())
+    assert "Unheard is not known to this version of poolctl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_auto_is_a_class_that_can_be_drained(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    monkeypatch.setattr(uvicorn_parts, "find_spec", lambda name: object() if there else None)
+    expected = "httptools" if there else "h11"
+    assert uvicorn_parts.drainable({"http": "auto", "loop": "auto"}) == {"http": expected, "loop": "auto"}
+    assert uvicorn_parts.drainable({"http": "zttp"}) == {"http": "zttp"}
+
+
+def test_known_protocol_class_that_lacks_a_part_counts_as_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert issubclass(connection_class(H11Protocol), Http1Connection)
+    monkeypatch.delattr(H11Protocol, "handle_events")
+    assert connection_class(H11Protocol) is H11Protocol
+
+
+@pytest.mark.parametrize("engine", [Engine("uvloop", "h11"), FAST], ids="-".join)
+def test_connections_share_the_names_of_their_attributes(engine: Engine) -> None:
+    # CPython has room for thirty (SHARED_KEYS_MAX_SIZE); with more each object has a table of its own.
+    async def scenario() -> None:
+        async with served(engine, tally=blank_page()) as (server, _, port, _running):
+            client = await Client.connect(port)
+            await client.get()
+            (connection,) = server.server_state.connections
+            assert len(vars(connection)) < 30
+
+    engine.run(scenario())
+
+
+# What applications log with uvicorn's logger appears as under uvicorn; what uvicorn says at INFO, poolctl says.
+
+LOGGER = logging.getLogger("uvicorn.error")
+
+
+@pytest.fixture
+def lines() -> Iterator[list[str]]:
+    """What reaches a worker's log; logging is restored afterwards."""
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")]
+    before = [(each, each.level, each.filters[:]) for each in loggers]
+    logged: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        logged.append(f"{record.levelname} {record.getMessage()}")
+        return True
+
+    LOGGER.setLevel(logging.INFO)
+    uvicorn_parts.omit_uvicorns_lines()
+    LOGGER.addFilter(keep)
+    yield logged
+    for each, level, filters in before:
+        each.setLevel(level)
+        each.filters[:] = filters
+
+
+class Logging(App):
+    """Logs each request."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        LOGGER.info("application: %s", scope["type"])
+        if scope.get("path") == "/fails":
+            raise RuntimeError("on purpose")
+        await super().__call__(scope, receive, send)
+
+
+def test_log_has_what_the_application_logs_and_not_uvicorns_start_and_stop(lines: list[str]) -> None:
+    engine = Engine("asyncio", "httptools")
+
+    async def scenario() -> None:
+        async with served(engine, Logging()) as (_, _app, port, _running):
+            client = await Client.connect(port)
+            await client.get()
+            await client.get("/fails")
+            async with connect(f"ws://127.0.0.1:{port}/"):
+                pass
+
+    engine.run(scenario())
+    assert lines == [
+        "INFO application: lifespan",
+        "INFO application: http",
+        "INFO application: http",
+        "ERROR Exception in ASGI application\n",
+        "INFO application: websocket",
+    ]
+
+
+def test_level_that_the_application_sets_at_its_import_wins(lines: list[str]) -> None:
+    settings = uvicorn_parts.set_log_level({"loop": "auto", "log_level": "warning"})
+    assert settings == {"loop": "auto"}
+    LOGGER.info("left out")
+    LOGGER.setLevel(logging.DEBUG)
+    uvicorn.Config(App(), log_config=None, **settings)
+    LOGGER.debug("kept")
+    assert lines == ["DEBUG kept"]
+
+
+def test_trace_shows_what_uvicorn_does(lines: list[str]) -> None:
+    uvicorn_parts.set_log_level({"log_level": "trace"})
+    LOGGER.log(5, "a trace")
+    assert [line.partition(" ")[2] for line in lines] == ["a trace"]
