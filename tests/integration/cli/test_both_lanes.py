@@ -14,7 +14,7 @@ from tests.real_pool import Done, RealPool
 pytestmark = pytest.mark.slow
 
 # One of each command, and one of each kind of error: that both lanes make the same request of every spelling is shown
-# without processes (tests/unit/cli/test_lanes.py).
+# without processes (tests/unit/cli/test_command_line.py).
 COMMANDS = [
     "list", "list -o jsonl", "list --field tags", "list usres", "list --name ( -o json", "list --pool nobody -o json",
     "status", "show users", "show users -o json", "wait --for stopped --timeout 0.1", "walk -- echo {name}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -740,6 +741,587 @@ def test_another_configuration_is_watched_as_it_is() -> None:
         assert pool.states() == {"web": "sleeping"}
         assert pool.runner.opened == {"127.0.0.1:9999"}
         pool.core.change(entry, web(bind="127.0.0.1:9999"), live=False)
+        await turns()
+        assert pool.states() == {"web": "running"}
+
+    run(scenario())
+
+
+# Orders about one server, and what its runner is asked for because of them.
+
+
+def worker_of(entry: Entry, worker_id: str) -> Worker:
+    return entry.observed.workers[worker_id]
+
+
+def test_kill_ends_the_workers_at_once_and_a_limit_shortens_only_what_they_have_left() -> None:
+    async def scenario() -> None:
+        for order, seconds in (
+            ({"kill": True}, "0"),
+            ({"limit_seconds": 3.0}, "3"),
+            ({"limit_seconds": 30.0}, "10"),
+            ({}, "10"),
+        ):
+            pool = OrderedCore(web())
+            await pool.start()
+            pool.core.stop(pool.core.entries["web"], **order)  # type: ignore[arg-type]
+            await turns()
+            assert f"stop web.1.0 {seconds}" in pool.runner.log
+            assert pool.states() == {"web": "stopped"}
+
+    run(scenario())
+
+
+def test_second_stop_tries_again_to_end_a_worker_that_could_not_be_ended() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        pool.runner.deaf.add("web")
+        pool.core.stop(pool.core.entries["web"])
+        await turns()
+        assert worker_of(pool.core.entries["web"], "web.1.0").unstoppable
+        pool.runner.deaf.clear()
+        assert await pool.stop() == []
+        assert pool.states() == {"web": "stopped"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("failure", "state"), [(None, "stopped"), (ServerError("took too long"), "failed")])
+def test_start_that_is_given_up_stops_the_server_or_lets_it_fail(
+    failure: ServerError | None, state: str
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(), web="never")
+        entry = pool.core.entries["web"]
+        pool.core.start(entry)
+        await turns()
+        pool.core.abandon(entry, failure)
+        await turns()
+        assert pool.states() == {"web": state}
+        assert entry.observed.failure is failure
+        assert "stop web.1.0 0" in pool.runner.log
+
+    run(scenario())
+
+
+def test_restart_that_is_given_up_leaves_the_serving_generation() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(), **{"web.2.0": NEVER})
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.restart(entry)
+        await turns()
+        assert set(pool.runner.running) == {"web.1.0", "web.2.0"}
+        failure = ServerError("took too long")
+        pool.core.abandon(entry, failure)
+        await turns()
+        assert set(pool.runner.running) == {"web.1.0"}
+        assert (pool.states(), entry.observed.failure) == ({"web": "running"}, failure)
+
+    run(scenario())
+
+
+def test_start_that_waits_for_a_stop_is_cancelled_when_it_is_given_up() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.runner.may_end.clear()
+        pool.core.stop(entry)
+        pool.core.start(entry, after_stop=True)
+        pool.core.abandon(entry)
+        pool.runner.may_end.set()
+        await turns()
+        assert pool.states() == {"web": "stopped"}
+
+    run(scenario())
+
+
+def test_demand_of_waiting_requests_is_summed_for_the_triggers_of_a_server_that_may_serve() -> None:
+    async def scenario() -> None:
+        automatic = {"min": 2, "max": 5, "triggers": {"cpu": 80}}
+        pool = OrderedCore(web(scale=automatic), web("fixed"))
+        entry = pool.core.entries["web"]
+        assert pool.core.demand("web", 3) == 0, "it is stopped"
+        await pool.start()
+        assert [pool.core.demand("web", count) for count in (3, 4)] == [2, 2]
+        assert [pool.core.take_demand(entry) for _ in range(2)] == [7, 0]
+        fixed = pool.core.entries["fixed"]
+        assert (pool.core.demand("fixed", 3), pool.core.take_demand(fixed)) == (1, 0)
+        with pytest.raises(KeyError):
+            pool.core.demand("gone", 1)
+
+    run(scenario())
+
+
+def test_restart_starts_a_stopped_server_and_a_job_with_a_schedule_only_waits() -> None:
+    async def scenario() -> None:
+        job = ServerConfig(name="job", job=True, command=["true"], every="0 3 * * *")
+        pool = OrderedCore(web(), job)
+        for entry in pool.core.entries.values():
+            pool.core.restart(entry)
+        await turns()
+        assert pool.states() == {"web": "running", "job": "sleeping"}
+        assert pool.core.entries["web"].observed.restarts == 0
+        assert pool.core.entries["job"].desired.state is Desired.SCHEDULED
+
+    run(scenario())
+
+
+def test_job_with_a_schedule_runs_once_more_when_it_is_ordered_to() -> None:
+    async def scenario() -> None:
+        job = ServerConfig(name="job", job=True, command=["true"], every="0 3 * * *")
+        pool = OrderedCore(job)
+        entry = pool.core.entries["job"]
+        pool.core.run_now(entry)
+        await turns()
+        assert entry.schedule.last_run["result"] == "succeeded"
+        assert pool.states() == {"job": "sleeping"}
+        assert [line for line in pool.runner.log if line.startswith("place")] == ["place job.2.0"]
+        pool.core.disable(entry)
+        pool.core.run_now(entry)
+        await turns()
+        assert pool.states() == {"job": "disabled"}
+
+    run(scenario())
+
+
+def test_workers_whose_lifetime_is_over_are_replaced_without_counting_a_restart() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.renew(entry, 7)
+        await turns()
+        assert set(pool.runner.running) == {"web.1.0"}
+        pool.core.renew(entry, 1)
+        await turns()
+        assert set(pool.runner.running) == {"web.2.0"}
+        assert entry.observed.restarts == 0
+        await pool.stop()
+        pool.core.renew(entry, 2)
+        await turns()
+        assert pool.states() == {"web": "stopped"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("order", "seconds"), [("drain_and_replace", "10"), ("kill", "0")])
+def test_one_worker_is_ended_and_then_replaced(order: str, seconds: str) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2, restart="always"))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.runner.log.clear()
+        getattr(pool.core, order)(entry, worker_of(entry, "web.1.1"))
+        await turns()
+        assert f"stop web.1.1 {seconds}" in pool.runner.log
+        assert "web.1.0" in pool.runner.running
+        if order == "drain_and_replace":
+            assert len(pool.runner.running) == 2
+            assert any(line.startswith("place") for line in pool.runner.log)
+
+    run(scenario())
+
+
+def test_recovery_is_in_the_servers_state_until_it_ends_and_may_count_as_a_restart() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.take_changed()
+        for counts, restarts in ((True, 1), (False, 1)):
+            pool.core.begin_recovery(entry, {"step": "restart"}, {"0": [1.0]}, counts=counts)
+            assert (entry.observed.recovering, entry.observed.recoveries) == (
+                {"step": "restart"},
+                {"0": [1.0]},
+            )
+            assert entry.observed.restarts == restarts
+            assert pool.core.take_changed() == [entry]
+        pool.core.end_recovery(entry)
+        assert entry.observed.recovering == {}
+        assert pool.core.take_changed() == [entry]
+        assert pool.core.take_changed() == []
+
+    run(scenario())
+
+
+def test_stuck_worker_makes_its_server_ko_until_it_answers() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        for stuck, health in ((True, "ko"), (False, "ok")):
+            pool.core.mark_stuck(entry, worker_of(entry, "web.1.0"), stuck)
+            assert entry.health == health
+            assert pool.core.take_changed() == [entry]
+
+    run(scenario())
+
+
+def test_idleness_of_a_worker_is_noted_when_it_changes() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.take_changed()
+        noted = []
+        for worker_id, idle in (("web.1.0", True), ("web.1.0", True), ("web.9.0", True), ("web.1.0", False)):
+            pool.core.idle(entry, worker_id, idle)
+            noted.append(bool(pool.core.take_changed()))
+        assert noted == [True, False, False, True]
+
+    run(scenario())
+
+
+def test_canary_next_to_the_server_is_promoted_with_its_configuration() -> None:
+    async def scenario() -> None:
+        after = web(tags=["new"])
+        pool = OrderedCore(web(workers=2))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        canary = pool.core.begin_canary(entry, after, 1)
+        assert (canary.generation, canary.count, canary.is_apart, canary.share) == (2, 1, False, 0.0)
+        await turns()
+        assert set(pool.runner.running) == {"web.1.0", "web.1.1", "web.2.0"}
+        worker_of(entry, "web.2.0").files = {"app.py": "12ab"}
+        pool.core.promote_canary(entry)
+        await turns()
+        assert set(pool.runner.running) == {"web.2.0"}
+        assert (entry.config, entry.desired.canary, entry.observed.restarts) == (after, None, 1)
+        assert entry.observed.files == {"app.py": "12ab"}
+        assert (entry.desired.generation, entry.desired.canary_generation) == (2, 0)
+
+    run(scenario())
+
+
+def test_canary_that_is_withdrawn_drains_and_the_servers_workers_continue() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.withdraw_canary(entry)
+        pool.core.begin_canary(entry, entry.config, 2, share=0.5)
+        assert (entry.desired.canary_generation, entry.desired.canary_share) == (2, 0.5)
+        await turns()
+        worker_of(entry, "web.2.1").stuck = True
+        pool.runner.log.clear()
+        pool.core.withdraw_canary(entry)
+        await turns()
+        assert set(pool.runner.running) == {"web.1.0"}
+        assert "drain web.2.0" in pool.runner.log
+        assert "drain web.2.1" not in pool.runner.log
+        assert (entry.desired.canary_generation, entry.desired.canary_share) == (0, 0.0)
+
+    run(scenario())
+
+
+def test_canary_with_an_address_of_its_own_is_replaced_by_the_servers_new_generation() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        apart = await pool.core.open_canary_address(entry.config)
+        assert apart.key in pool.runner.opened
+        canary = pool.core.begin_canary(entry, entry.config, 1, share=0.2, apart=apart)
+        assert (canary.is_apart, canary.share, canary.config) == (True, 0.2, apart)
+        await turns()
+        assert set(pool.runner.running) == {"web.1.0", "web.2.0"}
+        pool.core.promote_canary(entry)
+        await turns()
+        assert set(pool.runner.running) == {"web.2.0", "web.3.0"}
+        pool.core.withdraw_canary(entry)
+        await turns()
+        assert set(pool.runner.running) == {"web.3.0"}
+        assert pool.runner.opened == {entry.config.key}
+        unused = await pool.core.open_canary_address(entry.config)
+        pool.core.close_canary_address(unused)
+        await turns()
+        assert pool.runner.opened == {entry.config.key}
+
+    run(scenario())
+
+
+def test_canary_of_a_previous_supervisor_is_adopted_as_lost_and_withdrawn() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(), web("other"))
+        for name in ("web", "other"):
+            entry = pool.core.entries[name]
+            pool.core.expect_running(entry)
+            pool.core.adopt_listener(entry, entry.config, [entry.config.key])
+        entry = pool.core.entries["web"]
+        apart = web(bind="127.0.0.1:9999")
+        pool.runner.opened |= {entry.config.key, apart.key}
+        for generation, config in ((1, entry.config), (2, apart)):
+            placement = await pool.runner.place(config, generation, 0)
+            found = Worker(placement.id, generation, 0, config, Phase.READY, placement)
+            pool.core.adopt_worker(entry, found)
+        canary = entry.desired.canary
+        assert canary is not None
+        assert (canary.generation, canary.is_lost, canary.is_apart, canary.config) == (2, True, True, apart)
+        pool.core.withdraw_lost_canaries()
+        assert entry.desired.canary is None
+        withdrawn = [each.server for each in pool.events if each.event == "rollout withdrawn"]
+        assert withdrawn == ["web"]
+        await turns()
+        assert "web.2.0" not in pool.runner.running
+        pool.core.withdraw_lost_canaries()
+        assert [each.event for each in pool.events].count("rollout withdrawn") == 1
+
+    run(scenario())
+
+
+def test_counts_of_a_server_that_is_added_continue_and_its_table_is_kept() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore()
+        source = ({"name": "web"}, "/srv")
+        entry = pool.core.add(web(), source, restarts=2, failures=3)
+        assert (entry.observed.restarts, entry.observed.failures, entry.desired.source) == (2, 3, source)
+        assert pool.states() == {"web": "stopped"}
+        plain = pool.core.add(web("plain"))
+        assert (plain.observed.restarts, plain.observed.failures, plain.added) == (0, 0, False)
+
+    run(scenario())
+
+
+def test_address_is_held_by_another_server_that_runs_and_not_by_one_that_stops() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("old", bind=":9100"))
+        await pool.start()
+        old = pool.core.entries["old"]
+        new = pool.core.add(web("new", bind=":9100"))
+        assert pool.core.holder(new) is old
+        assert pool.core.holder(old) is None
+        pool.runner.may_end.clear()
+        pool.core.stop(old)
+        assert pool.core.holder(new) is None
+
+    run(scenario())
+
+
+def test_changed_dependencies_do_not_replace_the_workers() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("db"), web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        (dependency,) = web(depends_on=["db"]).depends_on
+        before = entry.config
+        pool.core.relate(entry, ())
+        assert entry.config is before
+        pool.core.relate(entry, (dependency,))
+        await turns()
+        assert entry.config.depends_on == (dependency,)
+        assert "web.1.0" in pool.runner.running
+        assert pool.core.servers.dependencies(entry) == [pool.core.entries["db"]]
+
+    run(scenario())
+
+
+def test_values_of_the_pool_reach_the_applications_of_later_workers() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        pool.core.give_state(pool.core.entries["web"], {"db": "one"})
+        await pool.start()
+        assert pool.runner.values == [{"db": "one"}]
+
+    run(scenario())
+
+
+def test_live_change_ends_with_a_change_of_the_files_and_idle_time_reaches_the_workers() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale={"min": 0, "idle": 1}))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.wake(entry)
+        await turns()
+        entry.desired.source, entry.desired.automatic, entry.observed.socket_found = ({}, "/"), 3, "pool"
+        pool.core.change(entry, web(scale={"min": 0, "idle": 5}), live=True)
+        assert "idle after 5 web.1.0" in pool.runner.log
+        assert (entry.desired.source, entry.desired.automatic) == (None, None)
+        assert entry.observed.socket_found == "pool"
+        assert worker_of(entry, "web.1.0").config is entry.config
+        pool.core.change(entry, web(app=None, command=["x"]), live=True)
+        assert entry.observed.socket_found == ""
+
+    run(scenario())
+
+
+def test_change_of_the_files_tries_a_failed_server_again_and_leaves_a_stopped_one() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(), **{"web.1.0": FAILS})
+        entry = pool.core.entries["web"]
+        await pool.start()
+        assert pool.states() == {"web": "failed"}
+        pool.runner.script.clear()
+        entry.desired.ignore_dependencies = True
+        pool.core.change(entry, web(tags=["new"]), live=False)
+        await turns()
+        assert pool.states() == {"web": "running"}
+        assert not entry.desired.ignore_dependencies
+        await pool.stop()
+        pool.core.change(entry, web(), live=False)
+        await turns()
+        assert pool.states() == {"web": "stopped"}
+
+    run(scenario())
+
+
+def test_number_of_workers_by_command_is_where_the_triggers_continue() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale={"min": 1, "max": 4, "triggers": {"cpu": 80}}), web("fixed"))
+        await pool.start()
+        entry, fixed = pool.core.entries["web"], pool.core.entries["fixed"]
+        pool.core.scale(entry, 2, {"cpu": 90})
+        await turns()
+        assert (len(pool.runner.running), entry.desired.scaling) == (3, {"cpu": 90})
+        for each in (entry, fixed):
+            pool.core.override(each, Overrides(workers=3))
+        await turns()
+        assert (entry.size, fixed.size, len(pool.runner.running)) == (3, 3, 6)
+        for each in (entry, fixed):
+            pool.core.override(each)
+        await turns()
+        assert (entry.size, fixed.size) == (3, 1)
+        pool.core.scale(entry, None)
+        assert (entry.size, entry.desired.scaling) == (1, {})
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("configured", [False, True])
+def test_disabled_server_stops_until_it_is_enabled_even_if_the_files_disable_it(configured: bool) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(disabled=configured))
+        entry = pool.core.entries["web"]
+        pool.core.override(entry, Overrides(out=True))
+        pool.core.enable(entry)
+        await turns()
+        assert (pool.states(), entry.out) == ({"web": "running" if configured else "stopped"}, False)
+        assert entry.desired.overrides.disabled is (False if configured else None)
+        await pool.start()
+        pool.core.override(entry, replace(entry.desired.overrides, out=True))
+        pool.core.disable(entry)
+        await turns()
+        assert (pool.states(), entry.out) == ({"web": "disabled"}, False)
+        assert entry.desired.overrides.disabled is (None if configured else True)
+        pool.core.start(entry)
+        await turns()
+        assert pool.states() == {"web": "disabled"}
+        await pool.stop()
+        pool.core.enable(entry)
+        await turns()
+        assert pool.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_certificates_are_renewed_in_every_worker_that_stays() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        leaving = worker_of(entry, "web.1.1")
+        leaving.phase = Phase.STOPPING
+        worker_of(entry, "web.1.0").passed_over = 5.0
+        pool.core.take_changed()
+        await pool.core.renew_tls(entry)
+        assert [line for line in pool.runner.log if line.startswith("tls")] == ["tls web.1.0"]
+        assert worker_of(entry, "web.1.0").passed_over is None
+        assert pool.core.take_changed() == [entry]
+
+    run(scenario())
+
+
+def test_warning_replaces_the_one_that_it_is_instead_of() -> None:
+    core = OrderedCore(web()).core
+    entry = core.entries["web"]
+    for warning, instead_of in (("first", ""), ("second", ""), ("third", "first"), ("fourth", "gone")):
+        core.warn(entry, warning, instead_of=instead_of)
+    assert entry.observed.warnings == ["second", "third", "fourth"]
+    core.clear_warnings(entry)
+    assert entry.observed.warnings == []
+
+
+def test_server_that_was_found_running_is_wanted_unless_a_command_has_stopped_it() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        entry = pool.core.entries["web"]
+        for before, after in (
+            (Desired.IDLE, Desired.RUN),
+            (Desired.FAILED, Desired.RUN),
+            (Desired.STOPPED, Desired.STOPPED),
+            (Desired.REMOVED, Desired.REMOVED),
+        ):
+            entry.desired.state = before
+            pool.core.expect_running(entry)
+            assert entry.desired.state is after
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("recorded", "generation"), [(True, 1), (False, 3)], ids=["recorded", "not recorded"]
+)
+def test_adopted_worker_determines_the_serving_generation_only_without_a_record(
+    recorded: bool, generation: int
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        entry = pool.core.entries["web"]
+        pool.core.adopt_listener(entry, entry.config, [entry.config.key])
+        pool.runner.opened.add(entry.config.key)
+        assert pool.core.endpoints(entry.config) == (entry.config.key,)
+        for number, phase in ((3, Phase.READY), (4, Phase.DRAINING)):
+            placement = await pool.runner.place(entry.config, number, 0)
+            worker = Worker(placement.id, number, 0, entry.config, phase, placement)
+            pool.core.adopt_worker(entry, worker, recorded=recorded)
+        assert (entry.desired.generation, entry.desired.newest) == (generation, 4)
+        assert entry.observed.called
+
+    run(scenario())
+
+
+def test_adopted_run_of_a_schedule_that_was_not_recorded_began_now() -> None:
+    async def scenario() -> None:
+        job = ServerConfig(name="job", job=True, command=["true"], every="0 3 * * *")
+        pool = OrderedCore(job)
+        entry = pool.core.entries["job"]
+        entry.desired.state = Desired.SCHEDULED
+        placement = await pool.runner.place(job, 1, 0)
+        pool.core.adopt_worker(entry, Worker(placement.id, 1, 0, job, Phase.STARTING, placement))
+        assert (entry.desired.state, entry.schedule.run_since) == (Desired.RUN, pool.clock.time())
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("generations", "serving"),
+    [({1: "ready", 2: "ready"}, 1), ({2: "ready", 3: "ready"}, 3), ({1: "leaving"}, 2)],
+)
+def test_resumed_server_continues_with_the_newest_generation_that_stays(
+    generations: dict[int, str], serving: int
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        entry = pool.core.entries["web"]
+        entry.desired.state = Desired.RUN
+        for generation, what in generations.items():
+            phase = Phase.READY if what == "ready" else Phase.DRAINING
+            worker = Worker(f"web.{generation}.0", generation, 0, entry.config, phase)
+            entry.observed.workers[worker.id] = worker
+        pool.core.resume(entry)
+        assert entry.desired.generation == serving
+
+    run(scenario())
+
+
+def test_resumed_server_whose_schedule_was_taken_out_runs() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        entry = pool.core.entries["web"]
+        entry.desired.state = Desired.SCHEDULED
+        pool.core.resume(entry)
         await turns()
         assert pool.states() == {"web": "running"}
 
