@@ -1,21 +1,41 @@
-"""Workers of routed servers get the route table; a server is withheld from the gateway until its workers follow it."""
+"""Workers as processes: placed, serving, replaced and ended; those of routed servers follow the route table."""
 
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
+import signal
 import socket
+import sys
+import time
 from collections.abc import Collection, Coroutine, ValuesView
+from pathlib import Path
 from typing import Any, cast
 
+import pytest
+
 from poolctl import ServerConfig
+from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, wire
+from poolctl.runners.embedded_runner import ProcessRunner
+from poolctl.runners.local import local_runner, zygotes
 from poolctl.runners.local.activation import SleepingServers
 from poolctl.runners.local.local_runner import RoutedServers
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import Descriptor
-from poolctl.runners.runner_protocol import Exit, PublishedRoutes
+from poolctl.runners.runner_protocol import (
+    Endpoints,
+    Exit,
+    Placement,
+    PublishedRoutes,
+    RunnerEvents,
+    WorkerFailed,
+)
+from tests.deadline import wait_until
+from tests.processes import is_alive
+from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
 from tests.unit.runners.test_local_worker import worker
 from tests.unit.runners.test_process_link import StoringPeer
 
@@ -299,3 +319,360 @@ def test_event_of_a_server_looks_at_its_own_workers_only() -> None:
         stage.close()
 
     run(work())
+
+
+# The runner over a real keeper and real workers.
+
+
+def names(entries: dict[str, Any]) -> set[str]:
+    """The kinds of the entries in the keeper's store that belong to a server."""
+    kinds = {name.partition(":")[0] for name in entries}
+    return kinds & {"listener", "adoption", "worker", "output", "tally", "held-connection"}
+
+
+def test_worker_is_placed_becomes_ready_serves_and_leaves_nothing_when_its_server_is_closed() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served()
+        opened = await runner.open(server)
+        assert opened == Endpoints(server.key, (server.bind,))
+        placement = await runner.place(server, 3, 1)
+        assert (placement.id, placement.where) == ("web.3.1", f"pid {placement.pid}")
+        await runner.begun(placement)
+        await runner.ready(placement)
+        assert await fetch(server, "/pid") == str(placement.pid)
+        assert names(await kept(runner)) == {"listener", "adoption", "worker", "output"}
+        stacks = await runner.stacks(placement.id, 20.0)
+        assert (stacks.pid, stacks.source) == (placement.pid, "python")
+        watching = asyncio.ensure_future(runner.watch(placement))
+        exit_ = await runner.stop(placement, 20.0)
+        assert exit_ == await watching == Exit.from_status(0)
+        assert "Application shutdown complete." in (await runner.logs("web", 5))[-1]
+        assert "Application startup complete." in (await runner.logs("web", 5, 0.0))[0]
+        assert await runner.logs("web", 5, time.time() + 60) == []
+        assert await runner.logs("other", 5) == []
+        assert names(await kept(runner)) == {"listener", "adoption"}
+        await runner.close(server.key)
+        assert names(await kept(runner)) == set()
+        with pytest.raises(ConnectionRefusedError):
+            await fetch(server)
+
+    with_runner(work)
+
+
+def test_orders_to_a_worker_that_has_exited_have_no_effect() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        placement = Placement.of("web", 1, 0)
+        runner.idle_after(placement, 5.0)
+        await runner.begun(placement)
+        await runner.rotate(placement, False)
+        await runner.attend(placement, False)
+        await runner.leave(placement)
+        await runner.drain(placement)
+        await runner.renew_tls(placement, served())
+        assert (await runner.stop(placement, 5.0)).message == "has ended before"
+        assert (await runner.watch(placement)).message == "has ended before"
+        with pytest.raises(ConnectionRefusedError, match="has exited"):
+            await runner.connect(placement, "http", plain=True)
+
+    with_runner(work)
+
+
+async def keep_alive(server: ServerConfig) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection(server.address.host, server.address.port)
+    return reader, writer
+
+
+async def pid_on(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> tuple[int, bool]:
+    """The pid of the worker that answers on this connection, and whether the answer is the last."""
+    reader, writer = connection
+    writer.write(b"GET /pid HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+    (length,) = [line.partition(":")[2] for line in head.split("\r\n") if line.startswith("content-length:")]
+    return int(await reader.readexactly(int(length))), "connection: close" in head
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+@pytest.mark.parametrize("order", ["leave", "drain"])
+def test_worker_that_is_replaced_gives_its_connections_to_its_successor_and_another_one_keeps_them(
+    order: str, replaced: bool
+) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served()
+        old = await placed(runner, server)
+        connection = await keep_alive(server)
+        assert await pid_on(connection) == (old.pid, False)
+        new = await placed(runner, server, 2)
+        # Replacing is the usual case.
+        options = {} if replaced else {"replaced": False}
+        leaving = asyncio.ensure_future(getattr(runner, order)(old, **options))
+        if order == "leave" or replaced:
+            await leaving
+        else:
+            await runner.leave(old, replaced=False)
+        assert await pid_on(connection) == ((new.pid, False) if replaced else (old.pid, True))
+        connection[1].close()
+        await leaving
+        assert await fetch(server, "/pid") == str(new.pid)
+
+    with_runner(work)
+
+
+def test_worker_takes_part_in_accepting_as_it_is_told() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served()
+        first, second = await placed(runner, server), await placed(runner, server, index=1)
+        for resting, serving in ((first, second), (second, first)):
+            await runner.attend(resting, False)
+            await runner.attend(serving, True)
+            in_a_row = 0
+            while in_a_row < 5:  # the one that is to rest may have accepted before it got the order
+                in_a_row = in_a_row + 1 if await fetch(server, "/pid") == str(serving.pid) else 0
+
+    with_runner(work)
+
+
+def test_worker_that_never_became_ready_has_its_last_output_in_the_log_when_its_exit_is_known() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served("refusing")
+        await runner.open(server)
+        placement = await runner.place(server, 1, 0)
+        with pytest.raises(WorkerFailed) as caught:
+            await runner.ready(placement)
+        assert caught.value.exit is not None
+        assert not caught.value.exit.ok
+        assert not (await runner.watch(placement)).ok
+        assert any("no database" in line for line in await runner.logs("web", 20))
+
+    with_runner(work)
+
+
+def test_hook_runs_as_a_process_of_its_own_beside_the_workers(tmp_path: Path) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        hooks = {"before_start": ["sh", "-c", f"echo $0 ran > {tmp_path}/hook"], "after_stop": ["false"]}
+        server = served(hooks=hooks)
+        placement = await runner.begin_hook(server, "before_start")
+        assert await runner.watch(placement) == Exit.from_status(0)
+        assert (tmp_path / "hook").read_text() == "sh ran\n"
+        failing = await runner.begin_hook(server, "after_stop")
+        assert failing.id != placement.id
+        assert (await runner.watch(failing)).status == 1
+
+    with_runner(work)
+
+
+def test_program_is_reached_at_its_port_and_gets_the_listener() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        script = (
+            "import os, socket\nlistener = socket.socket(fileno=3)\n"
+            "while True:\n    sock, _ = listener.accept()\n    sock.sendall(str(os.getpid()).encode())\n"
+            "    sock.close()\n"
+        )
+        server = served(command=[sys.executable, "-c", script, "{fd}"], stop_timeout=5)
+        placement = await placed(runner, server)
+        with await runner.connect(placement, "probe", plain=True) as sock:
+            sock.setblocking(True)
+            assert await asyncio.to_thread(sock.recv, 100) == str(placement.pid).encode()
+        await runner.rotate(placement, False)
+        await runner.attend(placement, False)
+        watching = asyncio.ensure_future(runner.watch(placement))
+        assert (await runner.stop(placement, 10.0)).signal == signal.SIGTERM
+        assert (await watching).signal == signal.SIGTERM
+
+    with_runner(work)
+
+
+@pytest.mark.parametrize(("command", "status"), [("true", 0), ("false", 1)])
+def test_job_ends_with_the_status_of_its_program(command: str, status: int) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        job = ServerConfig(name="job", job=True, command=[command])
+        assert await runner.open(job) == Endpoints(job.key, ())
+        placement = await runner.place(job, 1, 0)
+        with pytest.raises(WorkerFailed) as caught:
+            await runner.ready(placement)
+        assert caught.value.exit == await runner.watch(placement) == Exit.from_status(status)
+
+    with_runner(work)
+
+
+class Told:
+    """The events that the runner has reported."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values: self.events.append((name, *values))
+
+
+@pytest.mark.parametrize("listening", [True, False])
+def test_worker_that_has_served_its_requests_is_reported_and_drains_by_itself_without_a_listener(
+    listening: bool,
+) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        told = Told()
+        runner.events = cast(RunnerEvents, told) if listening else None
+        server = served(http={"max_requests": 1})
+        placement = await placed(runner, server)
+        watching = asyncio.ensure_future(runner.watch(placement))
+        await fetch(server)
+        if listening:
+            while ("expired", placement) not in told.events:
+                await asyncio.sleep(0.01)
+            assert not watching.done()
+        else:
+            assert (await watching).ok
+
+    with_runner(work)
+
+
+def test_sleeping_server_needs_no_pair_until_it_has_a_worker_and_wakes_at_a_request() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served(scale={"min": 0})
+        await runner.open(server)
+        assert names(await kept(runner)) == {"listener"}
+        woken = asyncio.Event()
+        runner.arm(server, woken.set)
+        asking = asyncio.ensure_future(fetch(server, "/pid"))
+        await woken.wait()
+        runner.disarm(server.key)
+        placement = await runner.place(server, 1, 0)
+        await runner.ready(placement)
+        assert await asking == str(placement.pid)
+
+    with_runner(work)
+
+
+def test_server_that_is_watched_again_is_woken_again_and_its_waiting_clients_may_be_dismissed() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served(scale={"min": 0})
+        await runner.open(server)
+        for _ in range(2):
+            woken = asyncio.Event()
+            runner.arm(server, woken.set)
+            asking = asyncio.ensure_future(fetch(server))
+            await woken.wait()
+            runner.dismiss(server.key)
+            with pytest.raises((OSError, http.client.HTTPException)):
+                await asking
+
+    with_runner(work)
+
+
+def test_keeper_that_has_been_replaced_watches_the_workers_and_reports_their_exit() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served()
+        placement = await placed(runner, server)
+        assert placement.pid is not None
+        watching = asyncio.ensure_future(runner.watch(placement))
+        before = runner.children.keeper_pid
+        os.kill(before, signal.SIGKILL)
+        while runner.children.keeper_pid == before:
+            await asyncio.sleep(0.01)
+        assert await fetch(server, "/pid") == str(placement.pid)
+        os.kill(placement.pid, signal.SIGKILL)
+        await watching
+        again = await placed(runner, server, 2)
+        assert await fetch(server, "/pid") == str(again.pid)
+
+    with_runner(work)
+
+
+def test_zygote_that_is_stopped_is_killed_and_the_next_worker_gets_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(local_runner, "PING_SECONDS", 0.05)
+
+    async def work(runner: ProcessRunner) -> None:
+        server = served()
+        first = await placed(runner, server)
+        (zygote,) = runner.zygotes.processes
+        os.kill(zygote.pid, signal.SIGSTOP)
+        while zygote in runner.zygotes.processes:
+            await asyncio.sleep(0.01)
+        second = await placed(runner, server, 2)
+        assert {first.pid, second.pid} & {zygote.pid} == set()
+        assert await fetch(server) == "hello"
+
+    with_runner(work)
+
+
+def test_connections_that_no_worker_has_accepted_are_counted() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served()
+        await runner.open(server)
+        assert runner.waiting(server) == 0
+        with socket.create_connection((server.address.host, server.address.port)):
+            assert runner.waiting(server) == 1
+        assert runner.waiting(served(name="other")) == 0
+
+    with_runner(work)
+
+
+def test_prepared_worker_is_forked_from_the_imported_application() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served(preload=True)
+        await runner.open(server)
+        assert await runner.prepare(server, 0.0) == ""
+        (imported,) = runner.app_zygotes.processes
+        placement = await placed(runner, server)
+        assert await fetch(server, "/pid") == str(placement.pid)
+        assert runner.app_zygotes.processes == [imported]
+        assert any(name.startswith("appzygote ") for name in await kept(runner))
+        # Newer code is imported again.
+        assert await runner.prepare(server, time.monotonic()) == ""
+        assert imported not in runner.app_zygotes.processes[-1:]
+        await runner.close(server.key)
+        while runner.app_zygotes.processes:
+            await asyncio.sleep(0.01)
+
+    with_runner(work)
+
+
+def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(zygotes, "_FIRST_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(zygotes, "_LAST_LOOK_SECONDS", 0.1)
+
+    async def work(runner: ProcessRunner) -> None:
+        server = served(preload=True)
+        await runner.open(server)
+        runner.children.keeper_pid = os.getpid()  # the worker is no child of this process
+        placement = await runner.place(server, 1, 0)
+        assert (await runner.watch(placement)).message.startswith("was never started")
+        while runner.app_zygotes.processes:
+            await asyncio.sleep(0.01)
+
+    with_runner(work)
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        ({"user": "no-such-user-of-poolctl"}, "no-such-user-of-poolctl"),
+        ({"tls": {"cert": "/nowhere/cert", "key": "/nowhere/key"}}, "/nowhere/cert"),
+        ({"command": ["no-such-program-of-poolctl"]}, "no-such-program-of-poolctl"),
+    ],
+)
+def test_check_of_a_server_whose_worker_could_not_be_forked_names_what_is_missing(
+    keys: dict[str, Any], named: str
+) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        await runner.check(served())
+        with pytest.raises((ServerError, WorkerFailed)) as caught:
+            await runner.check(served(**keys))
+        assert named in f"{caught.value} {caught.value.hint}"
+
+    with_runner(work)
+
+
+def test_runner_that_is_closed_ends_its_workers_listeners_and_helpers() -> None:
+    pids: list[int] = []
+
+    async def work(runner: ProcessRunner) -> None:
+        placement = await placed(runner, served())
+        pids.extend([placement.pid or 0, *(each.pid for each in runner.zygotes.processes)])
+        assert all(map(is_alive, pids))
+
+    with_runner(work)
+    wait_until(lambda: not any(map(is_alive, pids)))
