@@ -103,7 +103,11 @@ class Output(Receiver):
     async def _spawn(self) -> socket.socket:
         ours, theirs = wire.pair()
         argv = command(sys.executable, "logs", *self._adoption_directory, isolated=True)
-        await spawn(self._keeper, argv, self._diagnostics, theirs)
+        try:
+            await spawn(self._keeper, argv, self._diagnostics, theirs)
+        except BaseException:
+            ours.close()
+            raise
         self._keeper.send({"op": "put", "name": fd_store.LOGGER}, [ours])
         return ours
 

@@ -397,7 +397,11 @@ class Zygotes:
         if source.user is not None:
             argv, output = as_user(*source.user, argv), os.devnull
         ours, theirs = wire.pair()
-        pid = await spawn(self._keeper, argv, output, theirs, without)
+        try:
+            pid = await spawn(self._keeper, argv, output, theirs, without)
+        except BaseException:
+            ours.close()
+            raise
         meta = {"without": without, "pid": pid, "start": process_start(pid)}
         self._keeper.send(
             {"op": "put", "name": f"{fd_store.ZYGOTE}{source.key}", "meta": meta}, [ours.fileno()]

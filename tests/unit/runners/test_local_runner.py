@@ -649,6 +649,7 @@ def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started(
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
+        ({"python": "/nowhere/python"}, "/nowhere/python"),
         ({"user": "no-such-user-of-poolctl"}, "no-such-user-of-poolctl"),
         ({"tls": {"cert": "/nowhere/cert", "key": "/nowhere/key"}}, "/nowhere/cert"),
         ({"command": ["no-such-program-of-poolctl"]}, "no-such-program-of-poolctl"),
