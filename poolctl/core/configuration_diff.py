@@ -12,7 +12,7 @@ from poolctl.config import Section, ServerConfig, certificate_validity, read_reg
 
 from .decide import NO_OVERRIDES, Overrides
 
-# Keys for the supervisor, or that only describe a server: a change takes effect without a new process.
+# Keys that only the supervisor uses, or that only describe a server: a change needs no new process.
 LIVE = frozenset(
     {
         "depends_on", "disabled", "every", "expose", "health", "hooks", "labels", "limits.memory", "mandatory",
@@ -31,7 +31,7 @@ class Kind(StrEnum):
 
     ADD = "add"
     REMOVE = "remove"
-    RESTART = "restart"  # its processes are replaced
+    RESTART = "restart"  # the server's processes are replaced
     UPDATE = "update"  # applied to the running server
     OVERRIDE = "override"  # a live change is undone
 
@@ -153,7 +153,7 @@ def differences(before: ServerConfig, after: ServerConfig) -> list[str]:
             continue
         one, other = getattr(before, name), getattr(after, name)
         if name == "bind":
-            if tuple(before.address) != tuple(after.address):  # of one or of two families
+            if tuple(before.address) != tuple(after.address):  # a single address, or one for each IP family
                 keys.append("bind")
         elif name == "expose" and before.derived_expose and after.derived_expose:
             continue
@@ -170,7 +170,7 @@ def _within(name: str, one: object, other: object) -> list[str]:
             if (a := getattr(one, field_name)) != (b := getattr(other, field_name))
             for key in _within(f"{name}.{field_name}", a, b)
         ]
-        # Two spellings may mean the same.
+        # `workers` sets both.
         return ["workers"] if below == ["scale.min", "scale.max"] else below
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         changed = [key for key in {**one, **other} if one.get(key) != other.get(key)]
@@ -241,14 +241,14 @@ def certificate_ends(config: ServerConfig) -> float | None:
 
 def digest_of(paths: Iterable[str]) -> str:
     """A digest of the combined contents of these files. Blocks on the disk."""
-    import hashlib  # with OpenSSL: most servers name no files
+    import hashlib  # imported late: it loads OpenSSL, and most servers name no files
 
     digest = hashlib.blake2b(digest_size=12)
     for path in paths:
         try:
             digest.update(b"\1" + read_regular(path))
         except OSError:
-            digest.update(b"\0")  # the worker that reads the file reports the error
+            digest.update(b"\0")  # reported by the worker that reads the file
     return digest.hexdigest()
 
 

@@ -74,7 +74,7 @@ class Core:
         self.runner = runner
         self.clock = clock
         self._recorder = recorder
-        self.reason = ""  # why everything is being stopped, if it was not a command
+        self.reason = ""  # why the whole pool is being stopped, "" for a command
         self._queue = Workqueue(self._settle)
         self._addresses = Addresses(self._queue)
         can_watch = runner.capabilities.sleep is not None
@@ -140,7 +140,7 @@ class Core:
         view = self.view(entry)
         decided = actions = decide(view)
         if self.calm and entry.name not in self._queue.commanded:
-            # Watching starts no worker, and the request that comes counts as a command.
+            # Watching a listener starts no worker, and the request that wakes the server counts as a command.
             actions = [action for action in decided if isinstance(action, Arm)]
         if self._trace is not None:
             self._trace.decision(entry.name, view, actions, withheld=bool(decided) and not actions)
@@ -153,12 +153,12 @@ class Core:
         if entry.kept == ASLEEP:
             entry.observed.called = False
             if kept != ASLEEP and entry.observed.workers:
-                # Its workers leave, and keep their names until they have ended.
+                # A new generation, because leaving workers keep their names until they have ended.
                 entry.next_generation()
         if entry.listener.armed is not None and (
             entry.listener.armed is not entry.config or entry.listener.state is not Listener.OPEN
         ):
-            # The server's configuration or address has changed since it is watched.
+            # The server's configuration or address has changed since watching began.
             self._executor.disarm(entry)
 
     def view(self, entry: Entry) -> View:
@@ -208,7 +208,7 @@ class Core:
         if entry.config.every is None:
             entry.skip_leaving_generation()
             entry.become(Desired.RUN)
-        elif not (entry.on_schedule and entry.observed.workers):  # a run that is under way continues
+        elif not (entry.on_schedule and entry.observed.workers):  # a run in progress continues
             entry.become(Desired.SCHEDULED)
         entry.desired.ignore_dependencies = ignore_dependencies
         entry.desired.retries = retries
@@ -585,7 +585,7 @@ class Core:
             and entry.desired.overrides.workers is not None
             and entry.config.scale.is_automatic
         ):
-            # Its triggers continue from there.
+            # The triggers continue from the number of workers that was set by command.
             entry.desired.automatic = entry.desired.overrides.workers
         entry.desired.overrides = overrides
         self._apply_disabled(entry, was_disabled)
@@ -669,7 +669,7 @@ class Core:
         if entry.removed:
             self.servers.remove(entry)
         if entry.desired.state is Desired.SCHEDULED and worker.phase not in LEAVING:
-            entry.become(Desired.RUN)  # its supervisor ended before it had recorded the run
+            entry.become(Desired.RUN)  # the previous supervisor ended before it had recorded the run
             entry.schedule.run_since = entry.schedule.run_since or self.clock.time()
         entry.observed.workers[worker.id] = worker
         entry.observed.called = entry.observed.called or worker.phase is Phase.READY
@@ -679,7 +679,7 @@ class Core:
             entry.count_restart(worker)
         used, now = entry.observed.certificate_ends, self.clock.time()
         if used is not None and used > now:
-            # It may use another certificate than the expired one in the file.
+            # The certificate in the file has expired; the worker may still use an earlier one that is valid.
             ends = certificate_ends(entry.config)
             worker.certificate_ends, worker.passed_over = (
                 used,
@@ -706,7 +706,7 @@ class Core:
             entry.become(Desired.RUN)
         self._runs.resume(entry)
         if entry.wanted or entry.removed or not entry.at_rest:
-            # The others need no decision, and would delay the servers of the first command.
+            # Other entries need no decision, and would delay the servers of the first command.
             self.touch(entry)
 
 
@@ -744,15 +744,15 @@ class Goal:
     """
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
-        self.missing: list[Entry] = []  # which had neither reached it nor failed at the timeout
+        self.missing: list[Entry] = []  # had neither reached the goal nor failed at the timeout
         self._core = core
         self._kind = kind
         self._entries = list(entries)
         self._failures = {entry.name: entry.observed.failures for entry in self._entries}
         self._exits_before = {entry.name: entry.observed.last_exit for entry in self._entries}
-        # Servers that wait for a server that cannot become ready, mapped to that server.
+        # By the name of a waiting server: the dependency that cannot become ready.
         self._stuck: dict[str, Entry] = {}
-        self._last_lines: dict[str, list[str]] = {}  # of the servers that have failed
+        self._last_lines: dict[str, list[str]] = {}  # by the name of a failed server
 
     async def wait(
         self, timeout_seconds: float | None, report: Callable[[Entry], None] = lambda entry: None
@@ -814,7 +814,7 @@ class Goal:
     def has_failed(self, entry: Entry) -> bool:
         """Whether an attempt to start or stop the server has failed since the command began."""
         if entry.on_schedule and self._kind is not PoolRestartError:
-            return False  # a run that fails meanwhile is no failure of the command
+            return False  # the command has not failed if a run fails meanwhile
         return entry.observed.failures > self._failures[entry.name]
 
     def _has_ended(self, entry: Entry) -> bool:
@@ -834,11 +834,11 @@ class Goal:
     def is_over(self, entry: Entry) -> bool:
         """Whether the command can stop waiting for this server."""
         if entry.desired.queued_start is not None and self._kind is not PoolStopError:
-            # If the stop under way fails, this start has not failed.
+            # A failure of the stop in progress is not a failure of the queued start.
             self._failures[entry.name] = entry.observed.failures
             return False
         if entry.failed and entry.listener.state is not Listener.CLOSED:
-            return False  # once the failure is reported, connections must be refused
+            return False  # connections must be refused before the failure is reported
         over = entry.failed or entry.completed
         return over or self._failed(entry) or self._reached(entry) or self.is_overtaken(entry)
 
@@ -910,7 +910,7 @@ async def until(
             report(entry)
             if finished(entry):
                 del waiting[entry.name]
-                # This may also finish its dependents, although nothing about them has changed.
+                # Dependents may now be finished as well, although their own state has not changed.
                 ahead += core.servers.dependents(entry)
         if not waiting and not everything.done():
             everything.set_result(None)

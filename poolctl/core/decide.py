@@ -37,19 +37,19 @@ class Desired(StrEnum):
 
     # Not started yet, or stopped because it was disabled: it starts when it is enabled.
     IDLE = "idle", False, True
-    # By a command, and stays so when it is enabled.
+    # Stopped by a command: enabling the server does not start it.
     STOPPED = "stopped", False, True
     RUN = "run", True, False
-    # Runs at scheduled times and waits for the next run; while it runs the state is RUN.
+    # Waits for its next scheduled run; during a run the state is RUN.
     SCHEDULED = "scheduled", True, True
-    # Restarted after a pause; in REFUSING the pause is long enough that the listener is closed.
+    # Waits before the next restart; in REFUSING so long that the listener is closed.
     BACKOFF = "backoff", True, False
     REFUSING = "refusing", True, False
-    # It ended by itself with 0, and is not started again.
+    # Ended by itself with status 0, and is not started again.
     COMPLETED = "completed", True, True
-    # Given up until a command starts it.
+    # Given up: only a command starts it again.
     FAILED = "failed", True, True
-    # It leaves the pool, and is forgotten when its last worker has ended.
+    # Removed from the pool, and forgotten once its last worker has ended.
     REMOVED = "removed", False, True
 
 
@@ -61,7 +61,7 @@ _ORDERED = {
     Desired.RUN,
     Desired.SCHEDULED,
     Desired.REMOVED,
-}  # what commands may want of a server
+}  # states that commands can request
 _ENDED = {Desired.COMPLETED, Desired.FAILED}
 FOLLOWS = MappingProxyType(
     {
@@ -71,10 +71,10 @@ FOLLOWS = MappingProxyType(
         Desired.SCHEDULED: _ORDERED,
         Desired.BACKOFF: _ORDERED | _ENDED | {Desired.BACKOFF, Desired.REFUSING},
         Desired.REFUSING: _ORDERED | _ENDED | {Desired.BACKOFF},
-        # Another worker of it may still fail.
+        # Another worker of the server may still fail.
         Desired.COMPLETED: _ORDERED | _ENDED,
         Desired.FAILED: _ORDERED | {Desired.FAILED},
-        # A server of that name is added again.
+        # IDLE when a server of the same name is added again.
         Desired.REMOVED: {Desired.REMOVED, Desired.IDLE},
     }
 )
@@ -106,8 +106,8 @@ AWAKE, ASLEEP = "awake", "asleep"
 class Phase(StrEnum):
     """A phase in the life of a worker."""
 
-    PLACING = "placing"  # asked for, no process yet
-    STARTING = "starting"  # a process that has not answered
+    PLACING = "placing"  # requested, no process yet
+    STARTING = "starting"  # has a process, which is not ready yet
     READY = "ready"
     DRAINING = "draining"  # accepts no new connections, finishes its requests
     STOPPING = "stopping"  # ends within its time limit
@@ -125,8 +125,8 @@ class Listener(StrEnum):
     CLOSING = "closing"
 
 
-# Never changed after construction. Frozen, they would take three times as long to make, and each event
-# makes several.
+# The views are never changed after construction, but not frozen: each event creates several, and creating
+# a frozen one takes three times as long.
 
 
 @dataclass(slots=True)
@@ -140,8 +140,8 @@ class WorkerView:
     out: bool = False  # taken out of rotation
     idle: bool = False  # ready, and without traffic for its server's `scale.idle`
     stuck: bool = False  # its event loop does not answer
-    resting: bool = False  # ready, and it leaves accepting to others
-    ko: bool = False  # its probes fail, or it is stuck
+    resting: bool = False  # ready, but leaves accepting to other workers
+    ko: bool = False  # its probes fail, or its event loop is stuck
 
 
 @dataclass(slots=True)
@@ -150,29 +150,29 @@ class View:
 
     desired: Desired
     generation: int  # the generation that should serve
-    count: int = 1  # how many workers
-    canary: int = 0  # a further generation until it is judged; 0 without a canary
-    canaries: int = 0  # how many workers of that
-    apart: bool = False  # these have an address of their own
-    overlap: bool = True  # may two generations run at once
-    feasible: bool = True  # workers of the generation that should serve are known to start
-    checking: bool = False  # that is being checked
+    count: int = 1  # the number of workers it should have
+    canary: int = 0  # the generation of the canary, 0 without one
+    canaries: int = 0  # the number of workers the canary should have
+    apart: bool = False  # the canary's workers have an address of their own
+    overlap: bool = True  # whether two generations may run at once
+    feasible: bool = True  # a check has shown that workers of `generation` can start
+    checking: bool = False  # this check is in progress
     may_start: bool = True  # its dependencies fulfil their conditions
     may_stop: bool = True  # no dependent has to stop before it
     may_open: bool = True  # no other server has its address
-    vacates: bool = False  # its listener must be opened again, after its workers have ended
-    abandoned: tuple[str, ...] = ()  # its previous addresses that no worker accepts from any longer
+    vacates: bool = False  # its listener must be opened again after its workers have ended
+    abandoned: tuple[str, ...] = ()  # previous addresses from which no worker accepts
     job: bool = False  # runs to its end once
     out: bool = False  # out of rotation: it answers, but gets no new traffic
     sleepy: bool = False  # may be without a worker while there are no requests for it
-    called: bool = False  # a request has come since it slept
-    needed: bool = False  # a dependent of it is up
-    kept: str = ""  # AWAKE or ASLEEP, by a window
+    called: bool = False  # a request has arrived since it fell asleep
+    needed: bool = False  # a server that depends on it is up
+    kept: str = ""  # AWAKE or ASLEEP while a window requires it, else ""
     armed: bool = False  # its listener is watched for the first request
-    before_start_due: bool = False  # a command has started it, and that hook has not ended with 0 yet
-    after_stop_due: bool = False  # a command has stopped it, and that hook has not ended yet
-    hook: str = ""  # the hook that runs
-    hook_ends: bool = False  # it has been asked to end
+    before_start_due: bool = False  # started by a command, and the hook has not ended with status 0 yet
+    after_stop_due: bool = False  # stopped by a command, and the hook has not ended yet
+    hook: str = ""  # the name of the running hook, "" if none runs
+    hook_ends: bool = False  # the running hook has been asked to end
     listener: Listener = Listener.CLOSED
     workers: tuple[WorkerView, ...] = ()
 
@@ -311,7 +311,7 @@ def _decide_running(view: View) -> list[Action]:
     if view.awaits_hook:
         return _run_hooks(view)
     if view.kept == ASLEEP:
-        # No request may wake it, so its address refuses connections instead of letting them wait for hours.
+        # No request may wake the server, so its address refuses connections instead of letting them wait for hours.
         return _leave(view)
     may_open = view.may_open and (view.may_start or view.sleepy)
     if view.listener is Listener.CLOSED and may_open:

@@ -30,7 +30,7 @@ class HealthChecks:
         self._runner = runner
         self._queue = queue
         self._recorder = recorder
-        self._known: dict[str, Status] = {}  # the last reported status of each server that was not ok
+        self._known: dict[str, Status] = {}  # the last reported status, for servers that were not ok
 
     async def admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
         """Wait until the worker has passed its startup and readiness probes. The caller cancels this after a timeout.
@@ -75,7 +75,7 @@ class HealthChecks:
         probes, health = worker.probes, worker.config.health
         if probes is not None and probes.health == health:
             if not probes.started:
-                # It has just passed them.
+                # The worker has just passed its startup probes.
                 worker.health = Status.OK
                 probes.start(Status.OK)
         elif health.probed:

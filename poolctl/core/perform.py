@@ -72,22 +72,22 @@ _FIXES = {
     errno.EAGAIN: "raise the limit of processes: ulimit -u, or the container's",
 }
 
-# The output of one start: most of a traceback says nothing to an operator.
+# Maximum lines of a start's output that are searched for an explanation.
 LINES_READ = 500
 LAST_LINES = 5  # maximum number of explanatory lines shown
 _LONGEST_CHARACTERS = 300
 _IN_TRACEBACK = ("During handling of the above exception", "The above exception was the direct cause")
-# Compiled when they are used: a supervisor whose servers start needs none of them.
+# Compiled on first use, because a supervisor needs them only when a start fails.
 _FRAME = r'\s+File ".+", line [0-9]'
 _LIBRARY = r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)/)'
 # The margin of an exception group: "  | " of a line, "  +-+-" between two.
 _GROUP_MARGIN = r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))"
-# Messages of uvicorn about a worker's startup and shutdown.
+# uvicorn's messages about a worker's startup and shutdown.
 _COURSE = (
     r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
     r"|Application (startup|shutdown) complete)|ERROR:\s+Application startup failed\. Exiting\."
 )
-# Lines that node prints around an error: where it was thrown, its stack, its properties, the version.
+# Lines that node prints around an error: its place, its stack, its properties, and node's version.
 _NODE = (
     r"node:\S+:[0-9]+$|\s+throw \w+;|\s+\^+$|\s+at .*[0-9]\)?( \{)?$|Emitted 'error' event on|\}$|Node\.js v[0-9]"
     r"|\s+(code|errno|syscall|address|port|path|dest|requireStack): |Require stack:$"
@@ -128,8 +128,8 @@ def failure_of(
     failure = ServerError(
         message, name=entry.name, bind=entry.config.bind, hint=hint, code=kind.code, error=kind.error
     )
-    # A runner's own ServerError is only reworded. Without the frames, which would live as long as the
-    # failure.
+    # A ServerError of the runner is replaced by the new one. Frames are removed: they would be kept as long
+    # as the failure.
     original = cause.__cause__ if isinstance(cause, ServerError) else cause
     failure.__cause__ = None if original is None else original.with_traceback(None)
     return failure
@@ -149,7 +149,7 @@ def explained(error: Exception) -> tuple[str, str]:
 
 def restarting(delay_seconds: float, count: int) -> str:
     """A sentence about the restart after an exit: its delay, and its number within the window."""
-    # Random parts of a pause are of no interest.
+    # Rounded, because pauses have a random part.
     pause = format_duration(round(delay_seconds, 2 if delay_seconds < 1 else 1))
     when = f"restarting in {pause}" if delay_seconds > 0 else "restarting"
     return f"{when} ({_ordinal(count)} time)" if count > 1 else when
@@ -221,7 +221,7 @@ def explaining(lines: Iterable[str]) -> list[str]:
     """
     found = []
     place = ""
-    in_traceback = True  # the lines may begin within one
+    in_traceback = True  # the first line may be within a traceback
     of_node = False
     for line in lines:
         text = re.sub(_GROUP_MARGIN, "", line) if in_traceback else line
@@ -233,17 +233,17 @@ def explaining(lines: Iterable[str]) -> list[str]:
             if re.match(_FRAME, text) and (not place or not re.search(_LIBRARY, text)):
                 place = text.strip()
         elif not (in_traceback and text.startswith("--")):
-            in_traceback = text != line  # the rest of an exception group
+            in_traceback = text != line  # a margin: the exception group continues
             if text.strip() and not text.startswith(_IN_TRACEBACK) and not re.match(_COURSE, text):
                 found += [place, text] if place else [text]
                 place = ""
     return [line for line in found if not re.match(_NODE, line)] if of_node else found
 
 
-# No worker is ended later than this because of its stacks; an answer takes a few milliseconds.
+# The end of a worker is delayed at most this long for its stacks; an answer takes a few milliseconds.
 _STACKS_SECONDS = 1.0
-_ANSWER_SHARE = 0.9  # of this time, for the runner
-# Limits of an event, and of the state given to a successor: about 50 KB at most.
+_ANSWER_SHARE = 0.9  # the runner's share of that time
+# These limits keep an event, and the state given to a successor, below about 50 KB.
 _STACKS, _FRAMES = 20, 20
 _MOST_SERVERS = 100
 
@@ -254,7 +254,7 @@ class StackReports:
     def __init__(self, runner: Runner, recorder: Recorder) -> None:
         self._runner = runner
         self._recorder = recorder
-        self._last: dict[str, WorkerStacks] = {}  # by the server's name
+        self._last: dict[str, WorkerStacks] = {}  # by server name
 
     @property
     def possible(self) -> bool:
@@ -373,7 +373,7 @@ class Executor:
                 self._queue.run(self._drain_worker(entry, worker))
             case Stop(name):
                 worker = entry.observed.workers[name]
-                # A worker whose successor waits for its end leaves its connections to that.
+                # A replacement that waits for the worker's end takes over its connections.
                 successor = entry.wanted and (worker.relieved or not worker.config.overlap)
                 self._stop(entry, worker, replaced=successor)
             case Rotate(name, in_rotation):
@@ -409,7 +409,7 @@ class Executor:
         if worker.placement is not None:
             self._queue.run(self._stop_worker(entry, worker, replaced=replaced))
         elif worker.preparing is not None:
-            worker.preparing.cancel()  # it has no process yet
+            worker.preparing.cancel()  # the worker has no process yet
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Manage a worker that another supervisor has started."""
@@ -434,7 +434,7 @@ class Executor:
             if entry.wanted and entry.desired.generation == generation:
                 message, hint = explained(error)
                 message = message or f"checking that a worker can start took longer than {_CHECK_SECONDS:g} s"
-                # Output from before the start does not explain its failure.
+                # Output from before the check does not explain the failure.
                 entry.observed.failed_since = self._clock.time()
                 note_failure(entry, failure_of(entry, message, hint))
                 self.go_back(entry)
@@ -512,7 +512,7 @@ class Executor:
                 self._sleep.idle_after(worker.placement, seconds)
 
     def _fall_asleep(self, entry: Entry) -> None:
-        # The activator, or the next worker, takes over the connections that these have.
+        # The activator, or the next worker, takes over the connections of the ready workers.
         entry.observed.called, entry.desired.automatic = False, None
         entry.next_generation()
         for worker in entry.observed.ready:
@@ -531,7 +531,7 @@ class Executor:
                 entry.config, entry.desired.code_since
             )
         except (ServerError, WorkerFailed, OSError):
-            # Its next start reports the problem; until then it is in the server's log.
+            # The next start reports the problem; until then it is only in the server's log.
             return
         self._queue.note(entry)
 
@@ -551,7 +551,7 @@ class Executor:
             each for each in entry.observed.workers.values() if each.phase in (Phase.PLACING, Phase.STARTING)
         ]
         for worker in coming[:1]:
-            # It has begun: no connection is closed before that attempt is over.
+            # A start is in progress: no connection is closed before it has succeeded or failed.
             assert worker.task is not None
             worker.task.add_done_callback(partial(self._dismiss_after_failed_wake, entry, worker, newest))
             return
@@ -619,7 +619,7 @@ class Executor:
         hooks = self._runner.capabilities.hooks
         if hook.placement is None:
             if config.hooks is None or not getattr(config.hooks, hook.name):
-                return Exit.from_status(0), ""  # a reload took it out while the start or the stop waited
+                return Exit.from_status(0), ""  # a reload removed the hook while the start or the stop waited
             if hooks is None:
                 return Exit(message="cannot be run"), _NOT_HERE
             try:
@@ -638,7 +638,7 @@ class Executor:
         """The exit of the hook; without status and signal if it exceeded its time limit."""
         ending = asyncio.ensure_future(self._runner.watch(placement))
         if hook.ends:
-            # That was decided before it had a process.
+            # The end was ordered before the hook had a process.
             await self._stop_hook(placement, 0)
         await asyncio.wait({ending}, timeout=limit_seconds)
         if ending.done():
@@ -661,11 +661,11 @@ class Executor:
         self, entry: Entry, hook: RunningHook, exit_: Exit, message: str, hint: str, begun_at: float
     ) -> None:
         if hook.ends:
-            return  # it is run again if the server has been started meanwhile
+            return  # the hook runs again if the server has been started meanwhile
         if not message:
             entry.hooks.before_start_due = False
         elif entry.wanted:
-            # The lines that it printed belong to the report of the failure.
+            # The failure is reported with the lines that the hook printed.
             entry.observed.failed_since = begun_at
             entry.observed.last_exit, entry.observed.next_step = exit_, given_up(entry)
             note_failure(entry, failure_of(entry, message, hint))
@@ -717,7 +717,7 @@ class Executor:
             hint = f"{_OWN_SOCKET}; {failure.hint}" if is_ours else failure.hint
             worker.failure = failure_of(entry, f"{failure.message}: {cause.text}", hint, cause=failure)
 
-    # The socket of a command that does not take the pool's.
+    # Programs that bind a socket of their own instead of using the pool's.
 
     def _may_open_its_own(self, entry: Entry, worker: Worker) -> bool:
         """Whether the program may be started again without the pool's listener, which prevents it from binding."""
@@ -805,7 +805,7 @@ class Executor:
         if worker.phase is Phase.STARTING:
             await self._become_ready(entry, worker, ending)
         elif worker.phase in LEAVING:
-            # That was decided before it had a process.
+            # The end was ordered before there was a process.
             leave = self._drain_worker if worker.phase is Phase.DRAINING else self._stop_worker
             self._queue.run(leave(entry, worker))
         return await ending
@@ -837,7 +837,7 @@ class Executor:
             worker.given_up = True
             await self._runner.stop(worker.placement, 0)
         else:
-            # The run of a job with a schedule is never ready: it ends.
+            # The run of a job with a schedule never becomes ready: it ends.
             if worker.phase is Phase.STARTING and config.every is None:
                 worker.phase = Phase.READY
                 worker.ready_at = self._clock.monotonic()
@@ -937,7 +937,7 @@ class Executor:
             self._open_its_own(entry, "tried")
             return
         if worker.address_taken and observed.socket_found == "tried":
-            # It is not the pool's listener that is in its way.
+            # The address is in use without the pool's listener, too.
             self._open_its_own(entry, "pool")
         if entry.desired.canary is not None and entry.is_of_canary(worker.generation):
             when = "" if was_ready else " before it was ready"
@@ -950,7 +950,7 @@ class Executor:
         if not was_ready and worker.generation == entry.desired.generation and self.go_back(entry):
             return
         if worker.given_up and exit_.ok:
-            exit_ = Exit(message=exit_.message)  # it was stopped, and failed while ending
+            exit_ = Exit(message=exit_.message)  # its status 0 is the result of the stop
         if worker.generation == entry.desired.generation and entry.wanted:
             if worker.failure is not None:
                 exit_ = replace(exit_, message=worker.failure.message)
@@ -983,7 +983,7 @@ class Executor:
         observed, now = entry.observed, self._clock.monotonic()
         observed.last_exit, observed.next_step = exit_, ""
         if entry.failed:
-            return  # given up because of another worker
+            return  # the server has already failed because of another worker
         if entry.config.every is not None:
             entry.become(Desired.SCHEDULED)
             end_run(entry, exit_, self._clock.time())

@@ -98,10 +98,10 @@ def window_text(entry: Entry, now: float) -> str:
     return f"{text} ({zone})" if zone and entry.observed.window.until is not None else text
 
 
-# A run may begin within its minute.
+# A run is due from the beginning to the end of its minute.
 MINUTE_SECONDS = 60.0
-# The machine's time was set back, for good: times that have been are due again. After a smaller correction
-# they are not, so that no run is repeated (cron(8) has the same limit).
+# If the clock is set back further than this, past times are due again. After a smaller correction no run is
+# repeated (cron(8) has the same limit).
 _SET_BACK_SECONDS = 3 * 3600.0
 
 _UNKNOWN_END = Exit(message="it ended while no supervisor ran, and its exit status is not known")
@@ -162,7 +162,7 @@ class ScheduledRuns:
         self._calm = calm
         self._entries: dict[str, Entry] = {}
         self._timer = _Timer(clock, 30.0, self._look)
-        self._latest = 0.0  # the latest wall-clock time that was seen
+        self._latest = 0.0  # the latest wall-clock time so far
 
     def review(self, entry: Entry) -> None:
         """Plan the entry's next run if none is planned; called before each decision about the entry."""
@@ -205,7 +205,7 @@ class ScheduledRuns:
         is_set_back, self._latest = now < self._latest - _SET_BACK_SECONDS, now
         for entry in list(self._entries.values()):
             if not entry.on_schedule:
-                continue  # reviewed soon
+                continue  # its state has changed, and it is reviewed soon
             if entry.schedule.next_run is not None and entry.schedule.next_run <= now:
                 due = entry.schedule.next_run
                 self._plan(entry)

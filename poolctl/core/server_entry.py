@@ -69,21 +69,23 @@ class Worker:
     ready_at: float | None = None
     failure: ServerError | None = None
     given_up: bool = False  # stopped because it was not ready in time
-    address_taken: bool = False  # it says that the address of its server is in use
+    address_taken: bool = False  # its output says that the server's address is in use
     placed_at: float = 0.0  # in seconds since the epoch
     out: bool = False  # taken out of rotation
-    resting: bool = False  # it leaves accepting to others
+    resting: bool = False  # it leaves accepting to other workers
     health: Status = Status.UNKNOWN  # the result of its probes
     probes: WorkerProbes | None = None  # None while it is not probed
-    left: bool = False  # it no longer accepts
+    left: bool = False  # it has stopped accepting connections
     files: dict[str, str] = field(default_factory=dict)  # digests of the files that it has read
-    files_before: dict[str, str] = field(default_factory=dict)  # of the files that its server had in use
-    certificate_ends: float | None = None  # of the certificate that it has read, in seconds since the epoch
-    passed_over: float | None = None  # when the certificate in the file expired, which it did not load
+    files_before: dict[str, str] = field(
+        default_factory=dict
+    )  # digests of the files in use before it started
+    certificate_ends: float | None = None  # when the certificate it uses expires, in seconds since the epoch
+    passed_over: float | None = None  # when the certificate in the file expired, which is therefore not used
     idle: bool = False  # ready, and without traffic for its server's scale.idle
-    stuck: bool = False  # its event loop has left a heartbeat unanswered
+    stuck: bool = False  # its event loop has not answered a heartbeat
     relieved: bool = False  # stopped because it is unhealthy; another worker replaces it
-    stop_seconds: float | None = None  # it is killed after these; None: after its server's `stop_timeout`
+    stop_seconds: float | None = None  # the time until it is killed; None for the server's `stop_timeout`
     unstoppable: bool = False  # not even SIGKILL has ended it
     task: asyncio.Task[None] | None = None
     preparing: asyncio.Future[str] | None = None
@@ -137,14 +139,14 @@ class DesiredState:
 
     state: Desired = persisted(Desired.IDLE)
     overrides: Overrides = persisted(NO_OVERRIDES)
-    automatic: int | None = persisted(None)  # the number of workers by its triggers
-    scaling: Table = transient(factory=dict)  # the figures of the newest decision about that number
+    automatic: int | None = persisted(None)  # the number of workers set by its triggers
+    scaling: Table = transient(factory=dict)  # the figures of the triggers' last decision
     # The table of a server that was added live, and the directory that its paths are relative to.
     source: tuple[Mapping[str, object], str] | None = persisted(None)
     ignore_dependencies: bool = persisted(False)
-    stopped_with: list[str] = persisted(factory=list)  # servers that were disabled; enabling them starts it
+    stopped_with: list[str] = persisted(factory=list)  # disabled dependencies; enabling them starts it again
     retries: bool = transient(True)  # a failed start is retried, as the restart policy says
-    stop_seconds: float | None = transient(None)  # the limit of a stop by command, if it has one
+    stop_seconds: float | None = transient(None)  # the time limit given by a stop command
     queued_start: QueuedStart | None = transient(None)
     # The values that a Python pool gives to its applications.
     app_state: Mapping[str, object] = transient(factory=dict)
@@ -152,11 +154,11 @@ class DesiredState:
 
     generation: int = persisted(1)  # the generation that should serve
     newest: int = persisted(1)
-    restarting: int = persisted(0)  # the generation of a restart by command that does not count yet
-    # When the last command came that may bring new code, in monotonic seconds.
+    restarting: int = persisted(0)  # the generation of a restart by command that is not counted yet
+    # When the last command that may bring new code arrived, in monotonic seconds.
     code_since: float = persisted(0.0)
-    canary: Canary | None = transient(None)  # a supervisor that takes over withdraws it
-    canary_generation: int = persisted(0)  # its generation and its share, for that supervisor
+    canary: Canary | None = transient(None)  # withdrawn by a supervisor that takes over
+    canary_generation: int = persisted(0)  # lets that supervisor recognise the canary
     canary_share: float = persisted(0.0)
 
 
@@ -165,33 +167,31 @@ class ObservedState:
     """The workers of a server, the code that they run, its traffic, and its exits and failures."""
 
     workers: dict[str, Worker] = transient(factory=dict)
-    feasible: int = transient(0)  # the last generation whose workers were found to start
-    checking: bool = transient(False)  # that is being checked
+    feasible: int = transient(0)  # the last generation that was checked: its workers can start
+    checking: bool = transient(False)  # this check is in progress
     files: dict[str, str] = persisted(factory=dict)  # digests of the files that its newest worker has read
-    certificate_ends: float | None = persisted(None)  # of the certificate in use, in seconds since the epoch
+    certificate_ends: float | None = persisted(None)  # when the certificate in use expires, since the epoch
     preload_problem: str = persisted("")  # why its workers import the application themselves
-    # Which socket its command was found to use: "pool", "program" (its own), or "tried" while it is started
-    # with its own to find out.
+    # The socket that its command uses: "pool", "program" (one of its own), or "tried" during a start that finds
+    # this out.
     socket_found: str = persisted("")
-    warnings: list[str] = transient(factory=list)  # for the command under way
+    warnings: list[str] = transient(factory=list)  # for the command in progress
 
-    called: bool = persisted(False)  # a request has come since it slept
-    demand: int = transient(
-        0
-    )  # requests that wait elsewhere, and that have not changed its number of workers yet
-    needed: bool = transient(False)  # a dependent of it is up
-    window: Period = transient(NO_PERIOD)  # the current period of its windows, also if it cannot sleep
+    called: bool = persisted(False)  # a request has arrived since it fell asleep
+    demand: int = transient(0)  # waiting requests that have not been used to scale the server yet
+    needed: bool = transient(False)  # a server that depends on it is up
+    window: Period = transient(NO_PERIOD)  # the current period of its windows, even if it cannot sleep
 
-    timers: list[asyncio.TimerHandle] = transient(factory=list)  # of the backoff
-    restart_times: list[float] = persisted(factory=list)  # of automatic restarts, monotonic
-    restarts: int = persisted(0)  # all of them; one by command counts when its replacement is ready
-    failures: int = transient(0)  # how many starts and stops have failed
-    failure: ServerError | None = persisted(None)  # the newest of them
+    timers: list[asyncio.TimerHandle] = transient(factory=list)  # timers of its backoff
+    restart_times: list[float] = persisted(factory=list)  # the times of automatic restarts, monotonic
+    restarts: int = persisted(0)  # all restarts; those by command once the replacement is ready
+    failures: int = transient(0)  # the number of failed starts and stops
+    failure: ServerError | None = persisted(None)  # the last failed start or stop
     # When the worker that ended last was placed, in seconds since the epoch.
     failed_since: float = transient(0.0)
-    last_exit: Exit | None = transient(None)  # of the newest worker that ended by itself
+    last_exit: Exit | None = transient(None)  # of the last worker that ended by itself
     next_step: str = transient("")  # the consequence of that exit as a sentence
-    # The times of its recoveries, monotonic, by the workers' indexes or "all", and the recovery in progress.
+    # The monotonic times of recoveries by worker index or "all", and the recovery in progress.
     recoveries: dict[str, list[float]] = persisted(factory=dict)
     recovering: Table = persisted(factory=dict)
 
@@ -220,7 +220,7 @@ class ServerListener:
     releasing: list[ServerConfig] = transient(factory=list)  # previous addresses that are being closed
     vacates: bool = transient(False)  # its workers must end before it can be opened again
     withdrawn: Canary | None = transient(None)  # the last canary that had an address of its own
-    armed: ServerConfig | None = transient(None)  # the configuration with which it is watched for a request
+    armed: ServerConfig | None = transient(None)  # the configuration of a listener watched for a request
     can_watch: bool = transient(True)  # its runner can watch listeners
 
 
@@ -239,15 +239,15 @@ class RunningHook:
 
     name: str
     placement: Placement | None = None
-    ends: bool = False  # it has been asked to end
+    ends: bool = False  # the hook has been asked to end
 
 
 @dataclass(slots=True)
 class HookState:
     """The hooks of a server. A hook that is due stays due until it has run, even under another supervisor."""
 
-    before_start_due: bool = persisted(False)  # a command has started it
-    after_stop_due: bool = persisted(False)  # a command has stopped it
+    before_start_due: bool = persisted(False)  # a command has started the server
+    after_stop_due: bool = persisted(False)  # a command has stopped the server
     running: RunningHook | None = transient(None)
 
 
@@ -707,10 +707,10 @@ class Availability:
 
     state: str = "stopped"
     health: str = Status.UNKNOWN
-    uptime: float = 0.0  # it answered, possibly with a warning
+    uptime: float = 0.0  # the server answered, possibly with a warning
     downtime: float = 0.0
-    risetime: float = 0.0  # part of both: it was coming up
-    falltime: float = 0.0  # part of both: it was going down
+    risetime: float = 0.0  # part of uptime and downtime: the server was coming up
+    falltime: float = 0.0  # part of uptime and downtime: the server was going down
     rise: int = 0  # how often it started to answer
     fall: int = 0  # how often it stopped answering without being turned off
     _level: str = Status.UNKNOWN  # the last level other than warn

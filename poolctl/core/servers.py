@@ -37,7 +37,7 @@ class Recorder(Protocol):
 
 
 CURRENT_CAUSE: ContextVar[Cause | None] = ContextVar("cause", default=None)
-# The core decides in this context: work that begins there outlasts the command that caused it.
+# The core decides in an empty context, because the work that it starts outlasts the command that caused it.
 NO_CAUSE = Context()
 
 
@@ -138,7 +138,7 @@ class Workqueue:
 def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
     """Whether the two configurations can be served from the same listening sockets."""
     return one is other or (
-        tuple(one.address) == tuple(other.address)  # of one or of two families
+        tuple(one.address) == tuple(other.address)  # a single address, or one for each IP family
         and bool(one.command) is bool(other.command)
         and one.binds_itself is other.binds_itself
     )
@@ -152,12 +152,12 @@ class Addresses:
 
     def __init__(self, queue: Workqueue) -> None:
         self._queue = queue
-        # Keyed by listener key: the entries that have the address in their configuration.
+        # By listener key: the entries that have the address in their configuration.
         self._claims: dict[str, dict[str, Entry]] = defaultdict(dict)
-        self._leaving: dict[str, Entry] = {}  # which have, or had, another address than the configured one
+        self._leaving: dict[str, Entry] = {}  # their address differs, or differed, from the configured one
         self._waiting: dict[str, Entry] = {}
-        self._kept: dict[str, ServerConfig] = {}  # open for a server that has not taken it over yet
-        self._endpoints: dict[str, Sequence[str]] = {}  # bound addresses of open listeners, by key
+        self._kept: dict[str, ServerConfig] = {}  # open listeners that their server has not taken over yet
+        self._endpoints: dict[str, Sequence[str]] = {}  # bound addresses of open listeners, by listener key
 
     def claim(self, entry: Entry) -> None:
         """Register the configured address of the entry."""
@@ -181,7 +181,7 @@ class Addresses:
         if same_listener(config, entry.config):
             listener.state, listener.bound = Listener.OPEN, entry.config
         elif overlaps(config.address, entry.config.address):
-            # The two listeners cannot be open at once, so the move starts again.
+            # Both listeners cannot be open at once, so the change of address starts again.
             listener.state, listener.bound = Listener.OPEN, config
         elif canary is not None and same_listener(config, canary.config):
             return
@@ -202,7 +202,7 @@ class Addresses:
             return
         for held in listener.previous_configs:
             if same_listener(held, entry.config):
-                # Back to the old address: the replacement has failed.
+                # The replacement has failed, and the server is back at its old address.
                 listener.previous_configs.remove(held)
                 if listener.bound is not None:
                     listener.previous_configs.append(listener.bound)
@@ -302,7 +302,7 @@ class Addresses:
         for each in held:
             if overlaps(each.address, mine.address) and not (other.removed and same_listener(each, mine)):
                 return True
-        # A draining worker may keep the port bound until it ends, which matters to a new listener only.
+        # A draining worker may keep the port bound until it ends. This matters to a new listener only.
         return any(
             overlaps(worker.config.address, mine.address) and not same_listener(worker.config, mine)
             for worker in other.observed.workers.values()
@@ -331,7 +331,7 @@ def abandoned(entry: Entry) -> list[ServerConfig]:
     accepting = [
         worker.config
         for worker in entry.observed.workers.values()
-        # A canary has connections in its backlog until the gateway knows that it leaves.
+        # A withdrawn canary gets connections until the gateway knows that it leaves.
         if worker.phase not in LEAVING or (worker.generation == withdrawn and not worker.left)
     ]
     return [
@@ -352,8 +352,8 @@ class Servers:
         self._can_watch = can_watch
         self.entries: dict[str, Entry] = {}
         self.removed: dict[str, Entry] = {}
-        self.revision = 0  # how many times the configuration of a server has changed
-        # Names, because a dependency may be missing: not added yet, or removed.
+        self.revision = 0  # the number of changes of servers' configurations
+        # By name, because a dependency may be missing: not added yet, or removed.
         self._dependents: dict[str, dict[str, None]] = defaultdict(dict)
         for server in servers:
             self._insert(server)
@@ -366,7 +366,7 @@ class Servers:
             self.removed.pop(entry.name, None)
             self.configure(entry, config)
             if any(worker.config != config for worker in entry.observed.workers.values()):
-                entry.next_generation()  # a dependent has kept them from stopping until now
+                entry.next_generation()  # these still run because of a dependent
             return entry
         self.revision += 1
         return self._insert(config)
@@ -427,7 +427,7 @@ class Servers:
             for entry in self.entries.values()
         )
 
-    # Their dependencies.
+    # Dependencies between servers.
 
     def dependencies(self, entry: Entry) -> list[Entry]:
         """The servers that this server depends on directly."""
@@ -480,8 +480,8 @@ class Servers:
         """Whether each dependency of the server fulfils its condition."""
         awaited = entry.config.depends_on
         if entry.desired.ignore_dependencies:
-            # A sleeping server that was started without its dependencies still wakes after the wanted ones
-            # among them.
+            # A sleeping server that was started without its dependencies still wakes after the dependencies that
+            # are wanted.
             awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
         return all(self._satisfied(each.name, each.condition) for each in awaited)
 
@@ -494,12 +494,12 @@ class Servers:
         if entry is None:
             return True
         if entry.desired.queued_start is not None:
-            return False  # its previous workers are leaving
+            return False  # the workers of the previous start are still leaving
         if condition == "started":
             return entry.answers or entry.started
         if condition == "completed":
             return entry.completed
-        # One that is out of rotation is not ready, but its dependents reach it.
+        # Out of rotation it is not ready, but dependents can still reach it.
         return entry.answers
 
     def may_stop(self, entry: Entry) -> bool:
