@@ -18,8 +18,10 @@ from poolctl.config.values.normalise import (
     derive,
     interpolate,
     merged,
+    misspelt_placeholders,
     normalise,
     nul_findings,
+    referenced_variables,
     relocated,
 )
 from poolctl.config.values.problems import Finding
@@ -487,3 +489,211 @@ def test_no_text_may_hold_a_nul(given: dict[str, Any]) -> None:
     with pytest.raises(PoolValidateError) as caught:
         ServerConfig(**{"name": "a", "bind": ":1", **given})
     assert "NUL" in str(caught.value)
+
+
+PROGRAM: dict[str, Any] = {"command": ["x"]}
+APP: dict[str, Any] = {"app": "a:b", "bind": ":1"}
+
+
+def found_in(table: dict[str, Any]) -> list[tuple[tuple[str | int, ...], str]]:
+    """Path and fix of each finding about the keys of a server."""
+    findings: list[Finding] = []
+    derive({"name": "web"} | table, "/", findings)
+    return [(each.path, f"{each.message}: {each.hint}") for each in findings]
+
+
+@pytest.mark.parametrize(
+    ("table", "path", "named"),
+    [
+        (APP | {"notify": True}, ("notify",), "notify = true needs a command"),
+        (APP | {"socket": "program"}, ("socket",), 'socket = "program" needs a command'),
+        (APP | {"stop_signal": "INT"}, ("stop_signal",), "is for a command"),
+        ({"bind": ":1", "factory": True}, ("factory",), "needs an app"),
+        (APP | {"every": "0 3 * * *"}, ("every",), ', and command = ["prog", …] instead of an app'),
+        (PROGRAM | {"every": "0 3 * * *"}, ("every",), "add job = true"),
+        (
+            PROGRAM | {"every": "0 3 * * *", "job": True, "hooks": {"after_stop": ["y"]}},
+            ("hooks",),
+            "take hooks out",
+        ),
+        (
+            PROGRAM | {"every": "0 3 * * *", "job": True, "mandatory": True},
+            ("mandatory",),
+            "take mandatory out",
+        ),
+        (APP | {"user": "a:b:c"}, ("user",), 'write "www-data"'),
+        (PROGRAM | {"app": "a:b"}, ("command",), "keep one of them"),
+        (PROGRAM | {"handler_key": "k"}, ("handler_key",), "a command has no handler"),
+        (PROGRAM | {"bind": ":1", "tls": True}, ("tls",), "take tls out"),
+        ({"command": 'prog "two words" x'}, ("command",), 'write ["prog", "two words", "x"]'),
+        ({"command": 'prog "x'}, ("command",), 'write ["prog", "argument"]'),
+        ({"command": ["", "x"]}, ("command", 0), "name is empty"),
+        (APP | {"hooks": {"before_start": "prog x"}}, ("hooks", "before_start"), 'write ["prog", "x"]'),
+        ({"bind": ":1", "command": ["gunicorn", "a:b", "--bind", "fd://3"]}, ("command", 3), "LISTEN_FDS"),
+        ({"bind": ":1", "command": ["uv", "run", "/x/gunicorn", "{fd}"]}, ("command", 3), "LISTEN_FDS"),
+        (PROGRAM | {"job": True, "scale": {"min": 2}}, ("scale",), "a job runs once, and this is 2 workers"),
+        (PROGRAM | {"job": True, "scale": {"min": 0}}, ("scale", "min"), "a job is not woken"),
+        (PROGRAM | {"scale": {"min": 0}}, ("scale", "min"), "a program without 'bind' is not woken"),
+        (
+            {"bind": ":1", "command": ["x", "{port}"], "scale": {"min": 0, "idle": 0}},
+            ("scale", "min"),
+            "has no listener while it sleeps",
+        ),
+        (PROGRAM | {"bind": ":1", "scale": {"min": 0, "idle": 5}}, ("scale", "idle"), "write idle = 0"),
+        ({"bind": ":1", "command": ["x", "{port}"], "scale": {"min": 2}}, ("scale",), "2 processes cannot"),
+        ({"bind": "unix:/a", "command": ["x", "{bind}"]}, ("command",), "has no host and port"),
+        ({"bind": "unix:/a", "command": ["x"], "env": {"P": "{port}"}}, ("env", "P"), "has no host and port"),
+        (PROGRAM | {"bind": "unix:/a", "socket": "program"}, ("socket",), "is for a host and port"),
+        (APP | {"scale": {"min": 3, "max": 2}}, ("scale", "max"), "scale.max = 2 is below scale.min = 3"),
+        (APP | {"scale": {"min": 1, "awake": ["x"]}}, ("scale", "awake"), "write min = 0, or take awake out"),
+        (APP | {"scale": {"asleep": ["x"]}}, ("scale", "asleep"), "scale.min is 1"),
+        (APP | {"tls": {"client_auth": "optional"}}, ("tls", "client_auth"), "'optional' needs ca"),
+        (APP | {"tls": {"client_auth": "required"}}, ("tls", "client_auth"), "'required' needs ca"),
+        (APP | {"http": {"http2": True}}, ("http", "http2"), "http.implementation is 'auto'"),
+        (APP | {"http": {"root_path": "a"}}, ("http", "root_path"), 'write "/a"'),
+        (APP | {"http": {"root_path": "/a/"}}, ("http", "root_path"), 'write "/a"'),
+        (APP | {"http": {"root_path": "/"}}, ("http", "root_path"), 'write ""'),
+        (APP | {"health": {"liveness": {}}}, ("health", "liveness"), 'none: add http = "/path"'),
+        (
+            APP | {"health": {"readiness": {"http": "/", "tcp": True}}},
+            ("health", "readiness"),
+            "http and tcp: keep one",
+        ),
+        (
+            APP | {"health": {"startup": {"tcp": True, "body": "x"}}},
+            ("health", "startup", "body"),
+            "instead of tcp",
+        ),
+        (
+            APP | {"health": {"liveness": {"exec": ["x"], "method": "GET"}}},
+            ("health", "liveness", "method"),
+            "this is one with exec",
+        ),
+        (
+            APP | {"health": {"liveness": {"http": "/", "status": "200, 399-300"}}},
+            ("health", "liveness", "status"),
+            'write "300-399"',
+        ),
+        (APP | {"health": {"liveness": {"http": "/", "body": "("}}}, ("health", "liveness", "body"), "("),
+        ({"bind": ":1", "app": "shop.users"}, ("app",), 'write "shop.users:app"'),
+        ({"bind": ":1", "app": "./shop/users.py:api"}, ("app",), '"shop.users:api"'),
+        ({"bind": ":1", "app": "shop.py"}, ("app",), '"shop:app"'),
+        ({"bind": ":1", "app": "shop:make()"}, ("app",), 'write app = "shop:make" and factory = true'),
+        ({"bind": ":1", "app": ":x"}, ("app",), 'write "module:attribute"'),
+    ],
+)
+def test_contradiction_is_found_at_its_key_with_its_fix(
+    table: dict[str, Any], path: tuple[str | int, ...], named: str
+) -> None:
+    ((at, text),) = found_in(table)
+    assert at == path
+    assert named in text
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        APP
+        | {
+            "scale": {"min": 0, "max": 3, "idle": 5, "awake": ["x"]},
+            "user": "www-data:web",
+            "stop_timeout": 1,
+        },
+        APP | {"scale": {"min": 2, "max": 2}},
+        APP | {"tls": {"client_auth": "required", "ca": "x"}},
+        APP | {"tls": {"client_auth": "none"}},
+        APP | {"http": {"http2": True, "implementation": "zttp", "root_path": "/a"}},
+        APP | {"health": {"liveness": {"http": "/", "status": "200-299,304", "body": "ok", "tcp": False}}},
+        APP | {"health": {"liveness": {"tcp": True}, "readiness": {"exec": ["x"]}}},
+        PROGRAM,
+        PROGRAM | {"bind": ":1", "scale": {"min": 0, "idle": 0}},
+        PROGRAM | {"bind": ":1", "scale": {"min": 3, "max": 3}, "notify": True, "stop_signal": "INT"},
+        PROGRAM | {"job": True, "every": "0 3 * * *", "hooks": {"before_start": None}},
+        {"bind": ":1", "command": ["x", "{port}"], "socket": "program", "env": {"A": "{host}"}},
+        {"bind": ":1", "command": ["gunicorn", "a:b"]},
+        {"bind": ":1", "command": ["x", "y", "z", "gunicorn", "{fd}"]},
+        {"bind": "unix:/a", "command": ["x", "{fd}"]},
+        {"bind": ":1", "app": "py:app"},
+    ],
+)
+def test_keys_that_fit_together_are_no_finding(table: dict[str, Any]) -> None:
+    assert found_in(table) == []
+
+
+@pytest.mark.parametrize(
+    ("table", "needs"),
+    [
+        ({"command": ["x", "{port}"]}, "'bind' is missing, and {port} needs an address"),
+        ({"command": ["x", "{fd}"]}, "{fd} needs"),
+        ({"command": "x {host}"}, "{host} needs"),
+        (PROGRAM | {"env": {"AT": "{bind}"}}, "{bind} needs"),
+        (PROGRAM | {"expose": "http://a", "tls": True}, "expose and tls need an address"),
+        (PROGRAM | {"socket": "program"}, "socket needs"),
+        (PROGRAM | {"scale": {"idle": 5}}, "scale.idle needs"),
+        (PROGRAM | {"health": {"liveness": {"http": "/"}}}, "health.liveness (http) needs"),
+        ({"app": "a:b"}, "'bind' is missing"),
+    ],
+)
+def test_program_needs_an_address_for_what_uses_one(table: dict[str, Any], needs: str) -> None:
+    texts = [text for path, text in found_in(table) if path == ("bind",)]
+    assert len(texts) == 1
+    assert needs in texts[0]
+    assert ("is probed with exec" in texts[0]) == ("health" in table)
+
+
+def test_words_in_braces_that_resemble_a_placeholder_are_a_warning() -> None:
+    command = [
+        "x",
+        "{Port}",
+        "{prot}",
+        "{hst}",
+        "{ fd }",
+        "{port}",
+        "{name}",
+        "{poort}",
+        "{word}",
+        "{{}}",
+        "{f}",
+    ]
+    env = {"A": "{nam}", "B": "{BIND}", "C": "{bind}"}
+    found = [(each.path, each.found, each.hint) for each in misspelt_placeholders(command, env)]
+    assert found == [
+        (("command", 1), "{Port}", "write {port} if you mean that"),
+        (("command", 2), "{prot}", "write {port} if you mean that"),
+        (("command", 3), "{hst}", "write {host} if you mean that"),
+        (("command", 4), "{ fd }", "write {fd} if you mean that"),
+        (("command", 7), "{poort}", "write {port} if you mean that"),
+        (("env", "B"), "{BIND}", "write {bind} if you mean that"),
+    ]
+
+
+def test_variables_without_a_default_are_those_that_a_file_needs() -> None:
+    text = "a = '${A} ${B:-x} ${C:-} $${D} ${1} ${E'\n  # ${F}\nb = '${G}${A}' # ${H}\n"
+    assert [*referenced_variables(text)] == ["A", "G", "A", "H"]
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "kept", "named"),
+    [
+        (("server", 0, "env", "X"), "a${server.db.port}", "a${server.db.port}", ""),
+        (("server", 0, "command", 1), "${server.db.port}", "${server.db.port}", ""),
+        (("defaults", "env", "X"), "${server.db.port}", "${server.db.port}", ""),
+        ((0, "env", "X"), "$${server.db.port}", "$${server.db.port}", ""),
+        (
+            ("server", 0, "cwd"),
+            "${server.db.port}",
+            "${server.db.port}",
+            "can be used in 'env' and 'command' only",
+        ),
+        (("server", 0, "cwd"), "$${server.db.port}", "${server.db.port}", ""),
+        (("server", 0, "env", "X"), "${HIDDEN}", "$${server.db.port}", ""),
+        (("server", 0, "cwd"), "${HIDDEN}", "${server.db.port}", ""),
+    ],
+)
+def test_reference_to_a_server_is_kept_where_its_address_can_be_used(
+    path: tuple[str | int, ...], value: str, kept: str, named: str
+) -> None:
+    findings: list[Finding] = []
+    assert interpolate(value, {"HIDDEN": "${server.db.port}"}, findings, path) == kept
+    assert [each.path for each in findings] == ([path] if named else [])
+    assert all(named in each.message for each in findings)

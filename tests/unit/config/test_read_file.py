@@ -6,6 +6,7 @@ import os
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,16 +19,27 @@ from poolctl.config.files.read_file import (
     ConfigNotFound,
     EnvFileError,
     candidate_files,
+    changed_files,
     default_env_file,
     files_of,
     find_config,
+    foreign_format,
     has_section,
+    import_hint,
     kind_of,
+    marks_of,
+    missing_file,
+    platform_of,
     read_env_file,
+    read_regular,
+    read_text,
+    stamp_of,
+    variables_named_in,
     variables_of,
 )
 from poolctl.errors import PoolValidateError, ServerError
 from tests.config_files import SERVER, told
+from tests.deadline import wait_until
 
 
 @pytest.mark.parametrize(
@@ -343,3 +355,152 @@ def test_thousands_of_unknown_keys_do_not_take_minutes(tmp_path: Path) -> None:
     text = told(tmp_path, SERVER + keys)
     assert text.count("unknown key") == 10_000
     assert time.process_time() - began < 2 * SOON_SECONDS
+
+
+def test_unchanged_files_are_not_read_again_and_changed_new_and_gone_ones_are_found(tmp_path: Path) -> None:
+    first, second, third = (tmp_path / name for name in ("1.toml", "2.yaml", "3.json"))
+    (tmp_path / "notes.txt").write_text("no configuration")
+    for path in (first, second):
+        path.write_text("a")
+        os.utime(path, (1, 1))
+    marks = marks_of([str(tmp_path)])
+    assert [*marks] == [str(first), str(second)]
+    assert changed_files(marks, [str(tmp_path)]) == []
+    os.utime(first, (2, 2))
+    assert changed_files(marks, [str(tmp_path)]) == []
+    first.write_text("b")
+    second.unlink()
+    third.write_text("c")
+    assert changed_files(marks, [str(tmp_path)]) == [str(second), str(first), str(third)]
+
+
+def test_mark_without_a_stamp_is_of_a_file_that_has_just_been_written(tmp_path: Path) -> None:
+    path = tmp_path / "pool.toml"
+    (mark,) = marks_of([str(path)]).values()
+    assert (mark.stamp, mark.digest) == (None, "unreadable: FileNotFoundError")
+    path.write_text("a")
+    found = os.stat(path)
+    assert stamp_of(str(path)) == (found.st_ino, found.st_ctime_ns, found.st_mtime_ns, 1)
+    assert stamp_of("a\0b") is None
+    wait_until(lambda: marks_of([str(path)])[str(path)].stamp == stamp_of(str(path)))
+    os.utime(path, ns=(time.time_ns() + 10**12,) * 2)
+    assert marks_of([str(path)])[str(path)].stamp is None
+
+
+def test_only_the_pools_part_of_a_pyproject_counts(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    digests = set()
+    for text in ("[project]\nname = 'a'\n", "[project]\nname = 'b'\n"):
+        path.write_text(text + "[tool.poolctl.pool]\nname = 'x'\n")
+        digests.add(marks_of([str(path)])[str(path)].digest)
+    assert len(digests) == 1
+    for text in ("[tool.poolctl.pool]\nname = 'y'\n", "broken [", "broken ["):
+        path.write_text(text)
+        digests.add(marks_of([str(path)])[str(path)].digest)
+    assert len(digests) == 3
+
+
+def test_directory_without_files_is_marked_itself(tmp_path: Path) -> None:
+    assert [*marks_of([str(tmp_path)])] == [str(tmp_path)]
+    with pytest.raises(Problem, match="no configuration file in this directory"):
+        files_of(str(tmp_path))
+    (tmp_path / ".hidden.toml").touch()
+    (tmp_path / "b.TOML").touch()
+    (tmp_path / "a.yml").touch()
+    assert files_of(str(tmp_path)) == [str(tmp_path / "a.yml"), str(tmp_path / "b.TOML")]
+
+
+def test_variables_of_secrets_are_found_without_parsing(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("token_env = 'A'\n[x]\npassword_env=\"B_1\" # broken [\n")
+    (tmp_path / "b.json").write_text('{"token_env": "C", "token": "D"}')
+    (tmp_path / "c.yaml").write_text("token_env: E\n")
+    (tmp_path / "d.txt").write_text("token_env = 'F'")
+    assert variables_named_in([str(tmp_path)]) == {"A", "B_1", "C", "E"}
+    assert variables_named_in([str(tmp_path / "d.txt"), str(tmp_path / "gone.toml")]) == {"F"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "platform"),
+    [
+        ("pool.toml", "[pool]\nplatform = 'kubernetes'\n", "kubernetes"),
+        ("pool.yaml", "pool: {platform: kubernetes}", "kubernetes"),
+        ("pyproject.toml", "[tool.poolctl.pool]\nplatform = 'kubernetes'\n", "kubernetes"),
+        ("pyproject.toml", "[pool]\nplatform = 'kubernetes'\n", "local"),
+        ("pool.toml", "[pool]\nplatform = ''\n", "local"),
+        ("pool.toml", "platform = 'x'\npool = 3\n", "local"),
+        ("pool.yaml", "- platform\n", "local"),
+        ("pool.txt", "platform", "local"),
+    ],
+)
+def test_platform_is_the_variables_or_the_files(tmp_path: Path, name: str, text: str, platform: str) -> None:
+    (tmp_path / name).write_text(text)
+    path = str(tmp_path / name)
+    assert platform_of([path], {}) == platform
+    assert platform_of([path], {"POOLCTL_PLATFORM": ""}) == platform
+    assert platform_of([path], {"POOLCTL_PLATFORM": "other"}) == "other"
+    assert platform_of([path, str(tmp_path / "gone")], {}) == platform
+
+
+def test_platform_of_the_last_file_wins(tmp_path: Path) -> None:
+    paths = []
+    for name, platform in (("a", "one"), ("b", "two"), ("c", "")):
+        (tmp_path / f"{name}.toml").write_text(f"[pool]\nplatform = '{platform}'\n")
+        paths.append(str(tmp_path / f"{name}.toml"))
+    assert platform_of(paths, {}) == "two"
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "known"),
+    [
+        ("Procfile", None, "a Procfile"),
+        ("Procfile.dev", None, "a Procfile"),
+        ("app.procfile", None, "a Procfile"),
+        ("/etc/supervisord.conf", None, "a file of supervisord"),
+        ("a.ini", None, "a file of supervisord"),
+        ("web.service", None, "a systemd unit"),
+        ("ecosystem.config.js", None, "JavaScript"),
+        ("x.ts", None, "JavaScript"),
+        ("pool.toml", None, ""),
+        ("x.yaml", {"services": {"web": {}}}, "a file of docker compose"),
+        ("x.json", {"apps": []}, "an ecosystem file of pm2"),
+        ("x.yaml", {"services": []}, ""),
+        ("x.json", {"apps": {}}, ""),
+        ("x.yaml", {"services": {}, "server": []}, ""),
+        ("x.yaml", {"services": {}, "pool": {}}, ""),
+    ],
+)
+def test_file_of_another_tool_is_recognised(name: str, data: Any, known: str) -> None:
+    assert foreign_format(name, data) == known
+
+
+def test_file_of_another_tool_is_no_configuration_and_its_import_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = str(tmp_path / "my Procfile.dev")
+    assert import_hint(path) == "`poolctl import 'my Procfile.dev' -o pool.toml` makes one of it"
+    with pytest.raises(Problem, match="this is a Procfile, not a pool's file") as caught:
+        kind_of("Procfile")
+    assert "poolctl import Procfile" in caught.value.hint
+
+
+def test_kind_of_a_file_follows_from_the_end_of_its_name() -> None:
+    names = {"a.toml": "toml", "a.YAML": "yaml", "a.yml": "yaml", "a.json": "json"}
+    assert {name: kind_of(name) for name in names} == names
+
+
+def test_file_is_read_up_to_a_limit_also_for_another_user(tmp_path: Path) -> None:
+    path = str(tmp_path / "x.env")
+    (tmp_path / "x.env").write_text("A=1\n")
+    for for_another_user in (False, True):
+        assert read_regular(path, 2, for_another_user=for_another_user) == b"A="
+        assert read_env_file(path, for_another_user=for_another_user) == {"A": "1"}
+
+
+def test_missing_configuration_is_written_by_init(tmp_path: Path) -> None:
+    path = str(tmp_path / "pool.toml")
+    for is_configuration, hint in ((True, "poolctl init"), (False, "check the path")):
+        with pytest.raises(Problem) as caught:
+            read_text(path, is_configuration=is_configuration)
+        assert hint in caught.value.hint
+    assert "poolctl init" in missing_file(path).hint
