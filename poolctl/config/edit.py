@@ -27,7 +27,7 @@ from poolctl.config.files.assemble import Assembly, Document, ServerTable, read_
 from poolctl.config.files.parsers import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load
-from poolctl.config.values.problems import ParseError, Path, Problem, Tree
+from poolctl.config.values.problems import Path, Problem, Tree
 from poolctl.config.values.secrets import masked_file
 from poolctl.errors import PoolValidateError, ServerError
 
@@ -300,7 +300,7 @@ def edited(document: Document, changes: Changes) -> str:
             found = edit()
             if _without_empty(parse(found, "toml")) == _without_empty(meant):
                 return found.replace("\n", "\r\n") if crlf else found
-        except (ValueError, LookupError, ParseError) as error:
+        except (ValueError, LookupError) as error:
             reason = str(error)
     place = document.place(("server", *changes.first()))
     message = f"this cannot be changed without touching more: {reason}"

@@ -27,7 +27,7 @@ Tree = Any
 _parts = re.compile(r"\.|\[\d+\]\.?")
 
 
-class ParseError(Exception):
+class ParseError(ValueError):
     """A text that cannot be parsed; line and column count from 1, 0 is unknown."""
 
     def __init__(self, message: str, line: int = 0, column: int = 0, hint: str = "") -> None:

@@ -429,6 +429,7 @@ def test_variables_of_secrets_are_found_without_parsing(tmp_path: Path) -> None:
         ("pool.toml", "[pool]\nplatform = ''\n", "local"),
         ("pool.toml", "platform = 'x'\npool = 3\n", "local"),
         ("pool.yaml", "- platform\n", "local"),
+        ("pool.toml", "platform broken [", "local"),
         ("pool.txt", "platform", "local"),
     ],
 )
