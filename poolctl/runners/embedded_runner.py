@@ -25,9 +25,9 @@ from .runner_protocol import Capabilities, Counters, Endpoints, Placement
 from .worker_spec import hook_id
 
 _KEEPER_SECONDS = 10.0
-# How long keeper, zygotes and logger outlive the last server.
+# How long keeper, zygotes and logger keep running after the last server was closed.
 _IDLE_SECONDS = 10.0
-# Before each attempt to replace a keeper that has died.
+# The pauses before successive attempts to replace a keeper that has died.
 _REPLACEMENT_PAUSES_SECONDS = (0.0, 0.2, 1.0, 5.0, 10.0, 30.0)
 
 logger = logging.getLogger("poolctl")
@@ -42,11 +42,11 @@ class ProcessRunner(LocalRunner, Counters):
     """
 
     def __init__(self, logs_directory: str | None = None) -> None:
-        # The rest of a LocalRunner is made when its keeper is there: until then there is no worker to ask about.
+        # LocalRunner.__init__ is called once the keeper runs: until then there is no worker to ask about.
         self._logs_directory = logs_directory
         self._started: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
-        self._opened: set[str] = set()  # the keys of the servers that are open
+        self._opened: set[str] = set()  # the keys of servers with open listeners
         self._idle: asyncio.TimerHandle | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._directory: str | None = None
@@ -61,7 +61,7 @@ class ProcessRunner(LocalRunner, Counters):
         """The local runner's abilities except takeover, because workers do not outlive this program."""
         return Capabilities(sleep=self, stacks=self, logs=self, hooks=self, counters=self)
 
-    # Its tallies are recreated with each keeper.
+    # The methods of Counters; `tallies` is created anew for each keeper.
 
     def counts(self, placement: Placement) -> Counts | None:
         return self.tallies.counts(placement)
@@ -152,7 +152,7 @@ class ProcessRunner(LocalRunner, Counters):
         try:
             if started is not None:
                 await asyncio.wait({started})
-                # A failed start has been reported by `open`.
+                # `open` has already reported a failed start.
                 if not started.cancelled() and started.exception() is None:
                     await super().aclose()
                     if self._replacing is not None:
@@ -171,14 +171,14 @@ class ProcessRunner(LocalRunner, Counters):
 
     async def _start(self) -> None:
         with contextlib.ExitStack() as if_failed:
-            if_failed.callback(setattr, self, "_started", None)  # the next server tries again
+            if_failed.callback(setattr, self, "_started", None)  # the next call of `open` tries again
             directory = self._directory = self._directory or tempfile.mkdtemp(prefix="poolctl-")
             logs = self._logs_directory or os.path.join(directory, "logs")
             os.makedirs(logs, mode=0o700, exist_ok=True)
             ours, theirs = wire.pair()
             receiver = _Keeper(self)
             keeper = self.keeper = KeeperLink(ours, receiver)
-            if_failed.callback(keeper.close)  # the keeper ends with its link
+            if_failed.callback(keeper.close)  # the keeper exits when its link is closed
             hello = await _launch(directory, theirs, receiver)
             soft, hard = hello["open_files"]
             super().__init__(keeper, directory, logs, keeper_pid=int(hello["pid"]), open_files=(soft, hard))
@@ -246,7 +246,7 @@ async def _launch(directory: str, theirs: socket.socket, receiver: _Keeper) -> w
     """
     argv = command(sys.executable, "keeper", directory, "3", isolated=True)
     with theirs:
-        # Not our child, so that it need not be reaped; in a session of its own, away from our terminal.
+        # Started in the background: it is not our child, which we would have to reap, nor in our terminal's session.
         await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
     async with asyncio.timeout(_KEEPER_SECONDS):
         return await receiver.hello

@@ -45,7 +45,7 @@ from .runner_protocol import (
 
 _KILL_SIGNAL = 9
 
-# The keys that a task of this process cannot honour, and the tests for their use.
+# The keys that have no effect for a task of this process, and how to tell whether they are used.
 _NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks")
 
 
@@ -199,7 +199,7 @@ class InlineRunner(Runner, Sleep):
     def forget_descriptors(self) -> None:
         """Release every socket without touching the state shared with the parent process; for a forked child."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
-        release_in_child(accepted_from(sockets))  # the listeners among them
+        release_in_child(accepted_from(sockets))  # and their listeners
         _of_parents.append((self._listeners, self._workers))
         self._listeners, self._workers = {}, {}
 
@@ -223,13 +223,13 @@ def _refuse_what_needs_a_process(server: ServerConfig) -> None:
         raise ServerError("`tls = true` without a default certificate", name=server.name, bind=server.key)
     used = [key for key in _NEED_A_PROCESS if getattr(server, key)]
     if server.env_file == default_env_file(server.base_dir):
-        used = [key for key in used if key != "env_file"]  # the file is the program's to read
+        used = [key for key in used if key != "env_file"]  # reading the file is left to the embedding program
     if server.workers > 1:
         used.append("workers")
     if server.limits.open_files is not None:
         used.append("limits.open_files")
     if server.http.log_level != "info":
-        used.append("http.log_level")  # the loggers are the embedding program's
+        used.append("http.log_level")  # the loggers belong to the embedding program
     if server.python and server.python not in _usual_interpreters(server):
         used.append("python")
     if used:

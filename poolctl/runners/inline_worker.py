@@ -72,7 +72,7 @@ class InlineWorker:
         `drain`: idle connections get time before they are closed.
         """
         if self._uvicorn is None:
-            self._task.cancel()  # it is still being loaded
+            self._task.cancel()  # the application is still being loaded
             return
         if self._lifespan is not None and not self.answered.done():
             self._lifespan.give_up()
@@ -107,14 +107,14 @@ class InlineWorker:
         try:
             with memory_files(tls_contents(server)) as fds:
                 renew_context(context, settings, fds)
-        except OSError as error:  # of ssl too
+        except OSError as error:  # ssl.SSLError is one
             message = f"its certificates cannot be used: {error.strerror or error}"
             raise ServerError(message, name=server.name, bind=server.bind, hint="check `tls`") from error
 
     async def kill(self, verdict: Exit) -> None:
         """Cancel the worker's tasks, repeatedly if necessary; `exited` is set when this returns."""
         self._verdict = verdict
-        # A moment first: a task that was only asked to end does so cleanly.
+        # Give it a moment first, because a task that has been asked to end may end cleanly.
         await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS / 4)
         for _ in range(0 if self._task.done() else _CANCEL_ATTEMPTS):
             self._task.cancel()

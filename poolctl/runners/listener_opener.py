@@ -16,7 +16,7 @@ from poolctl.listeners.listen_errors import MOST_SECONDS, Holder, ListenError, P
 from poolctl.listeners.open_listener import Inherited, close_listener, open_datagram_sockets, open_listener
 from poolctl.listeners.port_ledger import is_free
 
-# The search ends earlier by itself, unless reading a file of another process hangs.
+# The search has a shorter limit of its own, which cannot interrupt a read from /proc that hangs.
 _PATIENCE_SECONDS = 2 * MOST_SECONDS
 
 T = TypeVar("T")
@@ -55,7 +55,7 @@ class Opener:
     async def check_free(self, address: Address) -> None:
         """Raise ListenError unless a program may bind the TCP address by itself."""
         if not await _resolving(address, functools.partial(is_free, address, address.port or 0)):
-            # Connections in TIME_WAIT do not prevent it. A listener does, and the error names its process.
+            # Connections in TIME_WAIT do not prevent listening. Another listener does, and the error names its process.
             close_listener(await self.listen(address))
 
     async def _holders(self, place: Place) -> list[Holder]:

@@ -27,7 +27,7 @@ from poolctl.platform import process_start, waits_for_events
 
 logger = logging.getLogger("poolctl.supervisor")
 
-# Of variables that hold secrets of the pool itself. All runners of this process share its environment, and this list.
+# Variables that hold secrets of the pool itself. All runners of this process share its environment and this list.
 _withheld_names: set[str] = set()
 
 # Valid messages are a few words; the longest carries the error of an import.
@@ -215,13 +215,13 @@ class Link:
         self._most_bytes, self._most_descriptors = limits
         self._loop = asyncio.get_running_loop()
         self._allowance = message_allowance()
-        # A socket may outlive this process, with answers to its calls, so a successor must not use the same numbers.
+        # Unique across processes: a successor may read answers to the calls of this one from the same socket.
         self._numbers = itertools.count(time.monotonic_ns())
         self._pending_calls: dict[int, asyncio.Future[Reply]] = {}
         self._outbox: deque[tuple[Message, list[HasDescriptor]]] = deque()
         self._retry: asyncio.TimerHandle | None = None
         self._retry_seconds = _RETRY_SECONDS
-        self.heard = 0  # how many messages
+        self.heard = 0  # the number of received messages
         self._loop.add_reader(sock.fileno(), self._readable)
 
     def send(self, message: Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
@@ -241,7 +241,7 @@ class Link:
             self._queue_message(message, fds)
             self._wait_for_room()
         except OSError:
-            return  # the end of file is handled after earlier messages
+            return  # the lost link is noticed at end of file, after messages that have already arrived
 
     def offer(self, payload: bytes) -> bool:
         """Send an encoded message if there is room now; returns whether it was sent."""
@@ -279,7 +279,7 @@ class Link:
             while patience_seconds is not None and not future.done():
                 heard, asked_at = self.heard, self._loop.time()
                 await asyncio.wait({future}, timeout=patience_seconds)
-                # If the timer fires this late, this process did not run, and perhaps the other one neither.
+                # A timer that fires this late shows that this process was paused, and perhaps the other one too.
                 late = self._loop.time() > asked_at + patience_seconds + _PAUSED_SECONDS
                 if not future.done() and heard == self.heard and not late:
                     self._end(f"the other end has not answered for {patience_seconds:g} s")
@@ -331,12 +331,12 @@ class Link:
     def _wait_for_room(self) -> None:
         if self.sock.fileno() < 0:
             return
-        # Not add_writer(): with too many descriptors in flight the socket is writable all the time.
+        # Not add_writer(): the socket stays writable while too many descriptors are in flight.
         self._retry = self._loop.call_later(self._retry_seconds, self._writable)
         self._retry_seconds = min(self._retry_seconds * 2, _LONGEST_RETRY_SECONDS)
 
     def _readable(self) -> None:
-        # A bounded number of messages a turn: one busy worker must not keep the others waiting.
+        # A limited number of messages per loop iteration, so that a busy worker does not delay the others.
         for _ in range(64):
             try:
                 received = wire.receive(
@@ -345,7 +345,7 @@ class Link:
             except (BlockingIOError, InterruptedError):
                 return
             except ConnectionResetError:
-                # A reset is reported once, when the other end has not read everything; its messages are still there.
+                # Reported once if the other end closed without reading everything; its own messages can still be read.
                 continue
             except wire.WireError as error:
                 if not self._trusted:
@@ -435,8 +435,8 @@ class KeeperLink(Link):
 
     def __init__(self, sock: socket.socket, receiver: Receiver | None = None) -> None:
         self.entries: dict[str, tuple[object, list[HasDescriptor]]] = {}
-        self.whole = False  # `entries` is complete
-        self._dropped: set[str] | None = None  # while `complete` is running
+        self.whole = False  # whether `entries` is complete
+        self._dropped: set[str] | None = None  # entries dropped while `complete` is running, else None
         super().__init__(sock, receiver)
 
     def send(self, message: wire.Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
@@ -569,7 +569,7 @@ class ProcessWatchdog:
             return
         if self._watchdog.should_ping(now):
             if waits_for_events(self._known.get("pid", 0)):
-                # It waits for events, so it does not hang, and need not be woken.
+                # A process that waits for events does not hang, and need not be woken by a ping.
                 self._watchdog.received(now)
             else:
                 self._link.send(PING)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from .stack_report import Stacks
 
 
-# More concurrent imports only wait for each other.
+# More concurrent imports would only wait for each other.
 IMPORTS_PER_CPU = 2
 
 # The values of a pool's context for scope["state"], set around `place`. Another process gets only JSON values.
@@ -210,7 +210,7 @@ class AdoptedWorker:
 
     placement: Placement
     server: ServerConfig
-    ready_at: float | None = None  # by the system's monotonic clock
+    ready_at: float | None = None  # on the system's monotonic clock
     leaving: bool = False  # it was asked to drain or to stop
     idle: bool = False
     resting: str = ""  # why it does not accept: "new" (it was never allowed to), or taken out by its probes

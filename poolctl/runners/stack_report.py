@@ -19,10 +19,10 @@ _HEADER = re.compile(
     r"|Tasks (?P<count>\d{1,9}) \[(?P<names>.*)\] (?P<waits>[^\]]*) \(most recent call first\):"
 )
 _FRAME = re.compile(r'  File "(?P<file>.*)", line (?P<line>\d{1,9}|\?\?\?) in (?P<function>.*)')
-# Directories of the standard library and of installed packages, before the names of modules.
+# The part of a path up to the module's name, for the standard library and installed packages.
 _LIBRARIES = re.compile(r".*/(?:site-packages|dist-packages|lib/python3\.\d+(?:/lib-dynload)?)/")
 _OURS = os.path.join(os.path.dirname(os.path.dirname(os.path.dirname(__file__))), "")
-# The calls in which a main thread waits for events, so that its loop does not hang.
+# Calls in which a main thread waits for events: its loop does not hang.
 _IDLE = (("selectors.py", "select"), ("asyncio/runners.py", "run"))
 
 
@@ -137,7 +137,7 @@ def parse(
 
     Paths of files are relative to the first of the application's `directories` that has them.
     """
-    from .process_link import printable  # it needs asyncio, and the commands that only show stacks do not
+    from .process_link import printable  # late: it needs asyncio, which some commands do without
 
     roots = [_OURS, *(os.path.join(each, "") for each in directories if each)]
     found: list[tuple[re.Match[str], list[Frame]]] = []
@@ -146,7 +146,7 @@ def parse(
             continue
         line = printable(line)
         if header := _HEADER.fullmatch(line):
-            if len(found) == 2 * _MOST_STACKS:  # of threads, and of tasks
+            if len(found) == 2 * _MOST_STACKS:  # the maximum of threads, and of tasks
                 break
             found.append((header, []))
         elif found and len(found[-1][1]) < _MOST_FRAMES and (frame := _FRAME.fullmatch(line)):

@@ -35,7 +35,7 @@ class SupervisedProcess(Receiver):
     def __init__(self, fd: int = LINK_FD) -> None:
         self.mark = __version__  # compared by the supervisor with the mark of a new process
         self._sock = wire.over(fd)
-        # As an orphan: the socket on which it listens, with its path, and the connections.
+        # For an orphan: the socket on which it listens, its path, and the connections.
         self._orphan_listener: socket.socket | None = None
         self._orphan_path = ""
         self._orphan_connections: set[_Connection] = set()
@@ -44,7 +44,7 @@ class SupervisedProcess(Receiver):
     async def run(self) -> None:
         """Handle the supervisor's messages; returns when the process should exit."""
         self.over = asyncio.Event()
-        # Ctrl-C in a terminal is handled by the pool.
+        # Ctrl-C in a terminal is left to the pool.
         asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.over.set)
         self.link = Link(self._sock, self)

@@ -22,7 +22,7 @@ NO_ACCESS_LOG_VARIABLE = "POOLCTL_NO_ACCESS_LOG"
 _REQUESTS_SHARE = 0.8
 
 Spec = Table
-# A format that all supported interpreters read, more cheaply than by a text parser.
+# All supported interpreters read this version, faster than a text format.
 _MARSHAL_VERSION = 2
 
 
@@ -51,7 +51,7 @@ def worker_spec(
         "listeners": listeners,
         "tls": tls_settings(server),
         "tls_files": tls_files,
-        # Its pair's two ends, and the page on which it counts, are the last descriptors.
+        # Whether the two ends of its pair, and the page on which it counts, are the last descriptors.
         "adoption": not server.command,
         "uvicorn": uvicorn_settings(server) | {"access_log": False},
         "requests": _request_logging(server),
@@ -113,7 +113,7 @@ def app_spec(
         "handlers": server.handlers,
         "env": environment(server),
         "env_base": environment_for_programs(env_base) if env_base is not None else None,
-        # Changes with the environment of the process that it is forked from.
+        # Different if the environment of the process from which it is forked differs.
         "without": withheld_variables(),
         "cwd": server.cwd,
         **({} if server.umask is None else {"umask": int(server.umask, 8)}),
@@ -143,7 +143,7 @@ def _context_state(server: ServerConfig) -> Table:
 
 def environment(server: ServerConfig) -> dict[str, str]:
     """The environment variables that the server adds to the pool's own."""
-    # A file of variables may contain the pool's own variables.
+    # The pool's own variables are removed from env files, which may contain them, but not from `env`.
     env = environment_for_programs(server.environment()) | dict(server.env)
     address = server.address
     if server.command:

@@ -20,7 +20,7 @@ REQUESTS_FD = 3
 def main() -> None:
     """Run the role that the first argument names."""
     role = sys.argv.pop(1)
-    # Imports create no garbage, and collecting would take a tenth of the time: `preload` ends with collecting again.
+    # Imports create no garbage, and collection would take a tenth of the time; `preload` enables it at its end.
     gc.disable()
     if role == "zygote":
         try:

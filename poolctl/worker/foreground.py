@@ -102,7 +102,7 @@ def debug() -> NoReturn:
 
 
 def _stop_here() -> None:
-    # pdb's own handler would turn Ctrl-C into a prompt inside the event loop instead of the end.
+    # With pdb's own handler Ctrl-C would open a prompt inside the event loop instead of ending the process.
     import pdb
 
     pdb.Pdb(nosigint=True).set_trace(sys._getframe().f_back)

@@ -48,7 +48,7 @@ _MODULES = (
 
 _PACKAGES = "poolctl", "poolctl.gateway", "poolctl.routing"
 _EXPORTS = "poolctl.gateway.routes"
-_EXPORTED_TOO = registry, route_health  # workers themselves do without them
+_EXPORTED_TOO = registry, route_health  # for applications only; workers do not use them
 
 
 class ProvidedModules:
@@ -69,7 +69,7 @@ class ProvidedModules:
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         if name in self._modules or name == _EXPORTS:
             return ModuleSpec(name, self)  # type: ignore[arg-type]
-        # No directory, because no other part of poolctl is meant for applications.
+        # A package without a directory, because no other part of poolctl is meant for applications.
         return ModuleSpec(name, self, is_package=True) if name in _PACKAGES else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
@@ -83,7 +83,7 @@ class ProvidedModules:
 def provide_modules() -> None:
     """Make the modules importable in this process and its forks from now on."""
     for kind in (Route, StreamRoute, ExcludedRoute):
-        from_json(kind, {})  # it finds the types of its fields in modules that will have been forgotten
+        from_json(kind, {})  # resolves the types of fields now, while their modules are still in sys.modules
     modules = {
         name: module
         for name, module in sys.modules.items()
@@ -98,7 +98,7 @@ def provide_modules() -> None:
 
 def preload() -> None:
     """Import uvicorn and its optional libraries that are installed; set up its logging; enable garbage collection."""
-    STACK_DUMP.prepare(SPEC_FD)  # the descriptor is free again by the time a worker begins
+    STACK_DUMP.prepare(SPEC_FD)  # the descriptor of the specification, which a worker has closed by then
     for name in _MODULES:
         try:
             importlib.import_module(name)
@@ -111,10 +111,10 @@ def preload() -> None:
 def end_imports() -> None:
     """Set up uvicorn's logging and the output, and enable garbage collection, once a process has imported its part."""
     logging.config.dictConfig(uvicorn_parts.LOGGING_CONFIG)
-    # The output becomes a pipe in the worker, where lines would wait for a full buffer.
+    # The worker's output will be a pipe, in which lines would otherwise wait until a buffer is full.
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    # Frozen, the imports are not scanned by the first collection: that took 8 ms.
+    # Frozen objects are not scanned by the first collection, which took 8 ms.
     gc.freeze()
     gc.enable()
 
@@ -123,7 +123,7 @@ def prepare_for_forks() -> None:
     """Prepare the process for its first fork; nothing of poolctl is imported afterwards."""
     omit_uvicorns_lines()
     prepare()
-    # Applications are imported from directories. With zip files tried first, each worker pays for an error.
+    # Applications are imported from directories; if zip files were tried first, each worker would raise an error.
     sys.path_hooks.sort(key=lambda hook: hook is zipimport.zipimporter)
     provide_modules()
     # The application may use a poolctl installed in its own interpreter.
@@ -132,9 +132,9 @@ def prepare_for_forks() -> None:
     gc.freeze()  # forks share these objects, and never scan them for garbage
 
 
-# The limit for an error that goes to the supervisor; the log has all of it.
+# Maximum length of an error sent to the supervisor; the log has the whole text.
 MOST_CHARACTERS = 2000
-# A path that matches no route: each route prepares itself to find that out.
+# A path that matches no route, so that every route is prepared in the search.
 _PATH = "/\0"
 _MAX_DEPTH = 8
 
@@ -236,7 +236,7 @@ def set_app_environment(spec: Spec) -> None:
 
 
 def _pass_breakpoint(server: str, *args: object, **kwargs: object) -> None:
-    # pdb would read the end of its input here, and end the request with BdbQuit.
+    # pdb would find no input here, and end the request with BdbQuit.
     caller = sys._getframe(1)
     where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
     message = f"breakpoint() at {where} does not stop here, without a terminal: poolctl run --debug {server}"
@@ -263,7 +263,7 @@ def warm_up(app: object) -> None:
     sources: set[str] | None = None
     if "fastapi" in sys.modules:
         sources = set()
-        with contextlib.suppress(Exception):  # imported when the application starts, if this version has it
+        with contextlib.suppress(Exception):  # newer versions import it when the application starts
             importlib.import_module("fastapi.telemetry._runtime")
         with contextlib.suppress(OSError):
             inspect.getsourcelines(tokenize.generate_tokens)
@@ -272,7 +272,7 @@ def warm_up(app: object) -> None:
 
 def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth: int) -> None:
     """Ask each route for a path that matches none, and read the files of the endpoints unless they are in `sources`."""
-    with contextlib.suppress(Exception):  # the first request meets any error again
+    with contextlib.suppress(Exception):  # an error will recur with the first request
         for route in getattr(router, "routes", ()) if depth else ():
             with contextlib.suppress(Exception):
                 if isinstance(route, kind):

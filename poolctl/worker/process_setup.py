@@ -27,11 +27,11 @@ FIRST_FD = 16
 SPEC_FD = FIRST_FD
 CONTROL_FD = FIRST_FD + 1
 FIRST_LISTENER_FD = FIRST_FD + 2
-# The first order and a heartbeat, as `wire` encodes them. Compared as bytes, because parsing would touch pages that a
+# The first order and a heartbeat, as `wire` encodes them. Compared as bytes, because parsing would modify pages that a
 # fork shares until then.
 GO, BEAT = b'{"order":"go"}', b'{"order":"beat"}'
 _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
-# An interpreter reads these once, at its start: a fork cannot honour them.
+# An interpreter reads variables with these prefixes only at its start, so they have no effect on a fork.
 START_VARIABLES = ("PYTHON", "LD_", "MALLOC_")
 
 # Variables that systemd, or a similar program, set for the pool alone (sd_listen_fds(3), sd_notify(3)).
@@ -44,7 +44,7 @@ _POOL_VARIABLES = (
     "WATCHDOG_USEC",
 )
 
-# The parts of a specification that come from its server's configuration: not from the machine, or from the command that
+# The members of a specification that come from the server's configuration, not from the machine or the command that
 # started the pool.
 _KEYS = (
     "app", "app_dir", "cwd", "drain_seconds", "env", "factory", "handler_key", "handlers", "requests", "stop_seconds",

@@ -37,13 +37,13 @@ from typing import Any
 LAYOUT = int.from_bytes(b"poolctl\x01", "big")
 
 STARTED = 1  # requests whose headers have arrived
-DISCONNECTED = 2  # of those: without a complete response, because the client disconnected
-BROKEN = 3  # of those: without a complete response, because the application failed
-MALFORMED = 4  # input that was not a request
+DISCONNECTED = 2  # requests without a complete response because the client disconnected
+BROKEN = 3  # requests without a complete response because the application failed
+MALFORMED = 4  # inputs that were not valid requests
 LATENCY_NS = (
     5  # the sum over all complete responses, from the headers of the request to the end of the response
 )
-CONNECTIONS = 6  # accepted, or handed over by another worker
+CONNECTIONS = 6  # connections accepted, or handed over by another worker
 OPEN_CONNECTIONS = 7
 WEBSOCKETS = 8
 OPEN_WEBSOCKETS = 9
@@ -59,10 +59,10 @@ COUNTED = BUCKETS + len(BOUNDS_NS) + 1  # the counted slots end here
 
 # Only the newest heartbeat is kept; times are taken from the system's monotonic clock.
 BEAT_ASKED_NS = 48  # when the supervisor asked; the supervisor writes this slot
-BEAT_LAG_NS = 49  # how long after that the worker answered
-BEAT_AT_NS = 50  # when it answered; 0 for a worker that does not answer heartbeats
+BEAT_LAG_NS = 49  # how long the worker took to answer
+BEAT_AT_NS = 50  # when the worker answered; 0 for one that does not answer heartbeats
 _STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
-BEAT_CPU_NS = 52  # the processor time that its process had used when it answered
+BEAT_CPU_NS = 52  # processor time used by its process up to the answer
 
 # From here on pairs of slots count requests by route: the mark of its alias, and the requests that were passed to the
 # worker; or the mark for errors among these. A pair is allocated with the first request. The last pair is shared by
@@ -93,7 +93,7 @@ def new_page() -> int:
     fd = os.memfd_create("poolctl-tally", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.pwrite(fd, LAYOUT.to_bytes(8, "little"), 0)
     os.ftruncate(fd, _FILE_BYTES)
-    # An application has it too: it must not be able to shrink the page under its readers or to grow it.
+    # Sealed, because the application has the page too and must not be able to shrink it under its readers or grow it.
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
     return fd
 
@@ -141,7 +141,7 @@ def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
     most = int(MOST_PER_SECOND * (seconds + 1))
     for slot in range(1, COUNTED):
         number = counts[slot]
-        # Of latencies nothing is impossible, as a response may take as long as the machine has been up.
+        # Any latency is possible, because a response may take as long as the machine has been up.
         limit = MOST - 1 if slot == LATENCY_NS else MOST_OPEN if slot in _NOW else before[slot] + most
         if number > limit:
             return f"slot {slot} went from {before[slot]} to {number} within {seconds:.3g} s"
@@ -222,7 +222,7 @@ def is_of_requests(mark: int) -> bool:
 def by_route(counts: Counts) -> dict[int, int]:
     """The numbers of requests that came through a gateway, and of errors, by route mark and error mark."""
     pairs = zip(counts[ROUTES::2], counts[ROUTES + 1 :: 2], strict=False)
-    # Each is one of all requests and WebSockets too, whose numbers were checked.
+    # Each of them also counts among all requests and WebSockets, whose numbers have been checked.
     most = counts[STARTED] + counts[WEBSOCKETS] if counts else 0
     return {mark: min(count, most) for mark, count in pairs if 0 < mark < _MARKS_END}
 
@@ -249,7 +249,7 @@ def in_flight(counts: Counts) -> int:
 
 
 ASK, ASK_AGAIN = signal.SIGURG, signal.SIGRTMAX - 5
-# The header of a group of tasks, with their number, the named tasks among them, and the reason why they wait.
+# The first word of a group of tasks; their number, their names, and the reason why they wait follow.
 TASKS = "Tasks"
 _MOST_FRAMES = 100
 _MOST_THREADS = 100
@@ -288,7 +288,7 @@ class StackDump:
         """Write stacks to this page file from now on; `done` is called when the answer to ASK is complete."""
         os.dup2(page_fd, self._fd, inheritable=False)
         self._done = done
-        promise_stacks(page_fd)  # before that the number may be any other file's: no signal may be sent
+        promise_stacks(page_fd)  # no signal is sent before, when the number may be another file's
 
     def end(self) -> None:
         """Restore the default handlers, in a child that the application forks, where the descriptor is another file."""
@@ -300,7 +300,7 @@ class StackDump:
 
     def _answer(self, number: int, frame: FrameType | None) -> None:
         before, self._interrupted = self._interrupted, self._interrupted or frame
-        # The application must not see an error that is not its own.
+        # No error of this function may reach the application.
         try:
             text = "\n".join(describe(self._interrupted)).encode(errors="backslashreplace")[: STACK_BYTES - 1]
             os.pwrite(self._fd, text + b"\0", STACKS_AT)
@@ -311,7 +311,7 @@ class StackDump:
             self._interrupted = before
 
 
-STACK_DUMP = StackDump()  # of this process
+STACK_DUMP = StackDump()  # the only one in this process
 
 
 def describe(
@@ -367,7 +367,7 @@ def _awaited(awaitable: object) -> Iterator[Location]:
     """The place in a suspended coroutine, then the place in each coroutine that it awaits."""
     for _ in range(_MOST_FRAMES):
         if not isinstance(awaitable, _GENERATORS):
-            # The step of an asynchronous generator, or the iterator of a coroutine: only the collector sees its owner.
+            # Only the garbage collector knows the owner of an asynchronous generator's step or a coroutine's iterator.
             found = [each for each in gc.get_referents(awaitable) if isinstance(each, _GENERATORS)]
             awaitable = found[0] if len(found) == 1 else None
         for frame_name, awaited_name in _AWAITING:

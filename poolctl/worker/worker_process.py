@@ -61,15 +61,15 @@ from .serving.uvicorn_parts import ABOVE_INFO, Tls, configure, set_log_level, ss
 from .serving.worker_routes import Routes
 from .tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_CPU_NS, BEAT_LAG_NS, STACK_DUMP, map_page
 
-# Events and log lines of every worker, encoded.
+# The encoded events and log lines that every worker sends.
 _IMPORTED = b'{"event":"imported"}'
 _READY = b'{"event":"ready"}'
 _STACKS = b'{"event":"stacks"}'
 _STARTED = b"INFO:     Application startup complete.\n"
 _ENDED = b"INFO:     Application shutdown complete.\n"
-VERSION = 2  # version of the messages from an orphaned worker to a supervisor
+VERSION = 2  # the version of messages from an orphaned worker to a supervisor
 _OUTPUT_CHECK_SECONDS = 0.2
-UNCOUNTED = "POOLCTL_UNCOUNTED"  # for benchmarks: with this variable nothing is counted
+UNCOUNTED = "POOLCTL_UNCOUNTED"  # an environment variable for benchmarks: nothing is counted
 
 
 class WorkerProcess:
@@ -87,7 +87,7 @@ class WorkerProcess:
         self.control = ControlSocket(CONTROL_FD, self, self.tally_fd + 1)
         self.signalled: int | None = None
         self.expired = False
-        self.accepting_ordered = False  # the supervisor has ordered it to accept, or not to
+        self.accepting_ordered = False  # whether an order has said if it should accept
         self.idleness: IdleTimer | None = None
         self.ready_at: float | None = None
         STACK_DUMP.begin(self.tally_fd, lambda: self.control.send(_STACKS))
@@ -102,7 +102,7 @@ class WorkerProcess:
         except asyncio.CancelledError:
             return STARTUP_FAILURE
         except SystemExit as leaving:
-            # From the application, at its import or later.
+            # The application has called sys.exit(), during its import or later.
             return exit_status(leaving.code)
         except LoadFailed as error:
             print(explain(error), file=sys.stderr, end="")
@@ -242,7 +242,7 @@ class WorkerProcess:
         self.control.send({"event": "idle" if idle else "busy"})
 
     def _signal(self, number: int) -> None:
-        # Sent to this process, not to its server: no request need be lost. A second signal stops at once.
+        # The signal was sent to this process alone, so no request need be lost. A second signal stops at once.
         if self.signalled is None and self.server.started:
             self.server.drain()
         else:
@@ -253,7 +253,7 @@ class WorkerProcess:
         if self.server.started:
             self.server.stop(migrate=migrate)
         else:
-            # The rest of the startup is no longer needed.
+            # Cancel the rest of the startup, which is no longer needed.
             self.serving.cancel()
 
     def _inform(self, line: bytes) -> None:
@@ -269,7 +269,7 @@ class WorkerProcess:
         return status
 
     def close_in_child(self) -> None:
-        # It must not keep the port bound, or connections open that were closed here.
+        # The child must keep neither the port bound nor connections open that are closed here.
         STACK_DUMP.end()
         self.control.close_in_child()
         self.routes.close_gateway()
@@ -303,8 +303,8 @@ class ControlSocket:
         """Begin to accept orders. Heartbeats are answered on the page `tally`."""
         self._tally = tally
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read_order)
-        # Orders that have already arrived hold for the first connection. Polled without raising an error: a newly
-        # forked worker pays for it.
+        # Orders that have already arrived apply to the first connection. Polled first, because raising an exception is
+        # expensive in a newly forked worker.
         waiting = select.poll()
         waiting.register(self._sock, select.POLLIN)
         while waiting.poll(0) and self._read_order():
@@ -357,7 +357,7 @@ class ControlSocket:
         except ConnectionError:
             received = None
         if received is None:
-            # An end of file is always readable.
+            # A socket at end of file stays readable, so it must not be watched.
             self.ignore()
             self._lost()
             return False
@@ -368,7 +368,7 @@ class ControlSocket:
         if self.worker.spec["orphanage"] is None:
             self.worker.stop()
             return
-        # Without a socket it cannot be found, but still serves.
+        # Without a socket the worker cannot be found, but it still serves.
         with contextlib.suppress(OSError):
             self._orphan = OrphanedWorker(self, self._bound)
 
@@ -408,7 +408,7 @@ class OrphanedWorker:
         self._control = control
         self._worker = control.worker
         self._spec = spec = control.worker.spec
-        # Root and the user who started the pool.
+        # The users whose supervisors are accepted: root, and the user who started the pool.
         self._uids = {0} if spec["user"] is not None else {0, os.geteuid()}
         self._loop = asyncio.get_running_loop()
         self._connections: list[socket.socket] = []
@@ -435,7 +435,7 @@ class OrphanedWorker:
             pool_files.forget(self._path)
 
     def _check_output(self) -> None:
-        # Repeatedly: the logger may exit later, or may not have closed the pipe yet.
+        # Checked repeatedly, because the logger may exit later, or may not have closed the pipe yet.
         if output_is_closed():
             # An application that prints must not fail because the logger has been killed too.
             discard_output()
@@ -519,7 +519,7 @@ class IdleTimer:
     def _check(self) -> None:
         due = self._since + self._seconds
         if self._server_state.tasks:
-            # The end of a request is activity too.
+            # A request in progress: its end will count as activity.
             due = self._loop.time() + self._seconds
         elif self._loop.time() >= due:
             self.idle = True
@@ -538,7 +538,7 @@ class ForkedChildren:
     def __init__(self, worker: WorkerProcess) -> None:
         self._worker = worker
         self._loop_handlers: list[object] = []
-        self._masks: dict[int, set[signal.Signals | int]] = {}  # by thread: several may fork at once
+        self._masks: dict[int, set[signal.Signals | int]] = {}  # by thread, because several may fork at once
         self._separate = False
         os.register_at_fork(
             before=self._hold_signals, after_in_parent=self._release_signals, after_in_child=self._in_child
@@ -556,7 +556,7 @@ class ForkedChildren:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.pop(threading.get_ident()))
 
     def _in_child(self) -> None:
-        if not self._separate:  # a grandchild's descriptors of these numbers are its own
+        if not self._separate:  # in a grandchild these numbers may belong to its own descriptors
             self._separate = True
             self._reset_signals()
             self._worker.close_in_child()
@@ -565,7 +565,7 @@ class ForkedChildren:
     def _reset_signals(self) -> None:
         signal.set_wakeup_fd(-1)
         for number in signal.valid_signals():
-            # The loop's own, whichever signals the application lets it handle; other handlers are the application's.
+            # Reset only handlers of the loop, for whichever signals; all others belong to the application.
             if signal.getsignal(number) in self._loop_handlers:
                 signal.signal(number, signal.SIG_DFL)
 

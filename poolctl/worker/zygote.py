@@ -65,7 +65,7 @@ _EXIT_FUNCTIONS_SECONDS = 1
 _FORKER_SECONDS = 0.05
 _CLOSE_BEHIND_MILLISECONDS = 4
 
-# The function that a fork runs, by the operation of the request; it gets the descriptors that came with it.
+# By a request's operation: the function that the fork runs with the request's descriptors.
 Roles = Mapping[str, Callable[[list[int]], NoReturn]]
 
 
@@ -73,7 +73,7 @@ def serve_requests() -> None:
     """Fork a worker for each request until the other end of the socket is closed."""
     name_process("poolctl-zygote")
     requests = socket.socket(fileno=REQUESTS_FD)
-    # Here instead of in every worker: Python's signal handlers are meant for programs of one process.
+    # Done here instead of in every worker, because Python's own handlers are meant for programs of one process.
     reset_signals()
     clear_pool_variables()
     preload()
@@ -132,7 +132,7 @@ def _run(spec: Spec) -> int:
     _close_output()
     if _send(requests, {"event": "up"}):
         serve_forks(requests, {"worker": lambda fds: become_worker(fds, preloaded=True)})
-    # The application's exit functions are left to its workers.
+    # The application's exit functions run only in its workers.
     return 0
 
 
@@ -255,7 +255,7 @@ def _fork_one(requests: socket.socket, message: wire.Message, fds: list[int], ro
             _lead_session(group)
             roles[message["op"]](fds)
         with contextlib.suppress(PermissionError, ProcessLookupError):
-            # Immediately, not when the child is scheduled: a signal to the zygote's group must not reach it.
+            # Not left to the child: until it runs, a signal to the zygote's group would reach it.
             os.setpgid(child, child)
         wire.send(requests, {"id": message["id"], "pid": child}, wait=True)
     except OSError as error:
@@ -480,11 +480,11 @@ def _first_reason(last: str, importing: str) -> str:
     """The module that started a thread: `last`, imported last, or `importing`; both if that is uncertain."""
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
-        return last  # its libraries were loaded
+        return last  # an extension module, whose libraries have been loaded
     if getattr(spec, "_initializing", False) or last == importing:
         return last
     if importing and last.partition(".")[0] in sys.stdlib_module_names:
-        return importing  # a module of the standard library that is imported starts none by itself
+        return importing  # modules of the standard library start no thread when imported
     return f"{last} or {importing}" if spec is not None and importing else importing or last
 
 

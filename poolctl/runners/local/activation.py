@@ -38,7 +38,7 @@ from ..process_link import HasDescriptor, Link, LinkLost, Receiver, spawn
 from .local_worker import LocalWorker
 from .server_sockets import AdoptionPairs, Sockets
 
-# Longer than the helper's own limit: it can be stopped, or get no processor.
+# Longer than the helper's own limit, for a helper that was stopped or gets no processor time.
 _SILENT_SECONDS = 1.0
 _START_SECONDS = 10.0
 
@@ -53,9 +53,9 @@ _BEGINNING = re.compile(_METHOD + rb"( .*)?", re.DOTALL)
 _HANDSHAKE, _MAJOR, _CLIENT_HELLO = 0x16, 3, 1
 _HELLO_AT = 5
 _ROOM_SECONDS = 0.003
-# Independent of the limit of open files: each costs memory.
+# The maximum of held connections whatever the limit of open files, because each needs memory.
 MOST = 8192
-# Even if most descriptors are in use: a client that is slow to send its request is not closed at once.
+# The minimum even if most descriptors are in use, so that slow clients have time to send their request.
 LEAST = 16
 _MOST_AT_ONCE = 64
 _LOOK_SECONDS = 0.1
@@ -71,7 +71,7 @@ class Fetched(NamedTuple):
     """
 
     empty: bool = False
-    junk: bool = False  # it contained something that is not a connection
+    junk: bool = False  # the pair contained something that is not a connection
     full: bool = False  # no descriptor was left
     failed: bool = False
     blocked: bool = False
@@ -171,7 +171,7 @@ class AcceptHelper(Receiver):
         link, pid = self._link, self._pid
         assert link is not None
         heard = link.heard
-        # Answers that arrived while this process did not run.
+        # Read the answers that arrived while this process did not run.
         link.read_rest()
         if link is self._link and self._requests and link.heard == heard:
             link.close()
@@ -183,7 +183,7 @@ class AcceptHelper(Receiver):
         self._keeper.send({"op": "signal", "pid": pid, "signal": SIGKILL, "group": True})
 
     def lost(self) -> None:
-        # Most likely by its own deadline: it was working on the first request.
+        # Most likely ended by its own time limit, while working on the first request.
         self._give_up(blocked=self._up)
 
     def _give_up(self, *, blocked: bool) -> None:
@@ -249,9 +249,9 @@ class HeldConnection:
 
     sock: Connection
     unseen: bool = True
-    begun: bool = False  # has sent the beginning of a request
-    name: str = ""  # under which it is kept for another process
-    until: float | None = None  # when the timer fires
+    begun: bool = False  # the client has sent the beginning of a request
+    name: str = ""  # the name of its entry in the keeper's store
+    until: float | None = None  # when `timer` fires
     timer: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -329,10 +329,10 @@ class SleepingListener:
     head_seconds: float = 10.0
     connections: dict[HeldConnection, None] = field(default_factory=dict)  # in the order of arrival
     timer: asyncio.TimerHandle | None = None
-    # The descriptors with a pending request to the accept helper.
+    # Descriptors for which a request to the accept helper is pending.
     fetched: set[int] = field(default_factory=set)
     armed: bool = False
-    paused: bool = True  # its listeners are not watched now
+    paused: bool = True  # its listeners are not watched at the moment
 
     @property
     def sockets(self) -> dict[int, socket.socket]:
@@ -511,7 +511,7 @@ class Activator:
     def _on_events(self) -> None:
         for fd, events in self._epoll.poll(0) if self._epoll is not None else ():
             if fd not in self._watched:
-                continue  # since one of the events before it
+                continue  # an earlier event of this batch has unwatched it
             sleeping, held = self._watched[fd]
             if held is not None:
                 self._classify(sleeping, held, last=bool(events & _ENDS))
@@ -553,7 +553,7 @@ class Activator:
         elif sleeping := self._sleeping.get(fetch.key):
             self._hold(sleeping, held)
         else:
-            # Its server has been woken meanwhile.
+            # The server has been woken meanwhile.
             self._hand_over(fetch.key, [held])
 
     def _fetched(self, fetch: Fetch, found: Fetched) -> None:
@@ -563,7 +563,7 @@ class Activator:
         if not sleeping.armed or (fetch.clears and sleeping.left is None):
             return
         if found.failed:
-            # The server accepts by itself.
+            # The helper has failed: wake the server, which accepts by itself.
             if found.blocked:
                 self._servers_that_block.add(sleeping.key)
             self._wake(sleeping)
@@ -698,7 +698,7 @@ class Fetch:
         self.sleeping = sleeping
         self.shared = shared
         self.fd = -1 if clears else shared.fileno()
-        self.clears = clears  # all connections left by its workers are taken
+        self.clears = clears  # to take every connection that workers left in the pair
         self.wanted = True
         self._activator = activator
 

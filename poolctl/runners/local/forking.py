@@ -46,10 +46,10 @@ from .zygotes import AppZygote, AppZygotes, Children, Source, Zygotes
 logger = logging.getLogger("poolctl.supervisor")
 
 _GATHER_SECONDS = 0.1
-_VERSION = 1  # of the record for a successor
+_VERSION = 1  # the version of the record for a successor
 
 _Files = tuple[str | None, ...]
-# While a worker is being made: its own sockets, pipe, page, and the files that it is given.
+# Maximum descriptors in use while a worker is created: its sockets, pipe and page, and files passed to it.
 _DESCRIPTORS_OF_ONE = 16
 _PATIENCE_SECONDS = 10.0
 
@@ -72,7 +72,9 @@ class Certificates:
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
         self._given: dict[str, Given] = {}
-        self._forced: dict[str, int] = {}  # the generation that gets the content of the server's files
+        self._forced: dict[
+            str, int
+        ] = {}  # by server: the generation that gets the files' content even if expired
         self._due: asyncio.TimerHandle | None = None
 
     def for_worker(self, server: ServerConfig, generation: int) -> Given:
@@ -156,7 +158,7 @@ def _encoded(given: Mapping[str, Given]) -> bytes:
 def _decoded(content: bytes) -> dict[str, Given]:
     """The certificates by server name. Raises an exception for a format that this version does not know."""
     if not content.startswith(b"{"):
-        # Of a supervisor before the record had a version.
+        # Written by a supervisor from before the record had a version.
         return {name: Given(*each) for name, each in pickle.loads(content).items()}
     record = json.loads(content)
     if record["version"] != _VERSION:
@@ -185,8 +187,8 @@ class DescriptorBudget:
 
     def __init__(self, in_use: Callable[[], int] = lambda: len(os.listdir("/proc/self/fd"))) -> None:
         self._in_use = in_use
-        self._free = 0  # at least
-        self._exhausted = False  # by a count since the last exit of a worker
+        self._free = 0  # the minimum number of free descriptors
+        self._exhausted = False  # too few were free when last counted; reset when a worker exits
         self._ended = asyncio.Event()
 
     async def enter(self) -> None:
@@ -442,7 +444,7 @@ class Forker:
         It runs as the server's user if others can change its environment.
         """
         if server.command:
-            # A command does not need the application's interpreter: any zygote can execute it.
+            # Any zygote can execute a command, which does not need the application's interpreter.
             return Source(sys.executable)
         return Source.for_user(_interpreter(server), user_ids(server))
 
@@ -460,7 +462,7 @@ class Forker:
             "index": index,
             "output": output,
             "protocol": None if server.command else protocol(server),
-            # Another user's worker cannot enter the directory: it gets a socket that is bound there.
+            # A worker of another user cannot enter the directory, so it gets a socket that is already bound there.
             "bound": not server.command and user_ids(server) is not None,
         }
 

@@ -50,7 +50,7 @@ from .zygotes import AppZygotes, Children, ImportLimit, Process, Source, Zygotes
 logger = logging.getLogger("poolctl.supervisor")
 
 _LAST_OUTPUT_SECONDS = 3.0
-_LAST_WORDS_SECONDS = 0.2  # for a worker that was ready: its replacement is to start soon
+_LAST_WORDS_SECONDS = 0.2  # short for a worker that was ready, whose replacement should start soon
 
 
 class RoutedServers(Routing):
@@ -69,7 +69,7 @@ class RoutedServers(Routing):
         self._workers = workers
         self._published = False
         self._routes: PublishedRoutes | None = None
-        self._aside: frozenset[str] = frozenset()  # the names of their servers
+        self._aside: frozenset[str] = frozenset()  # the names of servers set aside
 
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
@@ -160,7 +160,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self.zygotes = Zygotes(keeper, self.children, directory)
         self.output = Output(keeper, directory, logs_directory, self, adoption_directory)
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
-        self._stopped: set[Process] = set()  # zygotes, at the last check
+        self._stopped: set[Process] = set()  # the zygotes that the last check found stopped
         self._check_zygotes()
         self.sockets = Sockets(keeper)
         self.adoptions = AdoptionPairs(keeper)
@@ -182,7 +182,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self.tallies = Tallies(keeper, self._workers, self.figures_refused)
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
-        self._last_outputs: dict[str, str] = {}  # of the worker of each server that exited last
+        self._last_outputs: dict[str, str] = {}  # by server: the output of the worker that exited last
         self._routed = RoutedServers(self.adoptions, self.sockets, self.sleeping, self._workers)
 
     @property
@@ -204,8 +204,8 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         """Open the server's listeners; for a command that binds its own address, check that its port is free."""
         await self.sockets.open(server)
         if server.scale.min or self.adoptions.passed(server.key):
-            # A sleeping server costs one descriptor: its pair is made when a connection is to be put into it. One with
-            # a route has it from the beginning, for the gateway.
+            # A sleeping server uses only one descriptor: its pair is created when a connection has to be put into it.
+            # The gateway needs the pair of a server with a route from the beginning.
             self.adoptions.open(server)
         return Endpoints(server.key, tuple(self.sockets.endpoints(server.key)))
 
@@ -331,13 +331,13 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             if server.preload and self.sockets.endpoints(server.key):
                 self.forker.need(server)
         self.app_zygotes.end_unneeded()
-        # Last of all: connections that the accept helper accepted earlier go to the servers' pairs.
+        # Last, because connections that the accept helper has accepted are put into the servers' pairs.
         reply, fds = await self.keeper.call({"op": "get", "name": fd_store.ACCEPTOR})
         if fds:
             owners = self.sleeping.adopt_acceptor(by_key, reply["meta"], fds[0])
             self.keeper.share(fd_store.ACCEPTOR, reply["meta"], owners)
         await reports_of(found)
-        # Before any server looks for an address that one of these may occupy.
+        # Close unused listeners before any server looks for an address that one of them may occupy.
         ours = {server.key for server in servers.values()} | {worker.server.key for worker in found}
         open_keys = self.sockets.keys()
         for key in open_keys - ours:
@@ -451,7 +451,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         app_zygotes = self.app_zygotes.processes
         for pid, start in (*self.zygotes.processes, *app_zygotes):
             if start is not None:
-                # A process forked by them, or by their forkers, would not be a child of this keeper.
+                # Zygotes of the previous keeper are killed: what they fork would not become a child of this keeper.
                 signal_process(pid, start, signal.SIGKILL, group=True)
         for pid, start in (*app_zygotes, *(worker.process for worker in self._workers.values())):
             self.keeper.send({"op": "watch", "pid": pid, "start": start})
@@ -461,7 +461,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
 
         They are not pinged, because each would have to fork in order to answer. The next fork starts another zygote.
         """
-        # Two, because a debugger, or a paused container, takes a moment.
+        # Two checks, because a debugger or a paused container may stop it for a moment.
         before, zygotes = self._stopped, (*self.zygotes.processes, *self.app_zygotes.processes)
         self._stopped = {each for each in zygotes if is_stopped(each.pid)}
         for process in before & self._stopped:

@@ -84,22 +84,22 @@ _SLOT_BYTES = 8
 # There is no notification when another program calls bind(), so it is polled.
 _FIRST_CONNECT_PAUSE_SECONDS = 0.01
 _LAST_CONNECT_PAUSE_SECONDS = 0.2
-# A program that sends too many notifications waits that long, without delaying others.
+# The pause after too many notifications from one program, so that it does not delay others.
 _NOTIFICATION_PAUSE_SECONDS = 0.5
 _MOST_NOTIFICATION_BYTES = 4096
-# For a worker that had exited with 0 before it was adopted, perhaps on the last supervisor's order.
+# The exit of a worker that ended with status 0 before it was adopted, perhaps ordered by the last supervisor.
 _UNSEEN = Exit(message="ended between two supervisors")
-# Between the end of its control socket and the report of its exit.
+# Maximum time between the end of a worker's control socket and the report of its exit.
 _END_SECONDS = 5.0
 _KILL_SECONDS = 5.0
 # Time that a program without a port has to run before it counts as started.
 _STARTED_AFTER_SECONDS = 1.0
-# Processor time for going to sleep after the answer; more than that may have been other work.
+# Processor time that a worker needs to go to sleep after an answer; if it used more, it did other work.
 _AFTER_ANSWER_NS = 1_000_000
 # Shares of a request's time: for an answer by Python, then for faulthandler's. The rest is for reading /proc.
 _PYTHON_SHARE, _FAULTHANDLER_SHARE = 0.6, 0.25
 _MOST_THREADS = 50
-_MOST_READING = 8  # threads that read /proc: a read may block
+_MOST_READING = 8  # the number of threads that read /proc, where a read may block
 
 
 class Tally:
@@ -112,8 +112,8 @@ class Tally:
 
     def __init__(self, fd: int, since: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
         self.fd = fd
-        self.refused = ""  # why it is not believed
-        self._legible = False  # its layout is known to be ours
+        self.refused = ""  # why its counts are not trusted, "" if they are
+        self._legible = False  # its layout has been recognised
         self._now = now
         self._believed: Counts = [0] * COUNTED
         self._at = since
@@ -235,7 +235,7 @@ class NotifySocket:
     @classmethod
     def open(cls, uid: int) -> NotifySocket:
         """Create a socket in a directory that every user may enter, so that the program's user can reach it."""
-        import tempfile  # slow, and for programs that notify alone
+        import tempfile  # imported late: slow, and needed only for programs that notify
 
         directory = tempfile.mkdtemp(prefix="poolctl-notify-")
         os.chmod(directory, 0o711)
@@ -337,32 +337,32 @@ class LocalWorker(Receiver):
         self.tally: Tally | None = None
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self.answered: asyncio.Future[None] = loop.create_future()
-        self.reported: asyncio.Future[None] = loop.create_future()  # it has reported its state, or has exited
+        self.reported: asyncio.Future[None] = loop.create_future()  # done when it has reported or exited
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
-        self.left: asyncio.Future[None] = loop.create_future()  # it no longer accepts
+        self.left: asyncio.Future[None] = loop.create_future()  # done when it has stopped accepting
         self.wrote_stacks = asyncio.Event()
-        # Possibly no caller awaits it when a worker fails.
+        # Mark the exception as retrieved, because there may be no caller that awaits this future.
         self.answered.add_done_callback(lambda future: future.cancelled() or future.exception())
         self.reason = ""
-        self.start: int | None = None  # of the process; with the pid its identity (see process_start)
-        self.place: str | None = None  # the socket that was bound for it, on which it waits for adoption
+        self.start: int | None = None  # the start time of its process (see process_start)
+        self.place: str | None = None  # the path of the socket that was bound for it, for adoption
         self.on_disowned: Callable[[], None] = lambda: None
         self.on_follows_routes: Callable[[], None] = lambda: None
-        self._expired = False  # it has served its `max_requests`
-        self._renewing = False  # it has been sent another certificate, and has not answered
+        self._expired = False  # it has served `max_requests` requests
+        self._renewing = False  # it has not answered yet to the renewal of its certificate
         self.breach = ""  # how it, or its zygote, broke the protocol
-        self.ready_at: float | None = None  # by the system's monotonic clock, which all processes share
+        self.ready_at: float | None = None  # on the system's monotonic clock, which all processes share
         self.leaving = False
-        self.resting = ""  # the reason why it does not accept: "new" (not allowed to yet) or an order not to
+        self.resting = ""  # why it does not accept: "new" (not allowed to yet), or the order that forbids it
         self.idle = False  # without traffic for its server's scale.idle
-        self.routes: WorkerRoutes | None = None  # its routes, or the routes it gets when it begins
-        self.follows_routes = False  # it gives back the requests of other servers
+        self.routes: WorkerRoutes | None = None  # its routes, sent to it when it begins
+        self.follows_routes = False  # it gives back requests that its routes assign to other servers
         self._page: HasDescriptor | None = None  # see RunnerWorkers
-        self._confirmed: asyncio.Future[None] | None = None  # that it decides by `routes`
-        self.hook = ""  # it is no worker, but this command of its server's hooks
-        self.preloaded = False  # forked from a process that had its application already
-        self._taken_over = False  # from another supervisor
+        self._confirmed: asyncio.Future[None] | None = None  # done when it has confirmed its new `routes`
+        self.hook = ""  # if not "", it is no worker but runs this hook of its server
+        self.preloaded = False  # forked from a process that had already imported the application
+        self._taken_over = False  # started by another supervisor
         self.idle_check = IdleCheck()
 
     @property
@@ -449,7 +449,7 @@ class LocalWorker(Receiver):
         if self.control is not None:
             self.control.send({"order": "go"})
             if self.routes is not None:
-                # It reads this before it serves: its first connection may be another server's.
+                # Read before it serves, because its first connection may belong to another server.
                 self.routes.send(self.control)
             self._send_page()
         _settle(self.begun)
@@ -553,7 +553,7 @@ class LocalWorker(Receiver):
         """`receivers` as in `_order_end`."""
         self._order_end("stop", receivers)
         if self.control is None or not self.answered.done():
-            # One that is still importing its application does not read commands.
+            # A worker that is still importing its application reads no orders.
             await self._children.signal(self.process, self.exited, self.server.stop_signal_number)
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -825,7 +825,7 @@ class IdleCheck:
             self._answered_at_ns != before_ns
             and used_ns - self._answered_at_ns <= _AFTER_ANSWER_NS
             and waits_for_events(pid)
-            # It has not run meanwhile, so the earlier observation still holds.
+            # The process has not run meanwhile, so the observation before is still valid.
             and process_cpu_ns(pid) == used_ns
         ):
             self._idle_at_ns = used_ns

@@ -59,7 +59,7 @@ class Output(Receiver):
         self._own_logs = OwnLogs(directory)
         self.logs_directory = logs_directory
         self._events = events
-        self.paths: dict[str, str] = {}  # by server, once it has had a worker
+        self.paths: dict[str, str] = {}  # the log file of each server that has had a worker
         self._pipes: dict[str, _Pipe] = {}
         self._link: Link | None = None
         self._watched: ProcessWatchdog | None = None
@@ -72,7 +72,7 @@ class Output(Receiver):
 
         Raises LinkLost if it cannot be started.
         """
-        # The keeper has it too: a logger gets end of file only when the pool has lost both.
+        # The keeper holds this end too, so a logger gets end of file only when keeper and supervisor are both gone.
         reply, kept = await self._keeper.call({"op": "get", "name": fd_store.LOGGER})
         if kept:
             self._link = Link(wire.over(kept[0]), self)
@@ -210,7 +210,7 @@ class Output(Receiver):
         await self._reopened.wait()
 
     def _ask_reopen(self) -> None:
-        # Without a logger no file is open, and its successor opens them itself.
+        # Without a logger no file is open, and the next logger opens the files itself.
         if self._link is not None and self._reopened is not None:
             self._link.send({"t": "reopen"})
             self._link.send({"t": "sync"})
@@ -250,13 +250,13 @@ class Output(Receiver):
             )
 
     def lost(self) -> None:
-        # Soon, because the first message to an exiting logger finds the link lost while others are to follow.
+        # Not at once: the link may be found lost by the first of several messages that are being sent.
         asyncio.get_running_loop().call_soon(self._replace, self._link)
 
     def _replace(self, lost: Link | None) -> None:
         if self._link is not lost or lost is None:
             return
-        # Started again at once: a pipe holds 64 KiB, and a worker that fills it waits.
+        # Without a pause, because workers block once they have filled their pipes (64 KiB).
         self._link = None
         self._stop_watchdog()
         self._keeper.send({"op": "drop", "name": fd_store.LOGGER})

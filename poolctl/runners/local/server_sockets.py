@@ -86,7 +86,7 @@ class Sockets:
         except ServerError as error:
             raise ServerError(error.message, name=server.name, bind=server.bind, hint=error.hint) from error
         if server.command:
-            # As in sd_listen_fds(3): a program sets a non-blocking socket itself, for all users.
+            # Blocking, as programs expect (sd_listen_fds(3)): the flag is shared by all processes that have the socket.
             for sock in self._open[key]:
                 sock.setblocking(True)
         self._identities[key] = identity_of(key)
@@ -120,7 +120,7 @@ class Sockets:
         """Take ownership of the listeners that the keeper held."""
         if meta.get("shared", True):
             self._shared.add(key)
-        # Its options stay unchanged, because processes that accept from it rely on them.
+        # The socket's options stay unchanged, because processes that accept from it rely on them.
         self._open[key] = [socket.socket(fileno=fd) for fd in fds]
         self._identities[key] = identity_of(key)
         return self._open[key]
@@ -151,7 +151,7 @@ class AdoptionPairs:
         self._gateway: Gateway | None = None
         self._give_back: socket.socket | None = None
         self._published: asyncio.Event | None = None
-        self._withheld_keys: set[str] = set()  # from the gateway
+        self._withheld_keys: set[str] = set()  # keys of servers whose pairs the gateway does not get
         self._shown: dict[str, socket.socket] = {}  # the pairs that the gateway has
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -327,7 +327,7 @@ class AdoptionPairs:
 
 def _move(take: socket.socket, give: socket.socket | None) -> None:
     """Move queued connections to the pair `give`. Excess connections are closed, or all of them if `give` is None."""
-    # Bounded to the pair's capacity: an application may go on filling it.
+    # At most as many as fit into the pair, because an application could keep filling it.
     for _ in range(_MOST_IN_A_PAIR):
         try:
             received = wire.receive(take)

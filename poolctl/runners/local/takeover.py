@@ -37,12 +37,12 @@ logger = logging.getLogger("poolctl.supervisor")
 
 _REPORT_SECONDS = 0.2
 
-# Adopts an entry: gets the rest of its name, its value and its descriptors; returns the new owners of the
+# Adopts an entry: gets its name without the prefix, its value and its descriptors; returns the new owners of the
 # descriptors, or nothing if the entry is no longer needed.
 Adopter = Callable[[str, wire.Message, list[int]], Sequence[HasDescriptor]]
 _ANSWER_SECONDS = 2.0
 _SILENCE = "nothing that can be read"
-_LISTENER_FD = 3  # of a program (sd_listen_fds(3))
+_LISTENER_FD = 3  # the number at which a program gets its listener (sd_listen_fds(3))
 
 
 async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list[str]:
@@ -111,7 +111,7 @@ class WorkerAdoption:
                 server = server.at(parse(key))
         pid = int(meta["pid"])
         if meta.get("start") is not None:
-            # Without effect for a child of the keeper; another process may not be watched yet.
+            # The keeper watches its own children already; this is for other processes.
             self.keeper.send({"op": "watch", "pid": pid, "start": meta["start"]})
         placement = Placement.of(
             server.name, int(meta["generation"]), int(meta["index"]), where=f"pid {pid}", pid=pid
@@ -123,7 +123,7 @@ class WorkerAdoption:
         worker.start, worker.place, worker.hook = meta.get("start"), meta.get("place"), hook
         worker.follows_routes = bool(meta.get("follows_routes"))
         sock = next((socket.socket(fileno=fd) for fd in fds if stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
-        # Before the worker's exit can be reported.
+        # Set before the worker's exit can be reported.
         worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
         owners: list[HasDescriptor] = [each for each in (sock, worker.tally) if each is not None]
         self.keeper.share(f"{fd_store.WORKER}{name}", meta, owners)
@@ -383,7 +383,7 @@ class _Intake:
     servers: Mapping[str, ServerConfig]
     pipes: Pipes
     found: dict[str, bool] = field(default_factory=dict)
-    done: set[str] = field(default_factory=set)  # the entries in the store
+    done: set[str] = field(default_factory=set)  # entries of the store that have been handled
     outputs: set[str] = field(default_factory=set)
 
     async def take(self, orphan: LocalOrphan) -> None:
@@ -391,7 +391,7 @@ class _Intake:
             self._take_faulty(orphan)
             return
         if orphan.said.get("hook"):
-            # Its time limit has died with the pool; the start that it belongs to runs it again.
+            # Nothing limits its time since the pool died; the start that it belongs to runs the hook again.
             logger.warning("pid %d runs a hook of a pool that has died: it is killed", orphan.pid)
             orphan.kill()
             return

@@ -52,13 +52,13 @@ from .output_pipes import Output, last_lines
 
 logger = logging.getLogger("poolctl.supervisor")
 
-_MOST_PID = 1 << 22  # of any Linux (proc(5), pid_max)
-# Until then the intermediate process, which forks for the zygote, is the parent.
+_MOST_PID = 1 << 22  # the highest pid on any Linux system (proc(5), pid_max)
+# Before this, the intermediate process that forks for the zygote may still be the parent.
 _FIRST_LOOK_SECONDS = 0.1
 _LAST_LOOK_SECONDS = 3.0
 _SIGNAL_TRIES = 20
 _SIGNAL_AGAIN_SECONDS = 0.005
-# Longer than it takes to detect that the keeper does not answer, and to replace it.
+# Longer than it takes to notice that the keeper does not answer, and to replace it.
 _KEEPER_SECONDS = 15.0
 START_SECONDS = 30.0
 # A fork takes milliseconds. A zygote that is silent for longer with requests pending is stopped, or hangs.
@@ -106,7 +106,7 @@ class Children:
     def forking(self) -> Iterator[None]:
         """Context manager: record the exits of unknown processes while a fork is in progress."""
         if not self._forks:
-            self.early.clear()  # of others, whose pids may be reused
+            self.early.clear()  # earlier exits are of other processes, whose pids may be reused
         self._forks += 1
         try:
             yield
@@ -183,7 +183,7 @@ class Children:
         """Have the keeper signal the process or its session, unless it has `exited`."""
         order = _signal_message(process, number, group=group)
         with contextlib.suppress(LinkLost, TimeoutError):
-            # Again, because the keeper becomes the parent a moment after the fork.
+            # Repeated, because the keeper becomes the parent a moment after the fork.
             for _ in range(_SIGNAL_TRIES):
                 async with asyncio.timeout(_KEEPER_SECONDS):
                     reply, _ = await self._keeper.call(order)
@@ -293,7 +293,7 @@ class Zygotes:
         """The error for an interpreter whose zygote does not start; the zygote's output gives the cause."""
         hint = f"see {self._output}"
         if source.user is not None:
-            # Another user's process does not write into the pool's files.
+            # A process of another user may not write into the pool's files.
             uid, gid = source.user
             hint = f"try: setpriv --reuid={uid} --regid={gid} --init-groups {source.interpreter} -c 'import uvicorn'"
         return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
@@ -343,7 +343,7 @@ class Zygotes:
         task = self._running.get(key)
         if task is None or (task.done() and _link_of(task) is None):
             task = asyncio.ensure_future(self._start(source))
-            # Callers that await it get the exception; often there are no callers.
+            # Marks the exception as retrieved, because there may be no caller that awaits this task.
             task.add_done_callback(lambda started: started.cancelled() or started.exception())
             self._running[key] = task
         return task
@@ -351,7 +351,7 @@ class Zygotes:
     async def _start(self, source: Source) -> Link:
         key = source.key
         kept = await self._take_from_store(key)
-        # One from the keeper's store has most likely been up for long.
+        # A zygote from the keeper's store has most likely been up for a long time.
         limit_seconds = START_SECONDS if kept is None else SILENT_SECONDS
         sock, process = kept or await self._spawn(source)
         zygote = _Zygote(self, source)
@@ -366,7 +366,7 @@ class Zygotes:
         except BaseException as error:
             self._end_process(link)
             if isinstance(error, TimeoutError):
-                zygote.lost()  # otherwise it would be reused
+                zygote.lost()  # so that it is not used again
                 raise LinkLost(f"the interpreter was not up within {limit_seconds:g} s") from None
             raise
         return link
@@ -482,8 +482,8 @@ class AppZygote(Receiver):
         self.key = key
         self.code_since = code_since
         self.process = process
-        self.uid = uid  # of its user; None for the pool's own
-        self.server = server  # its log has the import's output
+        self.uid = uid  # the user it runs as; None for the pool's own
+        self.server = server  # the server whose log gets the output of the import
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
         self.up: asyncio.Future[str] = loop.create_future()
@@ -596,7 +596,7 @@ class AppZygote(Receiver):
     def _close_after_forks(self) -> None:
         if not self._forks:
             self.link.close()
-            # Not earlier: the keeper shuts down a socket that it drops, and our end of it is the same socket.
+            # Only now: the keeper shuts down a socket that it drops, and our descriptor refers to the same socket.
             self._keeper.send({"op": "drop", "name": self.name})
 
     def _give_up(self) -> None:
@@ -604,7 +604,7 @@ class AppZygote(Receiver):
             self.up.set_exception(LinkLost("the process has exited"))
 
     def _is_over(self, up: asyncio.Future[str]) -> None:
-        up.exception()  # possibly no caller awaits it
+        up.exception()  # mark it as retrieved, because there may be no caller that awaits it
         self.imported.set_result(None)
         self._has_begun()
 
@@ -631,7 +631,7 @@ class ImportLimit:
     def _begin_next(self) -> None:
         while self._free and self._waiting:
             begin, imported = self._waiting.popleft()
-            # One that has exited while it waited is skipped.
+            # A process that has exited while it waited is skipped.
             if not imported.done():
                 self._free -= 1
                 imported.add_done_callback(self._import_is_over)
@@ -673,7 +673,7 @@ class AppZygotes:
         self._present: dict[str, AppZygote] = {}
         self._imports_in_progress: dict[str, _ImportInProgress] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
-        self._key_of: dict[str, str] = {}  # by the server's address
+        self._key_of: dict[str, str] = {}  # a zygote's key by the server's address
         self._users: defaultdict[str, set[str]] = defaultdict(set)
 
     async def get(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
@@ -698,7 +698,7 @@ class AppZygotes:
         except ImportFailed as failure:
             if failure.server == server.name:
                 raise
-            # Another server shares the import: its own log has the output too.
+            # Several servers share the import, and the log of each gets its output.
             await self._output.say(server, failure.printed)
             hint = failure.hint.replace(f"poolctl logs {failure.server}", f"poolctl logs {server.name}")
             raise WorkerFailed(failure.message, hint=hint, exit=failure.exit) from None
@@ -746,7 +746,7 @@ class AppZygotes:
             zygote.end()
             return ()
         zygote.begin()
-        # It may have reported to another supervisor that it is up.
+        # A ping, because it may have reported to another supervisor that it is up.
         zygote.link.send({"op": "ping"})
         if before is not None:
             before.task.cancel()
@@ -781,7 +781,7 @@ class AppZygotes:
         def done(made: asyncio.Task[AppZygote | str]) -> None:
             if self._imports_in_progress.get(key) is making:
                 del self._imports_in_progress[key]
-            # Callers that await it get the exception; there may be no callers.
+            # Mark the exception as retrieved, because there may be no caller that awaits this task.
             if not made.cancelled():
                 made.exception()
 
@@ -847,7 +847,7 @@ class AppZygotes:
         if before is None or not before.usable:
             newest = zygote
         else:
-            # Two imports may end in another order than they began.
+            # Imports may end in a different order than they began.
             older, newest = sorted((before, zygote), key=lambda each: each.code_since)
             older.end()
         self._present[zygote.key] = newest

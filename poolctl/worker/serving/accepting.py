@@ -37,23 +37,23 @@ from .routed_connections import RoutedConnection, make_routed
 from .uvicorn_parts import State
 from .worker_routes import Routes
 
-# A full worker accepts again when this part of its connections has closed, or a moment after the first has closed:
-# opening and closing a listener costs as much as several requests.
+# A full worker accepts again once a sixteenth of its connections has closed, or some time after the first has closed,
+# because opening and closing a listener costs as much as several requests.
 _PART = 16
 _ROOM_SECONDS = 0.05
 _TAKE_AGAIN_SECONDS = 0.1
-# Descriptors that are left to probes, to files of the application and to connections that are accepted in one go.
+# Descriptors kept free for probes, files of the application, and connections accepted in one loop iteration.
 _LEAST_RESERVE = 16
 _RESERVED_PART = 16
-_OPEN_AT_START = 64  # used where /proc is not readable
+_OPEN_AT_START = 64  # assumed where /proc is not readable
 _AT_ONCE = 16
-# For connections that have waited for the wake, and reach the pair when the worker accepts already.
+# How long a woken worker expects connections in its pair that have waited for it to wake.
 _WAKE_SECONDS = 1.0
 _ROOM_PART = 4
-_RETRY_SECONDS = 1.0  # as asyncio's
+_RETRY_SECONDS = 1.0  # the same as asyncio's
 _LEAST_HANDSHAKE_SECONDS = 0.1
 
-_Work = Coroutine[Any, Any, object]  # creates a transport
+_Work = Coroutine[Any, Any, object]  # the creation of a transport
 
 logger = logging.getLogger("uvicorn.error")
 
@@ -76,7 +76,7 @@ class SharedListener(socket.socket):
     """
 
     def __init__(self, like: socket.socket, server_state: PoolServerState) -> None:
-        # Not like.dup(): it makes the new socket blocking for a moment, and with it, because they share one open file,
+        # Not like.dup(): it makes the new socket blocking for a moment, and also, because they share one open file,
         # the listener of every other worker; a worker that calls accept() at that moment blocks forever.
         numbers: Any = super(socket.socket, like)
         self._kind = numbers.family, numbers.type, numbers.proto
@@ -123,12 +123,12 @@ class TlsListener:
         asyncio.get_running_loop().add_reader(self._listener.fileno(), self._accept)
 
     def _accept(self) -> None:
-        # One per iteration: a handshake takes far longer, and meanwhile another worker may accept the next connection.
+        # One per loop iteration: the handshake takes far longer, and another worker may accept the next connection.
         try:
             sock = self._listener.accept_one()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return
-        except OSError as error:  # usually no descriptor is free
+        except OSError as error:  # usually because no descriptor is free
             logger.warning("no connection can be accepted: %s", error)
             stop_reading(self.sockets)
             self._retry = asyncio.get_running_loop().call_later(_RETRY_SECONDS, self._begin)
@@ -165,7 +165,7 @@ class AcceptedConnections:
 
     def __init__(self, server_state: PoolServerState) -> None:
         self._server_state = server_state
-        self._waiting: dict[_Work, asyncio.Future[object]] = {}  # with the future that each awaits
+        self._waiting: dict[_Work, asyncio.Future[object]] = {}  # by coroutine: the future that it awaits
 
     def __len__(self) -> int:
         """The number of connections without a protocol object, except those in a TLS handshake."""
@@ -195,7 +195,7 @@ class AcceptedConnections:
         self, make: Callable[[], Any], sock: socket.socket, expected: asyncio.Protocol | None, **tls: Any
     ) -> None:
         work = asyncio.get_running_loop().connect_accepted_socket(make, sock, **tls)
-        # Without a task, which takes half as long again, and would begin in another iteration of the loop.
+        # Without a task, which would take half as long again and begin only in the next loop iteration.
         try:
             self._await(work, expected)
         except Exception:
@@ -210,11 +210,11 @@ class AcceptedConnections:
         del self._waiting[work]
         try:
             self._await(work, expected)
-        except (Exception, asyncio.CancelledError):  # StopIteration: it has returned
+        except (Exception, asyncio.CancelledError):  # StopIteration means that it has returned
             self._end(expected)
 
     def _end(self, expected: asyncio.Protocol | None) -> None:
-        self._server_state.handshake_failed(expected)  # no effect if it was complete
+        self._server_state.handshake_failed(expected)  # no effect after a complete handshake
         self._server_state.changed.set()
 
 
@@ -247,7 +247,7 @@ class SharedListeners:
         woken: bool = False,
     ) -> None:
         self.servers: Sequence[Listening] = ()
-        self._woken = woken  # connections that have waited for the wake are still to come
+        self._woken = woken  # connections that have waited for it to wake may still arrive
         self._config = config
         self._server_state = server_state
         self._adoption = adoption
@@ -257,7 +257,7 @@ class SharedListeners:
         self._app_state: State = {}
         self._listeners: Sequence[socket.socket] = ()
         self._wanted = self._full = self._ended = self._taking = False
-        self._pauses = 0  # in which other workers could take the next connection of the pair
+        self._pauses = 0  # the pauses so far in which it left the next connection of the pair to others
         self._lock = asyncio.Lock()  # held while `servers` is opened or closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._room_timer: asyncio.TimerHandle | None = None
@@ -307,7 +307,7 @@ class SharedListeners:
         self._full = True
         self._server_state.connections.on_leave = self._room
         self._stop_taking()
-        # Immediately: the next connection is for another worker.
+        # Cleared at once, because the next connection is for another worker.
         before, self.servers = self.servers, ()
         for server in before:
             stop_reading(server.sockets)
@@ -360,7 +360,7 @@ class SharedListeners:
                 return [TlsListener(sock, self._begin_tls) for sock in sockets]
             return [await loop.create_server(make, sock=sock, backlog=config.backlog) for sock in sockets]
         except BaseException:
-            # Cancelled at the wrong moment, create_server leaves the loop a reader on a socket that is closed.
+            # If create_server is cancelled at the wrong moment, the loop keeps a reader for a closed socket.
             stop_reading(sockets)
             for sock in sockets:
                 sock.close()
@@ -376,7 +376,7 @@ class SharedListeners:
                 for number in range(self._config.backlog + 1):
                     if self._full or self._ended or self._server_state.room() <= len(self.accepted):
                         break
-                    # Asked before, because a process that shares the listener may have made it blocking.
+                    # Polled first, because a process that shares the listener may have made it blocking.
                     if not waiting.poll(0):
                         break
                     try:
@@ -398,7 +398,7 @@ class SharedListeners:
             self.accepted.attach(make, sock)
 
     def _end_wake(self) -> None:
-        self._woken = self._full  # then some still wait
+        self._woken = self._full  # a full worker has not accepted all of them yet
 
     def _begin_tls(self, sock: socket.socket) -> None:
         due = time.monotonic() + self._server_state.heads.seconds
@@ -429,7 +429,7 @@ class SharedListeners:
             self._server_state.evenness.accept(self._taking)
 
     def _take_one(self) -> None:
-        # One in each iteration of the loop, so that workers share a burst.
+        # One per loop iteration, so that workers share a burst.
         assert self._adoption is not None
         evenness = self._server_state.evenness
         if evenness is not None and self._leaves_to_others(evenness):
@@ -473,7 +473,7 @@ class SharedListeners:
         if self._config.ssl is None:
             self.accepted.attach(functools.partial(self._make_adopted, until, asked, routed), taken)
         elif taken.received:
-            close_promptly(taken.detach())  # no process reads from a TLS connection before it is passed on
+            close_promptly(taken.detach())  # a TLS connection is passed on before any byte is read
         else:
             usual = time.monotonic() + self._server_state.heads.seconds
             self._shake_hands(taken, usual if until is None or asked else min(until, usual), routed)
@@ -490,7 +490,7 @@ class SharedListeners:
             if isinstance(made, Drainable):
                 made.take_over(until, asked=asked)
         elif isinstance(made, RoutedConnection):
-            made.head = None  # it is there, and needs no time
+            made.head = None  # the head has arrived, so no time limit applies
         return made  # type: ignore[no-any-return]
 
     def _make(self, routed: Routed | None) -> Any:
@@ -547,7 +547,7 @@ def connections_by_descriptors() -> int:
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize
     try:
-        # Since Linux 6.2 the directory's size is how many there are; before that it is 0.
+        # Since Linux 6.2 the directory's size is the number of descriptors; before that it is 0.
         open_now = os.stat("/proc/self/fd").st_size or len(os.listdir("/proc/self/fd"))
     except OSError:
         open_now = _OPEN_AT_START

@@ -36,16 +36,16 @@ _TAKEN_SECONDS = 0.02  # connections handed over earlier are already counted by 
 _REST_SECONDS = 1.0
 _LEAST_DIFFERENCE = 2
 _WEBSOCKETS_PART = 4
-# Workers with more connections pause after each one they take; one with far too many skips several.
+# A worker with more connections than others pauses after each new one, with far too many for several pauses.
 _PAUSE_SECONDS = 0.001
 _LONG_PAUSE_SECONDS = 0.005
 _MOST_PAUSES = 10
 # The first word names the layout of the others.
 _LAYOUT = int.from_bytes(b"peers\x02", "big")
-_USED = 1  # slots that have been in use
-_ANNOUNCED_UNTIL_NS = 2  # by the system's monotonic clock
-# The slots: 0 for a worker that accepts nothing now, otherwise one more than its open connections, and above these bits
-# how many of them are WebSockets.
+_USED = 1  # the number of slots that have been in use
+_ANNOUNCED_UNTIL_NS = 2  # a time on the system's monotonic clock
+# A slot is 0 for a worker that does not accept. Otherwise its low bits hold the number of open connections plus one,
+# its high bits the number of WebSockets among them.
 _FIRST = 8
 _BITS = 32
 _MASK = 2**_BITS - 1
@@ -156,8 +156,8 @@ class Evenness:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._accepting = False
-        self._short_lived = False  # most connections of the last moment are closed again
-        self._made: list[Any] = []  # in this moment, and not handed over
+        self._short_lived = False  # most connections of the last interval are already closed
+        self._made: list[Any] = []  # connections accepted in this interval, except those handed over
         self._given_at = self._came_back_at = 0.0
         self._in_flight = self._others_before = 0
 

@@ -42,7 +42,7 @@ QUIET_SECONDS = 2.0
 _FIRST_PAUSE_SECONDS = 0.003
 _LAST_PAUSE_SECONDS = 0.05
 CLOSE = (b"connection", b"close")
-# A read of at most this size cannot exceed the limit: `http.max_head_size` is not smaller.
+# A read of at most this size cannot exceed the limit, because `http.max_head_size` is never smaller.
 SMALL_BYTES = 4096
 _READ_ON_SECONDS = 2.0
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
@@ -66,7 +66,7 @@ class Head:
         self.last = b""  # the last bytes: the end of a head may arrive in two pieces
 
 
-FIRST = Head()  # a first head of which nothing has arrived yet
+FIRST = Head()  # the head of a first request of which nothing has arrived yet
 
 
 class Http1Connection(Drainable, Http1Protocol):
@@ -75,12 +75,12 @@ class Http1Connection(Drainable, Http1Protocol):
     It precedes that class among the bases of the class for its parser.
     """
 
-    # CPython shares the names of thirty attributes between the objects of a class; uvicorn's have twenty-eight. Beyond
-    # that each object takes 1.3 KB more, and each access more time.
+    # CPython's objects of a class share the names of up to thirty attributes, and uvicorn's already have twenty-eight.
+    # With more, each object takes 1.3 KB more, and each access is slower.
     __slots__ = ("begun_ns", "counts", "head")
 
     server_state: PoolServerState
-    can_move = True  # to another worker after its first request
+    can_move = True  # whether it may be handed over to another worker after its first request
     lingering = False
     _overdue = False
     _pause_seconds = 0.0
@@ -92,7 +92,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self.access_log = False
         self.head: Head | None = FIRST
         self.counts: RequestCounts | None = self.server_state.counts
-        self.begun_ns = 0  # when the oldest request in progress began, if requests are counted
+        self.begun_ns = 0  # when the oldest request in progress began; 0 if requests are not counted
 
     @property
     def idle(self) -> bool:
@@ -159,7 +159,7 @@ class Http1Connection(Drainable, Http1Protocol):
         if state.moves_to is None or transport is None or transport.is_closing():
             return
         if self not in state.connections or transport.get_protocol() is not self:
-            return  # it has become a WebSocket, or was refused
+            return  # the connection has become a WebSocket, or was refused
         if not self.between_requests:
             return  # busy: tried again after the next response
         transport.pause_reading()
@@ -168,7 +168,7 @@ class Http1Connection(Drainable, Http1Protocol):
         elif self._give(state.moves_to):
             transport.abort()
         else:
-            # No room: the other workers are busy. Serve until there is.
+            # The pair is full because the other workers are busy: serve until there is room.
             transport.resume_reading()
             self._try_again()
 
@@ -249,14 +249,14 @@ class Http1Connection(Drainable, Http1Protocol):
         if self.counts is not None:
             now_ns = monotonic_ns()
             self.counts.answered(now_ns - self.begun_ns)
-            self.begun_ns = now_ns  # a pipelined request begins now
+            self.begun_ns = now_ns  # the time at which a pipelined request begins
         super().on_response_complete()
         state = self.server_state
-        # The response did not announce that it is the last, so the client may send another request.
+        # The client was not told that the response is the last, and may send another request.
         if state.draining and self.idle and not self.transport.is_closing():
             self.close_when_quiet(QUIET_SECONDS)
         if state.moves_to is not None:
-            # Before anything else is read: a client that never pauses would keep this worker alive for ever.
+            # Before more is read, because a client that never pauses would keep this worker running.
             self.leave()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -307,11 +307,11 @@ class Http1Connection(Drainable, Http1Protocol):
         if self.head is None and len(data) <= SMALL_BYTES:
             super().data_received(data)
             cycle = self.cycle
-            # The usual case, and the cheapest: a request in one piece, after others.
+            # The usual case first: a whole request in one piece, after others.
             if cycle is not None and not cycle.response_complete and "method" in self.scope:
                 return
-            if cycle is before or "method" not in self.scope:  # otherwise it has its response already
-                self.wait_for_head(data, 1)  # a part of it may be the end of a body
+            if cycle is before or "method" not in self.scope:  # otherwise the response is already complete
+                self.wait_for_head(data, 1)  # an unknown number: data may begin with a body
             return
         size = len(data) if self.head is FIRST and len(data) <= SMALL_BYTES else self._measured(data)
         if size:
@@ -382,7 +382,7 @@ class Http1Connection(Drainable, Http1Protocol):
         """The number of bytes that belong to a head; 0 if the head is too large and was refused."""
         heads, head = self.server_state.heads, self.head
         if head is None and (not self.idle or self.body_follows):
-            return 1  # a body, or data that follows one
+            return 1  # the data is part of a body, or follows one
         size = len(data)
         so_far, last = (0, b"") if head is None else (head.size, head.last)
         if so_far + size <= heads.most_bytes:
@@ -395,7 +395,7 @@ class Http1Connection(Drainable, Http1Protocol):
         if self.idle:
             self.refuse(431)
         elif head is not None and head is not FIRST:
-            head.size += size  # refused as soon as the response before it is complete
+            head.size += size  # a head that is too large is refused once the response before it is complete
         return 0
 
     def refuse(self, status: int) -> None:
@@ -412,7 +412,7 @@ class Http1Connection(Drainable, Http1Protocol):
         if self.counts is not None:
             self.counts.tally[MALFORMED] += status not in _NOT_MALFORMED
             self.counts.tally[STATUS + status // 100] += 1
-        # Closed with unread data, the connection would be reset, and the response lost.
+        # If closed with unread data, the connection would be reset and the response lost.
         if transport.can_write_eof():
             transport.write_eof()
         transport.resume_reading()
@@ -433,7 +433,7 @@ class Http1Connection(Drainable, Http1Protocol):
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, unless its receive buffer holds data of a request."""
         if self.transport is None:
-            self._overdue = True  # passed on after its deadline, and not connected yet
+            self._overdue = True  # it was passed on after its deadline
             return
         if self.transport.is_closing() or (self.head is not None and self.head.size):
             return
@@ -472,7 +472,7 @@ class H11Connection(Http1Connection, H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.head is None and (begun := self.conn.trailing_data[0]) and self.idle:
-            # A part of the next head arrived before this response was complete.
+            # Part of the next head has arrived before this response was complete.
             self.stop_timer()
             self.wait_for_head(begun, len(begun))
 
@@ -485,7 +485,7 @@ class H11Connection(Http1Connection, H11Protocol):
     def last_chunk(self) -> bytes:
         try:
             return self.conn.send(h11.EndOfMessage()) or b""
-        except h11.LocalProtocolError:  # the response has a length
+        except h11.LocalProtocolError:  # the response has a Content-Length
             return b""
 
 
@@ -506,7 +506,7 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         before = self.cycle
         HttpToolsProtocol.on_headers_complete(self)
-        if self.cycle is not before:  # not an upgrade, for which uvicorn still needs the list
+        if self.cycle is not before:  # otherwise an upgrade, for which uvicorn still needs the list
             # httptools adds trailers to it: the application's holds the fields of the head only (RFC 9110 §6.5.1).
             self.headers = []
             self.request_begins(before)
@@ -514,7 +514,7 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
     def on_message_complete(self) -> None:
         HttpToolsProtocol.on_message_complete(self)
         if self.cycle is not None and self.cycle.response_complete:
-            # The response came before the end of the body, which uvicorn then does not record.
+            # uvicorn does not record the end of a body that follows the end of the response.
             self.cycle.more_body = False
             if self.server_state.moves_to is not None:
                 self.loop.call_soon(self._move)
@@ -539,7 +539,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
         ahead = not self.idle and not cycle.more_body
         super().data_received(data)
         if ahead and cycle is self.cycle:
-            # Pipelined requests wait in the parser, which has no limit for them.
+            # Pipelined requests wait in the parser, which does not limit them.
             self._ahead += len(data)
             if self._ahead > self.server_state.heads.most_bytes:
                 self.flow.pause_reading()
@@ -588,7 +588,7 @@ class Upgrade:
 
     def _head(self) -> bytes:
         connection, event = self._connection, self._event
-        if event is None:  # httptools
+        if event is None:  # called for httptools
             first = connection.scope["method"].encode(), connection.url
             headers = connection.scope["headers"]
         else:

@@ -39,7 +39,7 @@ _HIGHEST_STREAM = 2**31 - 1
 class Http1Or2(Drainable, asyncio.Protocol):
     """A connection whose protocol is not known yet; it then becomes one of HTTP/1.1 or HTTP/2."""
 
-    look: Look | None = None  # of a connection that the gateway has passed on
+    look: Look | None = None  # the routing state, for a connection passed on by the gateway
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         if tls is not None:
             self._set_up(self.http2 if tls.selected_alpn_protocol() == "h2" else self.http1, due)
         elif self._until is not None and self._until[1]:
-            self._set_up(self.http1)  # it was handed over between two requests
+            self._set_up(self.http1)  # handed over between two requests of HTTP/1.1
         else:
             self.server_state.connections.add(self)
             self.server_state.heads.wait(self, due if self._until is None else self._until[0])
@@ -136,7 +136,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self.transport.set_protocol(protocol)
         limited = due is not None and isinstance(protocol, Drainable)
         if limited:
-            # So it is not treated as a connection from which nothing has been read.
+            # So that it is not treated as a connection from which nothing has been read.
             self.server_state.heads.wait(protocol, due)
         protocol.connection_made(self.transport)
         if limited and protocol.head is not None:
@@ -158,8 +158,8 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         self.lingering = False
         self.counts: RequestCounts | None = self.server_state.counts
         self._frames = Frames()
-        self._newest = 0  # the highest stream that got a response
-        self._final: int | None = None  # the highest one that will get one
+        self._newest = 0  # the highest number of a stream with a response
+        self._final: int | None = None  # while draining: the highest number of a stream that gets a response
         self._begun_ns: dict[int, int] = {}
 
     @property
@@ -293,7 +293,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
     def _close_connection(self) -> None:
-        # uvicorn calls it as soon as a response is complete, when a part of it may not have been sent.
+        # uvicorn calls this once a response is complete, although part of it may not have been sent yet.
         if self.conn.has_pending_send():
             self._close_after(QUIET_SECONDS)
         else:
@@ -304,8 +304,8 @@ class Frames:
     """Tracks whether the received data ends within a frame (or the preface), or within a request's head."""
 
     def __init__(self) -> None:
-        self.head_bytes = 0  # of the current or last head
-        self._left = len(PREFACE)  # of the preface, then of the frame
+        self.head_bytes = 0  # the size of the current or last head
+        self._left = len(PREFACE)  # the missing bytes of the preface, later of the current frame
         self._header = b""
         self._head_goes_on = False
 

@@ -48,7 +48,7 @@ _CANCELLED_TASKS_SECONDS = 0.4
 _HANDSHAKE_SECONDS = 2.0
 _H11_BYTES = 4096
 _SEND_SECONDS = 0.1
-_PROBE_KEPT_SECONDS = 86400.0  # the prober closes it
+_PROBE_KEPT_SECONDS = 86400.0  # probe connections are closed by the prober, not by a timeout
 # RFC 9110 §15.6.4
 _CUT_STATUS, _CUT_BODY = 503, b"Service Unavailable"
 _CUT_HEADERS = [
@@ -56,7 +56,7 @@ _CUT_HEADERS = [
     (b"content-length", b"%d" % len(_CUT_BODY)),
 ]
 
-# With the parts of uvicorn's class that each uses.
+# The protocol classes, each with the parts of uvicorn's class that it uses.
 _CLASSES: list[tuple[type[asyncio.Protocol], tuple[UvicornParts, ...]]] = [
     (H11Connection, (HTTP1, H11)),
     (HttptoolsConnection, (HTTP1, HTTPTOOLS)),
@@ -155,7 +155,7 @@ class PoolServer(uvicorn.Server):
         self.resting = resting
         self._out = False
         self._probes: ProbeConnections | None = None
-        self._page: int | None = None  # to join once it has started
+        self._page: int | None = None  # the page of open connections, joined once started
         self._http2 = http2
         self._drain_seconds = drain_seconds
         self._stop_seconds = stop_seconds
@@ -170,7 +170,7 @@ class PoolServer(uvicorn.Server):
         self.server_state.failed = None if failed is None else FailedRequests(failed)
         self.server_state.heads = Heads(head_seconds, head_bytes)
         self._changed = self.server_state.changed
-        # Apart from `changed`, which is set whenever the last request in progress ends.
+        # Separate from `changed`, which is set whenever the last request in progress ends.
         self._leaving = asyncio.Event()
         self.acceptor = SharedListeners(
             config, self.server_state, adoption=adoption, most=max_connections, routes=routes, woken=woken
@@ -218,7 +218,7 @@ class PoolServer(uvicorn.Server):
 
     @property
     def _can_migrate(self) -> bool:
-        # The state of a TLS connection is in this process.
+        # A TLS connection cannot be handed over, because its TLS state is in this process.
         kind: Any = self.config.http_protocol_class
         movable = not self._http2 and issubclass(kind, Http1Connection) and kind.can_move
         return movable and self._adoption is not None and self.config.ssl is None
@@ -361,7 +361,7 @@ class PoolServer(uvicorn.Server):
     async def _linger(self) -> None:
         await self._wait(lambda: bool(self.server_state.expected), _HANDSHAKE_SECONDS)
         await self._emptied(self._drain_seconds, or_stopped=True)
-        # The supervisor orders the stop when the drain is over; the order may arrive before or after this line.
+        # The supervisor orders the stop at the end of the drain; the order may arrive before or after this line.
         self._end_events()
         if not self.lingers and not self.migrates:
             self.server_state.moves_to = None
@@ -421,7 +421,7 @@ async def answer_uncancelled(connections: Iterable[object]) -> None:
 def _unanswered(connections: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
     """The requests without a response, with their connections. Excludes WebSockets and unknown classes."""
     for connection in connections:
-        several = getattr(connection, "cycles", None)  # of HTTP/2
+        several = getattr(connection, "cycles", None)  # only HTTP/2 connections have it
         cycles = [getattr(connection, "cycle", None)] if several is None else several.values()
         for cycle in cycles:
             if cycle is not None and not cycle.response_started and not cycle.disconnected:
@@ -515,7 +515,7 @@ def _address(listeners: Sequence[socket.socket]) -> tuple[str, int] | None:
 
 
 REPLY_SECONDS = 2.0
-SERVICE_RESTART = 1012  # of the registry that RFC 6455 §11.7 set up
+SERVICE_RESTART = 1012  # from IANA's registry of close codes (RFC 6455 §11.7)
 
 WebSocket = Any  # a connection of a class of uvicorn_parts.WEBSOCKETS
 
@@ -534,7 +534,7 @@ def close_websocket(websocket: WebSocket) -> None:
                 websocket.send_500_response = functools.partial(_refuse_handshake, websocket)
             websocket.shutdown()
     except Exception:
-        # An error of one connection must not keep the others from closing, nor the application's shutdown.
+        # An error of one connection must prevent neither the closing of others nor the application's shutdown.
         logger.warning("aborting a connection of class %s", type(websocket).__name__, exc_info=True)
         websocket.transport.abort()
 
@@ -582,7 +582,7 @@ def _await_reply(websocket: WebSocket, close_frame: bytes) -> None:
     websocket.queue.put_nowait({"type": "websocket.disconnect", "code": SERVICE_RESTART})
     websocket.transport.write(close_frame)
     websocket.transport.resume_reading()
-    # A set timer keeps the connection open after the end of the application's task; uvicorn clears it.
+    # While a timer is set, the connection stays open after the end of the application's task; uvicorn clears it.
     websocket.close_timer = websocket.loop.call_later(REPLY_SECONDS, websocket.transport.close)
 
 

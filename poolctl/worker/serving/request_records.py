@@ -39,15 +39,15 @@ from .uvicorn_parts import (
 
 logger = logging.getLogger("uvicorn.access")
 
-CUT = "the server stops"  # the message of the cancellation of a request that takes longer than a stop may
+CUT = "the server stops"  # the message with which a request is cancelled that outlasts the stop timeout
 
 _NAME = b"x-request-id"
-# IDs from clients are logged, and sent on.
+# Request IDs of clients that are logged and sent on.
 _GOOD = re.compile(rb"[A-Za-z0-9._~:/+=@-]{1,128}")
 _SECRET_BYTES = 16
 _CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 LEAST_FAILURE = HTTPStatus.INTERNAL_SERVER_ERROR.value
-# An overloaded server refuses thousands of requests a second.
+# Maximum log lines per second, because an overloaded server may refuse thousands of requests.
 _MOST_LINES = 50
 
 
@@ -88,9 +88,9 @@ class RequestCounts:
 def send_counted(connection: Any, cycle: Any, message: Message) -> Awaitable[None]:
     """Call `send` of uvicorn's object for a request, and count the response by status when it begins."""
     if not cycle.response_started and message["type"] == "http.response.start" and not cycle.disconnected:
-        del cycle.send  # this function, which refers to the object: only the garbage collector would end that
+        del cycle.send  # break the reference cycle between the object and this function
         status = message["status"]
-        if 100 <= status < 600:  # uvicorn raises an error for any other
+        if 100 <= status < 600:  # uvicorn raises an error for any other status
             if connection.counts is not None:
                 connection.counts.tally[STATUS + status // 100] += 1
             failed = connection.server_state.failed
@@ -160,7 +160,7 @@ class LoggedRequest:
         self.name = _named(scope)
         self.status = 0
         self.left = self.logged = False
-        self.cut = False  # it took longer than the stop of its worker may take
+        self.cut = False  # it was cancelled because its worker had to stop
 
     def answered(self, message: Message) -> bool:
         """Record a message of the response. Returns whether the response is now complete."""
@@ -264,7 +264,7 @@ def watch_requests(config: uvicorn.Config, wanted: dict[str, Any] | None) -> Non
         return
     log, answer = wanted["log"], wanted["answer"]
     config.loaded_app = AccessLog(config.loaded_app, log=log, answer=answer)
-    # The application with which uvicorn responds above max_concurrency.
+    # uvicorn's application for responses above max_concurrency.
     module = sys.modules.get(config.http_protocol_class.__module__)
     if module is not None and hasattr(module, BUSY_APP):
         vars(module)[BUSY_APP] = AccessLog(unwatched(getattr(module, BUSY_APP)), log=log, answer=answer)
@@ -279,7 +279,7 @@ def _print(line: str) -> None:
     try:
         os.write(1, line.encode() + b"\n")
     except OSError:
-        pass  # no process reads the output: no request may fail for that
+        pass  # no process reads the output, which must not fail a request
 
 
 def _named(scope: Scope) -> str:

@@ -56,7 +56,7 @@ class RoutedConnection(Http1Connection):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        # Not before reading has started, because neither loop can pause it here. Earlier bytes are placed before these.
+        # Only once reading has started, because neither loop can pause it here. Later bytes are appended.
         if self.look.pending:
             self.loop.call_soon(self.look_again)
         elif self.server_state.draining:
@@ -99,7 +99,7 @@ class RoutedConnection(Http1Connection):
             if not self._still_uses_this_protocol(data):
                 return
         if self.server_state.draining:
-            self._return_when_idle()  # its response may have been complete before its body
+            self._return_when_idle()  # a body may end after its response
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -169,7 +169,7 @@ class RoutedConnection(Http1Connection):
             return 0
         self.look.begin_body(head.body)
         if self.head is not None:
-            self.head = FIRST  # measured as a whole
+            self.head = FIRST  # the whole head counts, not what arrives from now on
         return head.end
 
     def _is_for_this_server(self, head: RequestHead) -> bool:
@@ -187,7 +187,7 @@ class RoutedConnection(Http1Connection):
         if match is not None:
             look.route = match.route.alias
             look.context = routes.context(match.route)
-        elif look.decided or routes.ended:  # the gateway uses another table
+        elif look.decided or routes.ended:  # a decided request was matched with another table
             look.context = routes.context_by_alias(look.route)
         else:
             return False
@@ -214,7 +214,7 @@ class RoutedConnection(Http1Connection):
         protocol: Any = self.transport.get_protocol()
         if protocol is self:
             return not self.transport.is_closing()
-        if rest:  # it is a WebSocket now, or was refused
+        if rest:  # the connection is a WebSocket now, or was refused
             protocol.data_received(rest)
         return False
 
@@ -271,7 +271,7 @@ class RoutedConnection(Http1Connection):
 
     @property
     def _is_idle(self) -> bool:
-        # The request that the gateway has decided about is there, but perhaps unread.
+        # The request for which the gateway has decided may not have been read yet.
         return self.idle and not self.look.body and not self.look.decided
 
     def _return(self) -> bool:
@@ -314,7 +314,7 @@ class RoutedConnection(Http1Connection):
         if transport.get_write_buffer_size():
             raise BlockingIOError
         give(gateway, transport.get_extra_info("socket").fileno(), limits, routed)
-        transport.abort()  # unnoticed by the client: the gateway has the connection
+        transport.abort()  # not noticed by the client, because the gateway has the connection
 
     def _retry(self, work: Callable[[], None]) -> None:
         look = self.look
@@ -340,7 +340,7 @@ class RoutedConnection(Http1Connection):
             self.send_400_response(_BAD_REQUEST)
 
 
-# Made before the first fork.
+# Filled before the first fork.
 _ROUTED: dict[type, Any] = {}
 for _kind in (H11Connection, HttptoolsConnection, ZttpConnection):
     _ROUTED[_kind] = type(f"Routed{_kind.__name__}", (RoutedConnection, _kind), {"__slots__": ("look",)})

@@ -158,13 +158,13 @@ _CYCLE = (
     "send_500_response",
 )  # fmt: skip
 
-# Every class for HTTP/1.1.
+# The parts of every class for HTTP/1.1.
 HTTP1 = UvicornParts(
     (*_METHODS, "send_400_response"),
     (*_ATTRIBUTES, "cycle", "scope"),
     (*_CYCLE, "on_response", "keep_alive", "default_headers"),
 )
-# By the parser, in addition to those.
+# Additional parts by parser.
 HTTPTOOLS = UvicornParts(
     ("on_headers_complete", "on_message_complete", "on_url", "handle_websocket_upgrade"),
     ("flow", "headers", "pipeline"),
@@ -198,7 +198,7 @@ WEBSOCKETS = {
     ),
 }  # fmt: skip
 
-# The application that answers above limit_concurrency, by its name in such a module.
+# The name of the application that answers above limit_concurrency, in the module of a protocol class.
 BUSY_APP = "service_unavailable"
 
 
@@ -206,7 +206,7 @@ def prepare() -> None:
     """Create the default configuration once, before the first fork; this saves each worker 0.3 MB and 1 ms."""
     made = _make(_no_app, USUAL)
     made.load()
-    # Given as classes, they are not looked up by name in each worker (0.1 MB).
+    # As classes they need not be looked up by name in each worker (0.1 MB).
     made.http, made.ws = made.http_protocol_class, made.ws_protocol_class  # type: ignore[assignment]
     made.interface = "auto"  # determined for each application when it is loaded
     made.loaded = False
@@ -238,7 +238,7 @@ def configure(app: App, settings: Settings) -> uvicorn.Config:
 
 
 def _make(app: App, settings: Settings) -> uvicorn.Config:
-    # The preload has set up the logging, and the worker its level; the access log is poolctl's own.
+    # Logging was set up by the preload, its level by the worker; the access log is poolctl's own.
     return uvicorn.Config(app, log_config=None, **drainable(settings))
 
 
@@ -289,7 +289,7 @@ def set_log_level(settings: Settings) -> Settings:
 
     Returns the settings without it: uvicorn would set it again after the import.
     """
-    level = settings.get("log_level")  # left out for uvicorn's default
+    level = settings.get("log_level")  # missing for uvicorn's default
     if level is None:
         return settings
     for name in _LOGGERS:

@@ -43,11 +43,11 @@ class Routes:
         self.table: RouteTable | None = None
         self._shown: RouteTable | None = None  # the table for applications, whose threads may outlast it
         self.gateway: socket.socket | None = None
-        self.ended = False  # the gateway has ended
-        self.context_key = ""  # key of the gateway's statement about the route of a request that it proxies
-        self.keeps = True  # connections stay between two requests, and move to other workers of the server
-        self.waiting: set[Any] = set()  # connections that wait for a table; each looks again
-        self.counts: RequestCounts | None = None  # by the aliases of routes
+        self.ended = False  # whether the gateway has ended
+        self.context_key = ""  # authenticates the gateway's statements about the routes of proxied requests
+        self.keeps = True  # connections stay here between requests instead of returning to the gateway
+        self.waiting: set[Any] = set()  # connections that wait for a new table
+        self.counts: RequestCounts | None = None  # counts requests by route alias
         self._contexts: dict[str, Context] = {}
 
     def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
@@ -179,7 +179,7 @@ def routed_app(app: App, look: Look) -> App:
             alias = context["route"].alias
             if counts is not None:
                 counts.passed(alias)
-            # In place, since this scope is the server's own.
+            # Changed in place, because this scope belongs to the server.
             others = scope.get("extensions")
             scope["extensions"] = {**others, EXTENSION: context} if others else {EXTENSION: context}
             if scope["type"] == "http" and counts is not None:
@@ -231,7 +231,7 @@ def proxied_app(app: App, routes: Routes) -> App:
 def show_proxied_routes(config: uvicorn.Config, routes: Routes) -> None:
     """Let the loaded application see the routes of requests that the gateway has proxied."""
     app: Any = config.loaded_app
-    if isinstance(app, AccessLog):  # which stays the outermost
+    if isinstance(app, AccessLog):  # the access log stays the outermost layer
         app.inner = proxied_app(app.inner, routes)
     else:
         config.loaded_app = proxied_app(app, routes)
