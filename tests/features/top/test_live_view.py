@@ -320,3 +320,140 @@ def test_a_key_sends_its_verb(key: str, state: str, verb: str, asks: bool) -> No
 def test_the_last_worker_is_not_scaled_away() -> None:
     assert action_of("-", from_json(Measured, item("web", workers=1))) is None
     assert action_of("x", from_json(Measured, item("web"))) is None
+
+
+PAGE_DOWN, PAGE_UP, LEFT, RIGHT, BACKSPACE, ESCAPE = "\x1b[6~", "\x1b[5~", "\x1b[D", "\x1b[C", "\x7f", "\x1b"
+
+
+@pytest.mark.integration
+def test_keys_move_the_selection_sort_filter_and_pause(pool: RealPool) -> None:
+    with answering(pool, many(60)), top(pool, "--interval", "0.1s") as view:
+        view.until_shown("1/60")
+
+        def press(keys: str, *shown: str, selected: str = "") -> None:
+            view.terminal.press(keys)
+            for words in shown:
+                view.until_shown(words)
+            if selected:
+                view.until(lambda _: view.selected().startswith(selected))
+
+        press("G", "60/60", selected="web-059")
+        press("k", "59/60", selected="web-058")
+        press("g", "1/60", selected="web-000")
+        press(PAGE_DOWN, "20/60", selected="web-019")
+        press(PAGE_UP, "1/60", selected="web-000")
+        press(">", "sorted by name", selected="web-000")
+        press("<", "sorted by problems")
+        press(RIGHT, "sorted by name")
+        press(LEFT, "sorted by problems")
+        press("N", "sorted by name")
+        press("N", "sorted by name, reversed", selected="web-059")
+        press("/05x", "filter 05x_  0 of 60", "keep the filter")
+        press(BACKSPACE, "filter 05_  11 of 60", selected="web-059")
+        press("\x1b[B", selected="web-058")
+        press("\r", "filter 05  11 of 60", "? help")
+        press("/" + "\x15", "filter _  60 of 60")
+        press("3", "filter 3_  15 of 60")
+        view.terminal.press(ESCAPE)
+        view.until(lambda lines: not any("filter 3" in line for line in lines))
+        press("/9\r", "filter 9  6 of 60")
+        view.terminal.press(ESCAPE)
+        view.until(lambda lines: not any("filter 9" in line for line in lines))
+        press(" ", "paused: press Space to resume")
+        view.terminal.press(" ")
+        view.until(lambda lines: not any("paused" in line for line in lines))
+        press("\t", "the pool has no gateway")
+        press("q")
+        assert view.terminal.end() == 0
+
+
+@pytest.mark.integration
+def test_help_is_scrolled_and_any_other_key_leaves_it(pool: RealPool) -> None:
+    with answering(pool, many(3)), top(pool, size=(80, 12)) as view:
+        view.until_shown("web-002")
+        view.terminal.press("?")
+        assert view.until_shown("Keys")[1] == " Look"
+        for keys, first in [
+            ("j", "↑ ↓  j k"),
+            ("k", "Look"),
+            ("k", "Look"),
+            (PAGE_DOWN, "n N find"),
+            (PAGE_UP, "Look"),
+        ]:
+            view.terminal.press(keys)
+            view.until(lambda lines, first=first: first in lines[1])
+        view.terminal.press("q")
+        view.until_shown("web-002")
+        view.terminal.press("h")
+        view.until_shown("Keys")
+        view.terminal.press("xq")
+        assert view.terminal.end() == 0
+
+
+@pytest.mark.integration
+def test_action_that_fails_is_reported_with_the_first_line_of_its_reason(pool: RealPool) -> None:
+    errors = [
+        {
+            "code": 1323,
+            "error": "ErrorServer",
+            "name": "web",
+            "message": "exited with status 3\nand more",
+            "hint": "",
+        }
+    ]
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        if verb == "drain":
+            return None
+        if verb == "scale":
+            return result(item("web", workers=3))
+        return result(item("web", workers=2), name="shop", errors=errors if verb == "restart" else [])
+
+    place = pool.runtime / pool_key(str(pool.directory / "pool.toml"))
+    place.mkdir(parents=True, mode=0o700, exist_ok=True)
+    with stand_in(place / "control.sock", answer) as requests, top(pool) as view:
+        view.until_shown("running")
+        view.terminal.press("r")
+        lines = view.until_shown(" web: exited with status 3")
+        assert "and more" not in "\n".join(lines)
+        view.terminal.press("+")
+        view.until_shown("web has 3 workers")
+        view.terminal.press("-x")
+        view.terminal.press("dy")
+        view.until_shown(" web: the supervisor")
+        view.terminal.press("q")
+        assert view.terminal.end() == 0
+    asked = [
+        (verb, body["options"].get("workers")) for verb, body in requests if verb not in ("ping", "stats")
+    ]
+    assert asked == [("restart", None), ("scale", 3), ("drain", None)]
+
+
+@pytest.mark.integration
+def test_view_ends_after_as_many_frames_as_wanted(pool: RealPool) -> None:
+    with answering(pool, many(1)) as requests, top(pool, "-n", "3", "--interval", "0.1s") as view:
+        assert view.terminal.end() == 0
+    assert [verb for verb, _ in requests].count("stats") == 4, "the first is that of the command"
+
+
+@pytest.mark.integration
+def test_log_that_cannot_be_shown_is_reported_and_an_open_one_is_left_by_its_keys(pool: RealPool) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        if verb == "show" and body["selector"] == {"targets": ["gone"]}:
+            return None
+        return result(*([item("gone")] if verb == "stats" else []), item("web"), name="shop")
+
+    place = pool.runtime / pool_key(str(pool.directory / "pool.toml"))
+    place.mkdir(parents=True, mode=0o700, exist_ok=True)
+    with stand_in(place / "control.sock", answer), top(pool) as view:
+        view.until_shown("gone")
+        view.terminal.press("l")
+        view.until_shown(" gone: ")
+        view.terminal.press("jl")
+        view.until_shown("no output yet")
+        view.terminal.press("q")
+        view.until_shown("NAME")
+        view.terminal.press("\r")
+        view.until_shown("no output yet")
+        view.terminal.press("lq")
+        assert view.terminal.end() == 0
