@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from poolctl.features.notify._problem_tracker import Message
-from poolctl.features.notify._send import FixedFacts, Sender, Unsent
+from poolctl.exit_codes import NOTHING_MATCHED
+from poolctl.features.notify._problem_tracker import NEWS, RESOLVED, TEST, Message
+from poolctl.features.notify._send import FixedFacts, Sender, Unsent, send_test
 from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
 from tests.certificates import certificate
@@ -40,11 +41,13 @@ def there() -> Iterator[Receiver]:
         yield server
 
 
-def send(directory: Path = Path("/"), env: dict[str, str] | None = None, **keys: Any) -> Unsent | None:
+def send(
+    directory: Path = Path("/"), env: dict[str, str] | None = None, message: Message = MESSAGE, **keys: Any
+) -> Unsent | None:
     """What came of one attempt; None when it arrived."""
 
     async def attempt() -> None:
-        await Sender(Notify(**keys), FixedFacts("shop", env or ENV, str(directory))).send(MESSAGE)
+        await Sender(Notify(**keys), FixedFacts("shop", env or ENV, str(directory))).send(message)
 
     try:
         asyncio.run(attempt())
@@ -278,3 +281,67 @@ def test_failing_command_is_reported_and_hanging_one_is_killed(command: list[str
         str(send(type="command", command=command, timeout=0.2 if "sleep" in command else 20, env=env))
         == words
     )
+
+
+@pytest.mark.parametrize(
+    ("status", "severity", "ntfy", "tag", "gotify", "colour"),
+    [
+        ("problem", "error", 5, "rotating_light", 8, "#d00000"),
+        ("problem", "warning", 4, "warning", 5, "#e8a317"),
+        (RESOLVED, "error", 5, "white_check_mark", 8, "#2eb886"),
+        (NEWS, "warning", 4, "warning", 5, "#2eb886"),
+        (TEST, "info", 3, "information_source", 2, "#2eb886"),
+    ],
+)
+def test_severity_and_status_are_shown_as_each_receiver_does(
+    there: Receiver, status: str, severity: str, ntfy: int, tag: str, gotify: int, colour: str
+) -> None:
+    message = MESSAGE._replace(status=status, severity=severity)
+    assert send(type="ntfy", url=there.url("/ntfy"), topic="pool", token_env="TOKEN", message=message) is None
+    assert send(type="gotify", url=there.url("/gotify"), token_env="TOKEN", message=message) is None
+    assert send(type="slack", url=there.url("/slack/hook"), message=message) is None
+    bodies = [each.body for each in there.taken]
+    assert (bodies[0]["priority"], bodies[0]["tags"]) == (ntfy, [tag])
+    assert bodies[1]["priority"] == gotify
+    assert bodies[1]["extras"] == {"client::display": {"contentType": "text/plain"}}
+    assert bodies[2]["attachments"][0]["color"] == colour
+    assert bodies[2]["attachments"][0]["fallback"] == message.title
+
+
+@pytest.mark.parametrize(
+    ("names", "reached", "errors", "exit_code"),
+    [
+        ((), ["good", "bad"], ["bad: 127.0.0.1:"], 1),
+        (("good",), ["good"], [], 0),
+        (("bad", "good"), ["good", "bad"], ["bad: 127.0.0.1:"], 1),
+        (("good", "else"), None, ["no receiver is named 'else'"], NOTHING_MATCHED),
+    ],
+)
+def test_test_notification_goes_to_the_named_receivers(
+    there: Receiver, names: tuple[str, ...], reached: list[str] | None, errors: list[str], exit_code: int
+) -> None:
+    receivers = [
+        Notify(name="good", type="slack", url=there.url("/slack/hook")),
+        Notify(name="bad", type="slack", url=there.url("/nowhere")),
+    ]
+    result = asyncio.run(send_test(receivers, names, FixedFacts("shop", ENV, "/")))
+    found = None if result.receivers is None else [each.name for each in result.receivers]
+    assert (found, result.exit_code) == (reached, exit_code)
+    assert [each.message.startswith(begin) for each, begin in zip(result.errors, errors, strict=True)] == [
+        True
+    ] * len(errors)
+    for each in result.receivers or ():
+        assert each.ok is (each.name == "good")
+        assert bool(each.message) is not each.ok
+    assert [each.title for each in there.taken] == ["*shop: this is a test*"] * ("good" in (reached or ()))
+    if reached is None:
+        assert result.errors[0].hint == "receivers: good, bad"
+
+
+def test_test_notification_without_receivers_is_an_error() -> None:
+    result = asyncio.run(send_test([], (), FixedFacts("shop", ENV, "/")))
+    assert (result.exit_code, result.errors[0].message) == (
+        NOTHING_MATCHED,
+        "no [[notify]] receivers are configured",
+    )
+    assert result.errors[0].hint == "add a [[notify]] table to the file"
