@@ -108,3 +108,18 @@ def test_target_is_out_after_its_failures_and_back_after_a_success() -> None:
         assert stage.probes.reports == {}
 
     run(work)
+
+
+def test_only_a_changed_result_is_reported() -> None:
+    async def work(stage: Stage, service: Service) -> None:
+        url = f"http://127.0.0.1:{service.port}"
+        stage.probes.follow(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
+        await stage.until(url, answered=True)
+        stage.changed.clear()
+        asked = service.asked
+        async with asyncio.timeout(60):
+            while service.asked < asked + 5:
+                await asyncio.sleep(0)
+        assert not stage.changed.is_set()
+
+    run(work)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.features.gateway.routes import probed_targets
 from poolctl.features.gateway.table import GatewayConfig
 from poolctl.routing.route import (
     POLICIES,
@@ -240,3 +241,33 @@ def test_route_may_redirect_instead_of_having_a_target(
 def test_program_without_a_port_has_no_route(tmp_path: Path) -> None:
     text = '[[server]]\nname = "queue"\ncommand = ["x"]\nlabels = { "route.path" = "/" }\n[gateway]\n'
     assert "a program without a port has no address that a route" in told(tmp_path, text)
+
+
+def test_targets_outside_the_pool_are_probed_as_they_or_their_routes_say(tmp_path: Path) -> None:
+    text = (
+        WEB
+        + """
+[[route]]
+alias = "one"
+to = ["http://a:1", { to = "http://b:1", health = { http = "/b" } }, "web"]
+health = { http = "/a" }
+[[route]]
+alias = "two"
+path = "/two"
+to = ["http://a:1", "http://c:1"]
+health = { http = "/other" }
+[[route]]
+alias = "three"
+path = "/three"
+to = "http://d:1"
+[[stream]]
+bind = ":5432"
+to = "e:5432"
+health = { tcp = true }
+"""
+    )
+    found = probed_targets(load_text(tmp_path, text).tables)
+    assert {url: probe.http for url, probe in found.items()} == {
+        "http://a:1": "/a", "http://b:1": "/b", "http://c:1": "/other", "e:5432": None,
+    }  # fmt: skip
+    assert probed_targets(load_text(tmp_path, WEB).tables) == {}

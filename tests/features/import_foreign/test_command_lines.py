@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -171,3 +172,25 @@ def test_variables_of_a_line_are_left_to_its_shell(imported: Import) -> None:
 def test_gunicorn_with_a_certificate_is_reached_by_https(imported: Import, bind: str, expose: str) -> None:
     servers = imported(f"gunicorn {bind} --certfile a.pem --graceful-timeout 20 shop:app").servers
     assert (servers["shop"]["expose"], servers["shop"]["stop_timeout"]) == (expose, "25s")
+
+
+@pytest.mark.parametrize(
+    ("line", "keys"),
+    [
+        ("cd app && node s.js --port $PORT", {"bind": "127.0.0.1:5000"}),
+        ("cd app && node s.js --listen 0.0.0.0:${PORT}", {"bind": ":5000"}),
+        ("cd app && node s.js", {}),
+    ],
+)
+def test_line_for_a_shell_listens_where_it_names_its_port(
+    imported: Import, line: str, keys: dict[str, str]
+) -> None:
+    server = imported(f"w: {line}\n", "Procfile").servers["w"]
+    command = re.sub(r"\$\{?PORT\}?", "{port}", line)
+    assert server == {**keys, "command": ["sh", "-c", command]}
+
+
+def test_line_that_no_shell_can_read_is_left_out_with_a_remark(imported: Import) -> None:
+    said = imported("w: echo 'open\nx: ./serve\n", "Procfile")
+    assert [*said.servers] == ["x"]
+    assert "the shell cannot read its command" in said.remarks[0]

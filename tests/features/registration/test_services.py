@@ -20,6 +20,7 @@ from poolctl.features.registration._services import (
     with_registrations,
 )
 from poolctl.routing.route import ExcludedRoute, Route
+from poolctl.routing.route_report import RegistrationReport
 from tests.config_files import told
 from tests.manual_clock import ManualClock
 
@@ -333,3 +334,36 @@ def test_route_that_accepts_services_is_written_and_described() -> None:
     schema = json_schema()["$defs"]["RouteConfig"]
     assert {"required": ["to"]} in schema["anyOf"]
     assert schema["properties"]["register"]["default"] is False
+
+
+@pytest.mark.parametrize(
+    ("keys", "ttl_seconds", "left_seconds", "probe"),
+    [
+        ({}, 0.0, None, ""),
+        ({"ttl": 30, "weight": 3}, 30.0, 20.5, ""),
+        ({"ttl": 5, "probe": "/health"}, 5.0, 0.0, "/health"),
+    ],
+)
+def test_report_of_a_service_has_the_rest_of_its_time_and_its_probe(
+    keys: dict[str, Any], ttl_seconds: float, left_seconds: float | None, probe: str
+) -> None:
+    stage = Stage()
+    stage.register(**keys)
+    (service,) = stage.services
+    report = stage.services.report(service)
+    stage.clock.advance(9.5)
+    later = stage.services.report(service)
+    assert report == RegistrationReport(
+        name="users", url=URL, state="starting" if "probe" in keys else "serving", weight=keys.get("weight", 1),
+        since=report.since, ttl_seconds=ttl_seconds, left_seconds=ttl_seconds or None, probe=probe,
+    )  # fmt: skip
+    assert later.left_seconds == left_seconds
+    if probe:
+        stage.services.probed(service, "", 0.25)
+        assert stage.services.report(service).latency_seconds == 0.25
+        stage.services.probed(service, "status 503", 0.5)
+        assert stage.services.report(service).why == "status 503"
+    if keys.get("ttl") == 30:
+        stage.pass_time(30)
+        silent = stage.services.report(service)
+        assert (silent.state, silent.why, silent.left_seconds) == ("silent", "no heartbeat for 30s", 0.0)
