@@ -1,18 +1,21 @@
-"""The keeper's store, its clients, and its end, each without a keeper's process."""
+"""The keeper's store, its clients, and its end, without and with a keeper's process."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import integers, sampled_from
 
+from poolctl.bootstrap import command
 from poolctl.clock import PING_SECONDS, SILENT_SECONDS
 from poolctl.keeper import pool_files, wire
 from poolctl.keeper.fd_store import CALM
@@ -32,7 +35,7 @@ from poolctl.keeper.reap import Reaper
 from poolctl.platform import process_start
 from tests.deadline import wait_until
 from tests.examples import examples
-from tests.processes import stat
+from tests.processes import is_alive, stat
 
 NAMES = sampled_from(["control", "wanted", "listener:a", "listener:b", "worker:é.1.0"])
 
@@ -399,3 +402,260 @@ def test_link_of_a_helper_that_could_not_be_started_is_closed() -> None:
         assert not is_open(link)
     finally:
         store.clear()
+
+
+# A keeper's process, asked over its link.
+
+
+class Asked:
+    """The client's end of a link to a keeper's process."""
+
+    def __init__(self, sock: socket.socket, process: subprocess.Popen[bytes]) -> None:
+        self.sock = sock
+        self.process = process
+        self.events: list[wire.Message] = []
+        self.event("hello")
+
+    def receive(self) -> tuple[wire.Message, list[int]]:
+        self.sock.settimeout(60)
+        received = wire.receive(self.sock, wait=True)
+        assert received is not None
+        return received
+
+    def ask(self, op: str, fds: Sequence[int] = (), **values: object) -> tuple[wire.Message, list[int]]:
+        """The reply to a request, and its descriptors; events that come before it are kept."""
+        wire.send(self.sock, {"op": op, "id": 7, **values}, list(fds))
+        while True:
+            message, found = self.receive()
+            if "event" not in message:
+                assert message["id"] == 7
+                return message, found
+            self.events.append(message)
+
+    def event(self, kind: str) -> wire.Message:
+        """The next event of this kind."""
+        while True:
+            for message in self.events:
+                if message["event"] == kind:
+                    self.events.remove(message)
+                    return message
+            self.events.append(self.receive()[0])
+
+    def spawn(self, *argv: str, fds: Sequence[int] = (), **values: object) -> int:
+        reply, _ = self.ask("spawn", fds, argv=argv, output=os.devnull, session=True, **values)
+        return int(reply["pid"])
+
+
+@pytest.fixture
+def keeper(tmp_path: Path) -> Iterator[Asked]:
+    """A keeper without a supervisor of its own, as an embedded pool has one."""
+    ours, theirs = wire.pair()
+    with theirs:
+        argv = command(sys.executable, "keeper", str(tmp_path), str(theirs.fileno()))
+        process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], start_new_session=True)
+    yield Asked(ours, process)
+    ours.close()
+    process.wait(60)
+
+
+def test_keeper_says_who_it_is_and_ends_with_its_client(keeper: Asked, tmp_path: Path) -> None:
+    pid = keeper.spawn("/bin/sleep", "600")
+    assert is_alive(pid)
+    keeper.sock.close()
+    assert keeper.process.wait(60) == 0
+    assert not is_alive(pid)
+
+
+def test_keeper_holds_descriptors_until_they_are_dropped(keeper: Asked) -> None:
+    read, write = os.pipe()
+    wire.send(keeper.sock, {"op": "put", "name": "a", "meta": {"n": 1}}, [write])
+    os.close(write)
+    assert keeper.ask("note", name="a", meta={"n": 2}) == ({"id": 7}, [])
+    assert keeper.ask("list")[0]["entries"] == [["a", {"n": 2}]]
+    assert keeper.ask("list", after="a")[0]["entries"] == []
+    reply, (held,) = keeper.ask("get", name="a")
+    assert reply["meta"] == {"n": 2}
+    os.write(held, b"x")
+    os.close(held)
+    assert keeper.ask("get", name="b") == ({"id": 7, "meta": None}, [])
+    keeper.ask("drop", name="a")
+    with open(read, "rb") as rest:
+        assert rest.read() == b"x"
+
+
+def test_request_that_fails_is_answered_with_the_reason_and_its_descriptors_are_closed(keeper: Asked) -> None:
+    read, write = os.pipe()
+    for op, values, named in (
+        ("nonsense", {}, "unknown operation 'nonsense'"),
+        ("spawn", {"argv": ["/nowhere/x"], "output": os.devnull, "session": True}, "No such file"),
+        ("get", {}, "name"),
+        ("ping", {}, ""),
+    ):
+        reply, _ = keeper.ask(op, [write], **values)
+        assert named in reply.get("error", "")
+        assert bool(reply.get("error")) is bool(named)
+        assert reply.get("errno") == (2 if op == "spawn" else None)
+    os.close(write)
+    with open(read, "rb") as rest:
+        assert rest.read() == b""
+
+
+def test_exits_are_reported_with_status_or_signal_and_number(keeper: Asked) -> None:
+    first = keeper.spawn("/bin/sh", "-c", "exit 3")
+    assert keeper.event("exit") == {
+        "event": "exit", "sequence": 1, "pid": first, "status": 3, "signal": None,
+    }  # fmt: skip
+    second = keeper.spawn("/bin/sleep", "600")
+    start = process_start(second)
+    assert keeper.ask("signal", pid=second, signal=15, start=(start or 0) + 1)[0]["sent"] is False
+    assert keeper.ask("signal", pid=second, signal=15, start=start)[0]["sent"] is True
+    assert keeper.event("exit") == {
+        "event": "exit", "sequence": 2, "pid": second, "status": None, "signal": 15,
+    }  # fmt: skip
+    assert keeper.ask("signal", pid=second, signal=15)[0]["sent"] is False
+    assert "error" not in keeper.ask("heard", sequence=2)[0]
+
+
+def test_program_inherits_its_descriptors_and_variables_and_may_be_killed_with_its_session(
+    keeper: Asked,
+) -> None:
+    read, write = os.pipe()
+    pid = keeper.spawn(
+        "/bin/sh",
+        "-c",
+        "echo $A-$B-$HOME >&3; sleep 600 & wait",
+        fds=[write],
+        env={"A": "1", "B": "2"},
+        without=["B"],
+    )
+    os.close(write)
+    with open(read, "rb") as said:
+        assert said.readline() == b"1--\n"
+        assert os.getsid(pid) == pid
+        assert keeper.ask("signal", pid=pid, signal=9, group=True)[0]["sent"] is True
+        assert said.read() == b"", "the program that it has started is gone as well"
+
+
+def test_process_of_another_parent_is_watched_until_it_exits(keeper: Asked) -> None:
+    with subprocess.Popen(["sleep", "600"]) as process:
+        start = process_start(process.pid)
+        assert keeper.ask("watch", pid=process.pid, start=start)[0]["report"] is None
+        process.kill()
+        process.wait()
+        report = keeper.event("exit")
+        assert (report["pid"], report["status"], report["signal"]) == (process.pid, None, None)
+    assert keeper.ask("watch", pid=process.pid, start=start)[0]["report"] is None, "reported already"
+    keeper.ask("heard", sequence=report["sequence"])
+    reply, _ = keeper.ask("watch", pid=process.pid, start=start)
+    assert reply["report"]["pid"] == process.pid
+    assert keeper.event("exit") == reply["report"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, "terminate"])
+def test_client_is_asked_to_stop_the_pool_and_the_keeper_ends_when_it_says_so(
+    keeper: Asked, how: int | str
+) -> None:
+    keeper.ask("ping")  # from now on it handles signals
+    if isinstance(how, str):
+        keeper.ask(how)
+    else:
+        keeper.process.send_signal(how)
+    assert keeper.event("terminate")
+    assert keeper.process.poll() is None
+    keeper.ask("terminating", seconds=60.0)
+    wire.send(keeper.sock, {"op": "end"})
+    assert keeper.process.wait(60) == 0
+
+
+SUPERVISOR = """
+import json, os, sys
+from poolctl.keeper import wire
+link, log = wire.over(3), sys.argv[1]
+def say(word):
+    with open(log, "a") as file:
+        print(word, file=file)
+say("started" + " calm" * (len(sys.argv) > 2))
+while True:
+    message = wire.receive(link, wait=True)
+    if message is None:
+        sys.exit(0)
+    say(message[0]["event"])
+    if message[0]["event"] == "hello":
+        wire.send(link, {"op": "adopted"})
+    elif message[0]["event"] == "terminate":
+        wire.send(link, {"op": "terminating"})
+        wire.send(link, {"op": "last"})
+        sys.exit(0)
+    elif message[0]["event"] == "ping":
+        wire.send(link, {"op": "pong"})
+"""
+
+
+class Supervised:
+    """A keeper's process that starts a supervisor, which writes what it hears into a file."""
+
+    def __init__(self, directory: Path, script: str, **held: int) -> None:
+        self.log = directory / "heard"
+        self.log.touch()
+        supervisor = [sys.executable, "-c", script, str(self.log)]
+        with open(os.devnull) as control:
+            held["control"] = control.fileno()
+            plan = {"supervisor": supervisor, "inherited": [], "begun": [], **held}
+            argv = command(sys.executable, "keeper", str(directory), json.dumps(plan))
+            self.process = subprocess.Popen(argv, pass_fds=held.values(), start_new_session=True)
+
+    def heard(self) -> list[str]:
+        return self.log.read_text().split("\n")[:-1]
+
+    def supervisor(self) -> int:
+        """The pid of the supervisor, once it runs."""
+        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return wait_until(lambda: [int(each) for each in path.read_text().split()])[0]
+
+
+@pytest.fixture
+def supervised(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
+    made: list[Supervised] = []
+
+    def start(script: str = SUPERVISOR, **held: int) -> Supervised:
+        made.append(Supervised(tmp_path, script, **held))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.process.kill()
+        each.process.wait(60)
+
+
+def test_supervisor_that_was_killed_is_started_again_and_stops_the_pool(
+    supervised: Callable[..., Supervised], tmp_path: Path
+) -> None:
+    pool = supervised()
+    wait_until(lambda: "hello" in pool.heard())
+    os.kill(pool.supervisor(), signal.SIGKILL)
+    wait_until(lambda: pool.heard().count("hello") == 2)
+    pool.process.terminate()
+    assert pool.process.wait(60) == 0
+    # The second one hears of the first one's exit.
+    assert [word for word in pool.heard() if word != "ping"] == [
+        "started", "hello", "started", "hello", "exit", "terminate",
+    ]  # fmt: skip
+
+
+def test_end_of_the_lifeline_stops_the_pool(supervised: Callable[..., Supervised]) -> None:
+    read, write = os.pipe()
+    pool = supervised(lifeline=read)
+    os.close(read)
+    wait_until(lambda: "hello" in pool.heard())
+    assert pool.process.poll() is None
+    os.close(write)
+    assert pool.process.wait(60) == 0
+    assert pool.heard()[-1] == "terminate"
+
+
+def test_keeper_without_sockets_and_workers_ends_when_its_supervisor_cannot_run(
+    supervised: Callable[..., Supervised],
+) -> None:
+    pool = supervised("import sys; open(sys.argv[1], 'a').write('x\\n'); sys.exit(1)")
+    assert pool.process.wait(60) == 0
+    assert pool.heard() == ["x"] * 4
