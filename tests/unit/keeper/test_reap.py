@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.keeper.reap import Reaper, Watcher, kill_rest
+from poolctl.keeper.reap import Reaper, Watcher, await_exit, kill_rest, signal_process
 from poolctl.platform import process_start
 from tests.deadline import wait_until
 from tests.processes import is_alive
@@ -283,3 +283,55 @@ def test_process_that_cannot_be_looked_at_is_not_said_to_have_ended() -> None:
         assert watcher.watch(process.pid, start)
         process.kill()
     watcher.close()
+
+
+def test_remaining_children_get_their_time_and_are_then_killed_and_reaped() -> None:
+    in_a_process_of_its_own("""
+from poolctl.keeper.reap import children, kill_children
+def never():
+    while True:
+        signal.pause()
+quick, slow = child(lambda: os._exit(0)), child(never)
+leader = child(lambda: (os.setsid(), os.fork(), never()))
+while os.getsid(leader) != leader:
+    time.sleep(0.002)
+assert set(children()) >= {slow, leader}
+assert children(leader) is not None
+blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+began = time.monotonic()
+kill_children(0.3)
+assert time.monotonic() - began >= 0.3
+assert children() == []
+assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
+child(lambda: os._exit(0))
+began = time.monotonic()
+kill_children(60.0)
+assert time.monotonic() - began < 30
+kill_children()
+""")
+
+
+def test_process_is_signalled_only_if_it_is_the_one_that_was_meant(pid: int) -> None:
+    start = process_start(pid)
+    assert start is not None
+    assert not signal_process(pid, start + 1, signal.SIGKILL)
+    assert not await_exit(pid, start, 0.01)
+    assert is_alive(pid)
+    assert await_exit(pid, start + 1, 60)
+    assert signal_process(pid, start, signal.SIGKILL, group=True)
+    assert await_exit(pid, start, 60)
+    wait_until(lambda: process_start(pid) is None)
+    assert not signal_process(pid, start, signal.SIGKILL)
+    assert await_exit(pid, start, 0)
+
+
+def test_group_of_a_process_is_signalled_before_it() -> None:
+    script = "sleep 600 & echo $!; wait"
+    with subprocess.Popen(
+        ["/bin/sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        other = int(process.stdout.readline())
+        start = process_start(process.pid) or 0
+        assert signal_process(process.pid, start, signal.SIGTERM, group=True)
+        wait_until(lambda: not is_alive(other))

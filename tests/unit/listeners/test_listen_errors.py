@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import pwd
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from poolctl.address import parse
 from poolctl.listeners import listen_errors, sock_diag
+from poolctl.listeners.listen_errors import Holder
 from tests.deadline import wait_until
 
 LISTEN = """
@@ -197,3 +200,114 @@ def test_addresses_of_this_machine_include_loopback() -> None:
 
 def test_missing_proc_tables_give_no_addresses() -> None:
     assert list(listen_errors._table("/proc/net/none")) == []
+
+
+TCP = parse("127.0.0.1:8080")
+TAKEN = listen_errors.taken(TCP, ("127.0.0.1", 8080))
+
+
+@pytest.mark.parametrize(
+    ("number", "host", "message", "hint"),
+    [
+        (
+            errno.EADDRINUSE,
+            "127.0.0.1",
+            "port 8080 is in use",
+            "ss -tanp 'sport = :8080', or choose another port",
+        ),
+        (errno.EADDRNOTAVAIL, "10.1.2.3", "10.1.2.3 is not an address of this machine", "127.0.0.1"),
+        (errno.EAFNOSUPPORT, "::1", "no support for the address ::1", "use an IPv4 address"),
+        (errno.EMFILE, "127.0.0.1", "127.0.0.1:8080 cannot be opened: Too many open files", "ulimit -n"),
+        (errno.ENFILE, "127.0.0.1", "cannot be opened", "fs.file-max"),
+        (errno.EACCES, "127.0.0.1", "127.0.0.1:8080 cannot be opened: Permission denied", ""),
+        (errno.EPERM, "127.0.0.1", "127.0.0.1:8080 cannot be opened: Operation not permitted", "seccomp"),
+    ],
+)
+def test_error_of_a_port_is_explained_with_its_fix(number: int, host: str, message: str, hint: str) -> None:
+    error = listen_errors.explain_port(TCP, host, OSError(number, os.strerror(number)))
+    assert message in error.message
+    assert hint in error.hint
+    assert bool(error.hint) is bool(hint)
+    assert error.bind == TCP.key
+    assert error.taken == (("127.0.0.1", 8080) if number == errno.EADDRINUSE else None)
+
+
+def test_privileged_port_is_explained_with_the_systems_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "limit"
+    monkeypatch.setattr(listen_errors, "_UNPRIVILEGED_PORT_START", str(limit))
+    for content, port, first in (("", 1023, 1024), ("90", 89, 90)):
+        limit.write_text(content)
+        for number in (errno.EACCES, errno.EPERM):
+            found = listen_errors.explain_port(parse(f":{port}"), "0.0.0.0", OSError(number, ""))
+            assert found.message == f"port {port} is privileged: only root may open ports below {first}"
+            assert f"take a port from {first} up" in found.hint
+            assert f"ip_unprivileged_port_start={port}" in found.hint
+            allowed = listen_errors.explain_port(parse(f":{first}"), "0.0.0.0", OSError(number, ""))
+            assert "privileged" not in allowed.message
+
+
+def test_udp_port_and_unix_socket_have_their_own_command() -> None:
+    error = OSError(errno.EADDRINUSE, "")
+    found = listen_errors.explain_port(TCP, "127.0.0.1", error, socket.SOCK_DGRAM)
+    assert (found.message, found.taken) == ("UDP port 8080 is in use", None)
+    assert "ss -uanp" in found.hint
+    path = listen_errors.taken(parse("unix:/a/b"), "/a/b")
+    assert path.message == "the Unix socket /a/b is in use"
+    assert "ss -lxp 'src /a/b', or choose another path" in path.hint
+    unknown = listen_errors.unresolved(parse("nowhere:80"), "no such host")
+    assert unknown.message == "host name 'nowhere' cannot be resolved: no such host"
+    assert (
+        listen_errors.explain(TCP, "it failed", OSError("for a reason")).message == "it failed: for a reason"
+    )
+
+
+ME = os.geteuid()
+
+
+@pytest.mark.parametrize(
+    ("holders", "by", "fix"),
+    [
+        ([Holder("nginx", 7, ME)], "by nginx (pid 7)", "stop it (kill 7), or choose another port"),
+        ([Holder("nginx", 7, ME), Holder("x", 8, ME)], "by nginx (pid 7) and 1 more", "kill 7"),
+        ([Holder("a process of root", None, 0)], "by a process of root", "see which (as root): ss -tanp"),
+        ([Holder("curl", 7, ME, listens=False)], "by a connection of curl (pid 7)", "wait until it ends: ss"),
+        ([Holder("", None, ME, listens=False)], "by a connection that has ended", "a minute: ss -tanp"),
+        ([Holder("python", 7, ME, pool=())], "by a pool inside another program, python (pid 7)", "stop that"),
+        (
+            [Holder("keeper", 7, ME, pool=("/a/pool.toml", "/b c.toml"))],
+            "by the pool of /a/pool.toml, /b c.toml",
+            "stop it: poolctl -c /a/pool.toml -c '/b c.toml' stop, or choose another port",
+        ),
+        (
+            [Holder("keeper", 7, 0 if ME else 1, pool=("/a",), runtime="/run/x y")],
+            "by the pool of /a",
+            f"stop it as {'root' if ME else 'daemon'}: POOLCTL_RUNTIME_DIR='/run/x y' poolctl -c /a stop",
+        ),
+        ([Holder("keeper", 7, -1, pool=("/a",))], "by the pool of /a", "stop it: poolctl -c /a stop"),
+    ],
+)
+def test_address_in_use_is_explained_with_its_holder_and_how_to_end_it(
+    holders: list[Holder], by: str, fix: str
+) -> None:
+    found = listen_errors.naming(TAKEN, holders)
+    assert found.message == f"port 8080 is in use {by}"
+    assert fix in found.hint
+    assert (found.bind, found.taken) == (TAKEN.bind, TAKEN.taken)
+
+
+def test_error_without_a_holder_or_a_place_stays_as_it_is() -> None:
+    other = listen_errors.ListenError("it failed")
+    assert listen_errors.naming(TAKEN, []) is TAKEN
+    assert listen_errors.naming(other, [Holder("nginx", 7, ME)]) is other
+
+
+def test_every_address_in_use_gets_its_holder() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        taken = listen_errors.taken(parse(f"127.0.0.1:{port}"), ("127.0.0.1", port))
+        other = listen_errors.ListenError("it failed")
+        named, same = listen_errors.explained([taken, other])
+    assert f"(pid {os.getpid()})" in named.message
+    assert same is other
