@@ -36,10 +36,11 @@ KINDS = {
     "Pod": ("", "v1", "pods"),
 }
 _REQUEST_SECONDS = 8.0
-_SWITCHING, _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT = 101, 401, 403, 404, 409
+_UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT = 401, 403, 404, 409
 # Commands in pods: the first byte of each message is its channel, and the last message is the status of the command.
 _CHANNELS = "v4.channel.k8s.io"
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
+_PING_SECONDS = 20.0  # how often the connection is checked, and the time for an answer
 _LARGEST_MESSAGE_BYTES = 1024 * 1024
 _MOST_REFUSAL_BYTES = 64 * 1024
 _ACCEPT_SUFFIX = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
@@ -70,6 +71,7 @@ class Cluster:
             from lightkube import AsyncClient, KubeConfig
             from lightkube.config import client_adapter
             from lightkube.core.exceptions import ConfigError
+            from yaml import YAMLError
         except ImportError as error:
             raise ControlError(
                 f"a pool on Kubernetes needs lightkube: {error}", exit_code=USAGE, hint=_NEEDED
@@ -83,7 +85,7 @@ class Cluster:
             assert config is not None  # no default is given
             timeout = httpx2.Timeout(_REQUEST_SECONDS)
             self._client = AsyncClient(config, namespace=namespace, field_manager=MANAGER, timeout=timeout)
-            # lightkube's own exec leaves out the reason of a refusal.
+            # For commands in pods and for logs: lightkube leaves out why the API server has refused them.
             parameters = client_adapter.ConnectionParams(timeout=timeout)
             self._streams = client_adapter.AsyncClient(config, parameters)
             self._streams.event_hooks = {"response": [self._explain_refusal]}
@@ -95,6 +97,7 @@ class Cluster:
             TypeError,
             AttributeError,
             AssertionError,
+            YAMLError,
         ) as error:
             message = f"no cluster can be reached by the kubeconfig: {error or type(error).__name__}"
             raise ControlError(message, exit_code=NO_SUPERVISOR, hint=hint) from None
@@ -138,7 +141,7 @@ class Cluster:
             done = await self._client.patch(
                 resource, name, resource(wanted), patch_type=_apply_patch(), force=force, dry_run=dry_run
             )
-        return _plain(done)
+            return _plain(done)
 
     async def change(self, kind: str, name: str, changes: Table) -> Table:
         """Merge these changes into the object (JSON merge patch); None removes a field."""
@@ -175,12 +178,23 @@ class Cluster:
         self, pod: str, *, lines: int | None, since_seconds: int | None, follow: bool
     ) -> AsyncIterator[str]:
         """The log lines of a pod's server; each begins with its time."""
-        with self._translated(f"read the log of pod {pod}"):
-            found = self._client.log(
-                pod, container="server", follow=follow, tail_lines=lines, since=since_seconds, timestamps=True
+        import httpx2
+
+        what = f"read the log of pod {pod}"
+        given = {"follow": follow, "sinceSeconds": since_seconds, "tailLines": lines}
+        parameters = {name: value for name, value in given.items() if value is not None}
+        with self._translated(what):
+            reading = self._streams.stream(
+                "GET",
+                f"api/v1/namespaces/{self.namespace}/pods/{pod}/log",
+                params={"container": "server", "timestamps": True, **parameters},
+                timeout=httpx2.Timeout(_REQUEST_SECONDS, read=None if follow else _REQUEST_SECONDS),
+                extensions={"poolctl": what},
             )
-            async for line in found:
-                yield line
+            async with reading as response:
+                response.raise_for_status()
+                async for line in response.aiter_lines():
+                    yield line
 
     async def run(
         self, pod: str, command: Sequence[str], *, most_bytes: int, seconds: float | None = None
@@ -228,6 +242,8 @@ class Cluster:
                     params=parameters,
                     subprotocols=[_CHANNELS],
                     max_message_size_bytes=_LARGEST_MESSAGE_BYTES,
+                    keepalive_ping_interval_seconds=_PING_SECONDS,
+                    keepalive_ping_timeout_seconds=_PING_SECONDS,
                     extensions={"poolctl": what},
                 )
                 session = await stack.enter_async_context(connecting)
@@ -283,7 +299,7 @@ class Cluster:
     async def _explain_refusal(self, response: Any) -> None:
         """Raise ControlError with the reason in the response, which cannot be read later."""
         # A token may have to be read again after a 401.
-        if response.status_code in (_SWITCHING, _UNAUTHORIZED):
+        if not response.is_error or response.status_code == _UNAUTHORIZED:
             return
         what, text = response.request.extensions["poolctl"], b""
         async with asyncio.timeout(_REQUEST_SECONDS):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -9,6 +11,10 @@ from typing import Any
 
 import pytest
 
+from poolctl.errors import ControlError
+from poolctl.features.kubernetes._cluster import Execution
+from poolctl.features.kubernetes._exec import stacks_of
+from poolctl.runners.stack_report import WorkerStacks
 from tests.configuration import server
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
@@ -88,6 +94,58 @@ def test_stacks_of_each_worker_and_of_none(cluster: Cluster, write: Any, poolctl
     assert "app (shop.py:" in text
     assert poolctl("stacks", "wbe").code == 4
     assert poolctl("stacks", "users").err == "warning: users: has no worker\n"
+
+
+def answering(execution: Execution | ControlError) -> Any:
+    """A cluster in whose pods every command does this."""
+
+    class Answering:
+        async def run(self, *given: Any, **bounds: Any) -> Execution:
+            if isinstance(execution, ControlError):
+                raise execution
+            return execution
+
+    return Answering()
+
+
+@pytest.mark.parametrize(
+    ("stdout", "stderr", "problem"),
+    [
+        (b"", b"poolctl: not found\n", "poolctl stacks gives no valid answer there: poolctl: not found"),
+        (b"\xff\x00", b"", "poolctl stacks gives no valid answer there: \ufffd\x00"),
+        (b"[" * 5000, b"", "poolctl stacks gives no valid answer there: " + "[" * 200),
+        (b'{"errors": [], "items": []}', b"x", "poolctl stacks gives no valid answer there: x"),
+        (b'{"errors": [], "items": [{"name": 5}]}', b"x", "poolctl stacks gives no valid answer there: x"),
+        (b'{"errors": [], "items": 5}', b"x", "poolctl stacks gives no valid answer there: x"),
+        (b'{"errors": [{"message": "no supervisor"}]}', b"", "it has no stacks: no supervisor"),
+    ],
+)
+def test_answer_of_a_pod_that_is_no_report_is_its_workers_problem(
+    stdout: bytes, stderr: bytes, problem: str
+) -> None:
+    found = asyncio.run(stacks_of(answering(Execution(1, stdout, stderr)), "web", "web-1"))
+    assert found == WorkerStacks(name="web", worker="web-1", pid=None, problem=problem)
+
+
+def test_names_and_numbers_in_a_report_are_not_the_pods_to_choose() -> None:
+    report = {
+        "name": "other",
+        "worker": "other",
+        "pid": 1,
+        "source": "python",
+        "place": "here",
+        "problem": "",
+    }
+    document = json.dumps({"errors": [], "items": [report]}).encode()
+    found = asyncio.run(stacks_of(answering(Execution(0, document, b"")), "web", "web-1"))
+    assert found == WorkerStacks(name="web", worker="web-1", pid=None, source="python", place="here")
+
+
+def test_command_that_fails_in_a_pod_is_its_problem_unless_it_is_not_permitted() -> None:
+    failing = answering(ControlError("cannot run it", exit_code=1))
+    assert asyncio.run(stacks_of(failing, "web", "web-1")).problem == "cannot run it"
+    with pytest.raises(ControlError):
+        asyncio.run(stacks_of(answering(ControlError("forbidden", exit_code=7)), "web", "web-1"))
 
 
 def test_commands_in_pods_need_the_right(cluster: Cluster, write: Any, poolctl: Any) -> None:

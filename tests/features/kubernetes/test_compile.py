@@ -1,0 +1,247 @@
+"""A pool compiled for a cluster: the order of its servers, their digests, and what is refused or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poolctl.cli.outcome import Failure
+from poolctl.config import load
+from poolctl.errors import ServerError
+from poolctl.features.kubernetes._compile import CompiledPool, compiled, pool_name, settings_of
+from tests.configuration import server
+
+POOL = '[pool]\nname = "shop"\n[kubernetes]\nimage = "shop:1"\n'
+Compile = Callable[..., CompiledPool]
+NAMED_BY_DIGEST = ("ConfigMap", "Secret", "Job")
+
+
+@pytest.fixture
+def compile_pool(directory: Path) -> Compile:
+    """`compile_pool(*tables, pool=POOL)`: the compiled pool."""
+
+    def compile_tables(*tables: str, pool: str = POOL) -> CompiledPool:
+        path = directory / "pool.toml"
+        path.write_text("\n".join((pool, *tables)))
+        config = load([str(path)])
+        assert not config.problems
+        return compiled(config, [str(path)])
+
+    return compile_tables
+
+
+@pytest.fixture
+def refused(compile_pool: Compile) -> Callable[..., list[str]]:
+    """`refused(*tables, pool=POOL)`: the file, key and message of each problem."""
+
+    def compile_tables(*tables: str, pool: str = POOL) -> list[str]:
+        with pytest.raises(Failure) as caught:
+            compile_pool(*tables, pool=pool)
+        assert caught.value.outcome.exit_code == 5
+        return [
+            f"{Path(each.file or '').name} {each.key or '-'}: {each.message}"
+            for each in caught.value.outcome.errors
+        ]
+
+    return compile_tables
+
+
+def app(name: str, port: int = 8000, **keys: Any) -> str:
+    return server(name, bind=f"127.0.0.1:{port}", app=f"{name}:app", **keys)
+
+
+def names(found: CompiledPool, name: str) -> dict[str, str]:
+    """The names of a server's objects by kind."""
+    return {each["kind"]: each["metadata"]["name"] for each in found.objects[name]}
+
+
+def main_object(found: CompiledPool, name: str) -> dict[str, Any]:
+    (main,) = (each for each in found.objects[name] if each["kind"] in ("Deployment", "CronJob", "Job"))
+    return main
+
+
+def test_servers_come_after_what_they_depend_on(compile_pool: Compile) -> None:
+    found = compile_pool(
+        app("web", 8000, depends_on=["api", "worker"]),
+        app("api", 8001, depends_on=["db"]),
+        server("worker", command=["work"], depends_on=["db"]),
+        app("db", 8002),
+        app("alone", 8003),
+    )
+    order = [*found.servers]
+    assert [*found.objects] == order
+    assert sorted(order) == ["alone", "api", "db", "web", "worker"]
+    assert order.index("db") < min(order.index("api"), order.index("worker"))
+    assert order.index("web") > max(order.index("api"), order.index("worker"))
+    (waiting,) = main_object(found, "web")["spec"]["template"]["spec"]["initContainers"]
+    assert waiting["command"][3:] == ["api:8001"], "a server without a port has no Service"
+    assert found.warnings == ["web does not wait for worker, which has no port"]
+
+
+def test_objects_of_a_server_come_in_the_order_of_application(compile_pool: Compile) -> None:
+    found = compile_pool(
+        app("web", env={"A": "b"}, scale={"max": 3, "triggers": {"cpu": 0.5}}),
+        server("migrate", command=["migrate"], job=True),
+        server("backup", command=["backup"], job=True, every="0 3 * * *"),
+    )
+    assert {name: [each["kind"] for each in objects] for name, objects in found.objects.items()} == {
+        "web": ["ConfigMap", "Secret", "Service", "Deployment", "HorizontalPodAutoscaler"],
+        "migrate": ["ConfigMap", "Job"],
+        "backup": ["ConfigMap", "CronJob"],
+    }
+    for name, objects in found.objects.items():
+        labels = {"poolctl.dev/pool": "shop", "poolctl.dev/server": name}
+        assert all(each["metadata"]["labels"] == labels for each in objects)
+
+
+def test_addresses_are_those_of_the_services(compile_pool: Compile) -> None:
+    found = compile_pool(app("web", 8000, env={"DB": "${server.db.url}"}), app("db", 8002))
+    assert found.servers["web"].bind == "web:8000"
+    assert found.servers["web"].env["DB"] == "http://db:8002"
+
+
+def test_digests_change_with_their_server_alone(compile_pool: Compile) -> None:
+    def compile_with(**keys: Any) -> dict[str, tuple[dict[str, str], str]]:
+        found = compile_pool(
+            app("web", 8000, env={"WORD": "one"} | keys.pop("env", {}), **keys),
+            app("db", 8001, env={"WORD": "one"}),
+        )
+        revision = "poolctl.dev/revision"
+        return {
+            name: (
+                names(found, name),
+                main_object(found, name)["spec"]["template"]["metadata"]["labels"][revision],
+            )
+            for name in ("web", "db")
+        }
+
+    before = compile_with()
+    assert compile_with() == before, "the same file makes the same objects"
+    changes: list[tuple[dict[str, Any], set[str]]] = [
+        ({"env": {"WORD": "two"}}, {"Secret"}),
+        ({"env": {"MORE": ""}}, {"Secret"}),
+        ({"health": "/check"}, {"ConfigMap"}),
+        ({"image": "shop:2"}, set()),
+        ({"limits": {"memory": "64M"}}, set()),
+    ]
+    for keys, changed in changes:
+        after = compile_with(**keys)
+        assert after["db"] == before["db"], keys
+        (kinds, revision), (kinds_before, revision_before) = after["web"], before["web"]
+        assert {kind for kind in kinds if kinds[kind] != kinds_before[kind]} == changed, keys
+        assert revision != revision_before, keys
+    kinds, revision = compile_with(workers=3)["web"]
+    assert (kinds, revision) == before["web"], "their number does not replace workers"
+
+
+def test_changed_job_has_another_name(compile_pool: Compile) -> None:
+    one, same, other = (
+        names(compile_pool(server("migrate", command=["migrate", word], job=True)), "migrate")["Job"]
+        for word in ("a", "a", "b")
+    )
+    assert one == same != other
+    assert one.startswith("shop-migrate-")
+
+
+def test_names_are_digests_of_what_is_in_the_object(compile_pool: Compile) -> None:
+    found = compile_pool(app("web", env={"A": "b"}))
+    for each in found.objects["web"]:
+        is_immutable = each.get("immutable", False)
+        assert is_immutable is (each["kind"] in ("ConfigMap", "Secret"))
+        assert (each["metadata"]["name"] not in ("web", "shop-web")) is is_immutable
+    container = main_object(found, "web")["spec"]["template"]["spec"]["containers"][0]
+    assert container["envFrom"] == [{"secretRef": {"name": names(found, "web")["Secret"]}}]
+
+
+def test_all_keys_that_are_refused_are_named_at_once_at_their_places(refused: Any) -> None:
+    found = refused(
+        app("web", user="www-data"),
+        app("Api", 8001),
+        server("sleeper", bind="unix:/run/a.sock", app="a:b", scale={"min": 0, "idle": "5m"}),
+        server("old", command=["old"], stop_signal="SIGINT"),
+    )
+    assert sorted(found) == [
+        "pool.toml server[0].user: a pod has the user of its image",
+        "pool.toml server[1].name: no Service can be named 'Api'",
+        "pool.toml server[2].bind: a pod is reached by a port",
+        "pool.toml server[2].scale.min: nothing wakes a server on a cluster",
+        "pool.toml server[3].stop_signal: Kubernetes sends SIGTERM, or the STOPSIGNAL of the image",
+    ]
+
+
+def test_value_of_the_environment_is_refused_in_the_config_map(
+    refused: Any, compile_pool: Compile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORD", "hunter2-of-the-environment")
+    (message,) = refused(server("web", bind=":8000", command=["work", "--word", "${WORD}"]))
+    assert message == "pool.toml server[0].command: a value of it is a secret, or comes from the environment"
+    found = compile_pool(server("web", bind=":8000", command=["work"], env={"WORD": "${WORD}"}))
+    assert [each["kind"] for each in found.objects["web"] if "hunter2" in str(each)] == []
+    assert "Secret" in names(found, "web")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "kind", "longest"),
+    [
+        ("a", {"app": "a:b", "bind": ":8000"}, "Deployment", 63),
+        ("a", {"command": ["a"], "job": True, "every": "0 3 * * *"}, "CronJob", 52),
+    ],
+)
+def test_longest_name_is_that_of_the_object(
+    name: str, keys: dict[str, Any], kind: str, longest: int, refused: Any, compile_pool: Compile
+) -> None:
+    length = longest - len("shop-")
+    found = compile_pool(server(name * length, **keys))
+    assert len(names(found, name * length)[kind]) == longest
+    (message,) = refused(server(name * (length + 1), **keys))
+    assert message == f"pool.toml server[0].name: no {kind} can be named 'shop-{name * (length + 1)}'"
+
+
+def test_pool_needs_its_table_and_an_image(refused: Any, compile_pool: Compile) -> None:
+    assert refused(app("web"), pool='[pool]\nname = "shop"\n') == [" -: the pool has no table [kubernetes]"]
+    without = POOL.replace('image = "shop:1"', "")
+    (message,) = refused(app("web", image="web:1"), app("db", 8001), pool=without)
+    assert message == "pool.toml kubernetes.image: the pods have no image"
+    compile_pool(app("web", image="web:1"), app("db", 8001, image="db:1"), pool=without)
+
+
+def test_pool_without_a_name_has_that_of_its_directory_or_file(
+    compile_pool: Compile, directory: Path
+) -> None:
+    path = directory / "mail.toml"
+    path.write_text('[kubernetes]\nimage = "a:1"\n' + app("web"))
+    config = load([str(path)])
+    assert settings_of(config).image == "a:1"
+    name = pool_name(config, [str(path)])
+    found = compiled(config, [str(path)])
+    assert found.pool.name == name
+    assert names(found, "web")["Deployment"] == f"{name}-web"
+
+
+def test_unreadable_env_file_is_the_servers_error(compile_pool: Compile) -> None:
+    with pytest.raises(ServerError, match=r"missing\.env"):
+        compile_pool(app("web", env_file="missing.env"))
+
+
+def test_tables_that_are_left_out_are_named_with_the_reason(compile_pool: Compile) -> None:
+    tables = (
+        app("web"),
+        '[gateway]\nbind = ":8443"\n',
+        '[[route]]\nto = "web"\n',
+        '[metrics]\nbind = ":9464"\n',
+    )
+    assert sorted(compile_pool(*tables).warnings) == [
+        "[gateway] is not exported: it is for a pool on one machine",
+        "[metrics] is not exported: it is for a pool on one machine",
+        "[route] is not exported: gateway or ingress_class in [kubernetes] says what routes go through",
+    ]
+    found = compile_pool(*tables, pool=POOL + 'gateway = "edge"\n')
+    assert sorted(found.warnings) == [
+        "[gateway] is not exported: addresses, certificates and limits are those of the cluster's gateway",
+        "[metrics] is not exported: it is for a pool on one machine",
+    ]
+    (route,) = found.routes
+    assert (route.object["kind"], route.servers) == ("HTTPRoute", ("web",))
