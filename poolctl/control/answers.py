@@ -35,8 +35,8 @@ class Item:
     uptime_seconds: float
     restarts: int
     tags: tuple[str, ...]
-    address: str | None = None  # where an inherited socket listens
-    kept: str | None = None  # "awake" or "asleep", by a window
+    address: str | None = None  # the address of an inherited socket
+    kept: str | None = None  # "awake" or "asleep" while a window requires it
     kept_until: str | None = None  # ISO 8601
     next_run_at: str | None = None  # ISO 8601; only for a job with a schedule that is in force
     last_run: Table | None = (
@@ -93,12 +93,12 @@ class Result:
     errors: tuple[ErrorEntry, ...] = ()
     exit_code: int = 0
     warnings: tuple[str, ...] = ()
-    # Set where the supervisor ends after this answer; the keeper exits last.
+    # Set if the supervisor ends after this answer; the keeper exits last.
     ended: bool | None = None
     keeper_pid: int | None = None
-    dependents: tuple[str, ...] | None = None  # stopped as well, or started again, though not selected
-    # Servers that a stop found not running, or an enable not disabled, and jobs with a schedule that a restart skipped
-    # because they were not named.
+    dependents: tuple[str, ...] | None = None  # unselected servers that were also stopped or started again
+    # Servers that need not be changed: not running (stop), not disabled (enable), or unnamed jobs with a schedule
+    # (restart).
     unchanged: tuple[str, ...] | None = None
     without_servers: bool | None = None  # in the answer of start: the pool has routes and no server
     gateway: Table | None = None  # a GatewayStatus, if a whole pool is started, listed or measured
@@ -224,7 +224,7 @@ class ServerStep:
     state: str
     ready: bool
     message: str
-    done: bool  # it has reached the goal of the command, or has failed
+    done: bool  # whether it has reached the goal of the command, or has failed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,18 +37,18 @@ SILENCE_SECONDS = 10.0
 # The supervisor enforces the command's timeout and reports late servers; the grace is for a supervisor that hangs.
 GRACE_SECONDS = 5.0
 _HANDOVER_SECONDS = 30.0
-# Commands that compare the desired with the actual state, and can take minutes: they are sent again if supervisor or
-# keeper is killed meanwhile.
+# Commands that may take minutes and can be repeated, because they compare desired and actual state: they are sent
+# again if supervisor or keeper is killed meanwhile.
 _REPEATED = ("reload", "rollout")
 _AGAIN = "the supervisor was replaced during the {verb}, and the next one was asked again"
 _STATUS = "status.json"
-# Far more than a pool needs to exit after it has stopped its servers, even on a busy machine.
+# Much longer than a pool needs to exit after its servers have stopped, even on a busy machine.
 END_SECONDS = 30.0
-_STOPPED = ("T", "t")  # proc(5): by a signal, by a debugger
+_STOPPED = ("T", "t")  # states in proc(5): stopped by a signal, or by a debugger
 _DEAD = ("", "Z", "X")
 _LOG_BYTES = 4096
-_FATAL = "Fatal Python error: "  # from an interpreter that cannot run; followed by at most this many lines of details
-_DETAILS = 12
+_FATAL = "Fatal Python error: "  # from an interpreter that cannot run
+_DETAILS = 12  # the maximum number of lines that follow it
 
 
 class NoSupervisor(ControlError):
@@ -213,12 +213,12 @@ class Client:
             for message in read_messages(response, iter(lambda: connection.recv(65536), b"")):
                 if response.status != OK:
                     raise refused(response.status, "ping", message)
-                if "result" in message:  # otherwise it is a notice, as of a keeper that does not answer
+                if "result" in message:  # otherwise a notice, for example about a keeper that does not answer
                     return value_of(PingResult, message["result"])
         except TimeoutError:
             raise _silent(self.socket_path, limit) from None
         except OSError:
-            pass  # reset, because it was killed
+            pass  # reset, because the supervisor was killed
         finally:
             connection.close()
         return None
@@ -491,7 +491,7 @@ def await_end(pid: int, limit_seconds: float = END_SECONDS) -> bool:
         return True
     except OSError:  # pid 0; a kernel or a sandbox without pidfd_open(2)
         return not os.path.exists(f"/proc/{pid}")
-    import select  # not for the many commands that wait for no process
+    import select  # imported late, because most commands wait for no process
 
     try:
         poll = select.poll()
@@ -560,7 +560,7 @@ def write_exit(directory: str, *, status: int, reason: str, keeper_pid: int) -> 
         with open(f"{directory}/{_STATUS}", "w", encoding="utf-8") as file:
             file.write(json.dumps({"status": status, "reason": reason, "keeper_pid": keeper_pid}))
     except OSError:
-        pass  # the log has it
+        pass  # the log contains the reason
 
 
 def read_exit(directory: str) -> Table:

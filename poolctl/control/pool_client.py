@@ -82,7 +82,7 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
             first = find_config([], env, os.getcwd())[0]
         except ConfigNotFound as error:
             raise NoSupervisor(error.message, hint=error.hint) from None
-    elif (  # a file, which may no longer exist, rather than a pool's name
+    elif (  # a file, which need not exist, not a pool's name
         "/" in config_or_name
         or config_or_name.endswith((".toml", ".yaml", ".yml", ".json"))
         or os.path.exists(config_or_name)
@@ -256,7 +256,7 @@ class PoolClient:
         options = {"timeout": timeout, "deps": deps, "wait": wait}
         result = self._ask("stop", PoolStopError, targets, selector, options, on_progress)
         if result.get("ended"):
-            # Like the command, return only when nothing of the pool is left.
+            # Like the command, return only when the last process of the pool has exited.
             await_end(int(result["keeper_pid"]))
         return result
 

@@ -14,7 +14,7 @@ import sys
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
 
-try:  # hashlib would load OpenSSL, two milliseconds that a path's hash does not need
+try:  # not from hashlib, which would load OpenSSL for two milliseconds
     if sys.version_info >= (3, 12):
         from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]
     else:
@@ -176,7 +176,7 @@ def _listens(path: str) -> bool:
     try:
         connection.connect(f"{path}/{SOCKET_NAME}")
     except BlockingIOError:
-        pass  # its backlog is full
+        pass  # a full backlog, so a process listens
     except OSError:
         return False
     finally:
@@ -230,7 +230,7 @@ def make_private(path: str) -> None:
     os.makedirs(path, mode=0o700, exist_ok=True)
     status = os.lstat(path)
     if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
-        # It had vanished, and one of our own processes recreated it with the mode of its umask.
+        # The directory had vanished, and one of our own processes has created it again with the mode of its umask.
         os.chmod(path, 0o700)
 
 
@@ -260,7 +260,7 @@ def _not_permitted(message: str, hint: str) -> ControlError:
 
 
 def _check_root(path: str, *, explicit: bool) -> None:
-    # A directory that the user named may be shared, like /tmp: the pool's own one in it is checked.
+    # A directory named by the user may be shared, like /tmp; only the pool's own directory in it is checked.
     if not explicit:
         check_private(path)
     elif not os.path.isdir(path):

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _VERB = "registry"
-# After this time another attempt is made to reach a supervisor that is away, or a pool that has no gateway.
+# The pause before another attempt if the supervisor cannot be reached, or the pool has no gateway.
 _AGAIN_SECONDS = 0.5
 _READ_BYTES = 65536
 _FD_BYTES = array.array("i").itemsize
@@ -53,7 +53,7 @@ class PoolRegistry(TableRegistry):
         self._lock = threading.Lock()
         self._latest: RouteTable | None = None
         self._reported: _Generations | None = None
-        self._again = 0.0  # monotonic
+        self._again = 0.0  # the monotonic time of the next attempt
         self._closed = False
         self._follow()
 
@@ -95,7 +95,7 @@ class PoolRegistry(TableRegistry):
             try:
                 generation = reported.newest()
             except SupervisorEnded:
-                self._again = 0.0  # the next supervisor may already be there
+                self._again = 0.0  # try at once, because the next supervisor may already run
             else:
                 self._fetch(generation)
                 return
@@ -125,7 +125,7 @@ class PoolRegistry(TableRegistry):
             self._latest = None
             return
         try:
-            # Routes of the previous table may still be read: it is unmapped with its last reader.
+            # The previous table stays mapped as long as its routes are read.
             self._latest = RouteTable(fd)
         finally:
             os.close(fd)

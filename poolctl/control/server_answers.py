@@ -30,7 +30,7 @@ class WorkerDetails:
     health: str
     resting: bool
     probes: tuple[ProbeResult, ...]
-    # Seconds since the epoch; left out for a worker of an earlier supervisor.
+    # Seconds since the epoch; missing for a worker that an earlier supervisor has started.
     placed_at: float | None = None
 
 
@@ -75,7 +75,7 @@ class Details(Described):
     preload_problem: str
     certificate_expires: str | None
     failure: ErrorEntry | None
-    # False if the output is not in files on this machine, else left out.
+    # False if the output is not in files on this machine, else missing.
     log_files: bool | None = None
     # A WorkerStacks: the stacks of the last worker that hung or was not ready in time.
     stacks: Table | None = None

@@ -32,7 +32,7 @@ _STREAM = int(socket.SOCK_STREAM)
 _PROTOCOLS = (0, int(socket.IPPROTO_TCP))
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
 
-INLINE_BYTES = 46 * 1024  # base64 adds a third
+INLINE_BYTES = 46 * 1024  # base64 adds a third to this
 MOST_BYTES = 2**20
 MOST_HOPS = 3
 LONGEST_ALIAS = 255  # in characters
@@ -67,7 +67,7 @@ class Connection(socket.socket):
     since) for the next request: a time of the monotonic clock, or None for the usual limit from now on.
     """
 
-    # Plain numbers: converting them to socket's enumerations takes a tenth of a handover's time.
+    # Plain numbers, because converting them to enumeration members takes a tenth of a handover's time.
     family = socket.SocketType.family  # type: ignore[assignment]
     type = socket.SocketType.type  # type: ignore[assignment]
 

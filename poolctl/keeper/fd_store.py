@@ -6,7 +6,7 @@ holds any of them (`Store.holds_work`).
 
 from __future__ import annotations
 
-# Passed to the pool when it starts.
+# Descriptors passed to the pool when it starts.
 CONTROL, LIFELINE, INHERITED = "control", "lifeline", "inherited"
 # Links to helper processes, and the record of the logger's move in progress. Zygotes (per interpreter, and per
 # application) belong to the version that started them.

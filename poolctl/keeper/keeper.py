@@ -230,7 +230,7 @@ class Donor(Channel):
             signal_process(self._pid, self._start, signal.SIGKILL)
             self._restart_watchdog(now)
         elif self._watchdog.is_late:
-            # It may have been stopped.
+            # The supervisor may have been stopped.
             signal_process(self._pid, self._start, signal.SIGCONT)
         elif self._watchdog.should_ping(now, early=early):
             self.send({"event": "ping"})
@@ -335,7 +335,7 @@ class Signals:
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGCHLD, *ENDING):
             signal.signal(number, lambda *_: None)
-        # They were blocked during execve.
+        # These signals were blocked during execve(2).
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def fileno(self) -> int:
@@ -773,7 +773,7 @@ class Keeper:
                 self._start_supervisor()
                 self._shutdown.over = self._shutdown.over or self.store.get(fd_store.CONTROL) is None
             return
-        # SIGCHLD reports the exit of a supervisor; the exit of another client shows only as a closed connection.
+        # The exit of a supervisor is also reported by SIGCHLD, that of another client only by the closed connection.
         self._detach()
         self._shutdown.over = self._shutdown.over or not self._supervisor.command
 
@@ -813,7 +813,7 @@ def main() -> None:
             keeper.attach(wire.over(int(argument)))
         keeper.run()
     except BaseException:
-        import traceback  # rarely needed
+        import traceback  # imported late, because it is rarely needed
 
         with open(os.path.join(directory, "supervisor.log"), "a") as log:
             traceback.print_exc(file=log)

@@ -58,7 +58,7 @@ class Reaper:
         if is_child(pid) or self.watcher.watch(pid, start):
             return None
         if any(report["pid"] == pid for report in self.unacknowledged):
-            return None  # it was a child, whose report has the exit status
+            return None  # a child is reported elsewhere, with its exit status
         kill_rest(pid, start)
         return self._report(pid, None, None)
 
@@ -133,7 +133,7 @@ class Watcher:
         try:
             fd = os.pidfd_open(pid)
         except OSError as error:
-            # The pid may already have been reused as a thread id of another process.
+            # EINVAL: the pid may already have been reused as a thread id of another process.
             if error.errno not in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
                 raise
             return False

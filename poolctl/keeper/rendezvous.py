@@ -26,12 +26,12 @@ Answer = tuple[wire.Message, list[int]]
 
 def bind(directory: str, kind: str) -> tuple[socket.socket, str]:
     """A bound non-blocking socket, not listening yet, and its path. Raises OSError."""
-    # Not longer than the control socket's path, whose length was checked.
+    # The path is not longer than the control socket's, whose length was checked.
     path = f"{directory}/{kind}.{os.urandom(4).hex()}"
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
     try:
         with contextlib.suppress(OSError):
-            os.mkdir(directory, 0o700)  # it was removed meanwhile
+            os.mkdir(directory, 0o700)  # the directory was removed meanwhile
         sock.bind(path)
     except BaseException:
         sock.close()

@@ -192,7 +192,7 @@ def rotate_if_large(path: str) -> None:
 def _keep_old(fd: int, path: str) -> None:
     left_out = os.fstat(fd).st_size - MAX_SIZE_BYTES
     kept = os.pread(fd, MAX_SIZE_BYTES, left_out)
-    import re  # rarely needed
+    import re  # imported late, because it is rarely needed
 
     kept = re.sub(rb"^(.*\n)\1+", _counted, kept[kept.find(b"\n") + 1 :], flags=re.MULTILINE)
     with open(path, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as old:

@@ -20,7 +20,7 @@ from typing import TypeVar
 from poolctl.runners.runner_protocol import Runner
 from poolctl.selection.matcher_client import close_matcher
 
-# One lock for every pool of the process. It is held for a few dictionary operations, so that sharing it costs nothing;
+# One lock for all pools of the process. It is held for a few dictionary operations only, so sharing it costs nothing;
 # two pools that are merged into each other cannot deadlock; and a fork holds it, so that a child never inherits it
 # locked by a thread that it lacks.
 LOCK = threading.RLock()
@@ -53,7 +53,7 @@ class Engine:
         return f"<Engine {len(self._tasks)} tasks>"
 
     def _live(self) -> None:
-        # Run to completion of one main task: anyio ties the life of its worker threads to such a task.
+        # There is one main task, because anyio's worker threads live as long as the main task.
         with asyncio.Runner() as runner:
             self.loop = runner.get_loop()
             self._over = asyncio.Event()
@@ -206,7 +206,7 @@ def _finish_current() -> None:
 
 
 def _forget_in_child() -> None:
-    # The thread is not there after a fork. Its loop must not be collected either: closing it would take the parent's
+    # The thread does not exist after a fork. Its loop must be kept, because closing it would remove the parent's
     # descriptors out of the epoll object that both share.
     global _current, epoch
     epoch += 1
@@ -217,5 +217,5 @@ def _forget_in_child() -> None:
 
 os.register_at_fork(before=LOCK.acquire, after_in_parent=LOCK.release, after_in_child=LOCK.release)
 os.register_at_fork(after_in_child=_forget_in_child)
-# Before threads are joined, not after: an application's own worker threads end only with the loop.
+# Called before threads are joined, because an application's own worker threads end only with the loop.
 getattr(threading, "_register_atexit", atexit.register)(_finish_current)

@@ -151,7 +151,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     is raised, and not tried again.
     """
 
-    _started = False  # and not stopped since
+    _started = False  # whether the pool was started and not stopped since
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def _set_up(self, shared: Shared, seen_of: Pool | None = None) -> None:
         self._shared = shared
         self._is_view = seen_of is not None
-        self._source_pool = self if seen_of is None else seen_of  # the pool itself, where this is a view
+        self._source_pool = self if seen_of is None else seen_of  # the original pool, if this is a view
         self._servers: dict[str, Server] = {}
         self._own: set[Server] = set()  # for a view: the servers that were stored in it, not in its pool
         self._ports = UsedPorts()
@@ -192,7 +192,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         kind = "view of " if self._is_view else ""
         return f"<Pool {kind}{len(servers)} server{'s' * (len(servers) != 1)}, {running} running>"
 
-    # A mapping. Iterations are over a snapshot, so that others may change the pool meanwhile.
+    # Methods of a mapping. Iterators use a snapshot, so that the pool may be changed meanwhile.
 
     def __getitem__(self, bind: str) -> Server:
         server = self.load(bind)
@@ -225,14 +225,14 @@ class Pool(Mapping[str, Server], StartAndStop):
         """The server with that address, in constant time; None for an unknown or invalid address."""
         try:
             return self._servers.get(bind) or self._servers.get(_key(bind))
-        except TypeError:  # not even hashable
+        except TypeError:  # it is not hashable
             return None
 
     def has(self, bind: str) -> bool:
         """Whether there is a server with that address."""
         return self.load(bind) is not None
 
-    # Coming and going.
+    # Adding and removing servers.
 
     def store(self, server: Server) -> None:
         """Add the server. A server with the same address is replaced, and ordered to stop if it runs.
@@ -265,7 +265,7 @@ class Pool(Mapping[str, Server], StartAndStop):
                 if not self._holds(server):
                     self._own.add(server)
             else:
-                server._shared = self._shared  # from its next start on
+                server._shared = self._shared  # has effect from its next start on
                 if old is not None:
                     self._stop_removed([old])
 
@@ -314,7 +314,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         with LOCK:
             server = self.load(bind)
             if server is not None:
-                # In a view it may have another address than when it was put there.
+                # In a view a server is stored by the address that it had when it was added.
                 del self._servers[bind if bind in self._servers else _key(bind)]
                 self._ports.count(server.config.address, -1)
                 if not self._is_view:
@@ -371,7 +371,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def _endings(self) -> set[concurrent.futures.Future[None]]:
         context = self._shared.context
         if context is not None and context.cancelled:
-            context.cancel()  # setting its event has ordered them to stop, whether its watcher has seen it or not
+            context.cancel()  # its event has ordered them to stop, even if its watcher has not noticed it yet
         with LOCK:
             self._departed = {handle for handle in self._departed if handle.stops or handle.ending}
             present = [handle for each in self._servers.values() if (handle := live_handle(each)) is not None]
@@ -386,7 +386,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         if errors:
             raise PoolStopError(f"{len(errors)} servers did not stop", errors)
 
-    # Looking.
+    # Searching and reading servers.
 
     def walk(self, fn: Visit) -> bool:
         """Call ``fn(bind, server)`` for each server until it returns False. Returns whether all were visited.
@@ -634,7 +634,7 @@ def _health_of(server: Server) -> RouteHealth:
 def _observed(servers: Iterable[Server]) -> Iterable[ObservedServer]:
     names: dict[str, int] = {}
     for server in servers:
-        # A pool may have two servers of one name, and a sample must not appear twice.
+        # Several servers of a pool may have the same name, but the labels of samples must be unique.
         number = names[server.name] = names.get(server.name, 0) + 1
         handle = live_handle(server)
         yield ObservedServer(
@@ -736,7 +736,7 @@ class HotReload:
         self._runs = runs
         self._errors: list[ServerError] = []
         self._to_start: list[Server] = []
-        self._live: set[Server] = set()  # of these the running workers take the change over
+        self._live: set[Server] = set()  # servers whose running workers apply the change
         self._certificates: list[Server] = []
         self._beside: list[Handle] = []
         self._stops: set[concurrent.futures.Future[None]] = set()
@@ -898,7 +898,7 @@ class PoolConfig(Configuration):
                 f"an environment is a mapping, and this is {env!r}", hint="load([one, other])"
             )
         config = cls()
-        # A configuration of files has the same state, and no context.
+        # A PoolConfig has the same attributes as a Configuration.
         vars(config).update(vars(load(paths, env)))
         return config
 

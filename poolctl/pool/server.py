@@ -47,9 +47,9 @@ from .loop_thread import LOCK
 
 Handler = Callable[[], Mapping[str, object]]
 
-# The keys of the default handler in golib, whose configurations load unchanged.
+# The keys of the default handler in golib, whose configuration files can be loaded unchanged.
 _KEYLESS = ("", "default")
-# How long the watching of an event outlives the servers that it was for; setting the event wakes it at once.
+# How long an event is still watched after its last server has gone; setting the event ends the wait at once.
 _LINGER_SECONDS = 5.0
 
 
@@ -88,7 +88,7 @@ class PoolContext:
         """Call `end` when the context is cancelled, or at once if it already is."""
         with LOCK:
             self._endings[key] = end
-            if self._watcher is None or not self._watcher.is_alive():  # it does not survive a fork
+            if self._watcher is None or not self._watcher.is_alive():  # no thread survives a fork
                 self._watcher = threading.Thread(target=self._watch, name="poolctl-context", daemon=True)
                 self._watcher.start()
         if self.stop.is_set():
@@ -141,7 +141,7 @@ class Shared:
         if config.disabled:
             raise _problem(config, "is disabled", "take `disabled = true` out of its configuration")
         if config.every is not None and self.runner is None:
-            # Its first run, which may be hours away, would be the first to fail.
+            # Raised now, because otherwise its first run would fail, perhaps hours later.
             raise _problem(config, "`every` cannot be honoured inside this process", _RUNS_ELSEWHERE)
         found: dict[str, object] = {}
         if config.tls is True:
@@ -261,7 +261,7 @@ def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
 DEFAULT_PORT_RANGE = "20000-29999"
 
 _NO_POOL = Shared()
-# The ports that were chosen for `auto` and perhaps are not bound yet: two servers made one after the other differ.
+# Ports chosen for `auto` that may not be bound yet, so that no other server gets the same one.
 _chosen_ports: set[int] = set()
 
 
@@ -325,8 +325,8 @@ class Server(StartAndStop):
     default TLS comes from the pool that stores it.
     """
 
-    # 100,000 of them are a use case: only started servers have a handle. Name and expose are copied from the
-    # configuration for filters.
+    # Small, because a pool may have 100,000 servers: only started ones have a handle. Name and expose are copied from
+    # the configuration for filters.
     __slots__ = ("__weakref__", "_config", "_expose", "_handle", "_name", "_shared")
 
     def __init__(self, config: ServerConfig) -> None:
@@ -524,7 +524,7 @@ class Snapshot:
     pids: tuple[int, ...] = ()
     endpoints: tuple[str, ...] = ()
     ready_since: float | None = None  # monotonic
-    config: ServerConfig | None = None  # the server's own, under which it runs
+    config: ServerConfig | None = None  # the server's own configuration with which it runs
 
 
 class Handle:
@@ -543,17 +543,17 @@ class Handle:
         self.availability = Availability()
         self.host: Host | None = None
         self.entry: Entry | None = None
-        self.orders = 0  # under way
+        self.orders = 0  # the number of orders in progress
         self.awaiting: set[object] = set()  # the orders that wait for it to be ready
         self.stops: set[Future] = set()  # the orders that stop it
-        self.ending: set[concurrent.futures.Future[Any]] = set()  # what `Pool.join` awaits besides
-        self.context: PoolContext | None = None  # which ends it
+        self.ending: set[concurrent.futures.Future[Any]] = set()  # further futures that `Pool.join` awaits
+        self.context: PoolContext | None = None  # the context that ends the server
         # Pairs: a configuration given to the core, and the user's configuration from which it was made.
         self.config_sources: list[tuple[ServerConfig, ServerConfig]] = []
-        # For its metrics: from its forgotten entries, and from its workers that have ended.
+        # Totals for metrics, from forgotten entries and ended workers.
         self.restarts = self.failures = self.wakes = 0
         self.ended = [0] * tally.COUNTED
-        self.usages: dict[int, Usage] = {}  # by pid
+        self.usages: dict[int, Usage] = {}  # the resource usage by pid
         self._clock = server._shared.clock
 
     def __repr__(self) -> str:
@@ -845,8 +845,8 @@ def live_handle(server: Server) -> Handle | None:
     return handle if handle is not None and handle.epoch == loop_thread.epoch else None
 
 
-# The host of each runner on the current engine. None of these may hold a runner, or it would never go: its host holds
-# it, and is held by its servers while they run.
+# The host of each runner on the current engine, held by its running servers. It holds the runner, so nothing else here
+# may hold a runner, or it would never be freed.
 _hosts: weakref.WeakValueDictionary[int, Host] = weakref.WeakValueDictionary()
 _tied: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = weakref.WeakKeyDictionary()
 
@@ -860,7 +860,7 @@ def host_of(shared: Shared) -> Host:
 
         runner = current.own_runner = current.own_runner or InlineRunner()
     elif _tied.get(runner) is not current:
-        # It may be tied to the loop, on which its user may call it as well.
+        # A runner may belong to this loop, because its user may call it there as well.
         _tied[runner] = current
         current.hold()
         weakref.finalize(runner, current.release).atexit = False
@@ -871,9 +871,9 @@ def host_of(shared: Shared) -> Host:
 
 
 Timeout = float | timedelta | str | None
-# Whether a pool has a server: an order skips the servers that have left it, and those that are disabled.
+# Whether a pool has a server: an order skips servers that have left the pool or are disabled.
 Holds = Callable[["Server"], bool]
-# How long the workers of an abandoned start are waited for, which are killed.
+# Maximum wait for the end of workers that are killed because their start was abandoned.
 _KILL_SECONDS = 5.0
 
 
@@ -891,7 +891,7 @@ async def stop(servers: Sequence[Server], limit: float | None) -> None:
     """Stop the servers, each before its dependencies; return when all have ended. Raises PoolStopError."""
     future = order_stop([handle for server in servers if (handle := live_handle(server)) is not None], limit)
     if future is not None:
-        # A caller that gives up waiting leaves no server half stopped.
+        # Shielded, so that no server is left half stopped if the caller gives up waiting.
         await asyncio.shield(asyncio.wrap_future(future))
 
 
@@ -902,7 +902,7 @@ def order_stop(
     if not handles:
         return None
     with LOCK:
-        # At once on the engine's thread, so that a start that is ordered afterwards finds the servers stopping.
+        # On the engine's thread at once, so that a start ordered afterwards finds the servers stopping.
         begun = _begin_stop(handles, limit) if loop_thread.is_own_thread() else None
         future = loop_thread.submit(_stop(handles, limit, begun))
         for handle in handles:
@@ -924,7 +924,7 @@ def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Go
             hosts.setdefault(handle.host, {})[handle] = handle.entry.name
     goals: list[tuple[Goal, Handle]] = []
     for host, names in hosts.items():
-        # Servers that are stopped together end in the order of their dependencies, however they were started.
+        # Servers stopped together end in the order of their dependencies, even if started without them.
         for handle, needed in dependencies_among(list(names), names).items():
             host.relate(handle, needed)
         entries = [handle.entry for handle in names if handle.entry is not None]
@@ -955,9 +955,9 @@ async def _stop(
 class _PendingServer:
     server: Server
     handle: Handle
-    config: ServerConfig  # as its pool furnishes it; its own when it cannot be started
+    config: ServerConfig  # completed by its pool; the server's own if it cannot be started
     startable: bool
-    live: bool = False  # its workers take the configuration over
+    live: bool = False  # whether its workers apply the configuration without a restart
 
     @property
     def entry(self) -> Entry:
@@ -988,7 +988,7 @@ class StartOrder:
         self._kind = kind
         self._live = live
         self._beside = beside
-        # The names of servers that others of them depend on.
+        # The names of servers on which others depend.
         self._dependency_names = {
             dependency.name for server in servers for dependency in server.config.depends_on
         }
@@ -1025,7 +1025,7 @@ class StartOrder:
     def _is_held(self, server: Server) -> bool:
         return self._holds is None or self._holds(server)
 
-    # Asking the core.
+    # Orders to the core.
 
     def _prepared(self) -> list[_PendingServer]:
         found: list[_PendingServer] = []
@@ -1043,7 +1043,7 @@ class StartOrder:
                     self._stops.append(future)
                     continue
             elif handle.entry is None and handle.observed.ready and self._kind is PoolStartError:
-                continue  # a job that is done
+                continue  # the job has already ended
             else:
                 try:
                     config = server._shared.prepare(config)
@@ -1129,7 +1129,7 @@ class StartOrder:
         elif changed or not (entry.wanted and entry.ready):
             core.start(entry, ignore_dependencies=self._holds is None, retries=entry.sleepy, after_stop=True)
 
-    # Waiting for it.
+    # Waiting for the outcome.
 
     async def _wait(self, ordered: Sequence[_PendingServer], goals: dict[Host, Goal]) -> None:
         try:
@@ -1152,7 +1152,7 @@ class StartOrder:
         if not waits and (each.entry.failed or each.entry.settled):
             return False
         handle.host.core.abandon(each.entry, problem)
-        return not waits  # the stop that it waits for continues
+        return not waits  # otherwise it waits for the stop in progress
 
     async def _conclude(self, ordered: Sequence[_PendingServer], goals: dict[Host, Goal]) -> None:
         abandoned: dict[Host, list[Entry]] = {}

@@ -23,11 +23,11 @@ def main() -> None:
         from .takeover_trial import check, try_takeover_by
 
         sys.exit(check(sys.argv[2:]) if sys.argv[1] == CHECK else try_takeover_by(*sys.argv[2:]))
-    # Imports make no garbage: collections take a tenth of their time.
+    # Imports create no garbage, and collection would take a tenth of their time.
     gc.disable()
     directory, *files = (argument for argument in sys.argv[1:] if argument not in (CALM, READS))
     log = os.path.join(directory, "supervisor.log")
-    # It loads libraries while this process loads the rest of its own.
+    # Started first, so that it loads its libraries while this process loads the rest of its own.
     reader = ChildProcess(reader_command(), output=log) if READS in sys.argv else None
     make_room_for_descriptors()
     import asyncio
@@ -37,7 +37,7 @@ def main() -> None:
 
     from .supervisor import Supervisor
 
-    # A full collection blocks the loop for 10 ms, and there is hardly any garbage: rarely.
+    # Rarely, because a full collection blocks the loop for 10 ms and finds hardly any garbage.
     gc.set_threshold(*_GARBAGE)
     gc.enable()
     gc.freeze()

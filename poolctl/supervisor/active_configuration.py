@@ -57,7 +57,7 @@ _ADD_SECONDS = 30.0
 _STALLED_SECONDS = 20.0
 _STALLED_CHECKS = 20
 _LONGEST_LINE = 200
-_LINE = re.compile(rb"poolctl ([0-9A-Za-z.+?-]+) ([0-9]{1,9})")  # so less than a gigabyte
+_LINE = re.compile(rb"poolctl ([0-9A-Za-z.+?-]+) ([0-9]{1,9})")  # nine digits: less than a gigabyte
 
 Outside = tuple[list[dict[str, Any]], list[str]]
 _USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
@@ -100,7 +100,7 @@ async def _answer(process: ChildProcess) -> Any:
         raise ReaderFailed(message, "poolctl upgrade", installed)
     content = await process.exactly(int(match[2]))
     try:
-        # In a thread, so that the loop continues.
+        # In a thread, so that the event loop is not blocked.
         return await asyncio.to_thread(_decoded, content)
     except Exception as error:
         hint = "if poolctl is being installed at this moment, try again"
@@ -120,7 +120,7 @@ async def _unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: flo
     answering = asyncio.ensure_future(answer)
     used_ns, stalled_checks = None, 0
     try:
-        # Counts checks instead of seconds, because a pause of the whole machine has no checks.
+        # Counts checks instead of seconds, because no checks are made while the whole machine is paused.
         while stalled_checks < _STALLED_CHECKS:
             await asyncio.wait({answering}, timeout=stalled_seconds / _STALLED_CHECKS)
             if answering.done():
@@ -167,7 +167,7 @@ class ConfigurationReader:
         self._stalled_seconds = stalled_seconds
         self._child = ChildOnDemand(self._start, idle_seconds, process)
         self._number = 0
-        # The requests whose results the process keeps, by number, with the contents of the files at that time.
+        # By number: the requests whose results the process keeps, and the contents of the files at that time.
         self._readings: dict[int, tuple[tuple[object, ...], dict[str, str]]] = {}
 
     async def read(
@@ -252,7 +252,7 @@ class ConfigurationReader:
                 silent = f"the process that reads the files has not answered for {seconds:g} s"
                 raise ReaderFailed(silent, f"try again; see {self._log}") from None
             except ChildEnded as ended:
-                # A process that has answered before may have ended long ago.
+                # A process that has answered earlier requests may have ended long ago, which is no failure.
                 if not ended.process.has_answered:
                     killed = ended.status is not None and ended.status < 0
                     if was_killed or not killed:
@@ -318,11 +318,11 @@ class ActiveConfiguration:
         # The ports that other programs took while the pool was stopped, and those chosen instead, by server.
         self.moved_ports: dict[str, tuple[int, int]] = {}
         self.problems: list[ErrorEntry] = []
-        self.exit_code = INVALID_CONFIGURATION  # of a command, where there are problems
+        self.exit_code = INVALID_CONFIGURATION  # the exit code of commands while there are `problems`
         self.environments = environments
-        self.turn = asyncio.Lock()  # one reload at a time
+        self.turn = asyncio.Lock()  # held during a reload: one at a time
         self.tables = Tables()
-        self.marks: Marks | None = None  # of the files as they were read; None if unknown
+        self.marks: Marks | None = None  # the state of the files when they were read; None if unknown
         self._followers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
         self._own_sockets = OwnSockets(os.path.join(state_directory, "programs.json"))
@@ -333,14 +333,14 @@ class ActiveConfiguration:
         self._surroundings = Surroundings()
         self._port_range = (0, 0)
         self._saved_revision = -1
-        self._reading: asyncio.Future[list[ServerConfig]] | None = None  # of the files for the first time
+        self._reading: asyncio.Future[list[ServerConfig]] | None = None  # the first reading of the files
 
     async def taken_over(self) -> list[ServerConfig] | None:
         """The servers of the previous supervisor's configuration; None if there was no previous supervisor."""
         stored = await self._store.configuration()
         if stored is None:
             return None
-        self.close()  # of the first start
+        self.close()  # only a first start needs the reading process
         self.name, self.placed, self.missing = stored.name, stored.placed, set(stored.missing)
         self._surroundings, self._port_range = stored.surroundings, stored.port_range
         self._environment = stored.environment
@@ -594,7 +594,7 @@ class ActiveConfiguration:
             if worker.config is not entry.config
         }
         for entry in entries:
-            # Also the certificates of workers that begin soon.
+            # Include the certificates of workers that are about to begin.
             if (canary := entry.desired.canary) is not None and canary.is_apart:
                 ids = (f"{entry.name}.{canary.generation}.{index}" for index in range(canary.count))
                 placed |= dict.fromkeys(ids, canary.config)
@@ -652,7 +652,7 @@ class OwnSockets:
 
 
 def _digest(server: ServerConfig) -> str:
-    import hashlib  # with OpenSSL: for few commands
+    import hashlib  # imported late: it loads OpenSSL, and few commands need it
 
     return hashlib.sha256(json.dumps(server.command).encode()).hexdigest()
 

@@ -38,7 +38,7 @@ class PartSite(NamedTuple):
     totals: Totals
     store: StateStore
     parts: FeatureParts
-    over: asyncio.Event  # set when the supervisor ends: streamed answers end
+    over: asyncio.Event  # set when the supervisor ends, which ends streamed answers
 
 
 class FeaturePart:

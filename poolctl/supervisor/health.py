@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from poolctl.config import Recovery
 
 LAST_LINES = 10
-_MOST_STACKS = 3  # of workers that are recovered together
+_MOST_STACKS = 3  # the number of stacks in the report about workers recovered together
 LIVENESS, HEARTBEAT, MEMORY = "liveness", "heartbeat", "memory"
 _ALL = "all"
 FIRST_SECONDS = 2.0
@@ -46,7 +46,7 @@ INTERVAL_SECONDS = 30.0
 # A worker near its limit is measured more often.
 NEAR_SECONDS = 5.0
 _NEAR = 0.75
-# Workers due within this time are asked together: a wake-up costs more than a heartbeat.
+# Workers due within this time get their heartbeats together, because a wake-up costs more than a heartbeat.
 TOGETHER_SECONDS = 0.5
 # A timer that fires later than this shows that this process, or the machine, was paused.
 _PAUSED_SECONDS = 1.0
@@ -195,8 +195,8 @@ class WorkerRecovery:
         self._events = events
         self._chance = chance or Random()
         self._cases: dict[str, Case] = {}
-        self._reading: dict[int, asyncio.Task[list[str]]] = {}  # of the last lines, by the id of the report
-        self._taking: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # of stacks, by the id of the worker
+        self._reading: dict[int, asyncio.Task[list[str]]] = {}  # reading last lines, by the report's id
+        self._taking: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # reading stacks, by the worker's id
         core.health.unhealthy.add(lambda entry, worker, reason: self.notice(entry, worker, LIVENESS, reason))
         core.listeners.add(self.look)
 
@@ -338,7 +338,7 @@ class WorkerRecovery:
             report["stacks"] = taken[:_MOST_STACKS]
             report["sentences"] = [each.sentence for each in problems]
         if self._core.runner.capabilities.logs is not None:
-            # Read while the recovery goes on; its event waits for them.
+            # Read during the recovery; its event is recorded once they have been read.
             reading = asyncio.ensure_future(last_lines(self._core.runner, entry.name, LAST_LINES, placed_at))
             self._reading[id(report)] = reading
             reading.add_done_callback(lambda _: self._take_lines(entry, report, reading))
@@ -347,7 +347,7 @@ class WorkerRecovery:
     def _take_lines(self, entry: Entry, report: Table, reading: asyncio.Task[list[str]]) -> None:
         del self._reading[id(report)]
         report["lines"] = [] if reading.cancelled() else reading.result()
-        self._core.touch(entry)  # part of its record
+        self._core.touch(entry)  # the recoveries are part of the entry's record
 
     def _conclude(self, entry: Entry) -> None:
         found = _outcome(entry)
@@ -532,8 +532,8 @@ class HeartbeatState:
     def __init__(self, entry: Entry, worker: Worker) -> None:
         self.entry = entry
         self.worker = worker
-        self.asked_at: float | None = None  # monotonic; None: nothing is unanswered
-        self.is_idle = False  # it was, when it was last checked
+        self.asked_at: float | None = None  # the monotonic time of an unanswered heartbeat
+        self.is_idle = False  # whether the last check found it idle
 
 
 class Heartbeat:
@@ -570,7 +570,7 @@ class Heartbeat:
                 known = self._states.get(worker.id)
                 if known is None or known.worker is not worker:
                     state = self._states[worker.id] = HeartbeatState(entry, worker)
-                    # Spread, so that a thousand that became ready together are not always asked together.
+                    # Spread at random, so that workers that became ready together are not always asked together.
                     self._schedule(state, self._clock.monotonic() + interval * self._chance.random())
 
     def _schedule(self, state: HeartbeatState, when: float) -> None:
@@ -592,7 +592,7 @@ class Heartbeat:
         """Send heartbeats to all workers that are due."""
         now = self._clock.monotonic()
         if now - self._timer_at > _PAUSED_SECONDS:
-            # Workers asked before the pause had no more time than this process.
+            # The pause does not count as time for an answer: the workers were probably paused too.
             self._awake_since = now
         again = []
         while self._due and self._due[0][0] <= now + TOGETHER_SECONDS:
@@ -600,7 +600,7 @@ class Heartbeat:
             when = self._ask(state, now)
             if when is not None:
                 again.append((state, when))
-        # One timer for all of them, set once.
+        # Added after the loop, so that the common timer is set only once.
         for state, when in again:
             self._number += 1
             heappush(self._due, (when, self._number, state))
@@ -628,10 +628,10 @@ class Heartbeat:
                 state.is_idle = True
                 return aligned(now, interval)
             if state.is_idle:
-                # Not at the common time of idle workers: a thousand that became busy must not be asked together.
+                # Not at the common time of idle workers, so that a thousand that became busy are not asked together.
                 interval *= self._chance.random()
             state.is_idle = False
-            # A worker that has just been forked does not answer heartbeats yet, so it is not stuck.
+            # A newly forked worker does not answer heartbeats yet, and is not considered stuck.
             if not (self._beats.beaten_ns(placement) and self._beats.beat(placement, int(now * _NS))):
                 return now + interval
             state.asked_at = now
@@ -646,7 +646,7 @@ class Heartbeat:
             f"the event loop of worker {_worker_name(worker)} has been stuck for {format_duration(seconds)}"
         )
         self._record(entry, worker, "heartbeat lost", seen, severity="error")
-        # Before the recovery: a worker that is being stopped no longer counts for its server's health.
+        # Recorded before the recovery, because a worker that is being stopped no longer counts for its server's health.
         self._core.health.look(entry)
         self._recovery.notice(entry, worker, HEARTBEAT, seen)
 

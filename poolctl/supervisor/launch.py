@@ -51,7 +51,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
     if problem:
         raise ControlError(f"the pool cannot be started: {problem}", exit_code=FAILED, hint=fix)
     _check_open_files(files, env)
-    # Two starts at once: the second waits here, and finds the first one's supervisor.
+    # Of two concurrent starts the second waits here, and then finds the supervisor of the first.
     pool_directory, lock = _locked(env, pool_paths.pool_key(files[0]))
     path = f"{pool_directory}/{pool_paths.SOCKET_NAME}"
     try:
@@ -109,7 +109,7 @@ def _open_files_needed(files: Sequence[str], env: Mapping[str, str]) -> str:
 def _launch(
     files: Sequence[str], pool_directory: str, path: str, env: Mapping[str, str], lifeline: bool
 ) -> Launched:
-    # Guessed: the supervisor, which parses the files, replaces a zygote that lacks the wrong variables.
+    # A guess, because only the supervisor parses the files: it replaces a zygote that lacks the wrong variables.
     without = sorted({*variables_named_in(files), pool_paths.ACCESS_LOG_VARIABLE} & env.keys())
     programs = _programs(files, pool_directory, env, without)
     with contextlib.ExitStack() as ours, contextlib.ExitStack() as if_failed:

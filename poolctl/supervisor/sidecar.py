@@ -25,7 +25,7 @@ UP_SECONDS = 30.0
 _ENDS_SECONDS = 10.0
 _FIRST_PAUSE_SECONDS = 0.2
 _LONGEST_PAUSE_SECONDS = 30.0
-# This many exits within the time below indicate a fault that a restart does not fix.
+# If this many exits occur within the time below, restarting does not help.
 _UNSTABLE_ENDS = 3
 _UNSTABLE_SECONDS = 600.0
 
@@ -49,7 +49,7 @@ class SidecarProcess(Receiver):
         self.began = asyncio.get_running_loop().time()
         self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watched: ProcessWatchdog | None = None
-        # The exit is reported soon, not at once: the first message may find the link lost already.
+        # The exit is not reported at once: the link may be found lost by the first message that is sent.
         self.link = Link(sock, self)
         self._watched = ProcessWatchdog(self.link, known, f"{self.label}'s process")
 
@@ -137,12 +137,12 @@ class SidecarManager:
     label: ClassVar[str]
     entry: ClassVar[str]  # the link's name in the keeper's store
     first_pause_seconds: ClassVar[float] = _FIRST_PAUSE_SECONDS
-    calm_seconds: ClassVar[float] = 60.0  # one that has lived longer is started again after the first pause
+    calm_seconds: ClassVar[float] = 60.0  # after a longer life the process is restarted after the first pause
 
     def __init__(self, keeper: Link, events: Events) -> None:
         self.problem = ""
         self.failures: tuple[ServerError, ...] = ()  # why part of the configuration is not in force
-        self.restarts = 0  # how often its process has ended by itself
+        self.restarts = 0  # the number of exits of its process that were not ordered
         self._ends: deque[float] = deque(maxlen=_UNSTABLE_ENDS)
         self._keeper = keeper
         self._events = events
@@ -150,9 +150,9 @@ class SidecarManager:
         self._pause_seconds = self.first_pause_seconds
         self._turn = asyncio.Lock()
         self._work: set[asyncio.Task[None]] = set()
-        self._changed = asyncio.Event()  # replaced on each change
-        self._tried = asyncio.Event()  # whether it can listen is known
-        # How often it was configured, and which of these times was the last that was settled, or could not be.
+        self._changed = asyncio.Event()  # set and replaced at each change
+        self._tried = asyncio.Event()  # set once it is known whether it can listen
+        # The number of configurations so far, and the number of the last one that was applied or has failed.
         self._configured_times = self._attempted_times = 0
         self._retry: asyncio.TimerHandle | None = None
         self._over = False

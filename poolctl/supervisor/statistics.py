@@ -43,15 +43,15 @@ from poolctl.worker.tally import Counts
 from .takeover.state_store import EncodedTable, StateStore
 from .verbs.verb import Call, complaint_of, items, selected
 
-# Of a server whose routes change often, the oldest are forgotten.
+# Maximum number of routes remembered for one server; the oldest are forgotten.
 _MOST_ROUTES = 1000
 KEPT = 60
 SETTLED_SECONDS = 0.015
 WATCHED_SECONDS = 60.0
-_WINDOW = 5  # intervals over which current rates and latencies are taken
-# The time that one sample may spend on memory; the other processes follow in the next one.
+_WINDOW = 5  # the number of intervals over which current rates and latencies are computed
+# Maximum time that one sample spends on reading memory; remaining processes are read in the next sample.
 _SAMPLE_SECONDS = 0.02
-# Unknown for programs, whose requests poolctl does not see, and if the runner has no counters.
+# The figures that are unknown for programs, whose requests poolctl does not see, and without the runner's counters.
 _UNCOUNTED: Table = dict.fromkeys(
     ("requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
      "connections", "connections_total", "websockets"),
@@ -70,14 +70,14 @@ class Totals:
         self._counters = counters = core.runner.capabilities.counters
         self._store = store
         self._counts: dict[str, Counts] = {}
-        self._passed: dict[str, dict[int, int]] = {}  # see tally.passed
+        self._passed: dict[str, dict[int, int]] = {}  # requests by route (see tally.by_route)
         self._wakes: dict[str, int] = {}
         self._added: set[str] = set()
         self._availability: dict[str, Availability] = {}
         self._changed = False
-        self._stale: set[str] = set()  # whose figures in the encoded tables are out of date
+        self._stale: set[str] = set()  # servers whose figures in the encoded tables are out of date
         self._encoded = {kind: EncodedTable() for kind in ("counts", "passed", "wakes", "availability")}
-        self._revision = -1  # of the servers for which the encoded tables hold figures
+        self._revision = -1  # the revision of `Servers` for which the encoded tables hold figures
         if counters is not None:
             counters.add_up = self._add_up
         events.subscribe(self._heard)
@@ -117,7 +117,7 @@ class Totals:
     def availability(self, entry: Entry) -> Availability:
         """How long the server has been up and down, until now."""
         found = self._availability.setdefault(entry.name, Availability())
-        # Changes while there was no supervisor were not noted.
+        # Changes that happened without a supervisor have not been noted.
         state, health = entry.state, entry.health.value
         if (found.state, found.health) != (state, health):
             self._stale.add(entry.name)
@@ -141,7 +141,7 @@ class Totals:
         for name in self._stale:
             self._encode(name)
         self._stale.clear()
-        # Their pages are kept until this is stored, so that a crash in between adds nothing twice.
+        # The pages of ended workers are kept until the totals are stored, so that a crash adds nothing twice.
         added = self._counters.unsettled if self._counters is not None else []
         members = [b'"%s": %s' % (kind.encode(), table.content()) for kind, table in self._encoded.items()]
         self._store.save_totals(b'{%s, "added": %s}' % (b", ".join(members), json.dumps(added).encode()))
@@ -300,7 +300,7 @@ class Statistics:
         """The server's figures."""
         entry = seen.entry
         history = self._histories.setdefault(entry.name, History())
-        # On the first request there is no earlier sample: latencies are those since the start.
+        # Without an earlier sample, for the first request, latencies are computed since the start.
         watched = len(history.counts) > 1
         at, before = history.counts[0] if watched else (0.0, [0] * tally.COUNTED)
         seconds = self._core.clock.monotonic() - at
@@ -338,7 +338,7 @@ class Statistics:
 
     async def look(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
         """Measure the figures of the servers one by one; other tasks of the loop run in between."""
-        # Requests up to this moment are to be included, and workers write their counts a moment later.
+        # Wait, because workers write the counts of requests up to now a moment later.
         await asyncio.sleep(SETTLED_SECONDS)
         found = []
         for entry in entries:
@@ -353,7 +353,7 @@ class Statistics:
             self._usage.clear()
             self._histories.clear()
             return
-        # Set before the work, so that the intervals stay exact.
+        # Set before the sample is taken, so that intervals are exact.
         self._timer = asyncio.get_running_loop().call_later(INTERVAL_SECONDS, self._sample)
         pids, found = set(), []
         clock = self._core.clock

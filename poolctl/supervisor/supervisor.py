@@ -68,21 +68,21 @@ if TYPE_CHECKING:
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
-# By this time memory that a start of many servers needs briefly has been freed.
+# After this time the memory has been freed that the start of many servers needs briefly.
 _FREED_SECONDS = 10.0
-# Imported some time after the start: no health check is due at once, and the metrics may not be served.
+# Imported some time after the start, because no health check is due at once, and metrics may not be served at all.
 _LATE_MODULES = ("poolctl.supervisor.health", "poolctl.supervisor.observers.metrics_server")
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
-# A calm supervisor takes no action by itself for this long; after that another supervisor may try.
+# How long a calm supervisor takes no automatic action before a new supervisor is tried.
 _CALM_SECONDS = 300.0
 _AFTER_START_SECONDS = 1.0
 _BETWEEN_IMPORTS_SECONDS = 0.02
 _SIGNALLED = 128
 _LATE_PAUSES_SECONDS = (0.5, 0.5, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0)
 _CHECK_SECONDS = 1.0
-# For what inotify(7) does not report: a directory above was renamed.
+# The interval of checks for a change that inotify(7) does not report: a parent directory was renamed.
 _SELDOM_SECONDS = 60.0
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -107,7 +107,7 @@ class Supervisor(Receiver, CoreEvents):
         self._ending = self._terminating = self._terminated = self._mandatory_failed = False
         # The commands of the keeper and supervisor that take over when this process ends.
         self._replacement: tuple[list[str], list[str]] | None = None
-        self._orders: set[asyncio.Task[object]] = set()  # of clients that left before the pool had begun
+        self._orders: set[asyncio.Task[object]] = set()  # commands of clients that left too early
         self._metrics: MetricsAddress | None = None
         self._is_recording = False
         self._service: Service | None = None
@@ -131,7 +131,7 @@ class Supervisor(Receiver, CoreEvents):
             self._exit_reported(report)
         if self._terminating:
             self._terminate()
-        # From now on the keeper can be replaced from the state in this process.
+        # From now on this process knows everything that a replacement of the keeper needs.
         with contextlib.suppress(LinkLost):
             await keeper.complete()
             keeper.send({"op": "adopted"})
@@ -141,7 +141,7 @@ class Supervisor(Receiver, CoreEvents):
             await self._replace(*self._replacement)
         self._runtime_files.withdraw()
         await self._end()
-        # Awaited: a keeper that has not received it starts the next supervisor.
+        # Awaited, because a keeper that has not received the message would start another supervisor.
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_END_SECONDS):
                 await keeper.call({"op": "end"})
@@ -222,7 +222,7 @@ class Supervisor(Receiver, CoreEvents):
         self._parts.begin(self.core, self._statistics.give_samples, self._totals, self._store)
 
     async def _adopt(self, servers: list[ServerConfig]) -> None:
-        # With problems no worker is started: workers of a killed pool wait until the files are valid again.
+        # While the files have problems, no worker is started, and workers of a killed pool wait.
         searched = None if self._configuration.problems else {each.name: each for each in servers}
         if searched is not None:
             await self._parts.take_in()
@@ -230,7 +230,7 @@ class Supervisor(Receiver, CoreEvents):
         if adopted:
             logger.info("adopted %d workers", adopted)
         if not self._configuration.problems:
-            # First, so that features receive the first events, too.
+            # Features come first, so that they receive the first events too.
             self._configuration.follow(self._parts.follow, every_reload=True)
             self._is_recording = True
             EventRecorder(self.core, self.events, self._totals).begin(adopted, self.identity())
@@ -323,12 +323,12 @@ class Supervisor(Receiver, CoreEvents):
             problems = tuple(self._configuration.problems)
             return replace(ended, errors=problems, exit_code=self._configuration.exit_code)
         if self._ending:
-            # A request between the last answer and the end: without an answer its client asks the next supervisor.
+            # This process is about to exit: a client that gets no answer asks the next supervisor.
             raise ConnectionAbortedError
         with self._watch.reporting(lambda problem: progress(ProgressLine(notice=problem))):
             answer = await self._perform(request, progress)
         self._runtime_files.rename(self._configuration.name)
-        # A successor knows everything that a client has received. Nothing is written where nothing has changed.
+        # Saved first, so that a successor knows everything that clients have been told.
         self._store.note_changed(*self.core.take_changed())
         self._save_timer.save_now()
         return answer
@@ -340,7 +340,7 @@ class Supervisor(Receiver, CoreEvents):
         try:
             await self._begun.wait()
         except asyncio.CancelledError:
-            # Its client has left: an order is carried out nevertheless.
+            # The client has left, but a command that changes servers is completed nevertheless.
             if request.verb in AUDITED:
                 order = asyncio.ensure_future(self._handle(request, lambda line: None))
                 self._orders.add(order)
@@ -433,7 +433,7 @@ class Supervisor(Receiver, CoreEvents):
     async def _stop_all(self) -> None:
         if not self._configuration.problems:
             cause = self.core.reason.removeprefix("was stopped: ") or "asked to terminate"
-            # Without a reason of its own the change was requested.
+            # Without a reason of the core, the end was requested.
             severity = "error" if self.core.reason else "info"
             self.events.record("pool", "stopping", cause=cause, severity=severity)
             with caused_by(cause):
@@ -474,14 +474,14 @@ class Supervisor(Receiver, CoreEvents):
             self._ending = True
             if self._service is not None:
                 self._service.stop()
-            # A successor would find nothing to do, and would not be found.
+            # No further supervisor may be started: it would have nothing to do.
             self._keeper.send({"op": "last"})
             if not self._configuration.problems:
-                # With problems no worker was started: the state of an earlier pool waits until its files are valid
-                # again.
+                # Kept with problems, when no worker was started: an earlier pool's state waits until its files are
+                # valid again.
                 self._store.delete_file()
             self._runtime_files.withdraw()
-            # The answer that reports this must be sent first.
+            # Later, because the answer that reports the end must be sent first.
             asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
         return self._keeper_pid
 
@@ -544,7 +544,7 @@ class Supervisor(Receiver, CoreEvents):
     def _terminate(self) -> None:
         servers = (each.config for each in self.core.entries.values())
         limit = longest_stop_seconds(servers, self._configuration.tables.stop_seconds)
-        # The keeper ends the pool by itself if that takes longer than it may.
+        # The keeper ends the pool by itself if the supervisor needs longer than this.
         self._keeper.send({"op": "terminating", "seconds": limit + _SPARE_SECONDS})
         self._begin_to_stop()
 
@@ -552,11 +552,11 @@ class Supervisor(Receiver, CoreEvents):
         """Have the keeper execute another version of itself, which starts its own supervisor."""
         logger.info("another version takes over: %s", supervisor)
         self._save()
-        # It would fork this build's gateways, and an earlier version would not know it.
+        # The zygote would fork gateways of this build, and an earlier version does not know it.
         self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_ZYGOTE})
         for name, (meta, _) in [*self._keeper.entries.items()]:
             if isinstance(meta, dict) and "mark" in meta:
-                # Another build may have the same version: the successor replaces the process in any case.
+                # Without its mark the successor replaces the process, even if its build has the same version.
                 self._keeper.send({"op": "note", "name": name, "meta": {**meta, "mark": ""}})
         order = {
             "op": "renew",
@@ -565,7 +565,7 @@ class Supervisor(Receiver, CoreEvents):
         }
         with contextlib.suppress(LinkLost):
             await self._keeper.call(order)
-        # The successor does everything from here on.
+        # From here on the successor does everything.
         logging.shutdown()
         os._exit(0)
 
@@ -611,7 +611,7 @@ async def import_slowly(names: Iterable[str]) -> None:
         try:
             import_module(name)
         except Exception:
-            # Its package is being replaced: that must not stop the others.
+            # The package is being replaced; the other modules are imported nevertheless.
             logger.exception("%s cannot be imported", name)
 
 
@@ -680,7 +680,7 @@ async def take_in_late(core: Core) -> bool:
         }
         names = await takeover.take_in(waiting, late=True)
         for name in names:
-            # It may have failed because they had its address.
+            # The server may have failed because these workers had its address.
             core.expect_running(core.entries[name])
         if names:
             logger.info("found late: %s", ", ".join(sorted(names)))
@@ -713,7 +713,7 @@ def _adopted_worker(found: AdoptedWorker) -> Worker:
 def _listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
     for entry in core.entries.values():
         for config in (entry.config, *(worker.config for worker in entry.observed.workers.values())):
-            # A server without a listener of ours counts as open once it has a worker.
+            # The listener of a server for which the pool binds none counts as open once there is a worker.
             without = (not config.listens or config.binds_itself) and entry.observed.workers
             if without or endpoints.get(config.key):
                 core.adopt_listener(entry, config, endpoints.get(config.key, ()))
@@ -773,7 +773,7 @@ class RuntimeFiles:
         """
         while True:
             await self._removal()
-            # Continue after a removal, because there may be further ones.
+            # Wait, because further files may be removed.
             await asyncio.sleep(_CHECK_SECONDS)
             if self.withdrawn:
                 return
@@ -820,7 +820,7 @@ class RuntimeFiles:
     def _missing_listener(self) -> socket.socket | None:
         lock = os.open(f"{self._directory}/lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            # Another process that holds it is starting a pool here: then there is a socket at the next check.
+            # If another process holds the lock, it is starting a pool here, and the next check will find its socket.
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path = f"{self._directory}/{SOCKET_NAME}"
             return None if os.path.lexists(path) else listen(path)

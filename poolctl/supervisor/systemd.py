@@ -14,7 +14,7 @@ from poolctl.core.server_entry import Entry
 from poolctl.states import in_words
 
 _SOON_SECONDS = 0.05
-# A look at one server takes up to 30 µs: at most a twentieth of the time, while a large pool starts.
+# The added delay per server: checking one takes up to 30 µs, which is a twentieth of this.
 _SOON_SECONDS_OF_SERVER = 0.0006
 _PINGS_PER_PERIOD = 2  # as sd_watchdog_enabled(3) recommends
 
@@ -64,7 +64,7 @@ class Service:
 
     @asynccontextmanager
     async def _reloading(self) -> AsyncIterator[None]:
-        # Before it counts the service as started, systemd would take the end of a reload for that.
+        # Only once ready: before that, systemd would mistake the end of the reload for the end of the start.
         if self._ready and not self._reloads:
             sd_notify.notify(self._env, *sd_notify.reloading())
         self._reloads += 1

@@ -42,11 +42,11 @@ from .takeover.state_store import NotUnderstood, decoded
 from .verbs.upgrade import TakeoverCheck
 
 LIMIT_SECONDS = 60
-_SHOWN = 500  # characters of an error shown
+_SHOWN = 500  # the number of an error's characters that are shown
 _ANSWER_SECONDS = 10.0
 _END_SECONDS = 5.0
-_LONGEST = 60  # a socket's path holds 107 bytes
-# The variables that an interpreter and its libraries need; no secret gets into these processes.
+_LONGEST = 60  # the longest directory name: a socket's path has at most 107 bytes
+# The only variables passed on: those that an interpreter and its libraries need, without secrets.
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
 _PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
 _FILE = "pool.json"
@@ -113,8 +113,8 @@ def _import_everything() -> None:
         try:
             importlib.import_module(name)
         except ModuleNotFoundError as missing:
-            # A feature that this pool does not use may need a library of an extra: for one that it uses, the checks
-            # of its tables have found that.
+            # A feature that this pool does not use may need a library that is not installed. For one in use, the
+            # checks of its tables have reported that.
             if not name.startswith("poolctl.features.") or str(missing.name).startswith("poolctl"):
                 raise
 
@@ -231,7 +231,7 @@ class _SmallPool:
 @contextlib.contextmanager
 def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPool]:
     """Context manager: run the small pool. At the end all of its processes have exited. Raises TrialFailed."""
-    # If its keeper dies, its processes become our children.
+    # The processes of the small pool become our children if its keeper dies.
     become_subreaper()
     signal.signal(signal.SIGALRM, _too_late)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

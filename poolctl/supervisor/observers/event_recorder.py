@@ -28,7 +28,7 @@ class _RecordedState:
         self.mark: object = None
         self.state = state
         self.size = entry.config.workers
-        self.kept: str | None = ""  # None: by the previous supervisor, and not known
+        self.kept: str | None = ""  # None if unknown, because a previous supervisor ran
         self.known: dict[str, tuple[Worker, Phase]] = {}
         self.last_end = ""
 
@@ -98,26 +98,26 @@ class EventRecorder:
             before = seen.known.get(worker.id, (worker, None))[1]
             seen.known[worker.id] = (worker, worker.phase)
             if worker.phase is Phase.READY and before is not Phase.READY and state == seen.state:
-                # The event of its server's state reports the first one.
+                # For the first worker the event about the server's state is enough.
                 self._worker("worker ready", entry, worker, cause=seen.last_end)
         if state != seen.state:
             self._changed(entry, seen, state, "" if reported else entry.observed.next_step)
         if state in _RESTING or (state == State.RUNNING.value and _is_quiet(entry)):
-            # The command is complete: it does not cause later events.
+            # The command is complete, and must not be named as the cause of later events.
             seen.last_end = ""
             self._core.forget_cause(entry)
 
     def _resized(self, entry: Entry, before: int) -> None:
         figures: Table = {"before": before, "after": entry.size}
         if figures.items() <= entry.desired.scaling.items():
-            figures = entry.desired.scaling  # its triggers have changed the number
+            figures = entry.desired.scaling  # the triggers have changed the number
         self._record("scale", "workers", entry, **figures)
 
     def _changed(self, entry: Entry, seen: _RecordedState, state: str, step: str) -> None:
         before, seen.state = seen.state, state
         if self._totals is not None:
             self._totals.moved(entry, before, state)
-        # A job with a schedule sleeps until its time, whatever requests come.
+        # A job with a schedule sleeps until its time, not until a request arrives.
         slept = State.SLEEPING.value in (before, state) and entry.config.every is None
         kind = "wake" if slept else "lifecycle"
         failure = entry.observed.failure.message if entry.observed.failure and state in _WRONG else ""
@@ -127,7 +127,7 @@ class EventRecorder:
             cause = self._window(entry) or ("a request" if entry.observed.called else asleep)
         pids = entry.pids if state == State.RUNNING.value else []
         more: Table = {"pids": pids} if pids else {}
-        if step and state in _WRONG:  # of a worker that could not be placed, and has no event of its own
+        if step and state in _WRONG:  # a worker that could not be placed has no event of its own
             more["next"] = step
         self._record(kind, state, entry, f"{before} → {state}", cause, before=before, after=state, **more)
 

@@ -95,7 +95,7 @@ class PoolMetrics:
         if selector is None or selector.selects_all:
             for feature in self._parts:
                 families += await feature.metrics()
-        # For a thousand servers this makes four megabytes of text: in a thread, so that the loop goes on.
+        # In a thread, because a thousand servers have four megabytes of metrics.
         return await asyncio.to_thread(render, families, openmetrics=openmetrics)
 
     def _pool(self, servers: Sequence[ObservedServer]) -> Iterable[Family]:
@@ -221,7 +221,7 @@ LIMITS = ServerLimits(
 _FRESH_SECONDS = 0.5  # every client gets the same text for this time
 
 
-# The paths of health, each with its depth. The status is 503 if something that should serve does not.
+# The depth of the health report by path. The status is 503 if a route or server that should serve does not.
 HEALTH = {"/health": SIMPLE, "/health/summary": SUMMARY, "/health/full": FULL}
 
 

@@ -110,12 +110,12 @@ class KeeperWatch:
 
     def _continue(self) -> None:
         self._late = True
-        # It may have been stopped.
+        # The keeper may have been stopped.
         kill(self._process, signal.SIGCONT)
         self._report("keeper silent", "warning")
 
     def _give_up(self, now: float) -> None:
-        # The ping stays in its socket: it answers as soon as it runs.
+        # The ping stays in the socket, and the keeper answers it as soon as it runs.
         self._watchdog = Watchdog(now, PING_SECONDS, SILENT_SECONDS)
         self._late = True
         kill(self._process, signal.SIGCONT if self.irreplaceable() else signal.SIGKILL)
@@ -152,7 +152,7 @@ def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
     """Why this keeper cannot be replaced; empty if it can."""
     if pid == 1:
         return "it is the first process of a container (PID 1)"
-    # `poolctl run`, which has a lifeline, is a service's main process itself; `poolctl start` makes the keeper that.
+    # `poolctl run`, which has a lifeline, is itself the main process of a service; after `poolctl start` the keeper is.
     if env.get("NOTIFY_SOCKET") and fd_store.LIFELINE not in keeper.entries:
         return "it is the main process of a systemd service"
     return "" if keeper.whole else "the supervisor does not know all of its descriptors yet"
@@ -172,7 +172,7 @@ class KeeperEndWatch:
         self._signals = 0
         signal.signal(signal.SIGCONT, self._on_sigcont)
         continue_when_parent_ends()
-        signal.raise_signal(signal.SIGCONT)  # it may have ended before
+        signal.raise_signal(signal.SIGCONT)  # the keeper may already have ended
 
     def _on_sigcont(self, number: int, frame: FrameType | None) -> None:
         if os.getppid() == self._keeper_pid:
@@ -190,10 +190,10 @@ _FULL_SECONDS = 0.002
 # A keeper that is silent, or whose socket is full, for this long gets SIGCONT.
 _LATE_SECONDS = 2
 _FIRST = (fd_store.CONTROL, fd_store.WANTED, fd_store.CONFIGURATION)
-# Another process may be doing the same with the same descriptors, or a keeper is about to end.
+# Another process may be replacing the same keeper, or the keeper is about to end.
 _REFUSALS = 5
 
-# Names with their values and descriptors.
+# By name: the value and the descriptors of an entry.
 Entries = Mapping[str, tuple[object, list[int]]]
 
 

@@ -38,14 +38,14 @@ from poolctl.runners.process_link import Link
 
 logger = logging.getLogger("poolctl.supervisor")
 
-SOON_SECONDS = 0.05  # between a change and the save of it
-# The longest pause between two saves, even if one took very long, because the machine was busy or asleep.
+SOON_SECONDS = 0.05  # the pause between a change and its save
+# Maximum pause between two saves, even if a save took very long because the machine was busy or suspended.
 LATEST_SECONDS = 2.0
 _TIMES_ITS_COST = 9.0
 
 # The definition of a server that was added live: its table, and the base directory of its relative paths.
 Source = tuple[Mapping[str, object], str]
-# Raised when the meaning or the unit of a key changes: new keys, and other defaults, need no other version.
+# Increased when the meaning or the unit of a key changes, but not for new keys or other defaults.
 VERSION = 1
 
 Kind = TypeVar("Kind", bound=Section)
@@ -241,7 +241,7 @@ class SaveTimer:
         begun = self._clock.monotonic()
         self._save()
         cost = self._clock.monotonic() - begun
-        # A call that saved nothing does not predict the cost of the next call.
+        # A call that saved nothing says nothing about the duration of the next.
         due = max(SOON_SECONDS, _TIMES_ITS_COST * cost, self.pause_seconds / 2)
         self.pause_seconds = min(due, LATEST_SECONDS)
 
@@ -256,13 +256,13 @@ class StoredConfiguration:
 
     name: str
     servers: list[ServerConfig]
-    # The configuration that older workers were started with, by the ids of the workers.
+    # By worker id: the configuration that an older worker was started with.
     placed: dict[str, ServerConfig] = field(default_factory=dict)
-    # The names of servers of the files that were removed live.
+    # The names of servers that are in the files but were removed live.
     missing: list[str] = field(default_factory=list)
     surroundings: Surroundings = field(default_factory=Surroundings)
     port_range: tuple[int, int] = (0, 0)
-    # The environments given by `reload --env` and `restart --env`: the pool's, and by server.
+    # The environments given by `reload --env` (for the pool) and `restart --env` (by server).
     environment: Mapping[str, str] | None = None
     environments: dict[str, Mapping[str, str]] = field(default_factory=dict)
     # The tables other than [[server]].
@@ -284,7 +284,7 @@ def encoded(configuration: StoredConfiguration) -> bytes:
         "missing": configuration.missing,
         "defaults": {
             "values": defaults,
-            # Strings from the environment, which may stand for numbers and booleans.
+            # Paths of strings that came from the environment, and may stand for numbers and booleans.
             "from_environment": list(_paths_from_environment(defaults)),
             "base_dir": configuration.surroundings.base_dir,
             "handlers": configuration.surroundings.handlers,
@@ -300,7 +300,7 @@ def encoded(configuration: StoredConfiguration) -> bytes:
 def decoded(content: bytes, *, validate: bool = False) -> StoredConfiguration:
     """Decode the configuration; `validate` also checks every value, which needs pydantic. Raises NotUnderstood."""
     try:
-        # Pickled values are read like the JSON that their supervisor would have left.
+        # Values pickled by an older supervisor are converted to the JSON that is stored today.
         document = json.loads(content if content.startswith(b"{") else encoded(unpickled(content)))
         return _configuration(document, _Reader(validate))
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -88,7 +88,7 @@ class Lifecycle:
             operation.problems += [disabled(entry) for entry in chosen if entry.is_disabled]
             operation.problems += [drained(entry) for entry in chosen if entry.out]
         complaint = self._core.health.complaint
-        # A server that runs has nothing to start, but may be unhealthy.
+        # A server that already runs need not be started, but may be unhealthy.
         operation.problems += [
             unwell(entry, complaint(entry))
             for entry in chosen
@@ -145,7 +145,7 @@ class Lifecycle:
             self._core.start(entry)
         environment = call.options.get("env")
         if environment:
-            self._core.servers.revise()  # it is saved for a successor
+            self._core.servers.revise()  # so that it is saved for a successor
         for entry in runnable:
             if environment:
                 self._context.configuration.environments[entry.name] = environment
@@ -347,7 +347,7 @@ class Lifecycle:
             if not entry.added:
                 self._context.configuration.missing.add(entry.name)
             self._core.remove(entry)
-        self._core.servers.revise()  # the missing ones are saved for a successor
+        self._core.servers.revise()  # so that `missing` is saved for a successor
         return await operation.conclude(chosen, call)
 
     def _chosen(self, verb: str, call: Call) -> list[Entry]:
@@ -515,7 +515,7 @@ async def startup_warnings(
     journal = tables.events is not None and tables.events.path
     tables_checked = of_tables and bool(journal or any(each.has_startup_warnings for _, each in tables))
     checked = tables_checked or any(map(_may_be_warned_of, chosen))
-    # Most pools have neither, and a check of everything takes time.
+    # Only if there is one of them: most pools have neither, and the check takes time.
     pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
     if not (checked or pythons):
         return []

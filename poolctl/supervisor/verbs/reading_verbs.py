@@ -93,7 +93,7 @@ class Reading:
         if goal not in _GOALS:
             raise SelectorError(f"nothing can be {goal!r}", hint=f"one of: {', '.join(_GOALS)}")
         tests: dict[str, Callable[[Entry], bool]] = {
-            # One that sleeps serves the next request, and is as it should be for `start` and `status` too.
+            # A sleeping server serves the next request; `start` and `status` accept it too.
             "ready": lambda entry: entry.ready or entry.state == State.SLEEPING,
             "healthy": lambda entry: (
                 (entry.ready and entry.health is Status.OK) or entry.state == State.SLEEPING
@@ -104,7 +104,7 @@ class Reading:
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
         late = await until(self._core, entries, test, call.options.get("timeout"), reporter(call, test))
-        # A server that runs is not kept from stopping by an earlier failure.
+        # An earlier failure is not the reason why a running server does not stop.
         hint = "poolctl stop {}" if goal == State.STOPPED else ""
         problems = [
             (None if goal == State.STOPPED else self._blocked(entry))
@@ -150,14 +150,14 @@ class Reading:
         events = self._context.events
         events.flush()
         if wanted.after > events.seq:
-            # The number is of a journal that has been removed.
+            # The number is from an earlier journal, which has been removed.
             wanted = wanted._replace(after=0)
         queue: asyncio.Queue[JournalEvent] = asyncio.Queue()
         end = events.subscribe(partial(_offer, queue, wanted))
         try:
             path = events.journal.path if events.journal is not None else ""
             if path:
-                # In a thread, because a journal may be large and its disk slow. New events are queued meanwhile.
+                # In a thread, because the journal may be large and its disk slow; new events are queued meanwhile.
                 past = wanted._replace(until=events.seq)
                 for event in await asyncio.to_thread(recent, path, past, lines) if events.seq else ():
                     call.progress(ProgressLine(event=event.to_json()))

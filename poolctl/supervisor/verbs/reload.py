@@ -44,13 +44,13 @@ from .verb import Call, Operation, Verb, VerbContext, as_kind, items
 POOL = "[pool]"
 
 AnyTable = Table | tuple[Table, ...] | None
-# The commands that report it (others when they are asked to); the quick ones do not wait long for the numbers.
+# Commands that always report changed files; quick ones do not wait long for the numbers of changes.
 _REPORTING = frozenset({"start", "restart", "show", "list", "status"})
 _QUICK = frozenset({"list", "status", "stats"})
 _QUICK_SECONDS, _PATIENT_SECONDS = 0.1, 10.0
-# A file system that does not answer must not hold up a command for ever.
+# The limit for stat(2), because a file system may not answer, and must not block a command forever.
 _STAT_SECONDS = 2.0
-# One that does not end holds up reloads.
+# The limit for comparing files, because reloads wait for it.
 _COMPARE_SECONDS = 60.0
 # A watcher (--watch) applies a change within this time.
 _WATCHER_SECONDS = 5.0
@@ -100,7 +100,7 @@ class Reload:
             renewal = await applied.renew()
         code, errors, warnings = await applied.conclude(call)
         if errors and await self._planned(resolved):
-            # A server whose new process has failed keeps its old configuration: the files still say something else.
+            # A server whose new process has failed keeps its old configuration, so the files still differ.
             self._configuration.marks = previous
             self._core.servers.revise()  # saved for a successor
         errors += renewal
@@ -336,7 +336,7 @@ def _changed(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
     if not one or not other:
         return (name,)
     changed = tuple(f"{name}.{key}" for key in {**one, **other} if one.get(key) != other.get(key))
-    return changed or (name,)  # in another order, or by a secret
+    return changed or (name,)  # the order differs, or a secret
 
 
 def _named(table: AnyTable) -> dict[str, object]:
@@ -356,7 +356,7 @@ class _ChangedInputs(NamedTuple):
     files: tuple[str, ...]
     stamps: tuple[Stamp, ...]
     revision: int
-    variables: frozenset[tuple[str, str]]  # of servers by name, the digest of what their workers have read
+    variables: frozenset[tuple[str, str]]  # server names with the digests of their workers' env files
 
 
 class ConfigurationDrift:
@@ -369,7 +369,7 @@ class ConfigurationDrift:
         self._is_saving = False
         self._search: asyncio.Future[_ChangedInputs | None] | None = None
         self._comparing: tuple[_ChangedInputs, asyncio.Task[Difference | None]] | None = None
-        # The files of variables, by their paths: as stat(2) had them, and the digest of their contents.
+        # By the paths of env files: their stamps from stat(2), and the digest of their contents.
         self._variables: dict[tuple[str, ...], tuple[list[Stamp], str]] = {}
 
     async def report(self, verb: str, call: Call, result: Result) -> Result:
@@ -473,7 +473,7 @@ class ConfigurationDrift:
         """
         named = self._configuration.files
         files = changed_files(self._configuration.marks or {}, named)
-        # A missing file of variables is reported by every command that would read it.
+        # A missing env file is reported by every command that would read it.
         files = [path for path in files if path not in named or os.path.lexists(path)]
         files += dict.fromkeys(path for paths, digest in in_use for path in self._differing(paths, digest))
         if not files:
@@ -510,7 +510,7 @@ class ConfigurationDrift:
             async with asyncio.timeout(_COMPARE_SECONDS):
                 return await self._reload.difference()
         except (ReaderFailed, TimeoutError):
-            return None  # a reload says why
+            return None  # the reason is reported by a reload
         except Exception:
             logger.exception("the changed files cannot be compared with the configuration in force")
             return None

@@ -25,7 +25,7 @@ from ..takeover.state_store import encoded
 from .reload import Reload
 from .verb import Call, Verb, VerbContext, items
 
-# The trials have their own time limits; this limit is for a trial that hangs before they apply.
+# The trials have time limits of their own; this one is for a trial that hangs before they apply.
 _KILLED_SECONDS = 2.0
 _TRIAL_SECONDS = 90.0
 _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
@@ -68,7 +68,7 @@ class Upgrade:
                 return UpgradeResult(items=items(self._core, self._core.entries.values()))
             if problem := await self._try(call):
                 return problem
-        async with self._configuration.turn:  # a reload puts its files in force first
+        async with self._configuration.turn:  # a reload in progress is completed first
             self._daemon.hand_over(call.options["keeper"], call.options["supervisor"])
         return UpgradeResult(items=items(self._core, self._core.entries.values()), upgraded_from=os.getpid())
 
@@ -110,7 +110,7 @@ class Upgrade:
             return await self._differs_by_marks(why)
         if plan.errors:
             return plan
-        # Other live changes are handed on; the key `name`: it was added or removed live.
+        # Live changes are handed over, except added and removed servers, whose key `name` differs.
         if all(each.change == Kind.OVERRIDE.value and "name" not in each.keys for each in plan.changes or ()):
             return None
         hint = "poolctl reload --dry-run shows the difference, poolctl reload applies the files"
@@ -159,7 +159,7 @@ async def _run(command: list[str], given: bytes, env: dict[str, str] | None = No
             said, failed = await process.communicate(given)
     except TimeoutError:
         process.kill()
-        with contextlib.suppress(TimeoutError):  # a child of it may hold the pipes
+        with contextlib.suppress(TimeoutError):  # one of its children may keep the pipes open
             async with asyncio.timeout(_KILLED_SECONDS):
                 await process.wait()
         return "", f"{command[0]} did not finish within {_TRIAL_SECONDS:g} s"

@@ -87,7 +87,7 @@ class Call(NamedTuple):
 Verb = Callable[[Call], Awaitable[Result]]
 
 
-# The kernel's time of a change may be that much behind the clock.
+# The time of change that the kernel records for a file may be behind the clock by this much.
 _FILE_TIME_SECONDS = 0.02
 
 

@@ -33,7 +33,7 @@ _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,), "hosts": (list,)}
 
 AUDITED = CHANGING_VERBS | {"upgrade", *(verb for feature in features() for verb in feature.changing)}
-# Recorded with their values; the others may hold secrets, such as an environment.
+# Options that are recorded with their values; others may hold secrets, such as an environment.
 _RECORDED = ("timeout", "wait", "deps", "kill", "workers", "auto", "all")
 
 Work = Callable[[], Awaitable[Result]]
@@ -103,7 +103,7 @@ class Verbs:
         except NothingMatched as nothing:
             return await self._drift.explain(call, nothing.result)
         except TooManyOpenFiles as refused:
-            # A supervisor without servers ends: it would keep the limit that it was started with.
+            # A supervisor without servers ends instead, because it would keep the limit that it was started with.
             if not self._core.servers.unused:
                 return refused.result
             return replace(refused.result, ended=True, keeper_pid=self._daemon.shut_down())
