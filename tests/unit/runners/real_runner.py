@@ -17,11 +17,11 @@ TREE = Path(__file__).parents[3]
 APPS = "tests.asgi_apps"
 
 
-def served(app: str = "hello", *, name: str = "web", **keys: Any) -> ServerConfig:
+def served(handler: str = "hello", *, name: str = "web", **keys: Any) -> ServerConfig:
     """A server of this application on a port of its own; `command` replaces the application."""
     bind = f"127.0.0.1:{claim_port()}"
     if "command" not in keys:
-        keys = {"app": f"{APPS}:{app}", "app_dir": str(TREE)} | keys
+        keys = {"app": f"{APPS}:{handler}", "app_dir": str(TREE)} | keys
     return ServerConfig(name=name, bind=bind, **keys)
 
 

@@ -5,21 +5,38 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
+import sys
+import time
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from poolctl import ServerConfig
 from poolctl.keeper import wire
-from poolctl.platform import process_start
+from poolctl.platform import process_parent, process_start
+from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local import zygotes as module
 from poolctl.runners.local.local_worker import LocalWorker
-from poolctl.runners.local.zygotes import AppZygote, AppZygotes, Children, Forged, ImportLimit, Process
+from poolctl.runners.local.zygotes import (
+    AppZygote,
+    AppZygotes,
+    Children,
+    Forged,
+    ImportFailed,
+    ImportLimit,
+    Process,
+    Source,
+)
 from poolctl.runners.process_link import Link, LinkLost
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents, WorkerFailed
+from tests.deadline import wait_until
+from tests.processes import is_alive
+from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -357,3 +374,182 @@ def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
         at_keeper[1].close()
 
     asyncio.run(run())
+
+
+# Zygotes of a real keeper.
+
+
+def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_closed() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served()
+        await runner.check(server)
+        (process,) = runner.zygotes.processes
+        source = Source(sys.executable)
+        entry = f"zygote {source.key}"
+        assert (await kept(runner))[entry] == {"without": [], "pid": process.pid, "start": process.start}
+        assert await runner.zygotes.up(source) is await runner.zygotes.up(source)
+        workers = [await placed(runner, server, 1 + number) for number in range(2)]
+        for each in workers:
+            assert each.pid is not None
+            assert process_parent(each.pid) == (runner.children.keeper_pid, process_start(each.pid))
+        assert runner.zygotes.processes == [process]
+        runner.zygotes.close()
+        assert runner.zygotes.processes == []
+        await asyncio.to_thread(wait_until, lambda: not is_alive(process.pid))
+        assert entry not in await kept(runner)
+        assert await fetch(server), "workers keep running"
+
+    with_runner(work)
+
+
+def test_killed_zygote_is_replaced_at_the_next_fork() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served()
+        await runner.check(server)
+        (first,) = runner.zygotes.processes
+        os.kill(first.pid, signal.SIGKILL)
+        await placed(runner, server)
+        (second,) = runner.zygotes.processes
+        assert second.pid != first.pid
+
+    with_runner(work)
+
+
+def test_zygote_is_replaced_when_other_variables_are_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served()
+        await runner.check(server)
+        (first,) = runner.zygotes.processes
+        monkeypatch.setattr(module, "withheld_variables", lambda: ["SECRET"])
+        await runner.check(server)
+        (second,) = runner.zygotes.processes
+        assert second.pid != first.pid
+        entries = await kept(runner)
+        assert [meta["without"] for name, meta in entries.items() if name.startswith("zygote ")] == [
+            ["SECRET"]
+        ]
+
+    with_runner(work)
+
+
+def test_interpreter_that_exits_at_its_start_is_named_with_its_output(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+
+    async def work(runner: ProcessRunner) -> None:
+        with pytest.raises(WorkerFailed) as caught:
+            await runner.check(served(python=str(python)))
+        assert f"no worker can be forked in {python}: the interpreter exited" in caught.value.message
+        assert "helpers.log" in caught.value.hint
+        assert runner.zygotes.processes == []
+
+    with_runner(work)
+
+
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        (Source("/usr/bin/python"), "/usr/bin/python"),
+        (Source("/usr/bin/python", (1, 2)), "1:2:/usr/bin/python"),
+        (Source("/a\nb", (0, 0)), "0:0:/a\nb"),
+    ],
+)
+def test_zygote_is_known_by_its_interpreter_and_user(source: Source, key: str) -> None:
+    assert source.key == key
+    assert Source.of(key) == source
+
+
+def test_exits_of_earlier_processes_are_forgotten_when_a_fork_begins_and_none_is_in_progress() -> None:
+    async def scenario() -> None:
+        found = children()
+        with found.forking():
+            found.early[7] = Exit.from_status(0)
+            with found.forking():
+                assert 7 in found.early
+            assert 7 in found.early
+        with found.forking():
+            assert found.early == {}
+
+    run(scenario())
+
+
+def test_process_that_has_ended_may_be_named_again(child: int) -> None:
+    async def scenario() -> None:
+        keeper = Keeper()
+        assert keeper.children.add(child) is None
+        keeper.children.confirm(Process(child, process_start(child)), lambda deed: None)
+        keeper.children.ended(child)
+        assert (await keeper.children.verify({"pid": child}, None, None)).pid == child
+        keeper.close()
+
+    run(scenario())
+
+
+BROKEN = "import sys\nprint('about to fail')\nraise RuntimeError('no settings')\n"
+
+
+def preloading(directory: Path, text: str, name: str = "web", **keys: Any) -> ServerConfig:
+    (directory / "shop.py").write_text(text)
+    return served(name=name, app="shop:app", app_dir=str(directory), preload=True, **keys)
+
+
+def test_import_that_fails_is_explained_once_for_each_server_that_shares_it(tmp_path: Path) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        servers = [preloading(tmp_path, BROKEN, name) for name in ("web", "api")]
+        for server in servers:
+            await runner.open(server)
+        results = await asyncio.gather(
+            *(runner.prepare(each, 0.0) for each in servers), return_exceptions=True
+        )
+        for server, result in zip(servers, results, strict=True):
+            assert isinstance(result, WorkerFailed)
+            assert result.hint == f"poolctl logs {server.name}"
+            assert result.exit is not None
+            assert not result.exit.ok
+            assert any("no settings" in line for line in await runner.logs(server.name, 50))
+        assert isinstance(results[0], ImportFailed) != isinstance(results[1], ImportFailed)
+
+    with_runner(work)
+
+
+def test_import_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = preloading(tmp_path, "import time\ntime.sleep(600)\n", start_timeout=0.5)
+        await runner.open(server)
+        with pytest.raises(ImportFailed, match="was not ready within 500ms") as caught:
+            await runner.prepare(server, 0.0)
+        assert "start_timeout" in caught.value.hint
+        while runner.app_zygotes.processes:
+            await asyncio.sleep(0.01)
+
+    with_runner(work)
+
+
+def test_application_that_cannot_be_shared_gives_its_reason_until_its_code_is_newer(tmp_path: Path) -> None:
+    text = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+
+    async def work(runner: ProcessRunner) -> None:
+        server = preloading(tmp_path, text + "app = None\n")
+        await runner.open(server)
+        reason = await runner.prepare(server, 0.0)
+        assert "thread" in reason
+        assert await runner.prepare(server, 0.0) == reason
+        (tmp_path / "shop.py").write_text("from tests.asgi_apps import hello as app\n")
+        assert await runner.prepare(server, time.monotonic()) == ""
+
+    with_runner(work)
+
+
+def test_import_of_a_server_that_is_stopped_ends() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served(preload=True)
+        await runner.open(server)
+        preparing = asyncio.ensure_future(runner.prepare(server, 0.0))
+        while not runner.app_zygotes.processes:
+            await asyncio.sleep(0)
+        runner.app_zygotes.release(server.key)
+        with pytest.raises(WorkerFailed, match="was stopped before its application was imported"):
+            await preparing
+
+    with_runner(work)
