@@ -1,4 +1,4 @@
-"""As many workers are made at once as there are free descriptors, which are seldom counted."""
+"""Workers are made with their certificates, sockets and entries, as many at once as descriptors are free."""
 
 from __future__ import annotations
 
@@ -7,18 +7,28 @@ import json
 import os
 import pickle
 import resource
+import socket
+import ssl
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
 
 from poolctl import ServerConfig
-from poolctl.config import TLSConfig
-from poolctl.platform import memory_file
+from poolctl.config import RAISE_OPEN_FILES, TLSConfig
+from poolctl.errors import ServerError
+from poolctl.platform import memory_file, process_start
+from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local.forking import Certificates, DescriptorBudget, Given
 from poolctl.runners.runner_protocol import WorkerFailed
 from tests.certificates import certificate
+from tests.descriptors import open_descriptors
+from tests.unit.runners.real_runner import kept, placed, served, with_runner
+from tests.virtual_loop import VirtualLoop
 
 LIMIT, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
 SERVERS = 500
@@ -225,3 +235,143 @@ def test_a_forced_certificate_is_forced_until_a_worker_of_that_generation_is_rea
         assert certificates.for_worker(secured(tmp_path, days=30), 2) != expired
 
     with_certificates(work)
+
+
+def test_worker_waits_ten_seconds_for_room_and_says_what_to_raise() -> None:
+    descriptors = Descriptors(free=15)
+
+    async def work() -> None:
+        budget = DescriptorBudget(descriptors.count)
+        with pytest.raises(ServerError, match=f"all {LIMIT} open files of the pool are in use") as caught:
+            await budget.enter()
+        assert caught.value.hint == RAISE_OPEN_FILES
+        assert asyncio.get_running_loop().time() == pytest.approx(began + 10)
+        descriptors.in_use = LIMIT - 16
+        budget.ended()
+        await budget.enter()
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        began = runner.get_loop().time()
+        runner.run(work())
+
+
+def test_certificates_of_servers_that_start_together_are_stored_together(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        keeper = Keeper()
+        stored: list[bytes] = []
+        send = keeper.send
+
+        def counted(message: Any, fds: Any = ()) -> None:
+            send(message, fds)
+            stored.append(keeper.record)
+
+        keeper.send = counted  # type: ignore[method-assign]
+        certificates = Certificates(keeper)  # type: ignore[arg-type]
+        for name in ("one", "two"):
+            (tmp_path / name).mkdir()
+            server = secured(tmp_path / name, days=30)
+            certificates.for_worker(ServerConfig(name=name, bind=":1", app="a:b", tls=server.tls), 1)
+        plain = ServerConfig(name="plain", bind=":1", app="a:b")
+        assert certificates.for_worker(plain, 1) == Given((), [], None)
+        async with asyncio.timeout(60):
+            while not stored:
+                await asyncio.sleep(0.01)
+        (record,) = stored
+        assert json.loads(record)["certificates"].keys() == {"one", "two"}
+        # What is stored already is not stored again.
+        certificates.renewed(
+            ServerConfig(name="one", bind=":1", app="a:b", tls=secured(tmp_path / "one", days=60).tls)
+        )
+        async with asyncio.timeout(60):
+            while len(stored) < 2:
+                await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+
+
+def serial(server: ServerConfig) -> int:
+    """The serial number of the certificate with which the server answers."""
+    with socket.create_connection((server.address.host, server.address.port), timeout=60) as plain:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        with context.wrap_socket(plain) as sock:
+            found = sock.getpeercert(binary_form=True)
+    assert found is not None
+    return x509.load_der_x509_certificate(found).serial_number
+
+
+def test_worker_serves_with_its_certificate_and_loads_a_renewed_one(tmp_path: Path) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        cert, key = certificate(tmp_path, days=30)
+        server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
+        placement = await placed(runner, server)
+        assert placement.certificate_ends is not None
+        assert abs(placement.certificate_ends - time.time() - 30 * 86400) < 2 * 86400
+        first = await asyncio.to_thread(serial, server)
+        certificate(tmp_path, days=60)
+        assert await asyncio.to_thread(serial, server) == first
+        await runner.renew_tls(placement, server)
+        async with asyncio.timeout(60):
+            while await asyncio.to_thread(serial, server) == first:
+                await asyncio.sleep(0.01)
+
+    with_runner(work)
+
+
+def test_worker_that_cannot_be_forked_leaves_nothing(tmp_path: Path) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        cert, key = certificate(tmp_path, days=30)
+        server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
+        await runner.open(server)
+        await runner.check(server)
+        entries, descriptors = (await kept(runner)).keys(), open_descriptors()
+        key.unlink()
+        with pytest.raises(ServerError):
+            await runner.place(server, 1, 0)
+        assert (await kept(runner)).keys() == entries
+        assert open_descriptors() == descriptors
+
+    with_runner(work)
+
+
+def test_program_that_reports_its_readiness_is_ready_then(tmp_path: Path) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        go = tmp_path / "go"
+        script = (
+            "import os, pathlib, socket, sys, time\n"
+            f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+            "sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
+            "name = os.environ['NOTIFY_SOCKET']\n"
+            "sock.sendto(b'READY=1', '\\0' + name[1:] if name[0] == '@' else name)\n"
+            "time.sleep(600)\n"
+        )
+        server = served(command=[sys.executable, "-c", script, "{fd}"], notify=True)
+        await runner.open(server)
+        placement = await runner.place(server, 1, 0)
+        becoming = asyncio.ensure_future(runner.ready(placement))
+        await runner.begun(placement)
+        assert not becoming.done()
+        go.touch()
+        await becoming
+        assert (await kept(runner))[f"worker:{placement.id}"]["notify"]
+
+    with_runner(work)
+
+
+def test_entry_of_a_worker_has_what_another_supervisor_needs() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served()
+        placement = await placed(runner, server, 4, 2)
+        meta = (await kept(runner))["worker:web.4.2"]
+        assert (meta["server"], meta["key"], meta["generation"], meta["index"]) == ("web", server.key, 4, 2)
+        assert (meta["pid"], meta["start"]) == (placement.pid, process_start(placement.pid or 0))
+        assert (meta["protocol"], meta["notify"], meta["place"]) == ("plain", None, None)
+        assert "hook" not in meta
+        hook = await runner.begin_hook(
+            served(hooks={"before_start": ["sleep", "600"]}, name="other"), "before_start"
+        )
+        assert (await kept(runner))[f"worker:{hook.id}"]["hook"] == "before_start"
+        assert hook.where == f"pid {hook.pid}"
+        await runner.stop(hook, 0)
+
+    with_runner(work)
