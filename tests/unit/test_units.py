@@ -82,7 +82,14 @@ def test_durations_are_written_short(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("size_bytes", "text"),
-    [(0, "0B"), (1536, "1.5KiB"), (10 * 2**20, "10MiB"), (2**40, "1TiB"), (2**50, "1024TiB")],
+    [
+        (0, "0B"),
+        (1536, "1.5KiB"),
+        (10 * 2**20, "10MiB"),
+        (2**30, "1GiB"),
+        (2**40, "1TiB"),
+        (2**50, "1024TiB"),
+    ],
 )
 def test_sizes_are_written_short(size_bytes: int, text: str) -> None:
     assert format_size(size_bytes) == text

@@ -94,3 +94,13 @@ def test_table_without_keys_is_the_usual_one_unless_a_key_is_required() -> None:
     assert (PoolSettings(), PoolSettings().given) == (PoolSettings.usual(), set())
     with pytest.raises(PoolValidateError, match="Dependency has 1 problem"):
         Dependency()  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("before", "seconds"), [(0, 0.5), (1, 0.5), (2, 1.0), (3, 2.0), (6, 16.0), (7, 30.0), (10**6, 30.0)]
+)
+def test_delay_of_a_restart_grows_by_its_factor_up_to_the_maximum(before: int, seconds: float) -> None:
+    backoff = Backoff(initial=0.5, max=30, factor=2, jitter=0.1)
+    assert backoff.delay_seconds(before, 0.0) == seconds
+    assert backoff.delay_seconds(before, 1.0) == pytest.approx(seconds * 1.1)
+    assert backoff.delay_seconds(before, -1.0) == pytest.approx(seconds * 0.9)

@@ -304,7 +304,7 @@ Current thread 0x00007f6f8f1b8740 (most recent call first):
     ("text", "words"),
     [
         (PYTHON, f"{FATAL}: ModuleNotFoundError: No module named 'encodings'"),
-        (f"earlier\n{FATAL}\n", FATAL),
+        (f"EarlierError: x\n{FATAL}\n", FATAL),
         (PYTHON + "later\n" * 12, "later"),
         (
             "Traceback (most recent call last):\n  File …\nImportError: no pydantic\n\n",

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Coroutine, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,8 +30,11 @@ from poolctl.runners.process_link import (
     ProcessWatchdog,
     Receiver,
     Refused,
+    flag_of,
     identity,
     kill,
+    number_of,
+    text_of,
 )
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left, open_descriptors
@@ -619,3 +623,36 @@ def test_process_that_sleeps_in_its_event_loop_is_not_pinged_again() -> None:
         finally:
             process.kill()
     assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("read", "value", "found"),
+    [
+        (flag_of, True, True),
+        (flag_of, False, False),
+        (flag_of, None, Malformed),
+        (flag_of, 1, Malformed),
+        (text_of, "a\tb\n\x1b", "a\tb\n\N{REPLACEMENT CHARACTER}"),
+        (text_of, None, ""),
+        (text_of, 5, Malformed),
+        (partial(number_of, least=2, most=4), 2, 2),
+        (partial(number_of, least=2, most=4), 4, 4),
+        (partial(number_of, least=2, most=4), 1, Malformed),
+        (partial(number_of, least=2, most=4), 5, Malformed),
+        (partial(number_of, least=0, most=4), True, Malformed),
+        (partial(number_of, least=0, most=4), None, Malformed),
+    ],
+)
+def test_values_of_messages_are_checked(read: Any, value: object, found: Any) -> None:
+    if found is Malformed:
+        with pytest.raises(Malformed, match="a message with an invalid 'key'"):
+            read({"key": value}, "key")
+    else:
+        assert read({"key": value}, "key") == found
+
+
+def test_missing_value_is_the_usual_one_but_a_number_has_to_be_there() -> None:
+    assert flag_of({}, "key") is False
+    assert text_of({}, "key") == ""
+    with pytest.raises(Malformed):
+        number_of({}, "key", 0, 4)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
+import sys
+import threading
 
 import pytest
 
@@ -126,3 +129,122 @@ def test_file_of_another_size_is_no_page() -> None:
     assert [tally.is_page(each) for each in (fd, page)] == [False, True]
     for each in (fd, page):
         os.close(each)
+
+
+def test_every_number_has_its_slot_which_does_not_move_within_a_layout() -> None:
+    # Another version reads the page: a slot that moves needs another number in LAYOUT.
+    layout = {
+        "STARTED": 1, "DISCONNECTED": 2, "BROKEN": 3, "MALFORMED": 4, "LATENCY_NS": 5, "CONNECTIONS": 6,
+        "OPEN_CONNECTIONS": 7, "WEBSOCKETS": 8, "OPEN_WEBSOCKETS": 9, "STATUS": 10, "BUCKETS": 16, "COUNTED": 32,
+        "BEAT_ASKED_NS": 48, "BEAT_LAG_NS": 49, "BEAT_AT_NS": 50, "_STACKS": 51, "BEAT_CPU_NS": 52, "ROUTES": 64,
+    }  # fmt: skip
+    assert {name: getattr(tally, name) for name in layout} == layout
+    assert tally.LAYOUT.to_bytes(8, "big") == b"poolctl\x01"
+    assert [bound / 1e6 for bound in tally.BOUNDS_NS] == [
+        0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000,
+    ]  # fmt: skip
+
+
+def counts_with(**values: int) -> list[int]:
+    counts = blank_page().tolist()
+    for name, value in values.items():
+        counts[getattr(tally, name)] = value
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "seconds", "possible"),
+    [
+        ({}, {}, 0.0, True),
+        ({"STARTED": 7}, {"STARTED": 10_000_007}, 0.0, True),
+        ({"STARTED": 7}, {"STARTED": 20_000_007}, 1.0, True),
+        ({"STARTED": 7}, {"STARTED": 20_000_008}, 1.0, False),
+        ({"STARTED": 7}, {"STARTED": 5}, 1.0, True),
+        ({}, {"BUCKETS": 20_000_001}, 1.0, False),
+        ({}, {"OPEN_CONNECTIONS": 1 << 24, "OPEN_WEBSOCKETS": 1 << 24}, 0.0, True),
+        ({}, {"OPEN_CONNECTIONS": (1 << 24) + 1}, 100.0, False),
+        ({}, {"OPEN_WEBSOCKETS": (1 << 24) + 1}, 100.0, False),
+        ({}, {"LATENCY_NS": (1 << 62) - 2}, 0.0, True),
+        ({}, {"LATENCY_NS": (1 << 62) - 1}, 0.0, False),
+        ({}, {"COUNTED": 1 << 62}, 0.0, True),
+    ],
+)
+def test_figures_that_no_worker_can_have_reached_are_found(
+    before: dict[str, int], now: dict[str, int], seconds: float, possible: bool
+) -> None:
+    reason = tally.why_impossible(counts_with(**now), counts_with(**before), seconds)
+    assert (reason == "") is possible
+    assert possible or f"within {seconds:g} s" in reason
+
+
+def test_responses_and_requests_in_progress_follow_from_the_counts() -> None:
+    counts = counts_with(STARTED=10, DISCONNECTED=1, BROKEN=2, BUCKETS=3)
+    counts[tally.COUNTED - 1] = 1
+    counts[tally.COUNTED] = 100
+    assert (tally.responses(counts), tally.in_flight(counts)) == (4, 3)
+    assert tally.in_flight(counts_with(STARTED=1, BUCKETS=2)) == 0
+
+
+def test_threads_and_tasks_are_described_by_their_stacks() -> None:
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait, name="tick\ner")
+    thread.start()
+
+    async def waiting(event: asyncio.Event) -> None:
+        await event.wait()
+
+    async def chain(other: asyncio.Task[None]) -> None:
+        await other
+
+    async def scenario() -> list[str]:
+        event = asyncio.Event()
+        tasks = [asyncio.create_task(waiting(event), name=f"w{number}") for number in range(7)]
+        tasks.append(asyncio.create_task(chain(tasks[0]), name="last"))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        found = [*tally.describe(None)]
+        event.set()
+        await asyncio.gather(*tasks)
+        return found
+
+    try:
+        lines = asyncio.run(scenario())
+    finally:
+        over.set()
+        thread.join()
+    heads = [line for line in lines if not line.startswith("  ")]
+    assert heads[0] == f"Current thread 0x{threading.get_ident():016x} [MainThread] (most recent call first):"
+    assert any(line.startswith("Thread 0x") and "[tick?er]" in line for line in heads)
+    assert heads[-3] == "Tasks 7 [w0, w1, w2, w3, w4] waits for a Future (most recent call first):"
+    assert heads[-2].startswith("Tasks 1 [Task-")
+    assert "running or ready" in heads[-2]
+    assert heads[-1] == "Tasks 1 [last] waits for task w0 (most recent call first):"
+    stack = lines[lines.index(heads[-3]) + 1 : lines.index(heads[-2])]
+    assert [line.rpartition(" in ")[2].rpartition(".")[2] for line in stack] == ["wait", "waiting"]
+    assert stack[1].startswith(f'  File "{__file__}", line ')
+
+
+def test_long_stacks_and_many_groups_of_tasks_are_cut() -> None:
+    def deep(count: int) -> list[str]:
+        return deep(count - 1) if count else [*tally.describe(sys._getframe())]
+
+    lines = deep(200)
+    first = lines.index("  ...")
+    assert first == 101
+    assert lines[1].endswith("deep")
+
+
+def test_stacks_on_a_page_are_replaced_by_later_ones() -> None:
+    fd = tally.new_page()
+    assert not tally.writes_stacks(fd)
+    tally.promise_stacks(fd)
+    assert tally.writes_stacks(fd)
+    os.pwrite(fd, b"first stacks\0", tally.STACKS_AT)
+    assert tally.read_stacks(fd) == b"first stacks"
+    tally.clear_stacks(fd)
+    assert tally.read_stacks(fd) == b""
+    assert os.lseek(fd, 0, os.SEEK_CUR) == tally.STACKS_AT
+    os.pwrite(fd, b"x" * tally.STACK_BYTES, tally.STACKS_AT)
+    tally.clear_stacks(fd)
+    assert tally.read_stacks(fd) == b""
+    os.close(fd)
