@@ -89,13 +89,13 @@ def format_size(number: float | None) -> str:
 
 def format_percent(number: float | None) -> str:
     """A share: "0.4%", "12%"."""
-    return _UNKNOWN if number is None else f"{_digits(number, 2)}%"
+    return _UNKNOWN if number is None else f"{_digits(number, short=True)}%"
 
 
-def _digits(number: float, most: int = 3) -> str:
-    if number == int(number) or number >= 99.95 or (most < 3 and number >= 9.95):
+def _digits(number: float, *, short: bool = False) -> str:
+    if number == int(number) or number >= 99.95 or (short and number >= 9.95):
         return f"{number:.0f}"
-    return f"{number:.1f}" if number >= 0.995 or most < 3 else f"{number:.2f}"
+    return f"{number:.1f}" if number >= 0.995 or short else f"{number:.2f}"
 
 
 def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = True) -> str:

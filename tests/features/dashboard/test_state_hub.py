@@ -186,3 +186,7 @@ def test_the_level_follows_from_state_readiness_and_health(
     state: str, ready: bool, health: str, word: str
 ) -> None:
     assert level(state, ready, health) == word
+
+
+def test_server_without_a_verdict_is_judged_by_its_readiness() -> None:
+    assert (level("running", True), level("running", False)) == ("ok", "busy")

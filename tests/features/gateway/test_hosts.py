@@ -32,7 +32,7 @@ def test_unknown_hosts_are_active(clock: ManualClock) -> None:
 
 def test_disabled_host_comes_back_by_itself_after_its_time(clock: ManualClock) -> None:
     hosts, changes = manager(clock)
-    record = hosts.disable("a", why="slow disk")
+    record = hosts.disable("a")
     assert (record.since, record.until) == (clock.time(), clock.time() + 30)
     assert (hosts.state("a"), hosts.remaining_seconds("a"), hosts.due) == (DISABLED, 30.0, 80.0)
     clock.advance(29.9)
@@ -40,7 +40,7 @@ def test_disabled_host_comes_back_by_itself_after_its_time(clock: ManualClock) -
     clock.advance(0.1)
     assert hosts.state("a") is ACTIVE
     assert changes == [
-        ("a", "disabled", "slow disk"),
+        ("a", "disabled", "disabled by request"),
         ("a", "active", "the time for which it was disabled is over"),
     ]
     assert hosts.due is None
@@ -78,7 +78,10 @@ def test_orders_replace_each_other(clock: ManualClock) -> None:
     assert hosts.state("a") is DISABLED
     hosts.enable("a")
     hosts.enable("a")
-    assert [state for _, state, _ in changes] == ["disabled", "draining", "disabled", "disabled", "active"]
+    assert [(state, why) for _, state, why in changes] == [
+        ("disabled", "disabled by request"), ("draining", "drained by request"), ("disabled", "disabled by request"),
+        ("disabled", "disabled by request"), ("active", "enabled by request"),
+    ]  # fmt: skip
 
 
 def test_time_that_is_none_is_refused(clock: ManualClock) -> None:
@@ -103,7 +106,7 @@ def test_default_time_and_header_follow_the_configuration(clock: ManualClock) ->
 
 def test_states_survive_a_restart_with_the_time_that_is_left(clock: ManualClock) -> None:
     before, _ = manager(clock)
-    before.disable("a", 60, "slow disk")
+    before.disable("a", 60)
     before.drain("b")
     before.disable("c", 10)
     before.disable("d", 0)
@@ -119,7 +122,7 @@ def test_states_survive_a_restart_with_the_time_that_is_left(clock: ManualClock)
         ("d", "disabled"),
     ]
     assert (after.record("a").why, after.record("a").since, after.remaining_seconds("a")) == (
-        "slow disk", clock.time(), 40.0,
+        "disabled by request", clock.time(), 40.0,
     )  # fmt: skip
     assert after.state("c") is ACTIVE
     later.advance(40)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.control.server_answers import Measured
-from poolctl.features.top._boards import SERVER_ORDERS, ServerBoard
+from poolctl.features.top._boards import SERVER_ORDERS, RouteBoard, ServerBoard
 from poolctl.json_form import from_json
 from tests.stand_in import item as document
 
@@ -54,7 +54,7 @@ def test_failed_and_unhealthy_servers_come_first_by_state_and_by_health() -> Non
 
 
 def test_problems_come_first_and_the_others_in_the_order_of_the_file() -> None:
-    assert ServerBoard().sort == "problems"
+    assert (ServerBoard().sort, RouteBoard().sort) == ("problems", "problems")
     items = [
         item("z"), item("off", state="stopped", ready=False), item("new", state="starting", ready=False),
         item("slow", health="warn"), item("bad", health="ko"), item("a"), item("dead", state="failed", ready=False),

@@ -481,6 +481,7 @@ VIEWS: dict[str, Callable[[], list[Text]]] = {
     "servers-narrow": lambda: frame(servers_of_every_kind(), NARROW, gateway=GATEWAY),
     "servers-low": lambda: frame(selecting(servers_of_every_kind(), 7, 5), (80, 9), notice=Notice("done", "green")),
     "servers-lowest": lambda: frame(servers_of_every_kind(), (80, 10), trouble="no supervisor", typing=True),
+    "servers-paused": lambda: frame(selecting(servers_of_every_kind(), 7, 5), (80, 9), notice=Notice("sorted by cpu")),
     "gateway-failing": lambda: frame(
         servers_of_every_kind(sort="cpu"), (140, 10), gateway=replace(GATEWAY, state="odd", problem="port in use")
     ),

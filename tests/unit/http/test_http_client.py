@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from poolctl.http.http_client import ForwardProxy, ProxyError, proxy_for
+from poolctl.http.http_client import ForwardProxy, NoResponse, ProxyError, exchange, proxy_for
+from tests.certificates import certificate
 
 PROXY = {"HTTPS_PROXY": "http://proxy.test:3128"}
 
@@ -70,3 +74,115 @@ def test_tunnel_that_a_proxy_refuses_is_an_error_with_the_reason(answer: bytes, 
                 await proxy.open_tunnel("a.test", 443, ssl.create_default_context(), limit=65536)
 
     asyncio.run(scenario())
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def served(handler: Handler, use: Callable[[int], Awaitable[Any]], **options: Any) -> Any:
+    """What `use` returns, given the port of a server with this handler."""
+
+    async def handle(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await handler(stream, writer)
+        finally:
+            writer.close()
+
+    async with asyncio.timeout(60), await asyncio.start_server(handle, "127.0.0.1", 0, **options) as server:
+        return await use(server.sockets[0].getsockname()[1])
+
+
+def answering(answer: bytes, heads: list[bytes], size: int = 0) -> Handler:
+    async def handler(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await stream.readuntil(b"\r\n\r\n") + await stream.readexactly(size))
+        writer.write(answer)
+        await writer.drain()
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    ("method", "answer", "body"),
+    [
+        ("POST", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", b"hello"),
+        ("POST", b"HTTP/1.1 200 OK\r\n\r\nuntil the end", b"until the end"),
+        (
+            "POST",
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n",
+            b"hello",
+        ),
+        ("HEAD", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b""),
+    ],
+)
+def test_request_is_sent_and_its_response_read(method: str, answer: bytes, body: bytes) -> None:
+    heads: list[bytes] = []
+
+    async def use(port: int) -> bytes:
+        fields = [("host", "a.test"), ("content-length", "2")]
+        async with exchange(("127.0.0.1", port), method, "/x?y", fields, b"ab") as response:
+            assert response.status == 200
+            return b"".join([piece async for piece in response.body()])
+
+    assert asyncio.run(served(answering(answer, heads, 2), use)) == body
+    assert heads == [method.encode() + b" /x?y HTTP/1.1\r\nhost: a.test\r\ncontent-length: 2\r\n\r\nab"]
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"HTTP/1.1 200", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhell"]
+)
+def test_response_that_ends_early_is_an_error(answer: bytes) -> None:
+    async def use(port: int) -> None:
+        with pytest.raises(NoResponse, match="closed before the response was complete"):
+            async with exchange(("127.0.0.1", port), "GET", "/", [("host", "a")]) as response:
+                assert [piece async for piece in response.body()] == []
+
+    asyncio.run(served(answering(answer, []), use))
+
+
+def test_unix_socket_and_an_old_version_are_spoken_to(tmp_path: Path) -> None:
+    heads: list[bytes] = []
+    path = str(tmp_path / "s")
+
+    async def scenario() -> int:
+        handler = answering(b"HTTP/1.0 204 No Content\r\n\r\n", heads)
+
+        async def handle(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await handler(stream, writer)
+            writer.close()
+
+        async with (
+            asyncio.timeout(60),
+            await asyncio.start_unix_server(handle, path),
+            exchange(path, "GET", "/", [], version="1.0") as response,
+        ):
+            return response.status
+
+    assert asyncio.run(scenario()) == 204
+    assert heads == [b"GET / HTTP/1.0\r\n\r\n"]
+
+
+@pytest.mark.parametrize("status", [b"200 OK", b"299 Odd"])
+def test_tunnel_reaches_the_host_and_checks_its_certificate(tmp_path: Path, status: bytes) -> None:
+    cert, key = certificate(tmp_path)
+    inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    inside.load_cert_chain(cert, key)
+    asked: list[bytes] = []
+
+    async def proxying(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await stream.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 %b\r\n\r\n" % status)
+        await writer.start_tls(inside)
+        await answering(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", asked)(stream, writer)
+
+    async def use(port: int) -> bytes:
+        proxy = ForwardProxy("127.0.0.1", port, "Basic bWU6cyB0")
+        context = ssl.create_default_context(cafile=str(cert))
+        where = ("localhost", 8443)
+        async with exchange(where, "GET", "/x", [("host", "a")], tls=context, proxy=proxy) as response:
+            return b"".join([piece async for piece in response.body()])
+
+    assert asyncio.run(served(proxying, use)) == b"ok"
+    assert asked == [
+        b"CONNECT localhost:8443 HTTP/1.1\r\nhost: localhost:8443\r\nproxy-authorization: Basic bWU6cyB0\r\n\r\n",
+        b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n",
+    ]

@@ -200,3 +200,22 @@ def test_application_finds_the_table_in_force_in_the_scope() -> None:
     assert routes.registry_of({}).num_all == 0
     for table in tables:
         table.close()
+
+
+@pytest.mark.parametrize(
+    ("to", "name", "url"),
+    [
+        ((Target(server="web"),), "web", ""),
+        ((Target(url="http://10.0.0.7:80"),), "r", "http://10.0.0.7:80"),
+        ((Target(server="web"), Target(server="db")), "", ""),
+        ((), "", ""),
+    ],
+)
+def test_only_target_of_a_route_is_its_backend_unless_another_is_named(
+    to: tuple[Target, ...], name: str, url: str
+) -> None:
+    route = Route(alias="r", to=to)
+    for scope in (with_route({}, route), {"extensions": {routes.EXTENSION: routes.extension(route)}}):
+        assert (routes.upstream_name(scope), routes.upstream_url(scope)) == (name, url)
+    other = with_route({}, route, name="other", url="http://b:1")
+    assert (routes.upstream_name(other), routes.upstream_url(other)) == ("other", "http://b:1")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from poolctl.routing import route_table
 from poolctl.routing.match import explain
 from poolctl.routing.normal_path import readings
-from poolctl.routing.route import Header, Route, Target, passable
+from poolctl.routing.route import HTTPS, Header, Redirect, Route, Target, passable
 from poolctl.routing.route_table import Match, RouteTable, write_table
 from tests.examples import examples
 
@@ -199,3 +199,17 @@ def test_small_and_large_hosts_answer_alike() -> None:
         assert below is not None
         assert (above.route.alias, below.route.alias) == ("many7", "deep")
         assert none is None
+
+
+def test_explained_request_is_a_get_without_tls_unless_it_says_otherwise() -> None:
+    routes = [
+        Route(alias="gets", path="/a", to=(Target(server="web"),), methods=("GET",)),
+        Route(alias="upgrade", redirect=Redirect(to=HTTPS)),
+    ]
+
+    def matched(path: str, **more: bool) -> list[str]:
+        return [step.route.alias for step in explain(routes, "a.test", path, **more) if step.matched]
+
+    assert matched("/a") == ["gets"]
+    assert matched("/b") == ["upgrade"]
+    assert matched("/b", secure=True) == []

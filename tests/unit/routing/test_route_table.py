@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.routing.route import Header, Limit, Route, Target, Timeouts
+from poolctl.routing.route import HTTPS, Header, Limit, Redirect, Route, Target, Timeouts
 from poolctl.routing.route_table import RouteTable, TableError, write_table
 from tests.examples import examples
 
@@ -288,3 +288,15 @@ def test_hosts_longer_than_names_can_be_are_found_and_not_kept(table: Callable[.
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert kept < 1_000_000
+
+
+def test_request_is_a_get_without_tls_unless_it_says_otherwise(table: Callable[..., RouteTable]) -> None:
+    upgrade = Route(alias="upgrade", redirect=Redirect(to=HTTPS))
+    routes = table(route("gets", path="/a", methods=("GET",)), upgrade)
+    found = routes.find("a.test", "/a")
+    assert found is not None
+    assert found.route.alias == "gets"
+    plain = routes.find("a.test", "/b")
+    assert plain is not None
+    assert plain.route.alias == "upgrade"
+    assert routes.find("a.test", "/b", secure=True) is None

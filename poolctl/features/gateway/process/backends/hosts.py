@@ -111,7 +111,7 @@ class HostManager:
         self.expire()
         return [*self._records.values()]
 
-    def disable(self, host: str, for_seconds: float | None = None, why: str = "") -> HostRecord:
+    def disable(self, host: str, for_seconds: float | None = None) -> HostRecord:
         """Send the host's traffic elsewhere for this time (default: `re_enable_seconds`); 0 means until it is enabled.
 
         Requests in flight are completed.
@@ -120,17 +120,17 @@ class HostManager:
         if not seconds >= 0:
             raise ValueError(f"a backend cannot be disabled for {seconds} seconds")
         seconds = min(seconds, _MOST_SECONDS)
-        return self._set(host, HostState.DISABLED, why or "disabled by request", seconds)
+        return self._set(host, HostState.DISABLED, "disabled by request", seconds)
 
-    def drain(self, host: str, why: str = "") -> HostRecord:
+    def drain(self, host: str) -> HostRecord:
         """Send new clients elsewhere until the host is enabled. Clients whose sticky cookie names it stay."""
-        return self._set(host, HostState.DRAINING, why or "drained by request", 0.0)
+        return self._set(host, HostState.DRAINING, "drained by request", 0.0)
 
-    def enable(self, host: str, why: str = "") -> HostRecord:
+    def enable(self, host: str) -> HostRecord:
         """Send traffic to the host again, from now on."""
         if self.state(host) is HostState.ACTIVE:
             return self.record(host)
-        return self._set(host, HostState.ACTIVE, why or "enabled by request", 0.0)
+        return self._set(host, HostState.ACTIVE, "enabled by request", 0.0)
 
     @property
     def due(self) -> float | None:
