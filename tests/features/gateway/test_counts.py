@@ -53,6 +53,9 @@ def test_total_of_all_routes_never_falls() -> None:
     counts.keep(["orders"], [])
     assert counts.total() == before
     assert counts.refusals == (1, 1)
+    counts.refused("503", "orders")
+    counts.refused("404", times=3)
+    assert counts.refusals == (2, 4)
     assert (before[tally.STARTED], tally.responses(before)) == (3, 2)
 
 

@@ -271,3 +271,15 @@ health = { tcp = true }
         "http://a:1": "/a", "http://b:1": "/b", "http://c:1": "/other", "e:5432": None,
     }  # fmt: skip
     assert probed_targets(load_text(tmp_path, WEB).tables) == {}
+
+
+@pytest.mark.parametrize(
+    ("labels", "problem"),
+    [
+        ({"route.host": "a:80"}, "server[0].labels.route.host: 'a:80' has a port"),
+        ({"route.to": "db"}, "server[0].labels.route.to: the route of a server leads to that server"),
+        ({"route.strip": "1"}, "server[0].labels.route.strip"),
+    ],
+)
+def test_wrong_label_is_reported_by_its_name(tmp_path: Path, labels: dict[str, str], problem: str) -> None:
+    assert problem in told(tmp_path, "[gateway]\n" + server("web", bind=":80", app="a:b", labels=labels))

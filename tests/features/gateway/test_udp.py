@@ -369,3 +369,26 @@ def test_idle_session_costs_less_than_two_kilobytes(run: Run) -> None:
                     assert sum(each.size for each in traces.statistics("filename")) / 99 < 2000
 
     run(main())
+
+
+def test_end_of_a_session_is_counted_for_its_backend(run: Run) -> None:
+    async def main() -> None:
+        edge = StreamEdge()
+        with backend() as served, closed_port(socket.SOCK_DGRAM) as closed:
+            async with udp(a_route(served.port, protocol="udp"), edge) as (stream, at):
+                with client(at) as sock:
+                    for data in (b"x", b"y"):
+                        assert await ask(sock, data) == data
+                row = edge.backends.snapshot()[0]
+                assert (row["in_flight"], row["requests"], row["errors"]) == (1, 1, 0)
+                next(iter(stream.sessions)).close()
+                row = edge.backends.snapshot()[0]
+                assert (row["in_flight"], row["requests"], row["errors"]) == (0, 1, 0)
+            async with udp(a_route(closed, protocol="udp"), edge) as (stream, at):
+                with client(at) as sock:
+                    sock.send(b"x")
+                    await until(lambda: stream.snapshot()["failed"])
+                row = edge.backends.snapshot()[0]
+                assert (row["in_flight"], row["requests"], row["errors"]) == (0, 1, 1)
+
+    run(main())
