@@ -160,3 +160,25 @@ def test_order_of_another_version_is_ignored_and_its_descriptors_are_closed(tmp_
             os.close(read)
 
     run(work())
+
+
+def test_disabled_host_is_enabled_when_its_time_is_over_and_unknown_ones_change_nothing(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            unknown = await stage.process.order_hosts({"op": "disable", "hosts": ["web", "x"], "for": 0})
+            assert (unknown["hosts"], len(unknown["problems"])) == (["web"], 1)
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            await stage.process.order_hosts({"op": "disable", "hosts": ["web"], "for": 0.01})
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while [each["kind"] for each in stage.reports if each["t"] == "event"][-1:] != [
+                    "host active"
+                ]:
+                    await asyncio.sleep(0.001)
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            await stage.process.order_hosts({"op": "drain", "hosts": ["web"], "for": None})
+            kinds = [each["kind"] for each in stage.reports if each["t"] == "event"]
+            assert kinds == ["host disabled", "host active", "host draining"]
+
+    run(work())

@@ -102,3 +102,7 @@ def test_process_has_the_same_defaults_as_the_table() -> None:
 )  # fmt: skip
 def test_fact_that_is_not_reported_is_the_usual_one(kind: Any, given: Table, others: Table) -> None:
     assert to_json(from_json(kind, given)) == {**given, **others}
+
+
+def test_endpoint_of_a_server_that_does_not_listen_leads_nowhere() -> None:
+    assert tuple(Endpoint("none")) == ("none", "", 0, "", False, "")

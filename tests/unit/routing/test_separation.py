@@ -17,7 +17,7 @@ from poolctl.json_form import from_json, to_json
 from poolctl.routing.decision import passed_host, passed_match
 from poolctl.routing.route import PROXY, Header, Limit, Redirect, Route, Target, passable, proxy_reason
 from poolctl.routing.route_table import RouteTable, write_table
-from poolctl.routing.separation import Kept, ending, kept_connections, routes_for_workers, separated
+from poolctl.routing.separation import Kept, KeptHost, ending, kept_connections, routes_for_workers, separated
 from tests.examples import examples
 
 USERS = {"a": "ann", "a2": "ann", "b": "bob"}
@@ -325,3 +325,23 @@ def test_workers_decide_by_their_table_as_the_gateway_does(
         found.append(decided)
         table.close()
     assert found[0] == found[1]
+
+
+def test_earlier_connections_count_while_their_server_has_the_same_user() -> None:
+    earlier = Kept(
+        user="a",
+        servers=("web", "gone"),
+        hosts=(
+            KeptHost(host="one", server="web", user="a"),
+            KeptHost(host="two", server="db", user="b"),
+            KeptHost(host="three", server="web", user="a", others=("b",)),
+        ),
+    )
+    now = Kept(user="a", servers=("new",), hosts=(KeptHost(host="one", server="web", user="c"),))
+    users = {"web": "a", "new": "a", "db": "other"}
+    merged = now.with_earlier(earlier, users)
+    assert merged.servers == ("new", "web")
+    assert merged.hosts == (now.hosts[0], earlier.hosts[2])
+    assert replace(now, user="b").with_earlier(earlier, users).servers == ("new",)
+    left = merged.without(["web"])
+    assert (left.user, left.servers, left.hosts) == ("a", ("new",), ())
