@@ -37,7 +37,7 @@ class _FieldForm(NamedTuple):
 
 
 def to_json(record: object, *names: str) -> Table:
-    """The record as JSON has it; with names, these fields of it.
+    """The record as a JSON document; with names, only these fields.
 
     A class with a rule of its own has a method `finish_json`, which changes the document.
     """

@@ -196,7 +196,7 @@ def control_socket(directory: str) -> str:
 
 
 def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
-    """Return the directory for what outlives a pool's processes (logs, chosen ports), made when asked.
+    """Return the directory for files that outlive a pool's processes (logs, chosen ports), created on request.
 
     `$POOLCTL_STATE_DIR/KEY`, beside the sockets when only `$POOLCTL_RUNTIME_DIR` is set, /var/lib for root,
     else the user's state directory; where that cannot be written, below the pool's runtime directory.

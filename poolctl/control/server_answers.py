@@ -201,9 +201,9 @@ class MetricsResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """The health of one route or server; see route_health.RouteHealth. What its depth does not show is left out.
+    """The health of one route or server; see route_health.RouteHealth. Fields that its depth does not show are missing.
 
-    `kind` is "route" or "server"; the name of a server is followed by " (server)" if a route is called so. A latency
+    `kind` is "route" or "server"; the name of a server is followed by " (server)" if a route has it too. A latency
     that was not measured is null in JSON.
     """
 

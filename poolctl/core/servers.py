@@ -440,7 +440,7 @@ class Servers:
         return [self.entries[name] for name in names if name in self.entries] if names else []
 
     def closure(self, entries: Iterable[Entry], step: Callable[[Entry], list[Entry]]) -> list[Entry]:
-        """The entries and all that `step` (dependencies or dependents) reaches from them, in the order of the file."""
+        """The entries and their direct and indirect dependencies or dependents (`step`), in the order of the file."""
         seen: set[str] = set()
         ahead = list(entries)
         while ahead:

@@ -63,8 +63,8 @@ class Routed(NamedTuple):
 class Connection(socket.socket):
     """A connection with the deadline for its client, and its routing data if it belongs to a route.
 
-    `until` is the deadline for a whole request head, or with `asked` (a response was sent, and no byte received
-    since) for the next request: a time of the monotonic clock, or None for the usual limit from now on.
+    `until`, a monotonic time, is the deadline for a complete request head, or if `asked` for the next request (a
+    response was sent, and no byte has arrived since). None means the usual time limit from now on.
     """
 
     # Plain numbers, because converting them to enumeration members takes a tenth of a handover's time.

@@ -144,7 +144,7 @@ Visit = Callable[[str, Server], object]
 
 
 class Pool(Mapping[str, Server], StartAndStop):
-    """Servers keyed by canonical bind address, in the order in which they came. Thread-safe.
+    """Servers keyed by canonical bind address, in the order in which they were added. Thread-safe.
 
     They live in this process unless a `runner` is given. Every function that takes an address takes any spelling.
     A server that was ready and ends by itself is restarted as its restart policy says; a start or a restart that fails
@@ -391,7 +391,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def walk(self, fn: Visit) -> bool:
         """Call ``fn(bind, server)`` for each server until it returns False. Returns whether all were visited.
 
-        Over a snapshot: `fn` may change the pool.
+        Iterates over a snapshot, so that `fn` may change the pool.
         """
         return all(fn(bind, server) is not False for bind, server in self._snapshot().items())
 

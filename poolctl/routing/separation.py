@@ -114,7 +114,7 @@ class Kept:
         )
 
     def ended_by(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
-        """The servers whose connections must be ended before the routes of `after`, and these users, are in force."""
+        """The servers whose connections must be ended before the routes of `after` apply, with these users."""
         found = set(self.servers if self.servers and self.user != after.user else ())
         only = _only_user(users.values())
         stay = {(each.host, each.user): set(each.others) for each in after.hosts}

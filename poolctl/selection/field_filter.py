@@ -1,4 +1,4 @@
-"""Selects servers by one field: equal ignoring case, or containing a match of a regular expression."""
+"""Selects servers by one field, which must equal a pattern (ignoring case) or contain a match of an expression."""
 
 from __future__ import annotations
 

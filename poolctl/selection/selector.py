@@ -267,7 +267,7 @@ class Unmatched:
 
     @property
     def message(self) -> str:
-        """A message that names what has matched nothing."""
+        """A message that names the words and options without a match."""
         if not self.targets:
             return f"no server matches {self.options}".rstrip()
         shown = ", ".join(repr(target) for target in self.targets[:_SHOWN_WORDS])

@@ -323,7 +323,7 @@ class ControlSocket:
             wire.send(self._sock, message)
 
     def adopted(self, fd: int, bound: int | None) -> None:
-        """Accept orders from this socket instead. With `bound`, listen there if both processes exit again."""
+        """Take orders from this socket from now on. `bound` is the socket to listen on if it is orphaned again."""
         self._orphan = None
         self._bound = None if bound is None else socket.socket(fileno=bound)
         self._sock.close()

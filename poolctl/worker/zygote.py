@@ -317,7 +317,7 @@ class ProcessSnapshot(NamedTuple):
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def left_since(self, origins: ThreadOrigins | None = None) -> str:
-        """What was added since, as the end of a sentence that begins with "its import"; "" if nothing.
+        """A text about additions since then, which ends a sentence that begins with "its import"; "" if none.
 
         `origins` knows which modules have started threads. This may fork once to find out.
         """

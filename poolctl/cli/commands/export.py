@@ -318,7 +318,7 @@ def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
 
 
 def text(value: str) -> str:
-    """A value used verbatim up to the end of the line. ValueError for line breaks, and what would be stripped."""
+    """A value used verbatim up to the end of the line. ValueError for line breaks, and for spaces at its ends."""
     if re.search(r"[\x00-\x1f\x7f]", value) or value != value.strip() or value.endswith("\\"):
         raise ValueError(f"{value!r} cannot be written into a unit file")
     return value.replace("%", "%%")

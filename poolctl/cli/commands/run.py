@@ -923,7 +923,7 @@ class StopSignals:
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Raise once more, after a moment, what a finalizer or the callback of a weak reference has discarded.
+        """Raise an exception again, after a moment, that a finalizer or a weak reference's callback has discarded.
 
         Such callbacks run wherever an object is freed, also in every import; a signal may arrive in one.
         """

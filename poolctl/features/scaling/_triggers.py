@@ -22,7 +22,7 @@ _LEAST_RESPONSES = 20
 
 
 class Sample(NamedTuple):
-    """The ready workers of a server together; `counted` is since the previous sample, `seconds` ago."""
+    """Figures of a server's ready workers; `counted` are their counts since the last sample, `seconds` ago."""
 
     entry: Entry
     now: float

@@ -1,4 +1,4 @@
-"""What the view shows: the pool's servers and its gateway's routes as rows, with their order, filter and selection."""
+"""The rows of the view, which are servers or routes of the gateway, with their order, filter and selection."""
 
 from __future__ import annotations
 

@@ -451,7 +451,7 @@ class Forker:
     def _place(
         self, server: ServerConfig, generation: int, index: int, output: str
     ) -> dict[str, object] | None:
-        """Where, and as what, the worker listens once it is an orphan; None if it should exit then."""
+        """The place where an orphaned worker listens, and its description there; None if orphans should exit."""
         if self._adoption_directory is None:
             return None
         return {

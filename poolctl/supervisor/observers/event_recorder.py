@@ -64,7 +64,7 @@ class EventRecorder:
         self._core.listeners.add(self.look)
 
     def look(self, entry: Entry) -> None:
-        """Record what has changed in the entry since the last call."""
+        """Record the changes of the entry since the last call."""
         seen = self._seen.get(entry.name)
         if seen is None:
             seen = self._seen[entry.name] = _RecordedState(

@@ -218,7 +218,7 @@ def peer(request: Request) -> Table:
 
 
 def _on_behalf_of(by: object) -> Table:
-    """For whom a client acts, as it says itself: a command, or the address of a browser."""
+    """The command, or the address of a browser, for which the client says that it acts."""
     if not isinstance(by, dict):
         return {}
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}

@@ -453,7 +453,7 @@ class SharedListeners:
             self._adopt(taken)
 
     def _leaves_to_others(self, evenness: Evenness) -> bool:
-        """Whether to leave the next connection to a worker with fewer connections for a moment."""
+        """Whether to wait a moment, so that a worker with fewer connections can accept the next one."""
         seconds = evenness.pause_seconds(len(self.accepted), self._pauses)
         self._pauses = self._pauses + 1 if seconds else 0
         if seconds and self._adoption is not None:

@@ -133,7 +133,7 @@ class Http1Connection(Drainable, Http1Protocol):
     def end_events(self) -> None:
         """End an event stream between two events; its client reconnects.
 
-        For the application the client has disconnected.
+        The application sees a disconnected client.
         """
         cycle = self.cycle
         if self.idle or not cycle.response_started or not wants_events(cycle.scope["headers"]):

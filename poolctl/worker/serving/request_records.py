@@ -231,7 +231,7 @@ class FailedRequests:
         self._lines = self._left_out = 0
 
     def log(self, scope: Scope, status: int, seconds: float | None = None) -> None:
-        """Log a request that is answered with this status, `seconds` after it came."""
+        """Log a request that is answered with this status, `seconds` after it arrived."""
         now = int(monotonic())
         if now != self._second:
             if self._left_out:

@@ -130,7 +130,7 @@ class Passing:
     ) -> bool:
         """Send or queue the connection; otherwise refuse and close it, and return False. Takes ownership of `sock`.
 
-        `trusted`: its client is a proxy whose information about the client behind it is used.
+        `trusted`: the peer is a trusted proxy, so the client address that it reports is used.
         """
         found = self._servers.get(server)
         if found is None:

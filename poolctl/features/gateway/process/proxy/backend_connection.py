@@ -88,28 +88,28 @@ class ResponseReceiver(Protocol):
         """Called for an interim response (1xx)."""
 
     def switched(self, response: Response, data: bytes) -> None:
-        """The protocol has changed (101); `data` are its first bytes, later bytes go to `response_data`."""
+        """Called after a change of protocol (101); `data` are its first bytes, later bytes go to `response_data`."""
 
     def response_begins(self, response: Response, *, done: bool) -> None:
-        """The head, and the first bytes of the body.
+        """Called with the head, and the first bytes of the body.
 
         If `done`, the response is complete and `response_ends` follows.
         """
 
     def response_data(self, data: Buffer) -> None:
-        """Bytes of the body. A chunked body arrives as chunks, or parts of them, unless it is decoded."""
+        """Called with bytes of the body. A chunked body arrives as chunks, or parts of them, unless it is decoded."""
 
     def response_ends(self, trailers: bytes) -> None:
-        """The response is complete."""
+        """Called when the response is complete."""
 
     def backend_eof(self) -> None:
-        """The backend closed its side of the tunnel."""
+        """Called when the backend has closed its side of the tunnel."""
 
     def backend_lost(self, error: Exception | None) -> None:
-        """The connection was closed before the response was complete, or its bytes are invalid (BadMessage)."""
+        """Called if the connection is lost before the response is complete, or its bytes are invalid (BadMessage)."""
 
     def backend_writable(self, writable: bool) -> None:
-        """The backend accepts bytes again, or not for now."""
+        """Called when the backend stops accepting bytes, or accepts them again."""
 
 
 class BackendConnection(asyncio.Protocol):
@@ -195,7 +195,7 @@ class BackendConnection(asyncio.Protocol):
         self._transport.write(data)
 
     def send_eof(self) -> None:
-        """The client closed its side of the tunnel."""
+        """Close this side of the tunnel, because the client has closed its own."""
         close_writing(self._transport)
 
     def pause_reading(self) -> None:

@@ -287,13 +287,13 @@ class Exchange:
         self._end(CANCELLED)
 
     def client_eof(self) -> None:
-        """The client closed its side of the tunnel."""
+        """Handle that the client has closed its side of the tunnel."""
         if self._connection is not None:
             self._connection.send_eof()
             self._one_end_closed()
 
     def client_writable(self, writable: bool) -> None:
-        """The client accepts more of the response again, or not for now."""
+        """Handle that the client stops accepting bytes, or accepts them again."""
         self._paused = not writable
         if self._connection is not None and self.begun:
             if writable:
@@ -948,7 +948,7 @@ class ClientConnection(asyncio.Protocol):
         self._update_reading()
 
     def send_eof(self) -> None:
-        """The backend closed its side of the tunnel."""
+        """Close this side of the tunnel, because the backend has closed its own."""
         close_writing(self._transport)
 
     # Ends.

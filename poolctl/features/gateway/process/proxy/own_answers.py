@@ -78,7 +78,7 @@ def spares_server(route: Route, method: bytes, path: bytes) -> bool:
 
 
 def report_arrival(edge: Edge, route: Route, method: bytes, path: bytes) -> None:
-    """Report the request to the features' parts, unless it wakes no server."""
+    """Report the request to features with a part in this process, except a request that wakes no server."""
     if edge.parts and not spares_server(route, method, path):
         for part in edge.parts.values():
             part.arrived(route)

@@ -188,12 +188,12 @@ def _added(route: Route) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _replaced(route: Route) -> re.Pattern[bytes]:
-    """An expression for header fields that clients may not send to the route, by all names that CGI reads alike."""
+    """A regular expression for header fields that clients may not send to the route, also under CGI's variants."""
     return _lines_named([*(header.name for header in route.set_headers), *route.remove_headers])
 
 
 class ResponseFields(NamedTuple):
-    """The fields that a route sets in responses: their `lines`, and an expression for the replaced fields."""
+    """The `lines` that a route adds to responses, and a regular expression for the lines that they replace."""
 
     lines: bytes
     replaced: re.Pattern[bytes]
@@ -210,7 +210,7 @@ def _lines_of(headers: Iterable[Header]) -> bytes:
 
 
 def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
-    """An expression for the lines of fields with these names.
+    """A regular expression for the lines of fields with these names.
 
     It treats - and _ alike, and includes the line break before.
     """

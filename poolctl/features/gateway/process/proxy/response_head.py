@@ -52,7 +52,7 @@ class Response(ResponseHead):
         return b"%b%b\r\n" % (self.lines, framing), keep, wraps
 
     def replace(self, pattern: re.Pattern[bytes], lines: bytes) -> None:
-        """Replace the lines that match the expression by these fields, each with its line end."""
+        """Replace the lines that match the pattern by these fields, each with its line end."""
         self._lines = pattern.sub(b"", self.lines[:-2]) + b"\r\n" + lines
 
     def add(self, line: bytes) -> None:
