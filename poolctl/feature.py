@@ -85,6 +85,8 @@ class Feature:
     exports: Mapping[str, str] = field(default_factory=dict)
     # The platforms that run a pool instead of a supervisor: classes as control.client.Platform, made of its files.
     platforms: Mapping[str, str] = field(default_factory=dict)
+    # The function that `stacks` calls where no supervisor runs: from the pool's directory to the WorkerStacks there.
+    stacks: str = ""
     trial: Trial | None = None
     # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.
     warnings: Mapping[str, str] = field(default_factory=dict)

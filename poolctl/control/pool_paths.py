@@ -33,8 +33,6 @@ STATE_VARIABLE = "POOLCTL_STATE_DIR"
 # Set by `run` on a terminal: servers log requests unless their file says otherwise. Not passed to their programs.
 ACCESS_LOG_VARIABLE = "POOLCTL_ACCESS_LOG"
 SOCKET_NAME = "control.sock"
-# In the same directory: each process of `poolctl serve` has a socket, which answers with its stacks.
-SERVE_SOCKET_PREFIX, SERVE_SOCKET_SUFFIX = "serve-", ".sock"
 GATEWAY_LOG = "gateway.log"  # in the same directory: the log of the gateway's process
 GATEWAY_ACCESS_LOG = "gateway-access.log"  # in the state directory; in logs it could be a server's file
 # sun_path has 108 bytes, the last of them the terminating NUL (unix(7))

@@ -2,4 +2,4 @@
 
 from poolctl.feature import Feature
 
-FEATURE = Feature(package=__name__, commands={"serve": "command"})
+FEATURE = Feature(package=__name__, commands={"serve": "command"}, stacks="_stacks_client:stacks_in")

@@ -13,12 +13,14 @@ from poolctl.cli.foreground_server import ForegroundServer, only_server
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.config import Probe, ServerConfig
-from poolctl.control.pool_paths import SERVE_SOCKET_PREFIX, SERVE_SOCKET_SUFFIX, make_pool_dir
+from poolctl.control.pool_paths import make_pool_dir
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.json_form import Table
 from poolctl.listeners.listen_errors import ListenError, explained
 from poolctl.listeners.open_listener import open_listener
+
+from ._stacks_client import socket_path
 
 _OF_APPS = {"health_address": "--health", "stop_delay": "--stop-delay"}
 
@@ -72,8 +74,7 @@ def _stacks_socket(pool: PoolRef) -> list[socket.socket]:
     """The socket of this process in the pool's directory, which is closed to other users; [] if there can be none."""
     listener = socket.socket(socket.AF_UNIX)
     try:
-        directory = make_pool_dir(os.environ, pool.key)
-        path = f"{directory}/{SERVE_SOCKET_PREFIX}{os.getpid()}{SERVE_SOCKET_SUFFIX}"
+        path = socket_path(make_pool_dir(os.environ, pool.key), os.getpid())
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)  # of an earlier process: in a container each has the same number
         listener.bind(path)

@@ -1,0 +1,76 @@
+"""Asks the processes of `poolctl serve` for their stacks: each has a socket in its pool's directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from socket import AF_UNIX, socket
+from time import monotonic
+
+from poolctl.control.pool_paths import check_private
+from poolctl.runners.stack_report import PYTHON, WorkerStacks, parse, place_of
+
+_PREFIX, _SUFFIX = "serve-", ".sock"
+_ANSWER_SECONDS = 5.0
+_MOST_BYTES = 512 * 1024
+
+
+def socket_path(directory: str, pid: int) -> str:
+    """The path of the process's socket."""
+    return f"{directory}/{_PREFIX}{pid}{_SUFFIX}"
+
+
+def stacks_in(directory: str) -> list[WorkerStacks]:
+    """The stacks of each process whose socket is in this directory of a pool. Raises ControlError (7)."""
+    try:
+        names = sorted(os.listdir(directory))
+    except OSError:
+        return []
+    paths = [f"{directory}/{name}" for name in names if name.startswith(_PREFIX) and name.endswith(_SUFFIX)]
+    if paths:
+        check_private(directory)
+    return [found for path in paths if (found := _stacks_of(path)) is not None]
+
+
+def _stacks_of(path: str) -> WorkerStacks | None:
+    """The stacks of the process that has this socket; None if it has ended."""
+    name = os.path.basename(path)
+    pid = name[len(_PREFIX) : -len(_SUFFIX)]
+    unknown = WorkerStacks(name="", worker=f"serve {pid}", pid=int(pid) if pid.isdecimal() else None)
+    try:
+        line, _, text = _read(path).partition(b"\n")
+        head = json.loads(line)
+        directories, own_thread = [str(each) for each in head["directories"]], head["thread"]
+        unknown = replace(unknown, name=str(head["name"]), worker=str(head["name"]), pid=int(head["pid"]))
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    except TimeoutError:
+        return replace(unknown, problem=f"it does not answer within {_ANSWER_SECONDS:g} s")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        return replace(unknown, problem=f"it gives no valid answer: {error or type(error).__name__}")
+    threads, tasks = parse(text, PYTHON, directories)
+    threads = [each for each in threads if each.name != own_thread]
+    return replace(
+        unknown,
+        source=PYTHON if threads else "",
+        place=place_of(threads),
+        threads=tuple(threads),
+        tasks=tuple(tasks),
+    )
+
+
+def _read(path: str) -> bytes:
+    """Everything that the process sends. Raises OSError, TimeoutError, and ValueError for more than _MOST_BYTES."""
+    end, found = monotonic() + _ANSWER_SECONDS, b""
+    with socket(AF_UNIX) as connection:
+        connection.settimeout(_ANSWER_SECONDS)
+        connection.connect(path)
+        while (left := end - monotonic()) > 0:
+            connection.settimeout(left)
+            if not (piece := connection.recv(65536)):
+                return found
+            found += piece
+            if len(found) > _MOST_BYTES:
+                raise ValueError(f"more than {_MOST_BYTES} bytes")
+    raise TimeoutError
