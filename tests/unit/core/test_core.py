@@ -13,10 +13,11 @@ from poolctl.address import Address
 from poolctl.core.core import Goal
 from poolctl.core.decide import Desired, Overrides, Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
+from poolctl.core.servers import caused_by
 from poolctl.errors import PoolStartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
-from tests.unit.runners.scripted_runner import FAILS, NEVER
+from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER
 
 
 def test_a_worker_keeps_the_configuration_that_it_was_placed_with_until_it_is_changed_live() -> None:
@@ -1324,5 +1325,115 @@ def test_resumed_server_whose_schedule_was_taken_out_runs() -> None:
         pool.core.resume(entry)
         await turns()
         assert pool.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_calm_core_starts_nothing_until_a_command_selects_it() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(), web("other"))
+        pool.core.calm = True
+        for entry in pool.core.entries.values():
+            pool.core.expect_running(entry)
+            pool.core.resume(entry)
+        await turns()
+        assert pool.runner.log == []
+        with caused_by("start"):
+            pool.core.start(pool.core.entries["web"])
+        await turns()
+        assert pool.states() == {"web": "running", "other": "starting"}
+
+    run(scenario())
+
+
+def test_server_that_ends_by_itself_before_it_is_ready_ends_the_wait_for_it() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(), web="never")
+        starting = pool.begin(pool.start())
+        await turns()
+        pool.runner.end("web.1.0", Exit.from_status(0))
+        (problem,) = await starting
+        assert "exited with status 0" in problem.message
+
+    run(scenario())
+
+
+def test_error_of_the_runner_is_the_cause_of_the_problem() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(), web=BREAKS)
+        (problem,) = await pool.start()
+        assert isinstance(problem.__cause__, OSError)
+
+    run(scenario())
+
+
+def test_run_of_a_job_waits_for_its_dependencies_unless_they_are_ignored() -> None:
+    async def scenario() -> None:
+        job = ServerConfig(name="job", job=True, command=["true"], every="0 3 * * *", depends_on=["db"])
+        pool = OrderedCore(web("db"), job)
+        entry = pool.core.entries["job"]
+        pool.core.run_now(entry)
+        await turns()
+        assert pool.runner.log == []
+        pool.core.run_now(entry, ignore_dependencies=True)
+        await turns()
+        assert any(line.startswith("place job") for line in pool.runner.log)
+
+    run(scenario())
+
+
+def test_stopped_sleeper_does_not_remember_its_requests() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(sleepy())
+        await pool.start()
+        await woken(pool, "web")
+        await pool.stop()
+        await pool.start()
+        assert pool.states() == {"web": "sleeping"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("desired", [Desired.STOPPED, Desired.SCHEDULED])
+def test_resumed_job_with_a_schedule_keeps_its_state(desired: Desired) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(ServerConfig(name="job", job=True, command=["true"], every="0 3 * * *"))
+        entry = pool.core.entries["job"]
+        entry.desired.state = desired
+        pool.core.resume(entry)
+        assert entry.desired.state is desired
+        if desired is Desired.SCHEDULED:
+            assert entry.schedule.next_run is not None
+
+    run(scenario())
+
+
+def test_resumed_server_that_was_stopped_stays_so() -> None:
+    pool = OrderedCore(web())
+    entry = pool.core.entries["web"]
+    entry.desired.state = Desired.STOPPED
+    pool.core.resume(entry)
+    assert entry.desired.state is Desired.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("bind", "generation", "phase"),
+    [
+        (":9999", 1, Phase.READY),
+        ("", 2, Phase.READY),
+        (":9999", 2, Phase.DRAINING),
+    ],
+)
+def test_worker_of_the_server_itself_is_not_adopted_as_a_canary(
+    bind: str, generation: int, phase: Phase
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        entry = pool.core.entries["web"]
+        config = web(bind=bind) if bind else entry.config
+        pool.runner.opened |= {entry.config.key, config.key}
+        placement = await pool.runner.place(config, generation, 0)
+        pool.core.adopt_worker(entry, Worker(placement.id, generation, 0, config, phase, placement))
+        assert entry.desired.canary is None
 
     run(scenario())

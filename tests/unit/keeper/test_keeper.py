@@ -284,6 +284,24 @@ def test_keeper_that_stops_the_pool_alone_asks_each_worker_with_its_own_signal(t
             supervisor.kill()
 
 
+def test_keeper_that_stops_the_pool_alone_waits_for_its_workers_but_not_for_ever(tmp_path: Path) -> None:
+    for ends in (True, False):
+        with subprocess.Popen(["sleep", "60"]) as worker:
+            store = Store()
+            store.put("worker:web.1.0", {"pid": worker.pid, "stop_signal": signal.SIGCONT}, [])
+            end = Shutdown(store, Reaper(), str(tmp_path))
+            end.begin(100.0)
+            assert not end.check(100.0 + ANSWER_SECONDS, 0)
+            assert not end.check(100.0 + ANSWER_SECONDS + ALONE_SECONDS - 1, 0)
+            if ends:
+                worker.kill()
+                worker.wait(60)
+                assert end.check(100.0 + ANSWER_SECONDS + 1, 0)
+            else:
+                assert end.check(100.0 + ANSWER_SECONDS + ALONE_SECONDS, 0)
+                worker.kill()
+
+
 def test_shutdown_of_a_pool_without_workers_needs_no_second_limit(tmp_path: Path) -> None:
     end = Shutdown(Store(), Reaper(), str(tmp_path))
     end.begin(100.0)

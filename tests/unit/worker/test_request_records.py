@@ -142,6 +142,7 @@ def test_invalid_request_is_counted_as_such(any_engine: Engine, page: memoryview
             client.writer.write(b"this is no HTTP\r\n\r\n")
             assert (await client.answer())[0] == 400
             assert (page[tally.MALFORMED], page[tally.STARTED], in_flight(page)) == (1, 0, 0)
+            assert page[tally.STATUS + 4] == 1
             assert page[tally.STATUS : tally.STATUS + 6].tolist() == [0, 0, 0, 0, 1, 0]
 
     any_engine.run(scenario())
