@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+from typing import NamedTuple
 
 import pytest
 
-from poolctl.address import Address, AddressError, canonical, overlaps, parse
+from poolctl.address import Address, AddressError, UsedPorts, canonical, overlapping, overlaps, parse
 
 
 @pytest.mark.parametrize(
@@ -211,3 +212,73 @@ def test_addresses_that_get_along_do_not_overlap(one: str, other: str) -> None:
 )  # fmt: skip
 def test_only_this_machine_reaches_a_socket_and_the_loopback(text: str, is_local: bool) -> None:
     assert parse(text).is_local is is_local
+
+
+class Held(NamedTuple):
+    address: Address
+
+
+def held(*addresses: str) -> dict[str, Held]:
+    return {parse(each).key: Held(parse(each)) for each in addresses}
+
+
+@pytest.mark.parametrize(
+    ("address", "others", "found"),
+    [
+        ("127.0.0.1:80", ["0.0.0.0:80"], "0.0.0.0:80"),
+        ("127.0.0.1:80", ["[::]:80"], "[::]:80"),
+        ("127.0.0.1:80", ["localhost:80"], "localhost:80"),
+        ("127.0.0.1:80", ["127.0.0.1:80", "0.0.0.0:81", "[::1]:80"], None),
+        ("localhost:80", ["127.0.0.1:80"], "127.0.0.1:80"),
+        ("localhost:80", ["[::1]:80"], "[::1]:80"),
+        ("0.0.0.0:80", ["10.0.0.1:81", "10.0.0.1:80"], "10.0.0.1:80"),
+        ("0.0.0.0:80", ["10.0.0.1:81"], None),
+        ("10.0.0.1:80", ["10.0.0.2:80"], None),
+        ("[fe80::1%lo]:80", ["[fe80::1]:80"], "[fe80::1]:80"),
+        ("[fe80::1]:80", ["[fe80::1%lo]:80"], "[fe80::1%lo]:80"),
+        ("[fe80::1%lo]:80", ["[fe80::2]:80"], None),
+        ("unix:/a", ["unix:/b", "0.0.0.0:80"], None),
+        ("127.0.0.1:auto", ["0.0.0.0:80"], None),
+    ],
+)
+def test_address_that_overlaps_is_found_among_others(
+    address: str, others: list[str], found: str | None
+) -> None:
+    items = held(*others)
+    found_item = overlapping(parse(address), items, UsedPorts())
+    assert (None if found_item is None else found_item.address.key) == (found and parse(found).key)
+
+
+def test_ports_in_use_are_counted_as_items_come_and_go() -> None:
+    ports, items = UsedPorts(), held("10.0.0.1:80", "10.0.0.2:80")
+    ports.count(parse("10.0.0.3:81"), 1)  # before the first question nothing is counted
+    assert (ports.has(80, items), ports.has(81, items)) == (True, False)
+    ports.count(parse("10.0.0.3:81"), 1)
+    assert ports.has(81, items)
+    for _ in range(2):
+        assert ports.has(80, items)
+        ports.count(parse("10.0.0.1:80"), -1)
+    assert not ports.has(80, items)
+    ports.reset()
+    assert (ports.has(80, items), ports.has(81, items)) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "wildcard", "local", "nearby"),
+    [
+        ("0.0.0.0:80", True, False, "127.0.0.1:80"),
+        ("[::]:80", True, False, "[::1]:80"),
+        ("127.1.2.3:80", False, True, "127.1.2.3:80"),
+        ("[::1]:80", False, True, "[::1]:80"),
+        ("localhost:80", False, True, "localhost:80"),
+        ("10.0.0.1:80", False, False, "10.0.0.1:80"),
+        ("unix:/a", False, True, "unix:/a"),
+    ],
+)
+def test_address_says_who_can_reach_it_and_where_this_machine_does(
+    text: str, wildcard: bool, local: bool, nearby: str
+) -> None:
+    address = parse(text)
+    assert (address.is_wildcard, address.is_local, address.listens) == (wildcard, local, True)
+    assert address.nearby.key == parse(nearby).key
+    assert not Address("job", name="a").listens

@@ -11,6 +11,7 @@ from poolctl.clock import (
     PING_SECONDS,
     SILENT_SECONDS,
     Clock,
+    RateLimit,
     ReportLimit,
     Watchdog,
     aligned,
@@ -131,3 +132,13 @@ def test_each_key_is_reported_at_most_once_a_minute_with_everything_since_then()
     assert reports.add(64.9, 7, "api") == 7
     assert reports.add(65.0, 1, "web") == 4
     assert reports.add(124.9, 1, "web") == 0
+
+
+def test_rate_is_limited_after_a_burst_that_is_regained_in_time() -> None:
+    limit = RateLimit(burst=3, per_second=2)
+    assert [limit.take(1, 10.0) for _ in range(4)] == [True, True, True, False]
+    assert not limit.take(1.1, 10.5)
+    assert limit.take(1, 10.5)
+    assert not limit.take(0.5, 9.0), "time does not go back"
+    assert limit.take(3, 100.0)
+    assert not limit.take(0.5, 100.0)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from poolctl import ServerConfig
-from poolctl.core.decide import Overrides, Phase
+from poolctl.core.decide import Desired, Overrides, Phase
 from poolctl.core.server_entry import Entry, Worker, restore
-from poolctl.core.servers import BATCH, Workqueue
+from poolctl.core.servers import BATCH, Workqueue, caused_by
 from poolctl.errors import PoolStartError
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
@@ -492,5 +492,108 @@ def test_revision_changes_with_each_new_server() -> None:
         assert servers.revision == before + 1
         servers.add(web("three"))
         assert servers.revision == before + 2
+
+    run(scenario())
+
+
+def test_revision_changes_with_every_change_of_the_configuration_and_never_goes_back() -> None:
+    pool = OrderedCore(web("one"), web("two"))
+    servers = pool.core.servers
+    seen = [servers.revision]
+    for change in (
+        lambda: servers.configure(servers.entries["one"], web("one", tags=["new"])),
+        servers.revise,
+        lambda: servers.forget(servers.entries["one"]),
+    ):
+        change()
+        seen.append(servers.revision)
+    assert seen == sorted(set(seen))
+
+
+def test_servers_are_arranged_by_name_with_the_others_behind_them() -> None:
+    servers = OrderedCore(web("a"), web("b"), web("c")).core.servers
+    servers.arrange(["c", "gone", "a"])
+    assert [*servers.entries] == ["c", "a", "b"]
+
+
+def test_pool_is_unused_until_a_server_is_wanted_or_has_run() -> None:
+    async def scenario() -> None:
+        for script, names in (({}, ["web"]), ({"web": FAILS}, ["web"])):
+            pool = OrderedCore(web(), **script)
+            assert pool.core.servers.unused
+            pool.core.start(pool.core.entries["web"])
+            assert not pool.core.servers.unused
+            await turns()
+            assert not pool.core.servers.unused
+            await pool.stop(*names)
+            assert pool.core.servers.unused is (not script)
+        pool.core.entries["web"].observed.failures = 0
+        pool.core.entries["web"].desired.generation = 2
+        assert not pool.core.servers.unused
+
+    run(scenario())
+
+
+def test_servers_that_were_stopped_with_disabled_ones_start_with_the_last_of_these() -> None:
+    pool = OrderedCore(
+        web("db"), web("cache"), web("api", depends_on=["db", "cache"]), web("site", depends_on=["api"])
+    )
+    servers, entries = pool.core.servers, pool.core.entries
+    for disabled in ("db", "cache"):
+        entries[disabled].desired.overrides = Overrides(disabled=True)
+        before = {name: entries[name].desired.stopped_with for name in ("api", "site")}
+        servers.note_stopped_with(before, [entries[disabled]])
+    assert entries["api"].desired.stopped_with == entries["site"].desired.stopped_with == ["db", "cache"]
+    servers.note_stopped_with({"api": ["db"]}, [entries["db"]])
+    assert entries["api"].desired.stopped_with == ["db"]
+    servers.note_stopped_with({"api": ["db"]}, [entries["cache"]])
+    entries["db"].desired.overrides = Overrides()
+    assert servers.stopped_with([entries["db"]]) == [], "the cache is still disabled"
+    entries["cache"].desired.overrides = Overrides()
+    assert [entry.name for entry in servers.stopped_with([entries["cache"]])] == ["api", "site"]
+    assert servers.stopped_with([entries["site"]]) == []
+
+
+def test_dependency_that_is_to_start_again_after_a_stop_is_awaited() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
+        db, api = pool.core.entries["db"], pool.core.entries["api"]
+        await pool.start("db")
+        assert pool.core.servers.may_start(api)
+        pool.runner.may_end.clear()
+        pool.core.stop(db)
+        pool.core.start(db, after_stop=True)
+        assert not pool.core.servers.may_start(api)
+        pool.runner.may_end.set()
+        await turns()
+        assert pool.core.servers.may_start(api)
+
+    run(scenario())
+
+
+def test_sleeping_server_without_its_dependencies_waits_for_those_that_are_wanted() -> None:
+    pool = OrderedCore(
+        web("db"), web("api", depends_on=["db"], scale={"min": 0}), web("plain", depends_on=["db"])
+    )
+    db = pool.core.entries["db"]
+    for name, waits in (("api", True), ("plain", False)):
+        entry = pool.core.entries[name]
+        entry.desired.ignore_dependencies = True
+        db.desired.state = Desired.STOPPED
+        assert pool.core.servers.may_start(entry)
+        db.desired.state = Desired.RUN
+        assert pool.core.servers.may_start(entry) is not waits
+
+
+def test_change_within_a_cause_belongs_to_it() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        entry = pool.core.entries["web"]
+        with caused_by("start", {"user": "me"}):
+            pool.core.start(entry)
+        assert entry.desired.cause == ("start", {"user": "me"})
+        pool.core.forget_cause(entry)
+        pool.core.touch(entry)
+        assert entry.desired.cause is None
 
     run(scenario())
