@@ -19,13 +19,17 @@ import pytest
 from poolctl.config import ServerConfig
 from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.platform import process_start
+from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local import takeover
-from poolctl.runners.local.takeover import LocalOrphan, Pipes, _Intake
+from poolctl.runners.local.local_runner import LocalRunner
+from poolctl.runners.local.local_worker import LocalWorker
+from poolctl.runners.local.takeover import LocalOrphan, Pipes, WorkerAdoption, _Intake
 from poolctl.runners.process_link import Malformed
 from poolctl.runners.worker_spec import worker_digest
 from poolctl.worker import tally
 from tests.deadline import wait_until
 from tests.processes import is_alive
+from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
 
 STATEMENT = {
     "event": "orphan", "pid": 7, "server": "web", "key": "tcp:web", "output": "web.1", "generation": 3, "index": 2,
@@ -494,3 +498,72 @@ async def _take_in_from_logger(directory: str, keeper: Any, output: Any, *, late
         os.close(read)
         os.close(write)
         pool_files.forget(place)
+
+
+def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_no_server(
+    tmp_path: Path,
+) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        server = served(hooks={"before_start": ["sleep", "600"]})
+        gone, silent = served(name="gone"), served(name="silent")
+        placement = await placed(runner, server, 3, 1)
+        hook = await runner.begin_hook(server, "before_start")
+        other = await placed(runner, gone)
+        await runner.open(silent)
+        for worker in runner._workers.values():
+            if worker.control is not None:
+                worker.control.close()  # its messages are the successor's
+        logs = tmp_path / "logs"
+        logs.mkdir()
+        successor = LocalRunner(
+            runner.keeper, str(tmp_path), str(logs), keeper_pid=runner.children.keeper_pid
+        )
+        try:
+            adopted = await successor.adopt({"web": server, "silent": silent})
+            (found,) = adopted.workers
+            assert (found.placement.id, found.placement.pid) == ("web.3.1", placement.pid)
+            assert (found.placement.generation, found.placement.index) == (3, 1)
+            assert (found.server, found.leaving) == (server, False)
+            assert found.ready_at is not None
+            assert {name: (kind, each.pid) for name, (kind, each) in adopted.hooks.items()} == {
+                "web": ("before_start", hook.pid)
+            }
+            assert adopted.endpoints == {
+                server.key: (server.bind,), silent.key: (silent.bind,),
+            }  # fmt: skip
+            assert (await runner.watch(other)).ok
+            assert not [name for name in await kept(runner) if "gone" in name and "output" not in name]
+            with pytest.raises(ConnectionRefusedError):
+                await fetch(gone)
+            await successor.ready(found.placement)
+            assert await fetch(server, "/pid") == str(placement.pid)
+            (worker,) = [each for each in (await kept(runner)).items() if each[0] == "worker:web.3.1"]
+            assert worker[1]["ready_at"] == found.ready_at
+            assert [each.pid for each in successor.zygotes.processes] == [
+                each.pid for each in runner.zygotes.processes
+            ]
+        finally:
+            successor._next_check.cancel()
+            successor.output.close()
+
+    with_runner(work)
+
+
+def test_worker_whose_server_was_changed_is_adopted_at_its_own_address() -> None:
+    async def work(runner: ProcessRunner) -> None:
+        before = served()
+        after = served(tags=["new"])
+        await placed(runner, before)
+        found: list[LocalWorker] = []
+        adoption = WorkerAdoption(runner.keeper, runner.children, runner, {"web": after}, {})
+        reply, fds = await runner.keeper.call({"op": "get", "name": "worker:web.1.0"})
+        adoption.adopt(found.append, "web.1.0", reply["meta"], fds)
+        (worker,) = found
+        assert (worker.server.key, worker.server.tags) == (before.key, ("new",))
+        assert adoption.found == found
+        assert worker.control is not None
+        worker.control.close()
+        assert worker.tally is not None
+        worker.tally.close()
+
+    with_runner(work)
