@@ -80,7 +80,6 @@ class Responder:
         self._writer = writer
         self._limits = limits
         self.keep_alive = keep_alive
-        self.begun = False
 
     def begin(self, status: int, fields: Fields) -> None:
         """Send the head of a response of unknown length."""
@@ -121,7 +120,6 @@ class Responder:
         await self._drain()
 
     def _head(self, status: int, fields: list[tuple[str, str]]) -> None:
-        self.begun = True
         if not self.keep_alive and ("connection", "close") not in fields:
             fields.append(("connection", "close"))
         self._writer.write(response_head(status, fields))

@@ -190,3 +190,27 @@ def test_the_level_follows_from_state_readiness_and_health(
 
 def test_server_without_a_verdict_is_judged_by_its_readiness() -> None:
     assert (level("running", True), level("running", False)) == ("ok", "busy")
+
+
+def test_only_figures_that_have_changed_are_sent_again(stage: Stage) -> None:
+    stage.pool.become("web-2", state="stopped", ready=False, health="unknown")
+    with stream(stage) as messages:
+        assert until(messages, "pool")["figures"].keys() == {"web-1", "web-2", "web-3"}
+        assert until(messages, "stats")["servers"].keys() == {"web-1", "web-3"}
+
+
+def test_reason_of_a_failing_server_is_sent_and_gone_when_it_runs(stage: Stage) -> None:
+    with stream(stage) as messages:
+        until(messages, "pool")
+        stage.pool.become("web-2", state="failed", ready=False, health="ko")
+        (item,) = until(messages, "changed")["items"]
+        assert item["reason"] == "exited with status 3 before it was ready"
+        stage.pool.become("web-2", state="starting", ready=False, health="unknown")
+        (item,) = until(messages, "changed")["items"]
+        assert item["reason"] == "exited with status 3 before it was ready", "it is being restarted"
+        with stream(stage) as others:
+            shown = {each["name"]: each.get("reason") for each in until(others, "pool")["items"]}
+            assert shown == {"web-1": None, "web-2": item["reason"], "web-3": None}
+        stage.pool.become("web-2", state="running", ready=True, health="ok")
+        (item,) = until(messages, "changed")["items"]
+        assert "reason" not in item

@@ -181,3 +181,19 @@ def test_log_that_is_closed_has_every_line(tmp_path: Path) -> None:
 
     asyncio.run(scene())
     asyncio.run(lines_of(tmp_path / "log", 1))
+
+
+def test_file_is_reopened_after_it_was_moved(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    async def scene(stage: Stage) -> None:
+        assert stage.edge.access_log is not None
+        stage.edge.access_log.add("first")
+        await lines_of(path, 1)
+        path.rename(tmp_path / "old")
+        await stage.edge.access_log.reopen()
+        stage.edge.access_log.add("second")
+        (line,) = await lines_of(path, 1)
+        assert line == "second"
+
+    play(scene, access_log=str(path))

@@ -13,7 +13,9 @@ from poolctl.core.server_entry import Entry
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes, RouteSet
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
-from poolctl.features.gateway.supervision.gateway_reports import ServerReports, canary_name
+from poolctl.features.gateway.supervision.gateway_reports import ServerReports, canary_name, connections_of
+from poolctl.worker import tally
+from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.supervisor.desk import Desk
 
@@ -131,3 +133,19 @@ def test_another_process_gets_everything_and_a_server_without_a_route_is_forgott
         assert stage.reports.configs == []
 
     run(work())
+
+
+def test_connections_of_a_server_are_those_of_its_workers_that_are_placed() -> None:
+    page = blank_page().tolist()
+    page[tally.OPEN_CONNECTIONS] = 3
+    pages = {"a": page, "b": page, "c": None}
+
+    def count(counters: Any, *placements: str | None) -> int:
+        workers = {number: SimpleNamespace(placement=each) for number, each in enumerate(placements)}
+        core: Any = SimpleNamespace(runner=SimpleNamespace(capabilities=SimpleNamespace(counters=counters)))
+        entry: Any = SimpleNamespace(observed=SimpleNamespace(workers=workers))
+        return connections_of(core, entry)
+
+    counters = SimpleNamespace(counts=lambda placement: pages[placement])
+    assert count(counters, "a", None, "b", "c") == 6
+    assert count(None, "a") == 0

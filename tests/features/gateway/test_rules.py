@@ -113,3 +113,28 @@ def test_a_stream_that_is_there_twice_needs_two_brackets(tmp_path: Path) -> None
     with pytest.raises(PoolValidateError) as refused:
         load(tmp_path / "pool.toml", {})
     assert ":2:1: [stream] is there twice; write [[stream]], with two brackets" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[[route]]\n", "route[0].to: 'to' is missing; add to = …, or register = true for services"),
+        ("[[route]]\nregister = true\n", "route[0].alias: 'alias' is missing; add alias = …"),
+        ('[[route]]\nto = ["web", "10.0.0.1:80"]\n', "route[0].to[1]: '10.0.0.1:80' is no target"),
+        ('[[route]]\nto = "ftp://a"\n', "route[0].to: 'ftp://a' has the scheme 'ftp'"),
+        ('[gateway]\nbind = ["nowhere:port"]\n', "gateway.bind[0]: "),
+        (
+            '[[route]]\nto = "web"\n[[route]]\nto = "wob"\npath = "/b"\n',
+            "route[1].to[0]: there is no server 'wob'",
+        ),
+    ],
+)
+def test_problem_is_reported_at_its_key_with_the_fix(tmp_path: Path, text: str, problem: str) -> None:
+    assert problem in told(tmp_path, WEB + text)
+
+
+@pytest.mark.parametrize(
+    "text", ["[[route]]\nregister = true\nalias = 'a'\n", "[[route]]\nredirect = 'https'\n"]
+)
+def test_route_without_a_target_registers_or_redirects(tmp_path: Path, text: str) -> None:
+    assert "missing" not in told(tmp_path, WEB + text)

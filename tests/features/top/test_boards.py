@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.control.server_answers import Measured
-from poolctl.features.top._boards import SERVER_ORDERS, RouteBoard, ServerBoard
+from poolctl.features.top._boards import ROUTE_ORDERS, SERVER_ORDERS, RouteBoard, ServerBoard
 from poolctl.json_form import from_json
 from tests.stand_in import item as document
 
@@ -130,3 +130,45 @@ def test_no_sequence_of_keys_loses_the_selection(steps: list[tuple[str, Any]]) -
 def test_every_order_has_every_server(sort: str) -> None:
     items = [item("a"), measured("b", cpu_percent=1), item("c", uptime_seconds=None, health=None)]
     assert sorted(names(board_of(*items, sort=sort))) == ["a", "b", "c"]
+
+
+def test_each_order_has_the_key_that_the_help_names() -> None:
+    assert "".join(order.key for order in SERVER_ORDERS.values()) == "PNSHRELMCUXF"
+    assert "".join(order.key for order in ROUTE_ORDERS.values()) == "PNRWELF"
+
+
+@pytest.mark.parametrize(
+    ("sort", "stats", "fields"),
+    [
+        ("requests", {"requests_per_second": 1.0}, {}),
+        ("errors", {"errors_per_second": 1.0}, {}),
+        ("latency", {"latency_p99_seconds": 1.0}, {}),
+        ("memory", {"memory_bytes": 1}, {}),
+        ("cpu", {"cpu_percent": 1.0}, {}),
+        ("uptime", {}, {"uptime_seconds": 100.0}),
+        ("restarts", {}, {"restarts": 3}),
+    ],
+)
+def test_figures_are_sorted_from_the_largest(
+    sort: str, stats: dict[str, Any], fields: dict[str, Any]
+) -> None:
+    none = dict.fromkeys(stats, 0)
+    board = board_of(item("a", stats=none), item("b", stats=stats, **fields), sort=sort)
+    assert names(board) == ["b", "a"]
+    assert board.falling
+    board.sort_by(sort)
+    assert names(board) == ["a", "b"]
+    assert not board.falling
+
+
+def test_next_order_is_that_of_the_column_beside() -> None:
+    board = board_of(item("a"), sort="name")
+    board.sort_next(1)
+    assert board.sort == "state"
+    board.sort_next(-1)
+    board.sort_next(-1)
+    assert board.sort == "problems"
+    board.sort_next(-1)
+    assert board.sort == "file"
+    board.sort_next(1)
+    assert board.sort == "problems"
