@@ -24,8 +24,8 @@ COMMAND = Command(
     section="Look",
     fields=("name", "worker", "pid", "source", "problem", "place"),
     notes=(
-        "The workers go on; one whose event loop hangs answers as well. Without a supervisor",
-        "the processes of `poolctl serve` answer.",
+        "The workers go on; one whose event loop hangs answers as well.",
+        "Without a supervisor the processes of `poolctl serve` answer.",
     ),
     examples=("poolctl stacks users          where it hangs, the innermost call first",),
 )
