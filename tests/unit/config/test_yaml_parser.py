@@ -123,3 +123,25 @@ def test_any_other_mistake_has_the_parsers_words_and_the_formats_rules(
     assert problem.line == line
     assert said in problem.message
     assert fix in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        ("true True TRUE yes Yes YES on On ON", True),
+        ("false False FALSE no No NO off Off OFF", False),
+        ("~ null Null NULL", None),
+    ],
+)
+def test_words_of_yaml_1_1_have_their_values_in_every_spelling(words: str, value: object) -> None:
+    for word in words.split():
+        assert parse_yaml(f"a: {word}") == {"a": value}
+        assert parse_yaml(f"a: '{word}'") == {"a": word}
+    assert parse_yaml("a: tRUE") == {"a": "tRUE"}
+    assert parse_yaml("a:") == {"a": None}
+
+
+def test_place_of_a_problem_counts_from_1() -> None:
+    with pytest.raises(ParseError) as caught:
+        parse_yaml("a: 1\nb:\n  c: !x 1\n")
+    assert (caught.value.line, caught.value.column) == (3, 6)

@@ -62,7 +62,10 @@ def test_service_without_a_time_to_live_has_no_thread() -> None:
     with pool.register("users", "unix:app.sock") as service:
         assert threading.active_count() == threads
         assert repr(service) == f"<RegisteredAs users unix:{os.path.abspath('app.sock')}>"
-    assert [verb for verb, _ in pool.asked] == ["register", "unregister"]
+    url = f"unix:{os.path.abspath('app.sock')}"
+    assert pool.asked == [
+        ("register", {"name": "users", "to": url, "weight": 1}), ("unregister", {"name": "users", "to": url}),
+    ]  # fmt: skip
 
 
 def test_wrong_time_to_live_and_refused_service_are_errors() -> None:

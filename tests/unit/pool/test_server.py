@@ -204,11 +204,21 @@ def test_a_failed_replacement_of_a_dead_worker_is_tried_again_and_a_failed_start
 def test_a_server_that_may_sleep_wakes_at_a_request_and_is_stopped_asleep() -> None:
     runner = ScriptedRunner()
     pool = made(runner, config("a", scale={"min": 0}, start_timeout=0.1))
+
+    def counted(what: str) -> list[str]:
+        lines = pool.metrics().splitlines()
+        return [
+            line.rpartition(" ")[2] for line in lines if line.startswith(f"poolctl_server_{what}_total{{")
+        ]
+
+    assert (counted("wakes"), counted("restarts")) == (["0"], ["0"])
     pool.start_sync()
+    assert (counted("wakes"), counted("restarts")) == (["0"], ["0"])
     assert (only(pool).state, only(pool).monitor().status) == (State.SLEEPING, Status.OK)
     assert pool.health_info_simple() == {"a": "napping"}
     on_loop(lambda: runner.ring("a"))
     wait_until(lambda: only(pool).ready)
+    assert (counted("wakes"), counted("restarts")) == (["1"], ["0"])
     pool.stop_sync()
     assert (only(pool).state, runner.opened) == (State.STOPPED, set())
     pool.start_sync()
