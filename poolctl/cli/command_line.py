@@ -9,14 +9,13 @@ command imports it at its start.
 
 from __future__ import annotations
 
-from poolctl.cli.outcome import UsageError
+from poolctl.cli.outcome import Outcome, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, Literal
 
-    from poolctl.cli.outcome import Outcome
     from poolctl.json_form import Table
     from poolctl.selection.selector import Selector
 

@@ -19,6 +19,7 @@ from poolctl.cli.command_line import (
     TIMEOUT,
     Command,
     CommandRequest,
+    Option,
     flag,
     saves,
     targets,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Literal
 
-    from poolctl.cli.command_line import Option
     from poolctl.config import Configuration, Problem
 
 # A change that was made is saved, even if not for every server or not in time.

@@ -8,16 +8,14 @@ imports only those that it needs.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from poolctl.control.protocol import SCHEMA
-from poolctl.errors import ServerError
+from poolctl.errors import PoolError, ServerError
 from poolctl.json_form import Table, from_json
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
-    from poolctl.errors import PoolError
 
 
 @dataclass(frozen=True, kw_only=True)

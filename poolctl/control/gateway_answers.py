@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from poolctl.control.answers import Result
 from poolctl.control.server_answers import RouteToServer
 from poolctl.json_form import Table
-from poolctl.routing.route import ExcludedRoute, Route
+from poolctl.routing.route import ExcludedRoute, Route, StreamRoute
 from poolctl.routing.route_report import HostReport, RouteReport
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from poolctl.routing.route import StreamRoute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,17 +14,15 @@ import socket
 import sys
 import termios
 from binascii import a2b_base64, b2a_base64
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from poolctl.platform import memory_file
 
 from ..platform import close_promptly
 from . import wire
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
-    from typing import Any
 
 _CONNECTION = {"t": "conn"}
 _FAMILIES = tuple(map(int, (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)))

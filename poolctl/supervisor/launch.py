@@ -12,7 +12,7 @@ import os
 import resource
 import socket
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl import bootstrap
 from poolctl.config import OPEN_FILES_OF_POOL, RAISE_OPEN_FILES, variables_named_in
@@ -26,7 +26,6 @@ from poolctl.keeper.spawn import Companion, in_background
 from poolctl.platform import proc_problem
 from poolctl.runners.runner_registry import VARIABLE, UnknownRunner, companions
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
 

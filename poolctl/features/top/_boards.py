@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 from poolctl.control.client import Client
 from poolctl.control.gateway_answers import GatewayStatus
@@ -11,7 +11,6 @@ from poolctl.json_form import from_json
 from poolctl.routing.route_health import ERROR, STARTING, UNHEALTHY
 from poolctl.routing.route_report import STREAM, RouteReport
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
