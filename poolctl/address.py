@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         @property
         def address(self) -> Address:
             """The object's bind address."""
-            ...
 
     Item = TypeVar("Item", bound=Addressed)
 

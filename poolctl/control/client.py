@@ -84,11 +84,9 @@ if TYPE_CHECKING:
             timeout: float | None = None,
         ) -> Table:
             """The result of `verb` as a document, as from `Client.call`."""
-            ...
 
         def refuse_unknown(self, command: str) -> None:
             """Raise ControlError (2) for a command that this platform does not have."""
-            ...
 
 
 class Client:

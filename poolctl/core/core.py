@@ -52,7 +52,6 @@ class TrafficSplit(Protocol):
 
         None if the server's requests do not come through the gateway.
         """
-        ...
 
 
 class Core:

@@ -33,7 +33,6 @@ class Recorder(Protocol):
         `detail` has the `server` and its `bind`, `message`, `cause`, `by`, `before` and `after`, perhaps a
         worker.
         """
-        ...
 
 
 CURRENT_CAUSE: ContextVar[Cause | None] = ContextVar("cause", default=None)

@@ -137,15 +137,12 @@ class HttpHandler(Protocol):
 
     def admit(self, sock: socket.socket) -> None:
         """Raise BadMessage to refuse a client before reading anything from it."""
-        ...
 
     async def handle(self, request: Received, response: Responder) -> None:
         """Answer a request. Cancelled when the client disconnects, if the server watches for that."""
-        ...
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         """Status, content type and body of the response to an invalid request."""
-        ...
 
 
 class HttpServer:

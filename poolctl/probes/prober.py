@@ -150,19 +150,15 @@ class Prober(Protocol):
 
     def start(self, on_result: OnResult) -> None:
         """Send the probe; `on_result` is called once with the problem, or ""."""
-        ...
 
     def cancel(self) -> None:
         """Stop waiting for the result: `on_result` will not be called."""
-        ...
 
     def queued(self) -> bool:
         """Whether the connection is known to wait in the worker's accept queue."""
-        ...
 
     def close(self) -> None:
         """Stop sending probes."""
-        ...
 
 
 class Connector(Protocol):
@@ -170,7 +166,6 @@ class Connector(Protocol):
 
     async def connect(self) -> socket.socket:
         """A new connection. Raises OSError."""
-        ...
 
 
 class WorkerConnector(NamedTuple):

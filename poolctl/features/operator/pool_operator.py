@@ -49,7 +49,6 @@ class Scaling(Protocol):
 
     def demand(self, server_name: str, count: int) -> int:
         """Record waiting requests for the server; returns the number of workers it should have. Raises KeyError."""
-        ...
 
 
 class Access(NamedTuple):

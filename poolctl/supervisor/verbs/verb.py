@@ -49,26 +49,21 @@ class Daemon(Protocol):
 
     def identity(self) -> SupervisorIdentity:
         """The answer to a ping, and part of `status`: the pool's name and files, versions and pids."""
-        ...
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """Add the features' data to a result. After a change of servers, first wait until the features have applied it.
 
         The result also names tables that are not served.
         """
-        ...
 
     async def finish(self) -> None:
         """Let the features finish their last requests: all servers have stopped, and the pool is ending."""
-        ...
 
     def shut_down(self) -> int:
         """End the supervisor after the answer in progress; returns the pid of the keeper, which ends after it."""
-        ...
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
         """After the answer in progress, let another version take over; these commands run its keeper and supervisor."""
-        ...
 
 
 class Call(NamedTuple):

@@ -42,23 +42,18 @@ class EdgePart(Protocol):
 
     def configure(self, settings: Table) -> None:
         """Apply these settings."""
-        ...
 
     def arrived(self, route: Route) -> None:
         """Called for each request that needs a backend. Must not block."""
-        ...
 
     def snapshot(self) -> Table:
         """The feature's part of the process's report."""
-        ...
 
     def drain(self) -> None:
         """Stop working, because a successor process does the work from now on."""
-        ...
 
     def close(self) -> None:
         """Stop, and release everything."""
-        ...
 
 
 class Edge:

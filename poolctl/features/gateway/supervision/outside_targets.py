@@ -46,19 +46,15 @@ class MachineSource(Protocol):
     @property
     def states(self) -> Mapping[str, MachineState]:
         """The states of the machines that requests may start, by URL."""
-        ...
 
     def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
         """Called with the current routes whenever they change."""
-        ...
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
         """The machines behind the route, for output."""
-        ...
 
     def ask(self, url: str) -> None:
         """Start the machine behind this URL if it is stopped, because a request needs it."""
-        ...
 
 
 # Called in a thread with routes, servers and tables; returns the routes with services added.
@@ -74,17 +70,14 @@ class RoutedService(Protocol):
     @property
     def alias(self) -> str:
         """The alias of the service's route."""
-        ...
 
     @property
     def is_serving(self) -> bool:
         """Whether the service gets requests."""
-        ...
 
     @property
     def is_probed(self) -> bool:
         """Whether the service is probed, so that its state is known."""
-        ...
 
     @property
     def health(self) -> RouteHealth: ...
@@ -92,7 +85,6 @@ class RoutedService(Protocol):
     @property
     def problem(self) -> str:
         """Why the service gets no requests."""
-        ...
 
 
 class ServiceSource(Protocol):
@@ -100,17 +92,14 @@ class ServiceSource(Protocol):
 
     async def route_extender(self) -> WithServices:
         """Return a function that adds the current services to routes."""
-        ...
 
     def __iter__(self) -> Iterator[RoutedService]: ...
 
     def of(self, alias: str) -> Sequence[RoutedService]:
         """The services of a route."""
-        ...
 
     def reports(self, alias: str) -> tuple[RegistrationReport, ...]:
         """The services of a route, for output."""
-        ...
 
 
 class ProbeOfService(Protocol):
