@@ -125,7 +125,7 @@ def test_a_stream_that_is_there_twice_needs_two_brackets(tmp_path: Path) -> None
         ('[gateway]\nbind = ["nowhere:port"]\n', "gateway.bind[0]: "),
         (
             '[[route]]\nto = "web"\n[[route]]\nto = "wob"\npath = "/b"\n',
-            "route[1].to[0]: there is no server 'wob'",
+            "route[1].to: there is no server 'wob'",
         ),
     ],
 )
