@@ -28,6 +28,9 @@ from .table import Kubernetes
 CONFIG_DIRECTORY, CONFIG_FILE = "/etc/poolctl", "pool.json"
 _HEALTH_PORT = 9000
 _LIVENESS_SECONDS, _LIVENESS_FAILURES = 10, 3
+# Of an app without a readiness probe, whose event loop answers. Often, because kubelets before 1.22 ask for the first
+# time up to a whole period after the startup probe has succeeded.
+_READINESS_SECONDS, _READINESS_FAILURES = 1, 10
 _STARTUP_SECONDS = 1
 _GRACE_MARGIN_SECONDS = 5  # for the application's own shutdown
 _DIGEST_BYTES = 5
@@ -281,7 +284,8 @@ def _probes_of_app(server: ServerConfig) -> Table:
     health = server.health
     return {
         "startupProbe": get("/health") | _until_started(server, health.startup),
-        "readinessProbe": get("/health") | _repeated(health.readiness),
+        "readinessProbe": get("/health")
+        | _repeated(health.readiness, _READINESS_SECONDS, _READINESS_FAILURES),
         "livenessProbe": get("/health/live") | _repeated(health.liveness),
     }
 
@@ -320,12 +324,15 @@ def _until_started(server: ServerConfig, probe: Probe | None) -> Table:
     }
 
 
-def _repeated(probe: Probe | None) -> Table:
+def _repeated(
+    probe: Probe | None, period_seconds: int = _LIVENESS_SECONDS, failures: int = _LIVENESS_FAILURES
+) -> Table:
+    """The times of a probe; the period and the failures are those without a probe in the file."""
     if probe is None:
         return {
-            "periodSeconds": _LIVENESS_SECONDS,
+            "periodSeconds": period_seconds,
             "timeoutSeconds": _timeout_seconds(probe),
-            "failureThreshold": _LIVENESS_FAILURES,
+            "failureThreshold": failures,
         }
     return {
         "periodSeconds": max(1, math.ceil(probe.interval)),

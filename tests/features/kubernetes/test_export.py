@@ -263,6 +263,11 @@ def test_limits_of_time_become_the_cluster_s(export: Any) -> None:
     assert container["command"][-2:] == ["--stop-delay", "6s"]
 
 
+def test_app_without_a_probe_is_ready_soon_after_its_start(export: Any) -> None:
+    ready = export(app()).container("web")["readinessProbe"]
+    assert (ready["periodSeconds"], ready["failureThreshold"]) == (1, 10)
+
+
 def test_command_is_probed_at_its_port(export: Any) -> None:
     def command(name: str, port: int, **keys: Any) -> str:
         return server(name, bind=f":{port}", command=["serve"], **keys)
