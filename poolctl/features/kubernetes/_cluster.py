@@ -35,7 +35,8 @@ KINDS = {
     "ReplicaSet": ("apps", "v1", "replicasets"),
     "Pod": ("", "v1", "pods"),
 }
-_REQUEST_SECONDS = 8.0
+# With the time between two lists of a command that waits: every command ends within ten seconds without an answer.
+_REQUEST_SECONDS = 6.0
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT = 401, 403, 404, 409
 # Commands in pods: the first byte of each message is its channel, and the last message is the status of the command.
 _CHANNELS = "v4.channel.k8s.io"

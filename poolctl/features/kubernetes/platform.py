@@ -86,7 +86,7 @@ Progress = Callable[[Table], None]
 _WATCHED = ("Deployment", "Job", "Pod")
 _WORKLOADS = ("Deployment", "Job", "CronJob")
 # The objects are listed again after this time without a change, so that an unresponsive cluster is noticed.
-_LISTED_AGAIN_SECONDS = 5.0
+_LISTED_AGAIN_SECONDS = 3.0
 # How often time limits are checked: of an unschedulable pod, of a slow server.
 _TICK_SECONDS = 0.5
 _STARTED = (

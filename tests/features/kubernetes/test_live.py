@@ -8,6 +8,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -49,8 +50,17 @@ async def app(scope, receive, send):
 class Cluster:
     """The cluster, as a test changes it."""
 
-    def __init__(self, directory: Path, url: str) -> None:
-        self.directory, self.url = directory, url
+    def __init__(self, directory: Path, url: str, process: subprocess.Popen[bytes]) -> None:
+        self.directory, self.url, self._process = directory, url, process
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The API server accepts connections and answers none; the pods serve on."""
+        self._process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._process.send_signal(signal.SIGCONT)
 
     def ask(self, what: str, body: object = None) -> Any:
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -85,7 +95,7 @@ def running(directory: Path, *options: str) -> Iterator[Cluster]:
         url = next(line.split()[-1] for line in kubeconfig.read_text().splitlines() if "server:" in line)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("KUBECONFIG", str(kubeconfig))
-            yield Cluster(directory, url)
+            yield Cluster(directory, url, process)
     finally:
         process.terminate()
         process.wait(30)
@@ -534,6 +544,27 @@ def test_api_server_that_is_away_is_exit_6_with_its_address(
         assert (done.code, "http://127.0.0.1:1" in done.err) == (6, True), done.err
     monkeypatch.setenv("KUBECONFIG", str(directory / "missing"))
     assert poolctl("list").code == 6
+
+
+def test_command_under_way_ends_when_the_api_server_stops_answering(
+    cluster: Cluster, write: Any, poolctl: Any, directory: Path
+) -> None:
+    write(app("web", 8002))
+    assert poolctl("start").code == 0
+    (address,) = cluster.addresses("web")
+    command = [sys.executable, "-m", "poolctl", "logs", "-f"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=directory, env=environment, text=True, **pipes) as follower:
+        assert follower.stdout is not None
+        follower.stdout.readline()  # it follows
+        with cluster.paused():
+            began = time.monotonic()
+            _, errors = follower.communicate(timeout=60)
+            seconds = time.monotonic() - began
+            assert get(f"{address}:8002").status == 200
+    assert (follower.returncode, cluster.url in errors) == (6, True), errors
+    assert seconds < 10 + 20  # the machine may be busy
 
 
 def test_stop_of_everything_is_refused_on_another_cluster_than_the_start(
