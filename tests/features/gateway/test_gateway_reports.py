@@ -13,7 +13,13 @@ from poolctl.core.server_entry import Entry
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes, RouteSet
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
-from poolctl.features.gateway.supervision.gateway_reports import ServerReports, canary_name, connections_of
+from poolctl.features.gateway.supervision.gateway_reports import (
+    GatewayReports,
+    ServerReports,
+    canary_name,
+    connections_of,
+)
+from poolctl.platform import memory_file, read_file
 from poolctl.worker import tally
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, turns, web
@@ -149,3 +155,38 @@ def test_connections_of_a_server_are_those_of_its_workers_that_are_placed() -> N
     counters = SimpleNamespace(counts=lambda placement: pages[placement])
     assert count(counters, "a", None, "b", "c") == 6
     assert count(None, "a") == 0
+
+
+class Keeper:
+    """Holds one descriptor's content by name, as the keeper does."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, bytes] = {}
+
+    def send(self, message: dict[str, Any], fds: list[int]) -> None:
+        self.held[message["name"]] = read_file(fds[0])
+
+    async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        content = self.held.get(message["name"])
+        return {}, [] if content is None else [memory_file("test", content)]
+
+
+def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
+    async def work() -> None:
+        desk, keeper = Desk(web()), Keeper()
+        reports = GatewayReports(cast(Any, keeper), desk.core, desk.events)
+        told: list[str] = []
+        reports.on_hosts = lambda: told.append("hosts")
+        reports.on_machine_needed = told.append
+        process: Any = SimpleNamespace(inform=lambda loads: told.append(str(loads)))
+        reports.follow(process)
+        process.on_report({"t": "hosts", "states": {"hosts": [{"host": "web"}]}})
+        process.on_report({"t": "loads", "servers": ["web"]})
+        process.on_report({"t": "wake", "server": "http://10.0.0.7:80"})
+        assert told == ["hosts", "{'web': 0}", "http://10.0.0.7:80"]
+        successor = GatewayReports(cast(Any, keeper), desk.core, desk.events)
+        await successor.adopt()
+        assert successor.hosts == reports.hosts == {"hosts": [{"host": "web"}]}
+        assert (successor.set_aside, successor.connections("gone")) == ({"web"}, 0)
+
+    run(work())

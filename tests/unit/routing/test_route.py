@@ -12,6 +12,7 @@ from poolctl.routing.route import (
     _ATTRIBUTES,
     HTTPS,
     NEEDS_PROXY,
+    POLICIES,
     ExcludedRoute,
     Header,
     Limit,
@@ -176,3 +177,9 @@ BREAKER = {
 )  # fmt: skip
 def test_key_that_is_not_given_has_its_documented_default(kind: Any, given: Table, others: Table) -> None:
     assert to_json(from_json(kind, given)) == {**given, **others}
+
+
+def test_policies_have_the_names_that_files_use() -> None:
+    assert POLICIES == (
+        "round-robin", "weighted", "least-connections", "ip-hash", "random-two", "first", "sticky",
+    )  # fmt: skip
