@@ -190,3 +190,18 @@ def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
         assert (successor.set_aside, successor.connections("gone")) == ({"web"}, 0)
 
     run(work())
+
+
+def test_event_about_a_host_is_recorded_with_the_host_and_the_reason() -> None:
+    recorded: list[tuple[str, str, dict[str, Any]]] = []
+    events: Any = SimpleNamespace(record=lambda kind, event, **data: recorded.append((kind, event, data)))
+    reports = GatewayReports(cast(Any, Keeper()), cast(Any, None), events)
+    process: Any = SimpleNamespace()
+    reports.follow(process)
+    for data in ({"host": "web", "why": "silent"}, {"host": "web"}, {"message": "no descriptor"}):
+        process.on_report({"t": "event", "kind": "breaker opened", "data": data})
+    assert recorded == [
+        ("pool", "breaker opened", {"message": "web", "cause": "silent", "host": "web", "why": "silent"}),
+        ("pool", "breaker opened", {"message": "web", "cause": "", "host": "web"}),
+        ("pool", "breaker opened", {"message": "no descriptor"}),
+    ]

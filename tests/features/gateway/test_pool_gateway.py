@@ -530,6 +530,8 @@ def test_pool_without_a_gateway_has_no_routes_and_changes_none() -> None:
             assert await stage.perform(verb) == Result()
         refused = await stage.perform("host")
         assert (refused.exit_code, refused.errors[0].message) == (NOTHING_MATCHED, "the pool has no gateway")
+        assert (refused.errors[0].code, refused.errors[0].error) == (NOTHING_MATCHED, "ErrorUsage")
+        assert refused.errors[0].hint == "a [gateway] or [[route]] in the file adds one"
         result = Result(exit_code=3)
         assert await stage.extended("status", result=result) is result
         assert await stage.concluded("start", result=result) is result
