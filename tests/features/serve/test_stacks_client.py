@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.serve._stacks_client import socket_path, stacks_in
+from tests.real_pool import RealPool
 
 HEAD = b'{"name": "web", "pid": 42, "directories": [], "thread": "poolctl stacks"}'
 
@@ -40,6 +41,17 @@ def test_blocked_application_shows_its_place_and_serves_on(serve: Any, until: An
     web.touch("answer")
     asking.join(60)
     assert [reply.status for reply in replies] == [200]
+
+
+@pytest.mark.integration
+def test_without_a_runtime_directory_it_serves_without_stacks(
+    serve: Any, until: Any, real_pool: RealPool, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    real_pool.env["POOLCTL_RUNTIME_DIR"] = str(tmp_path / "file")
+    web = serve()
+    until(lambda: web.health() == (200, "ok"))
+    assert real_pool.run("stacks").code == 6
 
 
 @pytest.mark.integration
