@@ -11,8 +11,8 @@ import base64
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -38,6 +38,8 @@ KINDS = {
 # With the time between two lists of a command that waits: every command ends within ten seconds without an answer.
 _REQUEST_SECONDS = 6.0
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT = 401, 403, 404, 409
+_GONE = 410
+_NO_STATUS: Table = {"code": 0, "message": "", "reason": ""}
 # Commands in pods: the first byte of each message is its channel, and the last message is the status of the command.
 _CHANNELS = "v4.channel.k8s.io"
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
@@ -86,7 +88,8 @@ class Cluster:
             assert config is not None  # no default is given
             timeout = httpx2.Timeout(_REQUEST_SECONDS)
             self._client = AsyncClient(config, namespace=namespace, field_manager=MANAGER, timeout=timeout)
-            # For commands in pods and for logs: lightkube leaves out why the API server has refused them.
+            # For what lasts. lightkube leaves out why the API server has refused it, and watches on by itself from a
+            # version that the API server may no longer have.
             parameters = client_adapter.ConnectionParams(timeout=timeout)
             self._streams = client_adapter.AsyncClient(config, parameters)
             self._streams.event_hooks = {"response": [self._explain_refusal]}
@@ -164,38 +167,53 @@ class Cluster:
     ) -> AsyncIterator[tuple[str, Table]]:
         """Yield ADDED, MODIFIED or DELETED, and the object, for each change after this resource version.
 
-        Ends when the API server ends it. Raises ControlError.
+        Ends when the API server ends it, or no longer has this version. Raises ControlError.
         """
-        from lightkube.types import on_error_raise
-
-        with self._translated(f"watch {KINDS[kind][2]}"):
-            watched = self._client.watch(
-                _resource(kind), labels=dict(labels), resource_version=version, on_error=on_error_raise
-            )
-            async for change, found in watched:
-                yield str(change), _plain(found)
+        group, api, plural = KINDS[kind]
+        selector = ",".join(f"{name}={value}" for name, value in labels.items())
+        parameters = {"watch": True, "labelSelector": selector, "resourceVersion": version}
+        what = f"watch {plural}"
+        place = f"apis/{group}/{api}" if group else f"api/{api}"
+        path = f"{place}/namespaces/{self.namespace}/{plural}"
+        with self._translated(what):
+            async with aclosing(self._lines(what, path, parameters, follow=True)) as lines:
+                async for line in lines:
+                    change = json.loads(line)
+                    if change["type"] != "ERROR":
+                        yield str(change["type"]), _plain(change["object"])
+                    elif change["object"].get("code") == _GONE:
+                        return
+                    else:
+                        raise self._refused(what, SimpleNamespace(**{**_NO_STATUS, **change["object"]}))
 
     async def log(
         self, pod: str, *, lines: int | None, since_seconds: int | None, follow: bool
     ) -> AsyncIterator[str]:
         """The log lines of a pod's server; each begins with its time."""
+        what = f"read the log of pod {pod}"
+        given: Table = {"follow": follow, "sinceSeconds": since_seconds, "tailLines": lines}
+        parameters = {name: value for name, value in given.items() if value is not None}
+        parameters |= {"container": "server", "timestamps": True}
+        path = f"api/v1/namespaces/{self.namespace}/pods/{pod}/log"
+        with self._translated(what):
+            async with aclosing(self._lines(what, path, parameters, follow=follow)) as found:
+                async for line in found:
+                    yield line
+
+    async def _lines(
+        self, what: str, path: str, parameters: Mapping[str, Any], *, follow: bool
+    ) -> AsyncGenerator[str]:
+        """The lines of a response; with `follow` the time between two of them is not limited."""
         import httpx2
 
-        what = f"read the log of pod {pod}"
-        given = {"follow": follow, "sinceSeconds": since_seconds, "tailLines": lines}
-        parameters = {name: value for name, value in given.items() if value is not None}
-        with self._translated(what):
-            reading = self._streams.stream(
-                "GET",
-                f"api/v1/namespaces/{self.namespace}/pods/{pod}/log",
-                params={"container": "server", "timestamps": True, **parameters},
-                timeout=httpx2.Timeout(_REQUEST_SECONDS, read=None if follow else _REQUEST_SECONDS),
-                extensions={"poolctl": what},
-            )
-            async with reading as response:
-                response.raise_for_status()
-                async for line in response.aiter_lines():
-                    yield line
+        timeout = httpx2.Timeout(_REQUEST_SECONDS, read=None if follow else _REQUEST_SECONDS)
+        reading = self._streams.stream(
+            "GET", path, params=dict(parameters), timeout=timeout, extensions={"poolctl": what}
+        )
+        async with reading as response:
+            response.raise_for_status()
+            async for line in response.aiter_lines():
+                yield line
 
     async def run(
         self, pod: str, command: Sequence[str], *, most_bytes: int, seconds: float | None = None
@@ -291,7 +309,7 @@ class Cluster:
         if status["status"] == "Success":
             return 0
         if status.get("reason") != "NonZeroExitCode":
-            raise self._refused(what, SimpleNamespace(**{"code": 0, "message": "", "reason": "", **status}))
+            raise self._refused(what, SimpleNamespace(**{**_NO_STATUS, **status}))
         (code,) = (
             int(each["message"]) for each in status["details"]["causes"] if each["reason"] == "ExitCode"
         )

@@ -314,6 +314,7 @@ class _ClusterPool:
                     self._objects[kind][name] = found
                 self._changed.set()
             # The API server ends a watch after some minutes, and may no longer have the resource version.
+            await asyncio.sleep(_TICK_SECONDS)
             await self.look()
 
     async def _list_again(self) -> None:

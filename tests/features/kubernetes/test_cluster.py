@@ -141,13 +141,7 @@ async def list_pods(cluster: Cluster) -> Any:
 
 
 async def watch_pods(cluster: Cluster) -> Any:
-    """The first two changes."""
-    found: list[Any] = []
-    async for each in cluster.watch("Pod", {}, "7"):
-        found.append(each)
-        if len(found) == 2:
-            break
-    return found
+    return [each async for each in cluster.watch("Pod", {"a": "b", "c": "d"}, "7")]
 
 
 async def read_log(cluster: Cluster) -> Any:
@@ -182,13 +176,10 @@ def test_reason_of_the_api_server_is_the_error(
         assert ask(QUESTIONS[what]) is None
         return
     error = refused(QUESTIONS[what])
-    if what == "watch pods":  # the objects were listed before
-        assert error.message == f"the cluster's API at {api.url} answered {status} to: {what}"
-        return
     assert error.exit_code == exit_code
     if exit_code == 7:
         # A token may have to be read again after a 401, so that its reason is not read.
-        said = what.startswith(("run", "read")) and status == 401
+        said = what.startswith(("run", "read", "watch")) and status == 401
         assert error.message == (
             f"the cluster's API at {api.url} answered 401 to: {what}" if said else "because of this"
         )
@@ -281,18 +272,29 @@ def test_answers_are_plain_objects(api: Api, ask: Any) -> None:
     lines = b"".join(
         json.dumps({"type": kind, "object": there}).encode() + b"\n" for kind in ("ADDED", "DELETED")
     )
-    api.answer = lambda connection, head: connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + lines)
+    api.says(200, lines)
     assert ask(watch_pods) == [("ADDED", there), ("DELETED", there)]
-    assert "resourceVersion=7" in api.heads[-1].decode()
+    line = api.heads[-1].decode().splitlines()[0]
+    query = "watch=true&labelSelector=a%3Db%2Cc%3Dd&resourceVersion=7"
+    assert line == f"GET /api/v1/namespaces/shop/pods?{query} HTTP/1.1"
     api.says(200, b"1 one\n2 two\n")
     assert ask(read_log) == ["1 one", "2 two"]
     line = api.heads[-1].decode().splitlines()[0]
-    assert line.startswith("GET /api/v1/namespaces/shop/pods/web-1/log?container=server&timestamps=true&")
+    assert line.startswith(
+        "GET /api/v1/namespaces/shop/pods/web-1/log?follow=true&tailLines=5&container=server&timestamps=true"
+    )
 
 
-def test_watch_that_is_too_old_is_an_error(api: Api, refused: Any) -> None:
+def test_watch_whose_version_is_gone_ends_and_another_error_is_raised(
+    api: Api, ask: Any, refused: Any
+) -> None:
     api.says(200, {"type": "ERROR", "object": {"kind": "Status", "code": 410, "message": "too old"}})
-    assert refused(watch_pods).message == "cannot watch pods: too old"
+    assert ask(watch_pods) == []
+    api.says(200, {"type": "ERROR", "object": {"kind": "Status", "code": 500, "message": "etcd is away"}})
+    assert refused(watch_pods).message == "cannot watch pods: etcd is away"
+    for body in (b"[]", b"5", b'{"type": "ADDED"}', b'{"type": "ERROR", "object": 5}', b"{", b"[" * 5000):
+        api.says(200, body)
+        assert refused(watch_pods).message.startswith(f"the cluster's API at {api.url} gave no valid answer")
 
 
 def context(name: str) -> dict[str, Any]:
