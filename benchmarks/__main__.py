@@ -20,7 +20,7 @@ def main() -> int:
         print(f"measuring: {group}", file=sys.stderr)
         try:
             for row in importlib.import_module(f".{group}", __package__).run(options):
-                if options.quick:  # targets are for the real sizes
+                if options.quick:  # targets apply to the full sizes only
                     row.most = row.most_ratio = None
                 rows.append(row)
                 print(f"  {row.what}: {row.median:.4g} {row.unit}", file=sys.stderr)

@@ -314,7 +314,7 @@ def _latency(ways: list[Way], rounds: int) -> Iterator[Row]:
 def in_short_turns(ways: list[Way], ask: Callable[[Way], int], rounds: int) -> dict[str, list[Turn]]:
     found: dict[str, list[Turn]] = {way.name: [] for way in ways}
     for way in ways:
-        ask(way)  # the first requests are not like the others
+        ask(way)  # the first requests are slower
     for way in _in_turns(ways, rounds):
         worker = way.processor_ns()
         before = way.before.processor_ns() if way.before else 0

@@ -105,7 +105,7 @@ class Collection(NamedTuple):
                 from_git(self, Path(made))
                 self._check(Path(made))
                 Path(made).rename(place)
-                Path(made).mkdir()  # for the end of the block
+                Path(made).mkdir()  # the end of the block removes it
         self._check(place)
         return place
 
@@ -209,7 +209,7 @@ FETCHED = [
         "e398a25320456540d08f6bc93b8d66ed7fa65178fb741e540dbbe2a1c2a59fc2", http_garden,
     ),
 ]  # fmt: skip
-# For tests that are given each of them; `make conformance` runs those of the fetched ones.
+# A parameter for tests of each collection; `make conformance` runs the tests of the fetched ones.
 COLLECTIONS = [
     pytest.param(TabledCollections(("llhttp", "http-parser")), id="tables"),
     *(

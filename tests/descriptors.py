@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from tests.deadline import wait_until
 
-# Threads that earlier tests have left, and that end by themselves.
+# Names of threads of earlier tests that end by themselves.
 ENDING = ("poolctl-aside", "poolctl-engine")
 
 

@@ -59,7 +59,7 @@ class Done(NamedTuple):
     __repr__ = __str__
 
 
-# What these leave behind is known by its environment, which a fork does not show.
+# Processes that these leave behind are found by their environment, which a fork does not show.
 LAUNCHING = (("run",), ("start",), ("upgrade",))
 
 HELLO_APP = """
@@ -81,9 +81,9 @@ class RealPool:
     def __init__(self, directory: Path, runtime: Path) -> None:
         self.directory = directory
         self.runtime = runtime
-        self.python = sys.executable  # which runs poolctl
-        self.warm = False  # whether commands are forked from one that is there (tests/warm_command.py)
-        self.ports: dict[str, int] = {}  # by name, of the last write_hello
+        self.python = sys.executable  # the interpreter that runs poolctl
+        self.warm = False  # whether commands are forked from a running one (tests/warm_command.py)
+        self.ports: dict[str, int] = {}  # ports by server, from the last call of write_hello
         self.env = {
             k: v for k, v in os.environ.items() if not k.startswith(("POOLCTL_", "PYTEST_", "LISTEN_"))
         }
@@ -96,7 +96,7 @@ class RealPool:
             "PYTHONUNBUFFERED",
         ):
             self.env.pop(name, None)
-        if self.env.get("PYTHONPATH") != str(TREE):  # which tests of a copied tree set (tests/conftest.py)
+        if self.env.get("PYTHONPATH") != str(TREE):  # tests of a copied tree set it (tests/conftest.py)
             self.env.pop("PYTHONPATH", None)
         self.env |= {
             "POOLCTL_RUNTIME_DIR": str(runtime),
@@ -258,7 +258,7 @@ class RealPool:
         self._children.clear()
         if not self.processes():
             return {}
-        self.warm = True  # how the command is started no longer matters
+        self.warm = True  # from now on commands may be forked
         for info in self.runtime.glob("*/info.json"):
             files = [option for file in json.loads(info.read_text())["files"] for option in ("-c", file)]
             self.run(*files, "stop")

@@ -43,13 +43,13 @@ class Engine(NamedTuple):
                 runner.run(_hang_up())
 
 
-# uvicorn's newest parser, where it is there.
+# Whether uvicorn's newest parser is installed.
 _ZTTP = all(map(importlib.util.find_spec, ("zttp", "uvicorn.protocols.http.zttp_impl")))
 ZTTP = [Engine("uvloop", "zttp")] if _ZTTP else []
-# Without extras, and with them.
+# The engines without and with extras.
 PLAIN, FAST = Engine("asyncio", "h11"), Engine("uvloop", "httptools")
 CROSSED = [Engine("asyncio", "httptools"), Engine("uvloop", "h11")]
-# The others show what depends on one loop or one parser.
+# Further engines, which show behaviour that depends on one loop or one parser.
 ENGINES: list[Any] = [PLAIN, FAST, *(pytest.param(each, marks=pytest.mark.slow) for each in CROSSED)]
 
 

@@ -65,7 +65,7 @@ def stand_in(path: Path, answer: Answer) -> Iterator[list[tuple[str, dict[str, A
         server = await asyncio.start_unix_server(connected, str(path))
         started.set()
         await over.wait()
-        # A server that is closed loses who has been accepted but is nobody's yet; three turns of the loop later he is.
+        # A closed server loses connections that are accepted but not attached, which takes three iterations.
         for listener in server.sockets:
             loop.remove_reader(listener.fileno())
         for _ in range(3):

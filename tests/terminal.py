@@ -92,7 +92,7 @@ class Terminal:
             return True
         try:
             chunk = os.read(self._master, 65536)
-        except OSError:  # EIO: the terminal is closed everywhere
+        except OSError:  # EIO: no process has the terminal open
             return False
         self.shown += chunk.decode(errors="replace")
         return bool(chunk)

@@ -22,7 +22,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MOST_BYTES = 1 << 17  # of a request: arguments and environment
+MOST_BYTES = 1 << 17  # the maximum size of a request: arguments and environment
 SAMPLE = '[[server]]\nname = "a"\nbind = "127.0.0.1:1"\ncommand = ["true"]\n'
 
 

@@ -55,7 +55,7 @@ def main() -> int:
 def works_without(name: str, directory: Path, tests: list[str]) -> bool:
     """Whether mypy and the tests pass in a copy of the tree without this feature."""
     began = time.monotonic()
-    tree = directory / "poolctl"  # the same one each time, for mypy's cache
+    tree = directory / "poolctl"  # always the same path, for mypy's cache
     shutil.rmtree(tree, ignore_errors=True)
     shutil.copytree(ROOT, tree, ignore=NOT_COPIED, symlinks=True)
     gone = with_importers(name)

@@ -15,9 +15,9 @@ class Project:
     files: Mapping[str, str]
     server: Mapping[str, Any]
     preload: bool = False
-    edited: str = ""  # the file in which VERSION is written; "" for one that has none
+    edited: str = ""  # the file that contains VERSION; "" if there is none
     path: str = "/"
-    programs: tuple[str, ...] = field(default=())  # without which it is skipped
+    programs: tuple[str, ...] = field(default=())  # programs without which its test is skipped
 
     def __str__(self) -> str:
         return self.name
@@ -118,7 +118,7 @@ FRAMEWORKS = (
     Project("flask", {"shop.py": FLASK}, {"app": "shop:app"}, True, "shop.py"),
     Project("datasette", {"shop.py": DATASETTE}, {"app": "shop:app"}, False, "", "/-/versions.json"),
 )
-# Their own processes listen on the pool's socket.
+# Programs whose own processes listen on the pool's socket.
 PROGRAMS = (
     Project(
         "gunicorn",
@@ -154,5 +154,5 @@ PROGRAMS = (
         programs=("php",),
     ),
 )
-# Opening their port themselves, they refuse connections while they are restarted: see `socket` in the reference.
+# These open their port themselves, and so refuse connections during a restart: see `socket` in the reference.
 WITHOUT_THE_SOCKET = ("granian", "php")

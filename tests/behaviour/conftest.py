@@ -43,7 +43,7 @@ def host(tmp_path: Path) -> Iterator[dict[str, str]]:
         process.wait()
 
 
-# The last shows what the daemon owes to its runner: test_runner_capabilities.py goes through most of its commands.
+# The last one replaces the daemon's runner: test_runner_capabilities.py tries most of its commands with it.
 @pytest.fixture(
     params=[
         "in this process",

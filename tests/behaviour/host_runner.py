@@ -171,7 +171,7 @@ class Host:
     def __init__(self) -> None:
         self._runner = InlineRunner()
         self._tasks: set[asyncio.Task[None]] = set()
-        # By worker id, started with the worker, which may have ended before the supervisor asks whether it is ready.
+        # By worker id. Started with the worker, which may have ended before the supervisor asks whether it is ready.
         self._ready: dict[str, asyncio.Task[None]] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

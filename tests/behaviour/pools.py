@@ -16,7 +16,7 @@ from tests.http_get import get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
-Failures = dict[str, str]  # message by server
+Failures = dict[str, str]  # messages by server
 
 APPS = '''
 """Applications that do as the files beside this module say, and write down what happens to them."""
@@ -58,7 +58,7 @@ db, web = make("db"), make("web")
 class AnyPool(Protocol):
     """The interface of every kind of pool for tests. Methods that act return failures by server."""
 
-    runs_programs: bool  # `command` and jobs
+    runs_programs: bool  # whether it runs servers with `command`, and jobs
 
     def start(self) -> Failures: ...
     def stop(self, name: str = "") -> Failures: ...
@@ -176,7 +176,7 @@ class DaemonPool:
         return self._real.items()[name]
 
     def end(self) -> None:
-        pass  # the fixture that made `real` ends it
+        pass  # the fixture that created `real` ends it
 
     def _act(self, *args: str) -> Failures:
         done = self._real.run(*args, "-o", "json")

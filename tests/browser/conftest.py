@@ -46,7 +46,7 @@ def browser() -> Iterator[Browser]:
 def page(browser: Browser) -> Iterator[Page]:
     """A tab of its own, in which nothing may go wrong: neither the page's programs nor its policy."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(30_000)  # a busy machine
+    context.set_default_timeout(30_000)  # the machine may be busy
     tab = context.new_page()
     complaints: list[str] = []
     tab.on("pageerror", lambda error: complaints.append(str(error)))

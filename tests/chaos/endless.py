@@ -20,7 +20,7 @@ from .leaks import MIB, Holdings
 from .stage import Fault, Stage
 
 LOOKS = 10
-# Of private memory over nine tenths of the run: caches and the allocator's arenas come and go within it.
+# Maximum growth of private memory over nine tenths of the run: the size of caches and arenas varies within it.
 MOST_GROWTH_BYTES = 2 * MIB
 
 

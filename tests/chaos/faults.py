@@ -195,7 +195,7 @@ def successors(faults: Faults, number: int) -> bool:
         os.kill(before["a"]["pids"][0], signal.SIGKILL)
         wait_until(lambda: not is_alive(killed))
         wait_until(lambda: not faults.fuse.exists() or _has_taken_over(pool, keeper))
-        with contextlib.suppress(AssertionError):  # the message at the end of its startup counts as well
+        with contextlib.suppress(AssertionError):  # the message at the end of a startup counts as well
             wait_until(lambda: not faults.fuse.exists(), timeout_seconds=_LAST_SECONDS)
         fired = not faults.fuse.exists()
         faults.fuse.unlink(missing_ok=True)

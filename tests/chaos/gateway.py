@@ -134,7 +134,7 @@ class GatewayChaos:
         self.versions = 0
         shutil.copytree(Path(poolctl.__file__).parent, self.room / "package")
         self.has_extra = False
-        self.keeps_going = False  # after a fault
+        self.keeps_going = False  # whether to continue after a fault
         self.faults: list[str] = []
         self.outcomes: dict[str, Outcome] = {}
         self.loads = {

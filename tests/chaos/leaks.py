@@ -38,7 +38,7 @@ def holdings(pid: int) -> Holdings:
     kinds = Counter(
         re.sub(r":\[\d+\]|\d+", "", target)
         for target in descriptors(pid).values()
-        if not target.endswith("/keeper.lock")  # one, in every keeper but the first
+        if not target.endswith("/keeper.lock")  # every keeper except the first one has it
     )
     threads = len(list(Path(f"/proc/{pid}/task").iterdir()))
     return Holdings(dict(kinds), threads, private_bytes(pid))

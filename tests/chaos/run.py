@@ -45,7 +45,7 @@ def _round(
     stage.write()
     stage.ok("start")
     stage.settled()
-    # By then, everything created on first use exists.
+    # After a restart everything exists that is created on first use.
     stage.ok("restart")
     assert get(stage.ports["sleepy"]).status == 200
     stage.settled(asleep=("sleepy",))

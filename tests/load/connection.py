@@ -41,7 +41,7 @@ class Connection:
         self.generator = generator
         self.target = target
         self.conversation = conversation
-        self.is_open = False  # may be written to
+        self.is_open = False  # whether it can be written to
         self.was_open = False
         self.is_over = False
         self._connected = False
@@ -72,7 +72,7 @@ class Connection:
         try:
             if not self.is_open:
                 if not self._connected and not events & ~select.EPOLLIN:
-                    return  # meant for an earlier connection whose descriptor this one has got
+                    return  # the event is of an earlier connection with the same descriptor
                 self._opening()
             if self.is_open and events & select.EPOLLOUT:
                 self._flush()
@@ -125,7 +125,7 @@ class Connection:
             except (BlockingIOError, ssl.SSLWantWriteError, ssl.SSLWantReadError):
                 break
             except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
-                # What the server said before may still be there to read; reading then finds the end as well.
+                # Earlier data of the server may still be unread; the end is found by reading it.
                 self._out.clear()
                 break
             del self._out[:sent]
@@ -142,7 +142,7 @@ class Connection:
                 return self._end(None)
             self.conversation.received(data)
             if self.generator.tls is None and len(data) < READ_BYTES:
-                return None  # epoll tells of the rest; bytes that TLS holds back it does not know of
+                return None  # epoll reports further bytes, except those already decrypted
         return None
 
     def _want(self, events: int) -> None:

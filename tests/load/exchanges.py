@@ -12,7 +12,7 @@ from .responses import Malformed, Response, Responses
 if TYPE_CHECKING:
     from .generator import Generator
 
-CLOSES_WITHIN_SECONDS = 2.0  # a server that was asked to close
+CLOSES_WITHIN_SECONDS = 2.0  # the time a server has to close a connection when asked to
 
 
 class Exchange:
@@ -27,10 +27,10 @@ class Exchange:
         self.tally = generator.tally
         self.target = target
         self.responses = Responses()
-        self.under_way: deque[tuple[int, float]] = deque()  # number, when it was sent
+        self.under_way: deque[tuple[int, float]] = deque()  # number, and when it was sent
         self.done_at = 0.0  # when the only request of this connection was answered
         generator.live.add(self)
-        # The first request counts from here: a connection that is refused is a request that was.
+        # The first request begins here, so that a refused connection counts as a refused request.
         self._begin()
         self.connection = Connection(generator, target, self)
         self.connection.connect()
@@ -105,7 +105,7 @@ class Exchange:
     def _answered(self, response: Response, now: float) -> bool:
         """Count it; False when the connection is of no use any more."""
         if not self.under_way or self.done_at:
-            # It would have been taken for the answer to the next request: that one is lost.
+            # A late answer would be taken for the answer to the next request, so that one counts as lost.
             self._begin()
             self._broken("wrong", f"{self.target} a response that nobody asked for: {response!r:.100}")
             return False
@@ -127,7 +127,7 @@ class Exchange:
 
     def _go_on(self) -> None:
         if not self.keeps:
-            # The server closes; until it does, the next one is under way already.
+            # The next request begins before the server has closed this connection.
             self.done_at = time.monotonic()
             self.generator.later(self.settings.pause, lambda: self.generator.open(self.target))
             if self.generator.stopping:

@@ -17,8 +17,8 @@ from .report import Tally
 if TYPE_CHECKING:
     import socket
 
-LOOK_SECONDS = 0.05  # how often what is overdue is looked for
-AFTER_FAILURE_SECONDS = 0.01  # a closed port must not be asked a million times
+LOOK_SECONDS = 0.05  # the interval of checks for overdue answers
+AFTER_FAILURE_SECONDS = 0.01  # the pause after a failure, as a closed port fails at once
 
 
 @dataclass
@@ -29,15 +29,15 @@ class Settings:
     mode: str = "keep_alive"
     connections: int = 8
     tls: bool = False
-    depth: int = 8  # pipelined: how many requests are under way on one connection
-    body_bytes: int = 65_536  # bodies: of request and response
-    chunks: int = 20  # stream: in one response, every `chunk_pause` one
+    depth: int = 8  # for pipelined: requests in progress on one connection
+    body_bytes: int = 65_536  # for bodies: the size of request and response bodies
+    chunks: int = 20  # for stream: chunks of one response, one each `chunk_pause`
     chunk_pause: float = 0.1
     pause: float = 0.0  # between an answer and the next request, or between two messages
-    patience: float = 30.0  # after that a request counts as unanswered
+    patience: float = 30.0  # the time after which a request counts as unanswered
     path: str = "/"
-    paths: list[str] = field(default_factory=list)  # each request takes the next one, whatever its connection
-    echo: bool = True  # answers must be those of tests.load.apps; False: the status is enough
+    paths: list[str] = field(default_factory=list)  # used in turn by the requests of all connections
+    echo: bool = True  # whether answers must be from tests.load.apps; otherwise the status is enough
     statuses: list[int] = field(default_factory=lambda: [200])
 
 

@@ -8,7 +8,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
-KEPT_FAILURES = 50  # described in words; all are counted
+KEPT_FAILURES = 50  # the number of failures described in words; all are counted
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Report:
     p50_seconds: float = 0.0
     p99_seconds: float = 0.0
     max_seconds: float = 0.0
-    longest_silence_seconds: float = 0.0  # between two answers, whichever connection they came on
+    longest_silence_seconds: float = 0.0  # the longest time between two answers on any connections
     failures: list[str] = field(default_factory=list)
 
     @property

@@ -15,13 +15,13 @@ class Response(NamedTuple):
     status: int
     headers: dict[bytes, bytes]  # names in lower case
     body: bytes
-    closes: bool  # the server said that it will
+    closes: bool  # the server has announced that it closes the connection
 
 
 class _Head(NamedTuple):
     status: int
     headers: dict[bytes, bytes]
-    length: int | None  # None: to the end of the connection
+    length: int | None  # None: the body ends with the connection
     chunked: bool
     closes: bool
 

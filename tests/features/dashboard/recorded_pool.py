@@ -27,7 +27,7 @@ class RecordedPool:
         self.rollouts: list[Document] = []
         self.gateway: Document | None = None
         self.changed_files: Document | None = None
-        self.refuses: str = ""  # what every action fails with
+        self.refuses: str = ""  # the error of every action, "" for none
         self.happened("pool", "started", message="the supervisor has started", ago_seconds=3000)
         for number, item in enumerate(self.servers.values()):
             self.happened(

@@ -32,7 +32,7 @@ class Stage:
         self._supervisor: AbstractContextManager[Any] | None = None
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self._thread: threading.Thread | None = None
-        self.tls: dict[str, Any] | None = None  # for what begins from now on
+        self.tls: dict[str, Any] | None = None  # for connections from now on
 
     @property
     def url(self) -> str:

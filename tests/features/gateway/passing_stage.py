@@ -20,7 +20,7 @@ from poolctl.routing.route import Route, Target
 from tests.features.gateway import proxy_stage
 from tests.features.gateway.proxy_stage import DEADLINE
 
-# Serves routes, with files in a directory, by settings of [gateway]; gives the port.
+# Serves these routes with settings of [gateway] and files in a directory; yields the port.
 Serve = Callable[..., AbstractAsyncContextManager[int]]
 HEAD = b"GET /v1 HTTP/1.1\r\nHost: users.example.com\r\n\r\n"
 

@@ -22,7 +22,7 @@ from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.routing.route import Route, Target, Timeouts
 from poolctl.routing.route_table import RouteTable, write_table
 
-# Around every wait of a test: far more than any of them needs.
+# The limit of every wait in a test, much longer than any of them needs.
 DEADLINE = 60.0
 Script = Callable[["Backend", "Wire"], Awaitable[None]]
 
@@ -80,7 +80,7 @@ class Wire:
     def reset(self) -> None:
         """End the connection with a reset."""
         sock = self.writer.get_extra_info("socket")
-        with suppress(AttributeError, OSError):  # it is closed already
+        with suppress(AttributeError, OSError):  # the connection is already closed
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.writer.transport.abort()
 
@@ -109,7 +109,7 @@ class Backend:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         wire = Wire(reader, writer)
-        # RuntimeError: uvloop's, for writing to a connection that is closed.
+        # uvloop raises RuntimeError for a write to a closed connection.
         with suppress(asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError, RuntimeError):
             try:
                 await self.script(self, wire)
@@ -205,7 +205,7 @@ def play(
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
-            for _ in range(5):  # connections that these closed
+            for _ in range(5):  # iterations of the loop in which closed connections end
                 await asyncio.sleep(0)
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -34,7 +34,7 @@ def run() -> Run:
         async def limited() -> None:
             async with asyncio.timeout(SECONDS):
                 await work
-                for _ in range(5):  # transports close a few turns after they are told
+                for _ in range(5):  # transports close some iterations of the loop later
                     await asyncio.sleep(0)
 
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -94,7 +94,7 @@ def closed_port(kind: int = socket.SOCK_STREAM) -> Iterator[int]:
     with socket.socket(socket.AF_INET, kind) as sock:
         sock.bind(("127.0.0.1", 0))
         if kind == socket.SOCK_DGRAM:
-            sock.connect(("127.0.0.1", sock.getsockname()[1]))  # takes datagrams of no one else
+            sock.connect(("127.0.0.1", sock.getsockname()[1]))  # accepts datagrams from there only
         yield sock.getsockname()[1]
 
 

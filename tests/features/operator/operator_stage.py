@@ -46,7 +46,7 @@ class MovedLoop(asyncio.SelectorEventLoop):
         finally:
             others = asyncio.all_tasks() - {asyncio.current_task()}
             await asyncio.gather(*others, return_exceptions=True)  # requests that were cancelled
-            for _ in range(3):  # connections that these closed
+            for _ in range(3):  # iterations of the loop in which closed connections end
                 await asyncio.sleep(0)
 
 
@@ -58,7 +58,7 @@ class Operator:
         self.heads: list[bytes] = []
         self.received: list[dict[str, Any]] = []
         self.confirmed: dict[str, int] = {}
-        self.now = self.most = 0  # requests at a time
+        self.now = self.most = 0  # concurrent requests, now and at most
         self.changed = asyncio.Condition()
         self.release = asyncio.Event()
         self._serving: set[asyncio.Task[None] | None] = set()

@@ -74,7 +74,7 @@ class Cluster:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            with suppress(asyncio.IncompleteReadError, OSError):  # clients leave without a word
+            with suppress(asyncio.IncompleteReadError, OSError):  # clients disconnect at any time
                 await self._respond(reader, writer)
                 writer.close()
                 await writer.wait_closed()

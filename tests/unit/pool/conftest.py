@@ -14,7 +14,7 @@ from tests.deadline import wait_until
 def _gone() -> bool:
     if loop_thread._current is None:
         return True
-    gc.collect()  # a runner that a test made keeps the engine as long as it lives
+    gc.collect()  # a runner created by a test keeps the engine alive
     return loop_thread._current is None
 
 

@@ -162,7 +162,7 @@ class ScriptedRunner:
         ended = self.running.pop(placement_id, None)
         if ended is not None:
             ended.set_result(exit_)
-            if placement_id in self.jobs:  # ends before anybody can watch it
+            if placement_id in self.jobs:  # a job ends before it can be watched
                 self.ended[placement_id] = exit_
 
     async def watch(self, placement: Placement) -> Exit:
