@@ -138,7 +138,7 @@ class Configuration(Sequence[ServerConfig]):
             checks.check([*servers, *self._excluded], import_apps=import_apps)
         else:
             checks.check([each for each in servers if each.name in names], import_apps=import_apps)
-            checks.look([each for each in servers if each.name not in names])
+            checks.collect_warnings([each for each in servers if each.name not in names])
         of_tables, warnings = check_tables(self.tables, os.environ, self._servers)
         if names is not None:
             # The servers of the pool run without a journal, too.

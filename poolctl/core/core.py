@@ -81,7 +81,7 @@ class Core:
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
         self.stacks = StackReports(runner, recorder)
-        self.listeners: set[Callable[[Entry], None]] = {self.health.look}
+        self.listeners: set[Callable[[Entry], None]] = {self.health.entry_changed}
         self.traffic_split: TrafficSplit | None = None  # the gateway of the pool, if it has one
         self.calm = calm
         self._trace = trace

@@ -39,7 +39,7 @@ class HealthChecks:
         """
         await self._make(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
-    def look(self, entry: Entry) -> None:
+    def entry_changed(self, entry: Entry) -> None:
         """Start or stop probes of the entry's workers, because the entry has changed."""
         for worker in list(entry.observed.workers.values()):
             if worker.phase in LEAVING:

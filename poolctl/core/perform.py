@@ -408,8 +408,8 @@ class Executor:
         worker.phase = Phase.STOPPING
         if worker.placement is not None:
             self._queue.run(self._stop_worker(entry, worker, replaced=replaced))
-        elif worker.preparing is not None:
-            worker.preparing.cancel()  # the worker has no process yet
+        elif worker.preloading is not None:
+            worker.preloading.cancel()  # the worker has no process yet
 
     def adopt(self, entry: Entry, worker: Worker) -> None:
         """Manage a worker that another supervisor has started."""
@@ -856,11 +856,11 @@ class Executor:
         """
         canary = entry.desired.canary if entry.is_of_canary(worker.generation) else None
         since = entry.desired.code_since if canary is None else canary.code_since
-        worker.preparing = asyncio.ensure_future(self._runner.prepare(worker.config, since))
-        await asyncio.wait({worker.preparing})
-        if worker.preparing.cancelled():
+        worker.preloading = asyncio.ensure_future(self._runner.prepare(worker.config, since))
+        await asyncio.wait({worker.preloading})
+        if worker.preloading.cancelled():
             return False
-        entry.observed.preload_problem = worker.preparing.result()
+        entry.observed.preload_problem = worker.preloading.result()
         warning = f"{entry.name}: preload = true has no effect: {entry.observed.preload_problem}"
         if entry.observed.preload_problem and warning not in entry.observed.warnings:
             entry.observed.warnings.append(warning)

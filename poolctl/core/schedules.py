@@ -161,7 +161,7 @@ class ScheduledRuns:
         self._recorder = recorder
         self._calm = calm
         self._entries: dict[str, Entry] = {}
-        self._timer = _Timer(clock, 30.0, self._look)
+        self._timer = _Timer(clock, 30.0, self._begin_due_runs)
         self._latest = 0.0  # the latest wall-clock time so far
 
     def review(self, entry: Entry) -> None:
@@ -200,7 +200,7 @@ class ScheduledRuns:
         entry.schedule.next_run = next_time(entry.config.every, self._clock.time())
         self._queue.note(entry)
 
-    def _look(self) -> None:
+    def _begin_due_runs(self) -> None:
         now = self._clock.time()
         is_set_back, self._latest = now < self._latest - _SET_BACK_SECONDS, now
         for entry in list(self._entries.values()):

@@ -88,7 +88,7 @@ class Worker:
     stop_seconds: float | None = None  # the time until it is killed; None for the server's `stop_timeout`
     unstoppable: bool = False  # not even SIGKILL has ended it
     task: asyncio.Task[None] | None = None
-    preparing: asyncio.Future[str] | None = None
+    preloading: asyncio.Future[str] | None = None
     exit: Exit | None = None
     next_step: str = ""  # the consequence of its exit as a sentence; "" if the exit was ordered
 

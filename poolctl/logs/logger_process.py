@@ -52,7 +52,7 @@ from .log_line import as_json, as_text, stamp
 CONTROL_DESCRIPTOR = 3
 _REPORT_EVERY_SECONDS = 1.0
 _SYNC_BYTES = 4 * 1024 * 1024
-_AGE_SECONDS, _LONGEST_AGE_SECONDS = 0.05, 3600.0
+_SHORTEST_AGE_CHECK_SECONDS, _LONGEST_AGE_CHECK_SECONDS = 0.05, 3600.0
 # Maximum bytes per read of one pipe, so that a server that floods its output does not starve the others. Longer lines
 # are split, which bounds memory.
 MOST_BYTES = 64 * 1024
@@ -75,7 +75,7 @@ class PipeReader:
         self._blind = False
         self._read: dict[int, bytes] = {}
 
-    def look(self, fd: int) -> bytes:
+    def peek(self, fd: int) -> bytes:
         """The pipe's content, at most 64 KiB; empty at end of file. Raises BlockingIOError when the pipe is empty."""
         if not self._blind:
             try:
@@ -85,7 +85,7 @@ class PipeReader:
                 if error.errno not in _NOT_ALLOWED:
                     raise
                 self._blind = True
-        return self._look_by_reading(fd)
+        return self._peek_by_reading(fd)
 
     def take(self, fd: int, length: int, to: int = -1) -> None:
         """Remove the first `length` bytes from the pipe in one step; they go to the pipe `to` if it has room."""
@@ -115,7 +115,7 @@ class PipeReader:
         for fd in (self._out, self._in, self._dev_null):
             os.close(fd)
 
-    def _look_by_reading(self, fd: int) -> bytes:
+    def _peek_by_reading(self, fd: int) -> bytes:
         kept = self._read.get(fd, b"")
         try:
             kept += os.read(fd, MOST_BYTES)
@@ -260,7 +260,7 @@ class OutputStream:
 
         Raises BlockingIOError when the pipe is empty or holds only an incomplete line.
         """
-        data = self._pipes.look(self.fd)
+        data = self._pipes.peek(self.fd)
         if not data:
             return 0
         end = data.rfind(b"\n") + 1
@@ -278,7 +278,7 @@ class OutputStream:
         if move is None:
             return
         try:
-            data = self._pipes.look(self.fd)
+            data = self._pipes.peek(self.fd)
         except BlockingIOError:
             data = b""
         if move.taken:
@@ -450,9 +450,9 @@ class Logger:
         if self._age_at is None or time.monotonic() < self._age_at:
             return
         found = [file.rotate_when_old() for file in self._files.values()]
-        pauses = [max(_AGE_SECONDS, pause) for pause in found if pause is not None]
+        pauses = [max(_SHORTEST_AGE_CHECK_SECONDS, pause) for pause in found if pause is not None]
         # At least once an hour, because the clock may be set.
-        self._age_at = time.monotonic() + min([*pauses, _LONGEST_AGE_SECONDS]) if pauses else None
+        self._age_at = time.monotonic() + min([*pauses, _LONGEST_AGE_CHECK_SECONDS]) if pauses else None
 
     def _orders(self) -> None:
         while self._open:

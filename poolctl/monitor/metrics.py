@@ -138,7 +138,7 @@ class Usage:
         self._seen_at = float("-inf")
         self._spent = 0.0
 
-    def look(self, pid: int, now: float, *, memory: bool = True) -> None:
+    def measure(self, pid: int, now: float, *, memory: bool = True) -> None:
         """Measure again unless the last measurement is recent. Measuring `memory` is expensive."""
         if now - self._seen_at >= INTERVAL_SECONDS / 2:
             spent = cpu_seconds(pid) or 0.0
@@ -203,7 +203,7 @@ def snapshot(
         usage = None
         if placement.pid is not None and placement.pid != own_pid:
             usage = usages.setdefault(placement.pid, Usage())
-            usage.look(placement.pid, now, memory=memory)
+            usage.measure(placement.pid, now, memory=memory)
         workers.append((worker, counts, usage))
     return ServerSnapshot(entry, ended, workers, counts=counters is not None)
 

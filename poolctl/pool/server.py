@@ -721,7 +721,7 @@ class Host(CoreEvents):
     def _changed(self, entry: Entry) -> None:
         handle = self._handles.get(entry.name)
         if handle is not None and handle.entry is entry:
-            self.look(handle)
+            self.record_state(handle)
 
     def relate(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
         """Make the server depend on these servers, given by their names in the core."""
@@ -731,7 +731,7 @@ class Host(CoreEvents):
         if before is not None and self._source(handle, handle.entry.config) is None:
             handle.config_sources.append((handle.entry.config, before))
 
-    def look(self, handle: Handle) -> None:
+    def record_state(self, handle: Handle) -> None:
         """Record the server's current state.
 
         Drops its entry if the server is at rest and neither an order nor another server needs it.
@@ -1011,7 +1011,7 @@ class StartOrder:
                 handle.orders -= 1
             for handle in self._handles:
                 if handle.host is not None:
-                    handle.host.look(handle)
+                    handle.host.record_state(handle)
         for future in self._stops:
             await asyncio.shield(asyncio.wrap_future(future))
         errors = [

@@ -149,7 +149,7 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
     return Kept(user=user or "", servers=tuple(servers) if user else (), hosts=tuple(hosts))
 
 
-def ending(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
+def without_passing(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
     """The routes, changed so that no route to one of these servers passes connections."""
     return [
         replace(each, other_user=CHANGING, other_user_tls=CHANGING)

@@ -57,9 +57,9 @@ def watch_health(core: Core, events: Events) -> None:
     """Watch the core's workers, and continue the recoveries that the previous supervisor had begun."""
     recovery = WorkerRecovery(core, events)
     recovery.resume(core.entries.values())
-    checks = [MemoryLimit(core.clock, recovery).look]
+    checks = [MemoryLimit(core.clock, recovery).entry_changed]
     if (heartbeats := core.runner.capabilities.heartbeats) is not None:
-        checks.append(Heartbeat(heartbeats, core, events, recovery).look)
+        checks.append(Heartbeat(heartbeats, core, events, recovery).entry_changed)
     core.listeners |= set(checks)
     for entry in core.entries.values():
         for look in checks:
@@ -198,7 +198,7 @@ class WorkerRecovery:
         self._reading: dict[int, asyncio.Task[list[str]]] = {}  # reading last lines, by the report's id
         self._taking: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # reading stacks, by the worker's id
         core.health.unhealthy.add(lambda entry, worker, reason: self.notice(entry, worker, LIVENESS, reason))
-        core.listeners.add(self.look)
+        core.listeners.add(self.entry_changed)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         """Report a worker's problem; a repeated report has no effect."""
@@ -211,7 +211,7 @@ class WorkerRecovery:
                     self._core.stacks.take(entry, worker)
                 )
                 taking.add_done_callback(partial(self._stacks_taken, entry, worker))
-        self.look(entry)
+        self.entry_changed(entry)
 
     def _stacks_taken(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
         """Begin the recovery of the worker, now that its stacks have been read."""
@@ -220,7 +220,7 @@ class WorkerRecovery:
         problem = problems.get(worker.id)
         if problem is not None and problem.worker is worker and not taken.cancelled():
             problems[worker.id] = problem._replace(stacks=taken.result())
-        self.look(entry)
+        self.entry_changed(entry)
 
     def resume(self, entries: Iterable[Entry]) -> None:
         """Continue the recoveries that the previous supervisor had begun."""
@@ -230,11 +230,11 @@ class WorkerRecovery:
                 if worker is None or worker.placement is None or worker.placement.pid != pid:
                     continue
                 self._core.mark_stuck(entry, worker, entry.observed.recovering["stuck"])
-                self._core.health.look(entry)
+                self._core.health.entry_changed(entry)
                 if entry.observed.recovering["step"] == Step.RESTART and worker.phase is Phase.READY:
                     self._core.drain_and_replace(entry, worker)
 
-    def look(self, entry: Entry) -> None:
+    def entry_changed(self, entry: Entry) -> None:
         """Handle a change of the server: a recovery may be over, or another due."""
         case = self._cases.get(entry.name)
         if case is None and not entry.observed.recovering:
@@ -285,7 +285,7 @@ class WorkerRecovery:
             pauses.append(again)
         _cancel(case)
         if again := min(filter(None, pauses), default=0.0):
-            case.timer = asyncio.get_running_loop().call_later(again, self.look, entry)
+            case.timer = asyncio.get_running_loop().call_later(again, self.entry_changed, entry)
 
     def _notify(self, entry: Entry, case: Case, step: Step, problems: list[WorkerProblem]) -> None:
         news = [each for each in problems if each.worker.id not in case.notified]
@@ -386,7 +386,7 @@ class WorkerRecovery:
 
 
 class MemoryLimit:
-    """Measures the workers of servers passed to `look`, and reports workers above the limit to `recovery`."""
+    """Measures the workers of servers passed to `entry_changed`, and reports workers above the limit to `recovery`."""
 
     def __init__(self, clock: Clock, recovery: WorkerRecovery) -> None:
         self._clock = clock
@@ -395,7 +395,7 @@ class MemoryLimit:
         self._timer: asyncio.TimerHandle | None = None
         self._measuring: asyncio.Task[None] | None = None
 
-    def look(self, entry: Entry) -> None:
+    def entry_changed(self, entry: Entry) -> None:
         """Measure the memory of the server's workers from now on, if it is limited."""
         if entry.config.limits.memory is None:
             return
@@ -537,7 +537,7 @@ class HeartbeatState:
 
 
 class Heartbeat:
-    """Sends heartbeats to the ready workers of all servers passed to `look`, and reports hung workers to `recovery`."""
+    """Sends heartbeats to ready workers of servers passed to `entry_changed`, and reports hung ones to `recovery`."""
 
     def __init__(
         self,
@@ -560,7 +560,7 @@ class Heartbeat:
         self._timer_at = 0.0
         self._awake_since = 0.0
 
-    def look(self, entry: Entry) -> None:
+    def entry_changed(self, entry: Entry) -> None:
         """Send heartbeats to the server's ready workers from now on."""
         interval = entry.config.recovery.heartbeat
         if not interval or not entry.observed.workers or entry.config.command:
@@ -647,7 +647,7 @@ class Heartbeat:
         )
         self._record(entry, worker, "heartbeat lost", seen, severity="error")
         # Recorded before the recovery, because a worker that is being stopped no longer counts for its server's health.
-        self._core.health.look(entry)
+        self._core.health.entry_changed(entry)
         self._recovery.notice(entry, worker, HEARTBEAT, seen)
 
     def _report_back(self, entry: Entry, worker: Worker) -> None:

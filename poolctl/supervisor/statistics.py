@@ -243,7 +243,7 @@ class Statistics:
         entries = selected(self._core, call.selector)
         with_errors = bool(call.options.get("errors"))
         self.watch()
-        snapshots = await self.look(entries)
+        snapshots = await self.measure(entries)
         return StatsResult(
             items=tuple(
                 Measured(**vars(item), stats=self.figures(seen, with_errors=with_errors))
@@ -336,7 +336,7 @@ class Statistics:
             )
         return stats if counted else replace(stats, **_UNCOUNTED)
 
-    async def look(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
+    async def measure(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
         """Measure the figures of the servers one by one; other tasks of the loop run in between."""
         # Wait, because workers write the counts of requests up to now a moment later.
         await asyncio.sleep(SETTLED_SECONDS)

@@ -73,9 +73,9 @@ class ExternalChecks:
     def check_env_files(self, server: ServerKeys) -> None:
         """Check only the server's env files."""
         for index, path in enumerate(server.env_file):
-            self._look(server, _variables, path, index, bool(server.user))
+            self._collect(server, _variables, path, index, bool(server.user))
 
-    def look(self, servers: Sequence[ServerKeys]) -> None:
+    def collect_warnings(self, servers: Sequence[ServerKeys]) -> None:
         """Collect only warnings for these servers."""
         known = len(self.problems)
         for server in servers:
@@ -85,27 +85,27 @@ class ExternalChecks:
         del self.problems[known:]
 
     def _server(self, server: ServerKeys) -> None:
-        self._look(server, _directory, "cwd", server.cwd)
+        self._collect(server, _directory, "cwd", server.cwd)
         if server.app_dir != server.cwd:
-            self._look(server, _directory, "app_dir", server.app_dir)
+            self._collect(server, _directory, "app_dir", server.app_dir)
         self.check_env_files(server)
         if server.user:
-            self._look(server, _check_user, server.user)
+            self._collect(server, _check_user, server.user)
         if runs_python_as_root(server):
-            self._look(server, self._trusted, server.python or sys.executable)
+            self._collect(server, self._trusted, server.python or sys.executable)
         if tls := server.tls if server.tls is not True else self.default_tls:
-            self._look(server, self._certificates, tls)
+            self._collect(server, self._certificates, tls)
         hooks = [(("hooks", hook), words) for hook, words in server.hooks or ()]
         for path, words in ((("command",), server.command), *hooks):
             if words and (finding := missing_program(server, {**self.env, **server.env}, path, words)):
                 self.problems.append((server, finding))
         if server.log.path:
-            self._look(server, _check_log, server.log.path)
+            self._collect(server, _check_log, server.log.path)
 
-    def _look(self, server: ServerKeys, look: Callable[..., Found], *at: Hashable) -> None:
-        key = (look.__name__, *at)  # the method itself would keep this object alive
+    def _collect(self, server: ServerKeys, check: Callable[..., Found], *at: Hashable) -> None:
+        key = (check.__name__, *at)  # the method itself would keep this object alive
         if key not in self._seen:
-            self._seen[key] = look(*at)
+            self._seen[key] = check(*at)
         problems, warnings = self._seen[key]
         self.problems += [(server, finding) for finding in problems]
         self.warnings += [(server, finding) for finding in warnings]

@@ -132,7 +132,7 @@ class Hub:
         self._events: deque[Table] = deque(maxlen=_MOST_EVENTS)
         self._gone: str | None = "has not answered yet"
         self._last = 0  # the number of the newest known event
-        self._look, self._again = asyncio.Event(), asyncio.Event()
+        self._query_wanted, self._again = asyncio.Event(), asyncio.Event()
 
     async def view(self) -> AsyncGenerator[str]:
         """The messages for one viewer, as server-sent events; ends when it is too slow for them."""
@@ -171,10 +171,10 @@ class Hub:
         try:
             while unwatched < _LINGER_SECONDS:
                 await self._sample()
-                self._look.clear()
+                self._query_wanted.clear()
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_AGAIN_SECONDS if self._gone else INTERVAL_SECONDS):
-                        await self._look.wait()
+                        await self._query_wanted.wait()
                         await asyncio.sleep(_SOON_SECONDS)
                 unwatched = 0.0 if self._viewers else unwatched + INTERVAL_SECONDS
         finally:
@@ -184,7 +184,7 @@ class Hub:
 
     async def _sample(self) -> None:
         try:
-            await self._look_once()
+            await self._query_once()
         except (ControlError, TimeoutError) as error:
             reason = str(error) or "it does not answer"
             if self._gone is None or reason != self._gone:
@@ -193,7 +193,7 @@ class Hub:
         except Exception:
             logger.exception("the pool could not be queried")
 
-    async def _look_once(self) -> None:
+    async def _query_once(self) -> None:
         is_first = self._gone is not None
         if is_first:
             about = await self.ask(PingResult, "ping", [], {})
@@ -308,7 +308,7 @@ class Hub:
             if self._gone is None:
                 with contextlib.suppress(ControlError):
                     await self._read({"follow": True, "after": self._last})
-                self._look.set()
+                self._query_wanted.set()
 
     async def _read(self, options: Table) -> None:
         body = {"selector": {}, "options": options}
@@ -325,7 +325,7 @@ class Hub:
         self._events.append(document)
         if self._gone is None:
             self._send_event("event", document)
-            self._look.set()
+            self._query_wanted.set()
 
     # Messages to viewers.
 

@@ -72,9 +72,9 @@ class DashboardPart(FeaturePart):
         if self._page is not None:
             self._page.want(self._table)
 
-    async def attempted(self) -> None:
+    async def opening_attempted(self) -> None:
         if self._page is not None:
-            await self._page.attempted()
+            await self._page.opening_attempted()
 
     @property
     def problems(self) -> Sequence[str]:

@@ -292,18 +292,18 @@ class Notifications(FeaturePart):
             if kind == "health" and entry is not None:
                 # Its health has to be probed first.
                 self._unhealthy.add(name)
-                core.listeners.add(self._look)
+                core.listeners.add(self._server_changed)
             state = entry.state if entry is not None else State.STOPPED.value
             if state not in (State.FAILED.value, State.BACKOFF.value):
                 self._take(JournalEvent("", 0, "lifecycle", state, name, after=state))
 
-    def _look(self, entry: Entry) -> None:
+    def _server_changed(self, entry: Entry) -> None:
         if entry.name in self._unhealthy and entry.health is Status.OK:
             self._unhealthy.remove(entry.name)
             status = Status.OK.value
             self._take(JournalEvent("", 0, "health", status, entry.name, after=status))
         if not self._unhealthy:
-            self.site.core.listeners.discard(self._look)
+            self.site.core.listeners.discard(self._server_changed)
 
     async def _test(self, call: Call) -> NotifyResult:
         """Send a test notification to each receiver, or to those in `receivers`; the answer holds each result."""

@@ -263,10 +263,10 @@ class PoolOperator(GatewayPart):
         problem = self._address.problem if self._address is not None else ""
         return [f"[operator]: {problem}"] if problem else []
 
-    async def attempted(self) -> None:
+    async def opening_attempted(self) -> None:
         """Wait until the address is open, or could not be opened."""
         if self._address is not None:
-            await self._address.attempted()
+            await self._address.opening_attempted()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
         found = reports.get(_PACKAGE)

@@ -129,7 +129,7 @@ class MachineStarter:
             return
         case = self._cases.setdefault(guest.vmid, _StartState())
         if case.work is None:
-            case.work = asyncio.ensure_future(self._look(self._api, guest, case))
+            case.work = asyncio.ensure_future(self._refresh_state(self._api, guest, case))
         else:
             case.asked = True
 
@@ -163,7 +163,7 @@ class MachineStarter:
             answers=case.answers,
         )
 
-    async def _look(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
+    async def _refresh_state(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
         try:
             await self._start_if_stopped(api, guest, case)
         except ApiError:

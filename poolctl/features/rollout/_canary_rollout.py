@@ -243,7 +243,7 @@ class CanaryRollout:
         if self._figures is None:
             return RolloutFigures(), RolloutFigures()
         canary, before = self._figures
-        return canary.look(), before.look()
+        return canary.measure(), before.measure()
 
     def _conclude(self, state: str, reason: str) -> None:
         self._state, self.reason = state, reason
@@ -268,7 +268,7 @@ class CanaryRollout:
 class GenerationFigures:
     """The figures of one generation's workers since the object was created, from their tally pages.
 
-    Workers that have ended stay counted with their figures from the last `look`.
+    Workers that have ended stay counted with their figures from the last `measure`.
     """
 
     def __init__(self, entry: Entry, generation: int, counters: Counters) -> None:
@@ -281,7 +281,7 @@ class GenerationFigures:
                 self._began[worker.id] = counts
         self._now = dict(self._began)
 
-    def look(self) -> RolloutFigures:
+    def measure(self) -> RolloutFigures:
         """The current figures of the canary and of the other workers."""
         workers = list(self._workers())
         for worker in workers:

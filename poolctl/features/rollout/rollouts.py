@@ -254,8 +254,8 @@ def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
     )
 
 
-def _number(options: Table, name: str, usual: float) -> float:
-    value = options.get(name, usual)
+def _number(options: Table, name: str, default: float) -> float:
+    value = options.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
         raise SelectorError(f"{name} is {value!r}", hint=_SHAPE)
     return float(value)

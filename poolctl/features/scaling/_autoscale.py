@@ -16,7 +16,7 @@ from ._triggers import TRIGGERS
 from .keys import Scale
 
 # An increase is decided on over a part of the window, so that a new worker answers soon.
-_FAST_PART = 0.1
+_SHORT_WINDOW_SHARE = 0.1
 # A decrease requires that the load of the remaining workers stays below this part of the target, on average and in the
 # short part.
 _MARGIN = 0.8
@@ -102,8 +102,8 @@ class Autoscale:
         self._reset(now)
 
     def _reset(self, now: float) -> None:
-        self._short_window = _Window(self._window * _FAST_PART, self._targets)
-        self._latest = _Window(self._window * _FAST_PART / 2, self._targets)
+        self._short_window = _Window(self._window * _SHORT_WINDOW_SHARE, self._targets)
+        self._latest = _Window(self._window * _SHORT_WINDOW_SHARE / 2, self._targets)
         self._long_window = _Window(self._window, self._targets)
         self._above_since = float("inf")
         self._early_demand = 0

@@ -537,7 +537,7 @@ _KEYS = (
     ("", ""),
     ("q", "quit; the servers keep running"),
 )
-_WIDTH = 21
+_KEYS_WIDTH = 21
 
 
 def help_frame(size: tuple[int, int], start: int) -> list[Text]:
@@ -548,7 +548,7 @@ def help_frame(size: tuple[int, int], start: int) -> list[Text]:
         if keys and not meaning:
             lines.append(Text(f" {keys}", "bold cyan"))
         else:
-            lines.append(Text.assemble("  ", (keys.ljust(_WIDTH), "bold"), meaning))
+            lines.append(Text.assemble("  ", (keys.ljust(_KEYS_WIDTH), "bold"), meaning))
     lines += [Text()] * (height - 2 - len(lines))
     title = Text.assemble((" Keys ", "bold reverse"))
     return [title, *lines, hinted([("↑↓", "scroll"), ("any other key", "back")], "", width)]

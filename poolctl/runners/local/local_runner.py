@@ -107,7 +107,7 @@ class RoutedServers(Routing):
             await asyncio.wait(waiting.values(), timeout=limit_seconds)
         return sorted({worker.server.name for worker, it in waiting.items() if not it.done()})
 
-    def look(self, key: str) -> None:
+    def update_pair(self, key: str) -> None:
         """Update the gateway's use of the server's pair after a worker has changed its state."""
         if key in self._adoptions.routed:
             self._offer(key)
@@ -295,7 +295,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
 
     def _note(self, worker: LocalWorker) -> None:
         """Record the worker's state in the keeper's store, for a later supervisor."""
-        self._routed.look(worker.server.key)
+        self._routed.update_pair(worker.server.key)
         if not worker.exited.done():
             self.keeper.send(
                 {"op": "note", "name": f"{fd_store.WORKER}{worker.placement.id}", "meta": worker.meta()}
@@ -489,5 +489,5 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             placement = worker.placement
             self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)
         self.sleeping.tidy(worker.server.key, self._workers.of(worker.server.key))
-        self._routed.look(worker.server.key)
+        self._routed.update_pair(worker.server.key)
         self.keeper.send({"op": "drop", "name": f"{fd_store.WORKER}{worker.placement.id}"})

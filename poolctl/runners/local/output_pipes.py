@@ -24,7 +24,7 @@ from ..runner_protocol import RunnerEvents
 
 _AGAIN_SECONDS = 0.2
 _SAY_SECONDS = 1.0
-_TAKEN_BYTES = 256 * 1024
+_NOTE_PIPE_BYTES = 256 * 1024
 _FILES_OF_A_REPORT = 3
 _LONGEST_LINE = 4096
 
@@ -96,7 +96,7 @@ class Output(Receiver):
             return kept
         fds = [os.memfd_create("poolctl-log", os.MFD_CLOEXEC), *os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)]
         with contextlib.suppress(OSError):  # large enough for one write
-            fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, _TAKEN_BYTES)
+            fcntl.fcntl(fds[1], fcntl.F_SETPIPE_SZ, _NOTE_PIPE_BYTES)
         self._keeper.send({"op": "put", "name": fd_store.UNDERWAY}, fds)
         return fds
 

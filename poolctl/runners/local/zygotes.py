@@ -54,7 +54,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 _MOST_PID = 1 << 22  # the highest pid on any Linux system (proc(5), pid_max)
 # Before this, the intermediate process that forks for the zygote may still be the parent.
-_FIRST_LOOK_SECONDS = 0.1
+_FIRST_CHECK_SECONDS = 0.1
 _LAST_LOOK_SECONDS = 3.0
 _SIGNAL_TRIES = 20
 _SIGNAL_AGAIN_SECONDS = 0.005
@@ -98,7 +98,7 @@ class Children:
         self._known: set[int] = set()
         self._unconfirmed: dict[Process, tuple[float, Callable[[str], None]]] = {}
         self._forks = 0  # in progress
-        self._look: asyncio.TimerHandle | None = None
+        self._confirm_timer: asyncio.TimerHandle | None = None
         self._killing: set[asyncio.Task[None]] = set()
         self._sees_processes = process_start(os.getpid()) is not None
 
@@ -156,12 +156,12 @@ class Children:
             return
         loop = asyncio.get_running_loop()
         self._unconfirmed[process] = loop.time() + _LAST_LOOK_SECONDS, on_forged
-        if self._look is None:
-            self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
+        if self._confirm_timer is None:
+            self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._confirm)
 
     def _confirm(self) -> None:
         loop = asyncio.get_running_loop()
-        self._look = None
+        self._confirm_timer = None
         for process, (until, on_forged) in list(self._unconfirmed.items()):
             if process_parent(process.pid) == (self.keeper_pid, process.start):
                 del self._unconfirmed[process]
@@ -170,7 +170,7 @@ class Children:
                 self._known.discard(process.pid)
                 on_forged(f"named pid {process.pid} as a new process, but it is not a process of the pool")
         if self._unconfirmed:
-            self._look = loop.call_later(_FIRST_LOOK_SECONDS, self._confirm)
+            self._confirm_timer = loop.call_later(_FIRST_CHECK_SECONDS, self._confirm)
 
     def kill(self, process: Process) -> None:
         """Have the keeper kill the process and its session, if the process is still the keeper's child."""

@@ -34,7 +34,7 @@ class _RecordedState:
 
 
 class EventRecorder:
-    """Records an event for each change that `look` finds in an entry.
+    """Records an event for each change that `record_changes` finds in an entry.
 
     Each change of a server's state is also reported to `totals`.
     """
@@ -61,9 +61,9 @@ class EventRecorder:
                 seen = self._seen[entry.name] = _RecordedState(entry, _state_before(entry))
                 seen.mark, seen.size, seen.kept = _mark(entry), entry.size, None
                 seen.known = {worker.id: (worker, worker.phase) for worker in entry.observed.workers.values()}
-        self._core.listeners.add(self.look)
+        self._core.listeners.add(self.record_changes)
 
-    def look(self, entry: Entry) -> None:
+    def record_changes(self, entry: Entry) -> None:
         """Record the changes of the entry since the last call."""
         seen = self._seen.get(entry.name)
         if seen is None:

@@ -113,7 +113,7 @@ class HeldAddress(Generic[Endpoint]):
             server.tls = await in_daemon_thread(lambda: _context_of(tls, env, required, self._what))
             self._certificate = mark
 
-    async def attempted(self) -> None:
+    async def opening_attempted(self) -> None:
         """Wait until the address is served, or the first attempt has failed."""
         await self._tried.wait()
 

@@ -86,7 +86,7 @@ class PoolMetrics:
                 latency_seconds=self._core.health.latency_seconds(seen.entry),
                 wakes=totals.wakes(seen.entry),
             )
-            for seen in await self._statistics.look(entries)
+            for seen in await self._statistics.measure(entries)
         ]
         families: list[Family] = []
         for part in (self._pool, *PARTS):

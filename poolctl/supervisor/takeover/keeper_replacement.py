@@ -51,7 +51,7 @@ class KeeperWatch:
         self._heard = keeper.heard
         self._late = self._given_up = False
         self._followers: list[Callable[[str], object]] = []
-        self._timer = self._loop.call_at(self._watchdog.due, self._look)
+        self._timer = self._loop.call_at(self._watchdog.due, self._check)
 
     @property
     def problem(self) -> str:
@@ -92,9 +92,9 @@ class KeeperWatch:
 
     def _set_timer(self) -> None:
         self._timer.cancel()
-        self._timer = self._loop.call_at(self._watchdog.due, self._look)
+        self._timer = self._loop.call_at(self._watchdog.due, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._keeper.sock.fileno() < 0:
             return
         now = self._loop.time()

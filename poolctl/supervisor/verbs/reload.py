@@ -376,7 +376,7 @@ class ConfigurationDrift:
         """Add the changed files to the result of a command that reports them."""
         if not (verb in _REPORTING or call.options.get("files") is True) or result.ended:
             return result
-        if (found := await self._look()) is None:
+        if (found := await self._find_changes()) is None:
             return result
         quick = verb in _QUICK and not (self._is_saving or call.options.get("counts") is True)
         difference = await self._compared(found, _QUICK_SECONDS if quick else _PATIENT_SECONDS)
@@ -392,7 +392,7 @@ class ConfigurationDrift:
 
         Live changes stay in effect until a reload.
         """
-        if self._is_changed_live or self._runs or (found := await self._look()) is None:
+        if self._is_changed_live or self._runs or (found := await self._find_changes()) is None:
             return None
         result = await self._reload.apply_at_rest(call)
         counts = _counted(result.changes or ())
@@ -423,7 +423,7 @@ class ConfigurationDrift:
 
     async def explain(self, call: Call, result: Result) -> Result:
         """The result for a selection that matched nothing. It names matching servers in changed files."""
-        if not call.selector.targets or (found := await self._look()) is None:
+        if not call.selector.targets or (found := await self._find_changes()) is None:
             return result
         difference = await self._compared(found, _PATIENT_SECONDS)
         if difference is None:
@@ -445,7 +445,7 @@ class ConfigurationDrift:
         """Ignore the next change of the files, because a command is about to save its live change to them."""
         self._is_saving = True
 
-    async def _look(self) -> _ChangedInputs | None:
+    async def _find_changes(self) -> _ChangedInputs | None:
         """The changed files; None if no file has changed, or a watcher is about to apply the changes."""
         if self._configuration.marks is None:
             return None

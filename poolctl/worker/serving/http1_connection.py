@@ -105,7 +105,7 @@ class Http1Connection(Drainable, Http1Protocol):
         raise NotImplementedError
 
     @property
-    def carried(self) -> Routed | None:
+    def routed_state(self) -> Routed | None:
         """The state of a routed connection that another worker needs; None for an ordinary connection."""
         return None
 
@@ -209,7 +209,7 @@ class Http1Connection(Drainable, Http1Protocol):
         limits = {} if self.lingering else self.time_left()
         try:
             fd = self.transport.get_extra_info("socket").fileno()
-            connection_handover.give(end, fd, limits, self.carried)
+            connection_handover.give(end, fd, limits, self.routed_state)
         except (OSError, WireError):
             return False
         return True
@@ -221,7 +221,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def _upgrades_elsewhere(self, event: tuple[Any, ...]) -> bool:
         state = self.server_state
-        if state.evenness is None or state.stays or self.scheme != "http" or self.carried is not None:
+        if state.evenness is None or state.stays or self.scheme != "http" or self.routed_state is not None:
             return False
         return state.evenness.passes_on_websocket(Upgrade(self, *event))
 

@@ -26,7 +26,7 @@ from .connection_state import Drainable, PoolServerState
 from .http1_connection import FIRST, QUIET_SECONDS, Head, wants_events
 from .request_records import RequestCounts, send_counted
 from .uvicorn_parts import State, ZttpH2Protocol
-from .worker_routes import Look, show_route
+from .worker_routes import RoutingState, show_route
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEADER_BYTES = 9  # RFC 9113 §4.1
@@ -39,7 +39,7 @@ _HIGHEST_STREAM = 2**31 - 1
 class Http1Or2(Drainable, asyncio.Protocol):
     """A connection whose protocol is not known yet; it then becomes one of HTTP/1.1 or HTTP/2."""
 
-    look: Look | None = None  # the routing state, for a connection passed on by the gateway
+    routing: RoutingState | None = None  # the routing state, for a connection passed on by the gateway
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
             if self.server_state.draining:
                 self.linger()
             elif self.server_state.evenness is not None:
-                self.server_state.evenness.arrived(self, unread=self._until is None and self.look is None)
+                self.server_state.evenness.arrived(self, unread=self._until is None and self.routing is None)
 
     def hand_over(self, end: socket.socket) -> bool:
         """Move to another worker, which is possible only before the first byte; returns whether it moved."""
@@ -131,8 +131,8 @@ class Http1Or2(Drainable, asyncio.Protocol):
         if self._until is not None and isinstance(protocol, Drainable):
             until, asked = self._until
             protocol.take_over(until, asked=asked)
-        if self.look is not None and isinstance(protocol, Drainable):
-            show_route(protocol, self.look)
+        if self.routing is not None and isinstance(protocol, Drainable):
+            show_route(protocol, self.routing)
         self.transport.set_protocol(protocol)
         limited = due is not None and isinstance(protocol, Drainable)
         if limited:

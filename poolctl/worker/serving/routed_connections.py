@@ -36,7 +36,7 @@ from .http1_connection import (
 )
 from .http2_connection import Http1Or2
 from .uvicorn_parts import State
-from .worker_routes import Look, Routes, show_route
+from .worker_routes import Routes, RoutingState, show_route
 
 _END = b"\r\n\r\n"
 _FIRST_PAUSE_SECONDS = 0.003
@@ -52,36 +52,36 @@ class RoutedConnection(Http1Connection):
 
     __slots__ = ()
 
-    look: Look
+    routing: RoutingState
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         # Only once reading has started, because neither loop can pause it here. Later bytes are appended.
-        if self.look.pending:
-            self.loop.call_soon(self.look_again)
+        if self.routing.pending:
+            self.loop.call_soon(self.process_held)
         elif self.server_state.draining:
             self.loop.call_soon(self._return_when_idle)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        look = self.look
-        if look.pending or look.timer is not None:
-            look.pending = b""
-            look.routes.waiting.discard(self)
+        routing = self.routing
+        if routing.pending or routing.timer is not None:
+            routing.pending = b""
+            routing.routes.waiting.discard(self)
             self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Pass received messages for this server to the parser, up to the first whose response is not complete."""
-        look = self.look
-        if look.pending:
-            arrived, data, before = data, look.pending + data, len(look.pending)
-            if look.partial and data.find(_END, max(0, before - len(_END))) < 0:
+        routing = self.routing
+        if routing.pending:
+            arrived, data, before = data, routing.pending + data, len(routing.pending)
+            if routing.partial and data.find(_END, max(0, before - len(_END))) < 0:
                 self._await_rest(data, arrived)
                 return
-            look.pending = b""
+            routing.pending = b""
         while data:
             end = 0
-            begins = not look.body
+            begins = not routing.body
             if begins:
                 if not self.idle:
                     self._hold(data)
@@ -90,7 +90,7 @@ class RoutedConnection(Http1Connection):
                 if not end:
                     return
             try:
-                end = look.end_of_body(data, end) if look.body else end
+                end = routing.end_of_body(data, end) if routing.body else end
             except BadMessage:
                 self._refuse_body(begun=not begins)
                 return
@@ -103,10 +103,10 @@ class RoutedConnection(Http1Connection):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if (self.server_state.draining or not self.look.routes.keeps) and self._return_when_idle():
+        if (self.server_state.draining or not self.routing.routes.keeps) and self._return_when_idle():
             return
-        if self.look.pending:
-            self.look_again()
+        if self.routing.pending:
+            self.process_held()
 
     def give_back(self) -> None:
         """Return to the gateway before the next request, if possible."""
@@ -114,18 +114,18 @@ class RoutedConnection(Http1Connection):
 
     def leave(self) -> None:
         """Move to another worker, or just close soon if connections may not stay with the workers."""
-        if self.look.routes.keeps:
+        if self.routing.routes.keeps:
             super().leave()
         else:
             self.linger()
 
     def _move(self) -> None:
-        if self.look.routes.keeps:
+        if self.routing.routes.keeps:
             super()._move()
 
     def hand_over(self, end: socket.socket) -> bool:
         """Move to another worker through this end of a pair; returns whether it moved."""
-        return self.look.routes.keeps and super().hand_over(end)
+        return self.routing.routes.keeps and super().hand_over(end)
 
     def linger(self) -> None:
         """Return to the gateway once the connection is idle, or linger like other connections if that is impossible."""
@@ -143,19 +143,19 @@ class RoutedConnection(Http1Connection):
 
     @property
     def between_requests(self) -> bool:
-        return super().between_requests and not self.look.body
+        return super().between_requests and not self.routing.body
 
     @property
-    def carried(self) -> Routed:
-        return self.look.carried()
+    def routed_state(self) -> Routed:
+        return self.routing.for_worker()
 
-    def look_again(self) -> None:
+    def process_held(self) -> None:
         """Process bytes that were held back."""
-        look = self.look
-        if look.pending and not self.transport.is_closing():
+        routing = self.routing
+        if routing.pending and not self.transport.is_closing():
             self._stop_timer()
             self.flow.resume_reading()
-            data, look.pending = look.pending, b""
+            data, routing.pending = routing.pending, b""
             self.data_received(data)
 
     def _begin(self, data: bytes) -> int:
@@ -167,7 +167,7 @@ class RoutedConnection(Http1Connection):
         if head is None or not self._is_for_this_server(head):
             self._wait_or_return(data)
             return 0
-        self.look.begin_body(head.body)
+        self.routing.begin_body(head.body)
         if self.head is not None:
             self.head = FIRST  # the whole head counts, not what arrives from now on
         return head.end
@@ -177,33 +177,33 @@ class RoutedConnection(Http1Connection):
 
         If not, the connection waits for a table, or returns to the gateway.
         """
-        look, routes = self.look, self.look.routes
+        routing, routes = self.routing, self.routing.routes
         peer = self.client[0] if self.client else ""
         match = None if routes.table is None else passed_match(head, routes.table)
         if match is not None and (
-            routes.server not in match.servers or not admits(match.route, peer, trusted=look.trusted)
+            routes.server not in match.servers or not admits(match.route, peer, trusted=routing.trusted)
         ):
             match = None
         if match is not None:
-            look.route = match.route.alias
-            look.context = routes.context(match.route)
-        elif look.decided or routes.ended:  # a decided request was matched with another table
-            look.context = routes.context_by_alias(look.route)
+            routing.route = match.route.alias
+            routing.context = routes.context(match.route)
+        elif routing.decided or routes.ended:  # a decided request was matched with another table
+            routing.context = routes.context_by_alias(routing.route)
         else:
             return False
-        look.hops, look.decided = 0, False
+        routing.hops, routing.decided = 0, False
         return True
 
     def _wait_or_return(self, data: bytes) -> None:
-        look, routes = self.look, self.look.routes
+        routing, routes = self.routing, self.routing.routes
         self._hold(data)
         self.stop_timer()
         self.head_is_over()
-        look.until = monotonic() + self.server_state.heads.seconds
-        look.pause = 0.0
+        routing.until = monotonic() + self.server_state.heads.seconds
+        routing.pause = 0.0
         if routes.table is None and not routes.ended:
             routes.waiting.add(self)
-            look.timer = self.loop.call_at(
+            routing.timer = self.loop.call_at(
                 self.loop.time() + self.server_state.heads.seconds, self._refuse, 421
             )
         else:
@@ -219,30 +219,30 @@ class RoutedConnection(Http1Connection):
         return False
 
     def _hold(self, data: bytes) -> None:
-        self.look.pending, self.look.partial = data, False
+        self.routing.pending, self.routing.partial = data, False
         self.flow.pause_reading()
 
     def _await_rest(self, data: bytes, arrived: bytes) -> None:
-        look = self.look
+        routing = self.routing
         self.stop_timer()
         size = self._measured(arrived)
-        look.pending, look.partial = (data, True) if size else (b"", False)
+        routing.pending, routing.partial = (data, True) if size else (b"", False)
         if size:
             self.wait_for_head(arrived, size)
 
     def _send_back(self) -> None:
         """Return the connection to the gateway with a request for another server, now or when there is room."""
-        look, transport = self.look, self.transport
-        if not look.pending or transport.is_closing() or transport.get_protocol() is not self:
+        routing, transport = self.routing, self.transport
+        if not routing.pending or transport.is_closing() or transport.get_protocol() is not self:
             return
-        table = look.routes.table
-        if table is None or look.hops >= MOST_HOPS:
+        table = routing.routes.table
+        if table is None or routing.hops >= MOST_HOPS:
             self._refuse(421)
             return
         try:
-            self._give_back(look.returned(table.generation))
+            self._give_back(routing.for_gateway(table.generation))
         except BlockingIOError:
-            if monotonic() > look.until:
+            if monotonic() > routing.until:
                 self._refuse(503)
             else:
                 self._retry(self._send_back)
@@ -252,7 +252,7 @@ class RoutedConnection(Http1Connection):
     @property
     def _can_return(self) -> bool:
         """Whether the connection of a leaving worker can return to the gateway."""
-        transport, routes = self.transport, self.look.routes
+        transport, routes = self.transport, self.routing.routes
         moves = routes.keeps and self.server_state.moves_to is not None
         if moves or routes.gateway is None or routes.table is None:
             return False
@@ -260,31 +260,31 @@ class RoutedConnection(Http1Connection):
 
     def _return_when_idle(self) -> bool:
         """Return to the gateway now, or as soon as the connection is idle; False if that is not possible."""
-        look = self.look
+        routing = self.routing
         if not self._can_return:
             return False
-        if look.timer is None and self._is_idle:
-            look.until = monotonic() + QUIET_SECONDS
-            look.pause = 0.0
+        if routing.timer is None and self._is_idle:
+            routing.until = monotonic() + QUIET_SECONDS
+            routing.pause = 0.0
             return self._return()
         return True
 
     @property
     def _is_idle(self) -> bool:
         # The request for which the gateway has decided may not have been read yet.
-        return self.idle and not self.look.body and not self.look.decided
+        return self.idle and not self.routing.body and not self.routing.decided
 
     def _return(self) -> bool:
         """Return the idle connection to the gateway; False if that failed and is not tried again."""
-        look = self.look
+        routing = self.routing
         # Lingering has shortened the time limit, which no longer applies.
         asked = {"until": monotonic() + self.timeout_keep_alive, "asked": True}
         try:
             limits = asked if self.head is None else self.time_left()
-            self._give_back(look.carried()._replace(decided=False), limits)
+            self._give_back(routing.for_worker()._replace(decided=False), limits)
             return True
         except BlockingIOError:
-            if monotonic() <= look.until:
+            if monotonic() <= routing.until:
                 self._retry(self._keep_returning)
                 return True
         except (OSError, WireError):
@@ -293,12 +293,12 @@ class RoutedConnection(Http1Connection):
         return False
 
     def _keep_returning(self) -> None:
-        look = self.look
-        look.timer = None
+        routing = self.routing
+        routing.timer = None
         if not self._is_idle or (self._can_return and self._return()):
             return
-        if look.pending and not look.partial:
-            self.look_again()
+        if routing.pending and not routing.partial:
+            self.process_held()
         elif self.server_state.draining:
             super().linger()
 
@@ -307,7 +307,7 @@ class RoutedConnection(Http1Connection):
 
         Raises BlockingIOError if there is no room yet or a response is not written; OSError, WireError.
         """
-        transport, gateway = self.transport, self.look.routes.gateway
+        transport, gateway = self.transport, self.routing.routes.gateway
         if gateway is None:
             raise BrokenPipeError
         transport.pause_reading()
@@ -317,19 +317,19 @@ class RoutedConnection(Http1Connection):
         transport.abort()  # not noticed by the client, because the gateway has the connection
 
     def _retry(self, work: Callable[[], None]) -> None:
-        look = self.look
+        routing = self.routing
         # The first time at the end of this iteration: uvloop writes then.
-        look.timer = self.loop.call_later(look.pause, work)
-        look.pause = min(max(2 * look.pause, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
+        routing.timer = self.loop.call_later(routing.pause, work)
+        routing.pause = min(max(2 * routing.pause, _FIRST_PAUSE_SECONDS), _LAST_PAUSE_SECONDS)
 
     def _stop_timer(self) -> None:
-        if self.look.timer is not None:
-            self.look.timer.cancel()
-            self.look.timer = None
+        if self.routing.timer is not None:
+            self.routing.timer.cancel()
+            self.routing.timer = None
 
     def _refuse(self, status: int) -> None:
-        self.look.pending = b""
-        self.look.routes.waiting.discard(self)
+        self.routing.pending = b""
+        self.routing.routes.waiting.discard(self)
         if not self.transport.is_closing():
             self.refuse(status)
 
@@ -343,7 +343,7 @@ class RoutedConnection(Http1Connection):
 # Filled before the first fork.
 _ROUTED: dict[type, Any] = {}
 for _kind in (H11Connection, HttptoolsConnection, ZttpConnection):
-    _ROUTED[_kind] = type(f"Routed{_kind.__name__}", (RoutedConnection, _kind), {"__slots__": ("look",)})
+    _ROUTED[_kind] = type(f"Routed{_kind.__name__}", (RoutedConnection, _kind), {"__slots__": ("routing",)})
 
 
 def make_routed(
@@ -358,14 +358,14 @@ def make_routed(
         kind = _ROUTED[kind]
     elif server_state.http2 is not None:
         kind = Http1Or2
-    look = Look(routes, routed)
+    routing = RoutingState(routes, routed)
     made = kind(config=config, server_state=server_state, app_state=app_state)
     if isinstance(made, RoutedConnection):
-        made.look = look
+        made.routing = routing
     else:
-        look.context = routes.context_by_alias(look.route)
+        routing.context = routes.context_by_alias(routing.route)
     if isinstance(made, Http1Or2):
-        made.look = look
+        made.routing = routing
     elif hasattr(made, "app"):
-        show_route(made, look)
+        show_route(made, routing)
     return made

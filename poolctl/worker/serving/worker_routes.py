@@ -68,7 +68,7 @@ class Routes:
         self._contexts.clear()
         waiting, self.waiting = self.waiting, set()
         for connection in waiting:
-            connection.look_again()
+            connection.process_held()
 
     def close_gateway(self) -> None:
         """Stop returning connections to the gateway."""
@@ -93,7 +93,7 @@ class Routes:
         return found
 
 
-class Look:
+class RoutingState:
     """The routing state of a connection, kept outside the protocol object, which has too many attributes.
 
     `pending` are bytes that the parser has not received: an incomplete head (then `partial`), or bytes that wait for a
@@ -117,11 +117,11 @@ class Look:
         self.pause = 0.0
         self.until = 0.0
 
-    def carried(self) -> Routed:
+    def for_worker(self) -> Routed:
         """The state of the connection for another worker of this server."""
         return Routed(self.route, self.generation, self.hops, self.pending, self.decided, self.trusted)
 
-    def returned(self, generation: int) -> Routed:
+    def for_gateway(self, generation: int) -> Routed:
         """The state of the connection for the gateway.
 
         According to the table of `generation`, its request is for another server.
@@ -159,12 +159,12 @@ def _url(listener: socket.socket, *, secure: bool) -> str:
     return f"{'https' if secure else 'http'}://{host}:{address[1]}"
 
 
-def routed_app(app: App, look: Look) -> App:
+def routed_app(app: App, routing: RoutingState) -> App:
     """Wrap the application for one connection: each scope gets the route, and data about the client.
 
     Requests, and the errors among them, are counted by route.
     """
-    counts = look.routes.counts
+    counts = routing.routes.counts
     report: ClientReport | None = None
 
     def serve(scope: Scope, receive: Receive, send: Send) -> Any:
@@ -172,9 +172,9 @@ def routed_app(app: App, look: Look) -> App:
         if report is None:
             scheme = "https" if scope["scheme"] in _SECURE else "http"
             peer = scope["client"][0] if scope["client"] else ""
-            report = ClientReport(peer, scheme, trusted=look.trusted)
+            report = ClientReport(peer, scheme, trusted=routing.trusted)
         scope["headers"] = report.applied(scope["headers"])
-        context = look.context
+        context = routing.context
         if context is not None:
             alias = context["route"].alias
             if counts is not None:
@@ -247,16 +247,16 @@ def _take_context(scope: Scope, routes: Routes) -> None:
             scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}
 
 
-def show_route(connection: Any, look: Look) -> None:
+def show_route(connection: Any, routing: RoutingState) -> None:
     """Add the route to the scope of each request on a uvicorn connection, including WebSockets."""
-    connection.app = routed_app(connection.app, look)
+    connection.app = routed_app(connection.app, routing)
     if getattr(connection, "ws_protocol_class", None) is not None:  # absent in HTTP/2
         connection.ws_protocol_class = functools.partial(
-            _routed_websocket, connection.ws_protocol_class, look
+            _routed_websocket, connection.ws_protocol_class, routing
         )
 
 
-def _routed_websocket(protocol: Any, look: Look, **arguments: Any) -> Any:
+def _routed_websocket(protocol: Any, routing: RoutingState, **arguments: Any) -> Any:
     made = protocol(**arguments)
-    made.app = routed_app(made.app, look)
+    made.app = routed_app(made.app, routing)
     return made

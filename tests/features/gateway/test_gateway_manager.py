@@ -589,10 +589,10 @@ def test_closed_manager_ends_its_probes_and_computes_no_routes() -> None:
             of_part, close = getattr(manager, part), getattr(manager, part).close
             of_part.close = lambda part=part, close=close: (close(), closed.append(part))
         loop = asyncio.get_running_loop()
-        manager._renewal, manager._preparing = loop.call_later(1000, print), loop.call_later(1000, print)
+        manager._renewal, manager._zygote_timer = loop.call_later(1000, print), loop.call_later(1000, print)
         await manager.aclose()
         assert closed == ["probes", "routes"]
         assert manager._renewal.cancelled()
-        assert manager._preparing.cancelled()
+        assert manager._zygote_timer.cancelled()
 
     asyncio.run(asyncio.wait_for(work(), 60))

@@ -132,7 +132,10 @@ def test_another_process_gets_everything_and_a_server_without_a_route_is_forgott
         stage.reports.forget_others(process)
         assert stage.process.servers == {"web", CANARY}
         assert [each.name for each in stage.reports.configs] == ["web", CANARY]
-        assert (stage.reports.look(stage.entry), stage.reports.look(stage.entry)) == (True, False)
+        assert (stage.reports.canary_changed(stage.entry), stage.reports.canary_changed(stage.entry)) == (
+            True,
+            False,
+        )
         stage.routes.routes = RouteSet()
         stage.reports.forget_others(process)
         assert stage.process.servers == set()

@@ -173,7 +173,7 @@ class Manager(SimpleNamespace):
     async def wait_until_serving(self) -> Process | None:
         return self.gateway
 
-    async def attempted(self) -> None:
+    async def opening_attempted(self) -> None:
         self.calls.append("attempted")
 
     async def in_force(self, limit_seconds: float | None) -> str:

@@ -100,7 +100,7 @@ class Pool:
         self.address._tried.clear()
         self.address.follow(table)
         async with asyncio.timeout(DEADLINE):
-            await self.address.attempted()
+            await self.address.opening_attempted()
 
     @property
     def recorded(self) -> list[tuple[str, str, str]]:

@@ -612,10 +612,10 @@ def test_empty_pipe_and_ended_pipe_are_distinguished() -> None:
     for blind in (False, True):
         pipes._blind = blind
         with pytest.raises(BlockingIOError):
-            pipes.look(read)
+            pipes.peek(read)
     os.close(write)
     for blind in (False, True):
         pipes._blind = blind
-        assert pipes.look(read) == b""
+        assert pipes.peek(read) == b""
     os.close(read)
     pipes.close()

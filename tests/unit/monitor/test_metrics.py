@@ -414,25 +414,25 @@ def test_snapshot_adds_the_running_workers_to_those_that_have_ended() -> None:
 
 def test_memory_is_measured_rarely_and_only_if_it_is_asked_for() -> None:
     usage = Usage()
-    usage.look(os.getpid(), 100.0, memory=False)
+    usage.measure(os.getpid(), 100.0, memory=False)
     assert usage.memory_bytes == 0
-    usage.look(os.getpid(), 100.0)
+    usage.measure(os.getpid(), 100.0)
     assert usage.memory_bytes > 1_000_000
     for now, measured in ((107.9, False), (108.0, True)):
         usage.memory_bytes = 1
-        usage.look(os.getpid(), now)
+        usage.measure(os.getpid(), now)
         assert (usage.memory_bytes > 1) is measured
 
 
 def test_processor_time_is_measured_again_after_a_second_as_a_share_of_the_time_between() -> None:
     usage = Usage()
-    usage.look(os.getpid(), 100.0)
+    usage.measure(os.getpid(), 100.0)
     for now, measured in ((100.9, False), (101.0, True)):
         usage.cpu_percent = -1.0
-        usage.look(os.getpid(), now)
+        usage.measure(os.getpid(), now)
         assert (usage.cpu_percent >= 0) is measured
     assert usage.cpu_percent < 100
-    usage.look(10**9, 103.0)
+    usage.measure(10**9, 103.0)
     assert usage.cpu_percent == 0.0
 
 

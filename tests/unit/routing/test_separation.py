@@ -17,7 +17,14 @@ from poolctl.json_form import from_json, to_json
 from poolctl.routing.decision import passed_host, passed_match
 from poolctl.routing.route import PROXY, Header, Limit, Redirect, Route, Target, passable, proxy_reason
 from poolctl.routing.route_table import RouteTable, write_table
-from poolctl.routing.separation import Kept, KeptHost, ending, kept_connections, routes_for_workers, separated
+from poolctl.routing.separation import (
+    Kept,
+    KeptHost,
+    kept_connections,
+    routes_for_workers,
+    separated,
+    without_passing,
+)
 from tests.examples import examples
 
 USERS = {"a": "ann", "a2": "ann", "b": "bob"}
@@ -180,7 +187,7 @@ def test_kept_connections_are_read_as_they_were_written() -> None:
 
 
 def test_route_to_an_ending_server_passes_nothing() -> None:
-    first, second = ending([ANY, route("b", "b")], {"a"})
+    first, second = without_passing([ANY, route("b", "b")], {"a"})
     assert not passable(first)
     assert not passable(first, tls=True)
     assert passable(second)

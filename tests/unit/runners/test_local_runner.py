@@ -276,12 +276,12 @@ def test_server_whose_ready_worker_does_not_follow_the_routes_is_kept_from_the_g
         ours, theirs = wire.pair()
         made.control_by(ours)
         stage.workers.add(made)
-        made.on_follows_routes = lambda: stage.routed.look(config().key)
+        made.on_follows_routes = lambda: stage.routed.update_pair(config().key)
         made.begin()
         stage.routed.inform(made)
         stage.gateway.pairs.clear()
         made.received({"event": "ready"})
-        stage.routed.look(config().key)
+        stage.routed.update_pair(config().key)
         await stage.gateway.asked.wait()
         stage.publish(config())
         assert stage.gateway.pairs == {}
@@ -307,7 +307,7 @@ def test_event_of_a_server_looks_at_its_own_workers_only() -> None:
         stage.publish(*servers)
         stage.workers.looked_at = 0
         for server in servers:
-            stage.routed.look(server.key)
+            stage.routed.update_pair(server.key)
         assert stage.workers.looked_at == 200
         gone = [*stage.workers.of(servers[0].key)]
         for each in gone:
@@ -631,7 +631,7 @@ def test_prepared_worker_is_forked_from_the_imported_application() -> None:
 def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(zygotes, "_FIRST_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(zygotes, "_FIRST_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(zygotes, "_LAST_LOOK_SECONDS", 0.1)
 
     async def work(runner: ProcessRunner) -> None:

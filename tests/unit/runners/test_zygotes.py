@@ -131,7 +131,7 @@ def test_process_that_exited_before_the_check_is_known_by_its_report() -> None:
 def test_process_that_does_not_become_a_child_of_the_keeper_is_reported_once(
     child: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_FIRST_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_FIRST_CHECK_SECONDS", 0.01)
     monkeypatch.setattr(module, "_LAST_LOOK_SECONDS", 0.05)
 
     async def scenario() -> None:

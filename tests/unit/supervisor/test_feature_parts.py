@@ -54,7 +54,7 @@ class NotedPart(FeaturePart):
     def follow(self, tables: Tables) -> None:
         self.log.append(f"follow {self.name}")
 
-    async def attempted(self) -> None:
+    async def opening_attempted(self) -> None:
         self.log.append(f"attempted {self.name}")
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
@@ -247,7 +247,7 @@ def test_part_that_does_nothing_serves_nothing() -> None:
         part.follow(Tables())
         part.flush()
         await asyncio.gather(
-            part.take_in(), part.attempted(), part.finish(), part.stop_serving(), part.aclose()
+            part.take_in(), part.opening_attempted(), part.finish(), part.stop_serving(), part.aclose()
         )
 
     run(work())

@@ -74,7 +74,7 @@ class RecoveryScenario:
 
     async def pass_by(self, seconds: float) -> None:
         self.desk.clock.advance(seconds)
-        self.recovery.look(self.entry)
+        self.recovery.entry_changed(self.entry)
         await turns(40)
 
     def outcomes(self) -> list[str]:
@@ -467,7 +467,7 @@ class MemoryScenario:
         self.weighed: list[list[int]] = []
         self.reported: list[str] = []
         self.limit = Measured(self.desk.clock, self)
-        self.desk.core.listeners.add(self.limit.look)
+        self.desk.core.listeners.add(self.limit.entry_changed)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         self.reported.append(f"{kind}: {seen}")
@@ -603,7 +603,7 @@ class HeartbeatScenario:
         self.events: list[str] = []
         core = self.desk.core
         self.heartbeat = Heartbeat(self.bodies, core, self.desk.events, self, Fixed())
-        core.listeners.add(self.heartbeat.look)
+        core.listeners.add(self.heartbeat.entry_changed)
         self.desk.events.subscribe(
             lambda event: self.events.append(event.event) if event.kind == "health" else None
         )
@@ -646,7 +646,7 @@ def thousand() -> HeartbeatScenario:
         placement = Placement.of("web", 1, n)
         entry.observed.workers[placement.id] = Worker(placement.id, 1, n, entry.config, placement=placement)
         entry.observed.workers[placement.id].phase = Phase.READY
-    it.heartbeat.look(entry)
+    it.heartbeat.entry_changed(entry)
     return it
 
 

@@ -72,7 +72,7 @@ class Greetings(HeldAddress[Greeter]):
         """Serve there; returns when it has been tried."""
         self._tried.clear()
         self.serve_at(bind, mode)
-        await self.attempted()
+        await self.opening_attempted()
 
     async def over(self) -> None:
         await self.close()

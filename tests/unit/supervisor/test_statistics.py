@@ -45,7 +45,7 @@ def test_cpu_at_the_first_look_is_the_average_since_the_process_was_started() ->
     while time.process_time() < until:
         pass
     usage = Usage()
-    usage.look(os.getpid(), time.monotonic())
+    usage.measure(os.getpid(), time.monotonic())
     assert usage.cpu_percent > 0
 
 

@@ -436,7 +436,7 @@ def test_connection_waits_for_room_in_a_full_gateway_and_loses_nothing(engine: E
         filled = stage.gateway.own.fill()
         client.writer.write(request("two.test", "/x") + request("one.test", "/y"))
         (connection,) = stage.servers["one"].server.server_state.connections
-        await until(lambda: connection.look.pending)
+        await until(lambda: connection.routing.pending)
         await turns()
         stage.gateway.own.empty(filled)
         stage.gateway.begin()
@@ -614,7 +614,7 @@ def test_request_that_got_its_table_is_not_refused_later(engine: Engine, table: 
         routes.table = held
         routes.renew([table])
         assert (await client.answer())[2] == b"one /y "
-        assert connection.look.timer is None
+        assert connection.routing.timer is None
 
     run(engine, table, scenario)
 
@@ -834,7 +834,7 @@ def test_idle_connection_of_a_worker_that_leaves_goes_back_to_the_gateway(
         await part.answer()
         part.writer.write(b"GET /x")
         state = stage.servers["one"].server.server_state
-        await until(lambda: any(each.look.partial for each in state.connections))
+        await until(lambda: any(each.routing.partial for each in state.connections))
         stage.gateway.stop()
         leave(stage.servers["one"].server)
         for _ in range(2):
@@ -949,7 +949,7 @@ def test_connections_that_a_full_gateway_does_not_take_wait_for_room(engine: Eng
         filled = stage.gateway.own.fill()
         (connection,) = stage.servers["one"].server.server_state.connections
         stage.servers["one"].server.stop()
-        await until(lambda: connection.look.timer)
+        await until(lambda: connection.routing.timer)
         stage.gateway.own.empty(filled)
         (await taken_back(stage.gateway)).close()
 

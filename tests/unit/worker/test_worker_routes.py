@@ -28,7 +28,7 @@ from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, context_line
 from poolctl.worker import tally
 from poolctl.worker.serving import worker_routes
 from poolctl.worker.serving.request_records import RequestCounts
-from poolctl.worker.serving.worker_routes import Look, Routes, proxied_app, routed_app, show_route
+from poolctl.worker.serving.worker_routes import Routes, RoutingState, proxied_app, routed_app, show_route
 from tests.serving import ENGINES, ZTTP, Client, Engine, blank_page, served
 
 USERS = Route(alias="users", to=(Target(server="one"),))
@@ -60,12 +60,12 @@ def scope_of(**keys: Any) -> dict[str, Any]:
 
 
 class Listening:
-    """Counts how often it was to look for a table again."""
+    """Counts how often it was to search for a table again."""
 
     def __init__(self) -> None:
         self.looks = 0
 
-    def look_again(self) -> None:
+    def process_held(self) -> None:
         self.looks += 1
 
 
@@ -192,59 +192,59 @@ def test_url_of_a_server_is_where_clients_of_this_machine_reach_it(tmp_path: Pat
 
 def test_state_of_a_connection_goes_to_another_worker_as_it_is_and_to_the_gateway_undecided() -> None:
     state = Routed("users", 3, 1, b"GET", True, True)
-    look = Look(Routes("one"), state)
-    assert look.carried() == state
-    assert look.returned(4) == Routed("users", 4, 2, b"GET", decided=False)
+    routing = RoutingState(Routes("one"), state)
+    assert routing.for_worker() == state
+    assert routing.for_gateway(4) == Routed("users", 4, 2, b"GET", decided=False)
 
 
 def test_body_with_a_length_ends_after_so_many_bytes() -> None:
-    look = Look(Routes("one"), Routed("users"))
-    look.begin_body(5)
-    assert look.end_of_body(b"__abc", 2) == 5
-    assert look.body == 2
-    assert look.end_of_body(b"deGET", 0) == 2
-    assert look.body == 0
-    assert look.end_of_body(b"GET", 0) == 0
+    routing = RoutingState(Routes("one"), Routed("users"))
+    routing.begin_body(5)
+    assert routing.end_of_body(b"__abc", 2) == 5
+    assert routing.body == 2
+    assert routing.end_of_body(b"deGET", 0) == 2
+    assert routing.body == 0
+    assert routing.end_of_body(b"GET", 0) == 0
 
 
 def test_chunked_body_ends_with_its_last_chunk() -> None:
-    look = Look(Routes("one"), Routed("users"))
-    look.begin_body(CHUNKED)
-    assert look.end_of_body(b"__2\r\nab\r\n", 2) == 9
-    assert look.chunks is not None
-    assert look.end_of_body(b"0\r\n\r\nGET", 0) == 5
-    assert (look.body, look.chunks) == (0, None)
+    routing = RoutingState(Routes("one"), Routed("users"))
+    routing.begin_body(CHUNKED)
+    assert routing.end_of_body(b"__2\r\nab\r\n", 2) == 9
+    assert routing.chunks is not None
+    assert routing.end_of_body(b"0\r\n\r\nGET", 0) == 5
+    assert (routing.body, routing.chunks) == (0, None)
 
 
 def test_requests_and_errors_are_counted_by_route_each_request_once() -> None:
     routes = Routes("one")
     page = counting(routes)
-    look = Look(routes, Routed("users"))
-    look.context = routes.context(USERS)
-    ask(routed_app(App(200), look), scope_of())
-    ask(routed_app(App(499), look), scope_of())
+    routing = RoutingState(routes, Routed("users"))
+    routing.context = routes.context(USERS)
+    ask(routed_app(App(200), routing), scope_of())
+    ask(routed_app(App(499), routing), scope_of())
     assert counted(page) == (2, 0)
-    ask(routed_app(App(500), look), scope_of())
+    ask(routed_app(App(500), routing), scope_of())
     with pytest.raises(RuntimeError):
-        ask(routed_app(App(503, error=RuntimeError()), look), scope_of())
+        ask(routed_app(App(503, error=RuntimeError()), routing), scope_of())
     with pytest.raises(RuntimeError):
-        ask(routed_app(App(200, error=RuntimeError()), look), scope_of())
+        ask(routed_app(App(200, error=RuntimeError()), routing), scope_of())
     assert counted(page) == (5, 3)
-    ask(routed_app(App(500), look), scope_of(type="websocket"))
+    ask(routed_app(App(500), routing), scope_of(type="websocket"))
     assert counted(page) == (6, 3)
 
 
 def test_scope_has_the_route_beside_other_extensions_and_nothing_without_a_route() -> None:
     routes, app = Routes("one"), App(200)
     page = counting(routes)
-    look = Look(routes, Routed("users"))
-    assert [each["type"] for each in ask(routed_app(app, look), scope_of())] == [
+    routing = RoutingState(routes, Routed("users"))
+    assert [each["type"] for each in ask(routed_app(app, routing), scope_of())] == [
         "http.response.start",
         "http.response.body",
     ]
-    look.context = context = routes.context(USERS)
-    ask(routed_app(app, look), scope_of())
-    ask(routed_app(app, look), scope_of(extensions={"tls": {}}))
+    routing.context = context = routes.context(USERS)
+    ask(routed_app(app, routing), scope_of())
+    ask(routed_app(app, routing), scope_of(extensions={"tls": {}}))
     assert [each.get("extensions") for each in app.scopes] == [
         None,
         {EXTENSION: context},
@@ -266,10 +266,10 @@ def test_client_is_reported_and_only_a_trusted_peer_may_name_another(
     scheme: str, client: Any, trusted: bool, reported: tuple[bytes, bytes]
 ) -> None:
     app = App(200)
-    look = Look(Routes("one"), Routed("users"))
-    look.trusted = trusted
+    routing = RoutingState(Routes("one"), Routed("users"))
+    routing.trusted = trusted
     ask(
-        routed_app(app, look),
+        routed_app(app, routing),
         scope_of(scheme=scheme, client=client, headers=[HOST, (b"x-forwarded-for", b"1.2.3.4")]),
     )
     headers = dict(app.scopes[0]["headers"])
@@ -302,12 +302,12 @@ def test_websockets_of_a_connection_see_its_route_too() -> None:
 
     routes = Routes("one")
     page = counting(routes)
-    look = Look(routes, Routed("users"))
-    look.context = routes.context(USERS)
+    routing = RoutingState(routes, Routed("users"))
+    routing.context = routes.context(USERS)
     plain, upgraded = Connection(), Connection()
     upgraded.ws_protocol_class = Connection
-    show_route(plain, look)
-    show_route(upgraded, look)
+    show_route(plain, routing)
+    show_route(upgraded, routing)
     assert plain.ws_protocol_class is None
     for app in (plain.app, upgraded.app, upgraded.ws_protocol_class(config=None).app):
         ask(app, scope_of())

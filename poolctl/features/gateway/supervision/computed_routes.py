@@ -20,7 +20,7 @@ from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.platform import replace_file
 from poolctl.routing.route import AnyRoute, ExcludedRoute, Header, Route, StreamRoute
 from poolctl.routing.route_table import write_table
-from poolctl.routing.separation import Kept, ending, kept_connections, routes_for_workers
+from poolctl.routing.separation import Kept, kept_connections, routes_for_workers, without_passing
 from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import Descriptor
 
@@ -52,10 +52,12 @@ class RouteSet(NamedTuple):
     kept: Kept = Kept()
     users: tuple[tuple[str, str], ...] = ()  # each server's name and user
 
-    def ending(self, servers: frozenset[str]) -> RouteSet:
+    def without_passing(self, servers: frozenset[str]) -> RouteSet:
         """These routes while connections kept by workers of these servers are being closed."""
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
-        return self._replace(http=tuple(ending(self.http, servers)), kept=replace(self.kept, user=user))
+        return self._replace(
+            http=tuple(without_passing(self.http, servers)), kept=replace(self.kept, user=user)
+        )
 
     @property
     def served(self) -> list[Route | StreamRoute]:
@@ -197,11 +199,11 @@ class ComputedRoutes:
             unknown = routes.servers - {each.server for each in routes.kept.hosts}
             if known is None and unknown and not routes.kept.user:
                 # An earlier version passed connections regardless of the servers' users.
-                await self._publish(routes.ending(unknown))
+                await self._publish(routes.without_passing(unknown))
                 await self._end_kept(unknown, adopted=True)
         ended = self._kept.ended_by(routes.kept, users)
         if ended:
-            await self._publish(self.routes.ending(ended))
+            await self._publish(self.routes.without_passing(ended))
             await self._end_kept(ended, adopted=is_first)
             self._kept = self._kept.without(ended)
         kept = routes.kept.with_earlier(self._kept, users)

@@ -83,9 +83,9 @@ class GatewayManager(SidecarManager):
         self._adopted = False
         self._renewal: asyncio.TimerHandle | None = None
         self._zygote: GatewayZygote | None = None
-        self._preparing: asyncio.TimerHandle | None = None
+        self._zygote_timer: asyncio.TimerHandle | None = None
         core.traffic_split = self
-        core.listeners.add(self._look)
+        core.listeners.add(self._server_changed)
 
     @property
     def why_away(self) -> str:
@@ -227,11 +227,11 @@ class GatewayManager(SidecarManager):
 
     # Servers and routes.
 
-    def _look(self, entry: Entry) -> None:
+    def _server_changed(self, entry: Entry) -> None:
         if self._revision != self._core.servers.revision:
             self._recompute()
         if entry.name in self.routes.routes.servers:
-            if self._servers.look(entry):
+            if self._servers.canary_changed(entry):
                 self._inform_workers()
             self._report(entry.name)
 
@@ -438,12 +438,12 @@ class GatewayManager(SidecarManager):
 
     def _zygote_soon(self, seconds: float = _ZYGOTE_SECONDS) -> None:
         """Start a zygote shortly. When the current gateway exits, the zygote forks its successor."""
-        if self._preparing is not None:
-            self._preparing.cancel()
-        self._preparing = asyncio.get_running_loop().call_later(seconds, self._prepare)
+        if self._zygote_timer is not None:
+            self._zygote_timer.cancel()
+        self._zygote_timer = asyncio.get_running_loop().call_later(seconds, self._prepare)
 
     def _prepare(self) -> None:
-        self._preparing = None
+        self._zygote_timer = None
         plan = self._current
         if plan is not None and not other_engine(plan.settings.engine) and not self._over:
             work = asyncio.ensure_future(self._prepare_zygote(plan.settings.mark))
@@ -557,8 +557,8 @@ class GatewayManager(SidecarManager):
     async def aclose(self) -> None:
         if self._renewal is not None:
             self._renewal.cancel()
-        if self._preparing is not None:
-            self._preparing.cancel()
+        if self._zygote_timer is not None:
+            self._zygote_timer.cancel()
         await super().aclose()
         self.probes.close()
         self.routes.close()

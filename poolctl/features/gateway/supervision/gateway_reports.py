@@ -100,7 +100,7 @@ class ServerReports:
         self._routes = routes
         self._canaries: dict[str, ServerConfig] = {}  # the canaries found by the last check, by server
 
-    def look(self, entry: Entry) -> bool:
+    def canary_changed(self, entry: Entry) -> bool:
         """Whether the server's canary has changed or ended since the last check."""
         config = entry.config_apart
         if config is self._canaries.get(entry.name):

@@ -190,7 +190,7 @@ class GatewayStatistics:
         if self._usage is None or self._usage[0] != pid:
             self._usage = pid, Usage()
         usage = self._usage[1]
-        usage.look(pid, self._core.clock.monotonic(), memory=memory)
+        usage.measure(pid, self._core.clock.monotonic(), memory=memory)
         return usage
 
 

@@ -63,7 +63,7 @@ class Backends:
             facts = servers.get(backend.key)
             if backend.is_server and facts is not backend.facts and facts != backend.facts:
                 weight = backend.weight
-                self._report(backend)
+                self._apply_reports(backend)
                 for user in backend.members:
                     affected[user] = affected.get(user, False) or backend.weight != weight
         if any(affected.values()):
@@ -153,7 +153,7 @@ class Backends:
         backend = self._backends.get(state.host)
         if backend is not None and not backend.is_server:
             was_blocked = backend.blocked is not None
-            self._report(backend)
+            self._apply_reports(backend)
             if was_blocked and backend.blocked is None:
                 backend.probe_now(self.now())
             for user in [*backend.members]:
@@ -170,7 +170,7 @@ class Backends:
         self._ranks[url] = rank, blocked
         backend = self._backends.get(url)
         if backend is not None and not backend.is_server:
-            self._report(backend)
+            self._apply_reports(backend)
             backend.probe_now(self.now())
             for user in [*backend.members]:
                 user.refresh()
@@ -226,14 +226,14 @@ class Backends:
             backend = self._backends.get(key)
             if backend is None:
                 backend = self._backends[key] = Backend(key, self._counts.backend(key), key in servers)
-                self._report(backend)
+                self._apply_reports(backend)
             breaker = backend.breaker(route.breaker, previous.get(key), partial(self._breaker_changed, key))
             limiter = backend.limiter(limits(route)[1], previous.get(key))
             made = backend.members[user] = Member(backend, weight * backend.weight, breaker, limiter)
             found.append(made)
         return found
 
-    def _report(self, backend: Backend) -> None:
+    def _apply_reports(self, backend: Backend) -> None:
         if backend.is_server:
             backend.report(self._servers.get(backend.key), self.now(), self.hosts.wall())
         else:

@@ -65,9 +65,9 @@ class Timer:
         if self._handle is not None:
             self._handle.cancel()
         self._due = self.deadline
-        self._handle = self._loop.call_at(self._due, self._look)
+        self._handle = self._loop.call_at(self._due, self._fired)
 
-    def _look(self) -> None:
+    def _fired(self) -> None:
         self._handle, self._due = None, _NEVER
         if self.deadline <= self._loop.time():
             expired = self._expired

@@ -103,9 +103,9 @@ class IdleOrder(Generic[Key, Item]):
         self._timer = None
         if self._items and self._seconds:
             left = self.oldest().used + self._seconds - self._now()
-            self._timer = self._loop.call_later(max(left, 0.0), self._look)
+            self._timer = self._loop.call_later(max(left, 0.0), self._check_idle)
 
-    def _look(self) -> None:
+    def _check_idle(self) -> None:
         limit = self._now() - self._seconds
         while self._items and (item := self.oldest()).used <= limit:
             self._expire(item)
