@@ -504,23 +504,16 @@ class Told:
         return lambda *values: self.events.append((name, *values))
 
 
-@pytest.mark.parametrize("listening", [True, False])
-def test_worker_that_has_served_its_requests_is_reported_and_drains_by_itself_without_a_listener(
-    listening: bool,
-) -> None:
+def test_worker_that_has_served_its_requests_is_reported_and_serves_on() -> None:
     async def work(runner: ProcessRunner) -> None:
         told = Told()
-        runner.events = cast(RunnerEvents, told) if listening else None
+        runner.events = cast(RunnerEvents, told)
         server = served(http={"max_requests": 1})
         placement = await placed(runner, server)
-        watching = asyncio.ensure_future(runner.watch(placement))
         await fetch(server)
-        if listening:
-            while ("expired", placement) not in told.events:
-                await asyncio.sleep(0.01)
-            assert not watching.done()
-        else:
-            assert (await watching).ok
+        while ("expired", placement) not in told.events:
+            await asyncio.sleep(0.01)
+        assert await fetch(server, "/pid") == str(placement.pid)
 
     with_runner(work)
 
