@@ -121,6 +121,11 @@ def test_open_breaker_sends_requests_to_the_next_backend_and_then_refuses(stage:
     fail(route, 3)
     assert stage.events == [("breaker opened", {"host": URLS[0], "why": "3 failures"})]
     assert taken(route.acquire("1.1.1.1")).backend.key == URLS[1]
+    health = route.healths()
+    assert [health[url].status for url in URLS[:2]] == ["unhealthy", "unknown"]
+    assert [health[url].detail for url in URLS[:2]] == [
+        "breaker open: 3 failures, 10 s left", "it has not answered yet",
+    ]  # fmt: skip
     fail(route, 3)
     answer = refused(route.acquire("1.1.1.1"))
     assert (answer.status, answer.retry_after_seconds, answer.may_wait) == (503, 10, False)
@@ -130,6 +135,7 @@ def test_open_breaker_sends_requests_to_the_next_backend_and_then_refuses(stage:
     assert (probe.backend.key, stage.row(URLS[0])["breaker"]) == (URLS[0], "half-open")
     probe.release(RequestOutcome.ANSWERED, 0.01, 200)
     assert stage.row(URLS[0])["breaker"] == "closed"
+    assert route.healths()[URLS[0]].status == "healthy"
     assert stage.events[-1] == ("breaker closed", {"host": URLS[0], "why": "it answers again"})
 
 

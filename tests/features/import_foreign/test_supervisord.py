@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .conftest import Import
 
 SUPERVISORD = """\
@@ -79,3 +81,11 @@ def test_signal_and_umask_of_a_program(imported: Import) -> None:
     unit = "[Service]\nExecStart=/bin/a\nKillSignal=2\nUMask=0077\n"
     found = imported(unit, "a.service").servers["a"]
     assert (found["stop_signal"], found["umask"]) == ("SIGINT", "0077")
+
+
+@pytest.mark.parametrize(("seconds", "remarked"), [("0", False), ("1", False), ("10", True)])
+def test_time_that_a_program_has_to_run_is_remarked_if_it_is_another(
+    imported: Import, seconds: str, remarked: bool
+) -> None:
+    said = imported(f"[program:a]\ncommand=a\nstartsecs={seconds}\n", "s.conf")
+    assert any(f"startsecs={seconds}" in remark for remark in said.remarks) is remarked

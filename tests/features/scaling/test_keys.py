@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -96,3 +97,25 @@ def test_triggers_of_the_defaults_are_not_for_servers_with_a_number_of_their_own
     assert [name for name, server in servers.items() if server.scale.is_automatic] == ["plain", "own"]
     assert servers["fixed"].to_dict()["scale"] == {"min": 2, "max": 2, "idle": 0.0}
     assert servers["own"].to_dict()["scale"]["triggers"] == {"in_flight": 20.0, "cpu": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("server", "own", "inherits"),
+    [
+        ({"app": "a:b", "bind": ":1"}, {}, True),
+        ({"app": "a:b", "bind": ":1"}, {"scale": {"min": 2}}, True),
+        ({"app": "a:b", "bind": ":1"}, {"scale": {"min": 2, "max": 3}}, True),
+        ({"app": "a:b", "bind": ":1"}, {"scale": {"min": 2, "max": 2}}, False),
+        ({"app": "a:b", "bind": ":1"}, {"overlap": True}, True),
+        ({"app": "a:b", "bind": ":1"}, {"overlap": False}, False),
+        ({"command": ["x"], "bind": ":1"}, {}, True),
+        ({"command": ["x"]}, {}, False),
+        ({"command": ["x"], "bind": ":1"}, {"command": ["x"]}, False),
+        ({"command": ["x"]}, {"scale": {"triggers": {"cpu": 0.5}}}, True),
+        ({"app": "a:b"}, {"scale": 3}, True),
+    ],
+)
+def test_server_with_a_fixed_number_of_workers_inherits_no_triggers(
+    server: dict[str, Any], own: dict[str, Any], inherits: bool
+) -> None:
+    assert (Scale.not_inherited(server, own) == ()) is inherits

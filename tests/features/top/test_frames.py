@@ -229,6 +229,31 @@ class TestLog:
         assert (pane.least, self.shown(pane)[-1]) == ("", "12:00:01 FATAL: e")
         pane.close()
 
+    def test_lines_have_the_colour_of_their_level_and_found_words_stand_out(self, path: Path) -> None:
+        texts = ["INFO: a", "ERROR: b", '{"level": "warning", "msg": "c"}']
+        path.write_text("".join(f"2026-01-31T12:00:00.000000Z {text}\n" for text in texts))
+        pane = LogPane("web", str(path))
+        time = "[bright_black]12:00:00 [/bright_black]"
+        assert [line.markup for line in pane.visible(40, 4)] == [
+            f"{time}INFO: a",
+            "[bright_black]12:00:00 [red][/bright_black]ERROR[/red]: b",
+            "[bright_black]12:00:00 [yellow][/bright_black]WARNING c[/yellow]",
+        ]
+        for key in ("/", "b"):
+            pane.press(key, 4)
+        title, *body, last = (line.markup for line in log_frame(pane, (40, 4)))
+        assert title == f"[bold reverse] web [/bold reverse]  [bright_black]{path}[/bright_black]"
+        assert (
+            body[-1]
+            == "[bright_black]12:00:00 [red][/bright_black]ERROR[/red]: [black on yellow]b[/black on yellow]"
+        )
+        assert (
+            last == "[bold cyan] search [/bold cyan]b[blink]_[bright_black][/blink]  1 found[/bright_black]"
+        )
+        pane.press("escape", 4)
+        assert (pane.words, pane.typing) == ("", False)
+        pane.close()
+
     def test_a_server_without_output_has_an_empty_log(self, tmp_path: Path) -> None:
         pane = LogPane("web", str(tmp_path / "none.log"))
         assert self.shown(pane)[0] == "no output yet"
