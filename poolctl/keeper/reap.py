@@ -250,7 +250,7 @@ def await_exit(pid: int, start: int, timeout_seconds: float) -> bool:
         os.close(process)
 
 
-def kill_children(patience_seconds: float = 0.0) -> None:
+def kill_children(patience_seconds: float) -> None:
     """Kill and reap all children and their process groups, after giving them `patience_seconds` to exit.
 
     A process that cannot be killed, such as one blocked in the kernel on a file system, is left behind.

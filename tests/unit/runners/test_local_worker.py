@@ -1067,3 +1067,25 @@ def test_program_is_reached_through_its_listener_or_at_its_address(short_path: P
 
     with no_descriptor_left():
         asyncio.run(scenario())
+
+
+def test_certificate_that_a_worker_cannot_use_is_logged_if_it_was_renewed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def work() -> None:
+        made = worker()
+        ours, theirs = wire.pair()
+        made.control_by(ours)
+        made.received({"event": "tls", "error": "nobody has asked"})
+        for error in ("", "the key does not fit"):
+            made.renew_tls(made.server, [])
+            made.received({"event": "tls", "error": error})
+        made.received({"event": "tls", "error": "nobody has asked"})
+        theirs.close()
+        assert made.control is not None
+        made.control.close()
+
+    asyncio.run(work())
+    assert [record.getMessage() for record in caplog.records] == [
+        "web.1.0: its certificate cannot be used: the key does not fit"
+    ]
