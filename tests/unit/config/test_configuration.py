@@ -568,3 +568,22 @@ def test_waiting_for_a_disabled_server_is_worth_a_warning() -> None:
         str(warning)
         == "a: depends_on[0]: 'b' is disabled, and this server waits for it; enable it, or take it out"
     )
+
+
+def test_server_that_clashes_with_another_is_looked_at_outside_as_well(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path,
+        '[[server]]\nname = "a"\nbind = ":1"\ncommand = ["true"]\n'
+        '[[server]]\nname = "b"\nbind = ":1"\ncommand = ["no-such-one"]\n',
+        env={"PATH": os.environ["PATH"]},
+    )
+    assert [server.name for server in config] == ["a"]
+    (found,) = config.outside()
+    assert "no-such-one" in str(found)
+
+
+def test_applications_are_imported_only_on_request(tmp_path: Path) -> None:
+    config = load_text(tmp_path, '[[server]]\nname = "a"\nbind = ":1"\napp = "no_such_module:app"\n')
+    assert config.outside() == []
+    (found,) = config.outside(import_apps=True)
+    assert "no_such_module" in str(found)

@@ -976,3 +976,25 @@ def test_any_text_is_an_address_or_not_there(text: str) -> None:
 @pytest.mark.parametrize("field", list(Field))
 def test_a_filter_that_both_empty_match_nothing(field: Any) -> None:
     assert len(Pool([config("a", ":1")]).filter(field)) == 0
+
+
+def test_join_waits_for_a_removed_server_that_still_runs() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, scripted("a"), scripted("b"))
+    pool.start_sync()
+
+    def hold() -> None:
+        runner.may_stop = asyncio.Event()
+
+    on_loop(hold)
+    pool.delete(scripted("a").bind)
+    joined = threading.Event()
+    thread = threading.Thread(target=lambda: (pool.join_sync(), joined.set()))
+    thread.start()
+    wait_until(lambda: any(line.startswith("stop a.1.0") for line in runner.log))
+    assert not joined.wait(0.05)
+    on_loop(lambda: runner.may_stop and runner.may_stop.set())
+    thread.join(60)
+    assert joined.is_set()
+    assert [*runner.running] == ["b.1.0"]
+    pool.stop_sync()
