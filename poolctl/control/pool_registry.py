@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _VERB = "registry"
 # The pause before another attempt if the supervisor cannot be reached, or the pool has no gateway.
-_AGAIN_SECONDS = 0.5
+_RETRY_SECONDS = 0.5
 _READ_BYTES = 65536
 _FD_BYTES = array.array("i").itemsize
 
@@ -86,7 +86,7 @@ class PoolRegistry(TableRegistry):
                     self._update()
                 except (ControlError, PoolError, OSError):
                     self._disconnect()
-                    self._again = monotonic() + _AGAIN_SECONDS
+                    self._again = monotonic() + _RETRY_SECONDS
             return self._latest
 
     def _update(self) -> None:
@@ -112,7 +112,7 @@ class PoolRegistry(TableRegistry):
             raise
         if reported.over:
             reported.close()
-            self._again = monotonic() + _AGAIN_SECONDS
+            self._again = monotonic() + _RETRY_SECONDS
         else:
             self._reported = reported
 

@@ -59,7 +59,7 @@ MOST_BYTES = 64 * 1024
 # A pipe of this size always holds a full read (see longest_line).
 _LARGE_BYTES = 4 * MOST_BYTES
 _NOT_ALLOWED = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
-_BYTES = 1024
+_NOTE_BYTES = 1024
 
 
 class PipeReader:
@@ -87,7 +87,7 @@ class PipeReader:
                 self._blind = True
         return self._peek_by_reading(fd)
 
-    def take(self, fd: int, length: int, to: int = -1) -> None:
+    def consume(self, fd: int, length: int, to: int = -1) -> None:
         """Remove the first `length` bytes from the pipe in one step; they go to the pipe `to` if it has room."""
         if self._blind:
             self._read[fd] = self._read[fd][length:]
@@ -182,9 +182,9 @@ class WriteAheadNote:
     def __init__(self, fds: Sequence[int] = ()) -> None:
         self._fd = self._taken = self.sink = -1
         self._left: Move | None = None
-        self.take(fds)
+        self.use(fds)
 
-    def take(self, fds: Sequence[int]) -> None:
+    def use(self, fds: Sequence[int]) -> None:
         """Use these descriptors: a file, and the two ends of the pipe (which another version may not pass)."""
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
@@ -197,7 +197,7 @@ class WriteAheadNote:
     def _read(self) -> Move | None:
         if self._fd < 0:
             return None
-        text = os.pread(self._fd, _BYTES, 0).partition(b"\n")[0].strip(b"\0")
+        text = os.pread(self._fd, _NOTE_BYTES, 0).partition(b"\n")[0].strip(b"\0")
         try:
             noted = Move(*json.loads(text))
         except (ValueError, TypeError):
@@ -283,13 +283,13 @@ class OutputStream:
             data = b""
         if move.taken:
             # The file already has the lines, nearly always completely.
-            self._pipes.take(self.fd, min(move.length - move.taken, len(data)))
+            self._pipes.consume(self.fd, min(move.length - move.taken, len(data)))
         elif move.matches(data):
             block = self._form(_with_line_break(data[: move.length]), move.when)
             rest = block[self.file.resume(block) :]
             if rest:
                 self.dropped_bytes += len(rest) - self.file.append(rest)
-            self._pipes.take(self.fd, move.length, self._underway.sink)
+            self._pipes.consume(self.fd, move.length, self._underway.sink)
         self._underway.end()
 
     def finish(self, now: float) -> None:
@@ -313,7 +313,7 @@ class OutputStream:
         self._underway.begin(self.id, when, lines)
         self._store(_with_line_break(self._partial + lines), when)
         self._partial = b""
-        self._pipes.take(self.fd, len(lines), self._underway.sink)
+        self._pipes.consume(self.fd, len(lines), self._underway.sink)
         self._underway.end()
         if self._enlarged:
             self._pipes.restore(self.fd)
@@ -332,7 +332,7 @@ class OutputStream:
 
     def _keep(self, data: bytes, now: float) -> None:
         """Take an incomplete line out of the pipe, because the pipe has no room for the rest and cannot be enlarged."""
-        self._pipes.take(self.fd, len(data))
+        self._pipes.consume(self.fd, len(data))
         self._partial += data
         if len(self._partial) >= MOST_BYTES:
             self.complete_cut_line(now)
@@ -479,7 +479,7 @@ class Logger:
             elif kind == "ping":
                 self._reports.append({"t": "pong", "pid": os.getpid()})
             elif kind == "underway":
-                self._underway.take(fds)
+                self._underway.use(fds)
                 fds = []
             elif kind == "reopen":
                 for file in self._files.values():

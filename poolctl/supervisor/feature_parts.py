@@ -52,7 +52,7 @@ class FeaturePart:
         """The handlers of the verbs that the feature declares in `Feature.verbs`."""
         return {}
 
-    async def take_in(self) -> None:
+    async def adopt_survivors(self) -> None:
         """Give the new keeper a process that has outlived keeper and supervisor; called before workers are adopted."""
 
     def follow(self, tables: Tables) -> None:
@@ -133,11 +133,11 @@ class FeatureParts:
             if feature.sections:
                 self._part(feature)
 
-    async def take_in(self) -> None:
+    async def adopt_survivors(self) -> None:
         """Give the new keeper the features' processes that have outlived keeper and supervisor."""
         for feature in _features():
             if feature.process is not None and await self._is_there(feature.process):
-                await self._part(feature).take_in()
+                await self._part(feature).adopt_survivors()
 
     async def _is_there(self, process: LastingProcess) -> bool:
         if pool_files.find(self._environment.directory, process.socket):

@@ -177,12 +177,12 @@ class SidecarManager:
         for task in list(self._work):
             task.cancel()
         async with self._turn:
-            await self._off()
+            await self._shut_down()
 
     async def _settle(self) -> None:
         raise NotImplementedError
 
-    async def _off(self) -> None:
+    async def _shut_down(self) -> None:
         raise NotImplementedError
 
     def _configured(self) -> None:
@@ -190,9 +190,9 @@ class SidecarManager:
         self._pause_seconds = self.first_pause_seconds
         self._configured_times += 1
         self._tried.clear()
-        self._soon()
+        self._schedule_settle()
 
-    def _soon(self) -> None:
+    def _schedule_settle(self) -> None:
         task = asyncio.ensure_future(self._settle_now())
         self._work.add(task)
         task.add_done_callback(self._work.discard)
@@ -239,7 +239,7 @@ class SidecarManager:
         if self._retry is not None:
             self._retry.cancel()
         if not self._over:
-            self._retry = asyncio.get_running_loop().call_later(self._pause_seconds, self._soon)
+            self._retry = asyncio.get_running_loop().call_later(self._pause_seconds, self._schedule_settle)
             self._pause_seconds = min(
                 max(self._pause_seconds * 2, _FIRST_PAUSE_SECONDS), _LONGEST_PAUSE_SECONDS
             )

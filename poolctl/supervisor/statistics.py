@@ -204,7 +204,7 @@ class History:
         self.latency_p99_seconds: deque[Figure] = deque(maxlen=KEPT)
         self.memory_bytes: deque[int | None] = deque(maxlen=KEPT)
 
-    def take(self, now: float, seen: ServerSnapshot) -> None:
+    def add_sample(self, now: float, seen: ServerSnapshot) -> None:
         """Add the figures of the latest interval."""
         if self.counts:
             at, before = self.counts[-1]
@@ -359,7 +359,7 @@ class Statistics:
         clock = self._core.clock
         for entry in self._core.entries.values():
             seen = self.of(entry, memory=clock.monotonic() - now < _SAMPLE_SECONDS)
-            self._histories.setdefault(entry.name, History()).take(now, seen)
+            self._histories.setdefault(entry.name, History()).add_sample(now, seen)
             found.append(seen)
             pids |= {worker.placement.pid for worker, _, _ in seen.workers if worker.placement is not None}
         if self._take is not None:

@@ -225,7 +225,7 @@ class Supervisor(Receiver, CoreEvents):
         # While the files have problems, no worker is started, and workers of a killed pool wait.
         searched = None if self._configuration.problems else {each.name: each for each in servers}
         if searched is not None:
-            await self._parts.take_in()
+            await self._parts.adopt_survivors()
         adopted = await adopt(self.core, self._store, self._configuration.placed, searched)
         if adopted:
             logger.info("adopted %d workers", adopted)

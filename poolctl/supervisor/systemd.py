@@ -34,10 +34,10 @@ class Service:
         self._status = ""
         self._timer: asyncio.TimerHandle | None = None
         self._period_seconds = sd_notify.watchdog_seconds(env) / _PINGS_PER_PERIOD
-        core.listeners.add(lambda entry: self._soon())
+        core.listeners.add(lambda entry: self._schedule_notification())
         if self._period_seconds:
             self._live()
-        self._soon()
+        self._schedule_notification()
 
     def around(self, handle: Handler) -> Handler:
         """Wrap a request handler, so that systemd is notified of reloads."""
@@ -51,7 +51,7 @@ class Service:
 
         return notified
 
-    def _soon(self) -> None:
+    def _schedule_notification(self) -> None:
         if self._timer is None and not self._stopping:
             delay = _SOON_SECONDS + _SOON_SECONDS_OF_SERVER * len(self._core.entries)
             self._timer = asyncio.get_running_loop().call_later(delay, self._notify)
@@ -74,7 +74,7 @@ class Service:
             self._reloads -= 1
             if self._ready and not self._reloads and not self._stopping:
                 sd_notify.notify(self._env, sd_notify.READY)
-            self._soon()
+            self._schedule_notification()
 
     def _notify(self) -> None:
         self._timer = None

@@ -332,7 +332,7 @@ class ProcessSnapshot(NamedTuple):
 
     def fix(self) -> str:
         """The setting that may prevent the current threads; "" if unknown."""
-        return advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
+        return thread_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
 
     def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
         python = {each.native_id for each in threading.enumerate()}
@@ -452,7 +452,7 @@ class ThreadOrigins:
             self._modules |= dict.fromkeys(found, _first_reason(self._last, importing or _importing()))
 
 
-def advice() -> str:
+def thread_advice() -> str:
     """The setting that may prevent native threads, chosen by the loaded libraries; empty if no setting is known."""
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
         files = {os.path.basename(row.split(None, 5)[-1].strip()) for row in maps if "/" in row}

@@ -29,7 +29,7 @@ from poolctl.errors import ControlError, PoolError
 from poolctl.exit_codes import INTERRUPTED
 from poolctl.monitor.journal import KINDS, MOST_LINES, NAME, EventFilter, JournalEvent, recent
 
-_AGAIN_SECONDS = 0.5
+_RETRY_SECONDS = 0.5
 _COLOURS = {"error": "31", "warning": "33"}
 _KIND_WIDTH = max(map(len, KINDS))
 
@@ -116,7 +116,7 @@ class _EventStream:
                 if newest < self._last:
                     self._last = 0  # the journal was removed, and a new one started
                 self.show(recent(self.path, self.wanted._replace(after=self._last), None), write)
-            await_readable(-1, _AGAIN_SECONDS, reader)
+            await_readable(-1, _RETRY_SECONDS, reader)
 
 
 def _configured(pool: PoolRef) -> str:

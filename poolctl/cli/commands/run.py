@@ -424,7 +424,7 @@ class RunSession:
 
 _KINDS = ["lifecycle", "recovery", "pool"]
 # The pause between attempts while the supervisor is replaced.
-_AGAIN_SECONDS = 0.2
+_RETRY_SECONDS = 0.2
 # No pings are needed, because the keeper replaces a hung supervisor.
 _SILENCE_SECONDS = 86400.0
 _LAST_SECONDS = 2.0
@@ -465,7 +465,7 @@ class PoolEvents:
             except ControlError:
                 pass
             options = {"after": self._last, "lines": MOST_LINES}
-            self._over.wait(_AGAIN_SECONDS)
+            self._over.wait(_RETRY_SECONDS)
 
     def _ask(self, client: Client, options: Table, timeout_seconds: float | None = None) -> None:
         body = {"options": options | {"kind": _KINDS}}

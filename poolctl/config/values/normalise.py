@@ -130,11 +130,11 @@ def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) ->
             findings.append(Finding(("listen",), message, "they mean the same: keep 'bind'"))
         found.setdefault("bind", bind)
     if "workers" in found:
-        findings += _take_workers(found)
+        findings += _expand_workers(found)
     return found
 
 
-def _take_workers(table: dict[str, Tree]) -> Iterator[Finding]:
+def _expand_workers(table: dict[str, Tree]) -> Iterator[Finding]:
     written = table.pop("workers")
     workers = number_from_environment(written)
     number = isinstance(workers, int) and not isinstance(workers, bool)

@@ -60,7 +60,7 @@ class FigureRing:
         self.slot: int | None = None  # the current one, which has no figures yet
         self._begun: dict[str, _Begun] = {}
 
-    def take(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
+    def add_sample(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
         """Record the servers' figures at this time. Returns whether a slot has ended and is complete."""
         slot, before = int(now // self.span.slot_seconds), self.slot
         ended = before is not None and slot > before
@@ -142,9 +142,9 @@ class FigureRings:
     def __init__(self) -> None:
         self.rings = {span.name: FigureRing(span) for span in SPANS}
 
-    def take(self, now: float, seen: Sequence[ServerSnapshot]) -> bool:
+    def add_sample(self, now: float, seen: Sequence[ServerSnapshot]) -> bool:
         """Record the figures of all servers at this time. Returns whether there is something new to save."""
-        ended = [ring.take(now, seen) for ring in self.rings.values()]
+        ended = [ring.add_sample(now, seen) for ring in self.rings.values()]
         if any(ended):
             for ring in self.rings.values():
                 ring.forget_others(each.entry.name for each in seen)
@@ -210,7 +210,7 @@ class FigureHistory:
             self._samples(self._take)
 
     def _take(self, now: float, seen: Sequence[ServerSnapshot]) -> None:
-        if self._rings is not None and self._rings.take(now, seen):
+        if self._rings is not None and self._rings.add_sample(now, seen):
             self._store.write(_STORED, self._rings.saved())
 
     async def verb(self, call: Call) -> HistoryResult:

@@ -28,7 +28,7 @@ SPAN_SECONDS = 3600.0
 INTERVAL_SECONDS = 2.0
 # After an event of the journal the state is queried soon, once for events in quick succession.
 _SOON_SECONDS = 0.1
-_AGAIN_SECONDS = 0.5
+_RETRY_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
 _LINGER_SECONDS = 5.0
 _MOST_CHANGES = 400
@@ -173,7 +173,7 @@ class Hub:
                 await self._sample()
                 self._query_wanted.clear()
                 with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_AGAIN_SECONDS if self._gone else INTERVAL_SECONDS):
+                    async with asyncio.timeout(_RETRY_SECONDS if self._gone else INTERVAL_SECONDS):
                         await self._query_wanted.wait()
                         await asyncio.sleep(_SOON_SECONDS)
                 unwatched = 0.0 if self._viewers else unwatched + INTERVAL_SECONDS
@@ -302,7 +302,7 @@ class Hub:
         """Follow the events. Starts again when the supervisor does."""
         while True:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_AGAIN_SECONDS):
+                async with asyncio.timeout(_RETRY_SECONDS):
                     await self._again.wait()
             self._again.clear()
             if self._gone is None:

@@ -134,7 +134,7 @@ class DashboardPage(SidecarManager):
             await self._adopt()
         table = self.table
         if table is None:
-            await self._off()
+            await self._shut_down()
             self._succeeded()
             return
         settings = await asyncio.to_thread(settings_of, table, self._environment)
@@ -144,7 +144,7 @@ class DashboardPage(SidecarManager):
             self._succeeded()
             return
         if self._bind != settings.bind:
-            await self._off()
+            await self._shut_down()
             await self._open(settings.bind)
             before = None
         self._tried.set()
@@ -175,7 +175,7 @@ class DashboardPage(SidecarManager):
         fds = [sock.fileno() for sock in self._sockets]
         self._keeper.send({"op": "put", "name": _LISTENER, "meta": {"bind": bind}}, fds)
 
-    async def _off(self) -> None:
+    async def _shut_down(self) -> None:
         self._end_process()
         if self._sockets:
             refuse(self._sockets)  # the process that is about to end has them too

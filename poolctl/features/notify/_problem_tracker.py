@@ -132,7 +132,7 @@ class ProblemTracker:
         self._news: list[MessageLine] = []
         self._gathered_at: float | None = None
 
-    def take(self, event: JournalEvent, now: float) -> None:
+    def record(self, event: JournalEvent, now: float) -> None:
         """Record an event; `due` returns the resulting message later."""
         if event.kind == "lifecycle" and event.state in _GONE:
             self._resolve(f"health {event.server}", event, now)

@@ -117,10 +117,10 @@ class DeliveryTask:
         self._delayed = False
         self._task = asyncio.ensure_future(self._run())
 
-    def take(self, event: JournalEvent) -> None:
+    def record(self, event: JournalEvent) -> None:
         """Record an event; it is sent later if the receiver's settings select it."""
         before = self._problems.next_at()
-        self._problems.take(event, self._clock.time())
+        self._problems.record(event, self._clock.time())
         if self._problems.next_at() != before:
             self._news.set()
 
@@ -281,7 +281,7 @@ class Notifications(FeaturePart):
 
     def _take(self, event: JournalEvent) -> None:
         for delivery in self._deliveries.values():
-            delivery.take(event)
+            delivery.record(event)
 
     def _catch_up(self) -> None:
         """Report the end of problems that ended while there was no supervisor."""

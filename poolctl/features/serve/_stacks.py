@@ -16,7 +16,7 @@ from poolctl.worker.tally import STACK_BYTES, describe
 
 THREAD = "poolctl stacks"
 _TIMEOUT_SECONDS = 5.0  # for a client to read the answer
-_AGAIN_SECONDS = 1.0
+_RETRY_SECONDS = 1.0
 _ROOT = 0
 
 
@@ -49,7 +49,7 @@ class StacksSocket:
             try:
                 connection, _ = self._listener.accept()
             except OSError:  # closed; or there are too many open files
-                self._ended.wait(_AGAIN_SECONDS)
+                self._ended.wait(_RETRY_SECONDS)
                 continue
             with connection, contextlib.suppress(OSError):
                 if peer_credentials(connection)[1] in (_ROOT, os.geteuid()):

@@ -255,6 +255,6 @@ class PoolView:
         self.routes: RouteBoard | None = None
         self.gateway: GatewayStatus | None = None
 
-    def take(self, result: StatsResult) -> None:
+    def update(self, result: StatsResult) -> None:
         self.servers.update(result.items)
         self.gateway = None if result.gateway is None else from_json(GatewayStatus, result.gateway)

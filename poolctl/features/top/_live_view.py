@@ -143,11 +143,11 @@ class LiveView:
 
     def _suspend(self) -> None:
         """Suspend the process, as Ctrl-Z does. Returns when the shell continues it."""
-        self._screen.give_back()
+        self._screen.restore_terminal()
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         self._loop.add_signal_handler(signal.SIGTSTP, self._suspend)
-        self._screen.take()
+        self._screen.take_terminal()
         self._news.set()
 
     def _flush(self) -> None:
@@ -201,7 +201,7 @@ class LiveView:
 
     async def _update_servers(self) -> None:
         try:
-            self._view.take(await self._ask(StatsResult, "stats", self._view.request))
+            self._view.update(await self._ask(StatsResult, "stats", self._view.request))
         except NoSupervisor:
             self._trouble = "no supervisor is running: these are its last figures; poolctl start"
         except ControlError as error:

@@ -46,20 +46,20 @@ class Screen:
         return f"<Screen of {self.width}x{self.height}>"
 
     def __enter__(self) -> Screen:
-        self.take()
+        self.take_terminal()
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.give_back()
+        self.restore_terminal()
 
-    def take(self) -> None:
+    def take_terminal(self) -> None:
         """Take the terminal, at the start or again. Ctrl-C and Ctrl-Z still send signals."""
         self._before = termios.tcgetattr(self._in)
         tty.setcbreak(self._in, termios.TCSANOW)
         self._write(_ENTER)
         self.resize()
 
-    def give_back(self) -> None:
+    def restore_terminal(self) -> None:
         """Restore the terminal, which may be gone. Never fails, and takes at most a second."""
         if self._before is None:
             return

@@ -59,7 +59,7 @@ def perform(request: CommandRequest) -> Outcome:
     view = PoolView(
         pool, request.selector().to_dict(), max(interval_seconds, _LEAST_INTERVAL_SECONDS), servers
     )
-    view.take(result)
+    view.update(result)
     if request.get("routes"):
         if view.gateway is None:
             hint = "a [gateway] or a [[route]] in the file adds one; --routes selects no servers"
@@ -105,7 +105,7 @@ def _print(view: PoolView, frames: int) -> Outcome:
         if left > 1:
             sleep(view.interval_seconds)
             sys.stdout.write("\n")
-            view.take(view.client.ask(StatsResult, "stats", view.request))
+            view.update(view.client.ask(StatsResult, "stats", view.request))
             _take_routes(view)
     return Outcome.of_stream()
 

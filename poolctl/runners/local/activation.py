@@ -59,7 +59,7 @@ MOST = 8192
 LEAST = 16
 _MOST_AT_ONCE = 64
 _LOOK_SECONDS = 0.1
-_AGAIN_SECONDS = 0.1
+_RETRY_SECONDS = 0.1
 _CONNECTION = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDS = select.EPOLLRDHUP | select.EPOLLHUP
 
@@ -495,7 +495,7 @@ class Activator:
         # pair.
         self._unwatch_listeners(sleeping)
         sleeping.timer = asyncio.get_running_loop().call_later(
-            _AGAIN_SECONDS, self._watch_listeners, sleeping
+            _RETRY_SECONDS, self._watch_listeners, sleeping
         )
 
     def _unwatch_listeners(self, sleeping: SleepingListener) -> None:
@@ -580,7 +580,7 @@ class Activator:
             sleeping.left = None
             self._servers.emptied(sleeping.key)
         else:
-            pause_seconds = _AGAIN_SECONDS if found.junk or found.full else 0
+            pause_seconds = _RETRY_SECONDS if found.junk or found.full else 0
             asyncio.get_running_loop().call_later(pause_seconds, self.clear, sleeping.key)
 
     def _hold(self, sleeping: SleepingListener, held: HeldConnection) -> None:

@@ -22,8 +22,8 @@ from poolctl.logs.log_tail import tail
 from ..process_link import Descriptor, Link, LinkLost, ProcessWatchdog, Receiver, spawn
 from ..runner_protocol import RunnerEvents
 
-_AGAIN_SECONDS = 0.2
-_SAY_SECONDS = 1.0
+_RETRY_SECONDS = 0.2
+_APPEND_SECONDS = 1.0
 _NOTE_PIPE_BYTES = 256 * 1024
 _FILES_OF_A_REPORT = 3
 _LONGEST_LINE = 4096
@@ -186,7 +186,7 @@ class Output(Receiver):
             os.write(write, "".join(f"{line}\n" for line in lines).encode())
         os.close(write)
         self.follow(key, os.getpid())
-        await self.finished(key, _SAY_SECONDS)
+        await self.finished(key, _APPEND_SECONDS)
 
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:
         """Take ownership of a pipe that the keeper held. Must be called before `start`."""
@@ -276,7 +276,7 @@ class Output(Receiver):
             try:
                 await self.start()
             except (LinkLost, OSError):
-                await asyncio.sleep(_AGAIN_SECONDS)
+                await asyncio.sleep(_RETRY_SECONDS)
 
 
 def last_lines(path: str, lines: int, since: float) -> list[str]:

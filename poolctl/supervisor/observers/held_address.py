@@ -22,7 +22,7 @@ from poolctl.runners.process_link import Link, LinkLost
 
 from ..active_configuration import PoolEnvironment
 
-_AGAIN_SECONDS = 5.0
+_RETRY_SECONDS = 5.0
 # The interval at which certificate files are checked, which other programs renew.
 _RENEWAL_SECONDS = 30.0
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -144,7 +144,7 @@ class HeldAddress(Generic[Endpoint]):
                 pause = _RENEWAL_SECONDS if self._certificate is not None else None
                 self.problem = ""
             except (ServerError, OSError) as error:
-                pause = _AGAIN_SECONDS
+                pause = _RETRY_SECONDS
                 message = f"{self._what} cannot be served: {getattr(error, 'message', error)}"
                 if message != self.problem:
                     logger.error(message)

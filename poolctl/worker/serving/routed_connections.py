@@ -266,7 +266,7 @@ class RoutedConnection(Http1Connection):
         if routing.timer is None and self._is_idle:
             routing.until = monotonic() + QUIET_SECONDS
             routing.pause = 0.0
-            return self._return()
+            return self._return_to_gateway()
         return True
 
     @property
@@ -274,7 +274,7 @@ class RoutedConnection(Http1Connection):
         # The request for which the gateway has decided may not have been read yet.
         return self.idle and not self.routing.body and not self.routing.decided
 
-    def _return(self) -> bool:
+    def _return_to_gateway(self) -> bool:
         """Return the idle connection to the gateway; False if that failed and is not tried again."""
         routing = self.routing
         # Lingering has shortened the time limit, which no longer applies.
@@ -295,7 +295,7 @@ class RoutedConnection(Http1Connection):
     def _keep_returning(self) -> None:
         routing = self.routing
         routing.timer = None
-        if not self._is_idle or (self._can_return and self._return()):
+        if not self._is_idle or (self._can_return and self._return_to_gateway()):
             return
         if routing.pending and not routing.partial:
             self.process_held()

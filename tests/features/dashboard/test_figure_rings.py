@@ -60,10 +60,10 @@ def last(ring: FigureRing, name: str = "web") -> list[float | None]:
 
 def test_a_minute_has_its_rates_its_latency_and_its_restarts() -> None:
     ring = FigureRing(HOUR)
-    assert not ring.take(0, [seen(requests=100, errors=7, restarts=2)])
+    assert not ring.add_sample(0, [seen(requests=100, errors=7, restarts=2)])
     assert ring.series("web") == {figure: [] for figure in FIGURES}
-    assert not ring.take(30, [seen(requests=400)])
-    assert ring.take(60, [seen(requests=700, errors=13, restarts=3, slow=5, memory=4096)])
+    assert not ring.add_sample(30, [seen(requests=400)])
+    assert ring.add_sample(60, [seen(requests=700, errors=13, restarts=3, slow=5, memory=4096)])
     rate, errors, latency, memory, restarts = last(ring)
     assert (rate, errors, memory, restarts) == (10, 0.1, 4096, 1)
     assert 0.5 < (latency or 0) <= 1.5
@@ -71,8 +71,8 @@ def test_a_minute_has_its_rates_its_latency_and_its_restarts() -> None:
 
 def test_pool_has_the_sums_and_the_slowest_latency() -> None:
     ring = FigureRing(HOUR)
-    ring.take(0, [seen("a"), seen("b", memory=None)])
-    ring.take(
+    ring.add_sample(0, [seen("a"), seen("b", memory=None)])
+    ring.add_sample(
         60, [seen("a", requests=60, slow=1), seen("b", requests=120, errors=60, restarts=1, memory=None)]
     )
     assert last(ring, POOL) == [3, 1, last(ring, "a")[2], 10, 1]
@@ -81,9 +81,9 @@ def test_pool_has_the_sums_and_the_slowest_latency() -> None:
 
 def test_server_that_comes_and_one_that_goes_leave_no_stale_figures() -> None:
     rings = FigureRings()
-    rings.take(0, [seen("old")])
-    rings.take(60, [seen("old", requests=60), seen("new", requests=5)])
-    rings.take(120, [seen("new", requests=65)])
+    rings.add_sample(0, [seen("old")])
+    rings.add_sample(60, [seen("old", requests=60), seen("new", requests=5)])
+    rings.add_sample(120, [seen("new", requests=65)])
     ring = rings.rings["hour"]
     assert last(ring, "new")[0] == 1
     assert ring.series("old")[FIGURES[0]] == []
@@ -94,7 +94,7 @@ def test_server_that_comes_and_one_that_goes_leave_no_stale_figures() -> None:
 def test_ring_keeps_as_many_slots_as_the_span_has_and_no_more(span: Any) -> None:
     ring = FigureRing(span)
     for slot in range(3 * span.slots):
-        ring.take(slot * span.slot_seconds, [seen(requests=slot * span.slot_seconds * slot)])
+        ring.add_sample(slot * span.slot_seconds, [seen(requests=slot * span.slot_seconds * slot)])
     values = ring.series("web")[FIGURES[0]]
     assert len(values) == span.slots - 1
     newest = 3 * span.slots - 2
@@ -105,12 +105,12 @@ def test_ring_keeps_as_many_slots_as_the_span_has_and_no_more(span: Any) -> None
 def test_successor_continues_with_a_gap_for_the_time_without_a_supervisor() -> None:
     rings = FigureRings()
     for minute in range(70):
-        rings.take(minute * 60, [seen(requests=60 * minute)])
+        rings.add_sample(minute * 60, [seen(requests=60 * minute)])
     saved = rings.saved()
     successor = FigureRings()
     successor.restore(saved)
-    successor.take(73 * 60, [seen(requests=9000)])
-    successor.take(74 * 60, [seen(requests=9060)])
+    successor.add_sample(73 * 60, [seen(requests=9000)])
+    successor.add_sample(74 * 60, [seen(requests=9060)])
     values = successor.rings["hour"].series("web")[FIGURES[0]]
     assert values[-6:] == [1, None, None, None, None, 1]
     assert len(saved) < 2 * 3120 + 500, "a server and the pool"
@@ -123,7 +123,7 @@ def test_successor_continues_with_a_gap_for_the_time_without_a_supervisor() -> N
 def test_figures_that_an_earlier_version_has_saved_are_in_their_order() -> None:
     rings = FigureRings()
     for minute in range(70):
-        rings.take(minute * 60, [seen(requests=60 * minute * minute)])
+        rings.add_sample(minute * 60, [seen(requests=60 * minute * minute)])
     head, _, _ = rings.saved().partition(b"\n")
     _, figures, spans = json.loads(head)
     parts = []
@@ -148,7 +148,7 @@ def test_history_of_another_layout_is_ignored(content: bytes) -> None:
 def test_errors_are_a_rate_of_each_interval() -> None:
     history = History()
     for at in range(3):
-        history.take(2.0 * at, seen(requests=10 * at, errors=at))
+        history.add_sample(2.0 * at, seen(requests=10 * at, errors=at))
     values = history.values(counted=True, with_errors=True)
     assert (values.requests_per_second, values.errors_per_second) == ((5, 5), (0.5, 0.5))
     assert history.values(counted=True, with_errors=False).errors_per_second is None
@@ -160,7 +160,7 @@ def test_no_figure_of_a_page_with_random_numbers_is_below_zero() -> None:
     def check(steps: list[tuple[float, list[tuple[int, int]]]]) -> None:
         ring, entry = FigureRing(HOUR), seen().entry
         for now, counts in readings(steps):
-            ring.take(now, [ServerSnapshot(entry, counts, [], counts=True)])
+            ring.add_sample(now, [ServerSnapshot(entry, counts, [], counts=True)])
         for values in ring.series("web").values():
             assert all(value is None or value >= 0 for value in values)
 

@@ -22,7 +22,7 @@ from tests.features.gateway.test_tls import client_hello, in_records
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptor, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(acceptor, "_RETRY_SECONDS", 0.01)
 
 
 def test_connection_is_passed_with_its_request_unread() -> None:
@@ -161,7 +161,7 @@ def test_bytes_that_are_no_request_get_an_answer_at_once() -> None:
 
 
 def test_above_the_most_connections_new_ones_wait_in_the_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptor, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(acceptor, "_RETRY_SECONDS", 0.01)
 
     async def scene(stage: Stage) -> None:
         pair = stage.server("users")
@@ -186,7 +186,7 @@ def test_above_the_most_connections_new_ones_wait_in_the_backlog(monkeypatch: py
 def test_tls_handshakes_count_among_the_open_connections(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(acceptor, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(acceptor, "_RETRY_SECONDS", 0.01)
     contents = [path.read_bytes() for path in certificate(tmp_path)]
 
     async def scene(stage: Stage) -> None:
@@ -356,7 +356,7 @@ def test_bytes_that_are_no_tls_are_closed_at_once() -> None:
 def test_accepting_pauses_while_there_is_no_descriptor_and_nothing_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(acceptor, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(acceptor, "_RETRY_SECONDS", 0.01)
 
     async def scene(stage: Stage) -> None:
         pair = stage.server("users")

@@ -33,7 +33,7 @@ BODY = b"hello"
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(acceptor, "_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(acceptor, "_RETRY_SECONDS", 0.01)
 
 
 async def answered(stage: Stage, sock: socket.socket) -> bool:

@@ -32,18 +32,18 @@ def lines(message: Message | None) -> list[str]:
 def test_problem_is_notified_once_after_the_delay_and_so_is_its_end() -> None:
     found = problems(delay=2)
     assert found.next_at() is None
-    found.take(event("failed", cause="exited with status 3"), 100)
+    found.record(event("failed", cause="exited with status 3"), 100)
     assert (found.next_at(), found.due(101.9)) == (102, None)
     sent = found.due(102)
     assert sent == Message(
         "problem", "error", "shop: web: failed (exited with status 3)", ("web: failed (exited with status 3)",), 102,
         (event("failed", cause="exited with status 3"),),
     )  # fmt: skip
-    found.take(event("failed"), 110)
-    found.take(event("backoff"), 111)
+    found.record(event("failed"), 110)
+    found.record(event("backoff"), 111)
     assert lines(found.due(1000)) == []
-    found.take(event("starting"), 1000)
-    found.take(event("running"), 1060)
+    found.record(event("starting"), 1000)
+    found.record(event("running"), 1060)
     over = found.due(1062)
     assert over is not None
     assert (over.status, over.severity, over.lines) == ("resolved", "info", ("web: running again after 16m",))
@@ -52,35 +52,35 @@ def test_problem_is_notified_once_after_the_delay_and_so_is_its_end() -> None:
 
 def test_problem_that_ends_before_it_was_notified_is_never_notified() -> None:
     found = problems(delay=1)
-    found.take(event("worker ended", before="ready", status=1), 10)
-    found.take(event("running"), 10.2)
+    found.record(event("worker ended", before="ready", status=1), 10)
+    found.record(event("running"), 10.2)
     assert found.due(12) is None
 
 
 def test_problem_that_returns_before_its_end_was_notified_was_never_over() -> None:
     found = problems(delay=1)
-    found.take(event("failed"), 10)
+    found.record(event("failed"), 10)
     assert lines(found.due(11)) == ["web: failed"]
-    found.take(event("running"), 20)
-    found.take(event("failed"), 20.5)
+    found.record(event("running"), 20)
+    found.record(event("failed"), 20.5)
     assert found.due(22) is None
-    found.take(event("running"), 30)
+    found.record(event("running"), 30)
     assert lines(found.due(31)) == ["web: running again after 20s"]
 
 
 def test_problem_that_gets_worse_is_notified_again() -> None:
     found = problems(delay=0)
-    found.take(event("backoff"), 10)
+    found.record(event("backoff"), 10)
     assert lines(found.due(10)) == ["web: backoff"]
-    found.take(event("failed"), 20)
+    found.record(event("failed"), 20)
     assert lines(found.due(20)) == ["web: failed"]
-    found.take(event("warn", kind="health"), 30)
+    found.record(event("warn", kind="health"), 30)
     assert lines(found.due(30)) == ["web: warn"], "its health is another problem"
 
 
 def test_lasting_problem_is_notified_repeatedly() -> None:
     found = problems(delay=0, repeat=100)
-    found.take(event("failed"), 0)
+    found.record(event("failed"), 0)
     found.due(0)
     assert found.next_at() == 100
     assert lines(found.due(100)) == ["web: failed, for 1m40s now"]
@@ -91,12 +91,12 @@ def test_lasting_problem_is_notified_repeatedly() -> None:
 
 def test_simultaneous_problems_are_one_message() -> None:
     found = problems(delay=1)
-    found.take(event("failed", "c"), 0)
+    found.record(event("failed", "c"), 0)
     found.due(1)
     for name in ("a", "b", "d"):
-        found.take(event("failed", name), 10)
-    found.take(event("stopped", "c"), 10)
-    found.take(event("keeper lost", "", "pool"), 10.5)
+        found.record(event("failed", name), 10)
+    found.record(event("stopped", "c"), 10)
+    found.record(event("keeper lost", "", "pool"), 10.5)
     sent = found.due(11)
     assert sent is not None
     assert sent.title == "shop: 4 problems, 1 resolved (a, b, d …)"
@@ -134,56 +134,56 @@ def test_receiver_is_notified_of_the_problems_it_selects(
     keys: dict[str, Any], event_: JournalEvent, sent: bool
 ) -> None:
     found = problems(delay=0, **keys)
-    found.take(event_, 5)
+    found.record(event_, 5)
     assert (found.due(5) is not None) is sent
 
 
 def test_receiver_without_resolved_gets_no_end() -> None:
     found = problems(delay=0, resolved=False)
-    found.take(event("failed"), 0)
+    found.record(event("failed"), 0)
     found.due(0)
-    found.take(event("running"), 1)
+    found.record(event("running"), 1)
     assert found.due(1) is None
 
 
 def test_problem_is_resolved_when_its_server_falls_asleep() -> None:
     found = problems(delay=0)
-    found.take(event("backoff"), 0)
+    found.record(event("backoff"), 0)
     found.due(0)
-    found.take(event("sleeping", kind="wake"), 5)
+    found.record(event("sleeping", kind="wake"), 5)
     assert lines(found.due(5)) == ["web: sleeping after 5s"]
 
 
 def test_failed_run_of_a_job_is_sent_with_its_last_lines_until_one_succeeds() -> None:
     found = problems(min_severity="error")
-    found.take(
+    found.record(
         event("warn", kind="health", severity="error", message="no space", output=["copying", "no space"]), 1
     )
-    found.take(event("running"), 50)
+    found.record(event("running"), 50)
     assert lines(found.due(100)) == ["web: warn: no space\n  copying\n  no space"]
-    found.take(event("ok", kind="health"), 200)
+    found.record(event("ok", kind="health"), 200)
     assert lines(found.due(300)) == ["web: ok again after 3m19s"]
 
 
 def test_stopped_server_is_not_unhealthy() -> None:
     found = problems(delay=0, events=["health"])
-    found.take(event("ko", kind="health"), 0)
+    found.record(event("ko", kind="health"), 0)
     found.due(0)
-    found.take(event("failed"), 1)
+    found.record(event("failed"), 1)
     assert found.due(1) is None
-    found.take(event("stopped"), 5)
+    found.record(event("stopped"), 5)
     assert lines(found.due(5)) == ["web: stopped after 5s"]
 
 
 def test_successor_knows_which_problems_were_notified() -> None:
     first, second = problems(delay=0), problems(delay=0)
-    first.take(event("failed"), 0)
+    first.record(event("failed"), 0)
     assert first.to_dict() == {}, "it was not sent yet"
     first.due(0)
     second.restore(first.to_dict())
-    second.take(event("failed"), 50)
+    second.record(event("failed"), 50)
     assert second.due(50) is None
-    second.take(event("running"), 60)
+    second.record(event("running"), 60)
     assert lines(second.due(60)) == ["web: running again after 1m"]
 
 
@@ -192,7 +192,7 @@ def test_recovery_of_a_hung_worker_is_sent_with_its_innermost_calls_only() -> No
     stacks = [{"worker": "web.1.0", "threads": [{"name": "MainThread", "main": True, "frames": frames}]}] * 3
     recovered = event("recovered", "web", "recovery")._replace(message="it hung", detail={"stacks": stacks})
     tracker = problems(events=["recovery"])
-    tracker.take(recovered, 0.0)
+    tracker.record(recovered, 0.0)
     message = tracker.due(0.0, at_once=True)
     assert message is not None
     first, *rest = message.text.splitlines()

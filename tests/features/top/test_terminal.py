@@ -124,7 +124,7 @@ def test_terminal_has_keys_at_once_without_echo_and_is_as_before_afterwards(term
         assert screen.fileno() == terminal.program
     assert terminal.modes == before
     assert terminal.shown() == "\x1b[?25h\x1b[?1049l"
-    screen.give_back()
+    screen.restore_terminal()
     assert terminal.shown() == "", "it was given back already"
 
 

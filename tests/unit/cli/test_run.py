@@ -534,7 +534,7 @@ def test_each_problem_is_reported_once_with_its_level_and_deaths_are_kept(
 def test_events_are_followed_again_where_they_ended_when_the_supervisor_is_replaced(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_command, "_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr(run_command, "_RETRY_SECONDS", 0.001)
     path = tmp_path_factory.mktemp("s") / "control.sock"
 
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:

@@ -232,4 +232,4 @@ def test_line_may_arrive_in_pieces(supervisor: Supervisor) -> None:
 
 
 def test_time_after_which_another_attempt_is_made_is_short() -> None:
-    assert 0 < pool_registry._AGAIN_SECONDS <= 1
+    assert 0 < pool_registry._RETRY_SECONDS <= 1

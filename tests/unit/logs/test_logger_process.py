@@ -459,7 +459,7 @@ def test_equal_lines_after_those_of_a_killed_logger_are_kept(interrupted: Interr
     interrupted.path.write_bytes(as_text(b"0 earlier\n", stamp(NOW - 1)) + BLOCK)
     os.write(interrupted.write, LINES)
     interrupted.note.begin("web.0", stamp(NOW), LINES)
-    interrupted.pipes.take(interrupted.read, taken, interrupted.note.sink)
+    interrupted.pipes.consume(interrupted.read, taken, interrupted.note.sink)
     os.write(interrupted.write, LINES + b"9 later\n")
     interrupted.recover()
     assert interrupted.texts() == [*EXPECTED[:-1], *EXPECTED[1:]]

@@ -355,7 +355,7 @@ def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_fro
 
 def test_junk_in_the_pair_is_closed_a_little_at_a_time(monkeypatch: Any) -> None:
     async def scenario(house: House) -> None:
-        monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.001)
+        monkeypatch.setattr(module, "_RETRY_SECONDS", 0.001)
         with (
             socket.create_server(("127.0.0.1", 0)) as listener,
             socket.socket(type=socket.SOCK_DGRAM) as datagrams,
@@ -443,7 +443,7 @@ def test_server_that_accepts_itself_is_woken_by_any_connection() -> None:
 
 def test_no_left_connection_is_lost_when_descriptors_run_out(monkeypatch: Any) -> None:
     async def scenario(house: House) -> None:
-        monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.01)
+        monkeypatch.setattr(module, "_RETRY_SECONDS", 0.01)
         house.arm()
         client = await house.leave_behind()
         client.send(REQUEST)
@@ -477,7 +477,7 @@ def test_connections_wait_in_the_backlog_when_descriptors_run_out(monkeypatch: A
             return super().accept()
 
     async def scenario(house: House) -> None:
-        monkeypatch.setattr(module, "_AGAIN_SECONDS", 0.01)
+        monkeypatch.setattr(module, "_RETRY_SECONDS", 0.01)
         house.listener = Full(fileno=house.listener.detach())
         house.arm()
         await house.connect(REQUEST)

@@ -48,7 +48,7 @@ class NotedPart(FeaturePart):
     async def greet(self, call: Call) -> Result:
         return Result(warnings=(f"hello from {self.name}",))
 
-    async def take_in(self) -> None:
+    async def adopt_survivors(self) -> None:
         self.log.append(f"take in {self.name}")
 
     def follow(self, tables: Tables) -> None:
@@ -178,7 +178,7 @@ def test_process_that_outlived_keeper_or_supervisor_is_taken_in(
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "f.1"))
             listener.listen()
-            await made.parts.take_in()
+            await made.parts.adopt_survivors()
         assert log == ["make held", "take in held", "make found", "take in found"]
         assert len(os.listdir("/proc/self/fd")) == before, "descriptors of the keeper are closed"
         os.close(read)
@@ -247,7 +247,11 @@ def test_part_that_does_nothing_serves_nothing() -> None:
         part.follow(Tables())
         part.flush()
         await asyncio.gather(
-            part.take_in(), part.opening_attempted(), part.finish(), part.stop_serving(), part.aclose()
+            part.adopt_survivors(),
+            part.opening_attempted(),
+            part.finish(),
+            part.stop_serving(),
+            part.aclose(),
         )
 
     run(work())

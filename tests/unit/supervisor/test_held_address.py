@@ -184,7 +184,7 @@ class Occupied(Opener):
 def test_address_in_use_is_one_problem_until_it_is_free(
     free_port: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held_address, "_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr(held_address, "_RETRY_SECONDS", 0.001)
 
     async def work() -> None:
         port = free_port()

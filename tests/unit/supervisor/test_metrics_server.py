@@ -425,7 +425,7 @@ class Occupied(Opener):
 def test_address_in_use_is_a_problem_that_is_recorded_once_and_served_when_it_is_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(held_address, "_AGAIN_SECONDS", 0.001)
+    monkeypatch.setattr(held_address, "_RETRY_SECONDS", 0.001)
 
     async def work() -> None:
         figures = Figures()

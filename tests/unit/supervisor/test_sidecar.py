@@ -34,7 +34,7 @@ class Dying(SidecarManager):
             theirs.close()
             self._watch(PageProcess(ours, {"pid": 1, "start": 1}, "mark"))
 
-    async def _off(self) -> None:
+    async def _shut_down(self) -> None:
         pass
 
 
@@ -91,7 +91,7 @@ class Settling(SidecarManager):
             raise self.errors.pop(0)
         self._succeeded()
 
-    async def _off(self) -> None:
+    async def _shut_down(self) -> None:
         self.off += 1
 
     @property

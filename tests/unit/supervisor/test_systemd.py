@@ -52,7 +52,7 @@ def test_pool_is_ready_when_each_server_that_should_run_is(notified: NotifySocke
         await turns()
         assert await served.lines() == ["STATUS=1 of 2 servers ready; b is starting"]
         desk.core.entries["b"].observed.failure = ServerError("no port")
-        served.service._soon()
+        served.service._schedule_notification()
         assert await served.lines() == ["STATUS=1 of 2 servers ready; b is starting: no port"]
         await desk.ask("stop", "b")
         assert await served.lines() == ["READY=1", "STATUS=1 server ready"]

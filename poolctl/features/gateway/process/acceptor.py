@@ -34,7 +34,7 @@ from .waiting_connections import WaitingConnection
 
 _AT_ONCE = 16
 # Pause after running out of descriptors or memory, or reaching the maximum number of connections.
-_AGAIN_SECONDS = 0.1
+_RETRY_SECONDS = 0.1
 _RETRY_AFTER_SECONDS = 1
 # Most heads and ClientHellos are smaller.
 _PEEK_BYTES = 4096
@@ -69,7 +69,7 @@ class _Source:
 
     def _pause(self) -> None:
         self._edge.loop.remove_reader(self._sock.fileno())
-        self._timer = self._edge.loop.call_later(_AGAIN_SECONDS, self._begin)
+        self._timer = self._edge.loop.call_later(_RETRY_SECONDS, self._begin)
 
 
 class Acceptor(_Source):

@@ -331,7 +331,7 @@ class GatewayManager(SidecarManager):
             await self._adopt_gateway()
         plan = await self._plan()
         if plan is None:
-            await self._off()
+            await self._shut_down()
             self._succeeded()
             return
         await self._check_engine(plan)
@@ -363,7 +363,7 @@ class GatewayManager(SidecarManager):
 
     def _renew(self) -> None:
         self._renewal = None
-        self._soon()
+        self._schedule_settle()
 
     async def _plan(self) -> GatewayPlan | None:
         streams, directory = self.routes.routes.streams, self._environment.directory
@@ -574,7 +574,7 @@ class GatewayManager(SidecarManager):
                 await process.finish(self._current.settings.drain_seconds)
                 self._keeper.send({"op": "drop", "name": self.entry})  # which closes the link
 
-    async def _off(self) -> None:
+    async def _shut_down(self) -> None:
         self._end_zygote()
         self._end_process()
         self._current, self._served = None, ()

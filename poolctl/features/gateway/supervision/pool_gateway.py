@@ -45,7 +45,7 @@ _MOST_EXPLAINED = 1000
 # How many routes are examined before the event loop handles other events.
 _AT_ONCE = 100
 # How long to wait for confirmations; a worker that is busy with a request may take longer.
-_TAKEN_BACK_SECONDS = 1.0
+_CONFIRMATION_SECONDS = 1.0
 _OPERATIONS = ("disable", "enable", "drain")
 # These commands also start the gateway, unless servers are selected.
 _STARTING = ("start", "restart")
@@ -211,7 +211,7 @@ class GatewayVerbs:
         result = await self.hosts(call)
         result = replace(result, items=tuple(each for each in result.items if each.host in answer["hosts"]))
         routing = self._core.runner.capabilities.routing
-        late = [] if routing is None else await routing.confirmed(_TAKEN_BACK_SECONDS)
+        late = [] if routing is None else await routing.confirmed(_CONFIRMATION_SECONDS)
         if slow := [each for each in late if each in answer["hosts"]]:
             warning = f"workers of {', '.join(slow)} have not confirmed yet that they give connections back"
             result = replace(result, warnings=(*result.warnings, warning))
@@ -260,7 +260,7 @@ class PoolGateway(FeaturePart):
         # If the supervisor was killed during a reload, the file may no longer have a gateway.
         self._is_left = False
 
-    async def take_in(self) -> None:
+    async def adopt_survivors(self) -> None:
         self._is_left = True
         environment = self.site.environment
         if pool_files.find(environment.directory, pool_files.GATEWAY):
