@@ -206,7 +206,7 @@ class Match(NamedTuple):
 
 
 class _Candidate:
-    """A route for a host pattern and path, with its match if it is considered first, later, or only perhaps reached."""
+    """A route of a host pattern, with its `Match` for each case: considered first, later, or under conditions."""
 
     def __init__(self, route: Route, *, alone: bool) -> None:
         self.route = route

@@ -78,7 +78,7 @@ def _listed(users: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptHost:
-    """A host whose TLS connections a server holds, and the hosts covered by it whose requests belong to other users."""
+    """A host whose TLS connections a server holds. `others` are hosts within it that belong to other users."""
 
     host: str
     server: str

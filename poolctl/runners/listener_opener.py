@@ -108,7 +108,7 @@ async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object]
             usual = isinstance(error, Exception) and not isinstance(error, StopIteration)
             result.set_exception(error if usual else RuntimeError(repr(error)))
 
-    def do() -> None:
+    def run_work() -> None:
         try:
             value = work()
         except BaseException as error:
@@ -120,5 +120,5 @@ async def in_daemon_thread(work: Callable[[], T], *, undo: Callable[[T], object]
         except RuntimeError:  # the loop is gone
             undo(value)
 
-    threading.Thread(target=do, name="poolctl-aside", daemon=True).start()
+    threading.Thread(target=run_work, name="poolctl-aside", daemon=True).start()
     return await result

@@ -151,7 +151,7 @@ class RouteBreaker(StreamBreaker):
 
 
 class _WithAddresses(Table):
-    """A table whose addresses may be sockets, at any depth."""
+    """Base of tables with addresses: relative paths of Unix sockets are made absolute, also in nested tables."""
 
     @classmethod
     def from_file(

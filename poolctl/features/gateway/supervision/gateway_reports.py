@@ -206,5 +206,5 @@ class GatewayReports:
 
 
 def _about_host(data: Table) -> Table:
-    """The data of an event with the host and the reason as message and cause, if it is about a host."""
+    """The event's data; if it is about a host, with the host as `message` and the reason as `cause`."""
     return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data
