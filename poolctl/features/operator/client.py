@@ -108,7 +108,7 @@ class OperatorClient:
     def __init__(
         self,
         settings: OperatorSettings,
-        directory: str,
+        directory: str = "",
         *,
         report: Report = lambda kind, message, severity: None,
         random: Random | None = None,
