@@ -49,7 +49,7 @@ def test_changed_route_keeps_the_state_of_the_backends_that_stay(stage: Stage) -
     stage.backends.apply([before], {})
     fail(stage.backends.of(before))
     lease = taken(stage.backends.of(before).acquire("1.1.1.1"))
-    stage.hosts.disable(URLS[1], 0, "broken disk")
+    stage.hosts.disable(URLS[1], 0)
     changed = replace(
         before,
         to=tuple(Target(url=url) for url in URLS),
@@ -58,7 +58,7 @@ def test_changed_route_keeps_the_state_of_the_backends_that_stay(stage: Stage) -
     )
     stage.backends.apply([changed], {})
     assert stage.row(URLS[0])["breaker"] == "open"
-    assert (stage.row(URLS[1])["in_flight"], stage.row(URLS[1])["why"]) == (1, "broken disk")
+    assert (stage.row(URLS[1])["in_flight"], stage.row(URLS[1])["why"]) == (1, "disabled by request")
     stage.hosts.enable(URLS[1])
     assert "limit" in stage.backends.available(URLS[1]).why
     lease.release(RequestOutcome.ANSWERED, 0.1, 200)
