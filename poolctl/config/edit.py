@@ -575,7 +575,7 @@ def _item(value: Tree) -> Tree:
     return tomlkit.value(value_text(value))
 
 
-_terminal_controls = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_controls = re.compile("[\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _bare_key = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -627,6 +627,4 @@ def _string(text: str) -> str:
 
 def json_text(value: object) -> str:
     """The value as JSON in one line; characters that could control a terminal are escaped."""
-    return _terminal_controls.sub(
-        lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False)
-    )
+    return _controls.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(value, ensure_ascii=False))

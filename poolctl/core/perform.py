@@ -443,8 +443,6 @@ class Executor:
         entry.observed.checking = False
         self._queue.touch(entry, progressed=True)
 
-    # Listeners.
-
     async def _open(self, entry: Entry) -> None:
         assert entry.listener.bound is not None
         try:

@@ -72,9 +72,7 @@ class Certificates:
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
         self._given: dict[str, Given] = {}
-        self._forced: dict[
-            str, int
-        ] = {}  # by server: the generation that gets the files' content even if expired
+        self._forced: dict[str, int] = {}  # by server: the generation that gets an expired file's content too
         self._due: asyncio.TimerHandle | None = None
 
     def for_worker(self, server: ServerConfig, generation: int) -> Given:

@@ -55,9 +55,8 @@ class RouteSet(NamedTuple):
     def without_passing(self, servers: frozenset[str]) -> RouteSet:
         """These routes while connections kept by workers of these servers are being closed."""
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
-        return self._replace(
-            http=tuple(without_passing(self.http, servers)), kept=replace(self.kept, user=user)
-        )
+        http = tuple(without_passing(self.http, servers))
+        return self._replace(http=http, kept=replace(self.kept, user=user))
 
     @property
     def served(self) -> list[Route | StreamRoute]:
