@@ -33,7 +33,7 @@ help:
 	@echo "make heavy         chaos, floods, long pauses, every benchmark once, and properties: about ten minutes"
 	@echo "make properties    the property tests with all of their examples, others each time"
 	@echo "make applications  real applications: Django, FastAPI, Celery, gunicorn, node and others, restarted under load"
-	@echo "make test-cluster  pools on a real API server of Kubernetes, built once from Debian's packages"
+	@echo "make test-cluster  pools on a real Kubernetes, built once from Debian's packages; with nodes, as root"
 	@echo "make conformance   requests of public collections, fetched from github.com and deb.debian.org"
 	@echo "make quick         the quick unit tests while working: at most a minute"
 	@echo "make unit          the unit tests only"
@@ -112,10 +112,12 @@ conformance: export POOLCTL_CONFORMANCE ?= $(CURDIR)/.conformance
 conformance: dev
 	@$(BIN)/python -m pytest -m conformance tests/features/gateway $(ARGS)
 
-# The first time it builds etcd and the API server, at the lowest priority: minutes of both cores.
+# The first time it builds Kubernetes, at the lowest priority: minutes of both cores. Nodes need root.
+test-cluster: export POOLCTL_NODES := 1
 test-cluster: dev
 	@bash tests/features/kubernetes/cluster/build
-	@$(BIN)/python -m pytest tests/features/kubernetes/test_real_cluster.py $(ARGS)
+	@$(BIN)/python -m pytest -o faulthandler_timeout=900 \
+		$(addprefix tests/features/kubernetes/,test_real_cluster.py test_nodes.py) $(ARGS)
 
 unit: dev
 	@$(BIN)/python $(PYTEST) tests/unit $(ARGS)

@@ -12,13 +12,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
-def certificate(directory: Path, name: str = "localhost", *, days: float = 30) -> tuple[Path, Path]:
-    """The paths of a self-signed certificate for `name` and 127.0.0.1, valid for `days` from now, and of its key."""
+def certificate(
+    directory: Path, name: str = "localhost", *, days: float = 30, address: str = "127.0.0.1"
+) -> tuple[Path, Path]:
+    """The paths of a self-signed certificate for `name` and `address`, valid for `days` from now, and of its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
     ends = now + datetime.timedelta(days=days)
-    names = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+    names = [x509.DNSName(name), x509.IPAddress(ipaddress.ip_address(address))]
     made = (
         x509.CertificateBuilder()
         .subject_name(subject)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -28,28 +29,15 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def test_no_request_fails_while_workers_are_replaced_and_their_number_changes(
-    cluster: Cluster, write: Any, poolctl: Any
-) -> None:
-    """The cluster's nodes learn half a second late that a pod leaves; a pod serves on for two."""
-    shutil.copy(apps.__file__, cluster.directory / "images" / "shop:1" / "loaded.py")
-    web = server("web", bind="127.0.0.1:8002", app="loaded:app", workers=2, drain_timeout="10s")
-    write(web, pool=POOL.replace("300ms", "2s"))
-    assert poolctl("start").code == 0
-    target = cluster.ask("service/web", {})
+@contextmanager
+def under_load(target: str) -> Iterator[None]:
+    """Requests of every kind to HOST:PORT during the block, and until there were many; none of them may fail."""
     wait_until(lambda: reaches(target))
     with ExitStack() as stack:
         loads = {
             mode: stack.enter_context(Load([target], mode, **options)) for mode, options in MODES.items()
         }
-        before = set(cluster.addresses("web"))
-        assert poolctl("restart").code == 0
-        write(web + 'env = { WORD = "two" }\n', pool=POOL.replace("300ms", "2s"))
-        assert poolctl("reload").code == 0
-        assert poolctl("scale", "web", "3").code == 0
-        assert poolctl("scale", "web", "1").code == 0
-        wait_until(lambda: len(cluster.objects("pods")) == 1)
-        assert not before & set(cluster.addresses("web"))
+        yield
         wait_until(
             lambda: sum(loads[mode].look().complete for mode in ("keep_alive", "new_connection")) >= REQUESTS
         )
@@ -60,6 +48,25 @@ def test_no_request_fails_while_workers_are_replaced_and_their_number_changes(
     )
     # Sessions ended with their pods, in order, and went on elsewhere.
     assert all(reports[mode].complete > MODES[mode]["connections"] for mode in ("websocket", "sse"))
+
+
+def test_no_request_fails_while_workers_are_replaced_and_their_number_changes(
+    cluster: Cluster, write: Any, poolctl: Any
+) -> None:
+    """The cluster's nodes learn half a second late that a pod leaves; a pod serves on for two."""
+    shutil.copy(apps.__file__, cluster.directory / "images" / "shop:1" / "loaded.py")
+    web = server("web", bind="127.0.0.1:8002", app="loaded:app", workers=2, drain_timeout="10s")
+    write(web, pool=POOL.replace("300ms", "2s"))
+    assert poolctl("start").code == 0
+    before = set(cluster.addresses("web"))
+    with under_load(cluster.ask("service/web", {})):
+        assert poolctl("restart").code == 0
+        write(web + 'env = { WORD = "two" }\n', pool=POOL.replace("300ms", "2s"))
+        assert poolctl("reload").code == 0
+        assert poolctl("scale", "web", "3").code == 0
+        assert poolctl("scale", "web", "1").code == 0
+        wait_until(lambda: len(cluster.objects("pods")) == 1)
+        assert not before & set(cluster.addresses("web"))
 
 
 def reaches(target: str) -> bool:

@@ -45,6 +45,7 @@ CHANGES = {
 }
 WITHOUT_ROUTES = {"gateway"}  # one of its routes leads out of the cluster
 EXAMPLES = sorted(path.parent.name for path in (ROOT / "examples").glob("*/pool.toml"))
+_LONGEST_SECONDS = 120
 Object = dict[str, Any]
 
 
@@ -85,6 +86,10 @@ class Said(NamedTuple):
     out: str
     err: str
 
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
 
 @pytest.fixture
 def poolctl(directory: Path) -> Callable[..., Said]:
@@ -94,7 +99,7 @@ def poolctl(directory: Path) -> Callable[..., Said]:
         command = [sys.executable, "-m", "poolctl", *words]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            command, cwd=directory, capture_output=True, text=True, timeout=60, env=environment
+            command, cwd=directory, capture_output=True, text=True, timeout=_LONGEST_SECONDS, env=environment
         )
         return Said(done.returncode, done.stdout, done.stderr)
 
@@ -201,7 +206,7 @@ def test_missing_namespace_is_named_with_the_command_that_makes_it(
     api: ApiServer, start: Any, poolctl: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert start("there", web()).code == 0
-    config = json.loads((api.directory / "kubeconfig-there").read_text())
+    config = json.loads((api.directory / "kubeconfig-there-operator").read_text())
     config["users"][0]["user"]["token"] = "admin"
     config["contexts"][0]["context"]["namespace"] = "missing"
     (api.directory / "kubeconfig-missing").write_text(json.dumps(config))

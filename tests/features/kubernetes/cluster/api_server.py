@@ -7,7 +7,7 @@ import json
 import os
 import ssl
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,15 +33,17 @@ Object = dict[str, Any]
 class ApiServer:
     """A running API server, where requests of tests are an administrator's."""
 
-    def __init__(self, directory: Path, port: int, trusted: Path) -> None:
-        self.directory, self.port, self.trusted = directory, port, trusted
+    def __init__(self, directory: Path, port: int, trusted: Path, *, address: str = "127.0.0.1") -> None:
+        self.directory, self.address, self.port, self.trusted = directory, address, port, trusted
+        self.url = f"https://{address}:{port}"
+        self.process: subprocess.Popen[bytes]
         self._tls = ssl.create_default_context(cafile=str(trusted))
 
     def ask(
         self, method: str, path: str, body: object = None, kind: str = "application/json"
     ) -> tuple[int, Any]:
         """Status and body of the answer."""
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, timeout=30, context=self._tls)
+        connection = http.client.HTTPSConnection(self.address, self.port, timeout=30, context=self._tls)
         try:
             text = None if body is None else json.dumps(body)
             headers = {"Authorization": "Bearer admin", "Content-Type": kind}
@@ -77,16 +79,19 @@ class ApiServer:
             "roleRef": {"kind": "Role", "name": "poolctl", "apiGroup": group},
         }
         self.make(f"{rbac}/rolebindings", binding)
-        server = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": str(self.trusted)}
+        return self.kubeconfig(name, "operator")
+
+    def kubeconfig(self, namespace: str, user: str) -> Path:
+        """A kubeconfig of this user, `admin` or `operator`, for this namespace."""
+        server = {"server": self.url, "certificate-authority": str(self.trusted)}
+        context = {"cluster": "real", "user": user, "namespace": namespace}
         config = {
             "clusters": [{"name": "real", "cluster": server}],
-            "users": [{"name": "operator", "user": {"token": "operator"}}],
-            "contexts": [
-                {"name": "real", "context": {"cluster": "real", "user": "operator", "namespace": name}}
-            ],
+            "users": [{"name": user, "user": {"token": user}}],
+            "contexts": [{"name": "real", "context": context}],
             "current-context": "real",
         }
-        path = self.directory / f"kubeconfig-{name}"
+        path = self.directory / f"kubeconfig-{namespace}-{user}"
         path.write_text(json.dumps(config))
         return path
 
@@ -97,10 +102,16 @@ def base(api_version: str) -> str:
 
 
 @contextmanager
-def running(directory: Path) -> Iterator[ApiServer]:
-    """An API server that is ready."""
+def running(
+    directory: Path,
+    *,
+    address: str = "127.0.0.1",
+    enter: Sequence[object] = (),
+    options: Sequence[object] = (),
+) -> Iterator[ApiServer]:
+    """An API server that is ready, with more `options`; `enter` are the words of a command that runs a command."""
     etcd, peers, port = claim_port(), claim_port(), claim_port()
-    cert, key = certificate(directory)
+    cert, key = certificate(directory, address=address)
     accounts = directory / "accounts.key"
     accounts.write_bytes(
         rsa.generate_private_key(65537, 2048).private_bytes(
@@ -119,20 +130,19 @@ def running(directory: Path) -> Iterator[ApiServer]:
             "--initial-advertise-peer-urls", peer_url, "--initial-cluster", f"default={peer_url}",
         ],
         "apiserver": [
-            API_SERVER, "--etcd-servers", etcd_url, "--bind-address", "127.0.0.1", "--secure-port", port,
-            "--advertise-address", "127.0.0.1", "--endpoint-reconciler-type", "none", "--cert-dir", directory,
+            API_SERVER, "--etcd-servers", etcd_url, "--bind-address", address, "--secure-port", port,
+            "--advertise-address", address, "--endpoint-reconciler-type", "none", "--cert-dir", directory,
             "--tls-cert-file", cert, "--tls-private-key-file", key, "--token-auth-file", tokens,
             "--authorization-mode", "RBAC", "--service-cluster-ip-range", "10.96.0.0/16",
             "--service-account-issuer", "https://kubernetes.default.svc",
-            "--service-account-signing-key-file", accounts, "--service-account-key-file", accounts,
+            "--service-account-signing-key-file", accounts, "--service-account-key-file", accounts, *options,
         ],
     }  # fmt: skip
     with ExitStack() as stack:
+        server = ApiServer(directory, port, cert, address=address)
         for name, command in commands.items():
-            log = stack.enter_context((directory / f"{name}.log").open("wb"))
-            process = subprocess.Popen([str(word) for word in command], cwd=directory, stdout=log, stderr=log)
-            stack.callback(_end, process, directory / f"{name}.log")
-        server = ApiServer(directory, port, cert)
+            log = directory / f"{name}.log"
+            server.process = stack.enter_context(started([*enter, *command], log, directory))
 
         def is_ready() -> bool:
             try:
@@ -147,9 +157,15 @@ def running(directory: Path) -> Iterator[ApiServer]:
         yield server
 
 
-def _end(process: subprocess.Popen[bytes], log: Path) -> None:
-    """End the process. Fails if it had ended by itself, with the end of its log."""
-    status = process.poll()
-    process.terminate()
-    process.wait(30)
+@contextmanager
+def started(command: Sequence[object], log: Path, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is ended at the end. Fails if it had ended by itself, with the end of its log."""
+    with log.open("wb") as file:
+        process = subprocess.Popen([str(word) for word in command], cwd=directory, stdout=file, stderr=file)
+    try:
+        yield process
+    finally:
+        status = process.poll()
+        process.terminate()
+        process.wait(30)
     assert status is None, f"it had ended with {status}: {log.read_text()[-4000:]}"
