@@ -557,12 +557,15 @@ def test_command_under_way_ends_when_the_api_server_stops_answering(
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=directory, env=environment, text=True, **pipes) as follower:
         assert follower.stdout is not None
-        follower.stdout.readline()  # it follows
-        with cluster.paused():
-            began = time.monotonic()
-            _, errors = follower.communicate(timeout=60)
-            seconds = time.monotonic() - began
-            assert get(f"{address}:8002").status == 200
+        try:
+            follower.stdout.readline()  # it follows
+            with cluster.paused():
+                began = time.monotonic()
+                _, errors = follower.communicate(timeout=60)
+                seconds = time.monotonic() - began
+                assert get(f"{address}:8002").status == 200
+        finally:
+            follower.kill()
     assert (follower.returncode, cluster.url in errors) == (6, True), errors
     assert seconds < 10 + 20  # the machine may be busy
 
