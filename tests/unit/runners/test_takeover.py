@@ -547,10 +547,24 @@ def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_n
                 each.pid for each in runner.zygotes.processes
             ]
         finally:
-            successor._next_check.cancel()
-            successor.output.close()
+            await _leave(successor)
 
     with_runner(work)
+
+
+async def _leave(successor: LocalRunner) -> None:
+    """Close what a successor has adopted; the processes are ended by the runner, to which their exits are reported."""
+    successor._next_check.cancel()
+    for worker in successor._workers.values():
+        for each in (worker.control, worker.tally):
+            if each is not None:
+                each.close()
+    successor.sleeping.close_all()
+    await successor.adoptions.close_all()
+    await successor.sockets.close_all()
+    successor.app_zygotes.close()
+    successor.zygotes.close()
+    successor.output.close()
 
 
 def test_worker_whose_server_was_changed_is_adopted_at_its_own_address() -> None:
