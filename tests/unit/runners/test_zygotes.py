@@ -386,8 +386,8 @@ def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_closed() -
         (process,) = runner.zygotes.processes
         source = Source(sys.executable)
         entry = f"zygote {source.key}"
-        assert (await kept(runner))[entry] == {"without": [], "pid": process.pid, "start": process.start}
         assert await runner.zygotes.up(source) is await runner.zygotes.up(source)
+        assert (await kept(runner))[entry] == {"without": [], "pid": process.pid, "start": process.start}
         workers = [await placed(runner, server, 1 + number) for number in range(2)]
         for each in workers:
             assert each.pid is not None
@@ -424,6 +424,7 @@ def test_zygote_is_replaced_when_other_variables_are_withheld(monkeypatch: pytes
         await runner.check(server)
         (second,) = runner.zygotes.processes
         assert second.pid != first.pid
+        await runner.zygotes.up(Source(sys.executable))
         entries = await kept(runner)
         assert [meta["without"] for name, meta in entries.items() if name.startswith("zygote ")] == [
             ["SECRET"]

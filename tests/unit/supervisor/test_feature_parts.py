@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import socket
 from collections.abc import Callable, Iterable, Mapping
@@ -174,6 +175,7 @@ def test_process_that_outlived_keeper_or_supervisor_is_taken_in(
         )  # fmt: skip
         read, write = os.pipe()
         made.link.send({"op": "put", "name": "held", "meta": ""}, [read])
+        gc.collect()  # what earlier tests have left is not closed in between
         before = len(os.listdir("/proc/self/fd"))
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(tmp_path / "f.1"))
