@@ -381,7 +381,7 @@ def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
 
 def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_closed() -> None:
     async def work(runner: ProcessRunner) -> None:
-        server = served()
+        server = served(python=sys.executable)
         await runner.check(server)
         (process,) = runner.zygotes.processes
         source = Source(sys.executable)
@@ -417,7 +417,7 @@ def test_killed_zygote_is_replaced_at_the_next_fork() -> None:
 
 def test_zygote_is_replaced_when_other_variables_are_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(runner: ProcessRunner) -> None:
-        server = served()
+        server = served(python=sys.executable)
         await runner.check(server)
         (first,) = runner.zygotes.processes
         monkeypatch.setattr(module, "withheld_variables", lambda: ["SECRET"])
