@@ -409,6 +409,8 @@ def test_killed_zygote_is_replaced_at_the_next_fork() -> None:
         (first,) = runner.zygotes.processes
         os.kill(first.pid, signal.SIGKILL)
         await placed(runner, server)
+        while first in runner.zygotes.processes:
+            await asyncio.sleep(0.01)
         (second,) = runner.zygotes.processes
         assert second.pid != first.pid
 
@@ -508,7 +510,8 @@ def test_import_that_fails_is_explained_once_for_each_server_that_shares_it(tmp_
             assert result.hint == f"poolctl logs {server.name}"
             assert result.exit is not None
             assert not result.exit.ok
-            assert any("no settings" in line for line in await runner.logs(server.name, 50))
+            while not any("no settings" in line for line in await runner.logs(server.name, 50)):
+                await asyncio.sleep(0.01)
         assert isinstance(results[0], ImportFailed) != isinstance(results[1], ImportFailed)
 
     with_runner(work)
