@@ -34,12 +34,12 @@ from poolctl.cli.command_line import (
     verb_of,
     wants_json,
 )
-from poolctl.cli.outcome import Outcome, UsageError
-from poolctl.cli.typer_app import perform_args
+from poolctl.cli.outcome import UsageError
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
 from tests.examples import examples
 from tests.stand_in import always
+from tests.unit.cli.typer_lane import slow
 
 from .conftest import Command as Poolctl
 from .conftest import Supervised
@@ -345,24 +345,6 @@ FREQUENT = [*({"top"} & COMMANDS.keys()),
 
 def by_spelling(options: Sequence[Option]) -> dict[str, Option]:
     return {spelling: option for option in options for spelling in option.spellings}
-
-
-_taken: list[CommandRequest] = []
-
-
-def _take(request: CommandRequest) -> Outcome:
-    _taken.append(request)
-    return Outcome()
-
-
-def slow(args: list[str]) -> CommandRequest | str:
-    """The request that Typer makes of a command line, or its complaint."""
-    _taken.clear()
-    try:
-        perform_args(args, _take)
-    except UsageError as wrong:
-        return wrong.message
-    return _taken[0]
 
 
 @st.composite

@@ -18,6 +18,7 @@ from poolctl.cli.command_line import (
 )
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.typer_app import FIRST_COMMANDS, FIRST_STEPS, OTHER_COMMANDS, build, perform_args
+from tests.unit.cli.typer_lane import slow
 
 REQUESTS: list[CommandRequest] = []
 
@@ -107,16 +108,6 @@ def test_the_own_options_of_a_command_come_before_those_of_the_selection(
     order = ["Arguments:", "Options:", "--save ", "Selection:", "--tag ", "--all ", "Global options:"]
     places = [text.index(f"\n{each}" if each[0] != "-" else f"\n  {each}") for each in order]
     assert places == sorted(places)
-
-
-def slow(args: list[str]) -> CommandRequest | str:
-    """The request that Typer makes of a command line, or its complaint."""
-    REQUESTS.clear()
-    try:
-        perform_args(args, note)
-    except UsageError as wrong:
-        return wrong.message
-    return REQUESTS[0]
 
 
 def test_options_are_accepted_before_and_after_the_targets() -> None:
