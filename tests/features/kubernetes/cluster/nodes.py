@@ -274,7 +274,6 @@ def _control_plane(directory: Path, api: ApiServer) -> dict[str, list[object]]:
             CACHE / "bin/kube-controller-manager", *kubeconfig, "--root-ca-file", api.trusted,
             "--service-account-private-key-file", directory / "accounts.key", "--allocate-node-cidrs=false",
             "--node-monitor-grace-period", f"{GRACE_SECONDS}s", "--node-monitor-period", "1s",
-            "--node-eviction-rate", "10",  # nodes a second; by default the pods of one in ten seconds are replaced
         ],
         "scheduler": [CACHE / "bin/kube-scheduler", *kubeconfig],
         "dns": [sys.executable, "-m", f"{__package__}.dns", _CONTROL_ADDRESS, directory, api.port],
