@@ -42,7 +42,7 @@ class Desired(StrEnum):
     RUN = "run", True, False
     # Waits for its next scheduled run; during a run the state is RUN.
     SCHEDULED = "scheduled", True, True
-    # Waits before the next restart; in REFUSING so long that the listener is closed.
+    # Waits before the next restart; in REFUSING the wait is long, and the listener is closed meanwhile.
     BACKOFF = "backoff", True, False
     REFUSING = "refusing", True, False
     # Ended by itself with status 0, and is not started again.

@@ -773,7 +773,7 @@ class Keeper:
                 self._start_supervisor()
                 self._shutdown.over = self._shutdown.over or self.store.get(fd_store.CONTROL) is None
             return
-        # The exit of a supervisor is also reported by SIGCHLD, that of another client only by the closed connection.
+        # SIGCHLD also reports the exit of a supervisor; only the closed connection reports the exit of other clients.
         self._detach()
         self._shutdown.over = self._shutdown.over or not self._supervisor.command
 

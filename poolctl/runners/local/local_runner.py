@@ -451,7 +451,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         app_zygotes = self.app_zygotes.processes
         for pid, start in (*self.zygotes.processes, *app_zygotes):
             if start is not None:
-                # Zygotes of the previous keeper are killed: what they fork would not become a child of this keeper.
+                # Kill the previous keeper's zygotes: their forks would not become children of this keeper.
                 signal_process(pid, start, signal.SIGKILL, group=True)
         for pid, start in (*app_zygotes, *(worker.process for worker in self._workers.values())):
             self.keeper.send({"op": "watch", "pid": pid, "start": start})

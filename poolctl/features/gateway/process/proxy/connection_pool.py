@@ -159,7 +159,7 @@ class ConnectionPool:
         return task
 
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext:
-        """The TLS context: certificates are verified by the system's CAs, except those of this pool's servers."""
+        """The TLS context. Verifies backends by the system's CAs; this pool's own servers are not verified."""
         context = self._contexts.get(bool(endpoint.server_name))
         if context is None:
             context = ssl.create_default_context()
