@@ -438,6 +438,10 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         await asyncio.gather(*(self.stop(worker.placement, 0) for worker in workers))
         for worker in workers:
             self._workers.remove(worker)
+        await self._close_parts()
+
+    async def _close_parts(self) -> None:
+        """Close everything but the workers."""
         self.sleeping.close_all()
         await self.adoptions.close_all()
         await self.sockets.close_all()

@@ -558,12 +558,7 @@ async def _leave(successor: LocalRunner) -> None:
         for each in (worker.control, worker.tally):
             if each is not None:
                 each.close()
-    successor.sleeping.close_all()
-    await successor.adoptions.close_all()
-    await successor.sockets.close_all()
-    successor.app_zygotes.close()
-    successor.zygotes.close()
-    successor.output.close()
+    await successor._close_parts()
 
 
 def test_worker_whose_server_was_changed_is_adopted_at_its_own_address() -> None:
