@@ -137,7 +137,7 @@ def report(what: str, seconds: float) -> None:
 
 
 def test_start_returns_when_every_worker_of_twenty_servers_is_available(shop: Shop, poolctl: Any) -> None:
-    others = [app(f"api-{number}", 8010 + number, depends_on=["users"]) for number in range(18)]
+    others = [app(f"api-{number}", 8010 + number) for number in range(18)]
     shop.write(app("users", 8001), *others, app("web", 8002, depends_on=["users", "api-3"]))
     began = time.monotonic()
     done = poolctl("start")
@@ -337,3 +337,27 @@ def test_logs_and_show_say_why_a_worker_crashed(shop: Shop, poolctl: Any) -> Non
     assert poolctl("reload").code == 1
     assert "No module named 'nothere'" in poolctl("logs", "web").out
     assert "No module named 'nothere'" in poolctl("show", "web").out
+
+
+def test_commands_and_stacks_are_run_in_the_containers_of_workers(shop: Shop, poolctl: Any) -> None:
+    shop.write(app("users", 8001, env={"WORD": "of the pod"}), app("web", 8002, workers=2))
+    assert poolctl("start", "users").code == 0
+    done = poolctl("walk", "-o", "json", "--", "sh", "-c", "echo {name} $WORD; echo problem >&2; exit 7")
+    users, web = done.json["items"]
+    assert (users["exit_code"], users["stdout"], users["stderr"]) == (7, "users of the pod\n", "problem\n")
+    assert web["exit_code"] == 126
+    assert [(each["name"], each["message"]) for each in done.json["errors"]][1:] == [
+        ("web", "no worker is ready")
+    ]
+    (error,) = poolctl("walk", "users", "--", "no-such-program").err.splitlines()
+    assert error.startswith("error: users: ")
+    assert "no-such-program" in error
+
+    assert poolctl("start").code == 0
+    done = poolctl("stacks", "-o", "json")
+    assert done.code == 0, done.err
+    pods = shop.pods("users").keys() | shop.pods("web").keys()
+    assert {(each["worker"], each["problem"], each["source"]) for each in done.json["items"]} == {
+        (name, "", "python") for name in pods
+    }
+    assert "main thread:" in poolctl("stacks", "web").out
