@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,7 +26,7 @@ from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_statistics import GatewayStatistics, RouteFigures
 from poolctl.features.gateway.supervision.pool_gateway import PoolGateway
 from poolctl.features.gateway.table import GatewayConfig
-from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Route, Target
+from poolctl.routing.route import REGISTRATION, ExcludedRoute, Header, Redirect, Route, StreamRoute, Target
 from poolctl.routing.route_health import HEALTHY, UNHEALTHY, RouteHealth
 from poolctl.routing.route_report import SERVING, SILENT, RegistrationReport, RouteReport
 from poolctl.routing.route_table import write_table
@@ -35,6 +37,7 @@ from tests.manual_clock import ManualClock
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk, part_site
+from tests.virtual_loop import VirtualLoop
 
 
 async def _unchanged(result: Result) -> Result:
@@ -48,18 +51,23 @@ class Process:
         self.known = identity(os.getpid())
         self.counts = Counts()
         self.hung = False
+        self.asked = 0
+        self.more: dict[str, int] = {}
 
     async def figures(self) -> dict[str, Any]:
+        self.asked += 1
         if self.hung:
             raise TimeoutError
         slots = self.counts.total()
         refused = list(self.counts.refusals)
-        return {"slots": slots, "refused": refused, "connections": 5, "streamed": 2, "stream_errors": 1}
+        return {
+            "slots": slots, "refused": refused, "connections": 5, "streamed": 2, "stream_errors": 1, **self.more,
+        }  # fmt: skip
 
-    def serve(self, count: int, status: int = 200) -> None:
+    def serve(self, count: int, status: int = 200, seconds: float = 0.001) -> None:
         for _ in range(count):
             self.counts.route("shop").began()
-            self.counts.route("shop").answered(status, 0.001)
+            self.counts.route("shop").answered(status, seconds)
 
 
 class Stage(Desk):
@@ -94,24 +102,43 @@ def test_state_and_addresses_are_those_of_the_process() -> None:
     async def scenario() -> None:
         stage = Stage()
         found = await stage.gateway("list")
-        assert (found["state"], found["pid"], found["routes"], found["restarts"]) == (
-            "running",
-            os.getpid(),
-            1,
-            2,
-        )
-        assert found["addresses"] == [
-            "http://0.0.0.0:80", "https://0.0.0.0:443", "udp://127.0.0.1:53", "unix:/run/shop.sock",
-        ]  # fmt: skip
-        assert found["uptime_seconds"] > 0
-        assert "stats" not in found
+        whole = {
+            "state": "running", "problem": "", "pid": os.getpid(), "routes": 1, "restarts": 2,
+            "addresses": [
+                "http://0.0.0.0:80", "https://0.0.0.0:443", "udp://127.0.0.1:53", "unix:/run/shop.sock",
+            ],
+        }  # fmt: skip
+        assert 0 < found.pop("uptime_seconds") < time.clock_gettime(time.CLOCK_BOOTTIME)
+        assert found == whole
+        stage.manager.instability = "it was restarted twice"
+        routes = stage.manager.routes.routes
+        stage.manager.routes.routes = routes._replace(streams=(StreamRoute(alias="db", bind=":1"),))
+        found = await stage.gateway("list")
+        assert (found["state"], found["problem"], found["routes"]) == ("running", "it was restarted twice", 2)
         stage.manager.gateway = None
-        assert (await stage.gateway("list"))["state"] == "starting"
+        away = {"state": "starting", "problem": "it was restarted twice", "pid": None, "routes": 2}
+        assert await stage.gateway("list") == {**whole, **away, "uptime_seconds": 0.0}
         stage.manager.problem = "port 80 is in use"
         found = await stage.gateway("status")
         assert (found["state"], found["problem"], found["pid"]) == ("failed", "port 80 is in use", None)
         stage.manager.tables = Tables()
         assert await stage.gateway("list") is await stage.gateway("status") is None
+
+    run(scenario())
+
+
+def test_uptime_is_the_age_of_the_process_since_boot() -> None:
+    async def scenario() -> None:
+        stage = Stage()
+        ticks, now = os.sysconf("SC_CLK_TCK"), time.clock_gettime(time.CLOCK_BOOTTIME)
+        stage.process.known = {"pid": 7, "start": int((now - 5) * ticks)}
+        assert 5 <= (await stage.gateway("list"))["uptime_seconds"] < 60
+        stage.process.known = {"pid": 7, "start": int((now + 1000) * ticks)}
+        assert (await stage.gateway("list"))["uptime_seconds"] == 0
+        stage.process.known = {}
+        found = await stage.gateway("list")
+        assert (found["state"], found["pid"]) == ("running", None)
+        assert found["uptime_seconds"] >= round(now, 3), "of a process that is not known yet"
 
     run(scenario())
 
@@ -149,6 +176,86 @@ def test_figures_are_sums_and_rates_of_the_last_seconds() -> None:
     run(scenario())
 
 
+def test_status_has_all_figures() -> None:
+    async def scenario() -> None:
+        stage = Stage()
+        stage.process.serve(3)
+        stage.process.serve(1, 502)
+        stage.process.counts.refused("404")
+        stage.process.counts.refused("503", "shop")
+        found = (await stage.gateway("status"))["stats"]
+        assert found.pop("memory_bytes") > 1_000_000
+        assert found.pop("cpu_percent") > 0
+        latencies = found.pop("latency_p50_seconds"), found.pop("latency_p99_seconds")
+        assert 0.0005 < latencies[0] < latencies[1] <= 0.001
+        assert found == {
+            "requests_total": 15, "passed_total": 7, "proxied_total": 6, "refused_total": 2, "errors_total": 3,
+            "requests_per_second": None, "errors_per_second": None, "connections": 5,
+        }  # fmt: skip
+        stage.process.known = {}
+        found = (await stage.gateway("status"))["stats"]
+        assert (found["memory_bytes"], found["cpu_percent"]) == (None, None)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("moments", "compared"),
+    [
+        ((0, 0.9), None),
+        ((0, 1), 0),
+        # A sample is kept when the last one is 5 s old, and rates are over at least 4 s if possible.
+        ((0, 4, 4.9), 0),
+        ((0, 4.9, 5.5), 0),
+        ((0, 5, 6), 0),
+        ((0, 5, 8.9), 0),
+        ((0, 5, 9), 5),
+        ((0, 5, 10, 15, 18.9), 10),
+        ((0, 5, 10, 15, 19), 15),
+        ((0, 20, 21), 0),
+    ],
+)
+def test_rates_are_since_a_sample_that_is_some_seconds_old(
+    moments: tuple[float, ...], compared: float | None
+) -> None:
+    async def scenario() -> None:
+        stage = Stage()
+        passed: dict[float, int] = {}
+        for number, moment in enumerate(moments):
+            stage.clock.advance(moment - stage.clock.monotonic())
+            stage.process.serve(2**number, 200)
+            stage.process.serve(10**number, 500)
+            passed[moment] = stage.process.counts.total()[tally.STARTED]
+            found = (await stage.gateway("status"))["stats"]
+        rates = found["requests_per_second"], found["errors_per_second"]
+        if compared is None:
+            assert rates == (None, None)
+        else:
+            first, seconds = moments.index(compared) + 1, moments[-1] - compared
+            errors = sum(10**number for number in range(first, len(moments)))
+            requests = passed[moments[-1]] - passed[compared]
+            assert rates == (round(requests / seconds, 3), round(errors / seconds, 3))
+
+    run(scenario())
+
+
+def test_latencies_are_those_since_the_earlier_sample() -> None:
+    async def scenario() -> None:
+        stage = Stage()
+        stage.process.serve(10, seconds=4.0)
+        assert (await stage.gateway("status"))["stats"]["latency_p50_seconds"] > 2.5
+        stage.clock.advance(5)
+        found = (await stage.gateway("status"))["stats"]
+        assert (found["requests_per_second"], found["latency_p50_seconds"]) == (0.0, None)
+        stage.process.serve(2)
+        stage.process.serve(98, seconds=0.004)
+        stage.clock.advance(4)
+        found = (await stage.gateway("status"))["stats"]
+        assert 0.0025 < found["latency_p50_seconds"] < found["latency_p99_seconds"] <= 0.005
+
+    run(scenario())
+
+
 def test_counts_of_another_process_make_no_negative_rate() -> None:
     async def scenario() -> None:
         stage = Stage()
@@ -162,6 +269,47 @@ def test_counts_of_another_process_make_no_negative_rate() -> None:
         assert (await stage.gateway("status"))["stats"]["requests_per_second"] == 0.5
 
     run(scenario())
+
+
+def test_passed_requests_are_those_of_ended_and_of_running_workers() -> None:
+    async def scenario() -> None:
+        stage = Stage()
+        page = blank_page()
+        page[tally.STARTED] = 9
+        page[tally.route_slot(page, "shop")] += 4
+        page[tally.route_slot(page, "news")] += 5
+        page[tally.error_slot(page, "news") or 0] += 3
+        pages = {"web.1.0": page.tolist()}
+        routes = stage.manager.routes.routes
+        stage.manager.routes.routes = routes._replace(servers=frozenset({"removed", "web"}))
+        await stage.ask("start")
+        assert (await stage.gateway("status"))["stats"]["passed_total"] == 7
+        counters: Any = SimpleNamespace(counts=lambda placement: pages.get(placement.id))
+        stage.runner.counters = counters
+        assert (await stage.gateway("status"))["stats"]["passed_total"] == 16
+        assert await stage.statistics.passed() == {
+            1: 7, tally.route_mark("shop"): 4, tally.route_mark("news"): 5,
+        }  # fmt: skip
+        pages.clear()
+        assert await stage.statistics.passed() == {1: 7}, "the worker does not count"
+
+    run(scenario())
+
+
+def test_program_that_serves_is_measured_in_place_of_its_process() -> None:
+    async def scenario(pid: int) -> None:
+        stage = Stage()
+        assert stage.statistics.serving_pid == os.getpid()
+        first = (await stage.gateway("status"))["stats"]
+        stage.process.more = {"program_pid": pid}
+        found = (await stage.gateway("status"))["stats"]
+        assert stage.statistics.serving_pid == pid
+        assert 0 < found["memory_bytes"] < first["memory_bytes"] / 2
+        stage.manager.gateway = None
+        assert stage.statistics.serving_pid is None
+
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as program:
+        run(scenario(program.pid))
 
 
 def test_samples_are_taken_while_there_is_a_gateway() -> None:
@@ -178,6 +326,45 @@ def test_samples_are_taken_while_there_is_a_gateway() -> None:
         assert stage.statistics._sampling is None
 
     run(scenario())
+
+
+def test_samples_are_taken_every_ten_seconds_and_dropped_while_the_gateway_is_hung() -> None:
+    loop = VirtualLoop()
+
+    async def rate() -> Any:
+        return (await stage.gateway("status"))["stats"]["requests_per_second"]
+
+    async def follow() -> None:
+        stage.statistics.follow()
+        stage.statistics.follow()
+
+    def pass_time(seconds: float) -> None:
+        stage.clock.advance(seconds)
+        loop.pass_time(seconds)
+
+    try:
+        stage = Stage()
+        loop.run_until_complete(follow())
+        pass_time(0)
+        assert stage.process.asked == 1
+        pass_time(9.9)
+        assert stage.process.asked == 1
+        pass_time(0.2)
+        assert stage.process.asked == 2
+        stage.clock.advance(4)
+        stage.process.serve(5)
+        assert loop.run_until_complete(rate()) == 1.25
+        stage.process.hung = True
+        pass_time(10)
+        stage.process.hung = False
+        assert loop.run_until_complete(rate()) is None, "no sample is left"
+        stage.statistics.close()
+        asked = stage.process.asked
+        pass_time(100)
+        assert stage.process.asked == asked
+        assert loop.run_until_complete(rate()) is None
+    finally:
+        loop.close()
 
 
 SHOP = Route(alias="shop", path="/shop", to=(Target(server="web"),))
@@ -205,8 +392,11 @@ class RoutePool:
         self.backends.apply(
             routes, {"web": ServerFacts(name="web", bind=self.config.key, state="running", ready=True)}
         )
-        self.services: dict[str, list[Any]] = {}
+        self.services: dict[str, list[Any]] | None = {}
         self.excluded: tuple[ExcludedRoute, ...] = ()
+        self.state, self.ready, self.latency = "running", True, 0.25
+        self.workers: dict[int, list[int] | None] = {}  # their counts by number
+        self.more: dict[str, Any] = {}  # of the report of the gateway's process
 
     def passed(self, alias: str, count: int, errors: int = 0) -> None:
         page = memoryview(bytearray(tally.SIZE_BYTES)).cast("Q")
@@ -235,15 +425,17 @@ class RoutePool:
 
     @contextmanager
     def figures(self) -> Iterator[RouteFigures]:
+        workers = {number: SimpleNamespace(placement=number or None) for number in self.workers}
         entry = SimpleNamespace(
-            config=self.config, observed=SimpleNamespace(workers={}, failure=None), state="running",
-            health=Status.OK, ready=True, name="web", uptime_seconds=lambda now: 1.0,
+            config=self.config, observed=SimpleNamespace(workers=workers, failure=None), state=self.state,
+            health=Status.OK, ready=self.ready, name="web", uptime_seconds=lambda now: 1.0,
         )  # fmt: skip
+        counters = SimpleNamespace(counts=self.workers.get) if self.workers else None
         core: Any = SimpleNamespace(
             clock=ManualClock(),
-            health=SimpleNamespace(latency_seconds=lambda entry: None, complaint=lambda entry: ""),
+            health=SimpleNamespace(latency_seconds=lambda entry: self.latency, complaint=lambda entry: ""),
             entries={"web": entry},
-            runner=SimpleNamespace(capabilities=SimpleNamespace(counters=None)),
+            runner=SimpleNamespace(capabilities=SimpleNamespace(counters=counters)),
         )
         totals: Any = SimpleNamespace(
             of_the_ended=lambda entry: self.counted[: tally.COUNTED],
@@ -256,25 +448,33 @@ class RoutePool:
             routes=SimpleNamespace(
                 table=self.table,
                 routes=RouteSet(http=self.routes, excluded=self.excluded),
-                services=SimpleNamespace(
-                    of=lambda alias: self.services.get(alias, []),
-                    reports=lambda alias: tuple(each.report for each in self.services.get(alias, ())),
-                ),
+                services=self._service_source(),
             ),
+            why_away="it does not run",
             tables=Tables(gateway=table),
             passes_to=lambda server: server in self.pairs,
-            probes=SimpleNamespace(latency_seconds=lambda url: None),
+            probes=SimpleNamespace(latency_seconds={"http://wiki:80": 0.5}.get),
         )
         report = {
             "counts": self.counts.snapshot(),
             "hosts": self.backends.snapshot(),
             "healths": self.backends.healths(),
+            **self.more,
         }
         figures = RouteFigures(gateway, core, totals, report)
         try:
             yield figures
         finally:
             figures.close()
+
+    def _service_source(self) -> Any:
+        services = self.services
+        if services is None:
+            return None
+        return SimpleNamespace(
+            of=lambda alias: services.get(alias, []),
+            reports=lambda alias: tuple(each.report for each in services.get(alias, ())),
+        )
 
 
 def service(url: str, health: RouteHealth, *, is_serving: bool = False) -> SimpleNamespace:
@@ -345,7 +545,7 @@ def test_route_that_its_servers_keep_from_being_passed_is_proxied(stages: list[R
 def test_route_is_as_healthy_as_its_services_and_shows_those_that_it_accepts(stages: list[RoutePool]) -> None:
     users = Route(alias="users", path="/users")
     stage = stage_of(stages, users)
-    stage.services["users"] = [service("http://10.0.0.7:9000", RouteHealth(status=UNHEALTHY))]
+    stage.services = {"users": [service("http://10.0.0.7:9000", RouteHealth(status=UNHEALTHY))]}
     found = stage.report(users)
     assert found.state == "unhealthy"
     assert [each.state for each in found.registrations or ()] == ["silent"]
@@ -364,13 +564,174 @@ def test_route_to_a_machine_that_a_request_would_start_is_napping(
     stage = stage_of(stages, wiki)
     stage.backends.rank("http://wiki:80", rank, None)
     assert stage.report(wiki).state == state
+    assert stage.health(wiki).latency_seconds == 0.5
 
 
 def test_service_whose_probe_passes_is_healthy_before_its_first_request(stages: list[RoutePool]) -> None:
     url = "http://10.0.0.7:9000"
     users = Route(alias="users", to=(Target(url=url),), provider=REGISTRATION)
     stage = stage_of(stages, users)
-    stage.services["users"] = [service(url, RouteHealth(status=HEALTHY), is_serving=True)]
+    stage.services = {"users": [service(url, RouteHealth(status=HEALTHY), is_serving=True)]}
     assert stage.report(users).state == "healthy"
     stage.hosts.disable(url)
     assert stage.report(users).state == "unknown"
+
+
+def test_stream_has_the_counts_of_its_connections(stages: list[RoutePool]) -> None:
+    stage = stage_of(stages)
+    db = StreamRoute(alias="db", bind="127.0.0.1:5432", to=(Target(url="10.0.0.1:5432"),))
+    dns = replace(db, alias="dns", protocol="udp")
+    stage.more = {
+        "streams": {
+            "db": {"accepted": 9, "opened": 1, "passed": 2, "refused": 1, "failed": 3}, "dns": {"opened": 4},
+        },
+        "healths": {"stream db": {"10.0.0.1:5432": {"status": "napping"}}},
+    }  # fmt: skip
+    whole = RouteReport(
+        alias="db", host="127.0.0.1:5432", to=("10.0.0.1:5432",), policy="round-robin", way="stream",
+        provider="file", state="napping", requests=9, passed=2, proxied=6, refused=1, errors=3,
+    )  # fmt: skip
+    with stage.figures() as figures:
+        assert figures.of(db) == whole
+        none = {"passed": 0, "refused": 0, "errors": 0, "state": "unknown"}
+        assert figures.of(dns) == replace(whole, alias="dns", requests=4, proxied=4, **none)
+        assert figures.of(replace(db, alias="other")) == replace(
+            whole, alias="other", requests=0, proxied=0, **none
+        )
+
+
+def test_report_of_a_route_has_all_of_its_figures(stages: list[RoutePool]) -> None:
+    stage = stage_of(stages, SHOP)
+    idle = RouteReport(
+        alias="shop", path="/shop", to=("web",), policy="round-robin", mode="auto", way="pass", provider="file",
+        state="healthy", registrations=None,
+    )  # fmt: skip
+    assert stage.report(SHOP) == idle
+    stage.more = {"queues": {"shop": 3, "news": 2}}
+    stage.passed("shop", 4)
+    assert stage.report(SHOP) == replace(
+        idle, requests=4, passed=4, waiting=3, p50_seconds=0.000125, p99_seconds=0.000247
+    )
+
+
+def test_counts_of_running_workers_are_added_to_those_of_the_ended(stages: list[RoutePool]) -> None:
+    stage = stage_of(stages, SHOP)
+    stage.passed("shop", 5, errors=1)
+    page = blank_page()
+    page[tally.route_slot(page, "shop")] += 3
+    page[tally.STARTED] += 3
+    page[tally.error_slot(page, "shop") or 0] += 2
+    page[tally.BUCKETS + 4] += 3
+    stage.workers = {0: page.tolist(), 1: page.tolist(), 2: None}  # one is not placed, one does not count
+    shop = stage.report(SHOP)
+    assert (shop.requests, shop.passed, shop.proxied, shop.errors) == (8, 8, 0, 3)
+    assert shop.p99_seconds is not None
+    assert 0.0025 < shop.p99_seconds <= 0.005
+
+
+def test_route_has_no_more_errors_than_passed_requests(stages: list[RoutePool]) -> None:
+    stage = stage_of(stages, SHOP)
+    stage.passed("shop", 2, errors=5)
+    shop = stage.report(SHOP)
+    assert (shop.requests, shop.passed, shop.errors) == (2, 2, 2)
+
+
+def test_requests_that_were_proxied_are_not_among_the_latencies_of_the_workers(
+    stages: list[RoutePool],
+) -> None:
+    stage = stage_of(stages, SHOP)
+    stage.passed("shop", 1)
+    counted = list(stage.counted)
+    counted[tally.BUCKETS + 2] += 100  # as the worker counts requests that the gateway has proxied
+    stage.counted = counted
+    for _ in range(100):
+        stage.counts.backend("web").answered(200, 0.001)
+    assert stage.report(SHOP).p99_seconds == 0.000247
+
+
+def test_every_route_is_an_error_while_the_gateway_does_not_answer(stages: list[RoutePool]) -> None:
+    stage = stage_of(stages, SHOP)
+    stage.more = {"healths": None}
+    assert stage.health(SHOP) == RouteHealth(
+        status="error", detail="the gateway does not answer: it does not run"
+    )
+
+
+def test_redirect_is_healthy(stages: list[RoutePool]) -> None:
+    moved = Route(alias="moved", redirect=Redirect(to="https"))
+    assert stage_of(stages, moved).health(moved) == RouteHealth(status=HEALTHY)
+
+
+def test_health_of_a_server_is_the_gateways_verdict_with_what_the_supervisor_knows(
+    stages: list[RoutePool],
+) -> None:
+    stage = stage_of(stages, SHOP)
+    own = RouteHealth(status=HEALTHY, uptime_seconds=1.0, latency_seconds=0.25)
+    assert stage.health(SHOP) == own
+    stage.more = {"healths": {"shop": {"web": {"status": "unhealthy", "detail": "its breaker is open"}}}}
+    assert stage.health(SHOP) == replace(own, status=UNHEALTHY, detail="its breaker is open")
+    stage.more = {"healths": {}}
+    assert stage.health(SHOP) == own, "no request has come yet"
+    stage.hosts.disable("web")
+    found = stage.health(SHOP)
+    assert (found.status, found.uptime_seconds, found.latency_seconds) == ("unknown", 1.0, 0.25)
+    assert found.detail.startswith("disabled")
+
+
+def test_excluded_route_lists_its_services_if_they_are_the_cause(stages: list[RoutePool]) -> None:
+    stage = stage_of(stages)
+    found = service("http://10.0.0.7:9000", RouteHealth())
+    stage.services = {"users": [found]}
+    route = ExcludedRoute(alias="users", host="a.example", reason="twice", provider=REGISTRATION)
+    report = RouteReport(alias="users", host="a.example", way="excluded", why="twice", provider=REGISTRATION)
+
+    def excluded(route: ExcludedRoute) -> RouteReport:
+        with stage.figures() as figures:
+            return figures.of_excluded(route)
+
+    assert excluded(route) == replace(report, registrations=(found.report,))
+    assert excluded(replace(route, provider="file")) == replace(report, provider="file")
+    assert excluded(replace(route, alias="other")) == replace(report, alias="other")
+    stage.services = None
+    assert excluded(route) == report
+    assert stage.report(SHOP).registrations is None
+
+
+def test_other_engine_proxies_every_connection(stages: list[RoutePool]) -> None:
+    stage = stage_of(stages, SHOP)
+    stage.engine = "haproxy"
+    found = stage.report(SHOP)
+    assert (found.way, found.why) == ("proxy", "HAProxy proxies every connection")
+
+
+def test_route_passes_while_one_of_its_servers_takes_connections(stages: list[RoutePool]) -> None:
+    both = replace(SHOP, to=(Target(server="web"), Target(server="gone")))
+    stage = stage_of(stages, both)
+    stage.pairs.clear()
+    assert stage.report(both).way == "pass", "of the other one nothing is known"
+    stage.ready = False
+    assert stage.report(SHOP).way == "pass", "workers that start have no pair yet"
+
+
+@pytest.mark.parametrize("conditions", [{"methods": ("POST",)}, {"headers": (Header(name="x-beta"),)}])
+def test_route_with_wildcard_host_is_proxied_where_another_one_has_conditions(
+    stages: list[RoutePool], conditions: dict[str, Any]
+) -> None:
+    every = replace(SHOP, host="*.example")
+    beta = replace(every, alias="beta", to=(Target(server="other"),), **conditions)
+    stage = stage_of(stages, beta, every)
+    found = stage.report(every)
+    assert (found.way, found.why) == ("proxy", "another route of this host and path has conditions")
+    assert stage_of(stages, every).report(every).way == "pass"
+
+
+def test_tls_route_is_passed_by_its_host_if_workers_may_not_keep_other_connections(
+    stages: list[RoutePool],
+) -> None:
+    root = replace(SHOP, path="/", other_user="it runs as another user")
+    plain, secure = stage_of(stages, root), stage_of(stages, root, tls=TLSConfig(cert="c.pem"))
+    secure.listeners.append(SimpleNamespace(tls=True))
+    assert (plain.report(root).way, plain.report(root).why) == ("proxy", "it runs as another user")
+    assert (secure.report(root).way, secure.report(root).why) == ("pass", "")
+    both = replace(root, to=(Target(server="web"), Target(server="gone")))
+    assert secure.report(both).why == "it runs as another user"

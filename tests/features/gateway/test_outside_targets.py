@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from poolctl.config import Tables, load
+from poolctl.config import Probe, Tables, load
 from poolctl.features.gateway.process.settings import ProbeState
-from poolctl.features.gateway.supervision.outside_targets import TargetProbes
+from poolctl.features.gateway.supervision.outside_targets import (
+    ProbedTarget,
+    ProbeSettings,
+    TargetProbes,
+    UrlProbes,
+    probed,
+)  # fmt: skip
+from poolctl.probes.worker_probes import Hysteresis
+from poolctl.routing.route_report import SERVING, STARTING
+from tests.certificates import certificate
 from tests.ports import claim_port
+from tests.virtual_loop import VirtualLoop
 
 FAST = "interval = 0.05, jitter = 0, fall_count_warn = 1, fall_count_ko = 1"
 
@@ -123,3 +138,357 @@ def test_only_a_changed_result_is_reported() -> None:
         assert not stage.changed.is_set()
 
     run(work)
+
+
+class Listener:
+    """A Unix socket that answers each request with `answer`; `heads` are the requests, `open` the connections."""
+
+    def __init__(self, path: Path) -> None:
+        self.url = f"unix:{path}"
+        self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
+        self.heads: list[str] = []
+        self.open = 0
+        self._path = path
+        self._server: asyncio.AbstractServer
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_unix_server(self._connected, self._path)
+
+    def close(self) -> None:
+        self._server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        try:
+            self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
+            writer.write(self.answer)
+            await reader.read()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    loop = VirtualLoop()
+    asyncio.set_event_loop(loop)
+    yield loop
+    loop.pass_time()
+    asyncio.set_event_loop(None)
+    loop.close()
+
+
+@pytest.fixture
+def listener(loop: VirtualLoop, tmp_path: Path) -> Iterator[Listener]:
+    made = Listener(tmp_path / "s")
+    loop.run_until_complete(made.start())
+    yield made
+    made.close()
+
+
+def probe(**keys: Any) -> Probe:
+    given = {} if keys.get("tcp") else {"http": "/up"}
+    return Probe(**{**given, "jitter": 0.0, **keys})
+
+
+@pytest.mark.parametrize(
+    ("keys", "head"),
+    [
+        ({}, "GET /up HTTP/1.1\r\nHost: localhost\r\nUser-Agent: poolctl\r\nConnection: close\r\n\r\n"),
+        (
+            {"http": "/é?c=%20", "method": "HEAD", "headers": {"Host": "shop", "X-A": "1"}},
+            "HEAD /%C3%A9?c=%20 HTTP/1.1\r\nHost: shop\r\nUser-Agent: poolctl\r\nX-A: 1\r\nConnection: close\r\n\r\n",
+        ),
+    ],
+)
+def test_probe_sends_one_request_with_its_method_path_and_headers(
+    loop: VirtualLoop, listener: Listener, keys: dict[str, Any], head: str
+) -> None:
+    assert loop.run_until_complete(probed(listener.url, probe(**keys))) == ""
+    assert listener.heads == [head]
+
+
+def test_probe_of_an_address_names_it_as_the_host(loop: VirtualLoop) -> None:
+    async def work() -> None:
+        heads: list[bytes] = []
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+            writer.close()
+
+        server = await asyncio.start_server(answer, "127.0.0.1", 0)
+        where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        try:
+            assert await probed(f"http://{where}", probe()) == ""
+        finally:
+            server.close()
+        assert f"Host: {where}\r\n".encode() in heads[0]
+
+    loop.run_until_complete(work())
+
+
+@pytest.mark.parametrize(
+    ("keys", "answer", "problem"),
+    [
+        ({}, b"HTTP/1.1 399 Odd\r\n\r\n", ""),
+        ({}, b"HTTP/1.1 400 Bad Request\r\n\r\n", "GET /up: status 400"),
+        ({"status": "200,404"}, b"HTTP/1.1 404 Not Found\r\n\r\n", ""),
+        ({"method": "HEAD", "status": "204"}, b"HTTP/1.1 200 OK\r\n\r\n", "HEAD /up: status 200"),
+        ({"timeout": 0.25}, b"HTTP/1.1 200 OK\r\n", "no answer within 250ms"),
+        ({}, b"SSH-2.0\r\n\r\n", "GET /up: the response is not valid HTTP: "),
+        ({"tcp": True}, b"", ""),
+    ],
+)
+def test_problem_of_a_probe_is_what_the_target_answers(
+    loop: VirtualLoop, listener: Listener, keys: dict[str, Any], answer: bytes, problem: str
+) -> None:
+    listener.answer = answer
+    found = loop.run_until_complete(probed(listener.url, probe(**keys)))
+    assert found.startswith(problem)
+    assert bool(found) == bool(problem)
+    loop.pass_time()
+    assert (listener.open, len(listener.heads)) == (0, 0 if "tcp" in keys else 1)
+
+
+@pytest.mark.parametrize("keys", [{}, {"tcp": True}])
+def test_target_that_is_not_there_is_a_problem(
+    loop: VirtualLoop, tmp_path: Path, keys: dict[str, Any]
+) -> None:
+    url = f"unix:{tmp_path}/gone"
+    assert loop.run_until_complete(probed(url, probe(**keys))) == "no connection: No such file or directory"
+
+
+class Watched:
+    """A service that is watched; `state` stays as the test sets it."""
+
+    def __init__(self, url: str, probe: Probe | None) -> None:
+        self.settings: Any = SimpleNamespace(to=url, probe=probe)
+        self.hysteresis: Hysteresis | None = None if probe is None else Hysteresis(probe)
+        self.state = STARTING
+
+
+class Probing:
+    """Probes whose results are kept: when, and for which service."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        self.results: list[tuple[float, Watched, str, float]] = []
+        self._loop = loop
+        self.probes = loop.run_until_complete(self._made())
+
+    async def _made(self) -> UrlProbes[Watched]:
+        return UrlProbes(self._probed)
+
+    def _probed(self, service: Watched, problem: str, latency_seconds: float) -> None:
+        self.results.append((self._loop.time(), service, problem, latency_seconds))
+
+    def watch(self, service: Watched) -> None:
+        async def watch() -> None:
+            self.probes.watch(service)
+
+        self._loop.run_until_complete(watch())
+
+    def times(self) -> list[float]:
+        """When results came since the last time."""
+        found = [round(at, 3) for at, *_ in self.results]
+        self.results.clear()
+        return found
+
+
+@pytest.fixture
+def probing(loop: VirtualLoop) -> Iterator[Probing]:
+    made = Probing(loop)
+    yield made
+    made.probes.close()
+
+
+def test_target_that_starts_is_probed_more_and_more_rarely_up_to_its_interval(
+    loop: VirtualLoop, probing: Probing, tmp_path: Path
+) -> None:
+    service = Watched(f"unix:{tmp_path}/gone", probe(interval=0.3))
+    probing.watch(service)
+    loop.pass_time(1.41)
+    # Pauses of 0.1, 0.15, 0.225 and then 0.3 s, in steps of 0.02 s.
+    assert probing.times() == [0.0, 0.1, 0.24, 0.46, 0.76, 1.06, 1.36]
+    service.state = SERVING
+    loop.pass_time(0.6)
+    assert probing.times() == [1.66, 1.96]
+
+
+def test_target_that_serves_is_probed_at_its_interval_from_the_start_of_a_probe(
+    loop: VirtualLoop, probing: Probing, listener: Listener
+) -> None:
+    listener.answer = b""
+    service = Watched(listener.url, probe(interval=2.0, timeout=0.5))
+    service.state = SERVING
+    probing.watch(service)
+    loop.pass_time(5.0)
+    assert [(at, problem, latency) for at, _, problem, latency in probing.results] == [
+        (0.5, "no answer within 500ms", 0.5),
+        (2.5, "no answer within 500ms", 0.5),
+        (4.5, "no answer within 500ms", 0.5),
+    ]
+
+
+def test_jitter_makes_a_pause_shorter_by_a_random_share(
+    loop: VirtualLoop, probing: Probing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "random", lambda: 0.5)
+    service = Watched(f"unix:{tmp_path}/gone", probe(interval=2.0, jitter=0.4))
+    service.state = SERVING
+    probing.watch(service)
+    loop.pass_time(5.0)
+    assert probing.times() == [0.0, 1.6, 3.2, 4.8]
+
+
+def test_watched_target_is_probed_as_before_unless_its_probe_changes(
+    loop: VirtualLoop, probing: Probing, tmp_path: Path
+) -> None:
+    service = Watched(f"unix:{tmp_path}/gone", probe(interval=2.0))
+    service.state = SERVING
+    probing.watch(service)
+    loop.pass_time(1.0)
+    service.settings.probe = probe(interval=2.0)
+    probing.watch(service)
+    loop.pass_time(2.0)
+    assert probing.times() == [0.0, 2.0]
+    service.settings.probe = probe(interval=2.0, timeout=1.0)
+    probing.watch(service)
+    loop.pass_time(2.5)
+    assert probing.times() == [3.0, 5.0], "from now on, and no longer as before"
+    service.settings.probe = None
+    probing.watch(service)
+    loop.pass_time(10.0)
+    assert probing.times() == []
+
+
+def test_target_without_a_hysteresis_is_probed_once(
+    loop: VirtualLoop, probing: Probing, tmp_path: Path
+) -> None:
+    service = Watched(f"unix:{tmp_path}/gone", probe(interval=2.0))
+    service.hysteresis = None
+    probing.watch(service)
+    loop.pass_time(10.0)
+    assert probing.times() == [0.0]
+
+
+def test_result_of_a_probe_whose_target_was_forgotten_meanwhile_is_dropped(
+    loop: VirtualLoop, probing: Probing, listener: Listener
+) -> None:
+    listener.answer = b""
+    service, other = (Watched(listener.url, probe(timeout=1.0)) for _ in range(2))
+    service.state = other.state = SERVING
+    probing.watch(service)
+    probing.watch(other)
+    loop.pass_time(0.5)
+    probing.probes.forget(service)
+    probing.probes.forget(service)
+    loop.pass_time(1.0)
+    assert [found[1] for found in probing.results] == [other]
+    assert len(listener.heads) == 2
+
+
+def test_at_most_32_probes_run_at_once(loop: VirtualLoop, probing: Probing, listener: Listener) -> None:
+    listener.answer = b""
+    services = [Watched(listener.url, probe(timeout=1.0, interval=100.0)) for _ in range(40)]
+    for service in services:
+        service.state = SERVING
+        probing.watch(service)
+    loop.pass_time(0.9)
+    assert len(listener.heads) == 32
+    loop.pass_time(0.2)
+    assert (len(listener.heads), len(probing.results)) == (40, 32)
+    loop.pass_time(1.0)
+    assert {found[1] for found in probing.results} == {*services}
+
+
+def test_at_most_100_probes_begin_in_a_second(loop: VirtualLoop, probing: Probing, tmp_path: Path) -> None:
+    services = [Watched(f"unix:{tmp_path}/gone", probe(interval=100.0)) for _ in range(200)]
+    for service in services:
+        service.state = SERVING
+        probing.watch(service)
+    loop.pass_time()
+    assert len(probing.times()) == 100
+    loop.pass_time(0.25)
+    assert 23 <= len(probing.times()) <= 25
+    loop.pass_time(0.75)
+    assert 74 <= len(probing.times()) <= 77
+    loop.pass_time(1.0)
+    assert probing.times() == []
+
+
+def test_after_close_no_probe_begins_or_ends(loop: VirtualLoop, probing: Probing, listener: Listener) -> None:
+    listener.answer = b""
+    for _ in range(140):
+        probing.watch(Watched(listener.url, probe(timeout=1.0)))
+    loop.pass_time(0.5)
+    assert listener.open == 32
+    probing.probes.close()
+    loop.pass_time()
+    assert listener.open == 0
+    loop.pass_time(10.0)
+    assert (probing.times(), len(listener.heads)) == ([], 32)
+
+
+def test_after_close_no_probe_begins_that_was_kept_back(
+    loop: VirtualLoop, probing: Probing, tmp_path: Path
+) -> None:
+    for _ in range(150):
+        probing.watch(Watched(f"unix:{tmp_path}/gone", probe(interval=100.0)))
+    loop.pass_time()
+    assert len(probing.times()) == 100
+    probing.probes.close()
+    loop.pass_time(10.0)
+    assert probing.times() == []
+
+
+def test_certificate_of_a_target_is_checked(tmp_path: Path) -> None:
+    async def work() -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(*certificate(tmp_path))
+        server = await asyncio.start_server(
+            lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context
+        )
+        try:
+            found = await probed(
+                f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", probe(timeout=60.0)
+            )
+        finally:
+            server.close()
+        assert found.startswith("no connection: ")
+        assert "certificate verify failed" in found
+
+    asyncio.run(work())
+
+
+def test_probes_list_the_targets_of_the_tables() -> None:
+    async def work(stage: Stage, service: Service) -> None:
+        url = f"http://127.0.0.1:{service.port}"
+        stage.probes.follow(tables(""))
+        assert ([*stage.probes], stage.changed.is_set()) == ([], False)
+        stage.probes.follow(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
+        assert [each.settings.to for each in stage.probes] == [url]
+        assert stage.changed.is_set()
+        assert stage.probes.latency_seconds("http://other") is None
+
+    run(work)
+
+
+def test_result_is_what_the_gateway_is_told() -> None:
+    target = ProbedTarget(ProbeSettings("http://web", probe(fall_count_warn=1, fall_count_ko=1)))
+    assert (target.report, target.latency_seconds) == (ProbeState(host="http://web"), None)
+    target.record("no connection", 0.1)
+    assert target.report == ProbeState(host="http://web"), "it gets requests until enough probes have failed"
+    assert target.latency_seconds is None
+    target.record("no answer", 0.2)
+    assert target.report == ProbeState(host="http://web", why="no answer")
+    target.record("refused", 0.2)
+    assert target.report == ProbeState(host="http://web", why="refused")
+    target.record("", 0.3)
+    assert (target.report, target.latency_seconds) == (ProbeState(host="http://web", answered=True), 0.3)
+    target.record("", 0.3)
+    target.record("no answer", 0.2)
+    assert target.report == ProbeState(host="http://web", answered=True)
+    assert target.latency_seconds is None

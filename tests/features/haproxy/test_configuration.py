@@ -5,29 +5,36 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.settings import Endpoint, GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.features.haproxy._configuration import (
     HaproxyCertificate,
     HaproxyConfiguration,
     HaproxyListener,
     HaproxySetup,
+    HeldCertificate,
+    HeldListener,
     changes,
     configuration_of,
+    setup_of,
 )
 from poolctl.routing.match import explain, normal_host
 from poolctl.routing.normal_path import normal_path
-from poolctl.routing.route import BreakerRule, Header, Limit, Route, StreamRoute, Target, Timeouts
+from poolctl.routing.route import BreakerRule, Header, Limit, Redirect, Route, StreamRoute, Target, Timeouts
 from tests.certificates import certificate
+from tests.manual_clock import ManualClock
 from tests.programs import program
 
 WEB = (Target(server="web"),)
@@ -197,6 +204,274 @@ def test_names_that_differ_only_in_other_characters_stay_apart(tmp_path: Path) -
 def test_disabled_server_is_written_as_such() -> None:
     text = made(Route(alias="a", to=WEB)).text([("route:a", "web")])
     assert "server web 127.0.0.1:8081 disabled" in text
+
+
+def every_rule() -> HaproxyConfiguration:
+    """The configuration of a pool that uses as many keys as possible."""
+    settings = GatewaySettings(
+        directory="/tmp",
+        max_connections=100,
+        keep_alive_seconds=0.0,
+        header_for_host="X-Host",
+        trusted_proxies=("10.0.0.0/8", "192.0.2.1"),
+        drain_seconds=7.5,
+        head_seconds=3.0,
+        max_head_bytes=32_768,
+    )
+    demanding = HaproxyCertificate(
+        "b.pem", "ca.pem", "required", names=("B.example.", "*.b.example", "10.0.0.1")
+    )
+    certificates = (HaproxyCertificate("a.pem", names=("a.example",)), demanding)
+    listeners = (
+        HaproxyListener(("127.0.0.1:8080",), accept_proxy=True),
+        HaproxyListener((":8443", ":::8443"), crt_list="t", certificates=certificates),
+        HaproxyListener(("127.0.0.1:5432",), alias="pg", accept_proxy=True),
+        HaproxyListener(("127.0.0.1:5433",), alias="idle"),
+    )
+    routes = [
+        Route(
+            alias="api",
+            host="api.example",
+            path="/v1",
+            to=(*WEB, Target(url="https://up.example:8443", weight=3)),
+            strip_path=True,
+            methods=("GET", "POST"),
+            headers=(Header(name="x-a"), Header(name="x-b", value="two words")),
+            host_header="in%side",
+            set_headers=(Header(name="x-set_a", value="s"),),
+            remove_headers=("x-gone",),
+            add_headers=(Header(name="x-add", value="50%"),),
+            response_headers=(Header(name="x-res", value="r%"),),
+            allow=("10.0.0.0/8",),
+            retries=2,
+            limit=Limit(concurrency=9, requests_per_second=2.5),
+            backend_limit=Limit(concurrency=4, queue=0),
+            client_limit=Limit(concurrency=3, requests_per_second=0.4),
+            timeouts=Timeouts(connect=0.0001, head=0.0, idle=5.0),
+            sticky_cookie="c",
+        ),
+        Route(alias="old", host="old.example", redirect=Redirect(to="https://new.example", status=302)),
+        Route(
+            alias="older", host="*.old.example", redirect=Redirect(to="https://new.example/50%", status=301)
+        ),
+        Route(alias="all", host="first", to=WEB, policy="ip-hash"),
+    ]
+    stream = StreamRoute(
+        alias="pg",
+        bind="",
+        to=(Target(url="10.0.0.5:5432"), Target(url="10.0.0.5:5432")),
+        max_connections=7,
+        accept_proxy=True,
+        idle_seconds=30.0,
+    )
+    other = StreamRoute(alias="gone", bind="", to=(Target(url="10.0.0.5:5432"),))
+    return made(*routes, settings=settings, listeners=listeners, streams=[stream, other])
+
+
+def test_configuration_of_a_pool_with_every_rule_is_written_as_a_whole() -> None:
+    found = every_rule()
+    assert found.text() == Path(__file__).with_name("every_rule.cfg").read_text()
+    assert found.files == {
+        "t": "a.pem [ssl-min-ver TLSv1.2] a.example\n"
+        "b.pem [ssl-min-ver TLSv1.2 verify required ca-file ca.pem] b.example *.b.example\n",
+        "t.map": "a.example 0\nb.example 1+\n*.b.example 1+\n",
+    }
+
+
+def test_configuration_without_routes_is_written_as_a_whole() -> None:
+    found = made()
+    assert found.text() == Path(__file__).with_name("no_route.cfg").read_text()
+    assert (found.files, found.backends) == ({}, ())
+    no_listener = made(listeners=[])
+    assert no_listener.lines == found.lines[: found.lines.index("frontend gateway") - 1]
+    assert no_listener.backends == ()
+
+
+def section_lines(route: Route, endpoints: dict[str, Endpoint] = LOCAL) -> list[str]:
+    return [
+        line.strip() for line in section(made(route, endpoints=endpoints), "backend route:a").splitlines()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("redirect", "allow", "lines"),
+    [
+        (Redirect(to="https://b/x"), (), ["http-request redirect location https://b/x code 308"]),
+        (Redirect(to="https://b"), (), ["http-request redirect location 'https://b%[pathq]' code 308"]),
+        (Redirect(to="https://b?c=1"), (), ["http-request redirect location 'https://b?c=1' code 308"]),
+        (
+            Redirect(to="https"),
+            (),
+            [
+                "http-request deny deny_status 400 unless { var(txn.host) -m found }",
+                "http-request redirect location 'https://%[var(txn.host)]%[pathq]' code 308",
+            ],
+        ),
+        (None, ("*", "10.0.0.0/8"), []),
+        (
+            None,
+            tuple(f"10.0.0.{number}" for number in range(20)),
+            [
+                "acl client_is_allowed var(txn.client) -m ip "
+                + " ".join(f"10.0.0.{number}" for number in range(20)),
+                "http-request deny deny_status 403 unless client_is_allowed",
+            ],
+        ),
+        (
+            None,
+            tuple(f"10.0.0.{number}" for number in range(21)),
+            [
+                "acl client_is_allowed var(txn.client) -m ip "
+                + " ".join(f"10.0.0.{number}" for number in range(20)),
+                "acl client_is_allowed var(txn.client) -m ip 10.0.0.20",
+                "http-request deny deny_status 403 unless client_is_allowed",
+            ],
+        ),
+    ],
+)
+def test_clients_are_refused_and_redirected_first(
+    redirect: Redirect | None, allow: tuple[str, ...], lines: list[str]
+) -> None:
+    found = section_lines(Route(alias="a", redirect=redirect, allow=allow))
+    assert found[: found.index("balance roundrobin")] == lines
+
+
+@pytest.mark.parametrize(
+    ("rules", "lines"),
+    [
+        ({}, []),
+        ({"limit": Limit(concurrency=3)}, ["{ be_conn gt 3 }"]),
+        ({"limit": Limit(requests_per_second=0.2)}, ["{ be_sess_rate gt 1 }"]),
+        ({"limit": Limit(requests_per_second=7.0)}, ["{ be_sess_rate gt 7 }"]),
+        ({"backend_limit": Limit(requests_per_second=7.0, queue=3)}, []),
+        ({"backend_limit": Limit(concurrency=1, queue=1, queue_seconds=0.0)}, ["timeout queue 24d"]),
+        ({"backend_limit": Limit(concurrency=1)}, ["timeout queue 1ms"]),
+    ],
+)
+def test_limit_of_a_route_and_of_its_backends(rules: dict[str, Any], lines: list[str]) -> None:
+    found = section_lines(Route(alias="a", to=WEB, **rules))
+    begin, end = found.index("timeout tunnel 60000ms") + 1, found.index("retries 1")
+    assert [each.rpartition(" if ")[2] for each in found[begin:end]] == lines
+    for line in found[begin:end]:
+        assert line in lines or line.startswith(
+            "http-request return status 503 content-type text/plain string 'Service Unavailable' hdr retry-after 1"
+        )
+    server = "server web 127.0.0.1:8081"
+    limit = rules.get("backend_limit")
+    if limit is not None and limit.concurrency:
+        server += " maxconn 1 maxqueue 1"
+    assert found[-1] == server
+
+
+@pytest.mark.parametrize(
+    ("weights", "scaled"),
+    [
+        ((1, 1), ("", "")),
+        ((256, 2), (" weight 256", " weight 2")),
+        ((257, 2), (" weight 256", "")),
+        ((512, 100), (" weight 256", " weight 50")),
+    ],
+)
+def test_weights_stay_in_proportion_up_to_the_heaviest_that_haproxy_knows(
+    weights: tuple[int, int], scaled: tuple[str, str]
+) -> None:
+    targets = tuple(Target(server=name, weight=each) for name, each in zip("ab", weights, strict=True))
+    assert section_lines(Route(alias="a", to=targets))[-2:] == [
+        f"server {name} ipv4@127.0.0.1:1{each}" for name, each in zip("ab", scaled, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "line"),
+    [
+        (Endpoint("none"), "server web ipv4@127.0.0.1:1"),
+        (Endpoint("tcp", "10.0.0.1", 0), "server web ipv4@127.0.0.1:1"),
+        (Endpoint("tcp", "10.0.0.1", 80), "server web 10.0.0.1:80"),
+        (Endpoint("tcp", "[fd00::1]", 80), "server web ipv6@fd00::1:80"),
+        (Endpoint("tcp", "fd00::a", 80, tls=True), "server web ipv6@fd00::a:80 ssl verify none"),
+        (Endpoint("tcp", "db", 80), "server web db:80 init-addr last,libc,none"),
+        (Endpoint("unix", path="/run/w.sock"), "server web unix@/run/w.sock"),
+        (
+            Endpoint("tcp", "10.0.0.1", 443, tls=True, server_name="10.0.0.1"),
+            "server web 10.0.0.1:443 ssl verify required ca-file @system-ca verifyhost 10.0.0.1",
+        ),
+    ],
+)
+def test_server_is_reached_at_its_endpoint(endpoint: Endpoint, line: str) -> None:
+    assert section_lines(Route(alias="a", to=WEB), {"web": endpoint})[-1] == line
+
+
+def test_server_that_is_named_twice_has_both_weights() -> None:
+    found = section_lines(Route(alias="a", to=(*WEB, Target(server="other"), *WEB)))
+    assert found[-2:] == ["server web 127.0.0.1:8081 weight 2", "server other ipv4@127.0.0.1:1"]
+
+
+def test_any_peer_that_is_trusted_claims_no_address_for_limits() -> None:
+    settings = GatewaySettings(directory="/tmp", trusted_proxies=("*",))
+    lines = made(Route(alias="a", to=WEB, allow=("10.0.0.0/8",)), settings=settings).lines
+    assert "    http-request set-var(txn.client) src" in lines
+    assert not any("client_is_proxy" in line for line in lines)
+    lines = made(Route(alias="a", to=WEB, allow=("10.0.0.0/8",))).lines
+    assert not any("client_is_proxy" in line for line in lines), "no proxy is trusted"
+    limited = made(Route(alias="a", to=WEB, client_limit=Limit(concurrency=1)), Route(alias="b", to=WEB))
+    assert "    http-request set-var(txn.client) src" in limited.lines
+    assert "txn.client" not in made(Route(alias="a", to=WEB)).text()
+
+
+@pytest.mark.parametrize(("size_bytes", "buffer"), [(0, 17_408), (16_384, 17_408), (16_385, 17_409)])
+def test_buffer_holds_a_head_and_additions(size_bytes: int, buffer: int) -> None:
+    settings = GatewaySettings(directory="/tmp", max_head_bytes=size_bytes)
+    assert f"    tune.bufsize {buffer}" in made(settings=settings).lines
+
+
+def condition(route: Route) -> str:
+    (line,) = (each for each in made(route).lines if "use_backend" in each)
+    return line.removeprefix("    use_backend route:a").removeprefix(" if ")
+
+
+@pytest.mark.parametrize(
+    ("route", "wanted"),
+    [
+        (Route(alias="a"), ""),
+        (Route(alias="a", path="/"), ""),
+        (Route(alias="a", path="/v1/"), "{ var(txn.path) -m beg -- /v1/ }"),
+        (Route(alias="a", host="a.b*.c"), "{ var(txn.host) -m reg -- '^a\\.b.+\\.c$' }"),
+        (
+            Route(alias="a", redirect=Redirect(to="https")),
+            "!{ req.hdr(x-forwarded-proto,1) -m str -i -- https }",
+        ),
+    ],
+)
+def test_route_has_its_condition(route: Route, wanted: str) -> None:
+    assert condition(route) == wanted
+
+
+@pytest.mark.parametrize(("count", "mapped"), [(16, False), (17, True)])
+def test_many_exact_hosts_are_looked_up_in_a_map(count: int, mapped: bool) -> None:
+    routes = [
+        Route(alias=f"r{number}", host=f"H{number}.example.", path="/v", to=WEB) for number in range(count)
+    ]
+    routes[0] = replace(routes[0], path="/")
+    other = Route(alias="other", host="other.example", to=WEB, methods=("GET",))
+    same = [replace(other, alias=f"same{number}", methods=(), path=f"/{number}") for number in range(20)]
+    found = made(*routes, other, *same)
+    used = {line.split()[1] for line in found.lines if line.startswith("    use_backend route:")}
+    others = {"route:other", *(f"route:{each.alias}" for each in same)}
+    if not mapped:
+        assert (found.files, len(used)) == ({}, count + 21)
+        assert not any("routes.map" in line for line in found.lines)
+        return
+    wanted = {f"h{number}.example/v/ route:r{number}" for number in range(1, count)} | {
+        "h0.example/ route:r0"
+    }
+    assert {*found.files} == {"routes.map"}
+    assert {*found.files["routes.map"].splitlines()} == wanted
+    assert used == others
+    place = found.lines.index("    http-request set-var(txn.place) var(txn.host),concat(,txn.path)")
+    assert found.lines[place + 1] == (
+        "    use_backend %[var(txn.place),map_beg(routes.map)] if { var(txn.place),map_beg(routes.map) -m found }"
+    )
+    assert made(*routes, listeners=[]).files == {}, "no request could look it up"
 
 
 # What the program decides.
@@ -516,6 +791,28 @@ CHECKED = "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-err
             setup(ONE, bundle=b"C\n\nD\n"),
             ["set ssl cert c.pem <<\nC\nD\n", "commit ssl cert c.pem"],
         ),
+        (setup(ONE), setup(ONE, TWO, states={"two": "maint"}), ["add server route:r/two 127.0.0.1:8082"]),
+        (
+            setup(ONE, states={"one": "maint"}),
+            setup(ONE, replace(TWO, weight=2), states={"one": "drain", "two": "drain"}),
+            [
+                "add server route:r/two 127.0.0.1:8082 weight 2",
+                "set server route:r/one state drain",
+                "set server route:r/two state drain",
+            ],
+        ),
+        (
+            setup(ONE, TWO),
+            setup(
+                replace(ONE, weight=2), replace(TWO, weight=3), hosts={"one": "10.0.0.1", "two": "10.0.0.2"}
+            ),
+            [
+                "set weight route:r/one 2",
+                "set server route:r/one addr 10.0.0.1 port 8081",
+                "set weight route:r/two 3",
+                "set server route:r/two addr 10.0.0.2 port 8082",
+            ],
+        ),
     ],
 )
 def test_change_of_servers_and_certificates_is_made_by_commands(
@@ -534,6 +831,22 @@ def test_change_of_servers_and_certificates_is_made_by_commands(
         (setup(ONE), setup(ONE, hosts={"unix": ""})),
         (setup(ONE, sticky_cookie="c"), setup(ONE, TWO, sticky_cookie="c")),
         (setup(ONE, policy="first"), setup(ONE, TWO, policy="first")),
+        (setup(ONE, TWO, policy="first"), setup(ONE, policy="first")),
+        (setup(ONE, hosts={"unix": ""}), setup(ONE)),
+        (setup(URL), setup(URL, breaker=BreakerRule(failures=9))),
+        (setup(ONE), setup(ONE)._replace(bundles={})),
+        (setup(ONE), setup(ONE)._replace(bundles={"c.pem": b"A\n\nB\n", "d.pem": b"D"})),
+        (setup(ONE), setup(ONE)._replace(authorities={"ca.pem": b""})),
+        (setup(ONE), setup(ONE)._replace(configuration=setup(ONE).configuration._replace(files={"a": ""}))),
+        (setup(ONE), setup(ONE)._replace(configuration=setup(ONE).configuration._replace(lines=()))),
+        (
+            setup(ONE),
+            setup(ONE)._replace(
+                configuration=setup(ONE).configuration._replace(
+                    backends=setup(ONE).configuration.backends * 2
+                )
+            ),
+        ),
     ],
 )
 def test_other_changes_need_another_start(before: HaproxySetup, after: HaproxySetup) -> None:
@@ -545,3 +858,108 @@ def test_start_rests_servers_that_are_not_ready_and_drains_those_that_are_to_be(
     assert "server one 127.0.0.1:8081 disabled" in made.text
     assert "server two 127.0.0.1:8082 disabled" in made.text
     assert made.drained() == ["set server route:r/two state drain"]
+    assert made.numbers == [3]
+
+
+class Held:
+    """Listeners with sockets of their own, and the backends of a route and a stream, as the supervisor has them."""
+
+    def __init__(self) -> None:
+        self.sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
+        self.stream = StreamRoute(alias="pg", bind="127.0.0.1:5432", to=(Target(url="10.0.0.5:5432"),))
+        self.listeners = [
+            HeldListener(ListenerSettings(bind=":8443", tls=True, accept_proxy=True), None, self.sockets[:2]),
+            HeldListener(
+                ListenerSettings(bind="127.0.0.1:5432", protocol="tcp", alias="pg"),
+                self.stream,
+                self.sockets[2:],
+            ),
+        ]
+        self.certificates = {
+            (":8443", ("a.example",)): HeldCertificate(_rules(), [b"CERT\n\n", b"KEY\n"]),
+            (":8443", ()): HeldCertificate(_rules("optional", "1.3", "AES"), [b"BOTH\n", b"BOTH\n", b"CA\n"]),
+            (":9443", ("b.example",)): HeldCertificate(_rules(), [b"other", b"other"]),
+        }
+        self.routes = [Route(alias="r", to=(ONE, TWO, Target(server="gone"), URL))]
+        self.servers = {
+            "one": ServerFacts(name="one", bind="127.0.0.1:8081", state="running", ready=True),
+            "two": ServerFacts(name="two", bind="127.0.0.1:8082", tls=True, state="sleeping"),
+            "gone": ServerFacts(name="gone", bind="no address", state="stopped"),
+        }
+        clock = ManualClock()
+        self.hosts = HostManager(clock.monotonic, wall=clock.time)
+        self.backends = Backends(self.hosts, clock.monotonic)
+
+    def close(self) -> None:
+        for each in self.sockets:
+            each.close()
+
+    def made(self, *withdrawn: str) -> HaproxySetup:
+        self.backends.apply([*self.routes, self.stream], self.servers)
+        return setup_of(
+            GatewaySettings(directory="/tmp"), self.listeners, self.certificates, self.routes, self.servers,
+            self.backends, withdrawn,
+        )  # fmt: skip
+
+    def states(self, *withdrawn: str) -> list[str]:
+        """The states of the route's servers one, two, gone and of the URL, and of the stream's."""
+        return [*self.made(*withdrawn).states.values()]
+
+
+def _rules(client_auth: str = "none", min_version: str = "1.2", ciphers: str | None = None) -> dict[str, Any]:
+    return {"client_auth": client_auth, "min_version": min_version, "ciphers": ciphers}
+
+
+@pytest.fixture
+def held() -> Iterator[Held]:
+    made = Held()
+    yield made
+    made.close()
+
+
+def test_setup_has_the_sockets_and_certificates_of_its_listeners(held: Held) -> None:
+    found = held.made()
+    numbers = [each.fileno() for each in held.sockets]
+    assert found.descriptors == tuple(
+        (each.fileno(), os.fstat(each.fileno()).st_ino) for each in held.sockets
+    )
+    assert found.bundles == {"certificate-1.pem": b"CERT\nKEY\n", "certificate-2.pem": b"BOTH\n"}
+    assert found.authorities == {"certificate-2.pem.ca": b"CA\n"}
+    certificates = (
+        HaproxyCertificate("certificate-1.pem", names=("a.example",)),
+        HaproxyCertificate("certificate-2.pem", "certificate-2.pem.ca", "optional", "1.3", "AES"),
+    )
+    listeners = [
+        HaproxyListener(
+            (f"fd@{numbers[0]}", f"fd@{numbers[1]}"),
+            "",
+            f"listener-{numbers[0]}.crt-list",
+            certificates,
+            True,
+        ),
+        HaproxyListener((f"fd@{numbers[2]}",), "pg", f"listener-{numbers[2]}.crt-list"),
+    ]
+    endpoints = {
+        "one": Endpoint("tcp", "127.0.0.1", 8081), "two": Endpoint("tcp", "127.0.0.1", 8082, tls=True),
+        "gone": Endpoint("none"),
+    }  # fmt: skip
+    assert found.configuration == configuration_of(
+        GatewaySettings(directory="/tmp"), listeners, held.routes, [held.stream], endpoints
+    )
+    assert found.text == found.configuration.text([("route:r", "two"), ("route:r", "gone")])
+
+
+def test_best_servers_that_are_available_get_the_traffic(held: Held) -> None:
+    assert {*held.made().states} == {
+        ("route:r", "one"), ("route:r", "two"), ("route:r", "gone"), ("route:r", "10.0.0.7:9000"),
+        ("stream:pg", "10.0.0.5:5432"),
+    }  # fmt: skip
+    assert held.states() == ["ready", "maint", "maint", "ready", "ready"]
+    assert held.states("one") == ["maint", "maint", "maint", "ready", "ready"]
+    assert held.states("one", URL.url) == ["maint", "ready", "maint", "maint", "ready"], "it sleeps"
+    assert held.states("one", "two", URL.url) == ["maint", "maint", "maint", "maint", "ready"]
+    held.hosts.drain("one")
+    assert held.states() == ["drain", "maint", "maint", "ready", "ready"]
+    assert held.states("one") == ["maint", "maint", "maint", "ready", "ready"]
+    held.hosts.disable("10.0.0.5:5432")
+    assert held.states() == ["drain", "maint", "maint", "ready", "maint"]
