@@ -9,7 +9,7 @@ PYTEST = -m pytest -n $(JOBS) --dist worksteal
 BIN := $(VENV)/bin
 # Tests of the structure of the source files and of the tests' own tools: they run no code of the package.
 OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_make_test.py test_benchmark_bytecode.py \
-	test_benchmark_report.py test_conformance_collections.py test_sdist.py test_release.py)
+	test_benchmark_report.py test_conformance_collections.py test_mutants.py test_sdist.py test_release.py)
 # What another Python version can change: event loops, descriptors, forks, annotations, messages of the standard library.
 # Not the structure of the source files, decisions without input and output, and the tools of the tests.
 PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_command_line.py \
@@ -22,7 +22,7 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo features test test-all test-measured test-rest test-cluster heavy applications properties unit quick portable portable-processes \
+.PHONY: help demo features mutants test test-all test-measured test-rest test-cluster heavy applications properties unit quick portable portable-processes \
 	lint types floors house docs entered completions release bench peers matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
@@ -41,6 +41,7 @@ help:
 	@echo "make types         mypy --strict"
 	@echo "make floors        imports point down only"
 	@echo "make features      the rest works without each feature, in a copy of the tree: ARGS='NAME…'"
+	@echo "make mutants       random mutants, each run with its module's own tests: ARGS='PATH… --seed N'"
 	@echo "make house         figures of the package's structure, with their definitions"
 	@echo "make entered       the files that a start, a restart and a death enter, over all processes"
 	@echo "make docs          the site of the documentation, in site/; warnings are errors"
@@ -146,6 +147,9 @@ floors: dev
 
 features: dev
 	@$(BIN)/python -m tests.without_features $(ARGS)
+
+mutants: dev
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 house:
 	@python3 .ci/house
