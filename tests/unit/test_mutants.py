@@ -43,7 +43,8 @@ def test_tests_of_a_module_are_named_after_it() -> None:
     package = ROOT / "poolctl"
     assert own_test(package / "core" / "decide.py") == ROOT / "tests/unit/core/test_decide.py"
     assert (
-        own_test(package / "features" / "serve" / "_health.py") == ROOT / "tests/features/serve/test_health.py"
+        own_test(package / "features" / "serve" / "_health.py")
+        == ROOT / "tests/features/serve/test_health.py"
     )
     assert own_test(package / "features" / "serve" / "nothing.py") is None
 
