@@ -6,7 +6,6 @@ import json
 from datetime import date
 from typing import Any
 
-import kubernetes_validate
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +16,8 @@ from poolctl.features.kubernetes._objects import KubernetesPool, _quantity, move
 from poolctl.features.kubernetes.table import Kubernetes
 from poolctl.time_windows import BadWindow, parse_window
 from tests.examples import examples
+
+from .valid_objects import assert_valid
 
 seconds = st.floats(0.1, 1e5)
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
@@ -68,7 +69,7 @@ def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings
     (moved,) = moved_to_pods([server])
     objects = list(objects_of(moved, pool))
     for each in objects:
-        kubernetes_validate.validate(each, "1.37", strict=True)
+        assert_valid(each, "1.37")
     assert json.dumps(objects) == json.dumps(list(objects_of(moved, pool)))
     kinds = [each["kind"] for each in objects]
     assert ("Service" in kinds) == server.listens
