@@ -65,6 +65,119 @@ def test_failures_before_the_window_do_not_count() -> None:
     assert breaker.state is BreakerState.OPEN
 
 
+@pytest.mark.parametrize("kind", ["good", "answered with an error", "not answered"])
+@pytest.mark.parametrize(
+    ("earlier", "last", "counted"),
+    [
+        ([], 0.0, 1),
+        ([0.0], 9.99, 2),
+        ([0.0], 10.0, 1),
+        ([0.0, 0.99], 9.99, 3),
+        ([0.0, 0.99], 10.0, 1),
+        ([0.0, 1.0], 9.99, 3),
+        ([0.0, 1.0], 10.0, 2),
+        ([0.0, 1.0], 10.99, 2),
+        ([0.0, 1.0], 11.0, 1),
+        ([0.0, 2.5], 11.99, 2),
+        ([0.0, 2.5], 12.0, 1),
+        ([0.0, 25.0], 34.99, 2),
+        ([0.0, 25.0], 35.0, 1),
+    ],
+)
+@pytest.mark.parametrize("seconds", [0.625, 10.0])
+def test_window_forgets_requests_by_tenths_of_its_length(
+    kind: str, earlier: list[float], last: float, counted: int, seconds: float
+) -> None:
+    good, answered = kind == "good", kind == "answered with an error"
+    for minimum in (counted, counted + 1):
+        rule = replace(RATE, rate=1e-6, minimum_requests=minimum, window_seconds=seconds)
+        breaker = Breaker(replace(rule, minimum_requests=100))
+        for at in earlier:
+            request(breaker, at * seconds / 10, good, answered=answered)
+        breaker.rule = rule
+        request(breaker, last * seconds / 10, good=False, answered=answered)
+        if minimum > counted:
+            assert breaker.is_closed
+        else:
+            failed = 1 if good else counted
+            assert breaker.why == f"{failed} of {counted} requests failed within {seconds:g} s"
+            assert breaker.by_answers == answered
+
+
+def test_new_breaker_is_closed_and_is_shown_with_its_failures() -> None:
+    breaker = Breaker(CONSECUTIVE)
+    assert (breaker.state, breaker.is_closed, breaker.why, breaker.by_answers) == (
+        BreakerState.CLOSED, True, "", False,
+    )  # fmt: skip
+    assert (breaker.refused_seconds(0.0), breaker.describe(0.0)) == (0.0, "")
+    request(breaker, 0.0, good=False)
+    assert repr(breaker) == "<Breaker closed, 1 failures in a row>"
+
+
+def test_single_failure_opens_it_if_the_rule_says_so() -> None:
+    breaker = Breaker(replace(CONSECUTIVE, failures=1))
+    request(breaker, 0.0, good=False)
+    assert (breaker.state, breaker.why) == (BreakerState.OPEN, "1 failure")
+
+
+def test_closing_it_resets_its_counts() -> None:
+    changes: list[tuple[BreakerState, str]] = []
+    breaker = Breaker(
+        replace(CONSECUTIVE, rate=0.5, minimum_requests=4), lambda *change: changes.append(change)
+    )
+    for _ in range(3):
+        request(breaker, 0.0, good=False)
+    request(breaker, 10.0, good=True)
+    for _ in range(2):
+        request(breaker, 10.0, good=False)
+    assert breaker.is_closed
+    request(breaker, 10.0, good=False)
+    assert changes == [
+        (BreakerState.OPEN, "3 failures"),
+        (BreakerState.HALF_OPEN, "a request is tried"),
+        (BreakerState.CLOSED, "it answers again"),
+        (BreakerState.OPEN, "3 failures"),
+    ]
+
+
+def test_open_breaker_probes_at_once_when_told_so() -> None:
+    breaker = Breaker(CONSECUTIVE)
+    for _ in range(3):
+        request(breaker, 0.0, good=False)
+    breaker.probe_now(4.0)
+    assert breaker.refused_seconds(4.0) == 0.0
+    assert breaker.describe(4.0) == "breaker open: 3 failures, the next request tries it"
+
+
+def test_breaker_that_is_kept_open_says_why_and_opens_for_no_time() -> None:
+    breaker = Breaker(CONSECUTIVE)
+    breaker.keep_open("haproxy says DOWN")
+    assert (breaker.state, breaker.by_answers) == (BreakerState.OPEN, False)
+    assert breaker.refused_seconds(1e9) == float("inf")
+    assert breaker.describe(0.0) == "breaker open: haproxy says DOWN"
+    breaker.close("haproxy says UP")
+    assert (breaker.refused_seconds(0.0), breaker.describe(0.0)) == (0.0, "")
+
+
+@pytest.mark.parametrize(
+    ("answered", "dispensable", "state"),
+    [
+        (True, True, BreakerState.OPEN),
+        (True, False, BreakerState.CLOSED),
+        (False, True, BreakerState.OPEN),
+        (False, False, BreakerState.OPEN),
+    ],
+)
+def test_failed_probe_closes_it_only_if_it_was_answered_and_no_other_can_serve(
+    answered: bool, dispensable: bool, state: BreakerState
+) -> None:
+    breaker = Breaker(CONSECUTIVE, is_dispensable=lambda: dispensable)
+    for _ in range(3):
+        request(breaker, 0.0, good=False)
+    request(breaker, 10.0, good=False, answered=answered)
+    assert (breaker.state, breaker.by_answers) == (state, answered and dispensable)
+
+
 def test_conditions_that_are_0_are_off() -> None:
     breaker = Breaker(BreakerRule(failures=0, rate=0.0))
     for _ in range(100):
@@ -120,7 +233,9 @@ def test_half_open_lets_only_its_probes_through_and_all_of_them_must_succeed() -
     first, second = breaker.enter(), breaker.enter()
     assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 1.0)
     breaker.succeeded(10.0, first)
-    assert breaker.state is BreakerState.HALF_OPEN
+    assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 0.0)
+    breaker.enter()
+    assert breaker.refused_seconds(10.0) == 1.0
     breaker.succeeded(10.0, second)
     assert breaker.state is BreakerState.CLOSED
 
@@ -141,6 +256,8 @@ def test_abandoned_probe_frees_its_place() -> None:
     assert breaker.refused_seconds(10.0) > 0
     breaker.abandoned(period)
     assert breaker.refused_seconds(10.0) == 0
+    breaker.enter()
+    assert breaker.refused_seconds(10.0) == 1.0
 
 
 def test_late_results_of_an_earlier_period_count_for_nothing() -> None:

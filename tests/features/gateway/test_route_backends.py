@@ -16,7 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.backends.route_backends import (
+    AVAILABLE,
     Backend,
+    BackendVerdict,
     CanaryBackend,
     CanaryTurns,
     Lease,
@@ -25,9 +27,11 @@ from poolctl.features.gateway.process.backends.route_backends import (
     RouteBackends,
 )
 from poolctl.features.gateway.process.counts import Counts, Traffic
-from poolctl.features.gateway.process.settings import ServerFacts
+from poolctl.features.gateway.process.settings import Endpoint, ProbeState, ServerFacts
 from poolctl.json_form import Table
 from poolctl.routing.route import POLICIES, BreakerRule, Limit, Route, StreamRoute, Target
+from poolctl.routing.route_health import RouteHealth
+from poolctl.time_windows import until_text
 from tests.features.gateway import passing_stage, proxy_stage
 from tests.features.gateway.proxy_stage import ok
 from tests.manual_clock import ManualClock
@@ -936,3 +940,382 @@ def test_canary_that_is_withdrawn_gets_no_further_request_and_another_begins_wit
     assert served(route) == "web"
     assert {served(route) for _ in range(10)} == {"web", CANARY}
     assert re.fullmatch("[0-9a-f]{16}", held.backend.cookie)
+
+
+@pytest.mark.parametrize(
+    ("state", "meant"),
+    [
+        ("stopped", True),
+        ("disabled", True),
+        ("draining", True),
+        ("failed", False),
+        ("stopping", False),
+        ("backoff", False),
+    ],
+)
+def test_verdict_on_a_server_that_does_not_serve_says_whether_a_command_caused_it(
+    stage: Stage, state: str, meant: bool
+) -> None:
+    stage.backends.apply([server_route("a")], {"a": facts("a", state)})
+    assert stage.backends.available("a") == BackendVerdict(False, f"the server is {state}", 5.0, meant=meant)
+
+
+def test_verdict_on_a_server_that_runs_and_is_not_ready(stage: Stage) -> None:
+    stage.backends.apply([server_route("a")], {"a": facts("a", ready=False)})
+    assert stage.backends.available("a") == BackendVerdict(False, "the server is not ready", 5.0)
+    stage.backends.apply(None, {"a": facts("a")})
+    assert stage.backends.available("a") == AVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("known", "why"),
+    [
+        ({}, "there is no such server"),
+        ({"a": facts("a", bind="process:a")}, "it has no address to connect to"),
+    ],
+)
+def test_verdict_on_a_server_that_cannot_be_reached(
+    stage: Stage, known: dict[str, ServerFacts], why: str
+) -> None:
+    stage.backends.apply([server_route("a")], known)
+    assert stage.backends.available("a") == BackendVerdict(False, why, 5.0)
+
+
+@pytest.mark.parametrize("seconds", [30.0, 0.0])
+def test_verdict_on_a_disabled_host_has_the_end_of_its_time(stage: Stage, seconds: float) -> None:
+    stage.clock.advance(100)
+    stage.route(URLS[0])
+    stage.hosts.disable(URLS[0], seconds)
+    verdict = stage.backends.available(URLS[0])
+    assert verdict == BackendVerdict(
+        False,
+        "disabled by request",
+        seconds or 5.0,
+        by_time=seconds > 0,
+        until=100.0 + seconds if seconds else 0.0,
+        meant=True,
+    )
+    assert verdict.remaining_seconds(110.0) == (20.0 if seconds else 5.0)
+    assert verdict.remaining_seconds(131.0) == (0.0 if seconds else 5.0)
+
+
+def test_verdict_on_a_draining_host(stage: Stage) -> None:
+    stage.route(URLS[0])
+    stage.hosts.drain(URLS[0])
+    assert stage.backends.available(URLS[0]) == BackendVerdict(False, "drained by request", 5.0, meant=True)
+    stage.backends.probed(ProbeState(host=URLS[0], why="no answer"))
+    assert stage.backends.available(URLS[0]) == BackendVerdict(False, "no answer", 5.0)
+
+
+def test_verdict_on_a_server_that_is_kept_asleep_has_the_end_of_that_time(stage: Stage) -> None:
+    stage.clock.advance(100)
+    route, end = server_route("a"), stage.clock.time() + 7200
+    stage.backends.apply([route], {"a": facts("a", "sleeping", asleep_until=end)})
+    why = f"kept asleep {until_text(end, stage.clock.time())}"
+    assert stage.backends.available("a") == BackendVerdict(False, why, 86_400.0, until=7300.0, meant=True)
+    stage.backends.apply([route], {"a": facts("a", "sleeping", asleep_until=0.0)})
+    assert stage.backends.available("a") == BackendVerdict(False, "kept asleep", 86_400.0, meant=True)
+
+
+def test_verdict_of_a_host_is_the_best_of_its_routes(stage: Stage) -> None:
+    strict = stage.route(URLS[0], backend_limit=Limit(concurrency=1))
+    taken(strict.acquire("1.1.1.1"))
+    assert stage.backends.available(URLS[0]) == BackendVerdict(False, "its limit is reached", 1.0, True)
+    broken = stage.route(URLS[0], alias="broken", breaker=BreakerRule(failures=1))
+    fail(broken)
+    assert stage.backends.available(URLS[0]) == BackendVerdict(False, "its limit is reached", 1.0, True)
+    stage.route(URLS[0], alias="free")
+    assert stage.backends.available(URLS[0]) == AVAILABLE
+
+
+def test_health_of_each_backend_on_a_route(stage: Stage) -> None:
+    route = server_route("a", "b", "c", "d", "e", "f", mode="proxy", breaker=BreakerRule(failures=1))
+    known = {
+        "a": facts("a"),
+        "b": facts("b", "starting"),
+        "c": facts("c", "sleeping"),
+        "d": facts("d", "failed"),
+        "e": facts("e", "stopped"),
+        "f": facts("f", "backoff"),
+    }
+    stage.backends.apply([route], known)
+    backends = stage.backends.of(route)
+    assert backends.healths() == {
+        "a": RouteHealth(status="healthy"),
+        "b": RouteHealth(status="starting"),
+        "c": RouteHealth(status="napping"),
+        "d": RouteHealth(status="error", detail="the server is failed"),
+        "e": RouteHealth(status="unknown", detail="the server is stopped"),
+        "f": RouteHealth(status="unhealthy", detail="the server is backoff"),
+    }
+    fail(backends)
+    assert backends.healths()["a"] == RouteHealth(
+        status="unhealthy", detail="breaker open: 1 failure, 10 s left"
+    )
+
+
+def test_backends_and_routes_are_shown_with_their_state(stage: Stage) -> None:
+    route = stage.route(URLS[0], limit=Limit(concurrency=1), breaker=BreakerRule(failures=1))
+    taken(route.acquire("1.1.1.1"))
+    assert repr(route) == "<RouteBackends web: 1 in flight, 0 wait>"
+    backend = route.members[0].backend
+    assert repr(backend) == f"<Backend {URLS[0]}: breaker closed, 1 in flight>"
+    stage.hosts.disable(URLS[0], 0)
+    assert repr(backend) == f"<Backend {URLS[0]}: disabled by request, 1 in flight>"
+    assert repr(Backend("other", Traffic(), True)) == "<Backend other: breaker closed, 0 in flight>"
+
+
+def test_worst_breaker_of_a_host_is_the_one_that_is_shown(stage: Stage) -> None:
+    one = stage.route(URLS[0], breaker=BreakerRule(failures=1, open_seconds=10))
+    other = stage.route(URLS[0], alias="other", breaker=BreakerRule(failures=1, open_seconds=20))
+    assert stage.row(URLS[0])["breaker"] == "closed"
+    fail(one)
+    fail(other)
+    stage.clock.advance(10)
+    lease = taken(one.acquire("1.1.1.1"))
+    assert stage.row(URLS[0])["breaker"] == "open"
+    stage.clock.advance(10)
+    lease.release(RequestOutcome.ANSWERED, 0.1, 200)
+    taken(other.acquire("1.1.1.1"))
+    assert stage.row(URLS[0])["breaker"] == "half-open"
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2, 1.0, 1.1, 2.0])
+@pytest.mark.parametrize("by_time", [False, True])
+def test_refusal_tells_the_client_whole_seconds_and_the_queue_exact_ones(
+    seconds: float, by_time: bool
+) -> None:
+    refused = NoBackend("why", seconds, may_wait=by_time, by_time=by_time)
+    whole = {0.0: 1, 0.2: 1, 1.0: 1, 1.1: 2, 2.0: 2}[seconds]
+    assert (str(refused), refused.why, refused.status) == ("why", "why", 503)
+    assert (refused.retry_after_seconds, refused.may_wait) == (whole, by_time)
+    assert refused.next_try_seconds == (seconds if by_time else None)
+
+
+def seen(found: Lease | NoBackend) -> tuple[str, int, bool, float | None]:
+    """What a refused request learns."""
+    answer = refused(found)
+    return answer.why, answer.retry_after_seconds, answer.may_wait, answer.next_try_seconds
+
+
+@pytest.mark.parametrize("queue", [0, 1])
+def test_full_route_refuses_or_lets_wait_for_the_end_of_another_request(stage: Stage, queue: int) -> None:
+    route = stage.route(limit=Limit(concurrency=2, queue=queue))
+    first = taken(route.acquire("1.1.1.1"))
+    taken(route.acquire("1.1.1.1"))
+    assert seen(route.acquire("1.1.1.1")) == ("the route's limit is reached", 1, queue > 0, None)
+    first.release(RequestOutcome.CANCELLED)
+    taken(route.acquire("1.1.1.1"))
+    refused(route.acquire("1.1.1.1"))
+
+
+@pytest.mark.parametrize("queue", [0, 1])
+def test_rate_of_a_route_says_when_the_next_request_may_begin(stage: Stage, queue: int) -> None:
+    route = stage.route(limit=Limit(requests_per_second=0.25, burst=1, queue=queue))
+    taken(route.acquire("1.1.1.1"))
+    stage.clock.advance(0.5)
+    assert seen(route.acquire("1.1.1.1")) == ("the route's limit is reached", 4, queue > 0, 3.5)
+    stage.clock.advance(3.5)
+    taken(route.acquire("1.1.1.1"))
+
+
+@pytest.mark.parametrize("queue", [0, 1])
+def test_full_backends_refuse_or_let_wait(stage: Stage, queue: int) -> None:
+    route = stage.route(*URLS[:2], backend_limit=Limit(concurrency=1, queue=queue))
+    for _ in range(2):
+        taken(route.acquire("1.1.1.1"))
+    why = f"{URLS[0]}: its limit is reached; and 1 more"
+    assert seen(route.acquire("1.1.1.1")) == (why, 1, queue > 0, None)
+    assert seen(route.acquire("1.1.1.1", tried=URLS[:1])) == (
+        f"{URLS[1]}: its limit is reached", 1, queue > 0, None,
+    )  # fmt: skip
+    assert seen(route.acquire("1.1.1.1", tried=URLS[:2])) == ("every backend was tried", 5, False, None)
+
+
+def test_rates_of_backends_say_when_the_first_of_them_has_room(stage: Stage) -> None:
+    route = stage.route(*URLS[:2], backend_limit=Limit(requests_per_second=0.25, burst=1, queue=1))
+    taken(route.acquire("1.1.1.1"))
+    stage.clock.advance(0.5)
+    taken(route.acquire("1.1.1.1"))
+    why = f"{URLS[0]}: its limit is reached; and 1 more"
+    assert seen(route.acquire("1.1.1.1")) == (why, 4, True, 3.5)
+    stage.clock.advance(0.5)
+    stage.hosts.disable(URLS[1], 2.0)
+    assert seen(route.acquire("1.1.1.1")) == (why, 2, True, 2.0)
+    stage.hosts.disable(URLS[1], 0)
+    assert seen(route.acquire("1.1.1.1")) == (why, 3, True, 3.0), "an event is not waited for by time"
+
+
+def test_route_without_a_backend_refuses(stage: Stage) -> None:
+    route = stage.backends.of(Route(alias="none", to=()))
+    assert seen(route.acquire("1.1.1.1")) == ("the route has no backend", 5, False, None)
+
+
+@pytest.mark.parametrize(
+    ("status", "proves"), [(200, True), (101, True), (500, True), (503, False), (429, False)]
+)
+def test_beginning_of_a_response_proves_its_backend_unless_its_status_is_a_failure(
+    stage: Stage, status: int, proves: bool
+) -> None:
+    route = stage.route(URLS[0], breaker=BreakerRule(failures=1, open_seconds=10, statuses=(429,)))
+    fail(route)
+    stage.clock.advance(10)
+    lease = taken(route.acquire("1.1.1.1"))
+    lease.connected(status)
+    assert stage.row(URLS[0])["breaker"] == ("closed" if proves else "half-open")
+    assert route.healths()[URLS[0]].status == ("healthy" if proves else "unhealthy")
+    lease.release(RequestOutcome.CANCELLED)
+    lease.connected(200)
+    assert stage.row(URLS[0])["breaker"] == ("closed" if proves else "half-open")
+
+
+def test_one_of_two_probes_that_has_begun_is_not_counted_again_at_its_end(stage: Stage) -> None:
+    route = stage.route(URLS[0], breaker=BreakerRule(failures=1, open_seconds=10, probes=2))
+    fail(route)
+    stage.clock.advance(10)
+    first, second = taken(route.acquire("1.1.1.1")), taken(route.acquire("1.1.1.1"))
+    first.connected(200)
+    first.release(RequestOutcome.ANSWERED, 0.1, 200)
+    assert stage.row(URLS[0])["breaker"] == "half-open"
+    second.connected(200)
+    assert stage.row(URLS[0])["breaker"] == "closed"
+    second.release(RequestOutcome.FAILED)
+    assert stage.row(URLS[0])["breaker"] == "open", (
+        "what happens after the probe counts for the closed breaker"
+    )
+
+
+def test_breaker_continues_under_a_new_rule_unless_another_route_uses_it(stage: Stage) -> None:
+    rule = BreakerRule(failures=1, open_seconds=10)
+    one, other = (stage.as_route(URLS[0], alias=alias, breaker=rule) for alias in ("one", "other"))
+    stage.backends.apply([one, other], {})
+    fail(stage.backends.of(one))
+    changed = replace(one, breaker=replace(rule, failures=2))
+    stage.backends.apply([changed, other], {})
+    taken(stage.backends.of(changed).acquire("1.1.1.1")).release(RequestOutcome.FAILED)
+    refused(stage.backends.of(other).acquire("1.1.1.1"))
+    fail(stage.backends.of(changed))
+    again = replace(one, breaker=replace(rule, failures=3))
+    stage.backends.apply([again, other], {})
+    refused(stage.backends.of(again).acquire("1.1.1.1"))
+    stage.backends.apply([replace(again, breaker=rule), other], {})
+    refused(stage.backends.of(other).acquire("1.1.1.1"))
+
+
+def test_limit_of_backends_continues_under_a_new_value_unless_another_route_uses_it(stage: Stage) -> None:
+    one, other = (
+        stage.as_route(URLS[0], alias=alias, backend_limit=Limit(concurrency=1)) for alias in ("one", "other")
+    )
+    stage.backends.apply([one, other], {})
+    held = taken(stage.backends.of(one).acquire("1.1.1.1"))
+    changed = replace(one, backend_limit=Limit(concurrency=2))
+    stage.backends.apply([changed, other], {})
+    leases = [taken(stage.backends.of(changed).acquire("1.1.1.1")) for _ in range(2)]
+    refused(stage.backends.of(changed).acquire("1.1.1.1"))
+    refused(stage.backends.of(other).acquire("1.1.1.1"))
+    again = replace(one, backend_limit=Limit(concurrency=3))
+    stage.backends.apply([again, other], {})
+    leases.append(taken(stage.backends.of(again).acquire("1.1.1.1")))
+    refused(stage.backends.of(again).acquire("1.1.1.1"))
+    for lease in (held, *leases):
+        lease.release(RequestOutcome.ANSWERED, 0.1, 200)
+    assert stage.row(URLS[0])["in_flight"] == 0
+    for _ in range(3):
+        taken(stage.backends.of(again).acquire("1.1.1.1"))
+    refused(stage.backends.of(again).acquire("1.1.1.1"))
+
+
+def test_limit_of_a_route_that_is_new_counts_the_requests_in_flight(stage: Stage) -> None:
+    route = stage.as_route(URLS[0])
+    stage.backends.apply([route], {})
+    leases = [taken(stage.backends.of(route).acquire("1.1.1.1")) for _ in range(2)]
+    limited = replace(route, limit=Limit(concurrency=3))
+    stage.backends.apply([limited], {})
+    found = stage.backends.of(limited)
+    leases.append(taken(found.acquire("1.1.1.1")))
+    refused(found.acquire("1.1.1.1"))
+    stage.backends.apply([route], {})
+    leases.append(taken(found.acquire("1.1.1.1")))
+    for lease in leases:
+        lease.release(RequestOutcome.ANSWERED, 0.1, 200)
+    assert found.in_flight == 0
+
+
+def test_rate_of_a_route_falls_with_the_share_of_its_backends_that_warn(stage: Stage) -> None:
+    route = server_route("a", "b", limit=Limit(requests_per_second=8))
+    for healths, expected in ((("ok", "ok"), 8), (("ok", "warn"), 6), (("warn", "warn"), 4)):
+        known = {name: facts(name, health=health) for name, health in zip("ab", healths, strict=True)}
+        stage.backends.apply([route], known)
+        stage.clock.advance(10)
+        found = stage.backends.of(route)
+        assert sum(isinstance(found.acquire("1.1.1.1"), Lease) for _ in range(20)) == expected
+
+
+def test_rate_of_a_backend_is_halved_while_it_warns(stage: Stage) -> None:
+    route = server_route("a", backend_limit=Limit(requests_per_second=8))
+    for health, expected in (("warn", 4), ("ok", 8), ("warn", 4)):
+        stage.backends.apply([route], {"a": facts("a", health=health)})
+        stage.clock.advance(10)
+        found = stage.backends.of(route)
+        assert sum(isinstance(found.acquire("1.1.1.1"), Lease) for _ in range(20)) == expected
+    one_more = server_route("a", alias="more", backend_limit=Limit(requests_per_second=6))
+    stage.backends.apply([route, one_more], {"a": facts("a", health="warn")})
+    found = stage.backends.of(one_more)
+    assert sum(isinstance(found.acquire("1.1.1.1"), Lease) for _ in range(20)) == 3
+
+
+def test_stream_has_only_a_maximum_number_of_connections(stage: Stage) -> None:
+    target = (Target(url="10.0.0.9:5432"),)
+    limited = stage.backends.of(StreamRoute(alias="db", bind="0.0.0.0:1", to=target, max_connections=2))
+    for _ in range(2):
+        taken(limited.acquire("1.1.1.1"))
+    assert seen(limited.acquire("1.1.1.1")) == ("the route's limit is reached", 1, False, None)
+    free = stage.backends.of(StreamRoute(alias="free", bind="0.0.0.0:2", to=target, max_connections=0))
+    for _ in range(100):
+        taken(free.acquire("1.1.1.1"))
+
+
+def test_canary_gets_its_first_request_when_a_whole_one_is_due() -> None:
+    turns = CanaryTurns(0.5, Random(1))
+    found = [turns.next() for _ in range(20)]
+    assert not found[0]
+    assert all(sum(found[:count]) in (count // 2, count // 2 - 1) for count in range(2, 21))
+
+
+def test_turn_of_a_canary_that_was_not_sent_is_given_again() -> None:
+    turns = CanaryTurns(1.0, Random(1))
+    assert turns.next()
+    turns.undo(of_canary=True)
+    assert [turns.next() for _ in range(5)] == [True] * 5
+    turns.undo(of_canary=False)
+    assert not turns.next()
+    assert turns.next()
+
+
+def test_requests_of_clients_that_stay_with_the_canary_use_up_its_turns() -> None:
+    turns = CanaryTurns(1.0, Random(1))
+    turns.stay()
+    turns.stay()
+    turns.stay()
+    assert turns.next()
+    for _ in range(3):
+        turns.resume()
+    assert [turns.next() for _ in range(3)] == [True] * 3
+
+
+def test_canary_is_kept_while_its_facts_stay_the_same(stage: Stage) -> None:
+    route = Route(alias="one", to=(SERVER,))
+    stage.backends.apply([route], facts_of_canary(0.5, context_key="secret"))
+    backend = stage.backends.of(route).members[0].backend
+    canary = backend.canary
+    assert canary is not None
+    assert (canary.key, canary.name, backend.name, canary.context_key) == (CANARY, "web", "web", "secret")
+    assert canary.endpoint == Endpoint("tcp", "127.0.0.1", 9002)
+    stage.backends.apply(None, facts_of_canary(0.5, context_key="secret", health="warn"))
+    assert backend.canary is canary
+    for change in ({"canary_bind": "127.0.0.1:9003"}, {"canary": "web (other)"}, {"canary_share": 0.25}):
+        stage.backends.apply(None, facts_of_canary(0.5, **change))
+        assert backend.canary is not canary
+        canary = backend.canary
+    stage.backends.apply(None, {})
+    assert backend.canary is None

@@ -43,9 +43,6 @@ class Breaker:
         self.period = 0  # changes with each state; results from an earlier period are not judged
         self._on_change = on_change
         self._is_dispensable = is_dispensable
-        self._open_until = 0.0
-        self._probes = 0
-        self._passed = 0
         self._forget()
 
     def __repr__(self) -> str:
@@ -133,7 +130,7 @@ class Breaker:
 
     def probe_now(self, now: float) -> None:
         """Try probes at once, because the backend may have recovered."""
-        self._open_until = min(self._open_until, now)
+        self._open_until = now
 
     def _too_many(self, consecutive: int, failed: int) -> str:
         """Why the breaker opens after these failures; "" if it stays closed."""
@@ -160,9 +157,9 @@ class Breaker:
     def _forget(self) -> None:
         self._consecutive = self._unreached_in_a_row = 0
         self._part = float("-inf")  # the end of the newest part of the window
-        self._seen = [0] * _PARTS
-        self._failed = [0] * _PARTS
-        self._unreached = [0] * _PARTS  # counted among the failed requests
+        self._seen: list[int] = []  # the parts of the window, filled by the first request
+        self._failed: list[int] = []
+        self._unreached: list[int] = []  # counted among the failed requests
 
     def _advance(self, now: float) -> None:
         seconds = max(self.rule.window_seconds, 0.001) / _PARTS
