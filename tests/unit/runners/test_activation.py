@@ -6,19 +6,24 @@ import asyncio
 import contextlib
 import os
 import resource
+import select
 import signal
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolctl import ServerConfig
 from poolctl.acceptor import __main__ as helper
+from poolctl.bootstrap import command
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Connection
 from poolctl.keeper.spawn import spawn
@@ -31,11 +36,18 @@ from poolctl.runners.local.activation import (
     Fetch,
     Fetched,
     FirstBytes,
+    HeldConnection,
     SleepingListener,
+    SleepingServers,
     classify_first_bytes,
 )
-from poolctl.runners.process_link import HasDescriptor, Link
+from poolctl.runners.local.local_worker import LocalWorker
+from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
+from poolctl.runners.process_link import HasDescriptor, Link, LinkLost
 from tests.descriptors import no_descriptor_left
+from tests.unit.runners.test_local_runner import config
+from tests.unit.runners.test_process_link import StoringPeer
+from tests.virtual_loop import VirtualLoop
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -689,3 +701,711 @@ def test_connections_of_one_turn_are_a_sixteenth_of_the_descriptors(
 ) -> None:
     monkeypatch.setattr(module.resource, "getrlimit", lambda _: (limit, limit))
     assert module.HeldLimit().most_at_once == most
+
+
+class FakeKeeper:
+    """Records what it is sent. It starts no process: the test has the helper's end of the link."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[Any, list[int]]] = []
+        self.spawned: list[Any] = []
+        self.ends: list[socket.socket] = []
+        self.started = asyncio.Event()
+        self.started.set()
+        self.lost = False
+
+    async def call(self, message: Any, fds: Sequence[HasDescriptor]) -> tuple[Any, list[int]]:
+        self.spawned.append(message)
+        (fd,) = fds
+        self.ends.append(wire.over(os.dup(fd.fileno())))
+        await self.started.wait()
+        if self.lost:
+            raise LinkLost("the other end is gone")
+        return {"pid": 70 + len(self.spawned)}, []
+
+    def send(self, message: Any, fds: Sequence[HasDescriptor] = ()) -> None:
+        self.sent.append((message, [fd.fileno() for fd in fds]))
+
+
+class AtHelper:
+    """An accept helper on a loop whose time passes at once, its keeper, and the results of its requests."""
+
+    def __init__(self, loop: VirtualLoop, directory: Path) -> None:
+        self.loop = loop
+        self.keeper = FakeKeeper()
+        self.returned: list[tuple[str, bytes]] = []
+        self.acceptor = AcceptHelper(cast(Link, self.keeper), str(directory), self._return)
+        self.sock, self._client = socket.socketpair()
+        self.ended: list[tuple[str, Fetched]] = []
+        self.arrived: list[str] = []
+
+    def _return(self, key: str, sock: Connection) -> None:
+        self.returned.append((key, sock.recv(100)))
+        sock.close()
+
+    def fetch(self, name: str = "one") -> None:
+        self.acceptor.fetch(cast(Fetch, Asked(self, name)), self.sock, 5)
+
+    async def pass_time(self, seconds: float = 0.0) -> None:
+        await asyncio.sleep(seconds)
+        for _ in range(10):
+            await asyncio.sleep(0)
+
+    async def say(self, message: Any, fds: Sequence[int] = (), *, end: int = -1) -> None:
+        wire.send(self.keeper.ends[end], message, list(fds))
+        await self.pass_time()
+
+    async def hears(self) -> list[Any]:
+        """The messages that the helper has got, without those numbers that nothing depends on."""
+        await self.pass_time()
+        found = []
+        self.keeper.ends[-1].setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while received := wire.receive(self.keeper.ends[-1]):
+                found.append(received[0])
+                for fd in received[1]:
+                    os.close(fd)
+        return found
+
+    @property
+    def orders(self) -> list[Any]:
+        return [message for message, _ in self.keeper.sent]
+
+    def close(self) -> None:
+        self.acceptor.close()
+        self.sock.close()
+        self._client.close()
+        for end in self.keeper.ends:
+            end.close()
+
+
+class Asked:
+    """A request for connections, by its name."""
+
+    kind, key = ACCEPT, "web"
+
+    def __init__(self, at: AtHelper, name: str) -> None:
+        self._at = at
+        self._name = name
+
+    def arrived(self, sock: Connection) -> None:
+        self._at.arrived.append(self._name)
+        sock.close()
+
+    def ended(self, found: Fetched) -> None:
+        self._at.ended.append((self._name, found))
+
+
+def at_helper(directory: Path, work: Callable[[AtHelper], Coroutine[Any, Any, None]]) -> None:
+    async def watched() -> None:
+        at = AtHelper(loop, directory)
+        try:
+            await work(at)
+        finally:
+            at.close()
+            await at.pass_time()
+
+    with no_descriptor_left():
+        loop = VirtualLoop()
+        loop.run_until_complete(watched())
+        loop.close()
+
+
+DROP = {"op": "drop", "name": "acceptor"}
+
+
+def put(pid: int) -> dict[str, Any]:
+    return {"op": "put", "name": "acceptor", "meta": {"pid": pid}}
+
+
+def kill(pid: int) -> dict[str, Any]:
+    return {"op": "signal", "pid": pid, "signal": signal.SIGKILL, "group": True}
+
+
+def test_helper_is_started_once_and_its_link_put_into_the_keeper(tmp_path: Path) -> None:
+    async def scenario(at: AtHelper) -> None:
+        at.acceptor.warm()
+        at.acceptor.warm()
+        at.fetch()
+        (request,) = await at.hears()
+        assert (request["op"], request["key"], request["most"]) == (ACCEPT, "web", 5)
+        (order,) = at.keeper.spawned
+        assert order["argv"] == command(sys.executable, "acceptor", isolated=True)
+        assert (order["output"], order["session"]) == (str(tmp_path / "helpers.log"), True)
+        ((message, fds),) = at.keeper.sent
+        assert (message, len(fds)) == (put(71), 1)
+
+    at_helper(tmp_path, scenario)
+
+
+def test_helper_that_has_not_started_has_ten_seconds_and_gets_no_successor_until_it_is_needed(
+    tmp_path: Path,
+) -> None:
+    async def scenario(at: AtHelper) -> None:
+        at.fetch()
+        await at.pass_time(9.99)
+        assert at.ended == []
+        await at.pass_time(0.02)
+        assert at.ended == [("one", Fetched(failed=True))]
+        assert at.orders == [put(71), kill(71), DROP]
+        assert len(at.keeper.spawned) == 1
+        at.fetch("two")
+        await at.pass_time()
+        assert len(at.keeper.spawned) == 2
+
+    at_helper(tmp_path, scenario)
+
+
+def test_helper_that_has_started_may_be_silent_for_a_second_after_each_message(tmp_path: Path) -> None:
+    async def scenario(at: AtHelper) -> None:
+        at.fetch("one")
+        at.fetch("two")
+        first, second = await at.hears()
+        assert second["n"] == first["n"] + 1
+        await at.say({"t": "up"})
+        for _ in range(3):
+            await at.pass_time(0.99)
+            await at.say({"t": "conn", "n": first["n"], "key": "web"}, [at.sock.fileno()])
+        await at.say({"t": "done", "n": first["n"], "empty": True, "junk": False, "full": True})
+        assert (at.arrived, at.ended) == (["one"] * 3, [("one", Fetched(empty=True, full=True))])
+        await at.pass_time(0.99)
+        assert len(at.ended) == 1
+        await at.pass_time(0.02)
+        assert at.ended[1:] == [("two", Fetched(failed=True))]
+        assert at.orders == [put(71), kill(71), DROP, put(72)]
+
+    at_helper(tmp_path, scenario)
+
+
+def test_helper_without_requests_may_be_silent_for_ever(tmp_path: Path) -> None:
+    async def scenario(at: AtHelper) -> None:
+        at.fetch()
+        (request,) = await at.hears()
+        await at.say({"t": "up"})
+        await at.say({"t": "done", "n": request["n"], "empty": False, "junk": True, "full": False})
+        assert at.ended == [("one", Fetched(junk=True))]
+        await at.pass_time(1000)
+        assert at.orders == [put(71)]
+
+    at_helper(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("up", [True, False])
+def test_exit_of_a_helper_that_was_up_blames_the_oldest_request_and_starts_another(
+    tmp_path: Path, up: bool
+) -> None:
+    async def scenario(at: AtHelper) -> None:
+        at.fetch("one")
+        at.fetch("two")
+        await at.hears()
+        if up:
+            await at.say({"t": "up"})
+        at.keeper.ends[0].close()
+        await at.pass_time()
+        assert at.ended == [
+            ("one", Fetched(failed=True, blocked=up)),
+            ("two", Fetched(failed=True, blocked=False)),
+        ]
+        assert at.orders == [put(71), DROP, *([put(72)] if up else [])]
+        await at.pass_time(1000)
+        assert len(at.ended) == 2
+
+    at_helper(tmp_path, scenario)
+
+
+def test_connection_of_an_earlier_supervisors_request_is_returned_with_its_key(tmp_path: Path) -> None:
+    async def scenario(at: AtHelper) -> None:
+        ours, theirs = wire.pair()
+        at.keeper.ends.append(theirs)
+        (sock,) = at.acceptor.adopt({"pid": "12"}, ours.detach())
+        client, accepted = socket.socketpair()
+        client.send(b"request")
+        with client, accepted:
+            await at.say({"t": "conn", "n": 3, "key": "api"})  # without its descriptor
+            await at.say({"t": "conn", "n": 3, "key": "api"}, [accepted.fileno()])
+        await at.say({"t": "done", "n": 3, "empty": True, "junk": False, "full": False})
+        assert (at.returned, at.ended, at.keeper.spawned) == ([("api", b"request")], [], [])
+        assert sock.fileno() >= 0
+        at.fetch()
+        await at.pass_time(0.99)
+        assert at.ended == []
+        await at.pass_time(0.02)
+        assert at.ended == [("one", Fetched(failed=True))]
+        assert at.orders == [kill(12), DROP, put(71)]
+
+    at_helper(tmp_path, scenario)
+
+
+def test_closed_helper_answers_no_request(tmp_path: Path) -> None:
+    async def scenario(at: AtHelper) -> None:
+        at.acceptor.close()
+        assert at.orders == []
+        at.fetch()
+        await at.hears()
+        await at.say({"t": "up"})
+        at.acceptor.close()
+        await at.pass_time(1000)
+        assert at.ended == []
+        assert at.orders == [put(71), DROP]
+        assert wire.receive(at.keeper.ends[0]) is None
+
+    at_helper(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("lost", "expected"), [(False, [DROP, kill(71)]), (True, [DROP])])
+def test_helper_that_starts_after_it_was_closed_is_killed(
+    tmp_path: Path, lost: bool, expected: list[Any]
+) -> None:
+    async def scenario(at: AtHelper) -> None:
+        at.keeper.started.clear()
+        at.keeper.lost = lost
+        at.acceptor.warm()
+        await at.pass_time()
+        at.acceptor.close()
+        at.keeper.started.set()
+        await at.pass_time()
+        assert at.orders == expected
+
+    at_helper(tmp_path, scenario)
+
+
+def held(*, unseen: bool = True, begun: bool = False) -> HeldConnection:
+    return HeldConnection(cast(Connection, None), unseen=unseen, begun=begun)
+
+
+def sleeping_with(*connections: HeldConnection) -> SleepingListener:
+    return SleepingListener("web", [], lambda: None, connections=dict.fromkeys(connections))
+
+
+def test_connection_to_close_is_the_oldest_unseen_one_else_the_oldest_left_by_a_worker() -> None:
+    begun, left, later = held(begun=True), held(unseen=False), held(unseen=False)
+    unseen, newest = held(), held()
+    assert sleeping_with(begun, left, unseen, held(), newest).expendable(newest) is unseen
+    assert sleeping_with(newest, begun, left, later).expendable(newest) is left
+    assert sleeping_with(begun, newest).expendable(newest) is None
+    assert sleeping_with(begun, held(unseen=False, begun=True)).expendable(newest) is None
+
+
+def test_limit_of_held_connections_leaves_a_quarter_of_the_descriptors_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, used = 1000.0, 50
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (100, 100))
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(module.os, "listdir", lambda _: range(used))
+    limit = module.HeldLimit()
+    assert not limit.too_many(16)
+    assert not limit.too_many(20)
+    # 100 descriptors, less 25 that stay free and 30 that are used for something else
+    assert (limit.too_many(45), limit.too_many(46)) == (False, True)
+    used, now = 100, now + 0.09
+    assert not limit.too_many(45)
+    now += 0.02
+    assert limit.too_many(45)
+    assert not limit.too_many(20)
+
+
+@pytest.mark.parametrize(
+    ("used", "limit", "most"), [(50_000, 100, 16), (20, 200_000, 8192)], ids=["least", "most"]
+)
+def test_number_of_held_connections_has_a_least_and_a_most(
+    monkeypatch: pytest.MonkeyPatch, used: int, limit: int, most: int
+) -> None:
+    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (limit, limit))
+    monkeypatch.setattr(module.os, "listdir", lambda _: range(used))
+    checked = module.HeldLimit()
+    assert (checked.too_many(most + 1), checked.too_many(most)) == (True, False)
+
+
+def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = VirtualLoop()
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: 500.0 + loop.time()))
+    late: list[float] = []
+
+    def is_late() -> None:
+        late.append(loop.time())
+
+    async def scenario() -> None:
+        one, other = socket.socketpair()
+        one.close()
+        sleeping = SleepingListener("web", [], lambda: None, quiet_seconds=40.0, head_seconds=5.0)
+        connection = HeldConnection.accepted(other, 8.0)
+        assert (connection.sock.until, connection.sock.asked) == (508.0, False)
+        sleeping.wait(connection, is_late, begun=False)
+        timer = connection.timer
+        await asyncio.sleep(1)
+        sleeping.wait(connection, is_late, begun=True)
+        assert (connection.sock.until, connection.begun, connection.timer) == (508.0, True, timer)
+        await asyncio.sleep(8)
+        assert late == [8.0]
+        connection.cancel()
+        connection.sock.until = None
+        sleeping.wait(connection, is_late, begun=False)
+        assert (connection.sock.until, connection.sock.asked, connection.begun) == (549.0, True, False)
+        sleeping.wait(connection, is_late, begun=True)
+        assert (connection.sock.until, connection.sock.asked) == (514.0, False)
+        await asyncio.sleep(6)
+        assert late == [8.0, 14.0]
+        connection.sock.until = 1.0
+        connection.set_timer(is_late)
+        await asyncio.sleep(0.5)
+        assert late == [8.0, 14.0, 15.0]
+        connection.cancel()
+        assert (connection.timer, connection.until) == (None, None)
+        connection.sock.close()
+
+    loop.run_until_complete(scenario())
+    loop.close()
+
+
+class OpenListeners:
+    """The listeners of one server; `is_shared` says that an application has them as well."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setblocking(False)
+        self.is_shared = False
+
+    def of(self, server: ServerConfig) -> list[socket.socket]:
+        return [self.listener]
+
+    def shared(self, key: str) -> bool:
+        return self.is_shared
+
+
+class Servers:
+    """The sleeping servers of a runner, with real pairs and a keeper in this process; the helper runs in here, too."""
+
+    def __init__(self, directory: Path) -> None:
+        self.peer = StoringPeer()
+        self.pairs = AdoptionPairs(self.peer.kept)
+        self.sockets = OpenListeners()
+        keeper = cast(Link, self.peer.kept)
+        self.sleeping = SleepingServers(keeper, cast(Sockets, self.sockets), self.pairs, str(directory))
+        self.woken = 0
+        self.clients: list[socket.socket] = []
+        self.helper_end: socket.socket | None = None
+        self.server = config(http={"keep_alive": 500.0, "head_timeout": 50.0})
+        self.key = self.server.key
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def adopt_helper(self) -> None:
+        """Have a helper that the test plays; it is what an earlier supervisor left."""
+        ours, self.helper_end = wire.pair()
+        self.helper_end.setblocking(False)
+        fd = ours.detach()
+        (sock,) = self.sleeping.adopt_acceptor({self.key: self.server}, {"pid": 12}, fd)
+        assert sock.fileno() == fd
+
+    def connect(self, data: bytes = b"") -> socket.socket:
+        client = socket.create_connection(self.sockets.listener.getsockname())
+        self.clients.append(client)
+        client.settimeout(30)
+        client.sendall(data)
+        return client
+
+    def connection(self) -> tuple[socket.socket, socket.socket]:
+        """A client that said "hello", and the other end of its connection."""
+        ours, theirs = socket.socketpair()
+        self.clients.append(ours)
+        ours.settimeout(30)
+        ours.send(b"hello")
+        return ours, theirs
+
+    @property
+    def held(self) -> dict[str, tuple[Any, int]]:
+        """The held connections in the keeper's store: name, value and number of descriptors."""
+        entries = self.peer.kept.entries.items()
+        return {name: (meta, len(fds)) for name, (meta, fds) in entries if name.startswith("visitor:")}
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        while not condition():
+            await asyncio.sleep(0.001)
+
+    def taken(self) -> list[tuple[dict[str, Any], bytes]]:
+        """The connections that wait in the server's pair: the limits of each, and its unread data."""
+        found = []
+        left = self.pairs.left(self.key)
+        with contextlib.suppress(BlockingIOError):
+            while left is not None:
+                connection = connection_handover.take(left)
+                if connection is None:
+                    break
+                with connection:
+                    found.append((connection.limits(), connection.recv(100, socket.MSG_DONTWAIT)))
+        return found
+
+    async def close(self) -> None:
+        self.sleeping.close_all()
+        await self.pairs.close_all()
+        self.sockets.listener.close()
+        for client in self.clients:
+            client.close()
+        if self.helper_end is not None:
+            self.helper_end.close()
+        self.peer.keeper.reaper.watcher.close()
+        self.peer.close()
+
+
+def with_servers(directory: Path, work: Callable[[Servers], Coroutine[Any, Any, None]]) -> None:
+    async def watched() -> None:
+        servers = Servers(directory)
+        try:
+            async with asyncio.timeout(30):
+                await work(servers)
+        finally:
+            await servers.close()
+
+    with no_descriptor_left():
+        asyncio.run(watched())
+
+
+def test_request_of_a_sleeping_server_wakes_it_and_waits_in_its_pair(tmp_path: Path) -> None:
+    async def scenario(servers: Servers) -> None:
+        servers.sleeping.arm(servers.server, servers.wake)
+        before = time.monotonic()
+        servers.connect()
+        await servers.until(lambda: servers.held)
+        ((name, (meta, descriptors)),) = servers.held.items()
+        assert int(name.removeprefix("visitor:")) >> 32 == os.getpid()
+        assert (meta["key"], meta["asked"], descriptors) == (servers.key, False, 1)
+        assert before + 50 <= meta["until"] <= time.monotonic() + 50
+        servers.connect(REQUEST)
+        await servers.until(lambda: servers.woken)
+        assert (servers.woken, servers.held) == (1, {})
+        limits, data = servers.taken()[0]
+        assert (data, limits["asked"]) == (REQUEST, False)
+        assert before + 50 <= limits["until"] <= time.monotonic() + 50
+
+    with_servers(tmp_path, scenario)
+
+
+def test_connection_left_by_a_worker_stays_for_the_keep_alive_timeout(tmp_path: Path) -> None:
+    async def scenario(servers: Servers) -> None:
+        servers.adopt_helper()
+        servers.sleeping.arm(servers.server, servers.wake)
+        client, theirs = servers.connection()
+        with theirs:
+            theirs.recv(100)
+            assert servers.helper_end is not None
+            before = time.monotonic()
+            message = {"t": "conn", "n": 0, "key": servers.key}
+            wire.send(servers.helper_end, message, [theirs.fileno()])
+        await servers.until(lambda: servers.held)
+        ((meta, _),) = servers.held.values()
+        assert meta["asked"]
+        assert before + 500 <= meta["until"] <= time.monotonic() + 500
+        client.close()
+        await servers.until(lambda: not servers.held)
+        assert servers.woken == 0
+
+    with_servers(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(("key", "expected"), [(None, [({}, b"hello")]), ("other", [])])
+def test_connection_that_an_earlier_helper_accepted_goes_to_the_pair_of_an_awake_server(
+    tmp_path: Path, key: str | None, expected: list[Any]
+) -> None:
+    async def scenario(servers: Servers) -> None:
+        servers.adopt_helper()
+        assert servers.helper_end is not None
+        client, theirs = servers.connection()
+        with theirs:
+            message = {"t": "conn", "n": 0, "key": key or servers.key}
+            wire.send(servers.helper_end, message, [theirs.fileno()])
+        if key:
+            with contextlib.suppress(ConnectionResetError):  # closed with unread data
+                assert await asyncio.to_thread(client.recv, 1) == b""
+        else:
+            await servers.until(lambda: servers.pairs.waiting(servers.key))
+        assert servers.taken() == expected
+
+    with_servers(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("key", "descriptors", "expected"), [("web", 1, [({}, b"hello")]), ("other", 1, []), ("web", 3, [])]
+)
+def test_connection_that_an_earlier_supervisor_held_goes_to_the_pair_of_its_server(
+    tmp_path: Path, key: str, descriptors: int, expected: list[Any]
+) -> None:
+    async def scenario(servers: Servers) -> None:
+        _, theirs = servers.connection()
+        servers.peer.kept.send({"op": "put", "name": "visitor:5", "meta": {"key": key}}, [theirs])
+        fds = [os.dup(theirs.fileno()) for _ in range(descriptors)]
+        theirs.close()
+        known = {"web": servers.server}
+        assert servers.sleeping.adopt(known, "5", {"key": key}, fds) == []
+        assert (servers.held, servers.taken()) == ({}, expected)
+
+    with_servers(tmp_path, scenario)
+
+
+def test_connection_with_a_long_request_is_kept_with_two_descriptors(tmp_path: Path) -> None:
+    async def scenario(servers: Servers) -> None:
+        _, theirs = servers.connection()
+        with Connection(fileno=theirs.detach()) as sock:
+            sock.routed = connection_handover.Routed(
+                "a", received=bytes(connection_handover.INLINE_BYTES + 1)
+            )
+            name = servers.sleeping.keep("key", sock)
+            later = servers.sleeping.keep("key", sock)
+            assert int(later.removeprefix("visitor:")) == int(name.removeprefix("visitor:")) + 1
+            part, fds = sock.message()
+            assert servers.held[name] == ({"key": "key", **part}, 2)
+            os.close(fds[1])
+        servers.sleeping.forget(name)
+        assert list(servers.held) == [later]
+
+    with_servers(tmp_path, scenario)
+
+
+class Exited:
+    """A worker that has exited, or not."""
+
+    def __init__(self, done: bool) -> None:
+        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if done:
+            self.exited.set_result(None)
+
+
+@pytest.mark.parametrize(
+    ("armed", "routed", "exited", "cleared"),
+    [
+        (True, False, [True, True], True),
+        (True, False, [], True),
+        (True, False, [True, False], False),
+        (True, True, [True], False),
+        (False, False, [True], False),
+    ],
+)
+def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
+    tmp_path: Path, armed: bool, routed: bool, exited: list[bool], cleared: bool
+) -> None:
+    async def scenario(servers: Servers) -> None:
+        servers.adopt_helper()
+        assert servers.helper_end is not None
+        servers.pairs.open(servers.server)
+        if routed:
+            servers.pairs.publish({servers.key: "web"}, None, None)
+        if armed:
+            servers.sleeping.arm(servers.server, servers.wake)
+        workers = cast(list[LocalWorker], [Exited(each) for each in exited])
+        servers.sleeping.tidy(servers.key, workers)
+        asked = []
+        with contextlib.suppress(BlockingIOError):
+            while received := wire.receive(servers.helper_end):
+                asked.append(received[0])
+                os.close(received[1][0])
+        assert [(each["op"], each["key"]) for each in asked] == [("take", servers.key)] * cleared
+        for request in asked:
+            answer = {"t": "done", "n": request["n"], "empty": True, "junk": False, "full": False}
+            wire.send(servers.helper_end, answer)
+            await servers.until(lambda: servers.pairs.left(servers.key) is None)
+            assert f"adoption:{servers.key}" not in servers.peer.kept.entries
+        servers.pairs.publish({}, None, None)
+
+    with_servers(tmp_path, scenario)
+
+
+def test_emptied_pair_of_a_server_that_got_a_route_meanwhile_is_kept(tmp_path: Path) -> None:
+    async def scenario(servers: Servers) -> None:
+        servers.adopt_helper()
+        servers.sleeping.keep_pair(servers.key)
+        servers.sleeping.arm(servers.server, servers.wake)
+        servers.pairs.open(servers.server)
+        servers.pairs.publish({servers.key: "web"}, None, None)
+        servers.sleeping.emptied(servers.key)
+        _, theirs = servers.connection()
+        with theirs:
+            assert servers.pairs.give(servers.key, theirs)
+        # The pair is watched: the helper is asked for what is in it.
+        assert servers.helper_end is not None
+        end = servers.helper_end
+        await asyncio.get_running_loop().run_in_executor(None, lambda: select.select([end], [], [], 20))
+        await asyncio.sleep(0)
+        message, fds = wire.receive(end) or ({}, [])
+        assert message["op"] == "take"
+        for fd in fds:
+            os.close(fd)
+        servers.pairs.publish({}, None, None)
+
+    with_servers(tmp_path, scenario)
+
+
+def test_program_is_woken_by_a_connection_that_stays_in_its_backlog(tmp_path: Path) -> None:
+    async def scenario(servers: Servers) -> None:
+        program = config(command=["program"], app=None)
+        servers.sleeping.arm(program, servers.wake)
+        servers.connect()
+        await servers.until(lambda: servers.woken)
+        assert (servers.held, servers.pairs.left(servers.key)) == ({}, None)
+        servers.sockets.listener.accept()[0].close()
+
+    with_servers(tmp_path, scenario)
+
+
+def test_sleeping_server_with_a_route_gets_a_pair_and_another_has_none_yet(tmp_path: Path) -> None:
+    async def scenario(servers: Servers) -> None:
+        servers.adopt_helper()
+        servers.sleeping.arm(servers.server, servers.wake)
+        assert servers.pairs.left(servers.key) is None
+        servers.sleeping.disarm(servers.key)
+        servers.pairs.publish({servers.key: "web"}, None, None)
+        servers.sleeping.arm(servers.server, servers.wake)
+        assert servers.pairs.left(servers.key) is not None
+        servers.pairs.publish({}, None, None)
+
+    with_servers(tmp_path, scenario)
+
+
+def test_shared_listener_of_a_sleeping_server_is_left_to_the_helper(tmp_path: Path) -> None:
+    async def scenario(servers: Servers) -> None:
+        servers.sockets.is_shared = True
+        servers.adopt_helper()
+        servers.sleeping.arm(servers.server, servers.wake)
+        servers.connect(REQUEST)
+        end = servers.helper_end
+        assert end is not None
+        received = None
+        while received is None:
+            with contextlib.suppress(BlockingIOError):
+                received = wire.receive(end)
+            await asyncio.sleep(0.001)
+        os.close(received[1][0])
+        assert (received[0]["op"], received[0]["key"], servers.woken) == ("accept", servers.key, 0)
+
+    with_servers(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_dismissed_and_closed_servers_close_held_and_queued_connections(tmp_path: Path, whole: bool) -> None:
+    async def scenario(servers: Servers) -> None:
+        servers.sleeping.arm(servers.server, servers.wake)
+        client = servers.connect()
+        await servers.until(lambda: servers.held)
+        servers.pairs.open(servers.server)
+        queued, theirs = servers.connection()
+        with theirs:
+            theirs.recv(100)
+            servers.pairs.give(servers.key, theirs)
+        if whole:
+            servers.sleeping.close(servers.key)
+        else:
+            servers.sleeping.dismiss(servers.key)
+            assert await asyncio.to_thread(queued.recv, 1) == b""
+        assert servers.pairs.waiting(servers.key) == whole
+        assert await asyncio.to_thread(client.recv, 1) == b""
+        assert servers.held == {}
+        servers.connect(REQUEST)
+        if whole:
+            await asyncio.sleep(0.005)
+        else:
+            await servers.until(lambda: servers.woken)
+        assert servers.woken == (not whole)
+
+    with_servers(tmp_path, scenario)
