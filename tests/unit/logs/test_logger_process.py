@@ -21,12 +21,21 @@ from zlib import crc32
 import pytest
 
 from poolctl.bootstrap import command
-from poolctl.keeper import wire
+from poolctl.keeper import pool_files, rendezvous, wire
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import as_text, stamp
 from poolctl.logs.log_tail import tail
-from poolctl.logs.logger_process import Logger, Move, OutputStream, PipeReader, WriteAheadNote
+from poolctl.logs.logger_process import (
+    Logger,
+    Move,
+    OutputStream,
+    PipeReader,
+    WriteAheadNote,
+    longest_line,
+    waiting,
+)
 from tests.deadline import wait_until
+from tests.descriptors import no_descriptor_left
 
 DEADLINE_SECONDS = 10.0
 
@@ -619,3 +628,145 @@ def test_empty_pipe_and_ended_pipe_are_distinguished() -> None:
         assert pipes.peek(read) == b""
     os.close(read)
     pipes.close()
+
+
+def test_ping_is_answered_with_the_loggers_pid(session: Session) -> None:
+    wire.send(session.control, {"t": "ping"})
+    assert session.report() == {"t": "pong", "pid": os.getpid()}
+
+
+@pytest.mark.parametrize(
+    ("order", "message"),
+    [
+        ({"t": "dance", "id": "a"}, "dance: ValueError: unknown order 'dance'"),
+        ({"t": "add", "id": "b"}, "add: IndexError: list index out of range"),
+    ],
+)
+def test_refused_order_is_named_with_its_error(session: Session, order: Any, message: str) -> None:
+    wire.send(session.control, order)
+    assert session.report() == {"t": "error", "id": order["id"], "message": message}
+
+
+def test_invalid_limits_leave_a_stream_as_it_was(session: Session) -> None:
+    write = session.add("web.0")
+    session.hand_over("web.0", max_age="long")
+    assert session.report()["message"] == "add: ValueError: could not convert string to float: 'long'"
+    os.write(write, b"still here\n")
+    assert session.sync() == []
+    assert session.texts() == ["still here"]
+
+
+def test_stream_that_is_handed_over_again_has_the_new_pid(session: Session) -> None:
+    write = session.add("web.0", format="json")
+    session.hand_over("web.0", pid=43, format="json")
+    os.write(write, b"hello\n")
+    session.sync()
+    assert json.loads((session.directory / "web.log").read_text())["pid"] == 43
+
+
+class Orphan(Session):
+    """A logger without a supervisor, which waits for a new pool. Its pipes belong to two servers."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.runtime = str(directory / "run")
+        self.add("web.0")
+        self.add("api.0", file="api.log")
+        self.control.close()
+        self.logger = Logger(self.theirs, self.runtime)
+        self.thread = threading.Thread(target=self.logger.run)
+        self.thread.start()
+        self.path: str = wait_until(lambda: pool_files.find(self.runtime, pool_files.LOGGER))[0]
+
+    def ask(self) -> tuple[socket.socket, dict[str, tuple[Any, int]]]:
+        """A connection of a new pool, and the streams that it was sent, by id."""
+        sock = rendezvous.connect(self.path)
+        assert sock is not None
+        sock.settimeout(DEADLINE_SECONDS)
+        found = {}
+        while (received := wire.receive(sock)) is not None and received[0] != {"t": "over"}:
+            order, (fd,) = received
+            found[order["id"]] = order, fd
+        return sock, found
+
+    def close(self) -> None:
+        super().close()
+        self.thread.join(DEADLINE_SECONDS)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def orphan(tmp_path: Path) -> Iterator[Orphan]:
+    with no_descriptor_left():
+        orphan = Orphan(tmp_path)
+        yield orphan
+        orphan.close()
+
+
+def test_new_pool_takes_the_pipes_of_a_logger_without_a_supervisor(orphan: Orphan) -> None:
+    os.write(orphan.writers["web.0"], b"stored\nnot yet")
+    wait_until(lambda: orphan.texts() == ["stored"])
+    sock, streams = orphan.ask()
+    assert {id: (order["path"], order["pid"]) for id, (order, _) in streams.items()} == {
+        "web.0": (str(orphan.directory / "web.log"), 42),
+        "api.0": (str(orphan.directory / "api.log"), 42),
+    }
+    wire.send(sock, {"t": "taken"})
+    orphan.thread.join(DEADLINE_SECONDS)
+    os.write(orphan.writers["api.0"], b"hello\n")
+    assert os.read(streams["web.0"][1], 100) == b"not yet"
+    assert os.read(streams["api.0"][1], 100) == b"hello\n"
+    assert (orphan.texts(), orphan.texts("api.log")) == (["stored"], [])
+    assert os.listdir(orphan.runtime) == []
+    sock.close()
+    for _, fd in streams.values():
+        os.close(fd)
+
+
+@pytest.mark.parametrize("answer", [None, {"t": "no"}])
+def test_logger_goes_on_when_a_new_pool_does_not_take_its_pipes(orphan: Orphan, answer: Any) -> None:
+    for _ in range(2):
+        sock, streams = orphan.ask()
+        assert set(streams) == {"web.0", "api.0"}
+        if answer:
+            wire.send(sock, answer)
+            assert wire.receive(sock) is None
+        sock.close()
+        for _, fd in streams.values():
+            os.close(fd)
+    for id in ("web.0", "api.0"):
+        os.write(orphan.writers[id], b"hello\n")
+    wait_until(lambda: orphan.texts() == orphan.texts("api.log") == ["hello"])
+
+
+def test_logger_without_streams_or_directory_waits_for_no_new_pool(tmp_path: Path) -> None:
+    session = Session(tmp_path)
+    session.control.close()
+    Logger(session.theirs, str(tmp_path / "run")).run()
+    assert not (tmp_path / "run").exists()
+    session.close()
+
+
+def test_end_of_a_logger_without_a_supervisor_removes_its_socket(orphan: Orphan) -> None:
+    sock, streams = orphan.ask()
+    for id in ("web.0", "api.0"):
+        os.close(orphan.writers.pop(id))
+    orphan.thread.join(DEADLINE_SECONDS)
+    assert not os.path.exists(orphan.path)
+    assert wire.receive(sock) is None
+    sock.close()
+    for _, fd in streams.values():
+        os.close(fd)
+
+
+@pytest.mark.parametrize(("size_pages", "expected"), [(1, 1024), (16, 16384)])
+def test_longest_line_is_a_quarter_of_the_pipe(size_pages: int, expected: int) -> None:
+    read, write = os.pipe()
+    fcntl.fcntl(read, fcntl.F_SETPIPE_SZ, size_pages * 4096)
+    assert longest_line(read) == expected
+    os.write(write, b"12345")
+    assert waiting(read) == 5
+    os.close(read)
+    os.close(write)
+    with open("/dev/null") as file:
+        assert longest_line(file.fileno()) == 0
