@@ -483,7 +483,6 @@ class Activator:
 
     def _watch_listeners(self, sleeping: SleepingListener) -> None:
         sleeping.paused = False
-        sleeping.timer = None
         try:
             for fd in sleeping.sockets.keys() - sleeping.fetched:
                 self._watch(fd, sleeping)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl import ServerConfig
+from poolctl.core.configuration_diff import certificate_ends, expired_message
 from poolctl.core.core import Core
+from poolctl.core.decide import Phase
 from poolctl.core.perform import (
     StackReports,
     cause_of,
@@ -28,10 +32,11 @@ from poolctl.errors import PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, WorkerFailed
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
+from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import OrderedCore, RecordedEvents, run, turns, web
 from tests.unit.core.stepped_runner import SteppedLoop, SteppedRunner
-from tests.unit.runners.scripted_runner import FAILS, NEVER, ScriptedRunner
+from tests.unit.runners.scripted_runner import FAILS, NEVER, READY, ScriptedRunner
 
 AT_ONCE = {"policy": "on-failure", "backoff": {"initial": 0, "max": 0}, "limit": 2, "window": 60}
 KILLED = Exit.from_signal(9)
@@ -935,5 +940,444 @@ def test_run_of_a_scheduled_job_is_reported_when_it_fails_and_when_the_next_one_
         message = "exited with status 1 before it was ready: KeyError: 'db'"
         assert (reports[0].message, reports[0].severity) == (message, "error")
         assert reports[0].output[-1] == "KeyError: 'db'"
+
+    run(scenario())
+
+
+# Actions that changes and requests order.
+
+
+def log_of(pool: OrderedCore) -> list[str]:
+    """What the runner did since the last call."""
+    found, pool.runner.log[:] = list(pool.runner.log), []
+    return found
+
+
+def test_new_address_is_served_before_the_old_one_is_closed() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(stop_timeout=7))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        old, new = entry.config.key, "127.0.0.1:9999"
+        log_of(pool)
+        pool.core.change(entry, web(stop_timeout=7, bind=new), live=False)
+        await turns(60)
+        assert log_of(pool) == [
+            "open web",
+            "place web.2.0",
+            "drain web.1.0",
+            "stop web.1.0 7",
+            f"close {old}",
+        ]
+        assert (pool.runner.opened, pool.states()) == ({new}, {"web": "running"})
+        assert (entry.listener.previous_configs, entry.listener.releasing) == ([], [])
+
+    run(scenario())
+
+
+def test_worker_leaves_the_rotation_and_returns_once_for_each_order() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        log_of(pool)
+        for out, expected in ((True, ["out web.1.0"]), (True, []), (False, ["in web.1.0"]), (False, [])):
+            pool.core.override(entry, replace(entry.desired.overrides, out=out))
+            await turns()
+            assert log_of(pool) == expected
+            assert [each.out for each in entry.observed.workers.values()] == [out]
+
+    run(scenario())
+
+
+ASLEEP_SOON = {"min": 0, "idle": 1}
+
+
+def test_idle_server_falls_asleep_and_its_next_worker_is_of_a_new_generation() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale=ASLEEP_SOON, stop_timeout=7))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.runner.ring("web")
+        await turns()
+        assert log_of(pool) == ["open web", "arm web", "place web.1.0"]
+        pool.core.idle(entry, "web.1.0", True)
+        await turns()
+        assert log_of(pool) == ["arm web", "drain web.1.0", "stop web.1.0 7"]
+        assert (pool.states(), entry.observed.workers) == ({"web": "sleeping"}, {})
+        pool.runner.ring("web")
+        await turns()
+        assert log_of(pool) == ["place web.2.0"]
+        assert pool.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_order_to_wake_a_server_that_falls_asleep_starts_the_next_worker_at_once() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale=ASLEEP_SOON, stop_timeout=7))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.wake(entry)
+        await turns()
+        pool.runner.may_drain = asyncio.Event()
+        pool.core.idle(entry, "web.1.0", True)
+        while entry.observed.called:
+            await asyncio.sleep(0)
+        log_of(pool)
+        pool.core.wake(entry)
+        await turns()
+        assert [line for line in log_of(pool) if "web.1.0" not in line] == [
+            f"disarm {entry.config.key}",
+            "place web.2.0",
+        ]
+        assert (entry.observed.called, list(entry.observed.workers)) == (True, ["web.1.0", "web.2.0"])
+        pool.runner.may_drain.set()
+        await turns()
+        assert list(entry.observed.workers) == ["web.2.0"]
+
+    run(scenario())
+
+
+def test_order_to_wake_a_stopped_server_has_no_effect() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale=ASLEEP_SOON))
+        entry = pool.core.entries["web"]
+        pool.core.wake(entry)
+        await turns()
+        assert (log_of(pool), entry.observed.called) == ([], False)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("problem", "expected"),
+    [("it starts threads", "it starts threads"), (WorkerFailed("no such module"), "")],
+)
+def test_application_of_a_sleeping_server_is_imported_ahead(
+    problem: str | WorkerFailed, expected: str
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale=ASLEEP_SOON, preload=True))
+        imported: list[tuple[str, float]] = []
+
+        async def prepare(server: ServerConfig, since: float) -> str:
+            imported.append((server.name, since))
+            if isinstance(problem, WorkerFailed):
+                raise problem
+            return problem
+
+        pool.runner.prepare = prepare  # type: ignore[attr-defined]
+        assert await pool.start() == []
+        await turns()
+        entry = pool.core.entries["web"]
+        assert imported == [("web", entry.desired.code_since)]
+        assert (entry.observed.preload_problem, entry.observed.failure) == (expected, None)
+        assert pool.states() == {"web": "sleeping"}
+
+    run(scenario())
+
+
+def test_program_that_ends_while_it_is_idle_is_started_again_by_the_next_request() -> None:
+    async def scenario() -> None:
+        program = web(app=None, command=["program"], scale={"min": 0, "idle": 0}, restart="on-failure")
+        pool = OrderedCore(program)
+        await pool.start()
+        pool.runner.ring("web")
+        await turns()
+        log_of(pool)
+        pool.runner.end("web.1.0", Exit.from_status(0))
+        await turns()
+        entry = pool.core.entries["web"]
+        assert (log_of(pool), pool.states()) == (["arm web"], {"web": "sleeping"})
+        assert (entry.observed.called, entry.observed.restarts) == (False, 0)
+
+    run(scenario())
+
+
+def test_sleeping_server_that_has_failed_sleeps_again_after_its_window() -> None:
+    pool = OrderedCore(web(scale=ASLEEP_SOON, restart=AT_ONCE | {"limit": 0, "window": 60}))
+    loop = SteppedLoop(pool.clock)
+    entry = pool.core.entries["web"]
+    try:
+        loop.run_until_complete(pool.start())
+
+        async def scenario() -> None:
+            pool.runner.ring("web")
+            await turns()
+            await die(pool)
+
+        loop.run_until_complete(scenario())
+        loop.settle()
+        assert (pool.states(), entry.observed.called) == ({"web": "failed"}, False)
+        pool.clock.advance(59)
+        loop.settle()
+        assert pool.states() == {"web": "failed"}
+        pool.clock.advance(1)
+        loop.settle()
+        assert (pool.states(), pool.runner.log[-1]) == ({"web": "sleeping"}, "arm web")
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize(("status", "state"), [(0, "completed"), (3, "failed")])
+def test_job_is_completed_or_failed_by_its_exit(status: int, state: str) -> None:
+    async def scenario() -> None:
+        job = ServerConfig(name="job", job=True, command=["migrate"], restart="no")
+        pool = OrderedCore(job, job=NEVER)
+        entry = pool.core.entries["job"]
+        pool.core.start(entry)
+        await turns()
+        pool.runner.end("job.1.0", Exit.from_status(status))
+        await turns()
+        assert pool.states() == {"job": state}
+        given = "not restarted: poolctl logs job" if status else ""
+        assert (entry.observed.next_step, entry.observed.last_exit) == (given, Exit.from_status(status))
+        assert (entry.observed.failure is None) == (status == 0)
+
+    run(scenario())
+
+
+def test_run_that_a_stop_ends_is_recorded_as_stopped() -> None:
+    async def scenario() -> None:
+        job = ServerConfig(name="job", job=True, command=["backup"], every="0 3 * * *", restart="no")
+        pool = OrderedCore(job, job=NEVER)
+        entry = pool.core.entries["job"]
+        pool.core.run_now(entry)
+        await turns()
+        pool.clock.advance(5)
+        await pool.stop()
+        run_ = entry.schedule.last_run
+        assert run_ is not None
+        assert (run_["result"], entry.schedule.run_since) == ("stopped", 0.0)
+
+    run(scenario())
+
+
+def test_worker_of_an_earlier_supervisor_is_followed_and_replaced_when_it_dies() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart=AT_ONCE))
+        entry = pool.core.entries["web"]
+        placement = Placement.of("web", 4, 0, pid=7)
+        pool.runner.opened.add(entry.config.key)
+        pool.runner.running[placement.id] = asyncio.get_running_loop().create_future()
+        pool.core.adopt_listener(entry, entry.config)
+        found = Worker(placement.id, 4, 0, entry.config, Phase.READY, placement, 1.0)
+        pool.core.adopt_worker(entry, found, recorded=False)
+        pool.core.expect_running(entry)
+        pool.core.resume(entry)
+        await turns()
+        assert (pool.states(), pool.runner.log) == ({"web": "running"}, [])
+        pool.runner.end(placement.id, KILLED)
+        await turns()
+        assert pool.runner.log == ["place web.4.0"]
+        assert (entry.observed.restarts, entry.observed.last_exit) == (1, KILLED)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("was_ready", [True, False])
+def test_canary_that_dies_keeps_the_server_and_its_reason(was_ready: bool) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart=AT_ONCE), **({} if was_ready else {"web.2.0": FAILS}))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        canary = pool.core.begin_canary(entry, web(tags=["new"]), 1)
+        await turns()
+        if was_ready:
+            assert canary.failure == ""
+            pool.runner.end("web.2.0", KILLED)
+            await turns()
+        reason = "killed by SIGKILL" if was_ready else "exited with status 3 before it was ready"
+        assert canary.failure == reason
+        assert (pool.states(), entry.observed.failure) == ({"web": "running"}, None)
+        assert (list(pool.runner.running), entry.observed.restarts) == (["web.1.0"], 0)
+
+    run(scenario())
+
+
+# Programs that open a socket of their own.
+
+
+class ProgramRunner(LoggedRunner):
+    """A program that cannot bind its address while the pool listens there; `says` is its last line."""
+
+    says = "Error: listen EADDRINUSE: address already in use 127.0.0.1:9000"
+    may_bind = True
+
+    @property
+    def printed(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.says,)
+
+    async def ready(self, placement: Placement) -> None:
+        await asyncio.sleep(0)  # a program ends after it is watched
+        await super().ready(placement)
+
+    async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
+        self.script["web"] = READY if server.binds_itself and self.may_bind else FAILS
+        return await super().place(server, generation, index)
+
+
+class ProgramCore(OrderedCore):
+    """A core with one program."""
+
+    def __init__(self, **keys: Any) -> None:
+        super().__init__()
+        self.runner: Any = ProgramRunner()
+        settings: dict[str, Any] = {"app": None, "command": ["program"], "bind": "127.0.0.1:9000"}
+        program = web(**settings | keys)
+        self.core = Core([program], self.runner, self.clock, self.events)
+        self.entry = self.core.entries["web"]
+
+
+OPENS_ITSELF = (
+    "opens 127.0.0.1:9000 itself, and was started again without the pool's socket; "
+    'write socket = "program" to its table: a restart ends the old process first'
+)
+TAKEN = "exited with status 3 before it was ready: address 127.0.0.1:9000 is in use"
+
+
+def test_program_whose_address_the_pool_holds_is_started_again_without_the_pools_socket() -> None:
+    async def scenario() -> None:
+        pool = ProgramCore()
+        assert await pool.start() == []
+        entry = pool.entry
+        assert (pool.states(), entry.observed.socket_found) == ({"web": "running"}, "program")
+        assert entry.config.binds_itself
+        assert entry.observed.warnings == [f"web: {OPENS_ITSELF}"]
+        (event,) = [each for each in pool.events if each.event == "own socket"]
+        assert (event.kind, event.server, event.bind) == ("lifecycle", "web", "127.0.0.1:9000")
+        assert event.message == OPENS_ITSELF
+        assert (entry.observed.restarts, entry.observed.failures) == (0, 0)
+
+    run(scenario())
+
+
+def test_program_whose_address_is_in_use_without_the_pools_socket_too_fails() -> None:
+    async def scenario() -> None:
+        pool = ProgramCore()
+        pool.runner.may_bind = False
+        (problem,) = await pool.start()
+        assert problem.message == f"{TAKEN}\n    {pool.runner.says}"
+        assert (pool.states(), pool.entry.observed.socket_found) == ({"web": "failed"}, "pool")
+        assert not pool.entry.config.binds_itself
+        places = [line for line in pool.runner.log if line.startswith("place")]
+        assert len(places) == 2
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"command": ["program", "--fd={fd}"]},
+        {"socket": "pool"},
+        {"workers": 2},
+    ],
+    ids=["descriptor in the command", "socket in the table", "two workers"],
+)
+def test_program_that_must_take_the_pools_socket_is_not_started_without_it(keys: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        pool = ProgramCore(**keys)
+        (problem,) = await pool.start()
+        assert problem.message == f"{TAKEN} (by this pool)\n    {pool.runner.says}"
+        assert problem.hint.startswith("the pool listens there for it: have it take that socket ({fd}")
+        assert (pool.states(), pool.entry.observed.socket_found) == ({"web": "failed"}, "")
+
+    run(scenario())
+
+
+def test_program_that_takes_the_pools_socket_is_noted_without_a_warning() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(app=None, command=["program"]))
+        await pool.start()
+        observed = pool.core.entries["web"].observed
+        assert (observed.socket_found, observed.warnings) == ("pool", [])
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("keys", [{}, {"app": None, "command": ["program"], "socket": "program"}])
+def test_socket_of_an_application_or_of_a_program_that_binds_itself_is_not_noted(
+    keys: dict[str, Any],
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(**keys))
+        await pool.start()
+        assert pool.core.entries["web"].observed.socket_found == ""
+
+    run(scenario())
+
+
+# Expired certificates.
+
+
+@pytest.mark.parametrize(
+    ("days", "used_days", "event"),
+    [
+        (1, None, None),
+        (-1, None, "expired certificate in use"),
+        (-1, -2, "expired certificate in use"),
+        (-1, 5, "expired certificate not used"),
+    ],
+)
+def test_expired_certificate_of_a_new_worker_is_reported(
+    tmp_path: Path, days: float, used_days: float | None, event: str | None
+) -> None:
+    cert, key = certificate(tmp_path, days=days)
+
+    async def scenario() -> None:
+        pool = OrderedCore(web(tls={"cert": str(cert), "key": str(key)}))
+        pool.clock = ManualClock(time_seconds=time.time())
+        pool.core = Core([pool.core.entries["web"].config], pool.runner, pool.clock, pool.events)
+        used = None if used_days is None else time.time() + used_days * 86400
+        place = pool.runner.place
+
+        async def placed(*args: Any) -> Placement:
+            return replace(await place(*args), certificate_ends=used)
+
+        pool.runner.place = placed  # type: ignore[method-assign]
+        await pool.start()
+        entry = pool.core.entries["web"]
+        ends = certificate_ends(entry.config)
+        assert ends is not None
+        (worker,) = entry.observed.workers.values()
+        kept = used is not None and used > ends and days < 0
+        assert (worker.certificate_ends, worker.passed_over) == ((used, ends) if kept else (ends, None))
+        assert entry.observed.certificate_ends == worker.certificate_ends
+        found = [each for each in pool.events if each.kind == "config"]
+        if event is None:
+            assert found == []
+            return
+        (reported,) = found
+        assert vars(reported) == {
+            "kind": "config",
+            "event": event,
+            "server": "web",
+            "bind": entry.config.key,
+            "message": expired_message(entry.config, ends, passed_over=kept),
+            "worker": "web.1.0",
+            "severity": "warning",
+        }
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        ({"notify": True}, ": it has not sent READY=1"),
+        ({}, ": nothing has accepted a connection on 127.0.0.1:9000"),
+    ],
+)
+def test_program_that_is_not_ready_in_time_is_told_what_was_missing(
+    keys: dict[str, Any], reason: str
+) -> None:
+    async def scenario() -> None:
+        program = web(bind="127.0.0.1:9000", app=None, command=["program"], start_timeout="20ms", **keys)
+        pool = OrderedCore(program, web=NEVER)
+        (problem,) = await pool.start()
+        assert problem.message == f"was not ready within 20ms{reason}"
+        assert problem.hint.startswith("poolctl logs web; start_timeout says how long it may take")
 
     run(scenario())
