@@ -11,22 +11,27 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poolctl import ServerConfig, __version__
+from poolctl import ServerConfig, __version__, bootstrap
+from poolctl.config import Tables
+from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.config.model.section import Health, Probe
-from poolctl.control.client import Client, read_exit
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, messages_async, read_exit
 from poolctl.control.control_server import Request
 from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired
 from poolctl.exit_codes import INVALID_CONFIGURATION
+from poolctl.keeper import pool_files
 from poolctl.keeper.keeper import Store
+from poolctl.platform import memory_file
 from poolctl.runners.runner_protocol import Adopted, AdoptedWorker, Capabilities, Exit, Placement
 from poolctl.supervisor import supervisor
 from poolctl.supervisor.supervisor import (
@@ -39,12 +44,14 @@ from poolctl.supervisor.supervisor import (
 from poolctl.supervisor.takeover.state_store import StateStore
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
+from tests.notify_socket import NotifySocket
 from tests.real_pool import RealPool
 from tests.unit.core.ordered_core import RecordedEvents, run, turns, web
-from tests.unit.runners.scripted_runner import SlowRunner
+from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
 from tests.virtual_loop import VirtualLoop
 
 from .test_state_store import StoreLink
+from .whole_supervisor import KEEPER_PID, Reader, WholeSupervisor, own_limits
 
 
 class Survivors(SlowRunner):
@@ -438,6 +445,703 @@ def test_directory_that_cannot_be_restored_is_reported_once_for_each_cause(
 
     run(work())
     listener.close()
+
+
+@pytest.fixture
+def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WholeSupervisor]:
+    """A supervisor in this process that has not begun; its files have one server."""
+    with own_limits():
+        pool = WholeSupervisor(tmp_path, monkeypatch, Survivors())
+        pool.reader = Reader(web(), name="shop")
+        yield pool
+        pool.close()
+
+
+def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: WholeSupervisor) -> None:
+    whole.directory.chmod(0o755)
+    whole.begin()
+    assert whole.reader.asked == [(["/srv/pool.toml"], None, False, True)]
+    (site,) = whole.sites
+    assert (site.keeper_pid, site.open_files, site.environments) == (KEEPER_PID, (100, 200), {})
+    assert (site.directory, site.logs_directory) == (str(whole.directory), str(whole.state / "logs"))
+    assert [each.stat().st_mode & 0o777 for each in (whole.directory, whole.state / "logs")] == [0o700] * 2
+    assert whole.runner.events is whole.supervisor
+    assert whole.keeper.orders == [
+        {"op": "get", "name": "control"}, {"op": "get", "name": "configuration"},
+        {"op": "put", "name": "configuration"}, {"op": "get", "name": "totals"},
+        {"op": "get", "name": "gateway link"}, {"op": "get", "name": "wanted"},
+        {"op": "list", "after": ""}, {"op": "get", "name": "control"}, {"op": "list", "after": "control"},
+        {"op": "adopted"},
+    ]  # fmt: skip
+    assert [pid for pid, _ in whole.hangs] == [KEEPER_PID]
+    assert json.loads((whole.directory / "info.json").read_text())["keeper_pid"] == KEEPER_PID
+    assert os.readlink(whole.directory.parent / "@shop") == whole.directory.name
+    assert whole.runner.searched == [(["web"], False)]
+    assert whole.parts == ["adopt survivors", "follow []"]
+    assert whole.events() == [("supervisor started", "info", "")]
+    whole.keeper.orders.clear()
+    whole.keeper.send("ping")
+    whole.pass_time()
+    assert whole.keeper.orders == [{"op": "pong"}]
+    assert whole.end() == 0
+    assert whole.problems == []
+
+
+def test_successor_takes_the_configuration_over_and_its_workers(
+    whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "poolctl.supervisor")
+    server = web()
+    whole.runner = Survivors(survivor(server))
+    whole.took_over(server, web("other"))
+    whole.begin()
+    assert (whole.reader.asked, whole.reader.is_closed) == ([], True)
+    assert whole.keeper.did("put") == []
+    assert "adopted 1 workers" in caplog.text
+    assert {each["name"]: each["state"] for each in whole.ask("list")["items"]} == {
+        "web": "running", "other": "stopped",
+    }  # fmt: skip
+    wanted = whole.stored("wanted")
+    assert (wanted["web"]["desired"], wanted["other"]) == ("run", {})
+    assert whole.end() == 0
+
+
+def test_pool_without_workers_to_adopt_says_nothing_of_them(
+    whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "poolctl.supervisor")
+    whole.begin()
+    assert "adopted" not in caplog.text
+
+
+def test_supervisor_answers_a_ping_while_it_reads_the_files_and_other_requests_afterwards(
+    whole: WholeSupervisor,
+) -> None:
+    whole.reader.may_read = asyncio.Event()
+    whole.begin()
+    about = whole.ask("ping")
+    assert (about["reading"], about["name"], about["files"]) == (True, "srv", ["/srv/pool.toml"])
+    assert not (whole.directory / "info.json").exists()
+    asking = whole.loop.create_task(whole.asking("list"))
+    whole.pass_time(3)
+    assert not asking.done()
+    whole.reader.may_read.set()
+    whole.pass_time()
+    assert [each["name"] for each in asking.result()[-1]["result"]["items"]] == ["web"]
+    about = whole.ask("ping")
+    assert {key: about[key] for key in about if key not in ("schema", "items", "errors", "warnings")} == {
+        "name": "shop", "files": ["/srv/pool.toml"], "version": __version__, "protocol": PROTOCOL,
+        "python": sys.version.split()[0], "supervisor_pid": os.getpid(), "keeper_pid": KEEPER_PID,
+        "build": "", "exit_code": 0,
+    }  # fmt: skip
+    assert whole.end() == 0
+
+
+@pytest.mark.parametrize("orphans", [False, True])
+def test_stop_of_everything_ends_the_reading_unless_workers_were_left_behind(
+    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch, orphans: bool
+) -> None:
+    sought: list[Any] = []
+    monkeypatch.setattr(supervisor, "has_orphans", lambda env, place: sought.append(place) or orphans)
+    whole.reader.may_read = asyncio.Event()
+    whole.begin()
+    partial = whole.loop.create_task(whole.asking("stop", {"selector": {"targets": ["web"]}}))
+    whole.pass_time(1)
+    assert (sought, partial.done()) == ([], False)
+    partial.cancel()
+    stopping = whole.loop.create_task(whole.asking("stop"))
+    whole.pass_time(0.01)
+    assert (sought, stopping.done()) == ([str(whole.directory)], not orphans)
+    if orphans:
+        whole.reader.may_read.set()
+    whole.pass_time(0.1)
+    result = stopping.result()[-1]["result"]
+    assert (result["ended"], result["keeper_pid"], result["errors"]) == (True, KEEPER_PID, [])
+    whole.pass_time(0.1)
+    assert whole.running.result() == 0
+    assert ("supervisor ended" in [event for event, *_ in whole.events()]) is orphans
+
+
+@pytest.mark.parametrize(("verb", "done"), [("start", True), ("list", False)])
+def test_change_ordered_while_the_files_are_read_is_made_though_its_client_has_left(
+    whole: WholeSupervisor, verb: str, done: bool
+) -> None:
+    whole.reader.may_read = asyncio.Event()
+    whole.begin()
+    asking = whole.loop.create_task(whole.asking(verb))
+    whole.pass_time(1)
+    asking.cancel()
+    whole.pass_time(1)
+    whole.reader.may_read.set()
+    whole.pass_time(1)
+    assert [each.state for each in whole.supervisor.core.entries.values()] == [
+        "running" if done else "stopped"
+    ]
+    assert [event for event, *_ in whole.events("audit")] == (["start", "start done"] if done else [])
+    assert whole.end() == 0
+
+
+WRONG = {"code": 3, "error": "ErrorValidate", "message": "port 99999 is too large", "hint": "choose another"}
+
+
+@pytest.mark.parametrize("verb", ["start", "stop", "list"])
+def test_supervisor_of_wrong_files_answers_one_request_with_the_problems_and_ends(
+    whole: WholeSupervisor, verb: str
+) -> None:
+    whole.reader.reading.problems.append(WRONG)
+    pool_files.write_desired(str(whole.directory), b'{"servers": {"web": {"desired": "run"}}}')
+    whole.begin()
+    assert whole.runner.searched == []
+    assert whole.parts == []
+    result = whole.ask(verb)
+    assert (result["ended"], result["keeper_pid"]) == (True, KEEPER_PID)
+    found = [(each["message"], each["hint"]) for each in result["errors"]]
+    assert (found, result["exit_code"]) == (
+        ([], 0) if verb == "stop" else ([(WRONG["message"], WRONG["hint"])], INVALID_CONFIGURATION)
+    )
+    assert not whole.running.done()
+    assert not (whole.directory / "info.json").exists()
+    whole.pass_time(0.02)
+    whole.pass_time()
+    assert whole.running.result() == 0
+    assert [order["op"] for order in whole.keeper.did("last", "end")] == ["last", "end"]
+    assert pool_files.read_desired(str(whole.directory))["servers"] == {"web": {"desired": "run"}}
+    assert whole.events() == []
+    assert whole.reader.is_closed
+
+
+def test_parts_of_a_pool_end_in_order_when_it_is_stopped(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.ask("start")
+    whole.parts.clear()
+    whole.keeper.orders.clear()
+    result = whole.ask("stop")
+    assert (result["ended"], result["keeper_pid"]) == (True, KEEPER_PID)
+    assert whole.parts == ["finish", "extend stop"]
+    assert whole.runner.log[-2:] == ["stop web.1.0 10", "close 127.0.0.1:9318"]
+    assert [*whole.directory.parent.glob("@*")] == [*whole.directory.glob("*.sock")] == []
+    assert pool_files.read_desired(str(whole.directory)) == {}
+    with pytest.raises((SupervisorEnded, NoSupervisor)):
+        whole.ask("list")
+    whole.pass_time(1)
+    assert whole.running.result() == 0
+    assert whole.parts == ["finish", "extend stop", "stop serving True", "close part"]
+    assert [order["op"] for order in whole.keeper.orders if order["op"] not in ("put", "ping")] == [
+        "last", "end",
+    ]  # fmt: skip
+    assert [event for event, *_ in whole.events()] == ["supervisor started", "supervisor ended"]
+    assert whole.reader.is_closed
+
+
+def test_supervisor_waits_for_the_keeper_to_hear_of_its_end_for_fifteen_seconds(
+    whole: WholeSupervisor,
+) -> None:
+    whole.begin()
+    whole.keeper.hang()
+    whole.ask("stop")
+    whole.pass_time(14.9)
+    assert not whole.running.done()
+    whole.pass_time(0.3)
+    assert whole.running.result() == 0
+
+
+def test_pool_without_servers_ends_after_a_minute(whole: WholeSupervisor) -> None:
+    whole.reader = Reader()
+    whole.begin()
+    whole.pass_time(59.9)
+    assert not whole.running.done()
+    assert whole.keeper.did("last") == []
+    whole.pass_time(0.2)
+    assert whole.running.result() == 0
+    assert whole.keeper.did("last") == [{"op": "last"}]
+
+
+@pytest.mark.parametrize("use", ["server", "request", "part"])
+def test_pool_that_is_used_does_not_end_after_a_minute(whole: WholeSupervisor, use: str) -> None:
+    if use == "server":
+        whole.runner = Survivors(survivor(web()))
+        whole.took_over(web())
+    else:
+        whole.reader = Reader()
+    whole.begin()
+    whole.part.alone = use == "part"
+    if use == "request":
+        whole.ask("list")
+    whole.pass_time(100)
+    assert not whole.running.done()
+    assert whole.end() == 0
+
+
+def test_supervisor_does_after_its_start_what_the_start_does_not_need(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.pass_time(100)
+    names = late_modules()
+    assert names[:2] == ["poolctl.supervisor.health", "poolctl.supervisor.observers.metrics_server"]
+    assert {"poolctl.supervisor.verbs.upgrade", "poolctl.features.notify.notifications"} < {*names}
+    imports = [(f"import {name}", round(1 + 0.02 * (at + 1), 3)) for at, name in enumerate(names)]
+    assert whole.late == [*imports, ("health watched", imports[-1][1]), ("memory released", 10.0)]
+    assert whole.end() == 0
+
+
+def test_supervisor_watches_health_at_once_when_a_recovery_goes_on(whole: WholeSupervisor) -> None:
+    server = web()
+    whole.runner = Survivors(survivor(server))
+    whole.took_over(server)
+    record = json.dumps({"web": {"desired": "run", "recovering": {"step": 1}}}).encode()
+    whole.keeper.keeper.store.put("wanted", None, [memory_file("wanted", record)])
+    whole.begin()
+    whole.pass_time(3)
+    assert [at for what, at in whole.late if what == "health watched"] == [0.0]
+
+
+def test_calm_supervisor_serves_commands_only_and_gives_way_after_five_minutes(
+    whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = web("web", mandatory=True)
+    whole.runner = Survivors(survivor(server), found=({}, {"other": False}))
+    whole.took_over(server, web("other"))
+    whole.begin(calm=True)
+    assert whole.ask("ping")["calm"] is True
+    assert whole.events()[-1] == (
+        "calm", "error", "the supervisor has died too often: for 5m it serves commands only",
+    )  # fmt: skip
+    assert "taking no action for 300 s: the supervisor has died too often" in caplog.text
+    whole.pass_time(299)
+    assert whole.runner.searched == [(["other", "web"], False)]
+    assert "health watched" not in [what for what, _ in whole.late]
+    assert not whole.running.done()
+    whole.parts.clear()
+    assert whole.exits(2) == 0
+    assert whole.late[-2:] == [("log closed", 300.0), ("exit 0", 300.0)]
+    assert whole.parts == ["flush"]
+    assert whole.keeper.did("last", "end") == []
+
+
+def test_supervisor_that_finds_workers_late_gives_way_to_one_that_adopts_them(
+    whole: WholeSupervisor,
+) -> None:
+    whole.runner = Survivors(found=({}, {"web": False}))
+    whole.begin()
+    whole.pass_time(0.4)
+    whole.parts.clear()
+    assert whole.exits(0.2) == 0
+    assert whole.late == [("log closed", 0.5), ("exit 0", 0.5)]
+    assert whole.parts == ["flush"]
+    wanted = whole.stored("wanted")
+    assert wanted["web"]["desired"] == "run"
+
+
+def test_supervisor_of_wrong_files_does_not_look_for_workers_late(whole: WholeSupervisor) -> None:
+    whole.reader.reading.problems.append(WRONG)
+    whole.runner = Survivors(found=({}, {"web": False}))
+    whole.begin()
+    whole.pass_time(50)
+    assert (whole.runner.searched, whole.running.done()) == ([], False)
+
+
+def test_pool_that_is_to_terminate_stops_its_servers_once_and_says_how_long_that_may_take(
+    whole: WholeSupervisor,
+) -> None:
+    whole.reader = Reader(web(stop_timeout=20, drain_timeout=7), web("other", stop_timeout=3))
+    whole.begin()
+    whole.ask("start")
+    whole.keeper.orders.clear()
+    whole.runner.may_end.clear()
+    for _ in range(2):
+        whole.keeper.send("terminate")
+        whole.pass_time(0.1)
+    assert whole.keeper.did("terminating", "last") == [{"op": "terminating", "seconds": 38.0}] * 2
+    assert "finish" not in whole.parts
+    whole.runner.may_end.set()
+    whole.pass_time(1)
+    assert whole.running.result() == 0
+    assert [order["op"] for order in whole.keeper.did("last", "end")] == ["last", "end"]
+    assert whole.events()[1:] == [("stopping", "info", ""), ("supervisor ended", "info", "")]
+    assert [each.cause for each in whole.recorded("stopping")] == ["asked to terminate"] * 3
+
+
+def test_pool_that_is_to_terminate_while_it_reads_its_files_ends(whole: WholeSupervisor) -> None:
+    whole.reader.may_read = asyncio.Event()
+    whole.begin()
+    whole.keeper.send("terminate")
+    whole.pass_time(1)
+    assert whole.running.result() == 0
+    assert whole.keeper.did("terminating", "last", "end") == [
+        {"op": "terminating"}, {"op": "terminating", "seconds": 5.0}, {"op": "last"}, {"op": "end"},
+    ]  # fmt: skip
+    assert whole.events() == []
+
+
+def test_pool_that_is_to_terminate_before_its_supervisor_has_begun_ends(whole: WholeSupervisor) -> None:
+    whole.begin(hello=False)
+    whole.keeper.send("terminate")
+    whole.keeper.send("hello", pid=KEEPER_PID, open_files=[100, 200])
+    whole.pass_time(1)
+    assert whole.running.result() == 0
+    assert [order["op"] for order in whole.keeper.did("terminating", "last", "end")] == [
+        "terminating", "terminating", "last", "end",
+    ]  # fmt: skip
+
+
+def test_exits_that_the_keeper_reports_reach_the_runner_in_order(whole: WholeSupervisor) -> None:
+    reported: list[int] = []
+    whole.runner.exit_reported = lambda report: reported.append(report["pid"])
+    whole.begin(hello=False)
+    whole.keeper.send("exit", pid=1)
+    whole.keeper.send("hello", pid=KEEPER_PID, open_files=[100, 200])
+    whole.keeper.send("exit", pid=2)
+    whole.pass_time()
+    whole.keeper.send("exit", pid=3)
+    whole.pass_time()
+    assert reported == [1, 2, 3]
+    assert whole.end() == 0
+
+
+def failed_exit(whole: WholeSupervisor) -> dict[str, Any]:
+    return read_exit(str(whole.directory))
+
+
+def test_failed_mandatory_server_ends_the_pool_with_its_status(
+    whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole.reader = Reader(web(), web("main", mandatory=True), web("first"), web("second", mandatory=True))
+    whole.runner.script.update({"main": NEVER, "first": FAILS, "second": NEVER})
+    whole.begin()
+    whole.ask("start", "web", "first")
+    asking = [
+        whole.loop.create_task(whole.asking("start", {"selector": {"targets": [name]}}))
+        for name in ("main", "second")
+    ]
+    whole.pass_time(1)
+    assert (failed_exit(whole), whole.running.done()) == ({}, False)
+    for name in ("main", "second"):
+        whole.runner.end(f"{name}.1.0", Exit.from_status(3))
+    whole.pass_time(1)
+    reason = "main has failed, and it is mandatory: exited with status 3"
+    assert failed_exit(whole) == {"status": 3, "reason": reason, "keeper_pid": KEEPER_PID}
+    assert caplog.text.count("the pool ends: ") == 1
+    assert f"the pool ends: {reason}" in caplog.text
+    assert whole.running.result() == 0
+    assert [each.done() for each in asking] == [True, True]
+    (stopping,) = [each for each in whole.recorded("stopping") if each.kind == "pool"]
+    assert (stopping.cause, stopping.detail["severity"]) == (reason, "error")
+
+
+def test_supervisor_without_its_keeper_gives_everything_to_a_new_one(
+    whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole.begin()
+    whole.ask("start")
+    whole.parts.clear()
+    assert whole.lose_keeper() == 0
+    ((directory, command, held, terminate),) = whole.replaced
+    assert (directory, terminate) == (str(whole.directory), False)
+    assert command == bootstrap.command(sys.executable, "supervisor", directory, "/srv/pool.toml")
+    assert {"control", "configuration", "wanted"} <= held.keys()
+    assert [len(fds) for _, fds in held.values()] == [1] * len(held)
+    assert "the keeper is gone; another one is started" in caplog.text
+    assert "not everything is known" not in caplog.text
+    assert whole.parts == ["flush"]
+    assert whole.late == [("log closed", 0.0), ("exit 0", 0.0)]
+    assert whole.events()[1:] == [("keeper lost", "error", "another one is started")]
+
+
+def test_supervisor_that_loses_its_keeper_before_it_knows_everything_exits(
+    whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole.reader.may_read = asyncio.Event()
+    whole.begin()
+    assert (whole.lose_keeper(), whole.replaced) == (1, [])
+    assert "the keeper is gone, and not everything is known here that it held" in caplog.text
+    assert "another one is started" not in caplog.text
+
+
+def test_new_keeper_ends_a_pool_that_was_to_terminate(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.ask("start")
+    whole.runner.may_end.clear()
+    whole.keeper.send("terminate")
+    whole.pass_time(0.1)
+    assert whole.lose_keeper() == 0
+    assert [terminate for *_, terminate in whole.replaced] == [True]
+
+
+def test_supervisor_that_hung_while_its_keeper_ended_replaces_it_once_and_says_where(
+    whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole.begin()
+    ((_, replace_keeper),) = whole.hangs
+    with pytest.raises(SystemExit) as ended:
+        replace_keeper(sys._getframe())
+    assert (ended.value.code, len(whole.replaced)) == (0, 1)
+    assert "the keeper ended while this process hung here:\n" in caplog.text
+    assert "in test_supervisor_that_hung_while_its_keeper_ended_replaces_it_once" in caplog.text
+    replace_keeper(None)
+    assert len(whole.replaced) == 1
+
+
+def test_supervisor_whose_files_are_withdrawn_ends_with_its_keeper(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.ask("stop")
+    whole.keeper.link.close()
+    whole.pass_time(1)
+    ((_, replace_keeper),) = whole.hangs
+    replace_keeper(None)
+    assert (whole.running.result(), whole.replaced) == (0, [])
+
+
+def test_another_version_takes_over_after_the_answer_in_progress(
+    whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "poolctl.supervisor")
+    whole.begin()
+    whole.ask("start")
+    store = whole.keeper.keeper.store
+    for name, meta in (("marked", {"mark": "7", "pid": 3}), ("plain", {"pid": 4}), ("text", "mark")):
+        store.put(name, meta, [])
+    whole.parts.clear()
+
+    async def hand_over() -> None:
+        link = whole.sites[0].keeper
+        for name, meta in (("marked", {"mark": "7", "pid": 3}), ("plain", {"pid": 4}), ("text", "mark")):
+            link.send({"op": "put", "name": name, "meta": meta})
+        whole.supervisor.hand_over(["new", "keeper"], ["new", "supervisor"])
+
+    whole.loop.run_until_complete(hand_over())
+    whole.pass_time()
+    whole.keeper.orders.clear()
+    with pytest.raises(SupervisorEnded):
+        whole.ask("list")
+    assert whole.exits(1) == 0
+    assert whole.late == [("log closed", 0.02), ("exit 0", 0.02)]
+    assert whole.parts == ["flush"]
+    assert [order for order in whole.keeper.orders if order["op"] != "put"] == [
+        {"op": "drop", "name": "gateway zygote"},
+        {"op": "note", "name": "marked", "meta": {"mark": "", "pid": 3}},
+        {
+            "op": "renew", "argv": ["new", "keeper", str(whole.directory)],
+            "supervisor": ["new", "supervisor", str(whole.directory), "/srv/pool.toml"],
+        },
+    ]  # fmt: skip
+    assert "another version takes over: ['new', 'supervisor']" in caplog.text
+    assert (whole.directory / "info.json").exists()
+
+
+def test_metrics_and_health_are_answered_for_the_selected_servers(whole: WholeSupervisor) -> None:
+    whole.reader = Reader(web(), web("other"))
+    whole.begin()
+    whole.ask("start", "web")
+    plain = whole.ask("metrics")["text"]
+    assert 'poolctl_server_ready{server="web"} 1' in plain
+    assert 'poolctl_server_ready{server="other"} 0' in plain
+    assert "# EOF" not in plain
+    one = whole.ask("metrics", "web", openmetrics=True)["text"]
+    assert one.endswith("# EOF\n")
+    assert 'server="other"' not in one
+    assert [(each["name"], each["kind"]) for each in whole.ask("health")["items"]] == [
+        ("web", "server"), ("other", "server"),
+    ]  # fmt: skip
+    assert [each["name"] for each in whole.ask("stats")["items"]] == ["web", "other"]
+    assert [each["name"] for each in whole.ask("monitor")["items"]] == ["web", "other"]
+    assert whole.end() == 0
+
+
+def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
+    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Address:
+        """An address of metrics that is in use."""
+
+        problem = "127.0.0.1:9100 is in use"
+
+        def __init__(self, *given: Any) -> None:
+            self.done: list[Any] = []
+            addresses.append(self)
+
+        def follow(self, tables: Tables) -> None:
+            self.done.append(tables)
+
+        async def opening_attempted(self) -> None:
+            self.done.append("attempted")
+
+        async def close(self) -> None:
+            self.done.append("closed")
+
+    addresses: list[Address] = []
+    monkeypatch.setattr("poolctl.supervisor.observers.metrics_server.MetricsAddress", Address)
+    tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
+    whole.reader = Reader(web(), tables=tables)
+    (whole.state / "events.jsonl").mkdir(parents=True)
+    whole.begin()
+    whole.part.wrong = ("[gateway]: no port",)
+    (address,) = addresses
+    assert address.done == [tables, "attempted"]
+    whole.pass_time(1)
+    found = whole.ask("ping")["not_served"]
+    assert found[:2] == ["[gateway]: no port", "[metrics]: 127.0.0.1:9100 is in use"]
+    assert len(found) == 3
+    assert found[2].startswith(f"[events]: 1 event could not be written to {whole.state}/events.jsonl: ")
+    expected = ["extended start", "[gateway]: no port", "[metrics]: 127.0.0.1:9100 is in use"]
+    assert whole.ask("start")["warnings"] == expected
+    assert whole.ask("restart")["warnings"] == ["extended restart"]
+    address.problem = ""
+    assert whole.ask("start")["warnings"] == expected[:2]
+    assert whole.ask("ping")["not_served"][0::1] != found
+    whole.reader.reading = replace(whole.reader.reading, tables=Tables())
+    whole.ask("reload")
+    assert address.done == [tables, "attempted", Tables()]
+    assert whole.end() == 0
+    assert address.done[-1] == "closed"
+
+
+def test_problems_of_workers_become_events(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.supervisor.figures_refused("web", "web.1.0", "requests went back")
+    whole.supervisor.figures_refused("gone", "gone.1.0", "requests went back")
+    whole.supervisor.output_lost("web", 12, "/var/log/web.log", "disk full")
+    message = "worker web.1.0 shows impossible figures, which stay as they were: requests went back"
+    assert whole.events("health") == [("figures refused", "warning", message)]
+    message = "12 bytes of output could not be written to /var/log/web.log: disk full"
+    assert whole.events()[1:] == [("output lost", "error", message)]
+    found = [json.loads(line) for line in (whole.state / "events.jsonl").read_text().splitlines()]
+    (refused,) = [each for each in found if each["event"] == "figures refused"]
+    assert (refused["server"], refused["bind"], refused["worker"]) == ("web", "127.0.0.1:9318", "web.1.0")
+
+
+def test_port_that_another_program_took_is_replaced_and_recorded(whole: WholeSupervisor) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        before = taken.getsockname()[1]
+        whole.state.mkdir(parents=True)
+        (whole.state / "ports.json").write_text(json.dumps({"web": before}))
+        whole.reader = Reader(web(bind="127.0.0.1:auto"), port_range=(before - 20, before + 20))
+        whole.begin()
+    after = whole.supervisor.core.entries["web"].config.address.port
+    assert before != after
+    message = f"another program uses port {before}: {after} was chosen"
+    assert whole.events("config") == [("port changed", "warning", message)]
+    found = [json.loads(line) for line in (whole.state / "events.jsonl").read_text().splitlines()]
+    (changed,) = [each for each in found if each["event"] == "port changed"]
+    assert (changed["server"], changed["before"], changed["after"]) == ("web", before, after)
+
+
+def test_pool_is_found_by_its_new_name_as_soon_as_a_reload_is_answered(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.reader.reading = replace(whole.reader.reading, name="store")
+    whole.ask("reload")
+    assert [each.name for each in whole.directory.parent.glob("@*")] == ["@store"]
+    assert whole.ask("ping")["name"] == "store"
+    assert whole.end() == 0
+
+
+def test_state_is_saved_before_a_command_is_answered(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.keeper.orders.clear()
+
+    async def saved() -> list[Any]:
+        async with aclosing(messages_async(str(whole.path), "start", {})) as messages:
+            results = [each["result"] async for each in messages if "result" in each]
+            names = [order["name"] for order in whole.keeper.did("put")]
+        return [results[0]["items"][0]["state"], *names]
+
+    assert whole.loop.run_until_complete(saved())[:2] == ["running", "wanted"]
+    wanted = whole.stored("wanted")
+    assert wanted["web"]["desired"] == "run"
+    assert whole.parts[-2:] == ["extend start", "conclude start"]
+    whole.ask("list")
+    assert whole.parts[-1] == "extend list"
+    assert whole.end() == 0
+
+
+def test_change_of_a_server_is_saved_though_no_command_made_it(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.ask("start")
+    whole.pass_time(5)
+    whole.keeper.orders.clear()
+    whole.runner.end("web.1.0", Exit.from_status(3))
+    whole.pass_time(0.04)
+    assert whole.keeper.did("put") == []
+    whole.pass_time(1)
+    assert whole.keeper.did("put")[0] == {"op": "put", "name": "wanted"}
+    wanted = whole.stored("wanted")
+    assert wanted["web"]["failure"]["message"].startswith("exited with status 3")
+    assert whole.end() == 0
+
+
+def test_control_socket_that_vanishes_is_replaced_in_the_keeper_too(
+    whole: WholeSupervisor, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole.begin()
+    whole.ask("start")
+    whole.pass_time()
+    whole.keeper.orders.clear()
+    pool_files.remove_desired(str(whole.directory))
+    whole.path.unlink()
+    whole.pass_time(1.5)
+    assert [each["name"] for each in whole.keeper.did("put")] == ["control"]
+    assert whole.ask("list")["items"][0]["state"] == "running"
+    assert pool_files.read_desired(str(whole.directory))["servers"]["web"]["desired"] == "run"
+    assert "had vanished, at least in part, and was restored" in caplog.text
+    whole.keeper.orders.clear()
+    (whole.directory / "info.json").unlink()
+    whole.pass_time(1.5)
+    assert [each["name"] for each in whole.keeper.did("put")] == []
+    assert (whole.directory / "info.json").exists()
+    assert whole.end() == 0
+
+
+def test_client_is_notified_of_a_keeper_that_does_not_answer(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.keeper.hang()
+    whole.pass_time(30)
+    problem = whole.ask("ping")["keeper_problem"]
+    assert problem == f"the keeper (pid {KEEPER_PID}) does not answer: it was killed, but has not exited yet"
+    notice, result = whole.messages("list")
+    assert notice["notice"] == problem
+    assert result["result"]["exit_code"] == 0
+    assert [(event, severity) for event, severity, _ in whole.events()][1:] == [
+        ("keeper silent", "warning"), ("keeper silent", "error"),
+    ]  # fmt: skip
+    whole.keeper.go_on()
+    whole.pass_time(10)
+    assert "keeper_problem" not in whole.ask("ping")
+    assert whole.end() == 0
+
+
+def test_systemd_is_notified_of_a_pool_that_serves_and_ends(
+    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(NotifySocket(whole.directory.parent)) as notified:
+        monkeypatch.setenv("NOTIFY_SOCKET", notified.path)
+        whole.begin()
+        whole.ask("start")
+        whole.pass_time(1)
+        assert notified.lines == ["READY=1", "STATUS=1 server ready"]
+        whole.ask("reload")
+        whole.pass_time(1)
+        assert [line.partition("=")[0] for line in notified.lines[2:]] == [
+            "RELOADING",
+            "MONOTONIC_USEC",
+            "READY",
+        ]
+        whole.keeper.send("terminate")
+        whole.pass_time()
+        assert notified.lines[5:] == ["STOPPING=1", "STATUS=stopping"]
+        whole.pass_time(1)
+        assert whole.running.result() == 0
+        assert len(notified.lines) == 7
+
+
+def test_systemd_is_not_notified_of_wrong_files(
+    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole.reader.reading.problems.append(WRONG)
+    with closing(NotifySocket(whole.directory.parent)) as notified:
+        monkeypatch.setenv("NOTIFY_SOCKET", notified.path)
+        whole.begin()
+        whole.pass_time(5)
+        whole.ask("start")
+        whole.pass_time(5)
+        assert notified.lines == []
 
 
 def control(pool: RealPool) -> Client:

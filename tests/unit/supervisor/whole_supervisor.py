@@ -1,0 +1,341 @@
+"""A whole supervisor in a loop whose time passes at once, with its keeper, its reader and its runner as told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType, ModuleType
+from typing import Any
+
+import pytest
+
+from poolctl import ServerConfig
+from poolctl.config import Reading, Tables
+from poolctl.control.answers import Result
+from poolctl.control.client import messages_async
+from poolctl.keeper import fd_store, wire
+from poolctl.keeper.keeper import Keeper
+from poolctl.monitor.journal import JournalEvent, newest_first
+from poolctl.runners.process_link import Link, Receiver
+from poolctl.runners.runner_registry import VARIABLE, RunnerSite
+from poolctl.supervisor import supervisor
+from poolctl.supervisor.feature_parts import FeaturePart, FeatureParts, PartSite
+from poolctl.supervisor.launch import listen
+from poolctl.supervisor.supervisor import Supervisor
+from poolctl.supervisor.takeover.state_store import StoredConfiguration, encoded
+from poolctl.supervisor.verbs.verb import Call
+from tests.manual_clock import ManualClock
+from tests.virtual_loop import VirtualLoop
+
+KEEPER_PID = 2**22 + 1  # larger than any pid, so that nothing is ever signalled
+
+
+class InTheSameThread(ThreadPoolExecutor):
+    """Runs each function at once, because the loop's time would pass while another thread works."""
+
+    def submit(self, fn: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        try:
+            done.set_result(fn(*arguments, **named))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+
+class Reader:
+    """Reads what the test has written, once it `may_read`."""
+
+    def __init__(self, *servers: ServerConfig, tables: Tables | None = None, **more: Any) -> None:
+        self.reading = Reading({}, servers=list(servers), tables=tables or Tables(), **more)
+        self.may_read: asyncio.Event | None = None
+        self.asked: list[Any] = []
+        self.is_closed = False
+
+    async def read(
+        self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
+    ) -> tuple[int, Reading]:
+        self.asked.append((list(files), env, access_log, first))
+        if self.may_read is not None:
+            await self.may_read.wait()
+        return len(self.asked), self.reading
+
+    async def outside(self, number: int, names: Collection[str]) -> Any:
+        return [], []
+
+    async def origins(self, *given: Any) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+class KeeperEnd(Receiver):
+    """The keeper's end of the link, over a real keeper's store; `orders` are the messages that it got."""
+
+    def __init__(self, directory: str) -> None:
+        self.keeper = Keeper(directory, [], (0, 0))
+        self.orders: list[wire.Message] = []
+        self._is_silent = False
+        self._unsent: list[tuple[wire.Message, list[int]]] = []
+
+    def begin(self, sock: socket.socket) -> None:
+        self.link = Link(sock, self)
+
+    def send(self, event: str, **more: Any) -> None:
+        self.link.send({"event": event, **more})
+
+    def received(self, message: wire.Message, fds: list[int]) -> None:
+        self.orders.append({key: value for key, value in message.items() if key != "id"})
+        reply, found = self.keeper.answer(message, fds)
+        if message.get("id") is not None and self._is_silent:
+            self._unsent.append((reply, found))
+        elif message.get("id") is not None:
+            self.link.send(reply, found)
+
+    def hang(self) -> None:
+        """Answer nothing until `go_on`."""
+        self._is_silent = True
+
+    def go_on(self) -> None:
+        """Send the answers that are due."""
+        self._is_silent = False
+        for reply, found in self._unsent:
+            self.link.send(reply, found)
+        self._unsent.clear()
+
+    def did(self, *operations: str) -> list[wire.Message]:
+        """The orders with these operations, in the order in which they arrived."""
+        return [order for order in self.orders if order["op"] in operations]
+
+    def end(self) -> None:
+        if hasattr(self, "link"):
+            self.link.close()
+        self.keeper.store.clear()
+        self.keeper.reaper.watcher.close()
+
+
+class RecordingPart(FeaturePart):
+    """A feature's part that notes each call; the attributes are its answers."""
+
+    wrong: tuple[str, ...] = ()
+    alone = False
+
+    def __init__(self, site: PartSite, note: Callable[[str], None]) -> None:
+        super().__init__(site)
+        self.note = note
+
+    async def adopt_survivors(self) -> None:
+        self.note("adopt survivors")
+
+    def follow(self, tables: Tables) -> None:
+        self.note(f"follow {sorted(tables.by_name())}")
+
+    async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+        self.note(f"conclude {verb}")
+        return await super().conclude(verb, call, result)
+
+    async def extend(self, verb: str, call: Call, result: Result) -> Result:
+        self.note(f"extend {verb}")
+        return replace(result, warnings=(*result.warnings, f"extended {verb}"))
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.wrong
+
+    @property
+    def serves_alone(self) -> bool:
+        return self.alone
+
+    def flush(self) -> None:
+        self.note("flush")
+
+    async def finish(self) -> None:
+        self.note("finish")
+
+    async def stop_serving(self) -> None:
+        self.note(f"stop serving {self.site.over.is_set()}")
+
+    async def aclose(self) -> None:
+        self.note("close part")
+
+
+class WholeSupervisor:
+    """The supervisor of a pool with a scripted runner. `late` says what happened when, in seconds since its start."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, runner: Any) -> None:
+        self.runner = runner
+        self.reader = Reader()
+        self.directory = root / "r" / "0123abcd"
+        self.directory.mkdir(parents=True)
+        self.state = root / "s" / "0123abcd"
+        self.path = self.directory / "control.sock"
+        self.late: list[tuple[str, float]] = []
+        self.parts: list[str] = []
+        self.part_class = RecordingPart
+        self.sites: list[RunnerSite] = []
+        self.replaced: list[Any] = []
+        self.hangs: list[tuple[int, Callable[[FrameType | None], None]]] = []
+        self.loop = VirtualLoop()
+        self.loop.set_default_executor(InTheSameThread())
+        self.keeper = KeeperEnd(str(self.directory))
+        listener = listen(str(self.path))
+        self.keeper.keeper.store.put(fd_store.CONTROL, None, [listener.detach()])
+        self.clock = ManualClock()
+        self._monkeypatch, self._is_closing = monkeypatch, False
+        self._patch(monkeypatch)
+        self.problems: list[dict[str, Any]] = []
+        self.loop.set_exception_handler(lambda _, context: self.problems.append(context))
+
+    def _patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pool = self
+
+        class Parts(FeatureParts):
+            """The features' parts, with one more that is recorded."""
+
+            def begin(self, *given: Any) -> None:
+                super().begin(*given)
+                self._parts["recording"] = pool.part = pool.part_class(self._site, pool.parts.append)
+
+            async def adopt_survivors(self) -> None:
+                await super().adopt_survivors()
+                await pool.part.adopt_survivors()
+
+            def follow(self, tables: Tables) -> None:
+                super().follow(tables)
+                pool.part.follow(tables)
+
+        module: Any = ModuleType("scripted_pool")
+        module.make = lambda site: self.sites.append(site) or self.runner
+        monkeypatch.setitem(sys.modules, "scripted_pool", module)
+        monkeypatch.setenv(VARIABLE, "scripted_pool")
+        monkeypatch.setenv("POOLCTL_STATE_DIR", str(self.state.parent))
+        monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(self.directory.parent))
+        monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+
+        def exits(status: int) -> None:
+            self.note(f"exit {status}")
+            if not self._is_closing:
+                raise SystemExit(status)
+
+        def replaces(*given: Any, terminate: bool) -> None:
+            self.replaced.append((*given, terminate))
+
+        monkeypatch.setattr(os, "_exit", exits)
+        monkeypatch.setattr(logging, "shutdown", lambda: self.note("log closed"))
+        monkeypatch.setattr(supervisor, "FeatureParts", Parts)
+        monkeypatch.setattr(supervisor, "Clock", lambda: self.clock)
+        monkeypatch.setattr(supervisor, "ConfigurationReader", lambda directory, process: self.reader)
+        monkeypatch.setattr(supervisor, "KeeperEndWatch", lambda *given: self.hangs.append(given))
+        monkeypatch.setattr(supervisor, "replace_keeper", replaces)
+        monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))
+        monkeypatch.setattr(supervisor, "import_module", lambda name: self.note(f"import {name}"))
+        monkeypatch.setattr(
+            "poolctl.supervisor.health.watch_health", lambda core, events: self.note("health watched")
+        )
+
+    def note(self, what: str) -> None:
+        self.late.append((what, round(self.loop.time(), 3)))
+
+    def took_over(self, *servers: ServerConfig, name: str = "shop", tables: Tables | None = None) -> None:
+        """Let the keeper hold the configuration of an earlier supervisor."""
+        fd = os.memfd_create("configuration")
+        os.write(fd, encoded(StoredConfiguration(name, list(servers), tables=tables or Tables())))
+        self.keeper.keeper.store.put(fd_store.CONFIGURATION, None, [fd])
+
+    def begin(self, *, calm: bool = False, hello: bool = True) -> None:
+        ours, theirs = wire.pair()
+
+        async def start() -> None:
+            self.keeper.begin(theirs)
+
+        self.loop.run_until_complete(start())
+        self._monkeypatch.setattr(supervisor, "KEEPER_FD", ours.detach())
+        self.supervisor = Supervisor(str(self.directory), ["/srv/pool.toml"], calm=calm)
+        self.running = self.loop.create_task(self.supervisor.run())
+        if hello:
+            self.keeper.send("hello", pid=KEEPER_PID, open_files=[100, 200])
+        self.pass_time()
+
+    def pass_time(self, seconds: float = 0.0) -> None:
+        for _ in range(10):
+            self.loop.pass_time()
+        self.loop.pass_time(seconds)
+
+    def ask(self, verb: str, *targets: str, **options: Any) -> dict[str, Any]:
+        """The result of a verb."""
+        return self.messages(verb, {"selector": {"targets": list(targets)}, "options": options})[-1]["result"]
+
+    def messages(self, verb: str, body: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        return self.loop.run_until_complete(self.asking(verb, body))
+
+    async def asking(self, verb: str, body: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        return [each async for each in messages_async(str(self.path), verb, body)]
+
+    def events(self, kind: str = "pool") -> list[tuple[str, str, str]]:
+        """Event, severity and message of each recorded event of a kind, oldest first."""
+        return [(each.event, each.severity, each.message) for each in self.recorded() if each.kind == kind]
+
+    def recorded(self, event: str = "") -> list[JournalEvent]:
+        """The recorded events of this name, or all, oldest first."""
+        self.supervisor.events.flush()
+        path = self.state / "events.jsonl"
+        found = [*newest_first(str(path))] if path.exists() else []
+        return [each for each in reversed(found) if event in ("", each.event)]
+
+    def lose_keeper(self) -> int | str | None:
+        """Let the keeper end; the status with which the supervisor then exits."""
+        self.keeper.link.close()
+        return self.exits(1)
+
+    def exits(self, seconds: float) -> int | str | None:
+        """The status with which the supervisor exits within this time."""
+        with pytest.raises(SystemExit) as ended:
+            self.pass_time(seconds)
+        self.keeper.link.read_rest()
+        return ended.value.code
+
+    def stored(self, name: str) -> Any:
+        """The content of an entry of the keeper, which is JSON."""
+        entry = self.keeper.keeper.store.get(name)
+        assert entry is not None
+        return json.loads(os.pread(entry[1][0], 1_000_000, 0))
+
+    def end(self) -> int:
+        """Stop the pool, if it runs; the status of its supervisor."""
+        if not self.running.done():
+            self.ask("stop")
+        self.pass_time(1)
+        return self.running.result()
+
+    def close(self) -> None:
+        self._is_closing = True
+        control = vars(self.supervisor).get("_control") if hasattr(self, "supervisor") else None
+        if control is not None and not (self.running.done() and self.running.exception() is None):
+            self.loop.run_until_complete(control.close())  # what the end of the process does otherwise
+        self.keeper.end()
+        self.pass_time()
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.pass_time()
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+
+
+@contextmanager
+def own_limits() -> Iterator[None]:
+    """Restore the limit of open files, which a supervisor lowers."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
