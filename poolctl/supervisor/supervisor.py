@@ -96,7 +96,7 @@ class Supervisor(Receiver, CoreEvents):
     """
 
     def __init__(
-        self, directory: str, files: Sequence[str], *, calm: bool = False, reader: ChildProcess | None = None
+        self, directory: str, files: Sequence[str], *, calm: bool, reader: ChildProcess | None
     ) -> None:
         self._calm = calm
         self._reader = reader
@@ -139,7 +139,6 @@ class Supervisor(Receiver, CoreEvents):
         await self._over.wait()
         if self._replacement is not None:
             await self._replace(*self._replacement)
-        self._runtime_files.withdraw()
         await self._end()
         # Awaited, because a keeper that has not received the message would start another supervisor.
         with contextlib.suppress(LinkLost, TimeoutError):

@@ -5,29 +5,36 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import threading
+import time
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pytest
 
-from poolctl import ServerConfig
+from poolctl import ServerConfig, ServerError
 from poolctl.config import Tables, changed_files, marks_of, stamp_of
 from poolctl.config.files.read_file import Mark
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import ErrorEntry, PlannedChange
 from poolctl.control.control_server import Request
+from poolctl.core.configuration_diff import digests
+from poolctl.core.servers import caused_by
 from poolctl.json_form import from_json, to_json
 from poolctl.keeper.keeper import Store
 from poolctl.runners.runner_protocol import Placement
-from poolctl.supervisor.active_configuration import ActiveConfiguration
+from poolctl.supervisor.active_configuration import ActiveConfiguration, ReaderFailed, ResolvedConfig
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs import reload
 from poolctl.supervisor.verbs.verbs import Verbs
+from tests.certificates import certificate
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
 
-from .desk import Desk
+from .desk import Desk, Files
 from .test_state_store import StoreLink
 
 WEB = '[[server]]\nname = "web"\nbind = "127.0.0.1:9001"\napp = "any:app"\nrestart = "no"\n'
@@ -735,3 +742,416 @@ def test_difference_is_empty_without_changes_of_the_files_and_without_problems(
     lines = [from_json(PlannedChange, {"name": "a", "change": each}) for each in changes]
     found: Any = SimpleNamespace(changes=lines, problems=problems)
     assert reload._is_empty(found) is empty
+
+
+def recorded(desk: Desk) -> list[Any]:
+    """The events of the configuration that are recorded from now on."""
+    found: list[Any] = []
+    desk.events.flush()
+    desk.events.subscribe(lambda event: found.append(event) if event.kind == "config" else None)
+    return found
+
+
+def test_event_of_a_change_names_its_keys_its_place_and_who_ordered_it() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        seen = recorded(desk)
+        desk.files.written = [web("a", tags=["x"])]
+        desk.files.tables_of_files = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
+        await desk.ask("reload")
+        desk.files.written = [web("a")]
+        with caused_by("reload --all", {"uid": 7}):
+            await desk.ask("reload")
+        desk.events.flush()
+        bind = desk.core.entries["a"].config.bind
+        assert [
+            (each.event, each.server, each.message, each.cause, each.by, each.detail) for each in seen
+        ] == [
+            ("update", "", "[metrics]: metrics", "reload", None, {"keys": ["metrics"]}),
+            ("update", "a", "tags changed", "reload", None, {"keys": ["tags"], "bind": bind}),
+            ("update", "a", "tags changed", "reload --all", {"uid": 7}, {"keys": ["tags"], "bind": bind}),
+        ]
+
+    run(scenario())
+
+
+def test_new_name_of_the_pool_is_a_change_with_both_names() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        read = desk.files.read
+
+        async def renamed(*args: Any, **more: Any) -> Any:
+            return replace(await read(*args, **more), name="shop")
+
+        desk.files.read = renamed  # type: ignore[method-assign]
+        before = desk.files.name
+        assert (await desk.ask("reload", dry_run=True))["changes"] == [
+            {
+                "name": "[pool]", "bind": "", "change": "update", "keys": ["pool.name"],
+                "message": f"the pool's name: {before} → shop",
+            }
+        ]  # fmt: skip
+
+    run(scenario())
+
+
+class Routes(NamedTuple):
+    """A table of a list of tables."""
+
+    label: str
+    to: str
+
+    def to_dict(self) -> dict[str, object]:
+        return {"to": self.to}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "keys"),
+    [
+        ([("a", "1"), ("b", "1")], [("a", "1"), ("b", "2")], ("route.b",)),
+        ([("a", "1")], [("a", "1"), ("b", "1")], ("route.b",)),
+        ([("a", "1"), ("b", "1")], [("b", "1")], ("route.a",)),
+        ([("a", "1"), ("b", "1")], [("b", "1"), ("a", "1")], ("route",)),
+        (None, [("a", "1")], ("route",)),
+        ([("a", "1")], None, ("route",)),
+    ],
+)
+def test_keys_of_a_changed_list_of_tables_are_the_names_of_those_that_differ(
+    before: Any, after: Any, keys: tuple[str, ...]
+) -> None:
+    one, other = (None if each is None else tuple(Routes(*row) for row in each) for each in (before, after))
+    assert reload._changed("route", cast("Any", one), cast("Any", other)) == keys
+
+
+def test_variable_that_becomes_secret_is_reported_for_servers_that_still_have_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PASSWORD", "x")
+
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"), web("stopped"), web("c"))
+        await desk.ask("start", "a", "b", "c")
+        secret = {"cert": "a.pem", "key": "a.pem", "password_env": "PASSWORD"}
+        desk.files.written = [
+            web("a"), web("b"), web("stopped"), web("c", env={"A": "1"}), web("new", tls=secret),
+        ]  # fmt: skip
+        answer = await desk.ask("reload")
+        note = "PASSWORD is still in the environment of a, b; poolctl restart removes it"
+        assert answer["warnings"] == [note]
+        assert (await desk.ask("reload"))["warnings"] == []
+        desk.files.written = [web("stopped")]
+        assert (await desk.ask("reload"))["warnings"] == []
+        desk.files.written = [web("stopped"), web("new", tls=secret)]
+        assert (await desk.ask("reload"))["warnings"] == [], "no server has it"
+
+    run(scenario())
+
+
+class WithOutside(Files):
+    """Files with these problems and remarks outside of them; `asked` are the servers that were checked."""
+
+    def __init__(self, servers: list[ServerConfig]) -> None:
+        super().__init__(servers)
+        self.problems_outside: list[ErrorEntry] = []
+        self.asked: list[list[str]] = []
+
+    async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
+        self.asked.append(sorted(names))
+        resolved.remarks = ["a: has a remark"]
+        return list(self.problems_outside)
+
+
+def desk_with_outside(*servers: ServerConfig) -> tuple[Desk, WithOutside]:
+    desk, files = Desk(*servers), WithOutside([*servers])
+    desk.files = files
+    desk.verbs = Verbs(desk.core, desk.events, desk, files, asyncio.Event())
+    return desk, files
+
+
+def test_changed_servers_are_checked_outside_the_files_and_remarks_are_passed_on() -> None:
+    async def scenario() -> None:
+        desk, files = desk_with_outside(web("a"), web("b"), web("gone"))
+        files.written = [web("a", tags=["x"]), web("b"), web("new")]
+        files.problems_outside = [from_json(ErrorEntry, {"message": "no such user"})]
+        for options in ({}, {"force": True}, {"dry_run": True}):
+            answer = await desk.ask("reload", **options)
+            assert (answer["exit_code"], [each["message"] for each in answer["errors"]]) == (
+                5, ["no such user"],
+            )  # fmt: skip
+            assert [item["name"] for item in answer["items"]] == ["a", "b", "gone"]
+            assert "changes" not in answer
+        assert files.asked == [["a", "gone", "new"]] * 3
+        files.problems_outside = []
+        assert (await desk.ask("reload", dry_run=True))["warnings"] == ["a: has a remark"]
+        assert (await desk.ask("reload"))["warnings"] == ["a: has a remark"]
+
+    run(scenario())
+
+
+def test_reload_without_servers_is_refused_with_the_command_that_ends_the_pool() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        desk.files.written = []
+        (error,) = (await desk.ask("reload"))["errors"]
+        assert (error["message"], error["hint"]) == (
+            "there is no server in the files", "poolctl stop ends the pool",
+        )  # fmt: skip
+        empty = Desk()
+        assert (await empty.ask("reload"))["exit_code"] == 0
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("change", ["tls", "env", "tags"])
+def test_reload_keeps_a_valid_certificate_instead_of_an_expired_one(tmp_path: Path, change: str) -> None:
+    async def scenario() -> None:
+        cert, key = certificate(tmp_path, days=5)
+        tls = {"cert": str(cert), "key": str(key)}
+        desk = Desk(web("a", tls=tls), web("b"))
+        await desk.ask("start")
+        desk.clock.advance(time.time() - desk.core.clock.time())
+        desk.core.entries["a"].observed.certificate_ends = desk.core.clock.time() + 1000
+        certificate(tmp_path, days=-1)
+        if change == "tags":
+            desk.core.entries["a"].observed.files = digests(desk.core.entries["a"].config)
+        keys: dict[str, Any] = {"tls": {}, "env": {"env": {"A": "1"}}, "tags": {"tags": ["x"]}}[change]
+        desk.files.written = [web("a", tls=tls, **keys), web("b", tags=["x"])]
+        desk.runner.log.clear()
+        answer = await desk.ask("reload")
+        if change == "tags":
+            assert (answer["exit_code"], desk.runner.log) == (0, [])
+            return
+        (error,) = answer["errors"]
+        assert (answer["exit_code"], error["name"], error["error"]) == (5, "a", "ErrorPoolValidate")
+        assert error["message"].startswith("localhost.pem: the certificate expired on ")
+        assert desk.runner.log == []
+        assert (await desk.ask("reload", force=True))["exit_code"] == 0
+        forced = [line for line in desk.runner.log if line.startswith("force")]
+        assert forced == ["force certificate a", "force certificate b"]
+
+    run(scenario())
+
+
+def test_certificate_that_cannot_be_loaded_is_an_error_of_the_reload(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "cert.pem"
+        path.write_text("one")
+        tls = {"cert": str(path), "key": str(path)}
+        desk = Desk(web("a", tls=tls), web("b", tls=tls, workers=2), web("stopped", tls=tls))
+        await desk.ask("start", "a", "b")
+        path.write_text("two")
+
+        async def renew(placement: Placement, server: ServerConfig) -> None:
+            renewed.append(placement.id)
+            if server.name == "a":
+                raise ServerError("the key does not match", name="a")
+
+        renewed: list[str] = []
+        desk.runner.renew_tls = renew  # type: ignore[method-assign]
+        answer = await desk.ask("reload")
+        found = [(each["name"], each["message"], each["error"]) for each in answer["errors"]]
+        assert found == [("a", "the key does not match", "ErrorPoolRestart")]
+        assert answer["exit_code"] == 1
+        assert renewed == ["a.1.0", "b.1.0", "b.1.1"]
+
+    run(scenario())
+
+
+def test_server_that_gets_new_processes_loads_its_certificate_with_them(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        path = tmp_path / "cert.pem"
+        path.write_text("one")
+        tls = {"cert": str(path), "key": str(path)}
+        desk = Desk(web("a", tls=tls))
+        await desk.ask("start")
+        path.write_text("two")
+        desk.files.written = [web("a", tls=tls, env={"A": "1"})]
+        assert (await desk.ask("reload"))["exit_code"] == 0
+        assert [line for line in desk.runner.log if line.startswith("tls")] == []
+
+    run(scenario())
+
+
+def test_changed_files_are_reported_by_name_if_they_cannot_be_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path)
+        await desk.ask("start")
+        read = desk.files.read
+
+        async def failing(*args: Any, **more: Any) -> Any:
+            raise error
+
+        desk.files.read = failing
+        for error in (ReaderFailed("the process has ended", "try again"), KeyError("what")):
+            desk.file.write_text(WEB + f"# {error!r}\n" + EXTRA)
+            assert await desk.changed("list", counts=True) == {"files": [str(desk.file)]}
+            answer = await desk.handled("list", "extra")
+            assert [each["message"] for each in answer["errors"]] == ["no server matches 'extra'"]
+        assert caplog.text.count("the changed files cannot be compared with the configuration in force") == 1
+        desk.files.read = read
+        desk.file.write_text(WEB + EXTRA + "workers = 2\n")
+        assert await desk.changed("list", counts=True) == {
+            "files": [str(desk.file)], "added": 1, "removed": 0, "changed": 0,
+        }  # fmt: skip
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("verb", "options", "waits"),
+    [
+        ("list", {}, False), ("status", {}, False), ("stats", {"files": True}, False),
+        ("list", {"counts": True}, True), ("show", {}, True), ("start", {}, True), ("wait", {"files": True}, True),
+    ],
+)  # fmt: skip
+def test_quick_command_does_not_wait_for_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, options: dict[str, Any], waits: bool
+) -> None:
+    monkeypatch.setattr(reload, "_QUICK_SECONDS", 0.001)
+
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path)
+        desk.verbs.add("stats", desk.verbs._verbs["list"])
+        await desk.ask("start")
+        read, may_read = desk.files.read, asyncio.Event()
+
+        async def waiting(*args: Any, **more: Any) -> Any:
+            await may_read.wait()
+            return await read(*args, **more)
+
+        desk.files.read = waiting
+        desk.file.write_text(WEB + EXTRA)
+        asking = asyncio.ensure_future(desk.changed(verb, **options))
+        if waits:
+            await asyncio.sleep(0.02)
+            assert not asking.done()
+            may_read.set()
+        found = {"files": [str(desk.file)], "added": 1, "removed": 0, "changed": 0}
+        assert await asking == (found if waits else {"files": [str(desk.file)]})
+        may_read.set()
+        assert await desk.changed("list", counts=True) == found
+
+    run(scenario())
+
+
+def test_file_system_that_does_not_answer_delays_a_command_for_two_seconds_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "_STAT_SECONDS", 0.01)
+    may_go_on = threading.Event()
+
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path)
+        await desk.ask("start")
+        calls: list[int] = []
+
+        def stuck(marks: Any, files: Any) -> list[str]:
+            calls.append(1)
+            may_go_on.wait(30)
+            return [str(desk.file)]
+
+        monkeypatch.setattr(reload, "changed_files", stuck)
+        assert await desk.changed("list") is None
+        assert await desk.changed("list") is None
+        assert len(calls) == 1, "one search at a time"
+        may_go_on.set()
+        while not await desk.changed("list"):
+            await asyncio.sleep(0.001)
+
+    run(scenario())
+
+
+def test_file_that_is_missing_is_no_changed_file(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path)
+        await desk.ask("start")
+        desk.file.unlink()
+        assert await desk.changed("list") is None
+        desk.files.marks = None
+        desk.file.write_text(EXTRA)
+        assert await desk.changed("list") is None, "it is not known what was read"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("age_seconds", "reported"), [(4.0, False), (6.0, True), (-60.0, True)])
+def test_watcher_has_five_seconds_to_apply_a_change(
+    tmp_path: Path, age_seconds: float, reported: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path)
+        desk.file.write_text(WEB + EXTRA)
+        changed = os.stat(desk.file).st_mtime_ns
+        now = changed + int(age_seconds * 1e9)
+        monkeypatch.setattr(reload, "time", SimpleNamespace(time_ns=lambda: now))
+        watcher = os.open(tmp_path, os.O_RDONLY)
+        fcntl.flock(watcher, fcntl.LOCK_SH)
+        assert (await desk.changed("list") is not None) is reported
+        os.close(watcher)
+        assert await desk.changed("list")
+
+    run(scenario())
+
+
+def test_directory_that_is_missing_is_not_watched(tmp_path: Path) -> None:
+    assert not reload._is_watched(str(tmp_path / "gone"))
+    assert not reload._is_watched(str(tmp_path))
+    watcher = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(watcher, fcntl.LOCK_SH)
+    assert reload._is_watched(str(tmp_path))
+    os.close(watcher)
+
+
+def test_applied_files_of_a_pool_at_rest_are_recorded_and_accepted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA)
+        await desk.ask("start", "extra")
+        await desk.ask("stop", "extra")
+        seen = recorded(desk)
+        desk.file.write_text('[pool]\nname = "shop"\n' + WEB + 'tags = ["x"]\n')
+        answer = await desk.ask("start")
+        assert answer["changed"] == {
+            "files": [str(desk.file)], "added": 0, "removed": 1, "changed": 2, "applied": True,
+        }  # fmt: skip
+        desk.events.flush()
+        assert [(each.event, each.server) for each in seen] == [
+            ("update", ""),
+            ("remove", "extra"),
+            ("update", "web"),
+        ]
+        assert (desk.files.name, desk.states()) == ("shop", {"web": "running"})
+        desk.file.write_text('[pool]\nname = "shop"\n' + WEB + 'tags = ["y"]\n')
+        assert "applied" not in (await desk.changed("start") or {}), "a server runs"
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("state", ["sleeping", "scheduled", "backoff", "failing", "starting"])
+def test_start_applies_changed_files_unless_a_server_serves_or_starts_for_the_first_time(
+    tmp_path: Path, state: str
+) -> None:
+    keys = {
+        "sleeping": WEB + "scale = { min = 0 }\n",
+        "scheduled": '[[server]]\nname = "web"\ncommand = ["x"]\njob = true\nevery = "0 3 * * *"\n',
+        "backoff": WEB.replace('"no"', '{ policy = "always", backoff = { initial = 60, max = 60 } }'),
+        "failing": WEB.replace('"no"', '{ policy = "always", backoff = { initial = 60, max = 60 } }'),
+        "starting": WEB,
+    }[state]
+
+    async def scenario() -> None:
+        script = {"backoff": FAILS, "failing": FAILS, "starting": NEVER}.get(state, "")
+        desk = await DeskWithFiles.begun(tmp_path, keys, runner=SlowRunner(web=script))
+        starting = desk.begin("start", timeout=0.05)
+        await starting
+        if state == "failing":
+            desk.runner.script["web"] = NEVER
+            desk.core.start(desk.core.entries["web"])
+            await turns(60)
+            assert desk.core.entries["web"].observed.workers
+        desk.file.write_text(keys + EXTRA)
+        changed = await desk.changed("start", "web", timeout=0.05) or {}
+        assert changed.get("applied", False) is (state in ("backoff", "failing"))
+
+    run(scenario())

@@ -40,6 +40,9 @@ from tests.virtual_loop import VirtualLoop
 KEEPER_PID = 2**22 + 1  # larger than any pid, so that nothing is ever signalled
 
 
+_LONGEST_SECONDS = 60.0
+
+
 class InTheSameThread(ThreadPoolExecutor):
     """Runs each function at once, because the loop's time would pass while another thread works."""
 
@@ -253,6 +256,7 @@ class WholeSupervisor:
         self.keeper.keeper.store.put(fd_store.CONFIGURATION, None, [fd])
 
     def begin(self, *, calm: bool = False, hello: bool = True) -> None:
+        """Start the supervisor; with `hello` the keeper says its first word."""
         ours, theirs = wire.pair()
 
         async def start() -> None:
@@ -260,7 +264,7 @@ class WholeSupervisor:
 
         self.loop.run_until_complete(start())
         self._monkeypatch.setattr(supervisor, "KEEPER_FD", ours.detach())
-        self.supervisor = Supervisor(str(self.directory), ["/srv/pool.toml"], calm=calm)
+        self.supervisor = Supervisor(str(self.directory), ["/srv/pool.toml"], calm=calm, reader=None)
         self.running = self.loop.create_task(self.supervisor.run())
         if hello:
             self.keeper.send("hello", pid=KEEPER_PID, open_files=[100, 200])
@@ -276,7 +280,7 @@ class WholeSupervisor:
         return self.messages(verb, {"selector": {"targets": list(targets)}, "options": options})[-1]["result"]
 
     def messages(self, verb: str, body: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
-        return self.loop.run_until_complete(self.asking(verb, body))
+        return self.loop.run_until_complete(asyncio.wait_for(self.asking(verb, body), _LONGEST_SECONDS))
 
     async def asking(self, verb: str, body: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         return [each async for each in messages_async(str(self.path), verb, body)]
