@@ -220,7 +220,7 @@ def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, t
             if refusals >= _REFUSALS:
                 return
         except (OSError, wire.WireError):
-            continue
+            pass
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ from poolctl.supervisor.takeover import keeper_replacement
 from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, irreplaceable
 from tests.deadline import wait_until
 from tests.processes import stat
+from tests.virtual_loop import VirtualLoop
 
 ASK, SILENT = 0.05, 0.2
 
@@ -403,3 +404,173 @@ def test_keeper_that_cannot_be_replaced_has_a_reason(
 ) -> None:
     keeper: Any = SimpleNamespace(entries=entries, whole=whole)
     assert keeper_replacement.irreplaceable(keeper, pid, env) == reason
+
+
+class SilentKeeper:
+    """A watch in a loop whose time passes at once; the keeper answers while `answers`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loop = VirtualLoop()
+        self.signals: list[tuple[int, float]] = []
+        monkeypatch.setattr(
+            keeper_replacement, "kill", lambda known, number: self.signals.append((number, self.loop.time()))
+        )
+        self.recorded: list[tuple[str, str, str]] = []
+        events = Events(Clock())
+        events.subscribe(
+            lambda event: self.recorded.append((event.event, event.detail["severity"], event.message))
+        )
+        self.events, self.pings, self.answers = events, [], True
+        self.loop.run_until_complete(self._begin())
+
+    async def _begin(self) -> None:
+        ours, self.theirs = wire.pair()
+        self.theirs.setblocking(False)
+        self.link = KeeperLink(ours)
+        self.loop.add_reader(self.theirs.fileno(), self._asked)
+        self.watch = KeeperWatch(self.link, 2**22 + 1, self.events)
+        self.link.whole = True
+
+    def _asked(self) -> None:
+        received = wire.receive(self.theirs)
+        if received is None:
+            self.loop.remove_reader(self.theirs.fileno())
+            return
+        self.pings.append(self.loop.time())
+        if self.answers:
+            wire.send(self.theirs, {"id": received[0]["id"]})
+
+    def events_so_far(self) -> list[tuple[str, str, str]]:
+        self.events.flush()
+        return self.recorded
+
+    def close(self) -> None:
+        self.link.close()
+        self.theirs.close()
+        self.loop.close()
+
+
+@pytest.fixture
+def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[SilentKeeper]:
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    with closing(SilentKeeper(monkeypatch)) as found:
+        yield found
+
+
+SILENT_TEXT = f"the keeper (pid {2**22 + 1}) does not answer"
+CONTINUED = f"{SILENT_TEXT}: SIGCONT was sent; it will be replaced if that does not help"
+KILLED = f"{SILENT_TEXT}: it was killed, but has not exited yet"
+BACK = f"the keeper (pid {2**22 + 1}) answers again"
+
+
+def test_keeper_is_pinged_every_five_seconds_and_not_after_another_message(silent: SilentKeeper) -> None:
+    silent.loop.pass_time(16)
+    assert silent.pings == [5, 10, 15]
+    wire.send(silent.theirs, {"event": "any"})
+    silent.loop.pass_time(10)
+    assert silent.pings == [5, 10, 15, 25]
+    assert (silent.signals, silent.watch.problem, silent.events_so_far()) == ([], "", [])
+
+
+def test_silent_keeper_is_continued_then_killed_and_killed_again(
+    silent: SilentKeeper, caplog: pytest.LogCaptureFixture
+) -> None:
+    silent.answers = False
+    silent.loop.pass_time(5)
+    assert (silent.pings, silent.signals) == ([5], [])
+    silent.loop.pass_time(9.9)
+    ((number, late_at),) = silent.signals
+    assert number == signal.SIGCONT
+    assert 5 < late_at < 15
+    assert silent.watch.problem == CONTINUED
+    silent.loop.pass_time(0.2)
+    assert silent.watch.problem == KILLED
+    assert silent.signals[1:] == [(signal.SIGKILL, 15.0)]
+    assert silent.events_so_far() == [
+        ("keeper silent", "warning", CONTINUED),
+        ("keeper silent", "error", KILLED),
+    ]
+    silent.loop.pass_time(100)
+    assert {number for number, _ in silent.signals[1:]} == {signal.SIGKILL}
+    assert len(silent.signals) > 2
+    assert len(silent.events_so_far()) == 2
+    assert silent.pings == [5], "it answers the first one when it runs"
+    assert [line for line in (CONTINUED, KILLED) if line in caplog.text] == [CONTINUED, KILLED]
+    wire.send(silent.theirs, {"id": 0})
+    silent.loop.pass_time(2)
+    assert silent.events_so_far()[2:] == [("keeper back", "info", BACK)]
+    assert BACK in caplog.text
+    assert silent.watch.problem == ""
+    silent.loop.pass_time(40)
+    assert [severity for _, severity, _ in silent.events_so_far()[3:]] == ["warning", "error"]
+
+
+def test_silent_keeper_that_cannot_be_replaced_is_only_continued(
+    silent: SilentKeeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    silent.answers = False
+    silent.loop.pass_time(60)
+    assert {number for number, _ in silent.signals} == {signal.SIGCONT}
+    text = (
+        f"{SILENT_TEXT} and cannot be replaced, because it is the main process of a systemd service: exits of "
+        "workers are not noticed; restart the service or the container"
+    )
+    assert silent.watch.problem == text
+    assert silent.events_so_far()[1:] == [("keeper silent", "error", text)]
+
+
+def test_keeper_is_pinged_at_once_for_a_client_who_follows_its_problem(silent: SilentKeeper) -> None:
+    followed: list[str] = []
+    silent.loop.pass_time(1)
+    silent.answers = False
+    with silent.watch.reporting(followed.append):
+        silent.loop.pass_time()
+        assert silent.pings == [1]
+        with silent.watch.reporting(followed.append):
+            silent.loop.pass_time()
+        assert silent.pings == [1], "the answer is due already"
+        silent.loop.pass_time(9.9)
+        assert followed == [CONTINUED]
+        silent.loop.pass_time(0.2)
+        assert followed == [CONTINUED, KILLED]
+    with silent.watch.reporting(followed.append):
+        assert followed == [CONTINUED, KILLED, KILLED]
+    followed.clear()
+    silent.loop.pass_time(40)
+    assert followed == []
+    wire.send(silent.theirs, {"id": 0})
+    silent.loop.pass_time()
+    with silent.watch.reporting(followed.append):
+        assert (followed, silent.watch.problem) == ([], "")
+
+
+def test_lost_keeper_is_not_pinged(silent: SilentKeeper) -> None:
+    silent.link.close()
+    with silent.watch.reporting(lambda problem: None):
+        silent.loop.pass_time(30)
+    assert (silent.pings, silent.signals, silent.watch.problem) == ([], [], "")
+
+
+def test_sixth_signal_after_the_keepers_end_replaces_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    parent = 7
+    monkeypatch.setattr(os, "getppid", lambda: parent)
+    monkeypatch.setattr(keeper_replacement, "continue_when_parent_ends", lambda: done.append("parent"))
+    monkeypatch.setattr(keeper_replacement, "continue_periodically", done.append)
+    before = signal.getsignal(signal.SIGCONT)
+    try:
+        keeper_replacement.KeeperEndWatch(7, lambda frame: done.append(frame.f_code.co_name if frame else ""))
+        for _ in range(9):
+            signal.raise_signal(signal.SIGCONT)
+        assert done == ["parent"], "its parent lives"
+        parent = 1
+        for _ in range(5):
+            signal.raise_signal(signal.SIGCONT)
+        assert done == ["parent", 2]
+        signal.raise_signal(signal.SIGCONT)
+        assert done == ["parent", 2, "test_sixth_signal_after_the_keepers_end_replaces_it"]
+        keeper_replacement.KeeperEndWatch(7, lambda frame: None)
+        assert done[3:] == ["parent", 2], "it had ended before"
+    finally:
+        signal.signal(signal.SIGCONT, before)

@@ -42,6 +42,7 @@ from poolctl.supervisor.supervisor import (
     take_in_late,
 )
 from poolctl.supervisor.takeover.state_store import StateStore
+from poolctl.supervisor.verbs.verbs import Verbs
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
 from tests.notify_socket import NotifySocket
@@ -494,11 +495,12 @@ def test_successor_takes_the_configuration_over_and_its_workers(
     assert (whole.reader.asked, whole.reader.is_closed) == ([], True)
     assert whole.keeper.did("put") == []
     assert "adopted 1 workers" in caplog.text
+    whole.pass_time(0.1)
+    wanted = whole.stored("wanted")
+    assert (wanted["web"]["desired"], wanted["other"]) == ("run", {})
     assert {each["name"]: each["state"] for each in whole.ask("list")["items"]} == {
         "web": "running", "other": "stopped",
     }  # fmt: skip
-    wanted = whole.stored("wanted")
-    assert (wanted["web"]["desired"], wanted["other"]) == ("run", {})
     assert whole.end() == 0
 
 
@@ -576,7 +578,7 @@ def test_stop_of_everything_ends_the_reading_unless_workers_were_left_behind(
 
 @pytest.mark.parametrize(("verb", "done"), [("start", True), ("list", False)])
 def test_change_ordered_while_the_files_are_read_is_made_though_its_client_has_left(
-    whole: WholeSupervisor, verb: str, done: bool
+    whole: WholeSupervisor, verb: str, done: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole.reader.may_read = asyncio.Event()
     whole.begin()
@@ -590,6 +592,7 @@ def test_change_ordered_while_the_files_are_read_is_made_though_its_client_has_l
         "running" if done else "stopped"
     ]
     assert [event for event, *_ in whole.events("audit")] == (["start", "start done"] if done else [])
+    assert "could not be answered" not in caplog.text
     assert whole.end() == 0
 
 
@@ -684,14 +687,28 @@ def test_pool_that_is_used_does_not_end_after_a_minute(whole: WholeSupervisor, u
     assert whole.end() == 0
 
 
-def test_supervisor_does_after_its_start_what_the_start_does_not_need(whole: WholeSupervisor) -> None:
+def test_supervisor_does_after_its_start_what_the_start_does_not_need(
+    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("poolctl.supervisor.verbs.verb.installed_build", lambda: "12ab")
+    monkeypatch.setattr("poolctl.supervisor.verbs.verb.is_installed_since", lambda began: False)
+    monkeypatch.setattr(Verbs, "complete", lambda verbs: whole.note("verbs complete"))
+    monkeypatch.setattr(Core, "withdraw_lost_canaries", lambda core: whole.note("canaries withdrawn"))
     whole.begin()
+    whole.pass_time(0.9)
+    assert whole.ask("ping")["build"] == ""
+    whole.pass_time(0.2)
+    assert whole.ask("ping")["build"] == "12ab"
     whole.pass_time(100)
     names = late_modules()
     assert names[:2] == ["poolctl.supervisor.health", "poolctl.supervisor.observers.metrics_server"]
     assert {"poolctl.supervisor.verbs.upgrade", "poolctl.features.notify.notifications"} < {*names}
     imports = [(f"import {name}", round(1 + 0.02 * (at + 1), 3)) for at, name in enumerate(names)]
-    assert whole.late == [*imports, ("health watched", imports[-1][1]), ("memory released", 10.0)]
+    at = imports[-1][1]
+    assert whole.late == [
+        *imports, ("health watched", at), ("verbs complete", at), ("canaries withdrawn", at),
+        ("memory released", 10.0),
+    ]  # fmt: skip
     assert whole.end() == 0
 
 
@@ -1041,6 +1058,7 @@ def test_pool_is_found_by_its_new_name_as_soon_as_a_reload_is_answered(whole: Wh
     whole.reader.reading = replace(whole.reader.reading, name="store")
     whole.ask("reload")
     assert [each.name for each in whole.directory.parent.glob("@*")] == ["@store"]
+    assert whole.parts[1:] == ["follow []", "follow []", "extend reload", "conclude reload"]
     assert whole.ask("ping")["name"] == "store"
     assert whole.end() == 0
 
@@ -1061,6 +1079,13 @@ def test_state_is_saved_before_a_command_is_answered(whole: WholeSupervisor) -> 
     assert whole.parts[-2:] == ["extend start", "conclude start"]
     whole.ask("list")
     assert whole.parts[-1] == "extend list"
+    assert whole.end() == 0
+
+
+def test_change_by_a_verb_of_a_feature_is_saved_before_it_is_answered(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.ask("scale-web")
+    assert whole.stored("wanted")["web"]["overrides"]["workers"] == 2
     assert whole.end() == 0
 
 

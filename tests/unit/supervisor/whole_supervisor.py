@@ -34,6 +34,7 @@ from poolctl.supervisor.launch import listen
 from poolctl.supervisor.supervisor import Supervisor
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, encoded
 from poolctl.supervisor.verbs.verb import Call
+from poolctl.supervisor.verbs.verbs import Verbs
 from tests.manual_clock import ManualClock
 from tests.virtual_loop import VirtualLoop
 
@@ -140,6 +141,12 @@ class RecordingPart(FeaturePart):
     async def adopt_survivors(self) -> None:
         self.note("adopt survivors")
 
+    async def scale_web(self, call: Call) -> Result:
+        """A verb that changes a server at once."""
+        entry = self.site.core.entries["web"]
+        self.site.core.override(entry, replace(entry.desired.overrides, workers=2))
+        return Result()
+
     def follow(self, tables: Tables) -> None:
         self.note(f"follow {sorted(tables.by_name())}")
 
@@ -216,6 +223,10 @@ class WholeSupervisor:
             def follow(self, tables: Tables) -> None:
                 super().follow(tables)
                 pool.part.follow(tables)
+
+            def add_to(self, verbs: Verbs) -> None:
+                super().add_to(verbs)
+                verbs.add("scale-web", pool.part.scale_web)
 
         module: Any = ModuleType("scripted_pool")
         module.make = lambda site: self.sites.append(site) or self.runner
