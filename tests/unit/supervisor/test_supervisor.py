@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from poolctl import ServerConfig, __version__, bootstrap
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.config.model.section import Health, Probe
+from poolctl.control.answers import Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, messages_async, read_exit
 from poolctl.control.control_server import Request
 from poolctl.control.protocol import PROTOCOL
@@ -42,6 +43,7 @@ from poolctl.supervisor.supervisor import (
     take_in_late,
 )
 from poolctl.supervisor.takeover.state_store import StateStore
+from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
@@ -52,7 +54,7 @@ from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
 from tests.virtual_loop import VirtualLoop
 
 from .test_state_store import StoreLink
-from .whole_supervisor import KEEPER_PID, Reader, WholeSupervisor, own_limits
+from .whole_supervisor import KEEPER_PID, Reader, RecordingPart, WholeSupervisor, own_limits
 
 
 class Survivors(SlowRunner):
@@ -625,11 +627,29 @@ def test_supervisor_of_wrong_files_answers_one_request_with_the_problems_and_end
     assert whole.reader.is_closed
 
 
+def open_files() -> list[str]:
+    """The names of the files that this process has open."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
+
+
 def test_parts_of_a_pool_end_in_order_when_it_is_stopped(whole: WholeSupervisor) -> None:
+    closes = whole.runner.aclose
+
+    async def close() -> None:
+        whole.parts.append("runner closed")
+        await closes()
+
+    whole.runner.aclose = close
     whole.begin()
     whole.ask("start")
+    whole.pass_time(1)
     whole.parts.clear()
     whole.keeper.orders.clear()
+    assert [name for name in open_files() if name == str(whole.state / "events.jsonl")]
     result = whole.ask("stop")
     assert (result["ended"], result["keeper_pid"]) == (True, KEEPER_PID)
     assert whole.parts == ["finish", "extend stop"]
@@ -640,7 +660,12 @@ def test_parts_of_a_pool_end_in_order_when_it_is_stopped(whole: WholeSupervisor)
         whole.ask("list")
     whole.pass_time(1)
     assert whole.running.result() == 0
-    assert whole.parts == ["finish", "extend stop", "stop serving True", "close part"]
+    assert whole.parts[2:] == [
+        "stop serving True", "runner closed", "supervisor ended", "close part", "matcher closed",
+    ]  # fmt: skip
+    left = [getattr(task.get_coro(), "__qualname__", "") for task in asyncio.all_tasks(whole.loop)]
+    assert left == ["Supervisor._adopt_late"], "which ends with the process"
+    assert not [name for name in open_files() if name.startswith(str(whole.state))]
     assert [order["op"] for order in whole.keeper.orders if order["op"] not in ("put", "ping")] == [
         "last", "end",
     ]  # fmt: skip
@@ -1082,6 +1107,21 @@ def test_state_is_saved_before_a_command_is_answered(whole: WholeSupervisor) -> 
     assert whole.end() == 0
 
 
+def test_state_is_saved_before_features_apply_a_change(whole: WholeSupervisor) -> None:
+    class Slow(RecordingPart):
+        async def conclude(self, verb: str, call: Call, result: Result) -> Result:
+            await asyncio.sleep(0.01)
+            self.note(f"saved {[order['name'] for order in whole.keeper.did('put')]}")
+            return await super().conclude(verb, call, result)
+
+    whole.part_class = Slow
+    whole.begin()
+    whole.keeper.orders.clear()
+    whole.ask("start")
+    assert whole.parts[-3:] == ["extend start", "saved ['wanted', 'totals']", "conclude start"]
+    assert whole.end() == 0
+
+
 def test_change_by_a_verb_of_a_feature_is_saved_before_it_is_answered(whole: WholeSupervisor) -> None:
     whole.begin()
     whole.ask("scale-web")
@@ -1119,10 +1159,30 @@ def test_control_socket_that_vanishes_is_replaced_in_the_keeper_too(
     assert pool_files.read_desired(str(whole.directory))["servers"]["web"]["desired"] == "run"
     assert "had vanished, at least in part, and was restored" in caplog.text
     whole.keeper.orders.clear()
+    pool_files.remove_desired(str(whole.directory))
     (whole.directory / "info.json").unlink()
     whole.pass_time(1.5)
     assert [each["name"] for each in whole.keeper.did("put")] == []
     assert (whole.directory / "info.json").exists()
+    assert pool_files.read_desired(str(whole.directory))["servers"]["web"]["desired"] == "run"
+    assert whole.end() == 0
+
+
+def test_program_that_opens_its_socket_itself_is_remembered(whole: WholeSupervisor) -> None:
+    whole.reader = Reader(web(app=None, command=["x"]))
+    whole.begin()
+    whole.supervisor.core.entries["web"].observed.socket_found = "program"
+    whole.ask("start")
+    whole.pass_time(1)
+    assert [*json.loads((whole.state / "programs.json").read_text())] == ["web"]
+    assert whole.end() == 0
+
+
+def test_totals_are_saved_for_a_successor(whole: WholeSupervisor) -> None:
+    whole.begin()
+    whole.ask("start")
+    whole.pass_time(1)
+    assert "web" in whole.stored("totals")["availability"]
     assert whole.end() == 0
 
 
@@ -1160,12 +1220,28 @@ def test_systemd_is_notified_of_a_pool_that_serves_and_ends(
             "MONOTONIC_USEC",
             "READY",
         ]
+        whole.runner.may_end.clear()
         whole.keeper.send("terminate")
-        whole.pass_time()
+        whole.pass_time(1)
         assert notified.lines[5:] == ["STOPPING=1", "STATUS=stopping"]
+        whole.runner.may_end.set()
         whole.pass_time(1)
         assert whole.running.result() == 0
         assert len(notified.lines) == 7
+
+
+def test_systemd_is_notified_of_a_pool_that_a_command_stops(
+    whole: WholeSupervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(NotifySocket(whole.directory.parent)) as notified:
+        monkeypatch.setenv("NOTIFY_SOCKET", notified.path)
+        whole.begin()
+        whole.ask("start")
+        whole.pass_time(1)
+        whole.ask("stop")
+        assert notified.lines[-2:] == ["STOPPING=1", "STATUS=stopping"]
+        whole.pass_time(1)
+        assert whole.running.result() == 0
 
 
 def test_systemd_is_not_notified_of_wrong_files(

@@ -137,6 +137,7 @@ class RecordingPart(FeaturePart):
     def __init__(self, site: PartSite, note: Callable[[str], None]) -> None:
         super().__init__(site)
         self.note = note
+        site.events.subscribe(lambda event: note(event.event) if event.event == "supervisor ended" else None)
 
     async def adopt_survivors(self) -> None:
         self.note("adopt survivors")
@@ -251,6 +252,7 @@ class WholeSupervisor:
         monkeypatch.setattr(supervisor, "ConfigurationReader", lambda directory, process: self.reader)
         monkeypatch.setattr(supervisor, "KeeperEndWatch", lambda *given: self.hangs.append(given))
         monkeypatch.setattr(supervisor, "replace_keeper", replaces)
+        monkeypatch.setattr(supervisor, "close_matcher", lambda: self.parts.append("matcher closed"))
         monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))
         monkeypatch.setattr(supervisor, "import_module", lambda name: self.note(f"import {name}"))
         monkeypatch.setattr(
@@ -302,7 +304,8 @@ class WholeSupervisor:
 
     def recorded(self, event: str = "") -> list[JournalEvent]:
         """The recorded events of this name, or all, oldest first."""
-        self.supervisor.events.flush()
+        if not self.running.done():
+            self.supervisor.events.flush()
         path = self.state / "events.jsonl"
         found = [*newest_first(str(path))] if path.exists() else []
         return [each for each in reversed(found) if event in ("", each.event)]
