@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 
@@ -10,10 +15,11 @@ from poolctl.features.gateway.supervision import gateway_metrics
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_metrics import GatewaySnapshot, families
 from poolctl.json_form import Table, to_json
-from poolctl.monitor.metrics import render
-from poolctl.routing.route import ExcludedRoute, Route, Target
+from poolctl.monitor.metrics import Family, family_of, render
+from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.routing.route_health import UNHEALTHY, RouteHealth
 from poolctl.routing.route_report import HostReport
+from poolctl.runners.process_link import LinkLost
 from poolctl.worker import tally
 
 ROUTES = RouteSet(
@@ -36,7 +42,8 @@ def report(*hosts: HostReport) -> Table:
             traffic.answered(status, 0.02)
     counts.route("out").began()
     counts.route("out").failed(TIMEOUT)
-    counts.route("out").bytes_out = 7
+    counts.route("out").bytes_in, counts.route("out").bytes_out = 3, 7
+    counts.backend("http://10.0.0.7:9000").disconnected()
     counts.refused("404")
     stream = {"accepted": 5, "open": 2, "failed": 1, "refused": 1, "bytes_in": 10, "bytes_out": 20}
     return {
@@ -52,7 +59,11 @@ def report(*hosts: HostReport) -> Table:
 
 
 def values(snapshot: GatewaySnapshot) -> dict[tuple[str, ...], float]:
-    text = render(families(snapshot), openmetrics=True)
+    return values_of(families(snapshot))
+
+
+def values_of(found: list[Family]) -> dict[tuple[str, ...], float]:
+    text = render(found, openmetrics=True)
     return {
         (sample.name.removeprefix("poolctl_"), *sample.labels.values()): sample.value
         for family in openmetrics_families(text)
@@ -105,6 +116,83 @@ def test_routes_streams_and_hosts_have_their_figures() -> None:
     ], "it was never proxied"
 
 
+WHOLE = GatewaySnapshot(
+    report(
+        HostReport(host="api", state="draining", available=False, connections=1, in_flight=2, waiting=3, requests=4),
+        HostReport(host="http://10.0.0.7:9000", breaker="half-open", health="unhealthy", connections=5),
+        HostReport(host="http://10.0.0.8:9000"),
+    ),
+    2, 17,
+    ROUTES._replace(streams=(StreamRoute(alias="db", bind=":1"), StreamRoute(alias="dns", bind=":2"))),
+    {"api": 9}, {tally.route_mark("api"): 6}, HEALTHS,
+)  # fmt: skip
+
+
+def test_all_metrics_have_their_names_labels_and_values() -> None:
+    assert WHOLE.report is not None
+    WHOLE.report["streams"]["dns"] = {
+        "opened": 6, "open": 3, "failed": 2, "bytes_in": 11, "bytes_out": 21,
+    }  # fmt: skip
+    text = render(families(WHOLE), openmetrics=True)
+    assert text == Path(__file__).with_name("gateway_metrics.txt").read_text()
+
+
+class Manager:
+    """A gateway whose process answers with its report, or not."""
+
+    def __init__(self, answer: Table | Exception | None) -> None:
+        self.gateway: Any = None if answer is None else self
+        self.restarts = 2
+        self.routes = SimpleNamespace(generation=17, routes=ROUTES)
+        self.reports = SimpleNamespace(connections={"api": 9, "gone": 4}.get)
+        self._answer = answer
+
+    async def report(self) -> Table:
+        if isinstance(self._answer, Exception):
+            raise self._answer
+        assert self._answer is not None
+        return self._answer
+
+
+class Part:
+    """The part of a feature that has metrics of its own, from what its part in the process reports."""
+
+    def gateway_metrics(self, parts: Table) -> list[Family]:
+        family = family_of("poolctl_part", "gauge", "Of a part.")
+        for name, number in parts.items():
+            family.add(number, name=name)
+        return [family]
+
+
+def metrics(answer: Table | Exception | None) -> dict[tuple[str, ...], float]:
+    manager: Any = Manager(answer)
+    core: Any = SimpleNamespace(entries={"api": None})
+    part: Any = Part()
+    passed = {tally.route_mark("api"): 6}
+    return values_of(asyncio.run(gateway_metrics.gateway_metrics(manager, core, passed, HEALTHS, [part])))
+
+
+def test_metrics_are_those_of_the_process_and_of_the_parts_of_features() -> None:
+    hosts = HostReport(host="api", connections=1), HostReport(host="gone", connections=2)
+    answer = report(*hosts)
+    found = metrics({**answer, "parts": {"cache": 5}})
+    assert found.pop(("part", "cache")) == 5
+    del answer["counts"]["refused"]["404"]
+    assert found.pop(("gateway_refused_total", "404")) == 1
+    assert metrics(answer)["gateway_refused_total", "404"] == 0
+    passed = {tally.route_mark("api"): 6}
+    found["gateway_refused_total", "404"] = 0
+    assert found == values(GatewaySnapshot(answer, 2, 17, ROUTES, {"api": 9}, passed, HEALTHS))
+
+
+@pytest.mark.parametrize("answer", [None, TimeoutError(), LinkLost("it ended")])
+def test_metrics_of_a_process_that_does_not_answer_are_those_of_its_supervisor(
+    answer: Exception | None,
+) -> None:
+    passed = {tally.route_mark("api"): 6}
+    assert metrics(answer) == values(GatewaySnapshot(None, 2, 17, ROUTES, {}, passed, HEALTHS))
+
+
 def test_gateway_that_does_not_answer_is_down() -> None:
     found = values(GatewaySnapshot(None, 1, 17, ROUTES, {}, {}, {}))
     assert found["gateway_up",] == 0
@@ -120,4 +208,10 @@ def test_metrics_of_more_hosts_than_the_limit_are_omitted_and_counted(
     found = values(GatewaySnapshot(report(*hosts), 0, 1, ROUTES, {}, {}, {}))
     assert [key[1] for key in found if key[0] == "host_available"] == ["http://10.0.0.0", "http://10.0.0.1"]
     assert found["gateway_omitted", "hosts"] == 3
-    assert found["gateway_omitted", "routes"] == 0
+    assert found["gateway_omitted", "routes"] == found["gateway_omitted", "streams"] == 0
+    monkeypatch.setattr(gateway_metrics, "MOST_LABELLED", 0)
+    found = values(GatewaySnapshot(report(*hosts), 0, 1, ROUTES, {}, {tally.route_mark("api"): 6}, HEALTHS))
+    assert {kind: found["gateway_omitted", kind] for kind in ("routes", "streams", "hosts")} == {
+        "routes": 1, "streams": 1, "hosts": 5,
+    }  # fmt: skip
+    assert not [key for key in found if key[0].startswith(("route_", "stream_", "host_"))]

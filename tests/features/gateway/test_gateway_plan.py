@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from poolctl import TLSConfig
 from poolctl.config import Tables
-from poolctl.features.gateway.process.settings import TCP, ListenerSettings
+from poolctl.errors import ServerError
+from poolctl.features.gateway.process.settings import TCP, UDP, GatewaySettings, ListenerSettings
 from poolctl.features.gateway.supervision.gateway_plan import (
     Certificate,
     GatewayListeners,
     GatewayPlan,
     plan_of,
+    settings_of,
 )
-from poolctl.features.gateway.table import GatewayConfig
+from poolctl.features.gateway.table import GatewayConfig, GatewayListener, StreamConfig
+from poolctl.json_form import to_json
 from poolctl.routing.route import StreamRoute, Target
+from tests.certificates import certificate
 from tests.ports import claim_port
 from tests.unit.core.ordered_core import run
 
@@ -25,13 +35,35 @@ class Store:
 
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self.sent: list[tuple[dict[str, Any], list[int]]] = []
 
-    def send(self, message: dict[str, Any], fds: object = ()) -> None:
+    def send(self, message: dict[str, Any], fds: Iterable[socket.socket] = ()) -> None:
         self.names.add(message["name"])
+        self.sent.append((message, [each.fileno() for each in fds]))
 
     async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         self.names.discard(message["name"])
         return {}, []
+
+
+class Predecessors(Store):
+    """A keeper with the sockets of listeners, which it lists two at a time, and with those of something else."""
+
+    def __init__(self, *listeners: ListenerSettings) -> None:
+        super().__init__()
+        self.kept = {f"gateway listener {each.key}": each for each in listeners}
+        self.got: list[str] = []
+
+    async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        if message["op"] == "list":
+            names = sorted(each for each in [*self.kept, "a", "z"] if each > message["after"])
+            return {"entries": [(name, {}) for name in names[:2]]}, []
+        if message["op"] == "drop":
+            del self.kept[message["name"]]
+            return {}, []
+        self.got.append(message["name"])
+        with socket.create_server(("127.0.0.1", 0)) as made:
+            return {"meta": to_json(self.kept[message["name"]])}, [os.dup(made.fileno())]
 
 
 def http(bind: str, *, tls: bool = False) -> ListenerSettings:
@@ -125,3 +157,145 @@ def test_plan_keeps_the_former_address_of_the_same_stream_only() -> None:
     found = plan(new, streams={new.key: route}).limited_to(by_key(old, gone, http("127.0.0.1:4")))
     assert set(found.listeners) == {old.key}
     assert found.streams[old.key] is route
+
+
+def test_settings_are_those_of_the_table() -> None:
+    table = GatewayConfig(
+        bind=(":8080",), header_for_host="X-Host", traffic_re_enable=11.0, trusted_proxies=("10.0.0.0/8",),
+        drain_timeout=12.0, head_timeout=13.0, keep_alive=14.0, max_head_size=20_000, max_connections=15,
+        http2=False, access_log=True,
+    )  # fmt: skip
+    assert settings_of(table, "/run", "/state") == GatewaySettings(
+        directory="/run", header_for_host="X-Host", traffic_re_enable_seconds=11.0, trusted_proxies=("10.0.0.0/8",),
+        drain_seconds=12.0, head_seconds=13.0, keep_alive_seconds=14.0, max_head_bytes=20_000, max_connections=15,
+        http2=False, access_log="/state/gateway-access.log", engine="poolctl", program="",
+    )  # fmt: skip
+    found = settings_of(GatewayConfig(bind=(":8080",)), "/run", "/state")
+    assert (found.max_connections, found.http2, found.access_log) == (0, True, "")
+    found = settings_of(GatewayConfig(bind=(":8080",), engine="haproxy", program="/opt/haproxy"))
+    assert (found.engine, found.program) == ("haproxy", "/opt/haproxy")
+
+
+def test_plan_has_a_listener_for_each_address_and_stream() -> None:
+    web = GatewayListener(bind="127.0.0.1:8080", accept_proxy_protocol=True)
+    tables = Tables(
+        gateway=GatewayConfig(bind=(web, GatewayListener(bind=":8443"))),
+        stream=(StreamConfig(bind=":5432", to=("10.0.0.5:5432",)),),
+    )
+    db = StreamRoute(alias="db", bind="0.0.0.0:5432", to=(Target(url="10.0.0.5:5432"),), accept_proxy=True)
+    dns = StreamRoute(alias="dns", bind="127.0.0.1:53", to=(Target(url="10.0.0.5:53"),), protocol="udp")
+    found = plan_of(tables, (db, dns), "/run", "/state", {}, {"cache": {"size": 1}})
+    assert found is not None
+    listeners = (
+        ListenerSettings(bind="127.0.0.1:8080", accept_proxy=True),
+        ListenerSettings(bind="0.0.0.0:8443", dual=True),
+        ListenerSettings(bind="0.0.0.0:5432", protocol="tcp", alias="db", dual=True, accept_proxy=True),
+        ListenerSettings(bind="127.0.0.1:53", protocol="udp", alias="dns"),
+    )
+    assert found.listeners == by_key(*listeners)
+    assert found.streams == {listeners[2].key: db, listeners[3].key: dns}
+    assert (found.certificates, found.certificate_names) == ((), {})
+    assert found.settings.parts == {"cache": {"size": 1}}
+    assert plan_of(Tables(), (), "/run", "/state", {}, {}) is None
+
+
+def test_plan_has_the_contents_of_certificates(tmp_path: Path) -> None:
+    first, second = certificate(tmp_path, "a.example"), certificate(tmp_path, "b.example")
+    both = tmp_path / "both.pem"
+    both.write_bytes(second[0].read_bytes() + second[1].read_bytes())
+    tls = (
+        TLSConfig(cert=str(first[0]), key=str(first[1]), password_env="SECRET"),
+        TLSConfig(cert=str(both), ca=str(first[0]), client_auth="required", min_version="1.3", ciphers="AES"),
+    )
+    tables = Tables(gateway=GatewayConfig(bind=(GatewayListener(bind="127.0.0.1:8443", tls=tls),)))
+
+    def made(**env: str) -> GatewayPlan:
+        found = plan_of(tables, (), "/run", "/state", env, {})
+        assert found is not None
+        return found
+
+    found = made(SECRET="s")
+    key = "127.0.0.1:8443"
+    assert found.listeners[key].tls
+    contents = first[0].read_bytes(), first[1].read_bytes(), both.read_bytes()
+    assert [each._replace(digest="") for each in found.certificates] == [
+        Certificate(
+            key, ("a.example", "127.0.0.1"),
+            {"password": "s", "client_auth": "none", "min_version": "1.2", "ciphers": None}, contents[:2], "",
+        ),
+        Certificate(
+            key, ("b.example", "127.0.0.1"),
+            {"password": "", "client_auth": "required", "min_version": "1.3", "ciphers": "AES"},
+            (contents[2], contents[2], contents[0]), "",
+        ),
+    ]  # fmt: skip
+    assert found.certificate_names == {key: [("a.example", "127.0.0.1"), ("b.example", "127.0.0.1")]}
+    digests = [each.digest for each in found.certificates]
+    assert [each.digest for each in made(SECRET="s").certificates] == digests
+    other = [each.digest for each in made().certificates]
+    assert (other[0] != digests[0], other[1]) == (True, digests[1]), "the password belongs to it"
+    first[1].unlink()
+    with pytest.raises(ServerError, match=f"cannot read {first[1]}: No such file or directory") as failed:
+        made()
+    assert failed.value.hint == "check `tls` of [gateway]"
+
+
+def test_sockets_of_the_previous_supervisor_are_taken_over() -> None:
+    async def scenario() -> None:
+        listeners = [http(f"127.0.0.1:{number}", tls=number == 3) for number in range(1, 6)]
+        store: Any = Predecessors(*listeners)
+        made = GatewayListeners(store)
+        await made.adopt()
+        assert made.settings == by_key(*listeners)
+        marks = {each.key: made.mark(each.key) for each in listeners}
+        assert len({*marks.values()}) == 5
+        assert all(len(each) == 1 for each in marks.values())
+        got = [*store.got]
+        assert sorted(got) == sorted(store.kept)
+        await made.adopt()
+        assert (store.got, {each.key: made.mark(each.key) for each in listeners}) == (got, marks)
+        assert made.mark("other") == ()
+        await made.close_others([listeners[0].key])
+        assert (made.settings, {*store.kept}) == (
+            by_key(listeners[0]),
+            {f"gateway listener {listeners[0].key}"},
+        )
+        assert (made.mark(listeners[0].key), made.of(listeners[1].key)) == (marks[listeners[0].key], [])
+        await made.close_others(())
+
+    run(scenario())
+
+
+def test_open_listener_whose_settings_change_keeps_its_sockets() -> None:
+    async def scenario() -> None:
+        store: Any = Store()
+        listeners, plain = GatewayListeners(store), http(f"127.0.0.1:{claim_port()}")
+        assert await listeners.open(by_key(plain)) == []
+        mark = listeners.mark(plain.key)
+        secure = replace(plain, tls=True)
+        assert await listeners.open(by_key(secure)) == []
+        assert await listeners.open(by_key(secure)) == []
+        assert (listeners.settings, listeners.mark(plain.key)) == (by_key(secure), mark)
+        fds = [each.fileno() for each in listeners.of(plain.key)]
+        name = f"gateway listener {plain.key}"
+        assert store.sent == [
+            ({"op": "put", "name": name, "meta": to_json(each)}, fds) for each in (plain, secure)
+        ]
+        await listeners.close_others(())
+
+    run(scenario())
+
+
+def test_datagrams_and_connections_share_a_port() -> None:
+    async def scenario() -> None:
+        bind = f"127.0.0.1:{claim_port()}"
+        listeners, stream = GatewayListeners(Store()), ListenerSettings(bind=bind, protocol=UDP, alias="dns")
+        assert await listeners.open(by_key(http(bind))) == []
+        assert await listeners.open(by_key(stream)) == []
+        assert listeners.settings == by_key(http(bind), stream)
+        assert {each.type for each in listeners.of(stream.key)} == {socket.SOCK_DGRAM}
+        assert {each.type for each in listeners.of(http(bind).key)} == {socket.SOCK_STREAM}
+        await listeners.close_others(())
+        assert listeners.settings == {}
+
+    run(scenario())

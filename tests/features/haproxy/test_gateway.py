@@ -18,11 +18,15 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
+from poolctl.features.gateway.process.backends.backends import Backends
+from poolctl.features.gateway.process.backends.hosts import HostManager
+from poolctl.features.gateway.process.counts import Counts
 from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings, ServerFacts
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.features.gateway.table import GatewayConfig
-from poolctl.features.haproxy._gateway import HaproxyGateway
+from poolctl.features.haproxy._configuration import HaproxyBackend, HaproxyServer
+from poolctl.features.haproxy._gateway import HaproxyGateway, HaproxyStatistics
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import Events
 from poolctl.routing.route import BreakerRule, Route, StreamRoute, Target
@@ -30,6 +34,7 @@ from poolctl.routing.route_table import write_table
 from poolctl.runners.process_link import Descriptor
 from poolctl.worker import tally
 from tests.certificates import certificate
+from tests.manual_clock import ManualClock
 from tests.programs import program
 
 DEADLINE_SECONDS = 60.0
@@ -536,3 +541,134 @@ def test_draining_process_answers_what_was_begun(short: Path) -> None:
             slow.close()
 
     run(work())
+
+
+ROUTED = HaproxyBackend(
+    "route:both", "both", False, (),
+    (HaproxyServer("one", "one", "127.0.0.1:1", ""), HaproxyServer("10.0.0.7:80", "http://10.0.0.7:80", "", "")),
+)  # fmt: skip
+STREAMED = HaproxyBackend(
+    "stream:pg", "pg", True, (), (HaproxyServer("10.0.0.5:5432", "10.0.0.5:5432", "", ""),)
+)
+COLUMNS = (
+    "pxname,svname,scur,stot,bin,bout,econ,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,status,check_status,"
+)
+
+
+class Counted:
+    """Figures made of rows as HAProxy shows them, each "" where a column does not apply."""
+
+    def __init__(self) -> None:
+        clock = ManualClock()
+        self.counts = Counts()
+        self.backends = Backends(
+            HostManager(clock.monotonic, wall=clock.time), clock.monotonic, counts=self.counts
+        )
+        servers = (Target(server="one"), Target(url="http://10.0.0.7:80"))
+        stream = StreamRoute(alias="pg", bind="127.0.0.1:5432", to=(Target(url="10.0.0.5:5432"),))
+        facts = ServerFacts(name="one", bind="127.0.0.1:1", state="running", ready=True)
+        self.backends.apply([replace(BOTH, to=servers), stream], {"one": facts})
+        self.statistics = HaproxyStatistics(self.counts)
+
+    def add(self, *rows: str) -> None:
+        text = "".join(f"{row}\n" for row in (f"# {COLUMNS}", *rows, ""))
+        self.statistics.add(text, [ROUTED, STREAMED], self.backends)
+
+    def hosts(self) -> dict[str, tuple[int, int, int, str]]:
+        """Of each host the requests in flight, all requests, errors and the state of its breaker."""
+        return {
+            row["host"]: (row["in_flight"], row["requests"], row["errors"], row["breaker"])
+            for row in self.backends.snapshot()
+        }
+
+
+def slots(started: int, *answered: int) -> list[int]:
+    """The counts of a traffic with this number of requests, and of responses with 1xx, 2xx and so on."""
+    found = [0] * tally.COUNTED
+    found[tally.STARTED] = started
+    found[tally.STATUS + 1 : tally.STATUS + 1 + len(answered)] = answered
+    return found
+
+
+def test_counts_of_requests_are_those_of_each_route_and_server() -> None:
+    counted = Counted()
+    assert counted.hosts() == {
+        "one": (0, 0, 0, "closed"), "http://10.0.0.7:80": (0, 0, 0, "closed"),
+        "10.0.0.5:5432": (0, 0, 0, "closed"),
+    }  # fmt: skip
+    counted.add(
+        "gateway,FRONTEND,7,90,1,1,,,,,,,OPEN,,",
+        "other,FRONTEND,2,9,1,1,,,,,,,OPEN,,",
+        "route:both,one,3,20,300,400,0,1,11,2,3,3,UP,,",
+        "route:both,10.0.0.7:80,0,0,0,0,0,0,0,0,0,0,DOWN 1/2,L4CON,",
+        "route:both,BACKEND,3,21,310,410,0,1,11,2,3,4,UP,,",
+        "no-route,BACKEND,,5,,,,,,,,,UP,,",
+        "no-route,FRONTEND,,6,,,,,,,,,UP,,",
+    )
+    assert counted.statistics.connections == 9
+    snapshot = counted.counts.snapshot()
+    assert snapshot["refused"] == {"404": 5}
+    both = {"slots": slots(21, 1, 11, 2, 3, 4), "errors": {}, "bytes_in": 310, "bytes_out": 410}
+    one = {"slots": slots(20, 1, 11, 2, 3, 3), "errors": {}, "bytes_in": 300, "bytes_out": 400}
+    assert snapshot["routes"] == {"both": both}
+    assert snapshot["backends"]["one"] == one
+    assert snapshot["backends"]["http://10.0.0.7:80"]["slots"] == slots(0)
+    assert counted.hosts() == {
+        "one": (3, 20, 3, "closed"), "http://10.0.0.7:80": (0, 0, 0, "open"), "10.0.0.5:5432": (0, 0, 0, "closed"),
+    }  # fmt: skip
+
+
+def test_counts_grow_by_the_increase_since_the_last_time() -> None:
+    counted = Counted()
+    counted.add("route:both,BACKEND,1,10,100,200,0,0,8,0,0,2,UP,,")
+    counted.add("route:both,BACKEND,0,13,150,260,0,0,10,0,0,3,UP,,")
+    whole = {"slots": slots(13, 0, 10, 0, 0, 3), "errors": {}, "bytes_in": 150, "bytes_out": 260}
+    assert counted.counts.snapshot()["routes"]["both"] == whole
+    counted.add("route:both,BACKEND,0,13,150,260,0,0,10,0,0,3,UP,,")
+    assert counted.counts.snapshot()["routes"]["both"] == whole
+    # A server of this name was added again.
+    counted.add("route:both,BACKEND,0,2,5,6,0,0,1,0,0,1,UP,,")
+    grown = {"slots": slots(15, 0, 11, 0, 0, 4), "errors": {}, "bytes_in": 155, "bytes_out": 266}
+    assert counted.counts.snapshot()["routes"]["both"] == grown
+    counted.statistics.begin()
+    counted.add("route:both,BACKEND,0,4,5,6,0,0,4,0,0,0,UP,,")
+    assert counted.counts.snapshot()["routes"]["both"]["slots"] == slots(19, 0, 15, 0, 0, 4)
+
+
+def test_counts_of_a_stream_are_those_of_its_listener() -> None:
+    counted = Counted()
+    counted.add(
+        "stream:pg,FRONTEND,4,9,100,200,,,,,,,OPEN,,",
+        "stream:pg,10.0.0.5:5432,4,9,90,190,3,,,,,,UP,L4OK,",
+        "stream:pg,BACKEND,5,10,80,180,2,,,,,,UP,,",
+    )
+    whole = {
+        "accepted": 9, "open": 4, "failed": 2, "refused": 0, "passed": 0, "bytes_in": 100, "bytes_out": 200,
+    }  # fmt: skip
+    assert (counted.statistics.streams, counted.statistics.connections) == ({"pg": whole}, 4)
+    assert counted.counts.snapshot()["routes"] == {}
+    assert counted.hosts()["10.0.0.5:5432"][:2] == (4, 9)
+    counted.add("stream:pg,FRONTEND,,12,150,280,,,,,,,OPEN,,", "stream:pg,BACKEND,0,12,0,0,3,,,,,,UP,,")
+    whole |= {"accepted": 12, "open": 0, "failed": 3, "bytes_in": 150, "bytes_out": 280}
+    assert (counted.statistics.streams, counted.statistics.connections) == ({"pg": whole}, 0)
+    assert counted.hosts()["10.0.0.5:5432"][0] == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "health"),
+    [
+        (",0,0,0,0,0,UP,", "unknown"),
+        (",0,0,0,0,0,UP,L4OK", "healthy"),
+        (",0,0,0,0,0,UP,L4CON", "unknown"),
+        (",0,1,0,0,0,no check,", "healthy"),
+        (",0,0,0,0,1,no check,", "healthy"),
+        (",,,,,,no check,", "unknown"),
+        (",0,0,0,0,0,DOWN,L4CON", "unhealthy"),
+    ],
+)
+def test_target_is_healthy_once_it_has_answered_or_passed_a_check(columns: str, health: str) -> None:
+    counted = Counted()
+    counted.add(f"route:both,10.0.0.7:80,0,0,0,0,0{columns},")
+    found = counted.backends.healths()
+    assert found["both"]["http://10.0.0.7:80"]["status"] == health
+    assert found["stream pg"]["10.0.0.5:5432"]["status"] == "unknown"
