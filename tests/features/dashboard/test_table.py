@@ -26,6 +26,21 @@ def test_files_are_relative_to_the_file_that_names_them(tmp_path: Path) -> None:
     )
 
 
+def test_keys_that_are_left_out_have_their_defaults() -> None:
+    assert dict(Dashboard()) == {
+        "bind": "127.0.0.1:9465", "token_file": None, "token_env": None, "hosts": (), "tls": False,
+        "insecure": False,
+    }  # fmt: skip
+
+
+def test_other_machines_need_tls_unless_that_is_taken_into_account(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    problem = told(tmp_path, f'{SERVER}[dashboard]\nbind = ":9465"\n')
+    assert "add tls = { cert = …, key = … }, or bind 127.0.0.1 behind a proxy" in problem
+    for keys in ("insecure = true", f'tls = {{ cert = "{cert}", key = "{key}" }}'):
+        assert told(tmp_path, f'{SERVER}[dashboard]\nbind = ":9465"\n{keys}\n') == ""
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

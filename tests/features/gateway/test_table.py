@@ -6,13 +6,15 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from poolctl import PoolConfig
 from poolctl.config import Draft, Tables, load
+from poolctl.config.model.section import Section
 from poolctl.features.gateway.routes import routes_of
-from poolctl.features.gateway.table import GatewayConfig, RouteConfig
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig, RouteRedirect, StreamConfig
 from poolctl.routing.route import (
     ExcludedRoute,
     Route,
@@ -42,6 +44,84 @@ def route(directory: Path, text: str) -> Route:
     (found,) = routes(directory, text).values()
     assert isinstance(found, Route)
     return found
+
+
+TIMEOUTS = {"connect": 5.0, "head": 60.0, "idle": 60.0, "total": 0.0}
+RATES = {"concurrency": 0, "requests_per_second": 0.0, "burst": 0}
+LIMIT = {**RATES, "queue": 0, "queue_timeout": 5.0}
+STREAM_BREAKER = {
+    "failures": 5, "rate": 0.5, "minimum_requests": 20, "window": 10.0, "open_for": 10.0, "probes": 1,
+}  # fmt: skip
+BREAKER = {**STREAM_BREAKER, "statuses": (), "max_open": 0.5}
+
+
+def values(section: Section) -> dict[str, Any]:
+    """The value of each key, also of those that were not given."""
+    return {key: values(value) if isinstance(value, Section) else value for key, value in section}
+
+
+def test_keys_that_are_left_out_have_their_defaults() -> None:
+    gateway = values(GatewayConfig())
+    assert [values(each) for each in gateway.pop("bind")] == [
+        {"bind": ":8080", "tls": False, "accept_proxy_protocol": False}
+    ]
+    assert gateway == {
+        "engine": "poolctl", "program": None, "http2": None, "header_for_host": "Host", "traffic_re_enable": 30.0,
+        "trusted_proxies": (), "head_timeout": 10.0, "max_head_size": 65536, "max_connections": None,
+        "keep_alive": 75.0, "drain_timeout": 30.0, "access_log": False, "mode": "auto", "timeouts": TIMEOUTS,
+        "backend_limit": LIMIT, "breaker": BREAKER,
+    }  # fmt: skip
+    route = values(RouteConfig(to=("web",)))
+    assert [values(each) for each in route.pop("to")] == [{"to": "web", "weight": 1, "health": None}]
+    assert route == {
+        "alias": None, "host": "", "path": "/", "methods": (), "headers": {}, "register": False,
+        "policy": "round-robin", "mode": "auto", "sticky": "", "strip_path": False, "host_header": "",
+        "add_headers": {}, "set_headers": {}, "remove_headers": (), "response_headers": {}, "redirect": None,
+        "allow": (), "context_headers": False, "retries": 0, "max_body_size": None,
+        "limit": {**LIMIT, "per_client": RATES}, "backend_limit": LIMIT, "timeouts": TIMEOUTS, "breaker": BREAKER,
+        "health": None, "waiting_page": False, "probe_responses": (), "index": 0,
+    }  # fmt: skip
+    stream = values(StreamConfig(bind=":1", to=("a:1",)))
+    assert [values(each) for each in stream.pop("to")] == [{"to": "a:1", "weight": 1, "health": None}]
+    assert stream == {
+        "alias": None, "bind": ":1", "protocol": "tcp", "policy": "round-robin", "accept_proxy_protocol": False,
+        "max_connections": 0, "timeouts": {"connect": 5.0, "idle": 600.0, "total": 0.0}, "health": None,
+        "breaker": STREAM_BREAKER, "index": 0,
+    }  # fmt: skip
+    assert values(RouteRedirect(to="https")) == {"to": "https", "status": 308}
+
+
+def test_table_is_written_without_what_nothing_sets() -> None:
+    route = RouteConfig(to=("web",))
+    assert "register" not in route.to_dict()
+    assert RouteConfig(alias="a", register=True).to_dict()["register"] is True
+    assert not {"limit", "backend_limit", "redirect", "allow", "host"} & {*route.to_dict()}
+    limited = RouteConfig(to=("web",), backend_limit={"concurrency": 3}).to_dict()
+    assert limited["backend_limit"] == {**LIMIT, "concurrency": 3}
+    assert "limit" not in limited
+    assert "backend_limit" not in GatewayConfig().to_dict()
+    assert GatewayConfig(backend_limit={"queue": 3}).to_dict()["backend_limit"] == {**LIMIT, "queue": 3}
+
+
+@pytest.mark.parametrize(
+    ("keys", "label"),
+    [
+        ({"alias": "a", "to": ("web",)}, "a"),
+        ({"to": ("web", "more")}, "web"),
+        ({"redirect": "https", "host": "a.example"}, "redirect-a.example"),
+        ({"redirect": "https"}, "redirect"),
+    ],
+)
+def test_route_is_labelled_by_its_alias_or_its_first_target(keys: dict[str, Any], label: str) -> None:
+    assert RouteConfig(**keys).label == label
+
+
+def test_gateway_adds_its_drain_timeout_to_a_stop() -> None:
+    gateway = GatewayConfig(drain_timeout=7.0, mode="proxy", keep_alive=1.0, timeouts={"head": 3.0})
+    assert (gateway.stop_seconds, gateway.has_startup_warnings) == (7.0, True)
+    assert gateway.defaults_of_routes() == {"mode": "proxy", "timeouts": {"head": 3.0}}
+    assert StreamConfig(bind=":1", to=("a:1",)).label == "a:1"
+    assert StreamConfig(alias="db", bind=":1", to=("a:1",)).label == "db"
 
 
 def test_paths_of_a_listener_are_relative_to_the_file(tmp_path: Path) -> None:

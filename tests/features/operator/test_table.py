@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from poolctl.config import Tables, pool_variables
+from poolctl.config.values.problems import Finding
 from poolctl.features.operator.pool_operator import settings_of
 from poolctl.features.operator.table import OperatorTable
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
+from tests.certificates import certificate
 from tests.config_files import SERVER, load_text, told
 
 GATEWAY = '[gateway]\nbind = ":8081"\n'
@@ -38,9 +40,10 @@ def test_without_the_table_there_is_none(tmp_path: Path) -> None:
 
 def test_defaults_of_a_client(tmp_path: Path) -> None:
     found = table(tmp_path, 'url = "http://operator:8013/"')
-    assert found.url == "http://operator:8013"
-    assert (found.endpoint, found.retry) == ("/informer/incoming-request", 30.0)
-    assert (found.bind, found.namespace) == (None, None)
+    assert dict(found) == {
+        "url": "http://operator:8013", "endpoint": "/informer/incoming-request", "retry": 30.0, "namespace": None,
+        "token_env": None, "ca": None, "bind": None, "mode": "0600", "tls": False, "trusted": (),
+    }  # fmt: skip
 
 
 def test_table_without_a_role_is_a_problem(tmp_path: Path) -> None:
@@ -107,6 +110,9 @@ def test_problems_name_the_place_and_the_fix(tmp_path: Path, keys: list[str], pr
         ("http://127.0.0.1", ":80"),
         ("unix:o", "unix:o"),
         ("http://[::1]:8013", ":8013"),
+        ("http://127.5.0.1:8013", "0.0.0.0:8013"),
+        ("http://10.0.0.7:8013", "10.0.0.7:8013"),
+        ("https://localhost", ":443"),
     ],
 )
 def test_pool_does_not_inform_itself(tmp_path: Path, url: str, bind: str) -> None:
@@ -131,6 +137,38 @@ def test_missing_token_and_certificates_are_found_outside(tmp_path: Path) -> Non
     found = "\n".join(str(each) for each in config.outside(names=()))
     assert "the environment variable POOL_T is not set" in found
     assert "ca.pem" in found
+
+
+def test_check_finds_token_certificate_and_authorities(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    tls = f'tls = {{ cert = "{cert}", key = "{key}" }}'
+    (tmp_path / "ca.pem").write_bytes(cert.read_bytes())
+    whole = table(tmp_path, 'url = "https://a"', 'token_env = "T"', 'ca = "ca.pem"', tls)
+    assert whole.check({"T": "x"}, ()) == ([], [])
+    unset = Finding(("token_env",), "the environment variable T is not set", "export T=…")
+    assert whole.check({"T": " "}, ()) == whole.check({}, ()) == ([unset], [])
+    for path in (cert, tmp_path / "ca.pem"):
+        path.unlink()
+    problems, warnings = whole.check({"T": "x"}, ())
+    assert {each.path for each in problems[:-1]} == {("tls", "cert")}
+    assert (problems[-1].path, problems[-1].found) == (("ca",), f"{tmp_path}/ca.pem")
+    assert problems[-1].message.startswith(f"{tmp_path}/ca.pem: ")
+    assert warnings == []
+    assert table(tmp_path, 'url = "https://a"').check({}, ()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("url", "bind"),
+    [
+        ("http://127.0.0.1:8013", "127.0.0.1:8014"),
+        ("http://10.0.0.7:8013", ":8013"),
+        ("https://localhost", ":80"),
+        ("unix:a", "unix:b"),
+        ("http://[::2]:8013", "[::1]:8013"),
+    ],
+)
+def test_pool_may_inform_another_address(tmp_path: Path, url: str, bind: str) -> None:
+    tables(tmp_path, f'url = "{url}"', f'bind = "{bind}"', "" if "unix" in bind else 'token_env = "T"')
 
 
 def test_variables_of_the_table_are_secrets_of_the_pool(tmp_path: Path) -> None:

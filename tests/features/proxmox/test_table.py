@@ -11,6 +11,7 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config import Tables, json_schema, pool_variables
+from poolctl.config.values.problems import Finding
 from poolctl.features.proxmox.table import ProxmoxTable, is_token
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.config_files import SERVER, load_text, told
@@ -28,14 +29,10 @@ def table_of(config: PoolConfig) -> ProxmoxTable:
 
 
 def test_table_has_defaults_and_paths_from_its_file(tmp_path: Path) -> None:
-    assert table_of(load_text(tmp_path, GOOD + ROUTE)) == ProxmoxTable(
-        url="https://pve.example:8006",
-        token_env="PVE_TOKEN",
-        verify=True,
-        nodes=(),
-        refresh=30.0,
-        timeout=5.0,
-    )
+    assert dict(table_of(load_text(tmp_path, GOOD + ROUTE))) == {
+        "url": "https://pve.example:8006", "token_env": "PVE_TOKEN", "token_file": None, "verify": True, "nodes": (),
+        "refresh": 30.0, "timeout": 5.0, "start": True, "start_timeout": 60.0, "idle": 0.0,
+    }  # fmt: skip
     text = '[proxmox]\nurl = "https://pve"\ntoken_file = "token"\nverify = "ca.pem"\nnodes = ["a"]\nrefresh = "1m"\n'
     table = table_of(load_text(tmp_path, text + ROUTE))
     assert (table.token_file, table.verify) == (str(tmp_path / "token"), str(tmp_path / "ca.pem"))
@@ -97,6 +94,43 @@ def test_validation_warns_of_a_token_or_a_ca_that_cannot_be_used(
     found = warned(f'[proxmox]\nurl = "https://pve"\ntoken_file = "token"\nverify = "ca.pem"\n{ROUTE}')
     assert "token holds is no API token" in found
     assert "ca.pem is not there" in found
+
+
+def test_finding_about_a_token_or_a_ca_has_its_place_and_fix(tmp_path: Path) -> None:
+    token, ca = tmp_path / "token", tmp_path / "ca.pem"
+    gateway = ("gateway",)
+    named = ProxmoxTable(url="https://pve", token_env="T")
+    allowed = "USER@REALM!TOKENID=SECRET"
+    assert named.check({"T": f" {TOKEN}\n"}, gateway) == ([], [])
+    unset = Finding(
+        ("token_env",), "the environment variable T is not set here", "set it where the pool is started", "T"
+    )
+    assert named.check({"T": ""}, gateway) == ([], [unset])
+    malformed = Finding(("token_env",), "what T holds is no API token", f"write it as {allowed}")
+    assert named.check({"T": "x"}, gateway) == ([], [malformed])
+    no_route = Finding(
+        (), "there is no route that could be linked", "add a [[route]] to a URL, or take this out"
+    )
+    assert named.check({"T": TOKEN}, ()) == ([], [no_route])
+    of_file = ProxmoxTable(url="https://pve", token_file=str(token), verify=str(ca))
+    _, (missing, no_ca) = of_file.check({}, gateway)
+    assert (missing.path, missing.found) == (("token_file",), str(token))
+    assert missing.message.startswith(f"{token}: ")
+    hint = "copy the CA of the cluster there, or fix verify"
+    assert no_ca == Finding(("verify",), f"{ca} is not there", hint, str(ca))
+    token.write_text(f"{TOKEN}\n")
+    ca.write_text("")
+    assert of_file.check({}, gateway) == ([], [])
+    token.write_text("x")
+    malformed = Finding(("token_file",), f"what {token} holds is no API token", f"write it as {allowed}")
+    assert of_file.check({}, gateway) == ([], [malformed])
+
+
+@pytest.mark.parametrize(("value", "verify"), [("true", True), ("1", True), ("sub/ca.pem", "{}/sub/ca.pem")])
+def test_verify_from_a_variable_is_a_truth_or_a_path(tmp_path: Path, value: str, verify: bool | str) -> None:
+    text = '[proxmox]\nurl = "https://pve"\ntoken_env = "T"\nverify = "${VERIFY}"\n'
+    found = table_of(load_text(tmp_path, text + ROUTE, env={"VERIFY": value})).verify
+    assert found == (verify.format(tmp_path) if isinstance(verify, str) else verify)
 
 
 def test_successor_is_left_the_table(tmp_path: Path) -> None:

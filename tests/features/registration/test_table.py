@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.config import pool_variables
+from poolctl.config.values.problems import Finding
 from poolctl.features.registration.table import RegistrationTable
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
 from tests.certificates import certificate
@@ -86,6 +87,51 @@ def test_mode_is_for_a_unix_socket(tmp_path: Path) -> None:
 def test_wrong_table_is_a_problem_with_its_place(tmp_path: Path, text: str, problem: str) -> None:
     found = "\n".join(map(str, load_text(tmp_path, text).problems))
     assert problem in found
+
+
+def test_keys_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
+    table = load_text(tmp_path, ROUTE + TABLE + CLIENT).tables.get(RegistrationTable)
+    assert table is not None
+    (client,) = table.client
+    assert dict(client) == {"name": None, "token_env": "REG_TOKEN", "routes": ("users",), "allow": ()}
+    assert (table.bind, table.mode, table.tls) == ("127.0.0.1:8014", "0600", False)
+
+
+def test_check_finds_tokens_that_are_missing_shared_or_short() -> None:
+    clients = [{"token_env": name, "routes": ("users",)} for name in ("A", "B", "C", "D")]
+    table = RegistrationTable(bind="127.0.0.1:8014", client=tuple(clients))
+
+    def path(index: int) -> tuple[str | int, ...]:
+        return "client", index, "token_env"
+
+    problems, warnings = table.check({"A": "x" * 16, "B": f" {'x' * 16}\n", "C": "y" * 15, "D": " "}, ())
+    assert problems == [
+        Finding(path(1), "the token in B is that of A too", "give each client a token of its own"),
+        Finding(path(3), "the environment variable D is not set", "export D=…"),
+    ]
+    hint = "make one with: openssl rand -hex 32"
+    assert warnings == [Finding(path(2), "the token in C has 15 characters, and can be guessed", hint)]
+
+
+def test_certificate_that_is_missing_is_found_by_check(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    table = RegistrationTable(
+        bind=":8014",
+        tls={"cert": str(cert), "key": str(key)},
+        client=({"token_env": "A", "routes": ("users",)},),
+    )
+    assert table.check({"A": "x" * 16}, ()) == ([], [])
+    cert.unlink()
+    problems, warnings = table.check({"A": "x" * 16}, ())
+    assert ({each.path for each in problems}, warnings) == ({("tls", "cert")}, [])
+
+
+def test_route_that_accepts_nothing_is_named_with_its_place(tmp_path: Path) -> None:
+    closed = '[[route]]\nalias = "closed"\nto = "http://a:80"\npath = "/closed"\n'
+    text = ROUTE + closed + TABLE + CLIENT.replace('["users"]', '["users", "closed"]')
+    (problem,) = load_text(tmp_path, text).problems
+    assert "registration.client[0].routes[1]: no route 'closed' of the files accepts services" in str(problem)
+    assert 'add [[route]] with alias = "closed" and register = true' in str(problem)
 
 
 def test_successor_is_left_the_table(tmp_path: Path) -> None:
