@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
+from poolctl import TLSConfig
 from poolctl.core.server_entry import Entry
 from poolctl.features.gateway.process.settings import ServerFacts
+from poolctl.features.gateway.supervision import gateway_reports
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes, RouteSet
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.features.gateway.supervision.gateway_reports import (
@@ -18,8 +22,10 @@ from poolctl.features.gateway.supervision.gateway_reports import (
     ServerReports,
     canary_name,
     connections_of,
+    facts_of,
 )
 from poolctl.platform import memory_file, read_file
+from poolctl.states import State, Status
 from poolctl.worker import tally
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, turns, web
@@ -208,3 +214,116 @@ def test_event_about_a_host_is_recorded_with_the_host_and_the_reason() -> None:
         ("pool", "breaker opened", {"message": "web", "cause": "", "host": "web"}),
         ("pool", "breaker opened", {"message": "no descriptor"}),
     ]
+
+
+def facts(**changes: Any) -> ServerFacts:
+    """The facts about a server that runs, with these changes of its entry."""
+    given = {
+        "state": "running",
+        "ready": True,
+        "out": False,
+        "armed": None,
+        "endpoints": ("10.0.0.1:80",),
+    } | changes
+    config = web(bind="127.0.0.1:9000", tls=given.get("tls", False))
+    entry: Any = SimpleNamespace(
+        name="web", config=config, config_apart=None, state=State(given["state"]), ready=given["ready"],
+        out=given["out"], health=Status.WARN, listener=SimpleNamespace(armed=given["armed"]),
+        desired=SimpleNamespace(canary=None, state="running"), observed=SimpleNamespace(workers={}),
+    )  # fmt: skip
+    core: Any = SimpleNamespace(endpoints=lambda config: given["endpoints"])
+    return facts_of(core, entry)
+
+
+def test_facts_about_a_server_are_its_state_and_where_it_can_be_reached(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gateway_reports, "asleep_until", lambda entry: 7.0)
+    whole = ServerFacts(
+        name="web", bind="10.0.0.1:80", state="running", ready=True, health="warn", asleep_until=7.0
+    )
+    assert facts() == whole
+    assert facts(endpoints=()) == replace(whole, bind="127.0.0.1:9000")
+    assert facts(ready=False) == facts(out=True) == replace(whole, ready=False)
+    assert facts(state="starting") == replace(whole, state="starting")
+    assert facts(state="starting", endpoints=()) == replace(whole, state="stopped", bind="127.0.0.1:9000")
+    assert facts(state="stopping", armed=object()) == replace(whole, state="sleeping")
+    assert facts(tls=TLSConfig(cert="c", key="k")) == replace(whole, tls=True)
+
+
+def test_end_of_a_canary_is_a_change_as_its_begin_is(stage: Stage) -> None:
+    async def work() -> None:
+        assert not stage.reports.canary_changed(stage.entry)
+        await stage.begin()
+        assert [stage.reports.canary_changed(stage.entry) for _ in range(2)] == [True, False]
+        stage.desk.core.withdraw_canary(stage.entry)
+        await turns()
+        assert [stage.reports.canary_changed(stage.entry) for _ in range(2)] == [True, False]
+
+    run(work())
+
+
+def test_server_without_a_route_is_forgotten_with_its_canary(stage: Stage) -> None:
+    async def work() -> None:
+        await stage.begin()
+        stage.send()
+        stage.reports.send(cast(GatewayProcess, stage.process), "other")
+        assert stage.process.servers == {"web", CANARY}
+        stage.routes.routes = RouteSet()
+        stage.reports.send(cast(GatewayProcess, stage.process), CANARY)
+        assert stage.process.servers == set()
+
+    run(work())
+
+
+@pytest.mark.parametrize(
+    ("command", "routing", "key"), [(None, True, "k"), (None, False, ""), (["x"], True, "")]
+)
+def test_key_of_the_route_context_is_for_apps_whose_workers_check_it(
+    stage: Stage, command: list[str] | None, routing: bool, key: str
+) -> None:
+    async def work() -> None:
+        stage.routes.context_keys = {"web": "k"}
+        core: Any = stage.desk.core
+        if command:
+            stage.entry.config = web(app=None, command=command)
+        runner = SimpleNamespace(capabilities=SimpleNamespace(routing=object() if routing else None))
+        core.runner, runner_before = runner, core.runner
+        try:
+            stage.send()
+        finally:
+            core.runner = runner_before
+        assert stage.process.known["web"][0].context_key == key
+
+    run(work())
+
+
+def test_reports_leave_no_descriptor_open() -> None:
+    async def work() -> None:
+        desk, keeper = Desk(web()), Keeper()
+        reports = GatewayReports(cast(Any, keeper), desk.core, desk.events)
+        process: Any = SimpleNamespace()
+        reports.follow(process)
+        before = os.listdir("/proc/self/fd")
+        process.on_report({"t": "hosts", "states": {"hosts": []}})
+        await reports.adopt()
+        assert os.listdir("/proc/self/fd") == before
+        assert (reports.hosts, reports.set_aside) == ({"hosts": []}, frozenset())
+
+    run(work())
+
+
+def test_request_for_a_sleeping_server_wakes_it() -> None:
+    async def work() -> None:
+        desk = Desk(web())
+        woken: list[str] = []
+        core: Any = desk.core
+        core.wake = lambda entry: woken.append(entry.name)
+        reports = GatewayReports(cast(Any, Keeper()), core, desk.events)
+        process: Any = SimpleNamespace()
+        reports.follow(process)
+        process.on_report({"t": "wake", "server": "web"})
+        process.on_report({"t": "wake", "server": "http://10.0.0.7:80"})
+        assert woken == ["web"]
+
+    run(work())

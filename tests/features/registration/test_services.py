@@ -19,7 +19,8 @@ from poolctl.features.registration._services import (
     registration_of,
     with_registrations,
 )
-from poolctl.routing.route import ExcludedRoute, Route
+from poolctl.routing.route import ExcludedRoute, Route, Target
+from poolctl.routing.route_health import RouteHealth
 from poolctl.routing.route_report import RegistrationReport
 from tests.config_files import told
 from tests.manual_clock import ManualClock
@@ -367,3 +368,193 @@ def test_report_of_a_service_has_the_rest_of_its_time_and_its_probe(
         stage.pass_time(30)
         silent = stage.services.report(service)
         assert (silent.state, silent.why, silent.left_seconds) == ("silent", "no heartbeat for 30s", 0.0)
+
+
+def test_service_says_what_it_is_and_how_it_is() -> None:
+    stage = Stage()
+    found, _ = stage.services.register(settings(probe="/health"), "web")
+    assert (str(found), repr(found)) == (f"users {URL}", f"<RegisteredService users {URL}: starting>")
+    assert (found.alias, found.url, found.owner, found.is_probed) == ("users", URL, "web", True)
+    assert (found.is_serving, found.problem) == (False, "starting")
+    assert found.health == RouteHealth(status="starting")
+    stage.services.probed(found, "", 0.25)
+    assert (found.is_serving, found.problem) == (True, "serving")
+    assert found.health == RouteHealth(status="healthy", latency_seconds=0.25)
+    stage.services.probed(found, "status 503", 0.5)
+    assert (found.is_serving, found.problem) == (False, "status 503")
+    assert found.health == RouteHealth(status="unhealthy", latency_seconds=0.5, detail="status 503")
+    other, _ = stage.services.register(settings(to="http://10.0.0.8:1"))
+    assert (other.is_probed, other.problem) == (False, "serving")
+    assert not stage.services.probed(other, "down", 1.0), "it has no probe"
+    assert (other.latency_seconds, other.why) == (None, "")
+    assert stage.services.counts() == {"starting": 0, "serving": 1, "failing": 1, "silent": 0}
+
+
+def test_silent_service_takes_no_result_of_a_probe() -> None:
+    stage = Stage()
+    found, _ = stage.services.register(settings(probe="/health", ttl=1))
+    stage.services.probed(found, "", 0.25)
+    stage.pass_time(1)
+    since = found.since
+    assert (found.state, since) == ("silent", stage.clock.time())
+    stage.clock.advance(1)
+    assert not stage.services.probed(found, "", 0.5)
+    assert (found.state, found.since, found.why, found.latency_seconds) == (
+        "silent", since, "no heartbeat for 1s", 0.25,
+    )  # fmt: skip
+
+
+def test_state_since_is_the_time_of_its_last_change() -> None:
+    stage = Stage()
+    found, _ = stage.services.register(settings(probe="/health"))
+    begun = stage.clock.time()
+    stage.clock.advance(1)
+    stage.services.probed(found, "", 0.1)
+    assert found.since == begun + 1
+    stage.clock.advance(1)
+    stage.services.probed(found, "", 0.1)
+    stage.register(probe="/health")
+    assert found.since == begun + 1
+    stage.register(probe="/other")
+    assert (found.since, found.state, found.why) == (begun + 2, "starting", "")
+
+
+def test_client_may_register_only_some_services_and_change_only_its_own() -> None:
+    clock = ManualClock()
+    services = Registrations(clock, 10, 2)
+
+    def register(owner: str, number: int = 1) -> str:
+        return services.register(settings(to=f"http://10.0.0.{number}:1"), owner)[1]
+
+    assert [register("web", number) for number in (1, 2)] == ["registered"] * 2
+    with pytest.raises(RegistrationRefused) as refused:
+        register("web", 3)
+    assert (str(refused.value), refused.value.hint) == (
+        "web has registered 2 services already", "unregister those that are gone",
+    )  # fmt: skip
+    assert register("web") == "refreshed"
+    assert [register("other", number) for number in (3, 4)] == ["registered"] * 2
+    with pytest.raises(RegistrationRefused) as refused:
+        register("other")
+    assert (str(refused.value), refused.value.hint) == (
+        "http://10.0.0.1:1 is registered as 'users' by another client",
+        "unregister it there, or with `poolctl unregister`",
+    )
+    assert register("") == "refreshed", "the control socket may change all"
+    assert [register("", number) for number in (5, 6, 7)] == ["registered"] * 3
+    assert {each.url: each.owner for each in services.of("users")} == {
+        f"http://10.0.0.{number}:1": owner
+        for number, owner in zip(range(1, 8), ["web", "web", "other", "other", "", "", ""], strict=True)
+    }
+    found = services.of("users", "http://10.0.0.2:1")
+    assert len(found) == 1
+    assert found[0] in services
+    services.remove(found[0])
+    assert found[0] not in services
+    assert register("web", 2) == "registered"
+    assert found[0] not in services, "it is another one at the same URL"
+
+
+def test_refusal_says_how_to_go_on() -> None:
+    stage = Stage(most=1)
+    stage.register(host="a.example")
+    for given, message, hint in (
+        (
+            settings(to="http://10.0.0.8:1"), "1 services are registered already",
+            "unregister those that are gone, and give the others a ttl",
+        ),
+        (
+            settings(to="http://10.0.0.8:1", path="/v1"), "users is registered for a.example/",
+            "leave host and path out, or choose another name",
+        ),
+    ):  # fmt: skip
+        with pytest.raises(RegistrationRefused) as refused:
+            stage.services.register(given)
+        assert (str(refused.value), refused.value.hint) == (message, hint)
+
+
+def test_next_time_with_something_to_do_is_that_of_the_first_deadline() -> None:
+    stage = Stage()
+    stage.register(ttl=30)
+    stage.register(to="http://10.0.0.8:1", ttl=20)
+    stage.register(to="http://10.0.0.9:1")
+    assert stage.services.due == 20.0
+    stage.pass_time(20)
+    assert stage.services.due == 30.0
+    stage.pass_time(10)
+    assert stage.services.due == 20.0 + FORGOTTEN_SECONDS
+
+
+def test_saved_service_has_all_that_the_next_supervisor_needs() -> None:
+    stage = Stage()
+    found, _ = stage.services.register(settings(ttl=30, weight=2), "web")
+    found.why = "slow"
+    stage.clock.advance(3)
+    saved = stage.services.to_json(found)
+    assert saved == {
+        "settings": {"name": "users", "to": URL, "ttl": 30.0, "weight": 2}, "owner": "web", "state": "serving",
+        "since": 1_700_000_000.0, "why": "slow", "deadline": 30.0,
+    }  # fmt: skip
+    successor = Stage()
+    successor.clock.advance(10)
+    successor.services.restore(saved)
+    (again,) = successor.services
+    assert successor.services.to_json(again) == saved
+    stopped = Stage()
+    stopped.services.restore({**saved, "state": "silent", "deadline": 5000.0}, stopped=True, whole=True)
+    (silent,) = stopped.services
+    assert (silent.state, stopped.services.due) == ("silent", FORGOTTEN_SECONDS)
+    for deadline, due in ((-5.0, 2.0), (1.0, 2.0), (29.0, 29.0), (99.0, 30.0)):
+        late = Stage()
+        late.services.restore({**saved, "deadline": deadline})
+        assert late.services.due == due
+    bare = Stage()
+    bare.services.restore({"settings": saved["settings"], "state": "serving"})
+    (found,) = bare.services
+    assert (found.owner, found.since, found.why, bare.services.due) == ("", 0.0, "", None)
+
+
+def test_routes_without_a_gateway_or_services_stay_as_they_are() -> None:
+    routes = (Route(alias="a", path="/a"),)
+    assert with_registrations(routes, [WEB], Tables(), [service("a")]) == routes
+    assert with_registrations(routes, [WEB], Tables(gateway=GatewayConfig()), []) == routes
+
+
+def test_own_route_has_the_defaults_of_the_gateway_but_its_mode() -> None:
+    gateway = GatewayConfig(mode="pass", timeouts={"connect": 3.0})
+    found = with_registrations((), [WEB], Tables(gateway=gateway), [service("own", path="/own", weight=4)])
+    (own,) = found
+    assert isinstance(own, Route)
+    assert (own.mode, own.timeouts.connect, own.registers) == ("auto", 3.0, True)
+    assert own.to == (Target(url="http://10.0.0.7:9000", weight=4),)
+
+
+@pytest.mark.parametrize(
+    ("taken", "given", "excluded"),
+    [
+        ({"path": "/v1"}, {"path": "/v1"}, "*/v1 is taken by the route 'web' (*/v1)"),
+        ({"path": "/v1"}, {"path": "/v1/users"}, "*/v1/users is taken by the route 'web' (*/v1)"),
+        ({"path": "/v1"}, {"path": "/v10"}, ""),
+        ({"path": "/v1/users"}, {"path": "/v1"}, ""),
+        ({}, {"path": "/v1"}, ""),
+        ({}, {"path": "/"}, "*/ is taken by the route 'web' (*/)"),
+        ({"host": "a.example"}, {"path": "/v1"}, ""),
+        ({"host": "a.b"}, {"host": "a.b", "path": "/v1"}, "a.b/v1 is taken by the route 'web' (a.b/)"),
+        ({"host": "A.b"}, {"host": "a.b."}, "a.b/ is taken by the route 'web' (a.b/)"),
+        ({"host": "a*.b", "path": "/v"}, {"host": "*.b", "path": "/"}, "*.b/ is taken by the route 'web' (a*.b/v)"),
+        ({"host": "a*.b", "path": "/v2"}, {"host": "*.b", "path": "/v1"}, ""),
+        ({"host": "a*.b"}, {"host": "*.c"}, ""),
+        ({"path": "/v1", "methods": ("GET",)}, {"path": "/v1"}, ""),
+        ({"path": "/v1", "headers": {"x": ""}}, {"path": "/v1"}, ""),
+        ({"path": "/v1", "methods": ("GET",)}, {"path": "/v1/x"}, "*/v1/x is taken by the route 'web' (*/v1)"),
+    ],
+)  # fmt: skip
+def test_own_route_is_excluded_where_another_route_is(
+    taken: dict[str, Any], given: dict[str, Any], excluded: str
+) -> None:
+    found = made(service("own", **given), routes=(RouteConfig(alias="web", to="web", **taken),))["own"]
+    if excluded:
+        host = given.get("host", "").removesuffix(".")
+        assert found == ExcludedRoute(alias="own", reason=excluded, host=host, provider="registration")
+    else:
+        assert isinstance(found, Route)
