@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import http.client
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from poolctl.features.dashboard._state_hub import SPAN_SECONDS, Levels, level
+from poolctl.errors import ControlError
+from poolctl.features.dashboard import _state_hub
+from poolctl.features.dashboard._state_hub import FIGURES, SERIES, SPAN_SECONDS, Hub, Levels, level
+from poolctl.json_form import from_json
+from poolctl.logs.log_line import stamp
+from poolctl.monitor.journal import JournalEvent
 from tests.features.dashboard.recorded_pool import RecordedPool
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
+from tests.manual_clock import ManualClock
+from tests.virtual_loop import VirtualLoop
 
 Message = tuple[str, Any]
 
@@ -214,3 +223,297 @@ def test_reason_of_a_failing_server_is_sent_and_gone_when_it_runs(stage: Stage) 
         stage.pool.become("web-2", state="running", ready=True, health="ok")
         (item,) = until(messages, "changed")["items"]
         assert "reason" not in item
+
+
+class Watching:
+    """A hub on a loop whose time passes at once; `asked` are its questions to the pool with their times.
+
+    `problem` is why the pool does not answer, `lines` are the events that it sends while they are followed.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.loop = VirtualLoop()
+        self.clock = ManualClock()
+        self.pool = RecordedPool(2)
+        self.pool.events.clear()
+        self.asked: list[tuple[float, str]] = []
+        self.problem: Exception | None = None
+        self.lines: asyncio.Queue[Any] = asyncio.Queue()
+        self.hub = Hub("/run/control.sock", self.clock)
+        monkeypatch.setattr(_state_hub, "ask_async", self._ask)
+        monkeypatch.setattr(_state_hub, "messages_async", self._messages)
+
+    async def _ask(self, kind: Any, path: str, verb: str, body: Any, *, timeout_seconds: float) -> Any:
+        assert (path, timeout_seconds) == ("/run/control.sock", 10.0)
+        self.asked.append((round(self.loop.time(), 3), verb))
+        if self.problem is not None:
+            raise self.problem
+        document = await self.pool.answer(verb, body, lambda line: None)
+        assert document is not None
+        return from_json(kind, document)
+
+    async def _messages(self, path: str, verb: str, body: Any) -> AsyncGenerator[Any]:
+        options = body["options"]
+        if not options.get("follow"):
+            assert options == {"since": stamp(self.clock.time() - 3600.0), "after": 0}
+        for event in self.pool.events if not options.get("follow") else ():
+            yield {"event": event}
+        while options.get("follow"):
+            yield {"event": await self.lines.get()}
+
+    def view(self) -> Viewer:
+        return Viewer(self)
+
+    def pass_time(self, seconds: float = 0.0) -> None:
+        self.loop.pass_time(seconds)
+
+    def times(self, verb: str = "stats") -> list[float]:
+        """When the pool was asked this since the last time."""
+        found = [at for at, asked in self.asked if asked == verb]
+        self.asked = [each for each in self.asked if each[1] != verb]
+        return found
+
+    def happened(self, number: int) -> None:
+        event = {
+            "schema": 1,
+            "time": stamp(self.clock.time()),
+            "seq": number,
+            "kind": "pool",
+            "event": "reloaded",
+        }
+        self.lines.put_nowait(event)
+
+    def close(self) -> None:
+        async def cancel() -> None:
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in others:
+                task.cancel()
+            await asyncio.gather(*others, return_exceptions=True)
+
+        self.loop.run_until_complete(cancel())
+        self.loop.close()
+
+
+class Viewer:
+    """One who looks, with the messages that came."""
+
+    def __init__(self, watching: Watching) -> None:
+        self.messages: list[Message] = []
+        self._watching = watching
+        self._task = watching.loop.create_task(self._read())
+        watching.pass_time()
+
+    async def _read(self) -> None:
+        async with contextlib.aclosing(self._watching.hub.view()) as messages:
+            async for text in messages:
+                name, data, *rest = text.split("\n")
+                assert rest == ["", ""]
+                self.messages.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+
+    def names(self) -> list[str]:
+        """The names of the messages since the last time."""
+        found = [name for name, _ in self.messages]
+        self.messages.clear()
+        return found
+
+    @property
+    def is_over(self) -> bool:
+        return self._task.done()
+
+    def leave(self) -> None:
+        self._task.cancel()
+        self._watching.pass_time()
+
+
+@pytest.fixture
+def watching(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watching]:
+    made = Watching(monkeypatch)
+    yield made
+    made.close()
+
+
+def test_pool_is_queried_every_two_seconds_for_all_viewers_together(watching: Watching) -> None:
+    first = watching.view()
+    assert first.names() == ["pool"]
+    second = watching.view()
+    assert second.names() == ["pool"]
+    watching.pass_time(5.0)
+    assert watching.times() == [0.0, 2.0, 4.0]
+    assert watching.times("ping") == [0.0]
+    assert first.names() == second.names() == ["stats", "stats"]
+
+
+def test_whole_state_is_the_first_message(watching: Watching) -> None:
+    watching.pool.changed_files = None
+    (message,) = watching.view().messages
+    name, whole = message
+    assert name == "pool"
+    assert whole["about"] == {
+        "name": "shop", "version": "1.0", "python": "", "supervisor_pid": 4711, "files": ["/srv/pool.toml"],
+    }  # fmt: skip
+    now = watching.clock.time()
+    assert (whole["now"], whole["interval_seconds"], whole["span_seconds"]) == (now, 2.0, 3600.0)
+    assert (whole["files"], whole["events"]) == ("", [])
+    assert whole["levels"] == {"web-1": [[now, "ok"]], "web-2": [[now, "ok"]]}
+    assert [(each["name"], each["level"], each["state"]) for each in whole["items"]] == [
+        ("web-1", "ok", "running"), ("web-2", "ok", "running"),
+    ]  # fmt: skip
+    assert [*whole["figures"]] == [*whole["series"]] == ["web-1", "web-2"]
+    assert {*whole["figures"]["web-1"]} == {*FIGURES}
+    assert {*whole["series"]["web-1"]} == {*SERIES}
+
+
+def test_pool_is_queried_a_little_longer_when_the_last_viewer_has_left(watching: Watching) -> None:
+    viewer = watching.view()
+    watching.pass_time(1.0)
+    viewer.leave()
+    watching.pass_time(20.0)
+    # Up to three further intervals, so that a page that is loaded again finds everything.
+    assert watching.times() == [0.0, 2.0, 4.0]
+    again = watching.view()
+    assert again.names() == ["pool"]
+    assert watching.times("ping") == [0.0, 21.0]
+
+
+def test_reloaded_page_gets_the_state_that_is_known(watching: Watching) -> None:
+    viewer = watching.view()
+    watching.pass_time(1.0)
+    viewer.leave()
+    watching.pass_time(2.0)
+    assert watching.view().names() == ["pool"]
+    watching.pass_time(20.0)
+    assert watching.times("ping") == [0.0]
+    assert watching.times() == [0.0, *(2.0 * number for number in range(1, 12))]
+
+
+def test_events_in_quick_succession_are_one_query_soon_after(watching: Watching) -> None:
+    viewer = watching.view()
+    watching.pass_time(0.7)
+    viewer.names()
+    watching.times()
+    for number in range(1, 4):
+        watching.happened(number)
+    watching.pass_time(0.05)
+    assert viewer.names() == ["event"] * 3
+    assert watching.times() == []
+    watching.pass_time(0.06)
+    assert (watching.times(), viewer.names()) == ([0.8], ["stats"])
+    watching.pass_time(2.5)
+    assert watching.times() == [2.8]
+    assert [each["seq"] for each in watching.view().messages[0][1]["events"]] == [1, 2, 3]
+
+
+def test_pool_that_does_not_answer_is_asked_again_after_half_a_second_and_reported_once(
+    watching: Watching,
+) -> None:
+    watching.problem = ControlError("no supervisor")
+    viewer = watching.view()
+    now = watching.clock.time()
+    assert viewer.messages == [("gone", {"message": "no supervisor", "now": now})]
+    watching.pass_time(1.1)
+    assert watching.times("ping") == [0.0, 0.5, 1.0]
+    assert viewer.names() == ["gone"]
+    other = watching.view()
+    assert other.messages == [("gone", {"message": "no supervisor", "now": now})]
+    watching.problem = TimeoutError()
+    watching.pass_time(0.5)
+    assert viewer.messages == [("gone", {"message": "it does not answer", "now": now})]
+    viewer.names()
+    watching.problem = None
+    watching.pass_time(0.5)
+    assert (viewer.names(), other.names()) == (["pool"], ["gone", "gone", "pool"])
+    watching.problem = ControlError("no supervisor")
+    watching.pass_time(2.0)
+    assert viewer.names() == ["gone"]
+
+
+def test_changed_servers_are_sent_with_their_levels_and_order(watching: Watching) -> None:
+    viewer = watching.view()
+    viewer.names()
+    del watching.pool.servers["web-1"]
+    watching.pool.servers["web-2"].update(health="warn", uptime_seconds=7.0)
+    watching.clock.advance(100.0)
+    watching.pass_time(2.0)
+    (name, changed), (other, stats) = viewer.messages
+    now = watching.clock.time()
+    assert (name, other) == ("changed", "stats")
+    (item,) = changed.pop("items")
+    assert (item["name"], item["health"], item["level"], item["uptime_seconds"]) == (
+        "web-2",
+        "warn",
+        "warn",
+        7.0,
+    )
+    assert changed == {
+        "removed": ["web-1"], "order": ["web-2"], "levels": {"web-2": [[now - 100, "ok"], [now, "warn"]]},
+    }  # fmt: skip
+    assert (stats["now"], [*stats["servers"]]) == (now, ["web-2"])
+    viewer.messages.clear()
+    watching.pool.servers["web-2"]["uptime_seconds"] = 9.0
+    watching.pass_time(2.0)
+    assert viewer.names() == ["stats"], "the uptime alone is no change"
+
+
+def test_files_that_have_changed_are_reported_once(watching: Watching) -> None:
+    viewer = watching.view()
+    viewer.names()
+    watching.pool.changed_files = {"files": ["/srv/pool.toml"]}
+    watching.pass_time(4.5)
+    assert [name for name, _ in viewer.messages] == ["stats", "files", "stats"]
+    assert viewer.messages[1][1]["message"].startswith("pool.toml has changed since the pool read it")
+    watching.pool.changed_files = None
+    watching.pass_time(2.0)
+    assert viewer.messages[-1] == ("files", {"message": ""})
+
+
+def test_viewer_that_is_too_slow_is_disconnected_and_others_are_not(watching: Watching) -> None:
+    async def read(count: int) -> list[str]:
+        async with contextlib.aclosing(watching.hub.view()) as messages:
+            found = [await anext(messages)]
+            await asyncio.sleep(3.0)
+            async for each in messages:
+                found.append(each)
+                if len(found) == count:
+                    break
+            return found
+
+    viewer = watching.view()
+    slow = watching.loop.create_task(read(1000))
+    watching.pass_time(0.5)
+    for number in range(1, 251):
+        watching.happened(number)
+        watching.pass_time()
+    assert viewer.names().count("event") == 250
+    watching.pass_time(4.0)
+    # 200 places, the last of which is for the end.
+    assert slow.done()
+    assert len(slow.result()) == 200
+    assert not viewer.is_over
+
+
+def test_history_of_a_server_is_bounded() -> None:
+    levels = Levels()
+    for number in range(401):
+        levels.note("web", ("ok", "ko")[number % 2], float(number))
+    found = levels.since(400.0)["web"]
+    assert (len(found), found[0], found[-1]) == (400, (1.0, "ko"), (400.0, "ok"))
+
+
+@pytest.mark.parametrize(
+    ("event", "levels"),
+    [
+        ({"kind": "lifecycle", "after": "running", "server": "a"}, {"a": [(7.0, "ok")]}),
+        ({"kind": "wake", "after": "starting", "server": "a"}, {"a": [(7.0, "busy")]}),
+        ({"kind": "lifecycle", "after": "odd", "server": "a"}, {}),
+        ({"kind": "health", "after": "ko", "server": "a"}, {"a": [(7.0, "ko")]}),
+        ({"kind": "health", "after": "running", "server": "a"}, {}),
+        ({"kind": "pool", "after": "running", "server": "a"}, {}),
+        ({"kind": "lifecycle", "after": "running", "server": ""}, {}),
+    ],
+)
+def test_level_is_taken_from_events_about_states_and_health(
+    event: dict[str, str], levels: dict[str, list[tuple[float, str]]]
+) -> None:
+    found = Levels()
+    found.fill(JournalEvent.from_json({"schema": 1, "time": stamp(7.0), "seq": 1, "event": "x", **event}))
+    assert found.since(7.0) == levels
