@@ -23,6 +23,7 @@ from poolctl.features.dashboard._figure_rings import (
     FigureRings,
 )
 from poolctl.monitor.metrics import ServerSnapshot
+from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor import statistics as statistics_module
 from poolctl.supervisor.statistics import History
@@ -234,3 +235,133 @@ def test_the_samples_for_a_dashboard_change_and_serialise_nothing(
         assert kept == [], "nothing is left to a successor"
 
     scenario(work)
+
+
+@pytest.mark.parametrize(("slots", "unknown"), [(1, 0), (2, 1), (3, 2), (60, 59), (1000, 59)])
+def test_skipped_slots_are_unknown_for_every_server(slots: int, unknown: int) -> None:
+    ring = FigureRing(HOUR)
+    ring.add_sample(0, [seen(requests=0)])
+    assert ring.add_sample(60 * slots, [seen(requests=60 * slots)])
+    for name in ("web", POOL):
+        rates = ring.series(name)[FIGURES[0]]
+        assert rates[len(rates) - unknown :] == [None] * unknown
+        if unknown < 59:
+            assert rates[-unknown - 1] == 1
+    assert ring.slot == slots
+
+
+def test_sample_within_a_slot_or_of_an_earlier_time_ends_none() -> None:
+    ring = FigureRing(HOUR)
+    assert not ring.add_sample(60, [seen()])
+    assert not ring.add_sample(119.9, [seen()])
+    assert not ring.add_sample(10, [seen()])
+    assert ring.slot == 1
+    assert ring.add_sample(120, [seen()])
+
+
+def test_figures_begin_with_the_first_sample_of_a_slot() -> None:
+    ring = FigureRing(HOUR)
+    ring.add_sample(0, [seen(requests=100)])
+    ring.add_sample(60, [seen(requests=200, restarts=1)])
+    ring.add_sample(90, [seen(requests=500, restarts=3), seen("late", requests=7)])
+    ring.add_sample(120, [seen(requests=260, restarts=2), seen("late", requests=37)])
+    assert last(ring) == [1, 0, None, 10, 1]
+    assert last(ring, "late") == [1, 0, None, 10, 0]
+    assert last(ring, POOL) == [2, 0, None, 20, 1]
+
+
+def test_program_has_memory_and_restarts_but_no_rates() -> None:
+    ring = FigureRing(HOUR)
+
+    def program(**counts: int) -> ServerSnapshot:
+        found = seen(**counts)
+        return ServerSnapshot(found.entry, found.total, found.workers, counts=False)
+
+    ring.add_sample(0, [program()])
+    ring.add_sample(60, [program(requests=60, slow=3, restarts=1)])
+    assert last(ring) == last(ring, POOL) == [None, None, None, 10, 1]
+
+
+def test_figures_are_rounded_to_six_digits() -> None:
+    ring = FigureRing(HOUR)
+    ring.add_sample(0, [seen()])
+    ring.add_sample(60, [seen(requests=1)])
+    assert last(ring)[0] == 0.016667
+
+
+def test_saved_figures_are_restored_whole() -> None:
+    rings = FigureRings()
+    for minute in range(20):
+        rings.add_sample(
+            minute * 60, [seen("a", requests=minute), seen("b", requests=2 * minute, memory=minute)]
+        )
+    successor = FigureRings()
+    successor.restore(rings.saved())
+    assert successor.saved() == rings.saved()
+    for name, ring in rings.rings.items():
+        assert successor.rings[name].slot == ring.slot
+        for server in ("a", "b", POOL):
+            assert successor.rings[name].series(server) == ring.series(server)
+
+
+def test_sample_is_worth_saving_when_a_slot_has_ended() -> None:
+    rings = FigureRings()
+    assert [rings.add_sample(at, [seen()]) for at in (0, 59, 60, 61, 119, 120)] == [
+        False, False, True, False, False, True,
+    ]  # fmt: skip
+
+
+class Store:
+    """Keeps what is written; `held` delays a read."""
+
+    def __init__(self, content: bytes | None = None) -> None:
+        self.content = content
+        self.written: list[tuple[str, bytes]] = []
+        self.held: asyncio.Event | None = None
+
+    async def read(self, name: str) -> bytes | None:
+        assert name == "history"
+        if self.held is not None:
+            await self.held.wait()
+        if self.content is None:
+            raise LinkLost("the keeper is being replaced")
+        return self.content
+
+    def write(self, name: str, content: bytes) -> None:
+        self.written.append((name, content))
+
+
+def test_history_is_kept_from_when_it_is_wanted_until_it_is_not() -> None:
+    async def work(content: bytes | None) -> None:
+        given: list[Any] = []
+        store: Any = Store(content)
+        absent: Any = None
+        history = FigureHistory(absent, given.append, store)
+        history.keep(False)
+        assert (given, store.written) == ([], [])
+        history.keep(True)
+        history.keep(True)
+        await turns()
+        (take,) = given
+        take(0.0, [seen()])
+        assert store.written == []
+        take(60.0, [seen(requests=60)])
+        ((name, saved),) = store.written
+        assert name == "history"
+        rings = FigureRings()
+        rings.restore(saved)
+        assert last(rings.rings["hour"])[0] == 1
+        history.keep(False)
+        assert (given, store.written[1:]) == ([take, None], [("history", b"")])
+        take(120.0, [seen(requests=60)])
+        assert len(store.written) == 2
+        # Of what was wanted for a moment only, nothing is sampled.
+        store.held = asyncio.Event()
+        history.keep(True)
+        history.keep(False)
+        store.held.set()
+        await turns()
+        assert given == [take, None, None]
+
+    for content in (b"", None):
+        run(work(content))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,10 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from poolctl.features.operator.client import (
+    DUE_NS,
     MOST_NAME_BYTES,
     NOT_REACHED,
     PREFIX,
     REACHED,
+    RECORD_BYTES,
     REQUESTS_AT_ONCE,
     TIMEOUT_SECONDS,
     OperatorSettings,
@@ -367,3 +370,140 @@ def test_settings_of_an_operator_without_more_than_its_url() -> None:
         "url": "http://127.0.0.1:1", "endpoint": "/informer/incoming-request", "retry_seconds": 30.0, "namespace": "",
         "token": "", "ca": "", "cert": "", "key": "", "key_password": "",
     }  # fmt: skip
+
+
+def test_request_to_the_operator_has_these_header_fields() -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator) as client:
+                client.client.count("users", 7)
+                await client.delivered(7)
+            host = operator.url.removeprefix("http://")
+            body = b'{"count": 7, "svc": "users", "namespace": "shop"}'
+            assert operator.heads[0].decode().split("\r\n") == [
+                "POST /informer/incoming-request HTTP/1.1", f"host: {host}", "content-type: application/json",
+                f"content-length: {len(body)}", "connection: close", "", "",
+            ]  # fmt: skip
+
+    run(test())
+
+
+@pytest.mark.parametrize("url", ["ftp://operator:1", "http:operator", "operator:8013"])
+def test_url_of_another_kind_is_reported_and_the_count_kept(url: str) -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator, url=url) as client:
+                client.client.count("users", 2)
+                await client.failed("users")
+                why = "the operator's url is neither http://HOST:PORT, https://HOST:PORT nor unix:/PATH"
+                message = f"{url} was not informed of requests for users: {why}; they are kept"
+                assert client.reports == [(NOT_REACHED, message, "warning")]
+                assert client.client.snapshot() == {
+                    "delivered": 0, "unsent": {"users": 2}, "failing": {"users": why},
+                }  # fmt: skip
+                assert repr(client.client) == f"<OperatorClient {url}: 2 unsent>"
+                assert repr(client.client._settings) == f"<OperatorSettings {url}>"
+
+    run(test())
+
+
+def test_operator_that_is_reached_again_is_reported_once_no_service_fails() -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            operator.mode = REFUSE
+            with Client(operator) as client:
+                for name in ("users", "mail"):
+                    client.client.count(name)
+                    await client.failed(name)
+                operator.mode = OK
+                await move(50)
+                await client.delivered(2)
+                url = operator.url
+                assert [each[0] for each in client.reports] == [NOT_REACHED, REACHED]
+                assert client.reports[1] == (REACHED, f"{url} is informed of all requests again", "info")
+                assert client.reports[0][1].startswith(
+                    f"{url} was not informed of requests for users: it answers "
+                )
+                assert client.client.snapshot() == {"delivered": 2, "unsent": {}, "failing": {}}
+
+    run(test())
+
+
+def test_new_place_has_no_count_and_a_free_one_is_used_first() -> None:
+    counts = UnsentCounts("")
+    assert repr(counts) == "<UnsentCounts: 0 services>"
+    first, second = counts.slot("a"), counts.slot("b")
+    assert (second - first) * 8 == RECORD_BYTES
+    counts.words[first], counts.words[first + DUE_NS] = 3, 5
+    counts.release(first)
+    assert counts.words[first] == 0
+    counts.words[first] = 4
+    assert counts.slot("ä") == first
+    assert (counts.words[first], counts.words[first + DUE_NS]) == (0, 0)
+    assert counts.slot("d") == second + (second - first)
+    assert (repr(counts), counts.others()) == ("<UnsentCounts: 3 services>", [])
+    counts.close()
+
+
+@pytest.mark.parametrize("directory", [True, False])
+def test_page_doubles_when_all_of_its_places_are_taken(tmp_path: Path, directory: bool) -> None:
+    counts = UnsentCounts(str(tmp_path) if directory else "")
+    sizes = []
+    for number in range(16):
+        slot = counts.slot(f"s{number}")
+        counts.words[slot] = number + 1
+        sizes.append(counts.words.nbytes // RECORD_BYTES)
+    assert sizes == [8] * 7 + [16] * 8 + [32]
+    words = RECORD_BYTES // 8
+    assert [counts.words[at * words] for at in range(1, 17)] == [*range(1, 17)]
+    counts.close()
+
+
+def test_file_of_counts_is_the_users_alone_and_stays_only_with_counts(tmp_path: Path) -> None:
+    counts = UnsentCounts(str(tmp_path))
+    (name,) = os.listdir(tmp_path)
+    assert re.fullmatch(rf"operator-counts\.{os.getpid()}\.[0-9a-f]{{8}}", name)
+    assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+    assert repr(counts) == f"<UnsentCounts: 0 services, {tmp_path}/{name}>"
+    counts.slot("users")
+    counts.close()
+    counts.close()
+    assert os.listdir(tmp_path) == []
+    counts = UnsentCounts(str(tmp_path))
+    counts.words[counts.slot("x" * MOST_NAME_BYTES)] = 3
+    counts.words[counts.slot("y" * (MOST_NAME_BYTES + 1))] = 4
+    slot = counts.slot("mail")
+    counts.words[slot + DUE_NS] = 9
+    after = UnsentCounts(str(tmp_path))
+    (other,) = after.others()
+    assert not other.is_left(), "its process still runs"
+    assert other.due_ns() == {"x" * MOST_NAME_BYTES: 0, "mail": 9}
+    other.close()
+    counts.close()
+    (other,) = after.others()
+    assert other.is_left()
+    ((service, count, slot),) = other.counts()
+    assert (service, count) == ("x" * MOST_NAME_BYTES, 3)
+    other.taken(slot)
+    assert other.counts() == []
+    other.remove()
+    after.close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_count_of_a_time_in_another_file_is_not_reported_before_it(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            left = UnsentCounts(str(tmp_path))
+            with Client(operator) as clock:
+                due = clock.client._loop.time() + 40
+            slot = left.slot("users")
+            left.words[slot], left.words[slot + DUE_NS] = 3, int(due * 1e9)
+            left.close()
+            with Client(operator, str(tmp_path)) as client:
+                await move(30)
+                assert operator.received == []
+                await move(15)
+                await client.delivered(3)
+
+    run(test())
