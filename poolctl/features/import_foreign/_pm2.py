@@ -31,7 +31,7 @@ READ = (
     "name", "script", "args", "interpreter", "interpreter_args", "node_args", "cwd", "env", "uid", "gid", "exec_mode",
     "error_file", "err_file", "merge_logs", "combine_logs", "time", "log_date_format", "source_map_support",
     "instance_var", "vizion", "autorestart", "max_restarts", "min_uptime", "restart_delay", "listen_timeout", "pmx",
-    "automation", "exec_interpreter",
+    "automation", "exec_interpreter", "instances",
 )  # fmt: skip
 
 
@@ -39,10 +39,9 @@ def pool_of_pm2(document: Document) -> ForeignPool:
     """The pool of an ecosystem file. Raises Unreadable."""
     data = document.data
     pool = ForeignPool()
-    apps = data["apps"]
-    for index, app in enumerate(apps if isinstance(apps, list) else [apps]):
-        path: tuple[str | int, ...] = ("apps", index) if isinstance(apps, list) else ("apps",)
+    for index, app in enumerate(data["apps"]):
         if isinstance(app, dict):
+            path = ("apps", index)
             script = str(app.get("script", ""))
             stem = os.path.splitext(os.path.basename(script))[0]
             server = pool.add(str(app.get("name") or stem), document.place(path).line)
@@ -70,7 +69,7 @@ class _App:
         self._command(app)
         for key, value in app.items():
             server.at = self.line(key)
-            if re.fullmatch("env_.+", key):
+            if re.fullmatch("env_(?!file$).+", key):
                 server.remark(
                     server.at, f"{key}: a second file with these, given by another -c, wins over this one"
                 )
@@ -118,9 +117,9 @@ class _App:
                 server.remark(
                     line, f"instances: {count}: workers, once the program takes the socket ({{fd}})"
                 )
-        elif number > 1:
+        elif number:
             server.set("workers", number)
-        elif number == 0:
+        else:
             server.set("workers", os.cpu_count() or 1)
             server.remark(line, f"instances: {count}: as many as this machine has processors")
 
@@ -144,7 +143,10 @@ class _App:
                 "wait_ready: notify = true waits for READY=1 on NOTIFY_SOCKET, not for process.send",
             )
         elif key == "cron_restart":
-            server.remark(server.at, f"cron_restart: {value}: `poolctl restart {server.name}` in a crontab")
+            if value:
+                server.remark(
+                    server.at, f"cron_restart: {value}: `poolctl restart {server.name}` in a crontab"
+                )
         elif key == "watch":
             if value:
                 server.remark(server.at, "watch: poolctl run --watch")

@@ -182,11 +182,11 @@ def _take_key(server: ForeignServer, key: str, text: str, line: int) -> None:
         if text.lower() not in _TRUE:
             server.set("disabled", True)
     elif key == "autorestart":
-        server.set("restart", {"policy": _RESTART.get(text.lower(), "no")})
+        server.set("restart.policy", _RESTART.get(text.lower(), "no"))
     elif key == "startretries":
         if text.isdigit():
-            policy = server.keys.get("restart", {})
-            server.set("restart", {"policy": policy.get("policy", "on-failure"), "limit": int(text)})
+            server.set("restart.limit", int(text))
+            server.keys["restart"].setdefault("policy", "on-failure")
     elif key == "stopsignal":
         if signal_name(text) != "SIGTERM":
             server.set("stop_signal", signal_name(text))

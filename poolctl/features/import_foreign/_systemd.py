@@ -48,7 +48,10 @@ def pool_of_unit(text: str, name: str) -> ForeignPool:
     """The pool of one unit; the server is named after the unit. Raises Unreadable."""
     pool = ForeignPool()
     settings = list(_settings(text))
-    starts = [each for each in settings if each.name == "ExecStart" and each.value]
+    starts: list[Setting] = []
+    for each in settings:
+        if each.name == "ExecStart":
+            starts = [*starts, each] if each.value else []  # as systemd does
     if not starts:
         raise Unreadable("there is no ExecStart in it", "is this the unit of a service?", 1)
     stem = os.path.basename(name).removesuffix(".service").rstrip("@")
@@ -57,7 +60,7 @@ def pool_of_unit(text: str, name: str) -> ForeignPool:
     of_type = next((each.value for each in settings if each.name == "Type"), "simple")
     if of_type == "oneshot":
         server.set("job", True)
-    elif len(starts) > 1:
+    if len(starts) > 1:
         server.remark(starts[1].line, f"ExecStart={starts[1].value}: a server has one command")
     _take_start(server, starts[0], stem)
     user = group = ""
@@ -67,7 +70,7 @@ def pool_of_unit(text: str, name: str) -> ForeignPool:
             user = each.value
         elif each.name == "Group":
             group = each.value
-        elif each not in starts:
+        elif each.name != "ExecStart":
             _take(server, each, stem, os.path.dirname(name))
     if user or group:
         server.set("user", _specifiers(user_and_group(user or "root", group), stem))

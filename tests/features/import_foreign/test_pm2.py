@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+from typing import Any
+
+import pytest
 
 from .conftest import Import
 
@@ -37,3 +41,106 @@ def test_remark_about_a_script_is_at_its_line(imported: Import) -> None:
     text = '{"apps": [\n{"name": "a",\n"script": "uvicorn",\n"interpreter": "none",\n"args": "m:a --uds-mode 1"}]}\n'
     remarks = imported(text, "ecosystem.json").remarks
     assert [each for each in remarks if each.startswith("ecosystem.json:3: ")], remarks
+
+
+@pytest.mark.parametrize(
+    ("keys", "found", "remarks"),
+    [
+        ({"uid": "root", "gid": "root"}, {"user": "root:root"}, []),
+        ({"env": {"A": True, "B": "${C}", "PORT": "auto"}}, {"env": {"A": "true", "B": "$${C}", "PORT": "auto"}}, []),
+        ({"env": {"PORT": 80}}, {"bind": ":80", "env": {"PORT": "{port}"}}, []),
+        ({"args": ["${x}", 1]}, {"command": ["bash", "a.sh", "x", "$${x}", "1"]}, []),
+        ({"args": "y 'z"}, {"command": ["bash", "a.sh", "x", "y 'z"]}, []),
+        ({"interpreter_args": "-w 'x y'"}, {"command": ["bash", "-w", "x y", "a.sh", "x"]}, []),
+        ({"node_args": ["--x"]}, {"command": ["bash", "--x", "a.sh", "x"]}, []),
+        ({"interpreter": "none", "node_args": "--x"}, {"command": ["a.sh", "x"]}, []),
+        ({"exec_interpreter": "zsh"}, {"command": ["zsh", "a.sh", "x"]}, []),
+        ({"max_memory_restart": 1000}, {"limits": {"memory": 1000}}, []),
+        ({"max_memory_restart": "1000"}, {"limits": {"memory": 1000}}, []),
+        ({"max_memory_restart": "2G"}, {"limits": {"memory": "2GiB"}}, []),
+        ({"kill_timeout": "5s"}, {"stop_timeout": "5s"}, []),
+        ({"log_file": "/dev/null", "out": "${HOME}/x.log", "output": "y.log"}, {"log": {"path": "$${HOME}/x.log"}}, []),
+        ({"out_file": "NULL"}, {}, []),
+        ({"env_file": "${E}"}, {"env_file": "$${E}"}, []),
+        ({"cwd": "${D}"}, {"cwd": "$${D}"}, []),
+        ({"autostart": False}, {"disabled": True}, []),
+        ({"autostart": True}, {}, []),
+        ({"max_restarts": 3, "restart_delay": 100},
+         {"restart": {"policy": "always", "limit": 3, "backoff": {"initial": "100ms"}}}, []),
+        ({"max_restarts": "3", "restart_delay": 0}, {}, []),
+        ({"restart_delay": "1s"}, {"restart": {"policy": "always", "backoff": {"initial": "1s"}}}, []),
+        ({"autorestart": False}, {"restart": "no"}, []),
+        ({"instances": 1}, {}, []),
+        ({"instances": "2"}, {"workers": 2}, []),
+        ({"instances": 0}, {"workers": os.cpu_count()}, ["instances: 0: as many as this machine has processors"]),
+        ({"instances": -1}, {"workers": os.cpu_count()}, ["instances: -1: as many as this machine has processors"]),
+        ({"instances": 1, "env": {"PORT": 80}}, {"bind": ":80", "env": {"PORT": "{port}"}}, []),
+        ({"instances": 2, "env": {"PORT": 80}}, {"bind": ":80", "env": {"PORT": "{port}"}},
+         ["instances: 2: workers, once the program takes the socket ({fd})"]),
+        ({"wait_ready": True}, {},
+         ["wait_ready: notify = true waits for READY=1 on NOTIFY_SOCKET, not for process.send"]),
+        ({"cron_restart": "0 0 * * *"}, {}, ["cron_restart: 0 0 * * *: `poolctl restart a` in a crontab"]),
+        ({"cron_restart": 0}, {}, []),
+        ({"watch": True}, {}, ["watch: poolctl run --watch"]),
+        ({"watch": False}, {}, []),
+        ({"namespace": "n"}, {}, ["namespace: n: no equivalent"]),
+        ({"ignore_watch": []}, {}, []),
+        ({"env_": 1}, {}, ["env_: 1: no equivalent"]),
+        ({"env_x": {}}, {}, ["env_x: a second file with these, given by another -c, wins over this one"]),
+        ({"error_file": "x", "merge_logs": True, "listen_timeout": 5}, {}, []),
+    ],
+)  # fmt: skip
+def test_key_of_an_app_is_a_key_or_a_remark(
+    imported: Import, keys: dict[str, Any], found: dict[str, Any], remarks: list[str]
+) -> None:
+    app = {"script": "a.sh x", "name": "a", **keys}
+    said = imported(json.dumps({"apps": [app]}), "ecosystem.json")
+    expected = {"command": ["bash", "a.sh", "x"], "restart": "always", **found}
+    assert said.remarks == [f"ecosystem.json:1: {each}" for each in remarks]
+    expected = {key: value for key, value in expected.items() if (key, value) != ("workers", 1)}
+    assert said.servers == {"a": expected}
+
+
+def test_app_without_a_script_is_left_out_and_its_neighbours_are_not(imported: Import) -> None:
+    apps = [
+        {"script": "m.rb", "name": "a/b"}, 5, {"script": "b"}, {"name": "d", "script": " ", "instances": "many"},
+        {"script": "uvicorn", "args": "m:app --port 90", "interpreter": "none", "instances": 3, "env": {"PORT": "1"}},
+    ]  # fmt: skip
+    said = imported(json.dumps({"apps": apps, "deploy": {}}), "ecosystem.json")
+    assert said.servers == {
+        "a-b": {"command": ["ruby", "m.rb"], "restart": "always"},
+        "b": {"command": ["b"], "restart": "always"},
+        "uvicorn": {
+            "bind": "127.0.0.1:90", "app": "m:app", "workers": 3, "env": {"PORT": "1"}, "restart": "always",
+        },
+    }  # fmt: skip
+    assert said.remarks == [
+        "ecosystem.json:1: deploy: no equivalent",
+        "ecosystem.json:1: left out: it has no script",
+        "[[server]]",
+        'name = "d"',
+        'restart = "always"',
+    ]
+
+
+def test_remark_is_at_the_line_of_its_key(imported: Import) -> None:
+    text = """{"apps": [
+{"script": "a",
+"instances": "max",
+"watch": true,
+"restart_delay": "soon"},
+{"script": "b",
+"autorestart": true,
+"restart_delay": "soon"}],
+"deploy": {}}"""
+    places = [each.split()[0] + each.split()[1] for each in imported(text, "ecosystem.json").remarks]
+    assert places == [
+        "ecosystem.json:9:deploy:", "ecosystem.json:2:restart", "ecosystem.json:3:instances:",
+        "ecosystem.json:4:watch:", "ecosystem.json:7:restart",
+    ]  # fmt: skip
+
+
+def test_file_without_an_app_is_refused(imported: Import) -> None:
+    said = imported('{"apps": [5]}', "ecosystem.json", valid=False)
+    hint = "is this an ecosystem file of pm2?"
+    assert (said.code, said.err) == (5, f"error: ecosystem.json:1: there is no app in it\n  hint: {hint}\n")

@@ -90,3 +90,147 @@ def test_commands_around_a_unit_are_hooks(imported: Import, tmp_path: Path) -> N
     of_variables = "[Service]\nExecStart=/bin/a\nExecStartPre=/bin/mkdir ${HOME}/x\n"
     hooks = imported(of_variables, "a.service").servers["a"]["hooks"]
     assert hooks == {"before_start": ["sh", "-c", "exec /bin/mkdir $${HOME}/x"]}, "a file's ${ is $${"
+
+
+def test_settings_of_a_unit_are_keys_or_remarks(
+    imported: Import, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.socket").write_text("[Socket]\nListenStream=8080\n")
+    (tmp_path / "d.socket").write_text("[Socket]\nListenDatagram=8080\n")
+    (tmp_path / "e.env").touch()
+    said = imported(
+        """\
+; a comment
+[Unit]
+Documentation=x
+Wants=a.socket b.socket network-online.target other.service more.service
+PartOf=d.socket
+After=systemd-tmpfiles.service dbus.service x.mount y.slice
+ConditionPathExists=/x
+[Service]
+Type=notify-reload
+ExecStart=@/bin/serve %n %N %p %h %t %i %%
+Group=www
+UMask=0077
+WorkingDirectory=-/srv/%p
+Restart=on-watchdog
+StartLimitInterval=1h
+StartLimitBurst=many
+TimeoutSec=1min
+TimeoutStartSec=infinity
+KillSignal=INT
+Environment="A=%n" B= C=x=y
+Environment=D=1
+EnvironmentFile=/etc/default/a
+EnvironmentFile=-e.env
+EnvironmentFile=-%h/none
+MemoryHigh=64
+LimitNOFILE=infinity
+ExecReload=/bin/kill
+ExecStopPost=:/bin/clean $X
+ExecStartPre=!/bin/prepare
+TimeoutStopSec=2x
+MemoryMax=1.5G
+NoNewPrivileges=\\
+  true
+[Install]
+Also=b.service
+""",
+        "a.service",
+    )
+    home, run = "${HOME}", "${XDG_RUNTIME_DIR:-/run}"
+    assert said.servers == {
+        "a": {
+            "bind": ":8080",
+            "command": ["/bin/serve", "a.service", "a", "a", home, run, "%i", "%"],
+            "cwd": "/srv/a",
+            "notify": True,
+            "umask": "0077",
+            "restart": {"policy": "on-failure", "window": "1h"},
+            "stop_timeout": "1m",
+            "start_timeout": "1m",
+            "stop_signal": "SIGINT",
+            "env": {"A": "a.service", "B": "", "C": "x=y", "D": "1"},
+            "env_file": ["/etc/default/a", "e.env"],
+            "limits": {"memory": "64B"},
+            "hooks": {"after_stop": ["/bin/clean", "$X"]},
+            "user": "root:www",
+        }
+    }
+    assert said.remarks == [
+        f"a.service:{each}"
+        for each in (
+            "4: Wants=b.socket: write its ListenStream as bind",
+            "4: Wants=other.service more.service: depends_on, once it is a server of this file",
+            "5: PartOf=d.socket: write its ListenStream as bind",
+            "7: ConditionPathExists=/x: no equivalent",
+            "10: ExecStart=@…: the program has its own name as its first argument",
+            "16: StartLimitBurst=many: no equivalent",
+            "18: TimeoutStartSec=infinity: no equivalent",
+            "24: EnvironmentFile=-${HOME}/none: the file does not exist here",
+            "26: LimitNOFILE=infinity: no equivalent",
+            "29: ExecStartPre=!/bin/prepare: no equivalent of !",
+            "30: TimeoutStopSec=2x: no equivalent",
+            "31: MemoryMax=1.5G: no equivalent",
+            "32: NoNewPrivileges=true: no equivalent",
+        )
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "keys", "remarks"),
+    [
+        (["ExecStartPre=/bin/b", "ExecStartPre=/bin/c"], {"hooks": {"before_start": ["/bin/b"]}},
+         ["4: ExecStartPre=/bin/c: hooks.before_start is one command; put all of them into a script"]),
+        (["Environment='a"], {}, ["3: Environment='a: it cannot be read (No closing quotation)"]),
+        (["Nice=5", "UMask=999"], {},
+         ["3: Nice=5: no equivalent", '4: umask = "999": \'999\' is not allowed here']),
+        (["Type=dbus"], {}, ["3: Type=dbus: no equivalent"]),
+        (["Type=forking"], {}, ["3: Type=forking: have the program stay in the foreground"]),
+        (["Type=exec", "Type=idle"], {}, []),
+        (["User=%p", "Group=g"], {"user": "a:g"}, []),
+        (["EnvironmentFile=-/nowhere"], {}, ["3: EnvironmentFile=-/nowhere: the file does not exist here"]),
+        (["LimitNOFILE=1024"], {"limits": {"open_files": 1024}}, []),
+        (["RestartSec=1 minute 2.5 sec 20msec"], {"restart": {"backoff": {"initial": "1m2.5s20ms"}}}, []),
+        (["RestartSec=2hours 5"], {"restart": {"backoff": {"initial": "2h5s"}}}, []),
+        (["Restart=sometimes"], {"restart": "on-failure"}, []),
+        (["Wants=x.socket"], {"bind": "127.0.0.1:9000"}, []),
+        (["ExecStopPost=/bin/b", "ExecStopPost="], {}, []),
+        (["ExecStopPost="], {}, []),
+        (["ExecStopPost=:/bin/b $$X"], {"hooks": {"after_stop": ["/bin/b", "$X"]}}, []),
+    ],
+)  # fmt: skip
+def test_setting_of_a_service_is_a_key_or_a_remark(
+    imported: Import, tmp_path: Path, lines: list[str], keys: dict[str, object], remarks: list[str]
+) -> None:
+    (tmp_path / "x.socket").write_text("[Socket]\nListenStream=127.0.0.1:9000\n")
+    said = imported("\n".join(["[Service]", "ExecStart=/bin/a", *lines, ""]), "a.service")
+    assert said.servers == {"a": {"command": ["/bin/a"], "cwd": "/", **keys}}
+    assert said.remarks == [f"a.service:{each}" for each in remarks]
+
+
+@pytest.mark.parametrize("kind", ["oneshot", "simple"])
+def test_first_command_since_the_last_empty_one_is_taken_over(imported: Import, kind: str) -> None:
+    starts = "ExecStart=/bin/one\nExecStart=\nExecStart=/bin/two\nExecStart=/bin/three\n"
+    said = imported(f"[Service]\nType={kind}\n{starts}", "b@.service")
+    job = {"job": True} if kind == "oneshot" else {}
+    assert said.servers == {"b": {"command": ["/bin/two"], "cwd": "/", **job}}
+    assert said.remarks == ["b@.service:6: ExecStart=/bin/three: a server has one command"]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "message", "hint"),
+    [
+        ("[Service]\n", 5, "a.service:1: there is no ExecStart in it", "is this the unit of a service?"),
+        ("[Service]\nExecStart=/bin/a\nExecStart=\n", 5, "a.service:1: there is no ExecStart in it",
+         "is this the unit of a service?"),
+        ("[Service]\n\nodd \\\n line\n", 5, "a.service:3: 'odd   line' is not NAME=VALUE", "is this a systemd unit?"),
+        ("[Service]\nExecStart=/bin/a 'open\n", 1, "no server could be taken over",
+         "a.service:2: a: its command cannot be read (No closing quotation)"),
+    ],
+)  # fmt: skip
+def test_unit_that_cannot_be_taken_over_is_refused(
+    imported: Import, text: str, code: int, message: str, hint: str
+) -> None:
+    said = imported(text, "a.service", valid=False)
+    assert (said.code, said.err) == (code, f"error: {message}\n  hint: {hint}\n")
