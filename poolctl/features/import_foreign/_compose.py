@@ -70,8 +70,6 @@ class _Reader:
         for key, value in service.items():
             server.at = line = self.line(*path, key)
             self._key(server, key, value, line)
-        if server.keys.get("env") == {}:
-            del server.keys["env"]
         self._ports(server, service.get("ports"), inner, self.line(*path, "ports"))
         if isinstance(service.get("healthcheck"), dict):
             server.at = self.line(*path, "healthcheck")
@@ -82,7 +80,7 @@ class _Reader:
         words = [*_words(service.get("entrypoint")), *_words(service.get("command"))]
         server.at = line = self.line("services", name, "command" if service.get("command") else "entrypoint")
         image, build = service.get("image"), service.get("build")
-        if build and not (words and service.get("entrypoint")):
+        if build and not service.get("entrypoint"):
             words = self._words_of_image(server, build, words)
         if not words or words[0].startswith("-"):
             what = "the CMD of its Dockerfile" if build else f"the command of the image {image}"
@@ -101,7 +99,6 @@ class _Reader:
         build = service.get("build")
         context = build.get("context", ".") if isinstance(build, dict) else build
         if isinstance(context, str) and "://" not in context:
-            server.at = self.line("services", name, "build")
             for key in ("cwd", "app_dir") if "app" in server.keys else ("cwd",):
                 server.keys.setdefault(key, _text(context))
         bind = str(server.keys.get("bind", ""))
@@ -121,7 +118,6 @@ class _Reader:
 
     def _ports(self, server: ForeignServer, ports: Any, inner: str, line: int) -> None:
         """The published address of the command's port, or of the only published port."""
-        server.at = line
         found = [each for each in map(_published, ports if isinstance(ports, list) else []) if each]
         chosen = next((each for each in found if each[2] == inner), None)
         if chosen is not None:
@@ -206,10 +202,10 @@ class _Reader:
 
     def _deploy(self, server: ForeignServer, deploy: Mapping[str, Any], line: int) -> None:
         replicas = deploy.get("replicas")
-        if isinstance(replicas, int) and replicas > 1:
-            server.set("workers", replicas)
-        elif replicas == 0:
+        if replicas == 0:
             server.set("disabled", True)
+        elif isinstance(replicas, int):
+            server.set("workers", replicas)
         limits = (deploy.get("resources") or {}).get("limits") or {}
         for name, limit in limits.items():
             if name == "memory":
@@ -288,7 +284,7 @@ def _with_port(server: ForeignServer, host: str, published: str, target: str) ->
     if len(with_port) == 1:
         words[with_port[0]] = whole.sub(PORT, words[with_port[0]])
     elif len(variables) == 1:
-        server.add_env(variables[0], PORT)
+        env[variables[0]] = PORT
     else:
         return False
     server.set("command", words)

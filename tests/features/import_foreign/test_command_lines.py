@@ -194,3 +194,153 @@ def test_line_that_no_shell_can_read_is_left_out_with_a_remark(imported: Import)
     said = imported("w: echo 'open\nx: ./serve\n", "Procfile")
     assert [*said.servers] == ["x"]
     assert "the shell cannot read its command" in said.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "keys", "remarks"),
+    [
+        ("exec -a", "a", {"command": ["-a"]}, []),
+        ("env", "env", {"command": ["env"]}, []),
+        ("uv run", "uv", {"command": ["uv", "run"]}, []),
+        ("uv run -x y", "uv", {"command": ["uv", "run", "-x", "y"]}, []),
+        ("uv run x", "x", {"command": ["x"]}, []),
+        ("python -m", "python", {"command": ["python", "-m"]}, []),
+        ("python3 x.py", "python3", {"command": ["python3", "x.py"]}, []),
+        ("F=1 /opt/python3.11 -m uvicorn a.b:c", "b",
+         {"bind": "127.0.0.1:8000", "app": "a.b:c", "env": {"F": "1"}, "python": "/opt/python3.11"}, []),
+        ("python -m gunicorn a:b -k asgi", "a", {"bind": "127.0.0.1:8000", "app": "a:b"}, []),
+        ("/opt/x/gunicorn a:b -k asgi -u root", "a",
+         {"bind": "127.0.0.1:8000", "app": "a:b", "user": "root", "python": "/opt/x/python3"}, []),
+        ("uvicorn a:b --no-proxy-headers --forwarded-allow-ips ::1,,10.0.0.1", "a",
+         {"bind": "127.0.0.1:8000", "app": "a:b", "http": {"trusted_proxies": ["::1", "10.0.0.1"]}}, []),
+        ("uvicorn a:b --forwarded-allow-ips ::1 --no-access-log --no-date-header --use-colors", "a",
+         {"bind": "127.0.0.1:8000", "app": "a:b", "http": {"trusted_proxies": ["::1"], "proxy_headers": True}},
+         ["--date-header no: no equivalent", "--use-colors: no equivalent"]),
+        ("uvicorn a:b --lifespan auto --log-level DEBUG --ws none --ssl-certfile c --ssl-cert-reqs 0", "a",
+         {"bind": "127.0.0.1:8000", "app": "a:b", "http": {"log_level": "debug", "websocket": "none"},
+          "tls": {"cert": "c", "client_auth": "none"}}, []),
+        ("uvicorn a:b --timeout-graceful-shutdown 1 --h11-max-incomplete-event-size 4096 --ws-max-size=5", "a",
+         {"bind": "127.0.0.1:8000", "app": "a:b", "stop_timeout": "2s", "http": {"max_head_size": 4096}},
+         ["--ws-max-size 5: no equivalent"]),
+        ("gunicorn a:b -k gevent -w 2 --certfile c --config x.py", "a",
+         {"bind": "127.0.0.1:8000", "expose": "https://localhost:8000",
+          "command": ["gunicorn", "a:b", "-k", "gevent", "-w", "2", "--certfile", "c", "--config", "x.py"]},
+         ["x.py: where it has a bind, write that one here"]),
+        ("gunicorn a:b -b h:1 --config x.py", "a",
+         {"bind": "h:1", "command": ["gunicorn", "a:b", "--config", "x.py"]}, []),
+        ("gunicorn a:b -k asgi -t 0 --forwarded-allow-ips * --access-logfile -", "a",
+         {"bind": "127.0.0.1:8000", "app": "a:b", "recovery": {"heartbeat": 0},
+          "http": {"trusted_proxies": ["*"], "access_log": True, "proxy_headers": True}}, []),
+        ("gunicorn a:b -b unix://run/x -b fd://3", "a", {"bind": "unix:run/x", "command": ["gunicorn", "a:b"]},
+         ["--bind fd://3: a server has one address"]),
+        ("gunicorn a:b -b tcp://h -D -p x.pid", "a", {"bind": "h:8000", "command": ["gunicorn", "a:b"]},
+         ["--daemon: poolctl start runs it in the background", "--pid: poolctl list -o name,pids shows the pids"]),
+        ("gunicorn a:b -bx:1 -D --bind=y --pid=z -px --name n", "a",
+         {"bind": "x:1", "command": ["gunicorn", "a:b", "--name", "n"]},
+         ["--bind y: a server has one address", "--daemon: poolctl start runs it in the background",
+          "--pid: poolctl list -o name,pids shows the pids"]),
+        ("gunicorn a:b --daemon --pid x --reload --name y", "a",
+         {"bind": "127.0.0.1:8000", "command": ["gunicorn", "a:b", "--name", "y"]},
+         ["--daemon: poolctl start runs it in the background", "--pid: poolctl list -o name,pids shows the pids",
+          "--reload: poolctl run --watch reloads the code"]),
+        ("gunicorn a:b -b h:80 --config x.py --reload --pid=x --error-logfile - -k asgi", "a",
+         {"bind": "h:80", "app": "a:b"},
+         ["--config x.py: its settings were not read", "--reload: poolctl run --watch reloads the code"]),
+        ("gunicorn a:b -b [::1] --error-logfile x -k asgi --asgi-loop auto --asgi-lifespan off -R", "a",
+         {"bind": "[::1]:8000", "app": "a:b"},
+         ["--asgi-lifespan off: no equivalent", "--error-logfile x: no equivalent"]),
+        ("gunicorn -k asgi a() -e A=1 -e B=2=3 -g x", "gunicorn",
+         {"bind": "127.0.0.1:8000", "app": "a:application", "factory": True, "env": {"A": "1", "B": "2=3"}}, []),
+        ("gunicorn a:b --pythonpath x,y -k asgi --max-requests 5 --worker-connections 6 --umask 022", "a",
+         {"bind": "127.0.0.1:8000", "app": "a:b", "http": {"max_requests": 5, "max_connections": 6}, "umask": "022",
+          "app_dir": "x"}, []),
+        ("gunicorn a:b -b *:1 -k asgi --keep-alive 3", "a",
+         {"bind": ":1", "app": "a:b", "http": {"keep_alive": "3s"}}, []),
+    ],
+)  # fmt: skip
+def test_each_word_of_a_line_is_taken_over_or_remarked(
+    imported: Import, line: str, name: str, keys: dict[str, Any], remarks: list[str]
+) -> None:
+    said = imported(line)
+    assert said.servers == {name: keys}
+    assert said.remarks == remarks
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("uvicorn", "no module:attribute among its arguments"),
+        ("uvicorn a", "no module:attribute among its arguments"),
+        ("uvicorn a:b --port", "argument --port: expected one argument"),
+        ("uvicorn a:b --workers x", "invalid literal for int() with base 10: 'x'"),
+        ("uvicorn a:b(x)", "a:b(x): an app that is called with arguments"),
+        ("uvicorn a:b --interface asgi2", "--interface asgi2"),
+        ("gunicorn a:b --graceful-timeout x", "invalid literal for int() with base 10: 'x'"),
+        ("gunicorn -k asgi", "no module:attribute among its arguments"),
+    ],
+)
+def test_line_that_its_program_would_refuse_is_a_command_like_any_other(
+    imported: Import, line: str, problem: str
+) -> None:
+    said = imported(line)
+    assert [*said.servers.values()] == [{"command": line.split()}]
+    assert said.remarks == [f"{line.split()[0]}: {problem}: taken over as a program like any other"]
+
+
+A_SECOND_TIME = "gunicorn takes the socket from LISTEN_FDS, and 'fd://3' would pass it a second time"
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "message", "hint"),
+    [
+        ("env A=1", 5, "there is no command", "poolctl import -- gunicorn app:app --bind :8000"),
+        ("gunicorn a:b -b fd://3", 1, "no server could be taken over",
+         f"a: {A_SECOND_TIME}; leave out its --bind"),
+    ],
+)  # fmt: skip
+def test_line_that_cannot_be_taken_over_is_refused(
+    imported: Import, line: str, code: int, message: str, hint: str
+) -> None:
+    said = imported(line, valid=False)
+    assert (said.code, said.err) == (code, f"error: {message}\n  hint: {hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "keys"),
+    [
+        ("./serve --host 0.0.0.0 --port $PORT",
+         {"bind": ":5000", "command": ["./serve", "--host", "0.0.0.0", "--port", "{port}"]}),
+        ("./serve -b 0.0.0.0:${PORT-1}", {"bind": ":5000", "command": ["./serve", "-b", "0.0.0.0:{port}"]}),
+        ("./serve -b ${PORT:-1}", {"bind": "127.0.0.1:5000", "command": ["./serve", "-b", "{port}"]}),
+        ("gunicorn a:app", {"bind": ":5000", "command": ["gunicorn", "a:app"]}),
+        ("gunicorn -b 127.0.0.1:$PORT a:app", {"bind": "127.0.0.1:5000", "command": ["gunicorn", "a:app"]}),
+        ("uvicorn b:app", {"bind": "127.0.0.1:8000", "app": "b:app"}),
+        ("uvicorn b:app --port $PORT", {"bind": "127.0.0.1:5000", "app": "b:app"}),
+        ("exec env A=1 ./serve 'a;b'", {"command": ["./serve", "a;b"], "env": {"A": "1"}}),
+        ("exec ./serve B=$$", {"command": ["sh", "-c", "exec ./serve B=$$"]}),
+        ('A=1 ./serve "c|d" ${x}', {"command": ["sh", "-c", 'A=1 ./serve "c|d" $${x}']}),
+        (r"./serve \$x \; a\ b", {"command": ["./serve", "$x", ";", "a b"]}),
+        ("cd x", {"command": ["sh", "-c", "cd x"]}),
+        ("cdx y", {"command": ["cdx", "y"]}),
+        (". x", {"command": ["sh", "-c", ". x"]}),
+        ("source x", {"command": ["sh", "-c", "source x"]}),
+        ("./serve $PORTS", {"command": ["sh", "-c", "./serve $PORTS"]}),
+        ("cat < x", {"command": ["sh", "-c", "cat < x"]}),
+        ("ls ~", {"command": ["sh", "-c", "ls ~"]}),
+        ('./a "$(x)"', {"command": ["sh", "-c", './a "$(x)"']}),
+        ("./a '$(x)' `y`", {"command": ["sh", "-c", "./a '$(x)' `y`"]}),
+        ("./a '$(x)' \"b*c\"", {"command": ["./a", "$(x)", "b*c"]}),
+    ],
+)  # fmt: skip
+def test_line_of_a_procfile_runs_in_a_shell_if_it_needs_one(
+    imported: Import, line: str, keys: dict[str, Any]
+) -> None:
+    said = imported(f"w: {line}\n", "Procfile")
+    assert said.servers == {"w": keys}
+    assert said.remarks == []
+
+
+def test_file_without_a_process_is_no_procfile(imported: Import) -> None:
+    said = imported("# a comment\n", "Procfile", valid=False)
+    error = "error: Procfile:1: no line of it is NAME: COMMAND\n  hint: is this a Procfile?\n"
+    assert (said.code, said.err) == (5, error)

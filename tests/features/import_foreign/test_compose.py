@@ -18,6 +18,7 @@ def test_public_apps_of_gunicorns_asgi_worker_are_served(imported: Import) -> No
     assert (table["bind"], table["app"], table["health"]) == (":8002", "app:app", {"readiness": probe})
 
 
+A_SIZE = 'write a number of bytes, or a string such as "64KiB", "10MB"'
 COMPOSE = """\
 x-defaults: &defaults
   restart: unless-stopped
@@ -233,3 +234,243 @@ def test_stage_of_an_image_continues_the_one_before(imported: Import, tmp_path: 
     text = "services: {a: {build: {context: ., target: web}}, b: {build: .}}\n"
     servers = imported(text, "compose.yml").servers
     assert [servers[name]["command"] for name in "ab"] == [["run", "web"], ["run", "job"]]
+
+
+@pytest.mark.parametrize(
+    ("service", "keys", "remarks"),
+    [
+        ("image: quiet:1, command: [serve, it], environment: [HOME], networks: [inner], expose: [80]",
+         {"command": ["serve", "it"]}, ["image: quiet:1: its programs have to be on this machine"]),
+        ("command: uvicorn a:b --host 0.0.0.0 --port 81", {"bind": "127.0.0.1:81", "app": "a:b"}, []),
+        ("command: 'gunicorn -b unix:/run/s.sock a:b', user: root, ports: ['82:82']",
+         {"bind": "unix:/run/s.sock", "command": ["gunicorn", "a:b"], "user": "root"},
+         ["ports: 82:82: a server has one address"]),
+        ("command: [sh, -c, 'cd /srv && serve $$HOME $${X}']",
+         {"command": ["sh", "-c", "cd /srv && serve $HOME $${X}"]}, []),
+        ("command: [sh, -c, 'serve it']", {"command": ["serve", "it"]}, []),
+        ("command: [sh, -c, serve, it]", {"command": ["sh", "-c", "serve", "it"]}, []),
+        ("command: serve, user: 1000", {"command": ["serve"]}, ["user: 1000: no equivalent"]),
+        ("command: serve, labels: {traefik.enable: true, com.docker.a: 1, team: $TEAM, note: }",
+         {"command": ["serve"], "labels": {"team": "${TEAM:-}", "note": ""}},
+         ["traefik.enable=True: [gateway] and [[route]] do this here"]),
+        ("command: serve, labels: [a=1, traefik.b=2, c], tty: true",
+         {"command": ["serve"], "labels": {"a": "1", "c": ""}},
+         ["traefik.b=2: [gateway] and [[route]] do this here"]),
+        ("command: serve, labels: {com.docker.a: 1}", {"command": ["serve"]}, []),
+        ("command: serve, profiles: [dev tools, b]",
+         {"command": ["serve"], "tags": ["dev-tools", "b"], "disabled": True}, []),
+        ("command: serve, privileged: true, cap_add: [A, B]", {"command": ["serve"]},
+         ["cap_add: A, B: no equivalent", "privileged: True: no equivalent"]),
+        ("command: serve, mem_limit: 1g, scale: 3, stop_signal: INT, stop_grace_period: 10s",
+         {"command": ["serve"], "limits": {"memory": "1GiB"}, "workers": 3, "stop_signal": "SIGINT",
+          "stop_timeout": "10s"}, []),
+        ("command: serve, scale: -1", {"command": ["serve"]}, ["workers = -1: -1 is not allowed here"]),
+        ("command: serve, env_file: [{path: a.env}, {path: c.env, required: false}, {path: b.env, required: true}]",
+         {"command": ["serve"], "env_file": ["a.env", "b.env"]}, ["env_file: c.env: the file does not exist here"]),
+        ("command: serve, env_file: {path: there.env, required: false}",
+         {"command": ["serve"], "env_file": ["there.env"]}, []),
+        ("command: serve, env_file: $DIR/a.env", {"command": ["serve"], "env_file": ["${DIR:-}/a.env"]}, []),
+        ("command: serve, deploy: {replicas: two, placement: {a: b}, resources: {limits: {cpus: '0.5', pids: 5}}}",
+         {"command": ["serve"]},
+         ["deploy.placement: no equivalent", "deploy.resources.limits.cpus: 0.5: no equivalent",
+          "deploy.resources.limits.pids: 5: no equivalent"]),
+        ("command: serve, deploy: {resources: {limits: {memory: lots}}}", {"command": ["serve"]},
+         [f"limits = {{ memory = \"lots\" }}: 'lots' is not a size; {A_SIZE}"]),
+        ("build: 'https://example.org/a.git', command: serve", {"command": ["serve"]}, []),
+        ("build: {context: app, dockerfile: Other}, entrypoint: [run], command: [it]",
+         {"command": ["run", "it"], "cwd": "app"}, []),
+        ("build: {context: app, dockerfile: Other}, command: it",
+         {"command": ["it"], "cwd": "app", "env": {"A": "1"}}, []),
+        ("build: app", {"command": ["sh", "-c", "run", "sh", "-c", '["a'], "cwd": "app", "env": {"C": "d e"}}, []),
+        ("build: app, image: 'shop:1', entrypoint: uvicorn, command: 'x:y --port 83'",
+         {"bind": "127.0.0.1:83", "app": "x:y", "cwd": "app", "app_dir": "app"}, []),
+    ],
+)  # fmt: skip
+def test_service_is_a_server_with_remarks(
+    imported: Import, tmp_path: Path, service: str, keys: dict[str, object], remarks: list[str]
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "Other").write_text("FROM x\nENV A=1\nCMD no\n")
+    dockerfile = "FROM x\nENV PATH=/x A=$B C='d e'\nENV broken 'x\nRUN x\nENTRYPOINT run\nCMD [\"a\n"
+    (tmp_path / "app" / "Dockerfile").write_text(dockerfile)
+    (tmp_path / "there.env").touch()
+    said = imported(f"services: {{a: {{{service}}}}}\n", "compose.yml")
+    assert said.servers == {"a": keys}
+    assert said.remarks == [f"compose.yml:1: {each}" for each in remarks]
+
+
+@pytest.mark.parametrize(
+    ("service", "reason"),
+    [
+        ("image: db, command: [--fast]",
+         "no command: write the command of the image db, if that program is on this machine"),
+        ("build: nowhere", "no command: write the CMD of its Dockerfile, if that program is on this machine"),
+        ("command: \"echo 'open\"", "the shell cannot read its command (No closing quotation)"),
+    ],
+)  # fmt: skip
+def test_service_without_a_readable_command_is_left_out(imported: Import, service: str, reason: str) -> None:
+    said = imported(f"services:\n  a: {{{service}}}\n  b: {{command: serve}}\n", "compose.yml")
+    assert list(said.servers) == ["b"]
+    assert said.remarks[:3] == [f"compose.yml:2: left out: {reason}", "[[server]]", 'name = "a"']
+    command = '["sh", "-c", "echo \'open"]' if "open" in service else '["…"]'
+    assert f"command = {command}" in said.remarks
+
+
+def test_tables_beside_the_services_are_remarks(imported: Import) -> None:
+    text = 'version: "3"\nname: shop\nnetworks: {}\nsecrets: {}\nx-more: 1\nservices: {a: {command: serve}}\n'
+    assert imported(text, "compose.yml").remarks == ["compose.yml:4: secrets: no equivalent"]
+
+
+def test_host_in_a_variable_that_is_a_service_is_this_machine(imported: Import) -> None:
+    said = imported(
+        """\
+services:
+  db: {command: serve 5432, ports: ["15432:5432"]}
+  cache: {command: serve, ports: ["6379"]}
+  web:
+    command: serve
+    environment:
+      A: db
+      B: db:5432
+      C: db:5433/x
+      D: postgres://u:p@db:5432/x?y
+      E: redis://cache:6379
+      F: mydb:5432
+      G: db/x
+      H: http://db
+      I: true
+      J: false
+      K: 5
+      L: "${L}"
+      M: "$M"
+      N: http://db:99
+""",
+        "compose.yml",
+    )
+    assert said.servers["web"]["env"] == {
+        "A": "127.0.0.1",
+        "B": "127.0.0.1:15432",
+        "C": "db:5433/x",
+        "D": "postgres://u:p@127.0.0.1:15432/x?y",
+        "E": "redis://127.0.0.1:6379",
+        "F": "mydb:5432",
+        "G": "db/x",
+        "H": "http://127.0.0.1",
+        "I": "true",
+        "J": "false",
+        "K": "5",
+        "N": "http://127.0.0.1:99",
+    }
+    assert said.remarks == [
+        "compose.yml:3: ports: 6379:6379: give it a bind once it takes {port}",
+        "compose.yml:6: A: the service db is 127.0.0.1 here",
+        "compose.yml:6: B: the service db is 127.0.0.1:15432 here",
+        "compose.yml:6: D: the service db is 127.0.0.1:15432 here",
+        "compose.yml:6: E: the service cache is 127.0.0.1:6379 here",
+        "compose.yml:6: H: the service db is 127.0.0.1 here",
+        "compose.yml:6: N: the service db is 127.0.0.1:99 here",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("service", "keys", "remarks"),
+    [
+        ("environment: {WEB_PORT: '80', OTHER: '80', B_PORT: '8'}, ports: ['8080:80', '9090:90']",
+         {"bind": ":8080", "command": ["serve"], "env": {"WEB_PORT": "{port}", "OTHER": "80", "B_PORT": "8"}},
+         ["ports: 9090:90: a server has one address"]),
+        ("environment: {A_PORT: '80', B_PORT: '80'}, ports: ['81:80']",
+         {"command": ["serve"], "env": {"A_PORT": "80", "B_PORT": "80"}},
+         ["ports: 81:80: give it a bind once it takes {port}"]),
+        ("command: [80, -p, 80], ports: ['82:80']", {"bind": ":82", "command": ["80", "-p", "{port}"]}, []),
+        ("command: serve 1.80 80.1 :80, ports: ['127.0.0.1:83:80']",
+         {"bind": "127.0.0.1:83", "command": ["serve", "1.80", "80.1", ":{port}"]}, []),
+        ("command: serve 80, ports: ['[::1]:84:80']", {"bind": "[::1]:84", "command": ["serve", "{port}"]}, []),
+        ("command: serve 80, ports: [{target: 80, published: 85, protocol: udp}, {target: 80, published: 86}]",
+         {"bind": ":86", "command": ["serve", "{port}"]}, []),
+    ],
+)  # fmt: skip
+def test_one_word_or_variable_with_the_inner_port_is_replaced(
+    imported: Import, service: str, keys: dict[str, object], remarks: list[str]
+) -> None:
+    command = "" if "command" in service else "command: serve, "
+    said = imported(f"services: {{a: {{{command}{service}}}}}\n", "compose.yml")
+    assert said.servers["a"] == keys
+    assert said.remarks == [f"compose.yml:1: {each}" for each in remarks]
+
+
+@pytest.mark.parametrize(
+    ("service", "probe"),
+    [
+        ("healthcheck: {test: [CMD-SHELL, \"curl -f 'http://[::1]:80/up' || exit 1\"], timeout: 3s, retries: many}",
+         {"http": "/up", "timeout": "3s"}),
+        ("healthcheck: {test: [CMD, python, -c, \"a\\nu.urlopen('http://localhost:80/z')\"]}", {"http": "/z"}),
+        ("healthcheck: {test: [CMD, /usr/bin/wget, -q, 'https://0.0.0.0'], disable: false}", {"http": "/"}),
+        ("healthcheck: {test: [CMD, curl, 'http://localhost:80'], disable: true}", None),
+        ("healthcheck: {interval: 5s}", None),
+    ],
+)  # fmt: skip
+def test_check_of_its_own_port_asks_by_http(
+    imported: Import, service: str, probe: dict[str, str] | None
+) -> None:
+    text = f"services: {{a: {{command: uvicorn a:b --port 80, ports: ['8080:80'], {service}}}}}\n"
+    assert imported(text, "compose.yml").servers["a"].get("health", {}).get("readiness") == probe
+
+
+def test_check_of_a_service_without_an_address_is_run(imported: Import) -> None:
+    text = "services: {a: {command: serve, healthcheck: {test: curl http://localhost/x}}}\n"
+    probe = {"exec": ["sh", "-c", "curl http://localhost/x"]}
+    assert imported(text, "compose.yml").servers["a"]["health"] == {"readiness": probe}
+
+
+def test_dependencies_have_their_conditions(imported: Import) -> None:
+    said = imported(
+        """\
+services:
+  a: {command: serve}
+  b: {command: serve}
+  c: {command: serve}
+  d: {command: serve}
+  f:
+    command: serve
+    depends_on: {a: {condition: service_started}, b: {condition: service_healthy}, c: , d: {}}
+  g: {command: serve, depends_on: [f]}
+""",
+        "compose.yml",
+    )
+    waits = {name: keys["depends_on"] for name, keys in said.servers.items() if "depends_on" in keys}
+    assert waits == {
+        "f": [
+            {"name": "a", "condition": "started"}, {"name": "b", "condition": "ready"},
+            {"name": "c", "condition": "started"}, {"name": "d", "condition": "started"},
+        ],
+        "g": [{"name": "f", "condition": "started"}],
+    }  # fmt: skip
+    assert not any("job" in keys for keys in said.servers.values())
+
+
+def test_remark_of_a_service_is_at_the_line_of_its_key(imported: Import) -> None:
+    said = imported(
+        """\
+services:
+  a:
+    image: a:1
+    command: uvicorn a:b --port 80 --reload
+    healthcheck: {test: [CMD, check], interval: soon}
+  b:
+    profiles: [x]
+    entrypoint: [uvicorn, "b:b", --port, "81", --reload]
+    stop_grace_period: soon
+  c:
+    entrypoint: [uvicorn]
+    command: ["c:b", --port, "82", --reload]
+    ports: ["83:84"]
+    depends_on: [nothing]
+""",
+        "compose.yml",
+    )
+    places = [" ".join(each.split()[:2]) for each in said.remarks]
+    assert places == [
+        "compose.yml:3: image:", "compose.yml:4: --reload:", "compose.yml:5: health", "compose.yml:8: --reload:",
+        "compose.yml:9: stop_timeout", "compose.yml:12: --reload:", "compose.yml:13: ports:",
+        "compose.yml:14: depends_on",
+    ]  # fmt: skip
