@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from poolctl.address import Address
 from poolctl.cli.command_line import ENDED
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.config import ConfigNotFound, named_addresses, own_addresses
+from poolctl.config import named_addresses, own_addresses
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
@@ -61,8 +61,6 @@ class CheckContext:
             self.problems = [ErrorEntry.of(each) for each in problems]
         except PoolError as error:
             self.problems = entries(error)
-        except ConfigNotFound as error:
-            self.problems = [ErrorEntry(code=0, error="", message=str(error))]
 
     def _ask(self, pool: PoolRef) -> None:
         self.still_served = _still_served(self.servers, pool)
@@ -93,7 +91,7 @@ class CheckContext:
     @property
     def processes(self) -> int:
         """The number of processes of the pool when all servers run."""
-        return _OWN_PROCESSES + sum(max(server.scale.max, 1) for server in self.servers)
+        return _OWN_PROCESSES + sum(server.scale.max for server in self.servers)
 
     @property
     def served(self) -> set[str]:

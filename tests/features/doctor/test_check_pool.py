@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import stat
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import poolctl
+from poolctl.bootstrap import installed_build
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import load
-from poolctl.control.answers import PingResult
+from poolctl.control.answers import ErrorEntry, PingResult
 from poolctl.feature import FEATURES, Feature
 from poolctl.features.doctor import _check_pool
-from poolctl.features.doctor._check import CheckContext
+from poolctl.features.doctor._check import CheckContext, CheckResult
 from tests.certificates import certificate
 from tests.features.doctor.test_check_machine import examined, only
 from tests.real_pool import RealPool
+from tests.stand_in import server
 
 Found = dict[str, list[dict[str, str]]]
 
@@ -173,3 +180,242 @@ def test_gateway_that_serves_is_named_with_its_addresses() -> None:
     assert (gateway.status, gateway.message) == ("ok", "running: http://127.0.0.1:8080; 4 routes")
     context.gateway["problem"] = "port 8080 is in use"
     assert len([*_check_pool.supervisor(context)]) == 1
+
+
+def running(**changes: Any) -> CheckContext:
+    """A context whose supervisor answers, with these differences."""
+    context = CheckContext(None, {})
+    python = ".".join(map(str, sys.version_info[:3]))
+    members: dict[str, Any] = {
+        "name": "shop", "files": (), "version": poolctl.__version__, "protocol": 1, "python": python,
+        "supervisor_pid": 7, "keeper_pid": 8, "build": installed_build(), **changes,
+    }  # fmt: skip
+    context.about = PingResult(**members)
+    return context
+
+
+def told(results: Iterable[CheckResult]) -> list[tuple[str, str, str, str]]:
+    return [(each.status, each.check, each.message, each.fix) for each in results]
+
+
+def loaded(tmp_path: Path, text: str) -> CheckContext:
+    file = tmp_path / "pool.toml"
+    file.write_text(text)
+    context = CheckContext(None, {})
+    context.pool = PoolRef([str(file)], str(tmp_path / "run"))
+    context.config = load(file, {})
+    return context
+
+
+SERVER = '[[server]]\nname = "{}"\nbind = "127.0.0.1:808{}"\ncommand = ["true"]\n'
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 server"), (2, "2 servers"), (0, "0 servers")])
+def test_valid_configuration_is_counted(tmp_path: Path, count: int, said: str) -> None:
+    context = loaded(tmp_path, "".join(SERVER.format(at, at) for at in range(count)))
+    assert told(_check_pool.configuration(context)) == [("ok", "configuration", said, "")]
+
+
+def test_problems_of_the_configuration_have_their_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    context = loaded(tmp_path, SERVER.format("a", 1))
+    context.problems = [
+        ErrorEntry(code=1, error="E", message="bad", name="a", file=f"{tmp_path}/pool.toml", line=3, column=2,
+                   hint="mend it", key="bind"),
+        ErrorEntry(code=1, error="E", message="bad", file=f"{tmp_path}/pool.toml", key="pool.name"),
+        ErrorEntry(code=0, error="", message="there is no file"),
+    ]  # fmt: skip
+    context.changed = {"files": [f"{tmp_path}/pool.toml"], "problem": None}
+    problems, (drift,) = (
+        told(_check_pool.configuration(context))[:3],
+        told(_check_pool.configuration(context))[3:],
+    )
+    assert problems == [
+        ("problem", "configuration", "pool.toml:3:2: a: bad", "mend it"),
+        ("problem", "configuration", "pool.name: bad", "poolctl validate"),
+        ("problem", "configuration", "there is no file", "poolctl validate"),
+    ]
+    assert (drift[0], drift[3]) == ("warning", "correct the file")
+    assert drift[2].startswith("pool.toml has changed since the pool read it")
+    context.problems = []
+    (_, drift) = told(_check_pool.configuration(context))
+    assert drift[3] == "poolctl reload --dry-run shows the difference"
+
+
+def test_without_a_pool_only_the_machine_is_checked() -> None:
+    context = CheckContext(None, {})
+    said = "no pool is named and none found here: only the machine was checked"
+    assert told(_check_pool.configuration(context)) == [("ok", "configuration", said, "")]
+    for check in (
+        _check_pool.certificates,
+        _check_pool.interpreters,
+        _check_pool.supervisor,
+        _check_pool.servers,
+    ):
+        assert told(check(context)) == []
+
+
+def test_certificates_without_a_warning_are_valid(tmp_path: Path) -> None:
+    certificate(tmp_path, days=300)
+    pair = 'tls = { cert = "localhost.pem", key = "localhost.key" }\n'
+    context = loaded(
+        tmp_path,
+        SERVER.format("a", 1).replace('command = ["true"]', 'app = "a:b"') + pair + SERVER.format("b", 2),
+    )
+    assert context.config is not None
+    context.config.outside()
+    assert told(_check_pool.certificates(context)) == [("ok", "certificates", "those of a are valid", "")]
+
+
+@pytest.mark.parametrize(
+    ("context", "first"),
+    [
+        (running(), ("ok", "supervisor", "runs as pid 7", "")),
+        (running(calm=True),
+         ("problem", "supervisor", CRASH_LOOP, "poolctl upgrade to a version in which it is fixed")),
+    ],
+)  # fmt: skip
+def test_supervisor_that_answers_is_named(context: CheckContext, first: tuple[str, ...]) -> None:
+    assert told(_check_pool.supervisor(context)) == [first]
+    context.silence = "it does not answer"
+    fix = "poolctl start; see supervisor.log next to its socket"
+    assert told(_check_pool.supervisor(context)) == [("problem", "supervisor", "it does not answer", fix)]
+
+
+def test_supervisor_that_does_not_run_is_no_problem(tmp_path: Path) -> None:
+    context = loaded(tmp_path, SERVER.format("a", 1))
+    assert told(_check_pool.supervisor(context)) == [("ok", "supervisor", "none runs", "")]
+
+
+def test_keeper_with_a_problem_is_reported_after_its_supervisor() -> None:
+    found = told(_check_pool.supervisor(running(keeper_problem="it does not answer")))
+    fix = "ps -o stat,wchan,args 8 shows its state"
+    assert found[1:] == [("problem", "keeper", "it does not answer", fix)]
+
+
+@pytest.mark.parametrize(
+    ("why", "fix"),
+    [
+        ("its token is empty", "export the variable, then run poolctl reload --env; or name a token_file"),
+        ("its process has ended", "poolctl events; see metrics.log next to the supervisor's socket"),
+        ("port 1 is in use", "free the address or choose another one, then run poolctl reload"),
+    ],
+)
+def test_fix_of_a_table_depends_on_its_problem(why: str, fix: str) -> None:
+    _, found = told(_check_pool.supervisor(running(not_served=(f"[metrics]: {why}",))))
+    assert found == ("problem", "[metrics]", why, fix)
+
+
+def test_gateway_without_addresses_is_named_by_its_state() -> None:
+    context = running()
+    context.gateway = {"state": "starting", "problem": "", "addresses": [], "routes": 0}
+    assert told(_check_pool.supervisor(context))[1:] == [("ok", "[gateway]", "starting", "")]
+
+
+def test_servers_with_problems_are_reported_with_the_reason() -> None:
+    context = running()
+    context.items = (
+        server("a", state="failed"), server("b", state="failed"), server("c", state="backoff", restarts=3),
+        server("d", health="warn"), server("e", health="ko", state="starting"), server("f"),
+    )  # fmt: skip
+    context.failures = {
+        "a": ErrorEntry(code=1, error="E", message="exited\nmore", hint="look there"),
+        "b": ErrorEntry(code=1, error="E", message="killed"),
+    }
+    assert told(_check_pool.servers(context)) == [
+        ("problem", "servers", "a has failed: exited", "look there"),
+        ("problem", "servers", "b has failed: killed", "poolctl logs b"),
+        ("problem", "servers", "c is in backoff: restarted 3 times", "poolctl logs c"),
+        ("warning", "servers", "d is running but its health is warn", "poolctl show d, poolctl logs d"),
+        ("warning", "servers", "e is starting but its health is ko", "poolctl show e, poolctl logs e"),
+    ]
+
+
+def test_servers_without_problems_are_counted() -> None:
+    context = running()
+    rest = {"state": "sleeping", "ready": False}
+    context.items = (
+        server("a"),
+        server("b", **rest),
+        server("c", **rest),
+        server("d", state="stopped", ready=False),
+    )
+    assert told(_check_pool.servers(context)) == [
+        ("ok", "servers", "1 of 4 ready, 2 sleeping, 1 stopped", "")
+    ]
+
+
+VERSION, PYTHON = poolctl.__version__, ".".join(map(str, sys.version_info[:3]))
+UPGRADE = "poolctl upgrade: the servers keep serving"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message", "fix"),
+    [
+        ({}, "ok", f"{VERSION} on Python {PYTHON} ({sys.executable})", ""),
+        ({"build": ""}, "ok", f"{VERSION} on Python {PYTHON} ({sys.executable})", ""),
+        ({"version": "0.1"}, "warning", f"{VERSION} is installed, the supervisor runs 0.1", UPGRADE),
+        ({"build": "x", "python": "3.1"}, "warning",
+         f"another build of {VERSION} is installed than the supervisor runs", UPGRADE),
+        ({"python": "3.1"}, "warning", f"the supervisor runs on Python 3.1, poolctl on {PYTHON}",
+         "poolctl stop and poolctl start switch it"),
+    ],
+)  # fmt: skip
+def test_supervisor_of_another_version_or_build_or_python_is_a_warning(
+    changes: dict[str, str], status: str, message: str, fix: str
+) -> None:
+    assert told(_check_pool.installed(running(**changes))) == [(status, "poolctl", message, fix)]
+
+
+def test_versions_without_a_supervisor_are_those_of_this_command() -> None:
+    message = f"{VERSION} on Python {PYTHON} ({sys.executable})"
+    assert told(_check_pool.installed(CheckContext(None, {}))) == [("ok", "poolctl", message, "")]
+
+
+FASTER = "with uvloop and httptools: {python} -m pip install uvloop httptools"
+
+
+@pytest.mark.parametrize(
+    ("printed", "status", "message", "fix"),
+    [
+        ({"python": [3, 12, 1], "uvicorn": "0.41.0", "uvloop": "1", "httptools": "2"}, "ok",
+         "{python}: Python 3.12.1, uvicorn 0.41.0, uvloop 1, httptools 2", ""),
+        ({"python": [3, 11, 0], "uvicorn": "0.50", "uvloop": None, "httptools": None}, "ok",
+         f"{{python}}: Python 3.11.0, uvicorn 0.50; faster {FASTER}", ""),
+        ({"python": [3, 10, 9], "uvicorn": "0.50", "uvloop": None, "httptools": None}, "problem",
+         "{python} (a and 1 more) is Python 3.10.9", "use Python 3.11 or newer"),
+        ({"python": [3, 12, 1], "uvicorn": None, "uvloop": None, "httptools": None}, "problem",
+         "{python} (a and 1 more) has no uvicorn", "install it there: {python} -m pip install uvicorn"),
+        ("", "problem", "{python} (a and 1 more): printed nothing", "fix `python` of the servers, or $VIRTUAL_ENV"),
+    ],
+)  # fmt: skip
+def test_interpreter_of_servers_is_asked_for_its_packages(
+    tmp_path: Path, printed: Any, status: str, message: str, fix: str
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\ncat <<'END'\n{printed and json.dumps(printed)}\nEND\n")
+    python.chmod(0o755)
+    app = f'app = "a:b"\npython = "{python}"'
+    servers = [SERVER.format(name, at).replace('command = ["true"]', app) for at, name in enumerate("ab")]
+    context = loaded(tmp_path, "".join([*servers, SERVER.format("c", 3)]))
+    check = "interpreter"
+    expected = (status, check, message.format(python=python), fix.format(python=python))
+    assert told(_check_pool.packages(context)) == [expected]
+
+
+def test_interpreter_that_cannot_run_says_why(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    app = f'app = "a:b"\npython = "{python}"'
+    python.write_text("#!/bin/sh\necho first >&2; echo last >&2; exit 1\n")
+    python.chmod(0o755)
+    context = loaded(tmp_path, SERVER.format("a", 1).replace('command = ["true"]', app))
+    for said in ("last", "Permission denied", "No such file or directory"):
+        (found,) = _check_pool.packages(context)
+        assert (found.status, found.message) == ("problem", f"{python} (a): {said}")
+        if said == "last":
+            python.chmod(0)
+            python.write_text("")
+        else:
+            python.unlink(missing_ok=True)

@@ -6,13 +6,17 @@ import os
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from poolctl.cli.log_rendering import terminal_text
 from poolctl.cli.main import main
 from poolctl.control.pool_paths import pool_key
+from poolctl.feature import FEATURES
 from poolctl.logs.log_line import stamp
-from tests.stand_in import always, item
+from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Supervised
 
@@ -242,3 +246,176 @@ def test_pool_without_a_gateway_has_no_log_of_it(
     assert "the pool has no gateway" in said.err
     with supervised(always(item("users"))):
         assert "the pool has no gateway" in poolctl("logs", "--gateway").err
+
+
+@pytest.fixture
+def gateway_logs(directory: Path) -> Path:
+    """The logs of a gateway, with two lines each."""
+    place = directory / "run" / pool_key(str(directory / "pool.toml"))
+    (place / "state").mkdir(parents=True, mode=0o700, exist_ok=True)
+    place.chmod(0o700)
+    for file, text in (
+        (place / "gateway.log", "report"),
+        (place / "state" / "gateway-access.log", "request"),
+    ):
+        lines = [f"{stamp(NOW - 90 + at)} {text} {at}" for at in range(2)]
+        file.write_text("\n".join(lines) + "\n")
+    return place
+
+
+BOTH = "[gateway] | report 0\n[access]  | request 0\n[gateway] | report 1\n[access]  | request 1\n"
+
+
+@pytest.mark.parametrize("words", [["--gateway"], ["gateway"]])
+def test_logs_of_the_gateway_are_merged_alone(
+    poolctl: Command, gateway_logs: Path, supervised: Supervised, words: list[str]
+) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if body["selector"].get("targets"):
+            error = {"code": 4, "error": "ErrorNothingMatched", "message": "no server matches"}
+            return result(exit_code=4, errors=[error])
+        return result(item("users"), gateway={"state": "running"})
+
+    with supervised(answer):
+        assert poolctl("logs", *words) == (0, BOTH, "")
+
+
+@pytest.mark.skipif("gateway" not in FEATURES, reason="there is no gateway")
+def test_gateway_of_a_file_needs_no_supervisor(
+    poolctl: Command, gateway_logs: Path, logs: Path, directory: Path
+) -> None:
+    with (directory / "pool.toml").open("a") as file:
+        file.write('[gateway]\nbind = ":8080"\n[[route]]\npath = "/"\nto = "users"\n')
+    assert poolctl("logs", "--gateway") == (0, BOTH, "")
+    assert poolctl("logs", "users", "--gateway", "-n1").out == (
+        "[gateway] | report 1\n[access]  | request 1\nusers     | new users\n"
+    )
+    for each in gateway_logs.rglob("gateway*.log"):
+        each.write_text("")
+    hint = "note: no output yet; `access_log = true` in [gateway] logs each proxied request\n"
+    assert poolctl("logs", "--gateway") == (0, "", hint)
+    assert poolctl("logs", "--gateway", "--since", "1m") == (0, "", "")
+    assert poolctl("logs", "--gateway", "--grep", "x") == (0, "", "")
+
+
+def test_pool_without_a_gateway_says_how_it_gets_one(poolctl: Command, logs: Path) -> None:
+    message = "error: the pool has no gateway\n  hint: a [gateway] or a [[route]] in the file adds one\n"
+    assert poolctl("logs", "--gateway") == (4, "", message)
+
+
+@pytest.mark.parametrize(
+    ("workers", "hint"),
+    [
+        ([], "start it, and read it there"),
+        (["b", "a", "b", ""], "read its output where it runs (a, b)"),
+    ],
+)
+def test_server_without_log_files_here_is_a_failure_with_the_places_of_its_workers(
+    poolctl: Command, supervised: Supervised, workers: list[str], hint: str
+) -> None:
+    rest = {"pid": 1, "phase": "ready", "health": "ok", "resting": False, "probes": []}
+    listed = [{"id": str(at), "where": where, **rest} for at, where in enumerate(workers)]
+    with supervised(always(item("users", config={}, log_files=False, worker_list=listed))):
+        said = poolctl("logs")
+    message = "users: its runner keeps no log files on this machine"
+    assert (said.code, said.err) == (1, f"error: {message}\n  hint: {hint}\n")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["-f", "--until", "1m"], "--until and --follow cannot be combined\n  hint: --until ends before new lines"),
+        (["-t", "--no-timestamps"], "--timestamps and --no-timestamps cannot be combined"),
+        (["-t", "--raw"], "--timestamps and --raw cannot be combined"),
+        (["--raw", "-o", "json"],
+         "--raw and -o cannot be combined\n  hint: --raw prints lines as servers wrote them"),
+    ],
+)  # fmt: skip
+def test_options_that_exclude_each_other_are_named(poolctl: Command, args: list[str], message: str) -> None:
+    assert poolctl("logs", *args).err == f"error: {message}\n"
+
+
+def test_terminal_is_told_why_nothing_is_shown(
+    poolctl: Command, logs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in logs.iterdir():
+        file.write_text("")
+    monkeypatch.setattr("sys.stdout", Terminal())
+    for args, note in (
+        ([], "no output yet"),
+        (["--grep", "x"], "no line matches"),
+        (["--since", "1m"], "no line matches"),
+    ):
+        assert main(["logs", *args]) == 0
+        assert capsys.readouterr().err == f"note: {note}\n"
+
+
+def test_raw_lines_on_a_terminal_have_no_control_characters(
+    poolctl: Command, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (logs / "users.log").write_text(f"{stamp(NOW)} a\x07b\x1b[31mc\n")
+    for colours in (True, False):
+        screen = Terminal()
+        with monkeypatch.context() as patched:
+            patched.setenv("TERM", "xterm" if colours else "dumb")
+            patched.setattr("sys.stdout", screen)
+            assert main(["logs", "users", "--raw"]) == 0
+        assert screen.getvalue() == terminal_text("a\x07b\x1b[31mc", colours=colours) + "\n"
+    assert poolctl("logs", "users", "--raw").out == "a\x07b\x1b[31mc\n"
+
+
+def test_reopening_reports_its_outcome(poolctl: Command, supervised: Supervised) -> None:
+    with supervised(always(item("users"))):
+        assert poolctl("logs", "--reopen") == (0, "log files reopened\n", "")
+    failed = {"code": 1, "error": "E", "name": "users", "message": "the disk is full"}
+    with supervised(always(exit_code=1, errors=[failed])):
+        assert poolctl("logs", "--reopen") == (1, "", "error: users: the disk is full\n")
+
+
+class Cloud:
+    """A platform that has two servers and one line of each."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.is_interrupted = False
+
+    def refuse_unknown(self, verb: str) -> None:
+        return None
+
+    def call(self, verb: str, body: Any, show: Any = None, *rest: object, **more: object) -> dict[str, Any]:
+        self.calls.append((verb, body))
+        if verb == "list":
+            found = [item("users"), item("orders")]
+            missing = {"code": 4, "error": "E", "message": "none matches"}
+            return (
+                result(*found) if not body["selector"]["targets"] else result(exit_code=4, errors=[missing])
+            )
+        for name in ("users", "orders"):
+            show({"line": f"INFO: of {name}", "time": stamp(NOW), "name": name})
+        if self.is_interrupted:
+            raise KeyboardInterrupt
+        return result()
+
+
+@pytest.fixture
+def cloud(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    found = Cloud()
+    feature = SimpleNamespace(platforms={"cloud": "cloud"}, load=lambda name: lambda files: found)
+    monkeypatch.setattr("poolctl.feature.features", lambda: (feature,))
+    monkeypatch.setattr("poolctl.cli.pool_ref.features", lambda: (feature,), raising=False)
+    monkeypatch.setenv("POOLCTL_PLATFORM", "cloud")
+    return found
+
+
+def test_lines_of_another_platform_are_asked_of_it(poolctl: Command, cloud: Cloud) -> None:
+    lines = "users  | INFO: of users\norders | INFO: of orders\n"
+    assert poolctl("logs", "-n5", "--since", "2026-01-01T00:00:00Z") == (0, lines, "")
+    (_, _), (verb, body) = cloud.calls
+    assert (verb, body["options"]) == (
+        "logs", {"lines": 5, "since": "2026-01-01T00:00:00.000000Z", "follow": False},
+    )  # fmt: skip
+    assert poolctl("logs", "-f", "--grep", "orders") == (0, "orders | INFO: of orders\n", "")
+    assert cloud.calls[-1][1]["options"]["follow"] is True
+    assert poolctl("logs", "nothing") == (4, "", "error: none matches\n")
+    cloud.is_interrupted = True
+    assert poolctl("logs") == (130, lines, "")

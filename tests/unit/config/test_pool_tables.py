@@ -192,3 +192,13 @@ def test_url_that_is_invalid_is_not_quoted_and_other_values_are() -> None:
     found = {each.path[-1]: each.found for each in findings}
     assert found["url"] == ""
     assert found["timeout"] != ""
+
+
+def test_tables_are_found_by_name_and_by_model_and_listed_with_their_places(tmp_path: Path) -> None:
+    tables = load_text(tmp_path, SERVER + ALL).tables
+    assert tables.metrics is tables.get(MetricsTable)
+    assert tables.by_name() == {"metrics": tables.metrics, "events": tables.events}
+    assert list(tables) == [(("metrics",), tables.metrics), (("events",), tables.events)]
+    assert (tables.routes, tables.stop_seconds) == (0, 0.0)
+    assert repr(tables) == f"Tables(metrics={tables.metrics!r}, events={tables.events!r})"
+    assert (tables == Tables(**tables.by_name()), tables == Tables(), tables == 1) == (True, False, False)

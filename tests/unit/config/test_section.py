@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,23 @@ from poolctl.config import (
     TLSConfig,
 )
 from poolctl.config.model.pool_tables import MetricsTable, PoolSettings
+from poolctl.config.model.section import (
+    Hooks,
+    Http,
+    Limits,
+    Log,
+    Scale,
+    Table,
+    Watch,
+    extended,
+    field,
+    hidden,
+    required,
+    sections_of,
+    validated,
+)
+from poolctl.config.values.problems import Finding
+from poolctl.config.values.value_types import Positive, Text
 from poolctl.errors import PoolValidateError
 
 
@@ -104,3 +123,161 @@ def test_delay_of_a_restart_grows_by_its_factor_up_to_the_maximum(before: int, s
     assert backoff.delay_seconds(before, 0.0) == seconds
     assert backoff.delay_seconds(before, 1.0) == pytest.approx(seconds * 1.1)
     assert backoff.delay_seconds(before, -1.0) == pytest.approx(seconds * 0.9)
+
+
+class Shelf(Table):
+    """A table with a key of each kind."""
+
+    table_name = "shelf"
+    paths = ("file",)
+
+    height: Positive = required(description="Its height.")
+    label_text: Text = required(description="What is written on it.", derived=True)
+    file: str = field("", "A file.")
+    place: Text = hidden("here")
+
+
+def test_signature_of_a_table_has_the_keys_that_can_be_given() -> None:
+    found = inspect.signature(Shelf).parameters.values()
+    assert [(each.name, each.default, each.annotation) for each in found] == [
+        ("height", inspect.Parameter.empty, "Positive"),
+        ("label_text", "", "Text"),
+        ("file", "", "str"),
+    ]
+    assert {each.kind for each in found} == {inspect.Parameter.KEYWORD_ONLY}
+    of_patience = inspect.signature(Patience).parameters
+    assert {name: each.default for name, each in of_patience.items()} == Patience.usual().to_dict()
+
+
+def test_unchecked_table_has_the_defaults_of_the_other_keys_and_lacks_required_ones() -> None:
+    shelf = Shelf.unchecked({"height": 2.0})
+    assert dict(shelf) == {"height": 2.0, "file": "", "place": "here"}
+    assert shelf.given == {"height"}
+    assert shelf.to_dict() == {"height": 2.0, "file": ""}
+    assert shelf.but(place="there").as_given() == {"height": 2.0}
+    assert repr(shelf) == "Shelf(height=2.0, file='')"
+
+
+@pytest.mark.parametrize(
+    ("path", "keys"),
+    [
+        ((), ("policy", "backoff", "limit", "window")),
+        (("backoff",), ("initial", "max", "factor", "jitter")),
+        (("backoff", 0), ("initial", "max", "factor", "jitter")),
+        (("limit",), ()),
+        (("limit", "more"), ()),
+    ],
+)
+def test_keys_at_a_path_are_those_of_the_table_there(
+    path: tuple[str | int, ...], keys: tuple[str, ...]
+) -> None:
+    assert Restart.keys_at(path) == keys
+
+
+def test_keys_that_hold_tables_are_found_by_their_annotations() -> None:
+    assert sections_of(Restart) == {"backoff": Backoff}
+    assert sections_of(Health) == {"startup": Probe, "readiness": Probe, "liveness": Probe}
+    assert sections_of(Backoff) == {}
+    assert extended(Backoff) is Backoff
+
+
+def test_table_is_written_as_it_was_given_and_as_it_applies() -> None:
+    restart = Restart(limit=3, backoff={"initial": 1})
+    assert restart.as_given() == {"limit": 3, "backoff": {"initial": 1.0}}
+    backoff = {"initial": 1.0, "max": 30.0, "factor": 2.0, "jitter": 0.1}
+    assert restart.to_dict() == {"policy": "on-failure", "backoff": backoff, "limit": 3, "window": 60.0}
+    server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", depends_on=[{"name": "db"}])
+    assert server.as_given()["depends_on"] == [{"name": "db"}]
+    assert server.to_dict()["depends_on"] == [{"name": "db", "condition": "ready"}]
+
+
+def test_copy_of_a_table_equals_it_and_another_kind_with_the_same_values_does_not() -> None:
+    backoff = Backoff(initial=5, max=300)
+    again = pickle.loads(pickle.dumps(backoff))
+    assert (again, again.given, hash(again)) == (backoff, {"initial", "max"}, hash(backoff))
+    assert dict(backoff) == dict(Patience.usual())
+    assert backoff != Patience.usual()
+    assert backoff != Backoff(initial=6, max=300)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (Backoff, {"initial": 0.2, "max": 30.0, "factor": 2.0, "jitter": 0.1}),
+        (Patience, {"initial": 5.0, "max": 300.0, "factor": 2.0, "jitter": 0.1}),
+        (Restart, {"policy": "on-failure", "backoff": Backoff.usual().to_dict(), "limit": 10, "window": 60.0}),
+        (Recovery, {"strategy": "restart", "heartbeat": 5.0, "stuck_after": 15.0, "limit": 5, "window": 600.0,
+                    "backoff": Patience.usual().to_dict()}),
+        (Probe, {"tcp": False, "interval": 5.0, "timeout": 2.0, "fall_count_warn": 1, "fall_count_ko": 3,
+                 "rise_count_warn": 1, "rise_count_ko": 1, "jitter": 0.1, "method": "GET", "headers": {},
+                 "status": "200-399"}),
+        (Health, {}),
+        (Scale, {"min": 1, "max": 1, "idle": 0.0}),
+        (TLSConfig, {"client_auth": "none", "min_version": "1.2", "warn_before": 14 * 86400.0}),
+        (Dependency, {"condition": "ready"}),
+        (Limits, {}),
+        (Hooks, {}),
+        (Watch, {"include": [], "exclude": []}),
+        (Log, {"format": "text", "max_size": 10 * 2**20, "keep": 5}),
+        (Http, {"implementation": "auto", "http2": False, "loop": "auto", "keep_alive": 75.0, "root_path": "",
+                "proxy_headers": False, "trusted_proxies": [], "access_log": "errors", "head_timeout": 10.0,
+                "max_head_size": 65536, "websocket": "auto"}),
+    ],
+    ids=lambda each: each.__name__ if isinstance(each, type) else "",
+)  # fmt: skip
+def test_keys_that_are_left_out_have_their_defaults(kind: type[Section], values: dict[str, object]) -> None:
+    assert kind.usual().to_dict() == values
+    assert kind.usual().given == set()
+
+
+def test_windows_and_time_zone_and_level_are_written_if_they_are_not_the_default() -> None:
+    assert Scale.unchecked({"timezone": "UTC", "awake": ("x",)}).to_dict() == {
+        "min": 1, "max": 1, "idle": 0.0, "awake": ["x"], "timezone": "UTC",
+    }  # fmt: skip
+    assert Http(log_level="debug").to_dict()["log_level"] == "debug"
+
+
+def test_scale_without_a_feature_changes_nothing_and_has_no_rules() -> None:
+    assert not Scale.usual().is_automatic
+    assert (Scale.rules({}), Scale.not_inherited({}, {})) == ((), ())
+
+
+@pytest.mark.parametrize(
+    ("probes", "gated", "probed"),
+    [((), False, False), (("startup",), True, False), (("readiness",), True, True), (("liveness",), False, True)],
+)  # fmt: skip
+def test_health_gates_by_startup_and_readiness_and_probes_by_readiness_and_liveness(
+    probes: tuple[str, ...], gated: bool, probed: bool
+) -> None:
+    health = Health(**{each: {"tcp": True} for each in probes})
+    assert (health.gated, health.probed) == (gated, probed)
+
+
+def test_table_of_a_file_has_no_problems_and_takes_no_time_unless_it_says_so() -> None:
+    shelf = Shelf.unchecked({"height": 1.0})
+    assert (shelf.stop_seconds, shelf.label, shelf.has_startup_warnings) == (0.0, "", False)
+    assert (shelf.findings(), shelf.findings_among({}), shelf.check({}, ())) == ((), (), ([], []))
+
+
+def test_paths_of_a_table_are_absolute() -> None:
+    table = {"file": "a", "bind": "unix:x.sock", "tls": {"cert": "c.pem"}, "other": "b"}
+    assert Shelf.from_file(table, table, "/base") == {
+        "file": "/base/a", "bind": "unix:/base/x.sock", "tls": {"cert": "/base/c.pem"}, "other": "b",
+    }  # fmt: skip
+    assert table["file"] == "a"
+
+
+def test_value_with_a_problem_already_is_not_reported_again() -> None:
+    known = Finding(("min_version",), "reported before")
+    findings = [known]
+    assert validated(TLSConfig, {"min_version": 5, "cert": 7}, findings) is None
+    assert [each.path for each in findings] == [("min_version",), ("cert",)]
+    assert findings[0] is known
+    assert findings[1].message == "7 is not allowed here"
+
+
+def test_refusal_counts_its_problems() -> None:
+    with pytest.raises(PoolValidateError, match=r"^Backoff has 2 problems\b"):
+        Backoff(initial="x", factor=0)
+    with pytest.raises(PoolValidateError, match=r"^Backoff has 1 problem\b"):
+        Backoff(factor=0)

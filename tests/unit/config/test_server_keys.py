@@ -326,3 +326,21 @@ def test_refused_server_is_named(given: dict[str, Any], head: str, name: str, bi
         ServerConfig(**given)
     assert refused.value.message == head
     assert {(each.name, each.bind) for each in refused.value.exceptions} == {(name, bind)}
+
+
+def test_keys_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
+    server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", app_dir="/app", cwd="/app")
+    tables = {"http", "health", "restart", "recovery", "limits", "log", "scale"}
+    assert {key: value for key, value in server.to_dict().items() if key not in tables} == {
+        "name": "web", "app": "a:b", "bind": "127.0.0.1:1", "expose": "http://127.0.0.1:1", "factory": False,
+        "app_dir": "/app", "socket": "pool", "notify": False, "job": False, "overlap": True, "handler_key": "",
+        "env": {}, "env_file": [], "cwd": "/app", "preload": False, "tags": [], "labels": {}, "disabled": False,
+        "mandatory": False, "depends_on": [], "tls": False, "start_timeout": 30.0, "stop_timeout": 10.0,
+        "drain_timeout": 30.0,
+    }  # fmt: skip
+
+
+def test_keys_of_a_file_include_short_forms_next_to_the_keys_they_stand_for() -> None:
+    keys = ServerConfig.written_keys()
+    assert keys[keys.index("bind") + 1] == "listen"
+    assert keys[keys.index("scale") - 1] == "workers"
