@@ -31,7 +31,6 @@ _LIVENESS_SECONDS, _LIVENESS_FAILURES = 10, 3
 # Of an app without a readiness probe, whose event loop answers. Often, because kubelets before 1.22 ask for the first
 # time up to a whole period after the startup probe has succeeded.
 _READINESS_SECONDS, _READINESS_FAILURES = 1, 10
-_STARTUP_SECONDS = 1
 _GRACE_MARGIN_SECONDS = 5  # for the application's own shutdown
 _DIGEST_BYTES = 5
 # A run that could not begin at its time is dropped after this time; the CronJob controller looks every 10 s.
@@ -316,11 +315,10 @@ def _asked(probe: Probe | None) -> Table:
 
 
 def _until_started(server: ServerConfig, probe: Probe | None) -> Table:
-    attempts = max(1, math.ceil(server.start_timeout / _STARTUP_SECONDS))
     return {
-        "periodSeconds": _STARTUP_SECONDS,
+        "periodSeconds": 1,
         "timeoutSeconds": _timeout_seconds(probe),
-        "failureThreshold": attempts,
+        "failureThreshold": math.ceil(server.start_timeout),
     }
 
 
@@ -335,9 +333,9 @@ def _repeated(
             "failureThreshold": failures,
         }
     return {
-        "periodSeconds": max(1, math.ceil(probe.interval)),
+        "periodSeconds": math.ceil(probe.interval),
         "timeoutSeconds": _timeout_seconds(probe),
-        "failureThreshold": max(1, probe.fall_count_warn + probe.fall_count_ko),
+        "failureThreshold": probe.fall_count_warn + probe.fall_count_ko,
     }
 
 

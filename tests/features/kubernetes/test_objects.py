@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Mapping
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config import ServerConfig
+from poolctl.config import ServerConfig, load
+from poolctl.feature import FEATURES
 from poolctl.features.kubernetes._keys import cron_schedule, refused
-from poolctl.features.kubernetes._objects import KubernetesPool, _quantity, moved_to_pods, objects_of
+from poolctl.features.kubernetes._objects import (
+    RESTARTED,
+    KubernetesPool,
+    _quantity,
+    moved_to_pods,
+    objects_of,
+    pod_configuration,
+    with_revision,
+)
 from poolctl.features.kubernetes.table import Kubernetes
 from poolctl.time_windows import BadWindow, parse_window
 from tests.examples import examples
@@ -149,3 +162,287 @@ def test_cron_job_runs_at_the_times_of_every(fields: tuple[str, ...], moment: da
 )
 def test_schedule_has_numbers_alone(every: str, schedule: str | None) -> None:
     assert cron_schedule(every) == schedule
+
+
+def made(
+    *, places: Mapping[str, str] = {}, table: Mapping[str, Any] = {}, handlers: str = "", **keys: Any
+) -> dict[str, Any]:
+    """The objects of a server by their kinds."""
+    (server,) = moved_to_pods([ServerConfig(name="web", **keys)])
+    settings = Kubernetes(**{"image": "shop:1", **table})
+    found = objects_of(server, KubernetesPool("shop", settings, handlers), places)
+    return {each["kind"]: each for each in found}
+
+
+def container(**keys: Any) -> dict[str, Any]:
+    found: dict[str, Any] = made(**keys)["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    return found
+
+
+LABELS = {"poolctl.dev/pool": "shop", "poolctl.dev/server": "web"}
+NO_RIGHTS = {
+    "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+}  # fmt: skip
+HEALTH = {
+    "readiness": {"http": "/r", "interval": 2.5, "timeout": 1.2},
+    "startup": {"tcp": True, "timeout": 3},
+    "liveness": {"http": "/l", "fall_count_ko": 1, "fall_count_warn": 1, "interval": 0.1},
+}
+
+
+def test_app_has_a_configuration_variables_a_service_and_pods() -> None:
+    found = made(
+        app="a.b:c", bind="127.0.0.1:8080", env={"B": "2", "A": "1"}, app_dir="/srv/x", cwd="/srv/x",
+        limits={"memory": "1GiB", "open_files": 100}, log={"format": "json", "keep": 2}, health=HEALTH,
+        start_timeout=10.5, drain_timeout=1.5, scale={"min": 2, "max": 2},
+        depends_on=[{"name": "db"}, {"name": "elsewhere"}], places={"db": "db:5432"},
+        table={
+            "namespace": "ns", "secrets": ["known"], "requests": {"cpu": "100m", "memory": "1Gi"},
+            "node_lost_after": 9.5,
+        },
+    )  # fmt: skip
+    assert list(found) == ["ConfigMap", "Secret", "Service", "Deployment"]
+    for each in found.values():
+        assert (each["metadata"]["namespace"], each["metadata"]["labels"]) == ("ns", LABELS)
+    versions = {kind: each["apiVersion"] for kind, each in found.items()}
+    assert versions == {"ConfigMap": "v1", "Secret": "v1", "Service": "v1", "Deployment": "apps/v1"}
+    config, secret = found["ConfigMap"], found["Secret"]
+    assert config["immutable"] is secret["immutable"] is True
+    (file,) = config["data"].items()
+    pool = json.loads(file[1])
+    assert (file[0], pool["pool"]) == ("pool.json", {"name": "shop"})
+    (server,) = pool["server"]
+    assert server.pop("health").keys() == {"startup", "readiness", "liveness"}
+    assert server == {
+        "name": "web", "app": "a.b:c", "app_dir": "/srv/x", "cwd": "/srv/x", "bind": "0.0.0.0:8080",
+        "expose": "http://web:8080", "limits": {"open_files": 100}, "log": {"format": "json"}, "start_timeout": 10.5,
+        "drain_timeout": 1.5,
+    }  # fmt: skip
+    assert (secret["type"], secret["data"]) == ("Opaque", {"A": "MQ==", "B": "Mg=="})
+    service = found["Service"]
+    assert service["metadata"]["name"] == "web"
+    assert service["spec"] == {
+        "selector": LABELS,
+        "ports": [{"name": "http", "port": 8080, "targetPort": "http", "protocol": "TCP"}],
+    }
+    deployment = found["Deployment"]
+    assert deployment["metadata"]["name"] == "shop-web"
+    assert deployment["metadata"]["annotations"] == {"poolctl.dev/workers": "2"}
+    spec = deployment["spec"]
+    assert (spec["replicas"], spec["selector"]) == (2, {"matchLabels": LABELS})
+    rolling = {"maxSurge": 1, "maxUnavailable": 0}
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": rolling}
+    pod = spec["template"]["spec"]
+    (wait,), (main,) = pod.pop("initContainers"), pod.pop("containers")
+    tolerations = [
+        {
+            "key": f"node.kubernetes.io/{state}",
+            "operator": "Exists",
+            "effect": "NoExecute",
+            "tolerationSeconds": 10,
+        }
+        for state in ("not-ready", "unreachable")
+    ]
+    assert pod == {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": math.ceil(5 + 1.5 + 10) + 5,
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "tolerations": tolerations,
+        "volumes": [
+            {"name": "config", "configMap": {"name": config["metadata"]["name"]}},
+            {"name": "tmp", "emptyDir": {}},
+        ],
+    }
+    assert wait.pop("command")[3:] == ["db:5432"]
+    assert wait == {"name": "wait", "image": "shop:1", "securityContext": NO_RIGHTS}
+    words = "poolctl -c /etc/poolctl/pool.json serve web --health 0.0.0.0:9000 --stop-delay 5s"
+    assert main == {
+        "name": "server",
+        "image": "shop:1",
+        "command": words.split(),
+        "ports": [
+            {"name": "http", "containerPort": 8080, "protocol": "TCP"},
+            {"name": "health", "containerPort": 9000, "protocol": "TCP"},
+        ],
+        "startupProbe": {
+            "httpGet": {"path": "/health", "port": "health"},
+            "periodSeconds": 1, "timeoutSeconds": 4, "failureThreshold": 11,
+        },
+        "readinessProbe": {
+            "httpGet": {"path": "/health", "port": "health"},
+            "periodSeconds": 3, "timeoutSeconds": 3, "failureThreshold": 4,
+        },
+        "livenessProbe": {
+            "httpGet": {"path": "/health/live", "port": "health"},
+            "periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 2,
+        },
+        "workingDir": "/app",
+        "envFrom": [{"secretRef": {"name": name}} for name in ("known", secret["metadata"]["name"])],
+        "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"memory": "1073741824"}},
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": NO_RIGHTS,
+        "volumeMounts": [
+            {"name": "config", "mountPath": "/etc/poolctl", "readOnly": True}, {"name": "tmp", "mountPath": "/tmp"},
+        ],
+    }  # fmt: skip
+
+
+def test_app_without_probes_is_asked_often_whether_it_is_ready() -> None:
+    found = container(app="a:b", bind=":80")
+    times = {
+        kind: (found[kind]["periodSeconds"], found[kind]["timeoutSeconds"], found[kind]["failureThreshold"])
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe")
+    }
+    assert times == {"startupProbe": (1, 3, 30), "readinessProbe": (1, 3, 10), "livenessProbe": (10, 3, 3)}
+    assert found.keys() & {"envFrom", "resources", "lifecycle"} == set()
+
+
+@pytest.mark.parametrize(("port", "health"), [(8999, 9000), (9000, 9001), (9001, 9000)])
+def test_health_port_differs_from_the_port_of_the_app(port: int, health: int) -> None:
+    found = container(app="a:b", bind=f":{port}", table={"stop_delay": 0})
+    assert [each["containerPort"] for each in found["ports"]] == [port, health]
+    assert found["command"][5:] == ["--health", f"0.0.0.0:{health}", "--stop-delay", "0s"]
+
+
+CONNECT = {"tcpSocket": {"port": "http"}}
+
+
+@pytest.mark.parametrize(
+    ("health", "startup", "readiness", "liveness"),
+    [
+        ({}, CONNECT, CONNECT, None),
+        ({"readiness": {"exec": ["ok", "1"]}}, {"exec": {"command": ["ok", "1"]}}, {"exec": {"command": ["ok", "1"]}},
+         None),
+        ({"startup": {"http": "/s", "headers": {"X": "y"}}, "liveness": {"tcp": True}},
+         {"httpGet": {"path": "/s", "port": "http", "httpHeaders": [{"name": "X", "value": "y"}]}}, CONNECT, CONNECT),
+        ({"liveness": {"http": "/l"}}, CONNECT, CONNECT, {"httpGet": {"path": "/l", "port": "http"}}),
+    ],
+)  # fmt: skip
+def test_probes_of_a_command_are_run_by_the_kubelet(
+    health: dict[str, Any], startup: Any, readiness: Any, liveness: Any
+) -> None:
+    found = container(command=["serve"], bind=":80", health=health)
+    started = {"periodSeconds": 1, "timeoutSeconds": 3, "failureThreshold": 30}
+    asked = {"periodSeconds": 5, "timeoutSeconds": 3, "failureThreshold": 4}
+    usual = {"periodSeconds": 10, "timeoutSeconds": 3, "failureThreshold": 3}
+    assert found["startupProbe"] == startup | started
+    assert found["readinessProbe"] == readiness | (asked if "readiness" in health else usual)
+    assert found.get("livenessProbe") == (liveness and liveness | asked)
+    assert found["command"] == ["poolctl", "-c", "/etc/poolctl/pool.json", "serve", "web"]
+    assert found["ports"] == [{"name": "http", "containerPort": 80, "protocol": "TCP"}]
+    assert found["lifecycle"] == {"preStop": {"exec": {"command": ["sleep", "5"]}}}
+    assert "lifecycle" not in container(command=["serve"], bind=":80", table={"stop_delay": 0})
+
+
+def test_command_without_a_port_has_neither_a_service_nor_probes_and_never_runs_twice() -> None:
+    found = made(command=["tick"])
+    assert list(found) == ["ConfigMap", "Deployment"]
+    assert found["Deployment"]["spec"]["strategy"] == {"type": "Recreate"}
+    of_pod = found["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    assert of_pod.keys() & {"ports", "startupProbe", "readinessProbe", "livenessProbe", "lifecycle"} == set()
+    probed = container(command=["tick"], health={"liveness": {"exec": ["ok"]}})
+    assert probed["livenessProbe"]["exec"] == {"command": ["ok"]}
+    assert probed.keys() & {"startupProbe", "readinessProbe"} == set()
+
+
+@pytest.mark.parametrize(
+    ("keys", "strategy"),
+    [
+        ({"command": ["tick"], "scale": {"min": 2}}, "RollingUpdate"),
+        ({"app": "a:b", "bind": ":80", "overlap": False}, "Recreate"),
+        ({"app": "a:b", "bind": ":80"}, "RollingUpdate"),
+    ],
+)
+def test_pods_overlap_unless_two_may_not_run_at_the_same_time(keys: dict[str, Any], strategy: str) -> None:
+    assert made(**keys)["Deployment"]["spec"]["strategy"]["type"] == strategy
+
+
+def test_disabled_server_has_no_pods() -> None:
+    deployment = made(app="a:b", bind=":80", disabled=True)["Deployment"]
+    assert deployment["spec"]["replicas"] == 0
+    assert deployment["metadata"]["annotations"] == {"poolctl.dev/workers": "0"}
+
+
+def test_job_runs_once_and_again_when_it_has_changed() -> None:
+    found = made(command=["tick"], job=True)
+    assert list(found) == ["ConfigMap", "Job"]
+    job = found["Job"]
+    assert (job["apiVersion"], job["spec"]["backoffLimit"]) == ("batch/v1", 0)
+    pod = job["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"
+    assert pod["terminationGracePeriodSeconds"] == 30 + 10 + 5, "it has no delay"
+    assert pod["containers"][0].keys() & {"lifecycle", "startupProbe", "livenessProbe"} == set()
+    name = job["metadata"]["name"]
+    assert re.fullmatch("shop-web-[0-9a-f]{10}", name)
+    assert made(command=["tick"], job=True)["Job"]["metadata"]["name"] == name
+    assert made(command=["tock"], job=True)["Job"]["metadata"]["name"] != name
+
+
+@pytest.mark.parametrize(
+    ("disabled", "table", "zone"), [(False, {}, {"timeZone": "Etc/UTC"}), (True, {"time_zone": ""}, {})]
+)
+def test_scheduled_job_runs_at_its_times(disabled: bool, table: dict[str, str], zone: dict[str, str]) -> None:
+    found = made(command=["tick"], job=True, every="5 4 * * *", disabled=disabled, table=table)
+    assert list(found) == ["ConfigMap", "CronJob"]
+    cron = found["CronJob"]
+    assert (cron["apiVersion"], cron["metadata"]["name"]) == ("batch/v1", "shop-web")
+    template = cron["spec"].pop("jobTemplate")
+    assert cron["spec"] == {
+        "schedule": "5 4 * * *", **zone, "concurrencyPolicy": "Forbid", "startingDeadlineSeconds": 30,
+        "suspend": disabled, "successfulJobsHistoryLimit": 3, "failedJobsHistoryLimit": 3,
+    }  # fmt: skip
+    assert template["metadata"] == {"labels": LABELS}
+    assert template["spec"]["backoffLimit"] == 0
+    assert template["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert "poolctl.dev/revision" in template["spec"]["template"]["metadata"]["labels"]
+
+
+@pytest.mark.skipif("scaling" not in FEATURES, reason="the number of workers does not change")
+def test_automatic_scale_is_left_to_the_cluster_while_the_server_is_enabled() -> None:
+    keys = {"app": "a:b", "bind": ":80", "scale": {"min": 1, "max": 3, "triggers": {"cpu": 0.25}}}
+    found = made(**keys)
+    assert list(found)[-2:] == ["Deployment", "HorizontalPodAutoscaler"]
+    assert "replicas" not in found["Deployment"]["spec"]
+    assert "annotations" not in found["Deployment"]["metadata"]
+    target = {"type": "AverageValue", "averageValue": "250m"}
+    assert found["HorizontalPodAutoscaler"]["spec"] == {
+        "scaleTargetRef": {"apiVersion": "apps/v1", "kind": "Deployment", "name": "shop-web"},
+        "minReplicas": 1,
+        "maxReplicas": 3,
+        "metrics": [{"type": "Resource", "resource": {"name": "cpu", "target": target}}],
+    }
+    assert list(made(**keys, disabled=True))[-1] == "Deployment"
+
+
+def test_revision_of_pods_changes_with_a_restart_alone() -> None:
+    deployment = made(app="a:b", bind=":80")["Deployment"]
+    assert with_revision(deployment) == deployment
+    again = with_revision(deployment, "2026-01-01T00:00:00Z")
+    metadata = again["spec"]["template"]["metadata"]
+    assert metadata["annotations"] == {RESTARTED: "2026-01-01T00:00:00Z"}
+    before = deployment["spec"]["template"]["metadata"]["labels"]
+    assert metadata["labels"].keys() == before.keys()
+    assert metadata["labels"] != before
+    assert again["spec"]["template"]["spec"] == deployment["spec"]["template"]["spec"]
+    cron = made(command=["tick"], job=True, every="5 4 * * *")["CronJob"]
+    assert with_revision(cron) == cron
+    assert with_revision(cron, "x")["spec"]["jobTemplate"]["spec"]["template"]["metadata"]["annotations"] == {
+        RESTARTED: "x"
+    }
+
+
+def test_paths_and_handlers_are_those_of_the_image(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text(
+        '[pool]\nhandlers = "apps:all"\n'
+        '[[server]]\nname = "a"\nbind = ":80"\nhandler_key = "x"\napp_dir = "lib"\n'
+        '[[server]]\nname = "b"\nbind = ":81"\napp = "a:b"\ncwd = "/elsewhere"\n'
+    )
+    first, second = moved_to_pods(load(tmp_path / "pool.toml", {}))
+    pool = KubernetesPool("shop", Kubernetes(image="i", directory="/srv"), "apps:all")
+    found = pod_configuration(first, pool)
+    assert found["pool"] == {"name": "shop", "handlers": "apps:all"}
+    assert [found["server"][0][key] for key in ("app_dir", "cwd", "handler_key")] == ["/srv/lib", "/srv", "x"]
+    found = pod_configuration(second, pool)
+    assert found["pool"] == {"name": "shop"}
+    assert [found["server"][0][key] for key in ("app_dir", "cwd")] == ["/srv", "/elsewhere"]

@@ -19,6 +19,8 @@ from poolctl.features.notify._send import Unsent
 from poolctl.features.notify.notifications import MAX_WAITING, Notifications, Outbox
 from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
+from poolctl.selection.selector import SelectorError
+from poolctl.states import Status
 from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk, part_site
 
@@ -239,5 +241,183 @@ def test_facts_of_the_pool_are_those_of_its_configuration(play: Play) -> None:
         part = receivers.part
         assert (part.name, part.directory, part.environment) == ("shop", "/srv", {})
         assert (part.tags("web"), part.tags("other")) == (receivers.desk.core.entries["web"].config.tags, ())
+
+    play(scene)
+
+
+def ended(state: str, kind: str = "lifecycle") -> JournalEvent:
+    return JournalEvent("", 0, kind, state, "web", after=state)
+
+
+def replace_entry(receivers: Receivers, state: str, health: Status = Status.KO) -> Any:
+    """Give the pool's server this state and health."""
+    entries: Any = receivers.desk.core.entries
+    entries["web"] = SimpleNamespace(name="web", state=state, health=health, config=entries["web"].config)
+    return entries["web"]
+
+
+def test_problem_is_composed_after_the_delay_and_its_end_is_sent_too(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        mail.record(ended("failed"))
+        await asyncio.sleep(0)
+        assert receivers.sent == [], "others may follow within the delay"
+        receivers.desk.clock.advance(mail.notify.delay)
+        mail._news.set()
+        await receivers.until(lambda: receivers.sent)
+        assert list(mail.to_dict()["open"]) == ["state web"]
+        mail.record(ended("running"))
+        receivers.desk.clock.advance(mail.notify.delay)
+        mail._news.set()
+        await receivers.until(lambda: len(receivers.sent) == 2)
+        assert mail.to_dict() == {}
+        first, second = (title for _, title in receivers.sent)
+        assert first.startswith("shop: web: ")
+        assert second.startswith("shop: web: running again after ")
+
+    play(scene)
+
+
+def test_message_is_composed_at_once_and_sent_when_the_supervisor_exits(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        mail.record(ended("failed"))
+        receivers.part.flush()
+        assert len(mail.to_dict()["waiting"]) == 1
+        await receivers.part.aclose()
+        assert [name for name, _ in receivers.sent] == ["mail"]
+
+    play(scene)
+
+
+def predecessor(directory: Path, *keys: str) -> None:
+    """Leave these problems as a supervisor that has exited does."""
+    problem = {"severity": "error", "since": 1.0, "told": "error", "told_at": 2.0}
+    left = {
+        key: {**problem, "event": ended("failed")._replace(server=key.split()[1]).to_json()} for key in keys
+    }
+    (directory / "notify.json").write_text(json.dumps({"mail": {"open": left, "waiting": []}}))
+
+
+def test_problem_of_a_server_that_is_gone_or_runs_has_ended_while_there_was_no_supervisor(
+    play: Play, tmp_path: Path
+) -> None:
+    async def scene(receivers: Receivers) -> None:
+        predecessor(tmp_path, "state gone", "state web")
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        assert mail.to_dict() == {}
+        receivers.desk.clock.advance(mail.notify.delay)
+        mail._news.set()
+        await receivers.until(lambda: receivers.sent)
+        assert receivers.sent == [("mail", "shop: 2 resolved (gone, web)")]
+
+    play(scene)
+
+
+@pytest.mark.parametrize("state", ["failed", "backoff"])
+def test_problem_of_a_server_that_is_still_failing_stays_open(play: Play, tmp_path: Path, state: str) -> None:
+    async def scene(receivers: Receivers) -> None:
+        replace_entry(receivers, state)
+        predecessor(tmp_path, "state web")
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        assert list(mail.to_dict()["open"]) == ["state web"]
+
+    play(scene)
+
+
+def test_unhealthy_server_is_resolved_once_its_health_has_been_probed(play: Play, tmp_path: Path) -> None:
+    async def scene(receivers: Receivers) -> None:
+        core = receivers.desk.core
+        entry = replace_entry(receivers, "running")
+        predecessor(tmp_path, "health web", "health gone")
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        assert list(mail.to_dict()["open"]) == ["health web"]
+        (listener,) = [each for each in core.listeners if each == receivers.part._server_changed]
+        entry.health = Status.WARN
+        listener(entry)
+        assert list(mail.to_dict()["open"]) == ["health web"]
+        entry.health = Status.OK
+        listener(entry)
+        assert mail.to_dict() == {}
+        assert listener not in core.listeners
+
+    play(scene)
+
+
+def test_verb_sends_a_test_to_the_named_receivers(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[list[str], Any]] = []
+
+    async def send(receivers: Any, names: Any, facts: Any) -> str:
+        asked.append(([each.name for each in receivers], names))
+        return "sent"
+
+    async def scene(receivers: Receivers) -> None:
+        monkeypatch.setattr(notifications, "send_test", send)
+        receivers.follow("mail", "chat")
+        assert list(receivers.part.verbs) == ["notify"]
+        verb: Any = receivers.part.verbs["notify"]
+        assert await verb(SimpleNamespace(options={"receivers": ["chat"]})) == "sent"
+        assert await verb(SimpleNamespace(options={})) == "sent"
+        assert asked == [(["mail", "chat"], ["chat"]), (["mail", "chat"], [])]
+        for names in ("chat", [1]):
+            with pytest.raises(SelectorError, match="no such receivers"):
+                await verb(SimpleNamespace(options={"receivers": names}))
+
+    play(scene)
+
+
+def test_state_of_a_receiver_that_is_replaced_goes_on_with_its_successor(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        mail.stop()
+        mail._put(message("a"))
+        changed = Notify(type="webhook", name="mail", url="http://127.0.0.1:2/")
+        receivers.part.follow(Tables(notify=(changed,)))
+        await receivers.until(lambda: receivers.sent)
+        assert receivers.sent == [("mail", "a")]
+
+    play(scene)
+
+
+def test_message_that_is_taken_after_a_refusal_is_reported_and_the_next_refusal_too(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        mail.stop()
+        refusal = Unsent("status 503", again=True)
+        for receivers.refusal in (refusal, None, refusal):
+            if not len(mail._outbox):
+                mail._put(message("a"))
+            await mail._attempt(message("a"))
+        assert receivers.reported() == [
+            ("delayed", "mail: a", "status 503"), ("sent", "mail: a", ""), ("delayed", "mail: a", "status 503"),
+        ]  # fmt: skip
+
+    play(scene)
+
+
+def test_title_of_news_names_its_status_and_only_what_is_sent_is_no_warning(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        receivers.follow("mail")
+        (mail,) = receivers.part._deliveries.values()
+        mail.stop()
+        for status in ("news", "problem", "resolved"):
+            mail._put(message("a")._replace(status=status))
+            await mail._attempt(message("a")._replace(status=status))
+        receivers.desk.events.flush()
+        found = [(each.message, each.severity) for each in receivers.events if each.kind == "notify"]
+        assert found == [("mail: news: a", "info"), ("mail: a", "info"), ("mail: a", "info")]
+        mail._put(message("a"))
+        receivers.refusal = Unsent("no", again=False)
+        await mail._attempt(message("a"))
+        receivers.desk.events.flush()
+        assert receivers.events[-1].severity == "warning"
+        assert receivers.events[-1].detail["receiver"] == "mail"
 
     play(scene)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
+import io
 import json
 import os
 import select
@@ -11,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from poolctl.cli.command_line import parse
 from poolctl.cli.commands import run as run_command
 from poolctl.cli.commands.run import (
     BackgroundStream,
+    LogPrinter,
     PoolEvents,
     RunSession,
     StopSignals,
@@ -33,16 +37,20 @@ from poolctl.cli.commands.run import (
     run_to_end,
     stream_of_its_own,
 )
+from poolctl.cli.main import main
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.control.answers import Item
+from poolctl.control.answers import Item, Result
 from poolctl.control.client import Client, write_exit
-from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
+from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key, state_dir
+from poolctl.errors import ControlError
+from poolctl.json_form import from_json
 from poolctl.monitor.journal import MOST_LINES, JournalEvent
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 from tests.deadline import wait_until
+from tests.notify_socket import NotifySocket
 from tests.real_pool import RealPool
-from tests.stand_in import Send, result, stand_in
+from tests.stand_in import Send, always, result, stand_in
 from tests.stand_in import item as item_of
 
 from .conftest import Supervised
@@ -733,3 +741,399 @@ def test_problem_of_a_server_is_printed_between_its_output(
     session._print_event(JournalEvent.from_json(journal(1)), "web: killed\x1b", "warning")
     said = capsys.readouterr().err
     assert (json.loads(said) if isinstance(printed, dict) else said) == printed
+
+
+class Launched:
+    """What `run` launches: a stand-in for the supervisor, which ends when the test or an answer ends it."""
+
+    def __init__(self, directory: Path, answers: dict[str, Any]) -> None:
+        self.place = directory / "run" / pool_key(str(directory / "pool.toml"))
+        self.answers = answers
+        self.launches: list[tuple[list[str], dict[str, str]]] = []
+        self.error = io.StringIO()
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self._stack = ExitStack()
+        self._reads = -1
+
+    def launch(self, files: list[str], env: Any, *, lifeline: bool) -> tuple[int, int]:
+        assert lifeline
+        self.launches.append((files, dict(env)))
+        self.place.mkdir(parents=True, mode=0o700)
+        self.requests = self._stack.enter_context(stand_in(self.place / "control.sock", self._answer))
+        self._reads, writes = os.pipe()
+        return 0, writes
+
+    async def _answer(self, verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        found = self.answers.get(verb, result())
+        if callable(found):
+            found = found(body)
+        return found if isinstance(found, dict) else None
+
+    def end(self) -> None:
+        os.close(self._reads)
+        self._reads = -1
+
+    def close(self) -> None:
+        if self._reads >= 0:
+            self.end()
+        self._stack.close()
+
+    @property
+    def orders(self) -> list[tuple[str, Any]]:
+        """The verbs that change something, with their options."""
+        ordered = ("start", "stop", "reload")
+        return [(verb, body.get("options")) for verb, body in self.requests if verb in ordered]
+
+    def when_ready(self, act: Callable[[], object]) -> threading.Thread:
+        """Act in a thread once the pool stays."""
+
+        def wait() -> None:
+            wait_until(lambda: "Ctrl-C to stop\n" in self.error.getvalue())
+            act()
+
+        thread = threading.Thread(target=wait)
+        thread.start()
+        return thread
+
+
+Launching = Callable[..., Launched]
+
+
+@pytest.fixture
+def launching(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Launching]:
+    """`launching(verb=answer, …)`: what the next `run` launches; a function of the request may answer."""
+    made: list[Launched] = []
+
+    def prepare(**answers: Any) -> Launched:
+        launched = Launched(directory, answers)
+        made.append(launched)
+        monkeypatch.setattr("poolctl.supervisor.launch.launch", launched.launch)
+        monkeypatch.setattr(sys, "stderr", launched.error)
+        return launched
+
+    yield prepare
+    for each in made:
+        each.close()
+
+
+def interrupt(number: int = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+WEB = item_of("web")
+
+
+def test_run_names_the_addresses_and_ends_with_its_pool(launching: Launching, directory: Path) -> None:
+    gateway = {"state": "running", "addresses": ["http://127.0.0.1:80"], "problem": "", "routes": 1}
+    launched = launching(start=result(WEB, gateway=gateway))
+    thread = launched.when_ready(launched.end)
+    assert main(["run"]) == 0
+    thread.join()
+    assert launched.error.getvalue() == (
+        "web  http://127.0.0.1:8081\nthe gateway serves http://127.0.0.1:80\n1 server ready, Ctrl-C to stop\n"
+    )
+    ((files, env),) = launched.launches
+    assert (files, env) == ([str(directory / "pool.toml")], dict(os.environ))
+    assert [verb for verb, _ in launched.orders] == ["start", "stop"]
+    assert launched.orders[1] == ("stop", {})
+    verbs = [verb for verb, _ in launched.requests]
+    assert verbs.count("events") >= 1
+    assert verbs.count("show") == 1
+
+
+@pytest.mark.parametrize(
+    ("items", "line"),
+    [
+        ([WEB, item_of("off", state="disabled", ready=False), item_of("x", state="sleeping", ready=False)],
+         "1 server ready, Ctrl-C to stop"),
+        ([WEB, item_of("slow", ready=False)], "1 of 2 servers ready, Ctrl-C to stop"),
+    ],
+)  # fmt: skip
+def test_ready_line_counts_the_servers_that_should_run(
+    launching: Launching, items: list[dict[str, Any]], line: str
+) -> None:
+    launched = launching(start=result(*items))
+    thread = launched.when_ready(launched.end)
+    assert main(["run", "-o", "json"]) == 0
+    thread.join()
+    assert launched.error.getvalue() == f"{line}\n"
+
+
+def test_exit_code_is_that_of_a_pool_that_ended_itself(launching: Launching) -> None:
+    launched = launching(start=result(WEB))
+
+    def end() -> None:
+        write_exit(str(launched.place), status=9, reason="web has failed", keeper_pid=0)
+        launched.end()
+
+    thread = launched.when_ready(end)
+    assert main(["run"]) == 9
+    thread.join()
+    assert launched.error.getvalue().splitlines()[-1] == "the pool has ended: web has failed"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0), (signal.SIGHUP, 0)])
+def test_signal_stops_the_pool(launching: Launching, number: int, code: int) -> None:
+    launched = launching(start=result(WEB))
+    thread = launched.when_ready(lambda: interrupt(number))
+    assert main(["run"]) == code
+    thread.join()
+    assert launched.orders[1:] == [("stop", {})]
+
+
+def test_second_signal_kills_the_remaining_processes(launching: Launching) -> None:
+    def stop(body: dict[str, Any]) -> dict[str, Any] | None:
+        if body["options"]:
+            return result()
+        interrupt()
+        return None
+
+    launched = launching(start=result(WEB), stop=stop)
+    thread = launched.when_ready(interrupt)
+    assert main(["run"]) == 130
+    thread.join()
+    assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
+    assert launched.error.getvalue().splitlines()[-1] == "killing the remaining processes"
+
+
+def test_third_signal_leaves_the_rest_to_the_keeper(launching: Launching) -> None:
+    def stop(body: dict[str, Any]) -> None:
+        interrupt(signal.SIGTERM)
+
+    launched = launching(start=result(WEB), stop=stop)
+    thread = launched.when_ready(interrupt)
+    assert main(["run"]) == 130
+    thread.join()
+    assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
+
+
+def test_stop_that_takes_too_long_ends_in_a_kill(launching: Launching) -> None:
+    launched = launching(start=result(WEB))
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "stop" and not body["options"]:
+            await asyncio.Event().wait()
+        return result(WEB) if verb == "start" else result()
+
+    launched._answer = answer  # type: ignore[method-assign]
+    thread = launched.when_ready(launched.end)
+    begun = time.monotonic()
+    assert main(["run", "--stop-timeout", "100ms"]) == 0
+    thread.join()
+    assert 0.05 <= time.monotonic() - begun < 30
+    assert launched.orders[1:] == [("stop", {}), ("stop", {"kill": True, "deps": False})]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_start_that_fails_is_reported_and_everything_is_stopped(launching: Launching) -> None:
+    error = {"code": 1, "error": "E", "name": "web", "message": "exited with status 3"}
+    launched = launching(start=result(item_of("web", state="failed"), exit_code=1, errors=[error]))
+    assert main(["run"]) == 1
+    assert launched.error.getvalue() == "error: web: exited with status 3\n"
+    assert launched.orders[1:] == [("stop", {})]
+
+
+@pytest.mark.parametrize(
+    ("raised", "words", "code", "said"),
+    [
+        (
+            ControlError("no room", exit_code=7, hint="make some"),
+            (),
+            7,
+            "error: no room\n  hint: make some\n",
+        ),
+        (KeyboardInterrupt(), (), 130, ""),
+        (Terminated(), (), 0, ""),
+        (Terminated(), ("--", "true"), 143, ""),
+    ],
+)
+def test_launch_that_does_not_complete_ends_it(
+    launching: Launching, monkeypatch: pytest.MonkeyPatch, raised: BaseException, words: tuple[str, ...],
+    code: int, said: str,
+) -> None:  # fmt: skip
+    launched = launching()
+
+    def fail(*args: object, **more: object) -> None:
+        raise raised
+
+    monkeypatch.setattr("poolctl.supervisor.launch.launch", fail)
+    assert main(["run", *words]) == code
+    assert launched.error.getvalue() == said
+
+
+def test_reason_of_a_supervisor_that_did_not_start_is_what_it_wrote(
+    launching: Launching, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched = launching(start=lambda body: None)
+
+    def launch(files: list[str], env: Any, *, lifeline: bool) -> tuple[int, int]:
+        found = launched.launch(files, env, lifeline=lifeline)
+        (launched.place / "supervisor.log").write_text("it is broken\n")
+        return found
+
+    monkeypatch.setattr("poolctl.supervisor.launch.launch", launch)
+    assert main(["run"]) == 8
+    assert launched.error.getvalue().startswith("error: the supervisor could not start: it is broken\n")
+
+
+def test_hangup_reloads_under_a_service_manager(
+    launching: Launching, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notified = NotifySocket(tmp_path)
+    monkeypatch.setenv("NOTIFY_SOCKET", notified.path)
+    change = {"name": "web", "bind": "", "change": "restart", "keys": ["app"], "message": ""}
+    launched = launching(start=result(WEB), reload=result(WEB, changes=[change]))
+
+    def hang_up() -> None:
+        interrupt(signal.SIGHUP)
+        notified.await_line("READY=1", times=2)
+        launched.end()
+
+    thread = launched.when_ready(hang_up)
+    assert main(["run"]) == 0
+    thread.join()
+    assert [line.partition("=")[0] for line in notified.lines] == [
+        "READY", "STATUS", "RELOADING", "MONOTONIC_USEC", "READY", "STOPPING",
+    ]  # fmt: skip
+    assert "STATUS=1 server ready" in notified.lines
+    notified.close()
+    assert [verb for verb, _ in launched.orders] == ["start", "reload", "stop"]
+    assert launched.error.getvalue().splitlines()[-2:] == ["~ web: app", "1 restarted"]
+
+
+def test_reload_that_cannot_be_asked_for_is_reported(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session(directory).run
+    session.reload()
+    for thread in [each for each in threading.enumerate() if each.name == "reload"]:
+        thread.join(60)
+    assert capsys.readouterr().err == "error: no supervisor is running for this pool\n  hint: poolctl start\n"
+
+
+class Watcher:
+    """Sees one change of code, and then cannot watch any more."""
+
+    def __init__(self, request: Any, pool: PoolRef, say: Callable[[str], None], since: float) -> None:
+        self.say = say
+
+    def changes(self, over: Callable[[], bool]) -> Iterator[Result]:
+        assert not over()
+        self.say("app.py has changed")
+        yield from_json(Result, result(WEB))
+        raise Failure(Outcome.failed(1, "too many directories"))
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_changes_are_watched_and_printed_if_this_is_wanted(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
+) -> None:
+    monkeypatch.setattr("poolctl.cli.reload_on_change.PoolWatcher", Watcher)
+    Session(directory).run.watch()
+    assert not [each for each in threading.enumerate() if each.name == "watch"]
+    Session(directory, "--watch", *(["-q"] if quiet else [])).run.watch()
+    for thread in [each for each in threading.enumerate() if each.name == "watch"]:
+        thread.join(60)
+    lines = "" if quiet else "app.py has changed\n~ web: code\n"
+    assert capsys.readouterr().err == f"{lines}error: too many directories\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "failed", "named"),
+    [(3, [], ["web", "api"]), (0, [], []), (130, [], []), (143, [], []), (0, ["api"], ["api"])],
+)  # fmt: skip
+def test_failure_of_the_command_or_of_servers_shows_their_last_lines(
+    directory: Path, supervised: Supervised, capsys: pytest.CaptureFixture[str], code: int, failed: list[str],
+    named: list[str],
+) -> None:  # fmt: skip
+    later = "2999-01-01T00:00:00.000000Z"
+    for name in ("web", "api", "remote"):
+        (directory / f"{name}.log").write_text(f"{later} of {name}\n")
+    shown = [
+        item_of(name, config={"log": {"path": str(directory / f"{name}.log")}}) for name in ("web", "api")
+    ]
+    remote = item_of("remote", config={"log": {"path": str(directory / "remote.log")}}, log_files=False)
+    errors = [{"code": 1, "error": "E", "name": name, "message": "bad"} for name in failed]
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "start":
+            return result(item_of("web"), item_of("api"), item_of("remote"), errors=errors)
+        return result(*shown, remote) if verb == "show" else result()
+
+    with supervised(answer):
+        session = Session(directory, command=("/bin/pytest",)).run
+        session.start()
+        session.stop(code)
+    capsys.readouterr()
+    session.print_conclusion()
+    expected = "".join(f"last line of {name}:\n{name} | of {name}\n" for name in named)
+    assert capsys.readouterr().err == expected
+
+
+def test_last_lines_of_a_pool_that_has_ended_are_those_of_its_default_files(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session(directory, command=("false",)).run
+    session.servers = [from_json(Item, item_of(f"s{at}")) for at in range(12)]
+    logs = Path(state_dir(os.environ, session.pool.key)) / "logs"
+    logs.mkdir(parents=True)
+    for at in range(12):
+        (logs / f"s{at}.log").write_text("2999-01-01T00:00:00.000000Z a line\n")
+    session.stop(1)
+    session.print_conclusion()
+    assert capsys.readouterr().err == "".join(f"last line of s{at}:\ns{at} | a line\n" for at in range(10))
+    quiet = Session(directory, "-q", command=("false",)).run
+    quiet.servers = session.servers
+    quiet.stop(1)
+    quiet.print_conclusion()
+    assert capsys.readouterr().err == ""
+
+
+def test_document_has_the_servers_as_they_were_stopped(directory: Path, supervised: Supervised) -> None:
+    stopped = [item_of("web", state="stopped"), item_of("other", state="stopped")]
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        return result(*stopped) if verb == "stop" else result(item_of("web")) if verb == "start" else result()
+
+    with supervised(answer):
+        session = Session(directory, "-o", "json").run
+        session.start()
+        session.stop(0)
+    assert [(each.name, each.state) for each in session.outcome.items] == [("web", "stopped")]
+
+
+@pytest.mark.parametrize(
+    ("times", "objects", "line"),
+    [
+        (False, False, "web | a line\n"),
+        (True, False, "web | 2999-01-01T00:00:00.000000Z a line\n"),
+        (False, True, {"time": "2999-01-01T00:00:00.000000Z", "server": "web", "message": "a line"}),
+    ],
+)
+def test_new_lines_of_the_servers_are_printed(
+    directory: Path, supervised: Supervised, capsys: pytest.CaptureFixture[str], times: bool, objects: bool,
+    line: Any,
+) -> None:  # fmt: skip
+    log = directory / "web.log"
+    log.write_text("2020-01-01T00:00:00.000000Z an old line\n2999-01-01T00:00:00.000000Z a line\n")
+    session = Session(directory)
+    with supervised(always(item_of("web", config={"log": {"path": str(log)}}))) as requests:
+        printer = LogPrinter(session.run.client, session.pool, times=times, objects=objects)
+        printer.start()
+        wait_until(lambda: requests)
+        printer.finish()
+    out = capsys.readouterr().out
+    if isinstance(line, str):
+        assert out == line
+    else:
+        assert json.loads(out) | line == json.loads(out)
+
+
+def test_lines_of_a_pool_that_does_not_answer_are_not_printed(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    session = Session(directory)
+    printer = LogPrinter(session.run.client, session.pool, times=False)
+    printer.start()
+    printer.finish()
+    assert capsys.readouterr() == ("", "")
