@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import importlib
+import io
 import json
 import os
 import signal
@@ -10,14 +12,18 @@ import struct
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from poolctl.cli.main import main
+from poolctl.cli.main import install_ctrl_c, main
 from tests.deadline import wait_until
+from tests.stand_in import always, item
 
-from .conftest import Command
+from .conftest import Command, Supervised
 
 POOLCTL = [sys.executable, "-m", "poolctl"]
 
@@ -206,3 +212,155 @@ def test_on_windows_it_says_where_poolctl_runs(poolctl: Command, monkeypatch: py
     said = poolctl("list")
     assert (said.code, said.out) == (1, "")
     assert said.err == "error: poolctl does not run on Windows itself; it runs in WSL 2, which is a Linux\n"
+
+
+REPORT = (
+    "  hint: please report this to the project's issue tracker, with the output of POOLCTL_DEBUG=1 and "
+    "poolctl version --verbose\n"
+)
+
+
+INSTALL = (
+    f"  hint: install it again: {sys.executable} -m pip install --force-reinstall poolctl; "
+    "a running pool serves on\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "err"),
+    [
+        (RuntimeError("no"), 1, f"error: internal error (RuntimeError: no)\n{REPORT}"),
+        (BrokenPipeError(), 0, ""),
+        (SyntaxError("bad"), 1,
+         f"error: this installation of poolctl is incomplete (SyntaxError: bad)\n{INSTALL}"),
+    ],
+)  # fmt: skip
+def test_what_a_command_raises_is_a_line_and_an_exit_code(
+    poolctl: Command, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, err: str
+) -> None:
+    break_listing(monkeypatch, error)
+    assert poolctl("list") == (code, "", err)
+
+
+@pytest.mark.parametrize(
+    ("raised", "words", "code", "err"),
+    [
+        (OSError(28, "No space left"), ["list"], 1, "error: cannot write the output: No space left\n"),
+        (
+            OSError(28, "No space left"),
+            ["list", "nothing"],
+            4,
+            "error: cannot write the output: No space left\n",
+        ),
+        (BrokenPipeError(), ["list"], 0, ""),
+        (BrokenPipeError(), ["list", "nothing"], 4, ""),
+    ],
+)
+def test_output_that_cannot_be_written_keeps_the_exit_code_of_a_failure(
+    poolctl: Command, monkeypatch: pytest.MonkeyPatch, raised: OSError, words: list[str], code: int, err: str
+) -> None:
+    def fail(outcome: object) -> int:
+        raise raised
+
+    monkeypatch.setattr("poolctl.cli.render.show", fail)
+    assert poolctl(*words) == (code, "", err)
+
+
+def test_interrupt_while_another_one_is_reported_is_130(
+    poolctl: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(outcome: object) -> int:
+        raise KeyboardInterrupt
+
+    break_listing(monkeypatch, KeyboardInterrupt())
+    monkeypatch.setattr("poolctl.cli.render.show", interrupt)
+    assert poolctl("list") == (130, "", "")
+
+
+def test_changed_file_is_a_note(poolctl: Command, supervised: Supervised, directory: Path) -> None:
+    changed = {"files": [f"{directory}/pool.toml"], "problem": None}
+    with supervised(always(item("users"), changed=changed)):
+        said = poolctl("list", "-o", "name")
+    assert (said.code, said.out) == (0, "users\n")
+    assert said.err.startswith("note: pool.toml has changed since the pool read it")
+
+
+def test_closed_streams_are_replaced_and_unknown_characters_are_escaped(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stderr = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert main(["list", "ä"]) == 4
+    assert sys.stdout.name == os.devnull
+    sys.stdout.close()
+    stderr.flush()
+    assert rb"\xe4" in stderr.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The exit codes with which Ctrl-C would have ended the process at once."""
+    codes: list[int] = []
+    before, hook = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    monkeypatch.setattr(os, "_exit", codes.append)
+    install_ctrl_c()
+    yield codes
+    signal.signal(signal.SIGINT, before)
+    sys.unraisablehook = hook
+
+
+def interrupt() -> None:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        pass
+
+
+def test_first_ctrl_c_lets_a_command_clean_up_and_the_second_one_does_not(
+    poolctl: Command, monkeypatch: pytest.MonkeyPatch, exits: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def perform(request: object) -> None:
+        interrupt()
+        seen.append(len(exits))
+        interrupt()
+        seen.append(len(exits))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("poolctl.cli.commands.list.perform", perform)
+    assert poolctl("list").code == 130
+    assert (seen, exits) == ([0, 1], [130])
+
+
+def test_ctrl_c_during_an_import_ends_the_process_at_once(
+    poolctl: Command, monkeypatch: pytest.MonkeyPatch, exits: list[int], directory: Path
+) -> None:
+    (directory / "interrupted_module.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    monkeypatch.syspath_prepend(directory)
+
+    def perform(request: object) -> None:
+        importlib.import_module("interrupted_module")
+
+    monkeypatch.setattr("poolctl.cli.commands.list.perform", perform)
+    assert poolctl("list").code == 130
+    assert exits == [130]
+
+
+def test_interrupt_that_cannot_be_raised_ends_the_process_and_other_errors_are_printed(
+    monkeypatch: pytest.MonkeyPatch, exits: list[int]
+) -> None:
+    printed: list[object] = []
+    monkeypatch.setattr(sys, "__unraisablehook__", printed.append)
+    failed: Any = SimpleNamespace(exc_value=ValueError())
+    sys.unraisablehook(failed)
+    assert (printed, exits) == ([failed], [])
+    sys.unraisablehook(SimpleNamespace(exc_value=KeyboardInterrupt()))  # type: ignore[arg-type]
+    assert exits == [130]
+
+
+def test_hidden_word_completes(poolctl: Command) -> None:
+    said = poolctl("__complete", "versi")
+    assert said.code == 0
+    assert "version" in said.out

@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from poolctl.cli.commands.walk import arguments, environment, facts
+from poolctl.cli.commands import walk as walk_command
+from poolctl.cli.commands.walk import Walk, arguments, environment, facts
 from tests.deadline import wait_until
-from tests.stand_in import server
+from tests.stand_in import item, result, server
 
 from .conftest import Command
 
@@ -126,3 +129,127 @@ def test_interrupt_of_walk_ends_running_commands(directory: Path, form: str) -> 
         assert json.loads(out)["errors"][0]["error"] == "ErrorInterrupted"
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid), 0)
+
+
+class Cloud:
+    """A platform that runs commands where its servers run."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+
+    def refuse_unknown(self, verb: str) -> None:
+        return None
+
+    def call(self, verb: str, body: Any, receive: Any = None, *rest: object, **more: object) -> Any:
+        self.calls.append((verb, body))
+        if verb == "list":
+            return result(item("users"), item("orders", 8082))
+        for run in (
+            {"name": "orders", "exit_code": 3, "stdout": "", "stderr": "first\nlast\n"},
+            {
+                "name": "users",
+                "exit_code": 1,
+                "stdout": "",
+                "stderr": "",
+                "problem": "no pod",
+                "hint": "start it",
+            },
+        ):
+            receive({"run": run})
+        receive({"other": 1})
+        return result()
+
+
+@pytest.fixture
+def cloud(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    found = Cloud()
+    feature = SimpleNamespace(platforms={"cloud": "cloud"}, load=lambda name: lambda files: found)
+    monkeypatch.setattr("poolctl.cli.pool_ref.features", lambda: (feature,), raising=False)
+    monkeypatch.setattr("poolctl.feature.features", lambda: (feature,))
+    monkeypatch.setenv("POOLCTL_PLATFORM", "cloud")
+    return found
+
+
+def test_command_runs_where_another_platform_runs_the_servers(poolctl: Command, cloud: Cloud) -> None:
+    said = poolctl("walk", "--jobs", "3", "--fail-fast", "--", "echo", "{name}:{port}")
+    assert said.code == 1
+    assert said.out == "==> orders <==\nfirst\nlast\n==> users <==\n"
+    assert said.err == (
+        "error: users: no pod\n  hint: start it\nerror: orders: the command exited with 3: last\n"
+    )
+    (_, _), (verb, body) = cloud.calls
+    assert (verb, body["selector"]) == ("walk", {"targets": ["users", "orders"]})
+    runs = body["options"].pop("runs")
+    assert body["options"] == {"jobs": 3, "fail_fast": True, "merged": True}
+    assert {name: run["command"] for name, run in runs.items()} == {
+        "users": ["echo", "users:8081"], "orders": ["echo", "orders:8082"],
+    }  # fmt: skip
+    assert runs["users"]["variables"] == environment(server("users"), {})
+    document = poolctl("walk", "-o", "json", "--", "x").json
+    assert [(each["name"], each["exit_code"]) for each in document["items"]] == [("users", 1), ("orders", 3)]
+    assert {each["error"] for each in document["errors"]} == {"ErrorCommand"}
+    assert cloud.calls[-1][1]["options"] | {"runs": 0} == {
+        "runs": 0, "jobs": 1, "fail_fast": False, "merged": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [("no-such-command", 127, "No such file or directory"), ("./plain", 126, "Permission denied"),
+     ("a\0b", 127, "embedded null byte")],
+)  # fmt: skip
+def test_reason_why_a_command_cannot_run_is_its_output(
+    poolctl: Command, directory: Path, command: str, code: int, message: str
+) -> None:
+    (directory / "plain").touch()
+    said = poolctl("walk", "users", "-o", "json", "--", command)
+    (run,) = said.json["items"]
+    assert (run["exit_code"], run["stdout"], run["stderr"]) == (code, "", f"{command}: {message}\n")
+    (failed,) = said.json["errors"]
+    assert (failed["name"], failed["bind"], failed["code"]) == ("users", "127.0.0.1:8081", 1)
+    assert failed["message"] == f"the command exited with {code}: {command}: {message}"
+
+
+def test_output_without_a_final_newline_gets_one_and_none_stays_none(poolctl: Command) -> None:
+    assert poolctl("walk", "users", "--", "printf", "a").out == "==> users <==\na\n"
+    assert poolctl("walk", "users", "--", "printf", "a\n").out == "==> users <==\na\n"
+    assert poolctl("walk", "users", "--", "true") == (0, "==> users <==\n", "")
+    assert poolctl("walk", "users", "--", "false").err == "error: users: the command exited with 1\n"
+
+
+def test_as_many_commands_as_jobs_run_at_a_time(poolctl: Command, directory: Path) -> None:
+    meet = "touch {name}; for i in $(seq 500); do [ -e users ] && [ -e orders ] && exit 0; sleep 0.02; done; exit 1"
+    assert poolctl("walk", "-q", "--jobs", "2", "--", "sh", "-c", meet).code == 0
+    alone = "[ $(ls *.run 2>/dev/null | wc -l) = 0 ] || exit 1; touch {name}.run; rm {name}.run"
+    assert poolctl("walk", "-q", "--jobs", "1", "--", "sh", "-c", alone).code == 0
+
+
+@pytest.mark.parametrize(("jobs", "code"), [("1", 0), ("1000", 0), ("1001", 2), ("0", 2)])
+def test_jobs_are_from_1_to_1000(poolctl: Command, jobs: str, code: int) -> None:
+    said = poolctl("walk", "users", "-q", "--jobs", jobs, "--", "true")
+    assert said.code == code
+    assert code == 0 or said.err.startswith(f"error: --jobs: '{jobs}' is not a number from 1 to 1000")
+
+
+def test_several_targets_without_a_match_may_have_been_the_command(poolctl: Command) -> None:
+    hint = "; the command goes after --: poolctl walk [SELECTOR] -- CMD…"
+    assert hint in poolctl("walk", "echo", "hello").err
+    assert hint not in poolctl("walk", "hello").err
+    assert hint not in poolctl("walk", "echo", "hello", "--", "true").err
+
+
+@pytest.mark.parametrize(("ignores", "code"), [(False, 143), (True, 137)])
+def test_commands_that_run_are_terminated_and_killed_if_they_go_on(
+    monkeypatch: pytest.MonkeyPatch, directory: Path, ignores: bool, code: int
+) -> None:
+    monkeypatch.setattr(walk_command, "PATIENCE_SECONDS", 0.1)
+    script = f"{'trap : TERM;' if ignores else ''} touch up; while :; do sleep 0.02; done"
+    walk = Walk(["sh", "-c", script], jobs=1, fail_fast=False, keep=False)
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(walk._run(server("web")).exit_code))
+    thread.start()
+    wait_until((directory / "up").exists)
+    walk._end_children()
+    thread.join(60)
+    assert found == [code]
+    assert walk._run(server("web")).exit_code == 130, "none is started any more"
