@@ -407,12 +407,16 @@ class Finalized:
 )
 def test_signal_whose_exception_is_discarded_raises_again(number: int, expected: type[BaseException]) -> None:
     reads, writes = os.pipe()
-    with StopSignals() as signals:
+    closing = threading.Timer(10, os.close, [reads])
+    closing.start()
+
+    def wait_with_discarded_signal(signals: StopSignals) -> None:
         Finalized(number)
-        closing = threading.Timer(10, os.close, [reads])
-        closing.start()
+        signals.wait_for_end(writes)
+
+    with StopSignals() as signals:
         with pytest.raises(expected):
-            signals.wait_for_end(writes)
+            wait_with_discarded_signal(signals)
         closing.cancel()
     os.close(reads)
     os.close(writes)
