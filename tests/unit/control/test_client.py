@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from poolctl import __version__
-from poolctl.control.answers import Result
+from poolctl.control.answers import PingResult, ProgressLine, Result
 from poolctl.control.client import (
     Client,
     NoSupervisor,
@@ -28,6 +28,8 @@ from poolctl.control.client import (
     last_words,
     messages_async,
     read_exit,
+    refused,
+    value_of,
     write_exit,
 )
 from poolctl.control.protocol import PROTOCOL
@@ -531,3 +533,180 @@ def test_waiting_for_an_end_is_bounded() -> None:
         lasting.kill()
         lasting.wait()
     assert await_end(lasting.pid, 0.01)
+
+
+def caught_by(client: Client, verb: str = "list", **options: Any) -> ControlError:
+    with pytest.raises(ControlError) as caught:
+        client.call(verb, **options)
+    return caught.value
+
+
+def test_error_of_a_connection_names_its_cause_and_the_remedy(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("POOLCTL_RUNTIME_DIR", raising=False)
+    client, own = Client(str(path)), "run poolctl as the user who started the pool"
+    busy = "the supervisor accepts no commands: too many are waiting already"
+    cases: list[tuple[OSError, str, int, str]] = [
+        (TimeoutError(), busy, 8, "the servers keep serving; try again"),
+        (BlockingIOError(), busy, 8, "the servers keep serving; try again"),
+        (PermissionError(), f"not permitted to use {path}", 7, own),
+        (FileNotFoundError(), "no supervisor is running for this pool", 6, "poolctl start"),
+        (NotADirectoryError(), "no supervisor is running for this pool", 6, "poolctl start"),
+        (ConnectionRefusedError(), "no supervisor is running for this pool", 6, "poolctl start"),
+        (OSError("path too long"), "no supervisor is running for this pool", 6, "poolctl start"),
+        (OSError(24, "too many"), f"cannot use {path}: [Errno 24] too many", 8, ""),
+    ]
+    for error, message, code, hint in cases:
+        found = client._cannot_connect(error)
+        assert (found.message, found.exit_code, found.hint) == (message, code, hint)
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", "/run/x")
+    assert client._cannot_connect(PermissionError()).hint == (
+        f"{own}, or set POOLCTL_RUNTIME_DIR to a directory of your own"
+    )
+
+
+def test_answer_that_is_no_http_or_no_document_is_not_understood(path: Path) -> None:
+    for sent in (b"no http\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nnot json\n", b"HTTP/1.1 200 OK\r\n\r\n[1]"):
+
+        async def answer(verb: str, body: dict[str, Any], send: Send, sent: bytes = sent) -> bytes:
+            return sent
+
+        with stand_in(path, answer):
+            error = caught_by(Client(str(path)))
+        assert (error.message, error.exit_code, error.hint) == (
+            "the supervisor's answer is not understood", 8, "poolctl version --verbose shows both versions",
+        )  # fmt: skip
+        path.unlink(missing_ok=True)
+
+
+def test_refusals_have_a_message_a_code_and_a_hint() -> None:
+    own = refused(403, "list", {"error": "this pool belongs to uid 7"})
+    assert (own.message, own.exit_code, own.hint) == (
+        "this pool belongs to uid 7", 7, "run poolctl as the user who started the pool",
+    )  # fmt: skip
+    other = refused(500, "list", {})
+    assert (other.message, other.exit_code, other.hint) == (
+        "the supervisor refused 'list': HTTP status 500", 8,
+        "it may be of another version: poolctl version --verbose shows both",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("document", [None, [], "x", {"name": 3}])
+def test_answer_of_another_form_is_not_understood(document: Any) -> None:
+    with pytest.raises(ControlError, match="the supervisor's answer is not understood"):
+        value_of(PingResult, document)
+
+
+def test_typed_answer_comes_with_typed_progress(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        send({"warning": "slow"})
+        return result(item("web"))
+
+    seen: list[ProgressLine] = []
+    with stand_in(path, answer) as requests:
+        found = Client(str(path)).ask(Result, "list", {"options": {"a": 1}}, seen.append)
+        assert Client(str(path)).ask(Result, "list").items == found.items
+    assert ([each.name for each in found.items], seen) == (["web"], [ProgressLine(warning="slow")])
+    assert requests == [("list", {"options": {"a": 1}}), ("list", {})]
+
+
+def test_command_that_is_asked_again_says_so_and_is_not_asked_with_more_time(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+        return result() if len(requests) == 2 else None
+
+    seen: list[dict[str, Any]] = []
+    with stand_in(path, answer) as requests:
+        Client(str(path)).call("reload", None, seen.append)
+    assert seen == [
+        {"warning": "the supervisor was replaced during the reload, and the next one was asked again"}
+    ]
+    assert requests == [("reload", {}), ("reload", {"options": {"again": None}})]
+
+
+def test_request_that_the_supervisor_does_not_read_is_a_conflict(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        error = caught_by(Client(str(path), silence_seconds=0.02), body={"big": "x" * 10_000_000})
+    assert (error.message, error.exit_code, error.hint) == (
+        "the supervisor accepts no commands",
+        8,
+        "try again",
+    )
+
+
+def test_answer_that_was_sent_before_the_request_was_read_is_returned(path: Path) -> None:
+    def serve(listener: socket.socket) -> None:
+        with listener.accept()[0] as connection:
+            connection.sendall(b'HTTP/1.0 413 Large\r\n\r\n{"error": "too large"}\n')
+            connection.shutdown(socket.SHUT_RD)
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = threading.Thread(target=serve, args=[listener], daemon=True)
+        server.start()
+        error = caught_by(Client(str(path)), body={"big": "x" * 10_000_000})
+        server.join(10)
+    assert error.message == "the supervisor refused 'list': too large"
+
+
+def test_silence_is_reported_by_its_own_message(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        error = caught_by(Client(str(path), silence_seconds=0.02))
+    assert (error.message, error.exit_code) == ("the supervisor has not answered for 0.02 s", 8)
+    assert error.hint == f"the servers keep serving; check the process that listens on {path}"
+
+
+def test_call_ends_when_the_reader_of_its_output_is_gone(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> None:
+        await asyncio.Event().wait()
+
+    read, write = os.pipe()
+    os.close(read)
+    with stand_in(path, answer), pytest.raises(BrokenPipeError):
+        Client(str(path), output=write).call("events")
+    os.close(write)
+
+
+def test_call_with_an_output_is_answered_and_pings_a_silent_supervisor(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "ping":
+            pinged.set()
+            return result(version="1")
+        await pinged.wait()
+        return result(item("web"))
+
+    pinged = asyncio.Event()
+    read, write = os.pipe()
+    with stand_in(path, answer) as requests:
+        assert Client(str(path), output=write, silence_seconds=0.05).call("list")["items"]
+    os.close(read)
+    os.close(write)
+    assert requests == [("list", {}), ("ping", {})]
+
+
+def test_process_that_has_no_descriptor_is_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(pid: int) -> int:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "pidfd_open", refuses)
+    assert not await_end(os.getpid(), 0)
+    assert await_end(2**22 + 1, 0)
+
+
+def test_exit_that_cannot_be_recorded_is_left_out(tmp_path: Path) -> None:
+    write_exit(str(tmp_path / "gone"), status=3, reason="web failed", keeper_pid=7)
+    assert read_exit(str(tmp_path / "gone")) == {}
+
+
+def test_result_ends_the_messages_even_if_more_would_follow(path: Path) -> None:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> bytes:
+        return b'HTTP/1.1 200 OK\r\n\r\n{"result": {"a": 1}}\n{"result": {"a": 2}}\n{"notice": "x"}\n'
+
+    with stand_in(path, answer):
+        assert [*Client(str(path)).messages("list")] == [{"result": {"a": 1}}]
+        assert repr(Client(str(path))) == f"<Client {path}>"
