@@ -17,6 +17,7 @@ import pytest
 from poolctl.child_process import ChildEnded, ChildOnDemand, ChildProcess
 from tests.deadline import wait_until
 from tests.processes import is_alive
+from tests.virtual_loop import VirtualLoop
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -160,3 +161,95 @@ def test_what_it_prints_is_appended_to_a_private_file(tmp_path: Path) -> None:
     other = tmp_path / "other"
     child("", str(other)).end()
     assert os.stat(other).st_mode & 0o777 == 0o600
+
+
+def test_process_gets_this_environment_or_another_one_and_a_group_of_its_own() -> None:
+    async def scenario() -> None:
+        text = "import os, socket\nlink = socket.socket(fileno=0)\n"
+        text += "link.sendall(f'{os.environ.get(\"WORD\")} {os.getpgrp() == os.getpid()}\\n'.encode())"
+        process = ChildProcess([sys.executable, "-c", text], {"WORD": "given"})
+        assert (process.output, process.output_start) == ("", 0)
+        assert await process.line(100) == b"given True"
+        assert await process.exit_status() == 0
+        assert process.has_ended
+        process.end()
+
+    run(scenario())
+
+
+def test_program_that_is_missing_leaves_no_descriptor_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(FileNotFoundError):
+        ChildProcess(["/nowhere/program"])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_process_that_still_runs_has_no_exit_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poolctl.child_process._EXIT_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        process = child("link.shutdown(socket.SHUT_WR); signal.pause()")
+        on_demand = ChildOnDemand(lambda: process, 60.0)
+        with pytest.raises(ChildEnded, match=f"process {process.pid} has ended") as ended:
+            await on_demand.ask(lambda each: each.line(100))
+        assert (ended.value.status, ended.value.process, on_demand.process) == (None, process, None)
+        wait_until(lambda: process.has_ended)
+
+    run(scenario())
+
+
+def test_request_to_a_process_that_has_ended_is_reported() -> None:
+    async def scenario() -> None:
+        process = child("")
+        assert await process.exit_status() == 0
+        with pytest.raises(ChildEnded) as ended:
+            await process.send(b"x" * 10_000_000)
+        assert isinstance(ended.value.__cause__, OSError)
+        process.end()
+
+    run(scenario())
+
+
+class Answering:
+    """A process that answers at once; `ended` counts its ends."""
+
+    def __init__(self) -> None:
+        self.has_answered = self.has_ended = False
+        self.ended = 0
+
+    def end(self) -> None:
+        self.ended += 1
+
+
+def test_idle_process_ends_that_long_after_its_last_answer() -> None:
+    loop = VirtualLoop()
+    started: list[Any] = []
+
+    def start() -> Any:
+        started.append(Answering())
+        return started[-1]
+
+    async def answer(process: Any) -> Any:
+        return process
+
+    async def make() -> ChildOnDemand:
+        return ChildOnDemand(start, 10.0)
+
+    on_demand = loop.run_until_complete(make())
+    first = loop.run_until_complete(on_demand.ask(answer))
+    assert first.has_answered
+    loop.pass_time(9)
+    assert loop.run_until_complete(on_demand.ask(answer)) is first
+    loop.pass_time(9.9)
+    assert (first.ended, on_demand.process) == (0, first)
+    loop.pass_time(0.2)
+    assert (first.ended, on_demand.process) == (1, None)
+    second = loop.run_until_complete(on_demand.ask(answer))
+    second.has_ended = True
+    third = loop.run_until_complete(on_demand.ask(answer))
+    assert (second.ended, third is started[2]) == (1, True)
+    on_demand.close()
+    on_demand.close()
+    loop.pass_time(20)
+    assert [each.ended for each in started] == [1, 1, 1]
+    loop.close()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -177,3 +178,178 @@ def test_directory_that_is_a_link_or_another_users_is_left_alone(
     monkeypatch.setattr(os, "geteuid", lambda: made.stat().st_uid + 1)
     make_private(str(made))
     assert made.stat().st_mode & 0o777 == 0o755
+
+
+def refusal(act: Callable[[], object]) -> tuple[str, int, str]:
+    with pytest.raises(ControlError) as caught:
+        act()
+    return caught.value.message, caught.value.exit_code, caught.value.hint
+
+
+def test_refused_directories_have_a_message_and_a_fix(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "run"
+    root.touch()
+    assert refusal(lambda: pool_paths.runtime_root(env)) == (
+        f"no runtime directory: {root}: File exists", 7,
+        "set POOLCTL_RUNTIME_DIR to a directory that you may write to",
+    )  # fmt: skip
+    root.unlink()
+    root.mkdir()
+    (root / "abc").touch()
+    assert refusal(lambda: pool_paths.make_pool_dir(env, "abc")) == (
+        f"{root}/abc is not a directory", 7, "remove it, poolctl makes its own",
+    )  # fmt: skip
+    assert refusal(lambda: pool_paths.check_private(f"{root}/gone")) == (
+        f"cannot use {root}/gone: No such file or directory", 7, "it is part of poolctl's runtime directory",
+    )  # fmt: skip
+    assert refusal(lambda: pool_paths.control_socket("/run/" + "x" * 90)) == (
+        f"the path of the control socket has more than 107 bytes: /run/{'x' * 90}/control.sock", 7,
+        "set POOLCTL_RUNTIME_DIR to a shorter path",
+    )  # fmt: skip
+    assert len(pool_paths.control_socket("/run/" + "x" * 89)) == 107
+    own = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: own + 1)
+    assert refusal(lambda: pool_paths.check_private(str(root))) == (
+        f"{root} belongs to uid {own}, not to you (uid {own + 1})", 7,
+        "run poolctl as that user, or set POOLCTL_RUNTIME_DIR to a directory of your own",
+    )  # fmt: skip
+
+
+def test_directory_that_cannot_be_made_is_reported_with_the_reason(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: str, mode: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, "mkdir", full)
+    assert refusal(lambda: pool_paths.make_pool_dir(env, "abc")) == (
+        f"cannot make {tmp_path}/run/abc: No space left on device", 7,
+        "free some space there, or set POOLCTL_RUNTIME_DIR to another directory",
+    )  # fmt: skip
+
+
+def test_directory_that_is_made_at_the_same_time_is_used(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    makes = os.mkdir
+
+    def twice(path: str, mode: int) -> None:
+        makes(path, mode)
+        raise FileExistsError
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(os, "mkdir", twice)
+    assert pool_paths.make_pool_dir(env, "abc") == f"{tmp_path}/run/abc"
+
+
+@pytest.fixture
+def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The two directories of a user without a variable, which are not there."""
+    found = [tmp_path / "system" / "poolctl", tmp_path / "own"]
+    monkeypatch.setattr(pool_paths, "candidates", lambda env: [*map(str, found)])
+    return found
+
+
+def test_second_runtime_directory_is_used_where_the_first_cannot_be_made(roots: list[Path]) -> None:
+    system, own = roots
+    system.parent.touch()
+    assert pool_paths.pool_dir({}, "abc") == f"{own}/abc"
+    assert pool_paths.runtime_root({}) == str(own)
+    assert own.stat().st_mode & 0o777 == 0o700
+    own.rmdir()
+    system.parent.unlink()
+    system.parent.mkdir()
+    assert pool_paths.pool_dir({}, "abc") == f"{system}/abc"
+    assert pool_paths.runtime_root({}) == str(system)
+
+
+def test_runtime_directory_that_others_can_enter_is_refused_unless_a_variable_names_it(
+    roots: list[Path],
+) -> None:
+    system = roots[0]
+    system.mkdir(mode=0o755, parents=True)
+    mode = (f"{system} can be entered by others (mode 0755)", 7, f"chmod 700 {system}")
+    assert refusal(lambda: pool_paths.runtime_root({})) == mode
+    named = {"POOLCTL_RUNTIME_DIR": str(system)}
+    assert pool_paths.runtime_root(named) == str(system)
+    made = system / "abc"
+    made.mkdir(mode=0o700)
+    (made / "control.sock").touch()
+    assert refusal(lambda: pool_paths.pool_dir({}, "abc")) == mode
+    assert refusal(lambda: pool_paths.pool_dirs_named({}, "abc")) == mode
+    assert pool_paths.pool_dir(named, "abc") == str(made)
+    system.chmod(0o700)
+    made.chmod(0o755)
+    assert (
+        refusal(lambda: pool_paths.pool_dir(named, "abc"))[0]
+        == f"{made} can be entered by others (mode 0755)"
+    )
+
+
+def test_pool_is_found_in_the_directory_that_has_its_socket(roots: list[Path]) -> None:
+    system, own = roots
+    for root in roots:
+        root.mkdir(mode=0o700, parents=True)
+    assert pool_paths.pool_dir({}, "abc") == f"{system}/abc"
+    (own / "abc").mkdir(mode=0o700)
+    assert pool_paths.pool_dir({}, "abc") == f"{system}/abc"
+    (own / "abc" / "control.sock").touch()
+    assert pool_paths.pool_dir({}, "abc") == f"{own}/abc"
+
+
+def test_pools_of_a_name_are_found_in_all_directories_and_one_of_that_key_is_the_only_one(
+    roots: list[Path],
+) -> None:
+    made = []
+    for root, key in zip(roots, ("abc", "def"), strict=True):
+        root.mkdir(mode=0o700, parents=True)
+        path = root / key
+        path.mkdir(mode=0o700)
+        (path / "control.sock").touch()
+        write_info(str(path), name="shop")
+        made.append(str(path))
+    assert pool_paths.pool_dirs_named({}, "shop") == made
+    assert pool_paths.pool_dirs_named({}, "def") == made[1:]
+    write_info(made[1], name="abc")
+    assert pool_paths.pool_dirs_named({}, "abc") == made[:1]
+    os.unlink(f"{made[0]}/control.sock")
+    assert pool_paths.pool_dirs_named({}, "shop") == []
+
+
+def test_full_backlog_counts_as_a_pool_that_runs(env: dict[str, str]) -> None:
+    places = [listening(env, key) for key in ("abc", "def")]
+    with closing(socket.socket(socket.AF_UNIX)) as server, closing(socket.socket(socket.AF_UNIX)) as client:
+        for place in places:
+            write_info(place, name="shop", files=["a.toml", "b.toml"])
+        os.unlink(f"{places[0]}/control.sock")
+        server.bind(f"{places[0]}/control.sock")
+        server.listen(0)
+        client.connect(f"{places[0]}/control.sock")
+        assert pool_paths.named_pool_dir(env, "shop") == places[0]
+
+
+def test_state_directory_is_used_only_if_it_can_be_written(
+    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env["POOLCTL_STATE_DIR"] = str(tmp_path / "state")
+    assert pool_paths.state_dir(env, "abc") == f"{tmp_path}/state/abc"
+    fallback = tmp_path / "run" / "abc" / "state"
+    fallback.mkdir(parents=True)
+    assert pool_paths.state_dir(env, "abc") == str(fallback), "nothing was made there"
+    (tmp_path / "state" / "abc").mkdir(parents=True)
+    assert pool_paths.state_dir(env, "abc") == f"{tmp_path}/state/abc"
+    asked: list[int] = []
+    monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode) or mode != os.W_OK | os.X_OK)
+    assert pool_paths.state_dir(env, "abc") == str(fallback)
+
+
+def test_home_that_is_no_absolute_path_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert pool_paths._preferred_state_dir({"XDG_STATE_HOME": "state"}, "abc") is None
+    assert pool_paths._preferred_state_dir({"POOLCTL_RUNTIME_DIR": "/run/x"}, "abc") is None
+    assert pool_paths._preferred_state_dir(
+        {"POOLCTL_STATE_DIR": "/s", "POOLCTL_RUNTIME_DIR": "/r"}, "abc"
+    ) == ("/s/abc")
