@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterable
+from contextlib import closing
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -22,6 +23,7 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.platform import memory_bytes
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
+from poolctl.states import Status
 from poolctl.supervisor.health import (
     FIRST_SECONDS,
     HEARTBEAT,
@@ -37,12 +39,15 @@ from poolctl.supervisor.health import (
     WorkerRecovery,
     _sentence,
     decide,
+    watch_health,
     within,
 )
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
+from tests.virtual_loop import VirtualLoop
 
 from .desk import Desk, Fixed
+from .whole_supervisor import InTheSameThread
 
 QUICK: dict[str, Any] = {"backoff": {"initial": 10, "max": 10, "jitter": 0}, "limit": 2, "window": 100}
 POLICY = Recovery(limit=3, window=100, backoff=Patience(initial=10, max=20, jitter=0))
@@ -998,3 +1003,250 @@ def test_permanently_unhealthy_worker_is_recovered_as_often_as_the_limit_allows(
             assert decision.again_seconds > 0, "it is looked at again"
             now += decision.again_seconds
     assert times
+
+
+class BeatenRunner(SlowRunner):
+    """A runner whose workers answer heartbeats as `bodies` says."""
+
+    def __init__(self, **script: str) -> None:
+        super().__init__(**script)
+        self.bodies = Bodies()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, heartbeats=self.bodies)
+
+
+class Watched:
+    """A core whose health is watched, in a loop whose time passes at once and is the clock of everything."""
+
+    def __init__(self, *servers: ServerConfig, runner: SlowRunner | None = None) -> None:
+        self.loop = VirtualLoop()
+        self.loop.set_default_executor(InTheSameThread())
+        self.runner = runner or SlowRunner()
+        self.loop.run_until_complete(self._begin(servers))
+
+    async def _begin(self, servers: tuple[ServerConfig, ...]) -> None:
+        self.desk = Desk(*servers, runner=self.runner)
+        self.core, clock = self.desk.core, self.desk.clock
+        clock.monotonic = self.loop.time  # type: ignore[method-assign]
+        clock.time = lambda: 1_700_000_000.0 + self.loop.time()  # type: ignore[method-assign]
+        self.recorded: list[dict[str, Any]] = []
+        self.desk.events.subscribe(
+            lambda event: (
+                self.recorded.append(event.to_json())
+                if "recovery" in event.kind or "beat" in event.event
+                else None
+            )
+        )
+
+    @property
+    def entry(self) -> Entry:
+        return next(iter(self.core.entries.values()))
+
+    def start(self) -> None:
+        self.loop.run_until_complete(self.desk.ask("start"))
+        self.loop.pass_time()
+
+    async def watch(self) -> None:
+        watch_health(self.core, self.desk.events)
+
+    def begin(self) -> None:
+        self.start()
+        self.loop.run_until_complete(self.watch())
+
+    def report_unhealthy(self, name: str = "web.1.0") -> None:
+        async def report() -> None:
+            worker = self.entry.observed.workers[name]
+            worker.health = Status.KO
+            for notify in list(self.core.health.unhealthy):
+                notify(self.entry, worker, f"{name} is not well")
+
+        self.loop.run_until_complete(report())
+
+    def events(self) -> list[dict[str, Any]]:
+        self.loop.pass_time(1)
+        self.desk.events.flush()
+        left_out = ("time", "seq", "schema")
+        return [
+            {key: value for key, value in each.items() if value not in (None, "") and key not in left_out}
+            for each in self.recorded
+        ]
+
+    def close(self) -> None:
+        self.loop.run_until_complete(self.core.runner.aclose())
+        self.loop.pass_time(1)
+        for task in asyncio.all_tasks(self.loop):
+            task.cancel()
+        self.loop.pass_time()
+        self.loop.close()
+
+
+def test_unhealthy_worker_is_recovered_and_the_report_has_all_of_it() -> None:
+    with closing(Watched(web(recovery=QUICK | {"strategy": "restart"}))) as it:
+        it.begin()
+        it.loop.pass_time(100)
+        it.runner.may_end.clear()
+        it.report_unhealthy()
+        it.loop.pass_time(0.5)
+        it.runner.may_end.set()
+        (event,) = it.events()
+        assert event == {
+            "kind": "recovery", "event": "recovered", "server": "web", "bind": it.entry.config.key,
+            "message": "web.1.0 is not well: restarted within 500 ms", "cause": "liveness",
+            "before": {"pids": [1001]}, "after": {"pids": [1001], "state": "running"},
+            "strategy": "restart", "seen": ["web.1.0 is not well"], "done": "restarted", "outcome": "recovered",
+            "duration_seconds": 0.5, "workers": {"web.1.0": 1001}, "lines": [],
+        }  # fmt: skip
+        assert it.entry.observed.recoveries == {"0": [100.0]}
+
+
+def test_recovery_is_tried_again_by_itself_after_its_pause_and_left_after_its_limit() -> None:
+    with closing(Watched(web(recovery=QUICK | {"strategy": "restart"}))) as it:
+        it.begin()
+        it.report_unhealthy()
+        it.loop.pass_time(1)
+        begun = [it.loop.time()]
+        placed = it.runner.log.count("place web.1.0")
+        it.report_unhealthy()
+        it.loop.pass_time(8.9)
+        assert it.runner.log.count("place web.1.0") == placed
+        it.loop.pass_time(0.2)
+        assert it.runner.log.count("place web.1.0") == placed + 1
+        it.report_unhealthy()
+        it.loop.pass_time(50)
+        assert it.runner.log.count("place web.1.0") == placed + 1, "its limit is 2"
+        it.loop.pass_time(40)
+        assert it.runner.log.count("place web.1.0") == placed + 2, "the first has left the window"
+        assert [each["event"] for each in it.events()] == ["recovered", "recovered", "given up", "recovered"]
+        assert begun == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "step", "pid", "expected"),
+    [
+        ("restart", "restart", 1001, ["stop web.1.0 1", "place web.1.0"]),
+        ("replace", "replace", 1001, []),
+        ("restart", "restart", 7, []),
+    ],
+)
+def test_successor_continues_the_recovery_of_the_same_process(
+    strategy: str, step: str, pid: int, expected: list[str]
+) -> None:
+    with closing(Watched(web(recovery=QUICK | {"strategy": strategy}))) as it:
+        it.start()
+        it.runner.log.clear()
+        it.entry.observed.recovering = {
+            "step": step, "seen": ["x"], "kinds": ["heartbeat"], "since": 1_700_000_000.0, "stuck": True,
+            "workers": {"web.1.0": pid, "web.9.9": 3}, "generation": 2, "pids": [1001], "lines": [],
+        }  # fmt: skip
+        (worker,) = it.entry.observed.workers.values()
+        it.loop.run_until_complete(it.watch())
+        assert worker.stuck is (pid == 1001)
+        it.loop.pass_time(1)
+        assert it.runner.log == expected
+
+
+def memory_of(monkeypatch: pytest.MonkeyPatch, it: Watched, sizes: dict[int, int | None]) -> list[float]:
+    """When the memory of processes is measured, which is then as in `sizes`."""
+    moments: list[float] = []
+    monkeypatch.setattr(
+        "poolctl.supervisor.health.memory_bytes",
+        lambda pid: moments.append(round(it.loop.time(), 3)) or sizes.get(pid),
+    )
+    return moments
+
+
+def test_memory_is_measured_after_two_seconds_and_every_thirty_or_five(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with closing(Watched(web(limits={"memory": "100MiB"}), web("other"))) as it:
+        sizes: dict[int, int | None] = {1001: 75 * MIB - 1}
+        moments = memory_of(monkeypatch, it, sizes)
+        it.begin()
+        it.loop.pass_time(33)
+        assert moments == [2, 32]
+        sizes[1001] = 75 * MIB
+        it.loop.pass_time(40)
+        assert moments == [2, 32, 62, 67, 72]
+        sizes[1001] = 100 * MIB
+        it.loop.pass_time(5)
+        assert (moments[5:], it.events()) == ([77], [])
+        sizes[1001] = None
+        it.loop.pass_time(34)
+        assert moments[6:] == [82, 112]
+        sizes[1001] = 100 * MIB + 1
+        it.loop.pass_time(30)
+        (event,) = it.events()
+        assert (event["cause"], event["done"], event["seen"]) == (
+            "memory", "replaced", ["worker web.1.0 (pid 1001) uses 100MiB, and limits.memory is 100MiB"],
+        )  # fmt: skip
+
+
+def test_memory_is_not_measured_of_a_stopped_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Watched(web(limits={"memory": "100MiB"}))) as it:
+        moments = memory_of(monkeypatch, it, {})
+        it.begin()
+        it.loop.pass_time(10)
+        it.loop.run_until_complete(it.desk.ask("stop"))
+        it.loop.pass_time(100)
+        assert moments == [2]
+        it.loop.run_until_complete(it.desk.ask("start"))
+        started_at = it.loop.time()
+        it.loop.pass_time(10)
+        assert moments[1:] == [round(started_at + 2, 3)]
+
+
+def test_hung_worker_is_recorded_recovered_and_recorded_again() -> None:
+    runner = BeatenRunner()
+    server = web(recovery=QUICK | {"strategy": "notify", "heartbeat": 5, "stuck_after": 15})
+    with closing(Watched(server, runner=runner)) as it:
+        it.begin()
+        it.loop.pass_time(20)
+        assert 3 <= len(runner.bodies.asked) <= 5
+        runner.bodies.dead.add("web.1.0")
+        it.loop.pass_time(25)
+        lost, report = it.events()
+        assert lost == {
+            "kind": "health", "event": "heartbeat lost", "server": "web", "bind": it.entry.config.key,
+            "message": "the event loop of worker web.1.0 (pid 1001) has been stuck for 15s",
+            "worker": "web.1.0", "pid": 1001, "severity": "error",
+        }  # fmt: skip
+        assert (report["event"], report["message"], report["cause"]) == (
+            "notified", "the event loop of worker web.1.0 (pid 1001) has been stuck for 15s", "heartbeat",
+        )  # fmt: skip
+        assert it.entry.observed.workers["web.1.0"].stuck
+        runner.bodies.answered["web.1.0"] = int(it.loop.time() * 1e9)
+        it.loop.pass_time(6)
+        back = it.events()[2]
+        assert back == {
+            "kind": "health", "event": "heartbeat back", "server": "web", "bind": it.entry.config.key,
+            "message": "worker web.1.0 (pid 1001) answers its heartbeat again",
+            "worker": "web.1.0", "pid": 1001,
+        }  # fmt: skip
+        assert not it.entry.observed.workers["web.1.0"].stuck
+
+
+@pytest.mark.parametrize(
+    ("policy", "situation", "decision"),
+    [
+        (POLICY, seen([990.001]), Decision(Step.WAIT, (), pytest.approx(0.001))),
+        (POLICY, seen([900.0, 930.0, 960.0], now=1000.0), Decision(Step.RESTART, [0], 0.0)),
+        (POLICY, seen([900.5, 930.0, 960.0], now=1000.0), Decision(Step.GIVE_UP, range(1), 0.5)),
+        (POLICY, seen([900.5, 930.0, 960.0], [995.0], size=3, ready=3), Decision(Step.WAIT, (), 0.5)),
+        (POLICY, seen([], [995.0], strategy="replace", size=2, ready=2), Decision(Step.REPLACE, [0], 5.0)),
+        (POLICY, seen([], [], size=2, ready=2), Decision(Step.RESTART, [0], 0.0)),
+        (POLICY, seen([], [], size=2, ready=0), Decision(Step.WAIT, [], 0.0)),
+        (POLICY, seen([], strategy="notify", under_way=True), Decision(Step.TELL, range(1), 0.0)),
+        (POLICY, Situation("restart", [], 1, 1), Decision(Step.NOTHING, (), 0.0)),
+    ],
+)  # fmt: skip
+def test_decision_has_its_workers_and_the_time_of_the_next(
+    policy: Recovery, situation: Situation, decision: Decision
+) -> None:
+    assert decide(policy, situation) == decision
+
+
+def test_only_times_within_the_window_count() -> None:
+    assert within([1.0, 2.0, 3.0], 8.0, 10.0) == [3.0]
+    assert within([2.001], 8.0, 10.0) == [2.001]
