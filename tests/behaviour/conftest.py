@@ -44,13 +44,15 @@ def host(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 # The last one replaces the daemon's runner: test_runner_capabilities.py tries most of its commands with it.
+OVER_A_HOST = pytest.param("daemon over a host", marks=pytest.mark.slow)
+KINDS = ["in this process", "in processes", "daemon", OVER_A_HOST]
+# For a test that `make test` runs with the daemon too. The others are slow with it: the contract starts it hundreds of
+# times for the same behaviour.
+with_a_daemon = pytest.mark.parametrize("make_pool", KINDS, indirect=True)
+
+
 @pytest.fixture(
-    params=[
-        "in this process",
-        "in processes",
-        "daemon",
-        pytest.param("daemon over a host", marks=pytest.mark.slow),
-    ]
+    params=["in this process", "in processes", pytest.param("daemon", marks=pytest.mark.slow), OVER_A_HOST]
 )
 def make_pool(request: pytest.FixtureRequest) -> Iterator[Callable[..., AnyPool]]:
     """`make_pool(table, …)` creates a pool of these servers without starting it; each test runs with every kind."""
