@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from tests.docs.pages import ROOT
 from tests.environments import need_gateway
 from tests.http_get import get
 from tests.ports import claim_port
-from tests.real_pool import HELLO_APP, RealPool
+from tests.real_pool import HELLO_APP, RealPool, pool_in
 
 PAGE = (ROOT / "docs/json.md").read_text()
 # Members that are left out of most documents.
@@ -30,10 +30,16 @@ def lines(text: str) -> list[Any]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-@pytest.fixture
-def documents(real_pool: RealPool) -> Mapping[str, Mapping[str, Any]]:
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Mapping[str, Any]]]:
     """An object of each kind, by the title of its section."""
     need_gateway()
+    with pool_in(tmp_path_factory.mktemp("pool")) as real_pool:
+        real_pool.warm = True
+        yield documents_of(real_pool)
+
+
+def documents_of(real_pool: RealPool) -> Mapping[str, Mapping[str, Any]]:
     real_pool.write("hello.py", HELLO_APP)
     port = claim_port()
     real_pool.write(

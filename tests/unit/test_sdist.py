@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sdist = pytest.importorskip("hatchling.builders.sdist")
 pytestmark = [
-    pytest.mark.unmeasured,
+    pytest.mark.slow,
     pytest.mark.skipif(not (ROOT / ".git").exists(), reason="git lists the files of a repository only"),
 ]
 

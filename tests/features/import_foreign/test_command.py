@@ -109,7 +109,7 @@ def test_what_cannot_be_imported_is_explained(
         ("ecosystem.config.js", "", "JavaScript"),
     ],
 )
-@pytest.mark.parametrize("command", ["validate", "list", "start"])
+@pytest.mark.parametrize("command", ["validate", "list", pytest.param("start", marks=pytest.mark.slow)])
 def test_file_of_another_tool_as_configuration_points_to_import(
     poolctl: Callable[..., Said], tmp_path: Path, name: str, text: str, what: str, command: str
 ) -> None:

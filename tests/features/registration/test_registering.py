@@ -92,11 +92,14 @@ def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gate
     assert trail[2]["cause"] == "no heartbeat for 100ms"
 
 
+@pytest.mark.slow
 def test_services_and_their_probes_outlast_a_stop_of_the_pool(gateway: GatewayPool) -> None:
     pool = gateway.pool
     head = f'[gateway]\nbind = "127.0.0.1:{gateway.port}"\n'
     pool.write("pool.toml", f'{head}[[route]]\nalias = "users"\nregister = true\n')
     pool.ok("start")
+    (found,) = pool.runtime.rglob("control.sock")
+    client = PoolClient(Client(str(found)))
     with backend(b"first") as first:
         users = f"http://127.0.0.1:{first}"
         pool.ok("register", "users", "--to", users, "--probe", "/", "--ttl", "10m")
@@ -109,9 +112,7 @@ def test_services_and_their_probes_outlast_a_stop_of_the_pool(gateway: GatewayPo
     gateway.until(lambda: gateway.get("/").status == 503)
 
     def registered() -> Any:
-        (route,) = (
-            each for each in pool.ok("routes", "-o", "json").json["items"] if each["alias"] == "users"
-        )
+        (route,) = (each for each in client.routes()["items"] if each["alias"] == "users")
         return route["registrations"][0]
 
     # Out after one failed probe, which comes within 5 seconds and takes at most 2.

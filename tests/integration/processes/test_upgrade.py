@@ -77,7 +77,12 @@ def test_pool_goes_on_under_the_new_version_unnoticed_by_clients(pool: RealPool,
     os.kill(pool.items()["users"]["pids"][0], 9)
     wait_until(lambda: (users := pool.items()["users"])["ready"] and users["restarts"])
     before, keeper, supervisor = facts(pool), pool.info()["keeper_pid"], pool.info()["supervisor_pid"]
-    load = Load([f"127.0.0.1:{port}" for port in pool.ports.values()], mode="new_connection", connections=4)
+    load = Load(
+        [f"127.0.0.1:{port}" for port in pool.ports.values()],
+        mode="new_connection",
+        connections=4,
+        pause=0.01,
+    )
     load.start()
     done = by(newer, pool, "upgrade")
     report = load.stop()

@@ -488,7 +488,7 @@ def test_draining_worker_does_not_return_to_rotation(engine: Engine) -> None:
 
 HEAD_SECONDS = 0.15
 # Both loops and both parsers: each test waits.
-WAITED_FOR = [PLAIN, FAST, *ZTTP]
+WAITED_FOR = [PLAIN, FAST, *(pytest.param(each, marks=pytest.mark.slow) for each in ZTTP)]
 HALF = b"GET / HTTP/1.1\r\nhost: te"
 WHOLE = b"GET / HTTP/1.1\r\nhost: test\r\n\r\n"
 
