@@ -190,6 +190,7 @@ def test_an_automatic_port_is_kept_over_stop_and_restart(
     assert {name: item["bind"] for name, item in real_pool.items().items()} == before
 
 
+@pytest.mark.slow
 def test_a_chosen_port_is_free_again_when_its_server_has_left_the_file(
     real_pool: RealPool, free_port: Any
 ) -> None:

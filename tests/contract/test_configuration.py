@@ -256,6 +256,7 @@ def test_a_wrong_value_is_named_with_its_place(real_pool: RealPool, line: str, n
     assert "pool.toml:" in everything(done)
 
 
+@pytest.mark.slow
 def test_start_with_a_missing_env_file_is_refused_as_by_validate_and_leaves_no_supervisor(
     real_pool: RealPool,
 ) -> None:

@@ -444,6 +444,7 @@ def replace_file(pool: RealPool, text: str) -> None:
     pool.write("pool.toml.new", text).rename(pool.directory / "pool.toml")
 
 
+@pytest.mark.slow
 def test_watch_applies_the_changed_file_and_reports_a_broken_one(
     pool: RealPool, http_get: Callable[..., Any]
 ) -> None:

@@ -87,6 +87,7 @@ def test_the_second_interrupt_kills(pool: RealPool, until: Any) -> None:
     until(lambda: pool.processes() == {})
 
 
+@pytest.mark.slow
 def test_run_prints_the_output_with_the_servers_name(pool: RealPool) -> None:
     pool.write(
         "hello.py", (pool.directory / "hello.py").read_text() + "\nprint('imported here', flush=True)\n"

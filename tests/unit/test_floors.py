@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -93,12 +94,23 @@ def imported_names(path: Path) -> list[tuple[int, list[str]]]:
     return found
 
 
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Those below the node; without their expressions, which are most of a tree."""
+    for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+        for each in getattr(node, name, []):
+            yield each
+            yield from statements(each)
+
+
 @cache
 def import_statements(path: Path) -> list[tuple[int, str, list[str]]]:
     """Line, module and the names taken from it, of every import in the file."""
     found: list[tuple[int, str, list[str]]] = []
     package = ["poolctl", *path.relative_to(PACKAGE).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    text = path.read_text()
+    tree = ast.parse(text, str(path))
+    calls = "import_module(" in text or "__import__(" in text
+    for node in ast.walk(tree) if calls else statements(tree):
         if isinstance(node, ast.Import):
             found += [(node.lineno, alias.name, []) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
