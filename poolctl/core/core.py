@@ -517,9 +517,13 @@ class Core:
         """Set the values in `scope["state"]` for applications of workers started from now on."""
         entry.desired.app_state = values
 
-    def remove(self, entry: Entry) -> None:
-        """Drain and stop the server; it is removed when its last worker has ended."""
+    def remove(self, entry: Entry, *, ignore_dependents: bool = False) -> None:
+        """Drain and stop the server; it is removed when its last worker has ended.
+
+        It waits until the workers that depend on it have ended, unless `ignore_dependents`.
+        """
         entry.order_stop()
+        entry.desired.ignore_dependencies = ignore_dependents
         self.servers.remove(entry)
         self._want_no_worker(entry, Desired.REMOVED)
         self.touch(entry)

@@ -503,7 +503,8 @@ class Servers:
 
     def may_stop(self, entry: Entry) -> bool:
         """Whether the server may stop now, because no dependent has to stop or be replaced first."""
-        if entry.removed and any(
+        waits = entry.removed and not entry.desired.ignore_dependencies
+        if waits and any(
             dependency.name == entry.name
             for other in self.entries.values()
             for worker in other.observed.workers.values()

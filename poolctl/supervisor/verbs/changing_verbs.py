@@ -346,7 +346,7 @@ class Lifecycle:
         for entry in chosen:
             if not entry.added:
                 self._context.configuration.missing.add(entry.name)
-            self._core.remove(entry)
+            self._core.remove(entry, ignore_dependents=not deps)
         self._core.servers.revise()  # so that `missing` is saved for a successor
         return await operation.conclude(chosen, call)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from poolctl import ServerConfig
 from poolctl.core.decide import Desired, Overrides, Phase
 from poolctl.core.server_entry import Entry, Worker, restore
@@ -142,6 +144,22 @@ def test_a_server_starts_when_the_removed_one_that_it_depends_on_is_gone() -> No
         pool.runner.may_close.set()
         await turns()
         assert pool.states() == {"api": "running"}
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_removed_server_waits_for_its_dependents_unless_they_are_ignored(ignored: bool) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
+        await pool.start()
+        pool.core.remove(pool.core.entries["db"], ignore_dependents=ignored)
+        await turns(60)
+        states = {"api": "running"} if ignored else {"db": "stopping", "api": "running"}
+        assert pool.states() == states
+        await pool.stop("api")
+        await turns(60)
+        assert pool.states() == {"api": "stopped"}
 
     run(scenario())
 
