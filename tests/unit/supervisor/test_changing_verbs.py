@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
-from poolctl import ServerConfig
+from poolctl import ServerConfig, ServerError
 from poolctl.config import RAISE_OPEN_FILES, Tables, open_files_needed
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.core.server_entry import record_of, restore
+from poolctl.errors import PoolValidateError
 from poolctl.runners.runner_protocol import Exit
-from poolctl.selection.selector import SelectorError
+from poolctl.selection.selector import Selector, SelectorError
+from poolctl.supervisor.verbs import changing_verbs
 from poolctl.supervisor.verbs.changing_verbs import (
     TooManyOpenFiles,
     ensure_open_files,
@@ -25,10 +27,12 @@ from poolctl.supervisor.verbs.changing_verbs import (
     size,
     startup_warnings,
 )
+from poolctl.supervisor.verbs.verb import Call
+from poolctl.supervisor.verbs.verbs import Verbs
 from tests.certificates import certificate
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
-from tests.unit.supervisor.desk import Desk
+from tests.unit.supervisor.desk import Desk, Files
 
 NEW: dict[str, Any] = {"name": "new", "bind": "127.0.0.1:7070", "app": "a:b"}
 
@@ -747,3 +751,377 @@ def test_program_that_binds_itself_is_warned_of_once() -> None:
     (left,) = warned_of(waiting, off, names={"waiting"}, warned={"waiting"})
     assert "'off' is disabled" in left
     assert "binds" not in left
+
+
+def test_start_of_a_running_server_reports_that_it_is_unhealthy() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"), web("stopped"))
+        await desk.ask("start", "a", "b")
+        (worker,) = desk.core.entries["a"].observed.workers.values()
+        worker.stuck = True
+        desk.core.health.entry_changed(desk.core.entries["a"])
+        answer = await desk.ask("start", "a", "b")
+        (error,) = answer["errors"]
+        assert (answer["exit_code"], error["name"], error["hint"]) == (1, "a", "poolctl logs a")
+        assert error["message"].startswith("runs but is unhealthy")
+        worker.stuck = False
+        desk.core.health.entry_changed(desk.core.entries["a"])
+        assert (await desk.ask("start", "a", "b"))["errors"] == []
+
+    run(scenario())
+
+
+def test_stop_of_an_idle_pool_ends_it_only_if_no_server_is_wanted_or_runs() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"), web("b"))
+        await desk.ask("start", "a")
+        answer = await desk.ask("stop", idle=True)
+        assert [(item["name"], item["state"]) for item in answer["items"]] == [
+            ("a", "running"),
+            ("b", "stopped"),
+        ]
+        assert ("ended" in answer, desk.over, answer["exit_code"]) == (False, False, 0)
+        desk.runner.may_end.clear()
+        stopping = desk.begin("stop", "a")
+        await turns()
+        assert ("ended" in await desk.ask("stop", idle=True), desk.over) == (False, False), "a still runs"
+        desk.runner.may_end.set()
+        await stopping
+        assert ((await desk.ask("stop", idle=True))["ended"], desk.over) == (True, True)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "ends"),
+    [
+        ([], {}, ["finish", "end"]), ([], {"kill": True}, ["end"]), ([], {"wait": False}, []),
+        (["a"], {}, []), ([], {"timeout": 0.01}, ["finish", "end"]),
+    ],
+)  # fmt: skip
+def test_stop_of_everything_lets_the_features_finish_and_ends_the_supervisor(
+    targets: list[str], options: dict[str, Any], ends: list[str]
+) -> None:
+    class EndingDesk(Desk):
+        async def finish(self) -> None:
+            done.append("finish")
+            if "timeout" in options:
+                await asyncio.sleep(60)
+
+        def shut_down(self) -> int:
+            done.append("end")
+            return 7
+
+    async def scenario() -> None:
+        desk = EndingDesk(web("a"))
+        await desk.ask("start")
+        answer = await desk.ask("stop", *targets, **options)
+        await turns()
+        assert done == ends
+        assert (answer.get("ended"), answer.get("keeper_pid")) == ((True, 7) if ends else (None, None))
+        stops = [line for line in desk.runner.log if line.startswith("stop")]
+        assert stops == (["stop a.1.0 0"] if "kill" in options else ["stop a.1.0 10"])
+
+    done: list[str] = []
+    run(scenario())
+
+
+def test_stop_that_fails_does_not_end_the_supervisor() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a"))
+        await desk.ask("start")
+        desk.runner.may_end.clear()
+        answer = await desk.ask("stop", timeout=0.01)
+        assert (answer["exit_code"], "ended" in answer, desk.over) == (124, False, False)
+        desk.runner.may_end.set()
+
+    run(scenario())
+
+
+TRIGGERS = {"min": 2, "max": 5, "triggers": {"in_flight": 20}}
+
+
+def test_scale_by_triggers_takes_back_a_number_of_workers() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", scale=TRIGGERS), web("b"))
+        await desk.ask("start")
+        entry = desk.core.entries["a"]
+        for workers in (3, 2):
+            answer = await desk.ask("scale", "a", workers=workers)
+            assert (answer["exit_code"], entry.desired.overrides.workers) == (0, workers)
+        answer = await desk.ask("scale", "a", auto=True)
+        assert (answer["exit_code"], answer["errors"], entry.desired.overrides.workers) == (0, [], None)
+        assert [item["name"] for item in answer["items"]] == ["a"]
+        answer = await desk.ask("scale", auto=True, all=True)
+        assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (1, ["a"])
+        (error,) = answer["errors"]
+        assert (error["name"], error["hint"]) == (
+            "b", "add scale = { max = 4, triggers = { in_flight = 20 } } to its table, then poolctl reload",
+        )  # fmt: skip
+
+    run(scenario())
+
+
+def test_scale_to_the_number_in_the_file_is_no_override() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", workers=2), web("sleeps", scale={"min": 0, "max": 3}))
+        await desk.ask("start", "a")
+        overrides = [entry.desired for entry in desk.core.entries.values()]
+        await desk.ask("scale", all=True, workers=3)
+        assert [each.overrides.workers for each in overrides] == [3, 3]
+        await desk.ask("scale", all=True, workers=2)
+        assert [each.overrides.workers for each in overrides] == [None, 2]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("keys", "message", "hint"),
+    [
+        (
+            {"command": ["x"], "job": True, "bind": None, "app": None},
+            "is a job, which runs once, and this is 2 workers", "leave it out",
+        ),
+        (
+            {"command": ["x", "{port}"], "app": None}, "2 processes cannot all bind 127.0.0.1:7001",
+            "let the program take the socket ({fd}, or LISTEN_FDS)",
+        ),
+        (
+            {"overlap": False}, "must not run twice at once (overlap = false), and this is 2 workers",
+            "take out `overlap = false` if it may",
+        ),
+    ],
+)  # fmt: skip
+def test_server_that_cannot_run_twice_says_why_and_what_may_help(
+    keys: dict[str, Any], message: str, hint: str
+) -> None:
+    async def scenario() -> None:
+        given = {"name": "one", "bind": "127.0.0.1:7001", "app": "a:b"} | keys
+        desk = Desk(ServerConfig(**{key: value for key, value in given.items() if value is not None}))
+        (error,) = (await desk.ask("scale", "one", workers=2))["errors"]
+        assert (error["message"], error["hint"]) == (message, hint)
+
+    run(scenario())
+
+
+def test_number_of_workers_that_is_none_is_named_with_the_right_use() -> None:
+    async def scenario() -> None:
+        desk = Desk(web())
+        with pytest.raises(SelectorError) as caught:
+            await desk.ask("scale", "web", workers=0)
+        assert (caught.value.message, caught.value.hint) == (
+            "workers is 0, not a number of them", "a whole number from 1; poolctl stop ends all of them",
+        )  # fmt: skip
+
+    run(scenario())
+
+
+def test_drain_says_of_each_server_that_it_does_not_drain_why() -> None:
+    async def scenario() -> None:
+        job = ServerConfig(name="job", command=["x"], job=True)
+        desk = Desk(
+            web("runs"), web("starts"), web("off"), web("bad"), job, starts=NEVER, bad=FAILS, job=NEVER,
+        )  # fmt: skip
+        await desk.ask("start", "runs", "bad")
+        starting = desk.begin("start", "starts", "job")
+        await turns()
+        answer = await desk.ask("drain", all=True)
+        assert answer["warnings"] == [
+            "starts: is starting, and out of rotation when it runs", "off: is stopped, there is nothing to drain",
+            "bad: is failed, there is nothing to drain",
+            "job: has no connections to drain; poolctl stop job ends it",
+        ]  # fmt: skip
+        out = {name: entry.desired.overrides.out for name, entry in desk.core.entries.items()}
+        assert out == {"runs": True, "starts": True, "off": False, "bad": False, "job": False}
+        assert [item["name"] for item in answer["items"]] == [*out]
+        answer = await desk.ask("undrain", all=True)
+        assert not any(entry.desired.overrides.out for entry in desk.core.entries.values())
+        assert ([item["name"] for item in answer["items"]], answer["warnings"]) == ([*out], [])
+        starting.cancel()
+
+    run(scenario())
+
+
+async def progress_of(desk: Desk, verb: str, *targets: str, **options: Any) -> list[Any]:
+    """The warnings that a command gives before its result."""
+    lines: list[Any] = []
+    await desk.verbs.perform(verb, Call(Selector.from_dict({"targets": [*targets]}), options, lines.append))
+    return [line.warning for line in lines if line.warning]
+
+
+def test_dependents_that_a_command_stops_or_starts_as_well_are_named() -> None:
+    async def scenario() -> None:
+        desk = Desk(
+            web("db"),
+            web("api", depends_on=["db"]),
+            web("site", depends_on=["api"]),
+            web("idle", depends_on=["db"]),
+        )
+        await desk.ask("start", "site")
+        stopping = [
+            "stopping api as well, which depends on db", "stopping site as well, which depends on api",
+        ]  # fmt: skip
+        assert sorted(await progress_of(desk, "stop", "db")) == stopping
+        await desk.ask("start", "site")
+        assert sorted(await progress_of(desk, "disable", "db")) == stopping
+        starting = await progress_of(desk, "enable", "db")
+        assert starting == [
+            "starting api as well, which was stopped with db", "starting site as well, which was stopped with db",
+        ]  # fmt: skip
+        assert await progress_of(desk, "stop", "db", deps=False) == []
+        assert desk.states() == {"db": "stopped", "api": "running", "site": "running", "idle": "stopped"}
+        assert sorted(await progress_of(desk, "remove", "db")) == stopping
+        assert desk.states() == {"api": "stopped", "site": "stopped", "idle": "stopped"}
+
+    run(scenario())
+
+
+def test_removed_server_of_the_files_is_saved_as_missing_and_an_added_one_is_not() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]))
+        await desk.ask("start")
+        desk.core.entries["api"].desired.source = ({}, "/")
+        revision = desk.core.servers.revision
+        answer = await desk.ask("remove", "db", deps=False)
+        assert ([item["name"] for item in answer["items"]], desk.files.missing) == (["db"], {"db"})
+        assert desk.core.servers.revision > revision
+        assert desk.states() == {"api": "running"}
+        revision = desk.core.servers.revision
+        await desk.ask("remove", "api")
+        assert desk.files.missing == {"db"}
+        assert desk.core.servers.revision > revision
+
+    run(scenario())
+
+
+class AddingFiles(Files):
+    """Files to which this server is added, unless there is an `obstacle`."""
+
+    obstacle: Exception | None = None
+
+    async def single(self, table: Any, base_dir: str, there: Any) -> ServerConfig:
+        self.given = (table, base_dir, sorted(each.name for each in there))
+        if self.obstacle is not None:
+            raise self.obstacle
+        return web(table["name"], **{key: value for key, value in table.items() if key != "name"})
+
+
+def adding(*servers: ServerConfig, **script: str) -> tuple[Desk, AddingFiles]:
+    desk, files = Desk(*servers, **script), AddingFiles(servers)
+    desk.files = files
+    desk.verbs = Verbs(desk.core, desk.events, desk, files, asyncio.Event())
+    return desk, files
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"server": ["x"], "base_dir": "/"}, {"server": {"name": "x"}}, {"server": {}, "base_dir": 1}],
+)
+def test_add_without_a_table_or_its_directory_is_a_wrong_use(options: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        with pytest.raises(SelectorError) as caught:
+            await Desk(web("a")).ask("add", **options)
+        assert (caught.value.message, caught.value.hint) == (
+            "add: which server?",
+            "add: `server` is a table as in a file, `base_dir` the directory of its relative paths",
+        )  # fmt: skip
+
+    run(scenario())
+
+
+def test_add_starts_the_server_that_its_table_defines() -> None:
+    async def scenario() -> None:
+        desk, files = adding(web("a"))
+        answer = await desk.ask("add", server={"name": "new"}, base_dir="/srv")
+        assert files.given == ({"name": "new"}, "/srv", ["a"])
+        assert (answer["exit_code"], [item["name"] for item in answer["items"]]) == (0, ["new"])
+        entry = desk.core.entries["new"]
+        assert (entry.added, entry.state, entry.desired.source) == (
+            True,
+            "running",
+            ({"name": "new"}, "/srv"),
+        )
+        again = await desk.ask("add", server={"name": "off", "disabled": True}, base_dir="/srv")
+        assert (again["exit_code"], desk.states()["off"]) == (0, "disabled")
+
+    run(scenario())
+
+
+def test_added_server_that_is_refused_is_not_there() -> None:
+    async def scenario() -> None:
+        desk, files = adding(web("a", bind="127.0.0.1:7001"))
+
+        async def refused(**table: Any) -> tuple[int, str, str]:
+            answer = await desk.ask("add", server={"name": "new"} | table, base_dir="/")
+            (error,) = answer["errors"]
+            assert desk.states() == {"a": "stopped"}
+            return answer["exit_code"], error["message"], error["hint"]
+
+        files.obstacle = PoolValidateError("wrong", [ServerError("is wrong", hint="look")])
+        assert await refused() == (5, "is wrong", "look")
+        files.obstacle = ServerError("no port is free", hint="widen it")
+        assert await refused() == (8, "no port is free", "widen it")
+        files.obstacle = None
+        assert (await refused(bind="127.0.0.1:7001"))[0] == 8
+        assert (await refused(depends_on=["gone"]))[0] == 5
+
+    run(scenario())
+
+
+def test_server_is_not_added_while_one_of_its_name_is_being_removed() -> None:
+    async def scenario() -> None:
+        desk, _ = adding(web("a"))
+        await desk.ask("start")
+        desk.runner.may_end.clear()
+        removing = desk.begin("remove", "a")
+        await turns()
+        answer = await desk.ask("add", server={"name": "a", "bind": "127.0.0.1:7009"}, base_dir="/")
+        (error,) = answer["errors"]
+        assert (answer["exit_code"], error["message"], error["hint"]) == (
+            8, "a server of that name is still being removed", "try again",
+        )  # fmt: skip
+        assert error["name"] == "a"
+        answer = await desk.ask("add", server={"name": "b", "bind": "127.0.0.1:7009"}, base_dir="/")
+        assert answer["exit_code"] == 0
+        desk.runner.may_end.set()
+        await removing
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("verb", ["start", "restart", "scale", "enable", "add"])
+def test_change_that_needs_too_many_open_files_is_refused_and_changes_nothing(
+    verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        desk, _ = adding(web("a"), web("off", disabled=True))
+        if verb == "scale":
+            await desk.ask("start", "a")
+        states = desk.states()
+        desk.runner.log.clear()
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 1))
+        targets = {"add": (), "enable": ("off",)}.get(verb, ("a",))
+        with pytest.raises(TooManyOpenFiles):
+            await desk.ask(verb, *targets, workers=500, server={"name": "new"}, base_dir="/")
+        assert (desk.states(), desk.runner.log) == (states, [])
+
+    run(scenario())
+
+
+def test_start_says_which_servers_cannot_sleep_or_are_kept_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", scale={"min": 0}), web("b"))
+        monkeypatch.setattr(
+            changing_verbs, "kept_asleep", lambda entries, now: [f"{each.name} sleeps" for each in entries]
+        )
+        assert (await desk.ask("start", "a", "b"))["warnings"] == ["a sleeps", "b sleeps"]
+        assert (await desk.ask("start"))["warnings"] == []
+        for entry in desk.core.entries.values():
+            entry.listener.can_watch = False
+        (warning,) = (await desk.ask("start"))["warnings"]
+        assert warning == (
+            "a: scale.min = 0 has no effect, because its runner cannot let servers sleep; set scale.min = 1, "
+            "or leave `scale` out"
+        )
+
+    run(scenario())
