@@ -24,7 +24,7 @@ import struct
 from binascii import crc32
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 from poolctl.platform import memory_file
@@ -143,7 +143,6 @@ class _Writer:
 
     def content(self, generation: int) -> bytearray:
         content = self._content
-        content += bytes(-len(content) % 8)
         end, count = len(content), 1 << (len(self._slots) * 2 - 1).bit_length()
         size = end + count * 8
         if size > MOST_BYTES:
@@ -264,7 +263,6 @@ class RouteTable:
         self._slots = self._view[self._end :].cast("Q")
         self._mask = count - 1
         self._most = cached
-        self._root: dict[str, Any] = {}
         self._groups: dict[str, _HostRoutes | None] = {}
         self._hosts: dict[str, tuple[_HostRoutes, ...]] = {}
 
@@ -375,10 +373,18 @@ class RouteTable:
         """The number of excluded routes."""
         return self._others[1][1]
 
+    @cached_property
+    def _root(self) -> dict[str, Any]:
+        """What belongs to the table as a whole."""
+        offset = self._find(ROOT)
+        if offset is None:
+            raise TableError("the route table has no root")
+        found: dict[str, Any] = self._json(offset)
+        return found
+
     @property
     def _others(self) -> list[list[int]]:
         """The offset and number of the streams and of the excluded routes."""
-        self._root = self._root or self._json(self._find(ROOT) or 0)
         found: list[list[int]] = self._root.get("others") or [[0, 0], [0, 0]]
         return found
 
@@ -398,9 +404,8 @@ class RouteTable:
 
     def _groups_of(self, host: str) -> tuple[_HostRoutes, ...]:
         """The host patterns that cover a host, in order of precedence."""
-        self._root = self._root or self._json(self._find(ROOT) or 0)
         patterns = [HostPattern(EXACT, host)]
-        if host and not is_ip_address(host):
+        if not is_ip_address(host):
             labels = host.split(".")
             patterns.append(HostPattern(LABEL, labels[0]))
             most = min(self._root["labels"], len(labels) - 1) if labels[0] else 0
@@ -418,9 +423,8 @@ class RouteTable:
         """The patterns with "*" that cover a host, in order of precedence."""
         found: list[tuple[int, str]] = []
         for head, tail in self._root["ends"]:
-            if len(host) > head + tail:
-                offset = self._find(f"{ENDS}{host[:head]}\0{host[len(host) - tail :]}")
-                found += () if offset is None else self._json(offset)
+            offset = self._find(f"{ENDS}{host[:head]}\0{host[max(0, len(host) - tail) :]}")
+            found += () if offset is None else self._json(offset)
         return [text for _, text in sorted(found) if covers_wildcard(text, host)]
 
     def _group(self, key: str) -> _HostRoutes | None:

@@ -16,8 +16,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.routing.route import HTTPS, Header, Limit, Redirect, Route, Target, Timeouts
-from poolctl.routing.route_table import RouteTable, TableError, write_table
+from poolctl.routing import route_table
+from poolctl.routing.route import (
+    HTTPS,
+    ExcludedRoute,
+    Header,
+    Limit,
+    Redirect,
+    Route,
+    StreamRoute,
+    Target,
+    Timeouts,
+)
+from poolctl.routing.route_table import ENTRY, HEADER, Match, RouteTable, TableError, depth_of, write_table
 from tests.examples import examples
 
 WEB = (Target(server="web"),)
@@ -143,7 +154,8 @@ def test_route_comes_back_from_the_table_as_it_was_given(table: Callable[..., Ro
     assert list(routes) == [given]
     match = routes.by_alias("users")
     assert match is not None
-    assert (match.route, match.servers, match.passes) == (given, {"web"}, False)
+    assert match == Match(given, False, False, frozenset({"web"}))
+    assert (routes.get("users"), routes.get("orders")) == (given, None)
     assert routes.by_alias("orders") is None
 
 
@@ -166,10 +178,21 @@ def test_more_hosts_and_paths_than_are_kept_decoded_are_found(table: Callable[..
         routes.close()
 
 
+def with_slots(content: bytes, count: int) -> bytes:
+    """The table with another number of slots, which are empty."""
+    magic, generation, routes, end, _, _ = HEADER.unpack_from(content)
+    head = HEADER.pack(magic, generation, routes, end, count, end + count * 8)
+    return head + content[HEADER.size : end] + bytes(count * 8)
+
+
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
         (lambda content: content[:20], "a route table of 20 bytes is cut off"),
+        (lambda content: content[:47], "a route table of 47 bytes is cut off"),
+        (lambda content: content[:48], "the route table has 48 bytes instead of"),
+        (lambda content: with_slots(content, 0), "bytes instead of"),
+        (lambda content: with_slots(content, 3), "bytes instead of"),
         (lambda content: content[:-8], "bytes instead of"),
         (lambda content: content + bytes(8), "bytes instead of"),
         (lambda content: b"x" + content[1:], "holds no route table"),
@@ -187,6 +210,7 @@ def test_damaged_table_is_refused(damage: Callable[[bytes], bytes], problem: str
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
         with pytest.raises(TableError, match=problem):
             RouteTable(fd)
+        assert "memfd:damaged" not in Path("/proc/self/maps").read_text()
     finally:
         os.close(fd)
 
@@ -210,7 +234,9 @@ def test_candidates_are_all_routes_of_a_small_table_and_the_covering_ones_of_a_l
     routes = table(
         *others, route("v1", path="/v1"), route("rest"), route("post", path="/v1", methods=("POST",))
     )
-    assert len(routes.candidates("h1.x", "/v1")) == 53
+    for most in (53, 1000):
+        found = [each.alias for each in routes.candidates("h1.x", "/v1", most=most)]
+        assert found == [*map(str, range(50)), "v1", "rest", "post"]
     assert [each.alias for each in routes.candidates("h1.x", "/v1", most=52)] == ["1", "post", "v1", "rest"]
     assert [each.alias for each in routes.candidates("h.x", "/v2;/..;", most=52)] == ["rest"]
 
@@ -300,3 +326,256 @@ def test_request_is_a_get_without_tls_unless_it_says_otherwise(table: Callable[.
     assert plain is not None
     assert plain.route.alias == "upgrade"
     assert routes.find("a.test", "/b", secure=True) is None
+
+
+def stream(alias: str, port: int) -> StreamRoute:
+    return StreamRoute(alias=alias, bind=f"0.0.0.0:{port}", to=WEB)
+
+
+def test_streams_and_excluded_routes_are_kept_in_order_and_the_first_of_an_alias_counts() -> None:
+    excluded = [ExcludedRoute(alias="a", reason="x"), ExcludedRoute(alias="b", reason="y")]
+    streams = [stream("z", 1), stream("db", 2), stream("db", 3)]
+    fd = write_table([route("db")], 7, streams=streams, excluded=[*excluded, excluded[0]])
+    with contextlib.closing(RouteTable(fd)) as routes:
+        os.close(fd)
+        assert [*routes.streams()] == streams[:2]
+        assert [*routes.excluded()] == excluded
+        assert (len(routes), routes.num_streams, routes.num_excluded, routes.generation) == (1, 2, 2, 7)
+        assert [routes.get_stream(alias) for alias in ("db", "z", "a")] == [streams[1], streams[0], None]
+        assert [routes.get_excluded(alias) for alias in ("a", "b", "db")] == [*excluded, None]
+        assert routes.find("", "/") == Match(route("db"), True, True, frozenset({"web"}))
+
+
+def test_empty_table_finds_nothing(table: Callable[..., RouteTable]) -> None:
+    routes = table()
+    assert (len(routes), [*routes], [*routes.streams()], [*routes.excluded()]) == (0, [], [], [])
+    assert (routes.num_streams, routes.num_excluded) == (0, 0)
+    assert [routes.find(host, "/a") for host in ("", "users", "a.test")] == [None] * 3
+    assert (routes.get("a"), routes.by_alias("a"), routes.get_by_host("a.test")) == (None, None, None)
+
+
+def test_half_of_the_slots_at_least_are_empty() -> None:
+    found = []
+    for count in range(5):
+        fd = write_table([route(f"{n}", path=f"/{n}") for n in range(count)], 1)
+        found.append(HEADER.unpack(os.pread(fd, HEADER.size, 0))[4])
+        os.close(fd)
+    assert found == [2, 8, 8, 16, 16], "for 1, 3, 4, 5 and 6 entries"
+
+
+def test_table_that_is_too_large_for_its_offsets_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    routes = [route("a"), route("b", host="b.test")]
+    fd = write_table(routes, 1)
+    size = os.fstat(fd).st_size
+    os.close(fd)
+    monkeypatch.setattr(route_table, "MOST_BYTES", size)
+    os.close(write_table(routes, 1))
+    monkeypatch.setattr(route_table, "MOST_BYTES", size - 1)
+    with pytest.raises(ValueError, match="the routes are more than a table can hold"):
+        write_table(routes, 1)
+
+
+@pytest.mark.parametrize("paths", [1, 32, 33, 100])
+def test_routes_of_a_host_are_found_however_many_paths_it_has(
+    table: Callable[..., RouteTable], paths: int
+) -> None:
+    given = [route("elsewhere", host="b.test")]
+    given += [route(f"{n}", host="a.test", path=f"/{n}/x") for n in range(paths)]
+    given += [route("rest", host="a.test")]
+    routes = table(*given)
+    servers = frozenset({"web"})
+    for each in given[1:]:
+        assert routes.find("a.test", each.path) == Match(each, True, False, servers)
+        assert routes.find("a.test", each.path) is routes.find("a.test", each.path)
+    assert routes.find("a.test", "/0/x/y/z") == Match(given[1], True, False, servers)
+    assert routes.find("a.test", "/0/xy") == Match(given[-1], True, False, servers)
+    assert routes.get_by_host("A.test:80") == given[1]
+    assert routes.get_by_host("c.test") is None
+
+
+@pytest.mark.parametrize(("paths", "apart"), [(32, False), (33, True)])
+def test_paths_have_entries_of_their_own_if_a_host_has_many(paths: int, apart: bool) -> None:
+    fd = write_table([route(f"{n}", path=f"/{n}") for n in range(paths)], 1)
+    content = os.pread(fd, 1_000_000, 0)
+    os.close(fd)
+    assert content.count(b'"above": true') == (paths if apart else 0)
+
+
+@pytest.mark.parametrize(
+    ("paths", "depth"), [(["/"], 0), (["/a"], 1), (["/", "/a"], 1), (["/a/b", "/", "/c"], 2)]
+)
+def test_depth_of_paths_is_their_greatest_number_of_segments(paths: list[str], depth: int) -> None:
+    assert depth_of(paths) == depth
+
+
+@pytest.mark.parametrize(
+    ("host", "alias"),
+    [
+        ("example.com", "top"),
+        ("a.example.com", "domain"),
+        ("b.a.example.com", "domain"),
+        ("eu.example.com", "domain"),
+        ("a.eu.example.com", "longer"),
+        ("a.b.c.eu.example.com", "longer"),
+        (".example.com", "any"),
+        ("a.com", "top"),
+        ("com", "any"),
+        ("example.org", "any"),
+        ("10.0.0.1", "any"),
+        ("[::1]", "any"),
+        ("10.example.org", "label"),
+        ("10", "any"),
+        ("users", "users"),
+    ],
+)
+def test_longest_domain_above_a_host_is_found(
+    table: Callable[..., RouteTable], host: str, alias: str
+) -> None:
+    routes = table(
+        route("any"),
+        route("top", host="*.com"),
+        route("domain", host="*.example.com"),
+        route("longer", host="*.eu.example.com"),
+        route("numbers", host="*.0.0.1"),
+        route("label", host="10"),
+        route("users", host="users"),
+    )
+    match = routes.find(host, "/")
+    assert match is not None
+    assert match.route.alias == alias
+
+
+@pytest.mark.parametrize(
+    ("host", "alias"),
+    [
+        ("us.example.com", None),
+        ("us1.example.com", "us"),
+        ("us-west.example.com", "us-west"),
+        ("us-west-1.example.com", "us-west"),
+        ("us-east.example.com", "us"),
+        ("u.s.example.com", None),
+        ("us1.example.org", "org"),
+        ("xus1.example.org", None),
+        ("aXb", None),
+        ("axbxc", "abc"),
+        ("abc", None),
+        ("axbc", None),
+        ("", None),
+        ("c", None),
+    ],
+)
+def test_patterns_with_most_literal_characters_are_tried_first(
+    table: Callable[..., RouteTable], host: str, alias: str | None
+) -> None:
+    routes = table(
+        route("us", host="us*.example.com"),
+        route("us-west", host="us-we*.example.com"),
+        route("org", host="us*.example.org"),
+        route("abc", host="a*b*c"),
+        route("axc", host="axx*c"),
+    )
+    match = routes.find(host, "/")
+    assert (match and match.route.alias) == alias
+
+
+def test_patterns_of_one_prefix_and_suffix_keep_their_order(table: Callable[..., RouteTable]) -> None:
+    routes = table(route("one", host="a*b*c"), route("more", host="a*bb*c"), route("other", host="a*d*c"))
+    found = {host: routes.find(host, "/") for host in ("axbbxc", "axbxc", "axdxbxc", "axdxc", "axec")}
+    assert {host: match and match.route.alias for host, match in found.items()} == {
+        "axbbxc": "more", "axbxc": "one", "axdxbxc": "one", "axdxc": "other", "axec": None,
+    }  # fmt: skip
+
+
+def test_host_with_two_paths_belongs_to_no_route_as_a_whole(table: Callable[..., RouteTable]) -> None:
+    routes = table(route("rest"), route("v1", path="/v1"))
+    servers = frozenset({"web"})
+    assert routes.find("a.test", "/") == Match(route("rest"), True, False, servers)
+    assert routes.find("a.test", "/v1") == Match(route("v1", path="/v1"), True, False, servers)
+
+
+def test_host_belongs_to_its_route_although_plain_requests_are_redirected(
+    table: Callable[..., RouteTable],
+) -> None:
+    upgrade = Route(alias="upgrade", redirect=Redirect(to=HTTPS))
+    routes = table(route("rest"), upgrade)
+    assert routes.find("a.test", "/", secure=True) == Match(route("rest"), True, True, frozenset({"web"}))
+    plain = routes.find("a.test", "/")
+    assert plain is not None
+    assert (plain.route, plain.passes, plain.servers) == (upgrade, False, frozenset())
+
+
+def test_names_with_the_same_hash_are_told_apart(table: Callable[..., RouteTable]) -> None:
+    names = ("plumless", "buckeroo")  # they have one CRC-32
+    routes = table(*(route(name, host=name) for name in names))
+    for name in names:
+        match = routes.find(name, "/")
+        assert match is not None
+        assert match.route == routes.get(name) == route(name, host=name)
+
+
+def changed(content: bytes, at: int, new: bytes) -> int:
+    """A descriptor of the table with other bytes at one place."""
+    fd = os.memfd_create("changed", os.MFD_ALLOW_SEALING)
+    os.write(fd, content[:at] + new + content[at + len(new) :])
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, route_table.SEALS)
+    return fd
+
+
+def test_entry_that_goes_beyond_the_end_is_not_read() -> None:
+    whole = write_table([route("a")], 1)
+    content = os.pread(whole, 100_000, 0)
+    os.close(whole)
+    last = content.rindex(b"!{") - ENTRY.size
+    name, size = ENTRY.unpack_from(content, last)
+    fd = changed(content, last, ENTRY.pack(name, size + 1))
+    with contextlib.closing(RouteTable(fd)) as routes:
+        os.close(fd)
+        with pytest.raises(TableError, match="an entry of the route table goes beyond its end"):
+            routes.find("", "/")
+        assert routes.get("a") == route("a")
+
+
+def test_table_without_its_root_is_damaged() -> None:
+    whole = write_table([route("a")], 1)
+    content = os.pread(whole, 100_000, 0)
+    os.close(whole)
+    fd = changed(content, content.rindex(b"!{"), b"?")
+    with contextlib.closing(RouteTable(fd)) as routes:
+        os.close(fd)
+        with pytest.raises(TableError, match="the route table has no root"):
+            routes.find("", "/")
+
+
+def test_closed_table_is_no_longer_in_memory() -> None:
+    fd = write_table([route("a")], 1)
+    routes = RouteTable(fd)
+    os.close(fd)
+    assert "memfd:poolctl-routes" in Path("/proc/self/maps").read_text()
+    before = Path("/proc/self/maps").read_text().count("memfd:poolctl-routes")
+    routes.close()
+    assert Path("/proc/self/maps").read_text().count("memfd:poolctl-routes") == before - 1
+
+
+@pytest.mark.parametrize("many", ["unknown hosts", "hosts with routes", "paths of one host"])
+def test_no_more_is_kept_decoded_than_the_table_may(many: str) -> None:
+    if many == "paths of one host":
+        given = [route(f"{n}", host="h.x", path=f"/{n}") for n in range(150)]
+        requests = [("h.x", f"/{n}") for n in range(150)]
+    elif many == "hosts with routes":
+        given = [route(f"{n}", host=f"h{n}.x") for n in range(150)]
+        requests = [(f"h{n}.x", "/") for n in range(150)]
+    else:
+        given = [route("a", host="a.x")]
+        requests = [(f"h{n}.x", "/") for n in range(1000)]
+    fd = write_table(given, 1)
+    with contextlib.closing(RouteTable(fd, cached=8)) as routes:
+        os.close(fd)
+        routes.find("x", "/")
+        gc.collect()
+        tracemalloc.start()
+        for host, path in requests:
+            routes.find(host, path)
+        gc.collect()
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert kept < (10_000 if many == "unknown hosts" else 100_000)
