@@ -17,9 +17,11 @@ import pytest
 
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.process.streams import tcp as tcp_module
+from poolctl.features.gateway.process.streams.tcp import TcpStream
 from poolctl.keeper import connection_handover
 from poolctl.routing.route import BreakerRule, StreamRoute, Target, Timeouts
 from poolctl.routing.route_report import BreakerState
+from poolctl.worker import tally
 
 from .stream_stage import Run, StreamEdge, a_route, closed_port, listening, run, tcp, until
 
@@ -582,3 +584,127 @@ def test_connection_of_a_trusted_proxy_ends_without_a_header(run: Run, sent: byt
         assert asked == 0
 
     run(scene())
+
+
+def ends(stream: TcpStream, target: int = 0) -> dict[str, int]:
+    """How the connections to one backend of a stream have ended; only what is not 0."""
+    counts = stream.edge.backends.of(stream.route).members[target].backend.counts
+    found = {
+        "began": counts.slots[tally.STARTED],
+        "left": counts.slots[tally.DISCONNECTED],
+        "answered": sum(counts.slots[tally.BUCKETS : tally.BUCKETS + len(tally.BOUNDS_NS) + 1]),
+        "in": counts.bytes_in,
+        "out": counts.bytes_out,
+        **counts.errors,
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+def test_connection_is_counted_for_its_stream_and_backend_with_its_duration(run: Run) -> None:
+    async def main() -> None:
+        async with backend() as port, tcp(a_route(port)) as (stream, at), client(at) as (reader, writer):
+            writer.write(b"four")
+            assert await reader.readexactly(4) == b"four"
+            assert ends(stream) == {"began": 1}
+            stream.edge.moved_seconds += 5.0  # type: ignore[attr-defined]
+            expected = {
+                "alias": "db", "protocol": "tcp", "bind": "", "open": 1, "accepted": 1, "passed": 0,
+                "refused": 0, "failed": 0, "bytes_in": 4, "bytes_out": 4,
+            }  # fmt: skip
+            assert stream.snapshot() == expected
+            writer.write_eof()
+            assert await reader.read() == b""
+            await until(lambda: not stream.open)
+            assert stream.snapshot() == {**expected, "open": 0}
+            assert ends(stream) == {"began": 1, "answered": 1, "in": 4, "out": 4}
+            latency = stream.edge.backends.of(stream.route).members[0].backend.counts.slots[tally.LATENCY_NS]
+            assert 5e9 <= latency < 5e9 + 60e9
+
+    run(main())
+
+
+def test_backends_that_refuse_are_counted_once_for_each_connection(run: Run) -> None:
+    async def main() -> None:
+        with closed_port() as dead:
+            async with backend(names(b"second")) as port, tcp(a_route(dead, port)) as (stream, at):
+                for number in (1, 2):
+                    assert await answer(at) == b"second"
+                    await until(lambda: not stream.open)
+                    assert ends(stream) == {"began": number, "connect": number}
+                    assert ends(stream, 1) == {"began": number, "answered": number, "out": 6 * number}
+                    assert (stream.failed, stream.refused) == (number, 0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_backend_that_resets_a_connection_has_failed_unless_it_has_answered(run: Run, answered: bool) -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if answered:
+            writer.write(b"1")
+        await reader.readexactly(1)
+        reset(writer)
+
+    async def main() -> None:
+        async with (
+            backend(handler) as port,
+            tcp(a_route(port)) as (stream, at),
+            client(at) as (reader, writer),
+        ):
+            if answered:
+                await reader.readexactly(1)
+            writer.write(b"2")
+            with pytest.raises(ConnectionResetError):
+                await reader.read()
+            await until(lambda: not stream.open)
+            assert stream.failed == (not answered)
+            assert ends(stream) == {
+                "began": 1, "in": 1, **({"answered": 1, "out": 1} if answered else {"reset": 1}),
+            }  # fmt: skip
+
+    run(main())
+
+
+def test_client_that_resets_its_connection_is_no_failure_of_the_backend(run: Run) -> None:
+    async def main() -> None:
+        async with backend() as port, tcp(a_route(port)) as (stream, at), client(at) as (_, writer):
+            await until(lambda: ends(stream))
+            reset(writer)
+            await until(lambda: not stream.open)
+            assert (stream.failed, ends(stream)) == (0, {"began": 1, "answered": 1})
+
+    run(main())
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0])
+def test_connection_that_ends_before_its_backend_accepts_is_counted_as_left(run: Run, seconds: float) -> None:
+    async def main() -> None:
+        with listening() as hung, contextlib.ExitStack() as clients:
+            hung.listen(0)
+            for _ in range(3):  # its queue is full: further attempts get no reply
+                each = clients.enter_context(socket.socket())
+                each.setblocking(False)
+                each.connect_ex(hung.getsockname())
+            route = a_route(hung.getsockname()[1], timeouts=Timeouts(connect=seconds))
+            async with tcp(route) as (stream, at), client(at) as (reader, _):
+                await until(lambda: stream.open)
+                await stream.drain(0)
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+                assert (stream.failed, stream.refused, len(stream.open)) == (0, 0, 0)
+                assert ends(stream) == {"began": 1, "left": 1}
+
+    run(main())
+
+
+def test_time_in_all_ends_a_connection_with_a_reset(run: Run) -> None:
+    async def main() -> None:
+        async with backend() as port:
+            route = a_route(port, timeouts=Timeouts(total=0.02))
+            async with tcp(route) as (stream, at), client(at) as (reader, _):
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+                await until(lambda: not stream.open)
+                assert ends(stream) == {"began": 1, "answered": 1}
+
+    run(main())

@@ -453,10 +453,6 @@ class _StreamedConnection:
             if flow is not None:
                 flow.stop()
         self._stop_waiting()
-        if self._lease is not None:
-            counts = self._lease.backend.counts
-            counts.bytes_in += self.bytes_in
-            counts.bytes_out += self.bytes_out
         self._release(RequestOutcome.ANSWERED if self._up else RequestOutcome.CANCELLED)
         self._client.close()
         if self._backend is not None:
@@ -466,4 +462,6 @@ class _StreamedConnection:
     def _release(self, outcome: RequestOutcome, error: str = "") -> None:
         if self._lease is not None:
             lease, self._lease = self._lease, None
+            lease.backend.counts.bytes_in += self.bytes_in
+            lease.backend.counts.bytes_out += self.bytes_out
             lease.release(outcome, self._stream.edge.now() - self._began, 0, error)
