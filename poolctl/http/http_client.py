@@ -42,10 +42,9 @@ class StreamedResponse:
         while True:
             if piece := self._message.take_body():
                 yield piece
-            if self._message.complete or not await _read(self._message, self._stream):
-                break
-        if piece := self._message.take_body():
-            yield piece
+            if self._message.complete:
+                return
+            await _read(self._message, self._stream)
 
 
 @contextlib.asynccontextmanager
@@ -94,18 +93,16 @@ async def exchange(
             await writer.wait_closed()
 
 
-async def _read(message: ResponseReader, stream: asyncio.StreamReader) -> bool:
-    """Read more of the response; returns False if it has ended properly. Raises NoResponse if it ended early."""
+async def _read(message: ResponseReader, stream: asyncio.StreamReader) -> None:
+    """Read more of the response. Raises NoResponse if it has ended early."""
     try:
         data = await stream.read(_READ_BYTES)
     except ConnectionError as error:
         raise NoResponse(error.errno, error.strerror) from None
     if data:
         message.feed(data)
-        return True
-    if not message.end():
+    elif not message.end():
         raise NoResponse("the connection was closed before the response was complete")
-    return False
 
 
 class ProxyError(ConnectionError):

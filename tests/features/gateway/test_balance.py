@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolctl.features.gateway.process.backends import balance
 from poolctl.features.gateway.process.backends.balance import BY_LOAD, ConsistentHash, policy_of
 from poolctl.routing.route import POLICIES
 from tests.examples import examples
@@ -97,6 +98,16 @@ def test_random_two_avoids_the_loaded_backend() -> None:
     assert min(counts["b"], counts["c"]) > 100
 
 
+def test_random_two_of_two_backends_compares_both() -> None:
+    assert {*chosen("random-two", [Host("a", 1, 100), Host("b")], 100)} == {"b"}
+    assert {*chosen("random-two", [Host("a", 4, 4), Host("b", 1, 2)], 100)} == {"a"}
+    assert {*chosen("random-two", [Host("a", 1, 2), Host("b", 4, 4)], 100)} == {"b"}
+
+
+def test_least_connections_begins_with_the_first_and_takes_equal_ones_in_turn() -> None:
+    assert "".join(chosen("least-connections", hosts(1, 1, 1), 7)) == "abcabca"
+
+
 def test_first_takes_a_spare_only_when_the_first_is_not_usable() -> None:
     assert chosen("first", hosts(1, 1), 2) == ["a", "a"]
     assert chosen("first", hosts(1, 1), 1, lambda host: host.key != "a") == ["b"]
@@ -143,6 +154,24 @@ def test_very_heavy_backends_keep_the_circle_small() -> None:
     candidates = hosts(1000, 3000)
     counts = Counter(owners(candidates).values())
     assert abs(counts["a"] - 500) < 100
+
+
+@pytest.mark.parametrize(
+    ("weights", "points"), [((1,), 128), ((128,), 16_384), ((1000, 3000), 16_000), ((20_000,), 20_000)]
+)
+def test_circle_has_points_by_weight_within_its_limit_and_one_at_least(
+    monkeypatch: pytest.MonkeyPatch, weights: tuple[int, ...], points: int
+) -> None:
+    hashed: list[str] = []
+    monkeypatch.setattr(balance, "_hash", lambda text: hashed.append(text) or len(hashed))
+    ConsistentHash(hosts(*weights))
+    assert len(hashed) == points
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_route_without_backends_has_none_to_choose(name: str) -> None:
+    assert chosen(name, [], 2) == ["-", "-"]
+    assert chosen(name, hosts(1, 1, 1), 2, lambda host: False) == ["-", "-"]
 
 
 def test_unknown_policy_is_refused_with_the_known_ones() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from poolctl.features.gateway.process.counts import REFUSED, TLS, Counts
 from poolctl.worker import tally
 
@@ -30,6 +32,20 @@ def test_latency_at_a_bound_belongs_to_its_bucket() -> None:
     traffic = Counts().backend("a")
     traffic.answered(200, 0.001)
     assert traffic.slots[tally.BUCKETS + tally.BOUNDS_NS.index(1_000_000)] == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "at"), [(99, None), (100, 1), (199, 1), (200, 2), (599, 5), (600, None), (0, None)]
+)
+def test_answer_is_counted_by_the_class_of_its_status_and_with_its_latency(
+    status: int, at: int | None
+) -> None:
+    traffic = Counts().backend("a")
+    traffic.answered(status, 0.25)
+    traffic.answered(status, 0.5)
+    assert traffic.slots[tally.STATUS + 1 : tally.STATUS + 6] == [2 * (each == at) for each in range(1, 6)]
+    assert traffic.slots[tally.LATENCY_NS] == 750_000_000
+    assert sum(traffic.slots[tally.BUCKETS :]) == 2
 
 
 def test_refused_requests_are_errors_of_their_route_or_counted_by_their_status() -> None:
@@ -69,3 +85,23 @@ def test_snapshot_names_routes_and_backends_and_forgets_those_that_are_gone() ->
     found = counts.snapshot()
     assert (list(found["routes"]), list(found["backends"])) == (["web"], ["users"])
     assert found["backends"]["users"]["bytes_in"] == 5
+
+
+def test_new_counts_are_all_zero() -> None:
+    counts = Counts()
+    counts.route("web")
+    nothing = {"slots": [0] * tally.COUNTED, "errors": {}, "bytes_in": 0, "bytes_out": 0}
+    assert counts.snapshot() == {"refused": {}, "routes": {"web": nothing}, "backends": {}}
+    assert (counts.total(), counts.refusals) == ([0] * tally.COUNTED, (0, 0))
+
+
+def test_backend_and_route_that_come_back_begin_at_zero_and_refusals_stay() -> None:
+    counts = Counts()
+    for alias in ("web", "plain"):
+        counts.route(alias).began()
+    counts.refused("503", "web")
+    counts.backend("users").began()
+    counts.keep([], [])
+    assert counts.refusals == (1, 0)
+    assert (counts.backend("users").requests, counts.route("web").requests) == (0, 0)
+    assert counts.total()[tally.STARTED] == 3

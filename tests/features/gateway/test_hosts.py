@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from poolctl.features.gateway.process.backends.hosts import HostManager, UnknownHost, find_host
+from poolctl.features.gateway.process.backends.hosts import HostManager, HostRecord, UnknownHost, find_host
 from poolctl.routing.route_report import HostState
 from tests.manual_clock import ManualClock
 
@@ -63,8 +63,52 @@ def test_disabled_without_a_time_stays_until_it_is_enabled(clock: ManualClock) -
     hosts.disable("a", 0)
     clock.advance(1e9)
     assert (hosts.state("a"), hosts.record("a").until) == (DISABLED, 0.0)
-    hosts.enable("a")
-    assert hosts.state("a") is ACTIVE
+    clock.advance(1)
+    enabled = HostRecord(host="a", why="enabled by request", since=clock.time())
+    assert hosts.enable("a") == enabled
+    clock.advance(1)
+    assert hosts.enable("a") == hosts.record("a") == enabled
+    assert hosts.enable("b") == HostRecord(host="b")
+
+
+def test_records_are_those_of_hosts_whose_state_was_changed(clock: ManualClock) -> None:
+    hosts, _ = manager(clock)
+    hosts.disable("a", 10)
+    hosts.drain("b")
+    since = clock.time()
+    clock.advance(11)
+    assert (hosts.remaining_seconds("a"), hosts.remaining_seconds("b"), hosts.remaining_seconds("c")) == (
+        0,
+        0,
+        0,
+    )
+    over = "the time for which it was disabled is over"
+    assert hosts.records() == [
+        HostRecord(host="a", why=over, since=clock.time()),
+        HostRecord(host="b", state="draining", why="drained by request", since=since),
+    ]
+    assert [each["host"] for each in hosts.to_json()["hosts"]] == ["b"]
+    hosts.forget(["a", "c"])
+    assert [each.host for each in hosts.records()] == ["b"]
+
+
+@pytest.mark.parametrize(("left", "kept"), [(-1.0, False), (0.0, False), (0.5, True)])
+def test_saved_state_whose_time_is_over_is_not_restored(clock: ManualClock, left: float, kept: bool) -> None:
+    hosts, _ = manager(clock)
+    until = clock.time() + left
+    entry = {"host": "a", "state": "disabled", "why": "", "since": until - 10, "until": until}
+    hosts.restore(
+        {
+            "hosts": [
+                entry,
+                {**entry, "host": "b", "until": float("nan")},
+                {**entry, "host": "c", "state": "active"},
+            ]
+        }
+    )
+    assert [(each.host, each.state, each.until) for each in hosts.records()] == (
+        [("a", "disabled", until)] if kept else []
+    )
 
 
 def test_orders_replace_each_other(clock: ManualClock) -> None:
@@ -126,6 +170,12 @@ def test_states_survive_a_restart_with_the_time_that_is_left(clock: ManualClock)
         "disabled by request", clock.time(), 40.0,
     )  # fmt: skip
     assert after.state("c") is ACTIVE
+    assert (
+        after.record("d")
+        == before.record("d")
+        == HostRecord(host="d", state="disabled", why="disabled by request", since=clock.time())
+    )
+    assert after.remaining_seconds("d") == 0.0
     later.advance(40)
     assert after.state("a") is ACTIVE
 

@@ -40,6 +40,20 @@ def test_burst_is_admitted_at_once_and_then_one_each_interval() -> None:
     assert admitted(limiter, 200.0, 10) == 3, "an idle time gives no more than the burst"
 
 
+def test_limit_of_one_request_admits_one() -> None:
+    limiter = Limiter(Limit(concurrency=1))
+    assert (limiter.refused_seconds(0.0), limiter.is_full) == (0.0, False)
+    limiter.enter(0.0)
+    assert (limiter.refused_seconds(0.0), limiter.is_full) == (1.0, True)
+
+
+def test_burst_stays_while_the_rate_is_lowered_and_one_seconds_worth_does_not() -> None:
+    given, worth = Limiter(Limit(requests_per_second=10, burst=3)), Limiter(Limit(requests_per_second=10))
+    given.share = worth.share = 0.5
+    assert (admitted(given, 0.0, 20), admitted(worth, 0.0, 20)) == (3, 5)
+    assert (round(given.refused_seconds(0.0), 6), round(worth.refused_seconds(0.0), 6)) == (0.2, 0.2)
+
+
 def test_burst_is_one_seconds_worth_unless_given() -> None:
     assert admitted(Limiter(Limit(requests_per_second=10)), 0.0, 50) == 10
     assert admitted(Limiter(Limit(requests_per_second=0.1)), 0.0, 50) == 1
@@ -101,6 +115,13 @@ def test_client_has_one_limiter(first: str, second: str, same: bool) -> None:
 
 def test_client_without_an_address_has_no_limit() -> None:
     assert ClientLimits(LIMIT).limiter("") is None
+
+
+def test_client_whose_address_is_no_ip_address_has_a_limiter_of_its_own() -> None:
+    limits = ClientLimits(LIMIT)
+    assert limits.limiter("a") is not None
+    assert limits.limiter("a") is limits.limiter("a")
+    assert limits.limiter("a") is not limits.limiter("b")
 
 
 def test_table_of_clients_is_bounded_and_forgets_who_asked_longest_ago() -> None:

@@ -40,6 +40,7 @@ VALID = [
     (b"PROXY TCP6 ::ffff:192.0.2.1 ::1 1 2\r\n", "192.0.2.1", 1),
     (b"PROXY UNKNOWN\r\n", "", 0),
     (b"PROXY UNKNOWN ffff:f...f ffff:f...f 65535 65535\r\n", "", 0),
+    (b"PROXY UNKNOWN " + b"x" * 91 + b"\r\n", "", 0),
     (version_2(0x21, 0x11, tcp4()), "192.0.2.1", 5000),
     (version_2(0x21, 0x11, tcp4(), b"\x04\x00\x03abc"), "192.0.2.1", 5000),
     (version_2(0x21, 0x21, tcp6("2001:db8::1")), "2001:db8::1", 5000),
@@ -75,6 +76,8 @@ def test_header_names_the_client(header: bytes, client: str, port: int, more: by
         b"PROXY TCP4  192.0.2.1 10.0.0.1 5000 80\r\n",
         b"PROXY TCP5 192.0.2.1 10.0.0.1 5000 80\r\n",
         b"PROXY UNKNOWN\x00\r\n",
+        b"PROXY UNKNOWN " + b"x" * 92 + b"\r\n",
+        b"PROXY UNKNOWN " + b"x" * 93,
         b"PROXY UNKNOWN " + b"x" * 107,
         b"\r\n\r\n\x00\r\nQUIT\r",
         SIGNATURE + b"\x11\x11\x00\x0c" + tcp4(),  # version 1 in the form of 2

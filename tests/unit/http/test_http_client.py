@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -35,6 +36,7 @@ def test_proxy_is_that_of_the_scheme_with_its_credentials() -> None:
         ("hooks.test", "hooks.test:8443", False),
         ("10.1.2.3", "10.0.0.0/8", True),
         ("::1", "[::1]", True),
+        ("10.1.2.3", "10.9.9.9/8", True),
         ("192.168.1.1", "10.0.0.0/8,hooks.test", False),
         ("hooks.test", "*", True),
         ("hooks.test", "", False),
@@ -120,7 +122,8 @@ def test_request_is_sent_and_its_response_read(method: str, answer: bytes, body:
     async def use(port: int) -> bytes:
         fields = [("host", "a.test"), ("content-length", "2")]
         async with exchange(("127.0.0.1", port), method, "/x?y", fields, b"ab") as response:
-            assert response.status == 200
+            assert (response.status, response.head.status) == (200, 200)
+            assert repr(response) == "<StreamedResponse 200>"
             return b"".join([piece async for piece in response.body()])
 
     assert asyncio.run(served(answering(answer, heads, 2), use)) == body
@@ -186,3 +189,86 @@ def test_tunnel_reaches_the_host_and_checks_its_certificate(tmp_path: Path, stat
         b"CONNECT localhost:8443 HTTP/1.1\r\nhost: localhost:8443\r\nproxy-authorization: Basic bWU6cyB0\r\n\r\n",
         b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n",
     ]
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 6\r\n", b""])
+def test_body_is_yielded_in_the_pieces_in_which_it_arrives(length: bytes) -> None:
+    async def use(port: int) -> list[bytes]:
+        async with exchange(("127.0.0.1", port), "GET", "/", [("host", "a")]) as response:
+            found = []
+            async for piece in response.body():
+                found.append(piece)
+                taken.set()
+            return found
+
+    async def handler(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n")
+        for piece in (b"ab", b"cd", b"ef"):
+            writer.write(piece)
+            await taken.wait()
+            taken.clear()
+
+    async def scenario() -> list[bytes]:
+        nonlocal taken
+        taken = asyncio.Event()
+        return await served(handler, use)  # type: ignore[no-any-return]
+
+    taken: asyncio.Event
+    assert asyncio.run(scenario()) == [b"ab", b"cd", b"ef"]
+
+
+def test_request_without_tls_is_sent_to_the_proxy_itself() -> None:
+    asked: list[bytes] = []
+
+    async def use(port: int) -> int:
+        proxy = ForwardProxy("127.0.0.1", port)
+        where = ("a.test", 80)
+        async with exchange(where, "GET", "http://a.test/", [("host", "a.test")], proxy=proxy) as response:
+            return response.status
+
+    assert asyncio.run(served(answering(b"HTTP/1.1 204 No Content\r\n\r\n", asked), use)) == 204
+    assert asked == [b"GET http://a.test/ HTTP/1.1\r\nhost: a.test\r\n\r\n"]
+
+
+def test_host_with_tls_is_reached_without_a_proxy(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    inside.load_cert_chain(cert, key)
+
+    async def use(port: int) -> int:
+        context = ssl.create_default_context(cafile=str(cert))
+        async with exchange(("localhost", port), "GET", "/", [("host", "a")], tls=context) as response:
+            return response.status
+
+    handler = answering(b"HTTP/1.1 204 No Content\r\n\r\n", [])
+    assert asyncio.run(served(handler, use, ssl=inside)) == 204
+
+
+@pytest.mark.parametrize("through", ["exchange", "tunnel"])
+def test_connection_is_closed_when_the_exchange_ends(through: str) -> None:
+    async def handler(stream: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await stream.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+        await seen.wait()
+
+    async def use(port: int) -> int:
+        before = len(os.listdir("/proc/self/fd"))
+        if through == "exchange":
+            async with exchange(("127.0.0.1", port), "GET", "/", [("host", "a")]):
+                pass
+        else:
+            with pytest.raises(ProxyError, match="answered 403"):
+                await ForwardProxy("127.0.0.1", port).open_tunnel(
+                    "a", 443, ssl.create_default_context(), limit=65536
+                )
+        found = len(os.listdir("/proc/self/fd")) - before
+        seen.set()
+        return found
+
+    async def scenario() -> int:
+        nonlocal seen
+        seen = asyncio.Event()
+        return await served(handler, use)  # type: ignore[no-any-return]
+
+    seen: asyncio.Event
+    assert asyncio.run(scenario()) == 1, "the server's side"

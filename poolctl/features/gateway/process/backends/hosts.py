@@ -34,7 +34,7 @@ class UnknownHost(LookupError):
     def __init__(self, name: str, known: Iterable[str]) -> None:
         self.message = f"no backend is called {name!r}"
         hosts = [*known]
-        near = get_close_matches(name[:200].lower(), [host.lower() for host in hosts], n=3, cutoff=0.5)
+        near = get_close_matches(name[:200].lower(), [host.lower() for host in hosts], cutoff=0.5)
         found = [host for host in hosts if host.lower() in near]
         self.hint = f"did you mean {' or '.join(found[:3])}?" if found else "`poolctl backends` lists them"
         super().__init__(f"{self.message}; {self.hint}")
@@ -167,11 +167,9 @@ class HostManager:
                 state = HostState(record.state)
             except (ValueError, AttributeError):
                 continue
-            if state is HostState.ACTIVE or 0 < record.until <= wall:
-                continue
             # Never longer than the time that was ordered, in case the system's clock was set back.
             left = min(record.until - wall, record.until - record.since) if record.until else 0.0
-            if left >= 0:
+            if state is not HostState.ACTIVE and (left > 0 or not record.until):
                 self._set(record.host, state, record.why, left, since=record.since)
 
     def _set(
