@@ -9,20 +9,27 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from poolctl.config import Tables
+from poolctl.errors import ServerError
 from poolctl.exit_codes import NO_SUPERVISOR
+from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings
+from poolctl.features.gateway.supervision import gateway_manager
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
+from poolctl.features.gateway.supervision.gateway_plan import Certificate, GatewayPlan
+from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
+from poolctl.features.gateway.supervision.gateway_reports import canary_name
 from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.gateway.table import GatewayConfig
 from poolctl.json_form import Table, to_json
+from poolctl.routing.route import StreamRoute, Target
 from poolctl.routing.route_report import HostReport
 from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.active_configuration import PoolEnvironment
@@ -35,6 +42,7 @@ from tests.ports import claim_port
 from tests.real_pool import RealPool, pool_in
 from tests.unit.core.ordered_core import web
 from tests.unit.supervisor.desk import Desk
+from tests.virtual_loop import VirtualLoop
 
 
 def load(gateway: GatewayPool, mode: str = "keep_alive", **options: object) -> Load:
@@ -466,6 +474,14 @@ class Manager(GatewayManager):
     def gateway(self) -> Any:
         return self.made
 
+    def settles(self) -> None:
+        """Have every configuration applied at once from now on."""
+
+        async def settle() -> None:
+            self._succeeded()
+
+        self._settle = settle  # type: ignore[method-assign]
+
 
 def with_manager(scene: Callable[[Manager], Coroutine[Any, Any, None]]) -> None:
     async def work() -> None:
@@ -596,3 +612,418 @@ def test_closed_manager_ends_its_probes_and_computes_no_routes() -> None:
         assert manager._zygote_timer.cancelled()
 
     asyncio.run(asyncio.wait_for(work(), 60))
+
+
+class Orders(Gateway):
+    """Keeps each order in `sent`; `performed` waits as long as the test says."""
+
+    mark = "m"
+
+    def __init__(self, report: Table | Exception | None = None) -> None:
+        super().__init__(report)
+        self.listeners = {"gone:1"}
+        self.servers: set[str] = set()
+        self.performs: Callable[[], Coroutine[Any, Any, None]] | None = None
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *given, **more: self.sent.append((name, (*given, *more.items())))
+
+    async def performed(self) -> None:
+        self.sent.append(("performed", ()))
+        if self.performs is not None:
+            await self.performs()
+
+    async def wait_until_applied(self) -> None:
+        self.sent.append(("applied", ()))
+
+    async def finish(self, seconds: float) -> None:
+        self.sent.append(("finish", seconds))
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the orders since the last time."""
+        found = [name for name, _ in self.sent]
+        self.sent.clear()
+        return found
+
+
+@pytest.mark.parametrize(
+    ("server", "engine", "orders", "seconds"),
+    [
+        ("one", "poolctl", [], 0.0),
+        ("one", "haproxy", ["forget", "forget", "applied"], 0.0),
+        ("canary", "poolctl", ["forget", "forget", "applied"], 0.05),
+    ],
+)
+def test_gateway_knows_of_workers_that_leave_where_it_sends_them_requests_itself(
+    server: str, engine: str, orders: list[str], seconds: float
+) -> None:
+    async def scene() -> None:
+        manager = Manager()
+        name = canary_name("one") if server == "canary" else server
+        await manager.leaving(name)
+        assert loop.time() == 0.0, "there is no process"
+        manager.tables = Tables(gateway=GatewayConfig(engine=engine))
+        manager.made = manager._process = Orders()
+        await manager.leaving(name)
+        assert (manager.made.names, loop.time()) == (orders, seconds)
+
+    loop = VirtualLoop()
+    try:
+        loop.run_until_complete(scene())
+    finally:
+        loop.close()
+
+
+def test_process_gets_the_whole_state_in_an_order_in_which_it_can_use_it() -> None:
+    async def scene(manager: Manager) -> None:
+        orders = manager.made = Orders()
+        manager._sync(orders)
+        assert orders.sent == [], "nothing is planned yet"
+        own: Any = ("give", "take")
+        manager._own = own
+        manager._sync(orders)
+        assert orders.sent == []
+        settings = GatewaySettings(directory="/run")
+        certificate = Certificate("a:1", ("a.example",), {"ciphers": None}, (b"cert", b"key"), "digest")
+        route = StreamRoute(alias="db", bind="127.0.0.1:2", to=(Target(url="127.0.0.1:9"),))
+        web_listener = ListenerSettings(bind="127.0.0.1:1")
+        db = ListenerSettings(bind="127.0.0.1:2", protocol="tcp", alias="db")
+        closed = ListenerSettings(bind="127.0.0.1:3")
+        listeners = {each.key: each for each in (web_listener, db, closed)}
+        manager._current = GatewayPlan(settings, listeners, {db.key: route}, (certificate,))
+        orders.listeners = {"gone:1", db.key}
+        manager.reports.hosts = {"hosts": []}
+        manager.routes.routes = RouteSet(servers=frozenset({"one"}))
+        manager.routes.generation = 7
+        table: Any = object()
+        manager.routes.table = table
+        machines: Any = SimpleNamespace(states={"a": 1}, ask=print, follow_routes=print)
+        manager.machines = machines
+        orders.servers = {"one", "former"}
+        sockets = [socket.socket() for _ in range(2)]
+        manager._listeners._open = {web_listener.key: sockets[:1], db.key: sockets[1:]}
+        contents: list[bytes] = []
+
+        def certify(bind: str, names: Any, tls: Any, mark: object, fds: list[int]) -> None:
+            contents.extend(os.pread(fd, 100, 0) for fd in fds)
+            orders.sent.append(("certify", (bind, names, tls, mark)))
+
+        orders.certify = certify
+        manager._sync(orders)
+        marks = [(os.fstat(each.fileno()).st_ino,) for each in sockets]
+        facts = ("one", None)
+        assert orders.sent == [
+            ("configure", (settings,)), ("take_back", own), ("restore_hosts", ({"hosts": []},)), facts,
+            ("forget", canary_name("one")), ("report_probes", ({},)),
+            ("certify", ("a:1", ("a.example",), {"ciphers": None}, "digest")),
+            ("certify_only", ({"a:1": [("a.example",)]},)), ("machines", {"a": 1}),
+            ("publish", (7, table, ("keeps", False))), ("forget", "former"),
+            ("listen", (web_listener, None, marks[0], sockets[:1])), ("listen", (db, route, marks[1], sockets[1:])),
+            ("close_listener", ("gone:1",)),
+        ]  # fmt: skip
+        assert contents == [b"cert", b"key"]
+        manager._own = None
+        manager.routes.table = None
+        for each in sockets:
+            each.close()
+
+    with_manager(scene)
+
+
+def test_pair_for_passed_connections_is_kept_for_the_next_supervisor_and_dropped_at_the_end() -> None:
+    async def scene(manager: Manager) -> None:
+        kept: list[tuple[dict[str, Any], list[int]]] = []
+
+        def send(message: dict[str, Any], fds: Iterable[socket.socket] = ()) -> None:
+            kept.append((message, [each.fileno() for each in fds]))
+
+        async def call(message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+            assert message == {"op": "get", "name": "gateway pair"}
+            return {}, [os.dup(fd) for fd in kept[0][1]] if kept else []
+
+        keeper: Any = manager._keeper
+        keeper.send, keeper.call = send, call
+        await manager._adopt_pair()
+        assert manager._own is None
+        manager._open_pair()
+        assert manager._own is not None
+        give, take = manager._own
+        assert [give.getblocking(), take.getblocking()] == [False, False]
+        assert kept == [({"op": "put", "name": "gateway pair"}, [give.fileno(), take.fileno()])]
+        await manager._adopt_pair()
+        adopted = manager._own
+        assert [os.fstat(each.fileno()).st_ino for each in adopted] == [
+            os.fstat(each.fileno()).st_ino for each in (give, take)
+        ]
+        give.close()
+        take.close()
+        manager._served = ("a",)
+        await manager._shut_down()
+        assert (manager._own, manager._current, manager._served) == (None, None, ())
+        assert [each.fileno() for each in adopted] == [-1, -1]
+        assert kept[1:] == [({"op": "drop", "name": "gateway pair"}, [])]
+        await manager._shut_down()
+        assert len(kept) == 2
+
+    with_manager(scene)
+
+
+def test_gateway_finishes_its_connections_within_the_drain_timeout() -> None:
+    async def scene(manager: Manager) -> None:
+        messages: list[dict[str, Any]] = []
+        keeper: Any = manager._keeper
+        keeper.send = messages.append
+        await manager.finish()
+        assert (manager._over, messages) == (True, [])
+        orders = manager.made = manager._process = Orders()
+        await manager.finish()
+        assert orders.sent == [], "it has no plan to drain by"
+        manager._current = GatewayPlan(GatewaySettings(directory="/run", drain_seconds=7.5), {}, {}, ())
+        ended: list[str] = []
+        zygote: Any = SimpleNamespace(end=lambda: ended.append("zygote"))
+        manager._zygote = zygote
+        await manager.finish()
+        assert orders.sent == [("finish", 7.5)]
+        assert manager._process is None
+        assert (ended, manager._zygote) == (["zygote"], None)
+        assert messages == [
+            {"op": "drop", "name": "gateway zygote"}, {"op": "drop", "name": GatewayManager.entry},
+        ]  # fmt: skip
+
+    with_manager(scene)
+
+
+@pytest.mark.parametrize(
+    ("has_process", "ending", "why"),
+    [
+        (False, "", "its process is still starting"),
+        (True, "", "its process does not answer"),
+        (True, "one", "connections that workers of one have are ended first"),
+    ],
+)
+def test_configuration_that_is_not_in_force_in_time_is_a_warning(
+    has_process: bool, ending: str, why: str
+) -> None:
+    async def scene(manager: Manager) -> None:
+        manager.settles()
+        assert await manager.in_force(60.0) == "", "there is nothing to wait for"
+        manager.tables = Tables(gateway=GatewayConfig())
+        if has_process:
+            manager.made = manager._process = Orders()
+            assert await manager.in_force(60.0) == ""
+            assert manager.made.names == ["performed"]
+            manager.made.performs = asyncio.Event().wait
+        manager._ending_kept = ending
+        assert await manager.in_force(0.01) == f"[gateway]: not everything is in force yet: {why}"
+        manager._process = None
+
+    with_manager(scene)
+
+
+def test_process_that_ends_while_it_is_waited_for_is_waited_for_again() -> None:
+    async def scene(manager: Manager) -> None:
+        manager.settles()
+        assert await manager.in_force(60.0) == ""
+        manager.tables = Tables(gateway=GatewayConfig())
+        orders = manager.made = manager._process = Orders()
+
+        async def end() -> None:
+            manager.made = manager._process = None
+            orders.exited.set_result(None)
+            raise LinkLost("it has ended")
+
+        orders.performs = end
+        waiting = asyncio.ensure_future(manager.in_force(60.0))
+        await orders.exited
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        manager.made = manager._process = Orders()
+        manager._has_changed()
+        assert await waiting == ""
+        assert manager.made.names == ["performed"]
+        manager._process = None
+
+    with_manager(scene)
+
+
+def test_passed_connections_of_a_server_end_with_its_workers() -> None:
+    async def scene(manager: Manager) -> None:
+        recorded: list[tuple[str, str]] = []
+        manager.desk.events.subscribe(
+            lambda event: recorded.append((event.event, event.message)) if event.kind == "pool" else None
+        )
+        await manager.desk.ask("start")
+        one = manager.desk.core.entries["one"]
+        await manager._end_kept(frozenset({"one", "unknown"}), adopted=True)
+        manager.desk.events.flush()
+        assert (recorded, one.desired.generation) == ([], 1), "its worker is this supervisor's own"
+        orders = manager.made = Orders()
+        lost = asyncio.get_running_loop().create_future()
+
+        async def end() -> None:
+            if orders.exited.done():
+                return
+            orders.exited.set_result(None)
+            lost.set_result(manager._ending_kept)
+            raise LinkLost("it has ended")
+
+        orders.performs = end
+        await manager._end_kept(frozenset({"one", "unknown"}), adopted=False)
+        assert (await lost, orders.names, manager._ending_kept) == ("", ["performed"] * 2, "")
+        manager.desk.events.flush()
+        message = "one: connections that the gateway has passed are ended, as servers of other users follow"
+        assert recorded == [("passed connections ended", message)]
+        assert one.desired.generation == 2
+        assert {each.generation for each in one.observed.workers.values()} == {2}
+        assert manager.desk.core.entries["two"].desired.generation == 1
+
+    with_manager(scene)
+
+
+class Zygote:
+    """A zygote whose forks are lost as often as `lost` says."""
+
+    lost = 0
+    made: ClassVar[list[Zygote]] = []
+
+    def __init__(self, mark: str) -> None:
+        self.mark = mark
+        self.exited: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.is_up = False
+        self.kept: list[str] = []
+        self.ended = False
+        Zygote.made.append(self)
+
+    output = "zygote.log"
+
+    @staticmethod
+    def mark_for(mark: str) -> str:
+        return f"zygote {mark}"
+
+    @classmethod
+    async def spawn(cls, keeper: object, directory: str, mark: str) -> Zygote:
+        assert directory == "/run"
+        return cls(mark)
+
+    def keep(self, keeper: object, name: str) -> None:
+        self.kept.append(name)
+
+    async def fork(self, mark: str) -> str:
+        if Zygote.lost:
+            Zygote.lost -= 1
+            raise LinkLost("it was killed")
+        return f"process {mark}"
+
+    def end(self) -> None:
+        self.ended = True
+
+
+@pytest.fixture
+def zygotes(monkeypatch: pytest.MonkeyPatch) -> list[Zygote]:
+    monkeypatch.setattr(gateway_manager, "GatewayZygote", Zygote)
+    monkeypatch.setattr(Zygote, "made", [])
+    monkeypatch.setattr(Zygote, "lost", 0)
+    return Zygote.made
+
+
+def test_zygote_that_is_lost_is_replaced_once(zygotes: list[Zygote]) -> None:
+    async def scene(manager: Manager) -> None:
+        settings = GatewaySettings(directory="/run")
+        plan = GatewayPlan(settings, {}, {}, ())
+        mark = settings.mark
+        found: Any = await manager._new_process(plan)
+        assert (found, [each.mark for each in zygotes]) == (f"process {mark}", [f"zygote {mark}"])
+        assert zygotes[0].kept == ["gateway zygote"]
+        Zygote.lost = 1
+        found = await manager._new_process(plan)
+        assert (found, [each.ended for each in zygotes]) == (f"process {mark}", [True, False])
+        Zygote.lost = 2
+        with pytest.raises(LinkLost, match=r"its process ended at its start; see /run/zygote\.log"):
+            await manager._new_process(plan)
+        assert [each.ended for each in zygotes] == [True] * 3
+        assert manager._zygote is None
+
+    with_manager(scene)
+
+
+def test_zygote_is_replaced_when_it_has_ended_or_is_for_other_settings(zygotes: list[Zygote]) -> None:
+    async def scene(manager: Manager) -> None:
+        for mark in ("a", "a", "b", "b"):
+            await manager._ready_zygote(mark)
+        assert [each.mark for each in zygotes] == ["zygote a", "zygote b"]
+        zygotes[1].exited.set_result(None)
+        await manager._ready_zygote("b")
+        assert [(each.mark, each.ended) for each in zygotes] == [
+            ("zygote a", True), ("zygote b", True), ("zygote b", False),
+        ]  # fmt: skip
+
+    with_manager(scene)
+
+
+@pytest.mark.parametrize(("is_up", "seconds"), [(True, 1.0), (False, 60.0)])
+def test_zygote_that_has_ended_is_replaced_soon_or_later_if_it_never_came_up(
+    zygotes: list[Zygote], is_up: bool, seconds: float
+) -> None:
+    async def scene() -> None:
+        manager = Manager()
+        await manager._ready_zygote(GatewaySettings(directory="/run").mark)
+        zygotes[0].is_up = is_up
+        zygotes[0].exited.set_result(None)
+        await asyncio.sleep(seconds - 0.01)
+        assert len(zygotes) == 1
+        await asyncio.sleep(0.02)
+        assert len(zygotes) == 1, "nothing is planned"
+        manager._zygote_soon()
+        manager._current = GatewayPlan(GatewaySettings(directory="/run"), {}, {}, ())
+        await asyncio.sleep(0.9)
+        assert len(zygotes) == 1
+        await asyncio.sleep(0.2)
+        assert len(zygotes) == 2
+        for changes in ({"engine": "haproxy"}, {}):
+            manager._over = not changes
+            manager._current = GatewayPlan(GatewaySettings(directory="/run", **changes), {}, {}, ())
+            zygotes[1].mark = "outdated"
+            manager._zygote_soon()
+            await asyncio.sleep(2.0)
+            assert len(zygotes) == 2
+
+    loop = VirtualLoop()
+    try:
+        loop.run_until_complete(scene())
+    finally:
+        loop.close()
+
+
+def test_other_engine_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def spawn(keeper: object, directory: str, mark: str, part: str) -> tuple[str, str, str]:
+        return directory, mark, part
+
+    monkeypatch.setattr(GatewayProcess, "spawn", spawn)
+
+    async def scene(manager: Manager) -> None:
+        settings = GatewaySettings(directory="/run", engine="haproxy", program="/bin/true")
+        found: Any = await manager._new_process(GatewayPlan(settings, {}, {}, ()))
+        assert found == ("/run", settings.mark, "features.haproxy")
+
+    with_manager(scene)
+
+
+def test_program_that_is_missing_is_a_problem_before_listeners_are_opened() -> None:
+    async def scene(manager: Manager) -> None:
+        plan = GatewayPlan(
+            GatewaySettings(directory="/run", engine="haproxy", program="/no/haproxy"), {}, {}, ()
+        )
+        with pytest.raises(ServerError, match="/no/haproxy is not installed; ") as refused:
+            await manager._check_engine(plan)
+        assert "write where it is" in str(refused.value)
+        manager.made = Orders()
+        with pytest.raises(ServerError):
+            await manager._check_engine(plan)
+        manager.made.mark = plan.settings.mark
+        await manager._check_engine(plan)
+        manager.made = None
+        await manager._check_engine(GatewayPlan(GatewaySettings(directory="/run"), {}, {}, ()))
+
+    with_manager(scene)
