@@ -497,7 +497,7 @@ def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) 
 
 
 def route_warnings(
-    servers: Iterable[ServerKeys], tables: Tables, *, complete: bool = True
+    servers: Iterable[ServerKeys], tables: Tables, *, complete: bool
 ) -> Iterator[Located]:
     """Warnings about routes that are served in an unexpected way, or not at all.
 

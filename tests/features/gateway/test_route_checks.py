@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from poolctl.config import certificate_names
+from poolctl.config import Tables, certificate_names
 from poolctl.config.checks.certificate_checks import names_cover
-from poolctl.features.gateway.route_checks import route_problems
+from poolctl.features.gateway.route_checks import route_problems, unusable_engine
 from poolctl.features.gateway.routes import routes_of
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.routing.route import ExcludedRoute, Route, passable
 from tests.certificates import certificate
 from tests.config_files import load_text, told
@@ -74,6 +76,14 @@ def route(**keys: object) -> str:
         (
             '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\nhealth = { http = "/up" }\n',
             "stream[0].health.http: a stream is not probed by http; allowed is tcp",
+        ),
+        (
+            '[[stream]]\nbind = ":53"\nprotocol = "udp"\nto = "unix:/tmp/x"\n',
+            'stream[0].to: UDP has ports, and no Unix sockets; write "HOST:PORT", or protocol = "tcp"',
+        ),
+        (
+            route(to=[{"to": "http://10.0.0.7:90", "health": {"exec": ["true"]}}]),
+            "route[0].to[0].health.exec: a target outside the pool is not probed by exec; allowed is http or tcp",
         ),
         (
             route(to=[{"to": "http://10.0.0.7:90", "health": "/a"}, {"to": "http://10.0.0.7:90", "health": "/b"}]),
@@ -338,6 +348,82 @@ def test_gateway_without_a_certificate_serves_only_hosts_of_servers_with_tls(
     assert ("no listener can serve it" in found) != served
     with_plain = text.replace("bind = {", 'bind = [":80", {', 1).replace("true }", "true }]")
     assert "no listener" not in told(tmp_path, with_plain + route(**keys))
+
+
+INSTALL = 'install HAProxy ("apt install haproxy")'
+ADD_ENGINE = 'add engine = "haproxy", or take it out'
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        (
+            'program = "/usr/sbin/haproxy"',
+            f"gateway.program: program is the path of HAProxy, which is not used; {ADD_ENGINE}",
+        ),
+        (
+            "http2 = true",
+            f"gateway.http2: only HAProxy serves HTTP/2 to clients of the gateway; {INSTALL} and {ADD_ENGINE}",
+        ),
+        ("http2 = false", ""),
+    ],
+)
+def test_key_of_another_engine_is_a_problem(tmp_path: Path, key: str, problem: str) -> None:
+    found = told(tmp_path, f"{WEB}[gateway]\n{key}\n{route()}")
+    assert found.partition(": ")[2] == problem
+    assert told(tmp_path, f'{WEB}[gateway]\nengine = "haproxy"\n{key}\n{route()}') == ""
+
+
+@pytest.mark.parametrize("key", ["concurrency", "requests_per_second"])
+def test_queue_needs_only_one_limit(tmp_path: Path, key: str) -> None:
+    assert told(tmp_path, WEB + route(limit={"queue": 5, key: 1}, backend_limit={"queue": 5, key: 1})) == ""
+
+
+def test_label_of_another_server_is_named_by_its_server(tmp_path: Path) -> None:
+    text = server("a", bind=":2", app="a:b", labels={"route.host": "x.example"})
+    text += server("b", bind=":3", app="a:b", labels={"route.host": "x.example"})
+    found = told(tmp_path, f"[gateway]\n{WEB}{text}")
+    assert "server[2].labels.route.host: never reached: the labels of 'a' has the same host and path" in found
+
+
+def test_engine_that_is_missing_is_a_problem_of_the_table_that_turns_the_gateway_on() -> None:
+    def path(**tables: Any) -> list[tuple[str | int, ...]]:
+        return [each.path for each in unusable_engine(Tables(**tables))]
+
+    missing = GatewayConfig(engine="haproxy", program="/no/haproxy")
+    assert path() == path(gateway=GatewayConfig()) == []
+    assert path(gateway=missing) == [("gateway",)]
+    alone = GatewayConfig.unchecked({})
+    object.__setattr__(alone, "engine", "haproxy")
+    object.__setattr__(alone, "program", "/no/haproxy")
+    streams = (StreamConfig(bind=":1", to=("a:1",), index=3),)
+    routes = (RouteConfig(to=("web",), index=2),)
+    assert path(gateway=alone, routes=routes, streams=streams) == [("route", 2)]
+    assert path(gateway=alone, streams=streams) == [("stream", 3)]
+
+
+@pytest.mark.parametrize(("count", "more"), [(3, ""), (4, " and 1 more host"), (5, " and 2 more hosts")])
+def test_hosts_without_a_certificate_are_named_up_to_three(tmp_path: Path, count: int, more: str) -> None:
+    certificate(tmp_path, "a.example")
+    text = '[gateway]\nbind = { bind = ":443", tls = { cert = "a.example.pem", key = "a.example.key" } }\n'
+    text += "".join(route(alias=f"r{at}", host=f"h{at}.example") for at in range(count))
+    config = load_text(tmp_path, WEB + text)
+    config.outside()
+    (warning,) = map(str, config.warnings)
+    hosts = "h0.example, h1.example, h2.example"
+    assert (
+        f":443 has no certificate for {hosts}{more}: its names are a.example, 127.0.0.1; add one" in warning
+    )
+
+
+def test_certificate_that_expires_soon_is_a_warning_at_its_place(tmp_path: Path) -> None:
+    certificate(tmp_path, "a.example", days=3)
+    text = '[gateway]\nbind = [":80", { bind = ":443", tls = { cert = "a.example.pem", key = "a.example.key" } }]\n'
+    config = load_text(tmp_path, WEB + text)
+    assert config.outside() == []
+    (warning,) = map(str, config.warnings)
+    assert "gateway.bind[1].tls" in warning
+    assert "the certificate expires on" in warning
 
 
 def test_queue_without_a_limit_is_a_problem(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from poolctl.features.gateway.routes import probed_targets
-from poolctl.features.gateway.table import GatewayConfig
+from poolctl import ServerConfig
+from poolctl.config import Tables
+from poolctl.features.gateway.routes import probed_targets, routes_of
+from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.routing.route import (
     POLICIES,
     STICKY,
+    BreakerRule,
     ExcludedRoute,
     Header,
     Limit,
@@ -18,6 +22,7 @@ from poolctl.routing.route import (
     Route,
     StreamRoute,
     Target,
+    Timeouts,
     proxy_reason,
 )
 from tests.config_files import load_text, told
@@ -283,3 +288,82 @@ health = { tcp = true }
 )
 def test_wrong_label_is_reported_by_its_name(tmp_path: Path, labels: dict[str, str], problem: str) -> None:
     assert problem in told(tmp_path, "[gateway]\n" + server("web", bind=":80", app="a:b", labels=labels))
+
+
+def known_servers(**keys: Any) -> list[ServerConfig]:
+    return [
+        ServerConfig(name="web", bind="127.0.0.1:9001", app="a:b", tags=("api",), **keys),
+        ServerConfig(name="off", bind="127.0.0.1:9002", app="a:b", disabled=True, tags=("api",)),
+        ServerConfig(name="job", job=True, command=["true"]),
+    ]
+
+
+def test_alias_of_an_earlier_route_excludes_a_later_one_of_its_kind_only() -> None:
+    tables = Tables(
+        gateway=GatewayConfig(),
+        routes=(RouteConfig(alias="a", to=("web",)), RouteConfig(alias="a", to=("web",), path="/x")),
+        streams=(
+            StreamConfig(alias="a", bind="127.0.0.1:1", to=("10.0.0.5:1",)),
+            StreamConfig(alias="a", bind="127.0.0.1:2", to=("10.0.0.5:1",)),
+        ),
+    )
+    first, second, stream, other = routes_of(known_servers(), tables)
+    assert isinstance(first, Route)
+    assert isinstance(stream, StreamRoute)
+    assert second == other == ExcludedRoute(alias="a", reason="the alias 'a' is taken")
+
+
+@pytest.mark.parametrize(
+    ("to", "reason"),
+    [
+        (("gone", "tag:none"), "there is no server 'gone'; there is no tag 'none'"),
+        (("job", "off"), "job is a job; off is disabled"),
+    ],
+)
+def test_route_and_stream_without_a_target_are_excluded_with_all_reasons(
+    to: tuple[str, ...], reason: str
+) -> None:
+    tables = Tables(
+        gateway=GatewayConfig(),
+        routes=(RouteConfig(alias="r", to=to, host="a.example"),),
+        streams=(StreamConfig(alias="s", bind="127.0.0.1:1", to=to),),
+    )
+    assert routes_of(known_servers(), tables) == (
+        ExcludedRoute(alias="r", reason=reason, host="a.example"),
+        ExcludedRoute(alias="s", reason=reason),
+    )
+
+
+def test_target_that_is_named_twice_is_one_with_its_first_weight() -> None:
+    to = [{"to": "tag:api", "weight": 2}, "web", {"to": "http://a:80", "weight": 3}, "http://a:80"]
+    (found,) = routes_of(
+        known_servers(), Tables(gateway=GatewayConfig(), routes=(RouteConfig(alias="a", to=to),))
+    )
+    assert isinstance(found, Route)
+    assert found.to == (Target(server="web", weight=2), Target(url="http://a:80", weight=3))
+
+
+def test_stream_has_every_key() -> None:
+    breaker = {"failures": 1, "rate": 0.2, "minimum_requests": 3, "window": 4.0, "open_for": 5.0, "probes": 6}
+    stream = StreamConfig(
+        bind=":53", to=("10.0.0.5:53",), protocol="udp", policy="first", accept_proxy_protocol=True,
+        max_connections=9, timeouts={"connect": 1.0, "idle": 2.0, "total": 3.0}, breaker=breaker,
+    )  # fmt: skip
+    assert routes_of([], Tables(gateway=GatewayConfig(), streams=(stream,))) == (
+        StreamRoute(
+            alias="10.0.0.5:53", bind="0.0.0.0:53", to=(Target(url="10.0.0.5:53"),), protocol="udp", policy="first",
+            accept_proxy=True, idle_seconds=2.0, max_connections=9,
+            timeouts=Timeouts(connect=1.0, head=0.0, idle=2.0, total=3.0),
+            breaker=BreakerRule(
+                failures=1, rate=0.2, minimum_requests=3, window_seconds=4.0, open_seconds=5.0, probes=6
+            ),
+        ),
+    )  # fmt: skip
+
+
+def test_label_with_an_alias_names_the_route(tmp_path: Path) -> None:
+    text = "".join(
+        server(name, bind=f":{port}", app="a:b", labels={"route.host": f"{name}.example", **labels})
+        for name, port, labels in (("a", 1, {"route.alias": "first"}), ("b", 2, {}))
+    )
+    assert [*routes(tmp_path, f"[gateway]\n{text}")] == ["first", "b"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Draft, Tables, load
+from poolctl.config import Draft, Tables, json_schema, load
+from poolctl.config.model.pool_tables import NONE
 from poolctl.errors import PoolValidateError
+from poolctl.features.gateway.rules import GatewayRules
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from tests.config_files import load_text, told
 from tests.configuration import server
@@ -138,3 +141,49 @@ def test_problem_is_reported_at_its_key_with_the_fix(tmp_path: Path, text: str, 
 )
 def test_route_without_a_target_registers_or_redirects(tmp_path: Path, text: str) -> None:
     assert "missing" not in told(tmp_path, WEB + text)
+
+
+def test_rules_are_those_of_the_gateways_tables(tmp_path: Path) -> None:
+    rules = GatewayRules()
+    stream = '[[stream]]\nbind = "127.0.0.1:53"\nprotocol = "udp"\nto = "10.0.0.5:53"\n'
+    text = f'{WEB}[gateway]\nbind = ["127.0.0.1:80", ":443"]\n[[route]]\nto = "http://a:80"\nhealth = "/up"\n{stream}'
+    config = load_text(tmp_path, text)
+    tables, servers = config.tables, [*config]
+    assert [(each.path, each.name, each.address.key, each.datagrams) for each in rules.addresses(tables)] == [
+        (("gateway", "bind", 0), "[gateway]", "127.0.0.1:80", False),
+        (("gateway", "bind", 1), "[gateway]", "0.0.0.0:443", False),
+        (("stream", 0, "bind"), "[[stream]] 10.0.0.5:53", "127.0.0.1:53", True),
+    ]
+    assert [*rules.addresses(Tables())] == []
+    assert [each.alias for each in rules.routes(servers, tables)] == ["a:80", "10.0.0.5:53"]
+    assert {url: probe.http for url, probe in rules.probed_targets(tables).items()} == {"http://a:80": "/up"}
+    assert [*rules.problems(servers, tables, NONE)] == [*rules.warnings(servers, tables, complete=True)] == []
+    assert rules.check(servers, tables, {}, datetime.now(UTC)) == ([], [])
+    missing = Tables(gateway=GatewayConfig(engine="haproxy", program="/no/haproxy"))
+    (finding,) = rules.unusable(missing)
+    assert finding.message == "/no/haproxy is not installed"
+    assert rules.check(servers, missing, {}, datetime.now(UTC)) == ([finding], [])
+
+
+def test_schema_allows_the_short_forms() -> None:
+    found = json_schema()["$defs"]
+    tls = found["GatewayListener"]["properties"]["tls"]
+    one, listed = tls["anyOf"][1:]
+    assert tls["anyOf"][0] == {"type": "boolean"}
+    assert listed == {"type": "array", "items": one}
+    assert not {"type", "items"} & {*tls}
+    for table, key, least in (
+        ("GatewayConfig", "bind", 0),
+        ("RouteConfig", "to", 1),
+        ("StreamConfig", "to", 1),
+    ):
+        value = found[table]["properties"][key]
+        text, single, several = value["anyOf"]
+        assert text == {"type": "string"}
+        assert several == {"type": "array", "items": {"anyOf": [text, single]}, "minItems": least}
+        assert not {"type", "items"} & {*value}
+    assert found["GatewayConfig"]["properties"]["bind"]["default"] == ":8080"
+    assert found["RouteConfig"]["anyOf"] == [
+        {"required": ["to"]},
+        {"properties": {"register": {"const": True}}, "required": ["register", "alias"]},
+    ]
