@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
+import os
 import select
 import socket
 import ssl
@@ -14,11 +17,15 @@ from typing import Any
 import pytest
 
 from poolctl.features.dashboard import _web_server as web_server
-from poolctl.features.dashboard._web_server import WebServer, context_of, keep_current
+from poolctl.features.dashboard._web_server import DashboardServer, WebServer, context_of, keep_current
+from poolctl.keeper import wire
+from poolctl.runners.process_link import Link, Receiver
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.features.dashboard.test_app import Client
+from tests.http_get import get
+from tests.virtual_loop import VirtualLoop
 
 
 def tls(cert: Path, key: Path) -> dict[str, Any]:
@@ -222,3 +229,127 @@ def secure_answer(stage: Stage) -> bytes:
             return secure.recv(4096)
     except OSError:
         return b""
+
+
+class Listener:
+    """A listener that refuses to accept with this error."""
+
+    def __init__(self, number: int) -> None:
+        self._error = OSError(number, os.strerror(number))
+        self._sock, self._other = socket.socketpair()
+
+    def accept(self) -> Any:
+        raise self._error
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def close(self) -> None:
+        self._sock.close()
+        self._other.close()
+
+
+async def _no_app(scope: object, receive: object, send: object) -> None:
+    raise AssertionError("no request comes")
+
+
+@pytest.mark.parametrize(
+    ("number", "rests", "ends"),
+    [
+        (errno.EMFILE, True, False),
+        (errno.ENOMEM, True, False),
+        (errno.EAGAIN, False, False),
+        (errno.ECONNABORTED, False, False),
+        (errno.EINVAL, True, True),
+    ],
+)
+def test_listener_rests_for_a_second_without_descriptors_and_ends_when_it_is_shut_down(
+    number: int, rests: bool, ends: bool
+) -> None:
+    loop = VirtualLoop()
+    listener: Any = Listener(number)
+
+    def is_watched() -> bool:
+        watched = loop.remove_reader(listener)
+        if watched:
+            loop.add_reader(listener, list)
+        return watched
+
+    async def begin() -> WebServer:
+        server = WebServer(_no_app, asyncio.Event())
+        loop.add_reader(listener, list)
+        server._accept(listener)
+        return server
+
+    try:
+        server = loop.run_until_complete(begin())
+        assert (is_watched(), server.over.is_set()) == (not rests, ends)
+        loop.pass_time(0.9)
+        assert is_watched() is not rests
+        loop.pass_time(0.2)
+        assert is_watched() is not ends
+        server.over.set()
+        loop.remove_reader(listener)
+        server._accept_from(listener)
+        assert not is_watched(), "it is over"
+    finally:
+        loop.remove_reader(listener)
+        listener.close()
+        loop.close()
+
+
+def test_process_serves_from_the_order_to_begin_to_the_order_to_end(tmp_path: Path) -> None:
+    async def run() -> None:
+        ours, theirs = wire.pair()
+        process = DashboardServer(theirs.detach())
+        running = asyncio.ensure_future(process.run())
+        messages: list[Any] = []
+
+        class Supervisor(Receiver):
+            def received(self, message: wire.Message, fds: list[int]) -> None:
+                messages.append(message)
+
+            def lost(self) -> None:
+                messages.append("lost")
+
+        link = Link(ours, Supervisor())
+        settings = {
+            "socket_path": str(tmp_path / "control.sock"), "logs_directory": str(tmp_path), "key": "k", "name": "shop",
+            "token": TOKEN, "hosts": [], "tls": None, "ended_path": str(tmp_path / "ended"),
+        }  # fmt: skip
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            begin = {"t": "begin", "directory": str(tmp_path), "settings": settings}
+            link.send({"t": "other"})
+            link.send(begin, [listener])
+            async with asyncio.timeout(60):
+                while messages != [{"t": "up"}]:
+                    await asyncio.sleep(0.001)
+            reply = await asyncio.to_thread(get, port, "/")
+            assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        link.send({"t": "end"})
+        async with asyncio.timeout(60):
+            await running
+            while messages[-1] != "lost":
+                await asyncio.sleep(0.001)
+        link.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+
+    handlers = [*logging.getLogger().handlers]
+    try:
+        asyncio.run(run())
+    finally:
+        for handler in {*logging.getLogger().handlers} - {*handlers}:
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def test_connection_that_waits_longest_makes_room(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web_server, "REQUEST_SECONDS", 600)
+    waiting = [connect(stage) for _ in range(8)]
+    answered = connect(stage, b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    assert answered.recv(4096).startswith(b"HTTP/1.1 200")
+    assert select.select(waiting, [], [], 60)[0] == [waiting[0]]
+    for sock in (*waiting, answered):
+        sock.close()

@@ -291,6 +291,11 @@ def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
         async with gateway(short) as stage:
             await stage.answers(4)
             await stage.report_when(lambda it: it["counts"]["routes"]["both"]["slots"][tally.STATUS + 2] == 4)
+            # A change without another process, which goes on counting.
+            stage.report(replace(stage.facts["one"], health="warn"))
+            await stage.process.performed()
+            report = await stage.process.report()
+            assert report["counts"]["routes"]["both"]["slots"][tally.STATUS + 2] == 4
             stage.publish(2, BOTH, Route(alias="two", path="/two", to=(Target(server="two"),)))
             await stage.process.performed()
             assert await stage.get("/two") == "two"

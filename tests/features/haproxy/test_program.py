@@ -20,7 +20,7 @@ from poolctl.features.haproxy._program import HaproxyProgram, HaproxyRefusal
 # Answers commands on its runtime socket until SIGUSR1 or SIGTERM. `answers.json` has the answer to each command, and
 # `check` what `-c` prints; `commands` gets each command.
 PROGRAM = """
-import json, os, re, signal, socket, sys
+import json, os, re, signal, socket, sys, time
 
 here = os.path.dirname(os.path.abspath(__file__))
 answers = lambda: json.load(open(os.path.join(here, "answers.json")))
@@ -37,8 +37,9 @@ def leave(number, frame):
     if "stays" not in answers() or number == signal.SIGTERM:
         os._exit(0)
     listener.close()
-    while True:
-        signal.pause()
+    while "stays" in answers():
+        time.sleep(0.01)
+    os._exit(7)
 
 signal.signal(signal.SIGUSR1, leave)
 signal.signal(signal.SIGTERM, leave)
@@ -225,6 +226,23 @@ def test_drain_waits_for_the_last_request_within_its_time(play: Play) -> None:
         assert process is not None
         await stage.program.drain(0.01)
         assert process.exited.done(), "it was ended"
+
+    play(scene)
+
+
+def test_drain_lets_the_last_request_end_by_itself(play: Play) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.program.drain(60.0)
+        stage.says(stays=True)
+        await stage.program.follow(setup())
+        process = stage.program.process
+        assert process is not None
+        draining = asyncio.ensure_future(stage.program.drain(60.0))
+        await process.stopped_accepting()
+        assert not draining.done()
+        stage.says()
+        await draining
+        assert await process.exited == 7, "it was not ended"
 
     play(scene)
 

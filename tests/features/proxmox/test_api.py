@@ -13,6 +13,7 @@ import pytest
 
 from poolctl.features.proxmox import _api
 from poolctl.features.proxmox._api import ApiError, Guest, Node, ProxmoxApi
+from poolctl.features.proxmox.table import ProxmoxTable
 from tests.certificates import certificate
 from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, TOKEN, UPID, Cluster
 
@@ -72,6 +73,16 @@ def test_token_that_may_not_see_addresses_of_nodes_still_lists_them(pair: tuple[
     async def steps(cluster: Cluster) -> None:
         cluster.answers["/cluster/status"] = 403, "Permission check failed (/, Sys.Audit)"
         assert await ProxmoxApi(cluster.table(), ENVIRONMENT).nodes() == [Node("pve1"), Node("pve2")]
+        cluster.answers["/cluster/status"] = 500, "broken"
+        error = await refused(ProxmoxApi(cluster.table(), ENVIRONMENT).nodes())
+        assert (str(error), error.status) == ("localhost answered 500 broken", 500)
+        cluster.answers["/cluster/status"] = (
+            b'{"data":[{"type":"cluster","name":"pve1","ip":"10.0.0.9"},{"type":"node","name":"pve2"},'
+            b'{"type":"node","name":"pve9","ip":"10.0.0.9"},{"type":"node","name":"pve1","ip":"10.0.0.8"}]}'
+        )
+        assert await ProxmoxApi(cluster.table(), ENVIRONMENT).nodes() == [
+            Node("pve1", frozenset({"10.0.0.8"})), Node("pve2"),
+        ]  # fmt: skip
 
     play(pair, steps)
 
@@ -85,8 +96,12 @@ def test_container_is_started_by_a_task_whose_failure_is_reported(pair: tuple[Pa
         assert (task, await api.failure(WEB, task), await api.status(WEB)) == (UPID, "", "stopped")
         cluster.fails = "startup for container '101' failed"
         assert await api.failure(WEB, task) == cluster.fails
-        cluster.fails = "WARNINGS: 1"
-        assert await api.failure(WEB, task) == ""
+        for text, reason in (
+            ("WARNINGS: 1", ""), ("OK", ""), ("OK not", "OK not"), ("\n", "no reason was given"),
+            (f"a\n{'x' * 300}", f"a{'x' * 300}"[:200]),
+        ):  # fmt: skip
+            cluster.fails = text
+            assert await api.failure(WEB, task) == reason
         error = await refused(api.order(DB, "start"))
         assert (str(error), error.status) == ("localhost answered 500 CT 102 already running", 500)
         assert cluster.starts() == [
@@ -178,3 +193,30 @@ def test_certificate_that_is_not_trusted_gets_no_token(pair: tuple[Path, Path]) 
         assert str(error) == "127.0.0.1: Connection refused"
 
     play(pair, steps)
+
+
+def test_state_and_uptime_are_those_of_the_guest(pair: tuple[Path, Path]) -> None:
+    async def steps(cluster: Cluster) -> None:
+        api = ProxmoxApi(cluster.table(), ENVIRONMENT)
+        assert await api.current(DB) == ("running", None)
+        cluster.guests[102]["uptime"] = 7
+        assert await api.current(DB) == ("running", 7.0)
+        cluster.guests[102]["uptime"] = "long"
+        assert await api.current(DB) == ("running", None)
+        for answer in (b'{"data":[]}', b'{"data":{"status":7}}'):
+            cluster.answers["/nodes/pve1/lxc/102"] = answer
+            error = await refused(api.current(DB))
+            assert (str(error), error.status) == (
+                "localhost: its answer has no status of the container 102 (db) on pve1", 200,
+            )  # fmt: skip
+            assert await api.failure(DB, "any") == ""
+
+    play(pair, steps)
+
+
+def test_guest_is_named_by_its_kind_number_name_and_node() -> None:
+    assert WEB.title == "container 101 (web) on pve1"
+    assert WIN.title == "virtual machine 200 (win) on pve2"
+    assert WEB._replace(name="").title == "container 101 on pve1"
+    assert WEB._replace(node="a/b").path == "/nodes/a%2Fb/lxc/101"
+    assert repr(ProxmoxApi(ProxmoxTable(url="https://pve:8007", token_env="T"), {})) == "<ProxmoxApi pve>"
