@@ -14,7 +14,7 @@ from typing import Any
 from poolctl.config import MASK, ServerConfig, Tables
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
-from poolctl.keeper.pool_files import KEPT_CONNECTIONS
+from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route import passable
 from poolctl.routing.route_table import RouteTable
@@ -249,5 +249,104 @@ def test_workers_of_a_supervisor_that_left_no_word_keep_nothing_where_users_diff
         servers, _ = source("web", "other", user="nobody")
         routes = (RouteConfig(to=("web",)), RouteConfig(to=("other",), path="/other"))
         return servers, Tables(gateway=GatewayConfig(), routes=routes)
+
+    run(work())
+
+
+def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) -> None:
+    async def work() -> None:
+        publisher = Publisher(str(tmp_path))
+        routes = publisher.published
+        tables = Tables(
+            gateway=GatewayConfig(),
+            routes=tuple(RouteConfig(to=(name,), path=f"/{name}") for name in ("web", "other", "third")),
+        )
+        routes.compute(lambda: (source("web", "third", "other", user="nobody")[0], tables))
+        await routes.settled()
+        assert routes.routes.users == (("other", "nobody"), ("third", "root"), ("web", "root"))
+        of_workers = routes.worker_tables
+        assert {*of_workers} == {"", "web", "other", "third"}
+        assert of_workers["web"] is of_workers["third"]
+        assert len({each.fileno() for each in of_workers.values()}) == 3
+        shown = {}
+        for name, descriptor in of_workers.items():
+            table = RouteTable(descriptor.fileno())
+            assert table.generation == routes.generation
+            shown[name] = [each.alias for each in table]
+            table.close()
+        assert shown[""] == []
+        keys = dict(routes.context_keys)
+        assert {*keys} == {"web", "other", "third"}
+        assert len({*keys.values()}) == 3
+        assert {len(each) for each in keys.values()} == {32}
+        secret = (tmp_path / CONTEXT_SECRET).read_bytes()
+        assert len(secret) == 32
+        # Another user of a server has another key; a successor has the same ones.
+        await publisher.compute("web", "other", "third")
+        assert routes.context_keys["web"] == keys["web"]
+        routes.close()
+        assert {each.fileno() for each in of_workers.values()} == {-1}
+        successor = Publisher(str(tmp_path)).published
+        successor.compute(lambda: (source("web", "third", "other", user="root")[0], tables))
+        await successor.settled()
+        assert (tmp_path / CONTEXT_SECRET).read_bytes() == secret
+        found = successor.context_keys
+        assert (found["web"], found["third"]) == (keys["web"], keys["third"])
+        assert found["other"] != keys["other"]
+        assert (successor.has("other"), successor.has("gone")) == (True, False)
+        successor.close()
+
+    run(work())
+
+
+def test_secret_that_is_cut_short_is_made_again(tmp_path: Path) -> None:
+    async def work() -> None:
+        (tmp_path / CONTEXT_SECRET).write_bytes(b"x" * 31)
+        publisher = Publisher(str(tmp_path))
+        await publisher.compute("web")
+        assert len((tmp_path / CONTEXT_SECRET).read_bytes()) == 32
+        publisher.published.close()
+
+    run(work())
+
+
+def test_routes_whose_kept_connections_are_ended_pass_none_meanwhile() -> None:
+    async def work() -> None:
+        publisher = Publisher()
+        await publisher.compute("web", "other")
+        routes = publisher.published.routes
+        publisher.published.close()
+        assert routes.kept.user == "root"
+        assert routes.without_passing(frozenset({"other"})).kept.user == "root"
+        found = routes.without_passing(frozenset({"web"}))
+        assert (found.kept.user, [passable(each) for each in found.http]) == ("", [False])
+        assert routes.without_passing(frozenset({"other"})).http == routes.http
+
+    run(work())
+
+
+def test_same_routes_from_the_same_source_make_no_other_table() -> None:
+    async def work() -> None:
+        publisher = Publisher()
+        routes = publisher.published
+        routes.again()
+        await routes.settled()
+        assert publisher.generations == [], "there is no source yet"
+        await publisher.compute("web")
+        table = routes.table
+        routes.again()
+        await routes.settled()
+        assert (len(publisher.generations), routes.table) == (1, table)
+        seen: list[int] = []
+        with routes.followed(seen.append):
+            await publisher.compute("web", "other", route="other")
+        await publisher.compute("web", "other")
+        assert seen == publisher.generations[1:2]
+        assert table is not None
+        assert table.fileno() == -1, "the table before is closed"
+        before = routes.table
+        routes.close()
+        assert before is not None
+        assert (routes.table, before.fileno()) == (None, -1)
 
     run(work())

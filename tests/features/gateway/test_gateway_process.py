@@ -25,6 +25,8 @@ from poolctl.features.gateway.supervision import gateway_process
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess, GatewayZygote, pair_number
 from poolctl.json_form import to_json
 from poolctl.keeper import connection_handover, wire
+from poolctl.platform import memory_file
+from poolctl.runners.process_link import LinkLost, identity
 from tests.features.gateway.test_gateway_server import gateway, run
 
 DEADLINE_SECONDS = 60.0
@@ -273,3 +275,112 @@ def test_drain_is_the_last_order_and_bounded(monkeypatch: pytest.MonkeyPatch) ->
         assert peer.process.link.sock.fileno() < 0
 
     with_peer(scene)
+
+
+async def asked(peer: Peer) -> wire.Message:
+    """The question that the process was sent."""
+    while not (found := peer.sent()):
+        await asyncio.sleep(0)
+    return found[0]
+
+
+def test_answers_of_the_process_are_returned_and_their_descriptors_closed() -> None:
+    async def scene(peer: Peer) -> None:
+        process = peer.process
+        before = os.listdir("/proc/self/fd")
+        report = asyncio.ensure_future(process.report())
+        question = await asked(peer)
+        assert question == {"t": "report", "id": question["id"]}
+        fd = memory_file("report", b'{"hosts": []}')
+        wire.send(peer._theirs, {"t": "report", "id": question["id"]}, [fd])
+        os.close(fd)
+        assert await report == {"hosts": []}
+        assert not {*os.listdir("/proc/self/fd")} - {*before}
+        for order, message in (
+            (process.figures(), {"t": "figures"}),
+            (
+                process.order_hosts({"op": "enable", "hosts": ["a"]}),
+                {"t": "host", "op": "enable", "hosts": ["a"]},
+            ),
+        ):
+            answer = asyncio.ensure_future(order)
+            question = await asked(peer)
+            assert question == {**message, "id": question["id"]}
+            peer.say(t="answer", id=question["id"], value=7)
+            assert (await answer)["value"] == 7
+        reopened = asyncio.ensure_future(process.reopen_log())
+        question = await asked(peer)
+        assert question == {"t": "reopen", "id": question["id"]}
+        assert not reopened.done()
+        peer.say(t="reopened", id=question["id"])
+        await reopened
+
+    with_peer(scene)
+
+
+def test_question_that_is_not_answered_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_REPORT_SECONDS", "_FIGURES_SECONDS"):
+        monkeypatch.setattr(gateway_process, name, 0.001)
+
+    async def scene(peer: Peer) -> None:
+        process = peer.process
+        for question in (process.report(), process.figures(), process.reopen_log(), process.order_hosts({})):
+            with pytest.raises(TimeoutError):
+                await question
+
+    with_peer(scene)
+
+
+def test_finish_waits_for_the_end_of_the_process_within_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateway_process, "_CLOSES_SECONDS", 0.01)
+    ended: list[str] = []
+
+    async def scene(peer: Peer) -> None:
+        peer.process.end = lambda: ended.append("end")  # type: ignore[method-assign]
+        began = asyncio.get_running_loop().time()
+        await peer.process.finish(0.02)
+        assert asyncio.get_running_loop().time() - began >= 0.03
+        assert (ended, peer.sent()) == (["end"], [{"t": "drain", "seconds": 0.02, "last": True}])
+        finishing = asyncio.ensure_future(peer.process.finish(DEADLINE_SECONDS))
+        await asyncio.sleep(0)
+        assert not finishing.done()
+        peer._theirs.close()
+        await finishing
+        assert ended == ["end"] * 2
+
+    with_peer(scene)
+
+
+def test_zygote_forks_a_gateway_and_leaves_no_descriptor_when_it_cannot() -> None:
+    async def work() -> None:
+        ours, theirs = wire.pair()
+        zygote = GatewayZygote(ours, {"pid": 1, "start": 1}, "mark")
+        try:
+            assert not zygote.is_up
+            forking = asyncio.ensure_future(zygote.fork("new"))
+            message: Any = {"t": "ping"}
+            while message["t"] != "fork":
+                await asyncio.sleep(0)
+                with contextlib.suppress(BlockingIOError):
+                    message, fds = wire.receive(theirs) or ({"t": ""}, [])
+            assert len(fds) == 1
+            wire.send(theirs, {"t": "forked", "id": message["id"], "pid": os.getpid()})
+            made = await forking
+            assert (made.mark, made.known) == ("new", identity(os.getpid()))
+            made.link.close()
+            os.close(fds[0])
+            wire.send(theirs, {"t": "up"})
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                while not zygote.is_up:
+                    await asyncio.sleep(0)
+            wire.send(theirs, {"t": "event"})
+            theirs.close()
+            before = len(os.listdir("/proc/self/fd"))
+            with pytest.raises(LinkLost):
+                await zygote.fork("new")
+            assert len(os.listdir("/proc/self/fd")) <= before
+            assert zygote.is_up
+        finally:
+            zygote.link.close()
+
+    run(work())
