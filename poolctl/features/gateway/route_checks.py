@@ -496,9 +496,7 @@ def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) 
     return ""
 
 
-def route_warnings(
-    servers: Iterable[ServerKeys], tables: Tables, *, complete: bool
-) -> Iterator[Located]:
+def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterator[Located]:
     """Warnings about routes that are served in an unexpected way, or not at all.
 
     Unless the servers are `complete`, one that is not among them is reported with the problems.

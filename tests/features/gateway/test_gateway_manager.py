@@ -850,6 +850,7 @@ def test_process_that_ends_while_it_is_waited_for_is_waited_for_again() -> None:
 
 def test_passed_connections_of_a_server_end_with_its_workers() -> None:
     async def scene(manager: Manager) -> None:
+        manager.settles()
         recorded: list[tuple[str, str]] = []
         manager.desk.events.subscribe(
             lambda event: recorded.append((event.event, event.message)) if event.kind == "pool" else None
