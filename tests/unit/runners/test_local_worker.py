@@ -13,6 +13,7 @@ import tempfile
 from array import array
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -32,11 +33,20 @@ from poolctl.runners.local.local_worker import (
     StackReader,
     Tallies,
     Tally,
+    WorkerHeartbeats,
+    WorkerRoutes,
     first_connection,
 )
 from poolctl.runners.local.zygotes import Children, Process
-from poolctl.runners.process_link import Malformed
-from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents, WorkerFailed
+from poolctl.runners.process_link import Descriptor, Malformed
+from poolctl.runners.runner_protocol import (
+    AdoptedWorker,
+    Exit,
+    Placement,
+    PublishedRoutes,
+    RunnerEvents,
+    WorkerFailed,
+)
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.runners.worker_spec import argument_vector, environment
 from poolctl.worker import tally
@@ -1089,3 +1099,437 @@ def test_certificate_that_a_worker_cannot_use_is_logged_if_it_was_renewed(
     assert [record.getMessage() for record in caplog.records] == [
         "web.1.0: its certificate cannot be used: the key does not fit"
     ]
+
+
+# Orders to a worker and its messages, over its control socket.
+
+
+class Reports(Heard):
+    """What a runner reports, idleness included."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idleness: list[tuple[Placement, bool]] = []
+
+    def idle(self, placement: Placement, idle: bool) -> None:
+        self.idleness.append((placement, idle))
+
+
+class Controlled:
+    """A worker, and the end of its control socket that its process has."""
+
+    def __init__(self, **config: Any) -> None:
+        self.keeper = Keeper()
+        self.reports = Reports()
+        self.worker = worker(self.keeper, self.reports, **config)
+        ours, self.end = wire.pair()
+        self.end.setblocking(False)
+        self.worker.control_by(ours)
+
+    def orders(self) -> list[tuple[wire.Message, int]]:
+        """The orders since the last call, each with the number of its descriptors."""
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while received := wire.receive(self.end):
+                found.append((received[0], len(received[1])))
+                for fd in received[1]:
+                    os.close(fd)
+        return found
+
+    def close(self) -> None:
+        if self.worker.control is not None:
+            self.worker.control.close()
+        self.end.close()
+
+
+def control(work: Callable[[Controlled], Coroutine[Any, Any, None]], **config: Any) -> None:
+    async def watched() -> None:
+        controlled = Controlled(**config)
+        try:
+            await work(controlled)
+        finally:
+            controlled.close()
+
+    with no_descriptor_left():
+        _run_virtually(watched())
+
+
+def test_orders_to_a_worker_are_sent_as_messages() -> None:
+    async def scenario(it: Controlled) -> None:
+        found = it.worker
+        found.resting, found.idle = "new", True
+        found.rotate(False)
+        found.rotate(True)
+        found.attend(False)
+        found.attend(True)
+        found.idle_after(2.5)
+        assert it.orders() == [
+            ({"order": "out"}, 0),
+            ({"order": "in"}, 0),
+            ({"order": "rest"}, 0),
+            ({"order": "work"}, 0),
+            ({"order": "idle", "seconds": 2.5}, 0),
+        ]
+        assert (found.resting, found.idle) == ("", False)
+
+    control(scenario)
+
+
+def test_orders_to_a_program_have_no_effect() -> None:
+    async def scenario() -> None:
+        found = worker(command=["celery"])
+        found.rotate(False)
+        found.attend(False)
+        found.idle_after(1.0)
+        found.renew_tls(found.server, [])
+        assert not found.beat(1)
+        found.begin()
+        found.route(WorkerRoutes(None))
+        assert (found.begun.done(), found.unconfirmed) == (True, None)
+
+    asyncio.run(scenario())
+
+
+def test_worker_reports_its_state_by_messages() -> None:
+    async def scenario(it: Controlled) -> None:
+        found = it.worker
+        futures = {name: getattr(found, name) for name in ("imported", "left", "reported", "answered")}
+
+        def done() -> set[str]:
+            return {name for name, future in futures.items() if future.done()}
+
+        found.received({"event": "imported"})
+        assert done() == {"imported"}
+        found.received({"event": "ready", "leaving": False, "resting": "rest"})
+        assert (done(), found.resting, found.leaving) == ({"imported", "reported", "answered"}, "rest", False)
+        ready_at = found.ready_at
+        assert ready_at is not None
+        found.received({"event": "ready", "leaving": True, "resting": ""})
+        assert (done(), found.resting, found.leaving) == (set(futures), "", True)
+        assert found.ready_at == ready_at
+        found.received({"event": "idle"})
+        assert found.adopted() == AdoptedWorker(found.placement, found.server, ready_at, True, True, "")
+        found.received({"event": "busy"})
+        assert it.reports.idleness == [(found.placement, True), (found.placement, False)]
+        assert not found.idle
+        assert not found.wrote_stacks.is_set()
+        found.received({"event": "stacks"})
+        assert found.wrote_stacks.is_set()
+
+    control(scenario)
+
+
+def test_worker_that_leaves_has_left_when_it_says_so() -> None:
+    async def scenario(it: Controlled) -> None:
+        it.worker.received({"event": "left"})
+        await it.worker.leave(None)
+        assert it.orders() == []
+
+    control(scenario)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "receivers", "to"),
+    [("http", "http", "pair"), ("http", "tls", "none"), ("http", None, "none"), (None, None, "none")],
+)
+def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_protocol(
+    protocol: str | None, receivers: str | None, to: str
+) -> None:
+    async def scenario(it: Controlled) -> None:
+        it.worker.protocol = protocol
+        loop = asyncio.get_running_loop()
+        await it.worker.leave(receivers)
+        assert (it.orders(), loop.time()) == ([({"order": "drain", "to": to}, 0)], 3.0)
+        loop.call_later(2, it.worker.received, {"event": "left"})
+        await it.worker.drain(receivers)
+        assert (it.orders(), loop.time()) == ([({"order": "drain", "to": to}, 0)], 6.0)
+        assert it.keeper.signals == []
+
+    control(scenario, drain_timeout=3)
+
+
+def test_drain_ends_when_the_worker_has_exited() -> None:
+    async def scenario(it: Controlled) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(2, it.worker.ended, Exit.from_status(0))
+        await it.worker.drain(None)
+        assert loop.time() == 2.0
+
+    control(scenario, drain_timeout=3)
+
+
+def test_program_with_a_port_is_signalled_once_to_leave() -> None:
+    async def scenario() -> None:
+        keeper = Keeper()
+        serves = {"bind": "127.0.0.1:8080", "stop_signal": "SIGQUIT", "drain_timeout": 3}
+        found = worker(keeper, command=["serve"], **serves)
+        await found.leave(None)
+        await found.leave(None)
+        assert (keeper.signals, found.left.done()) == ([signal.SIGQUIT], True)
+        await found.drain(None)
+        assert (keeper.signals, asyncio.get_running_loop().time()) == ([signal.SIGQUIT], 3.0)
+
+    _run_virtually(scenario())
+
+
+@pytest.mark.parametrize("is_ready", [True, False])
+def test_worker_that_has_not_answered_yet_is_stopped_by_a_signal_too(is_ready: bool) -> None:
+    async def scenario(it: Controlled) -> None:
+        if is_ready:
+            it.worker.answer()
+        asyncio.get_running_loop().call_later(4, it.worker.ended, Exit.from_status(0))
+        assert await it.worker.stop(5, None) == Exit.from_status(0)
+        assert it.orders() == [({"order": "stop", "to": "none"}, 0)]
+        assert it.keeper.signals == ([] if is_ready else [signal.SIGTERM])
+
+    control(scenario)
+
+
+@pytest.mark.parametrize("survives", [True, False])
+def test_worker_that_does_not_stop_in_time_is_killed_with_its_session(survives: bool) -> None:
+    async def scenario(it: Controlled) -> None:
+        loop = asyncio.get_running_loop()
+        it.worker.answer()
+        if not survives:
+            loop.call_later(6, it.worker.ended, Exit.from_signal(9))
+            assert await it.worker.stop(5, None) == Exit.from_signal(9)
+        else:
+            with pytest.raises(TimeoutError):
+                await it.worker.stop(5, None)
+            assert loop.time() == 5 + module._KILL_SECONDS
+        assert it.keeper.signals == [signal.SIGKILL]
+
+    control(scenario)
+
+
+def test_worker_that_exits_settles_everything_and_its_last_words_count(tmp_path: Path) -> None:
+    place = tmp_path / "socket"
+    place.touch()
+
+    async def scenario(it: Controlled) -> None:
+        found = it.worker
+        found.place = str(place)
+        wire.send(it.end, {"event": "failed", "message": "no such table"})
+        disowned: list[str] = []
+        found.on_disowned = lambda: disowned.append("disowned")
+        found.ended(Exit.from_status(3))
+        found.ended(Exit.from_status(4))
+        futures = (found.reported, found.begun, found.imported, found.left)
+        assert all(future.done() for future in futures)
+        assert found.exited.result() == Exit.from_status(3)
+        failure = found.answered.exception()
+        assert isinstance(failure, WorkerFailed)
+        assert failure.message == Exit.from_status(3).before_ready("no such table")
+        assert (failure.hint, failure.exit) == ("poolctl logs web", Exit.from_status(3))
+        found.disown("named pid 1")
+        found.breached("sent nonsense")
+        assert (found.breach, disowned, it.keeper.killed) == ("", [], [])
+        assert found.control is not None
+        assert found.control.sock.fileno() == -1
+        with pytest.raises(ConnectionRefusedError, match="it has exited"):
+            await found.connect("http", False, [])
+
+    control(scenario)
+    assert not place.exists()
+
+
+def test_worker_whose_zygote_lied_counts_as_exited_and_one_that_lies_is_killed_once() -> None:
+    async def scenario(it: Controlled) -> None:
+        disowned: list[str] = []
+        it.worker.on_disowned = lambda: disowned.append(it.worker.breach)
+        it.worker.disown("named pid 1")
+        assert disowned == ["its zygote named pid 1"]
+        other = worker(it.keeper)
+        other.breached("sent nonsense")
+        other.breached("sent more")
+        assert (other.breach, it.keeper.killed) == ("it sent nonsense", [other.process])
+
+    control(scenario)
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_job_is_never_ready_and_a_failed_one_says_why(status: int) -> None:
+    async def scenario() -> None:
+        found = worker(command=["migrate"], job=True)
+        asyncio.get_running_loop().call_later(5, found.ended, Exit.from_status(status))
+        with pytest.raises(WorkerFailed) as raised:
+            await found.ready([])
+        assert asyncio.get_running_loop().time() == 5
+        before = "" if status else " before it was ready"
+        assert raised.value.message == f"exited with status {status}{before}"
+        assert (raised.value.hint, raised.value.exit) == ("poolctl logs web", Exit.from_status(status))
+
+    _run_virtually(scenario())
+
+
+def test_probe_gets_a_connection_of_its_own_to_the_worker() -> None:
+    async def scenario(it: Controlled) -> None:
+        with await it.worker.connect("echo", True, []) as ours:
+            received = wire.receive(it.end)
+            assert received is not None
+            message, (fd,) = received
+            assert message == {"order": "conn", "kind": "echo", "plain": True}
+            with socket.socket(fileno=fd) as theirs:
+                theirs.send(b"?")
+                assert ours.recv(10) == b"?"
+
+    control(scenario)
+
+
+def test_worker_that_reads_no_orders_is_not_sent_more_connections() -> None:
+    async def scenario(it: Controlled) -> None:
+        assert it.worker.control is not None
+        while not it.worker.control.waits:
+            it.worker.rotate(True)
+        with pytest.raises(BlockingIOError, match="it has not read earlier commands"):
+            await it.worker.connect("echo", True, [])
+
+    control(scenario)
+
+
+def test_routes_are_confirmed_by_a_worker_that_follows_them_and_by_its_exit() -> None:
+    async def scenario(it: Controlled) -> None:
+        found, follows = it.worker, []
+        found.on_follows_routes = lambda: follows.append(found.follows_routes)
+        with (
+            contextlib.closing(Descriptor(os.memfd_create("routes"))) as table,
+            contextlib.closing(Descriptor(os.memfd_create("web's"))) as own,
+            socket.socket() as give_back,
+        ):
+            routes = PublishedRoutes(3, {"": table, "web": own}, give_back, {"web": "secret"})
+            found.route(WorkerRoutes(routes, "web", keeps=False))
+            assert it.orders() == []
+            found.begin()
+            sent = {"order": "routes", "generation": 3}
+            assert it.orders() == [({"order": "go"}, 0), ({**sent, "keeps": False, "key": "secret"}, 2)]
+            assert found.unconfirmed is None
+            found.received({"event": "routes", "generation": 3})
+            found.received({"event": "routes", "generation": 3})
+            assert (found.follows_routes, follows) == (True, [True])
+            found.route(WorkerRoutes(replace(routes, generation=4), "api"))
+            assert it.orders() == [({**sent, "generation": 4}, 2)]
+            first = found.unconfirmed
+            assert first is not None
+            found.received({"event": "routes", "generation": 3})
+            assert found.unconfirmed is first
+            found.received({"event": "routes", "generation": 4})
+            assert (first.done(), found.unconfirmed) == (True, None)
+            found.route(WorkerRoutes(replace(routes, generation=5)))
+            second = found.unconfirmed
+            found.route(WorkerRoutes(replace(routes, generation=6)))
+            third = found.unconfirmed
+            assert second is not None
+            assert third is not None
+            assert (second.done(), third.done()) == (True, False)
+            found.route(WorkerRoutes(None))
+            assert (third.done(), found.unconfirmed) == (True, None)
+            it.orders()
+        found.route(WorkerRoutes(routes))
+        assert it.orders() == []
+
+    control(scenario)
+
+
+def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
+    async def scenario(it: Controlled) -> None:
+        found = it.worker
+        beats = WorkerHeartbeats({found.placement.id: found})
+        assert not beats.beat(found.placement, 5)
+        assert beats.beaten_ns(found.placement) == 0
+        assert not beats.idle_since_answer(found.placement)
+        fd = tally.new_page()
+        page = tally.map_page(fd)
+        found.tally = Tally(fd)
+        assert beats.beat(found.placement, 7)
+        assert page[tally.BEAT_ASKED_NS] == 7
+        assert it.end.recv(100) == module.BEAT
+        page[tally.BEAT_AT_NS] = 9
+        page[tally.BEAT_CPU_NS] = 11
+        assert (beats.beaten_ns(found.placement), found.tally.beat_cpu_ns()) == (9, 11)
+        unknown = Placement.of("web", 9, 9)
+        assert (beats.beat(unknown, 1), beats.beaten_ns(unknown)) == (False, 0)
+        assert not beats.idle_since_answer(unknown)
+        found.tally.close()
+        found.tally.close()
+        found.tally.ask(1)
+        found.tally.clear_stacks()
+        assert (found.tally.fileno(), found.tally.counts(), found.tally.beaten_ns()) == (-1, None, 0)
+        assert (found.tally.has_stacks, found.tally.stacks(), found.tally.beat_cpu_ns()) == (False, b"", 0)
+
+    control(scenario)
+
+
+def test_facts_for_another_supervisor_are_complete() -> None:
+    async def scenario() -> None:
+        found = worker(bind="127.0.0.1:8080", command=["serve"], stop_signal="SIGINT")
+        found.start, found.ready_at, found.protocol, found.place = 5, 1.5, "http", "/run/w.1"
+        expected: dict[str, Any] = {
+            "server": "web",
+            "key": "127.0.0.1:8080",
+            "generation": 1,
+            "index": 0,
+            "pid": 2,
+            "start": 5,
+            "ready_at": 1.5,
+            "output": "web",
+            "protocol": "http",
+            "notify": None,
+            "place": "/run/w.1",
+            "stop_signal": signal.SIGINT,
+            "follows_routes": False,
+        }
+        assert found.meta() == expected
+        found.hook = "before_start"
+        assert found.meta() == {**expected, "hook": "before_start"}
+        found.placement = replace(found.placement, pid=os.getpid())
+        found.start = None
+        assert found.meta()["start"] == process_start(os.getpid())
+
+    asyncio.run(scenario())
+
+
+class SentToKeeper:
+    """The messages that the keeper is sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[wire.Message, list[int]]] = []
+
+    def send(self, message: wire.Message, fds: Any = ()) -> None:
+        self.sent.append((message, list(fds)))
+
+
+def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -> None:
+    keeper, workers = SentToKeeper(), {}
+    added: list[tuple[str, str, tally.Counts]] = []
+    tallies = Tallies(cast(Any, keeper), cast(Any, workers), lambda *_: None)
+    tallies.add_up = lambda name, server, counts: added.append((name, server, counts))
+    with no_descriptor_left():
+        for name, requests in (("web.1.1", 3), ("web.1.0", 2), ("web.1.2", 0)):
+            fd = tally.new_page()
+            page = tally.map_page(fd)
+            page[tally.STARTED] = page[tally.BUCKETS] = requests
+            ended = Tally(fd)
+            tallies.ended("web", name, ended)
+            assert ended.fd == -1
+            assert [each for each, fds in keeper.sent if fds == [fd]] == (
+                [{"op": "put", "name": f"tally:{name}", "meta": {"server": "web"}}] if requests else []
+            )
+            keeper.sent.clear()
+            del page
+        assert [(name, server, counts[tally.STARTED]) for name, server, counts in added] == [
+            ("web.1.1", "web", 3),
+            ("web.1.0", "web", 2),
+        ]
+        assert tallies.unsettled == ["web.1.0", "web.1.1"]
+        fd = tally.new_page()
+        page = tally.map_page(fd)
+        page[tally.STARTED] = page[tally.BUCKETS] = 4
+        assert tallies.adopt("api.1.0", {"server": "api"}, [fd]) == []
+        del page
+        assert (added[-1][:2], added[-1][2][tally.STARTED]) == (("api.1.0", "api"), 4)
+        assert tallies.unsettled == ["api.1.0", "web.1.0", "web.1.1"]
+        tallies.settled()
+        dropped = sorted(message["name"] for message, _ in keeper.sent if message["op"] == "drop")
+        assert dropped == ["tally:api.1.0", "tally:web.1.0", "tally:web.1.1"]
+        assert tallies.unsettled == []
+        assert tallies.counts(PLACEMENT) is None
