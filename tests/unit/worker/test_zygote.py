@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import resource
 import select
 import signal
 import socket
@@ -13,13 +14,18 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from poolctl import ServerConfig
+from poolctl.bootstrap import command
 from poolctl.keeper import wire
+from poolctl.runners.worker_spec import app_spec, spec_file
 from poolctl.worker import zygote
 from poolctl.worker.zygote import ProcessSnapshot, ThreadOrigins
 from tests.deadline import wait_until
+from tests.processes import is_alive
 
 SCRIPT = """
 import os, sys
@@ -282,3 +288,131 @@ def test_native_thread_has_the_name_that_its_library_gave_it(modules: Path) -> N
 def test_thread_that_its_library_can_lose_in_a_fork_is_ignored(modules: Path) -> None:
     (modules / "shop.py").write_text(NATIVE + 'libc.pthread_setname_np(thread, b"jemalloc_bg_thd")\n')
     assert said_of("shop") == ""
+
+
+# A zygote's process, and the app zygotes that it forks.
+
+
+class Zygote:
+    """A process that forks workers and app zygotes, whose supervisor the test is."""
+
+    def __init__(self) -> None:
+        self.requests, theirs = wire.pair()
+        self.requests.settimeout(60)
+        script = f'exec 3<&{theirs.fileno()}; exec "$@"'
+        argv = ["bash", "-c", script, "bash", *command(sys.executable, "worker", "zygote")]
+        with theirs:
+            self.process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], start_new_session=True)
+
+    def close(self) -> None:
+        self.requests.close()
+        assert self.process.wait(60) == 0
+
+
+class Imported:
+    """An app zygote, its messages and its output."""
+
+    def __init__(self, zygote: Zygote, server: ServerConfig) -> None:
+        self.control, theirs = wire.pair()
+        self.control.settimeout(60)
+        self._output, write = os.pipe()
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        settings = app_spec(server, interpreter=sys.executable, open_files=limits)
+        spec = spec_file({**settings, "server": server.name})
+        with theirs:
+            wire.send(zygote.requests, {"op": "app", "id": 1}, [spec, theirs.fileno(), write])
+        for fd in (spec, write):
+            os.close(fd)
+        received = wire.receive(zygote.requests, wait=True)
+        assert received is not None
+        self.pid = int(received[0]["pid"])
+        wire.send(self.control, {"order": "go"})
+
+    def message(self) -> wire.Message | None:
+        received = wire.receive(self.control, wait=True)
+        return None if received is None else received[0]
+
+    def output(self) -> str:
+        """All that it has printed until it has closed its output."""
+        with open(self._output) as printed:
+            return printed.read()
+
+    def close(self) -> None:
+        self.control.close()
+        wait_until(lambda: not is_alive(self.pid))
+
+
+@pytest.fixture(scope="module")
+def parent() -> Iterator[Zygote]:
+    made = Zygote()
+    assert wire.receive(made.requests, wait=True) == ({"event": "up"}, [])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def imported(parent: Zygote, tmp_path: Path) -> Iterator[Callable[..., Imported]]:
+    made: list[Imported] = []
+
+    def start(text: str, **keys: object) -> Imported:
+        (tmp_path / "shop.py").write_text(text)
+        settings: dict[str, Any] = {"app": "shop:app", "app_dir": str(tmp_path), "preload": True, **keys}
+        made.append(Imported(parent, ServerConfig(name="web", bind="127.0.0.1:8080", **settings)))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+IMPORT_FAILED = "cannot import 'shop:app': ZeroDivisionError: division by zero"
+APP = "async def app(scope, receive, send): pass\n"
+
+
+def test_app_zygote_is_up_when_it_has_imported_and_runs_no_exit_function(
+    imported: Callable[..., Imported],
+) -> None:
+    text = "import atexit\natexit.register(print, 'over')\nprint('imported')\n" + APP
+    app = imported(text)
+    assert app.message() == {"event": "up"}
+    assert app.output() == "imported\n"
+    name = Path(f"/proc/{app.pid}/comm").read_text()
+    assert name == "poolctl-app\n"
+    wire.send(app.control, {"op": "worker", "id": 5}, [])
+    reply = app.message()
+    assert reply is not None
+    assert (reply["id"], reply["pid"] != app.pid) == (5, True)
+
+
+def test_app_zygote_whose_import_fails_says_why_and_exits(imported: Callable[..., Imported]) -> None:
+    app = imported("import atexit\natexit.register(print, 'over')\n1 / 0\n")
+    assert app.message() == {"event": "failed", "message": IMPORT_FAILED}
+    assert app.message() is None
+    printed = app.output()
+    assert "ZeroDivisionError: division by zero" in printed
+    assert printed.endswith("over\n")
+
+
+def test_app_zygote_that_exits_while_it_imports_says_nothing(imported: Callable[..., Imported]) -> None:
+    app = imported("import atexit, sys\natexit.register(print, 'over')\nsys.exit('no licence')\n")
+    assert app.message() is None
+    assert sorted(app.output().splitlines()) == ["no licence", "over"]
+
+
+def test_import_that_no_fork_can_share_is_reported_with_its_reason(imported: Callable[..., Imported]) -> None:
+    app = imported(PYTHON + APP)
+    problem = (
+        "its import started the thread 'ticker' of shop, which no fork can share: "
+        "each worker imports it instead"
+    )
+    assert app.message() == {"event": "unusable", "problem": problem}
+    assert app.message() is None
+    assert app.output() == f"preload = true has no effect: {problem}\n"
+
+
+def test_app_zygote_with_a_variable_of_the_interpreter_is_executed_again(
+    imported: Callable[..., Imported],
+) -> None:
+    app = imported("import sys\nprint(sys.flags.optimize)\n" + APP, env={"PYTHONOPTIMIZE": "2"})
+    assert app.message() == {"event": "up"}
+    assert app.output() == "2\n"
