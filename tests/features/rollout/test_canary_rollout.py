@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from poolctl.features.gateway.supervision.gateway_reports import facts_of
+from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.runner_protocol import Exit
 from tests.features.rollout.rollout_desk import RolloutDesk, Split, apart
 from tests.unit.core.ordered_core import run, turns, web
@@ -241,5 +244,138 @@ def test_canary_is_withdrawn_when_the_gateway_cannot_send_it_requests_any_more(
         (item,) = (await outcome)["items"]
         assert item["reason"] == "requests for the server do not come through the gateway any more"
         assert routed.serving == ["web.1.0", "web.1.1", "web.1.2"]
+
+    run(work())
+
+
+def test_report_and_events_have_the_plan_and_the_figures_of_both_generations(
+    desk: RolloutDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        monkeypatch.setattr("poolctl.features.rollout._canary_rollout.memory_bytes", lambda pid: pid and 7)
+        await desk.started()
+        seen: list[JournalEvent] = []
+        desk.events.subscribe(seen.append)
+        desk.runner.requests = {"web.1.0": (50, 5), "web.1.1": (7, 0)}
+        (begun,) = (await desk.rollout(wait=False, seconds=30, min_requests=200))["items"]
+        desk.runner.requests = {"web.1.0": (150, 7), "web.1.1": (107, 0), "web.2.0": (199, 1)}
+        desk.clock.advance(29.5)
+        await desk.look()
+        (running,) = (await desk.ask("rollouts"))["items"]
+        nothing = {"workers": 1, "requests": 0, "errors": 0}
+        assert without_memory(begun) == {
+            "name": "web", "state": "running", "reason": "", "what": "code", "generation": 2, "share_asked": 0.25,
+            "share": 0.25, "for_seconds": 30, "elapsed_seconds": 0.0, "min_requests": 200,
+            "abort_on": ["errors > 1%"], "canary": nothing, "before": {**nothing, "workers": 3},
+        }  # fmt: skip
+        served = {"canary": {**nothing, "requests": 199, "errors": 1},
+                  "before": {**nothing, "workers": 3, "requests": 200, "errors": 2}}  # fmt: skip
+        assert without_memory(running) == {**without_memory(begun), "elapsed_seconds": 29.5, **served}
+        desk.clock.advance(0.5)
+        await desk.look()
+        (waiting,) = (await desk.ask("rollouts"))["items"]
+        assert waiting["reason"] == "waits until its workers have had 200 requests"
+        desk.runner.requests["web.2.0"] = (200, 1)
+        await desk.look()
+        desk.clock.advance(100)
+        (ended,) = (await desk.ask("rollouts"))["items"]
+        assert ended["state"] == "promoted"
+        assert ended["elapsed_seconds"] == 30.0
+        assert ended["canary"]["requests"] == 200
+        desk.events.flush()
+        started, promoted = [
+            each for each in seen if each.kind == "config" and each.event.startswith("rollout")
+        ]
+        assert (started.event, started.server, started.message, started.cause) == (
+            "rollout started", "web", "1 of 4 workers, 25 % (25 % asked), code", "",
+        )  # fmt: skip
+        assert (promoted.event, promoted.message, promoted.cause) == (
+            "rollout promoted", "1 of 4 workers, 25 % (25 % asked), code",
+            "200 requests, 0.5 % errors, no condition was met",
+        )  # fmt: skip
+        assert (started.severity, promoted.severity) == ("info", "info")
+        assert (started.detail["generation"], promoted.detail["generation"]) == (2, 2)
+        assert started.detail["canary"]["requests"] == 0
+        assert promoted.detail["others"]["requests"] == 200
+
+    run(work())
+
+
+def without_memory(item: dict[str, Any]) -> dict[str, Any]:
+    """The report without its members that depend on the machine."""
+    figures = {
+        key: {name: value for name, value in item[key].items() if name != "memory_bytes"}
+        for key in ("canary", "before")
+    }
+    return {**item, **figures}
+
+
+def test_withdrawal_is_a_warning_with_its_reason(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        seen: list[JournalEvent] = []
+        await desk.rollout(wait=False, seconds=30)
+        desk.events.flush()
+        desk.events.subscribe(seen.append)
+        await desk.ask("rollout", op="abort")
+        desk.events.flush()
+        (event,) = [each for each in seen if each.event.startswith("rollout")]
+        assert (event.event, event.cause, event.severity) == (
+            "rollout withdrawn",
+            "aborted by hand",
+            "warning",
+        )
+        report = (await desk.ask("rollouts"))["items"][0]
+        desk.clock.advance(10)
+        assert (await desk.ask("rollouts"))["items"] == [report], "it does not change any more"
+
+    run(work())
+
+
+def test_share_behind_a_gateway_is_said_in_requests(routed: RolloutDesk) -> None:
+    async def work() -> None:
+        await routed.started()
+        seen: list[JournalEvent] = []
+        routed.events.subscribe(seen.append)
+        await routed.rollout(wait=False, share=0.015)
+        routed.events.flush()
+        (event,) = [each for each in seen if each.event == "rollout started"]
+        assert event.message == "1.5 % of the requests through the gateway, 1 of 4 workers, code"
+
+    run(work())
+
+
+def test_paused_rollout_goes_on_when_it_is_resumed(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        outcome = desk.rollout(pause=True)
+        await turns()
+        desk.runner.requests = {"web.2.0": (1000, 0)}
+        desk.clock.advance(600)
+        await desk.look()
+        assert not outcome.done()
+        assert (await desk.ask("rollout", op="resume"))["items"][0]["state"] == "running"
+        await desk.look()
+        assert (await outcome)["items"][0]["state"] == "promoted"
+
+    run(work())
+
+
+def test_unhealthy_canary_is_withdrawn_and_an_unhealthy_other_worker_is_not(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        outcome = desk.rollout()
+        await turns()
+        workers = desk.entry.observed.workers
+        workers["web.1.0"].stuck = True
+        for listener in list(desk.core.listeners):
+            listener(desk.entry)
+        await turns()
+        assert not outcome.done()
+        workers["web.2.0"].stuck = True
+        for listener in list(desk.core.listeners):
+            listener(desk.entry)
+        (item,) = (await outcome)["items"]
+        assert item["reason"].startswith("web.2.0 is unhealthy: ")
 
     run(work())

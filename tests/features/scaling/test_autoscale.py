@@ -275,3 +275,61 @@ def test_each_decrease_that_was_a_mistake_doubles_the_time_before_the_next_one()
     first, second, third = decreases
     assert second - first == pytest.approx(20, abs=3)
     assert third - second == pytest.approx(40, abs=3)
+
+
+Step = tuple[float, dict[str, Any]]  # seconds, and the load meanwhile
+Change = tuple[float, int, int, str, float]  # time, workers before and after, trigger and its value
+
+IN_FLIGHT: list[Step] = [
+    (seconds, {"in_flight": count})
+    for seconds, count in ((10, 15), (10, 90), (80, 0), (20, 45), (130, 5), (40, 400), (40, 0), (60, 30), (400, 0))
+]  # fmt: skip
+QUEUE: list[Step] = [
+    (seconds, {"queue": count})
+    for seconds, count in ((3, 0), (5, 11), (2, 21), (4, 31), (15, 3), (2, 16), (60, 0))
+]
+SLOW, FAST = responses(0.9), responses(0.1)
+BOTH: list[Step] = [
+    (5, {"responses": FAST, "cpu": 0.1}), (9, {"responses": SLOW, "cpu": 0.2}),
+    (30, {"responses": responses(0.25), "cpu": 0.2}), (40, {"responses": FAST, "cpu": 0.2}),
+    (10, {"responses": FAST, "cpu": 1.6}), (60, {"responses": responses(0.05, count=0), "cpu": 0}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("table", "size", "steps", "changes"),
+    [
+        (scale(in_flight=20, most=6, down=30), 1, IN_FLIGHT, [
+            (10.75, 1, 5, "in_flight", 90.0), (53.0, 5, 4, "in_flight", 9.9), (83.0, 4, 2, "in_flight", 0.0),
+            (101.0, 2, 3, "in_flight", 22.5), (183.25, 3, 2, "in_flight", 5.6667), (243.25, 2, 1, "in_flight", 2.5),
+            (250.75, 1, 6, "in_flight", 400.0), (251.0, 6, 6, "in_flight", 66.6667),
+            (358.0, 6, 5, "in_flight", 11.6667), (418.0, 5, 3, "in_flight", 3.3), (448.0, 3, 2, "in_flight", 0.0),
+            (478.0, 2, 1, "in_flight", 0.0),
+        ]),
+        (scale(queue=5, least=2, most=6, up=2, down=8), 2, QUEUE, [
+            (4.0, 2, 3, "queue", 5.5), (9.0, 3, 5, "queue", 7.0), (11.0, 5, 6, "queue", 6.2),
+            (11.25, 6, 6, "queue", 5.1667), (23.25, 6, 5, "queue", 2.7417), (31.25, 5, 4, "queue", 1.12),
+            (39.25, 4, 2, "queue", 1.0063),
+        ]),
+        (scale(p99="300ms", cpu=0.5, most=4, up=3, down=10), 1, BOTH, [
+            (5.25, 1, 2, "p99", 0.98), (8.25, 2, 3, "p99", 0.995), (11.25, 3, 4, "p99", 0.995),
+            (12.5, 4, 4, "p99", 0.995), (62.75, 4, 3, "p99", 0.0995), (72.75, 3, 2, "p99", 0.0995),
+            (82.75, 2, 1, "p99", 0.0995), (84.75, 1, 4, "cpu", 1.6), (116.5, 4, 3, "cpu", 0.21),
+            (136.5, 3, 2, "p99", 0.0), (146.5, 2, 1, "p99", 0.0),
+        ]),
+    ],
+    ids=["in flight", "queue", "latency and processor"],
+)  # fmt: skip
+def test_course_of_a_load_has_its_course_of_workers(
+    table: Scale, size: int, steps: list[Step], changes: list[Change]
+) -> None:
+    server = Server(table, size)
+    for seconds, load in steps:
+        server.run(seconds, constant(**load))
+    assert [
+        (at, each.before, each.after, each.trigger, round(each.value, 4)) for at, each in server.decisions
+    ] == changes
+    targets = table.triggers.targets
+    for _, each in server.decisions:
+        assert each.target == targets[each.trigger]
+        assert each.window_seconds == (1.0 if each.after >= each.before else 10.0)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import signal
+import socket
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from poolctl.config import Probe
+from poolctl.features.serve._health import Application, HealthAddress, in_time
+from poolctl.http.messages import BadMessage
 from tests.certificates import certificate
 from tests.features.serve.test_serve import refuses
 from tests.http_get import Reply, get
@@ -102,3 +108,126 @@ def test_other_paths_and_methods_are_refused(serve: Any, until: Any) -> None:
     assert (reply.status, reply.getheader("allow")) == (405, "GET, HEAD")
     assert reply.read() == b"only GET and HEAD are answered\n"
     connection.close()
+
+
+class Answered:
+    """What a request has been answered with."""
+
+    def __init__(self) -> None:
+        self.sent: list[tuple[int, list[tuple[str, str]], bytes]] = []
+
+    async def send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        self.sent.append((status, headers, body))
+
+
+async def asked(health: HealthAddress, target: str = "/health", method: str = "GET") -> tuple[int, str]:
+    head: Any = SimpleNamespace(method=method.encode(), target=target.encode())
+    answered: Any = Answered()
+    await health.handle(SimpleNamespace(head=head), answered)  # type: ignore[arg-type]
+    ((status, headers, body),) = answered.sent
+    allowed = [("allow", "GET, HEAD")] if status == 405 else []
+    assert headers == [("content-type", "text/plain"), *allowed]
+    assert body.endswith(b"\n")
+    return status, body.decode()[:-1]
+
+
+class Answering:
+    """An application that answers probes with these statuses by their paths."""
+
+    def __init__(self, **statuses: int) -> None:
+        self.statuses = statuses
+        self.asked: list[str] = []
+
+    def answer_probe(self, question: object, sock: socket.socket) -> None:
+        assert question == {"kind": "http", "plain": True}
+        asyncio.get_running_loop().create_task(self._answer(sock))
+
+    async def _answer(self, sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=sock)
+        path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
+        self.asked.append(path)
+        status = self.statuses[path.strip("/")]
+        writer.write(f"HTTP/1.1 {status} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+        await writer.drain()
+        writer.close()
+        await writer.wait_closed()
+
+
+PROBES = {
+    kind: Probe.usual().but(http=f"/{kind}").to_dict() for kind in ("startup", "readiness", "liveness")
+}  # fmt: skip
+START, READY, LIVE = "/startup", "/readiness", "/liveness"
+
+
+def test_app_without_probes_is_healthy_while_its_event_loop_answers() -> None:
+    async def work() -> None:
+        health = HealthAddress([], {}, "http://a")
+        assert await asked(health) == (503, "the application is starting")
+        assert await asked(health, "/health/live") == (200, "ok")
+        health.serves(Answering())  # type: ignore[arg-type]
+        assert await asked(health) == (200, "ok")
+        assert await asked(health, "/health?verbose=1", "HEAD") == (200, "ok")
+        assert await asked(health, "/health/live") == (200, "ok")
+        health.leave()
+        assert await asked(health) == (503, "the server is stopping")
+        assert await asked(health, "/health/live") == (200, "ok")
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("path", ["/", "/health/", "/healthy", "/health/live/x"])
+def test_other_path_is_404_and_another_method_405(path: str) -> None:
+    async def work() -> None:
+        health = HealthAddress([], {}, "http://a")
+        assert await asked(health, path) == (404, "there are /health and /health/live")
+        assert await asked(health, "/health", "POST") == (405, "only GET and HEAD are answered")
+        assert health.refuse(BadMessage("too long", status=431)) == (431, "text/plain", b"too long\n")
+
+    asyncio.run(work())
+
+
+def test_other_probes_begin_once_the_startup_probe_has_succeeded() -> None:
+    async def work() -> None:
+        health = HealthAddress([], PROBES, "http://a")
+        app = Answering(startup=500, readiness=404, liveness=500)
+        health.serves(app)  # type: ignore[arg-type]
+        assert await asked(health) == (503, "GET /startup: status 500")
+        assert await asked(health, "/health/live") == (200, "ok")
+        assert app.asked == [START]
+        app.statuses["startup"] = 204
+        assert await asked(health) == (503, "GET /readiness: status 404")
+        assert await asked(health, "/health/live") == (503, "GET /liveness: status 500")
+        assert app.asked == [START, START, READY, LIVE]
+        app.statuses |= {"startup": 500, "readiness": 399, "liveness": 200}
+        assert await asked(health) == (200, "ok")
+        assert await asked(health, "/health/live") == (200, "ok")
+        assert app.asked[4:] == [READY, LIVE]
+        health.leave()
+        assert await asked(health, "/health/live") == (200, "ok")
+        assert app.asked[6:] == []
+
+    asyncio.run(work())
+
+
+def test_check_that_takes_too_long_says_for_how_long() -> None:
+    async def forever() -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    async def work() -> None:
+        assert await in_time(forever(), 0.01) == "no answer within 10ms"
+
+    asyncio.run(work())
+
+
+def test_application_whose_event_loop_has_ended_is_not_healthy() -> None:
+    ended = asyncio.new_event_loop()
+    ended.close()
+    application = Application(Answering(), ended)  # type: ignore[arg-type]
+
+    async def work() -> None:
+        assert await application.beat() == "Event loop is closed"
+        with pytest.raises(OSError, match="Event loop is closed"):
+            await application.connect()
+
+    asyncio.run(work())
