@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -228,3 +229,132 @@ def test_address_of_a_table_that_a_server_has_is_a_problem_of_the_table(tmp_path
     text = told(tmp_path, '[metrics]\nbind = "127.0.0.1:8080"\n' + SERVER)
     assert "metrics.bind: the address 127.0.0.1:8080 is taken by 'web'" in text
     assert len(text.splitlines()) == 1
+
+
+def table(name: str, port: int, more: str = "") -> str:
+    """Five lines or more of a server."""
+    return f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "a:b"\n{more}'
+
+
+NO_SERVER = "there is no server {!r}; name a server of this pool"
+A_RANGE = 'allowed is "FIRST-LAST", ports from 1 to 65535'
+SET_IT = "set it, or give a default: ${{NOT_SET:-…}}"
+NOT_WHOLE = "'x' is not allowed here; expected a whole number"
+NOT_SOON = (
+    '\'soon\' is not a duration; write a number of seconds, or a string such as "500ms", "5s", "1m30s", "2h"'
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "problems"),
+    [
+        (table("a", 1) + table("b", 1),
+         ["7:1: server[1].bind: the address 127.0.0.1:1 is taken by 'a', {place}:3:1; choose another address"]),
+        (table("a", 1) + table("a", 2),
+         ["6:1: server[1].name: the name 'a' is taken, {place}:2:1; choose another name"]),
+        (table("a", 1, 'depends_on = ["b"]\n') + table("b", 2, 'depends_on = ["a"]\n'),
+         ["5:1: server[0].depends_on: depends on itself: a → b → a; take out one of these dependencies"]),
+        (table("a", 1, 'depends_on = ["c", "b"]\n') + table("b", 2, 'workers = "x"\n'),
+         [f"5:15: server[0].depends_on[0]: {NO_SERVER.format('c')}", f"10:1: server[1].workers: {NOT_WHOLE}"]),
+        (table("a", 1, 'depends_on = ["x"]\nworkers = "x"\n'),
+         [f"5:15: server[0].depends_on[0]: {NO_SERVER.format('x')}", f"6:1: server[0].workers: {NOT_WHOLE}"]),
+        ('[defaults]\ndepends_on = ["x"]\n' + table("a", 1, 'workers = "x"\n'),
+         [f"2:15: defaults.depends_on[0]: {NO_SERVER.format('x')}", f"7:1: server[0].workers: {NOT_WHOLE}"]),
+        (table("a", 1, 'env = { U = "${server.b.url}" }\n') + table("b", 2), []),
+        (table("a", 1, 'env = { U = "${server.c.url}" }\n') + table("b", 2),
+         [f"5:9: server[0].env.U: {NO_SERVER.format('c')}"]),
+        ('[defaults]\nenv = { U = "${server.c.url}" }\n' + table("b", 2),
+         [f"2:9: defaults.env.U: {NO_SERVER.format('c')}"]),
+        ('[pool]\nname = 5\nport_range = "x"\n' + table("a", 1),
+         ['2:1: pool.name: 5 is not allowed here; expected a string: put it in quotes: "…"',
+          f"3:1: pool.port_range: 'x' is not a range of ports; {A_RANGE}"]),
+        ('[defaults]\nstop_timeout = "soon"\ntls = { cert = 5 }\n' + table("a", 1),
+         [f"2:1: defaults.stop_timeout: {NOT_SOON}",
+          '3:9: defaults.tls.cert: 5 is not allowed here; expected a string: put it in quotes: "…"']),
+        ('[defaults]\nstop_signal = "SIGINT"\n' + table("a", 1), []),
+        ('[defaults]\nscale = { min = 2 }\n' + table("a", 1, "scale = { max = 1 }\n"),
+         ["7:11: server[0].scale.max: scale.max = 1 is below scale.min = 2; raise scale.max, or lower scale.min"]),
+        (table("a", 1, 'env = { A = "${NOT_SET}" }\n'),
+         [f"5:9: server[0].env.A: the environment variable NOT_SET is not set; {SET_IT}"]),
+        (table("b", 5) + table("a", 3, "tags = 5\n") + table("c", 3),
+         ['9:1: server[1].tags: 5 is not allowed here; expected a list: put it in brackets: ["…"]',
+          "12:1: server[2].bind: the address 127.0.0.1:3 is taken by 'a', {place}:7:1; choose another address"]),
+    ],
+)  # fmt: skip
+def test_problems_of_a_file_are_reported_in_its_order_with_their_fixes(
+    tmp_path: Path, text: str, problems: list[str]
+) -> None:
+    place = str(tmp_path / "pool.toml")
+    assert told(tmp_path, text).splitlines() == [f"{place}:{each.format(place=place)}" for each in problems]
+
+
+def test_servers_without_problems_are_there_and_others_are_not(tmp_path: Path) -> None:
+    text = table("a", 1) + table("b", 1) + table("c", 2, "tags = 5\n") + table("d", 3, 'depends_on = ["d"]\n')
+    assert [server.name for server in load_text(tmp_path, text)] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("defaults", "own", "certificate"),
+    [
+        ("tls = true\n", "", None),
+        ('tls = { cert = "c.pem" }\n', "", None),
+        ('tls = { cert = "c.pem", key = "k.pem" }\n', "tls = true\n", ("c.pem", "k.pem")),
+        ('tls = { cert = "c.pem", key = "k.pem" }\n', 'tls = { key = "l.pem" }\n', ("c.pem", "l.pem")),
+        ('tls = { cert = "c.pem", key = "k.pem" }\n', 'tls = { cert = "d.pem" }\n', ("d.pem", None)),
+        ('tls = { cert = "c.pem", key = "k.pem" }\n', "tls = false\n", None),
+    ],
+)
+def test_certificate_of_a_server_is_merged_with_that_of_the_defaults(
+    tmp_path: Path, defaults: str, own: str, certificate: tuple[str, str | None] | None
+) -> None:
+    config = load_text(tmp_path, f"[defaults]\n{defaults}" + table("a", 1, own))
+    if defaults == "tls = true\n":
+        assert "no default certificate" in str(config.problems[0])
+        return
+    (server,) = config
+    tls: Any = server.tls
+    found = (tls.cert, tls.key) if tls else None
+    assert found == (certificate and tuple(each and str(tmp_path / each) for each in certificate))
+
+
+def test_programs_of_the_defaults_keep_their_keys_for_programs_alone(tmp_path: Path) -> None:
+    text = (
+        '[defaults]\ncommand = ["x"]\nstop_signal = "SIGINT"\nnotify = true\n'
+        '[[server]]\nname = "a"\nbind = ":1"\n' + table("b", 2)
+    )
+    first, second = load_text(tmp_path, text)
+    assert (first.command, first.stop_signal, first.notify) == (("x",), "SIGINT", True)
+    assert (second.command, second.stop_signal, second.notify) == (None, None, False)
+
+
+def test_scheduled_job_inherits_neither_hooks_nor_mandatory(tmp_path: Path) -> None:
+    text = (
+        '[defaults]\nmandatory = true\nhooks = { before_start = ["x"] }\n' + table("a", 1)
+        + '[[server]]\nname = "j"\njob = true\nevery = "5 4 * * *"\ncommand = ["true"]\n'
+    )  # fmt: skip
+    config = load_text(tmp_path, text)
+    assert config.problems == []
+    app, job = config
+    assert (app.mandatory, job.mandatory) == (True, False)
+    assert (app.hooks is not None, job.hooks) == (True, None)
+
+
+def test_files_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
+    for count, words in (
+        (1, "1 configuration file cannot be read"),
+        (2, "2 configuration files cannot be read"),
+    ):
+        with pytest.raises(PoolValidateError) as caught:
+            load([tmp_path / f"{at}.toml" for at in range(count)], {})
+        assert caught.value.message.startswith(words)
+        assert len(caught.value.exceptions) == count
+
+
+def test_problem_that_another_file_may_solve_is_not_reported_while_one_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        '[[server]]\nname = "a"\napp = "a:b"\ndepends_on = ["x"]\nworkers = "x"\n'
+    )
+    with pytest.raises(PoolValidateError) as caught:
+        load([tmp_path / "a.toml", tmp_path / "b.toml"], {})
+    _, *others = map(str, caught.value.exceptions)
+    assert others == [f"{tmp_path}/a.toml:5:1: server[0].workers: {NOT_WHOLE}"]

@@ -256,6 +256,13 @@ def test_health_gates_by_startup_and_readiness_and_probes_by_readiness_and_liven
 def test_table_of_a_file_has_no_problems_and_takes_no_time_unless_it_says_so() -> None:
     shelf = Shelf.unchecked({"height": 1.0})
     assert (shelf.stop_seconds, shelf.label, shelf.has_startup_warnings) == (0.0, "", False)
+    assert (Table.table_name, Table.listed, Table.merged_by, Table.paths, Table.is_route) == (
+        "",
+        False,
+        "",
+        (),
+        False,
+    )
     assert (shelf.findings(), shelf.findings_among({}), shelf.check({}, ())) == ((), (), ([], []))
 
 
