@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from poolctl.cli.main import main
+from poolctl.control.pool_paths import pool_key
+from poolctl.features.top import command
+from poolctl.features.top._boards import PoolView
 from tests.features.top.test_live_view import answering, many
 from tests.real_pool import RealPool
+from tests.stand_in import Answer, Send, always, item, result, stand_in
 
 
 @pytest.fixture
@@ -33,3 +42,148 @@ def test_without_a_supervisor_top_fails(pool: RealPool) -> None:
     assert pool.run("top").code == 6
     assert pool.run("top", "-n", "0").code == 2
     assert pool.run("top", "--sort", "size").code == 2
+
+
+GATEWAY = {
+    "state": "running", "problem": "", "addresses": ["http://127.0.0.1:80"], "routes": 1, "pid": 7,
+    "uptime_seconds": 1.0, "restarts": 0,
+}  # fmt: skip
+
+
+@pytest.fixture
+def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The socket's path of the pool in the working directory."""
+    directory = tmp_path_factory.mktemp("p")
+    monkeypatch.delenv("POOLCTL_CONFIG", raising=False)
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(directory / "run"))
+    monkeypatch.chdir(directory)
+    file = directory / "pool.toml"
+    file.write_text('[[server]]\nname = "web"\nbind = ":80"\ncommand = ["true"]\n')
+    found = directory / "run" / pool_key(str(file))
+    found.mkdir(parents=True, mode=0o700)
+    return found / "control.sock"
+
+
+def answer_with(**members: Any) -> Answer:
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "routes":
+            return result({"alias": "shop", "requests": 1})
+        return result(item("web"), name="shop", **members)
+
+    return answer
+
+
+def test_each_printed_view_is_asked_for_and_separated_by_an_empty_line(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(command, "sleep", pauses.append)
+    with stand_in(place, answer_with()) as requests:
+        assert main(["top", "web", "-n", "3", "--interval", "0.01s"]) == 0
+    out, err = capsys.readouterr()
+    assert (out.count("● running"), out.count("\n\n"), err) == (3, 2, "")
+    assert pauses == [0.1, 0.1], "the least interval"
+    assert [verb for verb, _ in requests] == ["stats", "ping", "stats", "stats"]
+    assert requests[0][1]["options"]["errors"] is True
+    assert requests[0][1]["selector"]["targets"] == ["web"]
+    with stand_in(place, answer_with()):
+        assert main(["top", "-n", "2"]) == 0
+    assert pauses[2:] == [2.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "err"),
+    [
+        ([], "not a terminal: printing one snapshot (use `poolctl list -o json` in scripts)\n"),
+        (["-q"], ""), (["--once"], ""), (["-n", "1"], ""),
+    ],
+)  # fmt: skip
+def test_one_view_is_printed_with_a_remark_unless_it_was_asked_for(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], err: str
+) -> None:
+    with stand_in(place, answer_with()) as requests:
+        assert main(["top", *words]) == 0
+    out, said = capsys.readouterr()
+    assert (out.count("NAME"), said, [verb for verb, _ in requests]) == (1, err, ["stats", "ping"])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["-n", "0"], "-n: '0' is not a number of views\n  hint: 1 prints one view and exits"),
+        (["-n", "²"], "-n: '²' is not a number of views\n  hint: 1 prints one view and exits"),
+        (["-n", "x"], "-n: 'x' is not a number of views\n  hint: 1 prints one view and exits"),
+        (["-n", "1000000000"], "-n: '1000000000' is not a number of views\n  hint: 1 prints one view and exits"),
+        (["-o", "wide"], None),
+        (["--sort", "waiting"], None),
+        (["--routes", "--sort", "memory"], None),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_named(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str | None
+) -> None:
+    assert main(["top", *words]) == 2
+    err = capsys.readouterr().err
+    assert message is None or err == f"error: {message}\n"
+
+
+def test_document_has_the_gateway_if_there_is_one(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with stand_in(place, answer_with(gateway=GATEWAY)) as requests:
+        assert main(["top", "-o", "json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["gateway"] == GATEWAY
+    assert "errors" not in requests[0][1]["options"]
+    with stand_in(place, answer_with()):
+        assert main(["top", "-o", "json"]) == 0
+    assert "gateway" not in json.loads(capsys.readouterr().out)
+
+
+def test_routes_are_shown_on_request_and_need_a_gateway(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stand_in(place, answer_with(gateway=GATEWAY)) as requests:
+        assert main(["top", "--routes", "-n", "1", "--sort", "errors"]) == 0
+    out = capsys.readouterr().out
+    assert [verb for verb, _ in requests] == ["stats", "ping", "routes"]
+    assert "shop" in out.splitlines()[-1]
+    assert "ROUTE" in out
+    with stand_in(place, answer_with()):
+        assert main(["top", "--routes", "-n", "1"]) == 4
+    hint = "a [gateway] or a [[route]] in the file adds one; --routes selects no servers"
+    assert capsys.readouterr().err == f"error: the pool has no gateway\n  hint: {hint}\n"
+
+
+def test_failure_of_the_supervisor_is_the_commands(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = {"code": 4, "error": "E", "message": "no server matches"}
+    with stand_in(place, always(exit_code=4, errors=[error])):
+        assert main(["top", "nothing"]) == 4
+    assert capsys.readouterr() == ("", "error: no server matches\n")
+
+
+@pytest.mark.parametrize(("ended_by", "code"), [(0, 0), (signal.SIGINT, 130), (signal.SIGUSR1, 0)])
+def test_live_view_ends_by_a_key_or_a_signal(
+    place: Path, monkeypatch: pytest.MonkeyPatch, ended_by: int, code: int
+) -> None:
+    frames: list[int | None] = []
+
+    class View:
+        def __init__(self, view: PoolView, number: int | None) -> None:
+            frames.append(number)
+
+        async def run(self) -> int:
+            return ended_by
+
+    sent: list[tuple[int, int]] = []
+    before = signal.getsignal(signal.SIGUSR1)
+    monkeypatch.setattr("poolctl.features.top._live_view.LiveView", View)
+    monkeypatch.setattr(command, "_is_terminal", lambda: True)
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    try:
+        with stand_in(place, answer_with()):
+            assert main(["top", "-n", "5"]) == code
+        by_signal = ended_by == signal.SIGUSR1
+        assert sent == ([(os.getpid(), ended_by)] if by_signal else [])
+        assert (signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL) is (by_signal or before == signal.SIG_DFL)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert frames == [5]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from poolctl.cli import render
 from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.outcome import Outcome
+from poolctl.cli.outcome import JsonObject, Outcome
 from poolctl.cli.render import (
     address_lines,
     count_ready,
@@ -480,3 +480,114 @@ def test_table_of_routes_has_a_head_even_without_routes(monkeypatch: pytest.Monk
     assert listed(monkeypatch, "json", line) is None
     failed = Outcome.failed(1, "no")
     assert gateway_table(CommandRequest("list", {}), failed, [line], ("alias",), []).text is None
+
+
+def test_outcome_prints_one_result_in_its_form(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def printed(outcome: Outcome) -> str:
+        assert render.show(outcome) == outcome.exit_code
+        return capsys.readouterr().out
+
+    streamed = Outcome(text="text", message="message", exit_code=3)
+    streamed.streamed = True
+    assert printed(streamed) == ""
+    assert printed(Outcome(text="text", message="message")) == "text"
+    assert printed(Outcome([USERS], form="name", message="message")) == "users\n"
+    assert printed(Outcome(message="a\x1b\nb")) == "a\\x1b\nb\n"
+    painted = Outcome(message="\x1b[1ma")
+    painted.painted = True
+    assert printed(painted) == "\x1b[1ma\n"
+    quiet = Outcome(message="message")
+    quiet.quiet = True
+    assert printed(quiet) == ""
+    assert printed(Outcome()) == ""
+
+
+@pytest.mark.parametrize(("form", "is_shown"), [("table", True), ("wide", True), ("name", False)])
+def test_footer_is_for_tables_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, form: str, is_shown: bool
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stdout", stream)
+        outcome = Outcome([USERS], form=form)
+        outcome.footer = "foot\x1b\nand more"
+        render.show(outcome)
+        end = "\n\nfoot\\x1b\nand more\n"
+        assert stream.getvalue().endswith(end) is (is_shown and isinstance(stream, Terminal))
+
+
+def test_password_of_an_address_is_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    secret = replace(USERS, expose="http://me:secret@h")
+    for each in (secret, JsonObject(**to_json(secret))):
+        render.show(Outcome([each, OFF], form="name,expose"))
+        out = capsys.readouterr().out
+        assert out == "users\thttp://me:********@h\noff\thttp://127.0.0.1:80\n"
+    assert secret.expose == "http://me:secret@h"
+
+
+def test_path_is_relative_below_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.getcwd", lambda: "/a/b/")
+    paths = ["/a/b/c", "/a/bc", "/a/b", "c"]
+    assert [render.from_here(path) for path in paths] == ["c", "/a/bc", "/a/b", "c"]
+    monkeypatch.setattr("os.getcwd", lambda: "/")
+    assert render.from_here("/a") == "/a"
+
+    def fail() -> str:
+        raise FileNotFoundError
+
+    monkeypatch.setattr("os.getcwd", fail)
+    assert render.from_here("/a/b/c") == "/a/b/c"
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(0, "0"), (4.2, "4.2"), (9.96, "10.0"), (9, "9"), (10.4, "10"), (846.6, "847")]
+)
+def test_small_numbers_have_one_decimal_place(number: float, text: str) -> None:
+    assert render.count_text(number) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, ""), (0.00085, "850µs"), (0.001, "1.0ms"), (0.0042, "4.2ms"), (0.9999, "999.9ms"), (1, "1.0s")],
+)  # fmt: skip
+def test_latency_has_its_unit(seconds: float | None, text: str) -> None:
+    assert render.latency(seconds) == text
+
+
+def test_gateway_below_a_table_has_its_problem_on_a_line_of_its_own() -> None:
+    table = {
+        "state": "failed", "problem": "port 80 is in use", "addresses": [], "routes": 1, "pid": None,
+        "uptime_seconds": None, "restarts": 1,
+    }  # fmt: skip
+    assert render.footer_of(table, 0) == "[gateway] failed, 1 route, 1 restart\n  port 80 is in use"
+    assert render.footer_of({**table, "problem": ""}, 21) == "[gateway] failed,\n  1 route, 1 restart"
+    assert render.serves_line(table) == ""
+    running = {**table, "state": "running", "addresses": ["http://a", "http://b"]}
+    assert render.serves_line(running) == "the gateway serves http://a, http://b"
+
+
+def test_tables_are_exactly_so() -> None:
+    inherited = replace(
+        USERS, name="fd", bind="fd:3", address="127.0.0.1:90", pids=(7, 8), workers=3, restarts=12
+    )
+    assert render.text_of([USERS, OFF, inherited], "table") == (
+        "NAME   STATE     READY  HEALTH   BIND                 PIDS          UPTIME  RESTARTS\n"
+        "users  running   true   ok       127.0.0.1:8081       7                12s         0\n"
+        "off    disabled  false  unknown  127.0.0.1:80         -                  -         0\n"
+        "fd     running   true   ok       fd:3 (127.0.0.1:90)  7 and 1 more     12s        12\n"
+    )
+
+
+def test_errors_are_coloured_by_their_parts() -> None:
+    place = {"file": "/etc/pool.toml", "line": 7, "key": "name"}
+    assert list(render.error_lines(failure("bad", hint="do so", **place), True)) == [
+        "\x1b[1m/etc/pool.toml:7\x1b[0m: name: bad; do so"
+    ]
+    assert list(render.error_lines(failure("bad", hint="do\nso", name="web"), True)) == [
+        "\x1b[1;31merror:\x1b[0m web: bad", "  \x1b[36mhint:\x1b[0m do", "        so",
+    ]  # fmt: skip
+    assert list(render.error_lines(failure("web is bad", name="web"))) == ["error: web is bad"]
+    assert list(render.error_lines(failure("bad", bind=":80"))) == ["error: :80: bad"]
+    assert list(render.error_lines(failure("", hint="x"), with_hint=False)) == ["error: failed"]
