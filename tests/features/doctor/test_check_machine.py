@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.address import parse
+from poolctl.cli.pool_ref import PoolRef
 from poolctl.feature import FEATURES
 from poolctl.features.doctor import _check_machine
 from poolctl.features.doctor._check import CheckResult
@@ -628,3 +630,244 @@ def test_file_is_the_users_alone(
     status = SimpleNamespace(st_mode=0o100000 | mode, st_uid=owner)
     monkeypatch.setattr(_check_machine.os, "stat", lambda path: status)
     assert [each.status for each in _check_machine._file("/pool.toml")] == results
+
+
+def test_kernel_without_a_call_says_what_is_lost(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
+    def fails() -> None:
+        raise OSError
+
+    def works() -> None:
+        return None
+
+    fix = "allow it in the sandbox (--security-opt seccomp=…), or use a newer kernel"
+    features = (
+        ("a", "this is lost", True, fails),
+        ("b", "that is lost", False, fails),
+        ("c", "x", True, works),
+    )
+    monkeypatch.setattr(_check_machine, "_FEATURES", features)
+    results = list(_check_machine.features(machine.context))
+    assert [(each.status, each.message, each.fix) for each in results] == [
+        ("problem", "a does not work: this is lost", fix),
+        ("warning", "b does not work: that is lost", fix),
+    ]
+    monkeypatch.setattr(_check_machine, "_FEATURES", features[2:])
+    said = f"Linux {os.uname().release} has what the pool needs"
+    assert found(_check_machine.features(machine.context)) == [("ok", said)]
+    monkeypatch.setattr(_check_machine, "LINUX", False)
+    assert found(_check_machine.features(machine.context)) == [("problem", "this is not Linux")]
+
+
+def test_kernel_of_this_machine_has_the_calls() -> None:
+    for attempt in (_check_machine._subreaper, _check_machine._memfd, _check_machine._pidfd):
+        before = os.listdir("/proc/self/fd")
+        assert _check_machine._is_supported(attempt)
+        assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize("problem", ["", "/proc is not mounted"])
+def test_proc_that_lists_no_processes_is_a_problem(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, problem: str
+) -> None:
+    monkeypatch.setattr(_check_machine, "proc_problem", lambda: (problem, "mount it"))
+    ((status, said),) = found(_check_machine.proc(machine.context))
+    assert (status, said) == (("problem", problem) if problem else ("ok", "/proc shows this process"))
+
+
+def test_limit_of_a_running_pool_is_that_of_its_keeper(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.limit(1024, 20)
+    machine.context.about = SimpleNamespace(keeper_pid=4711)
+    monkeypatch.setattr(resource, "prlimit", lambda pid, which: (5, pid))
+    machine.context.servers = [ServerConfig(name="web", bind="127.0.0.1:8000", app="a:b")]
+    ((status, said),) = found(_check_machine.open_files(machine.context))
+    assert (status, said.partition(",")[0]) == ("ok", "the limit is 4711")
+
+    def gone(pid: int, which: int) -> None:
+        raise ProcessLookupError
+
+    monkeypatch.setattr(resource, "prlimit", gone)
+    ((status, said),) = found(_check_machine.open_files(machine.context))
+    assert (status, said.partition(",")[0]) == ("problem", "the limit is 20")
+
+
+def test_threads_are_those_of_this_user() -> None:
+    alone = _check_machine._threads_of_user()
+    assert alone >= 1
+    over = threading.Event()
+    others = [threading.Thread(target=over.wait) for _ in range(100)]
+    for thread in others:
+        thread.start()
+    try:
+        assert _check_machine._threads_of_user() >= 100
+    finally:
+        over.set()
+        for thread in others:
+            thread.join()
+
+
+def test_address_that_cannot_be_opened_is_a_problem(machine: Machine, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            free = other.getsockname()[1]
+        machine.serve(web=port, served=port, free=free)
+        machine.context.served = {"served", "job"}
+        job = ServerConfig(name="job", job=True, command=["true"])
+        machine.context.servers = [job]
+        machine.context.addresses |= {
+            "sock": parse(f"unix:{tmp_path}/a.sock"), "nowhere": parse(f"unix:{tmp_path}/none/a.sock"),
+        }  # fmt: skip
+        results = list(_check_machine.ports(machine.context))
+    assert [(each.status, each.message.partition(" by ")[0]) for each in results] == [
+        ("problem", f"nowhere: {tmp_path}/none does not exist"),
+        ("problem", f"web: port {port} is in use"),
+        ("ok", "1 served, 1 free"),
+    ]
+    assert results[0].fix == f"mkdir -p {tmp_path}/none, owned by this user"
+
+
+def test_file_at_the_address_of_a_server_is_a_socket_that_is_stale(machine: Machine, tmp_path: Path) -> None:
+    paths = {name: str(tmp_path / name) for name in ("file", "stale", "taken", "none", "served")}
+    Path(paths["file"]).touch()
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(paths["stale"])
+    with socket.socket(socket.AF_UNIX) as taken:
+        taken.bind(paths["taken"])
+        taken.listen()
+        Path(paths["served"]).touch()
+        machine.context.addresses = {name: parse(f"unix:{path}") for name, path in paths.items()}
+        machine.context.served = {"served"}
+        results = list(_check_machine.sockets(machine.context))
+    assert [(each.status, each.message, each.fix) for each in results] == [
+        ("problem", f"file: {paths['file']} exists and is not a socket", f"move {paths['file']} away"),
+        ("ok", f"stale: {paths['stale']} is stale and will be replaced", ""),
+        ("problem", f"taken: another process listens on {paths['taken']}",
+         f"fuser {paths['taken']} shows the process"),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def directories(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The directories of a pool in a file system with much room."""
+    system = SimpleNamespace(f_bavail=1 << 20, f_frsize=4096, f_files=0, f_favail=0, f_flag=0)
+    monkeypatch.setattr(os, "statvfs", lambda path: system)
+    machine.context.env = {
+        "POOLCTL_RUNTIME_DIR": str(tmp_path / "run"), "POOLCTL_STATE_DIR": str(tmp_path / "state"),
+    }  # fmt: skip
+    machine.context.pool = PoolRef([str(tmp_path / "pool.toml")], str(tmp_path / "run" / "key"))
+    (tmp_path / "pool.toml").touch()
+    return tmp_path
+
+
+def test_directories_of_a_pool_have_room(machine: Machine, directories: Path) -> None:
+    said = f"{directories}, 4096 MiB left"
+    assert found(_check_machine.runtime(machine.context)) == [("ok", said)]
+    assert found(_check_machine.state(machine.context)) == [("ok", said)]
+    machine.context.pool = None
+    assert found(_check_machine.runtime(machine.context)) == [("ok", said)]
+    assert found(_check_machine.state(machine.context)) == []
+
+
+def test_directories_on_the_network_are_reported(
+    machine: Machine, directories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_check_machine, "_network", lambda path: "nfs")
+    (runtime,) = _check_machine.runtime(machine.context)
+    assert (runtime.status, runtime.message, runtime.fix) == (
+        "problem", f"{directories} is on a network file system (nfs), where Unix sockets do not work",
+        "set POOLCTL_RUNTIME_DIR to a directory on this machine",
+    )  # fmt: skip
+    state, room = _check_machine.state(machine.context)
+    assert (state.status, state.message, state.fix) == (
+        "warning", f"{directories} is on a network file system (nfs): no logs are written while it is unavailable",
+        "set POOLCTL_STATE_DIR to a directory on this machine",
+    )  # fmt: skip
+    assert room.status == "ok"
+
+
+def test_directories_that_are_not_writable_are_problems(
+    machine: Machine, directories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = {"path": str(directories / "web.log")}
+    machine.context.servers = [ServerConfig(name="web", bind="127.0.0.1:8000", app="a:b", log=log)]
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    assert [(each.status, each.message, each.fix) for each in _check_machine.state(machine.context)][1:] == [
+        ("problem", f"web: its log {directories}/web.log is not writable",
+         "make this user its owner, or change log.path"),
+    ]  # fmt: skip
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    (state,) = _check_machine.state(machine.context)
+    assert (state.status, state.message, state.fix) == (
+        "problem", f"{directories} is not writable", "make this user its owner, or set POOLCTL_STATE_DIR",
+    )  # fmt: skip
+    (runtime,) = _check_machine.runtime(machine.context)
+    assert (runtime.status, runtime.message, runtime.fix) == (
+        "problem", f"no runtime directory: {directories} is not writable",
+        "set POOLCTL_RUNTIME_DIR to a writable directory",
+    )  # fmt: skip
+
+
+def test_files_of_a_pool_are_named_or_missing(machine: Machine, directories: Path) -> None:
+    file = f"{directories}/pool.toml"
+    assert found(_check_machine.files(machine.context)) == [("ok", file)]
+    os.chmod(file, 0o646)
+    (warning,) = _check_machine.files(machine.context)
+    assert (warning.message, warning.fix) == (
+        f"any user can change {file}, and poolctl runs its commands", f"chmod o-w {file}",
+    )  # fmt: skip
+    os.unlink(file)
+    (missing,) = _check_machine.files(machine.context)
+    assert (missing.status, missing.message, missing.fix) == (
+        "problem", f"{file}: No such file or directory", "write one with poolctl init, or name another with -c",
+    )  # fmt: skip
+    machine.context.pool = None
+    assert found(_check_machine.files(machine.context)) == []
+
+
+def test_entries_of_the_runtime_directory_that_belong_to_no_pool_are_leftovers(
+    machine: Machine, directories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = directories / "run"
+    assert found(_check_machine.leftovers(machine.context)) == [("ok", "none")]
+    for name in ("gone", "orphans", "empty"):
+        (run / name).mkdir(parents=True)
+    (run / "gone" / "control.sock").touch()
+    (run / "orphans" / "control.sock").touch()
+    (run / "@shop").symlink_to("gone")
+    (run / "@lost").symlink_to("nowhere")
+    monkeypatch.setattr(_check_machine, "has_orphans", lambda env, path: path == f"{run}/orphans")
+    results = list(_check_machine.leftovers(machine.context))
+    assert [(each.status, each.message, each.fix) for each in results] == [
+        ("warning", f"{run}/@lost is a dangling link", f"rm {run}/@lost"),
+        ("warning", f"{run}/gone: its supervisor is gone, its socket is left over",
+         f"rm -r {run}/gone {run}/@shop"),
+        ("problem", f"{run}/orphans: its supervisor is gone, its processes still serve",
+         "poolctl start adopts them, poolctl stop stops them"),
+    ]  # fmt: skip
+
+
+def test_disks_of_logs_elsewhere_are_checked_once(
+    machine: Machine, directories: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = {str(directories): 1, "/disk": 2, "/other": 3}
+    monkeypatch.setattr(_check_machine, "_nearest", lambda path: next(
+        (each for each in ("/disk", "/other") if path.startswith(each)), str(directories)
+    ))  # fmt: skip
+    stat = os.stat
+
+    def stat_of(path: Any, **more: Any) -> Any:
+        return SimpleNamespace(st_dev=devices[path]) if path in devices else stat(path, **more)
+
+    monkeypatch.setattr(os, "stat", stat_of)
+    monkeypatch.setattr(os, "access", lambda path, mode: path != "/other")
+    logs = [None, "/disk/a.log", "/disk/b.log", "/other/c.log"]
+    machine.context.servers = [SimpleNamespace(log=SimpleNamespace(path=path)) for path in logs]
+    machine.context.config = SimpleNamespace(tables=SimpleNamespace(events=None))
+    assert found(_check_machine.disks(machine.context)) == [("ok", "/disk, 4096 MiB left")]
+    machine.context.config = SimpleNamespace(tables=SimpleNamespace(events=SimpleNamespace(path="/disk/e")))
+    machine.context.servers = []
+    assert found(_check_machine.disks(machine.context)) == [("ok", "/disk, 4096 MiB left")]
+    machine.context.config = None
+    assert found(_check_machine.disks(machine.context)) == []
