@@ -30,7 +30,7 @@ from poolctl.supervisor.statistics import (
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.worker import tally
 from tests.serving import blank_page
-from tests.unit.core.ordered_core import run, web
+from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import SlowRunner
 from tests.virtual_loop import VirtualLoop
 
@@ -404,5 +404,64 @@ def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path)
         await after.resume()
         entry = desk.core.entries["web"]
         assert after.passed_to_the_ended(entry) == {tally.route_mark("shop"): 6}
+
+    run(work())
+
+
+def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> None:
+    async def work() -> None:
+        store = Store()
+        shop = Shop(web(), web("other"), web("gone"), store=store)
+        for name in ("web", "other", "gone"):
+            entry = shop.desk.core.entries[name]
+            shop.runner.counters.add_up(name, name, page(started=5))
+            entry.observed.called = True
+            entry.become(Desired.RUN)
+            shop.totals.moved(entry, "sleeping", "running")
+        shop.desk.clock.advance(4)
+        shop.totals.moved(shop.desk.core.entries["other"], "running", "backoff")
+        shop.totals.save()
+
+        after = Shop(web(), web("other"), store=store)
+        writes: list[dict[str, Any]] = []
+        saves = after.totals._store.save_totals
+        after.totals._store.save_totals = lambda content: (
+            writes.append(json.loads(content)),
+            saves(content),
+        )[1]  # type: ignore[method-assign]
+        await after.totals.resume()
+        after.totals.save()
+        assert writes == [], "nothing has changed"
+        after.runner.counters.add_up("new", "web", page(started=1))
+        after.totals.save()
+        (written,) = writes
+        assert {name: counts[tally.STARTED] for name, counts in written["counts"].items()} == {
+            "web": 6,
+            "other": 5,
+        }
+        assert written["wakes"] == {"web": 1, "other": 1}
+        assert sorted(written["availability"]) == ["other", "web"]
+        assert after.totals.availability(after.desk.core.entries["other"]).uptime == 4.0
+        for each in (shop, after):
+            each.link.end()
+
+    run(work())
+
+
+def test_totals_of_a_server_that_was_removed_are_forgotten_at_the_next_save() -> None:
+    async def work() -> None:
+        shop = Shop(web(), web("gone"))
+        shop.runner.counters.add_up("one", "gone", page(started=5))
+        shop.runner.counters.add_up("two", "web", page(started=5))
+        shop.totals.save()
+        gone = shop.desk.core.entries["gone"]
+        await shop.desk.ask("remove", "gone")
+        await turns()
+        shop.runner.counters.add_up("three", "web", page(started=5))
+        shop.totals.save()
+        assert shop.totals.of_the_ended(gone)[tally.STARTED] == 0
+        found = await shop.totals._store.totals()
+        assert sorted(found["counts"]) == ["web"]
+        shop.link.end()
 
     run(work())
