@@ -957,7 +957,7 @@ class _PendingServer:
     handle: Handle
     config: ServerConfig  # completed by its pool; the server's own if it cannot be started
     startable: bool
-    live: bool = False  # whether its workers apply the configuration without a restart
+    live: bool  # whether its workers apply the configuration without a restart
 
     @property
     def entry(self) -> Entry:

@@ -960,3 +960,65 @@ def test_worker_that_served_enough_is_replaced_and_its_idleness_is_known() -> No
         )
     )
     pool.stop_sync()
+
+
+def test_start_of_a_server_in_backoff_starts_it_at_once() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a", restart={"backoff": {"initial": 60, "jitter": 0}}))
+    pool.start_sync()
+    runner.script["a"] = FAILS
+    for _ in range(2):
+        on_loop(lambda: runner.end("a.1.0", Exit.from_status(1)))
+    wait_until(lambda: only(pool).state is State.BACKOFF)
+    assert only(pool).message.startswith("exited with status 3")
+    del runner.script["a"]
+    pool.start_sync(timeout=20)
+    wait_until(lambda: only(pool).is_running)
+    assert only(pool).message == ""
+    pool.stop_sync()
+
+
+def test_message_of_a_server_whose_worker_was_replaced_is_empty() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    on_loop(lambda: runner.end("a.1.0", Exit.from_status(1)))
+    wait_until(lambda: runner.log.count("place a.1.0") == 2)
+    wait_until(lambda: only(pool).ready)
+    assert (only(pool).message, only(pool).state) == ("", State.RUNNING)
+    pool.stop_sync()
+
+
+def test_monitor_counts_the_time_since_the_last_change() -> None:
+    clock = ManualClock()
+    pool = made(ScriptedRunner(), config("a"))
+    pool._shared.clock = clock
+    pool.start_sync()
+    clock.advance(30)
+    assert only(pool).monitor().uptime == timedelta(seconds=30)
+    clock.advance(5)
+    assert only(pool).monitor().uptime == timedelta(seconds=35)
+    pool.stop_sync()
+
+
+def test_stop_that_is_overtaken_by_a_start_is_no_failure() -> None:
+    runner = ScriptedRunner()
+    runner.may_stop = asyncio.Event()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    stopped: list[Any] = []
+
+    def stop() -> None:
+        pool.stop_sync()
+        stopped.append("stopped")
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    wait_until(lambda: only(pool).state is State.STOPPING)
+    starting = threading.Thread(target=pool.start_sync)
+    starting.start()
+    on_loop(runner.may_stop.set)
+    for each in (stopping, starting):
+        each.join(60)
+    assert (stopped, only(pool).is_running) == (["stopped"], True)
+    pool.stop_sync()
