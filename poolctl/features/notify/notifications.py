@@ -286,7 +286,8 @@ class Notifications(FeaturePart):
     def _catch_up(self) -> None:
         """Report the end of problems that ended while there was no supervisor."""
         core = self.site.core
-        open_problems = {key for each in self._deliveries.values() for key in each.to_dict().get("open", ())}
+        deliveries = [each.to_dict() for each in self._deliveries.values()]
+        open_problems = dict.fromkeys(key for each in deliveries for key in each.get("open", ()))
         for kind, _, name in (key.partition(" ") for key in open_problems):
             entry = core.entries.get(name)
             if kind == "health" and entry is not None:
