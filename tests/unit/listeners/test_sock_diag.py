@@ -107,7 +107,20 @@ def test_program_that_accepts_and_does_nothing_has_accepted(listener: socket.soc
     asyncio.run(scenario())
 
 
-def test_one_accepted_connection_among_many_waiting_is_enough(listener: socket.socket) -> None:
+def test_one_accepted_connection_among_many_waiting_is_enough(
+    listener: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sock_diag, "_OTHERS_AFTER_SECONDS", 0.05)
+    monkeypatch.setattr(sock_diag, "_LAST_PAUSE_SECONDS", 0.05)
+    accepted_now = sock_diag._accepted_now
+    looks: list[set[int]] = []
+
+    def counted(listener: socket.socket) -> set[int]:
+        looks.append(accepted_now(listener))
+        return looks[-1]
+
+    monkeypatch.setattr(sock_diag, "_accepted_now", counted)
+
     async def scenario() -> None:
         with contextlib.ExitStack() as stack:
             for _ in range(5):
@@ -115,7 +128,9 @@ def test_one_accepted_connection_among_many_waiting_is_enough(listener: socket.s
             served = stack.enter_context(listener.accept()[0])
             sock = stack.enter_context(connection(listener))
             waiting = asyncio.ensure_future(accepted(sock, listener))
-            await asyncio.sleep(1)
+            async with asyncio.timeout(60):
+                while len(looks) < 3:
+                    await asyncio.sleep(0.01)
             assert not waiting.done(), "what was accepted before says nothing"
             served.close()
             stack.enter_context(listener.accept()[0])
