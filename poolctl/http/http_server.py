@@ -84,7 +84,6 @@ class Responder:
     def begin(self, status: int, fields: Fields) -> None:
         """Send the head of a response of unknown length."""
         framing = ("transfer-encoding", "chunked") if self._chunked else ("connection", "close")
-        self.keep_alive = self.keep_alive and self._chunked
         self._head(status, [*fields, framing])
 
     def write(self, data: bytes) -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http import http_server
+from poolctl.http.http_server import ClientGone, HttpServer, Received, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -19,10 +22,16 @@ QUICK = ServerLimits(request_seconds=0.1, keep_alive_seconds=5.0, connections=3)
 
 
 class Handler:
-    """Echoes the body; /stream in pieces; /wait never; /fail not at all."""
+    """Echoes the body; /stream in pieces; /gate when it is opened; /wait never; /fail not at all."""
+
+    server: HttpServer
 
     def __init__(self) -> None:
         self.cancelled = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.refused = ""
+        self.failures: list[str] = []
+        self.pieces = 0
 
     async def handle(self, request: Received, response: Responder) -> None:
         if request.head.path == b"/fail":
@@ -32,6 +41,34 @@ class Handler:
                 await asyncio.Event().wait()
             finally:
                 self.cancelled.set()
+        if request.head.path == b"/gate":
+            await self.gate.wait()
+        if request.head.path == b"/large":
+            response.begin(200, [])
+            response.write(bytes(2_000_000))
+            await self.noting(response.finish())
+            return
+        if request.head.path == b"/flood":
+            response.begin(200, [])
+            try:
+                while True:
+                    response.write(bytes(10_000))
+                    self.pieces += 1
+            except ClientGone as error:
+                self.failures.append(str(error))
+                raise
+        if request.head.path in (b"/descriptor", b"/late"):
+            response.begin(200, [])
+            if request.head.path == b"/late":
+                response.write(bytes(2_000_000))
+            with open(os.devnull) as file:  # noqa: ASYNC230
+                try:
+                    response.attach(request.sock, file.fileno(), b"here")
+                except ClientGone as error:
+                    self.failures.append(str(error))
+                    raise
+            await response.finish()
+            return
         if request.head.path == b"/stream":
             response.begin(200, [])
             for piece in (b"a", b"", b"bc"):
@@ -40,16 +77,31 @@ class Handler:
             return
         await response.send(200, [], b"<" + request.body + b">")
 
-    def admit(self, sock: socket.socket) -> None: ...
+    async def noting(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except ClientGone as error:
+            self.failures.append(str(error))
+            raise
+
+    def admit(self, sock: socket.socket) -> None:
+        if self.refused:
+            raise BadMessage(self.refused, 403)
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         return error.status, "text/plain", b"no\n"
 
 
 @asynccontextmanager
-async def served(path: Path, limits: ServerLimits = QUICK, *, watch: bool = False) -> AsyncIterator[Handler]:
+async def served(
+    path: Path,
+    limits: ServerLimits = QUICK,
+    *,
+    watch: bool = False,
+    reserve: contextlib.AbstractContextManager[None] | None = None,
+) -> AsyncIterator[Handler]:
     handler = Handler()
-    server = HttpServer(handler, limits, what="requests", watch=watch)
+    server = handler.server = HttpServer(handler, limits, what="requests", watch=watch, reserve=reserve)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     server.listen(listener, 16)
@@ -122,7 +174,10 @@ def test_client_that_waits_for_100_gets_it(tmp_path: Path) -> None:
             head = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
             stream, writer = await ask(tmp_path / "s", head)
             assert await stream.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-            writer.write(b"ok")
+            writer.write(b"o")
+            for _ in range(10):
+                await asyncio.sleep(0)
+            writer.write(b"k")
             assert (await stream.readuntil(b"<ok>")).startswith(b"HTTP/1.1 200 OK")
             writer.close()
 
@@ -209,3 +264,219 @@ def test_failure_of_a_handler_ends_the_connection_and_is_logged(
 
     asyncio.run(scenario())
     assert "not thought of" in caplog.text
+
+
+PATIENT = ServerLimits(request_seconds=60.0, keep_alive_seconds=60.0)
+
+
+def test_refusal_ends_the_connection_at_once_for_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_server, "_LINGER_SECONDS", 3600.0)
+
+    async def scenario() -> None:
+        async with served(tmp_path / "s", PATIENT) as handler:
+            handler.refused = "not you"
+            assert await everything(tmp_path / "s", b"") == (
+                b"HTTP/1.1 403 Forbidden\r\ncontent-type: text/plain\r\ncontent-length: 3\r\n"
+                b"connection: close\r\n\r\nno\n"
+            )
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("sent", "answered"), [(b"", b""), (GET[:10], b"HTTP/1.1 400 Bad Request\r\n")])
+def test_client_that_ends_within_a_request_is_refused_and_before_one_it_is_not(
+    tmp_path: Path, sent: bytes, answered: bytes
+) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s", PATIENT):
+            stream, writer = await ask(tmp_path / "s", sent)
+            writer.write_eof()
+            assert (await stream.read())[: max(len(answered), 1)] == answered
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_connection_serves_one_request_unless_it_is_kept_for_others(tmp_path: Path, seconds: float) -> None:
+    async def scenario() -> None:
+        limits = ServerLimits(request_seconds=60.0, keep_alive_seconds=seconds)
+        async with served(tmp_path / "s", limits):
+            stream, writer = await ask(
+                tmp_path / "s", GET + GET.replace(b"Host", b"Connection: close\r\nHost")
+            )
+            once = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n<>"
+            kept = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n<>"
+            assert await stream.read() == (kept + once if seconds else once)
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_server_that_watches_its_clients_answers_those_that_stay(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s", PATIENT, watch=True) as handler:
+            assert (await everything(tmp_path / "s", b"GET / HTTP/1.0\r\n\r\n")).endswith(b"<>")
+            assert not handler.cancelled.is_set()
+
+    asyncio.run(scenario())
+
+
+def test_closing_server_accepts_no_more_and_lets_requests_finish(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s", PATIENT) as handler:
+            stream, writer = await ask(tmp_path / "s", b"GET /gate HTTP/1.0\r\n\r\n")
+            other, idle = await ask(tmp_path / "s", GET)
+            assert (await other.readuntil(b"<>")).startswith(b"HTTP/1.1 200 OK")
+            await handler.server.close(0.001)
+            closing = asyncio.create_task(handler.server.close(60.0))
+            await asyncio.sleep(0)
+            with pytest.raises(ConnectionRefusedError):
+                await ask(tmp_path / "s", GET)
+            assert not closing.done()
+            idle.close()
+            handler.gate.set()
+            assert (await stream.read()).endswith(b"<>")
+            await closing
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_aborted_server_resets_its_connections_and_watches_no_listener(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s", PATIENT) as handler:
+            listeners = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+            numbers = [each.fileno() for each in listeners]
+            for each, name in zip(listeners, "ab", strict=True):
+                each.bind(str(tmp_path / name))
+                handler.server.listen(each, 16)
+            stream, writer = await ask(tmp_path / "b", b"GET /wait HTTP/1.1\r\nHost: x\r\n\r\n")
+            other, idle = await ask(tmp_path / "a", GET)
+            await other.readuntil(b"<>")
+            handler.server.abort()
+            for name in "sab":
+                with pytest.raises(ConnectionRefusedError):
+                    await ask(tmp_path / name, GET)
+            assert [asyncio.get_running_loop().remove_reader(number) for number in numbers] == [False, False]
+            assert (await stream.read(), await other.read()) == (b"", b"")
+            await handler.cancelled.wait()
+            writer.close()
+            idle.close()
+
+    asyncio.run(scenario())
+
+
+def test_connections_that_have_ended_do_not_count(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s", ServerLimits(connections=2, request_seconds=60.0)):
+            stream, writer = await ask(tmp_path / "s", GET[:10])
+            for _ in range(4):
+                assert (await everything(tmp_path / "s", GET)).endswith(b"<>")
+            writer.write(GET[10:])
+            assert (await stream.read()).endswith(b"<>")
+            writer.close()
+
+    asyncio.run(scenario())
+
+
+def test_many_connections_at_once_leave_as_many_as_may_be_open(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s", ServerLimits(connections=1, request_seconds=60.0)):
+            clients = [socket.socket(socket.AF_UNIX) for _ in range(5)]
+            for each in clients:
+                each.connect(str(tmp_path / "s"))
+                each.sendall(GET[:10])
+                each.setblocking(False)
+            loop = asyncio.get_running_loop()
+            with contextlib.suppress(ConnectionError):
+                for each in clients[:-1]:
+                    assert await loop.sock_recv(each, 100) == b""
+            await loop.sock_sendall(clients[-1], GET[10:])
+            assert (await loop.sock_recv(clients[-1], 1000)).endswith(b"<>")
+            for each in clients:
+                each.close()
+
+    asyncio.run(scenario())
+
+
+class Full(contextlib.AbstractContextManager[None]):
+    """No descriptor is free at first."""
+
+    tries = 0
+
+    def __enter__(self) -> None:
+        self.tries += 1
+        if self.tries <= 2:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def __exit__(self, *args: object) -> None: ...
+
+
+def test_connection_waits_until_a_descriptor_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(http_server, "_ACCEPT_AGAIN_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        async with served(tmp_path / "s", reserve=Full()):
+            assert (await everything(tmp_path / "s", b"GET / HTTP/1.0\r\n\r\n")).endswith(b"<>")
+
+    asyncio.run(scenario())
+    assert caplog.messages == ["cannot accept requests: Too many open files"] * 2
+
+
+def test_large_answer_reaches_a_client_that_reads_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s", PATIENT) as handler:
+            found = await everything(tmp_path / "s", b"GET /large HTTP/1.0\r\n\r\n")
+            assert found.endswith(b"\r\n\r\n" + bytes(2_000_000))
+            assert handler.failures == []
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("path", [b"/large", b"/flood", b"/late"])
+def test_answer_that_is_not_read_is_given_up(tmp_path: Path, path: bytes) -> None:
+    async def scenario() -> None:
+        limits = ServerLimits(request_seconds=0.05, unread_bytes=100_000 if path == b"/flood" else 1 << 30)
+        async with served(tmp_path / "s", limits) as handler:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "s"))
+                client.sendall(b"GET " + path + b" HTTP/1.1\r\nHost: x\r\n\r\n")
+                client.setblocking(False)
+                while not handler.failures:
+                    await asyncio.sleep(0.001)
+                assert handler.failures == ["the client does not read"]
+                if path == b"/flood":
+                    taken = 0
+                    with contextlib.suppress(ConnectionError):
+                        while data := await asyncio.get_running_loop().sock_recv(client, 1 << 20):
+                            taken += len(data)
+                    assert 90_000 < 10_000 * handler.pieces - taken < 120_000
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("version", "data"), [(b"1.1", b"4\r\nhere\r\n"), (b"1.0", b"here")])
+def test_descriptor_is_sent_with_its_piece_of_the_answer(tmp_path: Path, version: bytes, data: bytes) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s", PATIENT) as handler:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(str(tmp_path / "s"))
+                client.sendall(b"GET /descriptor HTTP/" + version + b"\r\nHost: x\r\n\r\n")
+                client.settimeout(30)
+                found, descriptors = b"", []
+                while data not in found:
+                    piece, sent, *_ = await asyncio.to_thread(socket.recv_fds, client, 1000, 4)
+                    found += piece
+                    descriptors += sent
+                assert found.partition(b"\r\n\r\n")[2].startswith(data)
+                assert [os.readlink(f"/proc/self/fd/{each}") for each in descriptors] == [os.devnull]
+                for each in descriptors:
+                    os.close(each)
+                assert handler.failures == []
+
+    asyncio.run(scenario())
