@@ -13,6 +13,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from poolctl.http import messages
 from poolctl.http.messages import (
     CHUNKED,
     MOST_CHUNKS_A_SECOND,
@@ -546,3 +547,211 @@ def test_fields_are_found_by_name_as_they_were_sent() -> None:
         b"two",
         b"",
     )
+
+
+def a_request(*lines: bytes, start: bytes = b"POST / HTTP/1.1") -> bytes:
+    return b"\r\n".join((start, b"Host: a", *lines, b"", b""))
+
+
+@pytest.mark.parametrize(
+    ("data", "status", "why"),
+    [
+        (b"GET / HTTP/2.0\r\n", 505, "the version is not HTTP/1.1"),
+        (b"\x00", 400, "a control character, or a line that does not end with CRLF"),
+        (b"GET / HTTP/1.1\nHost: a\n\n", 400, "a control character, or a line that does not end with CRLF"),
+        (a_request(b"no colon"), 400, "malformed header field"),
+        (a_request(b"Content-Length: x"), 400, "content-length is not a number"),
+        (a_request(b"Content-Length: +1"), 400, "content-length is not a number"),
+        (a_request(b"Transfer-Encoding: gzip"), 501, "transfer-encoding is not chunked"),
+        (
+            a_request(b"Content-Length: 1", b"Transfer-Encoding: chunked"),
+            400,
+            "both content-length and transfer-encoding",
+        ),
+        (
+            a_request(b"Transfer-Encoding: chunked", start=b"POST / HTTP/1.0"),
+            400,
+            "transfer-encoding in HTTP/1.0",
+        ),
+    ],
+)
+def test_refused_request_says_why(data: bytes, status: int, why: str) -> None:
+    with pytest.raises(BadMessage) as refused:
+        RequestReader().feed(data)
+    assert (str(refused.value), refused.value.status) == (why, status)
+
+
+def test_head_may_be_as_large_as_its_limit() -> None:
+    head = a_request(b"X: " + b"x" * 50)
+    for step in (1, 7, len(head)):
+        for limit, allowed in ((len(head), True), (len(head) - 1, False)):
+            reader = RequestReader(max_head_bytes=limit)
+            pieces = [head[at : at + step] for at in range(0, len(head), step)]
+            if allowed:
+                assert [reader.feed(piece) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+            else:
+                with pytest.raises(BadMessage, match="the head is too large") as refused:
+                    [reader.feed(piece) for piece in pieces]
+                assert refused.value.status == 431
+
+
+def test_number_of_fields_is_bounded() -> None:
+    fields = [b"X: y"] * (MOST_FIELDS - 1)
+    assert RequestReader().feed(a_request(*fields))
+    with pytest.raises(BadMessage, match=f"more than {MOST_FIELDS} fields") as refused:
+        RequestReader().feed(a_request(*fields, b"X: y"))
+    assert refused.value.status == 431
+    answer = b"\r\n".join([b"HTTP/1.1 204 No Content", b"X: y", *fields, b"", b""])
+    assert ResponseReader().feed(answer)
+    with pytest.raises(BadMessage, match=f"more than {MOST_FIELDS} fields"):
+        ResponseReader().feed(answer.replace(b"X: y", b"Y: z\r\nX: y", 1))
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 5", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize(("limit", "allowed"), [(None, True), (5, True), (4, False)])
+@pytest.mark.parametrize("step", [1, 3, 1000])
+def test_body_of_a_request_may_be_as_large_as_its_limit(
+    framing: bytes, limit: int | None, allowed: bool, step: int
+) -> None:
+    body = b"hello" if b"Length" in framing else b"2\r\nhe\r\n3\r\nllo\r\n0\r\n\r\n"
+    data = a_request(framing) + body
+    reader = RequestReader(max_body_bytes=limit)
+    pieces = [data[at : at + step] for at in range(0, len(data), step)]
+    if not allowed:
+        with pytest.raises(BadMessage, match="the body is too large") as refused:
+            [reader.feed(piece) for piece in pieces]
+        assert refused.value.status == 413
+        return
+    assert [reader.feed(piece) for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+    assert (reader.body, reader.rest, reader.complete) == (b"hello", b"", True)
+    assert (reader.take_body(), reader.body) == (b"hello", b"")
+
+
+@pytest.mark.parametrize("step", [1, 4, 1000])
+def test_bytes_after_a_message_are_its_rest(step: int) -> None:
+    data = a_request(b"Content-Length: 2") + b"ab" + NEXT
+    reader, rest = RequestReader(), data
+    assert not reader.started
+    while not reader.complete:
+        piece, rest = rest[:step], rest[step:]
+        assert reader.feed(piece) is reader.complete
+        assert reader.started
+    assert (reader.body, reader.rest + rest) == (b"ab", NEXT)
+    assert (reader.head is not None, repr(reader.head)) == (True, "<RequestHead POST />")
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "length", "complete_at_end", "reusable"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"ab", 2, True, True),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", b"ab", 3, False, False),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b"", 0, True, True),
+        (b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n", b"ab", 2, True, False),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n", b"ab", 2, True, False),
+        (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n", b"ab", 2, True, True),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"ab", -1, True, False),
+        (b"HTTP/1.1 204 No Content\r\nContent-Length: 7\r\n\r\n", b"", -1, True, True),
+        (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n", b"", 7, True, True),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"ab", 2, True, True),
+    ],
+)
+def test_response_is_read_to_its_end_and_says_whether_the_connection_can_be_used_again(
+    head: bytes, body: bytes, length: int, complete_at_end: bool, reusable: bool
+) -> None:
+    for step in (1, 1000):
+        reader = ResponseReader()
+        assert (reader.status, reader.head, reader.started, reader.reusable) == (0, None, False, False)
+        data = head + body
+        for at in range(0, len(data), step):
+            reader.feed(data[at : at + step])
+        assert reader.body == body
+        assert reader.end() is complete_at_end
+        assert reader.reusable is reusable
+        assert reader.head is not None
+        assert (reader.status, reader.head.length) == (reader.head.status, length)
+        assert repr(reader.head) == f"<ResponseHead {reader.status}>"
+
+
+def test_response_to_a_head_has_no_body() -> None:
+    reader = ResponseReader(head_only=True)
+    assert reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
+    assert reader.head is not None
+    assert (reader.body, reader.head.length, reader.reusable) == (b"", 2, True)
+
+
+def test_connection_with_bytes_after_a_response_is_not_used_again() -> None:
+    reader = ResponseReader()
+    assert reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nabc")
+    assert (reader.body, reader.rest, reader.reusable) == (b"ab", b"c", False)
+
+
+def test_response_that_is_too_long_is_complete_and_its_connection_is_not_used_again() -> None:
+    reader = ResponseReader(max_body_bytes=3)
+    assert not reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nab")
+    assert reader.feed(b"cdef")
+    assert (reader.body, reader.complete, reader.reusable) == (b"abc", True, False)
+
+
+def test_interim_responses_are_bounded_and_a_switch_of_protocols_is_refused() -> None:
+    interim = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    reader = ResponseReader()
+    assert not reader.feed(interim * messages.MOST_INTERIM)
+    assert reader.status == 0
+    assert reader.feed(b"HTTP/1.1 204 No Content\r\n\r\n")
+    with pytest.raises(BadMessage, match=f"more than {messages.MOST_INTERIM} interim responses"):
+        ResponseReader().feed(interim * (messages.MOST_INTERIM + 1))
+    with pytest.raises(BadMessage, match="switches protocols without being asked"):
+        ResponseReader().feed(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    ("cookies", "value"),
+    [
+        ([], ""),
+        ([b"srv=1"], "1"),
+        ([b"a=b; srv=1; c=d"], "1"),
+        ([b"a=b", b"srv=1"], "1"),
+        ([b'srv="1" '], "1"),
+        ([b"xsrv=2;srv=1"], "1"),
+        ([b"srvx=2"], ""),
+        ([b"srv=1; srv=2"], "1"),
+        ([b"SRV=1"], ""),
+        ([b"srv=\xe9"], "é"),
+    ],
+)
+def test_cookie_is_found_by_its_name(cookies: list[bytes], value: str) -> None:
+    reader = RequestReader()
+    reader.feed(a_request(*(b"Cookie: " + each for each in cookies)))
+    assert reader.head is not None
+    assert reader.head.cookie("srv") == value
+
+
+def test_fields_are_left_out_by_their_names() -> None:
+    lines = b"\r\nHost: a\r\nX: 1\r\nx:2\r\nY: X"
+    assert messages.without_fields(lines, {b"x"}) == b"\r\nHost: a\r\nY: X"
+    assert messages.without_fields(lines, ()) == lines
+
+
+@pytest.mark.parametrize(
+    ("method", "idempotent"),
+    [(b"GET", True), (b"HEAD", True), (b"PUT", True), (b"DELETE", True), (b"POST", False), (b"PATCH", False)],
+)
+def test_request_may_be_repeated_if_its_method_is_idempotent(method: bytes, idempotent: bool) -> None:
+    head = canonical_head(a_request(start=method + b" / HTTP/1.1"))
+    assert head is not None
+    assert head.idempotent is idempotent
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [("", "/"), ("G T", "/"), ("GET", ""), ("GET", "/a b"), ("GET", "/é"), ("GET", "/\n")],
+)
+def test_request_that_is_not_one_line_is_not_written(method: str, target: str) -> None:
+    with pytest.raises(ValueError, match="of a request"):
+        request_head(method, target, [])
+
+
+def test_chunk_of_nothing_is_no_chunk() -> None:
+    assert (chunk(b""), chunk(b"a" * 26), chunk(memoryview(b"ab"))) == (
+        b"", b"1a\r\n" + b"a" * 26 + b"\r\n", b"2\r\nab\r\n",
+    )  # fmt: skip
