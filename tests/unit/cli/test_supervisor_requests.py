@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from poolctl.cli import supervisor_requests
 from poolctl.cli.command_line import CommandRequest, parse
 from poolctl.cli.outcome import Failure, JsonObject, UsageError
-from poolctl.cli.pool_ref import PoolRef
+from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import (
     Progress,
     ask,
@@ -42,7 +43,7 @@ from poolctl.errors import ControlError
 from poolctl.selection.selector import SelectorError
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
-from tests.stand_in import Send, always, item, result
+from tests.stand_in import Send, always, item, result, stand_in
 
 from .conftest import Command, Supervised
 
@@ -457,3 +458,104 @@ def test_the_supervisors_own_words_about_usage_are_passed_on(
     with supervised(always(exit_code=4, errors=[error])):
         for command in (["list", "x"], ["show", "x"], ["walk", "x"], ["logs", "x"]):
             assert poolctl(*command) == (4, "", "error: no server matches 'x'\n  hint: did you mean 'y'?\n")
+
+
+class Launches:
+    """Launches that end in a stand-in, after as many as the test says that do not."""
+
+    def __init__(self, place: Path, answers: dict[str, Any], failures: int = 0) -> None:
+        self.place = place
+        self.answers = answers
+        self.failures = failures
+        self.files: list[list[str]] = []
+        self.requests: list[tuple[str, dict[str, Any]]] = []
+        self.stack = ExitStack()
+
+    def __call__(self, files: list[str], env: object) -> None:
+        self.files.append(files)
+        if len(self.files) <= self.failures:
+            return
+
+        async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any] | None:
+            found: dict[str, Any] | None = self.answers.get(verb, result())
+            return found
+
+        self.place.mkdir(parents=True, mode=0o700, exist_ok=True)
+        self.requests = self.stack.enter_context(stand_in(self.place / "control.sock", answer))
+
+    @property
+    def verbs(self) -> list[tuple[str, Any]]:
+        return [(verb, body.get("options", {}).get("idle")) for verb, body in self.requests]
+
+
+def launched(
+    directory: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answers: dict[str, Any],
+    failures: int = 0,
+    **values: Any,
+) -> tuple[Any, Launches]:
+    """What a start without a supervisor ends in, and its launches."""
+    request = CommandRequest("start", values)
+    pool = find_pool(request)
+    launches = Launches(Path(pool.directory), answers, failures)
+    monkeypatch.setattr("poolctl.supervisor.launch.launch", launches)
+    try:
+        with launches.stack:
+            return ask_or_launch(request, pool), launches
+    except (ControlError, Failure) as failure:
+        return failure, launches
+
+
+def test_missing_supervisor_is_launched_with_the_files_and_asked(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, launches = launched(directory, monkeypatch, {"start": result(item("users"), warnings=["slow"])})
+    assert ([each.name for each in found.items], found.warnings) == (["users"], ["slow"])
+    assert launches.files == [[str(directory / "pool.toml")]]
+    assert launches.verbs == [("start", None)]
+
+
+def test_supervisor_that_was_stopped_before_it_was_asked_is_launched_again(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, launches = launched(directory, monkeypatch, {"start": result(item("users"))}, failures=1)
+    assert [each.name for each in found.items] == ["users"]
+    assert len(launches.files) == 2
+    found, launches = launched(directory, monkeypatch, {}, failures=100)
+    assert isinstance(found, NoSupervisor)
+    assert 2 <= len(launches.files) < 100
+
+
+def test_supervisor_that_was_launched_for_nothing_is_ended(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    error = {"code": 4, "error": "E", "message": "no server matches"}
+    nothing = result(exit_code=4, errors=[error])
+    stopped = result(ended=True, keeper_pid=0)
+    found, launches = launched(directory, monkeypatch, {"start": nothing, "stop": stopped})
+    assert (found.exit_code, found.ended) == (4, True)
+    assert launches.verbs == [("start", None), ("stop", True)]
+    found, launches = launched(directory, monkeypatch, {"start": nothing, "stop": result()})
+    assert found.ended is False, "it has work by now"
+    found, launches = launched(directory, monkeypatch, {"start": result()})
+    assert isinstance(found, Failure)
+    assert found.outcome.exit_code == 5
+    assert launches.verbs == [("start", None), ("stop", True)]
+    found, launches = launched(directory, monkeypatch, {"start": result()}, allow_empty=True)
+    assert (found.items, launches.verbs) == ([], [("start", None)])
+
+
+def test_supervisor_that_ends_while_it_is_asked_has_written_why(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Path(find_pool(CommandRequest("start", {})).directory)
+    place.mkdir(parents=True, mode=0o700)
+    (place / "supervisor.log").write_text("from earlier\n")
+    monkeypatch.setattr(
+        "poolctl.cli.supervisor_requests.last_words", lambda path, start: f"{path.rpartition('/')[2]} {start}"
+    )
+    found, launches = launched(directory, monkeypatch, {"start": None, "stop": None})
+    assert isinstance(found, ControlError)
+    assert found.message == "the supervisor could not start: supervisor.log 13"
+    assert ("stop", True) in launches.verbs

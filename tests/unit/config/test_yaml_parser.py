@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,74 @@ def test_place_of_a_problem_counts_from_1() -> None:
     with pytest.raises(ParseError) as caught:
         parse_yaml("a: 1\nb:\n  c: !x 1\n")
     assert (caught.value.line, caught.value.column) == (3, 6)
+
+
+NO_ANCHOR = "the alias *x has no anchor before it, or is within what it names"
+NOT_CLOSED = "the {} that begins here is not closed, or lacks a comma"
+TOO_DEEP = ("nested more than 100 levels deep", "a configuration needs five")
+QUOTES = 'put it in quotes: "…"'
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "column", "message", "hint"),
+    [
+        ("a: *x\n", 1, 4, NO_ANCHOR, "put &x where its value is"),
+        ("a: &x [*x]\n", 1, 8, NO_ANCHOR, "put &x where its value is"),
+        ("a: !x 1\n", 1, 4, "the tag '!x' is not allowed", "take it out"),
+        ("a: !x [1]\n", 1, 4, "the tag '!x' is not allowed", "take it out"),
+        ("a: 1\n---\nb: 2\n", 2, 1, "a second document", "keep one document in a file: take out the ---"),
+        ("? [a]\n: 1\n", 1, 5, "a table or a list cannot be a key", "write a word"),
+        ("a: 1\na: 2\n", 2, 1, "the key 'a' is there twice", "keep one of them"),
+        ("a: 1\n<<: 1\n", 2, 5, "<< merges tables, and this is none", "write << : *NAME"),
+        ("<<: [1]\n", 1, 7, "<< merges tables, and this is none", "write << : *NAME"),
+        (f"a: {'1' * 301}\n", 1, 4, "a number of too many digits", "write a smaller one"),
+        (f"a: {'[' * 100}{']' * 100}\n", 1, 103, *TOO_DEEP),
+        ("a: b: c\n", 1, 5, "a second ':' in one line",
+         'put the text in quotes: "…", or indent what follows the first one'),
+        ('a: "x\n', 1, 4, "the string is not closed", "put a quote at its end"),
+        ("a: 'x\n", 1, 4, "the string is not closed", "put a quote at its end"),
+        ("a: [1\n", 1, 4, NOT_CLOSED.format("list"), "put a ] at its end"),
+        ("a: [1 2\n", 1, 4, NOT_CLOSED.format("list"), "put a ] at its end"),
+        ("a: {b: 1\n", 1, 4, NOT_CLOSED.format("table"), "put a } at its end"),
+        ("a: @x\n", 1, 4, "a text cannot begin with '@'", QUOTES),
+        ("b: 1\na:   %x\n", 2, 6, "a text cannot begin with '%'", QUOTES),
+        ("a:\n\t- b\n", 2, 1, "a text cannot begin with '\\t'", ""),
+    ],
+)  # fmt: skip
+def test_mistake_is_reported_at_its_place(text: str, line: int, column: int, message: str, hint: str) -> None:
+    with pytest.raises(ParseError) as raised:
+        parse_yaml(text)
+    error = raised.value
+    assert (error.line, error.column, error.message, error.hint) == (line, column, message, hint)
+
+
+def test_values_that_aliases_repeat_are_limited() -> None:
+    row = ", ".join(["1"] * 999)
+    rows = ", ".join(["*a"] * 297)
+    text = f"a: &a [{row}]\nb: [{rows}]\n"  # 2 × 3 keys, lists and tables beside the numbers
+    assert len(parse_yaml(text)["b"]) == 297
+    with pytest.raises(ParseError) as raised:
+        parse_yaml(text + f"c: [{', '.join(['*a'] * 4)}]\n")
+    assert (raised.value.message, raised.value.hint) == (
+        "more than 300,000 values, aliases counted as what they repeat", "split it",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a: !!str 5\n", {"a": "5"}), (f"a: {'1' * 300}\n", {"a": int("1" * 300)}),
+        ("NO: 1\nyes: 2\n", {"NO": 1, "yes": 2}),
+        ("a: .inf\nb: -.INF\nc: 0x10\nd: 1e3\ne: 0o17\nf: '5'\n",
+         {"a": math.inf, "b": -math.inf, "c": 16, "d": 1000.0, "e": 15, "f": "5"}),
+        ("a: 012\nb: 1_000\nc: +5\nd: .5\ne: 1.\n", {"a": "012", "b": "1_000", "c": 5, "d": 0.5, "e": 1.0}),
+        ("a: &x {p: 1}\nb: &y {p: 9, q: 2}\nc: {<<: [*x, *y], r: 3}\n",
+         {"a": {"p": 1}, "b": {"p": 9, "q": 2}, "c": {"p": 1, "q": 2, "r": 3}}),
+        ("x: &a [1]\ny: &a [2]\nz: *a\n", {"x": [1], "y": [2], "z": [2]}), ("a: &v 5\nb: *v\n", {"a": 5, "b": 5}),
+        ("", None), ("a", "a"), ("a: 2026-01-01\n", {"a": "2026-01-01"}),
+        (f"{'[' * 100}{']' * 100}\n", ...),
+    ],
+)  # fmt: skip
+def test_text_has_its_value(text: str, value: object) -> None:
+    found = parse_yaml(text)
+    assert found == value or value is ...
