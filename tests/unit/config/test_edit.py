@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.config.edit import Draft, FileChanged, replace, table_text, value_text
+from poolctl.config.edit import Draft, FileChanged, escaped, key_text, replace, table_text, value_text
 from poolctl.config.loader import load
 from poolctl.errors import PoolValidateError
 
@@ -553,3 +553,78 @@ def test_unset_values_are_left_out() -> None:
     assert value_text({"a": None}) == "{}"
     assert value_text((1.0, 2.5)) == "[1, 2.5]"
     assert value_text("\udcff") == '"?"'
+
+
+def test_changes_are_applied_again_to_files_that_have_changed_meanwhile(tmp_path: Path) -> None:
+    first, second = written(tmp_path, "a.toml", POOL), tmp_path / "b.toml"
+    second.write_text('[[server]]\nname = "more"\nbind = ":1"\napp = "a:b"\n')
+    draft = drafted(first, second)
+    draft.set("users", ("disabled",), True)
+    draft.set("more", ("disabled",), True)
+    second.write_text('[[server]]\nname = "more"\nbind = ":2"\napp = "a:b"\n')
+    with pytest.raises(FileChanged) as changed:
+        draft.write()
+    assert (changed.value.path, str(changed.value)) == (
+        str(second), f"{second} has been changed by another process meanwhile",
+    )  # fmt: skip
+    assert draft.written == [str(first)]
+    again = draft.again()
+    assert again.write() == [str(first), str(second)], "the first one has been written before"
+    assert second.read_text() == '[[server]]\nname = "more"\nbind = ":2"\napp = "a:b"\ndisabled = true\n'
+    assert drafted(first, second).again().write() == []
+    second.write_text("")
+    with pytest.raises(KeyError):
+        draft.again()
+
+
+def test_file_that_cannot_be_read_is_not_changed(tmp_path: Path) -> None:
+    with pytest.raises(PoolValidateError, match="a configuration file cannot be read") as caught:
+        drafted(tmp_path / "none.toml")
+    assert len(caught.value.exceptions) == 1
+
+
+def test_difference_names_the_file_and_masks_secrets(tmp_path: Path) -> None:
+    file = written(
+        tmp_path, "pool.toml", '[[server]]\nname = "a"\nbind = ":1"\napp = "a:b"\nenv.PASSWORD = "x"\n'
+    )
+    draft = drafted(file)
+    assert draft.difference() == ""
+    draft.set("a", ("disabled",), True)
+    lines = draft.difference().splitlines()
+    assert lines[:2] == [f"--- {file}", f"+++ {file}"]
+    assert [line for line in lines if line.startswith("+")][1:] == ["+disabled = true"]
+    assert '"x"' not in draft.difference()
+
+
+def test_file_that_cannot_be_replaced_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, "pool.toml", "a = 1\n")
+
+    def fail(source: str, target: str) -> None:
+        raise PermissionError(13, "no")
+
+    monkeypatch.setattr(os, "rename", fail)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(PermissionError):
+        replace(str(file), "a = 1\n", "a = 2\n")
+    assert (file.read_text(), os.listdir(tmp_path)) == ("a = 1\n", ["pool.toml"])
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("${A} $${B} ${server.a.url}", "$${A} $$${B} ${server.a.url}"),
+        ({"a": ["${A}", 5, None]}, {"a": ["$${A}", 5, None]}), (("${A}",), ["$${A}"]), (True, True),
+    ],
+)  # fmt: skip
+def test_value_is_escaped_wherever_it_holds_strings(value: object, found: object) -> None:
+    assert escaped(value) == found
+
+
+@pytest.mark.parametrize(
+    ("key", "text"), [("a-b_C1", "a-b_C1"), ("a.b", '"a.b"'), ("", '""'), ("é", '"é"'), ('a"\x7f', '"a\\"\\u007f"')]
+)  # fmt: skip
+def test_key_is_quoted_unless_it_is_bare(key: str, text: str) -> None:
+    assert key_text(key) == text
