@@ -301,3 +301,57 @@ def test_root_installs_no_completion_for_another_user(
     said = poolctl("completion", "bash", "--install")
     assert (said.code, said.err.splitlines()[0]) == (7, f"error: {home} belongs to another user")
     assert list(home.iterdir()) == []
+
+
+COMPINIT = "(( $+functions[compdef] )) || {{ autoload -Uz compinit && compinit -i; }};"
+
+
+@pytest.mark.parametrize(
+    ("shell", "variables", "script", "start_file", "line"),
+    [
+        ("bash", {}, ".local/share/bash-completion/completions/poolctl", ".bashrc",
+         "[[ ! -r {script} ]] || {{ source {script}; }} # completion of poolctl\n"),
+        ("bash", {"XDG_DATA_HOME": "my data"}, "my data/bash-completion/completions/poolctl", ".bashrc",
+         "[[ ! -r '{script}' ]] || {{ source '{script}'; }} # completion of poolctl\n"),
+        ("zsh", {"ZDOTDIR": "z"}, ".local/share/zsh/site-functions/_poolctl", "z/.zshrc",
+         f"[[ ! -r {{script}} ]] || {{{{ {COMPINIT} source {{script}}; }}}} # completion of poolctl\n"),
+        ("fish", {}, ".config/fish/completions/poolctl.fish", "", ""),
+        ("fish", {"XDG_CONFIG_HOME": "c"}, "c/fish/completions/poolctl.fish", "", ""),
+    ],
+)  # fmt: skip
+def test_installation_writes_the_script_and_the_line_that_loads_it_once(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch, shell: str, variables: dict[str, str],
+    script: str, start_file: str, line: str,
+) -> None:  # fmt: skip
+    home = directory / "home"
+    (home / "z").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "ZDOTDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(home / value))
+    said = poolctl("completion", shell, "--install")
+    written = " and ".join(str(home / each) for each in (script, start_file) if each)
+    assert said == (0, f"wrote {written}; new shells complete poolctl\n", "")
+    assert (home / script).read_text() == poolctl("completion", shell).out
+    if start_file:
+        assert (home / start_file).read_text() == line.format(script=home / script)
+    again = f"the completion of {shell} is installed already\n"
+    assert poolctl("completion", shell, "--install") == (0, again, "")
+    (home / script).write_text("old")
+    said = poolctl("completion", shell, "--install")
+    assert said.out == f"wrote {home / script}; new shells complete poolctl\n"
+
+
+def test_file_that_cannot_be_written_is_named(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = directory / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    (home / ".config").touch()
+    said = poolctl("completion", "fish", "--install")
+    assert said.code == 1
+    assert said.err.startswith(f"error: cannot write {home}/.config")
+    assert said.err.endswith("  hint: poolctl completion fish prints the script\n")
