@@ -254,6 +254,59 @@ class TestLog:
         assert (pane.words, pane.typing) == ("", False)
         pane.close()
 
+    @pytest.mark.parametrize(
+        ("keys", "last"),
+        [
+            (["up"], 48), (["k", "k"], 47), (["k", "k", "j"], 48), (["down"], 49), (["page up"], 45),
+            (["page up", " "], 49),
+            (["page up", "page up", "page down"], 45), (["home"], 0), (["g", "up"], 0), (["g", "G"], 49),
+            (["home", "end"], 49), (["g", "j"], 1),
+        ],
+    )  # fmt: skip
+    def test_keys_scroll_by_lines_and_pages(self, path: Path, keys: list[str], last: int) -> None:
+        pane = LogPane("web", str(path))
+        assert repr(pane) == f"<LogPane {path}, 50 lines>"
+        assert all(pane.press(key, 4) for key in keys)
+        assert self.shown(pane)[-1 if last > 3 else last] == f"12:00:{last:02} line {last}"
+        assert pane.back == 49 - last
+        state = "following" if last == 49 else f"{49 - last} {'line' if last == 48 else 'lines'} below"
+        assert log_frame(pane, (80, 6))[-1].plain.rstrip().endswith(state)
+        pane.close()
+
+    @pytest.mark.parametrize("key", ["escape", "q", "l", "enter", "left", "backspace"])
+    def test_log_is_left_by_its_keys_and_no_other(self, path: Path, key: str) -> None:
+        pane = LogPane("web", str(path))
+        assert pane.press("x", 4)
+        assert not pane.press(key, 4)
+        pane.close()
+
+    def test_words_of_a_search_are_typed(self, path: Path) -> None:
+        pane = LogPane("web", str(path))
+        for key, words in (
+            ("/", ""),
+            ("a", "a"),
+            ("up", "a"),
+            ("b", "ab"),
+            ("backspace", "a"),
+            ("clear", ""),
+            ("q", "q"),
+        ):
+            pane.press(key, 4)
+            assert (pane.words, pane.typing) == (words, True)
+        assert pane.found == 0
+        pane.press("enter", 4)
+        assert (pane.words, pane.typing, pane.back) == ("q", False, 0)
+        pane.close()
+
+    def test_long_line_is_broken_where_the_screen_ends(self, path: Path) -> None:
+        path.write_text("2026-01-31T12:00:00.000000Z " + "0123456789" * 4 + "\n")
+        pane = LogPane("web", str(path))
+        shown = [line.plain for line in pane.visible(20, 4)]
+        assert shown == ["12:00:00 01234567890", "12345678901234567890", "123456789"]
+        assert [line.plain for line in pane.visible(20, 2)] == shown[1:]
+        assert len(pane.visible(49, 4)) == 1
+        pane.close()
+
     def test_a_server_without_output_has_an_empty_log(self, tmp_path: Path) -> None:
         pane = LogPane("web", str(tmp_path / "none.log"))
         assert self.shown(pane)[0] == "no output yet"

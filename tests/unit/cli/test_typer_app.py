@@ -176,3 +176,10 @@ OF_OTHERS += ["monit"] if "top" in COMMANDS else []
 def test_the_word_of_another_tool_is_answered_with_a_command_of_ours(word: str) -> None:
     assert word not in COMMANDS
     assert OTHER_COMMANDS[word].split()[0] in COMMANDS
+
+
+def test_request_has_no_values_of_options_that_only_print() -> None:
+    request = slow(["list", "--quiet"])
+    assert isinstance(request, CommandRequest)
+    assert request.values.keys() & {"version", "help_all"} == set()
+    assert request.quiet

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
@@ -15,7 +16,10 @@ import pytest
 
 from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
-from poolctl.config.checks.external_checks import Import, check_imports, check_interpreters
+from poolctl.config.checks import external_checks
+from poolctl.config.checks.external_checks import Import, check_imports, check_interpreters, unwritable
+from poolctl.config.values.problems import Finding
+from poolctl.safe_open import UnsafePath
 from tests.config_files import SERVER, load_text
 from tests.environments import with_old_uvicorn
 from tests.unit.config.importable_apps import outside, servers
@@ -301,3 +305,41 @@ def test_code_that_a_servers_environment_names_runs_as_its_user(open_directory: 
     env = (("PYTHONPATH", str(open_directory)),)
     assert messages(job(open_directory, "one:app", env=env, user="nobody", python="/usr/bin/python3")) == []
     assert not (open_directory / "ran_as_root").exists()
+
+
+@pytest.mark.parametrize(
+    ("raised", "message", "fix"),
+    [
+        (UnsafePath("another user owns it; move it away"), "{path} cannot be written: another user owns it",
+         "move it away"),
+        (UnsafePath("another user owns it"), "{path} cannot be written: another user owns it", "name another file"),
+        (IsADirectoryError(), "{path} is a directory", "name a file in it"),
+        (PermissionError(errno.EACCES, "Permission denied"), "{path} cannot be written: Permission denied",
+         f"let the pool's user (uid {os.geteuid()}) write there, or name another file"),
+        (OSError(errno.EROFS, "Read-only file system"), "{path} cannot be written: Read-only file system",
+         "name another file"),
+        (OSError("odd"), "{path} cannot be written: odd", "name another file"),
+    ],
+)  # fmt: skip
+def test_file_that_cannot_be_appended_to_has_its_reason_and_fix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: OSError, message: str, fix: str
+) -> None:
+    path = str(tmp_path / "a.log")
+
+    def fail(path: str) -> None:
+        raise raised
+
+    assert unwritable(("log", "path"), path) == []
+    monkeypatch.setattr(external_checks, "check_appendable", fail)
+    assert unwritable(("log", "path"), path) == [
+        Finding(("log", "path"), message.format(path=path), fix, path)
+    ]
+
+
+def test_file_above_a_path_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = f"{tmp_path}/file/more/a.log"
+    (found,) = unwritable(("x",), path)
+    assert found.message == f"{path} cannot be written: {tmp_path}/file is not a directory"
+    (found,) = unwritable(("x",), str(tmp_path))
+    assert (found.message, found.hint) == (f"{tmp_path} is a directory", "name a file in it")

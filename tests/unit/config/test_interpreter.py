@@ -52,6 +52,16 @@ def test_environment_that_only_root_can_change_is_entered_as_root(python: Path) 
     assert start_options(str(python), "nobody", {}) == {}
 
 
+def test_what_root_owns_is_trusted_by_every_user(python: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    assert changed_by(str(python), {}) == ""
+    assert enter_as(str(python), (NOBODY, NOBODY), {}) is None
+    os.chown(python.parents[1] / "lib", 12345, 0)
+    assert changed_by(str(python), {}) == ""
+    os.chown(python.parents[1] / "lib", 1, 0)
+    assert changed_by(str(python), {}) == str(python.parents[1] / "lib")
+
+
 @pytest.mark.parametrize(
     "name",
     [
