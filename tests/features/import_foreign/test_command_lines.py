@@ -200,6 +200,8 @@ def test_line_that_no_shell_can_read_is_left_out_with_a_remark(imported: Import)
     ("line", "name", "keys", "remarks"),
     [
         ("exec -a", "a", {"command": ["-a"]}, []),
+        ("uvicorn a:b --reloa", "a", {"bind": "127.0.0.1:8000", "app": "a:b"}, ["--reloa: no equivalent"]),
+        ("uvicorn a:b -h", "a", {"bind": "127.0.0.1:8000", "app": "a:b"}, ["-h: no equivalent"]),
         ("env", "env", {"command": ["env"]}, []),
         ("uv run", "uv", {"command": ["uv", "run"]}, []),
         ("uv run -x y", "uv", {"command": ["uv", "run", "-x", "y"]}, []),

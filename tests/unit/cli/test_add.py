@@ -183,3 +183,20 @@ def test_several_servers_end_with_the_most_severe_exit_code(
             said = poolctl("add", "-f", "two.json")
             assert (said.code, said.err) == (whole, "warning: wa\nwarning: wb\n")
             assert said.out == "added a, starting\nadded b, starting\n"
+
+
+@pytest.mark.parametrize("is_supervised", [True, False])
+def test_invalid_server_is_not_saved_and_its_problems_have_no_place(
+    poolctl: Command, supervised: Supervised, directory: Path, is_supervised: bool
+) -> None:
+    before = (directory / "pool.toml").read_text()
+    words = ["add", "new", "--bind", "127.0.0.1:9", "--command", "sleep 1", "--set", "binf=1", "--save"]
+    if is_supervised:
+        with supervised(always()) as requests:
+            said = poolctl(*words)
+        assert "add" not in [verb for verb, _ in requests]
+    else:
+        said = poolctl(*words)
+    assert (said.code, said.out) == (5, "")
+    assert said.err == "error: new: unknown key 'binf'\n  hint: did you mean 'bind'?\n"
+    assert (directory / "pool.toml").read_text() == before
