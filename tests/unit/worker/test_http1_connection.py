@@ -16,10 +16,13 @@ import uvicorn
 from websockets.asyncio.client import connect
 
 from poolctl.keeper import connection_handover
+from poolctl.worker import tally
 from poolctl.worker.serving import http1_connection
 from poolctl.worker.serving.accepting import AdoptionPair, protocol_factory
 from poolctl.worker.serving.connection_state import PoolServerState
+from poolctl.worker.serving.http1_connection import Upgrade, wants_events
 from poolctl.worker.serving.pool_server import connection_class
+from poolctl.worker.serving.request_records import RequestCounts
 from tests.asgi_apps import answer, hello, lifespan
 from tests.certificates import certificate
 from tests.serving import (
@@ -33,6 +36,7 @@ from tests.serving import (
     Pair,
     Served,
     accepted,
+    blank_page,
     leaving,
     served,
     turns,
@@ -822,13 +826,35 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 class Wire(asyncio.Transport):
     """A transport whose client has sent nothing that is unread."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__({"socket": sock, "sockname": ("127.0.0.1", 80), "peername": ("127.0.0.1", 9)})
+        self._loop = loop
+        self.protocol: Any = None
         self.written = b""
-        self.closed = False
+        self.buffered = 0
+        self.looked_at: list[float] = []  # when it was asked how much is in its buffer
+        self.closed = self.aborted = self.at_eof = False
+        self.reading = True
+        self.pauses = 0
 
     def write(self, data: bytes) -> None:  # type: ignore[override]
         self.written += data
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.at_eof = True
+
+    def get_write_buffer_size(self) -> int:
+        self.looked_at.append(self._loop.time())
+        return self.buffered
+
+    def get_protocol(self) -> Any:
+        return self.protocol
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
 
     def is_closing(self) -> bool:
         return self.closed
@@ -836,8 +862,15 @@ class Wire(asyncio.Transport):
     def close(self) -> None:
         self.closed = True
 
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+        self.pauses += 1
+
     def resume_reading(self) -> None:
-        """There is nothing to read."""
+        self.reading = True
 
 
 class Kept:
@@ -845,14 +878,16 @@ class Kept:
 
     def __init__(self, sock: socket.socket) -> None:
         self.loop = VirtualLoop()
-        self.wire = Wire(sock)
+        self.wire = Wire(sock, self.loop)
+        self.state = PoolServerState()
         config = uvicorn.Config(hello, http="httptools", timeout_keep_alive=75, log_config=None)
         config.load()
         config.http_protocol_class = connection_class(config.http_protocol_class)  # type: ignore[arg-type]
         self.loop.run_until_complete(self._connect(config))
 
     async def _connect(self, config: uvicorn.Config) -> None:
-        self.protocol: Any = protocol_factory(config, PoolServerState(), {})()
+        self.protocol: Any = protocol_factory(config, self.state, {})()
+        self.wire.protocol = self.protocol
         self.protocol.connection_made(self.wire)
 
     def ask(self, data: bytes = REQUEST) -> None:
@@ -923,3 +958,230 @@ def test_lost_connection_leaves_no_timer(kept: Kept) -> None:
     kept.ask()
     kept.protocol.connection_lost(OSError())
     assert kept.timer is None
+
+
+def test_idle_connection_is_handed_over_with_its_remaining_time(kept: Kept, pair: Pair) -> None:
+    kept.ask()
+    kept.loop.pass_time(25)
+    assert kept.protocol.hand_over(pair.give)
+    assert (kept.wire.aborted, kept.wire.reading) == (True, False)
+    assert kept.protocol not in kept.state.connections
+    with connection_handover.take(pair.take) as taken:
+        assert taken.asked
+        assert taken.until is not None
+        assert taken.until - time.monotonic() == pytest.approx(50, abs=5)
+        assert taken.routed is None
+    assert not kept.protocol.hand_over(pair.give)
+
+
+def test_lingering_connection_is_handed_over_without_a_time_limit(kept: Kept, pair: Pair) -> None:
+    kept.ask()
+    kept.protocol.linger()
+    assert kept.protocol.hand_over(pair.give)
+    with connection_handover.take(pair.take) as taken:
+        assert (taken.until, taken.asked) == (None, False)
+
+
+def test_connection_before_its_first_request_is_handed_over_with_the_time_of_its_head(
+    kept: Kept, pair: Pair
+) -> None:
+    due = kept.state.heads.due[kept.protocol]
+    assert kept.protocol.hand_over(pair.give)
+    with connection_handover.take(pair.take) as taken:
+        assert (taken.until, taken.asked) == (due, False)
+
+
+def test_connection_that_cannot_be_handed_over_is_read_on(kept: Kept, pair: Pair) -> None:
+    kept.ask()
+    kept.wire.buffered = 1
+    assert not kept.protocol.hand_over(pair.give)
+    kept.wire.buffered = 0
+    count = pair.fill()
+    assert not kept.protocol.hand_over(pair.give)
+    pair.empty(count)
+    assert kept.wire.pauses == 2
+    kept.wire.protocol = asyncio.Protocol()
+    assert not kept.protocol.hand_over(pair.give)
+    kept.wire.protocol = kept.protocol
+    kept.ask(REQUEST[:10])
+    assert not kept.protocol.hand_over(pair.give)
+    kept.wire.closed = True
+    kept.ask(REQUEST[10:])
+    assert not kept.protocol.hand_over(pair.give)
+    assert (kept.wire.pauses, kept.wire.reading, kept.wire.aborted) == (2, True, False)
+
+
+def test_move_is_tried_again_after_growing_pauses_until_all_is_sent(kept: Kept, pair: Pair) -> None:
+    kept.ask()
+    kept.state.moves_to = pair.give
+    kept.wire.buffered = 1
+    begun = kept.loop.time()
+    kept.wire.looked_at.clear()
+    kept.loop.call_soon(kept.protocol.leave)
+    kept.loop.pass_time(0.2)
+    found = [round(each - begun, 6) for each in kept.wire.looked_at]
+    assert found == [0, 0, 0.003, 0.009, 0.021, 0.045, 0.093, 0.143, 0.193]
+    kept.loop.call_soon(kept.protocol.leave)  # takes the place of the attempt that is due
+    kept.loop.pass_time(0.049)
+    assert len(kept.wire.looked_at) == len(found) + 1
+    kept.wire.buffered = 0
+    kept.loop.pass_time(0.01)
+    assert kept.wire.aborted
+    connection_handover.take(pair.take).close()
+
+
+def test_connection_whose_pair_is_full_is_read_on_and_moves_later(kept: Kept, pair: Pair) -> None:
+    kept.ask()
+    count = pair.fill()
+    kept.state.moves_to = pair.give
+    kept.loop.call_soon(kept.protocol.leave)
+    kept.loop.pass_time(0.01)
+    assert (kept.wire.reading, kept.wire.aborted) == (True, False)
+    pair.empty(count)
+    kept.loop.pass_time(0.05)
+    assert kept.wire.aborted
+    connection_handover.take(pair.take).close()
+
+
+@pytest.mark.parametrize("change", ["closing", "left", "another protocol", "within a request"])
+def test_connection_that_has_become_something_else_does_not_move(kept: Kept, pair: Pair, change: str) -> None:
+    kept.ask()
+    kept.state.moves_to = pair.give
+    if change == "closing":
+        kept.wire.closed = True
+    elif change == "left":
+        kept.state.connections.discard(kept.protocol)
+    elif change == "another protocol":
+        kept.wire.protocol = asyncio.Protocol()
+    else:
+        kept.protocol.data_received(REQUEST[:10])
+    kept.loop.call_soon(kept.protocol.leave)
+    kept.loop.pass_time(1)
+    assert (kept.wire.pauses, kept.wire.aborted) == (0, False)
+
+
+def test_connection_without_a_receiver_lingers_when_it_leaves(kept: Kept) -> None:
+    kept.ask()
+    kept.loop.call_soon(kept.protocol.leave)
+    kept.loop.pass_time(1.9)
+    assert (kept.protocol.lingering, kept.wire.closed) == (True, False)
+    kept.loop.pass_time(0.2)
+    assert kept.wire.closed
+
+
+def test_upgrade_moves_with_the_head_of_its_request(kept: Kept, pair: Pair) -> None:
+    kept.ask()
+    upgrade = Upgrade(kept.protocol)
+    kept.wire.buffered = 1
+    assert not upgrade.hand_over(pair.give)
+    assert kept.wire.reading
+    kept.wire.buffered = 0
+    assert upgrade.hand_over(pair.give)
+    assert (kept.wire.aborted, kept.protocol in kept.state.connections) == (True, False)
+    with connection_handover.take(pair.take) as taken:
+        assert taken.routed == connection_handover.Routed("", received=REQUEST)
+        assert taken.until is None
+
+
+def test_upgrade_whose_connection_closes_or_finds_no_room_does_not_move(kept: Kept, pair: Pair) -> None:
+    kept.ask()
+    count = pair.fill()
+    assert not Upgrade(kept.protocol).hand_over(pair.give)
+    pair.empty(count)
+    assert (kept.wire.reading, kept.wire.aborted, kept.wire.pauses) == (True, False, 1)
+    kept.wire.closed = True
+    assert not Upgrade(kept.protocol).hand_over(pair.give)
+    assert kept.wire.pauses == 1
+
+
+def test_late_connection_without_data_is_closed_and_one_with_half_a_head_gets_408(kept: Kept) -> None:
+    kept.state.date_header = False
+    kept.state.default_headers = [(b"server", b"uvicorn")]
+    page = blank_page()
+    kept.protocol.counts = RequestCounts(page)
+    kept.ask(REQUEST[:10])
+    kept.loop.call_soon(kept.protocol.head_is_late)
+    kept.loop.pass_time()
+    assert kept.wire.written == (
+        b"HTTP/1.1 408 Request Timeout\r\nserver: uvicorn\r\ncontent-length: 15\r\nconnection: close\r\n\r\n"
+        b"Request Timeout"
+    )
+    assert (page[tally.MALFORMED], page[tally.STATUS + 4], page[tally.STATUS + 5]) == (1, 1, 0)
+    assert (kept.wire.at_eof, kept.wire.reading, kept.protocol.head) == (True, True, None)
+    assert not kept.state.heads
+    kept.loop.pass_time(1.9)
+    assert not kept.wire.closed
+    kept.loop.pass_time(0.2)
+    assert kept.wire.closed
+    assert kept.protocol in kept.state.connections
+    kept.wire.protocol.connection_lost(None)
+    assert kept.protocol not in kept.state.connections
+
+
+@pytest.mark.parametrize("begun", [b"", REQUEST[:10]])
+def test_late_connection_that_has_sent_nothing_or_closes_gets_no_response(kept: Kept, begun: bytes) -> None:
+    if begun:
+        kept.ask(begun)
+        kept.wire.closed = True
+    kept.loop.call_soon(kept.protocol.head_is_late)
+    kept.loop.pass_time()
+    assert (kept.wire.written, kept.wire.closed, kept.protocol.head) == (b"", True, None)
+    assert not kept.state.heads
+
+
+@pytest.mark.parametrize(("status", "malformed"), [(408, 1), (421, 0), (431, 1), (503, 0)])
+def test_refused_request_is_counted_as_malformed_if_it_is(kept: Kept, status: int, malformed: int) -> None:
+    page = blank_page()
+    kept.protocol.counts = RequestCounts(page)
+    kept.loop.call_soon(kept.protocol.refuse, status)
+    kept.loop.pass_time()
+    assert (page[tally.MALFORMED], page[tally.STATUS + status // 100]) == (malformed, 1)
+    assert (b"retry-after: 1\r\n" in kept.wire.written) == (status == 503)
+    kept.loop.pass_time(3)
+
+
+async def streaming(scope: Any, receive: Any, send: Any) -> None:
+    """Half of a response, until the client has gone. `/fixed` has a known length."""
+    headers = [(b"content-length", b"100")] if scope["path"] == "/fixed" else []
+    await receive()
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"data: tick\n\n", "more_body": True})
+    await receive()
+
+
+@pytest.mark.parametrize(
+    ("path", "accept", "rest"),
+    [
+        (b"/", b"text/event-stream", b"0\r\n\r\n"),
+        (b"/", b"text/html, text/event-stream;q=1", b"0\r\n\r\n"),
+        (b"/fixed", b"text/event-stream", b""),
+        (b"/", b"*/*", None),
+    ],
+)
+def test_event_stream_is_ended_between_two_events_and_no_other_stream(
+    kept: Kept, path: bytes, accept: bytes, rest: bytes | None
+) -> None:
+    kept.protocol.end_events()
+    assert not kept.wire.closed, "no request is in progress"
+    kept.protocol.app = streaming
+    kept.ask(b"GET %b HTTP/1.1\r\nhost: a\r\naccept: %b\r\n\r\n" % (path, accept))
+    before = kept.wire.written
+    assert b"data: tick" in before
+    kept.loop.call_soon(kept.protocol.end_events)
+    kept.loop.pass_time()
+    assert kept.wire.written == before + (rest or b"")
+    assert kept.wire.closed == (rest is not None)
+    assert (not kept.state.tasks) == (rest is not None)
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ([], False),
+        ([(b"accept", b"*/*")], False),
+        ([(b"x-accept", b"text/event-stream")], False),
+        ([(b"host", b"a"), (b"accept", b"text/event-stream")], True),
+    ],
+)
+def test_client_that_accepts_events_wants_them(headers: list[tuple[bytes, bytes]], expected: bool) -> None:
+    assert wants_events(headers) is expected
