@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from poolctl.logs.log_file import LogFile
-from poolctl.logs.log_line import stamp
+from poolctl.logs.log_file import LogFile, stored_part
+from poolctl.logs.log_line import as_text, stamp
 from poolctl.logs.log_tail import tail
 from tests.manual_clock import ManualClock
 
@@ -216,7 +216,7 @@ def test_file_that_cannot_be_rotated_grows_and_loses_no_line(path: Path) -> None
 
 LIMITED = """
 import resource, sys
-from poolctl.logs.log_file import LogFile
+from poolctl.logs.log_file import LogFile, stored_part
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 file = LogFile(sys.argv[1])
 print(file.append(b"aaa\\nbbb\\nccc\\nddd\\n"), file.error)
@@ -235,7 +235,7 @@ def test_a_limit_that_is_met_within_a_line_leaves_whole_lines(path: Path) -> Non
 
 SHARED = """
 import resource, sys
-from poolctl.logs.log_file import LogFile
+from poolctl.logs.log_file import LogFile, stored_part
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, 10))
 file = LogFile(sys.argv[1])
 file.append(b"a\\n")
@@ -303,3 +303,63 @@ def test_file_whose_last_line_is_whole_is_continued_without_an_empty_line(path: 
     file.append(b"next\n")
     file.close()
     assert path.read_text() == "whole\nnext\n"
+
+
+BEFORE = as_text(b"before\n", stamp(1_790_000_000.0))
+LINES = [as_text(line, stamp(1_790_000_001.0)) for line in (b"one\n", b"two\n", b"three\n")]
+BLOCK = b"".join(LINES)
+
+
+@pytest.mark.parametrize(
+    ("stored", "whole"),
+    [
+        (0, 0),
+        (2, 0),
+        (len(LINES[0]) - 1, 0),
+        (len(LINES[0]), 1),
+        (len(LINES[0]) + 3, 1),
+        (len(BLOCK) - 1, 2),
+        (len(BLOCK), 3),
+    ],
+)
+def test_block_that_a_killed_writer_has_begun_is_continued_after_its_last_whole_line(
+    path: Path, stored: int, whole: int
+) -> None:
+    path.parent.mkdir()
+    path.write_bytes(BEFORE + BLOCK[:stored])
+    file = LogFile(str(path))
+    done = b"".join(LINES[:whole])
+    assert stored_part(str(path), BLOCK) == stored
+    assert file.resume(BLOCK) == len(done)
+    assert path.read_bytes() == BEFORE + done
+    assert file.append(BLOCK[len(done) :]) == len(BLOCK) - len(done)
+    file.close()
+    assert path.read_bytes() == BEFORE + BLOCK
+
+
+def test_block_that_a_killed_writer_has_stored_in_two_files_is_found_in_both(path: Path) -> None:
+    path.parent.mkdir()
+    path.with_name("web.log.1").write_bytes(BEFORE + LINES[0])
+    path.write_bytes(LINES[1])
+    file = LogFile(str(path), max_size_bytes=100, keep=2)
+    assert file.resume(BLOCK) == len(LINES[0] + LINES[1])
+    file.close()
+    assert path.read_bytes() == LINES[1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (b"", b""),
+        (BEFORE, b""),
+        (LINES[0] + BEFORE, b""),
+        (LINES[0] * 2 + LINES[1], LINES[0] + LINES[1]),
+        (BEFORE + BEFORE[:1], BEFORE[:1]),
+    ],
+)
+def test_stored_part_of_a_block_is_where_the_log_ends_with_its_beginning(
+    path: Path, text: bytes, expected: bytes
+) -> None:
+    path.parent.mkdir()
+    path.write_bytes(text)
+    assert stored_part(str(path), BLOCK) == len(expected)
