@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import subprocess
 import sys
 import threading
 
@@ -248,3 +249,49 @@ def test_stacks_on_a_page_are_replaced_by_later_ones() -> None:
     tally.clear_stacks(fd)
     assert tally.read_stacks(fd) == b""
     os.close(fd)
+
+
+DUMP = """
+import faulthandler, os, signal
+from poolctl.worker import tally
+
+fd, page, done = os.open(os.devnull, os.O_RDONLY), tally.new_page(), []
+dump = tally.StackDump()
+dump.prepare(fd)
+print(tally.writes_stacks(page))
+
+def waits():
+    signal.raise_signal(tally.ASK)
+
+def fail():
+    raise ValueError
+
+dump.begin(page, lambda: done.append(tally.read_stacks(page)))
+print(tally.writes_stacks(page), os.path.sameopenfile(fd, page), os.get_inheritable(fd))
+waits()
+print(len(done), done[0].startswith(b"Current thread 0x"), b" in waits\\n" in done[0])
+tally.clear_stacks(page)
+dump.begin(page, fail)
+waits()
+print(b" in waits\\n" in tally.read_stacks(page))
+signal.signal(tally.ASK, signal.SIG_IGN)
+dump.end()
+print(signal.getsignal(tally.ASK) is signal.SIG_IGN, faulthandler.unregister(tally.ASK_AGAIN))
+dump.prepare(fd)
+dump.end()
+print(signal.getsignal(tally.ASK) is signal.SIG_DFL, faulthandler.unregister(tally.ASK_AGAIN))
+print(os.path.exists(f"/proc/self/fd/{fd}"))
+"""
+
+
+def test_stacks_are_written_at_a_signal_until_the_handlers_are_removed() -> None:
+    done = subprocess.run([sys.executable, "-c", DUMP], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == [
+        "False",
+        "True True False",
+        "1 True True",
+        "True",
+        "True False",
+        "True False",
+        "False",
+    ], done.stderr
