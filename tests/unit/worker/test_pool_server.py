@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 import ssl
 import time
@@ -17,14 +18,38 @@ import pytest
 import uvicorn
 from websockets.asyncio.client import connect
 
-from poolctl.worker.serving import http1_connection
-from poolctl.worker.serving.pool_server import PoolServer, StartupFailed
+from poolctl.worker.serving import http1_connection, pool_server
+from poolctl.worker.serving.evenness import new_page as new_peer_page
+from poolctl.worker.serving.http1_connection import H11Connection
+from poolctl.worker.serving.pool_server import (
+    PoolServer,
+    StartupFailed,
+    close_websocket,
+    connection_class,
+    http2_class,
+    load_config,
+)
+from poolctl.worker.serving.uvicorn_parts import H11Protocol
 from poolctl.worker.serving.worker_routes import Routes
 from poolctl.worker.worker_process import IdleTimer
 from tests.asgi_apps import answer, lifespan
 from tests.certificates import certificate
+from tests.descriptors import no_descriptor_left
 from tests.load.frames import CLOSE, PING, TEXT, frame, new_key
-from tests.serving import ENGINES, ZTTP, App, Client, Engine, Served, leaving, listener, served, turns, until
+from tests.serving import (
+    ENGINES,
+    ZTTP,
+    App,
+    Client,
+    Engine,
+    Pair,
+    Served,
+    leaving,
+    listener,
+    served,
+    turns,
+    until,
+)
 
 
 class Uncancellable(App):
@@ -675,7 +700,7 @@ def test_keep_alive_timeout_spares_a_connection_with_an_unread_request() -> None
 
 
 @pytest.fixture
-def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours, theirs
@@ -697,15 +722,15 @@ async def answers(served_: Served, seconds: float = 0.15) -> bool:
 
 
 def test_probe_is_answered_like_a_request_and_not_counted(
-    engine: Engine, pair: tuple[socket.socket, socket.socket]
+    engine: Engine, ends: tuple[socket.socket, socket.socket]
 ) -> None:
     async def scenario() -> None:
         config = {"limit_max_requests": 2, "timeout_keep_alive": 0}
         async with served(engine, config=config) as (server, app, port, running):
             told: list[bool] = []
             idleness = IdleTimer(server.server_state, 0.1, told.append)
-            server.answer_probe({"kind": "http"}, pair[1])
-            client = await asking(pair[0])
+            server.answer_probe({"kind": "http"}, ends[1])
+            client = await asking(ends[0])
             for _ in range(5):
                 assert (await client.get())[0] == 200
             assert app.scopes[-1]["server"] == ("127.0.0.1", port)
@@ -746,12 +771,12 @@ def test_probe_of_a_tls_server_may_use_tls_or_not(engine: Engine, tmp_path: Path
 
 
 def test_echo_is_answered_while_the_loop_runs(
-    engine: Engine, pair: tuple[socket.socket, socket.socket]
+    engine: Engine, ends: tuple[socket.socket, socket.socket]
 ) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, app, _port, _running):
-            server.answer_probe({"kind": "echo"}, pair[1])
-            client = await asking(pair[0])
+            server.answer_probe({"kind": "echo"}, ends[1])
+            client = await asking(ends[0])
             client.writer.write(b"?")
             assert await client.reader.readexactly(1) == b"?"
             assert app.scopes == []
@@ -760,12 +785,12 @@ def test_echo_is_answered_while_the_loop_runs(
 
 
 def test_worker_that_starts_out_of_rotation_accepts_when_put_into_it(
-    engine: Engine, pair: tuple[socket.socket, socket.socket]
+    engine: Engine, ends: tuple[socket.socket, socket.socket]
 ) -> None:
     async def scenario() -> None:
         async with served(engine, resting=True) as it:
-            it.server.answer_probe({"kind": "http"}, pair[1])
-            assert (await (await asking(pair[0])).get())[0] == 200
+            it.server.answer_probe({"kind": "http"}, ends[1])
+            assert (await (await asking(ends[0])).get())[0] == 200
             waiting = await Client.connect(it.port)
             await waiting.send()
             assert not await answers(it)
@@ -807,3 +832,132 @@ def test_worker_that_is_stopped_while_out_of_rotation_ends(engine: Engine) -> No
             assert server.servers == [] or not any(each.is_serving() for each in server.servers)
 
     engine.run(scenario())
+
+
+# Classes, certificates and pages with which a server begins.
+
+
+def test_protocol_class_without_known_parts_is_used_as_it_is_with_a_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class OfTomorrow(asyncio.Protocol):
+        """uvicorn has no such class."""
+
+    assert connection_class(OfTomorrow) is OfTomorrow
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "uvicorn's OfTomorrow is not known to this version of poolctl: a restart closes its connections, and may "
+        'lose requests that are on their way, and none is counted; set http.implementation to "h11" or "httptools"'
+    )
+    caplog.clear()
+    assert connection_class(H11Protocol) is H11Connection
+    assert caplog.records == []
+
+
+def test_http2_without_its_class_cannot_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_server, "ZttpH2Protocol", asyncio.Protocol)
+    with pytest.raises(ImportError, match="HTTP/2 needs zttp, and a uvicorn that supports it"):
+        http2_class()
+
+
+TLS = {"password": None, "client_auth": "none", "min_version": "1.2", "ciphers": None, "http2": False}
+
+
+def test_certificate_is_read_from_its_descriptors_which_are_closed(tmp_path: Path) -> None:
+    fds = [os.open(path, os.O_RDONLY) for path in certificate(tmp_path)]
+    config = load_config(uvicorn.Config(App(), log_config=None), None, TLS, fds)
+    assert isinstance(config.ssl, ssl.SSLContext)
+    for fd in fds:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+
+
+def test_certificate_that_cannot_be_used_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "no.pem").write_text("nothing")
+    fds = [os.open(tmp_path / "no.pem", os.O_RDONLY)] * 2
+    with pytest.raises(StartupFailed, match="its certificate cannot be used: ") as caught:
+        load_config(uvicorn.Config(App(), log_config=None), None, TLS, fds)
+    assert capsys.readouterr().err == f"{caught.value}\n"
+    assert caught.value.status == 3
+    os.close(fds[0])
+
+
+def test_server_without_tls_has_no_context() -> None:
+    assert load_config(uvicorn.Config(App(), log_config=None), None, None, []).ssl is None
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_page_of_counts_is_used_until_the_server_leaves(engine: Engine, pair: Pair, early: bool) -> None:
+    adoption = pair.worker()
+
+    async def scenario() -> None:
+        made = uvicorn.Config(App(), http=engine.http, loop=engine.loop, log_config=None)  # type: ignore[arg-type]
+        server = PoolServer(made, adoption=adoption)
+        pages = [new_peer_page() for _ in range(3)]
+        if early:
+            server.share_counts(pages.pop())
+            server.share_counts(pages.pop())  # the one before is closed
+        with listener() as sock:
+            ready = asyncio.Event()
+            running = asyncio.ensure_future(server.run([sock], ready.set))
+            await ready.wait()
+            if early:
+                assert server.server_state.evenness is not None
+            server.share_counts(pages.pop())
+            first = server.server_state.evenness
+            assert first is not None
+            while pages:
+                server.share_counts(pages.pop())
+                assert server.server_state.evenness is not first
+            server.stop()
+            await running
+            assert server.server_state.evenness is None
+            server.share_counts(new_peer_page())
+            assert server.server_state.evenness is None
+
+    with no_descriptor_left():
+        engine.run(scenario())
+
+
+@pytest.mark.parametrize("adopts", [True, False])
+def test_page_that_cannot_be_used_is_closed(engine: Engine, pair: Pair, adopts: bool) -> None:
+    async def scenario() -> None:
+        async with served(engine, adoption=pair.worker() if adopts else None) as (server, *_):
+            page = os.open(os.devnull, os.O_RDONLY) if adopts else new_peer_page()
+            server.share_counts(page)
+            assert server.server_state.evenness is None
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(page)
+
+    engine.run(scenario())
+
+
+class Aborted:
+    """A transport that records whether it was aborted."""
+
+    aborted = False
+
+    def is_closing(self) -> bool:
+        return False
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+def test_connection_that_fails_to_close_is_aborted_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken:
+        def __init__(self) -> None:
+            self.transport = Aborted()
+
+        def shutdown(self) -> None:
+            raise RuntimeError("no")
+
+    broken = Broken()
+    close_websocket(broken)
+    assert broken.transport.aborted
+    (record,) = caplog.records
+    assert record.getMessage() == "aborting a connection of class Broken"
+    assert record.exc_info is not None
