@@ -1381,3 +1381,41 @@ def test_program_that_is_not_ready_in_time_is_told_what_was_missing(
         assert problem.hint.startswith("poolctl logs web; start_timeout says how long it may take")
 
     run(scenario())
+
+
+def test_new_idle_time_is_given_to_the_workers_and_runs_from_then_on() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale={"min": 0, "idle": 60}))
+        await pool.start()
+        pool.runner.ring("web")
+        await turns()
+        log_of(pool)
+        entry = pool.core.entries["web"]
+        (worker,) = entry.observed.workers.values()
+        worker.idle = True
+        pool.core.change(entry, web(scale={"min": 0, "idle": 30}), live=True)
+        await turns()
+        assert (log_of(pool), worker.idle) == (["idle after 30 web.1.0"], False)
+        assert pool.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_worker_that_survived_its_kill_is_not_called_so_while_it_is_stopped_again() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        (worker,) = pool.core.entries["web"].observed.workers.values()
+        pool.runner.deaf.add("web")
+        await pool.stop()
+        assert worker.unstoppable
+        pool.runner.deaf.clear()
+        pool.runner.may_stop = asyncio.Event()
+        pool.core.kill(pool.core.entries["web"], worker)
+        await turns()
+        assert not worker.unstoppable
+        pool.runner.may_stop.set()
+        await turns()
+        assert pool.core.entries["web"].observed.workers == {}
+
+    run(scenario())
