@@ -419,3 +419,115 @@ def test_anything_else_is_not_understood() -> None:
     for content in (b"", b"{", b"[]", b"\x80\x05\x95", pickle.dumps([]), pickle.dumps(("0.0.1", None))):
         with pytest.raises(NotUnderstood):
             decoded(content)
+
+
+def test_configuration_that_is_not_understood_is_read_from_the_files_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        link = StoreLink(Store())
+        store = StateStore(link, str(tmp_path))
+        assert (await store.configuration(), caplog.text) == (None, "")
+        store.write(fd_store.CONFIGURATION, b'{"version": 99, "defaults": {}, "files": null}')
+        assert await store.configuration() is None
+        said = "the configuration in force is read from the files again: version 99 of its form is not known"
+        assert said in caplog.text
+        link.end()
+
+    asyncio.run(scenario())
+
+
+def test_first_configuration_is_there_before_and_its_file_after_the_first_save(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        link = StoreLink(Store())
+        store = StateStore(link, str(tmp_path))
+        first = StoredConfiguration("shop", [ServerConfig(name="a", bind=":1", app="a:b")], missing=["x"])
+        store.save_first_configuration(first)
+        assert await store.configuration() == first
+        assert pool_files.read_desired(str(tmp_path)) == {}
+        store.save([])
+        assert pool_files.read_desired(str(tmp_path)) == {"missing": ["x"], "servers": {}}
+        later = StoredConfiguration("store", [], missing=["y"])
+        store.save([], later)
+        assert await store.configuration() == later
+        assert pool_files.read_desired(str(tmp_path)) == {"missing": ["y"], "servers": {}}
+        link.end()
+
+    asyncio.run(scenario())
+
+
+def test_file_that_vanished_is_written_again_on_request_and_not_after_it_was_deleted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        link = StoreLink(Store())
+        store = StateStore(link, str(tmp_path))
+        entry = Entry(ServerConfig(name="a", bind=":1", app="a:b"))
+        entry.become(Desired.RUN)
+        store.note_changed(entry)
+        store.save(["a"])
+        saved = {"missing": [], "servers": {"a": {"desired": "run"}}}
+        assert pool_files.read_desired(str(tmp_path)) == saved
+        pool_files.remove_desired(str(tmp_path))
+        store.save(["a"])
+        assert pool_files.read_desired(str(tmp_path)) == {}
+        store.rewrite_file()
+        store.save(["a"])
+        assert pool_files.read_desired(str(tmp_path)) == saved
+        store.delete_file()
+        entry.become(Desired.STOPPED)
+        store.note_changed(entry)
+        store.save(["a"])
+        assert pool_files.read_desired(str(tmp_path)) == {}
+        assert json.loads(await store.read(fd_store.WANTED) or b"") == {"a": {"desired": "stopped"}}
+        link.end()
+
+    asyncio.run(scenario())
+
+
+def test_file_that_cannot_be_written_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    link = StoreLink(Store())
+    StateStore(link, str(tmp_path / "gone")).save([])
+    assert "if keeper and supervisor are killed together, live changes are lost: " in caplog.text
+    link.end()
+
+
+def test_totals_are_those_that_were_saved_last(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        link = StoreLink(Store())
+        store = StateStore(link, str(tmp_path))
+        assert await store.totals() == {}
+        store.save_totals(b'{"counts": {"a": [1]}}')
+        assert await store.totals() == {"counts": {"a": [1]}}
+        link.end()
+
+    asyncio.run(scenario())
+
+
+def test_value_that_has_no_form_in_json_is_an_error() -> None:
+    environments: Any = {"a": object()}
+    with pytest.raises(TypeError, match="object has no form in JSON"):
+        encoded(StoredConfiguration("shop", [], environments=environments))
+
+
+class Made:
+    """Pickled as an older supervisor pickled a table: its class, the classes of its values, and the values."""
+
+    def __init__(self, kind: type, **values: Any) -> None:
+        self.kind, self.values = kind, values
+
+    def __reduce__(self) -> Any:
+        return state_store._made, (self.kind, {}, self.values)
+
+
+def test_pickled_configuration_of_an_older_supervisor_is_understood() -> None:
+    server = ServerConfig(name="a", bind=":1", app="a:b")
+    stored = StoredConfiguration("shop", [server], missing=["x"])
+    given, _ = server.__getstate__()
+    made: Any = Made(StoredConfiguration, name="shop", servers=[Made(ServerConfig, **given)], missing=["x"])
+    for content in (stored, ("0.1", stored), ("0.1", pickle.dumps(stored)), made):
+        found = state_store.unpickled(pickle.dumps(content))
+        assert (found.name, found.servers, found.missing) == ("shop", [server], ["x"])
+        assert decoded(pickle.dumps(content)).servers == [server]
+    with pytest.raises(NotUnderstood, match="it is a dict"):
+        state_store.unpickled(pickle.dumps({}))
+    with pytest.raises(NotUnderstood, match="it cannot be read: "):
+        state_store.unpickled(b"no pickle")
