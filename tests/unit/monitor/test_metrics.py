@@ -126,6 +126,9 @@ _PROMETHEUS = (
         ("application/openmetrics-text;q=1, text/plain", True),
         ("application/openmetrics-text;q=0.9, */*", False),
         ("application/openmetrics-text;q=much", False),
+        ("application/openmetrics-text;q=0.1", True),
+        ("application/openmetrics-text;q=0.5, text/*;q=0.5", True),
+        ("application/openmetrics-text;version=0.0.1;q=0.4, text/html", True),
     ],
 )  # fmt: skip
 def test_openmetrics_is_chosen_for_clients_that_prefer_it(accept: str, wanted: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import socket
 import threading
 from collections.abc import Callable
@@ -1022,3 +1023,8 @@ def test_stop_that_is_overtaken_by_a_start_is_no_failure() -> None:
         each.join(60)
     assert (stopped, only(pool).is_running) == (["stopped"], True)
     pool.stop_sync()
+
+
+def test_server_cannot_be_pickled() -> None:
+    with pytest.raises(TypeError, match="a Server cannot be pickled; pickle its config"):
+        pickle.dumps(Server(config("a")))

@@ -470,3 +470,22 @@ def test_lost_output_is_an_event_a_minute_and_one_warning_that_counts_all_of_it(
     entry.observed.warnings.clear()
     lost.report("a", 4, "/a.log", "")
     assert [*entry.observed.warnings] == ["a: 4 bytes of output could not be written to /a.log"]
+
+
+def test_server_that_no_dependent_needs_any_more_falls_asleep_for_want_of_traffic() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db", scale={"min": 0, "idle": 1}), web("api", depends_on=["db"]))
+        recording = Recording(desk)
+        await ask(desk, "start", "api")
+        await turns(60)
+        await ask(desk, "stop", "api")
+        await turns(60)
+        recording.take()
+        desk.core.idle(desk.core.entries["db"], "db.1.0", True)
+        await turns(60)
+        events = recording.take("wake", "lifecycle")
+        assert [(each["event"], each["cause"]) for each in events if each["server"] == "db"] == [
+            ("draining", ""), ("worker ended", ""), ("sleeping", "no traffic"),
+        ]  # fmt: skip
+
+    run(scenario())

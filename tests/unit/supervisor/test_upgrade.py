@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import signal
 import sys
 from typing import Any
 
@@ -242,5 +244,45 @@ def test_build_that_runs_already_is_kept_unless_it_is_forced(monkeypatch: pytest
         assert [each["name"] for each in answer["items"]] == ["web"]
         assert (await desk.upgrade("exit 3", build="other"))["exit_code"] == CONFLICT
         assert (await desk.upgrade("exit 3", build="this", force=True))["exit_code"] == CONFLICT
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("program", "found"),
+    [
+        ("cat", ("given", "")),
+        ("cat; exit 3", ("", "exit status 3")),
+        ("echo said; echo first >&2; echo last >&2; exit 1", ("", "last")),
+        ("echo $WORD", ("from its environment\n", "")),
+    ],
+)
+def test_output_of_a_check_or_the_last_line_of_its_errors_is_its_result(
+    program: str, found: tuple[str, str]
+) -> None:
+    async def scenario() -> None:
+        env = {**os.environ, "WORD": "from its environment"}
+        assert await upgrade._run(["sh", "-c", program], b"given", env) == found
+        missing = await upgrade._run(["/nowhere/python"], b"")
+        assert missing == ("", "/nowhere/python cannot be run: No such file or directory")
+
+    run(scenario())
+
+
+def test_check_that_does_not_finish_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upgrade, "_TRIAL_SECONDS", 0.05)
+    started: list[asyncio.subprocess.Process] = []
+    create = asyncio.create_subprocess_exec
+
+    async def recorded(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        started.append(await create(*command, **options))
+        return started[-1]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", recorded)
+
+    async def scenario() -> None:
+        found = await upgrade._run(["sleep", "60"], b"")
+        assert found == ("", "sleep did not finish within 0.05 s")
+        assert [each.returncode for each in started] == [-signal.SIGKILL]
 
     run(scenario())
