@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from poolctl.features.gateway.process.streams import udp as udp_module
+from poolctl.features.gateway.process.streams.udp import UdpStream
 from poolctl.routing.route import BreakerRule, Timeouts
+from poolctl.worker import tally
 
 from .stream_stage import Run, StreamEdge, a_route, closed_port, listening, run, udp, until
 
@@ -390,5 +392,117 @@ def test_end_of_a_session_is_counted_for_its_backend(run: Run) -> None:
                     await until(lambda: stream.snapshot()["failed"])
                 row = edge.backends.snapshot()[0]
                 assert (row["in_flight"], row["requests"], row["errors"]) == (0, 1, 1)
+
+    run(main())
+
+
+def ends(stream: UdpStream, target: int = 0) -> dict[str, int]:
+    """How the sessions with one backend of a stream have ended; only what is not 0."""
+    counts = stream.edge.backends.of(stream.route).members[target].backend.counts
+    found = {
+        "began": counts.slots[tally.STARTED],
+        "left": counts.slots[tally.DISCONNECTED],
+        "answered": sum(counts.slots[tally.BUCKETS : tally.BUCKETS + len(tally.BOUNDS_NS) + 1]),
+        **counts.errors,
+    }
+    return {name: count for name, count in found.items() if count}
+
+
+def test_session_is_counted_for_its_stream_and_backend_with_its_duration(run: Run) -> None:
+    async def main() -> None:
+        edge = StreamEdge()
+        with backend(b"re: ") as served:
+            async with udp(a_route(served.port, protocol="udp"), edge) as (stream, at):
+                with client(at) as sock:
+                    assert await ask(sock, b"hello") == b"re: hello"
+                    assert await ask(sock, b"you") == b"re: you"
+                    expected = {
+                        "alias": "db", "protocol": "udp", "bind": "", "open": 1, "opened": 1, "evicted": 0,
+                        "failed": 0, "dropped": 0, "datagrams_in": 2, "datagrams_out": 2, "bytes_in": 8,
+                        "bytes_out": 16,
+                    }  # fmt: skip
+                    assert (stream.snapshot(), len(stream)) == (expected, 1)
+                    assert (ends(stream), edge.stream_share.used) == ({"began": 1}, 1)
+                    edge.moved_seconds += 5.0
+                    stream.evict()
+                    assert (stream.snapshot(), len(stream)) == ({**expected, "open": 0, "evicted": 1}, 0)
+                    assert (ends(stream), edge.stream_share.used) == ({"began": 1, "answered": 1}, 0)
+                    (member,) = edge.backends.of(stream.route).members
+                    assert 5e9 <= member.backend.counts.slots[tally.LATENCY_NS] < 5e9 + 60e9
+
+    run(main())
+
+
+def test_session_without_an_answer_says_nothing_about_its_backend(run: Run) -> None:
+    async def main() -> None:
+        with listening(kind=socket.SOCK_DGRAM) as silent:
+            async with udp(a_route(silent.getsockname()[1], protocol="udp")) as (stream, at):
+                with client(at) as sock:
+                    sock.send(b"x")
+                    await until(lambda: stream.datagrams_in)
+                    await stream.drain(0)
+                    assert ends(stream) == {"began": 1, "left": 1}
+                    assert (stream.failed, stream.dropped, len(stream)) == (0, 0, 0)
+
+    run(main())
+
+
+def test_unreachable_backend_is_counted_once_for_its_session(run: Run) -> None:
+    async def main() -> None:
+        with closed_port(socket.SOCK_DGRAM) as dead:
+            async with udp(a_route(dead, protocol="udp")) as (stream, at):
+                with client(at) as sock:
+                    sock.send(b"x")
+                    await until(lambda: stream.failed)
+                    assert ends(stream) == {"began": 1, "connect": 1}
+                    assert (stream.failed, stream.dropped, len(stream)) == (1, 0, 0)
+
+    run(main())
+
+
+def test_backend_without_a_route_to_it_is_skipped_for_the_same_datagram(run: Run) -> None:
+    async def main() -> None:
+        with backend(b"second: ") as served:
+            # Connecting to the address for broadcasts is not permitted.
+            async with udp(a_route("255.255.255.255:9", served.port, protocol="udp")) as (stream, at):
+                with client(at) as sock:
+                    assert await ask(sock, b"x") == b"second: x"
+                    assert (stream.failed, stream.opened, stream.dropped) == (1, 1, 0)
+                    assert (ends(stream), ends(stream, 1)) == ({"began": 1, "connect": 1}, {"began": 1})
+
+    run(main())
+
+
+def test_lower_limit_ends_the_sessions_that_are_idle_longest(run: Run) -> None:
+    async def main() -> None:
+        with backend() as served:
+            async with udp(a_route(served.port, protocol="udp", max_connections=4)) as (stream, at):
+                with client(at) as one, client(at) as two, client(at) as three:
+                    for sock in (one, two, three, one):
+                        assert await ask(sock, b"x") == b"x"
+                    stream.apply(replace(stream.route, max_connections=3))
+                    assert (len(stream), stream.evicted) == (3, 0)
+                    stream.apply(replace(stream.route, max_connections=1))
+                    assert (len(stream), stream.evicted, stream.opened) == (1, 2, 3)
+                    assert await ask(one, b"x") == b"x"
+                    assert stream.opened == 3
+                    assert await ask(three, b"x") == b"x"
+                    assert (len(stream), stream.opened) == (1, 4)
+
+    run(main())
+
+
+def test_dropped_datagrams_of_unavailable_backends_are_counted(run: Run) -> None:
+    async def main() -> None:
+        edge = StreamEdge()
+        with backend() as served:
+            async with udp(a_route(served.port, protocol="udp"), edge) as (stream, at):
+                edge.hosts.disable(f"127.0.0.1:{served.port}", 0)
+                with client(at) as sock:
+                    for count in (1, 2):
+                        sock.send(b"four")
+                        await until(lambda expected=count: stream.dropped == expected)
+                        assert (stream.datagrams_in, stream.bytes_in) == (count, 4 * count)
+                    assert (stream.opened, stream.failed, served.clients, ends(stream)) == (0, 0, [], {})
 
     run(main())
