@@ -29,7 +29,7 @@ from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.process.waiting_connections import WaitingConnections
 from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
 from poolctl.keeper.connection_handover import Connection
-from poolctl.routing.route import BreakerRule, Header, Limit, Route, Target
+from poolctl.routing.route import BreakerRule, Header, Limit, Redirect, Route, Target
 from poolctl.worker import tally
 from tests.examples import examples
 from tests.features.gateway import passing_stage
@@ -1467,5 +1467,101 @@ def test_connection_that_was_read_ahead_up_to_the_bound_is_read_on_when_its_turn
         assert (await client.response())[1] == b"second"
         await client.send(GET)
         assert (await client.response())[1] == b"hello"
+
+    play(scene)
+
+
+def test_bytes_of_bodies_that_come_in_pieces_are_counted_for_route_and_backend() -> None:
+    async def in_pieces(backend: Backend, wire: Wire) -> None:
+        await backend.request(wire)
+        await wire.exactly(4)
+        for piece in (OK + b"Content-Length: 6\r\n\r\n", b"ab", b"cd", b"ef"):
+            await wire.send(piece)
+            await asyncio.wait_for(seen.get(), 30)
+
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(in_pieces)
+        client = await stage.client()
+        await client.send(POST + b"Content-Length: 4\r\n\r\n12")
+        while not backend.heads:
+            await asyncio.sleep(0)
+        await client.send(b"34")
+        await client.until(b"\r\n\r\n")
+        seen.put_nowait(None)
+        for piece in (b"ab", b"cd", b"ef"):
+            assert await client.exactly(2) == piece
+            seen.put_nowait(None)
+        for traffic in (stage.edge.counts.route("app"), stage.edge.counts.backend(backend.url)):
+            assert (traffic.bytes_in, traffic.bytes_out) == (4, 6)
+            assert (traffic.slots[tally.STARTED], traffic.slots[tally.STATUS + 2], traffic.errors) == (
+                1,
+                1,
+                {},
+            )
+
+    seen: asyncio.Queue[None] = asyncio.Queue()
+    play(scene)
+
+
+def test_client_over_its_limit_is_refused_without_a_backend_until_its_time_has_come() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok, client_limit=Limit(requests_per_second=0.001, burst=2))
+        client = await stage.client()
+        for _ in range(2):
+            await client.send(GET)
+            assert await status_of(client) == 200
+        await client.send(GET)
+        head, _ = await client.response()
+        assert head.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+        (seconds,) = re.findall(rb"\r\nRetry-After: (\d+)\r\n", head)
+        assert 900 < int(seconds) <= 1000
+        traffic = stage.edge.counts.route("app")
+        assert (traffic.requests, traffic.errors, len(backend.heads)) == (3, {"refused": 1}, 2)
+
+    play(scene)
+
+
+def test_request_that_has_ended_makes_room_for_the_next_of_its_client() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok, client_limit=Limit(concurrency=1))
+        client = await stage.client()
+        for _ in range(3):
+            await client.send(GET)
+            assert await status_of(client) == 200
+        backend = await stage.route(hanging, client_limit=Limit(concurrency=1))
+        await client.send(GET)
+        while not backend.heads:
+            await asyncio.sleep(0)
+        other = await stage.client()
+        await other.send(GET)
+        assert await status_of(other) == 429
+
+    play(scene)
+
+
+def test_redirect_is_counted_as_an_answer_of_its_route() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.routes(Route(alias="old", redirect=Redirect(to="https://new.test/")))
+        client = await stage.client()
+        await client.send(GET)
+        head, body = await client.response()
+        status = int(head[9:12])
+        assert b"\r\nLocation: https://new.test/\r\n" in head
+        traffic = stage.edge.counts.route("old")
+        assert (traffic.requests, traffic.slots[tally.STATUS + status // 100]) == (1, 1)
+        assert (traffic.bytes_in, traffic.bytes_out, traffic.errors) == (0, len(body), {})
+
+    play(scene)
+
+
+def test_refusal_has_the_fields_that_the_route_sets_in_responses() -> None:
+    async def scene(stage: Stage) -> None:
+        headers = (Header(name="X-Frame-Options", value="DENY"),)
+        stage.routes(Route(alias="app", to=(Target(url=unreachable()),), response_headers=headers))
+        client = await stage.client()
+        await client.send(GET)
+        head, _ = await client.response()
+        assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        assert head.count(b"\r\nX-Frame-Options: DENY\r\n") == 1
 
     play(scene)
