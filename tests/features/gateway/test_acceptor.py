@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import socket
 from contextlib import suppress
@@ -12,6 +13,7 @@ import pytest
 
 from poolctl.features.gateway.process import acceptor
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
+from poolctl.keeper import wire
 from poolctl.keeper.connection_handover import MOST_HOPS, Connection
 from tests.certificates import certificate
 from tests.features.gateway.passing_stage import HEAD, Stage, app_route, play, until
@@ -497,3 +499,69 @@ def _connected() -> tuple[socket.socket, Connection]:
         fd = listener.accept()[0].detach()
     ours.setblocking(False)
     return ours, Connection(fileno=fd)
+
+
+def test_connection_with_tls_that_is_given_back_is_decided_by_its_client_hello() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users", tls=True)
+        stage.route_to("users", host="users.example.com")
+        hello = client_hello("users.example.com", ("http/1.1",))
+        client = await stage.connect(hello)
+        for hops in (0, 1):
+            taken = await pair.take()
+            assert taken.getpeername() == client.getsockname()
+            assert taken.recv(10_000, socket.MSG_PEEK) == hello
+            if hops == 0:
+                stage.give_back(taken, hops=1)
+            taken.close()
+
+    play(scene, tls=True)
+
+
+def test_messages_that_give_no_connection_back_are_passed_over() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        await stage.connect(HEAD)
+        taken = await pair.take()
+        wire.send(stage.back, {"t": "none"}, [taken.fileno()])
+        wire.send(stage.back, {"t": "none"})
+        stage.give_back(taken, hops=1)
+        taken.close()
+        again = await pair.take()
+        assert again.recv(1000) == HEAD
+        again.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("seconds", [30.0, 0.0])
+def test_connection_for_servers_that_are_disabled_is_refused(seconds: float) -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        stage.edge.hosts.disable("users", seconds)
+        client = await stage.connect(HEAD)
+        answer = await stage.read(client)
+        assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+        (after,) = re.findall(rb"\r\nRetry-After: (\d+)\r\n", answer)
+        assert (28 <= int(after) <= 30) if seconds else int(after) == 5
+        traffic = stage.edge.counts.route("app")
+        assert (traffic.requests, traffic.errors, pair.take_now()) == (1, {"refused": 1}, None)
+        client.close()
+        await until(lambda: not stage.waiting)
+
+    play(scene)
+
+
+def test_connection_with_tls_for_servers_that_are_disabled_gets_an_alert() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users", tls=True)
+        stage.route_to("users")
+        stage.edge.hosts.disable("users", 0)
+        answer = await stage.read(await stage.connect(client_hello("users.example.com", ())))
+        assert (answer[:1], len(answer)) == (b"\x15", 7)
+        traffic = stage.edge.counts.route("app")
+        assert (traffic.requests, traffic.errors, pair.take_now()) == (1, {"refused": 1}, None)
+
+    play(scene, tls=True)
