@@ -6,6 +6,7 @@ Routes are considered in the order of `routing.match`; the first route that matc
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -274,7 +275,7 @@ _HEAVIEST = 256
 _MOST_CLIENTS = 32_768
 
 
-def _backend_of(route: Route, names: _Names, endpoints: Mapping[str, Endpoint]) -> HaproxyBackend:
+def _backend_of(route: Route, names: _Names, endpoints: Mapping[str, Endpoint | None]) -> HaproxyBackend:
     name = names.of(f"route:{route.alias}")
     lines = [
         f"backend {name}",
@@ -299,7 +300,7 @@ def _stream_of(
     route: StreamRoute,
     listener: HaproxyListener,
     names: _Names,
-    endpoints: Mapping[str, Endpoint],
+    endpoints: Mapping[str, Endpoint | None],
     trusted: Sequence[str] = (),
 ) -> HaproxyBackend:
     name = names.of(f"stream:{route.alias}")
@@ -397,7 +398,7 @@ def _changes(route: Route) -> Iterator[str]:
 
 
 def _servers(
-    route: Route | StreamRoute, endpoints: Mapping[str, Endpoint], limit: Limit | None
+    route: Route | StreamRoute, endpoints: Mapping[str, Endpoint | None], limit: Limit | None
 ) -> tuple[HaproxyServer, ...]:
     names, weights = _Names(), dict[Target, int]()
     for target in route.to:
@@ -429,7 +430,7 @@ def _address_of(endpoint: Endpoint | None) -> str:
     """The address of a server, or a placeholder where nothing listens until the address is known."""
     if endpoint is not None and endpoint.kind == "unix":
         return _quoted(f"unix@{endpoint.path}")
-    if endpoint is None or endpoint.kind == "none" or not endpoint.port:
+    if endpoint is None or not endpoint.port:
         return "ipv4@127.0.0.1:1"
     family = "ipv6@" if ":" in endpoint.host else ""
     return f"{family}{endpoint.host.strip('[]')}:{endpoint.port}"
@@ -475,7 +476,7 @@ def configuration_of(
     listeners: Sequence[HaproxyListener],
     routes: Iterable[Route],
     streams: Iterable[StreamRoute],
-    endpoints: Mapping[str, Endpoint],
+    endpoints: Mapping[str, Endpoint | None],
 ) -> HaproxyConfiguration:
     """The configuration for these routes. `endpoints` are the endpoints of the pool's servers, by name."""
     ordered, names = in_order(routes), _Names()
@@ -783,11 +784,10 @@ def _states(
     return states
 
 
-def _endpoint(facts: ServerFacts) -> Endpoint:
-    try:
+def _endpoint(facts: ServerFacts) -> Endpoint | None:
+    with contextlib.suppress(ValueError):
         return Endpoint.of_server(facts.bind, facts.tls)
-    except ValueError:
-        return Endpoint("none")
+    return None
 
 
 def changes(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:

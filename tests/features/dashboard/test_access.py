@@ -107,6 +107,19 @@ def test_a_session_that_was_ended_stays_ended_in_the_next_process(tmp_path: Path
     assert list(json.loads(Path(path).read_text())) == [other.id], "what is over by itself need not be known"
 
 
+def test_sessions_that_two_processes_have_ended_are_all_kept(tmp_path: Path, clock: ManualClock) -> None:
+    path = tmp_path / "dashboard.ended"
+    here, beside = (EndedSessions(str(path), clock) for _ in range(2))
+    now = int(clock.time())
+    here.add("one", now + 10)
+    beside.add("two", now + 20)
+    assert json.loads(path.read_text()) == {"one": now + 10, "two": now + 20}
+    assert ["one" in here, "two" in here, "one" in beside, "three" in here] == [True, True, True, False]
+    clock.advance(10)
+    here.add("three", now + 30)
+    assert json.loads(path.read_text()) == {"two": now + 20, "three": now + 30}
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"a": "b"}', "\0"])
 def test_a_damaged_file_of_ended_sessions_is_an_empty_one(
     tmp_path: Path, clock: ManualClock, content: str

@@ -168,3 +168,24 @@ def test_orphaned_gateway_is_an_orphan_whatever_the_runner(tmp_path: Path) -> No
             assert has_orphans(env, str(tmp_path)) is True
             assert find_orphans(env, str(tmp_path)) == [], "no worker"
         pool_files.forget(path)
+
+
+def test_process_of_another_user_is_no_orphan_and_its_connection_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway_adoption, "_ANSWER_SECONDS", 0.01)
+    sock, path = rendezvous.bind(str(tmp_path), pool_files.GATEWAY)
+    with sock:
+        sock.listen()
+        (found,) = gateway_adoption.find(str(tmp_path))
+        assert (found.pid, found.start, found.mark) == (os.getpid(), process_start(os.getpid()), "")
+        found.close()
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        assert gateway_adoption.find(str(tmp_path)) == []
+        for _ in range(2):
+            connection, _ = sock.accept()
+            with connection:
+                connection.settimeout(60)
+                while connection.recv(4096):
+                    pass
+    pool_files.forget(path)

@@ -384,7 +384,6 @@ def test_weights_stay_in_proportion_up_to_the_heaviest_that_haproxy_knows(
 @pytest.mark.parametrize(
     ("endpoint", "line"),
     [
-        (Endpoint("none"), "server web ipv4@127.0.0.1:1"),
         (Endpoint("tcp", "10.0.0.1", 0), "server web ipv4@127.0.0.1:1"),
         (Endpoint("tcp", "10.0.0.1", 80), "server web 10.0.0.1:80"),
         (Endpoint("tcp", "[fd00::1]", 80), "server web ipv6@fd00::1:80"),
@@ -941,7 +940,6 @@ def test_setup_has_the_sockets_and_certificates_of_its_listeners(held: Held) -> 
     ]
     endpoints = {
         "one": Endpoint("tcp", "127.0.0.1", 8081), "two": Endpoint("tcp", "127.0.0.1", 8082, tls=True),
-        "gone": Endpoint("none"),
     }  # fmt: skip
     assert found.configuration == configuration_of(
         GatewaySettings(directory="/tmp"), listeners, held.routes, [held.stream], endpoints
