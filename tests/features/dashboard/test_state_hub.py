@@ -299,7 +299,7 @@ class Watching:
 
 
 class Viewer:
-    """One who looks, with the messages that came."""
+    """A viewer of the page, with the messages that it got."""
 
     def __init__(self, watching: Watching) -> None:
         self.messages: list[Message] = []

@@ -444,7 +444,7 @@ def test_after_close_no_probe_begins_that_was_kept_back(
     assert probing.times() == []
 
 
-def test_certificate_of_a_target_is_checked(tmp_path: Path) -> None:
+def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:
     async def work() -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*certificate(tmp_path))
@@ -476,7 +476,7 @@ def test_probes_list_the_targets_of_the_tables() -> None:
     run(work)
 
 
-def test_result_is_what_the_gateway_is_told() -> None:
+def test_result_of_a_target_is_reported_to_the_gateway() -> None:
     target = ProbedTarget(ProbeSettings("http://web", probe(fall_count_warn=1, fall_count_ko=1)))
     assert (target.report, target.latency_seconds) == (ProbeState(host="http://web"), None)
     target.record("no connection", 0.1)
