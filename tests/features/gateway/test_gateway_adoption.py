@@ -189,3 +189,22 @@ def test_process_of_another_user_is_no_orphan_and_its_connection_is_closed(
                 while connection.recv(4096):
                     pass
     pool_files.forget(path)
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_orphan_is_ended_and_killed_if_it_does_not_exit_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: subprocess.Popen[str], stopped: bool
+) -> None:
+    start = process_start(silent.pid)
+    assert start is not None
+    if stopped:
+        stop(silent.pid)
+    find = gateway_adoption.find
+    monkeypatch.setattr(gateway_adoption, "_ANSWER_SECONDS", 0.01)
+    found = find(str(tmp_path))
+    monkeypatch.setattr(gateway_adoption, "_ANSWER_SECONDS", 30.0)
+    monkeypatch.setattr(gateway_adoption, "find", lambda directory: found)
+    ended = gateway_adoption.end_all(str(tmp_path), 0.01 if stopped else 30.0)
+    assert ended == [(silent.pid, not stopped)]
+    assert await_exit(silent.pid, start, 30)
+    assert found[0].sock.fileno() == -1

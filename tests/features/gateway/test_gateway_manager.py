@@ -1028,3 +1028,27 @@ def test_program_that_is_missing_is_a_problem_before_listeners_are_opened() -> N
         await manager._check_engine(GatewayPlan(GatewaySettings(directory="/run"), {}, {}, ()))
 
     with_manager(scene)
+
+
+def test_adopted_process_is_sent_everything_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(manager: Manager) -> None:
+        orders = Orders()
+
+        async def adopted(keeper: object, entry: str) -> Orders:
+            assert entry == GatewayManager.entry
+            return orders
+
+        async def call(message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+            return {"entries": []}, []
+
+        monkeypatch.setattr(GatewayProcess, "adopted", adopted)
+        keeper: Any = manager._keeper
+        keeper.call = call
+        await manager._adopt()
+        assert orders.names == ["resync", "begin"], "nothing is planned"
+        process: Any = manager._process
+        assert process is orders
+        assert (manager._current, manager._served) == (None, ())
+        manager._process = None
+
+    with_manager(scene)

@@ -286,7 +286,7 @@ def test_other_settings_are_followed_from_the_next_report_on() -> None:
     async def test() -> None:
         async with Operator().serving() as first, Operator().serving() as second:
             first.mode = REFUSE
-            with Client(first) as client:
+            with Client(first, retry_seconds=3000.0) as client:
                 client.client.count("users")
                 await client.failed("users")
                 client.client.configure(OperatorSettings(url=second.url, retry_seconds=5.0))

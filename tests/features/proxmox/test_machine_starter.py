@@ -194,6 +194,18 @@ def test_after_the_cooldown_it_is_tried_again(play: Play, monkeypatch: pytest.Mo
     play(steps)
 
 
+def test_failure_of_a_start_is_forgotten_when_the_inventory_is_closed(play: Play) -> None:
+    async def steps(stage: Stage) -> None:
+        await stage.begin()
+        stage.cluster.fails = "no space"
+        assert (await stage.ask()).state == "failed"
+        stage.inventory.close()
+        state = stage.starter.states[WEB]
+        assert (state.state, state.why, state.retry_seconds) == ("stopped", "", 0.0)
+
+    play(steps)
+
+
 def test_machine_that_stops_soon_after_its_start_is_left_alone_for_some_time(play: Play) -> None:
     async def steps(stage: Stage) -> None:
         await stage.begin()
