@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import ssl
 import time
@@ -876,18 +877,20 @@ class Wire(asyncio.Transport):
 class Kept:
     """A connection on a loop whose time passes at once."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, *until: float | None) -> None:
         self.loop = VirtualLoop()
         self.wire = Wire(sock, self.loop)
         self.state = PoolServerState()
         config = uvicorn.Config(hello, http="httptools", timeout_keep_alive=75, log_config=None)
         config.load()
         config.http_protocol_class = connection_class(config.http_protocol_class)  # type: ignore[arg-type]
-        self.loop.run_until_complete(self._connect(config))
+        self.loop.run_until_complete(self._connect(config, *until))
 
-    async def _connect(self, config: uvicorn.Config) -> None:
+    async def _connect(self, config: uvicorn.Config, *until: float | None) -> None:
         self.protocol: Any = protocol_factory(config, self.state, {})()
         self.wire.protocol = self.protocol
+        for each in until:
+            self.protocol.take_over(each, asked=True)
         self.protocol.connection_made(self.wire)
 
     def ask(self, data: bytes = REQUEST) -> None:
@@ -906,13 +909,17 @@ class Kept:
 
 
 @pytest.fixture
-def kept() -> Iterator[Kept]:
+def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
     ours, clients = socket.socketpair()
-    made = Kept(ours)
+    with ours, clients:
+        yield ours, clients
+
+
+@pytest.fixture
+def kept(sockets: tuple[socket.socket, socket.socket]) -> Iterator[Kept]:
+    made = Kept(sockets[0])
     yield made
     made.close()
-    ours.close()
-    clients.close()
 
 
 def test_connection_closes_when_the_last_response_is_as_old_as_the_timeout(kept: Kept) -> None:
@@ -1185,3 +1192,44 @@ def test_event_stream_is_ended_between_two_events_and_no_other_stream(
 )
 def test_client_that_accepts_events_wants_them(headers: list[tuple[bytes, bytes]], expected: bool) -> None:
     assert wants_events(headers) is expected
+
+
+@pytest.mark.parametrize(
+    ("asked_before", "empty_lines", "cut"),
+    [
+        (0, 0, 0), (0, 2, 0), (0, 0, 10), (0, 0, 4000), (0, 0, 5000), (0, 0, -2),
+        (1, 0, 0), (1, 2, 0), (1, 0, 5000), (1, 0, -2),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(("more", "status"), [(0, b"200"), (1, b"431")])
+def test_head_is_limited_to_the_byte_however_it_arrives(
+    kept: Kept, more: int, status: bytes, asked_before: int, empty_lines: int, cut: int
+) -> None:
+    kept.state.heads.most_bytes = 8192
+    for _ in range(asked_before):
+        kept.ask()
+    begin = b"GET / HTTP/1.1\r\nhost: a\r\na: "
+    head = begin + b"a" * (8192 + more - len(begin) - 4) + b"\r\n\r\n"
+    data = b"\r\n" * empty_lines + head
+    for piece in (data[:cut], data[cut:]) if cut else (data,):
+        kept.ask(piece)
+    assert re.findall(rb"HTTP/1.1 (\d+)", kept.wire.written) == [b"200"] * asked_before + [status]
+    kept.loop.pass_time(3)
+
+
+@pytest.mark.parametrize(
+    ("left_seconds", "open_seconds"), [(-5.0, 0.0), (20.0, 20.0), (1000.0, 75.0), (None, 75.0)]
+)
+def test_connection_of_another_process_closes_with_the_time_that_its_client_has_left(
+    sockets: tuple[socket.socket, socket.socket], left_seconds: float | None, open_seconds: float
+) -> None:
+    until = None if left_seconds is None else time.monotonic() + left_seconds
+    kept = Kept(sockets[0], until)
+    assert kept.protocol not in kept.state.heads.due
+    if open_seconds:
+        kept.loop.pass_time(open_seconds - 1)
+        assert not kept.wire.closed
+        kept.loop.pass_time(1)
+    kept.loop.pass_time(0.01)
+    assert kept.wire.closed
+    kept.close()
