@@ -14,8 +14,11 @@ import pytest
 
 from poolctl.clock import RateLimit
 from poolctl.keeper.spawn import MAX_SIZE_BYTES
+from poolctl.logs import internal_log
 from poolctl.logs.internal_log import InternalLog, OwnLogs
+from tests.descriptors import no_descriptor_left
 from tests.manual_clock import ManualClock
+from tests.virtual_loop import VirtualLoop
 
 
 @pytest.fixture
@@ -133,3 +136,50 @@ def test_line_begins_with_its_time_in_utc_and_its_level(tmp_path: Path) -> None:
     record.created = 1_700_000_000.25
     handler = InternalLog(str(tmp_path / "own.log"), ManualClock(), stamped=True)
     assert handler.format(record) == "2023-11-14T22:13:20.250000Z WARNING: web is gone"
+
+
+def large(path: Path) -> Path:
+    path.write_bytes(b"x" * (MAX_SIZE_BYTES + 1))
+    return path
+
+
+def test_logs_without_inotify_are_looked_at_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(internal_log, "DirectoryWatch", fail)
+    first, other = large(tmp_path / "first.log"), large(tmp_path / "other.txt")
+    loop = VirtualLoop()
+
+    async def make() -> OwnLogs:
+        return OwnLogs(str(tmp_path))
+
+    logs = loop.run_until_complete(make())
+    assert (first.stat().st_size, other.stat().st_size) == (0, MAX_SIZE_BYTES + 1)
+    later = large(tmp_path / "later.log")
+    loop.pass_time(internal_log._WITHOUT_INOTIFY_SECONDS - 0.1)
+    assert later.stat().st_size
+    loop.pass_time(0.2)
+    assert not later.stat().st_size
+    logs.close()
+    large(later)
+    loop.pass_time(10 * internal_log._WITHOUT_INOTIFY_SECONDS)
+    assert later.stat().st_size
+    loop.close()
+
+
+def test_watch_that_is_closed_leaves_no_descriptor_and_rotates_nothing_more(tmp_path: Path) -> None:
+    async def main() -> None:
+        logs = OwnLogs(str(tmp_path))
+        large(tmp_path / "a.log")
+        logs.close()
+        logs.close()
+
+    with no_descriptor_left():
+        loop = VirtualLoop()
+        loop.run_until_complete(main())
+        loop.pass_time(100)
+        loop.close()
+    assert os.listdir(tmp_path) == ["a.log"]
