@@ -763,3 +763,13 @@ def test_time_while_it_comes_up_or_goes_down_is_counted_as_both() -> None:
     seen.note(22, state="stopping")
     seen.note(25, state="stopped")
     assert (seen.uptime, seen.downtime, seen.falltime, seen.fall) == (2, 18, 3, 1)
+
+
+def test_summary_has_all_that_neighbours_depend_on() -> None:
+    found = entry(Desired.RUN)
+    assert found.summary() == (Desired.RUN, False, False, (False, False), False, True)
+    add_worker(found, placement=Placement.of("web", 1, 0))
+    assert found.summary() == (Desired.RUN, True, True, (True, False), True, True)
+    cleaning = entry(Desired.STOPPED, hooks=HOOKS)
+    cleaning.hooks.after_stop_due = True
+    assert cleaning.summary() == (Desired.STOPPED, False, False, (False, True), False, False)
