@@ -697,3 +697,20 @@ def test_reference_to_a_server_is_kept_where_its_address_can_be_used(
     assert interpolate(value, {"HIDDEN": "${server.db.port}"}, findings, path) == kept
     assert [each.path for each in findings] == ([path] if named else [])
     assert all(named in each.message for each in findings)
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("prot", "port"), ("por", "port"), ("ort", "port"), ("pot", "port"), ("portt", "port"), ("poort", "port"),
+        ("xport", "port"), ("pxrt", "port"), ("PORT", "port"), (" port ", "port"), ("bnid", "bind"), ("nmae", "name"),
+        ("opert", None), ("pxxt", None), ("po", None), ("ports2", None), ("FD", "fd"), (" fd", "fd"), ("fdx", None),
+        ("other", None), ("potr", "port"), ("optr", None), ("trop", None), ("prrt", "port"), ("pprt", "port"),
+    ],
+)  # fmt: skip
+def test_word_in_braces_is_misspelt_if_one_letter_or_two_swapped_ones_differ(
+    word: str, meant: str | None
+) -> None:
+    found = [(each.message, each.hint) for each in misspelt_placeholders([f"x{{{word}}}"], {})]
+    message = f"{{{word}}} is no placeholder, and is passed on as it is"
+    assert found == ([] if meant is None else [(message, f"write {{{meant}}} if you mean that")])
