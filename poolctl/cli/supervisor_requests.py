@@ -174,7 +174,7 @@ def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:
         try:
             return ask(request, pool, "start")
         except NoSupervisor:
-            continue  # another command stopped it before this request was handled
+            pass  # another command stopped it before this request was handled
     raise NoSupervisor
 
 

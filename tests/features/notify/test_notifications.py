@@ -279,13 +279,15 @@ def test_problem_is_composed_after_the_delay_and_its_end_is_sent_too(play: Play)
     play(scene)
 
 
-def test_message_is_composed_at_once_and_sent_when_the_supervisor_exits(play: Play) -> None:
+@pytest.mark.parametrize("is_flushed", [True, False])
+def test_message_is_composed_at_once_and_sent_when_the_supervisor_exits(play: Play, is_flushed: bool) -> None:
     async def scene(receivers: Receivers) -> None:
         receivers.follow("mail")
         (mail,) = receivers.part._deliveries.values()
         mail.record(ended("failed"))
-        receivers.part.flush()
-        assert len(mail.to_dict()["waiting"]) == 1
+        if is_flushed:
+            receivers.part.flush()
+            assert len(mail.to_dict()["waiting"]) == 1
         await receivers.part.aclose()
         assert [name for name, _ in receivers.sent] == ["mail"]
 

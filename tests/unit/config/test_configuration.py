@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import PoolConfig, ServerConfig, TLSConfig
-from poolctl.config import Configuration
+from poolctl.config import Configuration, load
 from poolctl.config.configuration import open_files_needed, unserved
 from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
 from tests.certificates import certificate
@@ -587,3 +587,28 @@ def test_applications_are_imported_only_on_request(tmp_path: Path) -> None:
     assert config.outside() == []
     (found,) = config.outside(import_apps=True)
     assert "no_such_module" in str(found)
+
+
+def test_environment_files_that_cannot_be_read_are_problems_of_servers_that_run(tmp_path: Path) -> None:
+    (tmp_path / "there.env").write_text("A=1\n")
+    text = "".join(
+        f'[[server]]\nname = "{name}"\nbind = ":{port}"\napp = "a:b"\nenv_file = ["there.env", "{file}"]\n{more}'
+        for name, port, file, more in (
+            ("a", 1, "gone.env", ""), ("b", 2, "there.env", ""), ("c", 3, "gone.env", "disabled = true\n"),
+        )
+    )  # fmt: skip
+    file = tmp_path / "pool.toml"
+    file.write_text(text)
+    (problem,) = load(file, {}).unreadable_environments()
+    assert str(problem).startswith(
+        f"{file}:5:26: server[0].env_file[1]: {tmp_path}/gone.env: there is no such file"
+    )
+    file.write_text(SERVER)
+    assert load(file, {}).unreadable_environments() == []
+
+
+def test_pool_without_rules_is_usable(tmp_path: Path) -> None:
+    file = tmp_path / "pool.toml"
+    file.write_text(SERVER)
+    config = load(file, {})
+    assert (config.unusable(), config.warnings) == ([], [])
