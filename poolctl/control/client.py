@@ -352,10 +352,10 @@ async def ask_async(
         asyncio.timeout(timeout_seconds),
         contextlib.aclosing(messages_async(socket_path, verb, body)) as messages,
     ):
+        last: Table = {}
         async for message in messages:
-            if "result" in message:
-                return value_of(kind, message["result"])
-    raise SupervisorEnded(socket_path)
+            last = message
+    return value_of(kind, last["result"])  # the last message, or an error was raised
 
 
 def options_of_this_version() -> Table:
