@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 from poolctl import __version__
@@ -118,7 +119,7 @@ def test_gateway_serves_on_without_keeper_and_supervisor_until_the_next_one_adop
             stage.publish(2, Route(alias="web", to=(Target(server="web"),)), elsewhere)
             await stage.process.order_hosts({"op": "drain", "hosts": ["http://127.0.0.1:1"]})
             reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
-            for _ in range(2):
+            for mark in (__version__, f"{__version__} program"):
                 stage.process.link.close()
                 (asking,) = await orphans(tmp_path)
                 asking.close()  # a command that only asks
@@ -126,7 +127,7 @@ def test_gateway_serves_on_without_keeper_and_supervisor_until_the_next_one_adop
                 assert (await reader.readexactly(40)).endswith(b"ok")
                 assert await stage.get() == b"HTTP/1.1 200 OK | ok"
                 (orphan,) = await orphans(tmp_path)
-                assert (orphan.pid, orphan.mark) == (os.getpid(), __version__)
+                assert (orphan.pid, orphan.mark) == (os.getpid(), mark)
                 ((settings, (listener,)),) = orphan.listeners
                 assert settings == stage.binding
                 assert inode(listener) == inode(stage.listener.fileno())
@@ -134,6 +135,7 @@ def test_gateway_serves_on_without_keeper_and_supervisor_until_the_next_one_adop
                 stage.supervise(orphan.sock.dup())
                 orphan.close()
                 stage.process.resync()
+                stage.settings = replace(stage.settings, program="program")
                 await stage.begin()
                 assert pool_files.find(str(tmp_path), pool_files.GATEWAY) == []
             writer.close()
