@@ -39,7 +39,7 @@ _MODULES = {
     "missing_file platform_of read_regular read_text stamp_of variables_named_in",
     "loader": "added_server load",
     "model.pool_tables": "EventsTable Tables pool_variables probed_targets routes_of",
-    "model.section": "Backoff Dependency Health Patience Probe Recovery Restart Section TLSConfig Table refuse",
+    "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",
     "rules.conflicts": "Named conflicts dependency_findings longest_stop_seconds named_addresses own_addresses "
     "reference_findings users_of with_addresses",
     "rules.json_schema": "json_schema",

@@ -554,7 +554,7 @@ class Executor:
             worker.task.add_done_callback(partial(self._dismiss_after_failed_wake, entry, worker, newest))
             return
         if self._sleep is not None:
-            self._sleep.dismiss(entry.config.key)
+            self._sleep.close_waiting(entry.config.key)
 
     def _dismiss_after_failed_wake(
         self, entry: Entry, worker: Worker, newest: int, ended: asyncio.Task[None]

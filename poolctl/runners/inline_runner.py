@@ -168,7 +168,7 @@ class InlineRunner(Runner, Sleep):
         sockets, _ = self._listeners.get(key, ([], None))
         stop_reading(sockets)
 
-    def dismiss(self, key: str) -> None:
+    def close_waiting(self, key: str) -> None:
         """Do nothing: without a worker this runner accepts no connections."""
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:

@@ -133,7 +133,7 @@ class Sleep(Protocol):
     def disarm(self, key: str) -> None:
         """Stop watching. Workers that are started later get the listener and the connections."""
 
-    def dismiss(self, key: str) -> None:
+    def close_waiting(self, key: str) -> None:
         """Close the connections that were accepted for the server, but not taken by a worker."""
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
@@ -241,7 +241,9 @@ class Takeover(Protocol):
         Called once, before anything is opened or placed.
         """
 
-    async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
+    async def adopt_orphans(
+        self, servers: Mapping[str, ServerConfig], *, late: bool = False
+    ) -> dict[str, bool]:
         """Find workers without keeper and supervisor for the next `adopt`; workers of other servers are stopped.
 
         Returns each server found, and whether its workers differ from the configuration. `late`: this supervisor has
@@ -433,7 +435,7 @@ class Routing(Protocol):
         gets the servers' pairs, now and whenever one is opened. Does not block.
         """
 
-    def set_aside(self, servers: Collection[str]) -> None:
+    def release_connections_of(self, servers: Collection[str]) -> None:
         """Make the workers of exactly these servers (by name) give connections back before their next request.
 
         The gateway passes no connections to them. Does not block; `confirmed` waits for the workers.

@@ -355,7 +355,7 @@ class Supervisor(Receiver, CoreEvents):
             self._save_timer.save_now()
 
     async def _adopt_late(self) -> None:
-        if await take_in_late(self.core):
+        if await adopt_late_orphans(self.core):
             self._exit_for_successor()
 
     def _exit_for_successor(self) -> None:
@@ -640,12 +640,12 @@ async def adopt(
     supervisor are searched for. Workers whose configuration has changed are replaced.
     """
     takeover = core.runner.capabilities.takeover
-    taken_in = await takeover.take_in(searched) if takeover is not None and searched is not None else {}
+    orphans = await takeover.adopt_orphans(searched) if takeover is not None and searched is not None else {}
     recorded = await store.restore(core.entries)
     servers = {name: entry.config for name, entry in core.entries.items()}
     adopted = Adopted() if takeover is None else await takeover.adopt(servers, placed)
     running = {each.placement.server for each in adopted.workers if not each.leaving}
-    unknown = (running | set(taken_in)) - recorded
+    unknown = (running | set(orphans)) - recorded
     for name in unknown:
         core.expect_running(core.entries[name])
     for each in adopted.workers:
@@ -654,14 +654,14 @@ async def adopt(
     for name, (hook, placement) in adopted.hooks.items():
         core.adopt_hook(core.entries[name], hook, placement)
     _listeners(core, adopted.endpoints)
-    for name, outdated in taken_in.items():
+    for name, outdated in orphans.items():
         if outdated and core.entries[name].wanted and not core.entries[name].on_schedule:
             logger.info("%s is configured differently now: it is replaced", name)
             core.restart(core.entries[name])
     return len(adopted.workers)
 
 
-async def take_in_late(core: Core) -> bool:
+async def adopt_late_orphans(core: Core) -> bool:
     """Search again for orphans that were not found at first, because they were importing or busy.
 
     Returns True if the keeper holds some that a successor of this supervisor should adopt. An orphan whose server
@@ -677,7 +677,7 @@ async def take_in_late(core: Core) -> bool:
             for name, entry in core.entries.items()
             if not entry.observed.workers and not core.endpoints(entry.config)
         }
-        names = await takeover.take_in(waiting, late=True)
+        names = await takeover.adopt_orphans(waiting, late=True)
         for name in names:
             # The server may have failed because these workers had its address.
             core.expect_running(core.entries[name])

@@ -121,7 +121,7 @@ def _configuration(config: Table, origin: dict[str, str], *, full: bool) -> list
 def _default_values() -> Table:
     from poolctl.config import Section, ServerConfig
 
-    return dict(_flattened(Section.to_dict(ServerConfig.usual())))
+    return dict(_flattened(Section.to_dict(ServerConfig.with_defaults())))
 
 
 def _defaults(keys: Iterable[str]) -> list[str]:

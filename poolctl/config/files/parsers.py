@@ -57,18 +57,19 @@ def parse(text: str, kind: str) -> Tree:
             f"more than {MOST_VALUES:,} lines and values", hint="split it: a directory is one pool"
         )
     try:
-        if kind == "toml":
-            return parse_toml(text)
-        if kind == "json":
-            return parse_json(text)
-        from poolctl.config.files.yaml_parser import parse_yaml
+        try:
+            if kind == "toml":
+                return parse_toml(text)
+            if kind == "json":
+                return parse_json(text)
+            from poolctl.config.files.yaml_parser import parse_yaml
 
-        return parse_yaml(text)
-    except ParseError as error:
-        if error.hint:
-            raise
-        raise _explained(text, kind, error) from None
-    except RecursionError:
+            return parse_yaml(text)
+        except ParseError as error:
+            if error.hint:
+                raise
+            raise _explained(text, kind, error) from None
+    except RecursionError:  # also of the explanation: Python 3.13 reads JSON to any depth
         raise ParseError("nested too deeply", hint="a configuration needs five levels") from None
 
 

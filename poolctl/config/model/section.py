@@ -129,7 +129,7 @@ class Section:
         self.__setstate__((vars(made), made.given))
 
     @classmethod
-    def usual(cls) -> Self:
+    def with_defaults(cls) -> Self:
         """A table with the default value of every key."""
         return cls.unchecked({})
 
@@ -357,7 +357,7 @@ def validated(
 def _made(kind: type[Kind], table: Tree) -> Kind:
     """The table as a value. Raises pydantic's ValidationError."""
     if table == {} and not any(key.default is REQUIRED for key in kind.keys_of.values()):
-        return kind.usual()  # without a model, which takes milliseconds to make
+        return kind.with_defaults()  # without a model, which takes milliseconds to make
     made = model_of(kind).__pydantic_validator__.validate_python(table)
     return kind.from_values(made.__dict__, made.__pydantic_fields_set__)
 
@@ -547,7 +547,7 @@ class Restart(Section):
     policy: Literal["no", "on-failure", "always"] = field(
         "on-failure", "The exits after which it is started again."
     )
-    backoff: Backoff = field(Backoff.usual(), "The delays between restarts within the window.")
+    backoff: Backoff = field(Backoff.with_defaults(), "The delays between restarts within the window.")
     limit: Restarts = field(
         10, "Maximum number of restarts within the window; the next exit makes the server failed."
     )
@@ -597,7 +597,7 @@ class Health(Section):
         return self.readiness is not None or self.liveness is not None
 
 
-class Patience(Backoff):
+class RecoveryBackoff(Backoff):
     """The delays between consecutive recoveries of a worker."""
 
     initial: Duration = field(5.0, "The delay before the second recovery.")
@@ -621,7 +621,9 @@ class Recovery(Section):
         5, "Maximum number of recoveries within the window; after that the server is left alone."
     )
     window: Positive = field(600.0, "The time over which recoveries are counted.")
-    backoff: Patience = field(Patience.usual(), "The delays between recoveries within the window.")
+    backoff: RecoveryBackoff = field(
+        RecoveryBackoff.with_defaults(), "The delays between recoveries within the window."
+    )
 
 
 class Limits(Section):

@@ -96,7 +96,7 @@ class ServerKeys(Section):
         None,
         'The umask of its processes, such as "0027". Left out: the umask of the shell that started the pool.',
     )
-    scale: Scale = field(Scale.usual(), "The number of workers.")
+    scale: Scale = field(Scale.with_defaults(), "The number of workers.")
     preload: Truth = field(False, "Import the app once, and fork the workers from that process.")
     tags: Words = field((), "Words by which commands select the server.")
     labels: Labels = field(
@@ -109,7 +109,7 @@ class ServerKeys(Section):
     tls: Annotated[TLSConfig | bool, TRUTH_OR_TLS] = field(
         False, "false, true for the certificate of [defaults.tls] or set_default_tls, or a table of its own."
     )
-    http: Http = field(Http.usual(), "How HTTP is served.")
+    http: Http = field(Http.with_defaults(), "How HTTP is served.")
     start_timeout: Positive = field(30.0, "Maximum time until the server is ready.")
     stop_timeout: Duration = field(
         10.0, "Maximum time that its processes take to end; after that they are killed."
@@ -123,18 +123,18 @@ class ServerKeys(Section):
         "Commands that run once at an ordered start and stop of the server, not at a restart, a crash or a wake.",
     )
     health: Health = field(
-        Health.usual(), 'The probes; a string is the path of the readiness probe: "/ready".'
+        Health.with_defaults(), 'The probes; a string is the path of the readiness probe: "/ready".'
     )
     restart: Restart = field(
-        Restart.usual(),
+        Restart.with_defaults(),
         'Whether the server is started again after it has ended; a string is the policy: "always".',
     )
     recovery: Recovery = field(
-        Recovery.usual(),
+        Recovery.with_defaults(),
         'What is done when liveness is ko or a worker is stuck; a string is the strategy: "replace".',
     )
-    limits: Limits = field(Limits.usual(), "Resources that a worker may use.")
-    log: Log = field(Log.usual(), "Where its output is written.")
+    limits: Limits = field(Limits.with_defaults(), "Resources that a worker may use.")
+    log: Log = field(Log.with_defaults(), "Where its output is written.")
     watch: Watch | None = field(
         None, "The files besides code that `--watch` watches, and the files that it ignores."
     )

@@ -107,7 +107,7 @@ class RouteLimit(ClientLimit):
 class WholeRouteLimit(RouteLimit):
     """Limits of a route's requests, and of each of its clients."""
 
-    per_client: ClientLimit = field(ClientLimit.usual(), "The limit of each client, by its address.")
+    per_client: ClientLimit = field(ClientLimit.with_defaults(), "The limit of each client, by its address.")
 
 
 class RouteRedirect(Section):
@@ -213,13 +213,13 @@ class GatewayConfig(_WithAddresses):
     )
     mode: MODES = field("auto", "The default mode of routes.")
     timeouts: RouteTimeouts = field(
-        RouteTimeouts.usual(), "The default timeouts of routes; a route replaces single keys."
+        RouteTimeouts.with_defaults(), "The default timeouts of routes; a route replaces single keys."
     )
     backend_limit: RouteLimit = field(
-        RouteLimit.usual(), "The default limit of each backend; a route replaces single keys."
+        RouteLimit.with_defaults(), "The default limit of each backend; a route replaces single keys."
     )
     breaker: RouteBreaker = field(
-        RouteBreaker.usual(), "The default breaker of each backend; a route replaces single keys."
+        RouteBreaker.with_defaults(), "The default breaker of each backend; a route replaces single keys."
     )
 
     @property
@@ -319,10 +319,12 @@ class RouteConfig(_WithAddresses):
         0, "Maximum number of times that a failed request is tried on another backend, if it may be repeated."
     )
     max_body_size: Size | None = field(None, "Maximum size of the body of a request. Left out: no limit.")
-    limit: WholeRouteLimit = field(WholeRouteLimit.usual(), "Limits of the route as a whole.")
-    backend_limit: RouteLimit = field(RouteLimit.usual(), "Limits of each of its backends.")
-    timeouts: RouteTimeouts = field(RouteTimeouts.usual(), "Timeouts of proxied requests.")
-    breaker: RouteBreaker = field(RouteBreaker.usual(), "When a failing backend gets no more requests.")
+    limit: WholeRouteLimit = field(WholeRouteLimit.with_defaults(), "Limits of the route as a whole.")
+    backend_limit: RouteLimit = field(RouteLimit.with_defaults(), "Limits of each of its backends.")
+    timeouts: RouteTimeouts = field(RouteTimeouts.with_defaults(), "Timeouts of proxied requests.")
+    breaker: RouteBreaker = field(
+        RouteBreaker.with_defaults(), "When a failing backend gets no more requests."
+    )
     health: Annotated[Probe | None, PATH_OF_PROBE] = field(
         None, 'How its URLs are probed: a path ("/ready"), or a table like a server\'s readiness probe.'
     )
@@ -382,9 +384,11 @@ class StreamConfig(_WithAddresses):
     max_connections: Number = field(
         0, "Maximum number of open connections, or of UDP sessions; 0: what the limit of descriptors allows."
     )
-    timeouts: StreamTimeouts = field(StreamTimeouts.usual(), "Timeouts of its connections.")
+    timeouts: StreamTimeouts = field(StreamTimeouts.with_defaults(), "Timeouts of its connections.")
     health: Probe | None = field(None, "How its targets are probed: { tcp = true }.")
-    breaker: StreamBreaker = field(StreamBreaker.usual(), "When a failing target gets no more connections.")
+    breaker: StreamBreaker = field(
+        StreamBreaker.with_defaults(), "When a failing target gets no more connections."
+    )
 
     index: int = hidden(0)  # its position among the tables of the files
 

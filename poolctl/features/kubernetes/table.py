@@ -48,4 +48,4 @@ class Kubernetes(Table):
         None, "The class of the routes' Ingresses, for a cluster without the Gateway API."
     )
     secrets: Words = field((), "Names of existing Secrets, whose values become environment variables.")
-    requests: Requests = field(Requests.usual(), "The resources that are reserved for each worker.")
+    requests: Requests = field(Requests.with_defaults(), "The resources that are reserved for each worker.")

@@ -32,7 +32,7 @@ class Triggers(Section):
         return {trigger: target for trigger, target in self if target is not None}
 
 
-NO_TRIGGERS = Triggers.usual()
+NO_TRIGGERS = Triggers.with_defaults()
 
 
 class Cooldown(Section):
@@ -48,7 +48,7 @@ class Scale(section.Scale):
     triggers: Triggers = field(NO_TRIGGERS, "Targets that change the number of workers between min and max.")
     window: Positive = field(10.0, "The time over which the figures of the triggers are averaged.")
     cooldown: Cooldown = field(
-        Cooldown.usual(), "The pauses between two changes of the number of workers by triggers."
+        Cooldown.with_defaults(), "The pauses between two changes of the number of workers by triggers."
     )
 
     def to_dict(self) -> dict[str, Tree]:

@@ -441,7 +441,7 @@ class Activator:
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
             self._fetch(Fetch(self, sleeping, sleeping.left, clears=True))
 
-    def dismiss(self, key: str) -> None:
+    def close_waiting(self, key: str) -> None:
         """Close every connection that is held or being fetched for the server."""
         for fetch in self._fetches:
             fetch.wanted = fetch.wanted and fetch.key != key
@@ -453,7 +453,7 @@ class Activator:
 
     def forget(self, key: str) -> None:
         """Stop watching a server that is stopped, and close all of its connections."""
-        self.dismiss(key)
+        self.close_waiting(key)
         self.disarm(key)
         self._servers_that_block.discard(key)
 
@@ -764,9 +764,9 @@ class SleepingServers:
         """Stop watching. The server's next workers take all connections."""
         self._activator.disarm(key)
 
-    def dismiss(self, key: str) -> None:
+    def close_waiting(self, key: str) -> None:
         """Close all connections that wait for a worker of the server."""
-        self._activator.dismiss(key)
+        self._activator.close_waiting(key)
         self._adoptions.empty(key)
 
     def close(self, key: str) -> None:

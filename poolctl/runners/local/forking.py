@@ -395,7 +395,7 @@ class Forker:
                 app_zygote.forged(deed)
             else:
                 self._zygotes.forged(forked_from, deed)
-            worker.disown(deed)
+            worker.mark_never_started(deed)
 
         if worker.preloaded or forked_from.user is not None:
             self._children.confirm(process, on_forged)

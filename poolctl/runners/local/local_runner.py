@@ -44,7 +44,7 @@ from .forking import Forker
 from .local_worker import LocalWorker, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats, WorkerRoutes
 from .output_pipes import Output, last_lines
 from .server_sockets import AdoptionPairs, Sockets
-from .takeover import Adopter, WorkerAdoption, inherited, reports_of, take_in, take_over
+from .takeover import Adopter, WorkerAdoption, adopt_orphans, inherited, reports_of, take_over
 from .zygotes import AppZygotes, Children, ImportLimit, Process, Source, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -69,7 +69,9 @@ class RoutedServers(Routing):
         self._workers = workers
         self._published = False
         self._routes: PublishedRoutes | None = None
-        self._aside: frozenset[str] = frozenset()  # the names of servers set aside
+        self._releasing: frozenset[str] = (
+            frozenset()
+        )  # the names of servers whose workers give connections back
 
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
@@ -90,10 +92,10 @@ class RoutedServers(Routing):
         for worker in self._workers.values():
             self.inform(worker)
 
-    def set_aside(self, servers: Collection[str]) -> None:
-        before, self._aside = self._aside, frozenset(servers)
+    def release_connections_of(self, servers: Collection[str]) -> None:
+        before, self._releasing = self._releasing, frozenset(servers)
         for worker in self._workers.values():
-            if worker.server.name in before ^ self._aside:
+            if worker.server.name in before ^ self._releasing:
                 self.inform(worker)
 
     def take_back(self, servers: Collection[str]) -> None:
@@ -130,7 +132,7 @@ class RoutedServers(Routing):
         if not self._published or (worker.routes is None and worker.server.key not in self._adoptions.routed):
             return
         name = worker.server.name
-        worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._aside))
+        worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._releasing))
 
 
 class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeover):
@@ -227,8 +229,8 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
     def disarm(self, key: str) -> None:
         self.sleeping.disarm(key)
 
-    def dismiss(self, key: str) -> None:
-        self.sleeping.dismiss(key)
+    def close_waiting(self, key: str) -> None:
+        self.sleeping.close_waiting(key)
 
     async def check(self, server: ServerConfig) -> None:
         await self.forker.check(server)
@@ -272,7 +274,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self._workers.add(worker)
         self._by_pid[placement.pid] = worker
         worker.answered.add_done_callback(lambda _: self._note(worker))
-        worker.on_disowned = lambda: self._disowned(worker)
+        worker.on_never_started = lambda: self._never_started(worker)
         worker.on_follows_routes = lambda: self._note(worker)
         if (early := self.children.add(placement.pid)) is not None:
             self._ended(worker, early)
@@ -289,7 +291,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
         self.events.figures_refused(server, worker, reason)
 
-    def _disowned(self, worker: LocalWorker) -> None:
+    def _never_started(self, worker: LocalWorker) -> None:
         self._by_pid.pop(worker.placement.pid or 0, None)
         self._ended(worker, Exit(message="was never started"))
 
@@ -349,10 +351,12 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             {key: tuple(self.sockets.endpoints(key)) for key in ours & open_keys},
         )
 
-    async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
+    async def adopt_orphans(
+        self, servers: Mapping[str, ServerConfig], *, late: bool = False
+    ) -> dict[str, bool]:
         if self._adoption_directory is None:
             return {}
-        return await take_in(self.keeper, self.output, self._adoption_directory, servers, late=late)
+        return await adopt_orphans(self.keeper, self.output, self._adoption_directory, servers, late=late)
 
     async def begun(self, placement: Placement) -> None:
         if worker := self._workers.get(placement.id):

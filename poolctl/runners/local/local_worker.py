@@ -347,7 +347,7 @@ class LocalWorker(Receiver):
         self.reason = ""
         self.start: int | None = None  # the start time of its process (see process_start)
         self.place: str | None = None  # the path of the socket that was bound for it, for adoption
-        self.on_disowned: Callable[[], None] = lambda: None
+        self.on_never_started: Callable[[], None] = lambda: None
         self.on_follows_routes: Callable[[], None] = lambda: None
         self._expired = False  # it has served `max_requests` requests
         self._renewing = False  # it has not answered yet to the renewal of its certificate
@@ -438,11 +438,11 @@ class LocalWorker(Receiver):
             )
             self._children.kill_after(self.process, self.exited, 0.0)
 
-    def disown(self, deed: str) -> None:
+    def mark_never_started(self, deed: str) -> None:
         """Treat the worker as exited: its zygote named a foreign process, whose exit will never be reported."""
         if not self.exited.done():
             self.breach = f"its zygote {deed}"
-            self.on_disowned()
+            self.on_never_started()
 
     def begin(self) -> None:
         """Order the waiting process to begin its work."""
@@ -658,7 +658,7 @@ class LocalWorker(Receiver):
         if self.control is not None:
             self.control.close()
         # Breaks a reference cycle, so that this object is freed without the garbage collector.
-        self.on_disowned = self.on_follows_routes = lambda: None
+        self.on_never_started = self.on_follows_routes = lambda: None
 
 
 def _settle(future: asyncio.Future[None] | None) -> None:

@@ -345,7 +345,7 @@ def _orphans_without_socket(pipes: Pipes, known: set[int]) -> list[LocalOrphan]:
     return found
 
 
-async def take_in(
+async def adopt_orphans(
     keeper: Link, output: Output, directory: str, servers: Mapping[str, ServerConfig], *, late: bool = False
 ) -> dict[str, bool]:
     """Put the orphans of these servers into the keeper's store; the keeper watches them from then on.

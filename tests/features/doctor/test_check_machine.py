@@ -11,8 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -749,16 +750,17 @@ def test_file_at_the_address_of_a_server_is_a_socket_that_is_stale(machine: Mach
 
 
 @pytest.fixture
-def directories(machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The directories of a pool in a file system with much room."""
+def directories(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The directories of a pool in a file system with much room, with a path that is short enough for sockets."""
     system = SimpleNamespace(f_bavail=1 << 20, f_frsize=4096, f_files=0, f_favail=0, f_flag=0)
     monkeypatch.setattr(os, "statvfs", lambda path: system)
-    machine.context.env = {
-        "POOLCTL_RUNTIME_DIR": str(tmp_path / "run"), "POOLCTL_STATE_DIR": str(tmp_path / "state"),
-    }  # fmt: skip
-    machine.context.pool = PoolRef([str(tmp_path / "pool.toml")], str(tmp_path / "run" / "key"))
-    (tmp_path / "pool.toml").touch()
-    return tmp_path
+    with tempfile.TemporaryDirectory(prefix="pc-") as directory:
+        machine.context.env = {
+            "POOLCTL_RUNTIME_DIR": f"{directory}/run", "POOLCTL_STATE_DIR": f"{directory}/state",
+        }  # fmt: skip
+        machine.context.pool = PoolRef([f"{directory}/pool.toml"], f"{directory}/run/key")
+        Path(directory, "pool.toml").touch()
+        yield Path(directory)
 
 
 def test_directories_of_a_pool_have_room(machine: Machine, directories: Path) -> None:

@@ -196,7 +196,7 @@ def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
         successor = GatewayReports(cast(Any, keeper), desk.core, desk.events)
         await successor.adopt()
         assert successor.hosts == reports.hosts == {"hosts": [{"host": "web"}]}
-        assert (successor.set_aside, successor.connections("gone")) == ({"web"}, 0)
+        assert (successor.unavailable_hosts, successor.connections("gone")) == ({"web"}, 0)
 
     run(work())
 
@@ -308,7 +308,7 @@ def test_reports_leave_no_descriptor_open() -> None:
         process.on_report({"t": "hosts", "states": {"hosts": []}})
         await reports.adopt()
         assert not {*os.listdir("/proc/self/fd")} - {*before}
-        assert (reports.hosts, reports.set_aside) == ({"hosts": []}, frozenset())
+        assert (reports.hosts, reports.unavailable_hosts) == ({"hosts": []}, frozenset())
 
     run(work())
 

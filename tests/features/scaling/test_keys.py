@@ -41,9 +41,9 @@ def test_wrong_value_is_named_with_its_fix(tmp_path: Path, line: str, named: str
 
 @pytest.mark.parametrize("kind", [Scale, Triggers, Cooldown], ids=lambda kind: kind.__name__)
 def test_usual_table_equals_one_that_was_validated(kind: type[Section]) -> None:
-    assert kind.usual() == kind()
-    assert kind.usual().to_dict() == kind().to_dict()
-    assert kind.usual().given == kind().given
+    assert kind.with_defaults() == kind()
+    assert kind.with_defaults().to_dict() == kind().to_dict()
+    assert kind.with_defaults().given == kind().given
 
 
 def test_server_made_in_python_has_triggers_too() -> None:

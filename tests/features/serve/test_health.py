@@ -154,7 +154,7 @@ class Answering:
 
 
 PROBES = {
-    kind: Probe.usual().but(http=f"/{kind}").to_dict() for kind in ("startup", "readiness", "liveness")
+    kind: Probe.with_defaults().but(http=f"/{kind}").to_dict() for kind in ("startup", "readiness", "liveness")
 }  # fmt: skip
 START, READY, LIVE = "/startup", "/readiness", "/liveness"
 

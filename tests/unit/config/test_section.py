@@ -14,9 +14,9 @@ from poolctl.config import (
     Backoff,
     Dependency,
     Health,
-    Patience,
     Probe,
     Recovery,
+    RecoveryBackoff,
     Restart,
     Section,
     ServerConfig,
@@ -53,12 +53,12 @@ def test_tables_made_in_python_are_validated_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Backoff, Health, Patience, Recovery, Restart], ids=lambda kind: kind.__name__
+    "kind", [Backoff, Health, RecoveryBackoff, Recovery, Restart], ids=lambda kind: kind.__name__
 )
 def test_usual_table_equals_one_that_was_validated(kind: type[Section]) -> None:
-    assert kind.usual() == kind()
-    assert kind.usual().to_dict() == kind().to_dict()
-    assert kind.usual().given == kind().given
+    assert kind.with_defaults() == kind()
+    assert kind.with_defaults().to_dict() == kind().to_dict()
+    assert kind.with_defaults().given == kind().given
 
 
 def test_changed_copy_differs_in_that_value_and_counts_it_as_given() -> None:
@@ -110,7 +110,7 @@ def test_plain_servers_are_read_with_a_single_model(tmp_path: Path) -> None:
 
 
 def test_table_without_keys_is_the_usual_one_unless_a_key_is_required() -> None:
-    assert (PoolSettings(), PoolSettings().given) == (PoolSettings.usual(), set())
+    assert (PoolSettings(), PoolSettings().given) == (PoolSettings.with_defaults(), set())
     with pytest.raises(PoolValidateError, match="Dependency has 1 problem"):
         Dependency()  # type: ignore[call-arg]
 
@@ -145,8 +145,10 @@ def test_signature_of_a_table_has_the_keys_that_can_be_given() -> None:
         ("file", "", "str"),
     ]
     assert {each.kind for each in found} == {inspect.Parameter.KEYWORD_ONLY}
-    of_patience = inspect.signature(Patience).parameters
-    assert {name: each.default for name, each in of_patience.items()} == Patience.usual().to_dict()
+    of_patience = inspect.signature(RecoveryBackoff).parameters
+    assert {
+        name: each.default for name, each in of_patience.items()
+    } == RecoveryBackoff.with_defaults().to_dict()
 
 
 def test_unchecked_table_has_the_defaults_of_the_other_keys_and_lacks_required_ones() -> None:
@@ -195,8 +197,8 @@ def test_copy_of_a_table_equals_it_and_another_kind_with_the_same_values_does_no
     backoff = Backoff(initial=5, max=300)
     again = pickle.loads(pickle.dumps(backoff))
     assert (again, again.given, hash(again)) == (backoff, {"initial", "max"}, hash(backoff))
-    assert dict(backoff) == dict(Patience.usual())
-    assert backoff != Patience.usual()
+    assert dict(backoff) == dict(RecoveryBackoff.with_defaults())
+    assert backoff != RecoveryBackoff.with_defaults()
     assert backoff != Backoff(initial=6, max=300)
 
 
@@ -204,10 +206,10 @@ def test_copy_of_a_table_equals_it_and_another_kind_with_the_same_values_does_no
     ("kind", "values"),
     [
         (Backoff, {"initial": 0.2, "max": 30.0, "factor": 2.0, "jitter": 0.1}),
-        (Patience, {"initial": 5.0, "max": 300.0, "factor": 2.0, "jitter": 0.1}),
-        (Restart, {"policy": "on-failure", "backoff": Backoff.usual().to_dict(), "limit": 10, "window": 60.0}),
+        (RecoveryBackoff, {"initial": 5.0, "max": 300.0, "factor": 2.0, "jitter": 0.1}),
+        (Restart, {"policy": "on-failure", "backoff": Backoff.with_defaults().to_dict(), "limit": 10, "window": 60.0}),
         (Recovery, {"strategy": "restart", "heartbeat": 5.0, "stuck_after": 15.0, "limit": 5, "window": 600.0,
-                    "backoff": Patience.usual().to_dict()}),
+                    "backoff": RecoveryBackoff.with_defaults().to_dict()}),
         (Probe, {"tcp": False, "interval": 5.0, "timeout": 2.0, "fall_count_warn": 1, "fall_count_ko": 3,
                  "rise_count_warn": 1, "rise_count_ko": 1, "jitter": 0.1, "method": "GET", "headers": {},
                  "status": "200-399"}),
@@ -226,8 +228,8 @@ def test_copy_of_a_table_equals_it_and_another_kind_with_the_same_values_does_no
     ids=lambda each: each.__name__ if isinstance(each, type) else "",
 )  # fmt: skip
 def test_keys_that_are_left_out_have_their_defaults(kind: type[Section], values: dict[str, object]) -> None:
-    assert kind.usual().to_dict() == values
-    assert kind.usual().given == set()
+    assert kind.with_defaults().to_dict() == values
+    assert kind.with_defaults().given == set()
 
 
 def test_windows_and_time_zone_and_level_are_written_if_they_are_not_the_default() -> None:
@@ -238,7 +240,7 @@ def test_windows_and_time_zone_and_level_are_written_if_they_are_not_the_default
 
 
 def test_scale_without_a_feature_changes_nothing_and_has_no_rules() -> None:
-    assert not Scale.usual().is_automatic
+    assert not Scale.with_defaults().is_automatic
     assert (Scale.rules({}), Scale.not_inherited({}, {})) == ((), ())
 
 

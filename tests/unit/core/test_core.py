@@ -687,7 +687,7 @@ def test_wait_for_a_wake_is_bounded_by_the_start_timeout(script: str) -> None:
         pool = OrderedCore(sleepy(start_timeout=0.02, restart=policy), web=script)
         await pool.start()
         pool.runner.ring("web")
-        dismissed = f"dismiss {pool.core.entries['web'].config.key}"
+        dismissed = f"close_waiting {pool.core.entries['web'].config.key}"
         while dismissed not in pool.runner.log:
             await asyncio.sleep(0.001)
         assert pool.states()["web"] != "sleeping"
@@ -703,7 +703,7 @@ def test_server_whose_dependency_is_not_ready_stays_starting_without_its_clients
         await pool.start()
         assert pool.states() == {"db": "failed", "web": "sleeping"}
         pool.runner.ring("web")
-        dismissed = f"dismiss {pool.core.entries['web'].config.key}"
+        dismissed = f"close_waiting {pool.core.entries['web'].config.key}"
         while dismissed not in pool.runner.log:
             await asyncio.sleep(0.001)
         assert pool.states() == {"db": "failed", "web": "starting"}

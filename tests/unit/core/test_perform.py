@@ -334,7 +334,7 @@ def test_application_that_cannot_be_preloaded_is_served_and_reported_once() -> N
 def test_connections_that_wait_for_a_wake_are_closed_when_it_fails_and_not_before() -> None:
     pool = OrderedCore(web(scale={"min": 0, "idle": 1}, start_timeout=10), web=NEVER)
     loop = SteppedLoop(pool.clock)
-    dismissal = f"dismiss {pool.core.entries['web'].config.key}"
+    dismissal = f"close_waiting {pool.core.entries['web'].config.key}"
     try:
         loop.run_until_complete(pool.start())
         assert pool.states() == {"web": "sleeping"}

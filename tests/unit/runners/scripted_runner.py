@@ -145,8 +145,8 @@ class ScriptedRunner:
     def disarm(self, key: str) -> None:
         self.log.append(f"disarm {key}")
 
-    def dismiss(self, key: str) -> None:
-        self.log.append(f"dismiss {key}")
+    def close_waiting(self, key: str) -> None:
+        self.log.append(f"close_waiting {key}")
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         self.log.append(f"stop {placement.id} {timeout_seconds:g}")

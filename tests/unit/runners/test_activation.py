@@ -434,7 +434,7 @@ def test_disarmed_listener_hands_connections_over_and_dismissed_one_closes_them(
         house.arm()
         first = await house.connect()
         await house.until(lambda: house.kept)
-        house.activator.dismiss("web")
+        house.activator.close_waiting("web")
         assert await house.closed(first) == b""
         await house.connect()
         await house.until(lambda: house.kept)
@@ -1398,7 +1398,7 @@ def test_dismissed_and_closed_servers_close_held_and_queued_connections(tmp_path
         if whole:
             servers.sleeping.close(servers.key)
         else:
-            servers.sleeping.dismiss(servers.key)
+            servers.sleeping.close_waiting(servers.key)
             assert await asyncio.to_thread(queued.recv, 1) == b""
         assert servers.pairs.waiting(servers.key) == whole
         assert await asyncio.to_thread(client.recv, 1) == b""

@@ -169,7 +169,9 @@ def test_workers_of_routed_servers_get_the_table_after_they_begin_and_each_later
     run(work())
 
 
-def test_workers_of_a_server_that_is_set_aside_are_to_keep_no_connection_and_later_ones_neither() -> None:
+def test_workers_of_a_server_whose_connections_are_released_are_to_keep_no_connection_and_later_ones_neither() -> (
+    None
+):
     async def work() -> None:
         stage = Stage()
         stage.gateway.let_go.set()
@@ -190,14 +192,14 @@ def test_workers_of_a_server_that_is_set_aside_are_to_keep_no_connection_and_lat
         keeps = {"order": "routes", "generation": 1}
         returns = {**keeps, "keeps": False}
         assert orders(first)[1:] == [(keeps, 2)]
-        stage.routed.set_aside(["other"])
+        stage.routed.release_connections_of(["other"])
         assert orders(first) == []
-        stage.routed.set_aside(["web", "other"])
+        stage.routed.release_connections_of(["web", "other"])
         assert orders(first) == [(returns, 2)]
         assert orders(begin(1))[1:] == [(returns, 2)]
         stage.publish(config(), generation=2)
         assert orders(first) == [({**returns, "generation": 2}, 2)]
-        stage.routed.set_aside([])
+        stage.routed.release_connections_of([])
         assert orders(first) == [({**keeps, "generation": 2}, 2)]
         for link in links:
             link.close()
@@ -544,7 +546,7 @@ def test_server_that_is_watched_again_is_woken_again_and_its_waiting_clients_may
             runner.arm(server, woken.set)
             asking = asyncio.ensure_future(fetch(server))
             await woken.wait()
-            runner.dismiss(server.key)
+            runner.close_waiting(server.key)
             with pytest.raises((OSError, http.client.HTTPException)):
                 await asking
 

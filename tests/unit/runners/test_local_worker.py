@@ -1311,7 +1311,7 @@ def test_worker_that_exits_settles_everything_and_its_last_words_count(tmp_path:
         found.place = str(place)
         wire.send(it.end, {"event": "failed", "message": "no such table"})
         disowned: list[str] = []
-        found.on_disowned = lambda: disowned.append("disowned")
+        found.on_never_started = lambda: disowned.append("disowned")
         found.ended(Exit.from_status(3))
         found.ended(Exit.from_status(4))
         futures = (found.reported, found.begun, found.imported, found.left)
@@ -1321,7 +1321,7 @@ def test_worker_that_exits_settles_everything_and_its_last_words_count(tmp_path:
         assert isinstance(failure, WorkerFailed)
         assert failure.message == Exit.from_status(3).before_ready("no such table")
         assert (failure.hint, failure.exit) == ("poolctl logs web", Exit.from_status(3))
-        found.disown("named pid 1")
+        found.mark_never_started("named pid 1")
         found.breached("sent nonsense")
         assert (found.breach, disowned, it.keeper.killed) == ("", [], [])
         assert found.control is not None
@@ -1336,8 +1336,8 @@ def test_worker_that_exits_settles_everything_and_its_last_words_count(tmp_path:
 def test_worker_whose_zygote_lied_counts_as_exited_and_one_that_lies_is_killed_once() -> None:
     async def scenario(it: Controlled) -> None:
         disowned: list[str] = []
-        it.worker.on_disowned = lambda: disowned.append(it.worker.breach)
-        it.worker.disown("named pid 1")
+        it.worker.on_never_started = lambda: disowned.append(it.worker.breach)
+        it.worker.mark_never_started("named pid 1")
         assert disowned == ["its zygote named pid 1"]
         other = worker(it.keeper)
         other.breached("sent nonsense")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from poolctl import ServerConfig
 from poolctl.clock import Clock
-from poolctl.config import Patience, Recovery
+from poolctl.config import Recovery, RecoveryBackoff
 from poolctl.core import perform
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker
@@ -50,7 +50,7 @@ from .desk import Desk, Fixed
 from .whole_supervisor import InTheSameThread
 
 QUICK: dict[str, Any] = {"backoff": {"initial": 10, "max": 10, "jitter": 0}, "limit": 2, "window": 100}
-POLICY = Recovery(limit=3, window=100, backoff=Patience(initial=10, max=20, jitter=0))
+POLICY = Recovery(limit=3, window=100, backoff=RecoveryBackoff(initial=10, max=20, jitter=0))
 
 
 class RecoveryScenario:
@@ -991,7 +991,7 @@ def test_decision_never_stops_more_workers_than_allowed(situation: Situation) ->
 def test_permanently_unhealthy_worker_is_recovered_as_often_as_the_limit_allows(
     initial: float, limit: int, window: float, jitters: list[float]
 ) -> None:
-    policy = Recovery(limit=limit, window=window, backoff=Patience(initial=initial, max=60))
+    policy = Recovery(limit=limit, window=window, backoff=RecoveryBackoff(initial=initial, max=60))
     now, times = 0.0, list[float]()
     for jitter in jitters:
         decision = decide(policy, seen(times, now=now, jitter=jitter))

@@ -38,9 +38,9 @@ from poolctl.supervisor import supervisor
 from poolctl.supervisor.supervisor import (
     RuntimeFiles,
     adopt,
+    adopt_late_orphans,
     import_slowly,
     late_modules,
-    take_in_late,
 )
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
@@ -78,7 +78,9 @@ class Survivors(SlowRunner):
             self.running[each.placement.id] = asyncio.get_running_loop().create_future()
         return self.left
 
-    async def take_in(self, servers: Mapping[str, ServerConfig], *, late: bool = False) -> dict[str, bool]:
+    async def adopt_orphans(
+        self, servers: Mapping[str, ServerConfig], *, late: bool = False
+    ) -> dict[str, bool]:
         self.searched.append((sorted(servers), late))
         self.moments.append(asyncio.get_running_loop().time())
         return self.found.pop(0) if self.found else {}
@@ -213,7 +215,7 @@ def test_workers_that_were_busy_are_looked_for_again_for_two_minutes(tmp_path: P
     loop = VirtualLoop()
     runner = Survivors()
     after = Succession(tmp_path, runner, web(), web("other"))
-    assert loop.run_until_complete(take_in_late(after.core)) is False
+    assert loop.run_until_complete(adopt_late_orphans(after.core)) is False
     assert runner.searched == [(["other", "web"], True)] * 9
     assert runner.moments == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 31.0, 61.0, 121.0]
     after.link.end()
@@ -224,7 +226,7 @@ def test_worker_found_late_is_left_to_a_successor_and_its_server_is_wanted(tmp_p
     loop = VirtualLoop()
     runner = Survivors(found=({}, {"web": False}))
     after = Succession(tmp_path, runner, web(), web("other"))
-    assert loop.run_until_complete(take_in_late(after.core)) is True
+    assert loop.run_until_complete(adopt_late_orphans(after.core)) is True
     assert len(runner.searched) == 2
     assert [each.wanted for each in after.core.entries.values()] == [True, False]
     loop.run_until_complete(after.end())
@@ -238,7 +240,7 @@ def test_server_that_serves_again_is_not_looked_for(tmp_path: Path) -> None:
     after = Succession(tmp_path, runner, server, web("other"))
     loop.run_until_complete(after.adopt())
     runner.searched.clear()
-    looking = loop.create_task(take_in_late(after.core))
+    looking = loop.create_task(adopt_late_orphans(after.core))
     loop.pass_time(0.6)
     assert runner.searched == [(["other"], True)]
     looking.cancel()
@@ -249,7 +251,7 @@ def test_server_that_serves_again_is_not_looked_for(tmp_path: Path) -> None:
 def test_runner_without_takeover_has_nothing_to_look_for(tmp_path: Path) -> None:
     loop = VirtualLoop()
     core = Core([web()], SlowRunner(), ManualClock(), RecordedEvents())
-    assert loop.run_until_complete(take_in_late(core)) is False
+    assert loop.run_until_complete(adopt_late_orphans(core)) is False
     assert loop.time() == 0
     loop.close()
 

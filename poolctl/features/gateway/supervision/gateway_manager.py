@@ -69,7 +69,7 @@ class GatewayManager(SidecarManager):
         self._environment = environment
         self._core = core
         self.reports = GatewayReports(environment.keeper, core, events)
-        self.reports.on_hosts = self._set_aside
+        self.reports.on_hosts = self._release_connections
         self.probes = TargetProbes(self._report_probes)
         self._listeners = GatewayListeners(environment.keeper)
         self.routes = ComputedRoutes(self._published, self._end_kept, environment.directory)
@@ -253,19 +253,19 @@ class GatewayManager(SidecarManager):
             return
         keys = self.routes.context_keys
         routes = RoutesForWorkers(self.routes.generation, tables, self._own[0], keys)
-        routing.set_aside(self._unkept_servers)
+        routing.release_connections_of(self._unkept_servers)
         routing.publish(self._servers.configs, routes, self)
 
-    def _set_aside(self) -> None:
+    def _release_connections(self) -> None:
         """Take passed connections back from servers that, as hosts, are disabled or drained."""
         if (routing := self._core.runner.capabilities.routing) is not None:
-            routing.set_aside(self._unkept_servers)
+            routing.release_connections_of(self._unkept_servers)
 
     @property
     def _unkept_servers(self) -> Collection[str]:
         """The names of the servers whose workers may not keep plaintext connections."""
         routes = self.routes.routes
-        return self.reports.set_aside if routes.kept.user else routes.servers
+        return self.reports.unavailable_hosts if routes.kept.user else routes.servers
 
     async def _end_kept(self, servers: frozenset[str], *, adopted: bool) -> None:
         """End the connections that were passed to workers of these servers; returns when none is left.

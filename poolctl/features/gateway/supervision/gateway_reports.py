@@ -195,7 +195,7 @@ class GatewayReports:
             self._events.record("pool", str(message["kind"]), **_about_host(message["data"]))
 
     @property
-    def set_aside(self) -> frozenset[str]:
+    def unavailable_hosts(self) -> frozenset[str]:
         """The hosts that are disabled or drained."""
         return frozenset(each["host"] for each in self.hosts.get("hosts", ()))
 
