@@ -8,6 +8,7 @@ import importlib
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -94,6 +95,13 @@ def pytest_collection_finish() -> None:
     """What is there by now stays: looking through it at every collection took a fifth of the unit tests' time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A directory with a short path: that of a Unix socket has at most 107 bytes, and a test's own leaves few."""
+    with tempfile.TemporaryDirectory(prefix="pc-") as directory:
+        yield Path(directory)
 
 
 @pytest.fixture

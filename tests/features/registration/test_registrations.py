@@ -578,17 +578,17 @@ def test_every_address_of_this_machine_reaches_a_wildcard() -> None:
     assert GATEWAY in problem(f"http://{own}:8080")
 
 
-def test_sockets_of_poolctl_are_refused_by_whatever_name(tmp_path: Path) -> None:
-    pool = tmp_path / "0123456789ab"
+def test_sockets_of_poolctl_are_refused_by_whatever_name(short_path: Path) -> None:
+    pool = short_path / "0123456789ab"
     pool.mkdir()
     with socket.socket(socket.AF_UNIX) as control, socket.socket(socket.AF_UNIX) as gateway:
         control.bind(os.fspath(pool / "control.sock"))
-        gateway.bind(os.fspath(tmp_path / "gateway.sock"))
-        (tmp_path / "link.sock").symlink_to(pool / "control.sock")
-        os.link(tmp_path / "gateway.sock", tmp_path / "other.sock")
-        tables = Tables(gateway=GatewayConfig(bind=(f"unix:{tmp_path}/gateway.sock",)))  # type: ignore[arg-type]
+        gateway.bind(os.fspath(short_path / "gateway.sock"))
+        (short_path / "link.sock").symlink_to(pool / "control.sock")
+        os.link(short_path / "gateway.sock", short_path / "other.sock")
+        tables = Tables(gateway=GatewayConfig(bind=(f"unix:{short_path}/gateway.sock",)))  # type: ignore[arg-type]
         for path in ("0123456789ab/control.sock", "0123456789ab/../link.sock", "0123456789ab/keeper.sock"):
-            assert "is a socket of poolctl's own" in problem(f"unix:{tmp_path}/{path}", tables)
+            assert "is a socket of poolctl's own" in problem(f"unix:{short_path}/{path}", tables)
         for path in ("gateway.sock", "other.sock"):
-            assert GATEWAY in problem(f"unix:{tmp_path}/{path}", tables)
-        assert problem(f"unix:{tmp_path}/app.sock", tables) == ""
+            assert GATEWAY in problem(f"unix:{short_path}/{path}", tables)
+        assert problem(f"unix:{short_path}/app.sock", tables) == ""

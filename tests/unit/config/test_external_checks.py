@@ -162,7 +162,7 @@ def test_programs_are_found_on_the_servers_own_path(tmp_path: Path) -> None:
 
 
 def test_another_user_needs_root(tmp_path: Path) -> None:
-    config = load_text(tmp_path, SERVER + 'user = "nobody"\n')
+    config = load_text(tmp_path, SERVER + 'user = "daemon"\n')
     assert config.outside() == []
     assert bool(config.warnings) == (os.geteuid() != 0)
 

@@ -120,15 +120,15 @@ def test_health_is_asked_for_as_deep_as_it_is_needed() -> None:
 
 
 def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(tmp_path / "run"))
-    file = tmp_path / "pool.toml"
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(short_path / "run"))
+    file = short_path / "pool.toml"
     file.write_text("")
-    directory = tmp_path / "run" / pool_key(str(file))
+    directory = short_path / "run" / pool_key(str(file))
     directory.mkdir(parents=True, mode=0o700)
     (directory / "info.json").write_text('{"name": "shop"}')
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(short_path)
     with stand_in(directory / "control.sock", always(item("web"), version="1")):
         for which in (file, str(file), "pool.toml", "shop", None):
             pool = connect(which)
@@ -139,7 +139,7 @@ def test_a_pool_is_connected_to_by_its_file_by_its_name_and_by_the_working_direc
     for nothing in ("nobody", file, None):
         with pytest.raises(NoSupervisor):
             connect(nothing)
-    assert find_socket(str(file), {"POOLCTL_RUNTIME_DIR": str(tmp_path / "run")}).startswith(str(directory))
+    assert find_socket(str(file), {"POOLCTL_RUNTIME_DIR": str(short_path / "run")}).startswith(str(directory))
 
 
 def test_the_verbs_carry_selection_and_options(

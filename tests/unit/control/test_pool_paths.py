@@ -15,8 +15,8 @@ from poolctl.errors import ControlError
 
 
 @pytest.fixture
-def env(tmp_path: Path) -> dict[str, str]:
-    return {"POOLCTL_RUNTIME_DIR": str(tmp_path / "run")}
+def env(short_path: Path) -> dict[str, str]:
+    return {"POOLCTL_RUNTIME_DIR": str(short_path / "run")}
 
 
 def listening(env: dict[str, str], key: str) -> str:
@@ -38,11 +38,11 @@ def test_a_pools_directory_is_made_for_its_owner_alone(env: dict[str, str]) -> N
     assert pool_paths.make_pool_dir(env, "abc") == made == pool_paths.pool_dir(env, "abc")
 
 
-def test_asking_for_a_directory_makes_none(env: dict[str, str], tmp_path: Path) -> None:
+def test_asking_for_a_directory_makes_none(env: dict[str, str], short_path: Path) -> None:
     pool_paths.pool_dir(env, "abc")
     pool_paths.state_dir(env, "abc")
     assert pool_paths.named_pool_dir(env, "shop") is None
-    assert not (tmp_path / "run").exists()
+    assert not (short_path / "run").exists()
 
 
 def test_directory_that_others_can_enter_is_refused_with_the_fix(env: dict[str, str]) -> None:
@@ -54,10 +54,10 @@ def test_directory_that_others_can_enter_is_refused_with_the_fix(env: dict[str, 
     assert caught.value.hint == f"chmod 700 {made}"
 
 
-def test_link_or_file_instead_of_a_directory_is_refused(env: dict[str, str], tmp_path: Path) -> None:
-    root = tmp_path / "run"
+def test_link_or_file_instead_of_a_directory_is_refused(env: dict[str, str], short_path: Path) -> None:
+    root = short_path / "run"
     root.mkdir()
-    (root / "abc").symlink_to(tmp_path)
+    (root / "abc").symlink_to(short_path)
     (root / "def").touch()
     for key in ("abc", "def"):
         with pytest.raises(ControlError, match="not a directory"):
@@ -74,8 +74,8 @@ def test_directory_of_another_user_is_refused(env: dict[str, str]) -> None:
         pool_paths.check_private(made)
 
 
-def test_runtime_directory_that_cannot_be_made_is_reported(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
+def test_runtime_directory_that_cannot_be_made_is_reported(short_path: Path) -> None:
+    blocked = short_path / "file"
     blocked.touch()
     for path in (blocked, blocked / "below"):
         with pytest.raises(ControlError) as caught:
@@ -92,7 +92,7 @@ def test_users_own_directories_are_searched_without_a_variable() -> None:
     assert pool_paths.pool_dir({}, "abc").endswith("/abc")
 
 
-def test_a_named_pool_is_found_by_its_name_and_by_its_key(env: dict[str, str], tmp_path: Path) -> None:
+def test_a_named_pool_is_found_by_its_name_and_by_its_key(env: dict[str, str], short_path: Path) -> None:
     made = listening(env, "abc")
     write_info(made, name="shop")
     assert pool_paths.named_pool_dir(env, "shop") == made
@@ -136,15 +136,15 @@ def test_a_socket_path_that_no_socket_can_have_is_refused() -> None:
 
 
 def test_state_lives_in_the_named_directory_or_next_to_the_sockets(
-    env: dict[str, str], tmp_path: Path
+    env: dict[str, str], short_path: Path
 ) -> None:
-    assert pool_paths.state_dir(env, "abc", create=True) == f"{tmp_path}/run/abc/state"
-    env["POOLCTL_STATE_DIR"] = str(tmp_path / "state")
-    assert pool_paths.state_dir(env, "abc", create=True) == f"{tmp_path}/state/abc"
-    assert os.stat(tmp_path / "state" / "abc").st_mode & 0o777 == 0o700
-    (tmp_path / "file").touch()
-    env["POOLCTL_STATE_DIR"] = str(tmp_path / "file")
-    assert pool_paths.state_dir(env, "abc", create=True) == f"{tmp_path}/run/abc/state"
+    assert pool_paths.state_dir(env, "abc", create=True) == f"{short_path}/run/abc/state"
+    env["POOLCTL_STATE_DIR"] = str(short_path / "state")
+    assert pool_paths.state_dir(env, "abc", create=True) == f"{short_path}/state/abc"
+    assert os.stat(short_path / "state" / "abc").st_mode & 0o777 == 0o700
+    (short_path / "file").touch()
+    env["POOLCTL_STATE_DIR"] = str(short_path / "file")
+    assert pool_paths.state_dir(env, "abc", create=True) == f"{short_path}/run/abc/state"
 
 
 def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,8 +156,8 @@ def test_state_directory_is_the_systems_without_variables(monkeypatch: pytest.Mo
     assert pool_paths._preferred_state_dir({"XDG_STATE_HOME": "/x"}, "abc") == "/x/poolctl/abc"
 
 
-def test_directory_of_a_pool_becomes_private_again(tmp_path: Path) -> None:
-    made = tmp_path / "a" / "pool"
+def test_directory_of_a_pool_becomes_private_again(short_path: Path) -> None:
+    made = short_path / "a" / "pool"
     make_private(str(made))
     assert made.stat().st_mode & 0o777 == 0o700
     made.chmod(0o755)
@@ -169,12 +169,12 @@ def test_directory_of_a_pool_becomes_private_again(tmp_path: Path) -> None:
 
 
 def test_directory_that_is_a_link_or_another_users_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = tmp_path / "pool"
+    made = short_path / "pool"
     made.mkdir(mode=0o755)
-    (tmp_path / "link").symlink_to("pool")
-    make_private(str(tmp_path / "link"))
+    (short_path / "link").symlink_to("pool")
+    make_private(str(short_path / "link"))
     monkeypatch.setattr(os, "geteuid", lambda: made.stat().st_uid + 1)
     make_private(str(made))
     assert made.stat().st_mode & 0o777 == 0o755
@@ -187,9 +187,9 @@ def refusal(act: Callable[[], object]) -> tuple[str, int, str]:
 
 
 def test_refused_directories_have_a_message_and_a_fix(
-    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    env: dict[str, str], short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = tmp_path / "run"
+    root = short_path / "run"
     root.touch()
     assert refusal(lambda: pool_paths.runtime_root(env)) == (
         f"no runtime directory: {root}: File exists", 7,
@@ -218,21 +218,21 @@ def test_refused_directories_have_a_message_and_a_fix(
 
 
 def test_directory_that_cannot_be_made_is_reported_with_the_reason(
-    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    env: dict[str, str], short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: str, mode: int) -> None:
         raise OSError(28, "No space left on device")
 
-    (tmp_path / "run").mkdir()
+    (short_path / "run").mkdir()
     monkeypatch.setattr(os, "mkdir", full)
     assert refusal(lambda: pool_paths.make_pool_dir(env, "abc")) == (
-        f"cannot make {tmp_path}/run/abc: No space left on device", 7,
+        f"cannot make {short_path}/run/abc: No space left on device", 7,
         "free some space there, or set POOLCTL_RUNTIME_DIR to another directory",
     )  # fmt: skip
 
 
 def test_directory_that_is_made_at_the_same_time_is_used(
-    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    env: dict[str, str], short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     makes = os.mkdir
 
@@ -240,15 +240,15 @@ def test_directory_that_is_made_at_the_same_time_is_used(
         makes(path, mode)
         raise FileExistsError
 
-    (tmp_path / "run").mkdir()
+    (short_path / "run").mkdir()
     monkeypatch.setattr(os, "mkdir", twice)
-    assert pool_paths.make_pool_dir(env, "abc") == f"{tmp_path}/run/abc"
+    assert pool_paths.make_pool_dir(env, "abc") == f"{short_path}/run/abc"
 
 
 @pytest.fixture
-def roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def roots(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The two directories of a user without a variable, which are not there."""
-    found = [tmp_path / "system" / "poolctl", tmp_path / "own"]
+    found = [short_path / "system" / "poolctl", short_path / "own"]
     monkeypatch.setattr(pool_paths, "candidates", lambda env: [*map(str, found)])
     return found
 
@@ -332,15 +332,15 @@ def test_full_backlog_counts_as_a_pool_that_runs(env: dict[str, str]) -> None:
 
 
 def test_state_directory_is_used_only_if_it_can_be_written(
-    env: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    env: dict[str, str], short_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    env["POOLCTL_STATE_DIR"] = str(tmp_path / "state")
-    assert pool_paths.state_dir(env, "abc") == f"{tmp_path}/state/abc"
-    fallback = tmp_path / "run" / "abc" / "state"
+    env["POOLCTL_STATE_DIR"] = str(short_path / "state")
+    assert pool_paths.state_dir(env, "abc") == f"{short_path}/state/abc"
+    fallback = short_path / "run" / "abc" / "state"
     fallback.mkdir(parents=True)
     assert pool_paths.state_dir(env, "abc") == str(fallback), "nothing was made there"
-    (tmp_path / "state" / "abc").mkdir(parents=True)
-    assert pool_paths.state_dir(env, "abc") == f"{tmp_path}/state/abc"
+    (short_path / "state" / "abc").mkdir(parents=True)
+    assert pool_paths.state_dir(env, "abc") == f"{short_path}/state/abc"
     asked: list[int] = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode) or mode != os.W_OK | os.X_OK)
     assert pool_paths.state_dir(env, "abc") == str(fallback)

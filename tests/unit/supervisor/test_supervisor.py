@@ -307,8 +307,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def place(short_path: Path) -> Place:
+    return Place(short_path)
 
 
 def test_published_pool_is_found_by_its_name_with_its_files_and_processes(place: Place) -> None:
@@ -449,10 +449,10 @@ def test_directory_that_cannot_be_restored_is_reported_once_for_each_cause(
 
 
 @pytest.fixture
-def whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WholeSupervisor]:
+def whole(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[WholeSupervisor]:
     """A supervisor in this process that has not begun; its files have one server."""
     with own_limits():
-        pool = WholeSupervisor(tmp_path, monkeypatch, Survivors())
+        pool = WholeSupervisor(short_path, monkeypatch, Survivors())
         pool.reader = Reader(web(), name="shop")
         yield pool
         pool.close()

@@ -126,8 +126,8 @@ class Trial:
 
 
 @pytest.fixture
-def trial(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
-    root = tmp_path_factory.mktemp("t")
+def trial(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
+    root = short_path
     made = Trial(root / "kept")
     monkeypatch.setattr(takeover_trial, "_roots", lambda: [str(root)])
     monkeypatch.setattr(takeover_trial, "launch", made.launch)
@@ -500,8 +500,8 @@ def test_application_of_the_small_pool_answers_every_request() -> None:
     asyncio.run(work())
 
 
-def test_small_pool_without_a_log_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = takeover_trial._SmallPool(str(tmp_path), {"POOLCTL_RUNTIME_DIR": str(tmp_path)}, [])
+def test_small_pool_without_a_log_says_so(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = takeover_trial._SmallPool(str(short_path), {"POOLCTL_RUNTIME_DIR": str(short_path)}, [])
     assert isinstance(pool._client, Client)
     with pytest.raises(TrialFailed, match="no supervisor answers 'list': it left no log"):
         pool.pids()
