@@ -99,7 +99,7 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def short_path() -> Iterator[Path]:
-    """A directory with a short path: that of a Unix socket has at most 107 bytes, and a test's own leaves few."""
+    """A directory with a short path, for Unix sockets, whose paths may have at most 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="pc-") as directory:
         yield Path(directory)
 

@@ -312,7 +312,7 @@ def test_sample_is_worth_saving_when_a_slot_has_ended() -> None:
 
 
 class Store:
-    """Keeps what is written; `held` delays a read."""
+    """Records what is written; a read waits for the event `held`, if there is one."""
 
     def __init__(self, content: bytes | None = None) -> None:
         self.content = content

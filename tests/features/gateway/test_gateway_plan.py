@@ -47,7 +47,7 @@ class Store:
 
 
 class Predecessors(Store):
-    """A keeper with the sockets of listeners, which it lists two at a time, and with those of something else."""
+    """A keeper that holds listeners' sockets and others, and lists two at a time."""
 
     def __init__(self, *listeners: ListenerSettings) -> None:
         super().__init__()

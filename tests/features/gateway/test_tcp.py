@@ -587,7 +587,7 @@ def test_connection_of_a_trusted_proxy_ends_without_a_header(run: Run, sent: byt
 
 
 def ends(stream: TcpStream, target: int = 0) -> dict[str, int]:
-    """How the connections to one backend of a stream have ended; only what is not 0."""
+    """The number of connections to one backend of a stream by outcome, without zeros."""
     counts = stream.edge.backends.of(stream.route).members[target].backend.counts
     found = {
         "began": counts.slots[tally.STARTED],

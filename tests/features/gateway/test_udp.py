@@ -397,7 +397,7 @@ def test_end_of_a_session_is_counted_for_its_backend(run: Run) -> None:
 
 
 def ends(stream: UdpStream, target: int = 0) -> dict[str, int]:
-    """How the sessions with one backend of a stream have ended; only what is not 0."""
+    """The number of sessions with one backend of a stream by outcome, without zeros."""
     counts = stream.edge.backends.of(stream.route).members[target].backend.counts
     found = {
         "began": counts.slots[tally.STARTED],

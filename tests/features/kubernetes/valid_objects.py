@@ -14,6 +14,6 @@ utils.all_versions = cache(utils.all_versions)
 
 
 def assert_valid(item: dict[str, Any], *versions: str) -> None:
-    """Fails unless the object has no other fields than those of its kind, with valid values, in each version."""
+    """Fail if the object has a field that its kind does not have, or an invalid value, in any version."""
     for version in versions:
         kubernetes_validate.validate(item, version, strict=True)

@@ -1016,7 +1016,7 @@ def test_reload_that_cannot_be_asked_for_is_reported(
 
 
 class Watcher:
-    """Sees one change of code, and then cannot watch any more."""
+    """Reports one change of the code, then fails to watch."""
 
     def __init__(self, request: Any, pool: PoolRef, say: Callable[[str], None], since: float) -> None:
         self.say = say
