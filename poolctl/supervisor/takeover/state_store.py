@@ -426,6 +426,10 @@ def unpickled(content: bytes) -> StoredConfiguration:
     return found
 
 
+_RENAMED = {"Patience": "RecoveryBackoff"}
+"""Today's name of each class that a pickled configuration knows by another one."""
+
+
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == (resolve_name.__module__, resolve_name.__name__):
@@ -435,6 +439,7 @@ class _Unpickler(pickle.Unpickler):
         try:
             return super().find_class(module, name)
         except (AttributeError, ModuleNotFoundError):
+            name = _RENAMED.get(name, name)
             if name not in _classes():
                 raise
             return _classes()[name]
