@@ -83,7 +83,8 @@ class _Reader:
         if build and not service.get("entrypoint"):
             words = self._words_of_image(server, build, words)
         if not words or words[0].startswith("-"):
-            what = "the CMD of its Dockerfile" if build else f"the command of the image {image}"
+            of_image = f"the command of the image {image}" if image else "one"
+            what = "the CMD of its Dockerfile" if build else of_image
             server.set("command", ["…"])
             server.leave_out(f"no command: write {what}, if that program is on this machine")
             return ""

@@ -103,7 +103,7 @@ def _take_start(server: ForeignServer, start: Setting, stem: str) -> None:
         server.remark(start.line, "ExecStart=@…: the program has its own name as its first argument")
     if _variable.search(line):
         # systemd expands variables of the unit's environment; here a shell does that.
-        server.set("command", ["sh", "-c", f"exec {_specifiers(line, stem)}"])
+        server.set("command", ["sh", "-c", f"exec {_for_shell(line, stem)}"])
         return
     take_quoted(server, _specifiers(line.replace("$$", "$"), stem), start.line)
 
@@ -166,9 +166,9 @@ def _take_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
     elif set(prefixes) & set("@+!|"):
         server.remark(setting.line, f"{what}: no equivalent of {prefixes}")
     elif "-" in prefixes:
-        server.set(f"hooks.{hook}", ["sh", "-c", f"{_specifiers(line, stem)} || true"])
+        server.set(f"hooks.{hook}", ["sh", "-c", f"{_for_shell(line, stem)} || true"])
     elif _variable.search(line) and ":" not in prefixes:
-        server.set(f"hooks.{hook}", ["sh", "-c", f"exec {_specifiers(line, stem)}"])
+        server.set(f"hooks.{hook}", ["sh", "-c", f"exec {_for_shell(line, stem)}"])
     else:
         server.set(f"hooks.{hook}", shlex.split(_specifiers(line.replace("$$", "$"), stem)))
 
@@ -227,6 +227,11 @@ _KEYS: Keys = {
     "MemoryLimit": ("limits.memory", _memory),
     "MemoryHigh": ("limits.memory", _memory),
 }
+
+
+def _for_shell(line: str, stem: str) -> str:
+    """The line as a shell reads it: `$$` is a dollar sign in systemd, and the process id in a shell."""
+    return _specifiers(line.replace("$$", r"\$"), stem)
 
 
 def _specifiers(text: str, stem: str) -> str:

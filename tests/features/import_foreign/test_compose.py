@@ -302,6 +302,7 @@ def test_service_is_a_server_with_remarks(
 @pytest.mark.parametrize(
     ("service", "reason"),
     [
+        ("restart: always", "no command: write one, if that program is on this machine"),
         ("image: db, command: [--fast]",
          "no command: write the command of the image db, if that program is on this machine"),
         ("build: nowhere", "no command: write the CMD of its Dockerfile, if that program is on this machine"),

@@ -65,6 +65,7 @@ def test_systemd_unit(imported: Import, tmp_path: Path) -> None:
         ("-/bin/sleep 5", ["/bin/sleep", "5"]),
         ("/bin/serve $OPTIONS ${MORE}", ["sh", "-c", "exec /bin/serve $OPTIONS $${MORE}"]),
         ("/bin/serve '$$5'", ["/bin/serve", "$5"]),
+        ("/bin/serve $$5 $MORE", ["sh", "-c", r"exec /bin/serve \$5 $MORE"]),
     ],
 )
 def test_command_of_a_unit(imported: Import, line: str, command: list[str]) -> None:
