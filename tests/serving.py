@@ -9,6 +9,7 @@ import itertools
 import os
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any, NamedTuple
 
@@ -228,6 +229,56 @@ class Client:
         self.writer.close()
 
 
+class Wire(asyncio.Transport):
+    """A transport whose client has sent nothing that is unread."""
+
+    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__({"socket": sock, "sockname": ("127.0.0.1", 80), "peername": ("127.0.0.1", 9)})
+        self._loop = loop
+        self.protocol: Any = None
+        self.written = b""
+        self.buffered = 0
+        self.looked_at: list[float] = []  # when it was asked how much is in its buffer
+        self.closed = self.aborted = self.at_eof = False
+        self.reading = True
+        self.pauses = 0
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        self.written += data
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        self.at_eof = True
+
+    def get_write_buffer_size(self) -> int:
+        self.looked_at.append(self._loop.time())
+        return self.buffered
+
+    def get_protocol(self) -> Any:
+        return self.protocol
+
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+    def abort(self) -> None:
+        self.closed = self.aborted = True
+
+    def pause_reading(self) -> None:
+        self.reading = False
+        self.pauses += 1
+
+    def resume_reading(self) -> None:
+        self.reading = True
+
+
 class Pair:
     """Both ends of an adoption pair, not blocking, as all workers of a server have them."""
 
@@ -267,6 +318,40 @@ class Pair:
     def close(self) -> None:
         for end in (*itertools.chain(*self._made), self.give, self.take):
             end.close()
+
+
+class Seat:
+    """One worker's view of a page that all hold in this process; like PeerCounts, whose locks belong to a process."""
+
+    announced_until = 0.0
+
+    def __init__(self, page: dict[Seat, int | None]) -> None:
+        self.page = page
+        page[self] = None
+        self.alone = False
+        self.websockets = 0
+
+    def publish(self, connections: int | None, websockets: int = 0) -> None:
+        self.page[self] = connections
+        self.websockets = websockets
+
+    def others_websockets(self) -> list[int]:
+        return [
+            seat.websockets for seat, count in self.page.items() if seat is not self and count is not None
+        ]
+
+    def others(self) -> list[int]:
+        return [count for seat, count in self.page.items() if seat is not self and count is not None]
+
+    def announce_handover(self) -> None:
+        Seat.announced_until = time.monotonic() + 0.05
+
+    @property
+    def handover_announced(self) -> bool:
+        return time.monotonic() < Seat.announced_until
+
+    def close(self) -> None:
+        self.page.pop(self, None)
 
 
 async def accepted() -> tuple[Client, socket.socket]:

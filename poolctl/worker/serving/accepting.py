@@ -293,8 +293,6 @@ class SharedListeners:
     async def end(self) -> None:
         """Stop accepting permanently."""
         self._ended = True
-        if self._room_timer is not None:
-            self._room_timer.cancel()
         self._stop_taking()
         async with self._lock:
             await close_all(self.servers)

@@ -56,7 +56,6 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._made_with = config, server_state, app_state
         self._loop = _loop or asyncio.get_event_loop()
         self._data = b""
-        self._timer: asyncio.TimerHandle | None = None
         self._until: tuple[float | None, bool] | None = None
         self.head: Head | None = FIRST
 

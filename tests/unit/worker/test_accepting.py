@@ -4,23 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import resource
 import socket
 import ssl
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
 
 from poolctl.keeper import connection_handover, wire
+from poolctl.keeper.connection_handover import Routed
 from poolctl.platform import has_left
 from poolctl.worker.serving import accepting
-from poolctl.worker.serving.accepting import AcceptedConnections, SharedListeners, connections_by_descriptors
+from poolctl.worker.serving.accepting import (
+    AcceptedConnections,
+    AcceptedSocket,
+    AdoptionPair,
+    ReadBefore,
+    SharedListeners,
+    connections_by_descriptors,
+)
 from poolctl.worker.serving.connection_state import PoolServerState
+from poolctl.worker.serving.evenness import Evenness
+from poolctl.worker.serving.pool_server import connection_class
+from poolctl.worker.serving.worker_routes import Routes
+from tests.asgi_apps import hello
 from tests.certificates import certificate
-from tests.serving import ENGINES, FAST, PLAIN, Client, Engine, Pair, accepted, leaving, served, turns, until
+from tests.serving import (
+    ENGINES,
+    FAST,
+    PLAIN,
+    Client,
+    Engine,
+    Pair,
+    Seat,
+    accepted,
+    leaving,
+    listener,
+    served,
+    turns,
+    until,
+)
+from tests.virtual_loop import VirtualLoop
 
 
 @pytest.fixture(params=[PLAIN, FAST], ids="-".join)
@@ -217,21 +246,265 @@ def test_worker_without_a_limit_leaves_a_reserve_of_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def acceptor(
+    adoption: AdoptionPair | None = None, secure: ssl.SSLContext | None = None, **options: Any
+) -> tuple[SharedListeners, PoolServerState]:
+    """The listeners of a worker that has room for ten connections, and its state."""
+    config = uvicorn.Config(hello, http="h11", log_config=None)
+    config.load()
+    config.http_protocol_class = connection_class(config.http_protocol_class)  # type: ignore[arg-type]
+    config.ssl = secure
+    state = PoolServerState()
+    return SharedListeners(config, state, adoption=adoption, most=10, **options), state
+
+
+async def close_connections(shared: SharedListeners, state: PoolServerState) -> None:
+    await shared.end()
+    shared.accepted.cancel()
+    for each in list(state.connections):
+        if isinstance(each, asyncio.Protocol):
+            each.transport.abort()  # type: ignore[attr-defined]
+    await turns()
+
+
 def test_worker_that_ends_while_its_listener_is_opened_takes_nothing_from_the_pair(pair: Pair) -> None:
     async def scenario() -> None:
-        config = uvicorn.Config(lambda scope: None, log_config=None)
-        config.load()
         adoption = pair.worker()
-        acceptor = SharedListeners(config, PoolServerState(), adoption=adoption, most=10)
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            opening = asyncio.ensure_future(acceptor.begin([listener], {}, wanted=True))
+        shared, _ = acceptor(adoption)
+        with listener() as sock:
+            opening = asyncio.ensure_future(shared.begin([sock], {}, wanted=True))
             await asyncio.sleep(0)
             assert not opening.done()
-            await acceptor.end()
+            await shared.end()
             await opening
         assert not asyncio.get_running_loop().remove_reader(adoption.take.fileno())
 
     asyncio.run(scenario())
+
+
+def test_pair_whose_other_end_is_closed_is_read_no_more(pair: Pair) -> None:
+    async def scenario() -> None:
+        adoption = pair.worker()
+        shared, state = acceptor(adoption)
+        with listener() as sock:
+            await shared.begin([sock], {}, wanted=True)
+            adoption.give.close()
+            pair.give.close()
+            await turns()
+            assert not asyncio.get_running_loop().remove_reader(adoption.take.fileno())
+            assert shared.servers
+            await close_connections(shared, state)
+
+    asyncio.run(scenario())
+
+
+def test_listeners_are_left_to_others_if_one_of_them_is_no_stream() -> None:
+    async def scenario() -> None:
+        shared, _ = acceptor()
+        with listener() as good, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
+            before = os.listdir("/proc/self/fd")
+            with pytest.raises(ValueError, match="Stream"):
+                await shared.begin([good, datagrams], {}, wanted=True)
+            assert os.listdir("/proc/self/fd") == before
+            client = await Client.connect(good.getsockname()[1])
+            await turns()
+            good.accept()[0].close()
+            client.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("more", "seconds"), [(0, 0.0), (1, 0.001), (2, 0.05), (3, 0.05)])
+def test_worker_with_more_connections_than_others_leaves_them_the_next_one_for_a_moment(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, more: int, seconds: float
+) -> None:
+    monkeypatch.setattr(Seat, "announced_until", math.inf)
+    shared, state = acceptor(pair.worker())
+    page: dict[Seat, int | None] = {}
+    loop = VirtualLoop()
+    taken: list[float] = []
+
+    async def scenario() -> None:
+        state.evenness = Evenness(state, pair.give, Seat(page))  # type: ignore[arg-type]
+        Seat(page).publish(3)
+        for each in range(3 + more):
+            state.connections.add(each)
+        state.on_activity = lambda: taken.append(loop.time())
+        with listener() as sock:
+            await shared.begin([sock], {}, wanted=True)
+            (client,) = hand_over_burst(pair, 1)
+            with client:
+                await asyncio.sleep(0.06)
+                assert taken == [pytest.approx(seconds)]
+                await close_connections(shared, state)
+
+    loop.run_until_complete(scenario())
+    loop.close()
+
+
+def test_worker_that_rests_while_it_leaves_a_connection_to_others_does_not_take_it(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Seat, "announced_until", math.inf)
+    shared, state = acceptor(pair.worker())
+    page: dict[Seat, int | None] = {}
+    own = Seat(page)
+    loop = VirtualLoop()
+
+    async def scenario() -> None:
+        state.evenness = Evenness(state, pair.give, own)  # type: ignore[arg-type]
+        Seat(page).publish(0)
+        state.connections.add("an earlier connection")
+        with listener() as sock:
+            await shared.begin([sock], {}, wanted=True)
+            assert page[own] == 1
+            (client,) = hand_over_burst(pair, 1)
+            with client:
+                await asyncio.sleep(0.0005)
+                shared.want(False)
+                await asyncio.sleep(1)
+                assert page[own] is None
+                assert len(state.connections) == 1
+                shared.want(True)
+                await asyncio.sleep(0.01)
+                assert len(state.connections) == 2
+                await close_connections(shared, state)
+
+    loop.run_until_complete(scenario())
+    loop.close()
+
+
+def test_worker_with_too_many_hands_over_tls_connections_before_their_handshake(
+    pair: Pair, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        shared, state = acceptor(secure=server_context(tmp_path))
+        page: dict[Seat, int | None] = {}
+        state.evenness = Evenness(state, pair.give, Seat(page))  # type: ignore[arg-type]
+        Seat(page).publish(0)
+        begun = time.monotonic()
+        with listener() as sock:
+            await shared.begin([sock], {}, wanted=True)
+            for _ in range(2):
+                await Client.connect(sock.getsockname()[1])
+            await turns()
+            assert len(state.expected) == 1
+            with connection_handover.take(pair.take) as taken:
+                assert taken.until
+                assert begun + 10 <= taken.until <= time.monotonic() + 10
+                assert not taken.asked
+            await close_connections(shared, state)
+
+    PLAIN.run(scenario())
+
+
+def test_accepted_connection_is_handed_over_unless_the_pair_is_full(pair: Pair) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        waiting = AcceptedSocket(ours, 5.0)
+        assert waiting.hand_over(pair.give)
+        with connection_handover.take(pair.take) as taken:
+            assert (taken.until, taken.asked) == (5.0, False)
+        pair.fill()
+        assert not waiting.hand_over(pair.give)
+
+
+def test_woken_worker_begins_handshakes_only_with_clients_that_are_still_there(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        shared, state = acceptor(secure=server_context(tmp_path), woken=True)
+        with listener() as sock:
+            stays, leaves, stays_too = [await Client.connect(sock.getsockname()[1]) for _ in range(3)]
+            leaves.close()
+            await turns()
+            await shared.begin([sock], {}, wanted=True)
+            assert len(state.expected) == 2
+            assert await leaves.at_end()
+            await close_connections(shared, state)
+            assert await stays.at_end()
+            assert await stays_too.at_end()
+
+    PLAIN.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("left_seconds", "asked", "expected_seconds"),
+    [(5.0, False, 5.0), (1000.0, False, 10.0), (5.0, True, 10.0), (None, False, 10.0)],
+)
+def test_adopted_tls_connection_has_the_rest_of_its_time_for_the_handshake(
+    pair: Pair, tmp_path: Path, left_seconds: float | None, asked: bool, expected_seconds: float
+) -> None:
+    async def scenario() -> None:
+        shared, state = acceptor(pair.worker(), server_context(tmp_path))
+        begun = time.monotonic()
+        with listener() as sock:
+            await shared.begin([sock], {}, wanted=True)
+            _, theirs = await accepted()
+            pair.hand_over(theirs, None if left_seconds is None else begun + left_seconds, asked=asked)
+            await turns()
+            (due,) = state.expected.values()
+            assert begun + expected_seconds <= due <= time.monotonic() + expected_seconds
+            await close_connections(shared, state)
+
+    PLAIN.run(scenario())
+
+
+def test_tls_connection_of_which_another_process_has_read_is_closed(pair: Pair, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        shared, state = acceptor(pair.worker(), server_context(tmp_path))
+        with listener() as sock:
+            await shared.begin([sock], {}, wanted=True)
+            client, theirs = await accepted()
+            with theirs:
+                connection_handover.give(pair.give, theirs.fileno(), routed=Routed("one", received=b"x"))
+            assert await client.at_end()
+            assert not state.expected
+            await close_connections(shared, state)
+
+    PLAIN.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("routed", "closed"),
+    [(None, True), (Routed("one", 5), False), (Routed("one", 5, decided=False), True)],
+)
+def test_silent_connection_is_closed_unless_the_gateway_has_seen_its_head(
+    pair: Pair, routed: Routed | None, closed: bool
+) -> None:
+    shared, state = acceptor(pair.worker(), routes=Routes("one"))
+    loop = VirtualLoop()
+
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        with listener() as sock, ours, theirs:
+            await shared.begin([sock], {}, wanted=True)
+            connection_handover.give(pair.give, theirs.fileno(), routed=routed)
+            await asyncio.sleep(4.9)
+            assert (len(state.connections), len(state.heads)) == (1, 0)
+            await asyncio.sleep(0.2)
+            assert len(state.connections) == (0 if closed else 1)
+            await close_connections(shared, state)
+
+    loop.run_until_complete(scenario())
+    loop.close()
+
+
+def test_new_handshakes_use_the_renewed_certificate(engine: Engine, tmp_path: Path) -> None:
+    made = [certificate(tmp_path, name) for name in ("old.test", "new.test")]
+    old, new = (ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) for _ in made)
+    for context, files in zip((old, new), made, strict=True):
+        context.load_cert_chain(*files)
+    trusting = ssl._create_unverified_context()
+
+    async def scenario() -> None:
+        async with served(engine, secure=old) as (server, _, port, _running):
+            shown = []
+            for context in (old, new):
+                server.acceptor.renew(context)
+                client = await Client.connect(port, trusting)
+                shown.append(client.writer.get_extra_info("ssl_object").getpeercert(binary_form=True))
+            assert shown == [ssl.PEM_cert_to_DER_cert(path.read_text()) for path, _ in made]
+
+    engine.run(scenario())
 
 
 def server_context(directory: Path) -> ssl.SSLContext:
@@ -391,6 +664,40 @@ def test_connection_that_is_cancelled_before_it_has_its_protocol_is_closed(any_e
         connections.cancel()
         await until(lambda: not connections)
         assert await client.at_end()
+
+    any_engine.run(scenario())
+
+
+def test_request_that_another_worker_has_read_is_answered(any_engine: Engine, pair: Pair) -> None:
+    async def scenario() -> None:
+        async with served(any_engine, adoption=pair.worker()):
+            client, sock = await accepted()
+            with sock:
+                routed = Routed("", received=b"GET / HTTP/1.1\r\nhost: a\r\n\r\n")
+                connection_handover.give(pair.give, sock.fileno(), routed=routed)
+            assert (await client.answer())[0] == 200
+            assert (await client.get())[0] == 200
+
+    any_engine.run(scenario())
+
+
+def test_only_what_another_worker_has_read_must_stay(any_engine: Engine) -> None:
+    async def scenario() -> None:
+        state = PoolServerState()
+        found: list[tuple[bytes, bool]] = []
+
+        class Reading(asyncio.Protocol):
+            def connection_made(self, transport: asyncio.BaseTransport) -> None:
+                found.append((b"", state.stays))
+
+            def data_received(self, data: bytes) -> None:
+                found.append((data, state.stays))
+
+        client, sock = await accepted()
+        AcceptedConnections(state).attach(lambda: ReadBefore(Reading(), b"read", state), sock)
+        client.writer.write(b"unread")
+        await until(lambda: len(found) == 3)
+        assert found == [(b"", False), (b"read", True), (b"unread", False)]
 
     any_engine.run(scenario())
 

@@ -20,45 +20,24 @@ from poolctl.worker.serving.pool_server import PoolServer
 from poolctl.worker.tally import OPEN_WEBSOCKETS
 from tests.certificates import certificate
 from tests.load.frames import new_key
-from tests.serving import ENGINES, FAST, PLAIN, ZTTP, Client, Engine, Pair, Served, blank_page, served, until
+from tests.serving import (
+    ENGINES,
+    FAST,
+    PLAIN,
+    ZTTP,
+    Client,
+    Engine,
+    Pair,
+    Seat,
+    Served,
+    blank_page,
+    served,
+    until,
+)
 
 UPGRADE = (
     "upgrade: websocket", "connection: upgrade", "sec-websocket-version: 13", f"sec-websocket-key: {new_key().decode()}"
 )  # fmt: skip
-
-
-class Seat:
-    """One worker's view of a page that all hold in this process; like PeerCounts, whose locks belong to a process."""
-
-    announced_until = 0.0
-
-    def __init__(self, page: dict[Seat, int | None]) -> None:
-        self.page = page
-        page[self] = None
-        self.alone = False
-        self.websockets = 0
-
-    def publish(self, connections: int | None, websockets: int = 0) -> None:
-        self.page[self] = connections
-        self.websockets = websockets
-
-    def others_websockets(self) -> list[int]:
-        return [
-            seat.websockets for seat, count in self.page.items() if seat is not self and count is not None
-        ]
-
-    def others(self) -> list[int]:
-        return [count for seat, count in self.page.items() if seat is not self and count is not None]
-
-    def announce_handover(self) -> None:
-        Seat.announced_until = monotonic() + 0.05
-
-    @property
-    def handover_announced(self) -> bool:
-        return monotonic() < Seat.announced_until
-
-    def close(self) -> None:
-        self.page.pop(self, None)
 
 
 @pytest.fixture(params=[PLAIN, FAST], ids="-".join)

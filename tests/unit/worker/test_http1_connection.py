@@ -36,6 +36,7 @@ from tests.serving import (
     Engine,
     Pair,
     Served,
+    Wire,
     accepted,
     blank_page,
     leaving,
@@ -822,56 +823,6 @@ def test_moved_connection_keeps_its_remaining_time(each_engine: Engine, pair: Pa
 pytest.importorskip("httptools")
 
 REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
-
-
-class Wire(asyncio.Transport):
-    """A transport whose client has sent nothing that is unread."""
-
-    def __init__(self, sock: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__({"socket": sock, "sockname": ("127.0.0.1", 80), "peername": ("127.0.0.1", 9)})
-        self._loop = loop
-        self.protocol: Any = None
-        self.written = b""
-        self.buffered = 0
-        self.looked_at: list[float] = []  # when it was asked how much is in its buffer
-        self.closed = self.aborted = self.at_eof = False
-        self.reading = True
-        self.pauses = 0
-
-    def write(self, data: bytes) -> None:  # type: ignore[override]
-        self.written += data
-
-    def can_write_eof(self) -> bool:
-        return True
-
-    def write_eof(self) -> None:
-        self.at_eof = True
-
-    def get_write_buffer_size(self) -> int:
-        self.looked_at.append(self._loop.time())
-        return self.buffered
-
-    def get_protocol(self) -> Any:
-        return self.protocol
-
-    def set_protocol(self, protocol: Any) -> None:
-        self.protocol = protocol
-
-    def is_closing(self) -> bool:
-        return self.closed
-
-    def close(self) -> None:
-        self.closed = True
-
-    def abort(self) -> None:
-        self.closed = self.aborted = True
-
-    def pause_reading(self) -> None:
-        self.reading = False
-        self.pauses += 1
-
-    def resume_reading(self) -> None:
-        self.reading = True
 
 
 class Kept:

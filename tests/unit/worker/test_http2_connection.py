@@ -4,27 +4,51 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 import os
+import re
 import socket
 import ssl
+import struct
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import uvicorn
 
 from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.context import try_get_route, upstream_name
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import write_table
+from poolctl.worker import tally
 from poolctl.worker.serving import http1_connection, http2_connection
-from poolctl.worker.serving.http2_connection import PREFACE
-from poolctl.worker.serving.worker_routes import Routes
-from tests.asgi_apps import answer, lifespan
+from poolctl.worker.serving.accepting import protocol_factory
+from poolctl.worker.serving.connection_state import PoolServerState
+from poolctl.worker.serving.evenness import Evenness
+from poolctl.worker.serving.http2_connection import PREFACE, Http2Connection
+from poolctl.worker.serving.pool_server import connection_class
+from poolctl.worker.serving.request_records import FailedRequests, RequestCounts
+from poolctl.worker.serving.worker_routes import Routes, RoutingState
+from tests.asgi_apps import answer, hello, lifespan
 from tests.certificates import certificate
-from tests.serving import Client, Engine, Pair, accepted, leaving, served, turns, until
+from tests.serving import (
+    Client,
+    Engine,
+    Pair,
+    Seat,
+    Wire,
+    accepted,
+    blank_page,
+    leaving,
+    served,
+    turns,
+    until,
+)
+from tests.virtual_loop import VirtualLoop
 
 zttp = pytest.importorskip("zttp")
 if importlib.util.find_spec("uvicorn.protocols.http.zttp_h2_impl") is None:
@@ -228,18 +252,33 @@ def test_between_two_requests_only_the_keep_alive_timeout_counts(engine: Engine)
 
 
 def test_frames_are_followed_however_they_are_cut() -> None:
-    conn = zttp.Connection(zttp.CLIENT, protocol=zttp.HTTP2)
-    conn.initiate_connection()
-    conn.send_request(b"GET", b"/", b"2", [(b"host", b"test"), (b"a", b"b" * 3000)]).end_message()
-    sent = conn.data_to_send()
-    for size in (1, 7, len(sent)):
+    settings, headers, more_headers, data = 4, 1, 9, 0
+    sent = [
+        PREFACE,
+        frame(settings),
+        frame(headers, b"a" * 300, flags=1)
+        + frame(more_headers, b"b" * 70)
+        + frame(more_headers, b"c", flags=4),
+        frame(data, b"d" * 9),
+        frame(headers, b"e" * 20, flags=4),
+        frame(data, b"f"),
+    ]
+    ends = list(itertools.accumulate(map(len, sent)))
+    frames = http2_connection.Frames()
+    assert frames.within
+    found, head_bytes = [], []
+    for at, byte in enumerate(b"".join(sent), 1):
+        frames.feed(bytes([byte]))
+        if not frames.within:
+            found.append(at)
+            head_bytes.append(frames.head_bytes)
+    assert found == ends
+    assert head_bytes == [0, 0, 371, 371, 20, 20]
+    for size in (7, ends[-1]):
         frames = http2_connection.Frames()
-        assert frames.within
-        for at in range(0, len(sent), size):
-            frames.feed(sent[at : at + size])
-            assert frames.within is (at + size < len(sent)) or not frames.within
-        assert not frames.within
-        assert 1000 < frames.head_bytes < 4000
+        for at in range(0, ends[-1], size):
+            frames.feed(b"".join(sent)[at : at + size])
+        assert (frames.within, frames.head_bytes) == (False, 20)
 
 
 @pytest.mark.parametrize(("seconds", "asked"), [(None, False), (5, False), (5, True)])
@@ -327,3 +366,385 @@ def test_connection_that_ends_before_its_preface_is_forgotten(engine: Engine, sa
             assert state.open_connections == 0
 
     engine.run(scenario())
+
+
+def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
+    """A frame of HTTP/2 (RFC 9113 §4.1)."""
+    return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+
+class Connected(Http2):
+    """A connection on a loop whose time passes at once, and its client, which reads all that was written."""
+
+    def __init__(self, sock: socket.socket, state: PoolServerState | None = None, app: Any = hello) -> None:
+        self.conn = zttp.Connection(zttp.CLIENT, protocol=zttp.HTTP2)
+        self.conn.initiate_connection()
+        self.events = defaultdict(list)
+        self.loop = VirtualLoop()
+        self.wire = Wire(sock, self.loop)
+        self.state = state or PoolServerState()
+        self.state.http2 = Http2Connection
+        self.config = uvicorn.Config(app, http="h11", timeout_keep_alive=75, log_config=None)
+        self.config.load()
+        self.config.http_protocol_class = connection_class(self.config.http_protocol_class)  # type: ignore[arg-type]
+        asyncio.set_event_loop(self.loop)
+
+    def begin(self, **attributes: Any) -> None:
+        """Tell the connection, with these attributes, that it has been made."""
+
+        async def begin() -> None:
+            made = protocol_factory(self.config, self.state, {})()
+            for name, value in attributes.items():
+                setattr(made, name, value)
+            self.wire.protocol = made
+            made.connection_made(self.wire)
+
+        self.loop.run_until_complete(begin())
+
+    def send(self) -> None:
+        self.receive(self.conn.data_to_send())
+
+    def receive(self, data: bytes) -> None:
+        """Let the connection receive this, and its client read what the connection has written until then."""
+        self.loop.call_soon(lambda: self.wire.protocol.data_received(data))
+        self.pass_time()
+
+    def pass_time(self, seconds: float = 0.0) -> None:
+        self.loop.pass_time(seconds)
+        if self.wire.written:
+            self.conn.receive_data(self.wire.written)
+        self.wire.written = b""
+        while (event := self.conn.next_event()) is not zttp.NEED_DATA:
+            self.events[getattr(event, "stream_id", 0)].append(event)
+
+    def response(self, stream: int) -> tuple[int, bytes]:
+        """Status and body of a complete response."""
+        head, *body, end = self.events[stream]
+        assert isinstance(end, zttp.EndOfMessage)
+        return head.status_code, b"".join(each.data for each in body)
+
+    def close(self) -> None:
+        self.wire.protocol.connection_lost(None)
+        self.loop.pass_time(1)
+        asyncio.set_event_loop(None)
+        self.loop.close()
+
+
+@pytest.fixture
+def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, clients = socket.socketpair()
+    with ours, clients:
+        yield ours, clients
+
+
+@pytest.fixture
+def undecided(sockets: tuple[socket.socket, socket.socket]) -> Iterator[Connected]:
+    """A connection of which nothing has arrived."""
+    made = Connected(sockets[0])
+    made.begin()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def connected(undecided: Connected) -> Connected:
+    """A connection of HTTP/2 without a request."""
+    undecided.send()
+    undecided.send()  # acknowledges the settings
+    return undecided
+
+
+def test_connection_without_data_is_handed_over_with_the_time_of_its_head(
+    undecided: Connected, pair: Pair
+) -> None:
+    due = undecided.state.heads.due[undecided.wire.protocol]
+    assert undecided.wire.protocol.hand_over(pair.give)
+    with connection_handover.take(pair.take) as taken:
+        assert (taken.until, taken.asked) == (due, False)
+    assert (undecided.wire.aborted, undecided.wire.reading) == (True, False)
+    assert not undecided.state.connections
+
+
+@pytest.mark.parametrize("change", ["data", "closing", "another protocol"])
+def test_connection_that_has_become_something_else_does_not_move(
+    undecided: Connected, pair: Pair, change: str
+) -> None:
+    if change == "data":
+        undecided.receive(PREFACE[:1])
+    elif change == "closing":
+        undecided.wire.closed = True
+    protocol = undecided.wire.protocol
+    if change == "another protocol":
+        undecided.send()
+    assert not protocol.hand_over(pair.give)
+    assert (undecided.wire.pauses, undecided.wire.aborted) == (0, False)
+
+
+def test_connection_whose_pair_is_full_is_read_on(undecided: Connected, pair: Pair) -> None:
+    pair.fill()
+    assert not undecided.wire.protocol.hand_over(pair.give)
+    assert (undecided.wire.pauses, undecided.wire.reading, undecided.wire.aborted) == (1, True, False)
+    assert undecided.wire.protocol in undecided.state.connections
+
+
+@pytest.mark.parametrize("draining", [False, True])
+@pytest.mark.parametrize(
+    ("begun", "silent"), [("nothing", True), ("unread", False), ("preface", False), ("request", False)]
+)
+def test_connection_that_stays_silent_is_closed_by_a_drain(
+    sockets: tuple[socket.socket, socket.socket], draining: bool, begun: str, silent: bool
+) -> None:
+    made = Connected(sockets[0])
+    made.state.draining = draining
+    made.begin()
+    if not draining:
+        made.wire.protocol.linger()
+    if begun == "unread":
+        sockets[1].send(b"G")
+    elif begun == "preface":
+        made.receive(PREFACE[:1])
+    elif begun == "request":
+        made.receive(b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n")
+    made.loop.pass_time(0.14)
+    assert not made.wire.closed
+    made.loop.pass_time(0.02)
+    assert made.wire.closed is silent
+    made.loop.pass_time(1)
+    made.close()
+
+
+def test_undecided_connection_is_closed_by_a_stop(undecided: Connected) -> None:
+    undecided.wire.protocol.shutdown()
+    assert undecided.wire.closed
+
+
+@pytest.mark.parametrize(
+    ("attributes", "moves"),
+    [
+        ({}, True),
+        ({"_until": (None, False)}, False),
+        ({"routing": RoutingState(Routes("one"), Routed("one"))}, False),
+    ],
+)
+def test_new_connection_moves_at_once_if_this_worker_has_too_many(
+    sockets: tuple[socket.socket, socket.socket], pair: Pair, attributes: dict[str, Any], moves: bool
+) -> None:
+    made = Connected(sockets[0])
+    page: dict[Seat, int | None] = {}
+    Seat(page).publish(0)
+
+    async def join() -> None:
+        made.state.evenness = Evenness(made.state, pair.give, Seat(page))  # type: ignore[arg-type]
+        made.state.evenness.accept(True)
+
+    made.loop.run_until_complete(join())
+    made.state.connections.add("an earlier connection")
+    made.begin(**attributes)
+    assert made.wire.aborted is moves
+    if moves:
+        connection_handover.take(pair.take).close()
+    else:
+        made.send()
+        assert Http2Connection in map(type, made.state.connections)
+        assert not made.wire.aborted
+    made.close()
+
+
+def test_time_of_the_first_head_goes_on_when_the_protocol_is_known(undecided: Connected) -> None:
+    due = undecided.state.heads.due[undecided.wire.protocol]
+    undecided.receive(PREFACE)
+    assert undecided.state.connections == {undecided.wire.protocol}
+    assert isinstance(undecided.wire.protocol, Http2Connection)
+    assert undecided.state.heads.due == {undecided.wire.protocol: due}
+    undecided.receive(undecided.conn.data_to_send()[len(PREFACE) :])
+    undecided.ask()
+    assert not undecided.state.heads.due
+
+
+def test_uvicorns_access_log_is_written_if_the_configuration_says_so(
+    undecided: Connected, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "uvicorn.access")
+    undecided.config.access_log = False
+    assert undecided.response(undecided.ask()) == (200, b"hello")
+    assert not caplog.messages
+
+
+def test_request_without_a_body_is_known_to_be_complete(connected: Connected) -> None:
+    connected.wire.protocol.app = big
+    connected.conn.send_request(b"GET", b"/", b"2", [(b"host", b"test")])
+    head = bytearray(connected.conn.data_to_send())
+    head[4] |= 1  # END_STREAM
+    connected.receive(bytes(head))
+    assert connected.events[1][0].status_code == 200
+
+
+def test_requests_are_counted_with_their_status_and_latency(connected: Connected, capfd: Any) -> None:
+    page = blank_page()
+    protocol = connected.wire.protocol
+    protocol.counts = RequestCounts(page)
+    connected.state.failed = FailedRequests("text")
+    protocol.app = slow
+    begun_ns = time.monotonic_ns()
+    stream = connected.ask()
+    assert (page[tally.STARTED], sum(page[tally.BUCKETS : tally.BUCKETS + len(tally.BOUNDS_NS) + 1])) == (
+        1,
+        0,
+    )
+    connected.pass_time(1)
+    assert connected.response(stream) == (503, b"late")
+    assert (page[tally.STARTED], sum(page[tally.BUCKETS : tally.BUCKETS + len(tally.BOUNDS_NS) + 1])) == (
+        1,
+        1,
+    )
+    assert page[tally.STATUS + 5] == 1
+    assert 0 < page[tally.LATENCY_NS] < time.monotonic_ns() - begun_ns
+    protocol.counts = None
+    connected.ask()
+    connected.pass_time(1)
+    timed, untimed = capfd.readouterr().out.splitlines()
+    assert re.fullmatch(r'ERROR: +- - "GET / HTTP/2" 503 Service Unavailable \d+\.\dms', timed)
+    assert untimed == 'ERROR:    - - "GET / HTTP/2" 503 Service Unavailable'
+    assert page[tally.STARTED] == 1
+
+
+async def slow(scope: Any, receive: Any, send: Any) -> None:
+    await asyncio.sleep(0.5)
+    await answer(send, "late", 503)
+
+
+@pytest.mark.parametrize(("more", "closed"), [(0, False), (1, True)])
+def test_head_is_limited_to_the_byte(connected: Connected, more: int, closed: bool) -> None:
+    connected.conn.send_request(b"GET", b"/", b"2", [(b"host", b"test"), (b"a", b"b" * 500)]).end_message()
+    head = connected.conn.data_to_send()
+    connected.state.heads.most_bytes = int.from_bytes(head[:3], "big") - more
+    connected.receive(head)
+    assert connected.wire.closed is closed
+    assert [error for _, error in connected.goaways] == ([11] if closed else [])
+    assert bool(connected.events[1]) is not closed
+
+
+def test_connection_lingers_until_its_client_is_idle(connected: Connected) -> None:
+    stream = connected.ask("/slow")
+    connected.loop.call_soon(connected.wire.protocol.linger)
+    connected.loop.call_soon(connected.wire.protocol.linger)
+    connected.pass_time(0.2)
+    assert connected.goaways == [(HIGHEST, 0)]
+    connected.pass_time(0.11)
+    assert connected.response(stream) == (200, b"slow hello")
+    connected.pass_time(0.12)
+    assert connected.response(connected.ask()) == (200, b"hello")
+    connected.pass_time(0.14)
+    assert not connected.wire.closed
+    connected.pass_time(0.02)
+    assert connected.goaways == [(HIGHEST, 0), (stream + 2, 0)]
+    assert connected.wire.closed
+
+
+@pytest.mark.parametrize("end", ["linger", "shutdown", "timeout_keep_alive_handler", "head_is_late"])
+def test_connection_that_closes_writes_nothing_more(connected: Connected, end: str) -> None:
+    connected.wire.closed = True
+    connected.loop.call_soon(getattr(connected.wire.protocol, end))
+    connected.pass_time(1)
+    assert not connected.goaways
+
+
+@pytest.mark.parametrize("end", ["shutdown", "timeout_keep_alive_handler", "head_is_late"])
+def test_idle_connection_closes_with_the_last_stream_that_was_answered(
+    connected: Connected, end: str
+) -> None:
+    connected.ask()
+    connected.loop.call_soon(getattr(connected.wire.protocol, end))
+    connected.pass_time()
+    assert connected.goaways == [(1, 0)]
+    assert connected.wire.closed
+    assert not connected.state.heads
+
+
+def test_connection_made_during_a_drain_answers_and_closes(
+    sockets: tuple[socket.socket, socket.socket],
+) -> None:
+    made = Connected(sockets[0])
+    made.state.draining = True
+    made.begin()
+    assert made.response(made.ask()) == (200, b"hello")
+    assert made.goaways == [(HIGHEST, 0)]
+    made.pass_time(0.16)
+    assert made.goaways == [(HIGHEST, 0), (1, 0)]
+    made.close()
+
+
+@pytest.mark.parametrize("lingering", [False, True])
+@pytest.mark.parametrize("holds", ["unread data", "half a frame"])
+def test_idle_connection_that_holds_data_of_a_request_stays_open(
+    sockets: tuple[socket.socket, socket.socket], connected: Connected, lingering: bool, holds: str
+) -> None:
+    seconds = 0.15 if lingering else 75
+    connected.ask()
+    if lingering:
+        connected.wire.protocol.linger()
+    if holds == "unread data":
+        sockets[1].send(b"\0")
+    else:
+        connected.receive(b"\0")
+    connected.pass_time(seconds + 0.01)
+    assert not connected.wire.closed
+    if holds == "unread data":
+        sockets[0].recv(1)
+    else:
+        connected.receive(frame(6, bytes(8))[1:])
+    connected.pass_time(seconds - 0.02)
+    assert not connected.wire.closed
+    connected.pass_time(0.03)
+    assert connected.wire.closed
+
+
+def test_response_that_waits_for_its_client_is_sent_before_the_connection_closes(
+    connected: Connected,
+) -> None:
+    connected.wire.protocol.app = big
+    stream = connected.ask()
+    for each in range(3):
+        connected.loop.call_soon(
+            connected.wire.protocol.shutdown if each == 0 else connected.wire.protocol.linger
+        )
+        connected.pass_time(0.2)
+        assert not connected.wire.closed
+    for _ in range(100):
+        connected.send()
+        connected.pass_time(0.2)
+    assert connected.wire.closed
+    assert len(connected.response(stream)[1]) == BIG
+
+
+@pytest.mark.parametrize(("accept", "ends"), [(b"text/event-stream", True), (b"*/*", False)])
+def test_event_stream_is_ended_between_two_events_and_no_other_stream(
+    connected: Connected, accept: bytes, ends: bool
+) -> None:
+    async def streaming(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/waits":
+            await asyncio.sleep(1)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"data: tick\n\n", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            continue
+
+    connected.wire.protocol.app = streaming
+    streams = []
+    for path in (b"/", b"/waits"):
+        stream = connected.conn.send_request(b"GET", path, b"2", [(b"host", b"test"), (b"accept", accept)])
+        stream.end_message()
+        connected.send()
+        streams.append(stream.stream_id)
+    connected.loop.call_soon(connected.wire.protocol.end_events)
+    connected.pass_time()
+    begun, waiting = streams
+    assert [type(each) for each in connected.events[begun]] == [
+        zttp.Response,
+        zttp.Data,
+        *([zttp.EndOfMessage] if ends else []),
+    ]
+    assert not connected.events[waiting]
+    assert len(connected.state.tasks) == (1 if ends else 2)
+    connected.pass_time(1)
+    assert [type(each) for each in connected.events[waiting]] == [zttp.Response, zttp.Data]
