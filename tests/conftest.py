@@ -29,6 +29,7 @@ SECOND_TRY = HERE / "second_try.txt"
 
 # Marks of all tests in a directory.
 MARKS = {
+    "behaviour": pytest.mark.unmeasured,
     "contract": pytest.mark.unmeasured,
     "docs": pytest.mark.unmeasured,
     "integration": pytest.mark.integration,

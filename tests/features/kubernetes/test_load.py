@@ -18,7 +18,7 @@ from .test_live import cluster as cluster
 from .test_live import write as write
 
 pytest.importorskip("lightkube")
-pytestmark = [pytest.mark.slow, pytest.mark.integration]
+pytestmark = [pytest.mark.heavy, pytest.mark.integration]
 
 REQUESTS = 10_000
 MODES: dict[str, dict[str, Any]] = {

@@ -23,7 +23,7 @@ from .cluster.api_server import IS_BUILT, ApiServer, base, running
 
 pytest.importorskip("lightkube")
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.heavy,
     pytest.mark.integration,
     pytest.mark.timeout(300),
     pytest.mark.skipif(not IS_BUILT, reason="make test-cluster builds the API server"),

@@ -30,7 +30,7 @@ def write(pool: RealPool, first: int, count: int) -> None:
     pool.write("pool.toml", FILE.format(first=first, last=first + count - 1))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_eight_checkouts_that_start_at_once_all_run(pool: RealPool, free_port: Any) -> None:
     write(pool, free_port(30), 30)
     checkouts = [pool.directory / f"checkout-{number}" for number in range(8)]
