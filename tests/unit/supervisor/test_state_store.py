@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig, Surroundings, added_server, load, marks_of
+from poolctl.config.files.read_file import Mark
 from poolctl.config.model.section import Log
 from poolctl.core.decide import Desired, Overrides
 from poolctl.core.server_entry import Entry
+from poolctl.feature import FEATURES
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.keeper import Keeper, Store
 from poolctl.platform import memory_file
@@ -49,6 +51,9 @@ CHANGES: dict[str, Any] = {
     "observed.files": ({}, {"app": "12ab"}),
 }
 EXAMPLES = Path(__file__).parents[3] / "examples"
+RECORDINGS = Path(__file__).parents[2] / "recordings"
+RECORDED_FILE = "/srv/shop/pool.toml"
+RECORDED_FEATURES = {"dashboard", "gateway", "notify", "operator", "proxmox", "registration", "scaling"}
 DEFAULTS = """[defaults]
 workers = "${WORKERS}"
 preload = "${PRELOAD}"
@@ -531,3 +536,45 @@ def test_pickled_configuration_of_an_older_supervisor_is_understood() -> None:
         state_store.unpickled(pickle.dumps({}))
     with pytest.raises(NotUnderstood, match="it cannot be read: "):
         state_store.unpickled(b"no pickle")
+
+
+@pytest.mark.skipif(not set(FEATURES) >= RECORDED_FEATURES, reason="they have tables in the recordings")
+@pytest.mark.parametrize(
+    ("recording", "file"),
+    [
+        ("protocol-1.pickle", "protocol-1.toml"),
+        ("protocol-2.pickle", "protocol-2.toml"),
+        ("protocol-2-same-version.pickle", "protocol-2.toml"),  # of a killed supervisor
+        ("configuration-1.json", "protocol-2.toml"),
+    ],
+)
+def test_configuration_in_force_of_an_earlier_version_is_understood_as_its_file_is_now(
+    recording: str, file: str
+) -> None:
+    config = load(RECORDED_FILE, {"PRELOAD": "true"}, {RECORDED_FILE: (RECORDINGS / file).read_text()})
+    assert config.problems == []
+    recorded = decoded((RECORDINGS / recording).read_bytes(), validate=True)
+    for stored in (recorded, decoded(encoded(recorded))):
+        for before, after in zip(config, stored.servers, strict=True):
+            assert vars(after) == vars(before) | {"origins": None}
+            assert after.as_given() == before.as_given()
+        assert stored.tables == config.tables
+        assert (stored.name, stored.port_range) == ("shop", (9000, 9100))
+        assert {name: each.to_dict() for name, each in stored.placed.items()} == {
+            "api.1.0": config[0].to_dict()
+        }
+        assert (stored.missing, stored.environment) == (["gone"], {"HOME": "/srv"})
+        assert stored.environments == {"api": {"DEBUG": "1"}}
+        assert stored.surroundings.base_dir == "/srv/shop"
+    assert recorded.marks == (
+        None if file == "protocol-1.toml" else {RECORDED_FILE: Mark((1, 2, 3, 4), "ab")}
+    )
+
+
+@pytest.mark.skipif(not set(FEATURES) >= RECORDED_FEATURES, reason="they have tables in the recordings")
+@pytest.mark.parametrize("recording", ["protocol-1", "protocol-2", "protocol-2-same-version"])
+def test_pickled_classes_are_found_although_their_modules_have_moved(recording: str) -> None:
+    content = (RECORDINGS / f"{recording}.pickle").read_bytes()
+    moved = content.replace(b"poolctl.config.", b"poolctl.gnocif.").replace(b".takeover.", b".revoekat.")
+    assert moved != content
+    assert decoded(moved) == decoded(content)
