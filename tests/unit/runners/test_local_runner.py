@@ -9,7 +9,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Collection, Coroutine, ValuesView
+from collections.abc import Callable, Collection, Coroutine, ValuesView
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,15 +18,16 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.errors import ServerError
-from poolctl.keeper import connection_handover, wire
+from poolctl.keeper import connection_handover, fd_store, wire
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local import local_runner, zygotes
 from poolctl.runners.local.activation import SleepingServers
-from poolctl.runners.local.local_runner import RoutedServers
+from poolctl.runners.local.local_runner import LocalRunner, RoutedServers
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
-from poolctl.runners.process_link import Descriptor
+from poolctl.runners.process_link import Descriptor, withheld_variables
 from poolctl.runners.runner_protocol import (
+    Adopted,
     Endpoints,
     Exit,
     Placement,
@@ -33,7 +35,10 @@ from poolctl.runners.runner_protocol import (
     RunnerEvents,
     WorkerFailed,
 )
+from poolctl.worker import tally
+from tests.certificates import certificate
 from tests.deadline import wait_until
+from tests.descriptors import no_descriptor_left
 from tests.processes import is_alive
 from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
 from tests.unit.runners.test_local_worker import worker
@@ -298,6 +303,23 @@ def test_server_whose_ready_worker_does_not_follow_the_routes_is_kept_from_the_g
     run(work())
 
 
+def test_connections_in_the_pairs_of_named_servers_are_returned_to_the_gateway() -> None:
+    async def work() -> None:
+        stage = Stage()
+        stage.gateway.let_go.set()
+        stage.publish(config())
+        waiting = stage.pass_one()
+        stage.routed.take_back(["other"])
+        assert orders(stage.taken_back) == []
+        stage.routed.take_back(["web", "other"])
+        assert [(message["t"], count) for message, count in orders(stage.taken_back)] == [("conn", 1)]
+        waiting.close()
+        await stage.pairs.close_all()
+        stage.close()
+
+    run(work())
+
+
 def test_event_of_a_server_looks_at_its_own_workers_only() -> None:
     async def work() -> None:
         stage = Stage()
@@ -321,6 +343,195 @@ def test_event_of_a_server_looks_at_its_own_workers_only() -> None:
         stage.close()
 
     run(work())
+
+
+class Told:
+    """The events that the runner has reported."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *values: self.events.append((name, *values))
+
+
+class Adopting:
+    """A runner whose keeper is this process; the test has the other ends of its logger, a zygote and a worker."""
+
+    def __init__(self, directory: Path, **options: Any) -> None:
+        self.peer = StoringPeer()
+        self.told = Told()
+        self.logger = self.put(fd_store.LOGGER, {})
+        self.runner = LocalRunner(
+            self.peer.kept, str(directory), str(directory), keeper_pid=0, open_files=(1024, 4096), **options
+        )
+        self.runner.events = cast(RunnerEvents, self.told)
+
+    def put(self, name: str, meta: Any) -> socket.socket:
+        """The test's end of a link that the keeper holds."""
+        ours, theirs = wire.pair()
+        with ours:
+            self.peer.kept.send({"op": "put", "name": name, "meta": meta}, [ours.fileno()])
+        return theirs
+
+    def put_worker(self, server: ServerConfig) -> socket.socket:
+        """The control socket of a worker with pid 7 of an earlier supervisor."""
+        facts = {
+            "server": server.name, "key": server.key, "generation": 3, "index": 1, "pid": 7, "start": None,
+            "ready_at": 1.5, "output": "web.1", "protocol": "plain", "notify": None, "place": None,
+        }  # fmt: skip
+        return self.put(f"worker:{server.name}.3.1", facts)
+
+    async def close(self) -> None:
+        # Only now, because the logger has to stay until no output is read.
+        for placement in [each.placement for each in self.runner._workers.values()]:
+            self.runner.exit_reported({"pid": placement.pid, "status": 0, "sequence": 9})
+        await self.runner.aclose()
+        self.logger.close()
+        self.peer.keeper.reaper.watcher.close()
+        self.peer.close()
+
+
+def adopting(work: Callable[[Adopting], Coroutine[Any, Any, None]], directory: Path, **options: Any) -> None:
+    async def scenario() -> None:
+        it = Adopting(directory, **options)
+        await work(it)
+        await it.close()
+
+    with no_descriptor_left():
+        run(scenario())
+
+
+def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_server_are_closed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "web.log").write_text("hello\n")
+
+    async def work(it: Adopting) -> None:
+        kept, added = it.peer.kept, []
+        it.runner.tallies.add_up = lambda name, server, counts: added.append(
+            (name, server, counts[tally.STARTED])
+        )
+        servers = []
+        for name in ("web", "gone"):
+            with socket.create_server(("127.0.0.1", 0)) as listener:
+                server = config(name=name, bind=f"127.0.0.1:{listener.getsockname()[1]}")
+                entry = {"op": "put", "name": f"listener:{server.key}", "meta": {"server": name}}
+                kept.send(entry, [listener.fileno()])
+            give, take = wire.pair()
+            with give, take:
+                meta = {"server": name, "protocol": "plain"}
+                entry = {"op": "put", "name": f"adoption:{server.key}", "meta": meta}
+                kept.send(entry, [give.fileno(), take.fileno()])
+            servers.append(server)
+        fd = tally.new_page()
+        tally.map_page(fd)[tally.STARTED] = 3
+        kept.send({"op": "put", "name": "tally:web.1.0:5", "meta": {"server": "web"}}, [fd])
+        os.close(fd)
+        read, write = os.pipe()
+        pipe = {"t": "add", "id": "web.1", "name": "web", "path": str(tmp_path / "web.log"), "pid": 7}
+        kept.send({"op": "put", "name": "output:web.1", "meta": pipe}, [read])
+        os.close(read)
+        zygote = it.put(
+            f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}
+        )
+        gateway = it.put(fd_store.GATEWAY_LINK, None)
+        web, gone = servers
+        adopted = await it.runner.adopt({"web": web})
+        assert adopted == Adopted([], {}, {web.key: (web.bind,)})
+        assert added == [("web.1.0:5", "web", 3)]
+        assert await it.runner.logs("web", 5) == ["hello"]
+        assert (pipe, 1) in orders(it.logger)
+        assert it.runner.adoptions.protocol(web.key) == "plain"
+        assert it.runner.adoptions.passed("any"), "the gateway of the earlier supervisor may use each pair"
+        assert [name for name in kept.entries if gone.key in name] == []
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection((gone.address.host, gone.address.port))
+        while (sent := orders(zygote)) == []:
+            await asyncio.sleep(0)
+        assert sent == [({"op": "ping"}, 0)]
+        it.runner.adoptions.publish({}, None, None)
+        for each in (zygote, gateway):
+            each.close()
+        os.close(write)
+
+    adopting(work, tmp_path)
+
+
+def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exit(tmp_path: Path) -> None:
+    async def work(it: Adopting) -> None:
+        it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
+        end = it.put_worker(config())
+        it.runner.exit_reported({"pid": 7, "status": 3, "sequence": 1})
+        (found,) = (await it.runner.adopt({"web": config()})).workers
+        assert (found.placement.id, found.placement.pid) == ("web.3.1", 7)
+        assert await it.runner.watch(found.placement) == Exit.from_status(3)
+        end.close()
+
+    adopting(work, tmp_path)
+
+
+def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
+    server = config(tls=dict(zip(("cert", "key"), map(str, certificate(tmp_path)), strict=True)))
+
+    async def work(it: Adopting) -> None:
+        it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
+        end = it.put_worker(server)
+        wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
+        (found,) = (await it.runner.adopt({"web": server})).workers
+        assert orders(end) == [({"order": "go"}, 0), ({"order": "report"}, 0)]
+        await it.runner.begun(found.placement)
+        it.runner.idle_after(found.placement, 5.0)
+        await it.runner.rotate(found.placement, False)
+        await it.runner.attend(found.placement, True)
+        await it.runner.renew_tls(found.placement, server)
+        sent = [(message["order"], count) for message, count in orders(end)]
+        assert sent == [("idle", 0), ("out", 0), ("work", 0), ("tls", 2)]
+        wire.send(end, {"event": "idle"})
+        while not it.told.events:
+            await asyncio.sleep(0)
+        assert it.told.events == [("idle", found.placement, True)]
+        while fd_store.CERTIFICATES not in it.peer.kept.entries:
+            await asyncio.sleep(0.01)
+        end.close()
+
+    adopting(work, tmp_path)
+
+
+def test_runner_passes_on_what_its_logger_and_its_workers_pages_report(tmp_path: Path) -> None:
+    async def work(it: Adopting) -> None:
+        it.runner.output_lost("web", 3, "/logs/web.log", "disk full")
+        it.runner.figures_refused("web", "web.1.0", "slot 1")
+        assert it.told.events == [
+            ("output_lost", "web", 3, "/logs/web.log", "disk full"),
+            ("figures_refused", "web", "web.1.0", "slot 1"),
+        ]
+        abilities = it.runner.capabilities
+        assert all(getattr(abilities, each.name) is not None for each in fields(abilities))
+
+    adopting(work, tmp_path)
+
+
+def test_log_files_are_reopened_once_the_logger_says_so(tmp_path: Path) -> None:
+    async def work(it: Adopting) -> None:
+        await it.runner.adopt({})
+        orders(it.logger)
+        reopening = asyncio.ensure_future(it.runner.reopen_logs())
+        await asyncio.sleep(0)
+        assert orders(it.logger) == [({"t": "reopen"}, 0), ({"t": "sync"}, 0)]
+        assert not reopening.done()
+        wire.send(it.logger, {"t": "synced"})
+        await reopening
+
+    adopting(work, tmp_path)
+
+
+def test_runner_without_a_directory_of_orphans_finds_none(tmp_path: Path) -> None:
+    async def work(it: Adopting) -> None:
+        assert await it.runner.adopt_orphans({"web": config()}) == {}
+
+    adopting(work, tmp_path)
+    adopting(work, tmp_path, adoption_directory=str(tmp_path))
 
 
 # The runner over a real keeper and real workers.
@@ -494,16 +705,6 @@ def test_job_ends_with_the_status_of_its_program(command: str, status: int) -> N
         assert caught.value.exit == await runner.watch(placement) == Exit.from_status(status)
 
     with_runner(work)
-
-
-class Told:
-    """The events that the runner has reported."""
-
-    def __init__(self) -> None:
-        self.events: list[tuple[Any, ...]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return lambda *values: self.events.append((name, *values))
 
 
 def test_worker_that_has_served_its_requests_is_reported_and_serves_on() -> None:
