@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import uvloop
@@ -15,6 +16,7 @@ import uvloop
 from poolctl.features.gateway.process.backends.backends import Backends
 from poolctl.features.gateway.process.backends.hosts import HostManager
 from poolctl.features.gateway.process.counts import Counts
+from poolctl.features.gateway.process.descriptor_limit import lowest_free
 from poolctl.features.gateway.process.edge import Edge
 from poolctl.features.gateway.process.proxy.connection_pool import ConnectionPool
 from poolctl.features.gateway.process.proxy.serving import serve, serve_tls
@@ -219,6 +221,24 @@ def _pair() -> tuple[socket.socket, socket.socket]:
         ours = socket.create_connection(listener.getsockname())
         theirs, _ = listener.accept()
     return ours, theirs
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[list[int]]:
+    """The descriptors that take up all that are left."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free() + 1, limits[1]))
+    held: list[int] = []
+    try:
+        try:
+            while True:
+                held.append(os.dup(0))
+        except OSError:
+            yield held
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for fd in held:
+            os.close(fd)
 
 
 async def ok(backend: Backend, wire: Wire) -> None:

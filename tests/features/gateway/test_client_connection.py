@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from poolctl.features.gateway.process.backends.route_backends import UNUSED, Lease
 from poolctl.features.gateway.process.proxy import client_connection
 from poolctl.features.gateway.process.proxy.client_connection import (
     MOST_FRAMES_AT_ONCE,
@@ -29,13 +30,25 @@ from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.process.waiting_connections import WaitingConnections
 from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
 from poolctl.keeper.connection_handover import Connection
+from poolctl.routing.context import context_line
 from poolctl.routing.route import BreakerRule, Header, Limit, Redirect, Route, Target
 from poolctl.worker import tally
 from tests.examples import examples
 from tests.features.gateway import passing_stage
 from tests.features.gateway.passing_stage import Pair, app_route, until
-from tests.features.gateway.proxy_stage import Backend, Script, Stage, Wire, ok, play, route
+from tests.features.gateway.proxy_stage import (
+    Backend,
+    Script,
+    Stage,
+    Wire,
+    _pair,
+    no_descriptors_left,
+    ok,
+    play,
+    route,
+)
 
+CLOSE_1012 = b"\x88\x02\x03\xf4"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -157,6 +170,41 @@ def test_failed_request_is_sent_to_another_backend_if_it_may_be(name: str, metho
     play(scene)
 
 
+def test_request_that_reached_no_backend_is_sent_to_another_even_without_retries() -> None:
+    async def scene(stage: Stage) -> None:
+        other = await stage.backend(ok)
+        targets = Target(url=unreachable()), Target(url=other.url)
+        stage.routes(route(to=targets, policy="first"))
+        client = await stage.client()
+        await client.send(POST + b"Content-Length: 1\r\n\r\na")
+        assert await status_of(client) == 200
+        assert stage.edge.counts.backend(targets[0].url).errors == {"connect": 1}
+        assert stage.edge.counts.route("app").errors == {}
+
+    play(scene)
+
+
+@pytest.mark.parametrize(("method", "status"), [(b"GET", 200), (b"POST", 502)])
+def test_request_on_a_connection_that_the_backend_closes_meanwhile_is_repeated_if_it_may_be(
+    method: bytes, status: int
+) -> None:
+    async def answering_once(backend: Backend, wire: Wire) -> None:
+        await backend.request(wire)
+        await wire.send(OK + b"Content-Length: 5\r\n\r\nfirst")
+        await backend.request(wire)
+
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(answering_once)
+        client = await stage.client()
+        await client.send(GET)
+        assert await status_of(client) == 200
+        await client.send(b"%b / HTTP/1.1\r\nHost: a\r\n\r\n" % method)
+        assert await status_of(client) == status
+        assert (backend.connections, len(backend.heads)) == ((2, 3) if status == 200 else (1, 2))
+
+    play(scene)
+
+
 def test_the_last_failing_backend_leaves_nothing_to_try() -> None:
     async def scene(stage: Stage) -> None:
         targets = tuple(Target(url=unreachable()) for _ in range(2))
@@ -205,6 +253,11 @@ def test_response_that_does_not_end_is_cut_off(script: Script, timeouts: dict[st
         client = await stage.client()
         await client.send(GET[:-2] + b"Connection: close\r\n\r\n")
         assert len(await client.rest()) < 1000
+        client = await stage.client()
+        await client.send(b"GET / HTTP/1.0\r\n\r\n")
+        with pytest.raises(ConnectionResetError):  # nothing else shows that the response is incomplete
+            await client.rest()
+        assert stage.edge.counts.route("app").errors == {"timeout": 2}
 
     play(scene)
 
@@ -372,6 +425,39 @@ def test_request_in_the_queue_is_sent_when_its_turn_comes() -> None:
     play(scene)
 
 
+def test_request_in_the_queue_is_a_gateway_timeout_when_its_time_is_over() -> None:
+    async def scene(stage: Stage) -> None:
+        limit = Limit(concurrency=1, queue=1, queue_seconds=20.0)
+        backend = await stage.route(ok, limit=limit, timeouts={"total": SOON})
+        backends = stage.edge.backends.of(next(iter(stage.edge.table)))
+        lease = backends.acquire("")
+        assert isinstance(lease, Lease)
+        client = await stage.client()
+        await client.send(GET)
+        assert await status_of(client) == 504
+        lease.release(UNUSED)
+        assert (backends.in_flight, backends.waiting, backend.connections) == (0, 0, 0)
+        assert stage.edge.counts.route("app").errors == {"timeout": 1}
+
+    play(scene)
+
+
+def test_request_for_which_no_descriptor_is_left_is_refused_with_a_time_to_come_back() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        client = await stage.client()
+        with no_descriptors_left():
+            await client.send(GET)
+            head, _ = await client.response()
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: " in head
+        await client.send(GET)
+        assert await status_of(client) == 200
+        assert stage.edge.counts.route("app").errors == {"refused": 1}
+
+    play(scene)
+
+
 def in_flight(stage: Stage) -> Callable[[], int]:
     backends = stage.edge.backends.of(next(iter(stage.edge.table)))
     return lambda: backends.in_flight
@@ -403,14 +489,18 @@ def test_client_that_leaves_frees_the_backend(script: Script) -> None:
     play(scene)
 
 
-def test_lingering_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_connection, "LINGER_SECONDS", SOON)
+@pytest.mark.parametrize("limit", ["LINGER_SECONDS", "MOST_LINGERED"])
+def test_lingering_client_is_cut_off(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 1000.0)
+    monkeypatch.setattr(client_connection, limit, SOON)
 
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         client = await stage.client()
         await client.send(b"no request\r\n\r\n")
         assert await status_of(client) == 400
+        if limit == "MOST_LINGERED":
+            await client.send(GET)
         while stage.edge.pool.clients:
             await asyncio.sleep(0.01)
 
@@ -498,6 +588,22 @@ def test_bytes_that_were_read_before_come_first() -> None:
         client = await stage.client(received=PAGE[:20])
         await client.send(PAGE[20:])
         assert await client.response() == (b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 5\r\n\r\n", b"hello")
+
+    play(scene)
+
+
+@pytest.mark.parametrize("split", [0, 2, 3])
+def test_request_behind_a_body_is_the_next(split: int) -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(echo_body)
+        client = await stage.client()
+        rest = b"abc" + PAGE
+        await client.send(UPLOAD + b"Content-Length: 3\r\n\r\n" + rest[:split])
+        while not backend.heads:
+            await asyncio.sleep(0)
+        await client.send(rest[split:])
+        assert [(await client.response())[1] for _ in range(2)] == [b"abc", b""]
+        assert backend.connections == 1
 
     play(scene)
 
@@ -820,6 +926,53 @@ def test_each_request_of_a_connection_takes_its_own_route() -> None:
     play(scene)
 
 
+def test_client_gets_the_cookie_of_its_backend_once_and_stays_with_it() -> None:
+    async def scene(stage: Stage) -> None:
+        backends = [await stage.backend(ok) for _ in range(2)]
+        stage.routes(route(*backends, sticky_cookie="srv"))
+        client = await stage.client()
+        await client.send(GET)
+        head, _ = await client.response()
+        (cookie,) = re.findall(rb"\r\nSet-Cookie: (srv=\w+); Path=/; HttpOnly; SameSite=Lax\r\n", head)
+        for _ in range(3):
+            await client.send(GET[:-2] + b"Cookie: %b\r\n\r\n" % cookie)
+            assert b"Set-Cookie" not in (await client.response())[0]
+        assert sorted(len(each.heads) for each in backends) == [0, 4]
+
+    play(scene)
+
+
+def test_workers_of_the_pool_get_the_context_of_the_route() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.backend(ok)
+        stage.routes(route(to=(Target(server="web"),)))
+        bind = backend.url.removeprefix("http://")
+        facts = ServerFacts(name="web", bind=bind, state="running", ready=True, context_key="key")
+        stage.edge.backends.apply(list(stage.edge.table), {"web": facts})
+        client = await stage.client()
+        await client.send(GET)
+        assert await status_of(client) == 200
+        assert backend.heads[0].endswith(b"\r\n" + context_line("app", "key") + b"\r\n")
+
+    play(scene)
+
+
+def test_sleeping_server_is_answered_for() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.routes(route(to=(Target(server="web"),), probe_responses=("/",)))
+        facts = ServerFacts(name="web", state="sleeping")
+        stage.edge.backends.apply(list(stage.edge.table), {"web": facts})
+        client = await stage.client()
+        for number in (1, 2):
+            await client.send(GET)
+            assert (await client.response())[1] == b"sleeping\n"
+            assert in_flight(stage)() == 0
+            traffic = stage.edge.counts.route("app")
+            assert (traffic.requests, traffic.bytes_out, traffic.errors) == (number, 9 * number, {})
+
+    play(scene)
+
+
 def test_backends_on_unix_sockets_are_reached(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.backend(ok, str(tmp_path / "s"))
@@ -1052,6 +1205,29 @@ def test_switching_without_being_asked_is_a_bad_gateway(request_: bytes) -> None
     play(scene)
 
 
+def test_tunnel_ends_with_its_backend_and_is_no_failure() -> None:
+    async def leaving(backend: Backend, wire: Wire) -> None:
+        await backend.request(wire)
+        await wire.send(SWITCHING % b"x" + b"first")
+        await wire.send((await wire.some()) * 2)
+        await wire.some()
+        wire.reset()
+
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(leaving)
+        client = await stage.client()
+        await client.send(UPGRADE % b"x" + b"abc")
+        await client.head()
+        assert await client.exactly(11) == b"firstabcabc"
+        await client.send(b"end")
+        assert await client.rest() == b""
+        for traffic in (stage.edge.counts.route("app"), stage.edge.counts.backend(backend.url)):
+            assert (traffic.bytes_in, traffic.bytes_out, traffic.errors) == (6, 11, {})
+            assert traffic.slots[tally.STATUS + 1] == 1
+
+    play(scene)
+
+
 def test_idle_tunnel_is_closed() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(upgrading(b"x"), timeouts={"idle": SOON})
@@ -1214,6 +1390,84 @@ def test_tiny_frames_are_followed_up_to_a_number_a_read_and_then_copied_only() -
     assert boundary.passed_on(followed) == followed
     assert boundary.end() == b""  # it would stand within a frame, perhaps
     assert boundary.passed_on(followed) == followed
+
+
+def test_close_frame_replaces_the_frames_after_the_current_one() -> None:
+    boundary, between = FrameBoundary(), FrameBoundary()
+    assert boundary.passed_on(b"\x81\x05he") == b"\x81\x05he"
+    assert (boundary.end(), between.end()) == (b"", CLOSE_1012)
+    assert boundary.passed_on(b"l") == b"l"
+    assert boundary.passed_on(b"lo\x81\x02hi") == b"lo" + CLOSE_1012
+    for each in (boundary, between):
+        assert each.passed_on(b"\x81\x02hi") == b""
+
+
+@pytest.mark.parametrize("seconds", [SOON, 1000.0])
+def test_websocket_that_is_to_end_gets_a_close_frame_and_is_cut_off_after_its_time_or_at_once(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_connection, "CLOSE_FRAME_SECONDS", seconds)
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(upgrading(b"websocket"))
+        client = await stage.client()
+        await client.send(UPGRADE % b"websocket")
+        await client.head()
+        connection = only_connection(stage)
+        connection.end_now()
+        assert await client.exactly(4) == CLOSE_1012
+        if seconds != SOON:
+            connection.end_now()
+        assert await client.rest() == b""
+
+    play(scene)
+
+
+def only_connection(stage: Stage) -> ClientConnection:
+    (connection,) = stage.edge.pool.clients
+    assert isinstance(connection, ClientConnection)
+    return connection
+
+
+def test_idle_connection_that_is_to_end_is_closed_when_it_stays_quiet_and_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_connection, "QUIET_SECONDS", SOON)
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(hanging, host="a")
+        idle, busy = await stage.client(), await stage.client()
+        await busy.send(GET)
+        while not in_flight(stage)():
+            await asyncio.sleep(0)
+        for each in stage.edge.pool.clients:
+            each.drain()
+        assert await idle.rest() == b""
+        assert in_flight(stage)() == 1
+        only_connection(stage).end_now()
+        assert await busy.rest() == b""
+
+    play(scene)
+
+
+def test_idle_connection_is_closed_for_another_unless_bytes_wait() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        client = await stage.client()
+        connection = only_connection(stage)
+        with socket.socket(fileno=os.dup(client.writer.get_extra_info("socket").fileno())) as same:
+            same.send(GET[:1])
+        assert not connection.close_idle()
+        await client.send(GET[1:])
+        assert await status_of(client) == 200
+        size = 32 * 1024 * 1024  # more than the kernel takes
+        connection._transport.write(bytes(size))
+        assert not connection.close_idle()
+        await client.exactly(size)
+        assert connection.close_idle()
+        assert await client.rest() == b""
+
+    play(scene)
 
 
 OTHER = b"GET / HTTP/1.1\r\nHost: other\r\n\r\n"
@@ -1422,13 +1676,31 @@ def test_idle_connection_that_would_take_the_place_of_another_stays() -> None:
     passing_stage.play(scene)
 
 
+@pytest.mark.parametrize("why", ["draining", "descriptors", "reported"])
+def test_idle_connection_that_cannot_wait_outside_stays_in_the_proxy(why: str) -> None:
+    async def scene(stage: passing_stage.Stage) -> None:
+        await proxied_and_passed(stage)
+        client, theirs = _pair()
+        client.setblocking(False)
+        serve(stage.edge, theirs, reported=("192.0.2.1", 1234) if why == "reported" else None)
+        for _ in range(2):
+            await asked(stage, client, OTHER)
+            stage.edge.draining = why == "draining"
+            with no_descriptors_left() if why == "descriptors" else nullcontext():
+                only_connection(stage)._idle()
+            assert (stage.waiting, len(stage.edge.pool.clients)) == (0, 1)
+            stage.edge.draining = False
+        client.close()
+
+    passing_stage.play(scene)
+
+
 def test_connection_with_unsent_bytes_does_not_leave() -> None:
     async def scene(stage: passing_stage.Stage) -> None:
         await proxied_and_passed(stage)
         client = await stage.connect(OTHER)
         await answers(stage, client, 1)
-        (connection,) = stage.edge.pool.clients
-        assert isinstance(connection, ClientConnection)
+        connection = only_connection(stage)
         size = 32 * 1024 * 1024  # more than the kernel takes
         connection._transport.write(bytes(size))
         connection._idle()
@@ -1563,5 +1835,15 @@ def test_refusal_has_the_fields_that_the_route_sets_in_responses() -> None:
         head, _ = await client.response()
         assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
         assert head.count(b"\r\nX-Frame-Options: DENY\r\n") == 1
+
+    play(scene)
+
+
+def test_fields_that_the_route_sets_in_responses_replace_those_of_the_backend() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok, response_headers=(Header(name="X", value="z"),))
+        client = await stage.client()
+        await client.send(GET)
+        assert await client.response() == (OK + b"X: z\r\nContent-Length: 5\r\n\r\n", b"hello")
 
     play(scene)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import resource
 import select
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +22,7 @@ from poolctl.features.gateway.process.settings import GatewaySettings
 from poolctl.json_form import Table
 from poolctl.routing.route import BreakerRule, Route, Target
 from tests.features.gateway.passing_stage import HEAD, Stage, play, until
-from tests.features.gateway.proxy_stage import Backend, Wire, ok, route
+from tests.features.gateway.proxy_stage import Backend, Wire, no_descriptors_left, ok, route
 from tests.features.gateway.test_connection_pool import Client
 
 BODY = b"hello"
@@ -61,24 +58,6 @@ async def idle_client(stage: Stage) -> socket.socket:
 
 async def is_closed(stage: Stage, sock: socket.socket) -> bool:
     return not await stage.edge.loop.sock_recv(sock, 1)
-
-
-@contextmanager
-def no_descriptors_left() -> Iterator[list[int]]:
-    """The descriptors that take up all that are left."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free() + 1, limits[1]))
-    held: list[int] = []
-    try:
-        try:
-            while True:
-                held.append(os.dup(0))
-        except OSError:
-            yield held
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        for fd in held:
-            os.close(fd)
 
 
 def test_client_used_longest_ago_makes_room_for_a_new_one() -> None:

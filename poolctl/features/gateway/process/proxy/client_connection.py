@@ -229,7 +229,6 @@ class Exchange:
         self._kept: bytes | None = b""  # of the body, all that has come; None when it became too much
         self._tried: list[str] = []
         self._retries = route.retries
-        self._repeats = 0
         self._status = 0
         self._received = self._sent = 0  # bytes of the bodies
         self._paused = False  # the client accepts no bytes of the response for now
@@ -404,7 +403,7 @@ class Exchange:
 
     def switched(self, response: Response, data: bytes) -> None:
         self.begun = self.tunnel = True
-        self._status, self._kept = 101, None
+        self._status, self._kept, self._sent = 101, None, len(data)
         assert self._lease is not None
         self._lease.connected()
         self._wait(self._route.timeouts.idle)
@@ -467,10 +466,9 @@ class Exchange:
             self._client_side.finish(b"")
             return
         # An idle connection that the backend was closing: the request has probably not been seen.
-        stale = connection.requests > 1 and not connection.answered and not self._repeats
+        stale = connection.requests > 1 and not connection.answered
         if stale and self._request.idempotent and self._kept is not None:
             self._connection = None
-            self._repeats += 1
             self._send(fresh=True)
             return
         self._failed(PROTOCOL if isinstance(error, BadMessage) else RESET, 502, sent=True)
@@ -999,11 +997,6 @@ def _detach(transport: asyncio.Transport) -> socket.socket:
     """Take the socket out of the transport, which is discarded; returns the socket. Raises OSError."""
     used = transport.get_extra_info("socket")
     kind = Connection if isinstance(used, Connection) else socket.socket
-    fd = os.dup(used.fileno())
-    try:
-        sock = kind(fileno=fd)
-    except OSError:
-        os.close(fd)
-        raise
+    sock = kind(fileno=os.dup(used.fileno()))
     transport.abort()  # which closes its own descriptor only
     return sock
