@@ -119,6 +119,4 @@ def _bind(text: str) -> str:
     address = parse(text)
     if address.kind == "unix":
         return f"unix@{address.path}"
-    if address.kind != "tcp" or address.port is None:
-        raise _failure(f"HAProxy cannot listen on {text}: write an address with a port")
     return f"{'ipv6@' if address.is_ipv6 else ''}{address.host}:{address.port}"

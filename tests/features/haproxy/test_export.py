@@ -43,6 +43,11 @@ to = "10.0.0.5:53"
 alias = "postgres"
 bind = ":5432"
 to = "10.0.0.5:5432"
+
+[[server]]
+name = "unused"
+bind = "127.0.0.1:auto"
+app = "shop:web"
 """
 PLAIN = '[[server]]\nname = "web"\nbind = "127.0.0.1:8081"\napp = "shop:web"\n'
 
@@ -79,6 +84,8 @@ def test_written_files_are_accepted_once_the_named_commands_have_run(
         "moving has no address that HAProxy can know",
     ):
         assert part in warnings, part
+    assert warnings.count("has no address that HAProxy can know") == 1
+    assert "files of their own" not in warnings
 
 
 def test_printed_files_name_the_commands_for_the_others(poolctl: Command, directory: Path) -> None:
@@ -123,12 +130,15 @@ def test_names_of_certificates_are_written_where_one_demands_a_certificate_of_cl
     cert, key = certificate(directory, "closed.example")
     bundle = directory / "closed.pem"
     bundle.write_bytes(cert.read_bytes() + key.read_bytes())
-    tls = f'{{ cert = "{bundle}", ca = "{bundle}", client_auth = "required" }}'
+    tls = f'{{ cert = "{bundle}", ca = "{bundle}", client_auth = "required", ciphers = "HIGH" }}'
     (directory / "pool.toml").write_text(
         f'[gateway]\nbind = [{{ bind = "127.0.0.1:8443", tls = {tls} }}]\n'
         '[[route]]\nto = ["http://127.0.0.1:9000"]\n'
     )
     assert poolctl("export", "haproxy", "--directory", "out").code == 0
+    certificates = (directory / "out" / "listener-1.crt-list").read_text().splitlines()
+    options = f"ssl-min-ver TLSv1.2 verify required ca-file {bundle} ciphers HIGH"
+    assert certificates[1:] == [f"{bundle} [{options}] closed.example"]
     found = (directory / "out" / "listener-1.crt-list.map").read_text().splitlines()
     assert found[1:] == ["closed.example 0+"]
     assert "http-request return status 421 " in (directory / "out" / "haproxy.cfg").read_text()
@@ -137,3 +147,12 @@ def test_names_of_certificates_are_written_where_one_demands_a_certificate_of_cl
     bundle.unlink()
     refused = poolctl("export", "haproxy", "--directory", "out")
     assert (refused.code, str(bundle) in refused.err) == (1, True)
+
+
+def test_addresses_are_written_as_haproxy_names_them(poolctl: Command, directory: Path) -> None:
+    pool = directory / "pool.toml"
+    route = '[[route]]\nto = ["http://127.0.0.1:9000"]\n'
+    pool.write_text(f'[gateway]\nbind = ["unix:/run/gateway.sock", "[::1]:8080"]\n{route}')
+    text = poolctl("export", "haproxy").out
+    assert "bind unix@/run/gateway.sock\n" in text
+    assert "bind ipv6@::1:8080\n" in text

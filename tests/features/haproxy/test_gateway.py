@@ -271,6 +271,82 @@ def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_re
     run(work())
 
 
+def test_listener_moves_to_another_socket_and_haproxy_ends_without_one(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first = stage.haproxy.process
+            stage.process.listen(stage.binding, None, (2,), [stage.listener])
+            await stage.process.performed()
+            assert stage.haproxy.process is first, "the same socket again"
+            with socket.create_server(("127.0.0.1", 0)) as other:
+                other.setblocking(False)
+                stage.process.listen(stage.binding, None, (3,), [other])
+                await stage.process.performed()
+                stage.port = other.getsockname()[1]
+                assert await stage.answers() == {"one", "two"}
+                second = stage.haproxy.process
+                stage.process.close_listener("no such listener")
+                stage.process.close_listener(stage.binding.key)
+                await stage.process.performed()
+                await asyncio.gather(first.exited, second.exited)
+            with pytest.raises(ConnectionRefusedError):
+                await stage.get()
+            assert not stage.over.done()
+
+    run(work())
+
+
+def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_stays(short: Path) -> None:
+    cert, key = (path.read_bytes() for path in certificate(short))
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+
+    async def work() -> None:
+        async with gateway(short, cert, key) as stage:
+            first = stage.haproxy.process
+            stage.certify(b"no certificate", key, name="other")
+            await stage.process.performed()
+            (event,) = [each for each in stage.reports if each["t"] == "event"]
+            assert event["kind"] == "gateway configuration refused"
+            assert stage.haproxy.process is first
+            assert await stage.answers(ssl=context) == {"one", "two"}
+            # What comes later is followed.
+            stage.process.certify_only({stage.binding.bind: [["localhost"]]})
+            stage.report(replace(stage.facts["one"], ready=False, state="stopping"))
+            await stage.process.performed()
+            assert await stage.answers(ssl=context) == {"two"}
+
+    run(work())
+
+
+def test_process_is_over_when_haproxy_refuses_its_first_configuration(short: Path) -> None:
+    async def work() -> None:
+        stage = Stage(str(short), True)
+        stage.process.configure(stage.settings)
+        stage.certify(b"no certificate", b"no key")
+        stage.process.listen(stage.binding, None, (1,), [stage.listener])
+        stage.process.begin()
+        await stage.over
+        await stage.close()
+
+    run(work())
+
+
+def test_process_keeps_no_pair_of_a_server(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            give, take = socket.socketpair()
+            stage.process.serve(stage.facts["one"], give)
+            await stage.process.performed()
+            give.close()
+            with take:
+                take.setblocking(False)
+                assert await asyncio.get_running_loop().sock_recv(take, 1) == b""
+
+    run(work())
+
+
 def test_hosts_are_disabled_and_drained_by_order(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
