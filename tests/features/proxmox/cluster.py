@@ -90,6 +90,8 @@ class Cluster:
         status, reason, body = 401, "invalid token value!", b""
         if f"authorization: PVEAPIToken={TOKEN}" in fields:
             status, reason, body = await self._answer(method, path)
+        if method == "POST" and "content-length: 0" not in fields:
+            status, reason = 411, "Length Required"
         head = (
             f"HTTP/1.1 {status} {reason}\r\nServer: pve-api-daemon/3.0\r\nContent-Length: {len(body)}\r\n\r\n"
         )

@@ -113,28 +113,30 @@ def test_container_is_started_by_a_task_whose_failure_is_reported(pair: tuple[Pa
 
 
 @pytest.mark.parametrize(
-    ("answer", "message"),
+    ("answer", "message", "status"),
     [
-        ((500, f"broken {TOKEN}"), "localhost answered 500 broken …"),
-        ((595, "No route to host"), "localhost answered 595 No route to host"),
-        ((302, ""), "localhost answered 302"),
-        (b"<html>", "localhost: what it answers is not JSON of Proxmox VE"),
-        (b"[]", "localhost: what it answers is not JSON of Proxmox VE"),
-        (b'{"data":', "localhost: what it answers is not JSON of Proxmox VE"),
-        (b"[" * 100_000, "localhost: what it answers is not JSON of Proxmox VE"),
-        (b'{"data":{"a":1}}', "its answer has another form than that of Proxmox VE"),
-        (b'{"data":"' + b"x" * 5000 + b'"}', "localhost: its answer is larger than 4000 bytes"),
+        ((500, f"broken {TOKEN}"), "localhost answered 500 broken …", 500),
+        ((595, "No route to host"), "localhost answered 595 No route to host", 595),
+        ((302, ""), "localhost answered 302", 302),
+        (("none", ""), "localhost: what it answers is not HTTP", 0),
+        (b"<html>", "localhost: what it answers is not JSON of Proxmox VE", 200),
+        (b"[]", "localhost: what it answers is not JSON of Proxmox VE", 200),
+        (b'{"data":', "localhost: what it answers is not JSON of Proxmox VE", 200),
+        (b"[" * 100_000, "localhost: what it answers is not JSON of Proxmox VE", 200),
+        (b'{"data":{"a":1}}', "its answer has another form than that of Proxmox VE", 200),
+        (b'{"data":"' + b"x" * 5000 + b'"}', "localhost: its answer is larger than 4000 bytes", 200),
     ],
 )
 def test_answer_that_is_of_no_use_is_an_error(
-    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, answer: Any, message: str
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, answer: Any, message: str, status: int
 ) -> None:
     if "larger" in message:
         monkeypatch.setattr(_api, "MOST_BYTES", 4000)
 
     async def steps(cluster: Cluster) -> None:
         cluster.answers["/cluster/resources"] = answer
-        assert str(await refused(ProxmoxApi(cluster.table(), ENVIRONMENT).guests())) == message
+        error = await refused(ProxmoxApi(cluster.table(), ENVIRONMENT).guests())
+        assert (str(error), error.status) == (message, status)
 
     play(pair, steps)
 
@@ -171,6 +173,8 @@ def test_silent_api_and_wrong_tokens_are_errors_without_the_token(
         file = tmp_path / "token"
         api = ProxmoxApi(cluster.table(token_env=None, token_file=str(file)), {})
         assert str(await refused(api.nodes())) == "token_file: No such file or directory"
+        file.write_bytes(b"\xff")
+        assert str(await refused(api.nodes())).startswith("token_file: 'utf-8' codec can't decode")
         file.write_text("a@b!c=old\n")
         assert (await refused(api.nodes())).status == 401
         file.write_text(f"{TOKEN}\n")
@@ -191,6 +195,16 @@ def test_certificate_that_is_not_trusted_gets_no_token(pair: tuple[Path, Path]) 
             url = f"https://127.0.0.1:{unheard.getsockname()[1]}"
             error = await refused(ProxmoxApi(cluster.table(url=url), ENVIRONMENT).nodes())
         assert str(error) == "127.0.0.1: Connection refused"
+
+        async def without_tls(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await reader.read()
+            writer.close()
+
+        async with await asyncio.start_server(without_tls, "127.0.0.1", 0) as server:
+            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            error = await refused(ProxmoxApi(cluster.table(url=url), ENVIRONMENT).nodes())
+        assert str(error).startswith("127.0.0.1: [SSL")
 
     play(pair, steps)
 

@@ -53,7 +53,7 @@ class Stage:
         self.recorded: list[JournalEvent] = []
         self.events = Events(Clock())
         self.events.subscribe(self.recorded.append)
-        self.clock = ManualClock()
+        self.clock = ManualClock(LONG)
         self.changes = 0
         self.inventory = ProxmoxInventory(self.events, self._changed, self.clock)
 
@@ -95,14 +95,15 @@ def test_routes_are_linked_when_the_inventory_is_read_and_when_they_change(pair:
         assert stage.links() == {}
         await stage.read()
         assert stage.links() == {"web": ("", 101), "ui": ("pve1", 0)}
+        stage.events.flush()
+        assert [each.detail for each in stage.recorded] == [
+            {"route": "web", "to": "http://elsewhere:9000", "node": "pve1", "vmid": 101, "name": "web"},
+            {"route": "ui", "to": "https://pve1:8006", "node": "pve1", "vmid": 0, "name": "pve1"},
+        ]
         assert stage.happened() == [
             ("route linked", "web (http://elsewhere:9000): container 101 (web) on pve1"),
             ("route linked", "ui (https://pve1:8006): node pve1"),
         ]
-        (machine,) = stage.inventory.machines(web)
-        where = {"kind": "lxc", "node": "pve1", "vmid": 101, "name": "web"}
-        assert to_json(machine) == {"to": "http://elsewhere:9000", **where, "state": "stopped"}
-        assert str(machine) == "pve1/101 web (stopped)"
         # Names suffice: no machine was asked for its addresses.
         assert [each for each in stage.cluster.asked if "/lxc/" in each or "/qemu/" in each] == []
 
@@ -123,6 +124,71 @@ def test_routes_are_linked_when_the_inventory_is_read_and_when_they_change(pair:
     play(pair, steps)
 
 
+def test_machines_of_a_route_are_reported_with_the_state_that_was_read_last(pair: tuple[Path, Path]) -> None:
+    async def steps(stage: Stage) -> None:
+        urls = ("http://win", "http://none", "http://web:1", "http://web:2", "http://pve1", "http://win")
+        route = Route(alias="all", to=(Target(server="web"), *(Target(url=url) for url in urls)))
+        stage.inventory.follow_routes([route])
+        await stage.read()
+        stage.cluster.guests[101]["status"] = "running"
+        await stage.read()
+        web = {"kind": "lxc", "node": "pve1", "vmid": 101, "name": "web", "state": "running"}
+        assert [to_json(each) for each in stage.inventory.machines(route)] == [
+            {
+                "to": "http://win",
+                "kind": "qemu",
+                "node": "pve2",
+                "vmid": 200,
+                "name": "win",
+                "state": "running",
+            },
+            {"to": "http://web:1", **web},
+            {"to": "http://web:2", **web},
+            {"to": "http://pve1", "kind": "node", "node": "pve1", "vmid": 0, "name": "pve1", "state": ""},
+        ]
+        assert [str(each) for each in stage.inventory.machines(route)][2:] == [
+            "pve1/101 web (running)",
+            "pve1",
+        ]
+
+    play(pair, steps)
+
+
+def test_state_of_a_started_machine_is_newer_than_the_inventory(pair: tuple[Path, Path]) -> None:
+    async def steps(stage: Stage) -> None:
+        stage.inventory.follow_routes([to("web", "http://web")])
+        await stage.read()
+        assert stage.inventory.states["http://web"].state == "stopped"
+        stage.inventory.ask("http://web")
+        while stage.inventory.states["http://web"].state != "running":
+            await asyncio.sleep(0.001)
+        stage.inventory.follow_routes([to("web", "http://web"), to("win", "http://win")])
+        assert {url: each.state for url, each in stage.inventory.states.items()} == {
+            "http://web": "running", "http://win": "running",
+        }  # fmt: skip
+
+    play(pair, steps)
+
+
+def test_first_target_that_is_an_address_has_the_machines_asked_at_once(pair: tuple[Path, Path]) -> None:
+    async def steps(stage: Stage) -> None:
+        stage.inventory.follow_routes([to("web", "http://web")])
+        await stage.read()
+        assert stage.links() == {"web": ("", 101)}
+        stage.cluster.asked.clear()
+        stage.inventory.follow_routes([to("ui", "http://pve1")])
+        stage.inventory.follow_routes([to("a", "http://10.0.1.2")])
+        while not stage.links():
+            await asyncio.sleep(0.001)
+        stage.inventory.follow_routes([to("a", "http://10.0.1.2"), to("b", "http://10.0.1.3")])
+        assert stage.links() == {"a": ("", 102), "b": ("", 200)}
+        for _ in range(5):  # time for another reading to begin
+            await asyncio.to_thread(int)
+        assert stage.cluster.asked.count("GET /nodes") == 1
+
+    play(pair, steps)
+
+
 def test_many_routes_are_linked_in_a_thread(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inventory, "_MOST_LINKED_AT_ONCE", 1)
 
@@ -138,6 +204,13 @@ def test_many_routes_are_linked_in_a_thread(pair: tuple[Path, Path], monkeypatch
         }  # fmt: skip
         # The events of each change were recorded once.
         assert len(stage.happened()) == 2
+
+        # Those that come while the thread works are linked next.
+        stage.inventory.follow_routes([to("a", "http://web"), to("b", "http://web")])
+        await asyncio.sleep(0)
+        stage.inventory.follow_routes([to("c", "http://web"), to("d", "http://web")])
+        while stage.links() != {"c": ("", 101), "d": ("", 101)}:
+            await asyncio.sleep(0.001)
 
     play(pair, steps)
 
@@ -170,11 +243,15 @@ def test_targets_that_are_addresses_are_linked_also_while_the_machine_is_stopped
         assert [each for each in cluster.asked if "/lxc/" in each or "/qemu/" in each] == [
             "GET /nodes/pve1/lxc/102/config"
         ]
-        # Another machine has got the address.
+        # Another machine has got the address, and then a new one.
         cluster.addresses[200] = ["10.0.1.2"]
         stage.clock.advance(LONG)
         await stage.read()
         assert stage.links() == {**linked, "10.0.1.2": ("", 200)}
+        cluster.addresses[200] = ["10.0.1.4"]
+        stage.clock.advance(LONG)
+        await stage.read()
+        assert stage.links() == linked
         # An agent that does not run is no problem.
         cluster.addresses[200] = []
         stage.clock.advance(LONG)
@@ -192,10 +269,15 @@ def test_targets_that_are_addresses_are_linked_also_while_the_machine_is_stopped
         ("", None, "localhost: no answer within 0.05 s"),
         ("/cluster/resources", b"garbage", "localhost: what it answers is not JSON of Proxmox VE"),
         ("/nodes/pve1/lxc", None, "localhost: no answer within 0.05 s"),
+        (
+            "/cluster/resources",
+            b'{"data":[{"type":"lxc","vmid":102,"node":"\\ud800","status":"running"}]}',
+            "localhost: the inventory could not be read; see supervisor.log",
+        ),
     ],
 )
 def test_api_that_is_away_leaves_the_last_inventory_in_use(
-    pair: tuple[Path, Path], path: str, answer: Any, problem: str
+    pair: tuple[Path, Path], caplog: pytest.LogCaptureFixture, path: str, answer: Any, problem: str
 ) -> None:
     async def steps(stage: Stage) -> None:
         stage.inventory.follow_routes([to("web", "http://web"), to("db", "http://10.0.1.2")])
@@ -217,6 +299,24 @@ def test_api_that_is_away_leaves_the_last_inventory_in_use(
         await stage.read()
         assert (stage.links(), stage.inventory.problem) == (links, "")
         assert stage.happened() == [("proxmox available", "localhost answers again")]
+        assert caplog.messages.count(f"[proxmox]: {problem}") == 1
+        written = "the inventory of localhost could not be read" in caplog.messages
+        assert written == ("supervisor.log" in problem)
+
+    play(pair, steps)
+
+
+def test_other_machines_are_not_asked_for_addresses_once_one_has_not_answered(
+    pair: tuple[Path, Path],
+) -> None:
+    async def steps(stage: Stage) -> None:
+        cluster = stage.cluster
+        cluster.guests = {vmid: {**cluster.guests[102], "name": f"m{vmid}"} for vmid in range(300, 320)}
+        cluster.answers["/nodes/pve1/lxc"] = None
+        stage.inventory.follow_routes([to("db", "http://10.0.1.2")])
+        await stage.read(cluster.table(timeout=1.0, refresh=LONG))
+        assert stage.inventory.problem == "localhost: no answer within 1 s"
+        assert 1 <= sum("/lxc/" in each for each in cluster.asked) < 10
 
     play(pair, steps)
 
@@ -228,6 +328,8 @@ def test_without_the_table_nothing_is_linked_and_nothing_read(pair: tuple[Path, 
         stage.inventory.follow(None, {})
         assert stage.links() == {}
         assert stage.happened()[-1] == ("route unlinked", "web (http://web): container 101 (web) on pve1")
+        await stage.read()
+        assert stage.links() == {"web": ("", 101)}
 
     play(pair, steps)
 
@@ -292,6 +394,10 @@ def test_host_or_alias_leads_to_a_node_or_else_to_a_guest(
     assert (link and link.identity) == identity
     if link is not None:
         assert (link.guest is None) == (link.identity[1] == 0)
+
+
+def test_inventory_is_shown_by_its_numbers() -> None:
+    assert repr(INVENTORY) == "<Inventory: 2 nodes, 10 guests>"
 
 
 def test_targets_of_routes_are_linked_by_alias_and_url() -> None:
@@ -363,16 +469,21 @@ def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path)
         environment = SimpleNamespace(state_directory=str(tmp_path), configuration=configuration)
         absent: Any = None
         machines = Machines(part_site(absent, Events(Clock()), environment))
-        table = ProxmoxTable(url="https://127.0.0.1:1", token_env="PVE_TOKEN")
+        (tmp_path / "started-machines.json").write_text('{"101": 1}')
+        table = ProxmoxTable(url="https://127.0.0.1:1", token_env="PVE_TOKEN", refresh=LONG, idle=LONG)
         machines.follow(Tables(proxmox=table))
         assert [*machines.not_served] == []
+        others = asyncio.all_tasks()
         machines.connect(gateway)
         (made,) = found
         await problem_of(made)
         assert [*machines.not_served] == [f"[proxmox]: {made.problem}"]
         machines.follow(Tables())
         assert [*machines.not_served] == [], "nothing is read without the table"
+        machines.follow(Tables(proxmox=table))
+        await problem_of(made)
         await machines.stop_serving()
+        await asyncio.gather(*(asyncio.all_tasks() - others), return_exceptions=True)
 
     asyncio.run(asyncio.wait_for(work(), 60))
 

@@ -106,6 +106,7 @@ def test_stopped_container_is_started_once_for_all_that_ask(play: Play) -> None:
         while stage.cluster.starts() == []:
             await asyncio.sleep(0.001)
         assert {stage.starter.states[url].state for url in (WEB, ALSO_WEB)} == {"starting"}
+        assert [stage.starter.status(url) for url in (WEB, WIN, NODE)] == ["starting", "running", ""]
         stage.cluster.may_start.set()
         assert {each.state for each in await asyncio.gather(*asked)} == {"running"}
         assert stage.cluster.starts() == [START]
@@ -177,19 +178,22 @@ def test_failed_start_is_not_tried_again_for_some_time(play: Play, fails: str, a
     play(steps)
 
 
-def test_after_the_cooldown_it_is_tried_again(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_machine_starter, "_COOLDOWN_SECONDS", 0.01)
+def test_after_the_cooldown_which_doubles_it_is_tried_again(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_machine_starter, "_COOLDOWN_SECONDS", 0.1)
 
     async def steps(stage: Stage) -> None:
         await stage.begin()
         stage.cluster.fails = "no space"
-        await stage.ask()
-        while stage.starter.states[WEB].state == "failed":
-            await asyncio.sleep(0.001)
-        assert stage.states() == ["stopped", "starting", "failed", "stopped"]
+        for pause_seconds in (0.1, 0.2):
+            assert (await stage.ask()).retry_seconds == pause_seconds
+            while stage.starter.states[WEB].state == "failed":
+                await asyncio.sleep(0.001)
+        assert stage.states() == ["stopped", *["starting", "failed", "stopped"] * 2]
         stage.cluster.fails = ""
         assert (await stage.ask()).state == "running"
-        assert stage.cluster.starts() == [START, START]
+        assert stage.cluster.starts() == [START] * 3
 
     play(steps)
 
@@ -471,6 +475,7 @@ def test_machine_that_others_have_stopped_is_not_ours_any_more(play_idle: PlayId
         await until(lambda: not idle.inventory.starter.started)
         idle.cluster.guests[101]["status"] = "running"
         idle.inventory.starter.stop(101, lambda: asyncio.sleep(0, True))
+        await idle.settled()
         assert idle.cluster.stops() == []
 
     play_idle(steps)
@@ -487,6 +492,38 @@ def test_stop_that_fails_is_recorded_and_tried_again_after_the_idle_time(play_id
         failed = next(each for each in idle.recorded if each.event == "machine stop failed")
         assert failed.message == "the container 101 (web) on pve1 could not be stopped: VM is locked (backup)"
         idle.cluster.fails = ""
+        await idle.stopped()
+
+    play_idle(steps)
+
+
+def test_stop_that_takes_too_long_has_failed(play_idle: PlayIdle) -> None:
+    async def steps(idle: IdleStage) -> None:
+        await idle.begin(idle=3600.0)
+        await idle.wake()
+        before = idle.inventory.inventory
+        await idle.begin(idle=3600.0, start_timeout=0.1)
+        await until(lambda: idle.inventory.inventory is not before)
+        idle.cluster.may_stop.clear()
+        idle.inventory.starter.stop(101, lambda: asyncio.sleep(0, True))
+        await idle.settled()
+        assert idle.happened()[-2:] == ["machine stop requested", "machine stop failed"]
+        assert idle.recorded[-1].message == (
+            "the container 101 (web) on pve1 could not be stopped: it runs still after 100ms"
+        )
+        assert idle.inventory.starter.states[WEB_LAN].state == "running"
+
+    play_idle(steps)
+
+
+def test_machine_is_started_and_stopped_also_when_that_cannot_be_noted(
+    play_idle: PlayIdle, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def steps(idle: IdleStage) -> None:
+        idle.state_directory.rmdir()
+        await idle.begin()
+        assert (await idle.wake()).state == "running"
+        assert "which machines were started is not known to the next supervisor" in caplog.text
         await idle.stopped()
 
     play_idle(steps)
