@@ -94,8 +94,28 @@ def test_missing_or_empty_token_is_an_error_with_its_fix(tmp_path: Path) -> None
         ) as caught:
             settings_with(tmp_path, environment, token_env="TOKEN")
         assert caught.value.hint == "export TOKEN=… before poolctl start"
-    with pytest.raises(ServerError, match="its token cannot be read"):
-        settings_with(tmp_path, token_file=str(tmp_path / "missing"))
+    (tmp_path / "garbage").write_bytes(b"\xff")
+    for name in ("missing", "garbage"):
+        with pytest.raises(ServerError, match="its token cannot be read") as caught:
+            settings_with(tmp_path, token_file=str(tmp_path / name))
+        assert caught.value.hint == f"write the token into {tmp_path / name}"
+    (tmp_path / "empty").write_text("\n")
+    with pytest.raises(ServerError, match=r"it has no token: .*/empty is empty"):
+        settings_with(tmp_path, token_file=str(tmp_path / "empty"))
+    with pytest.raises(ServerError, match=r"its token cannot be written: .*No such file") as caught:
+        settings_with(tmp_path / "missing")
+    assert caught.value.hint == "name one: token_file"
+
+
+def test_settings_have_the_certificate_with_its_password_from_the_environment(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    files = {"cert": str(cert), "key": str(key)}
+    made = settings_with(tmp_path, tls=files).values["tls"]
+    assert {name: made[name] for name in ("cert", "key", "ca", "ciphers", "password")} == {
+        **files, "ca": None, "ciphers": None, "password": "",
+    }  # fmt: skip
+    settings = settings_with(tmp_path, {"SECRET": "open"}, tls={**files, "password_env": "SECRET"})
+    assert settings.values["tls"]["password"] == "open"
 
 
 def test_hosts_are_the_configured_ones_and_the_address(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import Any
 
 import pytest
@@ -165,6 +166,85 @@ def test_closed_manager_attempts_nothing_more() -> None:
     asyncio.run(scenario())
 
 
+def test_attempt_in_progress_ends_when_the_manager_is_closed() -> None:
+    class Waiting(Settling):
+        async def _settle(self) -> None:
+            self.settled += 1
+            await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        manager = Waiting()
+        manager._configured()
+        while not manager.settled:
+            await asyncio.sleep(0)
+        await asyncio.wait_for(manager.aclose(), 10)
+        assert manager.off == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("life_seconds", "pause_seconds"), [(50.0, 0.8), (70.0, 0.2)])
+def test_process_that_ends_is_reported_and_restarted_sooner_after_a_long_life(
+    life_seconds: float, pause_seconds: float
+) -> None:
+    async def scenario() -> None:
+        manager = Settling(*[ServerError("port taken") for _ in range(2)])
+        for _ in range(2):
+            await manager._settle_now()
+        recorded = []
+        manager.recorded.subscribe(recorded.append)
+        ours, theirs = wire.pair()
+        process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
+        process.began -= life_seconds
+        manager._watch(process)
+        theirs.close()
+        await asyncio.wait_for(process.exited, 10)
+        await asyncio.sleep(0)
+        assert (manager.restarts, manager.pause_seconds) == (1, pause_seconds)
+        assert manager.keeper.sent == [{"op": "drop", "name": "page", "fds": 0}]
+        manager.recorded.flush()
+        event = recorded[-1]
+        message = "the page's process has ended; another one is started"
+        assert (event.event, event.message, event.detail) == (
+            "page ended", message, {"severity": "warning", "pid": 2**22 + 1},
+        )  # fmt: skip
+        manager._end_process()
+        assert len(manager.keeper.sent) == 1
+        await manager.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_end_of_a_process_that_was_replaced_has_no_effect() -> None:
+    async def scenario() -> None:
+        manager = Settling()
+        ours, theirs = wire.pair()
+        others, peer = wire.pair()
+        replaced = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
+        manager._watch(replaced)
+        manager._watch(PageProcess(others, {"pid": 2**22 + 2, "start": 1}, "mark"))
+        theirs.close()
+        await asyncio.wait_for(replaced.exited, 10)
+        await asyncio.sleep(0)
+        assert (manager.restarts, manager._retry, manager.keeper.sent) == (0, None, [])
+        manager._end_process()
+        peer.close()
+        await manager.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_ends_over_more_than_ten_minutes_are_no_instability() -> None:
+    async def scenario() -> None:
+        manager = Settling()
+        now = asyncio.get_running_loop().time()
+        for ages_seconds, unstable in (((590, 10, 5), True), ((610, 10, 5), False)):
+            manager._ends.extend(now - age for age in ages_seconds)
+            assert bool(manager.instability) == unstable
+
+    asyncio.run(scenario())
+
+
 def test_process_in_use_is_in_the_keepers_store_and_is_asked_to_end_once() -> None:
     async def scenario() -> None:
         manager = Settling()
@@ -205,6 +285,38 @@ def test_process_is_ready_when_it_says_so_and_one_that_ends_before_names_its_log
         with pytest.raises(LinkLost, match="its process ended at its start; see /run/page"):
             await asyncio.wait_for(process.ready("/run"), 10)
         assert process.exited.done()
+
+    asyncio.run(scenario())
+
+
+def test_keeper_that_is_gone_starts_no_process_and_leaves_no_descriptor() -> None:
+    class Gone(Keeper):
+        async def call(self, message: dict[str, Any], fds: Any = ()) -> Any:
+            self.sent.append(message)
+            raise LinkLost("gone")
+
+    async def scenario() -> None:
+        keeper: Any = Gone()
+        before = os.listdir("/proc/self/fd")
+        for part in ("", "another"):
+            with pytest.raises(LinkLost, match="gone"):
+                await PageProcess.spawn(keeper, "/run", "mark", part)
+        assert os.listdir("/proc/self/fd") == before
+        assert [(each["argv"][-1], each["output"]) for each in keeper.sent] == [
+            ("page", "/run/page.log"), ("another", "/run/page.log"),
+        ]  # fmt: skip
+
+    asyncio.run(scenario())
+
+
+def test_orders_of_a_process_that_is_gone_are_not_confirmed() -> None:
+    async def scenario() -> None:
+        ours, theirs = wire.pair()
+        process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
+        theirs.close()
+        with pytest.raises(LinkLost):
+            await asyncio.wait_for(process.performed(), 10)
+        process.end()
 
     asyncio.run(scenario())
 
