@@ -11,11 +11,13 @@ import ssl
 import stat
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
 from poolctl.clock import Clock
+from poolctl.config import Tables
 from poolctl.features.operator import FEATURE, pool_operator
 from poolctl.features.operator.client import OperatorClient, OperatorSettings
 from poolctl.features.operator.pool_operator import OperatorAddress, PoolOperator
@@ -28,6 +30,7 @@ from poolctl.supervisor.active_configuration import PoolEnvironment
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.ports import claim_port
+from tests.unit.supervisor.desk import part_site
 
 
 def test_reports_to_an_operator_have_figures_where_there_is_one() -> None:
@@ -82,6 +85,7 @@ class Keeper:
 
 class Environment(NamedTuple):
     environment: dict[str, str]
+    name: str = "shop"
 
 
 class Pool:
@@ -93,8 +97,8 @@ class Pool:
         self.events.subscribe(self._heard.append)
         self.servers = Servers()
         self.keeper = keeper
-        environment: Any = PoolEnvironment(Environment(env), keeper, "/", "/")  # type: ignore[arg-type]
-        self.address = OperatorAddress(environment, self.events, self.servers)
+        self.environment: Any = PoolEnvironment(Environment(env), keeper, "/", "/")  # type: ignore[arg-type]
+        self.address = OperatorAddress(self.environment, self.events, self.servers)
 
     async def serve(self, table: OperatorTable | None) -> None:
         self.address._tried.clear()
@@ -475,5 +479,54 @@ def test_events_are_bounded_and_their_counts_are_whole() -> None:
                 "1 request waits elsewhere; the server is not to run, and stays as it is",
             ),
         ]
+
+    play(test)
+
+
+def test_pool_serves_the_address_of_its_table_and_closes_it_without_one() -> None:
+    async def test(pool: Pool) -> None:
+        core: Any = pool.servers
+        part = PoolOperator(part_site(core, pool.events, pool.environment))
+        part.follow(Tables())
+        await part.opening_attempted()
+        await part.stop_serving()
+        table, bind = trusted()
+        async with asyncio.timeout(DEADLINE):
+            with socket.create_server(("127.0.0.1", int(bind.rpartition(":")[2]))):
+                part.follow(Tables(operator=table))
+                await part.opening_attempted()
+                (problem,) = part.problems
+                assert problem.startswith("[operator]: operator cannot be served: ")
+            part.follow(Tables(operator=table))
+            while [*part.problems]:
+                await asyncio.sleep(0.001)
+            assert (await ask(bind, request())).status == 200
+            part.follow(Tables(operator=OperatorTable(url="http://127.0.0.1:1")))
+            while pool.keeper.entries:
+                await asyncio.sleep(0.001)
+            with pytest.raises(ConnectionRefusedError):
+                await ask(bind, request())
+            await part.stop_serving()
+
+    play(test)
+
+
+def test_gateway_gets_the_settings_of_the_operator_that_it_informs() -> None:
+    async def test(pool: Pool) -> None:
+        core: Any = pool.servers
+        part = PoolOperator(part_site(core, pool.events, pool.environment))
+        gateway: Any = SimpleNamespace(process_parts={})
+        part.connect(gateway)
+        (settings,) = gateway.process_parts.values()
+        assert settings() is None
+        part.follow(Tables(operator=OperatorTable(endpoint="/unused")))
+        assert settings() is None
+        part.follow(
+            Tables(operator=OperatorTable(url="http://op:1", endpoint="/in", retry=7, token_env="POOL_TOKEN"))
+        )
+        whole = {"url": "http://op:1", "endpoint": "/in", "retry_seconds": 7.0, "token": "s3cret"}
+        assert settings() == {
+            **whole, "namespace": "shop", "ca": "", "cert": "", "key": "", "key_password": "",
+        }  # fmt: skip
 
     play(test)

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 
+from poolctl.control.answers import ErrorEntry
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.features.gateway.supervision.gateway_reports import facts_of
+from poolctl.features.rollout import rollouts
+from poolctl.json_form import from_json
+from poolctl.runners.runner_protocol import Capabilities
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.verbs.verbs import AUDITED
 from tests.features.rollout.rollout_desk import RolloutDesk, Split, apart
@@ -103,11 +107,101 @@ def test_what_cannot_be_tried_on_a_share_is_refused_with_the_reason(desk: Rollou
             {"share": 0},
             {"share": 1},
             {"seconds": "1m"},
+            {"share": True},
+            {"seconds": -1},
+            {"seconds": float("inf")},
             {"abort_on": ["cpu > 1"]},
+            {"abort_on": "errors > 1%"},
+            {"abort_on": [1]},
             {"op": "undo"},
         ):
             with pytest.raises(SelectorError):
                 await desk.ask("rollout", "web", **wrong)
+        with pytest.raises(SelectorError, match="a rollout is of one server, and 2 are selected"):
+            await desk.ask("rollout", "web", "worker")
+
+    run(work())
+
+
+def test_files_that_are_not_valid_begin_no_rollout(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        desk.files.wrong = [from_json(ErrorEntry, {"message": "unknown key 'bin'"})]
+        answer = await desk.rollout()
+        assert (answer["exit_code"], [each["message"] for each in answer["errors"]]) == (
+            5,
+            ["unknown key 'bin'"],
+        )
+        assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
+
+    run(work())
+
+
+def test_server_whose_generations_may_not_overlap_has_no_rollout(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        desk.entry.config = web(workers=3, overlap=False)
+        answer = await desk.rollout()
+        assert answer["exit_code"] == 8
+        assert answer["errors"][0]["message"] == "web: two generations of it may not run at once"
+
+    run(work())
+
+
+def test_runner_that_counts_no_requests_has_no_rollout(
+    desk: RolloutDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        await desk.started()
+        monkeypatch.setattr(type(desk.runner), "capabilities", Capabilities())
+        answer = await desk.rollout()
+        assert (answer["exit_code"], answer["errors"][0]["hint"]) == (8, "poolctl restart")
+        assert answer["errors"][0]["message"] == "the pool's runner counts no requests"
+
+    run(work())
+
+
+def test_rollout_is_paused_resumed_and_shown(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        assert (await desk.ask("rollouts"))["items"] == []
+        await desk.rollout(wait=False)
+        for operation, state in (("pause", "paused"), ("resume", "running")):
+            answer = await desk.ask("rollout", "web", op=operation)
+            assert [each["state"] for each in answer["items"]] == [state]
+            assert (await desk.ask("rollouts", "web"))["items"] == answer["items"]
+        assert (await desk.ask("rollouts", "worker"))["items"] == []
+
+    run(work())
+
+
+def test_request_that_is_repeated_after_the_promotion_gets_its_result(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        await desk.rollout(wait=False)
+        await desk.ask("rollout", "web", op="promote")
+        answer = await desk.rollout(again=2)
+        (item,) = answer["items"]
+        assert (item["state"], item["generation"]) == ("promoted", 2)
+        assert item["reason"] == "promoted before the supervisor was replaced"
+        assert desk.entry.desired.generation == 2
+        (item,) = (await desk.rollout(again=3, wait=False))["items"]
+        assert (item["state"], item["generation"]) == ("running", 3)
+
+    run(work())
+
+
+def test_server_that_stops_while_its_canarys_address_is_opened_has_no_rollout(routed: RolloutDesk) -> None:
+    async def work() -> None:
+        await routed.started()
+        routed.runner.may_open.clear()
+        answer = routed.rollout()
+        await turns()
+        await routed.ask("stop", "web")
+        routed.runner.may_open.set()
+        assert (await answer)["errors"][0]["message"].startswith("web is stopped")
+        await turns()
+        assert not apart(routed)
 
     run(work())
 
@@ -149,6 +243,25 @@ def test_next_rollout_begins_once_the_address_of_the_last_canary_is_closed(route
         assert (await answer)["items"][0]["state"] == "running"
         assert desk.serving == ["web.1.0", "web.1.1", "web.1.2", "web.3.0"]
         assert desk.entry.observed.workers["web.3.0"].config.key in apart(desk)
+
+    run(work())
+
+
+def test_address_of_the_last_canary_that_stays_open_prevents_the_next_rollout(
+    routed: RolloutDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "_LEAVES_SECONDS", 0.01)
+
+    async def work() -> None:
+        await routed.started()
+        await routed.rollout(wait=False)
+        routed.runner.may_close.clear()
+        await routed.ask("rollout", op="abort")
+        answer = await routed.rollout()
+        assert (answer["exit_code"], answer["errors"][0]["message"]) == (
+            8, "web: its last canary has not left yet",
+        )  # fmt: skip
+        routed.runner.may_close.set()
 
     run(work())
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from poolctl.control.server_answers import Measured
 from poolctl.features.top._boards import ROUTE_ORDERS, SERVER_ORDERS, RouteBoard, ServerBoard
 from poolctl.json_form import from_json
+from poolctl.routing.route_report import RouteReport
 from tests.stand_in import item as document
 
 
@@ -172,3 +173,56 @@ def test_next_order_is_that_of_the_column_beside() -> None:
     assert board.sort == "file"
     board.sort_next(1)
     assert board.sort == "problems"
+
+
+def test_rates_of_routes_are_those_since_the_last_result() -> None:
+    def result(a: int, a_stream: int) -> list[RouteReport]:
+        return [
+            RouteReport(alias="a", requests=a, errors=a // 10),
+            RouteReport(alias="a", way="stream", requests=a_stream),
+        ]
+
+    board = RouteBoard(sort="file")
+    for seconds, reports, rates in (
+        (100.0, result(10, 5), [("a", None, None), ("a (stream)", None, None)]),
+        (110.0, result(30, 1), [("a", 2.0, 0.2), ("a (stream)", 0.0, 0.0)]),
+        (110.0, result(40, 2), [("a", None, None), ("a (stream)", None, None)]),
+    ):
+        board.receive(reports, seconds)
+        assert [tuple(row)[1:] for row in board.rows] == [tuple(rate)[1:] for rate in rates]
+        assert [row.name for row in board.rows] == [name for name, _, _ in rates]
+
+
+@pytest.mark.parametrize("sort", ["requests", "waiting", "errors", "latency"])
+def test_figures_of_routes_are_sorted_from_the_largest(sort: str) -> None:
+    board = RouteBoard(sort=sort)
+    board.resize(10)
+    board.receive(
+        [RouteReport(alias="a"), RouteReport(alias="b", requests=1, waiting=1, errors=1, p99_seconds=1)], 1
+    )
+    assert [row.name for row in board.shown] == ["b", "a"]
+
+
+def test_known_rates_of_routes_come_before_their_totals() -> None:
+    board = RouteBoard(sort="requests")
+    board.resize(10)
+    for seconds, requests in ((1.0, 1), (2.0, 9)):
+        board.receive(
+            [RouteReport(alias="a", requests=100), RouteReport(alias="b", requests=requests)], seconds
+        )
+    assert [row.name for row in board.shown] == ["b", "a"]
+
+
+def test_routes_with_problems_come_first_and_a_filter_searches_their_targets() -> None:
+    board = RouteBoard()
+    board.resize(10)
+    states = {"web": "healthy", "new": "starting", "bad": "unhealthy", "odd": "error"}
+    reports = [
+        RouteReport(alias=alias, host="shop", path="/api", to=(f"http://{alias}:80",), state=state)
+        for alias, state in states.items()
+    ]
+    board.receive(reports, 1.0)
+    assert [row.name for row in board.shown] == ["bad", "odd", "new", "web"]
+    for text, found in (("http://new shop", ["new"]), ("/api proxy unhealthy", ["bad"])):
+        board.narrow(text)
+        assert [row.name for row in board.shown] == found
