@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,21 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.config import Probe
-from poolctl.probes.prober import HttpProbeRequest, Prober, WorkerConnector, make_prober, statuses
+from poolctl.probes.prober import (
+    AcceptProber,
+    EchoExchange,
+    HttpProbeRequest,
+    ProbeConnection,
+    Prober,
+    RequestProber,
+    WorkerConnector,
+    make_prober,
+    statuses,
+    unverified_context,
+)
 from poolctl.probes.worker_probes import WorkerProbe
+from poolctl.selection.matcher_client import TOO_SLOW, matcher
+from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.processes import is_alive
 
@@ -210,11 +224,225 @@ def test_response_after_a_cancelled_probe_is_not_reported() -> None:
     run(scenario)
 
 
+def test_data_without_a_request_ends_the_connection() -> None:
+    async def scenario() -> None:
+        probed = Probed()
+        await probed.request()
+        assert await probed.answer(OK) == ""
+        probed.ends[-1].send(b"more")
+        assert await probed.heard() == b""
+        assert probed.results == []
+        probed.prober.start(probed.results.append)
+        while len(probed.ends) < 2:
+            await asyncio.sleep(0)
+        await probed.heard()
+        assert await probed.answer(OK) == ""
+
+    run(scenario)
+
+
+def test_response_may_end_with_its_connection() -> None:
+    async def scenario() -> None:
+        probed = Probed(http="/health", body="hello")
+        await probed.request()
+        probed.ends[-1].send(b"HTTP/1.1 200 OK\r\n\r\nhello")
+        probed.ends[-1].close()
+        assert await probed.verdict() == ""
+
+    run(scenario)
+
+
+def test_kept_connection_that_ends_within_a_response_is_a_failure() -> None:
+    async def scenario() -> None:
+        probed = Probed()
+        await probed.request()
+        await probed.answer(OK)
+        await probed.request()
+        probed.ends[-1].send(OK[:10])
+        probed.ends[-1].close()
+        assert await probed.verdict() == "it closed the connection"
+        assert len(probed.ends) == 1
+
+    run(scenario)
+
+
+def test_closed_prober_closes_the_connection_of_a_worker_that_reads_nothing() -> None:
+    async def scenario() -> None:
+        probed = Probed()
+        for _ in range(3):
+            probed.prober.start(probed.results.append)
+            await asyncio.sleep(0.01)
+            probed.prober.cancel()
+        assert (await probed.heard()).count(b"GET") == 1
+        probed.prober.close()
+        assert await probed.heard() == b""
+        assert probed.results == []
+
+    run(scenario)
+
+
+def test_connection_that_is_being_opened_is_given_up_with_its_probe() -> None:
+    given_up: list[bool] = []
+
+    class Runner:
+        async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+            try:
+                return await asyncio.Future()
+            finally:
+                given_up.append(True)
+
+    async def scenario() -> None:
+        connector = WorkerConnector(Runner(), None)  # type: ignore[arg-type]
+        prober = RequestProber(EchoExchange(), connector, tls=False)
+        for count in (1, 2):
+            prober.start(print)
+            await asyncio.sleep(0)
+            prober.cancel()
+            await asyncio.sleep(0)
+            assert len(given_up) == count
+
+    run(scenario)
+
+
+def test_connection_that_is_closed_at_once_releases_its_socket() -> None:
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            ProbeConnection(ours).close()
+            await asyncio.sleep(0.01)
+            assert ours.fileno() == -1
+
+    run(scenario)
+
+
+def test_body_that_is_judged_late_is_not_the_result_of_the_next_probe() -> None:
+    async def scenario() -> None:
+        probed = Probed(http="/health", body="^h.l+o$")
+        await probed.request()
+        probed.ends[-1].send(OK)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        probed.prober.cancel()
+        probed.prober.start(probed.results.append)
+        judged = asyncio.Event()
+        matcher().ask(["^a+$"], ["a"], lambda _: judged.set())
+        await judged.wait()
+        assert probed.results == []
+        while len(probed.ends) < 2:
+            await asyncio.sleep(0)
+        await probed.heard()
+        assert await probed.answer(b"HTTP/1.1 500 \r\ncontent-length: 0\r\n\r\n") == "GET /health: status 500"
+
+    run(scenario)
+
+
+def test_expression_that_takes_too_long_is_not_tried_with_the_next_response() -> None:
+    async def scenario() -> None:
+        probe = Probe(http="/", body="^(a|aa)+$")
+        request = HttpProbeRequest(probe, expose="http://127.0.0.1:1")
+        reply = request.new_reply()
+        assert reply.feed(b"HTTP/1.1 200 OK\r\ncontent-length: 61\r\n\r\n" + b"a" * 60 + b"!")
+        results: list[str] = []
+        request.judge(reply, results.append)
+        assert results == []
+        async with asyncio.timeout(60):
+            while not results:
+                await asyncio.sleep(0.01)
+        request.judge(reply, results.append)
+        assert results == [f"GET /: status 200, body: {TOO_SLOW.problem}"] * 2
+
+    asyncio.run(scenario())
+
+
+class Connecting:
+    """A runner that connects to a port, and records how it was asked to."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self.asked: list[tuple[str, bool]] = []
+
+    async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+        self.asked.append((kind, plain))
+        sock = socket.create_connection(("127.0.0.1", self.port))
+        sock.setblocking(False)
+        return sock
+
+
+@pytest.mark.parametrize(("client_auth", "plain"), [("none", False), ("optional", False), ("required", True)])
+def test_worker_with_tls_is_probed_with_tls_unless_it_needs_a_certificate_of_the_client(
+    tmp_path: Path, client_auth: str, plain: bool
+) -> None:
+    cert, key = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    spoken: list[str | None] = []
+
+    async def respond(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        tls = writer.get_extra_info("ssl_object")
+        spoken.append(tls and tls.selected_alpn_protocol())
+        writer.write(OK)
+        await reader.read()
+        writer.close()
+
+    async def scenario() -> None:
+        listening = await asyncio.start_server(respond, "127.0.0.1", 0, ssl=None if plain else context)
+        async with listening:
+            runner = Connecting(listening.sockets[0].getsockname()[1])
+            tls = {"cert": str(cert), "key": str(key), "client_auth": client_auth}
+            tls |= {} if client_auth == "none" else {"ca": str(cert)}
+            server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", tls=tls, health="/")
+            assert server.health.readiness is not None
+            connector = WorkerConnector(runner, None)  # type: ignore[arg-type]
+            prober = make_prober(server.health.readiness, server, connector, {})
+            results: list[str] = []
+            prober.start(results.append)
+            async with asyncio.timeout(60):
+                while not results:
+                    await asyncio.sleep(0.001)
+            assert results == [""]
+            assert runner.asked == [("http", plain)]
+            assert spoken == [None if plain else "http/1.1"]
+            prober.close()
+            await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("said", "problem"), [(b"plain text\r\n", "TLS: "), (b"", "it closed the connection")]
+)
+def test_handshake_that_fails_is_a_problem(said: bytes, problem: str) -> None:
+    async def scenario() -> None:
+        ours, theirs = socket.socketpair()
+        results: list[str] = []
+        connection = ProbeConnection(ours, unverified_context())
+        connection.send(EchoExchange(), results.append)
+        with theirs:
+            theirs.send(said)
+            theirs.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(60):
+                while not results:
+                    await asyncio.sleep(0.001)
+        assert results[0].startswith(problem)
+        assert connection.closed
+
+    asyncio.run(scenario())
+
+
 def test_tcp_probe_succeeds_when_its_byte_comes_back() -> None:
     async def scenario() -> None:
         probed = Probed(tcp=True)
         assert await probed.request() == b"?"
         assert await probed.answer(b"?") == ""
+        await probed.request()
+        probed.ends[-1].close()
+        while len(probed.ends) < 2:
+            await asyncio.sleep(0)
+        await probed.heard()
+        probed.ends[-1].close()
+        assert await probed.verdict() == "it closed the connection"
 
     run(scenario)
 
@@ -267,6 +495,39 @@ def test_program_is_probed_by_whether_it_accepts_and_gets_few_connections(
         await asyncio.sleep(0.02)
         prober.close()
         await asyncio.sleep(0.02)
+
+    run(scenario)
+
+
+def test_program_is_known_to_be_late_while_its_connection_is_queued(listener: socket.socket) -> None:
+    async def scenario() -> None:
+        prober = prober_of_command(listener, tcp=True)
+        assert not prober.queued()
+        prober.start(print)
+        await asyncio.sleep(0.02)
+        assert prober.queued()
+        prober.cancel()
+        await asyncio.sleep(0)
+        prober.close()
+        assert not prober.queued()
+        with listener.accept()[0] as theirs:
+            assert theirs.recv(1) == b""
+
+    run(scenario)
+
+
+def test_program_that_does_not_listen_is_a_problem() -> None:
+    async def scenario() -> None:
+        results: list[str] = []
+        with socket.socket() as unused:
+            unused.bind(("127.0.0.1", 0))
+            runner = Connecting(unused.getsockname()[1])
+            prober = AcceptProber(WorkerConnector(runner, None))  # type: ignore[arg-type]
+            prober.start(results.append)
+            async with asyncio.timeout(60):
+                while not results:
+                    await asyncio.sleep(0)
+        assert results == ["no connection: Connection refused"]
 
     run(scenario)
 
@@ -410,3 +671,19 @@ def test_processes_that_a_program_leaves_behind_are_killed_with_its_end(tmp_path
     asyncio.run(scenario())
     left_behind = int(file.read_text())
     wait_until(lambda: not is_alive(left_behind))
+
+
+def test_program_that_was_killed_is_not_started_again_before_it_has_ended() -> None:
+    async def scenario() -> None:
+        probed = Probed(exec=["sleep", "0.01"])
+        probed.prober.start(probed.results.append)
+        probed.prober.cancel()
+        probed.prober.start(probed.results.append)
+        assert probed.results == ["sleep: was killed, and has not ended"]
+        async with asyncio.timeout(60):
+            while "" not in probed.results:
+                probed.prober.start(probed.results.append)
+                await asyncio.sleep(0.005)
+        assert not probed.prober.queued()
+
+    run(scenario)
