@@ -18,7 +18,16 @@ from starlette.routing import BaseRoute, Match, Mount, Route, Router
 
 import poolctl
 from poolctl.worker import serving
-from poolctl.worker.imports import LoadFailed, load_app, warm_up
+from poolctl.worker.imports import (
+    LoadFailed,
+    exit_status,
+    explain,
+    import_app,
+    load_app,
+    module_of,
+    set_app_environment,
+    warm_up,
+)
 
 
 def test_serving_imports_no_module_of_poolctl_later_than_at_its_own_import() -> None:
@@ -129,6 +138,105 @@ def test_application_that_cannot_be_loaded_is_named_with_the_cause(given: Any, w
     with pytest.raises(LoadFailed) as caught:
         load_app(given)
     assert [word for word in words if word not in str(caught.value)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("ap", "; did you mean 'app'?"), ("zzz", ""), ("_App", "; did you mean 'App'?")]
+)
+def test_name_that_is_missing_is_reported_with_the_nearest_one(name: str, hint: str) -> None:
+    with pytest.raises(LoadFailed) as caught:
+        load_app(spec(f"load_me:{name}"))
+    assert str(caught.value) == (
+        f"cannot import 'load_me:{name}': module 'load_me' has no attribute {name!r}{hint}"
+    )
+
+
+def test_application_may_be_given_as_an_object() -> None:
+    assert load_app({**spec(), "app": plain}) is plain
+
+
+@pytest.mark.parametrize(
+    ("given", "file", "error"),
+    [
+        (spec("load_me_broken:app"), "load_me_broken.py", "ModuleNotFoundError: No module named"),
+        (spec("load_me:broken", factory=True), "load_me.py", "ValueError: no settings"),
+    ],
+)
+def test_cause_is_explained_from_the_users_own_code_on(
+    tmp_path: Path, given: Any, file: str, error: str
+) -> None:
+    with pytest.raises(LoadFailed) as caught:
+        load_app(given)
+    head, *lines = explain(caught.value).splitlines()
+    assert head == "Traceback (most recent call last):"
+    assert lines[0].startswith(f'  File "{tmp_path / file}", line ')
+    assert lines[-1].startswith(error)
+    assert sum(line.startswith("  File ") for line in lines) == 1
+
+
+def test_failure_without_a_cause_is_explained_by_its_message() -> None:
+    assert explain(LoadFailed("no application")) == "no application\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [(spec("load_me:make", factory=True), "make"), (spec(handlers="load_me:handlers"), "handlers")],
+)
+def test_factory_and_mapping_are_imported_without_a_call(given: Any, name: str) -> None:
+    assert module_of(given) == "load_me"
+    assert import_app(given) is getattr(sys.modules["load_me"], name)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)
+    monkeypatch.setattr(sys, "breakpointhook", sys.breakpointhook)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", ["elsewhere"])
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(("app", "name"), [("load_me:app", "load_me:app"), (None, "web")])
+def test_application_finds_its_name_and_directory_however_often_they_are_set(
+    app: str | None, name: str
+) -> None:
+    for _ in range(2):
+        set_app_environment({"app": app, "server": "web", "app_dir": "apps"})
+        assert (sys.argv, sys.path) == ([name], ["apps", "elsewhere"])
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize(("server", "name"), [({"server": "web"}, "web"), ({}, "NAME")])
+def test_breakpoint_names_its_place_and_the_command_that_stops_there(
+    capsys: pytest.CaptureFixture[str], server: dict[str, str], name: str
+) -> None:
+    set_app_environment({"app": "a:b", "app_dir": "apps", **server})
+    breakpoint()
+    place = f"{__file__}:{sys._getframe().f_lineno - 1}"
+    assert capsys.readouterr().err == (
+        f"breakpoint() at {place} does not stop here, without a terminal: poolctl run --debug {name}\n"
+    )
+
+
+@pytest.mark.usefixtures("environment")
+def test_breakpoint_that_the_environment_sets_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sys.breakpointhook
+    monkeypatch.setenv("PYTHONBREAKPOINT", "0")
+    set_app_environment({"app": "a:b", "app_dir": "apps"})
+    assert sys.breakpointhook is before
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "printed"),
+    [
+        (None, 0, ""), (0, 0, ""), (3, 3, ""), (True, 1, ""), (256, 0, ""), (-1, 255, ""),
+        ("no database", 1, "no database\n"),
+    ],
+)  # fmt: skip
+def test_exit_status_is_the_one_that_python_would_give(
+    capsys: pytest.CaptureFixture[str], code: object, status: int, printed: str
+) -> None:
+    assert (exit_status(code), capsys.readouterr().err) == (status, printed)
 
 
 def test_exit_during_an_import_is_passed_on() -> None:
