@@ -614,6 +614,8 @@ class Keeper:
     def _report(self, reports: list[wire.Message]) -> None:
         for report in reports:
             if report["pid"] == self._supervisor.pid:
+                while self._client is not None and self._request(self._client):
+                    pass  # sent before its exit, which may be noticed first
                 self._detach()
                 self._supervisor.died(time.monotonic())
                 self._shutdown.over = self._shutdown.over or self._shutdown.last
@@ -650,19 +652,20 @@ class Keeper:
                 if events & ~select.POLLOUT:
                     self._request(channel)
 
-    def _request(self, channel: Channel) -> None:
+    def _request(self, channel: Channel) -> bool:
+        """Perform the next request that has arrived; returns whether there was one."""
         try:
             received = wire.receive(channel.sock)
         except BlockingIOError:
-            return
+            return False
         except wire.WireError as error:
             channel.send({"error": str(error)})
-            return
+            return True
         except OSError:
             received = None
         if received is None:
             self._closed(channel)
-            return
+            return False
         message, fds = received
         (channel if isinstance(channel, Donor) else self._watchdog).received(time.monotonic())
         reply, found = self.answer(message, fds)
@@ -670,6 +673,7 @@ class Keeper:
             channel.send(reply, found)
         if reply.get("report") is not None:
             self._report([reply["report"]])
+        return True
 
     def answer(self, message: wire.Message, fds: list[int]) -> tuple[wire.Message, list[int]]:
         """Perform one request; returns the reply and the descriptors to send with it, which the store still owns.

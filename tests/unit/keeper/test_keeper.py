@@ -660,6 +660,33 @@ def test_supervisor_that_was_killed_is_started_again_and_stops_the_pool(
     ]  # fmt: skip
 
 
+def test_last_message_of_a_supervisor_counts_although_its_exit_is_noticed_first(
+    supervised: Callable[..., Supervised],
+) -> None:
+    pool = supervised(
+        """
+import os, signal, sys
+from poolctl.keeper import wire
+from tests.processes import stat
+link = wire.over(3)
+wire.receive(link, wait=True)
+wire.send(link, {"op": "adopted"})
+os.kill(os.getppid(), signal.SIGSTOP)
+while stat(os.getppid()).state != "T":
+    pass
+wire.send(link, {"op": "last"})
+with open(sys.argv[1], "a") as file:
+    print("last", file=file)
+"""
+    )
+    wait_until(pool.heard)
+    supervisor = pool.supervisor()
+    wait_until(lambda: stat(supervisor).state == "Z")
+    pool.process.send_signal(signal.SIGCONT)
+    assert pool.process.wait(60) == 0
+    assert pool.heard() == ["last"]
+
+
 def test_end_of_the_lifeline_stops_the_pool(supervised: Callable[..., Supervised]) -> None:
     read, write = os.pipe()
     pool = supervised(lifeline=read)
