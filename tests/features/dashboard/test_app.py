@@ -6,13 +6,16 @@ import asyncio
 import http.client
 import json
 import re
+from collections import Counter
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl.features.dashboard._access import MOST
-from poolctl.features.dashboard._app import STATIC, with_pulse
+from poolctl.features.dashboard._app import FIRST_LINES, STATIC, with_pulse
 from poolctl.json_form import to_json
 from poolctl.routing.route_report import HostReport, RouteReport
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
@@ -29,11 +32,11 @@ class Client:
     """Speaks to a dashboard as the client that the headers describe."""
 
     def __init__(self, stage: Stage) -> None:
-        self._port = stage.port
+        self.port = stage.port
         self.headers: dict[str, str] = {}
 
     def send(self, method: str, path: str, body: Any = None, **headers: str) -> Reply:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             sent = {**self.headers, **{name.replace("_", "-"): value for name, value in headers.items()}}
             connection.request(method, path, None if body is None else json.dumps(body), sent)
@@ -334,6 +337,53 @@ def test_page_shows_a_limited_number_of_routes_and_hosts(
 def test_log_of_an_unknown_server_is_not_found(user: Client) -> None:
     reply = user.send("GET", "/poolctl/logs?server=nowhere")
     assert (reply.status, reply.json()["error"]) == (404, "there is no such server")
+
+
+@contextmanager
+def streamed(user: Client, path: str) -> Iterator[http.client.HTTPResponse]:
+    with closing(http.client.HTTPConnection("127.0.0.1", user.port, timeout=60)) as connection:
+        connection.request("GET", path, headers=user.headers)
+        with connection.getresponse() as response:
+            assert str(response.headers["content-type"]).startswith("text/event-stream")
+            yield response
+
+
+def next_event(response: http.client.HTTPResponse, name: str) -> Any:
+    while (line := response.readline()) != f"event: {name}\n".encode():
+        assert line, "the stream has ended"
+    return json.loads(response.readline().removeprefix(b"data: "))
+
+
+def test_log_is_streamed_from_its_last_lines_on_until_the_page_ends(user: Client, stage: Stage) -> None:
+    at = [f"2026-11-20T08:47:3{second}.000000Z" for second in range(3)]
+    log = Path(stage.logs, "web-1.log")
+    log.write_text(f'{at[0]} first\n{at[1]} {{"level": "warn", "message": "second", "n": 1}}\n')
+    Path(stage.logs, "web-2.log").write_text(f"{at[0]} other\n")
+    with streamed(user, "/poolctl/logs?server=web-1") as response:
+        assert next_event(response, "lines") == [
+            [at[0], "web-1", "first", ""], [at[1], "web-1", "WARN  second n=1", "warning"],
+        ]  # fmt: skip
+        with log.open("a") as file:
+            file.write(f"{at[2]} ERROR third\n")
+        assert next_event(response, "lines") == [[at[2], "web-1", "ERROR third", "error"]]
+        stage.end()
+        assert b"event" not in response.read()
+
+
+def test_logs_of_all_servers_are_streamed_together_each_with_its_share(user: Client, stage: Stage) -> None:
+    for name in ("web-1", "web-2"):
+        lines = [f"2026-11-20T08:47:34.000000Z {number}\n" for number in range(400)]
+        Path(stage.logs, f"{name}.log").write_text("".join(lines))
+    with streamed(user, "/poolctl/logs") as response:
+        lines = next_event(response, "lines")
+    servers = len(stage.pool.servers)
+    counts = Counter(line[1] for line in lines)
+    assert counts == dict.fromkeys(("web-1", "web-2"), max(20, FIRST_LINES // servers))
+
+
+def test_state_of_the_pool_is_streamed(user: Client) -> None:
+    with streamed(user, "/poolctl/stream") as response:
+        assert next_event(response, "pool")
 
 
 def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -> None:

@@ -185,6 +185,8 @@ def test_certificates_are_checked(tmp_path: Path) -> None:
         assert send(type="slack", url=there.url("/slack/hook"), ca=str(path)) is None
         wrong = there.url("/slack/hook").replace("localhost", "localhost.localdomain")
         assert send(type="slack", url=wrong, ca=str(path)) is not None
+        absent = send(type="slack", url=there.url("/slack/hook"), ca=str(tmp_path / "absent.pem"))
+        assert str(absent) == "ca: No such file or directory"
         assert len(there.taken) == 1
 
 

@@ -112,7 +112,9 @@ class Settling(SidecarManager):
         (KeyError("odd"), "KeyError('odd')"),
     ],
 )
-def test_failure_is_a_problem_until_an_attempt_succeeds(error: Exception, problem: str) -> None:
+def test_failure_is_a_problem_until_an_attempt_succeeds(
+    error: Exception, problem: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def scenario() -> None:
         manager = Settling(error)
         seen = []
@@ -128,6 +130,7 @@ def test_failure_is_a_problem_until_an_attempt_succeeds(error: Exception, proble
         await manager.aclose()
         manager.recorded.flush()
         assert seen == [("page failed", problem)]
+        assert ("Traceback" in caplog.text) == isinstance(error, KeyError)
 
     asyncio.run(scenario())
 
