@@ -15,6 +15,7 @@ from poolctl import ServerConfig
 from poolctl.control.answers import SupervisorIdentity
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
+from poolctl.features.scaling import autoscaler as scaling
 from poolctl.features.scaling._triggers import Part
 from poolctl.features.scaling.autoscaler import INTERVAL_SECONDS, Autoscaler, ServerLoad
 from poolctl.json_form import from_json
@@ -87,9 +88,9 @@ async def stage(*servers: ServerConfig) -> AsyncIterator[Stage]:
         await found.scaling.aclose()
 
 
-def scaled(**keys: Any) -> ServerConfig:
+def scaled(name: str = "web", **keys: Any) -> ServerConfig:
     scale = {"max": 4, "triggers": {"in_flight": 10}, "cooldown": {"up": 5, "down": 20}} | keys
-    return web(scale=scale)
+    return web(name, scale=scale)
 
 
 def test_load_changes_the_number_of_workers_and_each_decision_is_an_event() -> None:
@@ -115,6 +116,19 @@ def test_load_changes_the_number_of_workers_and_each_decision_is_an_event() -> N
             assert the.web.size == 1
             assert [(each.before, each.after) for each in the.recorded()] == [(1, 3), (3, 2), (2, 1)]
             assert the.recorded()[1].cause.endswith(" for each worker, under 10")
+
+    run(scenario())
+
+
+def test_servers_beyond_the_first_batch_are_scaled_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "_AT_ONCE", 1)
+    names = ("web", "api", "mail")
+
+    async def scenario() -> None:
+        async with stage(*(scaled(name) for name in names)) as the:
+            await the.desk.ask("start")
+            await the.pass_time(2, in_flight=25)
+            assert [the.desk.core.entries[name].size for name in names] == [3, 3, 3]
 
     run(scenario())
 
