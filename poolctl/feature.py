@@ -60,6 +60,18 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Starter:
+    """A starter file that `init` writes if its option is given: the option's help, an example of it, and its module.
+
+    The module has the file's template, `POOL`, and `warnings()`, which lists the libraries that its pool lacks.
+    """
+
+    help: str
+    example: str
+    module: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Feature:
     """The parts of a feature as references, "module" or "module:attribute" in its package, imported on first use."""
 
@@ -88,6 +100,7 @@ class Feature:
     # The function that `stacks` calls where no supervisor runs: from the pool's directory to the WorkerStacks there.
     stacks: str = ""
     trial: Trial | None = None
+    starters: Mapping[str, Starter] = field(default_factory=dict)  # by the name of the option of `init`
     # The fix that `doctor` suggests for each table whose problems are warnings only, because nothing stops serving.
     warnings: Mapping[str, str] = field(default_factory=dict)
 

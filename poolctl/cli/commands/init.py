@@ -6,12 +6,12 @@ import os
 import re
 import shlex
 import sys
-from importlib.util import find_spec
 
 from poolctl.cli.command_line import Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.config import FILE_NAMES, GATEWAY_LIBRARIES, INSTALL_GATEWAY, PYPROJECT
+from poolctl.config import FILE_NAMES, PYPROJECT
 from poolctl.exit_codes import CONFLICT, FAILED
+from poolctl.feature import features
 
 POOL = """\
 # A pool of HTTP servers. Every key: `poolctl schema`, checks: `poolctl validate`.
@@ -47,48 +47,6 @@ app = "{app}"{padding}# module:attribute, an ASGI application
 # restart = "always"
 """
 
-WITH_GATEWAY = """\
-# A pool of HTTP servers behind one port. Every key: `poolctl schema`, checks: `poolctl validate`.
-
-[pool]
-# The pool's name (`poolctl --pool {name} status`); default: derived from this file's path.
-# name = "{name}"
-
-[gateway]                        # clients reach the servers through it, by host and path
-bind = ":8080"                   # or [":80", {{ bind = ":443", tls = {{ cert = "edge.pem", key = "edge.key" }} }}]
-# trusted_proxies = ["10.0.0.0/8"]               # proxies whose X-Forwarded-For is believed
-# timeouts = {{ connect = "5s", head = "60s" }}    # for every route; a route's own value wins
-
-[defaults]                       # for every server; a server's own value wins
-# restart = "on-failure"         # "no", "on-failure" or "always"
-# start_timeout = "30s"
-
-[[server]]
-name = "web"                     # unique; letters, digits, dots, underscores, hyphens
-bind = "127.0.0.1:8081"          # only this machine reaches it directly; "unix:./web.sock" works as well
-app = "{app}"{padding}# module:attribute, an ASGI application
-# workers = 2
-
-[[server]]
-name = "api"
-bind = "127.0.0.1:8082"
-app = "{app}"
-# tags = ["backend"]
-
-[[route]]                        # what no other route takes
-to = "web"                       # a server, "tag:backend", "http://HOST:PORT", or a list of them
-
-[[route]]                        # by path: /api and all below it, on every host
-to = "api"
-path = "/api"
-# strip_path = true              # the server is asked for /users instead of /api/users
-
-[[route]]                        # by host; the host decides before the path
-alias = "api-by-host"            # unique; default: the first target's name
-to = "api"
-host = "api.localhost"           # or "*.example.com", or a first label: "api" is for api.example.com, api.test, …
-"""
-
 APP = '''\
 """A tiny ASGI application: https://asgi.readthedocs.io"""
 
@@ -112,18 +70,20 @@ _FRAMEWORKS = "FastAPI|Starlette|Litestar|Quart|Sanic|BlackSheep|get_asgi_applic
 _APPLICATION = rf"^(\w+)\s*(?::[^=\n]+)?=\s*(?:\w+\.)?(?:{_FRAMEWORKS})\("
 _USUAL_FILES = ("main.py", "app.py", "asgi.py", "server.py", "wsgi.py", "app/main.py", "src/main.py")
 
+STARTERS = {name: (starter, feature) for feature in features() for name, starter in feature.starters.items()}
+
 COMMAND = Command(
     "Write a starter pool.toml, or the file that -c names.",
     Option(
         "directory", "DIRECTORY", "Where to write; default: the working directory.", completes="directories"
     ),
     flag("--app", "Also write a tiny application.", key="with_app"),
-    flag("--gateway", "Write one with a gateway: two servers behind one port."),
+    *(flag(f"--{name}", starter.help) for name, (starter, _) in STARTERS.items()),
     flag("--force", "Overwrite existing files."),
     section="Get started",
     examples=(
         "poolctl init --app            with a tiny application to start with",
-        "poolctl init --app --gateway  with two servers behind one port",
+        *(starter.example for starter, _ in STARTERS.values()),
     ),
 )
 
@@ -143,7 +103,11 @@ def perform(request: CommandRequest) -> Outcome:
     name = (
         re.sub(r"[^A-Za-z0-9._-]+", "-", os.path.basename(os.path.abspath(directory))).strip("-.") or "pool"
     )
-    pool = WITH_GATEWAY if request.get("gateway") else POOL
+    chosen = (
+        feature.load(starter.module) for option, (starter, feature) in STARTERS.items() if request.get(option)
+    )
+    starter = next(chosen, None)
+    pool = starter.POOL if starter else POOL
     texts = {os.path.basename(path): pool.format(name=name, app=app, padding=" " * max(1, 25 - len(app)))}
     if with_app:
         texts[APP_FILE] = APP
@@ -156,9 +120,8 @@ def perform(request: CommandRequest) -> Outcome:
         outcome.warnings = [
             f"{app!r} does not exist yet: name your application, or create it with poolctl init --app --force"
         ]
-    missing = [each for each in GATEWAY_LIBRARIES if request.get("gateway") and find_spec(each) is None]
-    if missing:
-        outcome.warnings += [f"the gateway needs {', '.join(missing)}: {INSTALL_GATEWAY}"]
+    if starter:
+        outcome.warnings += starter.warnings()
     return outcome
 
 

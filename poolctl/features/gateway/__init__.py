@@ -1,6 +1,6 @@
 """The gateway: routes requests to servers by host and path, as [gateway], [[route]] and [[stream]] configure."""
 
-from poolctl.feature import Feature, LastingProcess
+from poolctl.feature import Feature, LastingProcess, Starter
 
 FEATURE = Feature(
     package=__name__,
@@ -11,6 +11,13 @@ FEATURE = Feature(
     supervisor="supervision.pool_gateway:PoolGateway",
     verbs=("routes", "hosts", "registry", "host"),
     changing=("host",),
+    starters={
+        "gateway": Starter(
+            help="Write one with a gateway: two servers behind one port.",
+            example="poolctl init --app --gateway  with two servers behind one port",
+            module="starter",
+        )
+    },
     process=LastingProcess(
         label="the gateway", entry="gateway link", socket="g", end="supervision.gateway_adoption:end_all"
     ),

@@ -111,3 +111,15 @@ def test_status_is_a_table_of_both_groups(poolctl: Command, supervised: Supervis
     assert (verb, body["selector"]["targets"]) == ("rollouts", [])
     for cell in ("10 %", "3 of 90 s", "9 / 9", "1 / 1", "12.5 ms / -", "2MiB / -"):
         assert cell in said.out, said.out
+
+
+@pytest.mark.parametrize("words", [["--force"], ["--force", "-qo", "json"], ["--force", "-o=json"]])
+def test_note_goes_to_standard_error_in_both_lanes(
+    poolctl: Command, supervised: Supervised, words: list[str]
+) -> None:
+    with supervised(always()) as requests:
+        said = poolctl("rollout", "web", "--canary", "10%", *words)
+    note = "note: rollout --force is called --allow-larger-share; the next release does not accept --force"
+    assert (said.code, "note" in said.out) == (0, False)
+    assert said.err.splitlines() == ([] if "-qo" in words else [note])
+    assert [body["options"]["force"] for verb, body in requests if verb == "rollout"] == [True]

@@ -38,11 +38,9 @@ from poolctl.cli.outcome import UsageError
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status
 from tests.examples import examples
-from tests.stand_in import always
 from tests.unit.cli.typer_lane import slow
 
 from .conftest import Command as Poolctl
-from .conftest import Supervised
 
 
 def test_the_words_are_those_of_the_states() -> None:
@@ -480,7 +478,6 @@ RENAMED = [(name, option) for name in names() for option in command_named(name).
     ("typed", "now"),
     [
         ("upgrade --force -o json", "upgrade --allow-same-version -o json"),
-        ("rollout web --force", "rollout web --allow-larger-share"),
         ("upgrade --force", "upgrade --allow-same-version"),
     ],
 )
@@ -509,20 +506,8 @@ def test_other_words_are_left_as_they_are(line: str) -> None:
     assert current_spellings(line.split()) == (line.split(), [])
 
 
-@pytest.mark.parametrize("words", [["--force"], ["--force", "-qo", "json"], ["--force", "-o=json"]])
-def test_note_goes_to_standard_error_in_both_lanes(
-    poolctl: Poolctl, supervised: Supervised, words: list[str]
-) -> None:
-    with supervised(always()) as requests:
-        said = poolctl("rollout", "web", "--canary", "10%", *words)
-    note = "note: rollout --force is called --allow-larger-share; the next release does not accept --force"
-    assert (said.code, "note" in said.out) == (0, False)
-    assert said.err.splitlines() == ([] if "-qo" in words else [note])
-    assert [body["options"]["force"] for verb, body in requests if verb == "rollout"] == [True]
-
-
 def test_old_spellings_are_neither_shown_nor_completed(poolctl: Poolctl) -> None:
-    assert {name for name, _ in RENAMED} >= {"rollout", "upgrade"}
+    assert {name for name, _ in RENAMED} >= {"upgrade"}
     for name, option in RENAMED:
         assert not {*option.old} & {each for other in command_named(name).options for each in other.spellings}  # type: ignore[union-attr]
         for spelling in option.old:

@@ -140,17 +140,6 @@ def test_unsuitable_file_is_refused(poolctl: Command, args: list[str], message: 
     assert (said.code, said.err) == (2, f"error: {message}\n  hint: {hint}\n")
 
 
-def test_starter_file_with_a_gateway_is_valid_and_has_two_servers_behind_one_port(
-    poolctl: Command, directory: Path
-) -> None:
-    said = poolctl("init", "fresh", "--gateway", "--app")
-    assert (said.code, said.err) == (0, "")
-    document = tomllib.loads((directory / "fresh" / "pool.toml").read_text())
-    assert [each["name"] for each in document["server"]] == ["web", "api"]
-    assert (document["gateway"]["bind"], len(document["route"])) == (":8080", 3)
-    assert poolctl("-c", "fresh/pool.toml", "validate").code == 0
-
-
 def test_several_files_that_exist_are_named_together(poolctl: Command, directory: Path) -> None:
     poolctl("init", "fresh", "--app")
     said = poolctl("init", "fresh", "--app")

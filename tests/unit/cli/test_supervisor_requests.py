@@ -235,7 +235,7 @@ def test_answer_that_ends_the_pool_returns_after_its_last_process(
 
 @pytest.mark.parametrize(
     ("words", "changes"),
-    [(["restart"], True), (["stop"], True), (["rollout", "begin", "users"], True), (["list"], False)],
+    [(["restart"], True), (["stop"], True), (["reload"], True), (["list"], False)],
 )
 def test_interrupted_change_says_that_it_continues(
     directory: Path, words: list[str], changes: bool, monkeypatch: pytest.MonkeyPatch

@@ -30,11 +30,12 @@ from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired
 from poolctl.exit_codes import INVALID_CONFIGURATION
+from poolctl.feature import features
 from poolctl.keeper import pool_files
 from poolctl.keeper.keeper import Store
 from poolctl.platform import memory_file
 from poolctl.runners.runner_protocol import Adopted, AdoptedWorker, Capabilities, Exit, Placement
-from poolctl.supervisor import supervisor
+from poolctl.supervisor import feature_parts, supervisor
 from poolctl.supervisor.supervisor import (
     RuntimeFiles,
     adopt,
@@ -470,7 +471,8 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
     assert whole.keeper.orders == [
         {"op": "get", "name": "control"}, {"op": "get", "name": "configuration"},
         {"op": "put", "name": "configuration"}, {"op": "get", "name": "totals"},
-        {"op": "get", "name": "gateway link"}, {"op": "get", "name": "wanted"},
+        *({"op": "get", "name": each.process.entry} for each in features() if each.process),
+        {"op": "get", "name": "wanted"},
         {"op": "list", "after": ""}, {"op": "get", "name": "control"}, {"op": "list", "after": "control"},
         {"op": "adopted"},
     ]  # fmt: skip
@@ -729,7 +731,7 @@ def test_supervisor_does_after_its_start_what_the_start_does_not_need(
     whole.pass_time(100)
     names = late_modules()
     assert names[:2] == ["poolctl.supervisor.health", "poolctl.supervisor.observers.metrics_server"]
-    assert {"poolctl.supervisor.verbs.upgrade", "poolctl.features.notify.notifications"} < {*names}
+    assert {"poolctl.supervisor.verbs.upgrade", *feature_parts.modules()} < {*names}
     imports = [(f"import {name}", round(1 + 0.02 * (at + 1), 3)) for at, name in enumerate(names)]
     at = imports[-1][1]
     assert whole.late == [

@@ -1,0 +1,32 @@
+"""The starter file of `poolctl init --gateway`."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from poolctl.features.gateway import starter
+from tests.unit.cli.conftest import Command
+
+
+def test_starter_file_with_a_gateway_is_valid_and_has_two_servers_behind_one_port(
+    poolctl: Command, directory: Path
+) -> None:
+    said = poolctl("init", "fresh", "--gateway", "--app")
+    assert (said.code, said.err) == (0, "")
+    document = tomllib.loads((directory / "fresh" / "pool.toml").read_text())
+    assert [each["name"] for each in document["server"]] == ["web", "api"]
+    assert (document["gateway"]["bind"], len(document["route"])) == (":8080", 3)
+    assert poolctl("-c", "fresh/pool.toml", "validate").code == 0
+
+
+def test_libraries_that_the_gateway_lacks_are_named(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(starter, "GATEWAY_LIBRARIES", ("no_such_library", "os", "nor_this"))
+    said = poolctl("init", "fresh", "--gateway", "--app")
+    assert said.code == 0
+    assert "the gateway needs no_such_library, nor_this: pip install 'poolctl[gateway]'" in said.err
+    assert poolctl("init", "other", "--app").err == ""
