@@ -23,6 +23,7 @@ from poolctl.keeper.keeper import Keeper
 from poolctl.platform import waits_for_events
 from poolctl.runners.process_link import (
     PING,
+    Descriptor,
     KeeperLink,
     Link,
     LinkLost,
@@ -30,11 +31,17 @@ from poolctl.runners.process_link import (
     ProcessWatchdog,
     Receiver,
     Refused,
+    environment_for_programs,
     flag_of,
     identity,
     kill,
     number_of,
+    release_in_child,
+    spawn,
     text_of,
+    withheld_values,
+    withheld_variables,
+    withhold_variables,
 )
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left, open_descriptors
@@ -364,6 +371,90 @@ def test_message_that_may_get_lost_is_sent_at_once_or_not_at_all() -> None:
         assert not peer.link.offer(b"{}")
 
     run(scenario())
+
+
+def test_message_that_may_get_lost_does_not_overtake_others_that_wait() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        while not peer.link.waits:
+            peer.link.send({"n": 1})
+        assert await peer.request() == ({"n": 1}, [])
+        assert not peer.link.offer(b"{}")
+        peer.close()
+
+    run(scenario())
+
+
+def test_trusted_peer_is_not_cut_off() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        peer.link.cut_off("lied")
+        peer.link.send({"still": "there"})
+        assert await peer.request() == ({"still": "there"}, [])
+        assert (peer.deeds, peer.ends) == ([], 0)
+        peer.close()
+
+    run(scenario())
+
+
+def test_program_is_started_by_the_keeper_with_its_end_of_the_link() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        ours, theirs = wire.pair()
+        started = asyncio.ensure_future(spawn(peer.link, ["/bin/x", "y"], "/log", theirs, ["SECRET"]))
+        request, (fd,) = await peer.request()
+        number = request.pop("id")
+        assert request == {
+            "op": "spawn", "argv": ["/bin/x", "y"], "output": "/log", "session": True, "without": ["SECRET"],
+        }  # fmt: skip
+        wire.send(peer.sock, {"id": number, "pid": 7})
+        assert await started == 7
+        os.close(fd)
+        assert ours.recv(1) == b"", "no other copy of its end is left"
+        ours.close()
+        peer.close()
+
+    run(scenario())
+
+
+def test_variables_of_the_pool_itself_are_withheld_from_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOKEN", "secret")
+    monkeypatch.setenv("PASSWORD", "other secret")
+    monkeypatch.delenv("UNSET", raising=False)
+    try:
+        withhold_variables(["TOKEN", "UNSET"], only=True)
+        assert (withheld_variables(), withheld_values()) == (["TOKEN"], ["secret"])
+        assert environment_for_programs({"TOKEN": "a", "UNSET": "b", "HOME": "/"}) == {"HOME": "/"}
+        rest = dict(os.environ)
+        del rest["TOKEN"]
+        assert environment_for_programs() == rest
+        withhold_variables(["PASSWORD"])
+        assert withheld_variables() == ["PASSWORD", "TOKEN"]
+        withhold_variables(["PASSWORD"], only=True)
+        assert withheld_variables() == ["PASSWORD"]
+    finally:
+        withhold_variables((), only=True)
+
+
+def test_files_are_released_in_a_child_whose_objects_keep_their_numbers() -> None:
+    with no_descriptor_left():
+        read, write = os.pipe()
+        release_in_child([2**20, write])
+        assert os.read(read, 1) == b""
+        assert os.path.samefile(f"/proc/self/fd/{write}", os.devnull)
+        assert not os.get_inheritable(write)
+        os.close(read)
+        os.close(write)
+
+
+def test_descriptor_is_closed_once() -> None:
+    descriptor = Descriptor(os.dup(0))
+    number = descriptor.fileno()
+    descriptor.close()
+    other = os.dup(0)
+    descriptor.close()
+    assert (other, descriptor.fileno()) == (number, -1)
+    os.close(other)
 
 
 class StoringPeer:
