@@ -210,7 +210,6 @@ class RequestProber:
         self._on_result = None
         if self._connecting is not None:
             self._connecting.cancel()
-            self._connecting = None
         elif self._connection is not None and not self._outstanding:
             self._unanswered += 1
             if self._unanswered < _MAX_UNANSWERED:

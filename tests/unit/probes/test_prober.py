@@ -199,7 +199,7 @@ def test_worker_that_reads_nothing_gets_few_connections_and_may_answer_late() ->
         probed.prober.start(probed.results.append)
         probed.ends[-1].send(OK)  # to the question of a while ago
         assert await probed.verdict() == ""
-        probed.ends[-1].recv(10_000)
+        assert probed.ends[-1].recv(10_000).count(b"GET") == 1
         await probed.request()
         assert await probed.answer(OK) == ""
         assert len(probed.ends) == 3

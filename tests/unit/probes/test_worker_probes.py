@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import random
 import socket
 from collections.abc import Iterator
 from itertools import pairwise
@@ -199,22 +200,34 @@ def test_failing_callback_does_not_prevent_the_others(loop: CountingLoop) -> Non
 
 
 class TimedProber:
-    """Notes when it is asked, and answers at once."""
+    """Notes when it is asked, and answers after a time, or never."""
 
-    def __init__(self, loop: VirtualLoop) -> None:
-        self.loop, self.asked = loop, []  # type: ignore[var-annotated]
+    def __init__(self, loop: VirtualLoop, problem: str = "", seconds: float | None = 0) -> None:
+        self.loop, self.problem, self.seconds = loop, problem, seconds
+        self.asked: list[float] = []
+        self.cancelled: list[float] = []
+        self.on_result: Any = None
 
     def start(self, on_result: Any) -> None:
         self.asked.append(self.loop.time())
-        on_result("")
+        self.on_result = on_result
+        if self.seconds:
+            self.loop.call_later(self.seconds, on_result, self.problem)
+        elif self.seconds == 0:
+            on_result(self.problem)
 
     def cancel(self) -> None:
-        pass
+        self.cancelled.append(self.loop.time())
 
     def queued(self) -> bool:
         return False
 
-    close = cancel
+    def close(self) -> None:
+        pass
+
+    @property
+    def pauses(self) -> list[float]:
+        return [after - before for before, after in pairwise(self.asked)]
 
 
 def test_probe_is_repeated_at_its_interval_until_it_is_stopped(loop: CountingLoop) -> None:
@@ -226,13 +239,109 @@ def test_probe_is_repeated_at_its_interval_until_it_is_stopped(loop: CountingLoo
 
     loop.run_until_complete(begin())
     loop.pass_time(5.5)
-    pauses = [after - before for before, after in pairwise(prober.asked)]
+    pauses = prober.pauses
     assert len(pauses) >= 4
     assert pauses == pytest.approx([1] * len(pauses), abs=GRAIN_SECONDS / 2)
     count = len(prober.asked)
     probe.stop()
     loop.pass_time(5)
     assert len(prober.asked) == count
+
+
+def test_probe_without_an_answer_fails_at_its_timeout_and_once(loop: CountingLoop) -> None:
+    prober = TimedProber(loop, seconds=None)
+    found: list[str] = []
+    probe = WorkerProbe(
+        "liveness",
+        Probe(tcp=True, interval=10, timeout=2, jitter=0),
+        prober,  # type: ignore[arg-type]
+        lambda result: found.append(repr(result)),
+    )
+
+    async def begin() -> None:
+        probe.start(Status.OK)
+
+    loop.run_until_complete(begin())
+    loop.pass_time(14)
+    assert prober.cancelled == pytest.approx([prober.asked[0] + 2])
+    assert probe.latency_seconds == pytest.approx(2)
+    prober.on_result("")
+    loop.pass_time(0.5)
+    assert found == ["<WorkerProbe liveness warn (no answer within 2s)>"]
+    assert len(prober.asked) == 1 or prober.pauses == pytest.approx([10], abs=GRAIN_SECONDS / 2)
+    probe.stop()
+
+
+def test_probe_that_takes_longer_than_its_interval_is_repeated_at_once(loop: CountingLoop) -> None:
+    prober = TimedProber(loop, seconds=3)
+    probe = WorkerProbe("liveness", Probe(tcp=True, interval=1, timeout=5, jitter=0), prober, lambda _: None)  # type: ignore[arg-type]
+
+    async def begin() -> None:
+        probe.start(Status.OK)
+
+    loop.run_until_complete(begin())
+    loop.pass_time(13)
+    assert prober.pauses[:3] == pytest.approx([3] * 3, abs=GRAIN_SECONDS)
+    assert probe.latency_seconds == pytest.approx(3)
+    probe.stop()
+
+
+@pytest.mark.parametrize(
+    ("status", "latest_seconds"), [(Status.OK, 60), (Status.WARN, 0.5), (Status.UNKNOWN, 0.5)]
+)
+def test_probes_are_spread_over_their_interval_but_come_soon_if_the_worker_is_not_ok(
+    loop: CountingLoop, monkeypatch: pytest.MonkeyPatch, status: Status, latest_seconds: float
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda _, highest: highest)
+    prober = TimedProber(loop)
+    probe = WorkerProbe("liveness", Probe(tcp=True, interval=60, jitter=0.1), prober, lambda _: None)  # type: ignore[arg-type]
+
+    async def begin() -> None:
+        probe.start(status)
+
+    loop.run_until_complete(begin())
+    loop.pass_time(latest_seconds + 67)
+    assert prober.asked == pytest.approx([latest_seconds, latest_seconds + 66], abs=GRAIN_SECONDS)
+    probe.stop()
+
+
+def test_worker_that_is_not_ready_is_probed_after_growing_pauses(loop: CountingLoop) -> None:
+    prober = TimedProber(loop, "not yet")
+    probe = WorkerProbe("readiness", Probe(tcp=True, interval=1), prober, lambda _: None)  # type: ignore[arg-type]
+    waiting = loop.create_task(probe.wait_until_ok())
+    loop.pass_time(12)
+    first, second, *_, last = prober.pauses
+    assert first < second < last == pytest.approx(1)
+    assert prober.pauses == pytest.approx(sorted(prober.pauses))
+    assert (probe.status, probe.message, waiting.done()) == (Status.UNKNOWN, "not yet", False)
+    prober.problem = ""
+    loop.pass_time(1)
+    assert (probe.status, probe.message, waiting.done()) == (Status.OK, "", True)
+
+
+def test_probe_in_progress_is_cancelled_with_the_wait_for_it(loop: CountingLoop) -> None:
+    prober = TimedProber(loop, seconds=None)
+    probe = WorkerProbe("readiness", Probe(tcp=True, timeout=5), prober, lambda _: None)  # type: ignore[arg-type]
+    waiting = loop.create_task(probe.wait_until_ok())
+    loop.pass_time(1)
+    waiting.cancel()
+    loop.pass_time(10)
+    assert waiting.cancelled()
+    assert prober.cancelled == [pytest.approx(1)]
+    assert len(prober.asked) == 1
+
+
+def test_started_probes_keep_what_they_have_found_and_others_begin_with_the_workers_status() -> None:
+    async def scenario() -> None:
+        found = worker_probes(**BOTH)
+        readiness, liveness = found.probes
+        readiness.hysteresis.record(False)
+        assert not found.started
+        found.start(Status.OK)
+        assert (found.started, readiness.status, liveness.status) == (True, Status.WARN, Status.OK)
+        found.stop()
+
+    asyncio.run(scenario())
 
 
 def worker_probes(**health: Any) -> WorkerProbes:
