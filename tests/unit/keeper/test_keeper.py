@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from poolctl.keeper.keeper import (
     ANSWER_SECONDS,
     ENDING,
     STOP_SECONDS,
+    Channel,
     Donor,
     Shutdown,
     Store,
@@ -34,6 +36,7 @@ from poolctl.keeper.keeper import (
 from poolctl.keeper.reap import Reaper
 from poolctl.platform import process_start
 from tests.deadline import wait_until
+from tests.descriptors import no_descriptor_left
 from tests.examples import examples
 from tests.processes import is_alive, stat
 
@@ -422,6 +425,69 @@ def test_link_of_a_helper_that_could_not_be_started_is_closed() -> None:
         store.clear()
 
 
+def received(sock: socket.socket) -> list[tuple[wire.Message, int]]:
+    """The messages that have arrived, each with the number of its descriptors."""
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while (one := wire.receive(sock)) is not None:
+            found.append((one[0], len(one[1])))
+            for fd in one[1]:
+                os.close(fd)
+    return found
+
+
+def test_messages_that_find_no_room_are_sent_later_with_their_descriptors() -> None:
+    with no_descriptor_left():
+        ours, theirs = wire.pair()
+        read, write = os.pipe()
+        channel = Channel(ours)
+        count = 0
+        while not channel.blocked:
+            count += 1
+            channel.send({"n": count})
+        channel.send({"n": count + 1}, [write])
+        os.close(write)
+        channel.flush()
+        assert channel.blocked
+        found = received(theirs)
+        assert [message["n"] for message, _ in found] == list(range(1, count))
+        channel.flush()
+        assert not channel.blocked
+        assert received(theirs) == [({"n": count}, 0), ({"n": count + 1}, 1)]
+        assert os.read(read, 1) == b"", "no other copy is left"
+        os.close(read)
+        channel.close()
+        theirs.close()
+
+
+def test_reply_that_cannot_be_sent_is_an_error_with_its_number() -> None:
+    ours, theirs = wire.pair()
+    with theirs:
+        channel = Channel(ours)
+        channel.send({"id": 3, "text": "x" * wire.MAX_MESSAGE_BYTES}, [theirs.fileno()])
+        channel.send({"id": 4}, [2**20])
+        (large, closed) = received(theirs)
+        assert (large[0]["id"], "is too large" in large[0]["error"], large[1]) == (3, True, 0)
+        assert closed == ({"id": 4, "error": "[Errno 9] Bad file descriptor"}, 0)
+        channel.close()
+
+
+@pytest.mark.parametrize("how", ["its client has exited", "it is closed"])
+def test_messages_of_a_channel_that_ends_are_dropped_with_their_descriptors(how: str) -> None:
+    with no_descriptor_left():
+        ours, theirs = wire.pair()
+        channel = Channel(ours)
+        while not channel.blocked:
+            channel.send({"n": 1}, [0])
+        theirs.close()
+        if how == "it is closed":
+            channel.close()
+        else:
+            channel.flush()
+        assert not channel.blocked
+        ours.close()
+
+
 # A keeper's process, asked over its link.
 
 
@@ -685,6 +751,125 @@ with open(sys.argv[1], "a") as file:
     pool.process.send_signal(signal.SIGCONT)
     assert pool.process.wait(60) == 0
     assert pool.heard() == ["last"]
+
+
+REPLACED = """
+import os, sys, time
+from poolctl.keeper import wire
+link, log = wire.over(3), sys.argv[1]
+def say(*words):
+    with open(log, "a") as file:
+        print(*words, file=file)
+def ask(**message):
+    wire.send(link, message)
+def event(kind):
+    while True:
+        message, fds = wire.receive(link, wait=True)
+        if message.get("event") == kind:
+            return message
+hello = event("hello")
+say("hello", hello["pid"], hello["open_files"])
+if os.path.exists(log + ".renewed"):
+    say("exit", event("exit")["sequence"])
+    ask(op="list", id=1)
+    while (message := wire.receive(link, wait=True)[0]).get("id") != 1:
+        pass
+    say("entries", *(name for name, _ in message["entries"]))
+    ask(op="end")
+else:
+    open(log + ".renewed", "w").close()
+    wire.send(link, {"op": "put", "name": "listener:web", "meta": 1}, [0])
+    wire.send(link, {"op": "put", "name": "zygote /bin/python"}, [0])
+    program = [sys.executable, "-c", open(log + ".script").read(), log]
+    ask(op="renew", argv=NEXT, supervisor=[*program, "of the next version"])
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("executable", [True, False])
+def test_keeper_executes_its_next_version_in_its_own_process_if_it_can(
+    supervised: Callable[..., Supervised], tmp_path: Path, executable: bool
+) -> None:
+    following = command(sys.executable, "keeper", str(tmp_path)) if executable else ["/nowhere/python"]
+    script = REPLACED.replace("NEXT", repr(following))
+    (tmp_path / "heard.script").write_text(script)
+    pool = supervised(script)
+    assert pool.process.wait(60) == 0
+    first, second, *rest = pool.heard()
+    assert first.startswith(f"hello {pool.process.pid} [")
+    assert second == first
+    # The exit of its own supervisor is known to the keeper that executed the next version.
+    assert rest == ["exit 1", "entries control listener:web"]
+
+
+@contextlib.contextmanager
+def given_by_donor(directory: Path, script: str = SUPERVISOR) -> Iterator[Asked]:
+    """A keeper that gets everything from this process, whose own keeper has died."""
+    ours, theirs = wire.pair()
+    log = directory / "heard"
+    log.touch()
+    with ours, theirs:
+        me = {"pid": os.getpid(), "start": process_start(os.getpid())}
+        supervisor = [sys.executable, "-c", script, str(log)]
+        plan = {"supervisor": supervisor, "donor": theirs.fileno(), "donor_process": me}
+        argv = command(sys.executable, "keeper", str(directory), json.dumps(plan))
+        with subprocess.Popen(argv, pass_fds=[theirs.fileno()], start_new_session=True) as process:
+            theirs.close()
+            try:
+                yield Asked(ours, process)
+            finally:
+                process.kill()
+
+
+def test_keeper_gets_everything_from_a_supervisor_before_it_starts_its_own(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with given_by_donor(tmp_path) as keeper, open(os.devnull) as control:
+        assert keeper.event("ping")
+        keeper.ask("put", [control.fileno()], name="control")
+        keeper.ask("put", [read], name="lifeline")
+        assert (tmp_path / "heard").read_text() == ""
+        keeper.ask("whole")
+        assert keeper.event("adopted")
+        assert (tmp_path / "heard").read_text().startswith("started\nhello\n")
+        keeper.sock.close()
+        os.close(write)
+        assert keeper.process.wait(60) == 0, "the lifeline it was given has ended"
+    os.close(read)
+    assert (tmp_path / "heard").read_text().split()[-1] == "terminate"
+
+
+@pytest.mark.parametrize("had_control", [True, False])
+def test_keeper_whose_donor_exits_early_continues_if_it_has_the_control_socket(
+    tmp_path: Path, had_control: bool
+) -> None:
+    with given_by_donor(tmp_path) as keeper, open(os.devnull) as control:
+        keeper.ask("put", [control.fileno()], name="control" if had_control else "other")
+        keeper.sock.close()
+        if had_control:
+            wait_until(lambda: "hello" in (tmp_path / "heard").read_text())
+            assert keeper.process.poll() is None
+            keeper.process.terminate()
+        assert keeper.process.wait(60) == 0
+    assert ("hello" in (tmp_path / "heard").read_text()) is had_control
+
+
+def test_of_two_keepers_that_replace_the_same_one_the_second_refuses(tmp_path: Path) -> None:
+    with given_by_donor(tmp_path):
+        ours, theirs = wire.pair()
+        with ours:
+            plan = {
+                "supervisor": ["false"],
+                "donor": theirs.fileno(),
+                "donor_process": {"pid": 2, "start": 1},
+            }
+            argv = command(sys.executable, "keeper", str(tmp_path), json.dumps(plan))
+            with theirs:
+                process = subprocess.Popen(argv, pass_fds=[theirs.fileno()], start_new_session=True)
+            found = wire.receive(ours, wait=True)
+            assert found is not None
+            assert found[0]["event"] == "refused"
+            assert "temporarily unavailable" in found[0]["reason"]
+            assert process.wait(60) == 0
 
 
 def test_end_of_the_lifeline_stops_the_pool(supervised: Callable[..., Supervised]) -> None:
