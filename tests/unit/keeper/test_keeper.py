@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -25,11 +26,14 @@ from poolctl.keeper.keeper import (
     ANSWER_SECONDS,
     ENDING,
     STOP_SECONDS,
+    VERSION,
     Channel,
     Donor,
+    Keeper,
     Shutdown,
     Store,
     SupervisorProcess,
+    execute_next,
     fill,
     restore,
 )
@@ -236,6 +240,33 @@ def test_calm_supervisor_is_started_with_the_calm_flag(tmp_path: Path) -> None:
     assert (tmp_path / "said").read_text() == f"file {CALM}"
 
 
+def test_supervisor_that_cannot_be_executed_is_tried_again_and_named_in_the_log(tmp_path: Path) -> None:
+    with no_descriptor_left():
+        process = SupervisorProcess(["/nowhere/supervisor"], str(tmp_path), 0.0)
+        assert process.start(5.0) is None
+        assert process.start(6.0) is None
+    assert (process.pid, process.due, process.given_up) == (0, 6.1, False)
+    assert (tmp_path / "supervisor.log").read_text().count("/nowhere/supervisor") == 2
+
+
+def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -> None:
+    ours, theirs = wire.pair()
+    keeper = Keeper(str(tmp_path), ["supervisor"], (1, 2))
+    with theirs, subprocess.Popen(["sleep", "60"]) as process:
+        began = time.monotonic()
+        keeper._supervisor.begun(process.pid, began)
+        keeper.attach(ours)
+        hello = {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": [1, 2]}
+        assert received(theirs) == [(hello, 0)]
+        keeper._watchdog.received(began)
+        while keeper._watchdog.due < began + PING_SECONDS + SILENT_SECONDS + 1:
+            keeper._check_watchdog(keeper._watchdog.due)
+        assert received(theirs) == [({"event": "ping"}, 0)]
+        assert process.wait(60) == -signal.SIGKILL
+    keeper._detach()
+    keeper.reaper.watcher.close()
+
+
 NOBODY = 2**22 + 1  # no pid is as high
 
 
@@ -379,6 +410,21 @@ def test_next_program_has_the_state_of_the_one_before() -> None:
     finally:
         store.clear()
         os.close(write)
+
+
+def test_keeper_that_cannot_execute_its_next_version_is_unchanged_but_for_its_zygotes() -> None:
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with no_descriptor_left():
+        store, reaper = Store(), Reaper()
+        fds = [os.open(os.devnull, os.O_RDONLY) for _ in range(3)]
+        for name, fd in zip(("listener:web", "zygote /bin/python", "appzygote web"), fds, strict=True):
+            store.put(name, 1, [fd])
+        execute_next(["/nowhere/python"], [], store, reaper, (1, 2))
+        assert store.rows() == [("listener:web", 1, fds[:1])]
+        assert not os.get_inheritable(fds[0])
+        store.clear()
+        reaper.watcher.close()
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == blocked
 
 
 def planned(count: int) -> list[int]:
@@ -584,6 +630,18 @@ def test_request_that_fails_is_answered_with_the_reason_and_its_descriptors_are_
         assert rest.read() == b""
 
 
+def test_data_that_is_no_message_is_answered_with_the_reason(keeper: Asked) -> None:
+    keeper.sock.send(b"no message")
+    assert keeper.receive() == ({"error": "a message that is not JSON"}, [])
+    assert keeper.ask("ping") == ({"id": 7}, [])
+
+
+def test_keeper_that_fails_has_its_traceback_in_the_log(tmp_path: Path) -> None:
+    argv = command(sys.executable, "keeper", str(tmp_path), '{"supervisor": []}')
+    assert subprocess.run(argv, stderr=subprocess.DEVNULL).returncode == 1
+    assert "KeyError: 'control'" in (tmp_path / "supervisor.log").read_text()
+
+
 def test_exits_are_reported_with_status_or_signal_and_number(keeper: Asked) -> None:
     first = keeper.spawn("/bin/sh", "-c", "exit 3")
     assert keeper.event("exit") == {
@@ -716,8 +774,11 @@ def test_supervisor_that_was_killed_is_started_again_and_stops_the_pool(
 ) -> None:
     pool = supervised()
     wait_until(lambda: "hello" in pool.heard())
+    descriptors = Path(f"/proc/{pool.process.pid}/fd")
+    held = len([*descriptors.iterdir()])
     os.kill(pool.supervisor(), signal.SIGKILL)
     wait_until(lambda: pool.heard().count("hello") == 2)
+    assert len([*descriptors.iterdir()]) == held, "the link to the first is closed"
     pool.process.terminate()
     assert pool.process.wait(60) == 0
     # The second one hears of the first one's exit.
