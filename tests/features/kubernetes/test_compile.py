@@ -13,6 +13,7 @@ from poolctl.config import load
 from poolctl.errors import ServerError
 from poolctl.features.kubernetes._compile import CompiledPool, compiled, pool_name, settings_of
 from tests.configuration import server
+from tests.needs import needs
 
 POOL = '[pool]\nname = "shop"\n[kubernetes]\nimage = "shop:1"\n'
 Compile = Callable[..., CompiledPool]
@@ -81,6 +82,7 @@ def test_servers_come_after_what_they_depend_on(compile_pool: Compile) -> None:
     assert found.warnings == ["web does not wait for worker, which has no port"]
 
 
+@needs("scaling")
 def test_objects_of_a_server_come_in_the_order_of_application(compile_pool: Compile) -> None:
     found = compile_pool(
         app("web", env={"A": "b"}, scale={"max": 3, "triggers": {"cpu": 0.5}}),

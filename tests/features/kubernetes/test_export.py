@@ -19,6 +19,7 @@ from poolctl.features.kubernetes._keys import LEFT_OUT, MAPPED, REFUSED
 from poolctl.features.kubernetes._objects import _WAIT
 from tests.configuration import server
 from tests.http_get import get
+from tests.needs import needs
 from tests.real_pool import HELLO_APP, RealPool
 
 from .valid_objects import assert_valid
@@ -212,6 +213,7 @@ def test_job_with_a_schedule_is_a_cron_job(export: Any) -> None:
     )
 
 
+@needs("scaling")
 def test_server_becomes_what_its_keys_say(export: Any) -> None:
     objects = export(
         app("fixed", 8001, workers=3),
@@ -296,13 +298,16 @@ def test_health_address_avoids_the_server_s_port(export: Any) -> None:
 NIGHTLY: dict[str, Any] = {
     "bind": None, "app": None, "command": ["backup"], "job": True, "every": "0 3 * * mon",
 }  # fmt: skip
-REFUSALS: list[tuple[dict[str, Any], str]] = [
+REFUSALS: list[Any] = [
     ({"bind": "unix:/tmp/a.sock"}, "bind: a pod is reached by a port"),
     ({"bind": "fd:web"}, "bind: a pod is reached by a port"),
     ({"bind": "127.0.0.1:auto"}, "bind: its port is chosen when it starts"),
     ({"name": "Web_1"}, "name: no Service can be named"),
     ({"scale": {"min": 0, "idle": "5m"}}, "scale.min: nothing wakes a server"),
-    ({"scale": {"max": 3, "triggers": {"queue": 3}}}, "scale.triggers.queue: the cluster measures"),
+    pytest.param(
+        {"scale": {"max": 3, "triggers": {"queue": 3}}}, "scale.triggers.queue: the cluster measures",
+        marks=needs("scaling"),
+    ),
     (NIGHTLY | {"every": "0 3 */2 * mon"}, "every: no CronJob runs on days that match both"),
     (NIGHTLY | {"name": "n" * 48}, "name: no CronJob can be named 'shop-nnn"),
     ({"env": {"A B": "c"}}, "env.A B: no Secret can hold a variable of this name"),

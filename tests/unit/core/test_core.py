@@ -16,6 +16,7 @@ from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.core.servers import caused_by
 from poolctl.errors import PoolStartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Exit
+from tests.needs import needs
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER
 
@@ -839,6 +840,7 @@ def test_start_that_waits_for_a_stop_is_cancelled_when_it_is_given_up() -> None:
     run(scenario())
 
 
+@needs("scaling")
 def test_demand_of_waiting_requests_is_summed_for_the_triggers_of_a_server_that_may_serve() -> None:
     async def scenario() -> None:
         automatic = {"min": 2, "max": 5, "triggers": {"cpu": 80}}
@@ -1168,6 +1170,7 @@ def test_change_of_the_files_tries_a_failed_server_again_and_leaves_a_stopped_on
     run(scenario())
 
 
+@needs("scaling")
 def test_number_of_workers_by_command_is_where_the_triggers_continue() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web(scale={"min": 1, "max": 4, "triggers": {"cpu": 80}}), web("fixed"))

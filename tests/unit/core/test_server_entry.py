@@ -44,6 +44,7 @@ from poolctl.errors import ServerError
 from poolctl.runners.runner_protocol import Placement
 from poolctl.states import Status
 from poolctl.time_windows import Period
+from tests.needs import needs
 from tests.unit.core.ordered_core import OrderedCore, run, web
 
 
@@ -379,6 +380,7 @@ def test_time_is_counted_from_the_last_change_and_never_backwards() -> None:
     assert seen.uptime == 11
 
 
+@needs("scaling")
 def test_number_of_workers_is_the_commands_then_the_triggers_within_the_limits_then_the_files() -> None:
     server = entry(scale={"min": 2, "max": 4, "triggers": {"cpu": 80}})
     found = []

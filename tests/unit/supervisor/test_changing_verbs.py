@@ -30,6 +30,7 @@ from poolctl.supervisor.verbs.changing_verbs import (
 from poolctl.supervisor.verbs.verb import Call
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.certificates import certificate
+from tests.needs import needs
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER
 from tests.unit.supervisor.desk import Desk, Files
@@ -841,6 +842,7 @@ def test_stop_that_fails_does_not_end_the_supervisor() -> None:
 TRIGGERS = {"min": 2, "max": 5, "triggers": {"in_flight": 20}}
 
 
+@needs("scaling")
 def test_scale_by_triggers_takes_back_a_number_of_workers() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", scale=TRIGGERS), web("b"))
