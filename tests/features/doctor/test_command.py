@@ -90,3 +90,24 @@ def test_document_has_the_checks_as_items(poolctl: Command) -> None:
     for found in document["items"]:
         assert list(found) == ["name", "check", "status", "message", "fix"]
         assert bool(found["fix"]) == (found["status"] != "ok")
+
+
+@pytest.mark.parametrize(
+    ("named", "message", "fix"),
+    [
+        ((), None, None),
+        (("-c", ""), "the configuration file's name is empty", "give -c FILE a path"),
+        (
+            ("--pool", "nowhere"),
+            "no running pool is named 'nowhere'",
+            "start it from its file: poolctl -c FILE start",
+        ),
+    ],
+)
+def test_pool_that_is_named_and_missing_is_a_problem_and_the_machine_is_checked(
+    poolctl: Command, named: tuple[str, ...], message: str | None, fix: str | None
+) -> None:
+    done = poolctl("doctor", *named, "-o", "json")
+    assert any(each["check"] == "kernel" for each in done.json["items"])
+    found = [(each["message"], each["fix"]) for each in done.json["items"] if each["check"] == "pool"]
+    assert found == ([] if message is None else [(message, fix)])
