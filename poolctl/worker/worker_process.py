@@ -191,7 +191,8 @@ class WorkerProcess:
             case "routes":
                 self._use_routes(fds, bool(message.get("keeps", True)), str(message.get("key", "")))
             case "peers" if len(fds) == 1:
-                self.server.share_counts(os.dup(fds[0]))
+                # Not a duplicate: closing any descriptor of a file releases the locks of this process on it (fcntl(2)).
+                self.server.share_counts(fds.pop())
             case "idle":
                 self._watch_idleness(message.get("seconds"))
             case "report" if self.server.started:

@@ -22,12 +22,13 @@ import pytest
 from websockets.asyncio.client import connect
 
 from poolctl import ServerConfig
-from poolctl.keeper import pool_files, rendezvous, wire
+from poolctl.keeper import connection_handover, pool_files, rendezvous, wire
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners.worker_spec import memory_files, spec_file, tls_contents, worker_spec
 from poolctl.worker import tally
 from poolctl.worker.process_setup import BEAT
+from poolctl.worker.serving.evenness import PeerCounts, new_page
 from poolctl.worker.tally import BEAT_ASKED_NS, BEAT_AT_NS, BEAT_LAG_NS
 from poolctl.worker.worker_process import ControlSocket, IdleTimer, WorkerProcess, answer, begin
 from tests import serving
@@ -592,6 +593,35 @@ def test_orders_about_traffic_change_and_report_it(run_worker: RunWorker) -> Non
         worker.order("drain")
         assert worker.event() == {"event": "left"}
     assert worker.end() == 0
+
+
+@pytest.mark.parametrize("order", ["stop", "drain"])
+def test_connections_wait_in_the_pair_for_a_later_worker_if_so_ordered(
+    run_worker: RunWorker, order: str
+) -> None:
+    worker = run_worker()
+    worker.ready()
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=60) as client:
+        assert ask(client, "/x") == "/x"
+        worker.order(order, to="pair")
+        assert worker.end() == 0
+        taken = connection_handover.take(worker.pair[1])
+        assert taken is not None
+        with taken:
+            assert taken.getpeername() == client.getsockname()
+
+
+def test_worker_shows_the_others_how_many_connections_it_has(run_worker: RunWorker) -> None:
+    worker = run_worker()
+    worker.ready()
+    page = new_page()
+    worker.order("peers", [page])
+    with socket.create_connection(("127.0.0.1", worker.port), timeout=60) as client:
+        assert ask(client, "/x") == "/x"
+        worker.order("report")
+        worker.event()
+        with contextlib.closing(PeerCounts(page)) as counts:
+            assert counts.others() == [1]
 
 
 def test_gated_worker_rests_until_it_is_ordered_to_work(run_worker: RunWorker) -> None:
