@@ -69,6 +69,7 @@ def test_forms_for_scripts_print_json_names_and_fields(poolctl: Command, supervi
         assert poolctl("backends", "-o", "json").json["items"][0] == USERS
         assert poolctl("backends", "-o", "host").out == "users\nhttp://10.0.0.7:9000\n"
         assert poolctl("backends", "-o", "name").out == "users\nhttp://10.0.0.7:9000\n"
+        assert poolctl("backends", "drain", "users", "-o", "name").out == "users\nhttp://10.0.0.7:9000\n"
         assert poolctl("backends", "-o", "backend,in_flight").out == "users\t2\nhttp://10.0.0.7:9000\t0\n"
         wrong = poolctl("backends", "-o", "pids")
         assert (wrong.code, "unknown value 'pids'" in wrong.err) == (2, True)

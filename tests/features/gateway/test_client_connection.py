@@ -27,12 +27,14 @@ from poolctl.features.gateway.process.proxy.client_connection import (
 )
 from poolctl.features.gateway.process.proxy.serving import serve
 from poolctl.features.gateway.process.settings import ServerFacts
+from poolctl.features.gateway.process.tls import ListenerCertificates
 from poolctl.features.gateway.process.waiting_connections import WaitingConnections
 from poolctl.http.messages import MOST_CHUNKS_A_SECOND, MOST_CHUNKS_AT_ONCE, ChunkedBody
 from poolctl.keeper.connection_handover import Connection
 from poolctl.routing.context import context_line
 from poolctl.routing.route import BreakerRule, Header, Limit, Redirect, Route, Target
 from poolctl.worker import tally
+from tests.certificates import certificate
 from tests.examples import examples
 from tests.features.gateway import passing_stage
 from tests.features.gateway.passing_stage import Pair, app_route, until
@@ -47,6 +49,8 @@ from tests.features.gateway.proxy_stage import (
     play,
     route,
 )
+from tests.features.gateway.test_gateway_access_log import lines_of, parts
+from tests.features.gateway.test_serving import authority
 
 CLOSE_1012 = b"\x88\x02\x03\xf4"
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -330,6 +334,21 @@ def test_connection_without_keep_alive_is_closed_after_its_response() -> None:
             assert await client.rest() == b""
 
     play(scene, keep_alive_seconds=0)
+
+
+def test_connection_whose_last_request_was_read_is_closed_without_lingering(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 1000.0)
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        client = await stage.client()
+        await client.send(GET[:-2] + b"Connection: close\r\n\r\n")
+        assert await status_of(client) == 200
+        await until(lambda: not stage.edge.pool.clients)
+
+    play(scene)
 
 
 def test_body_that_is_too_large_is_refused() -> None:
@@ -1845,5 +1864,78 @@ def test_fields_that_the_route_sets_in_responses_replace_those_of_the_backend() 
         client = await stage.client()
         await client.send(GET)
         assert await client.response() == (OK + b"X: z\r\nContent-Length: 5\r\n\r\n", b"hello")
+
+    play(scene)
+
+
+def test_refused_failed_abandoned_and_upgraded_requests_are_logged_with_their_status(tmp_path: Path) -> None:
+    async def script(backend: Backend, wire: Wire) -> None:
+        head = await backend.request(wire)
+        if b"/hang" in head:
+            await wire.rest()
+        elif b"/upgrade" in head:
+            upgraded = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
+            await wire.send(upgraded)
+
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(script, host="a")
+        for request, status in (
+            (b"GET /none HTTP/1.1\r\nHost: b\r\n\r\n", b"404"),
+            (b"GET /closed HTTP/1.1\r\nHost: a\r\n\r\n", b"502"),
+            (b"GET /upgrade HTTP/1.0\r\nHost: a\r\n\r\n", b"502"),
+            (b"GET /upgrade HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", b"101"),
+        ):
+            client = await stage.client()
+            await client.send(request)
+            assert status in await client.head()
+            client.close()
+        client = await stage.client()
+        await client.send(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n")
+        await until(lambda: len(backend.heads) == 4)
+        client.close()
+        found = {parts(line)[1:4] for line in await lines_of(tmp_path / "log", 5)}
+        assert found == {
+            ("GET /none HTTP/1.1", "404", "Not Found "),
+            ("GET /closed HTTP/1.1", "502", "Bad Gateway "),
+            ("GET /upgrade HTTP/1.0", "502", "Bad Gateway "),
+            ("GET /upgrade HTTP/1.1", "101", "Switching Protocols "),
+            ("GET /hang HTTP/1.1", "499", ""),
+        }
+
+    play(scene, access_log=str(tmp_path / "log"))
+
+
+def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_of_another_host(
+    tmp_path: Path,
+) -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok)
+        made = {
+            name: certificate(tmp_path, name) for name in ("open.example", "also.example", "closed.example")
+        }
+        certificates = ListenerCertificates()
+        for name, (cert, key) in made.items():
+            demand = {"client_auth": "required"} if name == "closed.example" else {}
+            contents = [cert.read_bytes(), key.read_bytes(), *([cert.read_bytes()] if demand else [])]
+            certificates.put(":443", [name], demand, contents)
+        trust = authority(*(cert for cert, _ in made.values()))
+        trust.set_alpn_protocols(["h2", "http/1.1"])
+        context = certificates.context(":443", "")
+        for host, status in (
+            (b"open.example", 200),
+            (b"also.example:443", 200),
+            (b"Closed.Example.:443", 421),
+        ):
+            client = await stage.client(context=context, ssl=trust, server_hostname="open.example")
+            assert client.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
+            await client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+            assert (await client.head()).startswith(b"HTTP/1.1 %d " % status)
+        trust.load_cert_chain(*made["closed.example"])
+        context = certificates.context(":443", "closed.example")
+        client = await stage.client(context=context, ssl=trust, server_hostname="closed.example")
+        for host in (b"closed.example", b"open.example"):
+            await client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
+            assert (await client.response())[0].startswith(b"HTTP/1.1 200 ")
+        assert len(backend.heads) == 4
 
     play(scene)

@@ -16,7 +16,7 @@ from poolctl.features.gateway.process.proxy.gateway_access_log import AccessLogE
 from poolctl.features.gateway.process.proxy.request_head import read_request
 from poolctl.logs.log_line import parse_line
 from poolctl.worker.serving.request_records import LoggedRequest
-from tests.features.gateway.proxy_stage import DEADLINE, Backend, Stage, Wire, ok, play
+from tests.features.gateway.proxy_stage import DEADLINE, Stage, ok, play
 
 GET = b"GET /a?b=1 HTTP/1.1\r\nHost: a\r\n\r\n"
 LINE = re.compile(r'INFO:     (\S+) - "([^"]+)" (\d+) ([^\d]*)\d+\.\dms (\S+)')
@@ -83,43 +83,6 @@ def test_request_id_of_a_client_is_kept_if_it_is_printable(tmp_path: Path) -> No
         assert sent == [[each.encode()] for each in ids]
         assert ids[0] == "abc-1"
         assert all(re.fullmatch("[0-9a-f]{32}", each) for each in ids[1:])
-
-    play(scene, access_log=str(tmp_path / "log"))
-
-
-def test_refused_failed_abandoned_and_upgraded_requests_are_logged_with_their_status(tmp_path: Path) -> None:
-    async def script(backend: Backend, wire: Wire) -> None:
-        head = await backend.request(wire)
-        if b"/hang" in head:
-            await wire.rest()
-        elif b"/upgrade" in head:
-            upgraded = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n"
-            await wire.send(upgraded)
-
-    async def scene(stage: Stage) -> None:
-        backend = await stage.route(script, host="a")
-        for request, status in (
-            (b"GET /none HTTP/1.1\r\nHost: b\r\n\r\n", b"404"),
-            (b"GET /closed HTTP/1.1\r\nHost: a\r\n\r\n", b"502"),
-            (b"GET /upgrade HTTP/1.0\r\nHost: a\r\n\r\n", b"502"),
-            (b"GET /upgrade HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", b"101"),
-        ):
-            client = await stage.client()
-            await client.send(request)
-            assert status in await client.head()
-            client.close()
-        client = await stage.client()
-        await client.send(b"GET /hang HTTP/1.1\r\nHost: a\r\n\r\n")
-        await eventually(lambda: len(backend.heads) == 4)
-        client.close()
-        found = {parts(line)[1:4] for line in await lines_of(tmp_path / "log", 5)}
-        assert found == {
-            ("GET /none HTTP/1.1", "404", "Not Found "),
-            ("GET /closed HTTP/1.1", "502", "Bad Gateway "),
-            ("GET /upgrade HTTP/1.0", "502", "Bad Gateway "),
-            ("GET /upgrade HTTP/1.1", "101", "Switching Protocols "),
-            ("GET /hang HTTP/1.1", "499", ""),
-        }
 
     play(scene, access_log=str(tmp_path / "log"))
 

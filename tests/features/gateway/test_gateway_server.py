@@ -30,6 +30,7 @@ from poolctl.routing.route import Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners import supervised_process
 from poolctl.runners.process_link import Descriptor
+from poolctl.worker import tally
 
 DEADLINE_SECONDS = 60.0
 
@@ -80,6 +81,21 @@ class Stage:
         table = Descriptor(write_table(routes, generation))
         self.process.publish(generation, table)
         table.close()
+
+    def stream(
+        self, target: str, protocol: str = "tcp"
+    ) -> tuple[socket.socket, ListenerSettings, StreamRoute]:
+        """A stream to this target: its listener, which the caller has to close, with its settings and its route."""
+        listener = socket.socket(type=socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM)
+        listener.bind(("127.0.0.1", 0))
+        if protocol == "tcp":
+            listener.listen()
+        listener.setblocking(False)
+        bind = f"127.0.0.1:{listener.getsockname()[1]}"
+        binding = ListenerSettings(bind=bind, protocol=protocol, alias=protocol)
+        route = StreamRoute(alias=protocol, bind=bind, to=(Target(url=target),), protocol=protocol)
+        self.process.listen(binding, route, (2,), [listener])
+        return listener, binding, route
 
     async def get(self) -> bytes:
         """The status line and the body of a request on a new connection."""
@@ -228,14 +244,8 @@ def test_kernel_keeps_silent_connections_of_http_and_gives_those_of_a_stream_at_
 def test_stream_is_served_and_goes_on_with_another_route(tmp_path: Path) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
-            listener = socket.create_server(("127.0.0.1", 0))
-            listener.setblocking(False)
-            port = listener.getsockname()[1]
-            binding = ListenerSettings(bind=f"127.0.0.1:{port}", protocol="tcp", alias="db")
-            target = Target(url=stage.facts.bind)
-            route = StreamRoute(alias="db", bind=binding.bind, to=(target,))
-            stage.process.listen(binding, route, (2,), [listener])
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            listener, binding, route = stage.stream(stage.facts.bind)
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
             for idle_seconds in (10.0, 20.0):
                 stage.process.listen(binding, replace(route, idle_seconds=idle_seconds), (2,), [listener])
                 await stage.settled()
@@ -450,5 +460,95 @@ def test_requests_that_are_queued_for_a_pair_are_reported(tmp_path: Path) -> Non
             client.cancel()
             give.close()
             take.close()
+
+    run(work())
+
+
+def test_figures_are_the_totals_of_requests_and_of_streams_of_both_protocols(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            stage.publish(2)
+            await stage.settled()
+            assert (await stage.get()).startswith(b"HTTP/1.1 404 ")
+            with contextlib.ExitStack() as sockets:
+                backend, client = [
+                    sockets.enter_context(socket.socket(type=socket.SOCK_DGRAM)) for _ in range(2)
+                ]
+                backend.bind(("127.0.0.1", 0))
+                backend.setblocking(False)
+                udp, binding, _ = stage.stream(f"127.0.0.1:{backend.getsockname()[1]}", "udp")
+                tcp, *_ = stage.stream("127.0.0.1:1")
+                for listener in (udp, tcp):
+                    sockets.enter_context(listener)
+                client.sendto(b"x", udp.getsockname())
+                assert await asyncio.get_running_loop().sock_recv(backend, 10) == b"x"
+                reader, writer = await asyncio.open_connection(*tcp.getsockname())
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+                writer.close()
+                figures = await stage.process.figures()
+                slots = figures.pop("slots")
+                assert (slots[tally.STARTED], slots[tally.STATUS + 2]) == (1, 1)
+                del figures["t"], figures["id"]
+                assert figures == {"refused": [0, 1], "connections": 1, "streamed": 2, "stream_errors": 2}
+                report = await stage.process.report()
+                assert {name: each["open"] for name, each in report["streams"].items()} == {
+                    "udp": 1,
+                    "tcp": 0,
+                }
+                stage.process.configure(replace(stage.settings, drain_seconds=0.0))
+                stage.process.close_listener(binding.key)
+                while stage.server.edge.stream_share.used:
+                    await asyncio.sleep(0)
+
+    run(work())
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_draining_process_ends_with_its_last_stream_and_the_last_process_resets_it(
+    tmp_path: Path, last: bool
+) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            listener, *_ = stage.stream(stage.facts.bind)
+            reader, writer = await asyncio.open_connection(*listener.getsockname())
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            await reader.readexactly(40)
+            if last:
+                finishing = asyncio.ensure_future(stage.process.finish(1000.0))
+                with pytest.raises(ConnectionResetError):
+                    await reader.read()
+                await finishing
+            else:
+                await stage.settled()
+                stage.process.drain(1000.0)
+                while not stage.server.edge.draining:
+                    await asyncio.sleep(0)
+                writer.write(b"GET / HTTP/1.1\r\n\r\n")
+                assert (await reader.readexactly(40)).endswith(b"ok")
+            writer.close()
+            await stage.over
+            listener.close()
+
+    run(work())
+
+
+def test_pair_of_a_server_stays_when_it_is_sent_again_or_an_earlier_one_is_withdrawn(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            (give, take), (earlier, its_take) = wire.pair(), wire.pair()
+            stage.process.serve(stage.facts, give)
+            await stage.process.withdraw("web", earlier)
+            assert stage.server.edge.passing.passes("web")
+            stage.process.resync()
+            stage.process.serve(stage.facts, give)
+            await stage.settled()
+            assert stage.server.edge.passing.passes("web")
+            stage.process.serve(stage.facts, None)
+            await stage.settled()
+            assert not stage.server.edge.passing.passes("web")
+            for end in (give, take, earlier, its_take):
+                end.close()
 
     run(work())

@@ -8,7 +8,9 @@ import pytest
 
 from poolctl.features.gateway.process.passing import Passing
 from poolctl.features.gateway.process.settings import ServerFacts
+from poolctl.keeper.connection_handover import Connection
 from tests.features.gateway.passing_stage import HEAD, Stage, app_route, play, until
+from tests.features.gateway.proxy_stage import _pair
 from tests.features.gateway.test_tls import client_hello
 
 
@@ -189,3 +191,32 @@ def test_queued_connection_is_refused_where_nothing_decides_its_further_way(tls:
         assert answer.startswith(b"\x15\x03" if tls else b"HTTP/1.1 503 ")
 
     play(scene, tls=tls)
+
+
+def test_connection_for_a_server_that_is_not_served_is_refused() -> None:
+    async def scene(stage: Stage) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        assert not stage.edge.passing.pass_on("unknown", theirs, "app")
+        refused = await stage.read(ours)
+        assert refused.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nRetry-After: 1\r\n" in refused
+        assert stage.edge.counts.route("app").errors == {"refused": 1}
+        ours.close()
+
+    play(scene)
+
+
+def test_passed_connection_that_an_application_has_held_is_the_workers_alone() -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        ours, theirs = _pair()
+        ours.setblocking(False)
+        assert stage.edge.passing.pass_on("users", Connection(fileno=theirs.detach()), "app")
+        taken = await pair.take()
+        assert taken.getpeername() == ours.getsockname()
+        taken.close()
+        assert await stage.read(ours) == b""
+        ours.close()
+
+    play(scene)

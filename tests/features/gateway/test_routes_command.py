@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.routing.route import Header, Route, Target
+from poolctl.routing.route import Header, Redirect, Route, Target
 from tests.stand_in import always
 from tests.unit.cli.conftest import Command, Supervised
 
@@ -73,6 +73,17 @@ def test_table_shows_each_route_with_its_figures(poolctl: Command, supervised: S
     assert wide.endswith("\nRefused without a route: 3 with 404, 1 with tls\n")
     assert "the server is disabled" in wide
     assert {verb for verb, _ in requests if verb != "ping"} == {"routes"}
+
+
+def test_wide_table_has_the_machines_of_a_pool_with_an_inventory(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    machine = {"to": "users", "kind": "lxc", "node": "pve", "vmid": 101, "name": "users", "state": "running"}
+    with supervised(always({**USERS, "machines": [machine]})):
+        head, users = poolctl("routes", "-o", "wide").out.splitlines()
+        assert "MACHINES" not in poolctl("routes").out
+    assert head.split()[3:6] == ["TO", "MACHINES", "WAY"]
+    assert "  users,spare  pve/101 users (running)  pass  " in users
 
 
 def test_route_that_asks_for_pass_and_is_proxied_is_a_warning(
@@ -238,6 +249,36 @@ def test_explanation_asks_the_supervisor_for_the_table_in_force(
     (body,) = [body for verb, body in requests if verb == "routes"]
     asked = {key: body["options"][key] for key in ("op", "host", "path")}
     assert asked == {"op": "explain", "host": "h.example.com", "path": "/~u"}
+
+
+@pytest.mark.parametrize(
+    ("route", "sentence"),
+    [
+        (
+            Route(alias="only", to=(Target(server="users"),)),
+            "its connection is passed to users if the server has tls, otherwise proxied",
+        ),
+        (
+            Route(alias="only", redirect=Redirect(to="https://new.test/", status=307)),
+            "which redirects to https://new.test/ (307)",
+        ),
+    ],
+)
+def test_explanation_says_what_becomes_of_a_request_over_tls(
+    poolctl: Command, supervised: Supervised, route: Route, sentence: str
+) -> None:
+    with supervised(always(total=1, routes=[route.to_json()])):
+        said = poolctl("routes", "explain", "https://h.example.com/")
+    assert said.out.splitlines()[0] == f"GET h.example.com/ takes the route only, {sentence}"
+
+
+def test_explanation_that_the_supervisor_refuses_is_its_error(
+    poolctl: Command, supervised: Supervised
+) -> None:
+    error = {"code": 6, "error": "ErrorMonitor", "message": "no table yet", "hint": ""}
+    with supervised(always(errors=[error], exit_code=6)):
+        said = poolctl("routes", "explain", "/")
+    assert (said.code, said.out, "no table yet" in said.err) == (6, "", True)
 
 
 @pytest.mark.parametrize(

@@ -134,42 +134,6 @@ def test_tls_uses_the_certificate_of_the_name_and_a_renewed_one_at_once(tmp_path
     play(scene)
 
 
-def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_of_another_host(
-    tmp_path: Path,
-) -> None:
-    async def scene(stage: Stage) -> None:
-        backend = await stage.route(ok)
-        made = {
-            name: certificate(tmp_path, name) for name in ("open.example", "also.example", "closed.example")
-        }
-        certificates = ListenerCertificates()
-        for name, (cert, key) in made.items():
-            demand = {"client_auth": "required"} if name == "closed.example" else {}
-            contents = [cert.read_bytes(), key.read_bytes(), *([cert.read_bytes()] if demand else [])]
-            certificates.put(":443", [name], demand, contents)
-        trust = authority(*(cert for cert, _ in made.values()))
-        trust.set_alpn_protocols(["h2", "http/1.1"])
-        context = certificates.context(":443", "")
-        for host, status in (
-            (b"open.example", 200),
-            (b"also.example:443", 200),
-            (b"Closed.Example.:443", 421),
-        ):
-            client = await stage.client(context=context, ssl=trust, server_hostname="open.example")
-            assert client.writer.get_extra_info("ssl_object").selected_alpn_protocol() == "http/1.1"
-            await client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
-            assert (await client.head()).startswith(b"HTTP/1.1 %d " % status)
-        trust.load_cert_chain(*made["closed.example"])
-        context = certificates.context(":443", "closed.example")
-        client = await stage.client(context=context, ssl=trust, server_hostname="closed.example")
-        for host in (b"closed.example", b"open.example"):
-            await client.send(b"GET / HTTP/1.1\r\nHost: %b\r\n\r\n" % host)
-            assert (await client.response())[0].startswith(b"HTTP/1.1 200 ")
-        assert len(backend.heads) == 4
-
-    play(scene)
-
-
 def test_requests_over_tls_are_reported_as_such(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         backend = await stage.route(ok)

@@ -23,6 +23,7 @@ from poolctl.http.messages import (
     ChunkedBody,
     RequestHead,
     RequestReader,
+    ResponseHead,
     ResponseReader,
     canonical_head,
     chunk,
@@ -670,6 +671,28 @@ def test_response_is_read_to_its_end_and_says_whether_the_connection_can_be_used
         assert reader.head is not None
         assert (reader.status, reader.head.length) == (reader.head.status, length)
         assert repr(reader.head) == f"<ResponseHead {reader.status}>"
+
+
+def test_folded_field_of_a_response_is_read_as_one_line() -> None:
+    data = OK + b"X: a\r\n b\r\n\t c\r\nY: d\r\n\r\n"
+    head = ResponseHead.read(data + b"body")
+    assert head is not None
+    assert (head.fields, head.values(b"x"), head.end) == (b"\r\nX: a b c\r\nY: d", [b"a b c"], len(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (OK + b"X\r\n\r\n", "malformed header field"),
+        (b"HTTP/1.1 2\r\n\r\n", "no HTTP/1.1 status line"),
+        (b"SSH-2.0\r\n\r\n", "no HTTP/1.1 status line"),
+        (OK + b"X: a\n\r\n\r\n", "a control character, or a line that does not end with CRLF"),
+    ],
+)
+def test_malformed_response_is_refused_with_the_reason(data: bytes, message: str) -> None:
+    with pytest.raises(BadMessage) as raised:
+        ResponseHead.read(data)
+    assert str(raised.value) == message
 
 
 def test_response_to_a_head_has_no_body() -> None:

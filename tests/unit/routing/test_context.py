@@ -23,6 +23,7 @@ import poolctl
 from poolctl.gateway import routes
 from poolctl.gateway.routes import Route, RouteTable, Target, try_get_route, with_route, write_table
 from poolctl.json_form import from_json
+from poolctl.routing.context import alias_of_context, context_line
 
 USERS = Route(alias="users", to=(Target(server="users"), Target(server="spare")), host="users.example.com")
 UPSTREAM = {
@@ -219,3 +220,11 @@ def test_only_target_of_a_route_is_its_backend_unless_another_is_named(
         assert (routes.upstream_name(scope), routes.upstream_url(scope)) == (name, url)
     other = with_route({}, route, name="other", url="http://b:1")
     assert (routes.upstream_name(other), routes.upstream_url(other)) == ("other", "http://b:1")
+
+
+def test_alias_for_workers_is_read_with_their_key_only() -> None:
+    name, _, value = context_line("üsers 100%", "key").partition(b": ")
+    assert (name, value[-2:]) == (b"x-poolctl-context", b"\r\n")
+    assert alias_of_context(value[:-2], "key") == "üsers 100%"
+    assert alias_of_context(value[:-2], "other") is None
+    assert alias_of_context(b" users", "") is None
