@@ -385,6 +385,36 @@ def test_message_that_may_get_lost_does_not_overtake_others_that_wait() -> None:
     run(scenario())
 
 
+def test_waiting_message_whose_descriptor_is_closed_meanwhile_is_not_sent() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        while not peer.link.waits:
+            peer.link.send({"n": 1})
+        owner = Descriptor(os.dup(0))
+        peer.link.send({"n": 2}, [owner])
+        peer.link.send({"n": 3})
+        owner.close()
+        while (received := await peer.request()) == ({"n": 1}, []):
+            pass
+        assert received == ({"n": 3}, [])
+        peer.close()
+
+    run(scenario())
+
+
+def test_messages_that_have_arrived_are_read_at_once_on_request() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        wire.send(peer.sock, {"event": "failed"})
+        peer.link.read_rest()
+        assert peer.heard == [{"event": "failed"}]
+        peer.link.close()
+        peer.link.read_rest()
+        peer.close()
+
+    run(scenario())
+
+
 def test_trusted_peer_is_not_cut_off() -> None:
     async def scenario() -> None:
         peer = Peer()
