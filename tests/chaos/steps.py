@@ -176,14 +176,16 @@ class Steps:
     def in_silence(self, deaths: tuple[tuple[str, str, int], ...]) -> None:
         """Several processes die one after another without a command in between: (role, server, pause in ms) each."""
         workers = {name: list(item["pids"]) for name, item in self.stage.settled().items()}
+        died: set[str] = set()
         for role, server, pause_ms in deaths:
-            if role == "keeper":
+            if role == "keeper" or (role == "supervisor" and "keeper" in died):
                 # Both at once has its own step, `kill_both`.
                 wait_until(self.stage.has_taken_over, timeout_seconds=FROZEN_SECONDS)
             # Without asking, only a worker's initial state is known.
             known = workers[server] if role == "worker" else []
             for pid in [known.pop(0)] if known else self.stage.roles().get(role, []):
                 self._kill(role, server, pid)
+            died.add(role)
             time.sleep(pause_ms / 1000)
             self.watch.check()
         self.stage.settled()
