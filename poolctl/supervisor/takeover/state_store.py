@@ -426,8 +426,8 @@ def unpickled(content: bytes) -> StoredConfiguration:
     return found
 
 
+# Today's names of classes that a pickled configuration calls otherwise.
 _RENAMED = {"Patience": "RecoveryBackoff"}
-"""Today's name of each class that a pickled configuration knows by another one."""
 
 
 class _Unpickler(pickle.Unpickler):
