@@ -262,13 +262,14 @@ def test_probe_without_an_answer_fails_at_its_timeout_and_once(loop: CountingLoo
         probe.start(Status.OK)
 
     loop.run_until_complete(begin())
-    loop.pass_time(14)
+    while not prober.cancelled and loop.time() < 20:
+        loop.pass_time(0.5)
     assert prober.cancelled == pytest.approx([prober.asked[0] + 2])
     assert probe.latency_seconds == pytest.approx(2)
     prober.on_result("")
     loop.pass_time(0.5)
     assert found == ["<WorkerProbe liveness warn (no answer within 2s)>"]
-    assert len(prober.asked) == 1 or prober.pauses == pytest.approx([10], abs=GRAIN_SECONDS / 2)
+    assert len(prober.asked) == 1
     probe.stop()
 
 
