@@ -38,6 +38,7 @@ from tests.features.gateway.conftest import ROUTES, GatewayPool
 from tests.http_get import get
 from tests.integration.processes.test_keeper_killed import kill_keeper, whole_again
 from tests.load.load import Load
+from tests.needs import needs
 from tests.ports import claim_port
 from tests.real_pool import RealPool, pool_in
 from tests.unit.core.ordered_core import web
@@ -651,7 +652,7 @@ class Orders(Gateway):
     ("server", "engine", "orders", "seconds"),
     [
         ("one", "poolctl", [], 0.0),
-        ("one", "haproxy", ["forget", "forget", "applied"], 0.0),
+        pytest.param("one", "haproxy", ["forget", "forget", "applied"], 0.0, marks=needs("haproxy")),
         ("canary", "poolctl", ["forget", "forget", "applied"], 0.05),
     ],
 )
@@ -963,6 +964,7 @@ def test_zygote_is_replaced_when_it_has_ended_or_is_for_other_settings(zygotes: 
     with_manager(scene)
 
 
+@needs("haproxy")
 @pytest.mark.parametrize(("is_up", "seconds"), [(True, 1.0), (False, 60.0)])
 def test_zygote_that_has_ended_is_replaced_soon_or_later_if_it_never_came_up(
     zygotes: list[Zygote], is_up: bool, seconds: float
@@ -997,6 +999,7 @@ def test_zygote_that_has_ended_is_replaced_soon_or_later_if_it_never_came_up(
         loop.close()
 
 
+@needs("haproxy")
 def test_other_engine_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     async def spawn(keeper: object, directory: str, mark: str, part: str) -> tuple[str, str, str]:
         return directory, mark, part
@@ -1011,6 +1014,7 @@ def test_other_engine_runs_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPat
     with_manager(scene)
 
 
+@needs("haproxy")
 def test_program_that_is_missing_is_a_problem_before_listeners_are_opened() -> None:
     async def scene(manager: Manager) -> None:
         plan = GatewayPlan(

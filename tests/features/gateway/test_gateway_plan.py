@@ -26,6 +26,7 @@ from poolctl.features.gateway.table import GatewayConfig, GatewayListener, Strea
 from poolctl.json_form import to_json
 from poolctl.routing.route import StreamRoute, Target
 from tests.certificates import certificate
+from tests.needs import needs
 from tests.ports import claim_port
 from tests.unit.core.ordered_core import run
 
@@ -172,6 +173,10 @@ def test_settings_are_those_of_the_table() -> None:
     )  # fmt: skip
     found = settings_of(GatewayConfig(bind=(":8080",)), "/run", "/state")
     assert (found.max_connections, found.http2, found.access_log) == (0, True, "")
+
+
+@needs("haproxy")
+def test_settings_name_another_engine_and_its_program() -> None:
     found = settings_of(GatewayConfig(bind=(":8080",), engine="haproxy", program="/opt/haproxy"))
     assert (found.engine, found.program) == ("haproxy", "/opt/haproxy")
 

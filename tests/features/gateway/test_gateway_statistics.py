@@ -34,6 +34,7 @@ from poolctl.runners.process_link import Descriptor, identity
 from poolctl.states import Status
 from poolctl.worker import tally
 from tests.manual_clock import ManualClock
+from tests.needs import needs
 from tests.serving import blank_page
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk, part_site
@@ -697,6 +698,7 @@ def test_excluded_route_lists_its_services_if_they_are_the_cause(stages: list[Ro
     assert stage.report(SHOP).registrations is None
 
 
+@needs("haproxy")
 def test_other_engine_proxies_every_connection(stages: list[RoutePool]) -> None:
     stage = stage_of(stages, SHOP)
     stage.engine = "haproxy"

@@ -16,6 +16,7 @@ from poolctl.routing.route import ExcludedRoute, Route, passable
 from tests.certificates import certificate
 from tests.config_files import load_text, told
 from tests.configuration import server
+from tests.needs import needs
 from tests.steps import steps_of
 
 WEB = server("web", bind="127.0.0.1:9001", app="a:b", tags=["api"])
@@ -354,6 +355,7 @@ INSTALL = 'install HAProxy ("apt install haproxy")'
 ADD_ENGINE = 'add engine = "haproxy", or take it out'
 
 
+@needs("haproxy")
 @pytest.mark.parametrize(
     ("key", "problem"),
     [
@@ -386,6 +388,7 @@ def test_label_of_another_server_is_named_by_its_server(tmp_path: Path) -> None:
     assert "server[2].labels.route.host: never reached: the labels of 'a' has the same host and path" in found
 
 
+@needs("haproxy")
 def test_engine_that_is_missing_is_a_problem_of_the_table_that_turns_the_gateway_on() -> None:
     def path(**tables: Any) -> list[tuple[str | int, ...]]:
         return [each.path for each in unusable_engine(Tables(**tables))]

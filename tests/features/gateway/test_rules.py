@@ -16,6 +16,7 @@ from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamCon
 from tests.config_files import load_text, told
 from tests.configuration import server
 from tests.features.gateway.test_table import WEB
+from tests.needs import needs
 from tests.unit.core.ordered_core import run, web
 from tests.unit.supervisor.desk import Desk
 
@@ -159,6 +160,11 @@ def test_rules_are_those_of_the_gateways_tables(tmp_path: Path) -> None:
     assert {url: probe.http for url, probe in rules.probed_targets(tables).items()} == {"http://a:80": "/up"}
     assert [*rules.problems(servers, tables, NONE)] == [*rules.warnings(servers, tables, complete=True)] == []
     assert rules.check(servers, tables, {}, datetime.now(UTC)) == ([], [])
+
+
+@needs("haproxy")
+def test_engine_that_is_missing_is_unusable(tmp_path: Path) -> None:
+    rules, servers = GatewayRules(), [*load_text(tmp_path, WEB)]
     missing = Tables(gateway=GatewayConfig(engine="haproxy", program="/no/haproxy"))
     (finding,) = rules.unusable(missing)
     assert finding.message == "/no/haproxy is not installed"
