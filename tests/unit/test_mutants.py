@@ -49,6 +49,7 @@ def test_tests_of_a_module_are_named_after_it() -> None:
     assert own_test(package / "features" / "serve" / "nothing.py") is None
 
 
+@pytest.mark.slow
 def test_a_draw_is_repeated_by_its_seed_and_limited_to_a_path() -> None:
     first = drawn(["poolctl/core/decide.py"], 5, 7)
     assert first == drawn(["poolctl/core/decide.py"], 5, 7) != drawn(["poolctl/core/decide.py"], 5, 8)

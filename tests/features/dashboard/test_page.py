@@ -48,6 +48,7 @@ def test_adopting_a_dead_dashboard_reports_its_exit() -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_supervisor_of_an_earlier_version_starts_the_process_by_its_former_name() -> None:
     look = """
 import sys

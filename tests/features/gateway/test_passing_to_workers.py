@@ -99,6 +99,7 @@ def held() -> tuple[int, int]:
         return len(os.listdir("/proc/self/fd")), sum("memfd:" in each for each in maps)
 
 
+@pytest.mark.slow
 def test_idle_connections_follow_the_newest_of_many_tables_which_leave_nothing_behind() -> None:
     async def scene(stage: Stage) -> None:
         async with workers_of(stage) as workers:

@@ -56,6 +56,7 @@ assert not late, late
 """
 
 
+@pytest.mark.slow
 def test_supervisor_imports_the_parts_of_the_gateway_after_its_start() -> None:
     done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -233,6 +233,7 @@ def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path) -> No
     run(work())
 
 
+@pytest.mark.slow
 def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_refuses_nothing(
     short: Path,
 ) -> None:
@@ -362,6 +363,7 @@ def test_hosts_are_disabled_and_drained_by_order(short: Path) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
@@ -395,6 +397,7 @@ def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_answers_take_no_url_out_and_an_address_without_a_listener_is_shown_with_an_open_breaker(
     short: Path,
 ) -> None:
@@ -464,6 +467,7 @@ def test_certificate_is_renewed_without_another_haproxy(short: Path) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_of_another_host(
     short: Path,
 ) -> None:

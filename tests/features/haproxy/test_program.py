@@ -230,6 +230,7 @@ def test_drain_waits_for_the_last_request_within_its_time(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.slow
 def test_drain_lets_the_last_request_end_by_itself(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await stage.program.drain(60.0)

@@ -127,6 +127,7 @@ def test_services_and_their_probes_outlast_a_stop_of_the_pool(gateway: GatewayPo
     assert "registrations" not in pool.ok("routes", "-o", "json").json["items"][0]
 
 
+@pytest.mark.slow
 def test_own_sockets_and_addresses_are_no_targets(gateway: GatewayPool) -> None:
     pool = gateway.pool
     metrics = claim_port()
@@ -142,6 +143,7 @@ def test_own_sockets_and_addresses_are_no_targets(gateway: GatewayPool) -> None:
     assert (done.code, "is a link-local address" in done.stderr) == (5, True), done
 
 
+@pytest.mark.slow
 def test_service_elsewhere_registers_over_tls_with_its_token_and_is_recorded(gateway: GatewayPool) -> None:
     pool = gateway.pool
     port = claim_port()

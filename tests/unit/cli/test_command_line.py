@@ -369,6 +369,7 @@ def command_lines(draw: st.DrawFn) -> list[str]:
     return [*before, verb, *after]
 
 
+@pytest.mark.slow
 @given(command_lines())
 @examples(200)
 def test_both_lanes_make_the_same_request_of_a_command_line(args: list[str]) -> None:

@@ -70,6 +70,7 @@ def test_an_interrupt_is_130_without_words(poolctl: Command, monkeypatch: pytest
     assert document.json["errors"][0]["error"] == "ErrorInterrupted"
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_gone_is_no_failure(directory: Path) -> None:
     for command in (["list"], ["schema"], ["show"], ["walk", "--", "seq", "100000"], ["completion", "fish"]):
         read, write = os.pipe()
@@ -105,6 +106,7 @@ def test_one_ctrl_c_ends_a_command_whose_reader_does_not_read(directory: Path) -
         os.close(read)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_disk_is_reported(directory: Path) -> None:
     with open("/dev/full", "w") as full:
@@ -186,6 +188,7 @@ def test_json_of_the_users_own_command_is_not_ours(poolctl: Command) -> None:
     assert poolctl("walk", "nobody", "--", "x", "-o", "json").out == ""
 
 
+@pytest.mark.slow
 def test_the_module_is_the_command(directory: Path) -> None:
     done = subprocess.run([*POOLCTL, "list", "-o", "json"], capture_output=True, text=True, check=True)
     assert len(json.loads(done.stdout)["items"]) == 2

@@ -71,6 +71,7 @@ def test_an_expression_that_takes_too_long_is_a_usage_error(
     assert poolctl("list", "--name", "^a+b$").code == 0
 
 
+@pytest.mark.slow
 def test_search_in_logs_is_bounded_in_each_line_and_not_in_all(poolctl: Command, directory: Path) -> None:
     (directory / "pool.toml").write_text(POOL + 'log = { path = "own.log" }\n')
     (directory / "own.log").write_text("short\n" * 2000 + f"{'a' * 40}b\n")

@@ -687,6 +687,7 @@ def test_status_of_the_pool_is_that_of_a_mandatory_server_that_failed(
     assert capsys.readouterr().err == "the pool has ended: main has failed\n"
 
 
+@pytest.mark.slow
 def test_pool_runs_in_the_foreground_until_it_is_interrupted(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     with (real_pool.directory / "hello.py").open("a") as file:
@@ -710,6 +711,7 @@ def test_pool_runs_in_the_foreground_until_it_is_interrupted(real_pool: RealPool
     assert not real_pool.processes()
 
 
+@pytest.mark.slow
 def test_command_runs_with_its_pool_and_its_failure_shows_what_the_servers_wrote_last(
     real_pool: RealPool,
 ) -> None:

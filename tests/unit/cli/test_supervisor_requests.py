@@ -305,6 +305,7 @@ def test_running_supervisor_is_asked_and_no_other_is_launched(
     assert [verb for verb, _ in requests] == ["start"]
 
 
+@pytest.mark.slow
 def test_launch_that_matches_nothing_or_has_nothing_to_run_leaves_nothing_behind(real_pool: RealPool) -> None:
     real_pool.write_hello()
     done = real_pool.run("start", "nobody", "-o", "json")

@@ -349,6 +349,7 @@ def test_each_circle_of_dependencies_is_reported_once(tmp_path: Path) -> None:
     assert "d → e → d" in text
 
 
+@pytest.mark.slow
 def test_a_long_chain_of_dependencies_is_no_circle(tmp_path: Path) -> None:
     server = "[[server]]\nname = 's{0}'\napp = 'a:b'\nbind = ':{1}'\ndepends_on = [{2}]\n"
     chain = "".join(server.format(n, n + 1, f"'s{n + 1}'" if n < 4999 else "") for n in range(5000))
@@ -478,6 +479,7 @@ def test_dependency_on_a_job_with_times_cannot_be_waited_for() -> None:
 SOON_SECONDS = 5.0
 
 
+@pytest.mark.slow
 def test_ten_thousand_addresses_of_one_port_are_compared_soon(tmp_path: Path) -> None:
     servers = "".join(
         f'[[server]]\nname = "s{n}"\nbind = "127.{n // 250}.{n % 250}.1:80"\napp = "a:b"\n'

@@ -349,6 +349,7 @@ def test_a_file_that_is_not_ours_to_read_says_so(tmp_path: Path) -> None:
     assert "not permitted" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_thousands_of_unknown_keys_do_not_take_minutes(tmp_path: Path) -> None:
     keys = "".join(f"unknown_key_{n} = 1\n" for n in range(10_000))
     began = time.process_time()

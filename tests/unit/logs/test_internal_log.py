@@ -56,6 +56,7 @@ def test_a_line_that_is_repeated_is_counted(
     assert lines[4:] == ["the last message was repeated 1 time"]
 
 
+@pytest.mark.slow
 def test_a_flood_of_lines_that_differ_is_bounded_and_says_so(
     log: tuple[logging.Logger, list[str]], clock: ManualClock
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_flood_of_lines_that_differ_is_bounded_and_says_so(
     assert lines[-1] == "later"
 
 
+@pytest.mark.slow
 def test_a_flood_of_pairs_is_bounded_as_well(log: tuple[logging.Logger, list[str]]) -> None:
     logger, lines = log
     for number in range(20_000):

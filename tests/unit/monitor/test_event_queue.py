@@ -151,6 +151,7 @@ def test_line_that_is_no_json_is_written_as_text(path: Path) -> None:
     assert read(path)[0]["after"] == "{1}"
 
 
+@pytest.mark.slow
 def test_a_flood_of_events_of_one_server_is_bounded_and_counted(path: Path) -> None:
     clock = ManualClock()
     events = Events(clock, Journal(str(path), max_size_bytes=0))

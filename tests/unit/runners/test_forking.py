@@ -300,6 +300,7 @@ def serial(server: ServerConfig) -> int:
     return x509.load_der_x509_certificate(found).serial_number
 
 
+@pytest.mark.slow
 def test_worker_serves_with_its_certificate_and_loads_a_renewed_one(tmp_path: Path) -> None:
     async def work(runner: ProcessRunner) -> None:
         cert, key = certificate(tmp_path, days=30)
@@ -318,6 +319,7 @@ def test_worker_serves_with_its_certificate_and_loads_a_renewed_one(tmp_path: Pa
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_worker_that_cannot_be_forked_leaves_nothing(tmp_path: Path) -> None:
     async def work(runner: ProcessRunner) -> None:
         cert, key = certificate(tmp_path, days=30)
@@ -334,6 +336,7 @@ def test_worker_that_cannot_be_forked_leaves_nothing(tmp_path: Path) -> None:
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_program_that_reports_its_readiness_is_ready_then(tmp_path: Path) -> None:
     async def work(runner: ProcessRunner) -> None:
         go = tmp_path / "go"
@@ -358,6 +361,7 @@ def test_program_that_reports_its_readiness_is_ready_then(tmp_path: Path) -> Non
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_entry_of_a_worker_has_what_another_supervisor_needs() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served()

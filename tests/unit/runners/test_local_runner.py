@@ -543,6 +543,7 @@ def names(entries: dict[str, Any]) -> set[str]:
     return kinds & {"listener", "adoption", "worker", "output", "tally", "held-connection"}
 
 
+@pytest.mark.slow
 def test_worker_is_placed_becomes_ready_serves_and_leaves_nothing_when_its_server_is_closed() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served()
@@ -604,6 +605,7 @@ async def pid_on(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) 
     return int(await reader.readexactly(int(length))), "connection: close" in head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replaced", [True, False])
 @pytest.mark.parametrize("order", ["leave", "drain"])
 def test_worker_that_is_replaced_gives_its_connections_to_its_successor_and_another_one_keeps_them(
@@ -630,6 +632,7 @@ def test_worker_that_is_replaced_gives_its_connections_to_its_successor_and_anot
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_worker_takes_part_in_accepting_as_it_is_told() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served()
@@ -644,6 +647,7 @@ def test_worker_takes_part_in_accepting_as_it_is_told() -> None:
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_worker_that_never_became_ready_has_its_last_output_in_the_log_when_its_exit_is_known() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served("refusing")
@@ -659,6 +663,7 @@ def test_worker_that_never_became_ready_has_its_last_output_in_the_log_when_its_
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_hook_runs_as_a_process_of_its_own_beside_the_workers(tmp_path: Path) -> None:
     async def work(runner: ProcessRunner) -> None:
         hooks = {"before_start": ["sh", "-c", f"echo $0 ran > {tmp_path}/hook"], "after_stop": ["false"]}
@@ -673,6 +678,7 @@ def test_hook_runs_as_a_process_of_its_own_beside_the_workers(tmp_path: Path) ->
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_program_is_reached_at_its_port_and_gets_the_listener() -> None:
     async def work(runner: ProcessRunner) -> None:
         script = (
@@ -694,6 +700,7 @@ def test_program_is_reached_at_its_port_and_gets_the_listener() -> None:
     with_runner(work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "status"), [("true", 0), ("false", 1)])
 def test_job_ends_with_the_status_of_its_program(command: str, status: int) -> None:
     async def work(runner: ProcessRunner) -> None:
@@ -707,6 +714,7 @@ def test_job_ends_with_the_status_of_its_program(command: str, status: int) -> N
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_worker_that_has_served_its_requests_is_reported_and_serves_on() -> None:
     async def work(runner: ProcessRunner) -> None:
         told = Told()
@@ -721,6 +729,7 @@ def test_worker_that_has_served_its_requests_is_reported_and_serves_on() -> None
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_sleeping_server_needs_no_pair_until_it_has_a_worker_and_wakes_at_a_request() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served(scale={"min": 0})
@@ -754,6 +763,7 @@ def test_server_that_is_watched_again_is_woken_again_and_its_waiting_clients_may
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_keeper_that_has_been_replaced_watches_the_workers_and_reports_their_exit() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served()
@@ -773,6 +783,7 @@ def test_keeper_that_has_been_replaced_watches_the_workers_and_reports_their_exi
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_zygote_that_is_stopped_is_killed_and_the_next_worker_gets_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -804,6 +815,7 @@ def test_connections_that_no_worker_has_accepted_are_counted() -> None:
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_prepared_worker_is_forked_from_the_imported_application() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served(preload=True)
@@ -824,6 +836,7 @@ def test_prepared_worker_is_forked_from_the_imported_application() -> None:
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -842,6 +855,7 @@ def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started(
     with_runner(work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "named"),
     [
@@ -863,6 +877,7 @@ def test_check_of_a_server_whose_worker_could_not_be_forked_names_what_is_missin
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_runner_that_is_closed_ends_its_workers_listeners_and_helpers() -> None:
     pids: list[int] = []
 

@@ -500,6 +500,7 @@ async def _take_in_from_logger(directory: str, keeper: Any, output: Any, *, late
         pool_files.forget(place)
 
 
+@pytest.mark.slow
 def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_no_server(
     tmp_path: Path,
 ) -> None:
@@ -561,6 +562,7 @@ async def _leave(successor: LocalRunner) -> None:
     await successor._close_parts()
 
 
+@pytest.mark.slow
 def test_worker_whose_server_was_changed_is_adopted_at_its_own_address() -> None:
     async def work(runner: ProcessRunner) -> None:
         before = served()

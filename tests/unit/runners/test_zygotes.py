@@ -379,6 +379,7 @@ def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
 # Zygotes of a real keeper.
 
 
+@pytest.mark.slow
 def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_closed() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served(python=sys.executable)
@@ -404,6 +405,7 @@ def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_closed() -
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_killed_zygote_is_replaced_at_the_next_fork() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served()
@@ -419,6 +421,7 @@ def test_killed_zygote_is_replaced_at_the_next_fork() -> None:
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_zygote_is_replaced_when_other_variables_are_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served(python=sys.executable)
@@ -499,6 +502,7 @@ def preloading(directory: Path, text: str, name: str = "web", **keys: Any) -> Se
     return served(name=name, app="shop:app", app_dir=str(directory), preload=True, **keys)
 
 
+@pytest.mark.slow
 def test_import_that_fails_is_explained_once_for_each_server_that_shares_it(tmp_path: Path) -> None:
     async def work(runner: ProcessRunner) -> None:
         servers = [preloading(tmp_path, BROKEN, name) for name in ("web", "api")]
@@ -519,6 +523,7 @@ def test_import_that_fails_is_explained_once_for_each_server_that_shares_it(tmp_
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_import_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     async def work(runner: ProcessRunner) -> None:
         server = preloading(tmp_path, "import time\ntime.sleep(600)\n", start_timeout=0.5)
@@ -532,6 +537,7 @@ def test_import_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_application_that_cannot_be_shared_gives_its_reason_until_its_code_is_newer(tmp_path: Path) -> None:
     text = "import threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
 
@@ -547,6 +553,7 @@ def test_application_that_cannot_be_shared_gives_its_reason_until_its_code_is_ne
     with_runner(work)
 
 
+@pytest.mark.slow
 def test_import_of_a_server_that_is_stopped_ends() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served(preload=True)

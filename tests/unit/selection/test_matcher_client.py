@@ -70,6 +70,7 @@ def test_an_invalid_expression_is_reported_with_position_and_fix(
     run(scenario)
 
 
+@pytest.mark.slow
 def test_a_slow_expression_is_given_up_and_other_questions_are_answered() -> None:
     async def scenario(matcher: Matcher) -> None:
         await matcher.answer(["a"], ["a"])
@@ -84,6 +85,7 @@ def test_a_slow_expression_is_given_up_and_other_questions_are_answered() -> Non
     run(scenario)
 
 
+@pytest.mark.slow
 def test_a_long_text_that_keeps_signals_out_ends_the_process_and_only_that_question() -> None:
     async def scenario(matcher: Matcher) -> None:
         await matcher.answer(["a"], ["a"])
@@ -169,6 +171,7 @@ asyncio.run(ask())
 """
 
 
+@pytest.mark.slow
 def test_a_process_at_a_slow_expression_does_not_outlive_its_client() -> None:
     with subprocess.Popen([sys.executable, "-c", ASKER], stdout=subprocess.PIPE, text=True) as asker:
         assert asker.stdout is not None

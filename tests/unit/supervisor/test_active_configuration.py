@@ -139,6 +139,7 @@ def test_of_several_files_the_one_of_each_server_is_named(tmp_path: Path) -> Non
     run(scenario())
 
 
+@pytest.mark.slow
 def test_what_is_outside_is_looked_at_for_the_reading_that_is_asked_about(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB + 'env_file = "missing.env"\n')
@@ -195,6 +196,7 @@ def test_places_of_keys_are_known_until_the_file_changes(tmp_path: Path) -> None
     run(scenario())
 
 
+@pytest.mark.slow
 def test_process_ends_when_it_is_not_used_and_another_one_is_started(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB)
@@ -210,6 +212,7 @@ def test_process_ends_when_it_is_not_used_and_another_one_is_started(tmp_path: P
     run(scenario())
 
 
+@pytest.mark.slow
 def test_process_that_was_killed_since_is_replaced_unnoticed(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB)
@@ -226,6 +229,7 @@ def test_process_that_was_killed_since_is_replaced_unnoticed(tmp_path: Path) -> 
     run(scenario())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_process_that_is_killed_while_it_reads_is_replaced_once(tmp_path: Path, times: int) -> None:
     file, trace = tmp_path / "pool.toml", tmp_path / "trace"
@@ -381,6 +385,7 @@ def test_process_ends_with_the_supervisor_in_the_middle_of_a_read(tmp_path: Path
     wait_until(lambda: not is_alive(pid))
 
 
+@pytest.mark.slow
 def test_supervisor_imports_nothing_that_validates() -> None:
     look = """
 import sys

@@ -1270,6 +1270,7 @@ def events(pool: RealPool) -> list[dict[str, Any]]:
     return [json.loads(line) for line in pool.ok("events", "-n", "all", "-o", "json").stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_supervisor_says_who_it_is_answers_all_and_leaves_nothing_when_it_is_stopped(
     real_pool: RealPool,
 ) -> None:
@@ -1314,6 +1315,7 @@ def test_supervisor_says_who_it_is_answers_all_and_leaves_nothing_when_it_is_sto
     assert (ended["kind"], ended["event"]) == ("pool", "supervisor ended")
 
 
+@pytest.mark.slow
 def test_terminated_keeper_ends_the_pool_in_order_and_the_events_say_why(real_pool: RealPool) -> None:
     real_pool.write_hello()
     real_pool.ok("start")
@@ -1325,6 +1327,7 @@ def test_terminated_keeper_ends_the_pool_in_order_and_the_events_say_why(real_po
     assert found[-1]["event"] == "supervisor ended"
 
 
+@pytest.mark.slow
 def test_mandatory_server_that_fails_ends_the_pool_with_its_status_and_reason(real_pool: RealPool) -> None:
     real_pool.write_hello("web")
     command = '["sh", "-c", "while [ ! -e fail ]; do sleep 0.05; done; exit 42"]'
@@ -1342,6 +1345,7 @@ def test_mandatory_server_that_fails_ends_the_pool_with_its_status_and_reason(re
     assert (stopping["cause"], stopping["severity"]) == (left["reason"], "error")
 
 
+@pytest.mark.slow
 def test_supervisor_of_wrong_files_answers_what_is_wrong_and_ends(real_pool: RealPool) -> None:
     real_pool.write("pool.toml", '[[server]]\nname = "web"\nbind = "127.0.0.1:99999"\napp = "hello:app"\n')
     done = real_pool.run("start", "-o", "json")
@@ -1368,6 +1372,7 @@ def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missi
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_start_imports_none_of_them_and_afterwards_all_of_them_are_there() -> None:
     upgrade = "poolctl.supervisor.verbs.upgrade"
     assert upgrade in late_modules()

@@ -293,6 +293,7 @@ def test_bodies_of_every_shape_are_answered(body: Any, code: int | None) -> None
     run(scenario())
 
 
+@pytest.mark.slow
 def test_a_long_chain_of_dependencies_and_a_dense_one_fail_at_once() -> None:
     async def scenario() -> None:
         chain = [web("bad")]

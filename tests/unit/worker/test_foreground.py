@@ -159,6 +159,7 @@ def test_modules_are_imported_before_the_process_becomes_another_user(run: Run) 
     assert process.end()[1].splitlines()[1] == "True 1 /"
 
 
+@pytest.mark.slow
 def test_interpreter_is_started_again_once_for_variables_that_it_reads_at_its_start(
     run: Run, tmp_path: Path
 ) -> None:
@@ -215,6 +216,7 @@ def test_server_with_a_certificate_serves_tls(run: Run, tmp_path: Path) -> None:
     assert get(f"https://127.0.0.1:{process.port}", "/x").text == "/x"
 
 
+@pytest.mark.slow
 def test_debugged_server_does_not_end_after_its_maximum_of_requests(run: Run) -> None:
     process = run("foreground.debug()", http={"max_requests": 1})
     process.until("Application startup complete")

@@ -43,6 +43,7 @@ def test_serving_imports_no_module_of_poolctl_later_than_at_its_own_import() -> 
     assert late == []
 
 
+@pytest.mark.slow
 def test_zygote_collects_no_garbage_while_it_imports_and_does_so_afterwards() -> None:
     requests, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.close()  # so it ends as soon as it has started

@@ -455,6 +455,7 @@ def ask(sock: socket.socket, path: str) -> str:
     return data.rpartition(b"\r\n\r\n")[2].decode()
 
 
+@pytest.mark.slow
 def test_worker_becomes_ready_serves_and_stops(run_worker: RunWorker) -> None:
     worker = run_worker()
     worker.ready()
@@ -472,6 +473,7 @@ def test_worker_becomes_ready_serves_and_stops(run_worker: RunWorker) -> None:
     assert found[tally.STARTED] == 1
 
 
+@pytest.mark.slow
 def test_worker_with_a_higher_log_level_prints_nothing_of_its_own(run_worker: RunWorker) -> None:
     worker = run_worker(http={"log_level": "warning"})
     worker.ready()
@@ -491,6 +493,7 @@ def test_worker_answers_heartbeats_and_notes_that_it_does(run_worker: RunWorker)
     page.release()
 
 
+@pytest.mark.slow
 def test_interpreter_is_started_again_for_variables_that_it_reads_at_its_start(run_worker: RunWorker) -> None:
     worker = run_worker(env={"PYTHONSAFEPATH": "1"})
     worker.ready()
@@ -528,6 +531,7 @@ def test_start_is_given_up_when_the_worker_is_stopped(run_worker: RunWorker) -> 
     assert worker.end() == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_drains_the_worker_whose_status_shows_the_signal(run_worker: RunWorker, number: int) -> None:
     worker = run_worker(drain_timeout=60)
@@ -554,6 +558,7 @@ def test_second_signal_stops_a_worker_that_drains(run_worker: RunWorker) -> None
         assert worker.end() == -signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_worker_ends_with_its_supervisor_unless_it_can_be_adopted(run_worker: RunWorker) -> None:
     worker = run_worker()
     worker.ready()
@@ -611,6 +616,7 @@ def test_connections_wait_in_the_pair_for_a_later_worker_if_so_ordered(
             assert taken.getpeername() == client.getsockname()
 
 
+@pytest.mark.slow
 def test_worker_shows_the_others_how_many_connections_it_has(run_worker: RunWorker) -> None:
     worker = run_worker()
     worker.ready()
@@ -624,6 +630,7 @@ def test_worker_shows_the_others_how_many_connections_it_has(run_worker: RunWork
             assert counts.others() == [1]
 
 
+@pytest.mark.slow
 def test_gated_worker_rests_until_it_is_ordered_to_work(run_worker: RunWorker) -> None:
     worker = run_worker(health={"readiness": {"http": "/"}})
     worker.ready()
@@ -641,6 +648,7 @@ def test_worker_that_has_served_its_requests_says_so_and_serves_on(run_worker: R
     assert worker.get("/x") == "/x"
 
 
+@pytest.mark.slow
 def test_certificate_is_renewed_unless_it_is_unusable(run_worker: RunWorker, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path, "old")
     worker = run_worker(tls={"cert": str(cert), "key": str(key)})
