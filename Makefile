@@ -22,7 +22,7 @@ DEMO := examples/microservices/pool.toml
 # Without bytecode each of the thousands of processes would compile the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo features mutants test test-all test-measured test-rest test-cluster heavy applications properties unit quick portable portable-processes \
+.PHONY: help demo features mutants test test-all test-measured test-rest test-cluster heavy applications properties unit quick portable \
 	lint types floors house docs entered completions release bench peers matrix chaos chaos-gateway conformance venv dev clean
 .DEFAULT_GOAL := help
 
@@ -132,9 +132,6 @@ quick: dev
 portable:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) test
 	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(PORTABLE) $(ARGS)
-
-portable-processes: PORTABLE := $(PORTABLE_PROCESSES)
-portable-processes: portable
 
 lint: dev
 	@$(BIN)/ruff check .
