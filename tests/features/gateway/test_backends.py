@@ -10,7 +10,7 @@ from poolctl.features.gateway.process.backends.route_backends import (
     RequestOutcome,
 )
 from poolctl.features.gateway.process.settings import ProbeState
-from poolctl.routing.route import BreakerRule, Limit, Target
+from poolctl.routing.route import BreakerRule, Limit, StreamRoute, Target
 from tests.features.gateway.test_route_backends import (
     URLS,
     Stage,
@@ -71,6 +71,15 @@ def test_backends_that_no_route_leads_to_are_forgotten(stage: Stage) -> None:
     stage.backends.apply([stage.as_route(URLS[1])], {})
     assert [row["host"] for row in stage.backends.snapshot()] == [URLS[1]]
     assert stage.hosts.records() == []
+
+
+def test_aliases_are_those_of_http_routes_that_were_applied_or_used(stage: Stage) -> None:
+    stream = StreamRoute(alias="db", bind="127.0.0.1:1", to=(Target(url="127.0.0.1:9"),))
+    applied, used = stage.as_route(URLS[0], alias="applied"), stage.as_route(URLS[1], alias="used")
+    stage.backends.apply([applied, stream], {})
+    assert stage.backends.aliases == ["applied"]
+    stage.backends.of(used)
+    assert stage.backends.aliases == ["applied", "used"]
 
 
 def test_weight_of_a_server_multiplies_that_of_its_targets(stage: Stage) -> None:

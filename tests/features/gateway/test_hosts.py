@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
@@ -90,6 +91,16 @@ def test_records_are_those_of_hosts_whose_state_was_changed(clock: ManualClock) 
     assert [each["host"] for each in hosts.to_json()["hosts"]] == ["b"]
     hosts.forget(["a", "c"])
     assert [each.host for each in hosts.records()] == ["b"]
+
+
+def test_host_that_is_forgotten_is_active_and_has_no_expiry(clock: ManualClock) -> None:
+    hosts, _ = manager(clock)
+    hosts.disable("a", 10)
+    hosts.disable("b", 20)
+    hosts.forget(["a"])
+    assert (hosts.state("a"), hosts.due) == (ACTIVE, clock.monotonic() + 20)
+    hosts.forget(["b"])
+    assert (hosts.due, hosts.next_expiry) == (None, math.inf)
 
 
 @pytest.mark.parametrize(("left", "kept"), [(-1.0, False), (0.0, False), (0.5, True)])

@@ -40,16 +40,16 @@ def test_messages_arrive_whole_and_in_order(messages: list[wire.Message]) -> Non
         assert [wire.receive(there) for _ in messages] == [(message, []) for message in messages]
 
 
-@given(st.integers(1, 40))
+@given(st.integers(1, 40), st.booleans())
 @examples(20)
-def test_descriptors_arrive_in_order_and_close_on_exec(count: int) -> None:
+def test_descriptors_arrive_in_order_and_close_on_exec(count: int, wait: bool) -> None:
     here, there = wire.pair()
     files = [os.memfd_create(str(number)) for number in range(count)]
     with here, there:
         for number, file in enumerate(files):
             os.write(file, b"x" * (number + 1))
         wire.send(here, {"t": "files"}, files)
-        received = wire.receive(there)
+        received = wire.receive(there, wait=wait)
     assert received is not None
     try:
         assert [os.fstat(fd).st_size for fd in received[1]] == list(range(1, count + 1))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poolctl import ServerConfig
+from poolctl import ServerConfig, TLSConfig
 from poolctl.config import Probe
 from poolctl.probes.prober import (
     AcceptProber,
@@ -23,6 +23,7 @@ from poolctl.probes.prober import (
     RequestProber,
     WorkerConnector,
     make_prober,
+    speaks_tls,
     statuses,
     unverified_context,
 )
@@ -116,6 +117,22 @@ def test_request_is_the_one_that_a_client_would_make() -> None:
         assert b"\r\nHost: 127.0.0.1:8080\r\n" in await plain.request()
 
     run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"command": ("run",)}, False),
+        ({"command": ("run",), "expose": "http://a.example"}, False),
+        ({"command": ("run",), "expose": "https://a.example"}, True),
+        ({"app": "a:b", "expose": "https://a.example"}, False),
+        ({"app": "a:b", "tls": TLSConfig(cert="c.pem", key="k.pem")}, True),
+    ],
+)
+def test_server_speaks_tls_if_it_terminates_it_and_a_program_if_its_url_says_so(
+    keys: dict[str, Any], found: bool
+) -> None:
+    assert speaks_tls(ServerConfig(name="web", bind="127.0.0.1:8080", **keys)) is found
 
 
 @pytest.mark.parametrize(

@@ -213,3 +213,20 @@ def test_explained_request_is_a_get_without_tls_unless_it_says_otherwise() -> No
     assert matched("/a") == ["gets"]
     assert matched("/b") == ["upgrade"]
     assert matched("/b", secure=True) == []
+
+
+def test_reason_of_a_match_names_the_host_by_its_kind_and_the_path() -> None:
+    web = (Target(server="web"),)
+    hosts = "a.test", "a", "*.test", "a.*", ""
+    found = {
+        host: step.why
+        for host in hosts
+        for step in explain([Route(alias="r", host=host, path="/p", to=web)], "a.test", "/p/x")
+    }
+    assert found == {
+        "a.test": "host a.test (exact), path /p",
+        "a": "host a (first label), path /p",
+        "*.test": "host *.test (domain), path /p",
+        "a.*": "host a.* (pattern), path /p",
+        "": "any host, path /p",
+    }
