@@ -8,7 +8,6 @@ answer: another system, no `inet_diag`, a seccomp filter, a user-space kernel su
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
@@ -75,6 +74,8 @@ async def accepted(probe: socket.socket, listener: socket.socket | None = None) 
     """
     with contextlib.suppress(OSError):
         probe.shutdown(socket.SHUT_WR)
+    import asyncio  # a fifth of the imports of a command, most of which only ask who holds a port
+
     loop = asyncio.get_running_loop()
     pause, others_pause = _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS
     others_at = loop.time() + _OTHERS_AFTER_SECONDS

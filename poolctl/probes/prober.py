@@ -19,8 +19,8 @@ from poolctl.errors import ServerError
 from poolctl.http.messages import BadMessage, ResponseReader, request_head
 from poolctl.listeners.sock_diag import accepted, is_accepted
 from poolctl.platform import bounded_file, last_line
-from poolctl.runners.process_link import environment_for_programs
 from poolctl.runners.runner_protocol import Placement, Runner
+from poolctl.runners.withheld_variables import environment_for_programs
 from poolctl.runners.worker_spec import environment, user_ids
 from poolctl.selection.matcher_client import TOO_SLOW, matcher
 from poolctl.selection.matcher_client import Answer as Matched

@@ -20,8 +20,9 @@ from poolctl.keeper.spawn import in_background
 from poolctl.worker.tally import Counts
 
 from .local.local_runner import LocalRunner
-from .process_link import KeeperLink, Receiver, release_in_child, withhold_variables
+from .process_link import KeeperLink, Receiver, release_in_child
 from .runner_protocol import Capabilities, Counters, Endpoints, Placement
+from .withheld_variables import withhold_variables
 from .worker_spec import hook_id
 
 _KEEPER_SECONDS = 10.0

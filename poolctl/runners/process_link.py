@@ -16,19 +16,17 @@ import signal
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from poolctl.clock import RateLimit, Watchdog
-from poolctl.config import values_of
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.reap import signal_process
 from poolctl.platform import process_start, waits_for_events
 
-logger = logging.getLogger("poolctl.supervisor")
+from .withheld_variables import withheld_variables
 
-# Variables that hold secrets of the pool itself. All runners of this process share its environment and this list.
-_withheld_names: set[str] = set()
+logger = logging.getLogger("poolctl.supervisor")
 
 # Valid messages are a few words; the longest carries the error of an import.
 MOST_BYTES = 16 * 1024
@@ -43,33 +41,6 @@ _LONGEST_RETRY_SECONDS = 0.1
 Message = wire.Message
 Reply = tuple[Message, list[int]]
 PING: wire.Message = {"t": "ping"}
-
-
-def withhold_variables(names: Iterable[str], *, only: bool = False) -> None:
-    """Withhold these variables from programs that are started from now on; `only` replaces the earlier list."""
-    if only:
-        _withheld_names.clear()
-    _withheld_names.update(names)
-
-
-def withheld_variables() -> list[str]:
-    """The names of the withheld variables that are set, sorted."""
-    # Not `os.environ.keys() & _withheld_names`, which reads every variable: each new worker asks for this.
-    return sorted(name for name in _withheld_names if name in os.environ)
-
-
-def withheld_values() -> list[str]:
-    """The values of the withheld variables (see values_of)."""
-    return values_of(_withheld_names, os.environ)
-
-
-def environment_for_programs(base: Mapping[str, str] | None = None) -> dict[str, str]:
-    """A copy of `base`, by default of this process's environment, without the withheld variables."""
-    return {
-        name: value
-        for name, value in (os.environ if base is None else base).items()
-        if name not in _withheld_names
-    }
 
 
 class Malformed(Exception):

@@ -15,13 +15,12 @@ from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol
 
-from .process_link import HasDescriptor
-
 if TYPE_CHECKING:
     from poolctl.config import ServerConfig
     from poolctl.json_form import Table
     from poolctl.worker.tally import Counts
 
+    from .process_link import HasDescriptor
     from .stack_report import Stacks
 
 

@@ -14,8 +14,8 @@ from poolctl.json_form import Table
 from poolctl.platform import memory_file
 from poolctl.worker.process_setup import spec_digest
 
-from .process_link import environment_for_programs, withheld_variables
 from .runner_protocol import app_state
+from .withheld_variables import environment_for_programs, withheld_variables
 
 # Set by `run --no-access-log`: servers log no requests, even if their configuration says so.
 NO_ACCESS_LOG_VARIABLE = "POOLCTL_NO_ACCESS_LOG"

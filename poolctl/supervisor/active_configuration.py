@@ -46,7 +46,8 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.json_form import from_json
 from poolctl.listeners.port_ledger import PortLedger
 from poolctl.platform import process_cpu_ns, read_json_object, replace_file
-from poolctl.runners.process_link import Link, withhold_variables
+from poolctl.runners.process_link import Link
+from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
 from .takeover.state_store import SavedState, StateStore, StoredConfiguration

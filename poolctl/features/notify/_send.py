@@ -28,7 +28,7 @@ from poolctl.http.messages import BadMessage, ResponseHead
 from poolctl.json_form import Table
 from poolctl.logs.log_line import stamp
 from poolctl.platform import bounded_file, last_line
-from poolctl.runners.process_link import environment_for_programs
+from poolctl.runners.withheld_variables import environment_for_programs
 
 from ._problem_tracker import NEWS, RESOLVED, TEST, Message, PoolFacts
 

@@ -35,18 +35,9 @@ from poolctl.keeper.wire import Message
 from poolctl.platform import process_parent, process_start, process_users
 from poolctl.units import format_duration
 
-from ..process_link import (
-    Link,
-    LinkLost,
-    Malformed,
-    Receiver,
-    Refused,
-    number_of,
-    spawn,
-    text_of,
-    withheld_variables,
-)
+from ..process_link import Link, LinkLost, Malformed, Receiver, Refused, number_of, spawn, text_of
 from ..runner_protocol import IMPORTS_PER_CPU, Exit, WorkerFailed
+from ..withheld_variables import withheld_variables
 from ..worker_spec import Spec, spec_file
 from .output_pipes import Output, last_lines
 

@@ -33,7 +33,7 @@ from poolctl.core.servers import CURRENT_CAUSE
 from poolctl.errors import PoolParamError, PoolRestartError, PoolStopError, PoolValidateError, ServerError
 from poolctl.exit_codes import FAILED, INVALID_CONFIGURATION, NOT_AS_DESIRED, NOTHING_MATCHED, TIMED_OUT
 from poolctl.json_form import to_json
-from poolctl.runners.process_link import withheld_variables
+from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.selection.selector import Selector, select
 
 from ..active_configuration import ReaderFailed, ResolvedConfig

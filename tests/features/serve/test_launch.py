@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -108,3 +110,9 @@ def test_probes_that_make_a_request_are_plain_values() -> None:
     assert (found["readiness"]["http"], found["readiness"]["headers"]) == ("/up", {"X": "y"})
     assert type(found["readiness"]["headers"]) is dict
     assert _launch._http_probes(app()) == {}
+
+
+def test_event_loop_is_loaded_by_the_server_alone() -> None:
+    text = "import sys, poolctl.features.serve._launch; print('asyncio' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\n", "")

@@ -25,7 +25,7 @@ from poolctl.runners.local.activation import SleepingServers
 from poolctl.runners.local.local_runner import LocalRunner, RoutedServers
 from poolctl.runners.local.local_worker import LocalWorker, RunnerWorkers
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
-from poolctl.runners.process_link import Descriptor, withheld_variables
+from poolctl.runners.process_link import Descriptor
 from poolctl.runners.runner_protocol import (
     Adopted,
     Endpoints,
@@ -35,6 +35,7 @@ from poolctl.runners.runner_protocol import (
     RunnerEvents,
     WorkerFailed,
 )
+from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.worker import tally
 from tests.certificates import certificate
 from tests.deadline import wait_until

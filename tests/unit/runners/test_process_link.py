@@ -31,7 +31,6 @@ from poolctl.runners.process_link import (
     ProcessWatchdog,
     Receiver,
     Refused,
-    environment_for_programs,
     flag_of,
     identity,
     kill,
@@ -39,9 +38,6 @@ from poolctl.runners.process_link import (
     release_in_child,
     spawn,
     text_of,
-    withheld_values,
-    withheld_variables,
-    withhold_variables,
 )
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left, open_descriptors
@@ -445,25 +441,6 @@ def test_program_is_started_by_the_keeper_with_its_end_of_the_link() -> None:
         peer.close()
 
     run(scenario())
-
-
-def test_variables_of_the_pool_itself_are_withheld_from_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TOKEN", "secret")
-    monkeypatch.setenv("PASSWORD", "other secret")
-    monkeypatch.delenv("UNSET", raising=False)
-    try:
-        withhold_variables(["TOKEN", "UNSET"], only=True)
-        assert (withheld_variables(), withheld_values()) == (["TOKEN"], ["secret"])
-        assert environment_for_programs({"TOKEN": "a", "UNSET": "b", "HOME": "/"}) == {"HOME": "/"}
-        rest = dict(os.environ)
-        del rest["TOKEN"]
-        assert environment_for_programs() == rest
-        withhold_variables(["PASSWORD"])
-        assert withheld_variables() == ["PASSWORD", "TOKEN"]
-        withhold_variables(["PASSWORD"], only=True)
-        assert withheld_variables() == ["PASSWORD"]
-    finally:
-        withhold_variables((), only=True)
 
 
 def test_files_are_released_in_a_child_whose_objects_keep_their_numbers() -> None:

@@ -29,7 +29,7 @@ from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.keeper import Store
 from poolctl.keeper.spawn import spawn
 from poolctl.platform import read_json_object
-from poolctl.runners.process_link import withhold_variables
+from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.supervisor.active_configuration import (
     ActiveConfiguration,
     ConfigurationReader,

@@ -14,7 +14,8 @@ from poolctl.json_form import Table, to_json
 from poolctl.keeper import wire
 from poolctl.platform import process_parent, read_file
 from poolctl.routing.route import StreamRoute
-from poolctl.runners.process_link import HasDescriptor, LinkLost, identity, withheld_variables
+from poolctl.runners.process_link import HasDescriptor, LinkLost, identity
+from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.supervisor.sidecar import UP_SECONDS, SidecarProcess
 
 from ..process.settings import GatewaySettings, ListenerSettings, MachineState, ProbeState, ServerFacts
