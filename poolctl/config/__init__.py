@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from poolctl.config.configuration import *
     from poolctl.config.edit import *
     from poolctl.config.files.assemble import *
+    from poolctl.config.files.marks import *
     from poolctl.config.files.read_file import *
     from poolctl.config.loader import *
     from poolctl.config.model.pool_tables import *
@@ -34,9 +35,10 @@ _MODULES = {
     "configuration": "BINDS_ITSELF Configuration Reading ServerConfig Surroundings no_certificate open_files_needed",
     "edit": "Draft FileChanged escaped table_text value_text",
     "files.assemble": "Document read_documents",
-    "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT Marks PROCFILE PYPROJECT "
-    "SUPERVISORD Stamp UNIT candidate_files changed_files default_env_file find_config foreign_format marks_of "
-    "missing_file platform_of read_regular read_text stamp_of variables_named_in",
+    "files.marks": "Marks Stamp changed_files marks_of stamp_of",
+    "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT PROCFILE PYPROJECT SUPERVISORD UNIT "
+    "candidate_files default_env_file find_config foreign_format missing_file platform_of read_regular read_text "
+    "variables_named_in",
     "loader": "added_server load",
     "model.pool_tables": "EventsTable Tables pool_variables probed_targets routes_of",
     "model.section": "Backoff Dependency Health RecoveryBackoff Probe Recovery Restart Section TLSConfig Table refuse",

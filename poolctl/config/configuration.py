@@ -10,7 +10,8 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, overload
 
-from poolctl.config.files.read_file import Marks, variables_of
+from poolctl.config.files.marks import Marks
+from poolctl.config.files.read_file import variables_of
 from poolctl.config.model.pool_tables import PoolSettings, Tables, pool_variables, rules_of
 from poolctl.config.model.section import TLSConfig, refuse
 from poolctl.config.model.server_keys import ServerKeys

@@ -1,4 +1,4 @@
-"""Finds and reads the files of a pool, and detects later changes.
+"""Finds and reads the files of a pool.
 
 Files are read with a size limit, only if they are regular, and as UTF-8; each failure is a problem with its fix. Env
 files are read here, too: `NAME=value` lines, as written by shells, compose and systemd. Files of other tools, which
@@ -11,19 +11,13 @@ import contextlib
 import os
 import re
 import stat
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.config.values.plain import LOCAL
 from poolctl.errors import ServerError
 from poolctl.safe_open import open_to_read
 
-try:  # hashlib would load OpenSSL as well
-    from _blake2 import blake2b
-except ImportError:
-    from hashlib import blake2b
-
+TYPE_CHECKING = False  # importing typing takes two milliseconds: too long for the fast lane
 if TYPE_CHECKING:
     from poolctl.config.model.server_keys import ServerKeys
     from poolctl.config.values.problems import Problem, Tree
@@ -316,88 +310,6 @@ def variables_of(server: ServerKeys) -> dict[str, str]:
             hint = "fix the file, or remove it from env_file; [] is none"
             raise ServerError(str(error), name=server.name, bind=server.bind, hint=hint) from error
     return found | server.env
-
-
-# A file written twice within one tick of the kernel's clock keeps its time, so a time this recent proves nothing.
-_TICK_NS = 50_000_000
-# Inode, time of change, time of modification, size; None for a missing file.
-Stamp = tuple[int, int, int, int] | None
-
-
-class Mark(NamedTuple):
-    """The state of a file when it was read. Without a stamp, changes are detected only by content."""
-
-    stamp: Stamp
-    digest: str
-
-
-Marks = dict[str, Mark]
-
-
-def stamp_of(path: str) -> Stamp:
-    """The stamp of a file from stat(2), which follows links."""
-    try:
-        found = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
-
-
-def marks_of(paths: Iterable[str]) -> Marks:
-    """The marks of these configuration files, and of the files in these directories. Blocks on the disk."""
-    return {path: _mark(path) for path in _expanded(paths)}
-
-
-def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
-    """The files that differ from their marks, are new, or gone. Blocks on the disk.
-
-    The content is read only if the stamp differs; if the content is the same, the mark gets the new stamp.
-    """
-    here = _expanded(paths)
-    changed = [path for path in marks if path not in here]
-    for path in here:
-        before = marks.get(path)
-        if before is not None and before.stamp is not None and before.stamp == stamp_of(path):
-            continue
-        now = _mark(path)
-        if before is None or before.digest != now.digest:
-            changed.append(path)
-        else:
-            marks[path] = now
-    return changed
-
-
-def _expanded(paths: Iterable[str]) -> dict[str, None]:
-    found: dict[str, None] = {}
-    for path in paths:
-        try:
-            found.update(dict.fromkeys(files_of(path)))
-        except ServerError:
-            found[path] = None  # an empty directory: reported when it is read
-    return found
-
-
-def _mark(path: str) -> Mark:
-    stamp = stamp_of(path)  # before the content, so that a change in between is found
-    if stamp is not None and time.time_ns() - max(stamp[1:3]) < _TICK_NS:
-        stamp = None
-    try:
-        content = read_regular(path)
-    except (OSError, ValueError) as error:
-        return Mark(stamp, f"unreadable: {type(error).__name__}")
-    if os.path.basename(path) == "pyproject.toml":
-        content = _section_of(content)
-    return Mark(stamp, blake2b(content, digest_size=12).hexdigest())
-
-
-def _section_of(content: bytes) -> bytes:
-    """The pool's part of a pyproject.toml: the rest changes with every dependency."""
-    import tomllib
-
-    try:
-        return repr(section_of(tomllib.loads(content.decode()))).encode()
-    except ValueError:
-        return content
 
 
 def section_of(data: Tree) -> Tree:

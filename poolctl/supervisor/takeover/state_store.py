@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 from poolctl.address import Address
 from poolctl.clock import Clock
 from poolctl.config import Finding, Marks, Section, ServerConfig, Surroundings, Tables
-from poolctl.config.files.read_file import Mark
+from poolctl.config.files.marks import Mark
 from poolctl.config.model.pool_tables import model_of_table, table_names
 from poolctl.config.model.section import sections_of, validated
 from poolctl.config.values.plain import FrozenDict, Interpolated

@@ -19,7 +19,6 @@ from poolctl.config.files.read_file import (
     ConfigNotFound,
     EnvFileError,
     candidate_files,
-    changed_files,
     default_env_file,
     files_of,
     find_config,
@@ -27,19 +26,16 @@ from poolctl.config.files.read_file import (
     has_section,
     import_hint,
     kind_of,
-    marks_of,
     missing_file,
     platform_of,
     read_env_file,
     read_regular,
     read_text,
-    stamp_of,
     variables_named_in,
     variables_of,
 )
 from poolctl.errors import PoolValidateError, ServerError
 from tests.config_files import SERVER, told
-from tests.deadline import wait_until
 
 
 @pytest.mark.parametrize(
@@ -358,51 +354,7 @@ def test_thousands_of_unknown_keys_do_not_take_minutes(tmp_path: Path) -> None:
     assert time.process_time() - began < 2 * SOON_SECONDS
 
 
-def test_unchanged_files_are_not_read_again_and_changed_new_and_gone_ones_are_found(tmp_path: Path) -> None:
-    first, second, third = (tmp_path / name for name in ("1.toml", "2.yaml", "3.json"))
-    (tmp_path / "notes.txt").write_text("no configuration")
-    for path in (first, second):
-        path.write_text("a")
-        os.utime(path, (1, 1))
-    marks = marks_of([str(tmp_path)])
-    assert [*marks] == [str(first), str(second)]
-    assert changed_files(marks, [str(tmp_path)]) == []
-    os.utime(first, (2, 2))
-    assert changed_files(marks, [str(tmp_path)]) == []
-    first.write_text("b")
-    second.unlink()
-    third.write_text("c")
-    assert changed_files(marks, [str(tmp_path)]) == [str(second), str(first), str(third)]
-
-
-def test_mark_without_a_stamp_is_of_a_file_that_has_just_been_written(tmp_path: Path) -> None:
-    path = tmp_path / "pool.toml"
-    (mark,) = marks_of([str(path)]).values()
-    assert (mark.stamp, mark.digest) == (None, "unreadable: FileNotFoundError")
-    path.write_text("a")
-    found = os.stat(path)
-    assert stamp_of(str(path)) == (found.st_ino, found.st_ctime_ns, found.st_mtime_ns, 1)
-    assert stamp_of("a\0b") is None
-    wait_until(lambda: marks_of([str(path)])[str(path)].stamp == stamp_of(str(path)))
-    os.utime(path, ns=(time.time_ns() + 10**12,) * 2)
-    assert marks_of([str(path)])[str(path)].stamp is None
-
-
-def test_only_the_pools_part_of_a_pyproject_counts(tmp_path: Path) -> None:
-    path = tmp_path / "pyproject.toml"
-    digests = set()
-    for text in ("[project]\nname = 'a'\n", "[project]\nname = 'b'\n"):
-        path.write_text(text + "[tool.poolctl.pool]\nname = 'x'\n")
-        digests.add(marks_of([str(path)])[str(path)].digest)
-    assert len(digests) == 1
-    for text in ("[tool.poolctl.pool]\nname = 'y'\n", "broken [", "broken ["):
-        path.write_text(text)
-        digests.add(marks_of([str(path)])[str(path)].digest)
-    assert len(digests) == 3
-
-
-def test_directory_without_files_is_marked_itself(tmp_path: Path) -> None:
-    assert [*marks_of([str(tmp_path)])] == [str(tmp_path)]
+def test_directory_without_files_is_a_problem_and_hidden_ones_do_not_count(tmp_path: Path) -> None:
     with pytest.raises(Problem, match="no configuration file in this directory"):
         files_of(str(tmp_path))
     (tmp_path / ".hidden.toml").touch()

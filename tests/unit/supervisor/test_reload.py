@@ -17,7 +17,7 @@ import pytest
 
 from poolctl import ServerConfig, ServerError
 from poolctl.config import Tables, changed_files, marks_of, stamp_of
-from poolctl.config.files.read_file import Mark
+from poolctl.config.files.marks import Mark
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import ErrorEntry, PlannedChange
 from poolctl.control.control_server import Request

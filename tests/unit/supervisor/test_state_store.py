@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig, Surroundings, added_server, load, marks_of
-from poolctl.config.files.read_file import Mark
+from poolctl.config.files.marks import Mark
 from poolctl.config.model.section import Log
 from poolctl.core.decide import Desired, Overrides
 from poolctl.core.server_entry import Entry

@@ -1,0 +1,98 @@
+"""Detects that a pool's files have changed since they were read."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from poolctl.errors import ServerError
+
+from .read_file import files_of, read_regular, section_of
+
+try:  # hashlib would load OpenSSL as well
+    from _blake2 import blake2b
+except ImportError:
+    from hashlib import blake2b
+
+# A file written twice within one tick of the kernel's clock keeps its time, so a time this recent proves nothing.
+_TICK_NS = 50_000_000
+# Inode, time of change, time of modification, size; None for a missing file.
+Stamp = tuple[int, int, int, int] | None
+
+
+class Mark(NamedTuple):
+    """The state of a file when it was read. Without a stamp, changes are detected only by content."""
+
+    stamp: Stamp
+    digest: str
+
+
+Marks = dict[str, Mark]
+
+
+def stamp_of(path: str) -> Stamp:
+    """The stamp of a file from stat(2), which follows links."""
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return found.st_ino, found.st_ctime_ns, found.st_mtime_ns, found.st_size
+
+
+def marks_of(paths: Iterable[str]) -> Marks:
+    """The marks of these configuration files, and of the files in these directories. Blocks on the disk."""
+    return {path: _mark(path) for path in _expanded(paths)}
+
+
+def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
+    """The files that differ from their marks, are new, or gone. Blocks on the disk.
+
+    The content is read only if the stamp differs; if the content is the same, the mark gets the new stamp.
+    """
+    here = _expanded(paths)
+    changed = [path for path in marks if path not in here]
+    for path in here:
+        before = marks.get(path)
+        if before is not None and before.stamp is not None and before.stamp == stamp_of(path):
+            continue
+        now = _mark(path)
+        if before is None or before.digest != now.digest:
+            changed.append(path)
+        else:
+            marks[path] = now
+    return changed
+
+
+def _expanded(paths: Iterable[str]) -> dict[str, None]:
+    found: dict[str, None] = {}
+    for path in paths:
+        try:
+            found.update(dict.fromkeys(files_of(path)))
+        except ServerError:
+            found[path] = None  # an empty directory: reported when it is read
+    return found
+
+
+def _mark(path: str) -> Mark:
+    stamp = stamp_of(path)  # before the content, so that a change in between is found
+    if stamp is not None and time.time_ns() - max(stamp[1:3]) < _TICK_NS:
+        stamp = None
+    try:
+        content = read_regular(path)
+    except (OSError, ValueError) as error:
+        return Mark(stamp, f"unreadable: {type(error).__name__}")
+    if os.path.basename(path) == "pyproject.toml":
+        content = _section_of(content)
+    return Mark(stamp, blake2b(content, digest_size=12).hexdigest())
+
+
+def _section_of(content: bytes) -> bytes:
+    """The pool's part of a pyproject.toml: the rest changes with every dependency."""
+    import tomllib
+
+    try:
+        return repr(section_of(tomllib.loads(content.decode()))).encode()
+    except ValueError:
+        return content
