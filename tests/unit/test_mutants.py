@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.mutants import ROOT, drawn, mutants_of, own_test
+from tests.needs import needs
 
 
 @pytest.mark.parametrize(
@@ -42,11 +43,13 @@ def test_each_part_that_runs_is_changed(tmp_path: Path, line: str, changed: list
 def test_tests_of_a_module_are_named_after_it() -> None:
     package = ROOT / "poolctl"
     assert own_test(package / "core" / "decide.py") == ROOT / "tests/unit/core/test_decide.py"
-    assert (
-        own_test(package / "features" / "serve" / "_health.py")
-        == ROOT / "tests/features/serve/test_health.py"
-    )
-    assert own_test(package / "features" / "serve" / "nothing.py") is None
+    assert own_test(package / "core" / "nothing.py") is None
+
+
+@needs("serve")
+def test_tests_of_a_feature_are_named_after_its_private_modules() -> None:
+    serve = ROOT / "poolctl" / "features" / "serve"
+    assert own_test(serve / "_health.py") == ROOT / "tests/features/serve/test_health.py"
 
 
 @pytest.mark.slow
