@@ -15,8 +15,7 @@ OF_TOOLS := $(addprefix tests/unit/,load test_floors.py test_make_test.py test_b
 PORTABLE_UNIT = tests/unit $(addprefix --ignore=,$(OF_TOOLS) $(addprefix tests/unit/,cli/test_command_line.py \
 	cli/test_completion.py core/test_decide_properties.py)) \
 	$(shell grep -L mark.integration tests/features/gateway/test_*.py)
-PORTABLE_PROCESSES := tests/integration/runners tests/integration/processes/test_starting.py
-PORTABLE = $(PORTABLE_UNIT) $(PORTABLE_PROCESSES) tests/integration/test_inline_runner.py tests/integration/test_embedding.py
+PORTABLE = $(PORTABLE_UNIT) $(addprefix tests/integration/,runners processes/test_starting.py test_inline_runner.py test_embedding.py)
 DEMO := examples/microservices/pool.toml
 
 # Without bytecode each of the thousands of processes would compile the package anew.

@@ -72,10 +72,10 @@ async def accepted(probe: socket.socket, listener: socket.socket | None = None) 
     the queue is never empty. In a long queue `probe` may be reached too late, so with `listener` any other connection
     that was accepted from it meanwhile is sufficient.
     """
+    import asyncio  # imported late: a command that asks who holds a port runs no event loop
+
     with contextlib.suppress(OSError):
         probe.shutdown(socket.SHUT_WR)
-    import asyncio  # a fifth of the imports of a command, most of which only ask who holds a port
-
     loop = asyncio.get_running_loop()
     pause, others_pause = _FIRST_PAUSE_SECONDS, _LAST_PAUSE_SECONDS
     others_at = loop.time() + _OTHERS_AFTER_SECONDS

@@ -50,6 +50,7 @@ def test_tests_of_a_module_are_named_after_it() -> None:
 def test_tests_of_a_feature_are_named_after_its_private_modules() -> None:
     serve = ROOT / "poolctl" / "features" / "serve"
     assert own_test(serve / "_health.py") == ROOT / "tests/features/serve/test_health.py"
+    assert own_test(serve / "nothing.py") is None
 
 
 @pytest.mark.slow

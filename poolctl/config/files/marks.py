@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable
+from hashlib import blake2b
 from typing import NamedTuple
 
 from poolctl.errors import ServerError
 
 from .read_file import files_of, read_regular, section_of
-
-try:  # hashlib would load OpenSSL as well
-    from _blake2 import blake2b
-except ImportError:
-    from hashlib import blake2b
 
 # A file written twice within one tick of the kernel's clock keeps its time, so a time this recent proves nothing.
 _TICK_NS = 50_000_000
