@@ -152,8 +152,8 @@ class SidecarManager:
         self._work: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()  # set and replaced at each change
         self._tried = asyncio.Event()  # set once it is known whether it can listen
-        # The number of configurations so far, and the number of the last one that was applied or has failed.
-        self._configured_times = self._attempted_times = 0
+        # The number of configurations so far, of the one being applied, and of the last one applied or failed.
+        self._configured_times = self._settling_times = self._attempted_times = 0
         self._retry: asyncio.TimerHandle | None = None
         self._over = False
 
@@ -201,7 +201,7 @@ class SidecarManager:
         async with self._turn:
             if self._over:
                 return
-            times = self._configured_times
+            times = self._settling_times = self._configured_times
             try:
                 await self._settle()
             except ServerError as error:
@@ -212,8 +212,13 @@ class SidecarManager:
                 logger.exception("%s could not be started", self.label)
                 self._failed(ServerError(repr(error)))
             self._attempted_times = times
-        self._tried.set()
+            self._has_tried()
         self._has_changed()
+
+    def _has_tried(self) -> None:
+        """Record that the addresses are open or could not be opened, unless the configuration has changed meanwhile."""
+        if self._settling_times == self._configured_times:
+            self._tried.set()
 
     def _has_changed(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()

@@ -147,7 +147,7 @@ class DashboardPage(SidecarManager):
             await self._shut_down()
             await self._open(settings.bind)
             before = None
-        self._tried.set()
+        self._has_tried()
         process = await DashboardProcess.start(self._keeper, self._directory, settings, mark, self._sockets)
         self._use(process)
         if before is not None:

@@ -114,7 +114,7 @@ class HeldAddress(Generic[Endpoint]):
             self._certificate = mark
 
     async def opening_attempted(self) -> None:
-        """Wait until the address is served, or the first attempt has failed."""
+        """Wait until the address is served, or the first attempt since `serve_at` has failed."""
         await self._tried.wait()
 
     def serve_at(self, bind: str | None, mode: str = "") -> None:
@@ -122,6 +122,7 @@ class HeldAddress(Generic[Endpoint]):
         address = None if bind is None else parse(bind)
         self._wanted = None if address is None else address.key
         self._mode = int(mode, 8) if address is not None and address.kind == "unix" and mode else None
+        self._tried.clear()
         self._changed.set()
         if self._work is None:
             self._work = asyncio.ensure_future(self._serve())
@@ -150,7 +151,8 @@ class HeldAddress(Generic[Endpoint]):
                     logger.error(message)
                     self._events.record("config", f"{self._what} not served", message=message)
                 self.problem = message
-            self._tried.set()
+            if not self._changed.is_set():
+                self._tried.set()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):
                     await self._changed.wait()

@@ -101,7 +101,6 @@ class Pool:
         self.address = OperatorAddress(self.environment, self.events, self.servers)
 
     async def serve(self, table: OperatorTable | None) -> None:
-        self.address._tried.clear()
         self.address.follow(table)
         async with asyncio.timeout(DEADLINE):
             await self.address.opening_attempted()

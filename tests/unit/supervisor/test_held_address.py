@@ -70,7 +70,6 @@ class Greetings(HeldAddress[Greeter]):
 
     async def served(self, bind: str | None, mode: str = "") -> None:
         """Serve there; returns when it has been tried."""
-        self._tried.clear()
         self.serve_at(bind, mode)
         await self.opening_attempted()
 
@@ -108,6 +107,33 @@ def test_address_is_served_moved_and_given_up(free_port: Callable[..., int]) -> 
         with pytest.raises(ConnectionRefusedError):
             await greeted(other)
         assert (await greetings.link.call({"op": "get", "name": "greetings"}))[1] == []
+        await greetings.over()
+
+    run(work())
+
+
+def test_attempt_at_an_earlier_address_says_nothing_about_the_current_one(
+    free_port: Callable[..., int],
+) -> None:
+    async def work() -> None:
+        begun, goes_on = asyncio.Event(), asyncio.Event()
+
+        class Slow(Greetings):
+            async def configure(self, server: Greeter) -> None:
+                if begun.is_set():
+                    await asyncio.sleep(0.01)
+                    return
+                begun.set()
+                await goes_on.wait()
+                raise ServerError("not here")
+
+        greetings = Slow(Store())
+        greetings.serve_at(f"127.0.0.1:{free_port()}")
+        await begun.wait()
+        greetings.serve_at(f"127.0.0.1:{free_port()}")
+        goes_on.set()
+        await greetings.opening_attempted()
+        assert greetings.problem == ""
         await greetings.over()
 
     run(work())

@@ -154,6 +154,28 @@ def test_pause_between_attempts_doubles_up_to_half_a_minute_and_a_change_resets_
     asyncio.run(scenario())
 
 
+def test_attempt_with_an_earlier_configuration_says_nothing_about_the_current_one() -> None:
+    async def scenario() -> None:
+        goes_on = asyncio.Event()
+
+        class Slow(Settling):
+            async def _settle(self) -> None:
+                await goes_on.wait()
+                await asyncio.sleep(0.01)
+                await super()._settle()
+
+        manager = Slow(ServerError("port taken"))
+        manager._configured()
+        await asyncio.sleep(0)  # the attempt has begun
+        manager._configured()
+        goes_on.set()
+        await asyncio.wait_for(manager.opening_attempted(), 10)
+        assert (manager.settled, manager.problem) == (2, "")
+        await manager.aclose()
+
+    asyncio.run(scenario())
+
+
 def test_closed_manager_attempts_nothing_more() -> None:
     async def scenario() -> None:
         manager = Settling(ServerError("port taken"))

@@ -341,7 +341,7 @@ class GatewayManager(SidecarManager):
         failures = await self._listeners.open(plan.listeners)
         if failures:
             self._report_problem(*failures)
-        self._tried.set()
+        self._has_tried()
         self._current = plan = plan.limited_to(self._listeners.settings)
         await self.routes.settled()
         process = self.gateway
