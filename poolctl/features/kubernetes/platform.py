@@ -933,7 +933,11 @@ class _ClusterPool:
 
 
 class _BringUp:
-    """Brings up servers: each is applied once its dependencies are ready."""
+    """Brings up servers, dependencies first.
+
+    A server that has pods keeps them until its dependencies are ready, and is applied then. One that has none is
+    applied at once: its init container waits for the dependencies while the nodes fetch its image.
+    """
 
     def __init__(self, pool: _ClusterPool, call: Call, kind: type[PoolError]) -> None:
         self._pool = pool
@@ -942,6 +946,8 @@ class _BringUp:
         self.errors: list[ErrorEntry] = []
         self.late: list[str] = []
         self._generations: dict[str, int] = {}  # by server: the generation that was applied
+        self._needed: dict[str, list[str]] = {}  # by server: what it waits for, directly or not, in order
+        self._over: set[str] = set()
         self._deadlines: dict[str, float] = {}
         self._failing_since: dict[str, float] = {}
         self._failed: dict[str, str] = {}
@@ -952,22 +958,25 @@ class _BringUp:
     ) -> None:
         """Apply the servers in order, and wait for all of them."""
         waits, still = self._call.options.get("wait", True), set(stopped)
+        servers = self._pool.compiled.servers
         for name in names:
-            config = self._pool.compiled.servers[name]
-            needed = [on.name for on in config.depends_on if on.name in names and on.condition != "started"]
-            if waits and needed:
+            config = servers[name]
+            direct = {on.name for on in config.depends_on if on.name in names and on.condition != "started"}
+            needed = [
+                each for each in names if each in direct or any(each in self._needed[on] for on in direct)
+            ]
+            self._needed[name] = needed if waits else []
+            waits_in_pod = all(servers[on].listens for on in direct)
+            if waits and needed and not (waits_in_pod and not self._pool.workloads()[name].pods):
                 await self._pool.until(self._call, needed, self._is_over)
-            if blocker := next((on for on in needed if on in self._failed), None):
-                self._fail(name, f"waits for {blocker}: {self._failed[blocker]}", f"poolctl logs {blocker}")
+            if self._is_blocked(name):
                 continue
             force = bool(self._call.options.get("force"))
             generation = await self._pool.apply(
                 name, restart=name in restart, force=force, is_stopped=name in still
             )
             self._generations[name] = generation
-            if config.every is None:
-                self._deadlines[name] = time.monotonic() + config.start_timeout
-            elif name in restart:
+            if config.every is not None and name in restart:
                 self._runs[name] = await self._pool.run_now(name)
         if waits:
             await self.await_all([name for name in names if name in self._generations and name not in still])
@@ -987,8 +996,15 @@ class _BringUp:
         self.late = await self._pool.until(self._call, names, self._is_over)
 
     def _is_over(self, workload: Workload) -> bool:
+        """Whether the server is complete or has failed."""
+        if not self._has_result(workload):
+            return False
+        self._over.add(workload.config.name)
+        return True
+
+    def _has_result(self, workload: Workload) -> bool:
         name = workload.config.name
-        if name in self._failed:
+        if name in self._failed or self._is_blocked(name):
             return True
         if workload.generation < self._generations.get(name, 0):
             return False  # not seen yet
@@ -997,6 +1013,8 @@ class _BringUp:
         if workload.is_complete:
             return True
         now = time.monotonic()
+        if name in self._generations and self._over.issuperset(self._needed[name]):
+            self._deadlines.setdefault(name, now + workload.config.start_timeout)
         if (why := workload.failure()) is None:
             self._failing_since.pop(name, None)
         elif not why.may_pass or now - self._failing_since.setdefault(name, now) >= _PASSING_SECONDS:
@@ -1005,6 +1023,13 @@ class _BringUp:
             seconds = f"{workload.config.start_timeout:g} s"
             self._fail(name, f"was not ready within its start_timeout of {seconds}", f"poolctl logs {name}")
         return name in self._failed
+
+    def _is_blocked(self, name: str) -> bool:
+        """Whether a server that this one waits for has failed; then it fails as well."""
+        blocker = next((on for on in self._needed.get(name, ()) if on in self._failed), None)
+        if blocker is not None:
+            self._fail(name, f"waits for {blocker}: {self._failed[blocker]}", f"poolctl logs {blocker}")
+        return blocker is not None
 
     def _has_run(self, workload: ScheduledWorkload) -> bool:
         """Whether the run that `restart` began has ended, or there is none."""

@@ -15,6 +15,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,41 @@ def test_server_that_is_not_ready_in_time_is_its_own_failure(
     write(server("web", bind="127.0.0.1:8002", app="slow:app"))
     done = poolctl("restart", "--timeout", "1s")
     assert done.code == 124
+
+
+def test_new_server_waits_on_the_cluster_for_its_dependencies_and_its_start_timeout_begins_after_them(
+    cluster: Cluster, write: Any, poolctl: Any, directory: Path
+) -> None:
+    image, gate = cluster.directory / "images" / "shop:1", directory / "gate"
+    waits = (
+        f"import os, time\nwhile not os.path.exists({str(gate)!r}):\n    time.sleep(0.01)\ntime.sleep(1)\n"
+    )
+    (image / "late.py").write_text(f"{waits}from shop import app\n")
+    (image / "slow.py").write_text("import time\ntime.sleep(60)\n")
+    write(
+        server("users", bind="127.0.0.1:8001", app="late:app"),
+        server("web", bind="127.0.0.1:8002", app="slow:app", start_timeout="1500ms", depends_on=["users"]),
+        app("mail", 8003, depends_on=["web"]),
+    )
+
+    def let_users_start() -> float:
+        wait_until(
+            lambda: {name.split("-")[1] for name in cluster.objects("pods")} == {"users", "web", "mail"}
+        )
+        gate.touch()
+        return time.monotonic()
+
+    with ThreadPoolExecutor(1) as threads:
+        began = threads.submit(let_users_start)
+        done = poolctl("start", "-o", "json")
+        ended = time.monotonic()
+    assert done.code == 1
+    late = "was not ready within its start_timeout of 1.5 s"
+    assert {each["name"]: each["message"] for each in done.json["errors"]} == {
+        "web": late,
+        "mail": f"waits for web: {late}",
+    }
+    assert ended - began.result() >= 1 + 1.5
 
 
 def test_objects_of_others_are_neither_changed_nor_deleted(
