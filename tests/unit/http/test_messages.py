@@ -164,6 +164,8 @@ def test_beginning_of_a_head_is_incomplete_wherever_it_is_cut() -> None:
         for end in range(len(head)):
             assert canonical_head(head[:end]) is None
             assert RequestHead.is_incomplete(head[:end])
+            assert RequestHead.is_incomplete(head[:end], max(0, end - 1))
+            assert not RequestHead.is_incomplete(head, end)
         assert not RequestHead.is_incomplete(head)
 
 
@@ -173,6 +175,7 @@ def test_beginning_of_a_head_is_incomplete_wherever_it_is_cut() -> None:
 def test_beginning_that_no_more_bytes_can_make_valid_is_not_incomplete(data: bytes) -> None:
     assert RequestHead.is_incomplete(data) == (data in (b"GET /\r", b"\r"))  # the LF may still come
     assert not RequestHead.is_incomplete(data + b"a")
+    assert not RequestHead.is_incomplete(data + b"a", len(data))
 
 
 def test_mutated_head_that_is_canonical_is_read_alike_by_both_parsers() -> None:
@@ -355,6 +358,26 @@ def test_value_that_would_break_its_line_is_refused(
         request_head(method, target, fields)
 
 
+@pytest.mark.parametrize(
+    "line",
+    """200 OK
+    400 Bad Request
+    401 Unauthorized
+    403 Forbidden
+    404 Not Found
+    405 Method Not Allowed
+    408 Request Timeout
+    413 Content Too Large
+    431 Request Header Fields Too Large
+    501 Not Implemented
+    503 Service Unavailable
+    505 HTTP Version Not Supported""".splitlines(),
+)
+def test_response_says_its_status_in_words(line: str) -> None:
+    status, _, phrase = line.strip().partition(" ")
+    assert response_head(int(status), []) == f"HTTP/1.1 {status} {phrase}\r\n\r\n".encode()
+
+
 def test_response_head_and_chunks() -> None:
     assert response_head(204, [("a", "b")]) == b"HTTP/1.1 204 \r\na: b\r\n\r\n"
     assert (chunk(b"x" * 17)[:4], chunk(b"")) == (b"11\r\n", b"")
@@ -444,6 +467,46 @@ def test_extensions_and_trailers_are_bounded() -> None:
         ChunkedBody().feed(b"1;" + b"x" * 5000)
 
 
+def test_extensions_of_a_chunk_and_of_all_chunks_may_be_as_long_as_their_limits() -> None:
+    extended = b"1;" + b"x" * 4093 + b"\r\na\r\n"  # 4 KiB after the size
+    body = ChunkedBody()
+    assert body.feed(extended * 16) == TINY * 16  # 64 KiB
+    with pytest.raises(BadMessage, match="too many extensions of chunks"):
+        body.feed(b"01\r\na\r\n")
+    with pytest.raises(BadMessage, match="too many extensions of chunks"):
+        ChunkedBody().feed(extended.replace(b"x", b"xx", 1))
+
+
+@pytest.mark.parametrize("start", [b"1;" + b"x" * 4094, b"0" * 15, b"1 ;a", b"1\r"])
+def test_line_of_a_chunk_is_refused_as_soon_as_it_cannot_become_valid(start: bytes) -> None:
+    assert ChunkedBody().feed(start) == b""
+    body = ChunkedBody()
+    with pytest.raises(BadMessage, match="a chunk without a valid size"):
+        body.feed(start + (b"0" if start[-1:] in b"0\r" else b"x" if len(start) > 9 else b"\0"))
+
+
+@pytest.mark.parametrize("before", [b"", b"2328\r\n" + b"x" * 9000 + b"\r\n"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_trailers_may_be_as_long_as_their_limit(before: bytes, whole: bool) -> None:
+    trailers = b"a: " + b"x" * (8 * 1024 - 5) + b"\r\n"
+    body, refused = ChunkedBody(), ChunkedBody()
+    sent = body.feed(before + b"0\r\n" + trailers + (b"\r\n" if whole else b""))
+    assert (
+        bytes(sent) + (b"" if whole else bytes(body.feed(b"\r\n"))) == before + b"0\r\n" + trailers + b"\r\n"
+    )
+    assert (body.done, body.trailers, body.rest) == (True, trailers, b"")
+    with pytest.raises(BadMessage, match="malformed trailers"):
+        refused.feed(before + b"0\r\nb" + trailers + (b"\r\n" if whole else b""))
+
+
+def test_chunks_are_read_from_an_offset() -> None:
+    body = ChunkedBody()
+    assert (body.done, body.size, body.rest, body.trailers) == (False, 0, b"", b"")
+    assert body.feed(b"GET1\r\na\r\n1", 3) == TINY
+    assert body.feed(b"GET\r\nb\r\n0\r\n\r\nNEXT", 3) == b"1\r\nb\r\n0\r\n\r\n"
+    assert (body.done, body.size, body.rest, body.trailers) == (True, 2, b"NEXT", b"")
+
+
 @pytest.mark.parametrize("line", [b"a", b"a:", b"a :b", b" a: b", b": b", b"a: \x00"])
 def test_trailers_are_whole_lines(line: bytes) -> None:
     body = ChunkedBody()
@@ -471,6 +534,9 @@ def test_chunks_above_the_rate_of_a_second_are_refused_whatever_their_size() -> 
     last.feed(TINY * MOST_CHUNKS_A_SECOND)
     with pytest.raises(BadMessage):
         last.feed(b"0\r\n\r\n")
+    together = ChunkedBody(clock=lambda: now)
+    together.feed(TINY * (MOST_CHUNKS_A_SECOND - 1) + b"0\r\n\r\n")
+    assert together.done
     unlimited = ChunkedBody(most_a_second=0, clock=lambda: now)
     unlimited.feed(TINY * (2 * MOST_CHUNKS_A_SECOND))
     assert unlimited.size == 2 * MOST_CHUNKS_A_SECOND
@@ -561,6 +627,12 @@ def a_request(*lines: bytes, start: bytes = b"POST / HTTP/1.1") -> bytes:
         (b"\x00", 400, "a control character, or a line that does not end with CRLF"),
         (b"GET / HTTP/1.1\nHost: a\n\n", 400, "a control character, or a line that does not end with CRLF"),
         (a_request(b"no colon"), 400, "malformed header field"),
+        (a_request(b"Host: b"), 400, "more than one host"),
+        (a_request(b"Content-Length: 1", b"content-length: 1"), 400, "more than one content-length"),
+        (b"GET / HTTP/1.1\r\n\r\n", 400, "no host"),
+        (b"GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400, "host is not a host name"),
+        (b"GET /\r\n", 400, "no request line"),
+        (a_request(b"Connection: a" + b",a" * 64), 431, "more than 64 options of connection"),
         (a_request(b"Content-Length: x"), 400, "content-length is not a number"),
         (a_request(b"Content-Length: +1"), 400, "content-length is not a number"),
         (a_request(b"Transfer-Encoding: gzip"), 501, "transfer-encoding is not chunked"),
@@ -596,7 +668,26 @@ def test_head_may_be_as_large_as_its_limit() -> None:
                 assert refused.value.status == 431
 
 
+def test_head_has_64_kibibytes_if_its_reader_sets_no_limit() -> None:
+    head = a_request(b"X: ")
+    fits = a_request(b"X: " + b"x" * (64 * 1024 - len(head)))
+    assert RequestReader().feed(fits)
+    with pytest.raises(BadMessage, match="the head is too large"):
+        RequestReader().feed(fits.replace(b"X: ", b"X: y"))
+    too_large = fits[:-4] + b"x" * 5
+    with pytest.raises(BadMessage, match="the head is too large"):
+        RequestReader().feed(too_large)
+
+
+def test_head_with_as_many_options_as_allowed_is_read() -> None:
+    reader = RequestReader()
+    assert reader.feed(a_request(b"Connection: close" + b",a" * 63))
+    assert reader.head is not None
+    assert (reader.head.options, reader.head.keep_alive) == (frozenset((b"a", b"close")), False)
+
+
 def test_number_of_fields_is_bounded() -> None:
+    assert MOST_FIELDS == 100
     fields = [b"X: y"] * (MOST_FIELDS - 1)
     assert RequestReader().feed(a_request(*fields))
     with pytest.raises(BadMessage, match=f"more than {MOST_FIELDS} fields") as refused:
@@ -695,6 +786,17 @@ def test_malformed_response_is_refused_with_the_reason(data: bytes, message: str
     assert str(raised.value) == message
 
 
+@pytest.mark.parametrize(
+    ("fields", "protocol"), [(b"Connection: upgrade\r\nUpgrade: websocket\r\n", b"websocket"), (b"", b"")]
+)
+def test_response_that_switches_protocols_names_the_new_one_and_has_no_body(
+    fields: bytes, protocol: bytes
+) -> None:
+    head = ResponseHead.read(b"HTTP/1.1 101 Switching Protocols\r\n" + fields + b"\r\n")
+    assert head is not None
+    assert (head.status, head.upgrade, head.body, head.length) == (101, protocol, 0, -1)
+
+
 def test_response_to_a_head_has_no_body() -> None:
     reader = ResponseReader(head_only=True)
     assert reader.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n")
@@ -718,11 +820,11 @@ def test_response_that_is_too_long_is_complete_and_its_connection_is_not_used_ag
 def test_interim_responses_are_bounded_and_a_switch_of_protocols_is_refused() -> None:
     interim = b"HTTP/1.1 103 Early Hints\r\n\r\n"
     reader = ResponseReader()
-    assert not reader.feed(interim * messages.MOST_INTERIM)
+    assert not reader.feed(interim * 20)
     assert reader.status == 0
     assert reader.feed(b"HTTP/1.1 204 No Content\r\n\r\n")
-    with pytest.raises(BadMessage, match=f"more than {messages.MOST_INTERIM} interim responses"):
-        ResponseReader().feed(interim * (messages.MOST_INTERIM + 1))
+    with pytest.raises(BadMessage, match="more than 20 interim responses"):
+        ResponseReader().feed(interim * 21)
     with pytest.raises(BadMessage, match="switches protocols without being asked"):
         ResponseReader().feed(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
 
