@@ -50,6 +50,7 @@ from poolctl.runners.runner_protocol import (
 from poolctl.runners.stack_report import WorkerStacks
 from poolctl.runners.worker_spec import argument_vector, environment
 from poolctl.worker import tally
+from poolctl.worker.process_setup import BEAT
 from poolctl.worker.tally import ASK, ASK_AGAIN, STACK_BYTES, StackDump, promise_stacks, read_stacks
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
@@ -506,6 +507,36 @@ def test_a_program_that_binds_by_itself_has_answered_when_it_listens(free_port: 
             await asyncio.wait_for(waiting, 60)
 
     asyncio.run(scenario())
+
+
+def test_program_is_looked_for_after_pauses_that_grow_to_a_fifth_of_a_second(short_path: Path) -> None:
+    path = str(short_path / "program.sock")
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        with socket.socket(socket.AF_UNIX) as listener:
+
+            def listen() -> None:
+                listener.bind(path)
+                listener.listen()
+
+            loop.call_later(1.0, listen)
+            await first_connection(server("prog", bind=f"unix:{path}"), [])
+        pauses = [0.01 * 1.5**number for number in range(8)]
+        assert loop.time() == pytest.approx(sum(pauses) + 3 * 0.2)
+
+    _run_virtually(scenario())
+
+
+def test_program_with_a_port_that_ends_before_it_listens_has_not_started(short_path: Path) -> None:
+    async def scenario() -> None:
+        found = worker(command=["serve"], bind=f"unix:{short_path}/program.sock")
+        asyncio.get_running_loop().call_later(5, found.ended, Exit.from_status(3))
+        with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready"):
+            await found.ready([])
+        assert asyncio.get_running_loop().time() == 5
+
+    _run_virtually(scenario())
 
 
 def test_ready_is_a_line_among_others_and_the_socket_goes_away() -> None:
@@ -980,6 +1011,27 @@ def test_worker_that_has_ended_makes_no_second_one(placed: list[Placed]) -> None
     asyncio.run(scenario())
 
 
+def test_worker_that_is_removed_leaves_the_others_and_their_page(placed: list[Placed]) -> None:
+    async def scenario() -> None:
+        workers = RunnerWorkers()
+        first, second = (place(workers, placed, index, workers=2) for index in (0, 1))
+        key = first.worker.server.key
+        second.worker.begin()
+        for _ in range(2):
+            workers.remove(first.worker)
+            assert list(workers.values()) == list(workers.of(key)) == [second.worker]
+        third = place(workers, placed, 2, workers=2)
+        third.worker.begin()
+        assert second.orders() == third.orders()
+        end(workers, placed)
+        assert (dict(workers), list(workers.of(key))) == ({}, [])
+
+    with no_descriptor_left():
+        asyncio.run(scenario())
+        for each in placed:
+            each.close()
+
+
 # A worker whose event loop is idle.
 
 
@@ -1071,6 +1123,10 @@ def test_program_is_reached_through_its_listener_or_at_its_address(short_path: P
                     accepted.close()
                     if listener is tcp:
                         assert probe.getsockname() == address
+            for listeners in ([], [tcp]):
+                program = worker(command=["serve"], bind=f"127.0.0.1:{port}")
+                with await program.connect("http", False, listeners), tcp.accept()[0]:
+                    pass
             tcp.close()
             with pytest.raises(ConnectionRefusedError):
                 await module.connect(server("x", bind=f"127.0.0.1:{port}"), None)
@@ -1219,6 +1275,29 @@ def test_worker_reports_its_state_by_messages() -> None:
     control(scenario)
 
 
+def test_worker_has_imported_its_application_when_it_is_ready() -> None:
+    async def scenario() -> None:
+        found = worker()
+        assert found.adopted() == AdoptedWorker(found.placement, found.server, None, False, False, "")
+        found.answer()
+        assert found.imported.done()
+        assert found.ready_at is not None
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("lives", "reports"), [(True, False), (True, True), (False, False)])
+def test_adopted_program_has_reported_at_once_if_its_process_runs(lives: bool, reports: bool) -> None:
+    async def scenario() -> None:
+        found = worker(command=["serve"])
+        found.placement = replace(found.placement, pid=os.getpid())
+        found.start = (process_start(os.getpid()) or 0) - (not lives)
+        found.adopt(reports=reports)
+        assert found.reported.done() == (lives and not reports)
+
+    asyncio.run(scenario())
+
+
 def test_worker_that_leaves_has_left_when_it_says_so() -> None:
     async def scenario(it: Controlled) -> None:
         it.worker.received({"event": "left"})
@@ -1261,7 +1340,7 @@ def test_drain_ends_when_the_worker_has_exited() -> None:
 def test_program_with_a_port_is_signalled_once_to_leave() -> None:
     async def scenario() -> None:
         keeper = Keeper()
-        serves = {"bind": "127.0.0.1:8080", "stop_signal": "SIGQUIT", "drain_timeout": 3}
+        serves: dict[str, Any] = {"bind": "127.0.0.1:8080", "stop_signal": "SIGQUIT", "drain_timeout": 3}
         found = worker(keeper, command=["serve"], **serves)
         await found.leave(None)
         await found.leave(None)
@@ -1442,9 +1521,11 @@ def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
         found.tally = Tally(fd)
         assert beats.beat(found.placement, 7)
         assert page[tally.BEAT_ASKED_NS] == 7
-        assert it.end.recv(100) == module.BEAT
+        assert it.end.recv(100) == BEAT
         page[tally.BEAT_AT_NS] = 9
         page[tally.BEAT_CPU_NS] = 11
+        assert found.tally.beat_cpu_ns() == 0  # the page has not been looked at
+        assert not beats.idle_since_answer(found.placement)
         assert (beats.beaten_ns(found.placement), found.tally.beat_cpu_ns()) == (9, 11)
         unknown = Placement.of("web", 9, 9)
         assert (beats.beat(unknown, 1), beats.beaten_ns(unknown)) == (False, 0)
@@ -1499,9 +1580,10 @@ class SentToKeeper:
 
 
 def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -> None:
-    keeper, workers = SentToKeeper(), {}
+    keeper = SentToKeeper()
+    workers: dict[str, LocalWorker] = {}
     added: list[tuple[str, str, tally.Counts]] = []
-    tallies = Tallies(cast(Any, keeper), cast(Any, workers), lambda *_: None)
+    tallies = Tallies(cast(Any, keeper), workers, lambda *_: None)
     tallies.add_up = lambda name, server, counts: added.append((name, server, counts))
     with no_descriptor_left():
         for name, requests in (("web.1.1", 3), ("web.1.0", 2), ("web.1.2", 0)):
