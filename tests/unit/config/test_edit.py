@@ -181,6 +181,27 @@ def test_of_several_files_the_last_that_has_the_key_is_changed(tmp_path: Path) -
     )
 
 
+def test_new_key_of_a_table_is_written_to_the_file_with_the_table(tmp_path: Path) -> None:
+    first, second = (
+        written(tmp_path, "a.toml", POOL),
+        written(tmp_path, "b.toml", '[[server]]\nname = "users"\n'),
+    )
+    draft = drafted(first, second)
+    draft.set("users", ("http", "max_requests"), 5)
+    assert draft.write() == [str(first)]
+    assert "http.max_requests = 5\n" in first.read_text()
+
+
+def test_several_servers_of_a_list_in_brackets_are_removed(tmp_path: Path) -> None:
+    servers = [f'{{ name = "{name}", bind = ":{port}", app = "a:b" }}' for port, name in enumerate("abc", 1)]
+    file = written(tmp_path, "pool.toml", f"server = [{', '.join(servers)}]\n")
+    draft = drafted(file)
+    draft.remove("a")
+    draft.remove("b")
+    draft.write()
+    assert [each["name"] for each in tomllib.loads(file.read_text())["server"]] == ["c"]
+
+
 def test_a_server_is_removed_from_every_file_and_added_to_the_last(tmp_path: Path) -> None:
     base = written(tmp_path, "base.toml", POOL)
     local = written(
@@ -575,6 +596,27 @@ def test_changes_are_applied_again_to_files_that_have_changed_meanwhile(tmp_path
     second.write_text("")
     with pytest.raises(KeyError):
         draft.again()
+
+
+def test_every_kind_of_change_is_applied_again(tmp_path: Path) -> None:
+    file = written(tmp_path, "pool.toml", POOL)
+    added = {"name": "new", "bind": ":3", "app": "a:b"}
+    draft = drafted(file)
+    draft.set("users", ("app",), "other:app")
+    draft.reset("users", "http", {})
+    draft.scale("users", 3)
+    draft.remove("orders")
+    draft.add(added)
+    again = draft.again().again()
+    assert again.difference() == draft.difference()
+    for line in (
+        '+app = "other:app"',
+        "-http.keep_alive",
+        "+workers = 3",
+        '-name = "orders"',
+        '+name = "new"',
+    ):
+        assert f"\n{line}" in again.difference()
 
 
 def test_file_that_cannot_be_read_is_not_changed(tmp_path: Path) -> None:
