@@ -123,6 +123,7 @@ def test_messages_that_are_no_replies_are_received_in_order() -> None:
         while len(peer.heard) < 200:
             await asyncio.sleep(0)
         assert [message["n"] for message in peer.heard] == list(range(200))
+        assert peer.link.heard == 200
         peer.close()
 
     run(scenario())
@@ -381,6 +382,33 @@ def test_message_that_may_get_lost_does_not_overtake_others_that_wait() -> None:
     run(scenario())
 
 
+def test_room_for_waiting_messages_is_looked_for_ten_times_a_second_at_least() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        while not peer.link.waits:
+            peer.link.send({"n": 1})
+        await asyncio.sleep(10)
+        assert peer.link.waits
+        while (await peer.request())[0] == {"n": 1} and peer.link.waits:
+            pass
+        assert asyncio.get_running_loop().time() <= 10.1
+        peer.close()
+
+    run(scenario())
+
+
+def test_descriptors_of_messages_that_wait_are_closed_with_the_link() -> None:
+    async def scenario() -> None:
+        peer = Peer()
+        while not peer.link.waits:
+            peer.link.send({"n": 1})
+        peer.link.send({"n": 2}, [0])
+        peer.close()
+        assert not peer.link.waits
+
+    run(scenario())
+
+
 def test_waiting_message_whose_descriptor_is_closed_meanwhile_is_not_sent() -> None:
     async def scenario() -> None:
         peer = Peer()
@@ -450,6 +478,7 @@ def test_files_are_released_in_a_child_whose_objects_keep_their_numbers() -> Non
         assert os.read(read, 1) == b""
         assert os.path.samefile(f"/proc/self/fd/{write}", os.devnull)
         assert not os.get_inheritable(write)
+        assert os.write(write, b"x") == 1
         os.close(read)
         os.close(write)
 
@@ -502,6 +531,7 @@ def same(one: int, other: int) -> bool:
 def test_entries_put_noted_and_dropped_are_recorded() -> None:
     async def work() -> None:
         peer = StoringPeer()
+        assert not peer.kept.whole
         read, write = os.pipe()
         peer.kept.send({"op": "put", "name": "output:a", "meta": {"n": 1}}, [read])
         peer.kept.send({"op": "note", "name": "output:a", "meta": {"n": 2}})
