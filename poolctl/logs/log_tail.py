@@ -357,7 +357,7 @@ class Follower:
         """The descriptor that is readable when there may be new lines; -1 without inotify."""
         return self._watch.fd if self._watch else -1
 
-    def wait(self, timeout_seconds: float | None = None, *, reader: int = -1) -> bool:
+    def wait(self, timeout_seconds: float | None, *, reader: int) -> bool:
         """Wait up to `timeout_seconds` for new lines; returns whether there may be any.
 
         Raises BrokenPipeError when nothing reads from the pipe or socket `reader` any longer.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,6 +42,12 @@ class TestTail:
 
     def test_tail_of_a_missing_file_is_empty(self, path: Path) -> None:
         assert tail(str(path), 10) == []
+
+    def test_files_that_are_missing_while_others_are_renamed_are_passed(self, path: Path) -> None:
+        Path(f"{path}.2").write_bytes(at(2, "two"))
+        Path(f"{path}.4").write_bytes(at(1, "one"))
+        Path(f"{path}.7").write_bytes(at(0, "of an earlier log"))
+        assert texts(tail(str(path), None)) == ["one", "two"]
 
     def test_tail_ends_where_lines_are_too_old(self, path: Path) -> None:
         path.write_bytes(at(1, "old") + at(2, "new") + b"continued\n" + at(3, "newest"))
@@ -118,7 +125,7 @@ class TestFollower:
         assert texts(follower.first) == ["b", "c"]
         with open(path, "ab") as file:
             file.write(at(2, "d"))
-        assert follower.wait(60)
+        assert follower.wait(60, reader=-1)
         assert texts(follower.read()) == ["d"]
         assert follower.read() == []
 
@@ -191,13 +198,13 @@ class TestFollower:
     ) -> None:
         follower = followed(tmp_path / "later" / "web.log")
         assert follower.read() == []
-        assert follower.wait()
+        assert follower.wait(None, reader=-1)
         (tmp_path / "later").mkdir()
         (tmp_path / "later" / "web.log").write_bytes(at(1, "hello"))
         assert texts(follower.read()) == ["hello"]
         with open(tmp_path / "later" / "web.log", "ab") as file:
             file.write(at(2, "again"))
-        assert follower.wait(60)
+        assert follower.wait(60, reader=-1)
         assert texts(follower.read()) == ["again"]
 
     def test_new_lines_are_merged_in_the_order_of_time(
@@ -213,7 +220,7 @@ def test_quiet_log_wakes_no_process(path: Path) -> None:
     path.touch()
     follower = Follower({"web": str(path)})
     assert follower.fileno() >= 0
-    assert not follower.wait(0.05)
+    assert not follower.wait(0.05, reader=-1)
     follower.close()
 
 
@@ -224,8 +231,31 @@ def test_a_polling_follower_has_no_descriptor(path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(log_tail, "DirectoryWatch", unavailable)
     follower = Follower({"web": str(path)})
     assert follower.fileno() == -1
-    assert follower.wait(0.01)
+    assert follower.wait(0.01, reader=-1)
     follower.close()
+
+
+def test_a_follower_ends_when_its_reader_has_gone(path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    path.touch()
+    for present in (True, False):  # it polls while its file is missing
+        if not present:
+            path.unlink()
+        follower = Follower({"web": str(path)})
+        with pytest.raises(BrokenPipeError):
+            follower.wait(60, reader=writer)
+        follower.close()
+    os.close(writer)
+
+
+def test_no_change_is_reported_until_there_is_one(tmp_path: Path) -> None:
+    watch = DirectoryWatch()
+    assert (watch.add(str(tmp_path)), watch.add(str(tmp_path))) == (True, False)
+    assert watch.changed() == set()
+    (tmp_path / "x").touch()
+    assert watch.changed() == {str(tmp_path / "x")}
+    watch.close()
 
 
 def test_too_many_changes_to_tell_are_all_changes(tmp_path: Path) -> None:
