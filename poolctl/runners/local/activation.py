@@ -321,12 +321,12 @@ class SleepingListener:
     key: str
     listeners: Sequence[socket.socket]
     on_request: Callable[[], None]
-    accepts: bool = True
-    shared: bool = False
-    tls: bool = False
-    left: socket.socket | None = None
-    quiet_seconds: float = 75.0
-    head_seconds: float = 10.0
+    accepts: bool
+    shared: bool
+    tls: bool
+    left: socket.socket | None
+    quiet_seconds: float
+    head_seconds: float
     connections: dict[HeldConnection, None] = field(default_factory=dict)  # in the order of arrival
     timer: asyncio.TimerHandle | None = None
     # Descriptors for which a request to the accept helper is pending.

@@ -100,6 +100,15 @@ class Helper(AcceptHelper):
         fetch.ended(Fetched(message["empty"], message["junk"], message["full"]))
 
 
+def asleep(
+    listeners: Sequence[socket.socket] = (), on_request: Callable[[], None] = lambda: None, **how: Any
+) -> SleepingListener:
+    usual: dict[str, Any] = {
+        "accepts": True, "shared": False, "tls": False, "left": None, "quiet_seconds": 75.0, "head_seconds": 10.0,
+    }  # fmt: skip
+    return SleepingListener("web", listeners, on_request, **(usual | how))
+
+
 class House:
     """A listener, the pair of a server, an activator, and what came of it."""
 
@@ -151,7 +160,7 @@ class House:
         self.cleared += 1
 
     def arm(self, **how: Any) -> None:
-        self.activator.arm(SleepingListener("web", [self.listener], self._wake, left=self.left, **how))
+        self.activator.arm(asleep([self.listener], self._wake, left=self.left, **how))
 
     async def connect(self, first_bytes: bytes = b"") -> socket.socket:
         sock = socket.socket()
@@ -976,7 +985,7 @@ def held(*, unseen: bool = True, begun: bool = False) -> HeldConnection:
 
 
 def sleeping_with(*connections: HeldConnection) -> SleepingListener:
-    return SleepingListener("web", [], lambda: None, connections=dict.fromkeys(connections))
+    return asleep(connections=dict.fromkeys(connections))
 
 
 def test_connection_to_close_is_the_oldest_unseen_one_else_the_oldest_left_by_a_worker() -> None:
@@ -996,6 +1005,7 @@ def test_limit_of_held_connections_leaves_a_quarter_of_the_descriptors_free(
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(module.os, "listdir", lambda _: range(used))
     limit = module.HeldLimit()
+    assert limit.most_at_once == 6
     assert not limit.too_many(16)
     assert not limit.too_many(20)
     # 100 descriptors, less 25 that stay free and 30 that are used for something else
@@ -1008,15 +1018,18 @@ def test_limit_of_held_connections_leaves_a_quarter_of_the_descriptors_free(
 
 
 @pytest.mark.parametrize(
-    ("used", "limit", "most"), [(50_000, 100, 16), (20, 200_000, 8192)], ids=["least", "most"]
+    ("used", "limit", "most", "at_once"),
+    [(50_000, 15, 16, 1), (20, 200_000, 8192, 64)],
+    ids=["least", "most"],
 )
 def test_number_of_held_connections_has_a_least_and_a_most(
-    monkeypatch: pytest.MonkeyPatch, used: int, limit: int, most: int
+    monkeypatch: pytest.MonkeyPatch, used: int, limit: int, most: int, at_once: int
 ) -> None:
     monkeypatch.setattr(module.resource, "getrlimit", lambda _: (limit, limit))
     monkeypatch.setattr(module.os, "listdir", lambda _: range(used))
     checked = module.HeldLimit()
     assert (checked.too_many(most + 1), checked.too_many(most)) == (True, False)
+    assert checked.most_at_once == at_once
 
 
 def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same(
@@ -1032,7 +1045,7 @@ def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same(
     async def scenario() -> None:
         one, other = socket.socketpair()
         one.close()
-        sleeping = SleepingListener("web", [], lambda: None, quiet_seconds=40.0, head_seconds=5.0)
+        sleeping = asleep(quiet_seconds=40.0, head_seconds=5.0)
         connection = HeldConnection.accepted(other, 8.0)
         assert (connection.sock.until, connection.sock.asked) == (508.0, False)
         sleeping.wait(connection, is_late, begun=False)
