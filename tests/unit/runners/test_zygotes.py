@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -31,12 +31,17 @@ from poolctl.runners.local.zygotes import (
     ImportLimit,
     Process,
     Source,
+    Zygotes,
 )
 from poolctl.runners.process_link import Link, LinkLost
 from poolctl.runners.runner_protocol import Exit, Placement, RunnerEvents, WorkerFailed
+from poolctl.runners.withheld_variables import withheld_variables
+from poolctl.runners.worker_spec import Spec
 from tests.deadline import wait_until
+from tests.descriptors import no_descriptor_left
 from tests.processes import is_alive
 from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
+from tests.virtual_loop import VirtualLoop
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -374,6 +379,510 @@ def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
         at_keeper[1].close()
 
     asyncio.run(run())
+
+
+# Zygotes of a keeper in this process, whose time passes at once.
+
+HERE = Process(os.getpid(), process_start(os.getpid()))
+
+
+class StoringKeeper:
+    """A keeper that starts nothing: it keeps the orders that it gets, and the ends of the links to new zygotes."""
+
+    def __init__(self) -> None:
+        ours, self._sock = wire.pair()
+        self.link = Link(ours)
+        self.children = Children(self.link, 0)
+        self.zygotes = Zygotes(self.link, self.children, "/run/pool")
+        self.answers = True
+        self.sent = [True]  # the answers to signals; the last one is repeated
+        self.orders: list[wire.Message] = []
+        self.stored: tuple[wire.Message, socket.socket] | None = None
+        self.spawned: list[socket.socket] = []
+        self._sock.setblocking(False)
+        asyncio.get_running_loop().add_reader(self._sock.fileno(), self._received)
+
+    def _received(self) -> None:
+        received = wire.receive(self._sock)
+        if received is None:
+            asyncio.get_running_loop().remove_reader(self._sock.fileno())
+            return
+        message, fds = received
+        reply: wire.Message = {"id": message.pop("id", None)}
+        self.orders.append(message)
+        if message["op"] == "get" and self.stored is not None:
+            reply["meta"], sock = self.stored
+            wire.send(self._sock, reply, [sock.fileno()])
+            sock.close()
+            self.stored = None
+            return
+        if message["op"] == "spawn":
+            self.spawned.append(wire.over(fds.pop()))
+            self.spawned[-1].setblocking(False)
+            reply["pid"] = HERE.pid
+        elif message["op"] == "signal":
+            reply["sent"] = self.sent.pop(0) if len(self.sent) > 1 else self.sent[0]
+        for fd in fds:
+            os.close(fd)
+        if reply["id"] is not None and self.answers:
+            wire.send(self._sock, reply)
+
+    def taken(self) -> list[wire.Message]:
+        """The orders since the last call."""
+        orders, self.orders = self.orders, []
+        return orders
+
+    def close(self) -> None:
+        self.zygotes.close()
+        self.link.close()
+        self._sock.close()
+        for sock in self.spawned:
+            sock.close()
+
+
+def virtually(scenario: Callable[[StoringKeeper], Coroutine[Any, Any, None]]) -> None:
+    async def watched() -> None:
+        keeper = StoringKeeper()
+        try:
+            await scenario(keeper)
+        finally:
+            keeper.close()
+
+    with no_descriptor_left(), asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(watched())
+
+
+KILLED = {"op": "signal", "pid": HERE.pid, "start": HERE.start, "signal": signal.SIGKILL, "group": True}
+PYTHON = Source("/usr/bin/python")
+DROPPED = {"op": "drop", "name": "zygote /usr/bin/python"}
+
+
+async def started(keeper: StoringKeeper, source: Source = PYTHON) -> tuple[Link, socket.socket]:
+    """The link to a new zygote that is up, and the zygote's end."""
+    starting = keeper.zygotes.start(source)
+    while not keeper.spawned:
+        await asyncio.sleep(0)
+    zygote = keeper.spawned.pop()
+    wire.send(zygote, {"event": "up"})
+    return await starting, zygote
+
+
+def test_zygote_is_spawned_and_put_into_the_store() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        link, zygote = await started(keeper)
+        with zygote:
+            get, spawn, put = keeper.taken()
+            assert get == {"op": "get", "name": "zygote /usr/bin/python"}
+            assert (spawn["op"], spawn["argv"][0], spawn["output"]) == (
+                "spawn", "/usr/bin/python", "/run/pool/helpers.log",
+            )  # fmt: skip
+            assert put == {
+                "op": "put",
+                "name": "zygote /usr/bin/python",
+                "meta": {"without": spawn["without"], "pid": HERE.pid, "start": HERE.start},
+            }
+            assert await keeper.zygotes.up(PYTHON) is link
+            assert keeper.zygotes.processes == [HERE]
+            keeper.zygotes.close()
+            assert wire.receive(zygote) is None
+            assert keeper.zygotes.processes == []
+            await asyncio.sleep(1.9)
+            assert keeper.taken() == [DROPPED]
+            await asyncio.sleep(0.2)
+            assert keeper.taken() == [KILLED]
+
+    virtually(scenario)
+
+
+def test_zygote_of_the_store_is_asked_whether_it_is_up() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        ours, zygote = wire.pair()
+        meta = {"without": withheld_variables(), "pid": HERE.pid, "start": HERE.start}
+        keeper.stored = meta, ours
+        zygote.setblocking(False)
+        starting = keeper.zygotes.start(PYTHON)
+        with zygote:
+            assert await asked(zygote) == {"op": "ping"}
+            wire.send(zygote, {"event": "up"})
+            wire.send(zygote, {"event": "unfit", "reason": "too late"})
+            await starting
+            assert [order["op"] for order in keeper.taken()] == ["get"]
+            assert keeper.zygotes.processes == [HERE]
+
+    virtually(scenario)
+
+
+def test_zygote_of_the_store_with_other_variables_is_replaced() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        ours, other = wire.pair()
+        keeper.stored = {"without": ["SECRET"], "pid": 1, "start": 1}, ours
+        _, zygote = await started(keeper)
+        with zygote, other:
+            assert wire.receive(other) is None
+            assert keeper.zygotes.processes == [HERE]
+
+    virtually(scenario)
+
+
+@pytest.mark.parametrize(("is_stored", "seconds"), [(True, 10), (False, 30)])
+def test_zygote_that_is_not_up_in_time_is_killed_and_not_used_again(is_stored: bool, seconds: int) -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        loop = asyncio.get_running_loop()
+        ours, theirs = wire.pair()
+        with theirs:
+            if is_stored:
+                meta = {"without": withheld_variables(), "pid": HERE.pid, "start": HERE.start}
+                keeper.stored = meta, ours
+            else:
+                ours.close()
+            with pytest.raises(LinkLost, match=f"the interpreter was not up within {seconds} s"):
+                await keeper.zygotes.up(PYTHON)
+            assert loop.time() == pytest.approx(seconds)
+            assert keeper.zygotes.processes == []
+            await asyncio.sleep(2.1)
+            assert keeper.taken()[-2:] == [DROPPED, KILLED]
+            for sock in keeper.spawned:
+                sock.close()
+            keeper.spawned.clear()
+            _, zygote = await started(keeper)
+            zygote.close()
+
+    virtually(scenario)
+
+
+def test_zygote_that_has_exited_is_replaced_at_the_next_start() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        first, zygote = await started(keeper)
+        keeper.taken()
+        zygote.close()
+        while keeper.zygotes.processes:
+            await asyncio.sleep(0.1)
+        assert keeper.taken() == [DROPPED]
+        second, zygote = await started(keeper)
+        assert second is not first
+        zygote.close()
+
+    virtually(scenario)
+
+
+def test_interpreter_that_is_unfit_says_why_and_how_to_fix_it() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        starting = asyncio.ensure_future(keeper.zygotes.up(PYTHON))
+        while not keeper.spawned:
+            await asyncio.sleep(0)
+        with keeper.spawned.pop() as zygote:
+            wire.send(zygote, {"event": "news"})
+            wire.send(zygote, {"event": "unfit", "reason": "has no uvicorn", "hint": "install it"})
+            wire.send(zygote, {"event": "up"})
+            with pytest.raises(WorkerFailed, match="/usr/bin/python has no uvicorn") as failed:
+                await starting
+        assert failed.value.hint == "install it"
+
+    virtually(scenario)
+
+
+def test_zygote_that_breaks_the_protocol_or_named_a_foreign_process_is_cut_off() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        keeper.zygotes.forged(PYTHON, "named pid 1")  # it has exited meanwhile
+        link, zygote = await started(keeper)
+        with zygote:
+            keeper.zygotes.forged(PYTHON, "named pid 1")
+            assert (link.sock.fileno(), keeper.zygotes.processes) == (-1, [])
+        link, zygote = await started(keeper)
+        with zygote:
+            forking = asyncio.ensure_future(keeper.zygotes.fork(PYTHON, []))
+            request = await asked(zygote)
+            assert request["op"] == "worker"
+            wire.send(zygote, {"id": request["id"], "pid": 0})
+            with pytest.raises(WorkerFailed, match="no worker can be forked in /usr/bin/python: ") as failed:
+                await forking
+            assert failed.value.hint == "see /run/pool/helpers.log"
+            assert link.sock.fileno() == -1
+
+    virtually(scenario)
+
+
+def test_zygote_that_is_silent_with_a_fork_pending_is_lost_after_ten_seconds() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        _, zygote = await started(keeper)
+        with zygote, pytest.raises(LinkLost, match="has not answered for 10 s"):
+            await keeper.zygotes.fork(PYTHON, [])
+        assert asyncio.get_running_loop().time() == pytest.approx(10)
+
+    virtually(scenario)
+
+
+@pytest.mark.parametrize("losses", [0, 1, 2])
+def test_fork_is_tried_twice(losses: int) -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        left = losses
+
+        async def attempt() -> str:
+            nonlocal left
+            left -= 1
+            if left >= 0:
+                raise LinkLost("it exited")
+            return "forked"
+
+        if losses < 2:
+            assert await keeper.zygotes.twice(PYTHON, attempt) == "forked"
+            return
+        source = Source("/usr/bin/python", (33, 34))
+        with pytest.raises(WorkerFailed, match="no worker can be forked in /usr/bin/python: it ex") as failed:
+            await keeper.zygotes.twice(source, attempt)
+        command = "setpriv --reuid=33 --regid=34 --init-groups /usr/bin/python -c 'import uvicorn'"
+        assert failed.value.hint == f"try: {command}"
+
+    virtually(scenario)
+
+
+@pytest.mark.parametrize(
+    ("sent", "times", "seconds"), [([True], 1, 0.0), ([False, False, True], 3, 0.01), ([False], 20, 0.1)]
+)
+def test_signal_is_repeated_until_the_keeper_is_the_parent(
+    sent: list[bool], times: int, seconds: float
+) -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        loop = asyncio.get_running_loop()
+        keeper.sent = sent
+        await keeper.children.signal(HERE, loop.create_future(), signal.SIGTERM)
+        assert keeper.taken() == [{**KILLED, "signal": signal.SIGTERM, "group": False}] * times
+        assert loop.time() == pytest.approx(seconds)
+
+    virtually(scenario)
+
+
+def test_signal_is_given_up_when_the_process_has_exited_or_the_keeper_does_not_answer() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        loop = asyncio.get_running_loop()
+        exited: asyncio.Future[Exit] = loop.create_future()
+        keeper.sent = [False]
+        exited.set_result(Exit.from_status(0))
+        await keeper.children.signal(HERE, exited, signal.SIGTERM)
+        assert len(keeper.taken()) == 1
+        keeper.answers = False
+        await keeper.children.signal(HERE, loop.create_future(), signal.SIGTERM)
+        assert loop.time() == pytest.approx(15)
+        keeper.link.close()
+        await keeper.children.signal(HERE, loop.create_future(), signal.SIGTERM)
+        assert loop.time() == pytest.approx(15)
+
+    virtually(scenario)
+
+
+def test_process_is_killed_after_its_time_unless_it_has_exited() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        loop = asyncio.get_running_loop()
+        exited: asyncio.Future[Exit] = loop.create_future()
+        keeper.children.kill_after(HERE, exited, 3.0)
+        keeper.children.kill_after(HERE, loop.create_future(), 4.0)
+        keeper.children.kill(Process(HERE.pid, None))
+        await asyncio.sleep(2)
+        assert keeper.taken() == []
+        exited.set_result(Exit.from_status(0))
+        await asyncio.sleep(1.9)
+        assert keeper.taken() == []
+        await asyncio.sleep(0.2)
+        assert keeper.taken() == [KILLED]
+
+    virtually(scenario)
+
+
+def test_foreign_process_is_reported_after_three_seconds_and_its_pid_may_be_named_again() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        loop = asyncio.get_running_loop()
+        reported: list[float] = []
+        keeper.children.confirm(HERE, lambda _: reported.append(loop.time()))  # the keeper's pid is unknown
+        keeper.children.keeper_pid = 1 << 22
+        keeper.children.confirm(Process(HERE.pid, None), lambda _: reported.append(loop.time()))  # has exited
+        await asyncio.sleep(5)
+        assert reported == []
+        keeper.children.add(HERE.pid)
+        keeper.children.confirm(HERE, lambda _: reported.append(loop.time()))
+        await asyncio.sleep(5)
+        (at,) = reported
+        assert 8.0 <= at <= 8.1001
+        assert await keeper.children.verify({"pid": HERE.pid}, None, None) == HERE
+
+    virtually(scenario)
+
+
+def test_process_is_confirmed_once_and_may_exit_afterwards(child: int) -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        deeds: list[str] = []
+        keeper.children.keeper_pid = os.getpid()
+        keeper.children.confirm(Process(child, process_start(child)), deeds.append)
+        await asyncio.sleep(0.2)
+        keeper.children.keeper_pid = 1 << 22
+        await asyncio.sleep(5)
+        assert deeds == []
+
+    virtually(scenario)
+
+
+class Written:
+    """The output of servers, whose pipes are read to their ends at once."""
+
+    def __init__(self) -> None:
+        self.paths: dict[str, str] = {}
+        self.said: list[tuple[str, list[str]]] = []
+        self.waits: list[tuple[str, float]] = []
+        self.discarded: list[str] = []
+
+    def attach(self, server: ServerConfig) -> tuple[str, int]:
+        return server.name, os.open(os.devnull, os.O_WRONLY)
+
+    def discard(self, pipe: str) -> None:
+        self.discarded.append(pipe)
+
+    async def finished(self, pipe: str, seconds: float) -> None:
+        self.waits.append((pipe, seconds))
+
+    async def say(self, server: ServerConfig, lines: list[str]) -> None:
+        self.said.append((server.name, lines))
+
+
+WEB, API = (
+    ServerConfig(name=name, bind=f"127.0.0.1:{port}", app="shop:app")
+    for port, name in ((1, "web"), (2, "api"))
+)
+SPEC = cast(Spec, {"python": "/usr/bin/python", "user": None})
+
+
+class Imports:
+    """App zygotes for WEB and API, of which one is importing since 5.0; `theirs` is its end of the link."""
+
+    def __init__(self, keeper: StoringKeeper) -> None:
+        self.written = Written()
+        self.all = AppZygotes(
+            keeper.link, keeper.children, keeper.zygotes, cast(Any, self.written), ImportLimit(at_once=1)
+        )
+        self.key = self.all.need(WEB, SPEC)
+        assert self.all.need(API, SPEC) == self.key
+        ours, self.theirs = wire.pair()
+        self.theirs.setblocking(False)
+        meta = {"key": self.key, "asked_at": 5.0, "pid": HERE.pid, "start": HERE.start, "server": "web"}
+        self.all.adopt("", meta, [ours.detach()])
+
+    def get(self, server: ServerConfig = WEB, since: float = 5.0) -> asyncio.Task[AppZygote | str]:
+        return asyncio.ensure_future(self.all.get(server, SPEC, since))
+
+
+def test_adopted_application_serves_all_servers_that_share_it_until_it_is_not_needed() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        imports = Imports(keeper)
+        with imports.theirs as theirs:
+            first, second = imports.get(), imports.get(API)
+            assert [await asked(theirs), await asked(theirs)] == [{"order": "go"}, {"op": "ping"}]
+            wire.send(theirs, {"event": "up"})
+            zygote = await first
+            assert isinstance(zygote, AppZygote)
+            assert await second is await imports.get() is zygote
+            assert (imports.all.processes, zygote.code_since, zygote.usable) == ([HERE], 5.0, True)
+            imports.all.release(API.key)
+            imports.all.release(API.key)
+            assert zygote.usable
+            imports.all.release(WEB.key)
+            assert not zygote.usable
+            assert wire.receive(theirs) is None
+            assert imports.all.exited(HERE.pid, Exit.from_status(0))
+            assert not imports.all.exited(HERE.pid, Exit.from_status(1))
+            assert (imports.all.processes, zygote.exited.result()) == ([], Exit.from_status(0))
+            await asyncio.sleep(3)
+            assert keeper.taken() == [{"op": "drop", "name": zygote.name}], "it has not to be killed"
+
+    virtually(scenario)
+
+
+def test_application_that_cannot_be_shared_is_not_imported_again_until_it_is_not_needed() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        imports = Imports(keeper)
+        with imports.theirs as theirs:
+            getting = imports.get()
+            wire.send(theirs, {"event": "unusable", "problem": "it has started a thread"})
+            wire.send(theirs, {"event": "up"})
+            assert await getting == "it has started a thread"
+            assert await imports.get(API) == "it has started a thread"
+            for server in (WEB, API):
+                imports.all.release(server.key)
+            imports.all.exited(HERE.pid, Exit.from_status(0))
+            await asyncio.sleep(0)
+            keeper.taken()
+            again = imports.get()
+            while not keeper.orders:
+                await asyncio.sleep(0)
+            assert keeper.taken()[0]["op"] == "get"
+            imports.all.close()
+            with pytest.raises(WorkerFailed, match="was stopped before its application was imported"):
+                await again
+            assert imports.written.discarded == ["web"]
+
+    virtually(scenario)
+
+
+@pytest.mark.parametrize("is_reported", [True, False])
+def test_import_that_fails_is_reported_to_each_server_with_its_own_log(is_reported: bool) -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        imports = Imports(keeper)
+        wire.send(imports.theirs, {"event": "failed", "message": "no settings"})
+        both = asyncio.gather(imports.get(), imports.get(API), return_exceptions=True)
+        await asyncio.sleep(1)
+        exit_ = Exit.from_status(3) if is_reported else Exit(message="ended")
+        if is_reported:
+            imports.all.exited(HERE.pid, exit_)
+        imports.theirs.close()
+        web, api = await both
+        assert isinstance(web, ImportFailed)
+        assert isinstance(api, WorkerFailed)
+        assert web.message == api.message == exit_.before_ready("no settings")
+        assert (web.hint, api.hint) == ("poolctl logs web", "poolctl logs api")
+        assert web.exit == api.exit == exit_
+        assert imports.written.waits == [("", 3.0)]
+        assert imports.written.said == [("api", [])]
+        assert asyncio.get_running_loop().time() == pytest.approx(1.0 if is_reported else 2.0)
+
+    virtually(scenario)
+
+
+def test_adopted_import_has_thirty_seconds() -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        imports = Imports(keeper)
+        with imports.theirs:
+            with pytest.raises(ImportFailed, match="was not ready within 30s") as failed:
+                await imports.get()
+            assert failed.value.hint == "poolctl logs web; start_timeout sets how long it may take"
+            assert (failed.value.exit, failed.value.printed) == (None, [])
+            assert asyncio.get_running_loop().time() == pytest.approx(30)
+            while KILLED not in keeper.orders:
+                await asyncio.sleep(0)
+            assert asyncio.get_running_loop().time() == pytest.approx(30)
+
+    virtually(scenario)
+
+
+@pytest.mark.parametrize(("is_up", "forks", "seconds"), [(False, 0, 0), (True, 0, 2), (True, 1, 12)])
+def test_process_with_an_application_is_killed_if_it_does_not_end(
+    is_up: bool, forks: int, seconds: int
+) -> None:
+    async def scenario(keeper: StoringKeeper) -> None:
+        ours, theirs = wire.pair()
+        zygote = AppZygote(keeper.link, keeper.children, "key", HERE, None, "web")
+        zygote.follow(ours)
+        with theirs:
+            if is_up:
+                wire.send(theirs, {"event": "up"})
+                await zygote.up
+            pending = [asyncio.ensure_future(zygote.fork([])) for _ in range(forks)]
+            await asyncio.sleep(0)
+            zygote.end()
+            while KILLED not in keeper.orders:
+                await asyncio.sleep(0.25)
+            assert seconds <= asyncio.get_running_loop().time() <= seconds + 0.25
+            for each in pending:
+                with pytest.raises(LinkLost):
+                    await each
+
+    virtually(scenario)
 
 
 # Zygotes of a real keeper.
