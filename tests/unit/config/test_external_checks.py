@@ -8,7 +8,8 @@ import sys
 import tempfile
 import time
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
 from poolctl.config.checks import external_checks
 from poolctl.config.checks.external_checks import Import, check_imports, check_interpreters, unwritable
+from poolctl.config.model.pool_tables import MetricsTable, TableRules, Tables
+from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
 from poolctl.safe_open import UnsafePath
 from tests.config_files import SERVER, load_text
@@ -343,3 +346,66 @@ def test_file_above_a_path_is_named(tmp_path: Path) -> None:
     assert found.message == f"{path} cannot be written: {tmp_path}/file is not a directory"
     (found,) = unwritable(("x",), str(tmp_path))
     assert (found.message, found.hint) == (f"{tmp_path} is a directory", "name a file in it")
+
+
+@pytest.mark.parametrize(
+    ("target", "answer", "message", "fix"),
+    [
+        ("shop.app:a", {"kind": "no module", "missing": "shop"},
+         "there is no module 'shop.app' in /app", "check app and app_dir"),
+        ("shop.app:a", {"kind": "no module", "missing": "shop.models", "where": "app.py:3"},
+         "there is no module 'shop.app' in /app (app.py:3)", "check app and app_dir"),
+        ("shop.app:a", {"kind": "no module", "missing": "yaml.nodes", "where": "app.py:3"},
+         "shop.app imports 'yaml.nodes', which is not installed (app.py:3)",
+         "install it there: /bin/python -m pip install yaml"),
+        ("shop:ap", {"kind": "no attribute", "near": "app"}, "shop has no 'ap'", "did you mean 'app'?"),
+        ("shop:ap", {"kind": "no attribute"}, "shop has no 'ap'", "check app"),
+        ("shop:a", {"kind": "not callable", "message": "an int"}, "shop:a is an int, not an ASGI application",
+         "name the application, or set factory = true"),
+        ("shop:a", {"kind": "timeout"}, "shop was not imported within 20 s",
+         "start nothing at import, or raise start_timeout"),
+        ("shop:a", {"kind": "ended", "message": "killed by SIGSEGV"},
+         "the process ended while it imported shop: killed by SIGSEGV", "a module must not end its process"),
+        ("shop:a", {"kind": "raised", "message": "a  b\nc", "where": "shop.py:1"},
+         "shop cannot be imported: a b c (shop.py:1)", "fix it: /bin/python -c 'import shop'"),
+        ("shop:a", {"kind": "raised", "message": "x" * 301}, f"shop cannot be imported: {'x' * 300}…",
+         "fix it: /bin/python -c 'import shop'"),
+        ("shop:a", {"kind": "raised", "message": "x" * 300}, f"shop cannot be imported: {'x' * 300}",
+         "fix it: /bin/python -c 'import shop'"),
+    ],
+)  # fmt: skip
+def test_application_that_cannot_be_imported_has_its_reason_and_fix(
+    target: str, answer: dict[str, object], message: str, fix: str
+) -> None:
+    of = job(Path("/app"), target, python="/bin/python")
+    assert external_checks._message_and_fix(of, answer) == (message, fix)
+
+
+def test_zttp_is_looked_for_in_the_interpreter_of_the_servers_that_use_it(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho poolctl 3 12 0.53.0 False\n")
+    python.chmod(0o755)
+    zttp = 'app = "good:app"\npython = "python"\nhttp = { implementation = "zttp" }'
+    (text,) = outside(tmp_path, zttp, 'app = "good:app"\npython = "python"')
+    assert "server[0]" in text
+    assert "has no zttp" in text
+
+
+class Rules(TableRules):
+    """Rules that find something outside the files."""
+
+    def check(
+        self, servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
+    ) -> tuple[list[Finding], list[Finding]]:
+        assert ([each.name for each in servers], env) == (["web"], {"A": "1"})
+        return [Finding(("metrics",), "wrong", "")], [Finding(("metrics",), "doubtful", "")]
+
+
+def test_problems_and_warnings_of_rules_are_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(external_checks, "rules_of", lambda names: [Rules()] if "metrics" in names else [])
+    server = ServerConfig(name="web", bind=":1", app="a:b")
+    tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9"))
+    problems, warnings = external_checks.check_tables(tables, {"A": "1"}, [server])
+    assert ([each.message for each in problems], [each.message for each in warnings]) == (
+        ["wrong"], ["doubtful"],
+    )  # fmt: skip

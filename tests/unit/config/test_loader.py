@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Surroundings, added_server, load
-from poolctl.config.model.pool_tables import MetricsTable
+from poolctl.config import Surroundings, added_server, load, loader
+from poolctl.config.model.pool_tables import Located, MetricsTable, TableRules, Tables, Unfinished
+from poolctl.config.model.server_keys import ServerKeys
+from poolctl.config.values.problems import Finding
 from poolctl.errors import PoolValidateError
 from tests.config_files import SERVER, load_text, told
 
@@ -227,8 +230,56 @@ def test_settings_and_tables_that_are_invalid_are_reported_with_their_places(tmp
 
 def test_address_of_a_table_that_a_server_has_is_a_problem_of_the_table(tmp_path: Path) -> None:
     text = told(tmp_path, '[metrics]\nbind = "127.0.0.1:8080"\n' + SERVER)
-    assert "metrics.bind: the address 127.0.0.1:8080 is taken by 'web'" in text
+    place = f"{tmp_path}/pool.toml"
+    assert text.startswith(
+        f"{place}:2:1: metrics.bind: the address 127.0.0.1:8080 is taken by 'web', {place}:5:1;"
+    )
     assert len(text.splitlines()) == 1
+
+
+class Rules(TableRules):
+    """Rules that find a problem of the first server, and one of [metrics]."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[str], Unfinished]] = []
+
+    def problems(
+        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished
+    ) -> Iterator[Located]:
+        self.asked.append(([each.name for each in servers], unfinished))
+        yield next(iter(servers)), Finding(("bind",), "is not right", "change it")
+        yield None, Finding(("metrics", "bind"), "is not right", "change it")
+
+
+def test_rules_between_tables_and_servers_know_which_of_them_have_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = Rules()
+    monkeypatch.setattr(loader, "rules_of", lambda names: [rules])
+    text = (
+        '[defaults]\ntags = ["d"]\n[metrics]\nbind = "127.0.0.1:9"\n'
+        + table("a", 1)
+        + table("b", 2, 'tags = ["t"]\nrestart = "sometimes"\n')
+        + table("c", 3, 'tags = ["u"]\n')
+    )
+    lines = told(tmp_path, text).splitlines()
+    ((names, unfinished),) = rules.asked
+    assert (names, unfinished) == (
+        ["a", "c"],
+        Unfinished({"b"}, {"d", "t"}, set()),
+    )
+    for line in (
+        "4:1: metrics.bind: is not right; change it",
+        "7:1: server[0].bind: is not right; change it",
+    ):
+        assert f"{tmp_path}/pool.toml:{line}" in lines
+
+
+def test_tables_of_the_defaults_are_shared_by_the_servers_that_have_no_own(tmp_path: Path) -> None:
+    text = '[defaults]\nhttp = { keep_alive = 5 }\ntls = { cert = "c.pem" }\n'
+    first, second = load_text(tmp_path, text + table("a", 1, "tls = true\n") + table("b", 2, "tls = true\n"))
+    assert first.http is second.http
+    assert first.tls is second.tls
 
 
 def table(name: str, port: int, more: str = "") -> str:
