@@ -586,7 +586,7 @@ class Logger:
                 wire.send(self._control, self._reports[0])
                 self._reports.popleft()
         except BlockingIOError:
-            self._rotate_old()
+            pass
         except OSError:
             # The socket is closed, but orders sent before that still have to be read; reading also detects its end.
             self._reports.clear()

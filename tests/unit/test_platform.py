@@ -187,6 +187,11 @@ def test_threads_begin_with_the_main_one_and_are_at_most_so_many(process: subpro
     assert (thread["tid"], thread["name"]) == (process.pid, "sleep")
     assert thread["state"] in ("S", "R", "D")
     assert linux.kernel_threads(process.pid, 0) == []
+    try:
+        number = Path(f"/proc/{process.pid}/syscall").read_text().split()[0]
+    except PermissionError:
+        number = ""
+    wait_until(lambda: linux.kernel_threads(process.pid, 1)[0]["syscall"] == number)
 
 
 def test_descriptor_of_another_process_is_copied() -> None:
@@ -293,6 +298,15 @@ def test_replaced_file_is_private_and_leaves_no_other_file(tmp_path: Path) -> No
         assert path.read_bytes() == content
     assert path.stat().st_mode & 0o777 == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"), [(b'{"a": 1}', {"a": 1}), (b"[1]", {}), (b"{", {}), (b"\xff", {}), (None, {})]
+)
+def test_json_object_of_a_damaged_file_is_empty(tmp_path: Path, content: bytes | None, found: object) -> None:
+    if content is not None:
+        linux.replace_file(str(tmp_path / "file"), content)
+    assert linux.read_json_object(str(tmp_path / "file")) == found
 
 
 def test_name_of_a_process_is_cut_and_its_oom_score_is_raised() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -22,6 +23,7 @@ import pytest
 
 from poolctl.bootstrap import command
 from poolctl.keeper import pool_files, rendezvous, wire
+from poolctl.logs import logger_process
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import as_text, stamp
 from poolctl.logs.log_tail import tail
@@ -152,6 +154,9 @@ def test_files_are_rotated_as_the_order_says(session: Session) -> None:
     session.sync()
     assert len(session.texts("web.log.2")) > 0
     assert not (session.directory / "web.log.3").exists()
+    os.write(session.add("other.0", file="other.log", max_size=100), b"0123456789\n" * 20)
+    session.sync()
+    assert not (session.directory / "other.log.1").exists(), "no rotated file is kept unless it is ordered"
 
 
 def test_a_file_is_rotated_when_it_is_old_enough_though_nothing_comes(session: Session) -> None:
@@ -170,6 +175,7 @@ def test_a_file_is_rotated_when_it_is_old_enough_though_nothing_comes(session: S
 
 def test_a_full_disk_costs_lines_that_are_counted_and_nothing_else(session: Session) -> None:
     full, fine = session.add("full.0", file="/dev/full"), session.add("fine.0")
+    began = time.monotonic()
     for _ in range(50):  # far more than a pipe holds: the writer would hang if the logger stopped reading
         os.write(full, b"x" * 9_999 + b"\n")
         os.write(fine, b"still here\n")
@@ -177,6 +183,7 @@ def test_a_full_disk_costs_lines_that_are_counted_and_nothing_else(session: Sess
     while sum(report["bytes"] for report in lost) < 500_000:
         lost.append(session.report())
     assert sum(report["bytes"] for report in lost) == 500_000
+    assert len(lost) <= 2 + (time.monotonic() - began), "they are reported once a second"
     assert {(report["id"], report["error"]) for report in lost} == {("full.0", "No space left on device")}
     assert session.texts() == ["still here"] * 50
 
@@ -265,12 +272,17 @@ def test_supervisor_that_reads_no_reports_does_not_hold_up_logging(session: Sess
 
 
 def test_logger_stores_the_pipes_content_when_it_ends(tmp_path: Path) -> None:
-    session = Session(tmp_path)
-    os.write(session.add("web.0"), b"whole\nunfinished")
-    wire.send(session.control, {"t": "end"})
-    Logger(session.theirs).run()
-    assert session.texts() == ["whole", "unfinished"]
-    session.close()
+    with no_descriptor_left():
+        session = Session(tmp_path)
+        os.write(session.add("web.0"), b"whole\nunfinished")
+        kept = [os.memfd_create("note"), *os.pipe()]
+        wire.send(session.control, {"t": "underway"}, kept)
+        wire.send(session.control, {"t": "end"})
+        for fd in kept:
+            os.close(fd)
+        Logger(session.theirs).run()
+        assert session.texts() == ["whole", "unfinished"]
+        session.close()
 
 
 def test_logger_without_a_supervisor_goes_on_for_its_writers(tmp_path: Path) -> None:
@@ -601,6 +613,14 @@ def test_invalid_note_is_ignored(interrupted: Interrupted) -> None:
     assert (move.when, move.length, move.checksum, move.taken) == ("now", 1, crc32(b"x"), 0)
     note.end()
     assert found() is None
+    note.begin("web.0", "later", b"xy")
+    following = WriteAheadNote([os.dup(fd)])
+    move = following.found("web.0")
+    assert move is not None
+    assert (move.when, move.length, following.found("web.1")) == ("later", 2, None)
+    following.end()
+    assert following.found("web.0") is None
+    following.close()
     note.close()
 
 
@@ -612,6 +632,35 @@ def test_pipe_that_cannot_be_inspected_is_read(interrupted: Interrupted) -> None
     os.write(interrupted.write, b"\n" + LINES)
     interrupted.recover()
     assert len(interrupted.texts()) == 11
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EPERM, errno.EINVAL])
+def test_pipe_is_read_where_the_sandbox_forbids_to_inspect_it(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(source: int, target: int, length: int) -> int:
+        raise OSError(number, os.strerror(number))
+
+    pipes = PipeReader()
+    read, write = os.pipe2(os.O_NONBLOCK)
+    os.write(write, b"one\ntwo\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(logger_process, "tee", refuse)
+        assert pipes.peek(read) == b"one\ntwo\n"
+        assert not pipes.enlarge(read)
+    pipes.consume(read, 4)
+    os.write(write, b"three\n")
+    assert pipes.peek(read) == b"two\nthree\n", "it does not try again"
+    for fd in (read, write):
+        os.close(fd)
+    pipes.close()
+
+
+def test_pipe_that_is_none_is_an_error() -> None:
+    pipes = PipeReader()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        pipes.peek(2**20)
+    pipes.close()
 
 
 def test_empty_pipe_and_ended_pipe_are_distinguished() -> None:

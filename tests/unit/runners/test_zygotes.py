@@ -576,6 +576,7 @@ def test_interpreter_that_is_unfit_says_why_and_how_to_fix_it() -> None:
             wire.send(zygote, {"event": "up"})
             with pytest.raises(WorkerFailed, match="/usr/bin/python has no uvicorn") as failed:
                 await starting
+            assert (wire.receive(zygote), keeper.zygotes.processes) == (None, [])
         assert failed.value.hint == "install it"
 
     virtually(scenario)
