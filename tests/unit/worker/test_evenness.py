@@ -6,15 +6,18 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from poolctl.worker.serving import evenness
 from poolctl.worker.serving.evenness import MOMENT_SECONDS, Evenness, PeerCounts, new_page
 from poolctl.worker.serving.pool_server import PoolServer
 from poolctl.worker.tally import OPEN_WEBSOCKETS
@@ -34,6 +37,7 @@ from tests.serving import (
     served,
     until,
 )
+from tests.virtual_loop import VirtualLoop
 
 UPGRADE = (
     "upgrade: websocket", "connection: upgrade", "sec-websocket-version: 13", f"sec-websocket-key: {new_key().decode()}"
@@ -503,3 +507,288 @@ def test_announced_handover_is_over_after_a_moment(page: int, monkeypatch: pytes
 def test_page_cannot_be_shrunk_under_its_readers(page: int) -> None:
     with pytest.raises(PermissionError):
         os.ftruncate(page, 0)
+
+
+# What one worker decides, with numbers of the others that the test sets, in time that passes at once.
+
+
+class Others:
+    """The numbers of the other workers."""
+
+    def __init__(self) -> None:
+        self.alone = False
+        self.connections: list[int] = []
+        self.websockets: list[int] = []
+        self.handover_announced = False
+        self.announced = 0
+        self.published: list[tuple[int | None, int]] = []
+        self.closed = False
+
+    def others(self) -> list[int]:
+        return self.connections
+
+    def others_websockets(self) -> list[int]:
+        return self.websockets
+
+    def announce_handover(self) -> None:
+        self.announced += 1
+
+    def publish(self, connections: int | None, websockets: int = 0) -> None:
+        self.published.append((connections, websockets))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Movable:
+    """A connection that moves unless `stays`; `transport` is None once it is closed."""
+
+    def __init__(self, *, stays: bool = False) -> None:
+        self.stays = stays
+        self.transport: Any = SimpleNamespace(is_closing=lambda: False)
+        self.moved = 0
+
+    def hand_over(self, end: socket.socket) -> bool:
+        self.moved += not self.stays
+        return not self.stays
+
+
+class One:
+    """A worker that accepts connections and has as many as the test says."""
+
+    def __init__(self, *, kept: bool = True) -> None:
+        self.others = Others()
+        self.state = SimpleNamespace(
+            open_connections=0, open_websockets=0, draining=False, connections=dict[Movable, None]()
+        )
+        self.evenness = Evenness(self.state, cast(Any, None), cast(Any, self.others), kept=kept)
+        self.evenness.accept(True)
+
+    def has(self, count: int) -> None:
+        self.state.connections = dict.fromkeys(Movable() for _ in range(count))
+        self.state.open_connections = count
+
+    @property
+    def moved(self) -> int:
+        return sum(each.moved for each in self.state.connections)
+
+
+def decide(
+    monkeypatch: pytest.MonkeyPatch, scenario: Callable[[One], Coroutine[Any, Any, None]], **options: Any
+) -> None:
+    async def watched() -> None:
+        one = One(**options)
+        try:
+            await scenario(one)
+        finally:
+            one.evenness.close()
+        assert one.others.closed
+        count = len(one.others.published)
+        await asyncio.sleep(10)
+        assert len(one.others.published) == count
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        monkeypatch.setattr(evenness, "monotonic", lambda: 1000.0 + runner.get_loop().time())
+        runner.run(watched())
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "moves"),
+    [
+        (2, [2, 2], False),
+        (3, [2, 2], True),
+        (2, [1, 3], False),
+        (0, [0], False),
+        (1, [0], True),
+        (5, [], False),
+    ],
+)
+def test_connection_beyond_the_fair_share_is_handed_over(
+    monkeypatch: pytest.MonkeyPatch, mine: int, others: list[int], moves: bool
+) -> None:
+    async def scenario(one: One) -> None:
+        one.others.connections = others
+        one.state.open_connections = mine
+        connection = Movable()
+        assert one.evenness.passes_on(connection) is moves
+        assert (connection.moved, one.others.announced) == (moves, moves)
+        one.state.open_connections = mine + 1  # a new connection is counted when it arrives
+        if not moves:
+            one.evenness.arrived(connection, unread=True)
+            assert connection.moved == 0
+        else:
+            one.evenness.arrived(connection, unread=False)
+            one.evenness.accept(False)
+            assert not one.evenness.passes_on(connection)
+            assert connection.moved == 1
+
+    decide(monkeypatch, scenario)
+
+
+def test_worker_that_is_alone_hands_over_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(one: One) -> None:
+        one.others.alone = True
+        one.others.connections = one.others.websockets = [0]
+        one.has(5)
+        one.state.open_websockets = 5
+        connection = Movable()
+        one.evenness.arrived(connection, unread=True)
+        one.evenness.active()
+        assert not one.evenness.passes_on(connection)
+        assert not one.evenness.passes_on_websocket(connection)
+        await asyncio.sleep(1)
+        assert (connection.moved, one.moved) == (0, 0)
+
+    decide(monkeypatch, scenario)
+
+
+@pytest.mark.parametrize(
+    ("mine", "others", "moves"), [(1, [1, 1], False), (2, [1, 1], True), (0, [0], False), (3, [], False)]
+)
+def test_websocket_beyond_the_fair_share_is_handed_over(
+    monkeypatch: pytest.MonkeyPatch, mine: int, others: list[int], moves: bool
+) -> None:
+    async def scenario(one: One) -> None:
+        one.others.websockets, one.others.connections = others, [50] * len(others)
+        one.state.open_websockets = mine
+        assert one.evenness.passes_on_websocket(Movable()) is moves
+
+    decide(monkeypatch, scenario)
+
+
+@pytest.mark.parametrize(
+    ("mine", "least", "moves"), [(3, 2, False), (4, 2, True), (12, 10, False), (12, 9, True), (11, 9, True)]
+)
+def test_worker_with_clearly_more_websockets_hands_over_any_connection(
+    monkeypatch: pytest.MonkeyPatch, mine: int, least: int, moves: bool
+) -> None:
+    async def scenario(one: One) -> None:
+        one.others.websockets, one.others.connections = [30, least], [99, 99]
+        one.state.open_websockets = one.state.open_connections = mine
+        assert one.evenness.passes_on(Movable()) is moves
+
+    decide(monkeypatch, scenario)
+
+
+@pytest.mark.parametrize(
+    ("mine", "accepted", "websockets", "pauses", "seconds"),
+    [
+        (3, 0, 0, 0, 0.0),
+        (3, 1, 0, 0, 0.001),
+        (4, 0, 0, 1, 0.0),
+        (5, 0, 0, 0, 0.005),
+        (4, 1, 0, 9, 0.005),
+        (5, 0, 0, 10, 0.0),
+        (0, 0, 3, 0, 0.005),
+        (0, 0, 2, 0, 0.001),
+    ],
+)
+def test_connections_are_left_to_workers_with_fewer_while_handovers_are_announced(
+    monkeypatch: pytest.MonkeyPatch, mine: int, accepted: int, websockets: int, pauses: int, seconds: float
+) -> None:
+    async def scenario(one: One) -> None:
+        one.others.connections, one.others.websockets = [3, 7], [1, 7]
+        one.state.open_connections, one.state.open_websockets = mine, websockets
+        assert one.evenness.pause_seconds(accepted, pauses) == 0.0
+        one.others.handover_announced = True
+        assert one.evenness.pause_seconds(accepted, pauses) == seconds
+        one.others.connections = []
+        assert one.evenness.pause_seconds(accepted, pauses) == 0.0
+
+    decide(monkeypatch, scenario)
+
+
+def test_worker_whose_offers_nobody_takes_makes_none_for_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(one: One) -> None:
+        one.others.connections, one.others.websockets, one.others.handover_announced = [0], [0], True
+        one.has(5)
+        one.evenness.pause_seconds(0, 10)
+        one.state.open_websockets = 5
+        assert not one.evenness.passes_on(Movable())
+        assert not one.evenness.passes_on_websocket(Movable())
+        one.evenness.active()
+        await asyncio.sleep(1.0)
+        assert one.moved == 0
+        await asyncio.sleep(0.11)
+        assert one.moved > 0
+        assert one.evenness.passes_on(Movable())
+
+    decide(monkeypatch, scenario)
+
+
+def test_connections_on_their_way_are_counted_until_they_are_taken_or_too_old(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(one: One) -> None:
+        one.others.connections = [0]
+        one.state.open_connections = 1
+        assert not one.evenness.passes_on(Movable(stays=True))
+        assert one.evenness.passes_on(Movable())
+        assert not one.evenness.passes_on(Movable()), "the other one is about to have as many"
+        one.evenness.took_one()  # its own
+        one.evenness.took_one()
+        assert one.evenness.passes_on(Movable())
+        await asyncio.sleep(0.02)
+        assert not one.evenness.passes_on(Movable())
+        await asyncio.sleep(0.001)
+        assert one.evenness.passes_on(Movable())
+        one.others.connections = [1]  # the other one has counted it
+        one.state.open_connections = 2
+        assert one.evenness.passes_on(Movable())
+
+    decide(monkeypatch, scenario)
+
+
+@pytest.mark.parametrize(("closed", "moves"), [(0, True), (1, True), (2, False), (3, False), (4, False)])
+def test_new_connections_stay_while_half_of_them_last_less_than_a_moment(
+    monkeypatch: pytest.MonkeyPatch, closed: int, moves: bool
+) -> None:
+    async def scenario(one: One) -> None:
+        one.others.connections = [9]
+        made = [Movable() for _ in range(4)]
+        for each in made:
+            one.evenness.arrived(each, unread=True)
+        for number, each in enumerate(made[:closed]):
+            each.transport = None if number % 2 else SimpleNamespace(is_closing=lambda: True)
+        await asyncio.sleep(MOMENT_SECONDS + 0.01)
+        one.others.connections = [0]
+        one.state.open_connections = 5
+        assert one.evenness.passes_on(Movable()) is moves
+
+    decide(monkeypatch, scenario)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_kept_connections_move_a_moment_later_one_for_each_worker_with_two_fewer(
+    monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    async def scenario(one: One) -> None:
+        one.others.connections = [8, 9, 10]
+        one.has(10)
+        staying = next(iter(one.state.connections))
+        staying.stays = True
+        one.evenness.active()
+        await asyncio.sleep(0.09)
+        assert one.moved == 0
+        await asyncio.sleep(0.011)
+        assert (one.moved, staying.moved) == (kept, 0)
+        one.others.connections = [9, 9, 10]
+        await asyncio.sleep(1)
+        assert one.moved == kept
+
+    decide(monkeypatch, scenario, kept=kept)
+
+
+def test_number_of_connections_is_shown_unless_the_worker_is_out_of_rotation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario(one: One) -> None:
+        one.state.open_connections, one.state.open_websockets = 3, 2
+        one.evenness.publish()
+        one.state.draining = True
+        one.evenness.publish()
+        one.state.draining = False
+        one.evenness.accept(False)
+        assert one.others.published == [(0, 0), (3, 2), (None, 2), (None, 2)]
+
+    decide(monkeypatch, scenario)
