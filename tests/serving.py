@@ -153,7 +153,7 @@ async def served(
     if secure is not None:
         made.load()
         made.ssl = secure
-    server = PoolServer(made, **options)
+    server = PoolServer(made, **{"drain_seconds": 30.0, "stop_seconds": 10.0} | options)
     ready = asyncio.Event()
     with listener(listening) as sock:
         running = asyncio.ensure_future(server.run([sock], ready.set))

@@ -71,14 +71,14 @@ class PeerCounts:
         self._fd = fd
         self._page = memoryview(mmap.mmap(fd, mmap.PAGESIZE)).cast("Q")
         self._slot = self._free_slot()
-        self.publish(None)
+        self.publish(None, 0)
 
     @property
     def alone(self) -> bool:
         """Whether this is the only worker that has ever used the page."""
         return self._page[_USED] == 1
 
-    def publish(self, connections: int | None, websockets: int = 0) -> None:
+    def publish(self, connections: int | None, websockets: int) -> None:
         """Publish the number of open connections, and how many are WebSockets. None: the worker does not accept."""
         used = self._slot - _FIRST + 1
         # At first, and again if another worker that joined at the same moment has overwritten it.
@@ -148,7 +148,7 @@ class Evenness:
     two requests.
     """
 
-    def __init__(self, state: Any, give: socket.socket, counts: PeerCounts, *, kept: bool = True) -> None:
+    def __init__(self, state: Any, give: socket.socket, counts: PeerCounts, *, kept: bool) -> None:
         self._state = state
         self._give = give
         self._counts = counts

@@ -325,7 +325,7 @@ def test_worker_with_more_connections_than_others_leaves_them_the_next_one_for_a
     taken: list[float] = []
 
     async def scenario() -> None:
-        state.evenness = Evenness(state, pair.give, Seat(page))  # type: ignore[arg-type]
+        state.evenness = Evenness(state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
         Seat(page).publish(3)
         for each in range(3 + more):
             state.connections.add(each)
@@ -352,7 +352,7 @@ def test_worker_that_rests_while_it_leaves_a_connection_to_others_does_not_take_
     loop = VirtualLoop()
 
     async def scenario() -> None:
-        state.evenness = Evenness(state, pair.give, own)  # type: ignore[arg-type]
+        state.evenness = Evenness(state, pair.give, own, kept=True)  # type: ignore[arg-type]
         Seat(page).publish(0)
         state.connections.add("an earlier connection")
         with listener() as sock:
@@ -380,7 +380,7 @@ def test_worker_with_too_many_hands_over_tls_connections_before_their_handshake(
     async def scenario() -> None:
         shared, state = acceptor(secure=server_context(tmp_path))
         page: dict[Seat, int | None] = {}
-        state.evenness = Evenness(state, pair.give, Seat(page))  # type: ignore[arg-type]
+        state.evenness = Evenness(state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
         Seat(page).publish(0)
         begun = time.monotonic()
         with listener() as sock:

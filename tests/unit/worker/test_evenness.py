@@ -22,6 +22,7 @@ from poolctl.worker.serving.evenness import MOMENT_SECONDS, Evenness, PeerCounts
 from poolctl.worker.serving.pool_server import PoolServer
 from poolctl.worker.tally import OPEN_WEBSOCKETS
 from tests.certificates import certificate
+from tests.descriptors import no_descriptor_left
 from tests.load.frames import new_key
 from tests.serving import (
     ENGINES,
@@ -469,14 +470,14 @@ def test_killed_worker_counts_no_more_and_its_slot_is_used_again(
     counting_workers[0].kill()
     with contextlib.closing(PeerCounts(os.dup(page))) as counts:
         assert counts.others() == [0]
-        counts.publish(7)
+        counts.publish(7, 0)
         counting_workers.append(Worker(page, 5))
         assert counts.others() == [0, 5]
 
 
 def test_first_worker_is_alone(page: int) -> None:
     with contextlib.closing(PeerCounts(os.dup(page))) as counts:
-        counts.publish(1)
+        counts.publish(1, 0)
         assert counts.alone
         assert counts.others() == []
 
@@ -487,7 +488,7 @@ def test_worker_is_seen_although_one_that_joined_at_the_same_time_overwrote_it(p
         with contextlib.closing(PeerCounts(os.dup(page))) as counts:
             os.pwrite(page, (1).to_bytes(8, sys.byteorder), 8)
             assert counts.alone
-            counts.publish(1)
+            counts.publish(1, 0)
             assert counts.others() == [2]
     finally:
         first.kill()
@@ -623,6 +624,33 @@ def test_connection_beyond_the_fair_share_is_handed_over(
             assert connection.moved == 1
 
     decide(monkeypatch, scenario)
+
+
+def test_worker_that_has_not_begun_to_accept_hands_over_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario(one: One) -> None:
+        one.others.connections = [0]
+        one.has(5)
+        new = Evenness(one.state, cast(Any, None), cast(Any, one.others), kept=True)
+        connection = Movable()
+        assert not new.passes_on(connection)
+        new.arrived(connection, unread=True)
+        await asyncio.sleep(1)
+        assert (connection.moved, one.moved) == (0, 0)
+        new.close()
+
+    decide(monkeypatch, scenario)
+
+
+def test_slot_is_not_accepting_at_first_and_its_descriptor_is_closed() -> None:
+    with no_descriptor_left():
+        fd = new_page()
+        content = os.pread(fd, 4096, 0)
+        counts = PeerCounts(fd)
+        assert os.pread(fd, 4096, 0)[64:] == content[64:]
+        counts.publish(3, 2)
+        assert os.pread(fd, 4096, 0)[64:] != content[64:]
+        counts.close()
+        del counts
 
 
 def test_worker_that_is_alone_hands_over_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -534,7 +534,7 @@ def test_new_connection_moves_at_once_if_this_worker_has_too_many(
     Seat(page).publish(0)
 
     async def join() -> None:
-        made.state.evenness = Evenness(made.state, pair.give, Seat(page))  # type: ignore[arg-type]
+        made.state.evenness = Evenness(made.state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
         made.state.evenness.accept(True)
 
     made.loop.run_until_complete(join())

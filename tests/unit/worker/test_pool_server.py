@@ -51,6 +51,8 @@ from tests.serving import (
     until,
 )
 
+SECONDS = {"drain_seconds": 30.0, "stop_seconds": 10.0}
+
 
 class Uncancellable(App):
     """Ignores its cancellation, as a request does that waits for a thread; responds once `release` is set."""
@@ -95,7 +97,9 @@ def test_server_is_not_ready_before_its_startup_is_complete(engine: Engine) -> N
             await send({"type": "lifespan.shutdown.complete"})
 
         ready: list[bool] = []
-        server = PoolServer(uvicorn.Config(app, loop=engine.loop, http=engine.http, log_config=None))
+        server = PoolServer(
+            uvicorn.Config(app, loop=engine.loop, http=engine.http, log_config=None), **SECONDS
+        )
         with listener() as sock:
             running = asyncio.ensure_future(server.run([sock], lambda: ready.append(True)))
             await turns(20)
@@ -229,12 +233,12 @@ def test_connections_that_wait_in_the_backlog_survive_the_stop_of_one_server(eng
             config = {"loop": engine.loop, "http": engine.http, "log_config": None}
             for _ in range(10):
                 app = App()
-                server = PoolServer(uvicorn.Config(app, **config))  # type: ignore[arg-type]
+                server = PoolServer(uvicorn.Config(app, **config), **SECONDS)  # type: ignore[arg-type]
                 clients = [await Client.connect(port) for _ in range(5)]
                 for client in clients:
                     await client.send("/", "connection: close")
                 await server.run([sock], server.stop)
-                successor = PoolServer(uvicorn.Config(App(), **config))  # type: ignore[arg-type]
+                successor = PoolServer(uvicorn.Config(App(), **config), **SECONDS)  # type: ignore[arg-type]
                 running = asyncio.ensure_future(successor.run([sock], lambda: None))
                 for client in clients:
                     # Some were answered by the first, the others by its successor: none was lost.
@@ -247,7 +251,9 @@ def test_connections_that_wait_in_the_backlog_survive_the_stop_of_one_server(eng
 
 def test_listener_stays_open_after_the_server_has_ended(engine: Engine) -> None:
     async def scenario() -> None:
-        server = PoolServer(uvicorn.Config(App(), loop=engine.loop, http=engine.http, log_config=None))
+        server = PoolServer(
+            uvicorn.Config(App(), loop=engine.loop, http=engine.http, log_config=None), **SECONDS
+        )
         with listener() as sock:
             await server.run([sock], server.stop)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
@@ -426,8 +432,11 @@ def test_drain_keeps_an_idle_connection_whose_next_response_says_close(each_engi
         async with served(each_engine) as (server, _, port, running):
             client = await Client.connect(port)
             assert "connection" not in (await client.get())[1]
+            left: list[bool] = []
+            server.on_left = lambda: left.append(True)
             server.drain()
             assert await client.stays_open(0.1)
+            assert left == [True]
             status, headers, _ = await client.get()
             assert (status, headers["connection"]) == (200, "close")
             assert await client.at_end()
@@ -732,7 +741,8 @@ def test_probe_is_answered_like_a_request_and_not_counted(
             server.answer_probe({"kind": "http"}, ends[1])
             client = await asking(ends[0])
             for _ in range(5):
-                assert (await client.get())[0] == 200
+                status, headers, _ = await client.get()
+                assert (status, headers["server"]) == (200, "uvicorn")
             assert app.scopes[-1]["server"] == ("127.0.0.1", port)
             assert app.scopes[-1]["client"] == ("127.0.0.1", 0)
             assert app.scopes[-1]["scheme"] == "http"
@@ -895,7 +905,7 @@ def test_page_of_counts_is_used_until_the_server_leaves(engine: Engine, pair: Pa
 
     async def scenario() -> None:
         made = uvicorn.Config(App(), http=engine.http, loop=engine.loop, log_config=None)  # type: ignore[arg-type]
-        server = PoolServer(made, adoption=adoption)
+        server = PoolServer(made, adoption=adoption, **SECONDS)
         pages = [new_peer_page() for _ in range(3)]
         if early:
             server.share_counts(pages.pop())
