@@ -192,6 +192,7 @@ def test_values_that_aliases_repeat_are_limited() -> None:
     rows = ", ".join(["*a"] * 297)
     text = f"a: &a [{row}]\nb: [{rows}]\n"  # 2 × 3 keys, lists and tables beside the numbers
     assert len(parse_yaml(text)["b"]) == 297
+    assert len(parse_yaml(f"{text}c: &c [1]\nd: *c\n")) == 4, "a late alias counts no more than an early one"
     with pytest.raises(ParseError) as raised:
         parse_yaml(text + f"c: [{', '.join(['*a'] * 4)}]\n")
     assert (raised.value.message, raised.value.hint) == (

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import uvicorn
@@ -92,6 +94,51 @@ def test_request_is_in_flight_until_its_response_is_complete(any_engine: Engine,
             client.close()
 
     any_engine.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("is_awaited", "is_disconnected", "slot"),
+    [(True, False, tally.DISCONNECTED), (False, True, tally.DISCONNECTED), (False, False, tally.BROKEN)],
+)
+def test_requests_of_a_closed_connection_are_counted_with_those_sent_ahead(
+    page: memoryview, is_awaited: bool, is_disconnected: bool, slot: int
+) -> None:
+    class Connection:
+        pipeline = (1, 2)
+
+        def complete(self) -> None:
+            """As uvicorn's: called when the response is complete."""
+
+    connection, other = Connection(), Connection()
+    newest = SimpleNamespace(
+        on_response=(connection if is_awaited else other).complete, disconnected=is_disconnected
+    )
+    RequestCounts(page).unanswered(connection, newest)
+    assert page[slot] == 3
+    assert sum(page[each] for each in (tally.DISCONNECTED, tally.BROKEN)) == 3
+
+
+def test_requests_and_errors_of_a_route_are_counted(page: memoryview) -> None:
+    counts = RequestCounts(page)
+    for _ in range(2):
+        counts.passed("users")
+        counts.failed("users")
+    counts.passed("orders")
+    assert page[tally.route_slot(page, "users")] == 2
+    assert page[tally.error_slot(page, "users") or 0] == 2
+    assert page[tally.route_slot(page, "orders")] == 1
+
+
+def test_access_log_leaves_the_lifespan_to_the_application() -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.extend((scope, receive, send))
+
+    scope, receive, send = {"type": "lifespan"}, cast(Any, object()), cast(Any, object())
+    asyncio.run(AccessLog(app, log=None)(cast(Any, scope), receive, send))
+    assert seen == [scope, receive, send]
+    assert scope == {"type": "lifespan"}
 
 
 def test_requests_that_were_sent_ahead_are_counted_one_by_one(any_engine: Engine, page: memoryview) -> None:
