@@ -14,7 +14,15 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.listeners import sock_diag
-from poolctl.listeners.sock_diag import accept_queue, accepted, is_accepted
+from poolctl.listeners.sock_diag import (
+    ANY_STATE,
+    LISTEN,
+    TcpSocket,
+    accept_queue,
+    accepted,
+    is_accepted,
+    tcp_sockets,
+)
 
 KINDS = ["127.0.0.1", "::1", "unix"]
 
@@ -158,3 +166,82 @@ def test_connections_to_another_listener_say_nothing(listener: socket.socket) ->
         assert len(list(sock_diag.accepted_connections(listener, time.monotonic() + 5))) == 1
         first.close()
         assert not list(sock_diag.accepted_connections(listener, time.monotonic() + 5))
+
+
+def cookie(sock: socket.socket) -> int:
+    """The number by which the kernel lists the socket (SO_COOKIE)."""
+    return int(struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, 57, 8))[0])
+
+
+def soon() -> float:
+    return time.monotonic() + 5
+
+
+def test_sockets_of_a_port_are_listed_with_their_process_and_address() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, connection(listener) as client:
+        port = listener.getsockname()[1]
+        loopback, uid = bytes((127, 0, 0, 1)), os.geteuid()
+
+        def listed(states: int) -> dict[int, TcpSocket]:
+            return {each.cookie: each for each in tcp_sockets(states, soon(), port=port)}
+
+        def entry(sock: socket.socket, *, listens: bool) -> TcpSocket:
+            inode = os.fstat(sock.fileno()).st_ino
+            return TcpSocket(listens, loopback, port, inode, uid, cookie(sock))
+
+        with listener.accept()[0] as theirs:
+            own, connected = entry(listener, listens=True), entry(theirs, listens=False)
+            assert listed(LISTEN) == {own.cookie: own}
+            assert listed(ANY_STATE) == {own.cookie: own, connected.cookie: connected}
+            assert own in tcp_sockets(LISTEN, soon())
+            assert list(sock_diag.accepted_connections(listener, soon())) == [connected.cookie]
+            assert list(tcp_sockets(LISTEN, time.monotonic(), port=port)) == []
+            assert client.getsockname()[1] not in {each.port for each in listed(ANY_STATE).values()}
+
+
+def test_address_that_maps_ipv4_is_listed_as_ipv4() -> None:
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    with (
+        socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener,
+        socket.create_connection(("127.0.0.1", listener.getsockname()[1])) as client,
+        listener.accept()[0],
+    ):
+        port = listener.getsockname()[1]
+        found = sorted((each.listens, each.address) for each in tcp_sockets(ANY_STATE, soon(), port=port))
+        assert found == [(False, bytes((127, 0, 0, 1))), (True, bytes(16))]
+        assert is_accepted(client)
+
+
+def test_listening_unix_sockets_are_listed_by_path_and_inode() -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="pc-", dir="/tmp") as directory,
+        socket.socket(socket.AF_UNIX) as sock,
+    ):
+        path = os.path.join(directory, "s")
+        sock.bind(path)
+        entry = path, os.fstat(sock.fileno()).st_ino
+        assert entry not in sock_diag.unix_listeners(soon())
+        sock.listen()
+        assert entry in sock_diag.unix_listeners(soon())
+        assert list(sock_diag.unix_listeners(time.monotonic())) == []
+
+
+def test_question_that_the_kernel_refuses_is_an_error() -> None:
+    with pytest.raises(OSError, match="sock_diag"):
+        list(sock_diag._ask_for_all(b"", soon()))
+    assert sock_diag._ask(b"") is None
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"", {}),
+        (b"\x04\x00\x07\x00", {7: b""}),
+        (b"\x05\x00\x01\x00a\0\0\0\x08\x00\x02\x00bcde", {1: b"a", 2: b"bcde"}),
+        (b"\x00\x00\x01\x00\x04\x00\x02\x00", {1: b"", 2: b""}),
+        (b"\x04\x00\x01", {}),
+    ],
+)
+def test_attributes_of_an_answer_are_aligned_to_four_bytes(data: bytes, found: dict[int, bytes]) -> None:
+    assert sock_diag._attributes(data) == found
