@@ -260,7 +260,7 @@ class EnvFileError(ValueError):
     """An env file cannot be read or understood; the message names file and line."""
 
 
-def read_env_file(path: str, *, for_another_user: bool = False) -> dict[str, str]:
+def read_env_file(path: str, *, for_another_user: bool) -> dict[str, str]:
     """The variables of the file. Blocks on the disk. Raises EnvFileError. `for_another_user` as in `read_regular`.
 
     Blank lines and comments are skipped, `export` is allowed. In double quotes backslashes escape and a value

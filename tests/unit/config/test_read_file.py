@@ -58,7 +58,7 @@ from tests.config_files import SERVER, told
 )
 def test_variables_are_read(tmp_path: Path, text: str, variables: dict[str, str]) -> None:
     (tmp_path / "x.env").write_bytes(text.encode())
-    assert read_env_file(str(tmp_path / "x.env")) == variables
+    assert read_env_file(str(tmp_path / "x.env"), for_another_user=False) == variables
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_variables_are_read(tmp_path: Path, text: str, variables: dict[str, str]
 def test_invalid_variable_is_reported_with_its_line(tmp_path: Path, text: str, line: int) -> None:
     (tmp_path / "x.env").write_text(text)
     with pytest.raises(EnvFileError, match=f"x.env:{line}: "):
-        read_env_file(str(tmp_path / "x.env"))
+        read_env_file(str(tmp_path / "x.env"), for_another_user=False)
 
 
 def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(EnvFileError, match="no such file"):
-        read_env_file(str(tmp_path / "x.env"))
+        read_env_file(str(tmp_path / "x.env"), for_another_user=False)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_hostile_files_end_soon(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.env").write_text(text)
     began = time.process_time()
     try:
-        read_env_file(str(tmp_path / "x.env"))
+        read_env_file(str(tmp_path / "x.env"), for_another_user=False)
     except EnvFileError:
         pass
     assert time.process_time() - began < 5
@@ -102,7 +102,7 @@ def test_quoted_value_is_read_back_unchanged(tmp_path_factory: pytest.TempPathFa
     path = tmp_path_factory.getbasetemp() / "quoted.env"
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     path.write_bytes(f'A="{escaped}"\nB=1\n'.encode())
-    assert read_env_file(str(path)) == {"A": value, "B": "1"}
+    assert read_env_file(str(path), for_another_user=False) == {"A": value, "B": "1"}
 
 
 def test_variables_of_a_server_are_those_of_its_files_in_order_then_its_own(tmp_path: Path) -> None:
@@ -458,3 +458,9 @@ def test_missing_configuration_is_written_by_init(tmp_path: Path) -> None:
             read_text(path, is_configuration=is_configuration)
         assert hint in caught.value.hint
     assert "poolctl init" in missing_file(path).hint
+
+
+def test_no_more_of_a_large_file_is_read_than_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(bytes(2**20 + 9))
+    assert len(read_regular(str(path), 2**20 + 5)) == 2**20 + 5

@@ -17,6 +17,7 @@ import pytest
 from poolctl.keeper.reap import Reaper, Watcher, await_exit, kill_rest, signal_process
 from poolctl.platform import process_start
 from tests.deadline import wait_until
+from tests.descriptors import no_descriptor_left
 from tests.processes import is_alive
 
 # A reaper takes every child of its process: it needs one of its own, away from the other tests' children.
@@ -188,12 +189,15 @@ def test_exit_of_a_watched_process_is_reported_once(pid: int) -> None:
 
 
 def test_process_that_has_reused_a_pid_is_neither_watched_nor_killed(pid: int) -> None:
-    watcher = Watcher()
-    assert not watcher.watch(pid, start_of(pid) - 1)
-    assert watcher.starts == {}
-    kill_rest(pid, start_of(pid) - 1)
-    assert is_alive(pid)
-    assert not watcher.signal(pid, signal.SIGKILL, group=True), "it is not watched"
+    with no_descriptor_left():
+        watcher = Watcher()
+        assert not watcher.watch(pid, start_of(pid) - 1)
+        assert watcher.starts == {}
+        kill_rest(pid, start_of(pid) - 1)
+        assert is_alive(pid)
+        assert not watcher.signal(pid, signal.SIGKILL, group=True), "it is not watched"
+        assert watcher.watch(pid, start_of(pid))
+        watcher.close()
 
 
 def test_processes_left_in_a_watched_processes_group_end_with_it() -> None:
@@ -314,15 +318,16 @@ kill_children(0.0)
 def test_process_is_signalled_only_if_it_is_the_one_that_was_meant(pid: int) -> None:
     start = process_start(pid)
     assert start is not None
-    assert not signal_process(pid, start + 1, signal.SIGKILL)
-    assert not await_exit(pid, start, 0.01)
-    assert is_alive(pid)
-    assert await_exit(pid, start + 1, 60)
-    assert signal_process(pid, start, signal.SIGKILL, group=True)
-    assert await_exit(pid, start, 60)
-    wait_until(lambda: process_start(pid) is None)
-    assert not signal_process(pid, start, signal.SIGKILL)
-    assert await_exit(pid, start, 0)
+    with no_descriptor_left():
+        assert not signal_process(pid, start + 1, signal.SIGKILL)
+        assert not await_exit(pid, start, 0.01)
+        assert is_alive(pid)
+        assert await_exit(pid, start + 1, 60)
+        assert signal_process(pid, start, signal.SIGKILL, group=True)
+        assert await_exit(pid, start, 60)
+        wait_until(lambda: process_start(pid) is None)
+        assert not signal_process(pid, start, signal.SIGKILL)
+        assert await_exit(pid, start, 0)
 
 
 def test_group_of_a_process_is_signalled_before_it() -> None:

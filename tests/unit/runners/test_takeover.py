@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -23,13 +23,14 @@ from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local import takeover
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.local.local_worker import LocalWorker
-from poolctl.runners.local.takeover import LocalOrphan, Pipes, WorkerAdoption, _Intake
+from poolctl.runners.local.takeover import LocalOrphan, Pipes, WorkerAdoption, _Intake, reports_of
 from poolctl.runners.process_link import Malformed
 from poolctl.runners.worker_spec import worker_digest
 from poolctl.worker import tally
 from tests.deadline import wait_until
 from tests.processes import is_alive
 from tests.unit.runners.real_runner import fetch, kept, placed, served, with_runner
+from tests.virtual_loop import VirtualLoop
 
 STATEMENT = {
     "event": "orphan", "pid": 7, "server": "web", "key": "tcp:web", "output": "web.1", "generation": 3, "index": 2,
@@ -581,3 +582,39 @@ def test_worker_whose_server_was_changed_is_adopted_at_its_own_address() -> None
         worker.tally.close()
 
     with_runner(work)
+
+
+class Reporting:
+    """A worker of which only its reports are awaited."""
+
+    def __init__(self, *, control: bool = True) -> None:
+        loop = asyncio.get_running_loop()
+        self.control = object() if control else None
+        self.exited: asyncio.Future[None] = loop.create_future()
+        self.answered: asyncio.Future[None] = loop.create_future()
+        self.reported: asyncio.Future[None] = loop.create_future()
+
+
+def test_reports_are_awaited_briefly_and_those_of_programs_that_have_exited_not_at_all() -> None:
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        exited, ready, first, second = (
+            Reporting(),
+            Reporting(control=False),
+            Reporting(),
+            Reporting(control=False),
+        )
+        exited.exited.set_result(None)
+        ready.answered.set_result(None)
+        await reports_of([])
+        await reports_of(cast(Any, [exited, ready]))
+        assert loop.time() == 0
+        loop.call_later(0.05, first.reported.set_result, None)
+        loop.call_later(0.1, second.answered.set_result, None)
+        await reports_of(cast(Any, [exited, ready, first, second]))
+        assert loop.time() == pytest.approx(0.1)
+        await reports_of(cast(Any, [Reporting(), first]))
+        assert loop.time() == pytest.approx(0.3)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(scenario())
