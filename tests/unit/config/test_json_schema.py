@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig, json_schema
+from poolctl.config.rules.json_schema import INTERPOLATED
 from poolctl.config.values.plain import INTERNAL
 
 SCHEMA = json_schema()
@@ -52,6 +53,25 @@ def test_units_defaults_and_ranges_are_shown() -> None:
     assert server["command"]["anyOf"][0]["minItems"] == 1
     assert TABLES["Pool"]["properties"]["port_range"]["default"] == "20000-29999"
     assert server["workers"]["anyOf"][0]["minimum"] == 1
+
+
+@pytest.mark.parametrize(
+    ("table", "key", "plain"),
+    [
+        ("Probe", "fall_count_ko", {"type": "integer", "minimum": 1, "maximum": 1000}),
+        ("Server", "disabled", {"type": "boolean"}),
+        ("Restart", "policy", {"type": "string", "enum": ["no", "on-failure", "always"]}),
+        ("Backoff", "factor", {"type": "number", "minimum": 1, "maximum": 100}),
+    ],
+)
+def test_variable_may_stand_for_a_number_a_truth_value_or_a_choice(
+    table: str, key: str, plain: dict[str, Any]
+) -> None:
+    found = TABLES[table]["properties"][key]
+    assert found["anyOf"] == [plain, INTERPOLATED]
+    assert not found.keys() & plain.keys()
+    assert TABLES["Http"]["properties"]["max_requests"]["anyOf"][-1] == INTERPOLATED
+    assert INTERPOLATED not in TABLES["Server"]["properties"]["command"]["anyOf"]
 
 
 def test_the_short_forms_are_allowed() -> None:

@@ -58,6 +58,13 @@ class TestBothWays:
         given = lines("INFO: a request", *TRACEBACK[:3], "plain")
         assert read(LineFilter(least="error"), given) == TRACEBACK[:3]
 
+    def test_exception_of_a_traceback_without_frames_belongs_to_it(self, read: Reading) -> None:
+        given = lines("Traceback (most recent call last):", "ValueError: no", "plain")
+        assert read(LineFilter(least="error"), given) == [
+            "Traceback (most recent call last):",
+            "ValueError: no",
+        ]
+
     def test_line_without_a_level_does_not_pass_a_level(self, read: Reading) -> None:
         assert read(LineFilter(least="trace"), lines("plain", "DEBUG x", "plain")) == ["DEBUG x"]
 
