@@ -48,6 +48,8 @@ class TestTail:
         Path(f"{path}.4").write_bytes(at(1, "one"))
         Path(f"{path}.7").write_bytes(at(0, "of an earlier log"))
         assert texts(tail(str(path), None)) == ["one", "two"]
+        Path(f"{path}.2").unlink()
+        assert tail(str(path), None) == []
 
     def test_tail_ends_where_lines_are_too_old(self, path: Path) -> None:
         path.write_bytes(at(1, "old") + at(2, "new") + b"continued\n" + at(3, "newest"))
