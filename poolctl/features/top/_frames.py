@@ -283,15 +283,15 @@ def _head(columns: Iterable[tuple[Column, int]], board: Board[Any]) -> Text:
         if is_sorted:
             title += "▾" if board.falling else "▴"
         cells.append(_cell(title, "bold cyan" if is_sorted else "bold bright_black", column, width))
-    return Text(" ", no_wrap=True, end="", overflow="crop").join(cells)
+    return Text(" ").join(cells)
 
 
 def _line(columns: Iterable[tuple[Column, int]], row: object, selected: bool, screen: int) -> Text:
     cells = [_cell(*column.cell(row, width), column, width) for column, width in columns]
     if not selected:
-        return Text(" ", no_wrap=True, end="", overflow="crop").join(cells)
+        return Text(" ").join(cells)
     # Coloured cells would interrupt the highlight of the selected row.
-    line = Text(" ".join(cell.plain for cell in cells), "reverse", no_wrap=True, end="", overflow="crop")
+    line = Text(" ".join(cell.plain for cell in cells), "reverse")
     line.pad_right(screen - line.cell_len)
     return line
 
@@ -328,7 +328,7 @@ def _states(rows: Sequence[Measured], pool: str, width: int) -> Text:
 def _counts(rows: Sequence[Measured], pool: str, words: bool) -> Text:
     """The number of servers in each state, with its name or only its sign."""
     counts = Counter(row.state for row in rows)
-    line = Text(no_wrap=True, end="").append(f" {pool} ", "bold reverse")
+    line = Text().append(f" {pool} ", "bold reverse")
     line.append(f"  {servers(len(rows))}", "bold")
     for state, (sign, style) in STATES.items():
         if counts[state]:
@@ -342,7 +342,7 @@ def _totals(rows: Sequence[Measured], width: int) -> Text:
     wide = width >= _NARROW
     chart = 24 if width >= 140 else 12 if wide else 8
     all_stats = [row.stats for row in rows]
-    line = Text(" ", no_wrap=True, end="")
+    line = Text(" ")
     _add(line, "req/s", format_count(_sum(stats.requests_per_second for stats in all_stats)))
     rates = _summed([stats.history.requests_per_second for stats in all_stats])
     line.append(" " + sparkline(rates, chart), "green")
@@ -370,7 +370,7 @@ _DISPENSABLE = ("p50", "mem", "cpu", "conn")
 def _gateway(gateway: GatewayStatus, width: int) -> Text:
     """The gateway's state, and its figures or its problem."""
     sign, style = STATES.get(gateway.state, ("?", ""))
-    start = Text(" ", no_wrap=True, end="").append(f"{sign} gateway", style)
+    start = Text(" ").append(f"{sign} gateway", style)
     if gateway.problem:
         return start.append(f"  {printable(gateway.problem)}", "bold red")
     if (stats := gateway.stats) is None:

@@ -79,9 +79,18 @@ def test_the_selection_stays_with_its_server() -> None:
     board = board_of(item("b"), item("c"), sort="name")
     board.move(1)
     board.update([item("a"), item("b"), item("c"), item("d")])
-    assert selected(board) == "c"
+    assert (selected(board), board.position) == ("c", 3)
     board.update([item("a"), item("b")])
-    assert selected(board) == "b"
+    assert (selected(board), board.position) == ("b", 2)
+
+
+def test_charts_have_a_span_of_time_from_the_first_result_with_a_server() -> None:
+    board = ServerBoard()
+    assert (board.is_known, board.sample_seconds) == (False, 0.0)
+    board.update([measured("a", history={"interval_seconds": 2.0})])
+    assert (board.is_known, board.sample_seconds) == (True, 2.0)
+    board.update([])
+    assert (board.is_known, board.sample_seconds) == (True, 0.0)
 
 
 def test_sorting_goes_to_the_first_row() -> None:

@@ -19,6 +19,9 @@ from poolctl.control.server_answers import Measured
 from poolctl.features.top._boards import RouteBoard, ServerBoard
 from poolctl.features.top._frames import (
     BARS,
+    ROUTE_COLUMNS,
+    SERVER_COLUMNS,
+    Column,
     LogPane,
     Notice,
     format_count,
@@ -28,6 +31,7 @@ from poolctl.features.top._frames import (
     frame_text,
     help_frame,
     log_frame,
+    place,
     sparkline,
     table_frame,
 )
@@ -102,6 +106,35 @@ def test_eighty_columns_show_the_main_figures() -> None:
     assert "23.4M" in lines[4]
     assert "? help" in lines[-1]
     assert "req/s 37.5" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "added"),
+    [
+        (SERVER_COLUMNS, [
+            (19, "STATE"), (26, "HEALTH"), (33, "REQ/S"), (40, "P99"), (46, "MEM"), (55, "REQ chart"), (62, "UP"),
+            (68, "CPU"), (75, "ERR/S"), (79, "RST"), (88, "P99 chart"), (97, "MEM chart"), (102, "WORK"),
+            (124, "ADDRESS"), (129, "BUSY"), (135, "CONN"),
+        ]),
+        (ROUTE_COLUMNS, [
+            (17, "WAY"), (24, "REQ/S"), (30, "ERR"), (37, "P99"), (44, "PASSED"), (52, "PROXIED"), (75, "HOST/PATH"),
+            (84, "WAITING"), (91, "ERR/S"), (114, "TO"), (124, "STATE"), (131, "P50"),
+        ]),
+    ],
+    ids=["servers", "routes"],
+)  # fmt: skip
+def test_columns_are_added_by_importance_as_the_screen_widens(
+    columns: tuple[Column, ...], added: list[tuple[int, str]]
+) -> None:
+    def titles(width: int) -> set[str]:
+        return {f"{each.title} chart" if each.chart else each.title for each, _ in place(width, 8, columns)}
+
+    shown = titles(8)
+    assert shown == {columns[0].title}
+    for width, title in added:
+        assert title not in titles(width - 1)
+        shown.add(title)
+        assert titles(width) == shown
 
 
 def test_errors_a_second_are_a_column_and_a_total() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from poolctl.control.pool_paths import pool_key
 from poolctl.control.server_answers import Measured
-from poolctl.features.top._live_view import action_of
+from poolctl.features.top._live_view import Action, action_of
 from poolctl.json_form import from_json
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
@@ -305,16 +305,24 @@ def test_tab_shows_the_routes_of_the_gateway_and_the_servers_again(pool: RealPoo
 
 
 @pytest.mark.parametrize(
-    ("key", "state", "verb", "asks"),
-    [("r", "running", "restart", False), ("s", "running", "stop", True), ("s", "failed", "start", False),
-     ("s", "disabled", "enable", False), ("d", "running", "drain", True), ("d", "draining", "undrain", False),
-     ("+", "running", "scale", False), ("-", "running", "scale", True)],
-)  # fmt: skip
-def test_a_key_sends_its_verb(key: str, state: str, verb: str, asks: bool) -> None:
-    action = action_of(key, from_json(Measured, item("web", state=state, workers=2)))
-    assert action is not None
-    assert (action.verb, bool(action.question)) == (verb, asks)
-    assert action.body()["selector"] == {"targets": ["web"]}
+    ("key", "state", "action"),
+    [
+        ("r", "running", Action("restart", "web", "restarting", "restarted")),
+        ("s", "running", Action("stop", "web", "stopping", "stopped", "Stop web?")),
+        ("s", "failed", Action("start", "web", "starting", "started")),
+        ("s", "disabled", Action("enable", "web", "enabling", "enabled")),
+        ("d", "running", Action("drain", "web", "draining", "out of rotation", "Take web out of rotation?")),
+        ("d", "draining", Action("undrain", "web", "undraining", "back in rotation")),
+        ("+", "running", Action("scale", "web", "scaling", "has 3 workers", workers=3)),
+        ("-", "running", Action("scale", "web", "scaling", "has 1 worker", "Scale web down to 1 worker?", 1)),
+    ],
+)
+def test_a_key_sends_its_verb(key: str, state: str, action: Action) -> None:
+    assert action_of(key, from_json(Measured, item("web", state=state, workers=2))) == action
+    workers = {"workers": action.workers} if action.verb == "scale" else {}
+    assert action.body() == {
+        "selector": {"targets": ["web"]}, "options": {"wait": True, "progress": False, **workers}
+    }  # fmt: skip
 
 
 def test_the_last_worker_is_not_scaled_away() -> None:
