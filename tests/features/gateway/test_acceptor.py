@@ -14,7 +14,7 @@ import pytest
 from poolctl.features.gateway.process import acceptor
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
 from poolctl.keeper import wire
-from poolctl.keeper.connection_handover import MOST_HOPS, Connection
+from poolctl.keeper.connection_handover import MOST_HOPS, Connection, Routed
 from tests.certificates import certificate
 from tests.features.gateway.passing_stage import HEAD, Stage, app_route, play, until
 from tests.features.gateway.proxy_stage import ok
@@ -303,6 +303,35 @@ def test_given_back_connection_that_workers_must_not_keep_ends_for_every_duplica
     play(scene)
 
 
+def test_connection_in_the_queue_of_a_withdrawn_server_is_none_that_workers_may_have_kept() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.server("users").fill()
+        stage.route_to("users")
+        client = await stage.connect(HEAD)
+        await until(lambda: stage.edge.passing.queued("users"))
+        stage.edge.workers_keep = False
+        stage.edge.passing.withdraw("users", lambda: None)
+        assert b" 502 " in await stage.read_head(client), "it is proxied, and the server listens nowhere else"
+
+    play(scene)
+
+
+@pytest.mark.parametrize(("seconds", "head_seconds"), [(0.01, 60.0), (None, 0.01)])
+def test_connection_to_be_routed_again_has_the_given_time_for_its_next_head_or_the_usual_one(
+    seconds: float | None, head_seconds: float
+) -> None:
+    async def scene(stage: Stage) -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        theirs.setblocking(False)
+        assert stage.edge.passing.decide_again is not None
+        stage.edge.passing.decide_again(theirs, Routed("app"), seconds)
+        assert await stage.read(ours) == b""
+        ours.close()
+
+    play(scene, head_seconds=head_seconds)
+
+
 @pytest.mark.parametrize("pieces", [1, 2, 40])
 def test_tls_connection_is_passed_by_the_name_in_its_client_hello(pieces: int) -> None:
     hello = client_hello("Users.example.com", ("h2", "http/1.1"))
@@ -318,7 +347,7 @@ def test_tls_connection_is_passed_by_the_name_in_its_client_hello(pieces: int) -
             assert pair.take_now() is None
             await stage.edge.loop.sock_sendall(client, hello[at : at + step])
         taken = await pair.take()
-        assert taken.recv(10_000) == hello
+        assert (taken.recv(10_000), taken.routed[:4]) == (hello, ("app", 1, 0, b""))
         taken.close()
 
     play(scene, tls=True)

@@ -266,12 +266,12 @@ def test_late_results_of_an_earlier_period_count_for_nothing() -> None:
     for _ in range(3):
         request(breaker, 0.0, good=False)
     probe = breaker.enter()
-    for report, period in zip((breaker.succeeded, breaker.failed), late, strict=False):
-        report(10.0, period)
+    breaker.succeeded(10.0, late[0])
+    breaker.failed(10.0, late[1], answered=False)
     breaker.abandoned(late[2])
     assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 1.0)
     breaker.succeeded(10.0, probe)
-    breaker.failed(10.0, late[3])
+    breaker.failed(10.0, late[3], answered=False)
     assert breaker.is_closed
 
 
@@ -334,7 +334,7 @@ class BreakerMachine(RuleBasedStateMachine):
             self.breaker.succeeded(self.now, period)
         elif end == "bad":
             self.unreached += is_current and before is BreakerState.CLOSED
-            self.breaker.failed(self.now, period)
+            self.breaker.failed(self.now, period, answered=False)
         elif end == "error":
             self.breaker.failed(self.now, period, answered=True)
             if not self.dispensable:

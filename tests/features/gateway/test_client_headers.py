@@ -147,7 +147,7 @@ async def way_to_worker(stage: Stage, engine: Engine, way: str) -> AsyncIterator
         )
         if way == PASSED:
             route = Route(alias="app", to=(Target(server="app"),))
-            stage.edge.passing.set_pair("app", pair.give.dup())
+            stage.edge.passing.set_pair("app", pair.give.dup(), tls=False)
         else:
             route = Route(alias="app", to=(Target(url=f"http://127.0.0.1:{worker.port}"),))
         stage.routes(route)

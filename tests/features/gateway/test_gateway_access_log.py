@@ -103,7 +103,7 @@ def test_slow_disk_leaves_lines_out_and_holds_up_no_request(
 
     async def scene() -> None:
         log = GatewayAccessLog(str(tmp_path / "log"))
-        request = read_request(GET, 1000)
+        request = read_request(GET, 1000, 0)
         assert request is not None
         AccessLogEntry(log, request, "client", "1.1").write(404, 0.0)
         await eventually(waits.is_set)

@@ -69,7 +69,7 @@ def test_disabled_without_a_time_stays_until_it_is_enabled(clock: ManualClock) -
     assert hosts.enable("a") == enabled
     clock.advance(1)
     assert hosts.enable("a") == hosts.record("a") == enabled
-    assert hosts.enable("b") == HostRecord(host="b")
+    assert hosts.enable("b") == HostRecord(host="b", state="active", why="", since=0.0, until=0.0)
 
 
 def test_records_are_those_of_hosts_whose_state_was_changed(clock: ManualClock) -> None:

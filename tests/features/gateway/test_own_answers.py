@@ -202,7 +202,7 @@ def test_supervisor_is_asked_to_wake_the_server_to_which_a_connection_is_passed(
     ],
 )
 def test_waiting_page_is_for_browsers_that_navigate(method: str, fields: str, takes: bool) -> None:
-    request = read_request(f"{method} / HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode(), 8192)
+    request = read_request(f"{method} / HTTP/1.1\r\nHost: a\r\n{fields}\r\n".encode(), 8192, 0)
     assert request is not None
     assert takes_waiting_page(Route(alias="app", waiting_page=True), request) is takes
     assert not takes_waiting_page(Route(alias="app"), request)
@@ -218,7 +218,7 @@ def test_tls_connection_is_passed_only_if_no_probe_can_be_in_it(probes: tuple[st
 
 
 def request(text: str = "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n") -> RequestHead:
-    found = read_request(text.encode(), 65536)
+    found = read_request(text.encode(), 65536, 0)
     assert found is not None
     return found
 

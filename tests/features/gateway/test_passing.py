@@ -8,7 +8,7 @@ import pytest
 
 from poolctl.features.gateway.process.passing import Passing
 from poolctl.features.gateway.process.settings import ServerFacts
-from poolctl.keeper.connection_handover import Connection
+from poolctl.keeper.connection_handover import Connection, Routed
 from tests.features.gateway.passing_stage import HEAD, Stage, app_route, play, until
 from tests.features.gateway.proxy_stage import _pair
 from tests.features.gateway.test_tls import client_hello
@@ -214,7 +214,10 @@ def test_passed_connection_that_an_application_has_held_is_the_workers_alone() -
         ours.setblocking(False)
         assert stage.edge.passing.pass_on("users", Connection(fileno=theirs.detach()), "app")
         taken = await pair.take()
-        assert taken.getpeername() == ours.getsockname()
+        assert (taken.getpeername(), taken.routed) == (
+            ours.getsockname(),
+            Routed("app", 0, 0, b"", trusted=False),
+        )
         taken.close()
         assert await stage.read(ours) == b""
         ours.close()

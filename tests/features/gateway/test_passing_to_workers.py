@@ -85,7 +85,7 @@ async def workers_of(stage: Stage) -> AsyncIterator[Workers]:
         for name, routes in found.routes.items():
             pair = Pair()
             stack.callback(pair.close)
-            stage.edge.passing.set_pair(name, pair.give.dup())
+            stage.edge.passing.set_pair(name, pair.give.dup(), tls=False)
             await stack.enter_async_context(
                 served(ENGINE, Named(name), adoption=pair.worker(), routes=routes)
             )

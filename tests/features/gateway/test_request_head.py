@@ -43,14 +43,14 @@ PEER = "198.51.100.7"
 
 
 def read(data: bytes) -> RequestHead:
-    request = read_request(data, MOST)
+    request = read_request(data, MOST, 0)
     assert request is not None
     return request
 
 
 def forwarded(data: bytes, peer: str = PEER, trusted: tuple[str, ...] = ()) -> bytes:
     request = read(data)
-    return Forwarding(peer, "http", trusted).head(request, ROUTE, request.target)
+    return Forwarding(peer, "http", trusted, 0).head(request, ROUTE, request.target)
 
 
 def fields(head: bytes) -> list[tuple[bytes, bytes]]:
@@ -110,13 +110,13 @@ def test_requests_of_the_corpus_are_refused_or_read_alike_by_all(case: RequestCa
     )  # a client's connection looks at large ones less often
     try:
         for end in [*ends, size]:
-            request = read_request(case.data[:end], MOST)
+            request = read_request(case.data[:end], MOST, 0)
             if request is not None:
                 break
         if request is None:
             assert case.status in (0, 400)
             return
-        head = Forwarding(PEER, "http", ()).head(request, ROUTE, request.target)
+        head = Forwarding(PEER, "http", (), 0).head(request, ROUTE, request.target)
     except BadMessage as error:
         refused_with = error.status
         assert case.status not in (200, 0)
@@ -152,10 +152,10 @@ def test_head_that_reaches_a_backend_is_the_one_that_the_proxy_has_read(
         [b" ".join((method, target, version)), *([b"Host: h"] if host else []), *lines, b"", b""]
     )
     try:
-        request = read_request(head, MOST)
+        request = read_request(head, MOST, 0)
         if request is None or request.method == b"CONNECT":
             return
-        passed_on = Forwarding(PEER, "http", ()).head(request, ROUTE, request.target)
+        passed_on = Forwarding(PEER, "http", (), 0).head(request, ROUTE, request.target)
     except BadMessage:
         return
     assert_read_alike(passed_on, request)
@@ -167,9 +167,9 @@ def test_head_that_reaches_a_backend_is_the_one_that_the_proxy_has_read(
 
 def test_head_within_the_limit_is_read_and_a_larger_one_refused() -> None:
     fields = b" HTTP/1.1\r\nHost: a\r\n\r\n"
-    assert read_request(b"GET /" + b"a" * 100 + fields, 200)
+    assert read_request(b"GET /" + b"a" * 100 + fields, 200, 0)
     with pytest.raises(BadMessage) as refused:
-        read_request(b"GET /" + b"a" * 200 + fields, 200)
+        read_request(b"GET /" + b"a" * 200 + fields, 200, 0)
     assert refused.value.status == 431
 
 
@@ -225,7 +225,7 @@ def test_reports_of_a_trusted_proxy_are_extended() -> None:
     ],
 )
 def test_client_is_the_last_one_that_is_not_trusted(peer: str, trusted: tuple[str, ...], client: str) -> None:
-    assert Forwarding(peer, "http", trusted).client(read(CLAIMING)) == client
+    assert Forwarding(peer, "http", trusted, 0).client(read(CLAIMING)) == client
 
 
 def claiming(hops: list[str]) -> RequestHead:
@@ -237,14 +237,14 @@ def claiming(hops: list[str]) -> RequestHead:
 )
 def test_client_is_looked_for_behind_so_many_proxies(proxies: int, client: str) -> None:
     request = claiming(["203.0.113.1", *["10.0.0.1"] * proxies])
-    assert Forwarding("10.0.0.2", "http", ("10.0.0.0/8",)).client(request) == client
+    assert Forwarding("10.0.0.2", "http", ("10.0.0.0/8",), 0).client(request) == client
 
 
 @pytest.mark.parametrize("hop", ["", "{}"])
 def test_hops_of_a_trusted_proxy_are_looked_at_in_few_steps(hop: str) -> None:
     def found(number: int) -> int:
         request = claiming([hop.format(f"10.1.{each >> 8}.{each & 255}") for each in range(number)])
-        forwarding = Forwarding("10.0.0.2", "http", ("10.0.0.0/8",))
+        forwarding = Forwarding("10.0.0.2", "http", ("10.0.0.0/8",), 0)
         return steps_of(lambda: forwarding.client(request))
 
     assert found(5000) <= found(64) + 20
@@ -333,14 +333,14 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_steps_of_a_head_do_not_follow_its_size(table: RouteTable, name: str) -> None:
-    forwarding, route = Forwarding("198.51.100.7", "http", ()), Route(alias="a", sticky_cookie="b")
+    forwarding, route = Forwarding("198.51.100.7", "http", (), 0), Route(alias="a", sticky_cookie="b")
 
     def serve(data: bytes) -> None:
         head = canonical_head(data)
         if head is not None:
             passed_match(head, table)
         try:
-            request = read_request(data, MOST_BYTES)
+            request = read_request(data, MOST_BYTES, 0)
         except BadMessage:
             return
         assert request is not None
@@ -370,23 +370,25 @@ def test_request_with_too_many_fields_or_options_gets_431(fields: bytes, status:
     data = GET + fields + b"\r\n"
     assert (canonical_head(data) is None) == (status != 200)
     if status == 200:
-        assert read_request(data, MOST_BYTES)
+        assert read_request(data, MOST_BYTES, 0)
     else:
         with pytest.raises(BadMessage) as refused:
-            read_request(data, MOST_BYTES)
+            read_request(data, MOST_BYTES, 0)
         assert refused.value.status == status
 
 
 def test_fields_that_are_named_by_connection_are_removed_whatever_their_case() -> None:
     request = read_request(
-        GET + b"Connection: x-One, X-two\r\nX-ONE: 1\r\nx-Two: 2\r\nX-Three: 3\r\n\r\n", MOST_BYTES
+        GET + b"Connection: x-One, X-two\r\nX-ONE: 1\r\nx-Two: 2\r\nX-Three: 3\r\n\r\n", MOST_BYTES, 0
     )
     assert request is not None
-    head = Forwarding("198.51.100.7", "http", ()).head(request, Route(alias="a"), b"/")
+    head = Forwarding("198.51.100.7", "http", (), 0).head(request, Route(alias="a"), b"/")
     assert b"X-Three: 3" in head
     assert b"one" not in head.lower()
     assert b"two" not in head.lower()
-    response = read_response(OK + b"Connection: x-One, X-two\r\nX-ONE: 1\r\nx-Two: 2\r\nX-Three: 3\r\n\r\n")
+    response = read_response(
+        OK + b"Connection: x-One, X-two\r\nX-ONE: 1\r\nx-Two: 2\r\nX-Three: 3\r\n\r\n", 0, head_only=False
+    )
     assert response is not None
     assert response.lines == b"HTTP/1.1 200 OK\r\nX-Three: 3\r\n"
 
@@ -399,7 +401,7 @@ def test_fields_that_are_named_by_connection_are_removed_whatever_their_case() -
     ],
 )  # fmt: skip
 def test_cookie_of_a_name_is_found(cookies: bytes, value: str) -> None:
-    request = read_request(GET + cookies + b"\r\n", MOST_BYTES)
+    request = read_request(GET + cookies + b"\r\n", MOST_BYTES, 0)
     assert request is not None
     assert request.cookie("b") == value
 
@@ -427,7 +429,7 @@ def routed(
     async def scene(stage: Stage) -> None:
         stage.routes(*ROUTES)
         found.append(
-            route_request(stage.edge, read(data), forwarding or Forwarding(PEER, "http", ()), certificate)
+            route_request(stage.edge, read(data), forwarding or Forwarding(PEER, "http", (), 0), certificate)
         )
 
     play(scene, **settings)
@@ -502,15 +504,15 @@ def test_host_can_be_taken_from_another_field(lines: list[str], alias: str) -> N
 @pytest.mark.parametrize(
     ("data", "forwarding", "servers"),
     [
-        (request_of("/"), Forwarding(PEER, "http", ()), {"one", "two"}),
-        (request_of("/a/../b"), Forwarding(PEER, "http", ()), set()),
-        (request_of("http://a/"), Forwarding(PEER, "http", ()), set()),
-        (request_of("/"), Forwarding(PEER, "https", ()), set()),
-        (request_of("/", "X-Forwarded-Proto: https"), Forwarding(PEER, "http", (PEER,)), set()),
-        (request_of("/app"), Forwarding(PEER, "http", ()), set()),
-        (request_of("/", host="c"), Forwarding("10.0.0.1", "http", ()), {"one"}),
-        (request_of("/", host="c"), Forwarding("10.0.0.1", "http", ("10.0.0.1",)), set()),
-        (request_of("/", host="c"), Forwarding(PEER, "http", ()), set()),
+        (request_of("/"), Forwarding(PEER, "http", (), 0), {"one", "two"}),
+        (request_of("/a/../b"), Forwarding(PEER, "http", (), 0), set()),
+        (request_of("http://a/"), Forwarding(PEER, "http", (), 0), set()),
+        (request_of("/"), Forwarding(PEER, "https", (), 0), set()),
+        (request_of("/", "X-Forwarded-Proto: https"), Forwarding(PEER, "http", (PEER,), 0), set()),
+        (request_of("/app"), Forwarding(PEER, "http", (), 0), set()),
+        (request_of("/", host="c"), Forwarding("10.0.0.1", "http", (), 0), {"one"}),
+        (request_of("/", host="c"), Forwarding("10.0.0.1", "http", ("10.0.0.1",), 0), set()),
+        (request_of("/", host="c"), Forwarding(PEER, "http", (), 0), set()),
     ],
 )
 def test_connection_can_be_passed_if_the_worker_reads_the_request_as_it_was_sent(
@@ -525,7 +527,7 @@ def test_host_of_another_client_certificate_is_refused() -> None:
             return host == b"a"
 
     certificate = Certificate(ssl.PROTOCOL_TLS_SERVER)
-    forwarding = Forwarding(PEER, "https", ())
+    forwarding = Forwarding(PEER, "https", (), 0)
     assert routed(request_of("/"), forwarding, certificate).route.alias == "rest"
     with pytest.raises(BadMessage) as refused:
         routed(request_of("/", host="c"), forwarding, certificate)
@@ -547,7 +549,7 @@ def test_request_is_secure_if_its_client_used_tls(
     proto: str, scheme: str, trusted: tuple[str, ...], secure: bool
 ) -> None:
     request = read(request_of("/", f"X-Forwarded-Proto: {proto}"))
-    assert Forwarding(PEER, scheme, trusted).is_secure(request) is secure
+    assert Forwarding(PEER, scheme, trusted, 0).is_secure(request) is secure
 
 
 @pytest.mark.parametrize(
@@ -573,7 +575,7 @@ def test_log_names_the_port_of_a_client_without_a_proxy(
     ],
 )
 def test_backend_gets_exactly_one_host(data: bytes, route: Route, host: bytes) -> None:
-    head = Forwarding(PEER, "http", ()).head(read(data), route, b"/")
+    head = Forwarding(PEER, "http", (), 0).head(read(data), route, b"/")
     assert [value for name, value in fields(head) if name == b"host"] == [host]
 
 
@@ -597,7 +599,7 @@ def test_fields_of_the_route_replace_those_of_the_client() -> None:
         remove_headers=("x-forwarded-host", "x-c"),
     )
     request = read(request_of("/", "X_A: mine", "X-B: mine", "x_c: mine", "X-Ca: mine"))
-    sent = fields(Forwarding(PEER, "http", ()).head(request, route, b"/"))
+    sent = fields(Forwarding(PEER, "http", (), 0).head(request, route, b"/"))
     assert [each for each in sent if each[0].startswith(b"x")] == [
         (b"x-b", b"mine"),
         (b"x-ca", b"mine"),

@@ -16,10 +16,10 @@ from tests.http_corpus import RESPONSES, ResponseCase
 def test_heads_of_responses_are_read_as_the_corpus_says_or_refused(case: ResponseCase) -> None:
     data = case.data
     try:
-        response = read_response(data, head_only=case.head_only)
+        response = read_response(data, 0, head_only=case.head_only)
         while response is not None and response.status < 200 and response.status != 101:
             data = data[response.end :]
-            response = read_response(data, head_only=case.head_only)
+            response = read_response(data, 0, head_only=case.head_only)
     except BadMessage:
         assert not case.status
         return
@@ -56,7 +56,9 @@ def test_lines_that_keep_the_connection_alive_are_left_out(
     lines: tuple[bytes, ...],
 ) -> None:
     body = b"ok and \r\nConnection: keep-alive\r\n\r\n"
-    response = read_response(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n%b" % (b"\r\n".join(lines), body))
+    response = read_response(
+        b"HTTP/1.1 200 OK\r\n%b\r\n\r\n%b" % (b"\r\n".join(lines), body), 0, head_only=False
+    )
     assert response is not None
     left_out = (b"connection:", b"keep-alive:", b"content-length:", b"transfer-encoding:")
     kept = [line for line in lines if not line.lower().startswith(left_out)]
@@ -69,7 +71,7 @@ def test_lines_that_keep_the_connection_alive_are_left_out(
     "line", [b"Connection: close", b"Connection: keep-alive, x", b"X: a\r\n Connection: keep-alive"]
 )
 def test_connection_is_kept_unless_a_line_closes_it(line: bytes) -> None:
-    response = read_response(b"HTTP/1.1 200 OK\r\n%b\r\nContent-Length: 0\r\n\r\n" % line)
+    response = read_response(b"HTTP/1.1 200 OK\r\n%b\r\nContent-Length: 0\r\n\r\n" % line, 0, head_only=False)
     assert response is not None
     assert response.keep_alive == (b"close" not in line)
 
@@ -78,7 +80,7 @@ def test_fields_named_by_connection_are_not_passed_on() -> None:
     head = (
         b"HTTP/1.1 200 OK\r\nConnection: x-hop, close\r\nX-Hop: 1\r\nX-Hope: 2\r\nContent-Length: 0\r\n\r\n"
     )
-    response = read_response(head)
+    response = read_response(head, 0, head_only=False)
     assert response is not None
     assert response.lines == b"HTTP/1.1 200 OK\r\nX-Hope: 2\r\n"
     assert not response.keep_alive
@@ -88,17 +90,17 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
 
 
 def test_response_with_too_many_options_is_refused() -> None:
-    assert read_response(OK + options(MOST_OPTIONS) + b"\r\n")
+    assert read_response(OK + options(MOST_OPTIONS) + b"\r\n", 0, head_only=False)
     with pytest.raises(BadMessage):
-        read_response(OK + options(MOST_OPTIONS + 1) + b"\r\n")
+        read_response(OK + options(MOST_OPTIONS + 1) + b"\r\n", 0, head_only=False)
 
 
 @pytest.mark.parametrize("field", [b"X: y\r\n", b"Connection: keep-alive\r\n"])
 def test_response_with_too_many_fields_is_refused(field: bytes) -> None:
     fields = b"X: y\r\n" * (MOST_FIELDS - 2)
-    assert read_response(OK + field + fields + b"\r\n")
+    assert read_response(OK + field + fields + b"\r\n", 0, head_only=False)
     with pytest.raises(BadMessage):
-        read_response(OK + field * 2 + fields + b"\r\n")
+        read_response(OK + field * 2 + fields + b"\r\n", 0, head_only=False)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,7 @@ def test_response_of_the_gateway_is_its_status_and_when_to_come_back(seconds: fl
     assert found == head + line + b"Connection: close\r\nX: y\r\n\r\n" + body
     kept = whole_response(503, retry_after_seconds=seconds, head_only=True, keep_alive=True)
     assert kept == head + line + b"\r\n"
+    assert whole_response(503) == head + b"Connection: close\r\n\r\n" + body
 
 
 def test_phrases_are_those_of_rfc_9110_and_an_unknown_status_has_none() -> None:

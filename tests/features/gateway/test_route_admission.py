@@ -194,7 +194,7 @@ def test_passed_connections_serve_the_clients_that_are_allowed(worker: Engine) -
                     worker_served(worker, adoption=pair.worker(), routes=known)
                 )
                 known.counts = RequestCounts(page)
-                stage.edge.passing.set_pair("app", pair.give.dup())
+                stage.edge.passing.set_pair("app", pair.give.dup(), tls=False)
                 stage.routes(*routes)
                 facts = ServerFacts(
                     name="app", bind=f"tcp://127.0.0.1:{server.port}", state="running", ready=True

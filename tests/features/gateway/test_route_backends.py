@@ -584,6 +584,18 @@ def test_removed_route_refuses_those_that_wait(queue: Queue) -> None:
     assert queue.backends.snapshot() == []
 
 
+def test_place_that_a_removed_backend_frees_is_used(queue: Queue) -> None:
+    route = as_route(*TWO_URLS, limit=ONE_AT_ONCE)
+    queue.backends.apply([route], {})
+    first, second = (queue.wait(queue.backends.of(route)) for _ in range(2))
+    queue.backends.apply([replace(route, to=route.to[1:])], {})
+    queue.loop.pass_time()
+    assert (first.result().backend.key, second.done()) == (TWO_URLS[0], False)
+    first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
+    queue.loop.pass_time()
+    assert second.result().backend.key == TWO_URLS[1]
+
+
 def test_greater_limit_serves_those_that_wait_at_once(queue: Queue) -> None:
     route = as_route(limit=ONE_AT_ONCE)
     tasks = [queue.wait(queue.backends.of(route)) for _ in range(3)]

@@ -463,7 +463,9 @@ def test_connection_for_a_server_with_tls_is_passed_on_unread(run: Run) -> None:
     run(main())
 
 
-def test_connections_wait_while_there_are_no_descriptors(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_wait_while_there_are_no_descriptors(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(tcp_module, "_ACCEPT_AGAIN_SECONDS", 0.05)
 
     async def main() -> None:
@@ -481,6 +483,7 @@ def test_connections_wait_while_there_are_no_descriptors(run: Run, monkeypatch: 
                 assert await asyncio.get_running_loop().sock_recv(client, 100) == b"served"
 
     run(main())
+    assert "stream db cannot open a connection: [Errno 24] Too many open files" in caplog.messages
 
 
 def test_connections_reach_the_canary_of_a_server_in_its_share_and_the_server_if_it_refuses_them(

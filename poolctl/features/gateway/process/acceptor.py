@@ -148,11 +148,10 @@ class GivenBack(_Source):
             self._decide(taken, taken.routed, seconds, is_new=True)
 
     def _decide_again(self, sock: socket.socket, routed: Routed, seconds: float | None) -> None:
-        self._decide(sock, routed, self._edge.settings.head_seconds if seconds is None else seconds)
+        usual = self._edge.settings.head_seconds
+        self._decide(sock, routed, usual if seconds is None else seconds, is_new=False)
 
-    def _decide(
-        self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool = False
-    ) -> None:
+    def _decide(self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool) -> None:
         """Route the connection again. `is_new`: it has not yet been counted as open."""
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:

@@ -98,7 +98,7 @@ class Passing:
         found = self._servers.get(server)
         return found is not None and found.tls is tls
 
-    def set_pair(self, server: str, end: socket.socket, *, tls: bool = False) -> None:
+    def set_pair(self, server: str, end: socket.socket, *, tls: bool) -> None:
         """Pass connections to the server through this give end, which this object now owns."""
         found = self._servers.setdefault(server, _Server())
         self._close_end(found)

@@ -90,7 +90,7 @@ class Breaker:
         if self._passed >= self.rule.probes:
             self.close("it answers again")
 
-    def failed(self, now: float, period: int, *, answered: bool = False) -> None:
+    def failed(self, now: float, period: int, *, answered: bool) -> None:
         """Record a failure: no answer, or with `answered` an error response."""
         if period != self.period:
             return

@@ -122,6 +122,6 @@ def _response(
 ) -> Response:
     head_only = request.method == b"HEAD"
     whole = whole_response(status, head_only=head_only, keep_alive=True, fields=fields, kind=kind, body=body)
-    made = read_response(whole, head_only=head_only)
+    made = read_response(whole, 0, head_only=head_only)
     assert made is not None
     return made

@@ -45,7 +45,7 @@ _NONE: frozenset[str] = frozenset()
 _USUAL_HOST_HEADER = "Host"
 
 
-def read_request(data: bytes, max_head_bytes: int, scanned: int = 0) -> RequestHead | None:
+def read_request(data: bytes, max_head_bytes: int, scanned: int) -> RequestHead | None:
     """The request whose head is at the start of these bytes; None if it is incomplete. Raises BadMessage.
 
     An earlier call has found it incomplete up to the offset `scanned`.
@@ -118,7 +118,7 @@ class Forwarding:
     extended; the report of any other peer is replaced.
     """
 
-    def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...], port: int = 0) -> None:
+    def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...], port: int) -> None:
         self.peer = peer
         self._port = port
         self.scheme = scheme

@@ -60,7 +60,7 @@ class Response(ResponseHead):
         self._lines = self.lines + line
 
 
-def read_response(data: bytes, scanned: int = 0, *, head_only: bool = False) -> Response | None:
+def read_response(data: bytes, scanned: int, *, head_only: bool) -> Response | None:
     """The response whose head is at the start of these bytes; None if it is incomplete. Raises BadMessage.
 
     `head_only`: it answers a HEAD request. An earlier call has found it incomplete up to the offset `scanned`.
