@@ -369,7 +369,7 @@ class MachineStarter:
             activity = self._activity(vmid, found)
             known, since = self._quiet.get(vmid, (None, now))
             if activity is None or activity.in_progress or activity != known:
-                self._quiet[vmid] = activity or Activity(), now
+                self._quiet[vmid] = activity or Activity(0, 0), now
             elif now - since >= idle_seconds:
                 self._quiet[vmid] = activity, now  # if that fails, the next attempt is as much later
                 self.stop(vmid, partial(self._is_idle, vmid, activity))
@@ -383,7 +383,7 @@ class MachineStarter:
         urls = [url for url, guest in self._guests.items() if guest.vmid == vmid]
         if found is None or not urls:
             return None
-        its = [found.get(url, Activity()) for url in urls]
+        its = [found.get(url, Activity(0, 0)) for url in urls]
         return Activity(sum(each.requests for each in its), sum(each.in_progress for each in its))
 
     def _started_changed(self) -> None:

@@ -1056,3 +1056,22 @@ def test_adopted_process_is_sent_everything_again(monkeypatch: pytest.MonkeyPatc
         manager._process = None
 
     with_manager(scene)
+
+
+def test_problem_of_a_gateway_ends_with_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene(manager: Manager) -> None:
+        async def adopted(keeper: object, entry: str) -> None:
+            return None
+
+        async def call(message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+            return {"entries": []}, []
+
+        monkeypatch.setattr(GatewayProcess, "adopted", adopted)
+        keeper: Any = manager._keeper
+        keeper.call = call
+        manager._report_problem(ServerError("port 80 is in use"))
+        assert manager.problem == "port 80 is in use"
+        await manager._settle()
+        assert (manager.failures, manager.problem) == ((), "")
+
+    with_manager(scene)

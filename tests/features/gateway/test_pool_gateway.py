@@ -31,6 +31,8 @@ from poolctl.routing.route import ExcludedRoute, Route, StreamRoute, Target
 from poolctl.runners.process_link import identity
 from poolctl.runners.runner_protocol import Capabilities
 from poolctl.selection.selector import Selector, SelectorError
+from poolctl.supervisor.active_configuration import PoolEnvironment
+from poolctl.supervisor.feature_parts import FeatureParts
 from poolctl.supervisor.verbs.verb import Call
 from tests.serving import blank_page
 from tests.stand_in import item
@@ -520,6 +522,21 @@ def test_pool_of_routes_alone_is_served() -> None:
         assert not stage.part.serves_alone
         stage.manager.tables = Tables(route=[RouteConfig(to="http://10.0.0.7:80")])
         assert stage.part.serves_alone
+
+    staged(scene)
+
+
+def test_gateway_of_a_changed_file_answers_from_now_on() -> None:
+    async def scene(stage: Stage) -> None:
+        # It does not answer, and so the gateway does not get any further.
+        keeper: Any = SimpleNamespace(send=lambda *message: None, call=lambda message: asyncio.Future())
+        environment = PoolEnvironment(stage.files, keeper, "/run", "/state")
+        parts = FeatureParts(environment, stage.events)
+        stage.part = PoolGateway(stage.site._replace(environment=environment, parts=parts))
+        stage.part.follow(Tables(gateway=GatewayConfig()))
+        found = await stage.perform("hosts")
+        assert found.errors[0].message == "the gateway does not answer: its process is starting"
+        assert found.exit_code == NOT_AS_DESIRED
 
     staged(scene)
 

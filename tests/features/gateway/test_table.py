@@ -55,6 +55,15 @@ STREAM_BREAKER = {
 BREAKER = {**STREAM_BREAKER, "statuses": (), "max_open": 0.5}
 
 
+def test_routes_and_streams_count_as_routes_of_a_pool() -> None:
+    route, stream = (
+        RouteConfig(to="http://10.0.0.7:80"),
+        StreamConfig(bind="0.0.0.0:1", to=("10.0.0.9:5432",)),
+    )
+    assert Tables(routes=(route, route), streams=(stream,)).routes == 3
+    assert Tables(gateway=GatewayConfig()).routes == 0
+
+
 def values(section: Section) -> dict[str, Any]:
     """The value of each key, also of those that were not given."""
     return {key: values(value) if isinstance(value, Section) else value for key, value in section}

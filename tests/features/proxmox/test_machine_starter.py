@@ -391,12 +391,12 @@ def test_requests_in_progress_and_new_ones_keep_it_running(play_idle: PlayIdle) 
         idle.activities = {WEB_LAN: Activity(1, 1)}
         await idle.looked()
         for number in range(8):
-            idle.activities = {WEB_LAN: Activity(2 + number)}
+            idle.activities = {WEB_LAN: Activity(2 + number, 0)}
             await idle.looked(2)
         idle.activities = None  # the gateway does not answer
         await idle.looked()
         assert (idle.status, idle.cluster.stops()) == ("running", [])
-        idle.activities = {WEB_LAN: Activity(9), DB_LAN: Activity(7, 7)}
+        idle.activities = {WEB_LAN: Activity(9, 0), DB_LAN: Activity(7, 7)}
         await idle.stopped()
 
     play_idle(steps)

@@ -316,7 +316,7 @@ def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
     """Write the route table without secrets, and close `whole`; if the routes have no secrets, return `whole`."""
     try:
         shown = tuple(map(masked_route, routes.http))
-        if all(one is other for one, other in zip(shown, routes.http, strict=True)):
+        if shown == routes.http:
             return os.dup(whole)
         return write_table(shown, generation, streams=routes.streams, excluded=routes.excluded)
     finally:

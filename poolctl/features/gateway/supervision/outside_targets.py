@@ -36,8 +36,8 @@ _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 class Activity(NamedTuple):
     """How many requests a target has received from the gateway, and how many are now in progress or waiting."""
 
-    requests: int = 0
-    in_progress: int = 0
+    requests: int
+    in_progress: int
 
 
 class MachineSource(Protocol):
