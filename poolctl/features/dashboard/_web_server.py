@@ -134,7 +134,7 @@ class DashboardConnection(H11Protocol):
     """
 
     _deadline: asyncio.TimerHandle | None = None
-    _since = 0.0  # when waiting for the current or last request began
+    _since: float  # when waiting for the current or last request began
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         if len(self.connections) >= MOST_CONNECTIONS and not self._make_room():

@@ -185,10 +185,10 @@ class HaproxyServer(NamedTuple):
     key: str
     address: str
     options: str
-    weight: int = 1
-    cookie: str = ""
+    weight: int
+    cookie: str
 
-    def line(self, *, disabled: bool = False) -> str:
+    def line(self, *, disabled: bool) -> str:
         """The line of the server in its backend."""
         words = ["    server", self.name, self.address, self.arguments]
         words += [f"cookie {self.cookie}"] if self.cookie else []

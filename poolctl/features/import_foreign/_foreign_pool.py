@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from signal import Signals
 from typing import Any, NamedTuple
 
@@ -139,11 +139,11 @@ class PoolText:
     """The text of the file, with remarks for its readers."""
 
     text: str
-    servers: int = 0
-    left_out: list[str] = field(default_factory=list)
-    remarks: int = 0
-    unset: list[str] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
+    servers: int
+    left_out: list[str]
+    remarks: int
+    unset: list[str]
+    missing: list[str]
 
 
 def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> PoolText:

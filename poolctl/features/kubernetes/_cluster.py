@@ -133,7 +133,7 @@ class Cluster:
         except NotFound:
             return None
 
-    async def apply(self, wanted: Table, *, force: bool = False, dry_run: bool = False) -> Table:
+    async def apply(self, wanted: Table, *, force: bool) -> Table:
         """Create the object or change its fields to these (server-side apply).
 
         Fields that another manager has set differently are a conflict (exit 8) unless `force` takes them
@@ -143,7 +143,7 @@ class Cluster:
         async with self._request(f"apply {kind} {name}"):
             resource = _resource(kind)
             done = await self._client.patch(
-                resource, name, resource(wanted), patch_type=_apply_patch(), force=force, dry_run=dry_run
+                resource, name, resource(wanted), patch_type=_apply_patch(), force=force
             )
             return _plain(done)
 

@@ -632,7 +632,7 @@ class _ClusterPool:
             },
             "spec": template["spec"],
         }
-        done = await self._cluster.apply(job)
+        done = await self._cluster.apply(job, force=False)
         self._objects["Job"][done["metadata"]["name"]] = done
         return str(done["metadata"]["name"])
 

@@ -630,10 +630,13 @@ def test_draining_process_answers_what_was_begun(short: Path) -> None:
 
 ROUTED = HaproxyBackend(
     "route:both", "both", False, (),
-    (HaproxyServer("one", "one", "127.0.0.1:1", ""), HaproxyServer("10.0.0.7:80", "http://10.0.0.7:80", "", "")),
+    (
+        HaproxyServer("one", "one", "127.0.0.1:1", "", 1, ""),
+        HaproxyServer("10.0.0.7:80", "http://10.0.0.7:80", "", "", 1, ""),
+    ),
 )  # fmt: skip
 STREAMED = HaproxyBackend(
-    "stream:pg", "pg", True, (), (HaproxyServer("10.0.0.5:5432", "10.0.0.5:5432", "", ""),)
+    "stream:pg", "pg", True, (), (HaproxyServer("10.0.0.5:5432", "10.0.0.5:5432", "", "", 1, ""),)
 )
 COLUMNS = (
     "pxname,svname,scur,stot,bin,bout,econ,hrsp_1xx,hrsp_2xx,hrsp_3xx,hrsp_4xx,hrsp_5xx,status,check_status,"

@@ -159,7 +159,7 @@ QUESTIONS: dict[str, Ask] = {
     "list pods": list_pods,
     "watch pods": watch_pods,
     "get Pod web-1": lambda cluster: cluster.find("Pod", "web-1"),
-    "apply Pod web-1": lambda cluster: cluster.apply({"kind": "Pod", "apiVersion": "v1", **POD}),
+    "apply Pod web-1": lambda cluster: cluster.apply({"kind": "Pod", "apiVersion": "v1", **POD}, force=False),
     "patch Pod web-1": lambda cluster: cluster.change("Pod", "web-1", {"spec": {"a": None}}),
     "delete Pod web-1": lambda cluster: cluster.delete("Pod", "web-1"),
     "read the log of pod web-1": read_log,

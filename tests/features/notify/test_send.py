@@ -124,7 +124,9 @@ def test_other_answer_is_a_failed_delivery() -> None:
         thread.start()
         problem = send(type="webhook", url=f"http://127.0.0.1:{odd.getsockname()[1]}/")
         thread.join()
+    assert problem is not None
     assert str(problem) == "127.0.0.1: what it answers is not HTTP"
+    assert (problem.again, problem.after_seconds) == (True, 0)
 
 
 def test_error_is_reported_without_the_address_and_the_token(there: Receiver, tmp_path: Path) -> None:
