@@ -40,7 +40,7 @@ class RolloutPlan(NamedTuple):
     seconds: float
     min_requests: int
     conditions: Sequence[Condition]
-    is_paused: bool = False
+    is_paused: bool
     apart: ServerConfig | None = None  # the configuration with their own address
     why: str = ""
 

@@ -110,7 +110,7 @@ class Rollouts(FeaturePart):
         others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
         notice = f"{entry.name}: {rollout.share_in_words}, {plan.what}{others}"
         call.progress(ProgressLine(notice=notice, generation=rollout.generation))
-        return await self._outcome([rollout], call)
+        return await self._outcome([rollout], call, aborted=False)
 
     async def _apart(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
         """The plan with a separate address for the canary, or with the reason why it shares the server's address."""
@@ -189,9 +189,7 @@ class Rollouts(FeaturePart):
                 f"poolctl start {name}",
             )
 
-    async def _outcome(
-        self, rollouts: list[CanaryRollout], call: Call, *, aborted: bool = False
-    ) -> RolloutResult:
+    async def _outcome(self, rollouts: list[CanaryRollout], call: Call, *, aborted: bool) -> RolloutResult:
         """The outcome of these rollouts; without waiting, their states once their canaries serve or have failed."""
         wait = call.options.get("wait", True)
         for each in rollouts:

@@ -32,7 +32,7 @@ class Load(NamedTuple):
 
     at: float
     ready: int
-    serves: bool = True  # at least one of them is not unhealthy
+    serves: bool  # at least one of them is not unhealthy
     demand: int = 0  # requests that wait elsewhere for this server, since the previous sample
     figures: Mapping[str, Any] = MappingProxyType({})
 

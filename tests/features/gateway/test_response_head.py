@@ -86,6 +86,27 @@ def test_fields_named_by_connection_are_not_passed_on() -> None:
     assert not response.keep_alive
 
 
+@pytest.mark.parametrize(
+    ("field", "http_1_1", "keep", "framing", "stays", "wraps"),
+    [
+        (b"Content-Length: 2", True, True, b"Content-Length: 2\r\n", True, False),
+        (b"Content-Length: 2", True, False, b"Content-Length: 2\r\nConnection: close\r\n", False, False),
+        (b"Content-Length: 2", False, True, b"Content-Length: 2\r\nConnection: keep-alive\r\n", True, False),
+        (b"Transfer-Encoding: chunked", True, True, b"Transfer-Encoding: chunked\r\n", True, False),
+        (b"Transfer-Encoding: chunked", False, True, b"Connection: close\r\n", False, False),
+        (b"X: y", True, True, b"X: y\r\nTransfer-Encoding: chunked\r\n", True, True),
+        (b"X: y", False, True, b"X: y\r\nConnection: close\r\n", False, False),
+    ],
+)
+def test_head_says_how_the_body_ends_for_the_version_of_the_client(
+    field: bytes, http_1_1: bool, keep: bool, framing: bytes, stays: bool, wraps: bool
+) -> None:
+    response = read_response(b"HTTP/1.1 200 OK\r\n%b\r\n\r\n" % field, 0, head_only=False)
+    assert response is not None
+    head = b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n"
+    assert response.framed(http_1_1=http_1_1, keep=keep) == (head, stays, wraps)
+
+
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -28,6 +29,20 @@ def test_aborted_rollout_leaves_the_others_and_is_no_failure(desk: RolloutDesk) 
         assert (answer["exit_code"], answer["items"][0]["state"]) == (0, "withdrawn")
         assert desk.serving == ["web.1.0", "web.1.1", "web.1.2"]
         assert (await desk.ask("rollout", op="abort"))["exit_code"] == 8
+
+    run(work())
+
+
+def test_rollout_that_another_command_aborts_has_failed(desk: RolloutDesk) -> None:
+    async def work() -> None:
+        await desk.started()
+        waiting = asyncio.ensure_future(desk.rollout())
+        while (await desk.ask("rollout", op="abort"))["exit_code"] != 0:
+            await asyncio.sleep(0)
+        answer = await waiting
+        assert (answer["exit_code"], answer["items"][0]["state"]) == (1, "withdrawn")
+        (error,) = answer["errors"]
+        assert (error["name"], error["message"]) == ("web", "withdrawn: aborted by hand")
 
     run(work())
 

@@ -54,7 +54,7 @@ class Server:
         responses = figures.get("responses", ())
         measures = {name: Part(figures.get(name, 0)) for name in ("in_flight", "queue", "cpu")}
         measures["requests_per_second"] = Part(figures.get("requests", 0), STEP)
-        return Load(self.now, ready, demand=demand, figures=measures | {"p50": responses, "p99": responses})
+        return Load(self.now, ready, True, demand, measures | {"p50": responses, "p99": responses})
 
     @property
     def changes(self) -> list[tuple[float, int]]:
