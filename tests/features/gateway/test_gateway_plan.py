@@ -142,11 +142,11 @@ def test_narrower_address_comes_back_when_the_wider_one_cannot_be_opened() -> No
 
 def test_plan_keeps_an_address_until_the_one_that_takes_its_place_is_open() -> None:
     old, new, other = http("127.0.0.1:1", tls=True), http("127.0.0.1:2", tls=True), http("127.0.0.1:3")
-    certificate = Certificate(new.key, (), {}, (), "")
-    planned = plan(new, other, certificates=(certificate,))
+    certificates = tuple(Certificate(key, (key,), {}, (), "") for key in (new.key, other.key))
+    planned = plan(new, other, certificates=certificates)
     failed = planned.limited_to(by_key(old, other))
     assert set(failed.listeners) == {old.key, other.key}
-    assert [each.bind for each in failed.certificates] == [new.key, old.key]
+    assert failed.certificates == (*certificates, certificates[0]._replace(bind=old.key))
     assert set(planned.limited_to(by_key(old, new, other)).listeners) == {new.key, other.key}
 
 

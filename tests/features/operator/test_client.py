@@ -290,9 +290,12 @@ def test_other_settings_are_followed_from_the_next_report_on() -> None:
                 client.client.count("users")
                 await client.failed("users")
                 client.client.configure(OperatorSettings(url=second.url, retry_seconds=5.0))
-                await move(5)
+                client.client.count("orders")
                 await client.delivered(1)
-            assert second.received == [{"count": 1, "svc": "users", "namespace": ""}]
+                assert [each["svc"] for each in second.received] == ["orders"]
+                await move(5)
+                await client.delivered(2)
+            assert second.received[1] == {"count": 1, "svc": "users", "namespace": ""}
 
     run(test())
 

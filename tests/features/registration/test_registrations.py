@@ -306,13 +306,15 @@ HERE = {"name": "users", "to": "http://127.0.0.1:9000"}
 
 
 class Services:
-    """Takes every registration; `asked` are their verbs, options and owners."""
+    """Takes every registration; `asked` are their verbs, options and owners, `by` the senders for the audit trail."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any], str]] = []
+        self.by: list[dict[str, Any]] = []
         self.exit_code = 0
 
     async def register(self, call: Call, owner: str = "") -> Result:
+        self.by.append(call.by())
         self.asked.append(("register", call.options, owner))
         return Result(exit_code=self.exit_code)
 
@@ -382,6 +384,7 @@ def test_client_registers_and_unregisters_as_itself_and_gets_a_time_to_live() ->
             ("register", {**HERE, "ttl": "10s", "weight": 2, "probe": "/health"}, "web"),
             ("unregister", {"name": "users"}, "web"),
         ]
+        assert stage.services.by == [{"user": "web", "command": "registration", "address": "127.0.0.1"}] * 2
         for code, status in ((5, 400), (4, 404), (8, 409), (1, 500)):
             stage.services.exit_code = code
             assert (await stage.ask(HERE))[0] == status
