@@ -184,3 +184,15 @@ def test_certificate_renewed_with_other_names_is_used_instead_of_the_one_before(
     certificates.keep(BIND, [["a.example", "new.example"], ["b.example"]])
     assert [certificates.context(BIND, name) for name in ("", "a.example", "old.example")] == [renewed] * 3
     assert certificates.context(BIND, "b.example") not in (renewed, previous)
+
+
+def test_certificate_of_the_name_in_the_handshake_is_shown_even_if_it_began_with_another(
+    tmp_path: Path,
+) -> None:
+    certificates = ListenerCertificates()
+    for name in ("a.example", "b.example"):
+        certificates.put(BIND, [name], {}, [path.read_bytes() for path in certificate(tmp_path, name)])
+    client = ssl.create_default_context(cafile=str(tmp_path / "b.example.pem"))
+    session_of(certificates, client, "b.example", asked="a.example")
+    with pytest.raises(ssl.SSLCertVerificationError):
+        session_of(certificates, client, "a.example", asked="b.example")
