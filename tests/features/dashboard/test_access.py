@@ -37,6 +37,13 @@ def test_only_the_token_is_accepted(sessions: Sessions) -> None:
         assert not sessions.knows(wrong)
 
 
+def test_the_cookies_of_pools_on_one_host_have_names_of_their_own(
+    sessions: Sessions, clock: ManualClock
+) -> None:
+    assert sessions.cookie_name == "poolctl_0123456789ab"
+    assert Sessions("a-token", "ba9876543210", clock).cookie_name == "poolctl_ba9876543210"
+
+
 def test_a_cookie_is_valid_until_it_expires(sessions: Sessions, clock: ManualClock) -> None:
     session, cookie = sessions.open()
     assert sessions.find(cookie) == session
