@@ -354,6 +354,14 @@ class CountingPart:
         self.told.append("close")
 
 
+def test_hosts_follow_the_settings() -> None:
+    def scene(edge: Edge, _: object) -> None:
+        edge.configure(settings(traffic_re_enable_seconds=11.0, header_for_host="X-Host"))
+        assert (edge.hosts.re_enable_seconds, edge.hosts.header_for_host) == (11.0, "X-Host")
+
+    with_edge(scene)
+
+
 def test_parts_of_features_exist_as_long_as_they_have_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     feature = Feature(package="poolctl.features.some", gateway="part:CountingPart")
     monkeypatch.setattr(edge_module, "features", lambda: (Feature(package="features.other"), feature))
