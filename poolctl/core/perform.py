@@ -404,7 +404,7 @@ class Executor:
         entry.observed.workers[worker.id] = worker
         worker.task = self._queue.run(self._run_worker(entry, worker))
 
-    def _stop(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
+    def _stop(self, entry: Entry, worker: Worker, *, replaced: bool) -> None:
         worker.phase = Phase.STOPPING
         if worker.placement is not None:
             self._queue.run(self._stop_worker(entry, worker, replaced=replaced))
@@ -418,7 +418,7 @@ class Executor:
     def kill(self, entry: Entry, worker: Worker) -> None:
         """Kill the worker at once, even if it is already leaving."""
         worker.stop_seconds = 0
-        self._stop(entry, worker)
+        self._stop(entry, worker, replaced=False)
 
     def close(self, held: ServerConfig) -> None:
         """Close a listener that no longer belongs to any server."""

@@ -10,12 +10,12 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.address import Address
-from poolctl.core.core import Goal
+from poolctl.core.core import CoreEvents, Goal
 from poolctl.core.decide import Desired, Overrides, Phase
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.core.servers import caused_by
 from poolctl.errors import PoolStartError, PoolStopError, ServerError
-from poolctl.runners.runner_protocol import Exit
+from poolctl.runners.runner_protocol import Exit, Placement
 from tests.needs import needs
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER
@@ -1438,5 +1438,173 @@ def test_worker_of_the_server_itself_is_not_adopted_as_a_canary(
         placement = await pool.runner.place(config, generation, 0)
         pool.core.adopt_worker(entry, Worker(placement.id, generation, 0, config, phase, placement))
         assert entry.desired.canary is None
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_change_of_the_files_and_a_restart_end_the_canary(live: bool) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.begin_canary(entry, entry.config, 1)
+        await turns()
+        pool.core.change(entry, web(tags=["new"]), live=live)
+        await turns()
+        serving = "web.1.0" if live else "web.3.0"
+        assert (entry.desired.canary, set(pool.runner.running)) == (None, {serving})
+        pool.core.begin_canary(entry, entry.config, 1)
+        await turns()
+        await pool.restart()
+        assert (entry.desired.canary, len(pool.runner.running)) == (None, 1)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("failures", "opens"), [(2, True), (3, False)])
+def test_address_of_a_canary_is_tried_three_times(failures: int, opens: bool) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(bind="127.0.0.1:8080"))
+        tried: list[str] = []
+        open_ = pool.runner.open
+
+        async def opened(server: ServerConfig) -> Any:
+            tried.append(server.key)
+            if len(tried) <= failures:
+                raise ServerError("is in use")
+            return await open_(server)
+
+        pool.runner.open = opened  # type: ignore[method-assign]
+        config = pool.core.entries["web"].config
+        if opens:
+            assert (await pool.core.open_canary_address(config)).key == tried[-1]
+        else:
+            with pytest.raises(ServerError, match="is in use"):
+                await pool.core.open_canary_address(config)
+        assert len(tried) == 3
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("generation", "share", "adopted"), [(2, 0.2, True), (2, 0.0, False), (1, 0.2, False)]
+)
+def test_worker_of_a_recorded_canary_with_a_share_is_adopted_as_one_although_the_server_is_newer(
+    generation: int, share: float, adopted: bool
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        entry = pool.core.entries["web"]
+        entry.desired.generation, entry.desired.canary_generation, entry.desired.canary_share = 3, 2, share
+        apart = web(bind="127.0.0.1:9999")
+        pool.runner.opened |= {entry.config.key, apart.key}
+        placement = await pool.runner.place(apart, generation, 0)
+        pool.core.adopt_worker(entry, Worker(placement.id, generation, 0, apart, Phase.READY, placement))
+        canary = entry.desired.canary
+        assert (canary is not None) is adopted
+        if canary is not None:
+            assert (canary.generation, canary.share, canary.is_lost) == (2, 0.2, True)
+
+    run(scenario())
+
+
+def test_server_that_failed_before_the_command_is_reported_with_its_failure() -> None:
+    pool = OrderedCore(web())
+    entry = pool.core.entries["web"]
+    entry.desired.state = Desired.FAILED
+    goal = Goal(pool.core, PoolStartError, [entry])
+    problem = goal.problem(entry)
+    assert problem is not None
+    assert (problem.message, problem.hint) == ("has failed before", "poolctl logs web")
+    entry.observed.failure = ServerError("no module named shop", hint="install it")
+    problem = goal.problem(entry)
+    assert problem is not None
+    assert (problem.message, problem.hint) == ("no module named shop", "install it")
+
+
+def test_server_that_is_not_ready_at_the_timeout_is_missing_and_reported_with_its_state() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(), web("other"), web=NEVER)
+        entries = list(pool.core.entries.values())
+        goal = Goal(pool.core, PoolStartError, entries)
+        for entry in entries:
+            pool.core.start(entry)
+        await turns()
+        listeners = set(pool.core.listeners)
+        await goal.wait(0.001)
+        assert (goal.missing, pool.core.listeners) == ([entries[0]], listeners)
+        problem = goal.problem(entries[0])
+        assert problem is not None
+        assert (problem.message, goal.problem(entries[1])) == ("is still starting", None)
+
+    run(scenario())
+
+
+def test_server_whose_dependency_has_ended_by_itself_names_it_and_the_fix() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
+        await pool.start("db")
+        pool.runner.end("db.1.0", Exit.from_status(0))
+        await turns()
+        assert pool.core.entries["db"].completed
+        api = pool.core.entries["api"]
+        (problem,) = await pool.order(PoolStartError, [api], pool.core.start)
+        assert problem.message == "waits for db, which has ended"
+        assert problem.hint == "poolctl start db"
+
+    run(scenario())
+
+
+def test_certificate_in_use_is_known_of_an_adopted_worker_until_it_expires() -> None:
+    async def scenario(used_until: float | None, expected: float | None) -> None:
+        pool = OrderedCore(web())
+        entry = pool.core.entries["web"]
+        entry.observed.certificate_ends = used_until
+        pool.runner.opened.add(entry.config.key)
+        placement = await pool.runner.place(entry.config, 1, 0)
+        found = Worker(placement.id, 1, 0, entry.config, Phase.READY, placement)
+        pool.core.adopt_worker(entry, found)
+        assert (found.certificate_ends, found.passed_over) == (expected, None)
+
+    now = OrderedCore().clock.time()
+    run(scenario(now + 1, now + 1))
+    run(scenario(now, None))
+    run(scenario(None, None))
+
+
+def test_reports_of_the_runner_about_lifetime_and_idleness_reach_the_server() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale={"min": 0, "idle": 60}))
+        await pool.start()
+        pool.runner.ring("web")
+        await turns()
+        entry = pool.core.entries["web"]
+        (worker,) = entry.observed.workers.values()
+        assert worker.placement is not None
+        events = CoreEvents()
+        events.core = pool.core
+        unknown = Placement.of("gone", 1, 0)
+        events.idle(unknown, True)
+        events.expired(unknown)
+        before = entry.desired.generation
+        events.expired(worker.placement)
+        assert entry.desired.generation == before + 1
+        events.idle(worker.placement, True)
+        assert worker.idle
+
+    run(scenario())
+
+
+def test_job_that_becomes_a_server_during_a_run_is_replaced_by_its_workers() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(job(every="0 3 * * *"), job=NEVER)
+        entry = pool.core.entries["job"]
+        await pool.start()
+        pool.core.run_now(entry)
+        await turns()
+        (run_,) = entry.observed.workers.values()
+        pool.core.change(entry, web("job"), live=False)
+        assert (entry.wanted, entry.desired.generation) == (True, run_.generation + 1)
 
     run(scenario())

@@ -16,7 +16,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.configuration_diff import certificate_ends, expired_message
 from poolctl.core.core import Core
-from poolctl.core.decide import Phase
+from poolctl.core.decide import Desired, Phase
 from poolctl.core.perform import (
     StackReports,
     cause_of,
@@ -127,6 +127,7 @@ def test_a_listener_that_cannot_be_opened_is_tried_again_after_a_pause_and_not_a
         await turns()
         entry = pool.core.entries["web"]
         assert (entry.state, entry.observed.failures) == ("backoff", 1)
+        assert entry.observed.failed_since == pool.clock.time()
         pool.runner.unopenable.clear()
         assert await pool.start() == []
 
@@ -206,6 +207,9 @@ def test_restart_without_overlap_keeps_the_worker_and_reports_why_no_other_can_b
         pool.runner.unplaceable.add("web")
         (problem,) = await pool.restart()
         assert (problem.message, problem.hint) == ("no worker can be forked", "look")
+        observed = pool.core.entries["web"].observed
+        assert (observed.failures, observed.failed_since) == (1, pool.clock.time())
+        assert not observed.checking
         assert (pool.states(), list(pool.runner.running)) == ({"web": "running"}, ["web.1.0"])
         pool.runner.unplaceable.clear()
         assert await pool.restart() == []
@@ -1419,3 +1423,122 @@ def test_worker_that_survived_its_kill_is_not_called_so_while_it_is_stopped_agai
         assert pool.core.entries["web"].observed.workers == {}
 
     run(scenario())
+
+
+ALL_ORDERS = ["leave", "drain", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("keys", "order", "expected"),
+    [
+        ({}, "stop", []),
+        ({}, "kill", []),
+        ({}, "restart", ALL_ORDERS),
+        ({"overlap": False}, "restart", ["stop"]),
+        ({}, "drain_and_replace", ["stop"]),
+        ({"scale": ASLEEP_SOON}, "sleep", ALL_ORDERS),
+        ({}, "move", []),
+    ],
+)
+def test_connections_of_a_worker_go_to_another_one_if_there_will_be_one_at_its_address(
+    keys: dict[str, Any], order: str, expected: list[str]
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(**keys))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.wake(entry)
+        await turns()
+        (worker,) = entry.observed.workers.values()
+        if order == "sleep":
+            pool.core.idle(entry, worker.id, True)
+        elif order == "move":
+            pool.core.change(entry, web(bind="127.0.0.1:9999"), live=False)
+        elif order in ("kill", "drain_and_replace"):
+            getattr(pool.core, order)(entry, worker)
+        else:
+            getattr(pool.core, order)(entry)
+        await turns(60)
+        assert worker.exit is not None
+        assert pool.runner.replaced == [f"{each} {worker.id}" for each in expected]
+
+    run(scenario())
+
+
+def test_stuck_worker_does_not_accept_while_another_one_does() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        worker = entry.observed.workers["web.1.1"]
+        log_of(pool)
+        pool.core.mark_stuck(entry, worker, True)
+        await turns()
+        assert (log_of(pool), worker.resting) == (["rest web.1.1"], True)
+        pool.core.mark_stuck(entry, worker, False)
+        await turns()
+        assert (log_of(pool), worker.resting) == (["work web.1.1"], False)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), OSError("the file is gone")])
+def test_output_that_cannot_be_read_does_not_hide_a_failure(error: Exception) -> None:
+    async def scenario() -> None:
+        pool = LoggedCore(web())
+
+        async def logs(*_: Any) -> list[str]:
+            raise error
+
+        pool.runner.logs = logs
+        pool.runner.script["web"] = FAILS
+        (problem,) = await pool.start()
+        assert problem.message == "exited with status 3 before it was ready"
+
+    run(scenario())
+
+
+def test_worker_that_another_supervisor_was_ending_is_ended_in_the_same_way() -> None:
+    async def scenario(phase: Phase, expected: list[str]) -> None:
+        pool = OrderedCore(web(stop_timeout=7))
+        entry = pool.core.entries["web"]
+        pool.runner.opened.add(entry.config.key)
+        placement = await pool.runner.place(entry.config, 1, 0)
+        log_of(pool)
+        pool.core.adopt_worker(entry, Worker(placement.id, 1, 0, entry.config, phase, placement))
+        await turns()
+        assert log_of(pool)[: len(expected)] == expected
+        assert entry.observed.workers == {}
+
+    run(scenario(Phase.DRAINING, ["drain web.1.0", "stop web.1.0 7"]))
+    run(scenario(Phase.STOPPING, ["stop web.1.0 7"]))
+
+
+def test_replacement_of_an_unhealthy_worker_that_does_not_start_is_retried_after_the_longest_backoff() -> (
+    None
+):
+    pool = OrderedCore(
+        web(workers=2, restart=AT_ONCE | {"limit": 0, "backoff": {"initial": 1, "max": 40}}, start_timeout=60)
+    )
+    loop = SteppedLoop(pool.clock)
+    entry = pool.core.entries["web"]
+    try:
+        loop.run_until_complete(pool.start())
+
+        async def recover() -> None:
+            pool.core.begin_recovery(entry, {"worker": "web.1.0"}, {}, counts=False)
+            pool.runner.script["web.1.0"] = FAILS
+            pool.core.drain_and_replace(entry, entry.observed.workers["web.1.0"])
+            await turns()
+
+        loop.run_until_complete(recover())
+        assert (entry.desired.state, list(pool.runner.running)) == (Desired.BACKOFF, ["web.1.1"])
+        pool.runner.script.clear()
+        pool.clock.advance(39)
+        loop.settle()
+        assert list(pool.runner.running) == ["web.1.1"]
+        pool.clock.advance(1)
+        loop.settle()
+        assert sorted(pool.runner.running) == ["web.1.0", "web.1.1"]
+    finally:
+        loop.close()

@@ -217,8 +217,11 @@ def test_the_new_address_is_open_and_served_before_the_old_one_closes() -> None:
         assert log[:2] == ["open web", "place web.2.0"]
         assert {f"close {A}", "drain web.1.0", "stop web.1.0 10"} == set(log[2:])
         assert pool.runner.opened == {B}
+        entry = pool.core.entries["web"]
+        assert (pool.core.endpoints(web(bind=A)), pool.core.endpoints(entry.config)) == ((), (B,))
         await pool.stop()
         assert pool.runner.opened == set()
+        assert pool.core.endpoints(entry.config) == ()
 
     run(scenario())
 

@@ -49,6 +49,7 @@ class ScriptedRunner:
         self.may_place: asyncio.Event | None = None
         self.may_stop: asyncio.Event | None = None
         self.asked: list[tuple[str, str, socket.socket]] = []
+        self.replaced: list[str] = []  # the orders to end a worker whose connections go to another one
 
     @property
     def capabilities(self) -> Capabilities:
@@ -122,9 +123,10 @@ class ScriptedRunner:
         self.log.append(f"force certificate {name}")
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        return None
+        self._note_replaced("leave", placement, replaced)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
+        self._note_replaced("drain", placement, replaced)
         self.log.append(f"drain {placement.id}")
         self.draining.set()
         if self.may_drain is not None:
@@ -149,6 +151,7 @@ class ScriptedRunner:
         self.log.append(f"close_waiting {key}")
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
+        self._note_replaced("stop", placement, replaced)
         self.log.append(f"stop {placement.id} {timeout_seconds:g}")
         if self.may_stop is not None:
             await self.may_stop.wait()
@@ -156,6 +159,10 @@ class ScriptedRunner:
             raise TimeoutError
         self.end(placement.id, Exit.from_status(0))
         return Exit.from_status(0)
+
+    def _note_replaced(self, order: str, placement: Placement, replaced: bool) -> None:
+        if replaced:
+            self.replaced.append(f"{order} {placement.id}")
 
     def end(self, placement_id: str, exit_: Exit) -> None:
         """The worker ends; called on the loop."""
