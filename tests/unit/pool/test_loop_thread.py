@@ -172,3 +172,21 @@ def test_a_pool_has_neither_thread_nor_core_before_its_first_start_and_no_entry_
     pool.stop_sync()
     assert (handle.entry, handle.host) == (None, None)
     assert server._handle is handle, "how long it was up is remembered"
+
+
+def test_call_is_made_on_the_engines_thread_if_there_is_one() -> None:
+    here = threading.current_thread()
+    assert loop_thread.call(threading.current_thread) is here
+    assert not loop_thread.is_own_thread()
+    engine = loop_thread.engine()
+    engine.hold()
+
+    async def within() -> bool:
+        return loop_thread.is_own_thread() and loop_thread.call(threading.current_thread) is engine.thread
+
+    try:
+        assert loop_thread.call(threading.current_thread) is engine.thread
+        assert loop_thread.run_sync(within())
+        assert not loop_thread.is_own_thread()
+    finally:
+        engine.release()

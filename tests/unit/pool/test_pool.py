@@ -8,6 +8,7 @@ import re
 import threading
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ from poolctl import (
 )
 from poolctl.address import canonical, overlaps, parse
 from poolctl.pool.server import Monitor
+from poolctl.runners.runner_protocol import Capabilities
+from poolctl.runners.stack_report import WorkerStacks
 from tests.asgi_apps import hello
 from tests.certificates import certificate
 from tests.deadline import wait_until
@@ -727,6 +730,56 @@ def test_metrics_of_servers_of_one_name_are_numbered() -> None:
     assert 'server="a"' in text
     assert 'server="a~2"' in text
     assert 'poolctl_servers{state="stopped"} 2' in text
+
+
+def test_metrics_count_what_a_server_has_done_while_it_runs_and_afterwards() -> None:
+    pool = made(ScriptedRunner(), scripted("a"), scripted("idle"))
+    for _ in range(2):
+        pool.filter(Field.NAME, "a").restart_sync()
+    text = pool.metrics()
+    assert 'poolctl_servers{state="running"} 1' in text
+    assert re.search(r'poolctl_server_restarts_total{.*server="a".*} 1', text)
+    pool.stop_sync()
+    text = pool.metrics()
+    assert 'poolctl_servers{state="running"} 0' in text
+    assert re.search(r'poolctl_server_restarts_total{.*server="a".*} 1', text)
+
+
+class StackRunner(ScriptedRunner):
+    """Knows where each of its workers is."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, stacks=self)
+
+    async def stacks(self, placement_id: str, timeout_seconds: float) -> WorkerStacks:
+        return WorkerStacks(name="its", worker=placement_id, pid=7, place=f"within {timeout_seconds > 0}")
+
+    async def pass_on(self, stacks: list[WorkerStacks]) -> None:
+        """Not needed here."""
+
+
+def test_stacks_of_workers_come_from_the_runner_under_the_servers_name() -> None:
+    pool = made(StackRunner(), scripted("a", workers=2), scripted("b"), scripted("idle"))
+    for name in ("a", "b"):
+        pool.filter(Field.NAME, name).start_sync()
+    found = [(each.name, each.worker, each.pid, each.place, each.problem) for each in pool.stacks()]
+    assert found == [
+        ("a", "a.1.0", 7, "within True", ""),
+        ("a", "a.1.1", 7, "within True", ""),
+        ("b", "b.1.0", 7, "within True", ""),
+    ]
+    pool.stop_sync()
+
+
+def test_join_in_a_loop_waits_for_replaced_workers() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, scripted("a"))
+    pool.start_sync()
+    pool.restart_sync()
+    asyncio.run(pool.join())
+    assert list(runner.running) == ["a.2.0"]
+    pool.stop_sync()
 
 
 def test_uptime_of_a_pool_is_the_longest_of_its_servers() -> None:

@@ -998,7 +998,9 @@ def test_monitor_counts_the_time_since_the_last_change() -> None:
     clock.advance(30)
     assert only(pool).monitor().uptime == timedelta(seconds=30)
     clock.advance(5)
-    assert only(pool).monitor().uptime == timedelta(seconds=35)
+    monitor = only(pool).monitor()
+    assert (monitor.uptime, monitor.downtime, monitor.sli) == (timedelta(seconds=35), timedelta(), 1.0)
+    assert (monitor.rises, monitor.falls) == (1, 0)
     pool.stop_sync()
 
 
@@ -1028,3 +1030,65 @@ def test_stop_that_is_overtaken_by_a_start_is_no_failure() -> None:
 def test_server_cannot_be_pickled() -> None:
     with pytest.raises(TypeError, match="a Server cannot be pickled; pickle its config"):
         pickle.dumps(Server(config("a")))
+
+
+class ProbedRunner(ScriptedRunner):
+    """Its workers answer their probes with a status, 200 unless `statuses` has another one by their id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.statuses: dict[str, int] = {}
+        self.answering: set[asyncio.Task[None]] = set()
+
+    async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
+        ours = await super().connect(placement, kind, plain)
+        self.answering.add(asyncio.ensure_future(self._answer(placement.id, self.asked.pop()[2])))
+        return ours
+
+    async def _answer(self, worker: str, sock: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=sock)
+        while await reader.read(10_000):
+            status = self.statuses.get(worker, 200)
+            writer.write(f"HTTP/1.1 {status} x\r\ncontent-length: 0\r\n\r\n".encode())
+        writer.close()
+
+
+def test_monitor_of_a_server_with_probes_has_their_findings_and_makes_no_connection() -> None:
+    runner = ProbedRunner()
+    probe = {"http": "/", "interval": "10ms", "jitter": 0, "fall_count_ko": 1}
+    pool = made(runner, config("a", workers=2, health={"readiness": probe}))
+    pool.start_sync()
+    server = only(pool)
+    assert (server.health, server.monitor().status, server.monitor().message) == (Status.OK, Status.OK, "")
+    runner.statuses["a.1.0"] = 503
+    wait_until(lambda: server.health is Status.WARN)
+    assert (server.ready, server.monitor().status) == (True, Status.WARN)
+    runner.statuses["a.1.1"] = 503
+    wait_until(lambda: server.health is Status.KO)
+    monitor = server.monitor()
+    assert (monitor.status, server.ready, server.state) == (Status.KO, False, State.RUNNING)
+    assert monitor.latency is not None
+    assert timedelta() < monitor.latency < timedelta(seconds=30)
+    assert "503" in monitor.message
+    assert "503" in pool.health_info()["a"]["detail"]
+    pool.stop_sync()
+
+
+def test_sleeping_server_is_ok_without_a_connection() -> None:
+    pool = made(ScriptedRunner(), config("a", scale={"min": 0, "idle": 1}))
+    pool.start_sync()
+    monitor = only(pool).monitor()
+    assert (monitor.status, monitor.latency, monitor.message) == (Status.OK, None, "sleeping")
+    assert (only(pool).state, only(pool).is_running, only(pool).stale) == (State.SLEEPING, False, False)
+    pool.stop_sync()
+
+
+def test_context_that_is_cancelled_stops_the_servers_that_run_in_it() -> None:
+    context = PoolContext()
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"), config("b"), context=context)
+    pool.start_sync()
+    context.cancel()
+    wait_until(lambda: not runner.opened)
+    assert [server.state for server in pool.values()] == [State.STOPPED] * 2
+    pool.join_sync()
