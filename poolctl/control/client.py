@@ -221,7 +221,7 @@ class Client:
             connection.close()
         return None
 
-    def upgrade(self, *, force: bool = False) -> UpgradeResult:
+    def upgrade(self, *, force: bool) -> UpgradeResult:
         """Replace supervisor and keeper by those of this version; the servers' processes keep running.
 
         Returns when the new supervisor answers, the old one has refused, or, without `force`, the old one already

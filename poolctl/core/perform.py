@@ -370,7 +370,7 @@ class Executor:
             case Drain(name):
                 worker = entry.observed.workers[name]
                 worker.phase = Phase.DRAINING
-                self._queue.run(self._drain_worker(entry, worker))
+                self._queue.run(self._drain_worker(entry, worker, replaced=False))
             case Stop(name):
                 worker = entry.observed.workers[name]
                 # A replacement that waits for the worker's end takes over its connections.
@@ -805,7 +805,7 @@ class Executor:
         elif worker.phase in LEAVING:
             # The end was ordered before there was a process.
             leave = self._drain_worker if worker.phase is Phase.DRAINING else self._stop_worker
-            self._queue.run(leave(entry, worker))
+            self._queue.run(leave(entry, worker, replaced=False))
         return await ending
 
     async def _become_ready(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
@@ -866,7 +866,7 @@ class Executor:
 
     # Workers that are stopped.
 
-    async def _drain_worker(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
+    async def _drain_worker(self, entry: Entry, worker: Worker, *, replaced: bool) -> None:
         """Let the worker finish its requests and then end. With `replaced`, its connections go to another worker."""
         assert worker.placement is not None
         replaced = replaced or _is_replaced(entry, worker)
@@ -877,7 +877,7 @@ class Executor:
         if worker.id in entry.observed.workers:
             await self._stop_worker(entry, worker, replaced=replaced)
 
-    async def _stop_worker(self, entry: Entry, worker: Worker, *, replaced: bool = False) -> None:
+    async def _stop_worker(self, entry: Entry, worker: Worker, *, replaced: bool) -> None:
         """Stop the worker; it is killed after its `stop_seconds` or, if unset, its server's `stop_timeout`.
 
         A stuck worker is killed earlier, because it cannot use that time while its connections wait.

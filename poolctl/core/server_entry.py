@@ -362,7 +362,7 @@ class Entry:
         return self.desired.state is Desired.REMOVED
 
     def view(
-        self, *, may_start: bool, may_stop: bool, may_open: bool = True, abandoned: tuple[str, ...] = ()
+        self, *, may_start: bool, may_stop: bool, may_open: bool, abandoned: tuple[str, ...] = ()
     ) -> View:
         """The facts about the server that its next actions depend on."""
         canary, hook = self.desired.canary, self.hooks.running

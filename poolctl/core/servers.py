@@ -344,9 +344,7 @@ class Servers:
     `can_watch`: their runner can watch listeners of servers without workers.
     """
 
-    def __init__(
-        self, servers: Iterable[ServerConfig], addresses: Addresses, *, can_watch: bool = True
-    ) -> None:
+    def __init__(self, servers: Iterable[ServerConfig], addresses: Addresses, *, can_watch: bool) -> None:
         self._addresses = addresses
         self._can_watch = can_watch
         self.entries: dict[str, Entry] = {}

@@ -683,7 +683,7 @@ class Host(CoreEvents):
                 text = text.replace(name, handle.name)
         return text
 
-    def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool = False) -> bool:
+    def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool) -> bool:
         """Create the server's entry with this configuration, or update its entry.
 
         Returns whether the entry has changed. A running server gets the configuration if its own has changed since, or

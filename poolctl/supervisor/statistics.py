@@ -296,7 +296,7 @@ class Statistics:
         ended, now = self.totals.of_the_ended(entry), self._core.clock.monotonic()
         return snapshot(entry, ended, self._counters, self._usage, now, memory=memory)
 
-    def figures(self, seen: ServerSnapshot, *, with_errors: bool = False) -> Stats:
+    def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> Stats:
         """The server's figures."""
         entry = seen.entry
         history = self._histories.setdefault(entry.name, History())

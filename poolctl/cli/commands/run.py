@@ -585,7 +585,7 @@ class BackgroundStream:
 class LogPrinter:
     """Prints new output of the pool's servers, each line prefixed with the server's name, or as an object."""
 
-    def __init__(self, client: Client, pool: PoolRef, *, times: bool, objects: bool = False) -> None:
+    def __init__(self, client: Client, pool: PoolRef, *, times: bool, objects: bool) -> None:
         self._objects = objects
         self._client = client
         self._pool = pool
@@ -680,7 +680,7 @@ def deaths_of(died: Mapping[str, Sequence[str]], command: str) -> Iterator[str]:
 
 
 def last_lines(
-    paths: Mapping[str, str], since: str, env: Mapping[str, str] = os.environ, *, objects: bool = False
+    paths: Mapping[str, str], since: str, env: Mapping[str, str] = os.environ, *, objects: bool
 ) -> str:
     """The lines of each server's log since then, under a heading that GitHub and GitLab can fold."""
     from poolctl.logs.log_tail import tail

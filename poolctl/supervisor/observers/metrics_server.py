@@ -73,7 +73,7 @@ class PoolMetrics:
         self._statistics = statistics
         self._identity = identity
 
-    async def text(self, openmetrics: bool = False, selector: Selector | None = None) -> str:
+    async def text(self, openmetrics: bool, selector: Selector | None = None) -> str:
         """The metrics of the pool, its servers and its features, or of the selected servers, as text."""
         entries = list(self._core.entries.values()) if selector is None else selected(self._core, selector)
         totals = self._statistics.totals

@@ -128,8 +128,16 @@ def test_last_lines_are_folded_where_logs_can_be(
     log.write_text("".join(f"2026-11-20T08:47:0{at}.000000Z {text}\n" for at, text in lines))
     (tmp_path / "empty.log").write_text("")
     paths = {"a": str(log), "b": str(tmp_path / "empty.log"), "c": str(tmp_path / "none.log")}
-    found = last_lines(paths, "2026-11-20T08:47:07.500000Z", env)
+    found = last_lines(paths, "2026-11-20T08:47:07.500000Z", env, objects=False)
     assert found == f"{before}a | one\na | ::error::two\n{after}"
+    objects = [
+        json.loads(line)
+        for line in last_lines(paths, "2026-11-20T08:47:07.5Z", env, objects=True).splitlines()
+    ]
+    assert [(each["server"], each["message"]) for each in objects] == [
+        ("a", "one"),
+        ("a", "::error::two\x1b[31m"),
+    ]
 
 
 LINE = "x" * 99 + "\n"
@@ -1145,7 +1153,7 @@ def test_lines_of_a_pool_that_does_not_answer_are_not_printed(
     directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     session = Session(directory)
-    printer = LogPrinter(session.run.client, session.pool, times=False)
+    printer = LogPrinter(session.run.client, session.pool, times=False, objects=False)
     printer.start()
     printer.finish()
     assert capsys.readouterr() == ("", "")

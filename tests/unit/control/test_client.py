@@ -426,7 +426,7 @@ def test_pool_of_too_old_a_version_is_not_upgraded(path: Path) -> None:
         stand_in(path, always(version="0.0.1", protocol=0)) as requests,
         pytest.raises(ControlError) as caught,
     ):
-        Client(str(path)).upgrade()
+        Client(str(path)).upgrade(force=False)
     assert [verb for verb, _ in requests] == ["ping"]
     assert "poolctl 0.0.1, which the pool runs, is too old for" in caught.value.message
     assert (caught.value.exit_code, "poolctl stop and poolctl start" in caught.value.hint) == (8, True)
@@ -461,7 +461,7 @@ def test_upgrade_is_done_when_another_supervisor_of_this_version_answers(
             assert found.exit_code == answer.get("exit_code", 0)
         else:
             with pytest.raises(ControlError, match=outcome) as caught:
-                Client(str(path)).upgrade()
+                Client(str(path)).upgrade(force=False)
             assert (caught.value.exit_code, "supervisor.log" in caught.value.hint) == (1, True)
     verb, body = requests[1]
     assert (verb, body["options"]["version"], body["options"]["protocol"]) == (

@@ -295,7 +295,7 @@ def entry_of(view: View, *, armed: bool) -> Entry:
 def test_state_of_a_server_agrees_with_its_workers(view: View, armed: bool) -> None:
     entry = entry_of(view, armed=armed)
     serves, state = bool(serving(view)), State(entry.state)
-    assert entry.sleeps == entry.view(may_start=True, may_stop=True).sleeps
+    assert entry.sleeps == entry.view(may_start=True, may_stop=True, may_open=True).sleeps
     if state is State.DRAINING and not serves:
         assert entry.asleep, "it falls asleep"
     else:

@@ -1508,7 +1508,7 @@ def test_worker_that_another_supervisor_was_ending_is_ended_in_the_same_way() ->
         pool.core.adopt_worker(entry, Worker(placement.id, 1, 0, entry.config, phase, placement))
         await turns()
         assert log_of(pool)[: len(expected)] == expected
-        assert entry.observed.workers == {}
+        assert (entry.observed.workers, pool.runner.replaced) == ({}, [])
 
     run(scenario(Phase.DRAINING, ["drain web.1.0", "stop web.1.0 7"]))
     run(scenario(Phase.STOPPING, ["stop web.1.0 7"]))

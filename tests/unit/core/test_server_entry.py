@@ -650,7 +650,7 @@ def test_canary_has_an_address_of_its_own_until_that_is_closed() -> None:
     assert server.config_apart is None
     canary.is_apart = True
     assert server.config_apart is other
-    assert server.view(may_start=True, may_stop=True).apart
+    assert server.view(may_start=True, may_stop=True, may_open=True).apart
     server.desired.canary, server.listener.withdrawn = None, canary
     assert server.config_apart is None
     for addresses in (server.listener.previous_configs, server.listener.releasing):
@@ -661,7 +661,7 @@ def test_canary_has_an_address_of_its_own_until_that_is_closed() -> None:
 
 def test_view_has_the_facts_of_the_entry() -> None:
     server = entry(Desired.RUN, **SLEEPER)
-    assert server.view(may_start=True, may_stop=False) == View(
+    assert server.view(may_start=True, may_stop=False, may_open=True) == View(
         Desired.RUN, 1, feasible=False, may_stop=False, sleepy=True
     )
     server.desired.overrides = Overrides(out=True)
@@ -683,7 +683,7 @@ def test_view_has_the_facts_of_the_entry() -> None:
         workers=(WorkerView("web.2.5", 2, 5, Phase.READY, idle=True, stuck=True, ko=True),),
     )  # fmt: skip
     canary.failure = "exited with status 1"
-    assert server.view(may_start=True, may_stop=True).canaries == 0
+    assert server.view(may_start=True, may_stop=True, may_open=True).canaries == 0
 
 
 def test_start_hook_is_due_unless_the_server_keeps_running() -> None:

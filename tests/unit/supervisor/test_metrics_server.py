@@ -209,7 +209,7 @@ def test_metrics_are_those_of_the_pool_its_processes_its_servers_and_its_feature
     async def work() -> None:
         figures = Figures()
         await figures.desk.ask("start", "web")
-        lines = (await figures.metrics.text()).splitlines()
+        lines = (await figures.metrics.text(False)).splitlines()
         assert 'poolctl_servers{state="running"} 1' in lines
         assert any(line.startswith('poolctl_build_info{pool="shop",') for line in lines)
         assert 'poolctl_requests_total{server="web"} 7' in lines
