@@ -98,10 +98,10 @@ class Situation(NamedTuple):
     histories: Sequence[Sequence[float]]
     ready: int  # ready workers, including unhealthy ones
     size: int  # the number of workers it should have
-    overlaps: bool = True  # whether two generations may run at once
-    under_way: bool = False  # whether a recovery is still running
-    now: float = 0.0
-    jitter: float = 0.0
+    overlaps: bool  # whether two generations may run at once
+    under_way: bool  # whether a recovery is still running
+    now: float
+    jitter: float
 
 
 class Decision(NamedTuple):

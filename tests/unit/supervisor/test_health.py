@@ -896,8 +896,8 @@ def test_a_thousand_are_asked_in_a_few_wakings_a_second() -> None:
 
 
 def seen(*histories: list[float], **facts: Any) -> Situation:
-    facts = {"strategy": "restart", "ready": 1, "size": 1, "now": 1000.0} | facts
-    return Situation(histories=histories or ([],), **facts)
+    alone = {"strategy": "restart", "ready": 1, "size": 1, "overlaps": True, "under_way": False}
+    return Situation(**{"histories": histories or ([],), "now": 1000.0, "jitter": 0.0} | alone | facts)
 
 
 situations = st.builds(
@@ -1238,7 +1238,7 @@ def test_hung_worker_is_recorded_recovered_and_recorded_again() -> None:
         (POLICY, seen([], [], size=2, ready=2), Decision(Step.RESTART, [0], 0.0)),
         (POLICY, seen([], [], size=2, ready=0), Decision(Step.WAIT, [], 0.0)),
         (POLICY, seen([], strategy="notify", under_way=True), Decision(Step.TELL, range(1), 0.0)),
-        (POLICY, Situation("restart", [], 1, 1), Decision(Step.NOTHING, (), 0.0)),
+        (POLICY, seen(histories=[]), Decision(Step.NOTHING, (), 0.0)),
     ],
 )  # fmt: skip
 def test_decision_has_its_workers_and_the_time_of_the_next(
