@@ -629,7 +629,7 @@ class RegistrationAddress(TableAddress[RegistrationEndpoint, RegistrationTable])
         self, server: RegistrationEndpoint, table: RegistrationTable, env: Mapping[str, str]
     ) -> None:
         clients = clients_of(table, env)
-        await self.use_certificate(server, table.tls, env)
+        await self.use_certificate(server, table.tls, env, required=True)
         server.clients = clients
 
 

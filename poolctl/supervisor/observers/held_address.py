@@ -99,7 +99,7 @@ class HeldAddress(Generic[Endpoint]):
         tls: TLSConfig | Literal[False],
         env: Mapping[str, str],
         *,
-        required: bool = True,
+        required: bool,
     ) -> None:
         """Use this certificate for new connections, or none. `configure` is called again to look for renewed files.
 

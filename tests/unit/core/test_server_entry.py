@@ -775,3 +775,16 @@ def test_summary_has_all_that_neighbours_depend_on() -> None:
     cleaning = entry(Desired.STOPPED, hooks=HOOKS)
     cleaning.hooks.after_stop_due = True
     assert cleaning.summary() == (Desired.STOPPED, False, False, (False, True), False, False)
+
+
+def test_new_worker_has_neither_failed_nor_been_asked_to_end() -> None:
+    worker = add_worker(entry(), Phase.PLACING)
+    assert [worker.given_up, worker.address_taken, worker.idle, worker.relieved] == [False] * 4
+    assert (worker.placed_at, worker.ready_at, worker.failure, worker.exit) == (0.0, None, None, None)
+
+
+def test_new_canary_is_of_this_supervisor_and_has_no_share_and_a_new_hook_goes_on() -> None:
+    config = entry().config
+    canary = Canary(generation=2, count=1, config=config, code_since=0.0, promoted=config)
+    assert (canary.share, canary.is_lost, canary.failure) == (0.0, False, "")
+    assert not RunningHook("before_start").ends

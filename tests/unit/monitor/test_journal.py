@@ -19,6 +19,7 @@ from poolctl.monitor.journal import (
     parsed,
     recent,
 )
+from tests.manual_clock import ManualClock
 
 STAMP = "2023-11-14T22:13:20.000000Z"
 
@@ -189,6 +190,16 @@ def test_journal_has_the_configured_file_or_else_the_default_one(tmp_path: Path)
     journal.close()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["own.jsonl", "own.jsonl.1"]
     assert (MAX_SIZE_BYTES, KEEP) == (10 * 1024 * 1024, 5)
+
+
+def test_journal_without_an_age_is_not_rotated_when_it_is_old(tmp_path: Path) -> None:
+    clock = ManualClock()
+    journal = Journal(str(tmp_path / "events.jsonl"), clock=clock)
+    for number in range(2):
+        journal.append([event_of(seq=number)])
+        clock.advance(10 * 365 * 86400)
+    journal.close()
+    assert [each.name for each in tmp_path.iterdir()] == ["events.jsonl"]
 
 
 def test_events_that_do_not_fit_are_counted_until_a_write_succeeds(tmp_path: Path) -> None:

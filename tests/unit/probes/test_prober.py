@@ -300,9 +300,11 @@ def test_closed_prober_closes_the_connection_of_a_worker_that_reads_nothing() ->
 
 def test_connection_that_is_being_opened_is_given_up_with_its_probe() -> None:
     given_up: list[bool] = []
+    asked: list[tuple[str, bool]] = []
 
     class Runner:
         async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
+            asked.append((kind, plain))
             try:
                 return await asyncio.Future()
             finally:
@@ -317,6 +319,7 @@ def test_connection_that_is_being_opened_is_given_up_with_its_probe() -> None:
             prober.cancel()
             await asyncio.sleep(0)
             assert len(given_up) == count
+        assert asked == [("echo", True)] * 2, "a heartbeat needs no TLS"
 
     run(scenario)
 

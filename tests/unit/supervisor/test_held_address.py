@@ -6,8 +6,9 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -20,7 +21,7 @@ from poolctl.keeper.keeper import Store
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.listener_opener import Opener
 from poolctl.supervisor.observers import held_address
-from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint
+from poolctl.supervisor.observers.held_address import HeldAddress, HttpEndpoint, TableAddress
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import run
@@ -367,3 +368,44 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+class TableGreetings(TableAddress[Greeter, Any]):
+    """Greets as a table of the file says, with a variable of the environment."""
+
+    def __init__(self, store: Store) -> None:
+        self.link = StoreLink(store)
+        self.environment: Any = SimpleNamespace(
+            keeper=self.link, configuration=SimpleNamespace(environment={"NAME": "Ada"})
+        )
+        super().__init__(self.environment, Events(ManualClock()), "greetings", "greet")
+
+    def make_server(self) -> Greeter:
+        return Greeter()
+
+    async def apply(self, server: Greeter, table: Any, env: Mapping[str, str]) -> None:
+        server.word = f"{table.word} {env['NAME']}"
+
+    async def followed(self, table: Any) -> None:
+        """Follow the table; returns when its address has been tried."""
+        self._tried.clear()
+        self.follow(table)
+        await self.opening_attempted()
+
+
+def test_address_of_a_table_follows_it_and_the_newest_environment(tmp_path: Path) -> None:
+    async def work() -> None:
+        path = tmp_path / "greet.sock"
+        greetings = TableGreetings(Store())
+        table = SimpleNamespace(bind=f"unix:{path}", mode="0660", word="hello")
+        await greetings.followed(table)
+        assert (await greeted(str(path)), path.stat().st_mode & 0o777) == ("hello Ada", 0o660)
+        greetings.environment.configuration.environment["NAME"] = "Grace"
+        await greetings.followed(SimpleNamespace(bind=f"unix:{path}", mode="0660", word="good evening"))
+        assert (await greeted(str(path)), greetings.problem) == ("good evening Grace", "")
+        await greetings.followed(None)
+        assert not path.exists()
+        await greetings.close()
+        greetings.link.end()
+
+    run(work())
