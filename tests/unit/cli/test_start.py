@@ -96,3 +96,36 @@ def test_line_counts_the_servers_that_are_ready(
         assert poolctl(*args).out.splitlines()[0] == line
         assert poolctl(*args, "--quiet").out == ""
         assert poolctl(*args, "-o", "json").json == {"schema": 1, "items": items, "errors": []}
+
+
+@pytest.mark.parametrize(
+    ("count", "note"),
+    [
+        (3, "poolctl keeps trying to start s0, s1, s2; poolctl stop s0 s1 s2 ends that"),
+        (4, "poolctl keeps trying to start 4 servers; poolctl stop ends that"),
+    ],
+)
+def test_servers_that_are_tried_again_are_named_up_to_three(
+    poolctl: Command, supervised: Supervised, count: int, note: str
+) -> None:
+    names = [f"s{number}" for number in range(count)]
+    items = [item(name, ready=False, state="backoff") for name in names]
+    errors = [{"code": 1323, "error": "ErrorPoolStart", "name": name, "message": "gone"} for name in names]
+    # A failed server that is not tried again, and one in backoff that this command has not failed to start.
+    items += [item("given-up", ready=False, state="failed"), item("other", ready=False, state="backoff")]
+    errors.append({"code": 1323, "error": "ErrorPoolStart", "name": "given-up", "message": "gone"})
+    with supervised(always(*items, exit_code=1, errors=errors)):
+        said = poolctl("start")
+    assert (said.code, said.out.splitlines()[0]) == (1, f"0 of {count + 2} servers ready")
+    assert said.err.splitlines()[0] == f"note: {note}"
+
+
+@pytest.mark.parametrize("state", ["running", "starting"])
+def test_addresses_of_the_gateway_that_serves_follow_those_of_the_servers(
+    poolctl: Command, supervised: Supervised, state: str
+) -> None:
+    gateway = {"state": state, "addresses": ["http://127.0.0.1:8080", "https://127.0.0.1:8443"]}
+    with supervised(always(item("users"), gateway=gateway)):
+        lines = poolctl("start").out.splitlines()
+    served = "the gateway serves http://127.0.0.1:8080, https://127.0.0.1:8443"
+    assert lines[1:] == ["users  http://127.0.0.1:8081", *([served] if state == "running" else [])]
