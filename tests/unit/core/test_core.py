@@ -1608,3 +1608,22 @@ def test_job_that_becomes_a_server_during_a_run_is_replaced_by_its_workers() -> 
         assert (entry.wanted, entry.desired.generation) == (True, run_.generation + 1)
 
     run(scenario())
+
+
+def test_window_that_puts_a_server_to_sleep_ends_its_workers_for_a_new_generation() -> None:
+    async def scenario() -> None:
+        windows = {"asleep": ["* 23 * * *"], "timezone": "UTC"}
+        pool = OrderedCore(web(scale={"min": 0, "idle": 60, **windows}))
+        assert pool.clock.time() == 1_700_000_000, "22:13:20"
+        await pool.start()
+        await woken(pool, "web")
+        entry = pool.core.entries["web"]
+        (worker,) = entry.observed.workers.values()
+        pool.clock.advance(3600)
+        for _ in range(2):
+            pool.core.touch(entry)
+            await turns()
+            assert (entry.kept, entry.observed.called, pool.runner.running) == ("asleep", False, {})
+            assert entry.desired.generation == worker.generation + 1
+
+    run(scenario())
