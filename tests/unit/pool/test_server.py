@@ -1027,6 +1027,12 @@ def test_stop_that_is_overtaken_by_a_start_is_no_failure() -> None:
     pool.stop_sync()
 
 
+def test_monitor_of_a_server_that_never_ran_has_no_uptime() -> None:
+    monitor = Server(config("a")).monitor()
+    assert (monitor.status, monitor.latency) == (Status.KO, None)
+    assert (monitor.sli, monitor.uptime, monitor.rises) == (0.0, timedelta(), 0)
+
+
 def test_server_cannot_be_pickled() -> None:
     with pytest.raises(TypeError, match="a Server cannot be pickled; pickle its config"):
         pickle.dumps(Server(config("a")))
