@@ -274,6 +274,8 @@ def test_process_that_was_started_before_answers_the_first_request(tmp_path: Pat
     run(scenario())
 
 
+# Python 3.13.0 may crash when coverage, in a process with two threads, saves what it has measured.
+@pytest.mark.unmeasured
 def test_process_of_a_supervisor_of_an_earlier_version_has_its_link_at_descriptor_3(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB)
