@@ -209,8 +209,8 @@ class Monitor:
     fall: timedelta
     sli: float
     message: str
-    rises: int
-    falls: int
+    rises: int = 0
+    falls: int = 0
 
     @classmethod
     def from_dict(cls, name: str, bind: str, document: Mapping[str, Any]) -> Monitor:
