@@ -946,7 +946,7 @@ class _BringUp:
         self.errors: list[ErrorEntry] = []
         self.late: list[str] = []
         self._generations: dict[str, int] = {}  # by server: the generation that was applied
-        self._needed: dict[str, list[str]] = {}  # by server: what it waits for, directly or not, in order
+        self._needed: dict[str, list[str]] = {}  # by server: its direct and indirect dependencies
         self._over: set[str] = set()
         self._deadlines: dict[str, float] = {}
         self._failing_since: dict[str, float] = {}

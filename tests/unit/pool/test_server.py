@@ -1039,7 +1039,7 @@ def test_server_cannot_be_pickled() -> None:
 
 
 class ProbedRunner(ScriptedRunner):
-    """Its workers answer their probes with a status, 200 unless `statuses` has another one by their id."""
+    """Its workers answer their probes with 200, or with the status that `statuses` has for their id."""
 
     def __init__(self) -> None:
         super().__init__()

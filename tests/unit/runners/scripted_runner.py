@@ -49,7 +49,7 @@ class ScriptedRunner:
         self.may_place: asyncio.Event | None = None
         self.may_stop: asyncio.Event | None = None
         self.asked: list[tuple[str, str, socket.socket]] = []
-        self.replaced: list[str] = []  # the orders to end a worker whose connections go to another one
+        self.replaced: list[str] = []  # workers ordered to end that hand their connections over
 
     @property
     def capabilities(self) -> Capabilities:

@@ -542,7 +542,7 @@ class Others:
 
 
 class Movable:
-    """A connection that moves unless `stays`; `transport` is None once it is closed."""
+    """A connection that can be moved, unless `stays` is true; its `transport` is None after closing."""
 
     def __init__(self, *, stays: bool = False) -> None:
         self.stays = stays
