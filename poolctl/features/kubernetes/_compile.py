@@ -104,10 +104,20 @@ def _refuse(config: Configuration, found: Iterable[Located]) -> None:
 
 
 def _in_order(config: Configuration) -> list[ServerConfig]:
-    """The servers, dependencies first."""
+    """The servers, the start of the longest chain of dependencies first, those outside any chain last.
+
+    Pods that others wait for begin like this before those of the rest of the pool keep the nodes busy.
+    """
     servers = {each.name: each for each in config}
-    needed = {name: [each.name for each in server.depends_on] for name, server in servers.items()}
-    return [servers[name] for name in TopologicalSorter(needed).static_order() if name in servers]
+    needed = {
+        name: [each.name for each in server.depends_on if each.name in servers]
+        for name, server in servers.items()
+    }
+    waiting = dict.fromkeys(servers, 0)  # by server: the length of the longest chain that waits for it
+    for name in reversed([*TopologicalSorter(needed).static_order()]):
+        for on in needed[name]:
+            waiting[on] = max(waiting[on], waiting[name] + 1)
+    return sorted(servers.values(), key=lambda each: (-waiting[each.name], not needed[each.name]))
 
 
 def _problems(servers: Sequence[ServerConfig], pool: KubernetesPool) -> Iterator[Located]:

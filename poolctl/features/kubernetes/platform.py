@@ -17,7 +17,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from graphlib import TopologicalSorter
 from operator import itemgetter
 from typing import ClassVar, NamedTuple
 
@@ -575,7 +574,7 @@ class _ClusterPool:
                 if name in found and name not in names:
                     names.add(name)
                     open_names.append(name)
-        return [name for name in TopologicalSorter(needed).static_order() if name in names]
+        return [name for name in needed if name in names]
 
     async def _refuse_foreign(self, names: Iterable[str], found: Mapping[str, Workload]) -> None:
         """Raise ControlError (8) if an object that these servers need exists and belongs to another owner."""

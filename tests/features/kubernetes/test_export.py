@@ -90,7 +90,7 @@ def test_files_are_those_of_the_example(poolctl: Any, directory: Path) -> None:
     assert done.code == 0, done.err
     made = {path.name: path.read_text() for path in (directory / "made").iterdir()}
     assert made == {path.name: path.read_text() for path in SHOP.glob("*.yaml")}
-    assert sorted(made) == ["1-users.yaml", "2-mail.yaml", "3-web.yaml"], "each after what it depends on"
+    assert sorted(made) == ["1-users.yaml", "2-web.yaml", "3-mail.yaml"], "each after what it depends on"
     for text in made.values():
         for each in yaml.safe_load_all(text):
             assert_valid(each, *VERSIONS)
