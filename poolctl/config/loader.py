@@ -323,7 +323,7 @@ class _Loader:
                 self._report(entries[owner.name] if owner else None, finding)
 
     def _cross_check(self) -> set[int]:
-        """Report servers that conflict with each other, or depend on each other in a circle; returns their indexes."""
+        """Report servers that conflict with each other, or whose dependencies form a cycle; returns their indexes."""
         entries = self.assembly.entries
         excluded: set[int] = set()
         for second, first, finding in conflicts(self.addresses):

@@ -124,9 +124,9 @@ def dependency_findings(
             elif other is not None and wanted.condition == "completed" and not other.job:
                 message = f"{wanted.name!r} is no job, so it never is completed"
                 yield server, Finding(path, message, 'write condition = "ready", or job = true for it')
-    for circle in circles({s.name: [d.name for d in s.depends_on if d.name in by_name] for s in depending}):
-        message = "depends on itself" + (f": {' → '.join([*circle, circle[0]])}" if circle[1:] else "")
-        yield by_name[circle[0]], Finding(("depends_on",), message, "take out one of these dependencies")
+    for cycle in cycles({s.name: [d.name for d in s.depends_on if d.name in by_name] for s in depending}):
+        message = "depends on itself" + (f": {' → '.join([*cycle, cycle[0]])}" if cycle[1:] else "")
+        yield by_name[cycle[0]], Finding(("depends_on",), message, "take out one of these dependencies")
 
 
 def unknown_dependencies(written: Tree, names: Collection[str]) -> Iterator[Finding]:
@@ -146,7 +146,7 @@ def _near(name: str, names: Collection[str]) -> str:
     return f"did you mean {near!r}?" if near else "name a server of this pool"
 
 
-def circles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
+def cycles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
     """Enough circular dependencies that removing them all leaves none. Not recursive, because a chain may be long."""
     done: set[str] = set()
     for start in graph:

@@ -232,7 +232,10 @@ class Hub:
         return public_drift_line(result.changed, os.path.dirname(first))
 
     def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
-        """The servers changed in more than uptime, the names of removed servers, and the changed figures."""
+        """Store the statistics.
+
+        Returns the names of servers changed in more than uptime, those of removed servers, and the changed figures.
+        """
         before, self._items = self._items, {}
         known, self._figures, self._series = self._figures, {}, {}
         changed, now = [], self._clock.time()

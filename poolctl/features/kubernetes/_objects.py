@@ -93,7 +93,7 @@ def objects_of(
     config_name = _with_digest(f"{pool.name}-{server.name}", config)
     secret_name = _with_digest(f"{pool.name}-{server.name}", variables)
 
-    def made(api: str, kind: str, name: str, **rest: object) -> Table:
+    def manifest(api: str, kind: str, name: str, **rest: object) -> Table:
         namespace = {} if pool.settings.namespace is None else {"namespace": pool.settings.namespace}
         return {
             "apiVersion": api,
@@ -102,15 +102,15 @@ def objects_of(
             **rest,
         }
 
-    yield made("v1", "ConfigMap", config_name, immutable=True, data=config)
+    yield manifest("v1", "ConfigMap", config_name, immutable=True, data=config)
     if variables:
         encoded = {
             name: base64.b64encode(_bytes(value)).decode() for name, value in sorted(variables.items())
         }
-        yield made("v1", "Secret", secret_name, immutable=True, type="Opaque", data=encoded)
+        yield manifest("v1", "Secret", secret_name, immutable=True, type="Opaque", data=encoded)
     if port is not None:
         ports = [{"name": "http", "port": port, "targetPort": "http", "protocol": "TCP"}]
-        yield made("v1", "Service", server.name, spec={"selector": labels, "ports": ports})
+        yield manifest("v1", "Service", server.name, spec={"selector": labels, "ports": ports})
     pod = _pod(server, pool.settings, config_name, secret_name if variables else "", port)
     awaited = [places[each.name] for each in server.depends_on if each.name in places]
     if awaited:
@@ -131,10 +131,10 @@ def objects_of(
                 "failedJobsHistoryLimit": _RUNS_KEPT,
                 "jobTemplate": {"metadata": {"labels": labels}, "spec": run},
             }
-            yield with_revision(made("batch/v1", "CronJob", name, spec=schedule))
+            yield with_revision(manifest("batch/v1", "CronJob", name, spec=schedule))
             return
         name = _with_digest(name, pod)  # a Job cannot be changed, and runs again when its server has changed
-        yield with_revision(made("batch/v1", "Job", name, spec=run))
+        yield with_revision(manifest("batch/v1", "Job", name, spec=run))
         return
     scaled = server.scale.is_automatic and not server.disabled
     replicas = {} if scaled else {"replicas": 0 if server.disabled else server.scale.min}
@@ -143,12 +143,12 @@ def objects_of(
     once = not server.overlap or (port is None and server.scale.max == 1)
     strategy = {"type": "Recreate"} if once else rolling
     spec = {**replicas, "selector": {"matchLabels": labels}, "strategy": strategy, "template": template}
-    deployment = made("apps/v1", "Deployment", name, spec=spec)
+    deployment = manifest("apps/v1", "Deployment", name, spec=spec)
     if replicas:
         deployment["metadata"]["annotations"] = {WORKERS: str(replicas["replicas"])}
     yield with_revision(deployment)
     if scaled:
-        yield made("autoscaling/v2", "HorizontalPodAutoscaler", name, spec=_scaling(server, name))
+        yield manifest("autoscaling/v2", "HorizontalPodAutoscaler", name, spec=_scaling(server, name))
 
 
 def with_revision(workload: Table, restarted_at: str = "") -> Table:

@@ -68,7 +68,7 @@ class MessageLine(NamedTuple):
 
 
 def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
-    """One message with these lines, at least one."""
+    """Combine the lines, at least one, into a message."""
     counts = {status: sum(line.status == status for line in lines) for status in (PROBLEM, RESOLVED, NEWS)}
     status = next(status for status, count in counts.items() if count)
     worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)

@@ -86,7 +86,7 @@ class RoutedConnection(Http1Connection):
                 if not self.idle:
                     self._hold(data)
                     return
-                end = self._begin(data)
+                end = self._take_head(data)
                 if not end:
                     return
             try:
@@ -158,8 +158,11 @@ class RoutedConnection(Http1Connection):
             data, routing.pending = routing.pending, b""
             self.data_received(data)
 
-    def _begin(self, data: bytes) -> int:
-        """The length of the head at the start of these bytes, if this server serves the request; otherwise 0."""
+    def _take_head(self, data: bytes) -> int:
+        """Take the request at the start of these bytes if this server serves it.
+
+        Returns the length of its head; 0 if the head is incomplete, or the connection waits or returns to the gateway.
+        """
         head = canonical_head(data)
         if head is None and RequestHead.is_incomplete(data):
             self._await_rest(data, data)
