@@ -29,7 +29,7 @@ help:
 	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
 	@echo "make test          the tests: about four minutes on two cores"
 	@echo "make test-all      every test but those of make heavy, with coverage"
-	@echo "make heavy         chaos, floods, long pauses, every benchmark once, and properties: about ten minutes"
+	@echo "make heavy         chaos, floods, long pauses, every benchmark once, variants of slow tests, and properties"
 	@echo "make properties    the property tests with all of their examples, others each time"
 	@echo "make applications  real applications: Django, FastAPI, Celery, gunicorn, node and others, restarted under load"
 	@echo "make test-cluster  pools on a real Kubernetes, built once from Debian's packages; with nodes, as root"

@@ -53,7 +53,7 @@ def test_gateway_is_a_fork_whose_parent_is_the_keeper_and_so_is_the_next_one(gat
     wait_until(lambda: not is_alive(zygote))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.heavy)])
 def test_zygote_that_is_killed_or_stopped_is_replaced(gateway: GatewayPool, number: signal.Signals) -> None:
     zygote = zygote_of(gateway)
     os.kill(zygote, number)

@@ -185,14 +185,19 @@ def test_pool_starts_reloads_scales_and_stops_on_a_cluster(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (("shop:1", "shop:9"), 'ErrImagePull: failed to pull and unpack image "shop:9": not found'),
+        pytest.param(
+            ("shop:1", "shop:9"),
+            'ErrImagePull: failed to pull and unpack image "shop:9": not found',
+            marks=pytest.mark.heavy,
+        ),
         (
             ("shop:app", "nothere:app"),
             "cannot import 'nothere:app': ModuleNotFoundError: No module named 'nothere'",
         ),
-        (
+        pytest.param(
             ('stop_delay = "300ms"', 'requests = { cpu = "100000m" }'),
             "no node can run it: 0/2 nodes are available",
+            marks=pytest.mark.heavy,
         ),
     ],
 )
@@ -539,7 +544,15 @@ def test_servers_of_a_killed_node_answer_elsewhere(cluster: Cluster, write: Any,
     assert [get(f"{address}:8002").status for address in cluster.addresses("web")] == [200]
 
 
-@pytest.mark.parametrize("status", [200, 400, 401, 403, 404, 409, 422, 429, 500, 503])
+@pytest.mark.parametrize(
+    "status",
+    [
+        200,
+        403,
+        500,
+        *(pytest.param(each, marks=pytest.mark.heavy) for each in (400, 401, 404, 409, 422, 429, 503)),
+    ],
+)
 def test_no_answer_of_an_api_server_is_a_traceback(
     status: int, shared_cluster: Cluster, poolctl: Any, write: Any
 ) -> None:

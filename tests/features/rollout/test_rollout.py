@@ -115,7 +115,7 @@ def write(pool: RealPool, port: int, behaviour: str = "pass", routes: str = "") 
 
 
 @pytest.mark.parametrize(
-    "kind", ["crash", *(pytest.param(each, marks=pytest.mark.slow) for each in ("errors", "slow", "leak"))]
+    "kind", ["crash", *(pytest.param(each, marks=pytest.mark.heavy) for each in ("errors", "slow", "leak"))]
 )
 def test_canary_that_is_worse_is_withdrawn_and_the_others_lose_nothing(pool: RealPool, kind: str) -> None:
     behaviour, condition, reason = WORSE[kind]

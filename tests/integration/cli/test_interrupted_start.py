@@ -39,7 +39,19 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize(("line", "module"), [*((line, False) for line in LINES), ("list", True)])
+@pytest.mark.parametrize(
+    ("line", "module"),
+    [
+        ("list", False),
+        ("__complete servers", False),
+        ("list", True),
+        *(
+            pytest.param(line, False, marks=pytest.mark.heavy)
+            for line in LINES
+            if line not in ("list", "__complete servers")
+        ),
+    ],
+)
 def test_ctrl_c_while_the_command_starts_is_130_without_a_traceback(
     real_pool: RealPool, line: str, module: bool
 ) -> None:

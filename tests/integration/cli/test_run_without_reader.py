@@ -108,11 +108,11 @@ class Running:
 @pytest.mark.parametrize(
     ("number", "leaves_first", "code", "stderr_too"),
     [
-        (None, True, 0, False),
         (signal.SIGTERM, True, 0, True),
-        (signal.SIGINT, True, 130, False),
         (signal.SIGINT, False, 130, False),
-        (signal.SIGINT, False, 130, True),
+        pytest.param(None, True, 0, False, marks=pytest.mark.heavy),
+        pytest.param(signal.SIGINT, True, 130, False, marks=pytest.mark.heavy),
+        pytest.param(signal.SIGINT, False, 130, True, marks=pytest.mark.heavy),
     ],
 )
 def test_a_stop_without_a_reader_completes_requests_and_the_shutdown(

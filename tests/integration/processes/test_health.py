@@ -300,8 +300,15 @@ def test_a_server_on_a_unix_socket_is_asked_like_any_other(shared_pool: RealPool
     health(shared_pool, "ko")
 
 
-@pytest.mark.parametrize("probe", ['http = "/"', "tcp = true"])
-@pytest.mark.parametrize("binds_itself", [True, False])
+@pytest.mark.parametrize(
+    ("probe", "binds_itself"),
+    [
+        ('http = "/"', True),
+        ("tcp = true", False),
+        pytest.param('http = "/"', False, marks=pytest.mark.heavy),
+        pytest.param("tcp = true", True, marks=pytest.mark.heavy),
+    ],
+)
 def test_a_program_is_asked_over_its_port(shared_pool: RealPool, probe: str, binds_itself: bool) -> None:
     shared_pool.write(
         "program.py",

@@ -98,7 +98,7 @@ def test_reload_under_way_is_completed_by_the_next_supervisor(pool: RealPool, un
     assert not pool.ok("status").stderr, "the file is in force"
 
 
-@pytest.mark.parametrize("moment", ["rollout started", "rollout: "])
+@pytest.mark.parametrize("moment", ["rollout started", pytest.param("rollout: ", marks=pytest.mark.heavy)])
 def test_rollout_under_way_ends_in_a_promotion(pool: RealPool, until: Any, moment: str) -> None:
     pool.write_hello("web", extra="workers = 3")
     pool.write("slow.py", SLOW_TO_IMPORT)
@@ -190,7 +190,9 @@ def test_stopped_supervisor_goes_on_when_its_keeper_is_killed_and_sleepers_wake(
     whole_again(pool, until, info["keeper_pid"])
 
 
-@pytest.mark.parametrize("fault", ["busy 1", "blocked 1", "orphan"])
+@pytest.mark.parametrize(
+    "fault", ["busy 1", *(pytest.param(each, marks=pytest.mark.heavy) for each in ("blocked 1", "orphan"))]
+)
 def test_supervisor_that_hangs_or_is_stopped_after_its_keepers_death_is_replaced_and_sleepers_wake(
     pool: RealPool, until: Any, fault: str
 ) -> None:

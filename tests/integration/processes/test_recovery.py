@@ -229,7 +229,14 @@ CLIENTS = 8
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("strategy", "workers"), [("replace", 1), ("replace", 2), ("restart", 1), ("restart", 2)]
+    ("strategy", "workers"),
+    [
+        ("replace", 2),
+        *(
+            pytest.param(*each, marks=pytest.mark.heavy)
+            for each in (("replace", 1), ("restart", 1), ("restart", 2))
+        ),
+    ],
 )
 def test_a_stuck_worker_under_load_costs_only_the_connections_that_it_has(
     real_pool: RealPool, strategy: str, workers: int

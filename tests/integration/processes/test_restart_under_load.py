@@ -104,7 +104,11 @@ class Loads:
         return {mode: load.stop() for mode, load in self._loads.items()}
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: "-".join(map(str, kind)))
+@pytest.mark.parametrize(
+    "kind",
+    [KINDS[0], *(pytest.param(each, marks=pytest.mark.heavy) for each in KINDS[1:])],
+    ids=lambda kind: "-".join(map(str, kind)),
+)
 def test_a_restart_under_load_loses_no_request(pool: RealPool, kind: Kind) -> None:
     where = write(pool, kind)
     pool.ok("start")

@@ -51,7 +51,9 @@ def test_a_keeper_that_gets_no_answer_ends_the_pool_itself_and_in_time(pool: Rea
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stopped", ["itself", "the child that waits for a request"])
+@pytest.mark.parametrize(
+    "stopped", ["itself", pytest.param("the child that waits for a request", marks=pytest.mark.heavy)]
+)
 def test_stopped_zygote_is_killed_before_a_worker_is_needed(pool: RealPool, until: Any, stopped: str) -> None:
     pool.write_hello()
     pool.ok("start")

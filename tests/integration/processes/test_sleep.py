@@ -301,7 +301,16 @@ def test_reload_wakes_no_server_and_changes_the_idle_time_of_running_ones(pool: 
     assert get(ports["asleep"]).status == 200
 
 
-@pytest.mark.parametrize(("mode", "enough"), [("keep_alive", 80), ("new_connection", 80), ("pipelined", 640)])
+@pytest.mark.parametrize(
+    ("mode", "enough"),
+    [
+        ("keep_alive", 80),
+        *(
+            pytest.param(*each, marks=pytest.mark.heavy)
+            for each in (("new_connection", 80), ("pipelined", 640))
+        ),
+    ],
+)
 def test_no_request_is_lost_at_whatever_moment_it_comes(pool: RealPool, mode: str, enough: int) -> None:
     shutil.copy(apps.__file__, pool.directory / "hello.py")
     # Two clients with a pause of about the idle time: now they come before the server sleeps, now after, now just then.

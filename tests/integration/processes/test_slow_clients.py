@@ -54,7 +54,7 @@ def all_of(sock: socket.socket) -> bytes:
     return received
 
 
-@pytest.mark.parametrize(("loop", "parser"), ENGINES)
+@pytest.mark.parametrize(("loop", "parser"), [ENGINES[1], pytest.param(*ENGINES[0], marks=pytest.mark.heavy)])
 def test_slow_and_silent_clients_are_sent_away_awake_asleep_and_across_a_restart(
     pool: RealPool, loop: str, parser: str
 ) -> None:
