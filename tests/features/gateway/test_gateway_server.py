@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import shutil
 import socket
 from collections.abc import AsyncIterator, Coroutine
@@ -278,6 +279,9 @@ def test_table_of_many_routes_keeps_the_backends_of_those_that_had_requests(
             stage.publish(4, unused, replace(unused, alias="c", host="c"))
             await stage.settled()
             assert backends.aliases == []
+            stage.publish(5, unused)
+            await stage.settled()
+            assert backends.aliases == ["b"], "a table of few routes has those of all"
 
     run(work())
 
@@ -371,8 +375,11 @@ def test_states_of_machines_are_those_of_the_present_supervisor(tmp_path: Path) 
             assert found.host not in machines
             # Another supervisor does not know them yet.
             stage.process.report_machines({found.host: found})
+            await stage.settled()
+            assert found.host in machines
             stage.process.resync()
             await stage.begin()
+            await stage.settled()
             assert found.host not in machines
 
     run(work())
@@ -550,5 +557,42 @@ def test_pair_of_a_server_stays_when_it_is_sent_again_or_an_earlier_one_is_withd
             assert not stage.server.edge.passing.passes("web")
             for end in (give, take, earlier, its_take):
                 end.close()
+
+    run(work())
+
+
+def test_backends_of_a_stream_are_reported_before_its_first_connection(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            listener, *_ = stage.stream("10.0.0.5:5432")
+            report = await stage.process.report()
+            assert [row["host"] for row in report["hosts"]] == ["web", "10.0.0.5:5432"]
+            listener.close()
+
+    run(work())
+
+
+def test_draining_process_leaves_new_connections_to_the_next_while_it_waits_for_a_head(
+    tmp_path: Path,
+) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            reader, writer = await asyncio.open_connection("127.0.0.1", stage.port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: example.com\r\n")
+            waiting = stage.server.edge.passing.waiting
+            while not len(waiting):
+                await asyncio.sleep(0)
+            draining = asyncio.ensure_future(stage.server.drain(1000.0, last=False))
+            await stage.settled()
+            with socket.create_connection(("127.0.0.1", stage.port)) as client:
+                client.sendall(b"GET / HTTP/1.1\r\nHost: example.com\r\n\r\n")
+                assert select.select([stage.listener], [], [], DEADLINE_SECONDS)[0]
+                await stage.settled()
+                assert len(waiting) == 1
+                stage.listener.accept()[0].close()
+            writer.write(b"Connection: close\r\n\r\n")
+            assert (await reader.read()).endswith(b"ok")
+            writer.close()
+            await draining
 
     run(work())
