@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+from poolctl import TLSConfig
 from poolctl.config import MASK, ServerConfig, Tables
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
@@ -195,6 +196,26 @@ def test_kept_connections_are_ended_between_a_table_that_passes_none_and_the_nex
         await publisher.compute("other", "web", user="nobody")
         assert publisher.ended == [({"web"}, [False])]
         assert len(publisher.generations) == len(set(publisher.generations)) == 3
+        publisher.published.close()
+
+    run(work())
+
+
+def test_connections_of_a_host_are_ended_once_when_its_route_is_removed() -> None:
+    async def work() -> None:
+        publisher = Publisher()
+        tls = TLSConfig(cert="web.pem", key="web.key")
+        servers = [
+            ServerConfig(name="web", bind="127.0.0.1:8000", app="a:b", user="root", tls=tls),
+            ServerConfig(name="other", bind="127.0.0.1:8001", app="a:b", user="nobody"),
+        ]
+        other, web = (RouteConfig(to=(name,), host=f"{name}.example") for name in ("other", "web"))
+        second = RouteConfig(to=("other",), host="second.example")
+        for routes in ((other, web), (other,), (other, second)):
+            tables = Tables(gateway=GatewayConfig(), routes=routes)
+            publisher.published.compute(lambda tables=tables: (servers, tables))  # type: ignore[misc]
+            await publisher.published.settled()
+        assert [servers for servers, _ in publisher.ended] == [{"web"}]
         publisher.published.close()
 
     run(work())

@@ -304,3 +304,17 @@ def test_datagrams_and_connections_share_a_port() -> None:
         assert listeners.settings == {}
 
     run(scenario())
+
+
+def test_closed_listener_refuses_connections_although_another_process_has_a_duplicate() -> None:
+    async def scenario() -> None:
+        port = claim_port()
+        listeners, listener = GatewayListeners(Store()), http(f"127.0.0.1:{port}")
+        assert await listeners.open(by_key(listener)) == []
+        (sock,) = listeners.of(listener.key)
+        with sock.dup():
+            assert is_open(port)
+            await listeners.close_others(())
+            assert not is_open(port)
+
+    run(scenario())
