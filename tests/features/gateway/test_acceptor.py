@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import resource
@@ -13,6 +14,7 @@ import pytest
 
 from poolctl.features.gateway.process import acceptor
 from poolctl.features.gateway.process.descriptor_limit import DescriptorLimit, lowest_free
+from poolctl.features.gateway.process.settings import ListenerSettings
 from poolctl.keeper import wire
 from poolctl.keeper.connection_handover import MOST_HOPS, Connection, Routed
 from tests.certificates import certificate
@@ -433,9 +435,37 @@ def test_connection_of_a_proxy_that_reports_its_client_is_proxied() -> None:
         await stage.connect(b"PROXY UNKNOWN\r\n" + HEAD)
         taken = await pair.take()
         assert taken.recv(1000) == HEAD
+        assert taken.routed.trusted
         taken.close()
 
     play(scene, accept_proxy=True, trusted_proxies=("127.0.0.1",))
+
+
+class Failing(socket.socket):
+    """A connection that is reset after its first bytes were peeked at."""
+
+    def recv(self, size: int, flags: int = 0) -> bytes:  # type: ignore[override]
+        if not flags & socket.MSG_PEEK:
+            raise ConnectionResetError
+        return super().recv(size, flags)
+
+
+def test_connection_that_is_reset_before_its_proxy_header_is_read_is_closed() -> None:
+    async def scene(stage: Stage) -> None:
+        client, accepted = _connected()
+        client.send(b"PROXY UNKNOWN\r\n" + HEAD)
+        settings = ListenerSettings(bind="127.0.0.1:0", accept_proxy=True)
+        connection = acceptor.ReportingConnection(
+            stage.edge, Failing(fileno=accepted.detach()), "127.0.0.1", settings
+        )
+        while not connection.has_unread():
+            await asyncio.sleep(0)
+        assert not connection.on_readable(ended=False)
+        connection.serve()
+        assert connection.sock.fileno() == -1
+        client.close()
+
+    play(scene)
 
 
 BODY = b"hello"

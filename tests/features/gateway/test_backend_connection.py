@@ -531,3 +531,20 @@ def test_end_of_one_direction_closes_what_has_no_such_end(exchange: Exchange) ->
     transport.ends_alone = True
     close_writing(transport)
     assert transport.calls == ["close"], "it closes already"
+
+
+@pytest.mark.usefixtures("frozen_clock")
+def test_end_in_the_midst_of_many_chunks_is_a_loss_behind_the_received_ones(exchange: Exchange) -> None:
+    exchange.ask()
+    exchange.loop.run_until_complete(ends_early(exchange))
+    exchange.loop.pass_time()
+    first, *pieces, last = exchange.receiver.got
+    assert first[1] + b"".join(pieces) == TINY * (MOST_CHUNKS_AT_ONCE + 1)
+    assert last == ("lost", "NoneType")
+
+
+async def ends_early(exchange: Exchange) -> None:
+    """The backend closes the connection before the last chunk."""
+    exchange.connection.data_received(OK_CHUNKED + TINY * (MOST_CHUNKS_AT_ONCE + 1))
+    exchange.transport.closing = True
+    exchange.lose()

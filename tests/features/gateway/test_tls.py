@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import ssl
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from poolctl.features.gateway.process.tls import (
     ClientHello,
     ListenerCertificates,
     NoClientHello,
+    TlsReader,
     read_client_hello,
 )
 from tests.certificates import certificate
@@ -196,3 +199,14 @@ def test_certificate_of_the_name_in_the_handshake_is_shown_even_if_it_began_with
     session_of(certificates, client, "b.example", asked="a.example")
     with pytest.raises(ssl.SSLCertVerificationError):
         session_of(certificates, client, "a.example", asked="b.example")
+
+
+def test_bytes_in_the_shared_buffer_reach_the_protocol_before_others_replace_them() -> None:
+    received: list[bytes] = []
+    protocol: Any = SimpleNamespace(data_received=received.append)
+    shared = memoryview(bytearray(8))
+    first, second = TlsReader(protocol, shared), TlsReader(protocol, shared)
+    for reader, data in ((first, b"hello"), (second, b"you"), (first, b"")):
+        reader.get_buffer(-1)[: len(data)] = data
+        reader.buffer_updated(len(data))
+    assert received == [b"hello", b"you", b""]
