@@ -42,6 +42,7 @@ from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
+from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.verbs.verb import Call
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, play
@@ -76,11 +77,25 @@ class Keeper:
         return {}, [fd]
 
 
+class BusyKeeper(Keeper):
+    """Answers after a lot of other work."""
+
+    async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        for _ in range(20):
+            await in_daemon_thread(lambda: None)
+        return await super().call(message)
+
+
 class Registry:
     """A TargetRegistration whose routes are those of the stage's edge, with what a previous supervisor left."""
 
     def __init__(
-        self, stage: Stage, keeper: Keeper | None = None, directory: str = "", state_directory: str = ""
+        self,
+        stage: Stage,
+        keeper: Keeper | None = None,
+        directory: str = "",
+        state_directory: str = "",
+        clock: Clock | None = None,
     ) -> None:
         self.edge = stage.edge
         self.keeper = keeper or Keeper()
@@ -99,7 +114,7 @@ class Registry:
         environment: Any = SimpleNamespace(
             keeper=self.keeper, directory=self.directory, state_directory=self.state_directory
         )
-        core: Any = SimpleNamespace(clock=Clock())
+        core: Any = SimpleNamespace(clock=clock or Clock())
         self.manager = TargetRegistration(part_site(core, events, environment))
         self.manager.connect(gateway)
         self.routes.compute(lambda: ((), tables))
@@ -192,6 +207,24 @@ def test_service_that_has_left_gets_no_request_after_the_answer() -> None:
     play(work)
 
 
+def test_service_without_a_heartbeat_is_taken_out_when_its_time_has_passed() -> None:
+    async def work(stage: Stage) -> None:
+        clock = ManualClock()
+        registry = Registry(stage, clock=clock)
+        backend = await stage.backend(Health().script)
+        await registry.ask("register", name="users", to=backend.url, ttl=0.001)
+        assert await asked(stage) == b"200 hello"
+        clock.advance(1)
+        await until(lambda: ("pool", "backend expired") in registry.trail)
+        await registry.routes.settled()
+        assert await asked(stage) == b"503"
+        (saved,) = json.loads(registry.keeper.entries[fd_store.REGISTRATIONS])
+        assert saved["state"] == "silent"
+        await registry.close()
+
+    play(work)
+
+
 def test_failing_service_is_taken_out_and_comes_back() -> None:
     async def work(stage: Stage) -> None:
         registry = Registry(stage)
@@ -248,6 +281,39 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         assert [each.url for each in match.route.to] == ["http://10.0.0.7:9000"]
         for each in (killed, started, successor):
             await each.close()
+
+    play(work)
+
+
+def test_service_of_the_previous_supervisor_can_change_or_leave_at_once() -> None:
+    async def work(stage: Stage) -> None:
+        keeper = BusyKeeper()
+        options = {"name": "users", "to": "http://10.0.0.7:9000"}
+        first = Registry(stage, keeper)
+        await first.ask("register", **options)
+        second = Registry(stage, keeper, first.directory)
+        await second.ask("register", **options, ttl=30)
+        assert second.trail == [("audit", "backend changed")]
+        third = Registry(stage, keeper, first.directory)
+        assert (await third.ask("unregister", **options))["exit_code"] == 0
+        for each in (first, second, third):
+            await each.close()
+
+    play(work)
+
+
+def test_address_that_is_in_use_is_known_once_opening_it_was_attempted() -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        await registry.manager.opening_attempted()  # nothing is to be opened without the table
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            table = RegistrationTable(bind=f"127.0.0.1:{port}", client=())
+            registry.manager.follow(Tables(gateway=GatewayConfig(), registration=table))
+            await registry.manager.opening_attempted()
+            (problem,) = registry.manager.not_served
+            assert problem.startswith(f"[registration]: registration cannot be served: port {port} is in use")
+        await registry.close()
 
     play(work)
 
