@@ -22,6 +22,7 @@ from poolctl.exit_codes import NO_SUPERVISOR
 from poolctl.features.gateway.process.settings import GatewaySettings, ListenerSettings
 from poolctl.features.gateway.supervision import gateway_manager
 from poolctl.features.gateway.supervision.computed_routes import RouteSet
+from poolctl.features.gateway.supervision.gateway_adoption import GatewaySearch
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager
 from poolctl.features.gateway.supervision.gateway_plan import Certificate, GatewayPlan
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
@@ -1058,17 +1059,39 @@ def test_adopted_process_is_sent_everything_again(monkeypatch: pytest.MonkeyPatc
     with_manager(scene)
 
 
+def without_predecessor(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the keeper hold nothing of a previous supervisor."""
+
+    async def adopted(keeper: object, entry: str) -> None:
+        return None
+
+    async def call(message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        return {"entries": []}, []
+
+    monkeypatch.setattr(GatewayProcess, "adopted", adopted)
+    keeper: Any = manager._keeper
+    keeper.call = call
+
+
+def test_no_gateway_is_started_while_one_that_outlived_its_pool_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def search(self: GatewaySearch) -> None:
+        self.silent = True
+
+    monkeypatch.setattr(GatewaySearch, "search", search)
+
+    async def scene(manager: Manager) -> None:
+        without_predecessor(manager, monkeypatch)
+        with pytest.raises(TimeoutError, match="outlived keeper and supervisor does not answer yet"):
+            await manager._settle()
+
+    with_manager(scene)
+
+
 def test_problem_of_a_gateway_ends_with_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene(manager: Manager) -> None:
-        async def adopted(keeper: object, entry: str) -> None:
-            return None
-
-        async def call(message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-            return {"entries": []}, []
-
-        monkeypatch.setattr(GatewayProcess, "adopted", adopted)
-        keeper: Any = manager._keeper
-        keeper.call = call
+        without_predecessor(manager, monkeypatch)
         manager._report_problem(ServerError("port 80 is in use"))
         assert manager.problem == "port 80 is in use"
         await manager._settle()
