@@ -910,6 +910,10 @@ class Zygote:
         assert directory == "/run"
         return cls(mark)
 
+    @classmethod
+    async def adopted(cls, keeper: object, entry: str) -> None:
+        """The previous supervisor has left none."""
+
     def keep(self, keeper: object, name: str) -> None:
         self.kept.append(name)
 
@@ -1087,6 +1091,41 @@ def test_no_gateway_is_started_while_one_that_outlived_its_pool_does_not_answer(
             await manager._settle()
 
     with_manager(scene)
+
+
+@pytest.mark.parametrize(
+    ("certificates", "times"),
+    [((), [0.0, 0.0]), ((Certificate("a:1", (), {}, (), "digest"),), [0.0, 0.0, 30.0, 60.0])],
+)
+@pytest.mark.usefixtures("zygotes")
+def test_certificates_are_read_again_every_half_minute_if_there_are_any(
+    monkeypatch: pytest.MonkeyPatch, certificates: tuple[Certificate, ...], times: list[float]
+) -> None:
+    read: list[float] = []
+    settings = GatewaySettings(directory="/run")
+
+    async def plan() -> GatewayPlan:
+        read.append(loop.time())
+        return GatewayPlan(settings, {}, {}, certificates)
+
+    async def scene() -> None:
+        manager = Manager()
+        without_predecessor(manager, monkeypatch)
+        monkeypatch.setattr(manager, "_plan", plan)
+        manager.made = manager._process = Orders()
+        manager.made.mark = settings.mark
+        for _ in range(2):
+            await manager._settle()
+        await asyncio.sleep(75.0)
+        assert read == times
+        for each in manager._own or ():
+            each.close()
+
+    loop = VirtualLoop()
+    try:
+        loop.run_until_complete(scene())
+    finally:
+        loop.close()
 
 
 def test_problem_of_a_gateway_ends_with_its_table(monkeypatch: pytest.MonkeyPatch) -> None:
