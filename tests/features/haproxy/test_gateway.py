@@ -8,7 +8,7 @@ import os
 import socket
 import ssl
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -321,7 +321,9 @@ def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_stays
     run(work())
 
 
-def test_process_is_over_when_haproxy_refuses_its_first_configuration(short: Path) -> None:
+def test_process_is_over_when_haproxy_refuses_its_first_configuration_and_its_log_says_why(
+    short: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def work() -> None:
         stage = Stage(str(short), True)
         stage.process.configure(stage.settings)
@@ -330,6 +332,7 @@ def test_process_is_over_when_haproxy_refuses_its_first_configuration(short: Pat
         stage.process.begin()
         await stage.over
         await stage.close()
+        assert "HAProxy cannot serve by the new configuration: " in caplog.text
 
     run(work())
 
@@ -344,6 +347,26 @@ def test_process_keeps_no_pair_of_a_server(short: Path) -> None:
             with take:
                 take.setblocking(False)
                 assert await asyncio.get_running_loop().sock_recv(take, 1) == b""
+
+    run(work())
+
+
+def test_newest_pair_for_passed_connections_is_held_for_the_next_supervisor(short: Path) -> None:
+    def inodes(pair: Iterable[socket.socket]) -> list[int]:
+        return [os.fstat(each.fileno()).st_ino for each in pair]
+
+    async def work() -> None:
+        async with gateway(short) as stage:
+            first, second = wire.pair(), wire.pair()
+            for pair in (first, second):
+                stage.process.take_back(*pair)
+            await stage.process.performed()
+            held = [sockets for message, sockets in stage.server.holdings() if message["t"] == "pair"]
+            assert [inodes(each) for each in held] == [inodes(second)]
+            first[0].close()
+            assert wire.receive(first[1]) is None, "of the first pair nothing is left"
+            for each in (first[1], *second):
+                each.close()
 
     run(work())
 
@@ -680,6 +703,7 @@ def slots(started: int, *answered: int) -> list[int]:
 
 def test_counts_of_requests_are_those_of_each_route_and_server() -> None:
     counted = Counted()
+    assert counted.statistics.connections == 0
     assert counted.hosts() == {
         "one": (0, 0, 0, "closed"), "http://10.0.0.7:80": (0, 0, 0, "closed"),
         "10.0.0.5:5432": (0, 0, 0, "closed"),
