@@ -300,9 +300,12 @@ def test_other_settings_are_followed_from_the_next_report_on() -> None:
     run(test())
 
 
-def test_more_services_than_a_page_has_room_for_make_it_grow(tmp_path: Path) -> None:
+@pytest.mark.parametrize("services", [7, 100])
+def test_counts_of_a_full_page_and_of_one_that_has_grown_are_all_taken_over(
+    tmp_path: Path, services: int
+) -> None:
     counts = UnsentCounts(str(tmp_path))
-    names = [f"service-{number}" for number in range(100)]
+    names = [f"service-{number}" for number in range(services)]
     for number, name in enumerate(names):
         slot = counts.slot(name)
         counts.words[slot] = number
@@ -310,7 +313,8 @@ def test_more_services_than_a_page_has_room_for_make_it_grow(tmp_path: Path) -> 
     after = UnsentCounts(str(tmp_path))
     (other,) = after.others()
     assert other.is_left()
-    assert {name: count for name, count, _ in other.counts()} == {f"service-{n}": n for n in range(1, 100)}
+    expected = {f"service-{number}": number for number in range(1, services)}
+    assert {name: count for name, count, _ in other.counts()} == expected
     other.remove()
     after.close()
 

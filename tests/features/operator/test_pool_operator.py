@@ -220,7 +220,8 @@ def test_invalid_reports_say_what_is_wrong_with_them() -> None:
             ):
                 answer = await asking(request(body))
                 assert (answer.status, message in answer.message) == (status, True), (body, answer)
-            assert (await asking(request(method="GET"))).status == 405
+            answer = await asking(request(method="GET"))
+            assert (answer.status, "allow: post\r\n" in answer.fields.lower()) == (405, True)
             assert (await asking(request(path="/"))).status == 404
         assert (await ask(bind, request(b"x" * 20_000))).status == 413
         assert (await ask(bind, b"HELO\r\n\r\n")).status == 400
