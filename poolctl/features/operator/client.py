@@ -417,7 +417,6 @@ class UnsentCounts:
                 self._create()
             except OSError as error:
                 self._only_in_memory(error)
-        self.words[0] = LAYOUT
 
     def __repr__(self) -> str:
         return f"<UnsentCounts: {self.words[1]} services{', ' if self._path else ''}{self._path}>"

@@ -256,7 +256,7 @@ def test_address_that_is_not_trusted_is_refused_before_anything_else() -> None:
 def test_client_of_ipv4_is_trusted_on_an_address_for_both_versions() -> None:
     async def test(pool: Pool) -> None:
         port = claim_port()
-        await pool.serve(OperatorTable(bind=f"[::]:{port}", trusted=("127.0.0.1",)))
+        await pool.serve(OperatorTable(bind=f"[::]:{port}", trusted=("127.1.2.3/8",)))
         assert (await ask(f"127.0.0.1:{port}", request())).status == 200
 
     play(test)
