@@ -48,11 +48,10 @@ _HEALTH = {SERVING: HEALTHY, STARTING: ROUTE_STARTING}
 _NOT_PROBED = ("exec", "tcp", "body")
 
 
-def _http_only(probe: Probe) -> Probe:
+def _check_http_only(probe: Probe) -> None:
     other = next((key for key in _NOT_PROBED if getattr(probe, key)), None)
     if other is not None or probe.http is None:
         raise BadValue("a registered service is probed by http alone", '"/health"')
-    return probe
 
 
 class Registration(Table):
@@ -79,7 +78,7 @@ def registration_of(given: dict[str, Tree], findings: list[Finding]) -> Registra
     made = validated(Registration, given, findings)
     if made is not None and made.probe is not None:
         try:
-            _http_only(made.probe)
+            _check_http_only(made.probe)
         except BadValue as wrong:
             findings.append(Finding(("probe",), str(wrong), f"allowed is {wrong.allowed}"))
             return None
