@@ -386,6 +386,20 @@ def test_hosts_are_disabled_and_drained_by_order(short: Path) -> None:
     run(work())
 
 
+def test_host_is_disabled_for_the_time_in_the_settings_unless_the_order_names_another(short: Path) -> None:
+    async def work() -> None:
+        async with gateway(short) as stage:
+            stage.process.configure(replace(stage.settings, traffic_re_enable_seconds=1000.0))
+            await stage.process.order_hosts({"op": "disable", "hosts": ["one"]})
+            await stage.process.order_hosts({"op": "disable", "hosts": ["two"], "for": 2000.0})
+            await stage.process.performed()
+            *_, states = [each["states"]["hosts"] for each in stage.reports if each["t"] == "hosts"]
+            found = {each["host"]: round(each["until"] - each["since"]) for each in states}
+            assert found == {"one": 1000, "two": 2000}
+
+    run(work())
+
+
 @pytest.mark.slow
 def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
     async def work() -> None:
