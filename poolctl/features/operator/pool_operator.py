@@ -202,7 +202,7 @@ def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
 
 
 def read_report(body: bytes) -> Report:
-    """The report in the body. As in Go's decoder, a missing count or namespace has a zero value. Raises ValueError."""
+    """The report in the body. A missing count is one request, a missing namespace the empty one. Raises ValueError."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):

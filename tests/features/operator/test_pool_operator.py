@@ -191,12 +191,12 @@ def test_resolver_of_kubeelasti_scales_a_server_up_over_a_kept_connection() -> N
         table, bind = trusted()
         await pool.serve(table)
         async with connected(bind) as asking:
-            for _ in range(2):
-                answer = await asking(request())
+            for report in (REPORT, {"svc": "users"}):
+                answer = await asking(request(report))
                 assert (answer.status, answer.message) == (200, "Request received successfully!")
                 assert "content-type: application/json\r\n" in answer.fields.lower()
                 assert "connection: close" not in answer.fields.lower()
-        assert pool.servers.demanded == [("users", 1), ("users", 1)]
+        assert pool.servers.demanded == [("users", 1), ("users", 1)], "a missing count is one request"
 
     play(test)
 
