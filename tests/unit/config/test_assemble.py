@@ -272,3 +272,32 @@ def test_list_of_a_later_file_replaces_the_list_of_an_earlier_one(tmp_path: Path
         (tmp_path / f"{name}.toml").write_text(f'[[notify]]\ntype = "command"\ncommand = ["{program}"]\n')
     config = PoolConfig.load([tmp_path / "a.toml", tmp_path / "b.toml"], {})
     assert [each["command"] for each in config.tables.to_dict()["notify"]] == [["two"]]
+
+
+@pytest.mark.skipif("gateway" not in FEATURES, reason="there are no such tables")
+def test_route_of_a_later_file_is_merged_into_the_one_of_its_alias_and_others_follow(tmp_path: Path) -> None:
+    one, two = tmp_path / "a.toml", tmp_path / "b.toml"
+    gateway = '[gateway]\nbind = "127.0.0.1:80"\n'
+    one.write_text(gateway + SERVER + '[[route]]\nalias = "api"\npath = "/api"\nto = "web"\n')
+    two.write_text(
+        '[[route]]\npath = "/x"\nto = "web"\n[[route]]\nalias = "api"\nhost = "a.example"\npolicy = 3\n'
+    )
+    (problem,) = PoolConfig.load([one, two], {}).problems
+    assert str(problem).startswith(f"{two}:7:1: route[1].policy: ")
+    two.write_text(two.read_text().replace("3", '"first"'))
+    config = PoolConfig.load([one, two], {})
+    assert config.problems == []
+    found = [
+        (each.get("alias"), each.get("host"), each["path"], each["policy"])
+        for each in config.tables.to_dict()["route"]
+    ]
+    assert found == [("api", "a.example", "/api", "first"), (None, None, "/x", "round-robin")]
+
+
+def test_place_of_a_key_that_no_file_has_is_its_table_in_the_last_file_with_it(tmp_path: Path) -> None:
+    documents = [
+        Document(str(tmp_path / "a.toml"), '[pool]\nname = "x"\n'),
+        Document(str(tmp_path / "b.toml"), '\n[metrics]\nbind = ":1"\n'),
+    ]
+    place = Origins(documents, []).of_table(("metrics", "path"))
+    assert (place.file, place.line, place.key) == (str(tmp_path / "b.toml"), 2, "metrics.path")

@@ -587,6 +587,28 @@ def test_automatic_ports_stay_until_another_program_has_taken_them_while_the_poo
     pool.scenario(work)
 
 
+@pytest.mark.parametrize(
+    "owner",
+    [
+        '[[server]]\nname = "b"\nbind = "127.0.0.1:{}"\napp = "any:app"\n',
+        '[metrics]\nbind = "127.0.0.1:{}"\n',
+    ],
+)
+def test_automatic_port_that_the_file_gives_to_another_address_is_chosen_again(
+    tmp_path: Path, owner: str
+) -> None:
+    pool = Pool(tmp_path, AUTO.format("a"))
+
+    async def work(configuration: ActiveConfiguration) -> None:
+        (before,) = (await configuration.read()).servers
+        pool.file.write_text(AUTO.format("a") + owner.format(before.address.port))
+        reading = await configuration.read()
+        assert reading.problems == []
+        assert reading.servers[0].address.port not in (None, before.address.port)
+
+    pool.scenario(work)
+
+
 def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> None:
     pool = Pool(tmp_path, AUTO.format("a"))
 
