@@ -455,8 +455,8 @@ def test_remark_of_a_service_is_at_the_line_of_its_key(imported: Import) -> None
 services:
   a:
     image: a:1
-    command: uvicorn a:b --port 80 --reload
     healthcheck: {test: [CMD, check], interval: soon}
+    command: uvicorn a:b --port 80 --reload
   b:
     profiles: [x]
     entrypoint: [uvicorn, "b:b", --port, "81", --reload]
@@ -471,7 +471,7 @@ services:
     )
     places = [" ".join(each.split()[:2]) for each in said.remarks]
     assert places == [
-        "compose.yml:3: image:", "compose.yml:4: --reload:", "compose.yml:5: health", "compose.yml:8: --reload:",
+        "compose.yml:3: image:", "compose.yml:4: health", "compose.yml:5: --reload:", "compose.yml:8: --reload:",
         "compose.yml:9: stop_timeout", "compose.yml:12: --reload:", "compose.yml:13: ports:",
         "compose.yml:14: depends_on",
     ]  # fmt: skip
