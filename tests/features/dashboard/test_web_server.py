@@ -327,9 +327,20 @@ def test_process_serves_from_the_order_to_begin_to_the_order_to_end(tmp_path: Pa
                     await asyncio.sleep(0.001)
             reply = await asyncio.to_thread(get, port, "/")
             assert (reply.status, reply.headers["content-type"]) == (200, "text/html; charset=utf-8")
+            stream = socket.create_connection(("127.0.0.1", port))
+        stream.setblocking(False)
+        request = f"GET /poolctl/stream HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {TOKEN}\r\n\r\n"
+        stream.sendall(request.encode())
+        async with asyncio.timeout(60):
+            received = await asyncio.get_running_loop().sock_recv(stream, 65536)
+        assert received.startswith(b"HTTP/1.1 200 ")
         link.send({"t": "end"})
         async with asyncio.timeout(60):
             await running
+            with stream:
+                while data := stream.recv(65536):
+                    received += data
+            assert received.endswith(b"\r\n0\r\n\r\n"), "the stream ends before the process"
             while messages[-1] != "lost":
                 await asyncio.sleep(0.001)
         link.close()
