@@ -54,6 +54,22 @@ def test_canary_that_fails_requests_is_withdrawn_and_the_others_serve_on(desk: R
     run(work())
 
 
+def test_canary_is_looked_at_again_and_again_until_its_rollout_is_over(
+    desk: RolloutDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        monkeypatch.setattr("poolctl.features.rollout._canary_rollout.LOOK_SECONDS", 0)
+        await desk.started()
+        outcome = desk.rollout()
+        await turns()
+        assert not outcome.done()
+        desk.runner.requests = {"web.2.0": (1000, 31)}
+        (item,) = (await outcome)["items"]
+        assert item["state"] == "withdrawn"
+
+    run(work())
+
+
 @pytest.mark.parametrize("behaviour", [FAILS, NEVER])
 def test_canary_that_does_not_start_is_withdrawn(monkeypatch: pytest.MonkeyPatch, behaviour: str) -> None:
     async def work() -> None:

@@ -153,6 +153,23 @@ def test_routes_are_shown_on_request_and_need_a_gateway(
     assert capsys.readouterr().err == f"error: the pool has no gateway\n  hint: {hint}\n"
 
 
+def test_routes_are_asked_for_again_before_each_further_view(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "sleep", lambda seconds: None)
+    counts = iter(range(1, 10))
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        if verb == "routes":
+            return result({"alias": f"shop-{next(counts)}", "requests": 1})
+        return result(item("web"), name="shop", gateway=GATEWAY)
+
+    with stand_in(place, answer):
+        assert main(["top", "--routes", "-n", "2"]) == 0
+    first, second = capsys.readouterr().out.split("\n\n")
+    assert ("shop-1" in first, "shop-2" in second) == (True, True)
+
+
 def test_failure_of_the_supervisor_is_the_commands(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     error = {"code": 4, "error": "E", "message": "no server matches"}
     with stand_in(place, always(exit_code=4, errors=[error])):
