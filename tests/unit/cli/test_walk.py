@@ -95,6 +95,8 @@ def test_json_of_walk_holds_each_output(poolctl: Command) -> None:
     said = poolctl("walk", "users", "-o", "json", "--", "sh", "-c", r"printf 'a\377'; echo b >&2")
     (visit,) = said.json["items"]
     assert (visit["exit_code"], visit["stdout"], visit["stderr"]) == (0, "a\\xff", "b\n")
+    lines = poolctl("walk", "-o", "jsonl", "--", "echo", "{name}").out.splitlines()
+    assert [json.loads(line)["stdout"] for line in lines] == ["users\n", "orders\n"]
 
 
 @pytest.mark.parametrize(("command", "code"), [("no-such-command", 127), ("./plain", 126)])
