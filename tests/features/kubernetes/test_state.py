@@ -165,11 +165,107 @@ def test_worker_that_cannot_run_is_a_failure_with_its_reason_and_place(
     assert (item.state, item.ready, item.health) == ("backoff", False, "ko")
 
 
+@pytest.mark.parametrize(
+    ("changes", "message", "hint"),
+    [
+        ({"container": waiting("ImagePullBackOff")}, "ImagePullBackOff", "kubectl describe pod"),
+        ({"container": waiting("CreateContainerError", "no entry")}, "CreateContainerError: no entry", ""),
+        ({"container": {"ready": False, "state": ended(3)}}, "exited with status 3", "poolctl logs web"),
+        ({"initContainerStatuses": [waiting("ErrImagePull")]}, "ErrImagePull", "kubectl describe pod"),
+    ],
+)
+def test_failure_of_a_worker_has_its_fix_and_no_place_before_it_has_one(
+    changes: Table, message: str, hint: str
+) -> None:
+    found = pod(ready=False, **changes)
+    del found["spec"]["nodeName"]
+    problem = Pod(found).problem()
+    assert problem is not None
+    assert problem.message == f"{message} (pod web-1)"
+    assert problem.hint.startswith(hint)
+    assert bool(problem.hint) is bool(hint)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"container": {"ready": False, "state": ended(0, reason="Completed")}},
+        {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "SchedulingGated"}]},
+        {"conditions": [{"type": "PodScheduled", "status": "True", "reason": "Unschedulable"}]},
+    ],
+)
+def test_worker_that_has_ended_well_or_waits_as_asked_is_no_failure(changes: Table) -> None:
+    assert Pod(pod(ready=False, **changes)).problem() is None
+
+
+def test_worker_that_is_ready_or_leaves_is_no_failure_whatever_it_was_before() -> None:
+    crashed: Table = {"container": {"lastState": ended(3)}}
+    assert Pod(pod(**crashed)).problem() is None
+    leaving = pod(ready=False, container=waiting("CrashLoopBackOff", lastState=ended(3)))
+    assert Pod(leaving).problem() is not None
+    leaving["metadata"]["deletionTimestamp"] = READY_SINCE
+    assert Pod(leaving).problem() is None
+    assert not Pod(leaving).is_ready
+
+
+@pytest.mark.parametrize(
+    ("state", "begun"),
+    [
+        ({"state": {"running": {}}}, True),
+        ({"state": ended(1)}, True),
+        (waiting("CrashLoopBackOff", lastState=ended(1)), True),
+        (waiting("ContainerCreating"), False),
+    ],
+)
+def test_worker_may_have_written_output_once_its_container_has_run(state: Table, begun: bool) -> None:
+    assert Pod(pod(ready=False, container=state)).has_begun is begun
+
+
 def test_usual_start_is_no_failure() -> None:
     creating = pod(ready=False, container=waiting("ContainerCreating"))
     workload = web(deployment(availableReplicas=0), creating)
     assert workload.failure() is None
     assert workload.item(NOW).state == "starting"
+
+
+def test_stopped_server_is_complete_once_its_pods_are_gone() -> None:
+    found = deployment(0)
+    assert web(found).is_complete
+    assert not web(found, pod()).is_complete
+
+
+def test_server_is_up_since_its_first_ready_worker_and_never_for_less_than_no_time() -> None:
+    later = [{"type": "Ready", "status": "True", "lastTransitionTime": "2023-11-14T22:14:40Z"}]
+    workload = web(deployment(), pod("web-1", conditions=later), pod("web-2"))
+    assert workload.item(NOW).uptime_seconds == 40.0
+    assert workload.item(NOW - 3600).uptime_seconds == 0.0, "the clock of this machine is slow"
+
+
+def test_server_that_is_disabled_or_stopped_is_not_wanted() -> None:
+    disabled = ServerConfig(name="web", bind="127.0.0.1:8000", app="shop:web", disabled=True)
+    assert not Workload(disabled, None, []).is_wanted
+    assert Workload(disabled, None, []).item(NOW).state == "disabled"
+    assert not web(deployment(0, annotations={"poolctl.dev/stopped": "true"})).is_wanted
+    assert web(deployment()).is_wanted
+
+
+def test_stopped_server_waits_for_no_pod_of_a_lost_node() -> None:
+    lost = pod()
+    lost["status"]["conditions"][0]["status"] = "False"
+    assert web(deployment(0), lost).item(NOW).state == "stopped"
+
+
+def test_deployment_that_says_nothing_of_its_replicas_has_one() -> None:
+    found = deployment()
+    del found["spec"]["replicas"]
+    assert web(found).workers == 1
+    assert not web(found).is_stopped
+
+
+def test_objects_name_is_that_of_its_server_only() -> None:
+    assert web(deployment()).runs("shop-web")
+    assert not web(deployment()).runs("shop-api")
+    assert not web(None).runs("shop-web")
 
 
 def test_failure_of_an_earlier_revision_does_not_count() -> None:
@@ -229,6 +325,22 @@ def test_number_of_workers_that_others_have_set_is_a_live_one() -> None:
 def test_job_is_completed_failed_or_on_its_way(status: Table, state: str, ready: bool) -> None:
     item = Workload(MIGRATE, job(**status), []).item(NOW)
     assert (item.state, item.ready) == (state, ready)
+
+
+def test_job_runs_without_being_ready_while_its_process_runs() -> None:
+    for ready in (True, False):
+        item = Workload(MIGRATE, job(), [Pod(pod(ready=ready))]).item(NOW)
+        assert (item.state, item.ready, item.health) == ("running", False, "unknown")
+    done = Workload(MIGRATE, job(succeeded=1), [Pod(pod(ready=False, phase="Succeeded"))]).item(NOW)
+    assert (done.state, done.ready, done.uptime_seconds) == ("completed", True, 0.0)
+
+
+def test_problem_of_a_worker_explains_a_deployment_that_does_not_progress() -> None:
+    condition = {"type": "Progressing", "status": "False", "message": "too late"}
+    crashing = pod(ready=False, container={"ready": False, "state": ended(3)})
+    found = web(deployment(availableReplicas=0, conditions=[condition]), crashing).failure()
+    assert found is not None
+    assert found.message == "exited with status 3 (pod web-1 on node-1)"
 
 
 def test_failed_job_says_what_its_process_said() -> None:
@@ -297,6 +409,67 @@ def test_suspended_schedule_is_stopped_once_its_run_has_ended() -> None:
     assert ScheduledWorkload(NIGHTLY, suspended, [], [run("a", READY_SINCE)]).item(NOW).state == "stopping"
     item = ScheduledWorkload(NIGHTLY, suspended, [], []).item(NOW)
     assert (item.state, item.ready, item.health, item.next_run_at) == ("stopped", False, "unknown", None)
+
+
+def test_last_run_has_its_times_and_its_status_and_says_what_its_process_said() -> None:
+    process = pod(ready=False, phase="Failed", container={"ready": False, "state": ended(2, "no database")})
+    process["metadata"]["labels"]["job-name"] = "b"
+    other = copy.deepcopy(process)
+    other["metadata"]["labels"]["job-name"] = "a"
+    other["status"]["containerStatuses"][0]["state"] = ended(9)
+    runs = [
+        run("b", "2023-11-13T18:30:00Z", "Failed", lastTransitionTime="2023-11-13T18:31:00Z"),
+        {"metadata": {"name": "a"}, "status": {"startTime": "2023-11-12T18:30:00Z", "succeeded": 1}},
+        {"metadata": {"name": "c", "creationTimestamp": READY_SINCE}},
+    ]
+    workload = ScheduledWorkload(NIGHTLY, cron_job(), [Pod(other), Pod(process)], runs)
+    item = workload.item(NOW)
+    assert item.last_run == {
+        "result": "failed", "started_at": "2023-11-13T18:30:00Z", "ended_at": "2023-11-13T18:31:00Z", "status": 2,
+        "signal": None, "message": "exited with status 2: no database",
+    }  # fmt: skip
+    assert item.worker_list == ()
+    failure = workload.failure()
+    assert failure is not None
+    assert failure.message == (
+        "its last run failed (2023-11-13T18:30:00Z): exited with status 2: no database"
+    )
+    assert failure.hint == "poolctl logs nightly"
+    assert [each and each.began for each in map(workload.run, "acx")] == [
+        "2023-11-12T18:30:00Z", READY_SINCE, None,
+    ]  # fmt: skip
+    succeeded = ScheduledWorkload(NIGHTLY, cron_job(), [], runs[1:]).item(NOW).last_run
+    assert succeeded is not None
+    assert (succeeded["result"], succeeded["status"], succeeded["message"]) == ("succeeded", None, "")
+
+
+def test_schedule_without_runs_is_in_force_until_it_is_removed_or_disabled() -> None:
+    workload = ScheduledWorkload(NIGHTLY, cron_job(), [], [])
+    assert workload.is_complete
+    item = workload.item(NOW)
+    assert (item.state, item.ready, item.health, item.last_run) == ("sleeping", True, "ok", None)
+    assert not ScheduledWorkload(NIGHTLY, None, [], []).is_complete
+    disabled = ServerConfig(name="nightly", job=True, command=["true"], every="30 3 * * *", disabled=True)
+    assert ScheduledWorkload(disabled, None, [], []).item(NOW).state == "disabled"
+
+
+def test_pods_that_have_ended_are_those_of_jobs_only() -> None:
+    over, own = pod("web-2", phase="Failed"), pod("migrate-1", phase="Succeeded")
+    own["metadata"]["labels"]["poolctl.dev/server"] = "migrate"
+    found = workloads([WEB, MIGRATE], [deployment()], [job()], [pod(), over, own])
+    assert {name: [each.name for each in server.pods] for name, server in found.items()} == {
+        "web": ["web-1"], "migrate": ["migrate-1"],
+    }  # fmt: skip
+
+
+def test_scheduled_job_has_its_schedule_and_the_runs_of_its_own() -> None:
+    schedule, one = cron_job(), run("nightly-1", READY_SINCE, "Complete")
+    for each in (schedule, one):
+        each["metadata"]["labels"] = {"poolctl.dev/server": "nightly"}
+    found = workloads([MIGRATE, NIGHTLY], [], [job(), one], [], [schedule])["nightly"]
+    assert isinstance(found, ScheduledWorkload)
+    assert [each.job for each in found.ended_runs] == ["nightly-1"]
+    assert not found.is_stopped
 
 
 def test_run_whose_pod_cannot_start_is_a_failure() -> None:
