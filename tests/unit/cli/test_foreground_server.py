@@ -41,7 +41,7 @@ command = ["sleep", "60"]
 # What a program sees of its process.
 SEEN = (
     "import json, os, socket, sys; s = socket.socket(fileno=3); print(json.dumps([os.getpid(), sys.argv[1], "
-    "s.getsockname()[1], s.getblocking(), os.environ.get('COLOUR'), os.environ.get('LISTEN_FDS'), "
+    "s.getsockname()[1], os.get_blocking(3), os.environ.get('COLOUR'), os.environ.get('LISTEN_FDS'), "
     "os.environ.get('KEY')]))"
 )
 

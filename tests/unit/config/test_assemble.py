@@ -171,6 +171,12 @@ def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
     assert named in told(tmp_path, text)
 
 
+def test_name_among_the_defaults_names_no_server(tmp_path: Path) -> None:
+    config = load_text(tmp_path, '[defaults]\nname = "x"\n[[server]]\nbind = ":1"\napp = "h:a"\n')
+    assert "pool.toml:2:1: defaults.name: " in str(config.problems[0])
+    assert [server.name for server in config] == []
+
+
 def test_origins_are_equal_so_that_equal_servers_are() -> None:
     assert Origins([], []) == Origins([], [], {})
     assert (Origins([], []) == 3) is False

@@ -49,7 +49,7 @@ def test_toml_positions() -> None:
     found = positions(TOML, "toml")
     assert found[("pool", "name")] == (3, 1)
     assert found[("defaults", "tls", "cert")] == (5, 1)
-    assert found[("server", 0)] == (6, 1)
+    assert found[("server",)] == found[("server", 0)] == (6, 1)
     assert found[("server", 0, "env")] == (9, 1)
     assert found[("server", 0, "env", "A", "b")] == (9, 11)
     assert found[("server", 0, "env", "x y", 1, "z")] == (9, 33)
