@@ -42,6 +42,12 @@ class TestTail:
         assert texts(tail(str(path), 4)) == ["line 5", "line 6", "line 7", "line 8"]
         assert texts(tail(str(path), None)) == [f"line {number}" for number in range(9)]
 
+    def test_tail_leaves_no_file_open(self, path: Path) -> None:
+        path.write_bytes(at(1, "one"))
+        Path(f"{path}.1").hardlink_to(path)
+        with no_descriptor_left():
+            assert texts(tail(str(path), 5)) == ["one"]
+
     def test_tail_of_a_missing_file_is_empty(self, path: Path) -> None:
         assert tail(str(path), 10) == []
 

@@ -188,6 +188,17 @@ def test_a_full_disk_costs_lines_that_are_counted_and_nothing_else(session: Sess
     assert session.texts() == ["still here"] * 50
 
 
+def test_lost_lines_of_a_stream_are_counted_before_its_end_is_reported(session: Session) -> None:
+    write = session.add("full.0", file="/dev/full")
+    os.write(write, b"one\n")
+    reports = session.sync()
+    os.write(write, b"three\n")
+    os.close(session.writers.pop("full.0"))
+    while reports[-1:] != [{"t": "eof", "id": "full.0"}]:
+        reports.append(session.report())
+    assert sum(report["bytes"] for report in reports[:-1]) == len(b"one\nthree\n")
+
+
 def test_lost_lines_are_counted_in_the_file_once_it_takes_lines_again(session: Session) -> None:
     (session.directory / "logs").write_text("a file where a directory should be")
     write = session.add("web.0", file="logs/web.log")
@@ -652,6 +663,21 @@ def test_pipe_is_read_where_the_sandbox_forbids_to_inspect_it(
     os.write(write, b"three\n")
     assert pipes.peek(read) == b"two\nthree\n", "it does not try again"
     for fd in (read, write):
+        os.close(fd)
+    pipes.close()
+
+
+def test_content_read_from_a_closed_pipe_is_not_that_of_the_next_with_its_number() -> None:
+    pipes = PipeReader()
+    pipes._blind = True
+    (first, first_end), (second, second_end) = os.pipe2(os.O_NONBLOCK), os.pipe2(os.O_NONBLOCK)
+    os.write(first_end, b"one")
+    os.write(second_end, b"two")
+    assert pipes.peek(first) == b"one"
+    pipes.forget(first)
+    os.dup2(second, first)
+    assert pipes.peek(first) == b"two"
+    for fd in (first, first_end, second, second_end):
         os.close(fd)
     pipes.close()
 
