@@ -138,6 +138,13 @@ def test_receiver_is_notified_of_the_problems_it_selects(
     assert (found.due(5) is not None) is sent
 
 
+def test_newest_of_equally_severe_events_is_sent_and_no_lesser_one() -> None:
+    found = problems(min_severity="warning")
+    for second, word in enumerate(("ko", "ko", "warn")):
+        found.record(event(word, kind="health", message=f"answer {second}"), second)
+    assert lines(found.due(100)) == ["web: ko: answer 1"]
+
+
 def test_receiver_without_resolved_gets_no_end() -> None:
     found = problems(delay=0, resolved=False)
     found.record(event("failed"), 0)
