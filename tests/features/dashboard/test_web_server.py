@@ -149,6 +149,18 @@ def test_sending_byte_by_byte_does_not_extend_the_deadline(stage: Stage) -> None
             time.sleep(0.01)
 
 
+def test_further_request_of_a_connection_has_the_deadline_of_a_first_one(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_server, "REQUEST_SECONDS", 60)
+    with connect(stage, b"GET /poolctl/session HTTP/1.1\r\nhost: localhost\r\n\r\n") as sock:
+        assert sock.recv(65536).startswith(b"HTTP/1.1 401")
+        monkeypatch.setattr(web_server, "REQUEST_SECONDS", 0.01)
+        sock.sendall(b"GET / HTT")
+        sock.settimeout(10)
+        assert is_closed(sock)
+
+
 def test_a_head_without_an_end_is_refused_before_it_is_large(stage: Stage) -> None:
     with connect(stage, b"GET / HTTP/1.1\r\nhost: localhost\r\nx: ") as sock:
         sent = 0
