@@ -105,6 +105,8 @@ def mutable_nodes(node: ast.AST) -> Iterator[ast.expr | ast.stmt]:
                 continue
             if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
                 continue
+            if isinstance(child, ast.Assign) and ast.unparse(child).startswith("TYPE_CHECKING = "):
+                continue
             if isinstance(child, (ast.expr, ast.stmt)):
                 yield child
             yield from mutable_nodes(child)

@@ -27,6 +27,7 @@ from tests.needs import needs
         ("'text'", []),
         ("a = f'{b + 1}'", []),
         ("if TYPE_CHECKING: f()", []),
+        ("TYPE_CHECKING = False", []),
     ],
 )
 def test_each_part_that_runs_is_changed(tmp_path: Path, line: str, changed: list[str]) -> None:
