@@ -248,6 +248,18 @@ def test_a_stream_that_is_added_again_takes_the_place_of_the_old_one(session: Se
     assert (session.texts(), session.texts("other.log")) == (["to the old file"], ["to the new one"])
 
 
+def test_end_of_a_pipe_that_was_replaced_is_not_the_end_of_its_stream(session: Session) -> None:
+    session.add("web.0")
+    old = session.writers.pop("web.0"), session.readers.pop("web.0")
+    write = session.add("web.0", file="other.log")
+    assert session.sync() == []
+    for fd in old:
+        os.close(fd)
+    os.write(write, b"still here\n")
+    assert session.sync() == []
+    assert session.texts("other.log") == ["still here"]
+
+
 @pytest.mark.parametrize(
     "order",
     [{"t": "dance"}, {"t": "add"}, {"t": "add", "id": "x", "name": "x", "path": "/x", "pid": 1}, {"t": None}],
@@ -497,6 +509,19 @@ def test_equal_lines_after_those_of_a_killed_logger_are_kept(interrupted: Interr
     assert interrupted.texts() == [*EXPECTED[:-1], *EXPECTED[1:]]
     interrupted.recover()
     assert len(interrupted.texts()) == 20
+
+
+def test_bytes_taken_by_an_earlier_move_do_not_count_as_those_of_the_next_one(
+    interrupted: Interrupted,
+) -> None:
+    interrupted.path.write_bytes(as_text(b"0 earlier\n", stamp(NOW - 1)))
+    os.write(interrupted.write, b"0 earlier\n" + LINES + b"9 later\n")
+    interrupted.note.begin("web.0", stamp(NOW - 1), b"0 earlier\n")
+    interrupted.pipes.consume(interrupted.read, len(b"0 earlier\n"), interrupted.note.sink)
+    interrupted.note.end()
+    interrupted.note.begin("web.0", stamp(NOW), LINES)
+    interrupted.recover()
+    assert interrupted.texts() == EXPECTED
 
 
 @pytest.mark.parametrize("stored", range(0, 40, 3))
