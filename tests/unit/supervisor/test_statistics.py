@@ -381,6 +381,27 @@ def test_availability_follows_the_states_and_the_probes_of_a_server() -> None:
     run(work())
 
 
+def test_change_of_a_server_that_was_only_looked_at_is_saved_with_the_next_one() -> None:
+    async def work() -> None:
+        store = Store()
+        shop = Shop(web(), web("other"), store=store)
+        entry, other = (shop.desk.core.entries[name] for name in ("web", "other"))
+        shop.totals.availability(entry)
+        shop.totals.moved(other, "stopped", "starting")
+        shop.totals.save()
+        await shop.desk.ask("start", "web")
+        assert shop.totals.availability(entry).rise == 1
+        shop.totals.moved(other, "starting", "running")
+        shop.totals.save()
+        after = Shop(web(), web("other"), store=store)
+        await after.totals.resume()
+        assert after.totals.availability(after.desk.core.entries["web"]).rise == 1
+        for each in (shop, after):
+            each.link.end()
+
+    run(work())
+
+
 def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path) -> None:
     kept: dict[str, Any] = {}
 
