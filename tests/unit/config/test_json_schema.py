@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import ServerConfig, json_schema
+from poolctl.config.model.pool_tables import is_listed
 from poolctl.config.rules.json_schema import INTERPOLATED
 from poolctl.config.values.plain import INTERNAL
 
@@ -37,6 +38,16 @@ def test_schema_has_the_models_keys_and_no_others() -> None:
     assert TABLES["Server"]["required"] == ["name"]
     assert set(TABLES["Pool"]["properties"]) == {"name", "port_range", "handlers", "platform"}
     assert all(table["additionalProperties"] is False for table in TABLES.values())
+
+
+def test_table_that_may_stand_several_times_is_a_list_and_any_other_is_none() -> None:
+    tables = SCHEMA["properties"]
+    listed = [key for key in tables if is_listed(key)]
+    assert [key for key in tables if tables[key].get("type") == "array"] == ["server", *listed]
+    assert tables["metrics"]["$ref"] == "#/$defs/MetricsTable"
+    for key in listed:
+        assert tables[key]["description"]
+        assert tables[key]["items"]["$ref"].removeprefix("#/$defs/") in TABLES
 
 
 def test_units_defaults_and_ranges_are_shown() -> None:
