@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -749,6 +750,20 @@ def test_another_configuration_is_watched_as_it_is() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("live", [True, False])
+def test_sleeping_server_is_watched_again_with_its_changed_configuration(live: bool) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(sleepy())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.runner.log.clear()
+        pool.core.change(entry, sleepy(tags=["new"]), live=live)
+        await turns()
+        assert pool.runner.log == [f"disarm {entry.config.key}", "arm web"]
+
+    run(scenario())
+
+
 # Orders about one server, and what its runner is asked for because of them.
 
 
@@ -1357,6 +1372,21 @@ def test_server_that_ends_by_itself_before_it_is_ready_ends_the_wait_for_it() ->
         pool.runner.end("web.1.0", Exit.from_status(0))
         (problem,) = await starting
         assert "exited with status 0" in problem.message
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("keys", "state"), [({}, "backoff"), ({"retries": False}, "failed")])
+def test_server_that_fails_before_it_is_ready_is_retried_unless_its_start_says_otherwise(
+    keys: dict[str, bool], state: str
+) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart="on-failure"), web=FAILS)
+        entry = pool.core.entries["web"]
+        for order in (pool.core.start, pool.core.restart):
+            (problem,) = await pool.order(PoolStartError, [entry], functools.partial(order, **keys))
+            assert problem.message == "exited with status 3 before it was ready"
+            assert entry.state == state
 
     run(scenario())
 
