@@ -828,11 +828,11 @@ REQUEST = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n"
 class Kept:
     """A connection on a loop whose time passes at once."""
 
-    def __init__(self, sock: socket.socket, *until: float | None) -> None:
+    def __init__(self, sock: socket.socket, *until: float | None, http: Any = "httptools") -> None:
         self.loop = VirtualLoop()
         self.wire = Wire(sock, self.loop)
         self.state = PoolServerState()
-        config = uvicorn.Config(hello, http="httptools", timeout_keep_alive=75, log_config=None)
+        config = uvicorn.Config(hello, http=http, timeout_keep_alive=75, log_config=None)
         config.load()
         config.http_protocol_class = connection_class(config.http_protocol_class)  # type: ignore[arg-type]
         self.loop.run_until_complete(self._connect(config, *until))
@@ -898,6 +898,29 @@ def test_connection_that_stays_has_its_full_time_again(kept: Kept) -> None:
     kept.protocol.stay()
     kept.loop.pass_time(74)
     assert not kept.wire.closed
+
+
+def test_connection_that_stays_is_handed_over_with_its_remaining_time(kept: Kept, pair: Pair) -> None:
+    kept.ask()
+    kept.protocol.linger()
+    kept.protocol.stay()
+    kept.loop.pass_time(25)
+    assert kept.protocol.hand_over(pair.give)
+    with connection_handover.take(pair.take) as taken:
+        assert taken.asked
+        assert taken.until is not None
+        assert taken.until - time.monotonic() == pytest.approx(50, abs=5)
+
+
+def test_connection_whose_body_stops_after_the_response_is_closed_after_the_keep_alive(kept: Kept) -> None:
+    kept.ask(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\n12345")
+    assert kept.wire.written.startswith(b"HTTP/1.1 200")
+    kept.loop.pass_time(50)
+    kept.ask(b"67")
+    kept.loop.pass_time(74)
+    assert not kept.wire.closed
+    kept.loop.pass_time(2)
+    assert kept.wire.closed
 
 
 def test_incomplete_head_is_not_cut_by_the_timer(kept: Kept) -> None:
@@ -1085,6 +1108,70 @@ def test_late_connection_that_has_sent_nothing_or_closes_gets_no_response(kept: 
     kept.loop.pass_time()
     assert (kept.wire.written, kept.wire.closed, kept.protocol.head) == (b"", True, None)
     assert not kept.state.heads
+
+
+def test_late_head_of_the_maximum_size_gets_408(kept: Kept) -> None:
+    kept.state.heads.most_bytes = len(REQUEST) - 1
+    kept.ask(REQUEST[:-1])
+    kept.loop.call_soon(kept.protocol.head_is_late)
+    kept.loop.pass_time()
+    assert kept.wire.written.startswith(b"HTTP/1.1 408")
+    kept.loop.pass_time(3)
+
+
+def test_application_sees_the_fields_of_the_head_and_no_trailers(kept: Kept) -> None:
+    seen: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await whole_body(receive)
+        seen.extend(scope["headers"])
+        await answer(send, "ok")
+
+    kept.protocol.app = app
+    kept.ask(b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
+    kept.ask(b"1\r\nx\r\n0\r\nx-user: admin\r\n\r\n")
+    assert seen == [(b"host", b"a"), (b"transfer-encoding", b"chunked")]
+
+
+def released() -> tuple[asyncio.Event, Any]:
+    """An event, and an application that answers once it is set."""
+    release = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await release.wait()
+        await answer(send, "ok")
+
+    return release, app
+
+
+def test_pipelined_head_that_has_grown_too_large_gets_431_after_the_response_before_it(kept: Kept) -> None:
+    release, kept.protocol.app = released()
+    for data in (REQUEST, REQUEST[:10], b"a" * kept.state.heads.most_bytes):
+        kept.ask(data)
+    kept.loop.call_soon(release.set)
+    kept.loop.pass_time()
+    kept.loop.call_soon(kept.protocol.head_is_late)
+    kept.loop.pass_time()
+    assert re.findall(rb"HTTP/1.1 (\d+)", kept.wire.written) == [b"200", b"431"]
+    kept.loop.pass_time(3)
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools", *(each.http for each in ZTTP)])
+def test_client_that_sends_many_requests_ahead_is_read_no_further_until_they_are_answered(
+    sockets: tuple[socket.socket, socket.socket], http: str
+) -> None:
+    kept = Kept(sockets[0], http=http)
+    kept.state.heads.most_bytes = 8192
+    release, kept.protocol.app = released()
+    kept.ask()
+    count = kept.state.heads.most_bytes // len(REQUEST) + 1
+    kept.ask(REQUEST * count)
+    assert not kept.wire.reading
+    kept.loop.call_soon(release.set)
+    kept.loop.pass_time(1)
+    assert kept.wire.written.count(b"HTTP/1.1 200") == 1 + count
+    assert kept.wire.reading
+    kept.close()
 
 
 @pytest.mark.parametrize(("status", "malformed"), [(408, 1), (421, 0), (431, 1), (503, 0)])

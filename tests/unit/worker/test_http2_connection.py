@@ -561,6 +561,18 @@ def test_time_of_the_first_head_goes_on_when_the_protocol_is_known(undecided: Co
     assert not undecided.state.heads.due
 
 
+@pytest.mark.parametrize("requests", [0, 1])
+def test_connection_that_is_lost_within_a_head_is_forgotten_with_its_time_limit(
+    connected: Connected, requests: int
+) -> None:
+    for _ in range(requests):
+        connected.ask()
+    connected.receive(frame(1, b"", flags=0, stream=1 + 2 * requests)[:-1])
+    assert connected.state.heads.due
+    connected.wire.protocol.connection_lost(OSError())
+    assert not connected.state.heads.due
+
+
 def test_uvicorns_access_log_is_written_if_the_configuration_says_so(
     undecided: Connected, caplog: pytest.LogCaptureFixture
 ) -> None:
