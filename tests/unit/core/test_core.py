@@ -764,6 +764,27 @@ def test_sleeping_server_is_watched_again_with_its_changed_configuration(live: b
     run(scenario())
 
 
+def test_restart_of_a_sleeping_server_imports_its_application_again() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(sleepy(preload=True))
+        since: list[float] = []
+
+        async def prepare(_: ServerConfig, code_since: float) -> str:
+            since.append(code_since)
+            return ""
+
+        pool.runner.prepare = prepare  # type: ignore[attr-defined]
+        await pool.start()
+        await turns()
+        first = pool.clock.monotonic()
+        pool.clock.advance(60)
+        await pool.restart()
+        await turns()
+        assert (since, pool.states()) == ([first, first + 60], {"web": "sleeping"})
+
+    run(scenario())
+
+
 # Orders about one server, and what its runner is asked for because of them.
 
 
@@ -1224,6 +1245,9 @@ def test_disabled_server_stops_until_it_is_enabled_even_if_the_files_disable_it(
         await turns()
         assert (pool.states(), entry.out) == ({"web": "disabled"}, False)
         assert entry.desired.overrides.disabled is (None if configured else True)
+        pool.core.override(entry, replace(entry.desired.overrides, out=True))
+        pool.core.disable(entry)
+        assert not entry.out, "although it was disabled before"
         pool.core.start(entry)
         await turns()
         assert pool.states() == {"web": "disabled"}

@@ -388,6 +388,39 @@ def test_replacement_that_fails_leaves_the_configuration_of_the_worker_that_serv
     run(scenario())
 
 
+def test_death_of_a_worker_that_is_being_replaced_is_no_failure_of_its_replacement() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart=AT_ONCE), **{"web.2.0": NEVER})
+        await pool.start()
+        pool.begin(pool.restart())
+        await turns()
+        pool.runner.end("web.1.0", KILLED)
+        await turns()
+        observed = pool.core.entries["web"].observed
+        assert (list(pool.runner.running), pool.states()) == (["web.2.0"], {"web": "starting"})
+        assert (observed.restarts, observed.restart_times, observed.next_step) == (0, [], "")
+        await pool.stop()
+
+    run(scenario())
+
+
+def test_server_whose_replacement_failed_at_once_is_retried_when_its_serving_worker_dies() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(
+            web(restart=AT_ONCE | {"backoff": {"initial": 60, "max": 60}}), **{"web.2.0": FAILS}
+        )
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.core.restart(entry, retries=False)
+        await turns()
+        assert (pool.states(), entry.desired.generation) == ({"web": "running"}, 1)
+        pool.runner.script["web"] = FAILS
+        await die(pool)
+        assert pool.states() == {"web": "backoff"}
+
+    run(scenario())
+
+
 # Hooks of a start or a stop that other changes overtake.
 
 
@@ -912,6 +945,30 @@ def test_cause_of_a_death_is_read_from_the_output_unless_the_worker_is_replaced_
             await turns()
             text = "" if entry.observed.failure is None else str(entry.observed.failure)
             assert ("KeyError: 'db'" in text) == (death >= explained_since)
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("was_ready", "exit_", "is_cause"),
+    [(True, Exit.from_status(1), False), (False, Exit.from_status(1), True), (False, KILLED, False)],
+)
+def test_last_line_is_the_cause_only_of_a_worker_that_refuses_to_start(
+    was_ready: bool, exit_: Exit, is_cause: bool
+) -> None:
+    async def scenario() -> None:
+        pool = LoggedCore(web())
+        pool.runner.printed = ("the licence has expired",)
+        if not was_ready:
+            pool.runner.script["web"] = NEVER
+        starting = pool.begin(pool.start())
+        await turns()
+        pool.runner.end("web.1.0", exit_)
+        await turns()
+        await starting
+        failure = pool.core.entries["web"].observed.failure
+        assert failure is not None
+        assert ("the licence has expired" in failure.message) is is_cause
 
     run(scenario())
 

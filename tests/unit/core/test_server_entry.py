@@ -45,7 +45,7 @@ from poolctl.runners.runner_protocol import Placement
 from poolctl.states import Status
 from poolctl.time_windows import Period
 from tests.needs import needs
-from tests.unit.core.ordered_core import OrderedCore, run, web
+from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 
 
 def entry(desired: Desired = Desired.IDLE, **keys: Any) -> Entry:
@@ -775,6 +775,20 @@ def test_summary_has_all_that_neighbours_depend_on() -> None:
     cleaning = entry(Desired.STOPPED, hooks=HOOKS)
     cleaning.hooks.after_stop_due = True
     assert cleaning.summary() == (Desired.STOPPED, False, False, (False, True), False, False)
+
+
+def test_server_without_a_record_waits_for_its_dependencies() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("db"), web("api", depends_on=["db"]))
+        for name in ("api", "db"):
+            pool.core.expect_running(pool.core.entries[name])
+            pool.core.resume(pool.core.entries[name])
+            await turns()
+            assert [line for line in pool.runner.log if line.startswith("place")] == (
+                [] if name == "api" else ["place db.1.0", "place api.1.0"]
+            )
+
+    run(scenario())
 
 
 def test_new_worker_has_neither_failed_nor_been_asked_to_end() -> None:

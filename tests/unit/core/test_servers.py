@@ -457,6 +457,14 @@ def test_server_with_a_finished_action_is_decided_on_before_one_that_has_not_beg
     assert names(list(queue.batch())) == ["s0", "s3", "s1", "s2"]
 
 
+def test_server_that_is_queued_twice_is_decided_on_once() -> None:
+    queue = Workqueue()
+    queue.update(many := entries(3))
+    for each in many:
+        queue.add(each, progressed=True)
+    assert sorted(names(list(queue.batch()))) == ["s0", "s1", "s2"]
+
+
 def test_none_is_passed_over_for_ever() -> None:
     queue = Workqueue()
     *restless, patient = entries(BATCH + 3)
