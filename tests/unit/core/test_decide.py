@@ -308,6 +308,16 @@ def test_a_decision_that_repeats_the_last_one_is_left_out(caplog: pytest.LogCapt
     ]
 
 
+def test_server_that_is_added_again_is_traced_from_the_beginning(caplog: pytest.LogCaptureFixture) -> None:
+    view, trace = View(Desired.RUN, 1, listener=Listener.OPENING), Trace()
+    with caplog.at_level(logging.INFO, "poolctl.supervisor"):
+        for _ in range(2):
+            trace.decision("web", view, [], withheld=False)
+            trace.forget("web")
+    assert len(caplog.messages) == 2
+    assert len(set(caplog.messages)) == 1
+
+
 STARTING = (WorkerView("web.1.0", 1, 0, Phase.STARTING),)
 STOPPING = (WorkerView("web.1.0", 1, 0, Phase.STOPPING),)
 OPEN = {"listener": Listener.OPEN}

@@ -88,6 +88,22 @@ def test_each_exit_causes_one_count_however_many_workers_wait_for_room() -> None
     _run(descriptors, restart)
 
 
+def test_as_many_workers_are_made_as_descriptors_are_free() -> None:
+    descriptors = Descriptors(free=100)
+
+    async def start(budget: DescriptorBudget) -> None:
+        for _ in range(6):
+            await budget.enter()
+            descriptors.in_use += 16
+        waiting = asyncio.ensure_future(budget.enter())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    _run(descriptors, start)
+
+
 NEVER = 4e9  # in seconds since the epoch: later than any test
 FILES = ("/tmp/cert.pem", "/tmp/key.pem", None, None)
 CONTENTS = [b"certificate", b"key \xff\x00"]
@@ -315,6 +331,22 @@ def test_worker_serves_with_its_certificate_and_loads_a_renewed_one(tmp_path: Pa
         async with asyncio.timeout(60):
             while await asyncio.to_thread(serial, server) == first:
                 await asyncio.sleep(0.01)
+
+    with_runner(work)
+
+
+@pytest.mark.slow
+def test_certificate_of_the_last_ready_worker_is_used_while_the_files_hold_an_expired_one(
+    tmp_path: Path,
+) -> None:
+    async def work(runner: ProcessRunner) -> None:
+        cert, key = certificate(tmp_path, days=30)
+        server = served(tls=TLSConfig(cert=str(cert), key=str(key)))
+        await placed(runner, server)
+        certificate(tmp_path, days=60)
+        renewed = await placed(runner, server, 2)
+        certificate(tmp_path, days=-1)
+        assert (await runner.place(server, 3, 0)).certificate_ends == renewed.certificate_ends
 
     with_runner(work)
 

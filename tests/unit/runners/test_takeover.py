@@ -392,6 +392,7 @@ def test_worker_whose_output_is_lost_gets_another_pipe(
             "start": orphan.start,
         }
         assert not os.get_blocking(read)
+        assert os.read(read, 1) == b"", "only the worker has the other end"
         os.close(read)
 
 
@@ -576,6 +577,8 @@ def test_worker_whose_server_was_changed_is_adopted_at_its_own_address() -> None
         (worker,) = found
         assert (worker.server.key, worker.server.tags) == (before.key, ("new",))
         assert adoption.found == found
+        _, owners = runner.keeper.entries["worker:web.1.0"]  # for the keeper's successor
+        assert owners[-1] is worker.tally
         assert worker.control is not None
         worker.control.close()
         assert worker.tally is not None
