@@ -342,6 +342,16 @@ def test_dependencies_come_first_and_go_last() -> None:
     assert stopped[:2] == ["web.1.0", "api.1.0"]
 
 
+def test_servers_that_were_started_alone_are_stopped_in_the_order_of_their_dependencies() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("db"), config("web", depends_on=["db"]))
+    for server in pool.values():
+        server.start_sync()
+    pool.stop_sync()
+    stopped = [line.split()[1] for line in runner.log if line.startswith("stop")]
+    assert stopped == ["web.1.0", "db.1.0"]
+
+
 def test_dependents_of_a_failed_server_are_not_started_and_others_are() -> None:
     runner = ScriptedRunner(db=FAILS)
     pool = made(
@@ -490,6 +500,17 @@ def test_a_replaced_server_that_never_ran_is_just_gone() -> None:
     pool.store_new(config("a2", bind=config("a").bind))
     pool.join_sync()
     assert runner.log == []
+
+
+def test_runner_stays_on_its_loop_while_no_server_runs() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    loops = []
+    for _ in range(2):
+        pool.start_sync()
+        loops.append(on_loop(asyncio.get_running_loop))
+        pool.stop_sync()
+    assert loops[0] is loops[1]
 
 
 def test_servers_of_one_name_in_two_pools_of_a_runner_are_kept_apart() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import grp
+import os
+import pwd
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterator
@@ -44,16 +47,16 @@ class Probed:
         self.server = ServerConfig(name="web", bind="127.0.0.1:8080", app="a:b", health=keys)
         self.ends: list[socket.socket] = []
         self.refuses = False
-        readiness = self.server.health.readiness
-        assert readiness is not None
-        self.prober: Prober = make_prober(
-            readiness,
-            self.server,
-            WorkerConnector(self, None),  # type: ignore[arg-type]
-            {"WHO": "web"},
-        )
+        self.prober = self.make(self.server)
         self.results: list[str] = []
         _probed.append(self)
+
+    def make(self, server: ServerConfig) -> Prober:
+        """The prober of the readiness of a worker of this server."""
+        readiness = server.health.readiness
+        assert readiness is not None
+        connector = WorkerConnector(self, None)  # type: ignore[arg-type]
+        return make_prober(readiness, server, connector, {"WHO": "web"})
 
     async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
         if self.refuses:
@@ -581,6 +584,26 @@ def test_program_knows_the_server_and_its_last_line_is_reported() -> None:
         missing = Probed(exec=["/no/such/program"])
         missing.prober.start(missing.results.append)
         assert await missing.verdict() == "/no/such/program: No such file or directory"
+
+    run(scenario)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="not root")
+@pytest.mark.parametrize("group", ["", "nogroup"])
+def test_program_runs_with_the_servers_user_and_the_groups_of_its_user_or_the_one_that_is_named(
+    group: str,
+) -> None:
+    uid, of_user = pwd.getpwnam("daemon")[2:4]
+    gid = grp.getgrnam(group).gr_gid if group else of_user
+    groups = [gid] if group else os.getgrouplist("daemon", gid)
+
+    async def scenario() -> None:
+        probed = Probed(exec=["sh", "-c", "echo $(id -u) $(id -g) $(id -G); exit 1"])
+        server = probed.server.but(user=f"daemon:{group}" if group else "daemon")
+        probed.prober = probed.make(server)
+        probed.prober.start(probed.results.append)
+        _, _, found = (await probed.verdict()).rpartition(": ")
+        assert [int(each) for each in found.split()] == [uid, gid, *groups]
 
     run(scenario)
 

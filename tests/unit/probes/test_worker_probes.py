@@ -206,6 +206,7 @@ class TimedProber:
         self.loop, self.problem, self.seconds = loop, problem, seconds
         self.asked: list[float] = []
         self.cancelled: list[float] = []
+        self.closed = False
         self.on_result: Any = None
 
     def start(self, on_result: Any) -> None:
@@ -223,7 +224,7 @@ class TimedProber:
         return False
 
     def close(self) -> None:
-        pass
+        self.closed = True
 
     @property
     def pauses(self) -> list[float]:
@@ -245,7 +246,7 @@ def test_probe_is_repeated_at_its_interval_until_it_is_stopped(loop: CountingLoo
     count = len(prober.asked)
     probe.stop()
     loop.pass_time(5)
-    assert len(prober.asked) == count
+    assert (len(prober.asked), prober.closed) == (count, True)
 
 
 def test_probe_without_an_answer_fails_at_its_timeout_and_once(loop: CountingLoop) -> None:
