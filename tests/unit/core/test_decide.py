@@ -202,7 +202,7 @@ KILLED, TERMINATED = Exit.from_signal(9), Exit.from_signal(15)
 
 def verdict(exit_: Exit, policy: str = "on-failure", **more: Any) -> Verdict:
     """Of a death at 100 s, unless `now` says otherwise, without chance."""
-    about = {key: more.pop(key) for key in ("was_ready", "restarts", "now") if key in more}
+    about = {key: more.pop(key) for key in ("was_ready", "retries", "restarts", "now") if key in more}
     rules = Restart(policy=policy, **more)
     return judge(rules, exit_, **{"was_ready": True, "restarts": (), "now": 100.0, "jitter": 0.0} | about)
 
@@ -220,6 +220,17 @@ def test_policy_decides_and_an_unrequested_signal_is_a_failure(
     policy: str, exit_: Exit, expected: Next
 ) -> None:
     assert verdict(exit_, policy).next is expected
+
+
+@pytest.mark.parametrize(
+    ("was_ready", "retries", "expected"),
+    [(False, False, Next.FAILED), (False, True, Next.RESTART), (True, False, Next.RESTART)],
+)
+def test_worker_that_was_never_ready_is_not_replaced_if_its_start_is_not_retried(
+    was_ready: bool, retries: bool, expected: Next
+) -> None:
+    found = verdict(BAD, was_ready=was_ready, retries=retries)
+    assert (found.next, found.reason) == (expected, BAD.message if expected is Next.FAILED else "")
 
 
 def test_the_first_restart_is_at_once_if_it_had_been_ready() -> None:

@@ -28,7 +28,7 @@ from poolctl.core.perform import (
     restarting,
 )
 from poolctl.core.server_entry import Entry, Worker
-from poolctl.errors import PoolStopError, ServerError
+from poolctl.errors import PoolRestartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, WorkerFailed
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
@@ -523,6 +523,18 @@ def test_dependency_is_stopped_after_the_hook_of_its_dependent(stage: Stage) -> 
     assert stage.web.state == "stopping"
     stage.finish("hook", "run")
     assert stage.under_way() == [("stop", "db.1.0")]
+
+
+def test_stop_asks_the_start_hook_that_runs_to_end(stage: Stage) -> None:
+    stage.order(stage.core.start, stage.db)
+    stage.finish("open", "place", "ready")
+    stage.order(stage.core.start, stage.web)
+    stage.finish("hook")
+    assert stage.under_way() == [("run", "web.before_start")]
+    stage.order(stage.core.stop, stage.web)
+    assert ("stop", "web.before_start") in stage.under_way()
+    stage.finish("stop")
+    assert "web.before_start" not in stage.runner.running
 
 
 def test_kill_does_not_wait_for_hooks_and_says_so(stage: Stage) -> None:
@@ -1032,6 +1044,25 @@ def test_new_address_is_served_before_the_old_one_is_closed() -> None:
         ]
         assert (pool.runner.opened, pool.states()) == ({new}, {"web": "running"})
         assert (entry.listener.previous_configs, entry.listener.releasing) == ([], [])
+
+    run(scenario())
+
+
+def test_move_to_another_address_is_complete_when_the_old_one_is_closed() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.runner.may_close.clear()
+
+        def move(entry: Entry) -> None:
+            pool.core.change(entry, web(bind="127.0.0.1:9999"), live=False)
+
+        moving = pool.begin(pool.order(PoolRestartError, [entry], move))
+        await turns(60)
+        assert (list(pool.runner.running), moving.done()) == (["web.2.0"], False)
+        pool.runner.may_close.set()
+        assert await moving == []
 
     run(scenario())
 
