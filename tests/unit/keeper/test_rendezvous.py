@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from poolctl.keeper import pool_files, rendezvous, wire
@@ -55,6 +56,24 @@ def test_sockets_are_asked_at_once_and_silent_ones_cost_one_deadline(tmp_path: P
         each.close()
     assert open_descriptors() == before
     for sock in (*silent, *speaking, rude):
+        sock.close()
+
+
+def test_answer_of_each_process_is_received_and_an_invalid_one_is_empty(tmp_path: Path) -> None:
+    def speak(listener: socket.socket, data: bytes) -> None:
+        listener.setblocking(True)
+        with listener, listener.accept()[0] as connection:
+            connection.send(data)
+
+    said = {b'{"n":1}': ({"n": 1}, []), b'{"n":2}': ({"n": 2}, []), b"{": ({}, [])}
+    listeners = [listening(tmp_path) for _ in said]
+    with ThreadPoolExecutor() as threads:
+        for (listener, _), data in zip(listeners, said, strict=True):
+            threads.submit(speak, listener, data)
+        asked = rendezvous.ask(str(tmp_path), pool_files.WORKER, 60.0)
+    expected = {path: answer for (_, path), answer in zip(listeners, said.values(), strict=True)}
+    assert {sock.getpeername(): answer for sock, answer in asked} == expected
+    for sock, _ in asked:
         sock.close()
 
 

@@ -128,6 +128,15 @@ def test_localhost_opens_every_loopback_address_of_the_name(free_port: FreePort)
         assert {sock.getsockname()[0] for sock in sockets} == expected
 
 
+def test_localhost_does_not_open_addresses_of_the_name_that_others_can_reach(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hosts = ["10.0.0.7", "127.0.1.1", "127.0.0.1"]
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 1)) for host in hosts]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert [target.host for target in targets(parse("localhost:80"))] == ["127.0.1.1", "127.0.0.1"]
+
+
 def test_address_with_connections_in_time_wait_opens_again_at_once(free_port: FreePort) -> None:
     port = free_port()
     with opened(f"127.0.0.1:{port}") as (listener,):
@@ -361,6 +370,16 @@ class TestUnixSockets:
         assert identity_of(f"unix:{tmp_path}/none") is None
         assert identity_of(f"unix:{tmp_path}/file") is None
         assert not remove_socket_file(str(tmp_path / "file"), None)
+
+    def test_are_not_removed_by_a_link_to_them(self, tmp_path: Path) -> None:
+        path, link = tmp_path / "a.sock", tmp_path / "link"
+        link.symlink_to(path)
+        with opened(f"unix:{path}"):
+            identity = identity_of(f"unix:{path}")
+            assert not remove_socket_file(str(link), identity)
+            assert link.is_symlink()
+            assert remove_socket_file(str(path), identity)
+            assert not path.exists()
 
     def test_without_a_path_are_described_as_unnamed(self) -> None:
         with socket.socket(socket.AF_UNIX) as sock:

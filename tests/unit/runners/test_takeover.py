@@ -502,6 +502,15 @@ async def _take_in_from_logger(directory: str, keeper: Any, output: Any, *, late
         pool_files.forget(place)
 
 
+def test_sockets_of_systemd_are_known_by_their_numbers_and_names() -> None:
+    class Keeper:
+        async def call(self, message: wire.Message) -> tuple[wire.Message, list[int]]:
+            return {"meta": ["web", "", "web"]}, [11, 12, 13]
+
+    found = asyncio.run(takeover.inherited(cast(Any, Keeper())))
+    assert found == {"3": [11], "4": [12], "5": [13], "web": [11, 13]}
+
+
 @pytest.mark.slow
 def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_no_server(
     tmp_path: Path,
