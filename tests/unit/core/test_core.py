@@ -19,6 +19,7 @@ from poolctl.errors import PoolStartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Exit, Placement
 from tests.needs import needs
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
+from tests.unit.core.test_perform import Stage
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER
 
 
@@ -924,6 +925,18 @@ def test_job_with_a_schedule_runs_once_more_when_it_is_ordered_to() -> None:
         assert pool.states() == {"job": "disabled"}
 
     run(scenario())
+
+
+def test_kill_ends_the_start_hook_that_runs() -> None:
+    stage = Stage()
+    try:
+        stage.order(stage.core.start, stage.web, ignore_dependencies=True)
+        stage.finish("hook")
+        assert stage.under_way() == [("run", "web.before_start")]
+        stage.order(stage.core.stop, stage.web, kill=True)
+        assert (stage.under_way(), stage.web.state) == ([], "stopped")
+    finally:
+        stage.loop.close()
 
 
 def test_workers_whose_lifetime_is_over_are_replaced_without_counting_a_restart() -> None:

@@ -29,6 +29,7 @@ from poolctl import (
     PoolParamError,
     PoolRestartError,
     PoolStartError,
+    PoolStopError,
     PoolValidateError,
     Server,
     ServerConfig,
@@ -65,6 +66,29 @@ def test_a_pool_says_how_many_run(pool: Pool) -> None:
     assert repr(pool.filter(Field.NAME, "a")) == "<Pool view of 1 server, 0 running>"
     assert repr(pool["*:2"]) == "<Server b 0.0.0.0:2 stopped>"
     assert repr(PoolContext({"a": 1})) == "<PoolContext live, 1 values>"
+
+
+def test_join_raises_an_error_of_each_server_that_could_not_be_ended() -> None:
+    runner = ScriptedRunner()
+    runner.deaf, may_stop = {"a", "b"}, asyncio.Event()
+    runner.may_stop = may_stop
+    pool = made(runner, scripted("a", stop_timeout=0), scripted("b", stop_timeout=0))
+    pool.start_sync()
+    servers = list(pool.values())
+
+    async def clean_and_join() -> None:
+        pool.clean()
+        joining = asyncio.ensure_future(pool.join())
+        await asyncio.sleep(0)  # it has begun
+        on_loop(may_stop.set)
+        await joining
+
+    with pytest.raises(PoolStopError, match="2 servers did not stop") as caught:
+        asyncio.run(clean_and_join())
+    assert sorted(error.name for error in caught.value.exceptions) == ["a", "b"]
+    runner.deaf.clear()
+    for server in servers:
+        server.stop_sync()
 
 
 def test_a_server_that_never_ran_has_nothing_to_say(pool: Pool) -> None:
