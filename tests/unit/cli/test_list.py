@@ -86,6 +86,19 @@ def test_list_in_json_has_what_the_gateway_serves(poolctl: Command, supervised: 
         assert poolctl("list", "-o", "json").json["gateway"] == {"bind": [":80"]}
 
 
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_table_ends_with_the_gateway_on_a_terminal(
+    poolctl: Command, supervised: Supervised, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
+    gateway = {
+        "state": "failed", "problem": "port 80 is in use", "addresses": [], "routes": 1, "pid": None,
+        "uptime_seconds": None, "restarts": 1,
+    }  # fmt: skip
+    with supervised(always(item("users"), gateway=gateway)):
+        assert ("[gateway] failed, 1 route" in poolctl("list").out) is is_terminal
+
+
 def test_without_a_supervisor_servers_are_stopped_or_disabled(poolctl: Command) -> None:
     items = poolctl("list", "-o", "json").json["items"]
     assert [(i["name"], i["state"], i["ready"], i["health"], i["pids"]) for i in items] == [
