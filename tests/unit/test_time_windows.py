@@ -69,6 +69,7 @@ def matches(window: tuple[tuple[str, frozenset[int]], ...], moment: datetime) ->
     return moment.minute in minutes and moment.hour in hours and moment.month in months and day
 
 
+@pytest.mark.slow
 @examples(80)
 @given(st.lists(fields, max_size=2), st.lists(fields, max_size=2), MOMENTS)
 def test_state_lasts_exactly_until_the_first_minute_in_another_one(

@@ -26,6 +26,7 @@ def test_feature_is_taken_out_of_folders_and_lists(name: str, tmp_path: Path) ->
     assert [path.name for path in tmp_path.glob("*/features/*")] == []
 
 
+@pytest.mark.slow
 def test_features_that_import_it_go_with_it() -> None:
     assert any(with_importers(name) == [name] for name in FEATURES), "nothing imports the last of them"
     if "haproxy" in FEATURES:

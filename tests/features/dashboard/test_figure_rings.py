@@ -155,6 +155,7 @@ def test_errors_are_a_rate_of_each_interval() -> None:
     assert history.values(counted=True, with_errors=False).errors_per_second is None
 
 
+@pytest.mark.slow
 def test_no_figure_of_a_page_with_random_numbers_is_below_zero() -> None:
     @examples(200)
     @given(writes_over_time())

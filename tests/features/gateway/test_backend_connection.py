@@ -203,6 +203,7 @@ def test_tiny_chunks_of_a_response_are_passed_on_in_many_turns(closes: bool, ver
     play(scene)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("frozen_clock")
 def test_slow_client_of_small_chunks_gets_all_of_them() -> None:
     body = (b"400\r\n" + bytes(1024) + b"\r\n") * (4 * TINY_CHUNKS - 1) + LAST

@@ -834,6 +834,7 @@ def test_events_arrive_as_they_are_sent() -> None:
     play(scene)
 
 
+@pytest.mark.slow
 def test_a_slow_client_stops_the_backend() -> None:
     size = 200_000_000  # more than the kernel's buffers of both connections take
 
@@ -861,6 +862,7 @@ def test_a_slow_client_stops_the_backend() -> None:
     play(scene)
 
 
+@pytest.mark.slow
 def test_a_slow_backend_stops_the_client() -> None:
     size = 200_000_000  # more than the kernel's buffers of both connections take
 

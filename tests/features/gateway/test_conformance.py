@@ -438,6 +438,7 @@ def test_hostile_head_of_a_collection_is_not_canonical_and_others_are_read_alike
             assert_read_alike(case.data[: found.end], found)
 
 
+@pytest.mark.slow
 def test_backend_is_sent_nothing_hostile_of_a_collection(
     collected: list[CollectedCase], through: list[Proxied]
 ) -> None:

@@ -125,6 +125,7 @@ def test_target_is_out_after_its_failures_and_back_after_a_success() -> None:
     run(work)
 
 
+@pytest.mark.slow
 def test_only_a_changed_result_is_reported() -> None:
     async def work(stage: Stage, service: Service) -> None:
         url = f"http://127.0.0.1:{service.port}"

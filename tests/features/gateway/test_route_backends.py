@@ -784,6 +784,7 @@ def test_canary_has_never_had_more_than_its_share_whatever_the_policy(
     assert of_canary >= share * REQUESTS / 2 - 2
 
 
+@pytest.mark.slow
 def test_proxied_requests_reach_the_canary_in_its_share() -> None:
     async def scene(stage: proxy_stage.Stage) -> None:
         server, canary = await stage.backend(ok), await stage.backend(ok)

@@ -622,6 +622,7 @@ def test_wildcard_stands_for_one_label(name: str, host: str, covered: bool) -> N
     assert names_cover([name], host) == covered
 
 
+@pytest.mark.slow
 def test_checks_of_twice_as_many_routes_take_twice_the_steps(tmp_path: Path) -> None:
     def steps(count: int) -> int:
         each = (route(alias=f"r{n}", host=f"h{n}", to=f"http://10.0.0.1:{n + 1}") for n in range(count))

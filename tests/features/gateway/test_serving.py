@@ -100,6 +100,7 @@ def authority(*certificates: Path) -> ssl.SSLContext:
     return context
 
 
+@pytest.mark.slow
 def test_tls_uses_the_certificate_of_the_name_and_a_renewed_one_at_once(tmp_path: Path) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
@@ -150,6 +151,7 @@ def test_requests_over_tls_are_reported_as_such(tmp_path: Path) -> None:
     play(scene)
 
 
+@pytest.mark.slow
 def test_bodies_over_tls_that_are_read_at_once_are_not_mixed(tmp_path: Path) -> None:
     size = 3 * BUFFER_BYTES  # connections share the buffer
 

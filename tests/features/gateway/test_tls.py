@@ -88,6 +88,7 @@ def test_other_bytes_are_refused_as_soon_as_they_are_seen(data: bytes) -> None:
         read_client_hello(data)
 
 
+@pytest.mark.slow
 def test_name_that_is_no_host_name_is_refused() -> None:
     for bad in (
         b"users.example\0com",

@@ -151,6 +151,7 @@ bootstrap.main()
 """
 
 
+@pytest.mark.slow
 def test_supervisor_of_an_earlier_version_starts_the_process_by_its_former_name() -> None:
     done = subprocess.run([sys.executable, "-c", FORMER], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("serves\n", "")

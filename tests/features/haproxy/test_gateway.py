@@ -219,6 +219,7 @@ def test_leaving_server_gets_nothing_after_another_supervisor_has_adopted_the_pr
     run(work())
 
 
+@pytest.mark.slow
 def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
@@ -272,6 +273,7 @@ def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_re
     run(work())
 
 
+@pytest.mark.slow
 def test_listener_moves_to_another_socket_and_haproxy_ends_without_one(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
@@ -297,6 +299,7 @@ def test_listener_moves_to_another_socket_and_haproxy_ends_without_one(short: Pa
     run(work())
 
 
+@pytest.mark.slow
 def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_stays(short: Path) -> None:
     cert, key = (path.read_bytes() for path in certificate(short))
     context = ssl.create_default_context()
@@ -351,6 +354,7 @@ def test_process_keeps_no_pair_of_a_server(short: Path) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_newest_pair_for_passed_connections_is_held_for_the_next_supervisor(short: Path) -> None:
     def inodes(pair: Iterable[socket.socket]) -> list[int]:
         return [os.fstat(each.fileno()).st_ino for each in pair]
@@ -386,6 +390,7 @@ def test_hosts_are_disabled_and_drained_by_order(short: Path) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_host_is_disabled_for_the_time_in_the_settings_unless_the_order_names_another(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
@@ -462,6 +467,7 @@ def test_answers_take_no_url_out_and_an_address_without_a_listener_is_shown_with
     run(work())
 
 
+@pytest.mark.slow
 def test_certificate_is_renewed_without_another_haproxy(short: Path) -> None:
     pairs = []
     for number in (1, 2):
@@ -576,6 +582,7 @@ def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_o
     run(work())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_session_of_another_host_is_no_way_around_a_client_certificate(
     short: Path, version: ssl.TLSVersion
@@ -612,6 +619,7 @@ def test_session_of_another_host_is_no_way_around_a_client_certificate(
     run(work())
 
 
+@pytest.mark.slow
 def test_streams_are_copied_and_counted(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
@@ -631,6 +639,7 @@ def test_streams_are_copied_and_counted(short: Path) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_process_is_over_when_haproxy_ends_by_itself(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
@@ -640,6 +649,7 @@ def test_process_is_over_when_haproxy_ends_by_itself(short: Path) -> None:
     run(work())
 
 
+@pytest.mark.slow
 def test_draining_process_answers_what_was_begun(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:

@@ -154,6 +154,7 @@ def test_change_is_made_by_commands_of_the_same_process(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("why", ["refused", "impossible"])
 def test_change_that_no_command_makes_is_made_by_another_process(play: Play, why: str) -> None:
     async def scene(stage: Stage) -> None:
@@ -171,6 +172,7 @@ def test_change_that_no_command_makes_is_made_by_another_process(play: Play, why
     play(scene)
 
 
+@pytest.mark.slow
 def test_configuration_that_is_refused_leaves_the_process_as_it_is(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         first = setup()
@@ -213,6 +215,7 @@ def test_process_without_a_runtime_socket_answers_nothing(play: Play) -> None:
     play(scene)
 
 
+@pytest.mark.slow
 def test_drain_waits_for_the_last_request_within_its_time(play: Play) -> None:
     async def scene(stage: Stage) -> None:
         await stage.program.follow(setup())

@@ -334,6 +334,7 @@ def test_kubeconfig_with_a_problem_is_exit_6_with_the_fix(change: Any, tmp_path:
     assert caught.value.hint.startswith("set KUBECONFIG")
 
 
+@pytest.mark.slow
 def test_context_that_is_named_is_used(tmp_path: Path) -> None:
     path = tmp_path / "kubeconfig"
     path.write_text(json.dumps(kubeconfig("http://127.0.0.1:1")))

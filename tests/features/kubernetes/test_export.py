@@ -161,6 +161,7 @@ def test_secret_that_everybody_could_read_is_refused(
     assert "very-secret-token" not in done.err + done.out
 
 
+@pytest.mark.slow
 def test_changed_value_changes_this_server_alone(export: Any) -> None:
     def names(value: str) -> dict[str, list[str]]:
         objects = export(app(env={"KEY": value}), app("other", 8001, env={"KEY": "same"}))
@@ -213,6 +214,7 @@ def test_job_with_a_schedule_is_a_cron_job(export: Any) -> None:
     )
 
 
+@pytest.mark.slow
 @needs("scaling")
 def test_server_becomes_what_its_keys_say(export: Any) -> None:
     objects = export(

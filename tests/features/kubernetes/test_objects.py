@@ -73,6 +73,7 @@ settings = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(keys=of_apps | of_commands, given_settings=settings)
 @examples(200)
 def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings: dict[str, Any]) -> None:
@@ -129,6 +130,7 @@ def parts(least: int, most: int, *names: str) -> Any:
     return lists | st.sampled_from(names) if names else lists
 
 
+@pytest.mark.slow
 @given(
     fields=st.tuples(
         parts(0, 59), parts(0, 23), parts(1, 31), parts(1, 12, "jan-mar"), parts(0, 7, "fri-sun", "mon-fri,7")

@@ -290,6 +290,7 @@ route_keys = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(keys=route_keys, weights=st.lists(st.integers(1, 1000), min_size=1, max_size=3))
 @examples(200)
 def test_every_route_that_is_not_refused_is_valid(keys: Object, weights: list[int]) -> None:

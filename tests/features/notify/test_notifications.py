@@ -187,6 +187,7 @@ def test_refused_message_is_reported_once_and_given_up_if_it_will_never_be_taken
     play(scene)
 
 
+@pytest.mark.slow
 def test_oldest_of_too_many_messages_is_given_up_and_reported(play: Play) -> None:
     async def scene(receivers: Receivers) -> None:
         receivers.follow("mail")

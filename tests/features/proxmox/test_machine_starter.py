@@ -249,6 +249,7 @@ def test_api_that_is_away_refuses_no_request(play: Play, path: str, answer: Any)
     play(steps)
 
 
+@pytest.mark.slow
 def test_api_that_goes_away_during_a_start_refuses_no_request(play: Play) -> None:
     async def steps(stage: Stage) -> None:
         await stage.begin(start_timeout=0.5)

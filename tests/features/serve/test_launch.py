@@ -112,6 +112,7 @@ def test_probes_that_make_a_request_are_plain_values() -> None:
     assert _launch._http_probes(app()) == {}
 
 
+@pytest.mark.slow
 def test_event_loop_is_loaded_by_the_server_alone() -> None:
     text = "import sys, poolctl.features.serve._launch; print('asyncio' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True, timeout=60)

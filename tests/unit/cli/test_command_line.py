@@ -461,6 +461,7 @@ def test_a_short_option_may_have_its_value_after_an_equals_sign(word: str) -> No
     assert wants_json(["list", word])
 
 
+@pytest.mark.slow
 def test_the_help_of_poolctl_reads_no_configuration_model() -> None:
     script = (
         "import sys; from poolctl.cli.main import main; main(['--help']);"

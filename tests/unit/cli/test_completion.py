@@ -122,6 +122,7 @@ def test_a_broken_file_is_silent(poolctl: Command, directory: Path) -> None:
         assert poolctl("__complete", "stop", "") == (0, "", "")
 
 
+@pytest.mark.slow
 def test_completion_needs_the_standard_library_only(directory: Path) -> None:
     script = (
         "import sys; from poolctl.cli.main import main; main(['__complete', 'stop', '']); main(['__complete', '']);"
@@ -198,6 +199,7 @@ def test_tab_completes_the_word_before_it(
     assert shells.run(kind, f"{typed}\t") == "".join(f"<{word}>" for word in arguments)
 
 
+@pytest.mark.slow
 def test_bash_offers_every_word(shells: Shells) -> None:
     insert_all = "\x1b*"  # readline(3): insert-completions
     assert shells.run("bash", f"sta{insert_all}") == "<stacks><start><status>"

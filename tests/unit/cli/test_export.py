@@ -61,6 +61,7 @@ def read_words(line: str) -> list[str]:
     return words
 
 
+@pytest.mark.slow
 @given(st.lists(WORDS, min_size=1, max_size=4))
 def test_words_are_read_back_as_they_were(words: list[str]) -> None:
     assert read_words(" ".join(map(word, words))) == words

@@ -70,6 +70,7 @@ def test_a_package_holds_at_most_twenty_files() -> None:
     assert {str(path): count for path, count in counts.items() if count > MOST_FILES} == {}
 
 
+@pytest.mark.slow
 def test_no_class_of_the_command_line_is_defined_twice() -> None:
     classes = Counter(
         node.name

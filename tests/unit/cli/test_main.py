@@ -82,6 +82,7 @@ def test_a_reader_that_has_gone_is_no_failure(directory: Path) -> None:
         assert (done.returncode, done.stderr) == (0, ""), command
 
 
+@pytest.mark.slow
 def test_one_ctrl_c_ends_a_command_whose_reader_does_not_read(directory: Path) -> None:
     (directory / "pool.toml").write_text(
         '[[server]]\nname = "web"\nbind = "127.0.0.1:8081"\napp = "a:b"\nlog = { path = "web.log" }\n'
@@ -117,6 +118,7 @@ def test_a_full_disk_is_reported(directory: Path) -> None:
     assert done.stderr == "error: cannot write the output: No space left on device\n"
 
 
+@pytest.mark.slow
 def test_streams_that_are_closed_are_no_matter(directory: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", f"{sys.executable} -m poolctl list >&- 2>&- <&-; echo $?"],
@@ -126,6 +128,7 @@ def test_streams_that_are_closed_are_no_matter(directory: Path) -> None:
     assert done.stdout == "0\n"
 
 
+@pytest.mark.slow
 def test_words_that_no_encoding_knows_are_still_printed(directory: Path) -> None:
     done = subprocess.run(
         [*POOLCTL, "list", b"\xff\xc3\xa4"],

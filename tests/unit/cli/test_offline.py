@@ -53,6 +53,7 @@ SLOW = "^(a+)+$"
 POOL = f'[[server]]\nname = "{"a" * 34}b"\nbind = "127.0.0.1:8081"\ncommand = ["sleep", "60"]\n'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [["list", "--name", SLOW], ["filter", "name", "--regex", SLOW], ["remove", "--name", SLOW, "--save"]],

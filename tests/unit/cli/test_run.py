@@ -265,17 +265,20 @@ def test_the_exit_is_the_commands(script: str, code: int) -> None:
     assert run("sh", "-c", script) == code
 
 
+@pytest.mark.slow
 def test_signals_are_at_their_defaults_in_the_command() -> None:
     assert run("sh", "-c", "grep -q 'SigBlk:.0*$' /proc/self/status") == 0
     assert run("sh", "-c", "grep 'SigIgn:' /proc/self/status | grep -q '0000$'") == 0
 
 
+@pytest.mark.slow
 def test_output_may_go_elsewhere(tmp_path: Path) -> None:
     with open(tmp_path / "out", "w") as out:
         assert run("echo", "hi", stdout=out.fileno()) == 0
     assert (tmp_path / "out").read_text() == "hi\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_sent_to_us_reaches_the_command(tmp_path: Path, number: signal.Signals) -> None:
     name = number.name.removeprefix("SIG")
@@ -339,6 +342,7 @@ def test_first_process_of_a_container_exits_as_its_child_does(child: str, code: 
         assert first.wait(60) == code
 
 
+@pytest.mark.slow
 def test_first_process_passes_on_what_it_is_sent_and_reaps_meanwhile() -> None:
     child = """
 def came(number, frame):
@@ -363,6 +367,7 @@ while True:
         assert first.wait(60) == 9
 
 
+@pytest.mark.slow
 def test_first_process_leaves_a_child_that_does_not_end_after_the_limit() -> None:
     child = "signal.signal(signal.SIGTERM, signal.SIG_IGN); print(os.getpid(), flush=True); time.sleep(60)"
     with as_first_process(child, limit=0.2) as first:

@@ -115,6 +115,7 @@ def test_a_number_of_jobs_is_a_number(poolctl: Command, jobs: str) -> None:
     assert poolctl("walk", f"--jobs={jobs}").code == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_interrupt_of_walk_ends_running_commands(directory: Path, form: str) -> None:
     script = "trap '' INT; echo $$ > pid; exec sleep 60"

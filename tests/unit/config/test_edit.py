@@ -122,6 +122,7 @@ def test_added_server_is_written_in_the_layout_of_the_file(tmp_path: Path) -> No
     )
 
 
+@pytest.mark.slow
 def test_tomlkit_is_imported_only_to_change_a_file(tmp_path: Path) -> None:
     file = written(tmp_path, "pool.toml", POOL)
     program = (
@@ -564,6 +565,7 @@ VALUES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(TEXT, VALUES, max_size=4))
 def test_table_written_as_toml_is_read_back_unchanged(table: dict[str, Any]) -> None:
     assert tomllib.loads(table_text("[t]", table))["t"] == table

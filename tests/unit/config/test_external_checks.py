@@ -28,6 +28,7 @@ from tests.environments import with_old_uvicorn
 from tests.unit.config.importable_apps import outside, servers
 
 
+@pytest.mark.slow
 def test_all_apps_are_imported_in_one_go_and_none_hides_another(apps: Path) -> None:
     lines = [f'app = "{name}:app"' for name in ("ends", "good", "killed", "boom", "syntax")]
     found = outside(apps, *lines, import_apps=True)
@@ -269,6 +270,7 @@ def test_a_process_that_an_import_starts_ends_with_it(tmp_path: Path, until: Any
     until(gone)
 
 
+@pytest.mark.slow
 def test_nothing_is_left_open(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("app = print\n")
     before = os.listdir("/proc/self/fd")

@@ -12,6 +12,7 @@ from poolctl.config.checks.external_checks import IMPORT_APP
 from tests.unit.config.importable_apps import outside
 
 
+@pytest.mark.slow
 def test_apps_that_import_have_no_problem(apps: Path) -> None:
     (apps / "x.env").write_text("FILE=1\nKEY=file\n")
     found = outside(

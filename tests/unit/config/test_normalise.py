@@ -108,6 +108,7 @@ def test_variable_of_broken_text_is_reported(tmp_path: Path) -> None:
     assert "surrogate" in told(tmp_path, broken, "pool.json")
 
 
+@pytest.mark.slow
 @given(
     st.recursive(st.text("a$${}:-"), lambda inner: st.lists(inner) | st.dictionaries(st.just("key"), inner))
 )

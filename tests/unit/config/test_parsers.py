@@ -85,6 +85,7 @@ def toml(value: Any) -> str:
     return json.dumps(value).replace("\x7f", "\\u007f")
 
 
+@pytest.mark.slow
 @given(st.dictionaries(keys, trees, max_size=4))
 def test_every_json_key_has_its_place(tree: dict[str, Any]) -> None:
     for text in (json.dumps(tree), json.dumps(tree, indent=2)):
@@ -92,6 +93,7 @@ def test_every_json_key_has_its_place(tree: dict[str, Any]) -> None:
         assert positions(text, "json").keys() == paths(tree)
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.from_regex(r"[ -~]{1,8}", fullmatch=True), trees, max_size=4))
 def test_every_toml_key_has_its_place(tree: dict[str, Any]) -> None:
     text = "".join(f"{json.dumps(key)} = {toml(value)} # {{\n" for key, value in tree.items())

@@ -73,6 +73,7 @@ def test_process_that_uses_validated_tables_imports_nothing_that_validates(tmp_p
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_command_that_reads_files_does_not_search_for_plugins(tmp_path: Path) -> None:
     (tmp_path / "pool.toml").write_text('[[server]]\nname = "web"\nbind = ":8080"\napp = "shop:app"\n')
     command = [sys.executable, "-X", "importtime", "-m", "poolctl", "validate"]

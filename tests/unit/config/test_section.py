@@ -101,6 +101,7 @@ assert "importlib.metadata" not in sys.modules, "the search for pydantic's plugi
 """
 
 
+@pytest.mark.slow
 def test_plain_servers_are_read_with_a_single_model(tmp_path: Path) -> None:
     (tmp_path / "pool.toml").write_text('[[server]]\nname = "web"\nbind = ":8080"\napp = "shop:app"\n')
     done = subprocess.run(

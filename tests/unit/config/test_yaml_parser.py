@@ -31,6 +31,7 @@ def test_yaml_positions() -> None:
     assert ("server", 0, "<<") not in found
 
 
+@pytest.mark.slow
 @given(st.dictionaries(keys, trees, max_size=4))
 @example({" ": [], "\x85": []})
 def test_yaml_reads_as_pyyaml_reads_it(tree: dict[str, Any]) -> None:

@@ -59,6 +59,7 @@ def test_a_call_returns_the_result_and_reports_progress_on_the_way(path: Path) -
     assert requests == [("start", {"options": {"timeout": 3}})]
 
 
+@pytest.mark.slow
 def test_an_answer_larger_than_one_read_arrives_whole(path: Path) -> None:
     many = [item(f"server-{number}", number) for number in range(5000)]
     with stand_in(path, always(*many)):

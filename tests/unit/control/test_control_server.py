@@ -216,6 +216,7 @@ def test_slow_clients_do_not_hold_up_the_others(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.slow
 def test_request_is_cancelled_when_its_client_disconnects(tmp_path: Path) -> None:
     async def scenario() -> None:
         begun, cancelled = asyncio.Event(), asyncio.Event()

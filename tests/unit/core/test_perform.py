@@ -868,6 +868,7 @@ FOUND = WorkerStacks(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_stacks_are_shortened_kept_by_server_and_reported_with_their_place() -> None:
     async def scenario() -> None:
         runner, events = StackRunner(FOUND), RecordedEvents()

@@ -179,6 +179,7 @@ def is_owned(owner: str, name: str) -> bool:
     )
 
 
+@pytest.mark.slow
 def test_only_the_core_changes_an_entry_or_a_worker() -> None:
     found = [
         f"{path.relative_to(PACKAGE)}:{line} changes {what}"

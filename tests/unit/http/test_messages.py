@@ -178,12 +178,14 @@ def test_beginning_that_no_more_bytes_can_make_valid_is_not_incomplete(data: byt
     assert not RequestHead.is_incomplete(data + b"a", len(data))
 
 
+@pytest.mark.slow
 def test_mutated_head_that_is_canonical_is_read_alike_by_both_parsers() -> None:
     chance = random.Random(20)
     accepted = sum(accepted_and_read_alike(mutated(chance)) for _ in range(6000))
     assert accepted > 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [
@@ -518,6 +520,7 @@ def test_trailers_are_whole_lines(line: bytes) -> None:
             body.feed(sent)
 
 
+@pytest.mark.slow
 def test_chunks_above_the_rate_of_a_second_are_refused_whatever_their_size() -> None:
     now = 100.0
     body = ChunkedBody(clock=lambda: now)
@@ -551,6 +554,7 @@ def test_steps_of_a_turn_do_not_grow_with_what_was_read(chunk: bytes) -> None:
     assert turn(40_000) <= turn(MOST_CHUNKS_AT_ONCE) + 20 < 60 * MOST_CHUNKS_AT_ONCE
 
 
+@pytest.mark.slow
 def test_steps_of_a_refused_burst_are_those_of_a_second() -> None:
     def burst() -> None:
         with pytest.raises(BadMessage):

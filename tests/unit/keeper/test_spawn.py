@@ -28,6 +28,7 @@ def test_small_output_file_is_not_rotated(path: Path) -> None:
     assert os.listdir(path.parent) == [path.name]
 
 
+@pytest.mark.slow
 def test_reader_that_has_the_output_file_open_continues_in_it(path: Path) -> None:
     with path.open("ab", buffering=0) as before:
         for _ in range(3):

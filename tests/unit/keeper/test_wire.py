@@ -30,6 +30,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 MESSAGES = st.dictionaries(st.text(max_size=12), VALUES, max_size=6)
 
 
+@pytest.mark.slow
 @given(st.lists(MESSAGES, min_size=1, max_size=5))
 @examples(30)
 def test_messages_arrive_whole_and_in_order(messages: list[wire.Message]) -> None:

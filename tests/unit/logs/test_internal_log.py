@@ -39,6 +39,7 @@ def log(clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Lo
     return logger, lines
 
 
+@pytest.mark.slow
 def test_a_line_that_is_repeated_is_counted(
     log: tuple[logging.Logger, list[str]], clock: ManualClock
 ) -> None:
@@ -80,6 +81,7 @@ def test_a_flood_of_pairs_is_bounded_as_well(log: tuple[logging.Logger, list[str
     assert sum(map(len, lines)) < 300_000
 
 
+@pytest.mark.slow
 def test_the_file_is_put_aside_while_the_process_runs(tmp_path: Path) -> None:
     path = tmp_path / "supervisor.log"
     program = (

@@ -459,6 +459,7 @@ class TestHostileFiles:
         assert len(found) == 1
         assert len(found[0].text) <= 2 * log_tail.LONGEST_LINE_BYTES
 
+    @pytest.mark.slow
     def test_file_that_grows_by_more_than_was_written_is_followed_at_its_end(self, path: Path) -> None:
         path.write_bytes(at(1, "before"))
         follower = Follower({"web": str(path)}, lines=0)
@@ -474,6 +475,7 @@ class TestHostileFiles:
         assert found[-1] == "after"
         assert max(map(len, found)) <= 2 * log_tail.LONGEST_LINE_BYTES
 
+    @pytest.mark.slow
     def test_any_number_of_old_files_costs_no_more_than_so_many_descriptors(self, path: Path) -> None:
         path.write_bytes(at(9, "newest"))
         for number in range(1, log_tail.MOST_FILES + 50):

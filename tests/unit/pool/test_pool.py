@@ -376,6 +376,7 @@ def test_names_of_the_package_are_those_of_the_api(name: str) -> None:
     assert getattr(poolctl.pool, name) is getattr(poolctl, name)
 
 
+@pytest.mark.slow
 def test_a_server_costs_the_pool_at_most_150_bytes() -> None:
     base = config("s", "127.0.0.1:1")
     many = [base.at(base.address.with_port(port)).but(name=f"s{port}") for port in range(1, 5_001)]

@@ -50,6 +50,7 @@ def at_once(*work: Callable[[int], None]) -> None:
         raise raised[0]
 
 
+@pytest.mark.slow
 def test_reading_and_changing_at_once_is_always_consistent() -> None:
     fixed = {f"127.0.0.1:{port}" for port in range(1, 51)}
     pool = Pool(config(f"fixed-{port}", port) for port in range(1, 51))
@@ -134,6 +135,7 @@ def test_two_pools_that_are_merged_into_each_other_do_not_block() -> None:
     assert {*one} == {*other} == {"127.0.0.1:1", "127.0.0.1:2"}
 
 
+@pytest.mark.slow
 def test_lifecycle_from_many_threads_while_servers_come_and_go_leaves_nothing() -> None:
     runner = ScriptedRunner()
     pool = Pool([config("a", 1), config("b", 2)], runner=runner)

@@ -164,6 +164,7 @@ def test_two_routes_of_one_alias_are_refused() -> None:
         write_table([route("web"), route("web", host="x")], 1)
 
 
+@pytest.mark.slow
 def test_more_hosts_and_paths_than_are_kept_decoded_are_found(table: Callable[..., RouteTable]) -> None:
     fd = write_table([route(f"{n}", host=f"h{n % 50}.x", path=f"/{n}") for n in range(2500)], 1)
     routes = RouteTable(fd, cached=8)
@@ -241,6 +242,7 @@ def test_candidates_are_all_routes_of_a_small_table_and_the_covering_ones_of_a_l
     assert [each.alias for each in routes.candidates("h.x", "/v2;/..;", most=52)] == ["rest"]
 
 
+@pytest.mark.slow
 def test_opening_a_table_makes_no_objects_of_its_routes() -> None:
     fd = write_table([route(f"{n}", host=f"h{n}.x") for n in range(3000)], 1)
     gc.collect()

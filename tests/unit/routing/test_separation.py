@@ -212,6 +212,7 @@ _HOSTS, _PATHS = ["a.test", "b.test", "a", "x.org"], ["/", "/x", "/x/y", "/z"]
 _REQUESTS = list(itertools.product(_HOSTS, _PATHS, ["GET", "POST"], [{}, {"x-key": ""}]))
 
 
+@pytest.mark.slow
 @examples(400)
 @given(fields=_TABLES, users=_USERS)
 def test_no_request_after_a_passed_one_is_for_another_user(
@@ -310,6 +311,7 @@ _ROUTES = st.lists(
 )
 
 
+@pytest.mark.slow
 @examples(200)
 @given(
     fields=_ROUTES,

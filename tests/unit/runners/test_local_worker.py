@@ -403,6 +403,7 @@ def readings(steps: list[tuple[float, list[tuple[int, int]]]]) -> Iterator[tuple
         pool.tally.close()
 
 
+@pytest.mark.slow
 def test_every_reading_of_a_page_with_random_numbers_fits_an_array() -> None:
     @examples(200)
     @given(writes_over_time())

@@ -99,6 +99,7 @@ def test_a_long_text_that_keeps_signals_out_ends_the_process_and_only_that_quest
     run(scenario)
 
 
+@pytest.mark.slow
 def test_the_loop_goes_on_while_an_expression_takes_too_long() -> None:
     async def scenario(matcher: Matcher) -> None:
         question = asyncio.ensure_future(matcher.answer([SLOW], [HOSTILE]))

@@ -103,6 +103,7 @@ def readers() -> list[int]:
     return [pid for pid in found if pid not in _earlier]
 
 
+@pytest.mark.slow
 def test_files_are_read_with_the_variables_given_and_problems_have_their_places(tmp_path: Path) -> None:
     good, bad = tmp_path / "pool.toml", tmp_path / "bad.toml"
     good.write_text(WEB)
@@ -125,6 +126,7 @@ def test_files_are_read_with_the_variables_given_and_problems_have_their_places(
     run(scenario())
 
 
+@pytest.mark.slow
 def test_of_several_files_the_one_of_each_server_is_named(tmp_path: Path) -> None:
     one, other = tmp_path / "one.toml", tmp_path / "two.toml"
     one.write_text(WEB)
@@ -162,6 +164,7 @@ def test_what_is_outside_is_looked_at_for_the_reading_that_is_asked_about(tmp_pa
     run(scenario())
 
 
+@pytest.mark.slow
 def test_server_that_is_added_gets_the_defaults_of_the_files_and_its_problems_are_raised(
     tmp_path: Path,
 ) -> None:
@@ -179,6 +182,7 @@ def test_server_that_is_added_gets_the_defaults_of_the_files_and_its_problems_ar
     run(scenario())
 
 
+@pytest.mark.slow
 def test_places_of_keys_are_known_until_the_file_changes(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB)
@@ -260,6 +264,7 @@ part.main()
     assert trace.read_text() == "xx"
 
 
+@pytest.mark.slow
 def test_process_that_was_started_before_answers_the_first_request(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB)
@@ -275,6 +280,7 @@ def test_process_that_was_started_before_answers_the_first_request(tmp_path: Pat
 
 
 # Python 3.13.0 may crash when coverage, in a process with two threads, saves what it has measured.
+@pytest.mark.slow
 @pytest.mark.unmeasured
 def test_process_of_a_supervisor_of_an_earlier_version_has_its_link_at_descriptor_3(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
@@ -345,6 +351,7 @@ def test_first_reading_goes_on_for_as_long_as_its_process_works(tmp_path: Path) 
     assert said.startswith("poolctl 99.1.2 is installed")
 
 
+@pytest.mark.slow
 def test_request_that_is_cancelled_ends_the_process_and_the_next_one_is_answered(tmp_path: Path) -> None:
     file = tmp_path / "pool.toml"
     file.write_text(WEB)
@@ -453,6 +460,7 @@ def test_pool_without_a_name_has_that_of_its_directory_or_of_a_file_of_its_own_n
     assert default_name(file) == name
 
 
+@pytest.mark.slow
 def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_in_force(
     tmp_path: Path,
 ) -> None:
@@ -501,6 +509,7 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
     pool.scenario(work)
 
 
+@pytest.mark.slow
 def test_variables_are_those_of_the_supervisor_until_a_command_gives_others(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         assert configuration.environment is os.environ
@@ -516,6 +525,7 @@ def test_variables_are_those_of_the_supervisor_until_a_command_gives_others(tmp_
     Pool(tmp_path).scenario(work)
 
 
+@pytest.mark.slow
 def test_wrong_files_are_problems_of_the_first_reading_with_the_name_of_the_pool(tmp_path: Path) -> None:
     pool = Pool(tmp_path, "[[server]]\nbinf = 1\n")
 
@@ -558,6 +568,7 @@ def test_files_that_no_process_can_read_are_a_conflict(tmp_path: Path) -> None:
 AUTO = '[[server]]\nname = "{}"\nbind = "127.0.0.1:auto"\napp = "any:app"\n'
 
 
+@pytest.mark.slow
 def test_automatic_ports_stay_until_another_program_has_taken_them_while_the_pool_was_stopped(
     tmp_path: Path,
 ) -> None:
@@ -609,6 +620,7 @@ def test_automatic_port_that_the_file_gives_to_another_address_is_chosen_again(
     pool.scenario(work)
 
 
+@pytest.mark.slow
 def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> None:
     pool = Pool(tmp_path, AUTO.format("a"))
 
@@ -624,6 +636,7 @@ def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> N
     pool.scenario(work)
 
 
+@pytest.mark.slow
 def test_server_that_is_added_may_refer_to_those_that_are_there(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         resolved = await configuration.read()
@@ -639,6 +652,7 @@ def test_server_that_is_added_may_refer_to_those_that_are_there(tmp_path: Path) 
     Pool(tmp_path).scenario(work)
 
 
+@pytest.mark.slow
 def test_live_changes_outlive_keeper_and_supervisor_unless_the_files_contradict_them(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -664,6 +678,7 @@ def test_live_changes_outlive_keeper_and_supervisor_unless_the_files_contradict_
     pool.scenario(work)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ran", [True, False])
 def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool_that_does_not_run(
     tmp_path: Path, ran: bool
@@ -679,6 +694,7 @@ def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool
     pool.scenario(work)
 
 
+@pytest.mark.slow
 def test_places_of_keys_are_empty_before_the_files_are_read_and_for_no_server(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         assert await configuration.origins(["web"]) == {}
@@ -712,6 +728,7 @@ def program_of(name: str, command: str, **keys: Any) -> ServerConfig:
     return ServerConfig(name=name, bind="127.0.0.1:9001", command=[command], **keys)
 
 
+@pytest.mark.slow
 def test_program_that_was_found_to_open_its_socket_itself_is_read_so_until_its_command_changes(
     tmp_path: Path,
 ) -> None:
@@ -752,6 +769,7 @@ def test_object_that_cannot_be_written_is_a_line_of_the_log(
     assert "object.json cannot be written" in caplog.text
 
 
+@pytest.mark.slow
 def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_change(tmp_path: Path) -> None:
     pool = Pool(tmp_path)
 

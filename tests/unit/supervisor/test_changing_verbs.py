@@ -370,6 +370,7 @@ def test_server_that_is_added_and_fails_is_kept_with_its_failure() -> None:
     run(scenario())
 
 
+@pytest.mark.slow
 def test_remove_of_what_others_depend_on_stops_them_first() -> None:
     async def scenario() -> None:
         desk = Desk(web("db"), web("api", depends_on=["db"]))

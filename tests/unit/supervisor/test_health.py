@@ -847,6 +847,7 @@ def test_idle_look_of_an_unanswered_worker_counts_for_nothing() -> None:
     run(scenario())
 
 
+@pytest.mark.slow
 def test_idle_workers_are_checked_in_one_waking_an_interval() -> None:
     async def scenario() -> None:
         it = thousand()
@@ -861,6 +862,7 @@ def test_idle_workers_are_checked_in_one_waking_an_interval() -> None:
     run(scenario())
 
 
+@pytest.mark.slow
 def test_workers_that_have_work_again_at_one_moment_are_spread() -> None:
     async def scenario() -> None:
         it = thousand()

@@ -412,6 +412,7 @@ class DeskWithFiles(Desk):
         return to_json(await self.verbs.handle(request, lambda line: None))
 
 
+@pytest.mark.slow
 def test_edit_is_reported_by_every_command_that_shows_servers_until_a_reload(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path)
@@ -441,6 +442,7 @@ def test_any_command_reports_it_that_is_asked_to(tmp_path: Path) -> None:
     run(scenario())
 
 
+@pytest.mark.slow
 def test_file_that_was_only_touched_or_changed_back_is_not_reported(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path)
@@ -471,6 +473,7 @@ def test_invalid_file_is_reported_with_its_place(tmp_path: Path) -> None:
     run(scenario())
 
 
+@pytest.mark.slow
 def test_server_that_only_the_changed_file_has_is_named_with_the_command_that_starts_it(
     tmp_path: Path,
 ) -> None:
@@ -506,6 +509,7 @@ def test_change_that_a_watcher_is_about_to_apply_is_not_reported(
     run(scenario())
 
 
+@pytest.mark.slow
 def test_variables_are_compared_with_what_the_workers_have_read(tmp_path: Path) -> None:
     async def scenario() -> None:
         variables = tmp_path / "web.env"
@@ -542,6 +546,7 @@ def test_restart_of_one_of_two_servers_leaves_the_change_of_the_variables_of_the
     run(scenario())
 
 
+@pytest.mark.slow
 def test_live_change_that_is_saved_is_no_change_of_the_files(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path)
@@ -603,6 +608,7 @@ def test_other_sections_of_a_pyproject_are_no_change_of_the_pool(tmp_path: Path)
     assert changed_files(marks, [str(file)]) == [str(file)]
 
 
+@pytest.mark.slow
 def test_change_that_a_reload_could_not_apply_is_still_reported(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA)
@@ -630,6 +636,7 @@ def test_new_server_that_fails_at_a_reload_is_no_difference(tmp_path: Path) -> N
     run(scenario())
 
 
+@pytest.mark.slow
 def test_start_reads_changed_files_again_when_no_server_runs(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path, runner=SlowRunner(web=FAILS))
@@ -663,6 +670,7 @@ def test_start_refuses_changed_files_that_are_not_valid_when_no_server_runs(tmp_
     run(scenario())
 
 
+@pytest.mark.slow
 def test_start_after_a_server_was_taken_out_of_the_file_forgets_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         desk = await DeskWithFiles.begun(tmp_path, WEB + EXTRA)
@@ -888,6 +896,7 @@ def test_changed_servers_are_checked_outside_the_files_and_remarks_are_passed_on
     run(scenario())
 
 
+@pytest.mark.slow
 def test_reload_without_servers_is_refused_with_the_command_that_ends_the_pool() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
@@ -1036,6 +1045,7 @@ def test_quick_command_does_not_wait_for_the_comparison(
     run(scenario())
 
 
+@pytest.mark.slow
 def test_file_system_that_does_not_answer_delays_a_command_for_two_seconds_at_most(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1128,6 +1138,7 @@ def test_applied_files_of_a_pool_at_rest_are_recorded_and_accepted(tmp_path: Pat
     run(scenario())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["sleeping", "scheduled", "backoff", "failing", "starting"])
 def test_start_applies_changed_files_unless_a_server_serves_or_starts_for_the_first_time(
     tmp_path: Path, state: str

@@ -464,6 +464,7 @@ def test_workers_see_the_connections_of_those_that_accept(page: int, counting_wo
         assert not counts.alone
 
 
+@pytest.mark.slow
 def test_killed_worker_counts_no_more_and_its_slot_is_used_again(
     page: int, counting_workers: list[Worker]
 ) -> None:
@@ -641,6 +642,7 @@ def test_worker_that_has_not_begun_to_accept_hands_over_nothing(monkeypatch: pyt
     decide(monkeypatch, scenario)
 
 
+@pytest.mark.slow
 def test_slot_is_not_accepting_at_first_and_its_descriptor_is_closed() -> None:
     with no_descriptor_left():
         fd = new_page()

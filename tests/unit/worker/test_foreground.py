@@ -132,6 +132,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 # The inputs.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("light", [False, True])
 def test_inputs_are_listeners_files_and_further_sockets_and_the_specification_is_applied(
     run: Run, tmp_path: Path, light: bool
@@ -153,6 +154,7 @@ def test_inputs_are_listeners_files_and_further_sockets_and_the_specification_is
     assert status == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_modules_are_imported_before_the_process_becomes_another_user(run: Run) -> None:
     process = run(RECEIVE.format(light=True), user="nobody")
@@ -171,6 +173,7 @@ def test_interpreter_is_started_again_once_for_variables_that_it_reads_at_its_st
     assert process.end()[0] == 0
 
 
+@pytest.mark.slow
 def test_specification_that_this_machine_cannot_fulfil_is_explained(run: Run, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone")
     assert run(RECEIVE.format(light=True), cwd=gone).end() == (
@@ -194,6 +197,7 @@ def test_closing_listeners_removes_the_paths_of_unix_sockets_and_may_be_repeated
 # The debug session.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_server_serves_until_it_is_terminated_or_interrupted(run: Run, number: int, status: int) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as directory:
@@ -209,6 +213,7 @@ def test_server_serves_until_it_is_terminated_or_interrupted(run: Run, number: i
         assert os.listdir(directory) == []
 
 
+@pytest.mark.slow
 def test_server_with_a_certificate_serves_tls(run: Run, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     process = run("foreground.debug()", tls={"cert": str(cert), "key": str(key)})
@@ -226,6 +231,7 @@ def test_debugged_server_does_not_end_after_its_maximum_of_requests(run: Run) ->
     assert process.end()[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("app", "status", "text"),
     [

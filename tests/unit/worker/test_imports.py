@@ -361,6 +361,7 @@ def run(code: str, directory: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_application_without_poolctl_finds_the_workers_own_classes(tmp_path: Path) -> None:
     code = """
 before = set(sys.modules)
@@ -379,6 +380,7 @@ except ImportError:
     assert run(code, tmp_path) == "nothing else\n"
 
 
+@pytest.mark.slow
 def test_worker_reads_routes_and_imports_nothing_before_the_application_asks(tmp_path: Path) -> None:
     code = """
 from_json(used, {"alias": "users", "to": [{"server": "users"}], "limit": {"burst": 5}})
@@ -387,6 +389,7 @@ print([name for name in sys.modules if name.startswith("poolctl")])
     assert run(code, tmp_path) == "[]\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lacks", [False, True])
 def test_poolctl_of_the_application_comes_first(tmp_path: Path, lacks: bool) -> None:
     own = tmp_path / "poolctl"

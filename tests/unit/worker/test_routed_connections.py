@@ -375,6 +375,7 @@ def expected_answer(message: bytes) -> bytes:
     return b" ".join((server.encode(), head.path, body))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", [*ENGINES, *ZTTP], ids="-".join)
 @examples(25)
 @given(data=st.data())

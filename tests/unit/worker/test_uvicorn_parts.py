@@ -131,6 +131,7 @@ def test_modules_that_are_imported_before_the_first_fork_exist() -> None:
         assert importlib.util.find_spec(name) is not None, name
 
 
+@pytest.mark.slow
 def test_only_the_list_imports_from_below_uvicorn() -> None:
     found = {
         path.relative_to(PACKAGE).as_posix()

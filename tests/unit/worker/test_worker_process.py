@@ -481,6 +481,7 @@ def test_worker_with_a_higher_log_level_prints_nothing_of_its_own(run_worker: Ru
     assert worker.text() == "imported 3 None\n"
 
 
+@pytest.mark.slow
 def test_worker_answers_heartbeats_and_notes_that_it_does(run_worker: RunWorker) -> None:
     worker = run_worker()
     worker.ready()
@@ -503,6 +504,7 @@ def test_interpreter_is_started_again_for_variables_that_it_reads_at_its_start(r
     assert worker.text().startswith("imported 3 1\n")
 
 
+@pytest.mark.slow
 def test_application_that_is_missing_is_explained_and_reported(run_worker: RunWorker) -> None:
     worker = run_worker("served:gone")
     failed = worker.event()
@@ -512,6 +514,7 @@ def test_application_that_is_missing_is_explained_and_reported(run_worker: RunWo
     assert "AttributeError: module 'served' has no attribute 'gone'" in worker.text()
 
 
+@pytest.mark.slow
 def test_application_that_refuses_to_start_is_a_failure(run_worker: RunWorker) -> None:
     worker = run_worker("served:refusing")
     assert worker.event() == {"event": "imported"}
@@ -520,10 +523,12 @@ def test_application_that_refuses_to_start_is_a_failure(run_worker: RunWorker) -
     assert "no database" in worker.text()
 
 
+@pytest.mark.slow
 def test_status_of_an_application_that_exits_at_its_import_is_the_workers(run_worker: RunWorker) -> None:
     assert run_worker("leaving:app").end() == 7
 
 
+@pytest.mark.slow
 def test_start_is_given_up_when_the_worker_is_stopped(run_worker: RunWorker) -> None:
     worker = run_worker("served:hanging")
     assert worker.event() == {"event": "imported"}
@@ -544,6 +549,7 @@ def test_signal_drains_the_worker_whose_status_shows_the_signal(run_worker: RunW
     assert worker.end() == -number
 
 
+@pytest.mark.slow
 def test_second_signal_stops_a_worker_that_drains(run_worker: RunWorker) -> None:
     worker = run_worker(drain_timeout=600, stop_timeout=0.1)
     worker.ready()
@@ -566,6 +572,7 @@ def test_worker_ends_with_its_supervisor_unless_it_can_be_adopted(run_worker: Ru
     assert worker.end() == 0
 
 
+@pytest.mark.slow
 def test_orders_about_traffic_change_and_report_it(run_worker: RunWorker) -> None:
     worker = run_worker()
     worker.ready()
@@ -600,6 +607,7 @@ def test_orders_about_traffic_change_and_report_it(run_worker: RunWorker) -> Non
     assert worker.end() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["stop", "drain"])
 def test_connections_wait_in_the_pair_for_a_later_worker_if_so_ordered(
     run_worker: RunWorker, order: str
@@ -638,6 +646,7 @@ def test_gated_worker_rests_until_it_is_ordered_to_work(run_worker: RunWorker) -
     assert worker.event() == {"event": "ready", "leaving": False, "resting": "new"}
 
 
+@pytest.mark.slow
 def test_worker_that_has_served_its_requests_says_so_and_serves_on(run_worker: RunWorker) -> None:
     worker = run_worker(http={"max_requests": 1})
     worker.ready()
@@ -665,6 +674,7 @@ def test_certificate_is_renewed_unless_it_is_unusable(run_worker: RunWorker, tmp
     assert ssl.get_server_certificate(("127.0.0.1", worker.port)) == new_cert.read_text()
 
 
+@pytest.mark.slow
 def test_route_table_is_confirmed_by_its_number_and_an_unusable_one_is_logged(run_worker: RunWorker) -> None:
     worker = run_worker()
     worker.ready()
@@ -680,6 +690,7 @@ def test_route_table_is_confirmed_by_its_number_and_an_unusable_one_is_logged(ru
     assert "ERROR:    the route table cannot be used: " in worker.text()
 
 
+@pytest.mark.slow
 def test_woken_worker_executes_no_request_of_a_client_that_has_left(run_worker: RunWorker) -> None:
     worker = run_worker(go=False, woken=True)
     with socket.create_connection(("127.0.0.1", worker.port)) as client:
@@ -691,6 +702,7 @@ def test_woken_worker_executes_no_request_of_a_client_that_has_left(run_worker: 
     assert "printed" not in worker.text()
 
 
+@pytest.mark.slow
 def test_forked_child_has_no_descriptor_of_the_worker_and_ends_by_its_own_signal(
     run_worker: RunWorker,
 ) -> None:
@@ -729,6 +741,7 @@ def statement(sock: socket.socket) -> tuple[wire.Message, list[int]]:
     return received
 
 
+@pytest.mark.slow
 def test_orphan_shows_its_state_and_descriptors_and_is_adopted(run_worker: RunWorker, tmp_path: Path) -> None:
     directory = tmp_path / "pool"
     worker = run_worker(orphanage={"directory": str(directory), "bound": False, "server": "web"})
@@ -758,6 +771,7 @@ def test_orphan_shows_its_state_and_descriptors_and_is_adopted(run_worker: RunWo
     assert worker.end() == 0
 
 
+@pytest.mark.slow
 def test_orphan_takes_orders_without_an_adoption(run_worker: RunWorker, tmp_path: Path) -> None:
     directory = tmp_path / "pool"
     worker = run_worker(orphanage={"directory": str(directory), "bound": False})
@@ -773,6 +787,7 @@ def test_orphan_takes_orders_without_an_adoption(run_worker: RunWorker, tmp_path
         assert worker.end() == 0
 
 
+@pytest.mark.slow
 def test_orphan_whose_output_is_lost_prints_into_nothing_until_it_gets_another_pipe(
     run_worker: RunWorker, tmp_path: Path
 ) -> None:
@@ -800,6 +815,7 @@ def test_orphan_whose_output_is_lost_prints_into_nothing_until_it_gets_another_p
     sock.close()
 
 
+@pytest.mark.slow
 def test_worker_of_another_user_listens_on_the_sockets_that_were_bound_for_it(
     run_worker: RunWorker, tmp_path: Path
 ) -> None:

@@ -92,6 +92,7 @@ def ask(requests: socket.socket, number: int) -> wire.Message:
     return received[0]
 
 
+@pytest.mark.slow
 def test_zygote_forks_a_forker_before_each_request(serve: Serve) -> None:
     process, requests = serve(0)
     for number in (1, 2):
@@ -100,6 +101,7 @@ def test_zygote_forks_a_forker_before_each_request(serve: Serve) -> None:
         wait_until(lambda before=waiting: before not in children(process.pid))
 
 
+@pytest.mark.slow
 def test_both_processes_end_with_the_socket_of_requests(serve: Serve) -> None:
     process, requests = serve(0)
     wait_until(lambda: children(process.pid))
@@ -107,6 +109,7 @@ def test_both_processes_end_with_the_socket_of_requests(serve: Serve) -> None:
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_killed_forker_is_replaced(serve: Serve) -> None:
     process, requests = serve(0)
     [waiting] = wait_until(lambda: children(process.pid))
@@ -115,6 +118,7 @@ def test_killed_forker_is_replaced(serve: Serve) -> None:
     assert ask(requests, 1)["pid"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("failures", "refused"), [(1, False), (2, True)])
 def test_fork_request_is_refused_only_when_forking_fails_twice(
     serve: Serve, failures: int, refused: bool
@@ -410,6 +414,7 @@ def test_import_that_no_fork_can_share_is_reported_with_its_reason(imported: Cal
     assert app.output() == f"preload = true has no effect: {problem}\n"
 
 
+@pytest.mark.slow
 def test_app_zygote_with_a_variable_of_the_interpreter_is_executed_again(
     imported: Callable[..., Imported],
 ) -> None:
