@@ -68,7 +68,6 @@ def test_a_check_that_fails_itself_is_one_line_and_the_others_go_on(
     assert found[-1].check == "leftovers"
 
 
-@pytest.mark.slow
 def test_a_fix_that_consecutive_problems_share_is_printed_once(poolctl: Command, directory: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         ports = [each.getsockname()[1] for each in (one, other)]
