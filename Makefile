@@ -130,7 +130,7 @@ quick: dev
 
 portable:
 	@PYTHON="$(PYTHON)" bash .ci/venv $(VENV) test
-	@$(BIN)/python $(PYTEST) -m "not slow" -p no:cacheprovider $(PORTABLE) $(ARGS)
+	@$(BIN)/python $(PYTEST) -m "not heavy" -p no:cacheprovider $(PORTABLE) $(ARGS)
 
 lint: dev
 	@$(BIN)/ruff check .
