@@ -40,7 +40,7 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 Object = dict[str, Any]
 KINDS = {
@@ -418,7 +418,8 @@ class Api:
         ending = loop.create_task(wait_for_all(*(copied_from(*each) for each in output), process.wait()))
         closed = loop.create_task(until_closed())
         await asyncio.wait({ending, closed}, return_when=asyncio.FIRST_COMPLETED)
-        if not ending.done():
+        # A client that leaves ends the reading, or the writing if that is in progress.
+        if not ending.done() or isinstance(ending.exception(), WebSocketDisconnect):
             ending.cancel()
             process.stdin.close()
             await asyncio.wait({ending})
