@@ -197,7 +197,6 @@ def test_every_module_stands_on_a_floor() -> None:
     assert {unit_of(path) for path in FILES} <= FLOORS.keys()
 
 
-@pytest.mark.slow
 def test_imports_point_down_only() -> None:
     upwards = [
         f"{path.relative_to(PACKAGE)}:{line} imports {target} (floor {FLOORS[target]}) from floor {floor}"

@@ -234,7 +234,7 @@ class Hub:
     def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
         """Store the statistics.
 
-        Returns the names of servers changed in more than uptime, those of removed servers, and the changed figures.
+        Returns the names of changed servers (a longer uptime is no change) and of removed ones, and the new figures.
         """
         before, self._items = self._items, {}
         known, self._figures, self._series = self._figures, {}, {}

@@ -106,7 +106,7 @@ def _refuse(config: Configuration, found: Iterable[Located]) -> None:
 def _in_order(config: Configuration) -> list[ServerConfig]:
     """The servers, the start of the longest chain of dependencies first, those outside any chain last.
 
-    Pods that others wait for begin like this before those of the rest of the pool keep the nodes busy.
+    So the pods that others wait for start before the rest of the pool keeps the nodes busy.
     """
     servers = {each.name: each for each in config}
     needed = {
