@@ -233,6 +233,7 @@ def test_dashboard_that_dies_is_restarted_and_refuses_no_connection(page: Page) 
     assert page.pool.ok("status").code == 0
 
 
+@pytest.mark.heavy
 @pytest.mark.integration
 @pytest.mark.slow  # they are asked every five seconds, and have ten to answer
 def test_a_page_and_a_logger_that_hang_are_replaced(page: Page) -> None:

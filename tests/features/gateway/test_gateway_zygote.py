@@ -62,7 +62,7 @@ def test_zygote_that_is_killed_or_stopped_is_replaced(gateway: GatewayPool, numb
     kill_gateway(gateway)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_gateway_that_is_killed_with_its_zygote_or_while_that_is_stopped_is_replaced(
     gateway: GatewayPool,
 ) -> None:
@@ -128,6 +128,7 @@ def test_zygote_ends_with_the_table_and_with_keeper_and_supervisor(gateway: Gate
     assert gateway.get("/one").status == 200, "the gateway serves on"
 
 
+@pytest.mark.heavy
 def test_upgrade_to_another_build_replaces_the_zygote(gateway: GatewayPool) -> None:
     zygote = zygote_of(gateway)
     gateway.pool.ok("upgrade", "--allow-same-version")

@@ -104,7 +104,7 @@ def test_a_killed_zygote_is_replaced_when_it_is_needed(pool: RealPool) -> None:
     assert is_alive(helper(pool, "zygote"))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_hanging_zygote_is_replaced_and_killed_also_by_a_supervisor_that_found_it(
     pool: RealPool, until: Any
 ) -> None:

@@ -24,9 +24,10 @@ from tests.real_pool import RealPool
     ("victim", "number"),
     [
         ("self", 9),
-        ("parent", 23),
-        pytest.param("self", 23, marks=pytest.mark.heavy),
-        pytest.param("parent", 9, marks=pytest.mark.heavy),
+        *(
+            pytest.param(*each, marks=pytest.mark.heavy)
+            for each in (("self", 23), ("parent", 9), ("parent", 23))
+        ),
     ],
 )
 def test_command_succeeds_when_repeated_after_any_process_was_killed(

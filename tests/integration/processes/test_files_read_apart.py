@@ -185,6 +185,7 @@ def pids(pool: RealPool) -> dict[str, list[int]]:
     return {name: item["pids"] for name, item in pool.items().items()}
 
 
+@pytest.mark.heavy
 def test_replaced_package_that_cannot_take_the_configuration_over_names_a_way_that_works(
     pool: RealPool, installed: Path
 ) -> None:

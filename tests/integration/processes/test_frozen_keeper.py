@@ -53,6 +53,7 @@ def test_stop_says_that_it_waits_for_a_stopped_keeper_continues_it_and_ends(
     assert pool.processes() == {}
 
 
+@pytest.mark.heavy
 def test_a_keeper_that_cannot_be_continued_is_replaced_and_every_server_serves(
     pool: RealPool, until: Any
 ) -> None:

@@ -163,8 +163,8 @@ from hello import app
     ("forged", "error"),
     [
         ("victim()", "another process of the pool"),
-        ("-1", "an invalid 'pid': -1"),
-        ("stranger()", "not a process of the pool"),
+        pytest.param("-1", "an invalid 'pid': -1", marks=pytest.mark.heavy),
+        pytest.param("stranger()", "not a process of the pool", marks=pytest.mark.heavy),
     ],
 )
 def test_preloaded_application_that_names_another_process_as_its_worker_harms_no_other(

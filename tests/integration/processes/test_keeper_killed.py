@@ -190,9 +190,8 @@ def test_stopped_supervisor_goes_on_when_its_keeper_is_killed_and_sleepers_wake(
     whole_again(pool, until, info["keeper_pid"])
 
 
-@pytest.mark.parametrize(
-    "fault", ["busy 1", *(pytest.param(each, marks=pytest.mark.heavy) for each in ("blocked 1", "orphan"))]
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("fault", ["busy 1", "blocked 1", "orphan"])
 def test_supervisor_that_hangs_or_is_stopped_after_its_keepers_death_is_replaced_and_sleepers_wake(
     pool: RealPool, until: Any, fault: str
 ) -> None:

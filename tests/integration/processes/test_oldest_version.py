@@ -84,6 +84,7 @@ def test_pool_of_the_oldest_version_goes_on_under_this_one(pool: RealPool, oldes
     assert pool.processes() == {}
 
 
+@pytest.mark.heavy
 def test_oldest_version_is_replaced_in_its_own_directory(
     real_pool: RealPool, oldest: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -114,6 +115,7 @@ def test_pool_of_this_version_is_not_taken_over_by_the_oldest(pool: RealPool, ol
     assert (facts(pool), pool.info()["supervisor_pid"]) == (before, supervisor)
 
 
+@pytest.mark.heavy
 def test_orphans_of_the_oldest_version_are_adopted(pool: RealPool, oldest: Path) -> None:
     # With the default of access_log, which has changed, they would be replaced.
     extra = f'app_dir = "{ROOT}"\nworkers = 2\nhttp = {{ access_log = false }}'

@@ -37,13 +37,14 @@ def restart_under_load(pool: RealPool, where: int | str, clients: int, **options
 HEALTH = {"readiness": {"http": "/", "timeout": "700ms"}}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("arguments", "clients", "keys"),
     [
         (["--workers", "2"], 8, {}),
-        pytest.param(["--workers", "1"], 5, {"health": HEALTH}, marks=pytest.mark.heavy),
-        pytest.param(["--workers", "4"], 16, {}, marks=pytest.mark.heavy),
-        pytest.param(["--workers", "1", "--threads", "2"], 8, {}, marks=pytest.mark.heavy),
+        (["--workers", "1"], 5, {"health": HEALTH}),
+        (["--workers", "4"], 16, {}),
+        (["--workers", "1", "--threads", "2"], 8, {}),
     ],
     ids=["2 workers", "1 worker with a probe", "4 workers", "threads"],
 )

@@ -170,6 +170,7 @@ def test_a_stuck_server_can_be_disabled(real_pool: RealPool) -> None:
     assert real_pool.items()["web"]["ready"]
 
 
+@pytest.mark.heavy
 def test_hung_worker_is_only_reported_with_recovery_strategy_none(real_pool: RealPool) -> None:
     begin(real_pool, f'recovery = {{ strategy = "none", {QUICK} }}')
     pid = pid_of(real_pool)

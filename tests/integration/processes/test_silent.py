@@ -30,7 +30,7 @@ def test_a_supervisor_that_is_silent_is_replaced(pool: RealPool, until: Any) -> 
     assert pool.items()["web"]["pids"] == before["web"]["pids"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_keeper_that_gets_no_answer_ends_the_pool_itself_and_in_time(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.write(
@@ -50,10 +50,8 @@ def test_a_keeper_that_gets_no_answer_ends_the_pool_itself_and_in_time(pool: Rea
     assert time.monotonic() - began >= ANSWER_SECONDS
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "stopped", ["itself", pytest.param("the child that waits for a request", marks=pytest.mark.heavy)]
-)
+@pytest.mark.heavy
+@pytest.mark.parametrize("stopped", ["itself", "the child that waits for a request"])
 def test_stopped_zygote_is_killed_before_a_worker_is_needed(pool: RealPool, until: Any, stopped: str) -> None:
     pool.write_hello()
     pool.ok("start")

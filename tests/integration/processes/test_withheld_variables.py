@@ -137,7 +137,7 @@ def test_a_name_that_cannot_be_seen_in_the_text_of_the_file_is_withheld_as_well(
     assert all(TOKEN not in str(pools.of(name)) for name in pools.ports)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_successors_of_supervisor_and_keeper_and_another_version_withhold_it_too(
     pool: RealPool, until: Any
 ) -> None:
