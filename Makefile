@@ -74,10 +74,10 @@ test: dev
 test-all: dev
 	@$(MAKE) --no-print-directory --keep-going test-measured test-rest
 
-# Coverage of the fast unit tests shows which lines no test runs. It doubles the time of a test through real processes, so
-# those run without it, in the other part.
+# Coverage of the fast unit tests shows which lines no test runs, and a function's variants hardly run others than its
+# first test. It doubles the time of a test through real processes. Those and the variants run without it, in the other part.
 # From Python 3.12 on coverage is measured by sys.monitoring, which costs a fifth as much.
-MEASURED := not (slow or heavy or integration or unmeasured or capability)
+MEASURED := not (slow or heavy or integration or unmeasured or capability or variant)
 test-measured: dev
 	@# Other users write into it too; not directly below a directory of code that root runs, which a check warns of.
 	@rm -rf .coverage.d && mkdir .coverage.d && mkdir -m 1777 .coverage.d/all

@@ -53,9 +53,14 @@ def other_tree_is_installed() -> bool:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marks = {path: MARKS.get(path.relative_to(HERE).parts[0]) for path in {item.path for item in items}}
+    seen: set[str] = set()
     for item in items:
         if mark := marks[item.path]:
             item.add_marker(mark)
+        function, _, parameters = item.nodeid.partition("[")
+        if parameters and function in seen:
+            item.add_marker(pytest.mark.variant)
+        seen.add(function)
     if os.environ.get("CI"):
         listed = {config.rootpath / line for line in SECOND_TRY.read_text().split()}
         for item in items:
