@@ -186,8 +186,12 @@ class MessageHead:
         """The value of this field, b"" if missing; several values are joined by a comma (RFC 9110 §5.2)."""
         return b", ".join(self.values(name))
 
-    def _decide(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
-        """The decisive fields by name, and whether each occurs only once and has no whitespace after its value."""
+    def _combine(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
+        """The values of these fields by lower-case name; repeated ones are joined by a comma.
+
+        Also returns whether no field was repeated or had whitespace after its value. Raises BadMessage for a
+        repeated field that may occur only once.
+        """
         decisive: dict[bytes, bytes] = {}
         plain = True
         for name, text in sent:
@@ -247,7 +251,7 @@ class RequestHead(MessageHead):
         self.fields = raw[found.end(5) : -4]
         _bound_fields(self.fields.count(b"\n"))
         self.end = len(raw)
-        decisive, plain = self._decide(_decisive_of_request(self.fields))
+        decisive, plain = self._combine(_decisive_of_request(self.fields))
         # RFC 9112 §3.2: an older client may leave it out.
         host = decisive.pop(b"host", None if self.http_1_1 else b"")
         if host is None:
@@ -341,7 +345,7 @@ class ResponseHead(MessageHead):
         self.status_line, minor, status = found.groups()
         self.fields = raw[found.end(1) : -4]
         self.http_1_1 = minor == b"1"
-        decisive, _ = self._decide(_decisive_of_response(self.fields))
+        decisive, _ = self._combine(_decisive_of_response(self.fields))
         self._read_options(decisive.get(b"connection"))
         self.upgrade = decisive.get(b"upgrade", b"")
         body = _body_of(decisive)

@@ -407,7 +407,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
 
     def _holds(self, server: Server) -> bool:
-        """Whether the server is in the pool; servers stored in a view are only there."""
+        """Whether the server is still in the original pool, or was stored in this view itself."""
         return server in self._own or self._source_pool._servers.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:

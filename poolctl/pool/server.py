@@ -438,7 +438,7 @@ class Server(StartAndStop):
         """
         handle, state = live_handle(self), self.state
         known = handle.availability_now() if handle is not None else Availability()
-        status, latency, problem = self._status(handle, state)
+        status, latency, problem = self._check_health(handle, state)
         message = problem or (handle.observed.message if handle is not None else "")
         return Monitor(
             name=self.name,
@@ -455,7 +455,7 @@ class Server(StartAndStop):
             falls=known.fall,
         )
 
-    def _status(self, handle: Handle | None, state: State) -> tuple[Status, timedelta | None, str]:
+    def _check_health(self, handle: Handle | None, state: State) -> tuple[Status, timedelta | None, str]:
         if handle is None:
             return Status.KO, None, ""
         if state in PASSING:
@@ -661,7 +661,7 @@ class Host(CoreEvents):
             tally.add(handle.ended, counts)
 
     def reserve(self, handle: Handle) -> str:
-        """Choose the server's name in the core: its own, unless another server of that name runs there."""
+        """Register the server under a free name in the core, its own if possible; returns that name."""
         if handle.entry is not None:
             return handle.entry.name
         if not self._handles:

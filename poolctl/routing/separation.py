@@ -113,8 +113,11 @@ class Kept:
             hosts=tuple(each for each in self.hosts if each.server not in servers),
         )
 
-    def ended_by(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
-        """The servers whose connections must be ended before the routes of `after` apply, with these users."""
+    def must_close(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
+        """The servers whose kept connections must be closed before the next routes apply.
+
+        `after` is what those routes allow to be kept; `users` maps each server to the user that it runs as.
+        """
         found = set(self.servers if self.servers and self.user != after.user else ())
         only = _only_user(users.values())
         stay = {(each.host, each.user): set(each.others) for each in after.hosts}

@@ -208,7 +208,7 @@ class ConfigurationReader:
             raise ReaderFailed("the process that has read the files has ended", "try again")
         return found
 
-    async def added(
+    async def server_of_table(
         self,
         surroundings: Surroundings,
         table: Mapping[str, object],
@@ -350,9 +350,9 @@ class ActiveConfiguration:
         self.environments.update(stored.environments)
         return stored.servers
 
-    async def first_servers(self) -> list[ServerConfig]:
+    async def read_first_servers(self) -> list[ServerConfig]:
         """The servers of the files, once they have been read; empty if there are `problems`."""
-        self._reading = asyncio.ensure_future(self._first_servers())
+        self._reading = asyncio.ensure_future(self._read_first_servers())
         await asyncio.wait({self._reading})
         servers = []
         if self._reading.cancelled():
@@ -365,11 +365,11 @@ class ActiveConfiguration:
         return servers
 
     def stop_reading(self) -> None:
-        """Make `first_servers` report a problem; has no effect once the files have been read."""
+        """Make `read_first_servers` report a problem; has no effect once the files have been read."""
         if self._reading is not None:
             self._reading.cancel()
 
-    async def _first_servers(self) -> list[ServerConfig]:
+    async def _read_first_servers(self) -> list[ServerConfig]:
         saved = self._store.saved_state()
         try:
             resolved = await self.read(keep=saved.sources, first=True, stopped=not saved.servers)
@@ -541,7 +541,7 @@ class ActiveConfiguration:
         Raises PoolValidateError, ServerError when no port is free, and ReaderFailed.
         """
 
-        server = await self._reader.added(self._surroundings, table, base_dir, self._environment)
+        server = await self._reader.server_of_table(self._surroundings, table, base_dir, self._environment)
         if server.address.auto:
             taken = {each.address.port or 0 for each in there}
             server = await asyncio.to_thread(self._with_port, server, taken)

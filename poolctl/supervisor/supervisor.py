@@ -186,7 +186,7 @@ class Supervisor(Receiver, CoreEvents):
         is_first = servers is None
         if servers is None:
             self._control.listen(listener)
-            servers = await self._configuration.first_servers()
+            servers = await self._configuration.read_first_servers()
         await self._make_core(servers)
         await self._adopt(servers)
         recovering = any(entry.observed.recovering for entry in self.core.entries.values())

@@ -149,7 +149,7 @@ def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> 
             raise TrialFailed(f"the takeover failed: {pool.last_words()}")
         if pool.pids() != before:
             raise TrialFailed("the takeover did not keep the workers")
-        pool.replace_helpers(helpers)
+        pool.kill_helpers(helpers)
         pool.order(Result, "restart")
         for feature in features():
             if feature.trial is not None:
@@ -208,8 +208,8 @@ class _SmallPool:
                     found.add(pid)
         return found
 
-    def replace_helpers(self, before: set[int]) -> None:
-        """Kill the helper processes of the previous version, except starting ones, and empty their logs."""
+    def kill_helpers(self, before: set[int]) -> None:
+        """Kill those helper processes of the previous version that still run, and empty their logs."""
         for pid in self.helpers() & before:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

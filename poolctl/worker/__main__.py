@@ -30,9 +30,9 @@ def main() -> None:
             sys.exit(_report_unfit(error))
         serve_requests()
     elif role == "app":
-        from .zygote import resume as resume_app
+        from .zygote import run_after_exec as run_app_zygote
 
-        resume_app()
+        run_app_zygote()
     elif role == "as":
         from .process_setup import drop_rights
 
@@ -47,9 +47,9 @@ def main() -> None:
             sys.exit(_explain_import_error(error)[0])
         debug()
     else:
-        from .worker_process import resume as resume_worker
+        from .worker_process import run_after_exec as run_worker
 
-        resume_worker()
+        run_worker()
 
 
 class _TooOld(ImportError):

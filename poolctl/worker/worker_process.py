@@ -597,7 +597,7 @@ def _set_up(fds: list[int], preloaded: bool) -> int:
     return _run(spec)
 
 
-def resume() -> NoReturn:
+def run_after_exec() -> NoReturn:
     """Run the worker after the exec that its environment required."""
     spec = read_spec_after_exec(2 + int(sys.argv[1]))
     preload()

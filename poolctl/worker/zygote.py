@@ -102,7 +102,7 @@ def _set_up(fds: list[int]) -> int:
     return _run(spec)
 
 
-def resume() -> NoReturn:
+def run_after_exec() -> NoReturn:
     """Run the app zygote after the exec that its environment required."""
     spec = read_spec_after_exec(2)
     name_process("poolctl-app")

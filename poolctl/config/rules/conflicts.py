@@ -240,7 +240,7 @@ class Named(NamedTuple):
 
 def reference_findings(table: Mapping[str, Tree], servers: Mapping[str, Named]) -> Iterator[Finding]:
     """The references in a server's table that do not resolve to the address of a server."""
-    for path, text in _texts(table):
+    for path, text in _texts_with_references(table):
         for match in _reference.finditer(text):
             if match[1] is not None:
                 finding = _wrong(match[1], path, servers)
@@ -254,7 +254,7 @@ def with_addresses(servers: Iterable[_Server], others: Iterable[ServerKeys] = ()
     A reference to a server whose port is not chosen yet stays.
     """
     servers = list(servers)
-    referring = [each for each in servers if next(_texts(vars(each)), None) is not None]
+    referring = [each for each in servers if next(_texts_with_references(vars(each)), None) is not None]
     if not referring:
         return servers
     there: list[ServerKeys] = [*others, *servers]
@@ -279,7 +279,7 @@ def _with_addresses(server: _Server, known: Mapping[str, Mapping[str, str]]) -> 
     return server.but(**changes)
 
 
-def _texts(table: Mapping[str, Tree]) -> Iterator[tuple[Path, str]]:
+def _texts_with_references(table: Mapping[str, Tree]) -> Iterator[tuple[Path, str]]:
     env, command = table.get("env"), table.get("command")
     for name, value in env.items() if isinstance(env, dict) else ():
         if isinstance(value, str) and OPENING in value:

@@ -158,10 +158,10 @@ def ok(check: str, message: str) -> CheckResult:
 
 
 def warning(check: str, message: str, fix: str) -> CheckResult:
-    """A result that may become a problem."""
+    """The result for something that may become a problem."""
     return CheckResult(name=check, check=check, status=WARNING, message=message, fix=fix)
 
 
 def problem(check: str, message: str, fix: str) -> CheckResult:
-    """A result that prevents servers from starting or from serving correctly."""
+    """The result for a problem that prevents servers from starting or from serving correctly."""
     return CheckResult(name=check, check=check, status=PROBLEM, message=message, fix=fix)

@@ -280,7 +280,7 @@ def _taken_aliases(written: list[WrittenRoute], known: Known) -> Iterator[Locate
     first: dict[str, WrittenRoute] = {}
     for each in written:
         config = each.config if each.server is None else None
-        if config is not None and _has_no_name(config, known):
+        if config is not None and _is_named_after_unknown_server(config, known):
             continue
         other = first.setdefault(each.alias, each)
         if other is not each:
@@ -292,13 +292,17 @@ def _taken_aliases(written: list[WrittenRoute], known: Known) -> Iterator[Locate
 def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: Known) -> Iterator[Finding]:
     first: dict[str, StreamConfig] = {}
     for stream in streams:
-        other = stream if _has_no_name(stream, known) else first.setdefault(stream.label, stream)
+        other = (
+            stream
+            if _is_named_after_unknown_server(stream, known)
+            else first.setdefault(stream.label, stream)
+        )
         if other is not stream:
             message, fix = _taken(stream.label, f"stream[{other.index}]", "alias", stream)
             yield Finding(("stream", stream.index, "alias"), message, fix, stream.label)
 
 
-def _has_no_name(route: RouteConfig | StreamConfig, known: Known) -> bool:
+def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: Known) -> bool:
     """Whether the route would be named after a server that does not exist, which is reported separately."""
     return not route.alias and bool(route.to) and known.servers(route.to[0].to) == []
 

@@ -624,7 +624,7 @@ def _reports(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _client(trusted: Sequence[str]) -> Iterator[str]:
-    """The client's address: the last address on the way here that is not a trusted proxy."""
+    """The lines that set txn.client to the client's address: that of the last hop that is not a trusted proxy."""
     yield "    http-request set-var(txn.client) src"
     if EVERY in trusted:
         return  # otherwise any client could claim an address

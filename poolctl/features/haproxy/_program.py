@@ -88,7 +88,7 @@ class HaproxyProcess:
                 f"its runtime socket does not answer: {error or 'no answer in time'}"
             ) from None
 
-    async def stopped_accepting(self) -> None:
+    async def await_listeners_closed(self) -> None:
         """Return once the process accepts no more connections after SIGUSR1; it closes its runtime socket last."""
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(_ANSWERS_SECONDS):
@@ -139,7 +139,7 @@ class HaproxyProgram:
         if before is not None:
             self._retire(before)
             # Both accept until then, each by its own routes.
-            await before.stopped_accepting()
+            await before.await_listeners_closed()
         os.rename(self.process.socket_path, self.socket_path)
         self.process.socket_path = self.socket_path
 

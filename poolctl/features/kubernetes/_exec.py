@@ -116,7 +116,7 @@ async def stacks_of_pods(cluster: Cluster, workloads: Iterable[Workload]) -> lis
     return [each.result() for each in tasks]
 
 
-async def walk(
+async def run_in_pods(
     cluster: Cluster, workloads: Sequence[Workload], options: Table, progress: Callable[[Table], None]
 ) -> None:
     """Run the command that `options` have for each server in its first ready pod, and report each run.

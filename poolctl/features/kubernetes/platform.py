@@ -63,7 +63,7 @@ from poolctl.states import in_words
 
 from ._cluster import KINDS, Cluster, NotFound
 from ._compile import CompiledPool, compiled, pool_name, settings_of
-from ._exec import stacks_of_pods, walk
+from ._exec import run_in_pods, stacks_of_pods
 from ._objects import digest_of, with_revision
 from ._state import (
     APPLIED,
@@ -487,10 +487,13 @@ class _ClusterPool:
         return StacksResult(items=tuple(items), warnings=tuple(none) if call.selector.targets else ())
 
     async def walk(self, call: Call) -> Result:
-        """Run a command once for each selected server, in its first ready worker; each run is sent as progress."""
+        """The verb `walk`: run a command once for each selected server, in its first ready worker.
+
+        Each run is sent as progress.
+        """
         found = await self.look()
         names = self._selected(call, found)
-        await walk(self._cluster, [found[name] for name in names], call.options, call.progress)
+        await run_in_pods(self._cluster, [found[name] for name in names], call.options, call.progress)
         return Result()
 
     # Verbs that change servers

@@ -108,12 +108,12 @@ class Autoscale:
         self._above_since = float("inf")
         self._early_demand = 0
         self._began_at = self._at = now
-        self._begin_quiet(now)
+        self._restart_cooldown(now)
         self._limited_at = float("-inf")
 
-    def _begin_quiet(self, now: float) -> None:
+    def _restart_cooldown(self, now: float) -> None:
         """Wait for a full `cooldown.down` before the next decrease."""
-        self._quiet_at = now
+        self._cooling_since = now
         # In descending order, so that the first is the greatest of the period.
         self._recent_needs: deque[_Need] = deque()
 
@@ -138,7 +138,7 @@ class Autoscale:
         if not is_known:
             return None
         if not may_grow:
-            self._begin_quiet(load.at)
+            self._restart_cooldown(load.at)
             return None
         return self._grow(load.at, size) or self._shrink(load.at, size)
 
@@ -159,7 +159,7 @@ class Autoscale:
         if after == size:
             was_limited = now - self._limited_at <= max(self._window, self._up)
             self._limited_at = now
-            self._begin_quiet(now)
+            self._restart_cooldown(now)
             return (
                 None
                 if was_limited
@@ -171,7 +171,7 @@ class Autoscale:
             self._regretted = True
             self._patience = min(self._patience * 2, _MOST_PATIENCE)
         self._increased_at = now
-        self._begin_quiet(now)
+        self._restart_cooldown(now)
         return Decision(size, after, trigger, value, target, self._short_window.seconds)
 
     def _need_above(self, now: float, trigger: str, target: float, size: int) -> _Need | None:
@@ -216,12 +216,12 @@ class Autoscale:
         while needs[0].at < now - patience:
             needs.popleft()
         highest = needs[0]
-        if highest.workers >= size or now - self._quiet_at < patience:
+        if highest.workers >= size or now - self._cooling_since < patience:
             return None
         if not self._regretted:
             self._patience = max(self._patience / 2, 1.0)
         self._decreased_at, self._regretted = now, False
-        self._begin_quiet(now)
+        self._restart_cooldown(now)
         # At most half of them at once, and only one if decided by latencies, which say too little about the others.
         step = 1 if self._has_latencies else max(size // 2, 1)
         after = max(highest.workers, self._least, size - step)

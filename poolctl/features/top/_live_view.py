@@ -107,7 +107,7 @@ class LiveView:
             self._loop.add_signal_handler(signal.SIGWINCH, self._resize)
             self._loop.add_signal_handler(signal.SIGTSTP, self._suspend)
             self._loop.add_reader(screen.fileno(), self._read_keys)
-            self._begin(self._update())
+            self._begin(self._keep_updated())
             while not self._over:
                 if self._pane is not None:
                     self._pane.read()
@@ -188,7 +188,7 @@ class LiveView:
         except TimeoutError:
             raise ControlError("the supervisor does not answer") from None
 
-    async def _update(self) -> None:
+    async def _keep_updated(self) -> None:
         """Ask for the newest figures at each interval, and after an action."""
         while True:
             with contextlib.suppress(TimeoutError):

@@ -181,7 +181,7 @@ class Evenness:
         """Hand over a new connection if nothing of it has been read and this worker has too many."""
         if self._counts.alone:
             return
-        self.active()
+        self.schedule_check()
         if not (unread and self._passes_on(connection, self._state.open_connections)):
             self._made.append(connection)
 
@@ -212,7 +212,7 @@ class Evenness:
         if self._in_flight:
             self._in_flight -= 1
 
-    def active(self) -> None:
+    def schedule_check(self) -> None:
         """Schedule a check whether connections have to be balanced."""
         if self._timer is None and not self._counts.alone:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)

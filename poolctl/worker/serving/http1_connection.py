@@ -231,7 +231,7 @@ class Http1Connection(Drainable, Http1Protocol):
         """Count a new request. `before` is uvicorn's object for the previous request."""
         counts, state = self.counts, self.server_state
         if state.evenness is not None:
-            state.evenness.active()
+            state.evenness.schedule_check()
         if counts is not None:
             counts.tally[STARTED] += 1
             if before is None or before.response_complete:

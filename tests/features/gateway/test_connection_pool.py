@@ -186,10 +186,10 @@ def test_end_of_the_last_client_is_waited_for_within_a_time() -> None:
         assert not await pool.empty(0.001)
         waiting = asyncio.ensure_future(pool.empty(DEADLINE))
         await asyncio.sleep(0)
-        pool.leave(clients[0])
+        pool.forget_client(clients[0])
         assert not waiting.done()
-        pool.leave(clients[1])
-        pool.leave(clients[1])
+        pool.forget_client(clients[1])
+        pool.forget_client(clients[1])
         assert await waiting
 
     with_pool(scene)

@@ -210,7 +210,7 @@ def test_process_without_a_runtime_socket_answers_nothing(play: Play) -> None:
         os.unlink(process.socket_path)
         with pytest.raises(HaproxyRefusal, match="its runtime socket does not answer: "):
             await process.ask("show info")
-        await process.stopped_accepting()
+        await process.await_listeners_closed()
 
     play(scene)
 
@@ -242,7 +242,7 @@ def test_drain_lets_the_last_request_end_by_itself(play: Play) -> None:
         process = stage.program.process
         assert process is not None
         draining = asyncio.ensure_future(stage.program.drain(60.0))
-        await process.stopped_accepting()
+        await process.await_listeners_closed()
         assert not draining.done()
         stage.says()
         await draining

@@ -172,9 +172,9 @@ def test_server_that_is_added_gets_the_defaults_of_the_files_and_its_problems_ar
         reader = ConfigurationReader(str(tmp_path))
         around = Surroundings({"tags": ["all"]}, str(tmp_path))
         table = {"name": "new", "bind": "127.0.0.1:9002", "app": "any:app"}
-        assert (await reader.added(around, table, str(tmp_path), None)).tags == ("all",)
+        assert (await reader.server_of_table(around, table, str(tmp_path), None)).tags == ("all",)
         with pytest.raises(PoolValidateError) as refused:
-            await reader.added(around, {**table, "no_such_key": 1}, str(tmp_path), None)
+            await reader.server_of_table(around, {**table, "no_such_key": 1}, str(tmp_path), None)
         assert "unknown key 'no_such_key'" in str(refused.value)
         assert len(readers()) == 1, "a refused server ends nothing"
         reader.close()
@@ -473,7 +473,7 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         always: list[Any] = []
         configuration.follow(followed.append)
         configuration.follow(always.append, every_reload=True)
-        (web,) = await configuration.first_servers()
+        (web,) = await configuration.read_first_servers()
         assert (web.name, configuration.name, configuration.problems) == ("web", "shop", [])
         assert [None if each.metrics is None else str(each.metrics.bind) for each in followed] == [
             None,
@@ -530,7 +530,7 @@ def test_wrong_files_are_problems_of_the_first_reading_with_the_name_of_the_pool
     pool = Pool(tmp_path, "[[server]]\nbinf = 1\n")
 
     async def work(configuration: ActiveConfiguration) -> None:
-        assert await configuration.first_servers() == []
+        assert await configuration.read_first_servers() == []
         assert configuration.problems
         assert (configuration.exit_code, configuration.name) == (INVALID_CONFIGURATION, tmp_path.name)
         resolved = await configuration.read()
@@ -543,7 +543,7 @@ def test_wrong_files_are_problems_of_the_first_reading_with_the_name_of_the_pool
 def test_stop_during_the_first_reading_is_its_result_and_later_it_does_nothing(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         configuration.stop_reading()
-        reading = asyncio.ensure_future(configuration.first_servers())
+        reading = asyncio.ensure_future(configuration.read_first_servers())
         await asyncio.sleep(0)
         configuration.stop_reading()
         assert await reading == []
@@ -558,7 +558,7 @@ def test_stop_during_the_first_reading_is_its_result_and_later_it_does_nothing(t
 def test_files_that_no_process_can_read_are_a_conflict(tmp_path: Path) -> None:
     async def work(configuration: ActiveConfiguration) -> None:
         configuration._reader = ConfigurationReader(str(tmp_path), command=["/nowhere/python"])
-        assert await configuration.first_servers() == []
+        assert await configuration.read_first_servers() == []
         assert configuration.exit_code == CONFLICT
         assert "/nowhere/python cannot be run" in configuration.problems[0].message
 
@@ -669,7 +669,7 @@ def test_live_changes_outlive_keeper_and_supervisor_unless_the_files_contradict_
     )
 
     async def work(configuration: ActiveConfiguration) -> None:
-        found = await configuration.first_servers()
+        found = await configuration.read_first_servers()
         assert [each.name for each in found] == ["web", "live"]
         assert configuration.missing == {"gone"}
         assert "taken, which was added live, is dropped: it conflicts with the files" in caplog.text
@@ -688,7 +688,7 @@ def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool
         pool_files.write_desired(str(pool.runtime), b'{"missing": [], "servers": {"web": {}}}')
 
     async def work(configuration: ActiveConfiguration) -> None:
-        await configuration.first_servers()
+        await configuration.read_first_servers()
         assert bool(configuration.problems) is not ran
 
     pool.scenario(work)

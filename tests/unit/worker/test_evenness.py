@@ -181,7 +181,7 @@ def test_kept_connections_move_to_a_worker_that_came_later(engine: Engine, pair:
             join(first.server, pair, page)
             async with served(engine, adoption=pair.worker()) as second:
                 join(second.server, pair, page)
-                first.server.server_state.evenness.active()  # type: ignore[union-attr]
+                first.server.server_state.evenness.schedule_check()  # type: ignore[union-attr]
                 await until(lambda: counts([first, second]) == [3, 3])
                 for each in clients:
                     assert (await each.get())[0] == 200
@@ -200,7 +200,7 @@ def test_connection_in_the_middle_of_a_request_does_not_move(engine: Engine, pai
             join(first.server, pair, page)
             page[Seat(page)] = 0
             evenness: Any = first.server.server_state.evenness
-            evenness.active()
+            evenness.schedule_check()
             await until(lambda: evenness._timer is None)
             assert len(first.server.server_state.connections) == 3
             first.app.release.set()
@@ -252,7 +252,7 @@ def test_worker_out_of_rotation_is_handed_nothing(engine: Engine, pair: Pair) ->
                 assert (await each.get())[0] == 200
             assert len(first.server.server_state.connections) == 4
             second.server.rotate(True)
-            first.server.server_state.evenness.active()  # type: ignore[union-attr]
+            first.server.server_state.evenness.schedule_check()  # type: ignore[union-attr]
             await until(lambda: counts([first, second]) == [2, 2])
 
     engine.run(scenario())
@@ -663,7 +663,7 @@ def test_worker_that_is_alone_hands_over_nothing(monkeypatch: pytest.MonkeyPatch
         one.state.open_websockets = 5
         connection = Movable()
         one.evenness.arrived(connection, unread=True)
-        one.evenness.active()
+        one.evenness.schedule_check()
         assert not one.evenness.passes_on(connection)
         assert not one.evenness.passes_on_websocket(connection)
         await asyncio.sleep(1)
@@ -736,7 +736,7 @@ def test_worker_whose_offers_nobody_takes_makes_none_for_a_second(monkeypatch: p
         one.state.open_websockets = 5
         assert not one.evenness.passes_on(Movable())
         assert not one.evenness.passes_on_websocket(Movable())
-        one.evenness.active()
+        one.evenness.schedule_check()
         await asyncio.sleep(1.0)
         assert one.moved == 0
         await asyncio.sleep(0.11)
@@ -797,7 +797,7 @@ def test_kept_connections_move_a_moment_later_one_for_each_worker_with_two_fewer
         one.has(10)
         staying = next(iter(one.state.connections))
         staying.stays = True
-        one.evenness.active()
+        one.evenness.schedule_check()
         await asyncio.sleep(0.09)
         assert one.moved == 0
         await asyncio.sleep(0.011)

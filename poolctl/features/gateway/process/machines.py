@@ -58,7 +58,7 @@ class _Machine:
 
 
 class Machines:
-    """The machines, by the URLs of their backends."""
+    """The containers and virtual machines behind backends, by URL; `connect` starts a stopped one and waits for it."""
 
     def __init__(self, edge: ConnectingEdge) -> None:
         self._edge = edge

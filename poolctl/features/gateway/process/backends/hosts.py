@@ -56,9 +56,9 @@ def find_host(name: str, known: Iterable[str]) -> str:
 class HostManager:
     """Holds the state of each host, by the key of its backends: a server's name, or a URL.
 
-    A host that was disabled for a limited time then becomes active again. `expire`, to be called at `due`, reports
-    this to the listeners; `state` is correct even before. `now` is a monotonic clock, `wall` returns seconds since
-    1970.
+    A host that was disabled for a limited time becomes active again when the time is over. `expire`, to be called at
+    `due`, reports this to the callbacks; `state` is correct even before. `now` is a monotonic clock, `wall` returns
+    seconds since 1970.
     """
 
     def __init__(

@@ -873,7 +873,7 @@ class RouteBackends:
 
 
 def limits(route: AnyRoute) -> tuple[Limit | None, Limit | None]:
-    """The limit of the route, and the limits of its backends."""
+    """The limit of the route, and the limit that applies to each of its backends; None is no limit."""
     if isinstance(route, Route):
         return route.limit, route.backend_limit
     return (Limit(concurrency=route.max_connections), None) if route.max_connections else (None, None)

@@ -668,7 +668,7 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._edge.pool.leave(self)
+        self._edge.pool.forget_client(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_left()
@@ -922,7 +922,7 @@ class ClientConnection(asyncio.Protocol):
             sock = _detach(transport)
         except OSError:
             return False
-        edge.pool.leave(self)
+        edge.pool.forget_client(self)
         decide(sock, Routed("", received=received, decided=False), seconds)
         self._timer.stop()
         self._buffer, self._dropped = b"", 0

@@ -99,7 +99,7 @@ class ConnectionPool:
         if idle:
             self.idle_clients[client] = None
 
-    def leave(self, client: ProxiedClient) -> None:
+    def forget_client(self, client: ProxiedClient) -> None:
         """Remove a client's connection, which is closed."""
         self.clients.discard(client)
         self.idle_clients.pop(client, None)
@@ -118,7 +118,7 @@ class ConnectionPool:
         """Close and forget the client connection that has been idle longest; returns False if none is idle."""
         for client in list(islice(self.idle_clients, _LOOKED_AT)):
             if client.close_idle():
-                self.leave(client)
+                self.forget_client(client)
                 return True
             self.idle_clients[client] = self.idle_clients.pop(client)
         return False
