@@ -373,6 +373,76 @@ def test_body_that_is_too_large_is_refused() -> None:
     play(scene)
 
 
+def test_body_of_just_the_maximum_size_is_passed_on() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(echo_body, max_body_bytes=10)
+        client = await stage.client()
+        for body in (
+            b"Content-Length: 10\r\n\r\n0123456789",
+            b"Transfer-Encoding: chunked\r\n\r\n6\r\n012345\r\n4\r\n6789\r\n0\r\n\r\n",
+        ):
+            await client.send(POST + body)
+            assert (await client.response())[1] == b"0123456789"
+
+    play(scene)
+
+
+def test_client_sees_the_end_of_an_early_response_at_once_while_its_request_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 1000.0)
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        client = await stage.client()
+        await client.send(POST + b"Content-Length: 100000\r\n\r\n")
+        assert await status_of(client) == 200
+        assert await client.rest() == b""
+        connection = only_connection(stage)
+        await client.send(GET)
+        await until(lambda: connection._dropped == len(GET))
+        client.close()
+        await until(lambda: not stage.edge.pool.clients)
+
+    play(scene)
+
+
+def test_refusal_of_a_request_for_a_head_has_no_body() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.routes(Route(alias="app", to=(Target(url=unreachable()),)))
+        client = await stage.client()
+        for _ in range(2):
+            await client.send(GET.replace(b"GET", b"HEAD"))
+            assert (await client.head()).startswith(b"HTTP/1.1 502 ")
+
+    play(scene)
+
+
+def test_connections_are_shown_with_the_request_in_progress() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(hanging)
+        client = await stage.client()
+        connection = only_connection(stage)
+        assert (repr(connection), connection.http_version) == ("<ClientConnection idle>", "1.1")
+        await client.send(b"GET /page HTTP/1.0\r\nHost: a\r\n\r\n")
+        await until(lambda: backend.heads)
+        assert re.fullmatch("<ClientConnection <Exchange <.*/page.*> on app>>", repr(connection))
+        assert connection.http_version == "1.0"
+
+    play(scene)
+
+
+def test_requests_without_a_route_and_slow_heads_are_counted_with_their_status() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok, host="a")
+        client = await stage.client()
+        await client.send(OTHER + GET[:10])
+        assert [await status_of(client) for _ in range(2)] == [404, 408]
+        assert stage.edge.counts.snapshot()["refused"] == {"404": 1, "408": 1}
+
+    play(scene, head_seconds=SOON)
+
+
 def test_head_that_is_too_large_is_refused() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
@@ -660,6 +730,7 @@ def test_read_ahead_is_bounded() -> None:
         while connection is None or connection._reading:
             await asyncio.sleep(0)
             connection = next(iter(stage.edge.pool.clients), None)
+        assert not connection._transport.is_reading()
         assert len(connection._buffer) < 1024 * 1024
         answered.set()
         for _ in range(101):
@@ -774,6 +845,16 @@ def test_trailers_and_early_hints_pass_through() -> None:
         assert await client.head() == hints
         assert b"chunked" in await client.head()
         assert await client.until(b"\r\n\r\n") == b"5\r\nhello\r\n3\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n"
+
+    play(scene)
+
+
+def test_client_of_http_1_0_gets_no_early_hints() -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(answer(b"HTTP/1.1 103 Early Hints\r\n\r\n" + OK + b"Content-Length: 2\r\n\r\nok"))
+        client = await stage.client()
+        await client.send(b"GET / HTTP/1.0\r\nHost: a\r\n\r\n")
+        assert re.fullmatch(rb"HTTP/1.1 200 OK\r\n(?s:.*)\r\n\r\nok", await client.rest())
 
     play(scene)
 
