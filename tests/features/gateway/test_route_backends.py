@@ -518,12 +518,22 @@ def test_client_that_goes_away_as_its_turn_comes_gives_the_place_to_the_next(que
     assert route.in_flight == 1
 
 
+def test_client_that_has_just_gone_away_is_passed_over(queue: Queue) -> None:
+    route = queue.backends.of(as_route(limit=ONE_AT_ONCE))
+    first, second, third = (queue.wait(route) for _ in range(3))
+    second.cancel()
+    first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
+    assert (route.waiting, route.in_flight) == (0, 1)
+    queue.loop.pass_time()
+    assert isinstance(third.result(), Lease)
+
+
 def test_newcomer_does_not_overtake_those_that_wait(queue: Queue) -> None:
     route = queue.backends.of(as_route(limit=ONE_AT_ONCE))
     first, second = queue.wait(route), queue.wait(route)
+    assert seen(route.acquire("10.1.1.1")) == ("others wait already", 5, True, None)
     first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
-    found = route.acquire("10.1.1.1")
-    assert isinstance(found, NoBackend)
+    refused(route.acquire("10.1.1.1"))
     queue.loop.pass_time()
     assert isinstance(second.result(), Lease)
 
@@ -576,7 +586,9 @@ def test_removed_route_refuses_those_that_wait(queue: Queue) -> None:
     route = as_route(limit=ONE_AT_ONCE)
     queue.backends.apply([route], {})
     first, second = (queue.wait(queue.backends.of(route)) for _ in range(2))
+    found = queue.backends.of(route)
     queue.backends.apply([], {})
+    assert found.waiting == 0
     queue.loop.pass_time()
     assert refusal(second) == "the route was removed"
     first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
@@ -1332,3 +1344,88 @@ def test_canary_is_kept_while_its_facts_stay_the_same(stage: Stage) -> None:
         canary = backend.canary
     stage.backends.apply(None, {})
     assert backend.canary is None
+
+
+def test_context_key_of_a_server_is_the_one_that_was_last_reported(stage: Stage) -> None:
+    route = server_route("a")
+    for known, key in (({"a": facts("a", context_key="one")}, "one"), ({"a": facts("a")}, ""), ({}, "")):
+        stage.backends.apply([route], known)
+        assert stage.backends.of(route).members[0].backend.context_key == key
+
+
+def test_limits_of_clients_are_kept_until_they_change(stage: Stage) -> None:
+    limit = Limit(concurrency=1)
+    route = stage.as_route(client_limit=limit)
+    found = stage.backends.of(route)
+    clients = found.clients
+    assert clients is not None
+    assert clients.limit == limit
+    stage.backends.apply([replace(route, retries=1)], {})
+    assert found.clients is clients
+    stage.backends.apply([replace(route, client_limit=Limit(concurrency=2))], {})
+    assert found.clients is not None
+    assert found.clients.limit == Limit(concurrency=2)
+    stage.backends.apply([replace(route, client_limit=None)], {})
+    assert found.clients is None
+
+
+def test_cookie_of_one_servers_canary_does_not_lead_to_another_server(stage: Stage) -> None:
+    route = server_route("a", "b", policy="first", sticky_cookie="c")
+    known = {
+        name: facts(name, canary=f"{name} (canary)", canary_bind="127.0.0.1:9002", canary_share=0.5)
+        for name in ("a", "b")
+    }
+    stage.backends.apply([route], known)
+    backends = stage.backends.of(route)
+    canary = backends.members[1].backend.canary
+    assert canary is not None
+    for _ in range(3):
+        lease = taken(backends.acquire("1.1.1.1", canary.cookie))
+        assert (lease.backend, lease.cookie) == (canary, "")
+    assert taken(backends.acquire("1.1.1.1", "unknown")).backend.key.startswith("a")
+
+
+def test_url_without_a_port_gets_no_request(stage: Stage) -> None:
+    route = stage.route("tcp://10.0.0.1")
+    assert seen(route.acquire("1.1.1.1")) == (
+        "tcp://10.0.0.1: 'tcp://10.0.0.1' names no host and port", 5, False, None,
+    )  # fmt: skip
+    backend = route.members[0].backend
+    backend.rank_as(1, None)
+    backend.update(stage.hosts)
+    assert (backend.rank, backend.blocked is None) == (0, False)
+
+
+def test_probe_of_an_open_breaker_that_a_client_abandons_is_left_to_the_next_request(stage: Stage) -> None:
+    route = stage.route(URLS[0], breaker=BreakerRule(failures=1, open_seconds=10))
+    fail(route)
+    stage.clock.advance(10)
+    probe = taken(route.acquire("1.1.1.1"))
+    assert "half-open" in refused(route.acquire("1.1.1.1")).why
+    probe.release(RequestOutcome.CANCELLED)
+    taken(route.acquire("1.1.1.1")).release(RequestOutcome.ANSWERED, 0.1, 200)
+    assert stage.row(URLS[0])["breaker"] == "closed"
+
+
+def test_open_breaker_of_a_route_that_no_longer_leads_to_a_backend_is_forgotten(stage: Stage) -> None:
+    one = stage.as_route(URLS[0], alias="one", breaker=BreakerRule(failures=1))
+    other = stage.as_route(URLS[0], alias="other", breaker=BreakerRule(failures=2))
+    stage.backends.apply([one, other], {})
+    fail(stage.backends.of(one))
+    backend = stage.backends.of(one).members[0].backend
+    assert backend.breaker_why(0.0) == "breaker open: 1 failure, 10 s left"
+    stage.backends.apply([other], {})
+    assert (stage.row(URLS[0])["breaker"], backend.breaker_why(0.0)) == ("closed", "")
+    assert [*backend.members] == [stage.backends.of(other)]
+
+
+def test_url_is_healthy_once_a_probe_or_a_request_was_answered(stage: Stage) -> None:
+    route = stage.route(*URLS[:2])
+    unknown = RouteHealth(status="unknown", detail="it has not answered yet")
+    assert route.healths() == dict.fromkeys(URLS[:2], unknown)
+    stage.backends.probed(ProbeState(host=URLS[0], answered=True))
+    stage.backends.probed(ProbeState(host=URLS[0]))
+    taken(route.acquire("1.1.1.1", tried=URLS[:1])).release(RequestOutcome.ANSWERED, 0.1, 503)
+    assert route.healths() == {URLS[0]: RouteHealth(status="healthy"), URLS[1]: unknown}
+    taken(route.acquire("1.1.1.1", tried=URLS[:1])).release(RequestOutcome.ANSWERED, 0.1, 200)
+    assert route.healths()[URLS[1]] == RouteHealth(status="healthy")
