@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import ssl
 from pathlib import Path
@@ -15,10 +16,12 @@ from poolctl.features.gateway.process.tls import (
     ClientHello,
     ListenerCertificates,
     NoClientHello,
+    ServerContext,
     TlsReader,
     read_client_hello,
 )
 from tests.certificates import certificate
+from tests.descriptors import no_descriptor_left
 
 
 def client_hello(name: str | None = "users.example.com", protocols: tuple[str, ...] = ()) -> bytes:
@@ -117,6 +120,75 @@ def test_no_damaged_client_hello_raises_anything_else() -> None:
     assert read > 100
 
 
+def vector(content: bytes, length_bytes: int = 2) -> bytes:
+    return len(content).to_bytes(length_bytes, "big") + content
+
+
+def extension(kind: int, content: bytes) -> bytes:
+    return kind.to_bytes(2, "big") + vector(content)
+
+
+def hello_with(extensions: bytes | None) -> bytes:
+    """A ClientHello with these extensions, or without any."""
+    body = b"\3\3" + bytes(32) + vector(b"", 1) + vector(b"\x13\x01") + vector(b"\0", 1)
+    body += b"" if extensions is None else extensions
+    return b"\x16\3\1" + vector(b"\1" + vector(body, 3))
+
+
+def named(name: bytes, kind: bytes = b"\0") -> bytes:
+    return vector(extension(0, vector(kind + vector(name))))
+
+
+LONGEST = b".".join([b"x" * 63] * 4)
+
+
+@pytest.mark.parametrize(
+    ("extensions", "expected"),
+    [
+        (None, ClientHello()),
+        (vector(b""), ClientHello()),
+        (named(b"a.example"), ClientHello("a.example")),
+        (named(LONGEST), ClientHello(LONGEST.decode())),
+        (vector(extension(16, vector(vector(b"h2", 1) + vector(b"x", 1)))), ClientHello("", ("h2", "x"))),
+        (vector(extension(5, b"any") + extension(16, vector(vector(b"h2", 1)))), ClientHello("", ("h2",))),
+    ],
+)
+def test_extensions_of_a_client_hello_are_read(extensions: bytes | None, expected: ClientHello) -> None:
+    assert read_client_hello(hello_with(extensions)) == expected
+
+
+@pytest.mark.parametrize(
+    ("extensions", "problem"),
+    [
+        (b"\0", "wrong lengths"),
+        (vector(b"") + b"x", "bytes behind the extensions"),
+        (vector(b"\0\5\0"), "wrong lengths"),
+        (vector(b"\0\5\0\1"), "wrong lengths"),
+        (vector(extension(5, b"") * 2), "an extension twice"),
+        (named(LONGEST + b"x"), "not a host name"),
+        (named(b".".join([b"x"] * 128) + b"x"), "not a host name"),
+        (named(b""), "not a host name"),
+        (named(b"a", b"\1"), "a server name of another kind"),
+        (vector(extension(0, vector(b"\0" + vector(b"a")) + b"x")), "a server name of another kind"),
+        (vector(extension(0, vector(b"\0" + vector(b"a") + b"x"))), "not a host name"),
+        (vector(extension(0, vector(b""))), "wrong lengths"),
+        (vector(extension(16, vector(vector(b"h2", 1)) + b"x")), "a list of protocols with wrong lengths"),
+        (vector(extension(16, vector(vector(b"", 1)))), "a list of protocols with wrong lengths"),
+        (vector(extension(16, vector(b"\3h2"))), "a ClientHello with wrong lengths"),
+    ],
+)
+def test_extensions_that_contradict_themselves_are_refused(extensions: bytes, problem: str) -> None:
+    with pytest.raises(NoClientHello, match=problem):
+        read_client_hello(hello_with(extensions))
+
+
+def test_length_of_a_client_hello_has_three_bytes() -> None:
+    hello = bytearray(client_hello())
+    hello[6] = 1
+    with pytest.raises(NoClientHello, match="a ClientHello that is too long"):
+        read_client_hello(bytes(hello))
+
+
 BIND = ":443"
 
 
@@ -211,3 +283,116 @@ def test_bytes_in_the_shared_buffer_reach_the_protocol_before_others_replace_the
         reader.get_buffer(-1)[: len(data)] = data
         reader.buffer_updated(len(data))
     assert received == [b"hello", b"you", b""]
+
+
+def test_protocol_behind_the_reader_gets_every_callback() -> None:
+    calls: list[tuple[str, tuple[object, ...]]] = []
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Any:
+            return lambda *arguments: calls.append((name, arguments)) or True
+
+    recorder: Any = Recorder()
+    transport, error = asyncio.Transport(), OSError()
+    reader = TlsReader(recorder, memoryview(bytearray(8)))
+    reader.connection_made(transport)
+    reader.pause_writing()
+    reader.resume_writing()
+    assert reader.eof_received() is True
+    reader.connection_lost(error)
+    assert calls == [
+        ("connection_made", (transport,)),
+        ("pause_writing", ()),
+        ("resume_writing", ()),
+        ("eof_received", ()),
+        ("connection_lost", (error,)),
+    ]
+
+
+def contents_of(directory: Path, *names: str) -> list[bytes]:
+    """The certificate and key of the first name, and the certificates of the others, which are trusted."""
+    first, *trusted = [certificate(directory, name) for name in names]
+    return [path.read_bytes() for path in (*first, *(cert for cert, _ in trusted))]
+
+
+def test_requests_for_a_host_that_demands_a_client_certificate_need_the_connection_of_that_host(
+    tmp_path: Path,
+) -> None:
+    certificates, demand = ListenerCertificates(), {"client_auth": "required"}
+    certificates.put(BIND, ["open.example"], {}, contents_of(tmp_path, "open.example"))
+    certificates.put(
+        BIND, ["Closed.example.", "10.0.0.1"], demand, contents_of(tmp_path, "closed.example", "ca.example")
+    )
+    of_open, of_closed = (certificates.context(BIND, name) for name in ("OPEN.example.", "closed.example"))
+    assert isinstance(of_open, ServerContext)
+    assert isinstance(of_closed, ServerContext)
+    for host in (b"closed.example", b"closed.example:443", b"Closed.Example."):
+        assert (of_open.admits(host), of_closed.admits(host)) == (False, True)
+    for host in (b"open.example:443", b"other.example", b"10.0.0.1", b"10.0.0.1:443", b"[::1]:443", b""):
+        assert (of_open.admits(host), of_closed.admits(host)) == (True, True)
+
+
+def test_certificate_without_names_and_the_renewed_first_one_are_the_default(tmp_path: Path) -> None:
+    contents, certificates = contents_of(tmp_path, "a.example"), ListenerCertificates()
+    assert certificates.context(BIND, "a.example") is None
+    certificates.keep(BIND, [["a.example"]])
+    for names in (["a.example"], ["*.b.example"]):
+        certificates.put(BIND, names, {}, contents)
+    first, second = (certificates.context(BIND, name) for name in ("a.example", "x.b.example"))
+    assert first is not second
+    assert [certificates.context(BIND, name) for name in ("", "b.example", "x.x.b.example")] == [first] * 3
+    certificates.put(BIND, ["A.example"], {}, contents)
+    renewed = certificates.context(BIND, "a.example")
+    assert renewed not in (first, second)
+    assert certificates.context(BIND, "") is renewed
+    certificates.put(BIND, [], {}, contents)
+    assert certificates.context(BIND, "") not in (first, second, renewed)
+    assert certificates.context(BIND, "a.example") is renewed
+
+
+def test_settings_of_a_listener_reach_its_tls(tmp_path: Path) -> None:
+    contents = contents_of(tmp_path, "a.example", "ca.example")
+
+    def made(**tls: object) -> ssl.SSLContext:
+        certificates = ListenerCertificates()
+        certificates.put(BIND, (), tls, contents)
+        context = certificates.context(BIND, "")
+        assert context is not None
+        return context
+
+    usual = made()
+    assert (usual.minimum_version, usual.verify_mode, usual.num_tickets) == (
+        ssl.TLSVersion.TLSv1_2, ssl.CERT_NONE, 1,
+    )  # fmt: skip
+    assert made(min_version="1.3").minimum_version is ssl.TLSVersion.TLSv1_3
+    assert made(client_auth="optional").verify_mode is ssl.CERT_OPTIONAL
+    assert made(client_auth="required").verify_mode is ssl.CERT_REQUIRED
+    suites = {each["name"] for each in made(ciphers="ECDHE-ECDSA-AES128-GCM-SHA256").get_ciphers()}
+    assert {each for each in suites if not each.startswith("TLS_")} == {"ECDHE-ECDSA-AES128-GCM-SHA256"}
+
+
+def test_client_certificate_has_to_be_of_an_authority_that_is_named(tmp_path: Path) -> None:
+    certificates = ListenerCertificates()
+    contents = contents_of(tmp_path, "closed.example", "client.example")
+    certificates.put(BIND, (), {"client_auth": "required"}, contents)
+    certificate(tmp_path, "other.example")
+
+    def connect(name: str) -> None:
+        client = ssl.create_default_context(cafile=str(tmp_path / "closed.example.pem"))
+        client.load_cert_chain(tmp_path / f"{name}.pem", tmp_path / f"{name}.key")
+        session_of(certificates, client, "closed.example")
+
+    connect("client.example")
+    with pytest.raises(ssl.SSLError, match="CERTIFICATE_VERIFY_FAILED"):
+        connect("other.example")
+
+
+def test_certificate_that_cannot_be_used_leaves_the_previous_one_and_no_descriptor(tmp_path: Path) -> None:
+    certificates, contents = ListenerCertificates(), contents_of(tmp_path, "a.example")
+    other = contents_of(tmp_path, "b.example")
+    with no_descriptor_left():
+        certificates.put(BIND, (), {}, contents)
+        previous = certificates.context(BIND, "")
+        with pytest.raises(ssl.SSLError):
+            certificates.put(BIND, (), {}, [contents[0], other[1]])
+        assert certificates.context(BIND, "") is previous
