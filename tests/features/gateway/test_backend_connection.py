@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import SimpleNamespace
@@ -256,12 +257,16 @@ class Transport:
 
     def __init__(self) -> None:
         self.sent = b""
+        self.socket: socket.socket | None = None
         self.calls: list[str] = []
         self.closing = False
         self.ends_alone = True
 
     def write(self, data: bytes) -> None:
         self.sent += bytes(data)
+
+    def get_extra_info(self, name: str) -> socket.socket | None:
+        return self.socket if name == "socket" else None
 
     def is_closing(self) -> bool:
         return self.closing
@@ -377,6 +382,97 @@ def test_connection_with_further_bytes_or_that_closes_is_not_used_again(
         exchange.connection.data_received(piece if number else OK + piece)
     assert exchange.receiver.got == got
     assert not exchange.connection.reusable
+
+
+def test_connection_is_used_again_after_a_response_in_one_piece(exchange: Exchange) -> None:
+    connection = exchange.connection
+    assert (connection.requests, connection.answered, connection.reusable, connection.closed) == (
+        0, False, False, False,
+    )  # fmt: skip
+    for piece in (b"Content-Length: 2\r\n\r\nok", b"Transfer-Encoding: chunked\r\n\r\n" + TINY + LAST):
+        exchange.ask()
+        connection.data_received(OK + piece)
+        assert exchange.receiver.got[-1] == ("end", b"")
+        assert connection.reusable
+    connection.close()
+    assert not connection.reusable
+
+
+def test_rest_of_a_request_is_sent_as_it_comes(exchange: Exchange) -> None:
+    exchange.ask()
+    exchange.connection.send(b" body")
+    assert exchange.transport.sent == b"request body"
+
+
+def test_response_without_a_receiver_closes_the_connection(exchange: Exchange) -> None:
+    exchange.ask()
+    exchange.connection.release()
+    exchange.connection.data_received(OK + b"Content-Length: 5\r\n\r\nhello")
+    assert (exchange.receiver.got, exchange.transport.calls) == ([], ["abort"])
+
+
+@pytest.mark.parametrize("closes", [False, True])
+def test_idle_connection_that_the_backend_has_closed_is_noticed_if_that_matters(
+    exchange: Exchange, closes: bool
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        exchange.transport.socket = ours
+        if closes:
+            theirs.close()
+        assert exchange.connection.taken(certain=False)
+        assert exchange.connection.taken(certain=True) is not closes
+        assert exchange.transport.calls == (["abort"] if closes else [])
+
+
+@pytest.mark.usefixtures("frozen_clock")
+def test_reading_pauses_until_many_chunks_have_been_passed_on(exchange: Exchange) -> None:
+    async def scene() -> None:
+        exchange.ask()
+        exchange.connection.data_received(OK_CHUNKED + TINY * (MOST_CHUNKS_AT_ONCE + 1))
+        exchange.connection.resume_reading()
+        assert set(exchange.transport.calls) == {"pause"}
+        exchange.connection.data_received(LAST)
+        await asyncio.sleep(0)
+        assert exchange.transport.calls[-1] == "resume"
+        first, *pieces, end = exchange.receiver.got
+        assert first[1] + b"".join(pieces) == TINY * (MOST_CHUNKS_AT_ONCE + 1) + LAST
+        assert end == ("end", b"")
+
+    exchange.loop.run_until_complete(scene())
+
+
+@pytest.mark.usefixtures("frozen_clock")
+def test_chunks_for_a_client_that_takes_none_wait_until_it_does(exchange: Exchange) -> None:
+    async def scene() -> None:
+        exchange.ask()
+        exchange.connection.data_received(OK_CHUNKED + TINY * (MOST_CHUNKS_AT_ONCE + 1))
+        exchange.connection.pause_reading()
+        await asyncio.sleep(0)
+        assert (len(exchange.receiver.got), set(exchange.transport.calls)) == (1, {"pause"})
+        exchange.connection.resume_reading()
+        await asyncio.sleep(0)
+        assert exchange.receiver.got[1:] == [TINY]
+        assert exchange.transport.calls[-1] == "resume"
+
+    exchange.loop.run_until_complete(scene())
+
+
+def test_end_of_one_direction_that_fails_ends_the_connection(exchange: Exchange) -> None:
+    def fail() -> None:
+        raise OSError
+
+    exchange.transport.write_eof = fail
+    exchange.connection.send_eof()
+    assert exchange.transport.calls == ["abort"]
+
+
+def test_tunnel_whose_transport_has_no_half_end_ends_whole(exchange: Exchange) -> None:
+    exchange.ask(may_switch=True)
+    exchange.connection.data_received(b"HTTP/1.1 101 Yes\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+    exchange.transport.ends_alone = False
+    assert not exchange.connection.eof_received()
+    assert exchange.receiver.got == [("switched", b"")]
 
 
 def test_response_that_was_not_asked_for_closes_the_connection(exchange: Exchange) -> None:
