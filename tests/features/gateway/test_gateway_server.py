@@ -210,6 +210,37 @@ def test_listener_that_is_sent_again_keeps_accepting(tmp_path: Path) -> None:
     run(work())
 
 
+def test_listener_that_is_sent_again_after_a_resync_stays_open_and_others_are_closed(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            other, binding, _ = stage.stream("127.0.0.1:1")
+            await stage.settled()
+            before = stage.server._listeners[stage.binding.key]
+            stage.process.resync()
+            stage.process.serve(stage.facts, None)
+            stage.process.listen(stage.binding, None, (1,), [stage.listener])
+            stage.process.begin()
+            await stage.settled()
+            assert stage.server._listeners == {stage.binding.key: before}
+            assert binding.key not in stage.server._listeners
+            assert await stage.get() == b"HTTP/1.1 200 OK | ok"
+            other.close()
+
+    run(work())
+
+
+def test_orders_are_confirmed_once_they_apply_to_the_next_request(tmp_path: Path) -> None:
+    async def work() -> None:
+        async with gateway(tmp_path) as stage:
+            backend = stage.server.backends.of(Route(alias="web", to=(Target(server="web"),))).members[0]
+            for ready in (False, True):
+                stage.process.serve(replace(stage.facts, ready=ready), None)
+                await stage.process.performed()
+                assert (backend.backend.blocked is None) is ready
+
+    run(work())
+
+
 def test_listener_with_another_socket_of_its_address_is_replaced(tmp_path: Path) -> None:
     async def work() -> None:
         async with gateway(tmp_path) as stage:
