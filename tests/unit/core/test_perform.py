@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl import ServerConfig
-from poolctl.core.configuration_diff import certificate_ends, expired_message
+from poolctl.core.configuration_diff import certificate_ends, digests, expired_message
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired, Phase
 from poolctl.core.perform import (
@@ -28,10 +28,12 @@ from poolctl.core.perform import (
     restarting,
 )
 from poolctl.core.server_entry import Entry, Worker
+from poolctl.core.servers import caused_by
 from poolctl.errors import PoolRestartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, WorkerFailed
 from poolctl.runners.stack_report import Frame, ThreadStack, WorkerStacks
 from poolctl.states import Status
+from poolctl.units import format_duration
 from tests.certificates import certificate
 from tests.manual_clock import ManualClock
 from tests.unit.core.ordered_core import OrderedCore, RecordedEvents, run, turns, web
@@ -1631,3 +1633,204 @@ def test_replacement_of_an_unhealthy_worker_that_does_not_start_is_retried_after
         assert sorted(pool.runner.running) == ["web.1.0", "web.1.1"]
     finally:
         loop.close()
+
+
+# Files that workers read.
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_files_in_use_are_those_of_the_last_worker_that_started(tmp_path: Path, workers: int) -> None:
+    async def scenario() -> None:
+        variables = tmp_path / "web.env"
+        variables.write_text("A=1")
+        pool = OrderedCore(web(env_file=[str(variables)], workers=workers), **{f"web.2.{workers - 1}": FAILS})
+        await pool.start()
+        entry = pool.core.entries["web"]
+        first = digests(entry.config)
+        assert entry.observed.files == first != {}
+        variables.write_text("A=2")
+        assert len(await pool.restart()) == 1
+        await turns()
+        assert ({each[:5] for each in pool.runner.running}, entry.observed.files) == ({"web.1"}, first)
+        assert await pool.restart() == []
+        assert entry.observed.files == digests(entry.config) != first
+
+    run(scenario())
+
+
+def test_values_of_a_pool_are_given_to_the_worker_that_is_placed() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        pool.core.give_state(pool.core.entries["web"], {"db": 1})
+        await pool.start()
+        assert pool.runner.values == [{"db": 1}]
+
+    run(scenario())
+
+
+def test_start_that_is_not_retried_is_retried_once_all_of_its_workers_have_been_ready() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2), **{"web.1.1": NEVER})
+        entry = pool.core.entries["web"]
+        pool.core.start(entry, retries=False)
+        await turns()
+        assert (len(entry.observed.ready), entry.desired.retries) == (1, False)
+        await pool.stop()
+        pool.runner.script.clear()
+        pool.core.start(entry, retries=False)
+        await turns()
+        assert (len(entry.observed.ready), entry.desired.retries) == (2, True)
+
+    run(scenario())
+
+
+def test_start_that_is_retried_stays_so_while_its_workers_become_ready() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(workers=2), **{"web.1.1": NEVER})
+        entry = pool.core.entries["web"]
+        pool.core.start(entry)
+        await turns()
+        assert (len(entry.observed.ready), entry.desired.retries) == (1, True)
+
+    run(scenario())
+
+
+def test_worker_knows_the_consequence_of_its_exit_unless_the_exit_was_ordered() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(restart=AT_ONCE))
+        await pool.start()
+        (worker,) = pool.core.entries["web"].observed.workers.values()
+        await die(pool)
+        assert (worker.next_step, worker.exit) == ("restarting", KILLED)
+        (worker,) = pool.core.entries["web"].observed.workers.values()
+        await pool.stop()
+        assert (worker.next_step, worker.exit) == ("", Exit.from_status(0))
+
+    run(scenario())
+
+
+def test_new_idle_time_is_not_given_to_a_worker_that_is_not_placed_yet() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale={"min": 0, "idle": 60}))
+        await pool.start()
+        pool.runner.may_place = asyncio.Event()
+        pool.runner.ring("web")
+        await turns()
+        entry = pool.core.entries["web"]
+        pool.core.change(entry, web(scale={"min": 0, "idle": 30}), live=True)
+        pool.runner.may_place.set()
+        await turns()
+        assert log_of(pool)[2:] == ["place web.1.0"]
+        assert pool.states() == {"web": "running"}
+
+    run(scenario())
+
+
+def test_closed_listener_has_no_endpoints() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        config = pool.core.entries["web"].config
+        await pool.start()
+        assert pool.core.endpoints(config) == (config.key,)
+        await pool.stop()
+        assert pool.core.endpoints(config) == ()
+        canary = await pool.core.open_canary_address(config)
+        pool.core.close_canary_address(canary)
+        await turns()
+        assert pool.runner.log[-1] == f"close {canary.key}"
+
+    run(scenario())
+
+
+def test_start_hook_that_a_stop_overtakes_before_it_has_a_process_is_ended(stage: Stage) -> None:
+    stage.order(stage.core.start, stage.db)
+    stage.finish("open", "place", "ready")
+    stage.order(stage.core.start, stage.web)
+    stage.order(stage.core.stop, stage.web)
+    assert stage.under_way() == [("hook", "web.before_start")]
+    stage.finish("hook")
+    assert stage.runner.running.keys() == {"db.1.0"}
+    assert (stage.web.state, stage.web.observed.failure) == ("stopped", None)
+
+
+def test_start_hook_that_exceeds_the_start_timeout_is_killed_and_named_with_the_limit(stage: Stage) -> None:
+    started(stage)
+    stage.order(stage.core.stop, stage.web)
+    stage.finish("stop", "close", "hook", "run")
+    begun_at = stage.clock.time()
+    stage.order(stage.core.start, stage.web)
+    stage.finish("hook")
+    stage.clock.advance(stage.web.config.start_timeout)
+    stage.loop.settle()
+    observed, limit = stage.web.observed, format_duration(stage.web.config.start_timeout)
+    assert (stage.web.state, observed.failed_since) == ("failed", begun_at)
+    assert observed.failure is not None
+    assert observed.failure.message == f"hooks.before_start had not ended after {limit}, and was killed"
+    assert observed.failure.hint == "poolctl logs web; start_timeout says how long it may take"
+    assert observed.next_step == "not restarted: poolctl logs web"
+    assert stage.runner.running.keys() == {"db.1.0"}
+
+
+def test_failed_stop_hook_is_an_event_with_the_cause_of_the_stop(stage: Stage) -> None:
+    started(stage)
+    events = stage.core._recorder
+    assert isinstance(events, RecordedEvents)
+    with caused_by("poolctl stop"):
+        stage.order(stage.core.stop, stage.web)
+    stage.finish("stop", "close", "hook")
+    stage.order(stage.runner.end, "web.after_stop", KILLED)
+    (event,) = [each for each in events if each.event == "hook failed"]
+    message = "hooks.after_stop was killed by SIGKILL"
+    assert (event.kind, event.message, event.cause) == ("lifecycle", message, "poolctl stop")
+    assert (event.server, event.bind) == ("web", stage.web.config.key)
+    assert (stage.web.state, stage.web.observed.warnings) == ("stopped", [f"web: {message}"])
+
+
+def test_check_that_takes_too_long_is_a_failure_and_the_running_worker_stays() -> None:
+    pool = OrderedCore(web(overlap=False))
+    loop = SteppedLoop(pool.clock)
+    entry = pool.core.entries["web"]
+    try:
+        loop.run_until_complete(pool.start())
+
+        async def restart() -> None:
+            async def check(_: ServerConfig) -> None:
+                await asyncio.Event().wait()
+
+            pool.runner.check = check  # type: ignore[method-assign]
+            pool.core.restart(entry)
+
+        loop.run_until_complete(restart())
+        loop.settle()
+        assert entry.observed.checking
+        pool.clock.advance(41)
+        loop.settle()
+        assert entry.observed.failure is not None
+        assert entry.observed.failure.message == "checking that a worker can start took longer than 40 s"
+        assert (list(pool.runner.running), entry.observed.checking) == (["web.1.0"], False)
+    finally:
+        loop.close()
+
+
+def test_listener_of_a_sleeping_server_is_no_longer_watched_when_it_is_stopped() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(scale=ASLEEP_SOON))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        log_of(pool)
+        assert await pool.stop() == []
+        assert log_of(pool) == [f"disarm {entry.config.key}", f"close {entry.config.key}"]
+        assert entry.listener.armed is None
+
+    run(scenario())
+
+
+def test_hook_of_a_server_whose_runner_makes_no_processes_fails_the_start_with_a_hint() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(hooks=BOTH))
+        (problem,) = await pool.start()
+        assert problem.message == "hooks.before_start cannot be run"
+        assert problem.hint.startswith("its runner makes no processes: run the pool with `poolctl start`")
+        assert pool.states() == {"web": "failed"}
+
+    run(scenario())
