@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import pickle
+import resource
 import socket
 import threading
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,6 +19,7 @@ from poolctl import (
     Monitor,
     Pool,
     PoolContext,
+    PoolMonitorError,
     PoolParamError,
     PoolRestartError,
     PoolStartError,
@@ -28,8 +32,10 @@ from poolctl import (
     TLSConfig,
 )
 from poolctl.pool import loop_thread
-from poolctl.pool.server import Shared, _connect, with_port
+from poolctl.pool.server import Shared, _connect, host_of, with_port
+from poolctl.runners.inline_runner import InlineRunner
 from poolctl.runners.runner_protocol import Exit, Placement
+from poolctl.worker import tally
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER, ScriptedRunner
@@ -1119,3 +1125,152 @@ def test_context_that_is_cancelled_stops_the_servers_that_run_in_it() -> None:
     wait_until(lambda: not runner.opened)
     assert [server.state for server in pool.values()] == [State.STOPPED] * 2
     pool.join_sync()
+
+
+def test_server_has_the_address_and_the_exposed_address_of_its_configuration() -> None:
+    server = Server(config("a", bind="127.0.0.1:8001", expose="http://a.example"))
+    assert (server.address.port, server.expose) == (8001, server.config.expose)
+    assert "a.example" in server.expose
+
+
+def test_job_that_has_ended_runs_again_at_a_restart_and_not_at_a_start() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, ServerConfig(name="migrate", job=True, command=["true"]))
+    for order, placed in ((pool.start_sync, 1), (pool.start_sync, 1), (pool.restart_sync, 2)):
+        order()
+        assert runner.log.count("place migrate.1.0") == placed
+
+
+def test_server_that_a_restart_stops_because_it_is_disabled_does_not_fail_the_others() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"), config("b", depends_on=["a"]))
+    pool.start_sync()
+    pool.merge(made(runner, config("a", disabled=True)))
+    pool.restart_sync()
+    assert list(runner.running) == ["b.2.0"]
+    assert runner.log.count("stop a.1.0 10") == 1
+    pool.stop_sync()
+
+
+def test_running_server_without_a_reference_is_stopped_with_a_warning() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    assert repr(only(pool)._handle) == "<Handle of a running>"
+    pools = [pool]
+    del pool
+
+    def drop() -> None:
+        pools.clear()
+        gc.collect()
+
+    with pytest.warns(ResourceWarning, match=r"^a was running when the last reference .* it is stopped"):
+        drop()
+    wait_until(lambda: not runner.opened)
+    assert runner.log[-2].startswith("stop a.1.0")
+
+
+def test_server_that_is_stopped_or_being_stopped_is_dropped_without_a_warning() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    pool.stop_sync()
+    runner.may_stop = asyncio.Event()
+    other = made(runner, config("b"))
+    other.start_sync()
+    other.clean()
+    del pool, other
+    gc.collect()
+    on_loop(runner.may_stop.set)
+    wait_until(lambda: not runner.opened)
+    assert runner.log.count("stop b.1.0 10") == 1
+
+
+class EndedCounts:
+    """Counts of workers that have ended; no others."""
+
+    add_up: Any = None
+    unsettled: ClassVar[list[str]] = []
+
+    def counts(self, placement: Placement) -> None:
+        return None
+
+    def settled(self) -> None:
+        return None
+
+
+def test_counts_of_ended_workers_are_added_to_those_of_their_server() -> None:
+    runner = ScriptedRunner()
+    counters = runner.counters = EndedCounts()
+    pool = made(runner, config("a"), config("b"))
+    pool.start_sync()
+    for server in ("a", "a", "gone"):
+        counters.add_up("worker", server, [1] * tally.COUNTED)
+    ended = [server._handle.ended[1] for server in pool.values() if server._handle is not None]
+    assert ended == [2, 0]
+    pool.stop_sync()
+
+
+def test_configurations_that_no_worker_uses_are_forgotten() -> None:
+    runner = ScriptedRunner()
+    pool = made(runner, config("a"))
+    pool.start_sync()
+    for tag in "abcd":
+        pool.merge(made(runner, config("a", tags=[tag])))
+        assert only(pool).stale
+        pool.restart_sync()
+        pool.join_sync()
+        assert not only(pool).stale
+    handle = only(pool)._handle
+    assert handle is not None
+    assert len(handle.config_sources) == 2
+    pool.stop_sync()
+
+
+def test_pools_without_a_runner_share_one() -> None:
+    def hosts() -> tuple[Any, Any]:
+        return host_of(Shared()), host_of(Shared())
+
+    one, other = on_loop(hosts)
+    assert one is other
+    assert isinstance(one.core.runner, InlineRunner)
+
+
+def test_server_without_a_descriptor_for_a_connection_cannot_be_monitored(
+    free_port: Callable[[], int],
+) -> None:
+    pool = made(ScriptedRunner(), config("a", bind=f"127.0.0.1:{free_port()}"))
+    pool.start_sync()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+    try:
+        with pytest.raises(PoolMonitorError) as caught:
+            only(pool).monitor()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    (problem,) = caught.value.exceptions
+    assert (problem.message, problem.hint) == (
+        "no connection can be made: Too many open files",
+        "raise the limit of open files: ulimit -n",
+    )
+    assert str(caught.value).startswith("a cannot be monitored")
+    pool.stop_sync()
+
+
+def test_start_that_fails_is_not_abandoned_while_another_start_waits_for_it() -> None:
+    runner = ScriptedRunner()
+    runner.may_place = asyncio.Event()
+    pool = made(runner, config("a", workers=2))
+    hasty = threading.Thread(target=_quietly(lambda: pool.start_sync(timeout=0.01)))
+    patient = threading.Thread(target=pool.start_sync)
+    for thread in (patient, hasty):
+        thread.start()
+    hasty.join(60)
+    assert only(pool).state is State.STARTING
+    assert not any(line.startswith("stop") for line in runner.log)
+    on_loop(runner.may_place.set)
+    patient.join(60)
+    assert sorted(runner.running) == ["a.1.0", "a.1.1"]
+    pool.stop_sync()
