@@ -626,3 +626,104 @@ def test_change_within_a_cause_belongs_to_it() -> None:
         assert entry.desired.cause is None
 
     run(scenario())
+
+
+def test_removed_server_is_listed_until_it_is_forgotten() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        servers, entry = pool.core.servers, pool.core.entries["web"]
+        servers.remove(entry)
+        assert (entry.removed, servers.removed) == (True, {"web": entry})
+        pool.core.remove(entry)
+        await turns(40)
+        assert (servers.removed, servers.entries, pool.runner.opened) == ({}, {}, set())
+
+    run(scenario())
+
+
+def test_new_server_waits_for_the_overlapping_address_of_a_removed_one() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("old", bind=A))
+        await pool.start()
+        pool.runner.may_close.clear()
+        pool.core.remove(pool.core.entries["old"])
+        new = pool.core.add(web("new", bind="0.0.0.0:8001"))
+        pool.core.start(new)
+        await turns(40)
+        assert "open new" not in pool.runner.log
+        pool.runner.may_close.set()
+        await turns(60)
+        assert (pool.states(), new.observed.failures) == ({"new": "running"}, 0)
+
+    run(scenario())
+
+
+def test_overlapping_address_opens_after_the_last_draining_worker_of_a_server_that_moved_away() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("a", bind=A))
+        await pool.start()
+        pool.runner.may_drain = asyncio.Event()
+        moved(pool, web("a", bind=C))
+        await turns(40)
+        assert pool.runner.opened == {C}
+        pool.core.start(pool.core.add(web("b", bind="0.0.0.0:8001")))
+        await turns(40)
+        assert "open b" not in pool.runner.log, "the worker may still have the port"
+        pool.runner.may_drain.set()
+        await turns(40)
+        assert pool.states() == {"a": "running", "b": "running"}
+
+    run(scenario())
+
+
+def test_listener_that_was_to_be_vacated_stays_open_when_its_server_returns_to_its_address() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(bind=A))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        moved(pool, web(bind="0.0.0.0:8001"))
+        await turns(1)
+        assert entry.listener.vacates
+        moved(pool, web(bind=A))
+        await turns(60)
+        assert (pool.states(), pool.runner.opened) == ({"web": "running"}, {A})
+        assert not entry.listener.vacates
+        assert f"close {A}" not in pool.runner.log
+
+    run(scenario())
+
+
+def test_adopted_listener_has_its_endpoints_and_its_server_has_changed() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(bind=A))
+        entry = pool.core.entries["web"]
+        pool.core.take_changed()
+        pool.core.adopt_listener(entry, entry.config, [A, "[::1]:8001"])
+        assert pool.core.endpoints(entry.config) == (A, "[::1]:8001")
+        assert pool.core.take_changed() == [entry]
+
+    run(scenario())
+
+
+def test_server_waits_for_an_overlapping_listener_that_was_adopted_and_is_to_be_closed() -> None:
+    async def scenario() -> None:
+        before = web("a", bind=A)
+        pool = OrderedCore(web("a", bind=B), web("b", bind="0.0.0.0:8001"))
+        a, b = pool.core.entries["a"], pool.core.entries["b"]
+        pool.runner.opened.add(A)
+        pool.runner.may_close.clear()
+        placement = await pool.runner.place(before, 1, 0)
+        pool.core.adopt_worker(a, Worker(placement.id, 1, 0, before, Phase.READY, placement, 1.0))
+        pool.core.adopt_listener(a, before)
+        pool.core.expect_running(a)
+        pool.core.start(b)
+        await turns(40)
+        assert "open b" not in pool.runner.log
+        pool.core.restart(a)
+        pool.runner.may_close.set()
+        await turns(80)
+        assert (pool.states(), b.observed.failures) == ({"a": "running", "b": "running"}, 0)
+        assert pool.runner.opened == {B, "0.0.0.0:8001"}
+
+    run(scenario())
