@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,11 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.address import Address
-from poolctl.core.core import CoreEvents, Goal
-from poolctl.core.decide import Desired, Overrides, Phase
+from poolctl.core.core import Core, CoreEvents, Goal
+from poolctl.core.decide import Action, Desired, Overrides, Phase, Trace, View
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
 from poolctl.core.servers import caused_by
-from poolctl.errors import PoolStartError, PoolStopError, ServerError
+from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Exit, Placement
 from tests.needs import needs
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
@@ -1692,5 +1693,211 @@ def test_window_that_puts_a_server_to_sleep_ends_its_workers_for_a_new_generatio
             await turns()
             assert (entry.kept, entry.observed.called, pool.runner.running) == ("asleep", False, {})
             assert entry.desired.generation == worker.generation + 1
+
+    run(scenario())
+
+
+CHANGES: dict[str, Callable[[Core, Entry], Any]] = {
+    "touch": lambda core, entry: core.touch(entry),
+    "start": lambda core, entry: core.start(entry),
+    "stop": lambda core, entry: core.stop(entry),
+    "abandon": lambda core, entry: core.abandon(entry),
+    "restart": lambda core, entry: core.restart(entry),
+    "renew": lambda core, entry: core.renew(entry, 1),
+    "drain and replace": lambda core, entry: core.drain_and_replace(entry, worker_of(entry, "web.1.0")),
+    "kill": lambda core, entry: core.kill(entry, worker_of(entry, "web.1.0")),
+    "begin recovery": lambda core, entry: core.begin_recovery(entry, {}, {}, counts=False),
+    "end recovery": lambda core, entry: core.end_recovery(entry),
+    "stuck": lambda core, entry: core.mark_stuck(entry, worker_of(entry, "web.1.0"), True),
+    "idle": lambda core, entry: core.idle(entry, "web.1.0", True),
+    "canary": lambda core, entry: core.begin_canary(entry, entry.config, 1),
+    "remove": lambda core, entry: core.remove(entry),
+    "change": lambda core, entry: core.change(entry, web(tags=["new"]), live=True),
+    "override": lambda core, entry: core.override(entry),
+    "scale": lambda core, entry: core.scale(entry, 2),
+    "expect running": lambda core, entry: core.expect_running(entry),
+    "resume": lambda core, entry: core.resume(entry),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_each_change_of_a_server_is_noted_for_its_record(change: str) -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        await turns()
+        pool.core.take_changed()
+        entry = pool.core.entries["web"]
+        CHANGES[change](pool.core, entry)
+        assert pool.core.take_changed() == [entry]
+        assert pool.core.take_changed() == []
+        await turns()
+
+    run(scenario())
+
+
+def test_promotion_and_withdrawal_of_a_canary_are_noted_for_the_record() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        for end in (pool.core.withdraw_canary, pool.core.promote_canary):
+            pool.core.begin_canary(entry, web(), 1)
+            await turns()
+            pool.core.take_changed()
+            end(entry)
+            assert pool.core.take_changed() == [entry]
+
+    run(scenario())
+
+
+def test_triggers_keep_their_number_of_workers_through_other_live_changes() -> None:
+    pool = OrderedCore(web(scale={"min": 1, "max": 4, "triggers": {"cpu": 80}}), web("fixed"))
+    entry, fixed = pool.core.entries.values()
+
+    async def scenario() -> None:
+        pool.core.scale(entry, 3, {"cpu": 0.9})
+        assert entry.desired.scaling == {"cpu": 0.9}
+        pool.core.override(entry, Overrides(out=True))
+        assert entry.desired.automatic == 3
+        pool.core.override(entry, Overrides(workers=4))
+        assert entry.desired.automatic == 3
+        pool.core.override(entry)
+        assert entry.desired.automatic == 4
+        pool.core.scale(entry, None)
+        assert (entry.desired.automatic, entry.desired.scaling) == (None, {})
+        pool.core.override(fixed, Overrides(workers=4))
+        pool.core.override(fixed)
+        assert fixed.desired.automatic is None
+
+    run(scenario())
+
+
+def test_failed_job_that_gets_a_schedule_waits_for_its_next_run() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(job(), job=FAILS)
+        assert len(await pool.start()) == 1
+        entry = pool.core.entries["job"]
+        assert entry.failed
+        pool.core.change(entry, job(every="0 3 * * *"), live=False)
+        await turns()
+        assert (entry.desired.state, entry.observed.workers) == (Desired.SCHEDULED, {})
+
+    run(scenario())
+
+
+def test_order_to_run_a_job_with_a_schedule_is_complete_when_the_run_has_ended() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(job(every="0 3 * * *"), job=NEVER)
+        entry = pool.core.entries["job"]
+        running = pool.begin(pool.order(PoolRestartError, [entry], pool.core.run_now))
+        await turns()
+        (name,) = pool.runner.running
+        assert not running.done()
+        pool.runner.end(name, Exit.from_status(0))
+        assert await running == []
+
+    run(scenario())
+
+
+def test_start_does_not_wait_until_the_previous_address_is_closed() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        await pool.start()
+        entry = pool.core.entries["web"]
+        pool.runner.may_close.clear()
+
+        def move(entry: Entry) -> None:
+            pool.core.change(entry, web(bind="127.0.0.1:9999"), live=False)
+
+        assert await pool.order(PoolStartError, [entry], move) == []
+        assert entry.listener.previous_configs or entry.listener.releasing
+        pool.runner.may_close.set()
+        await turns()
+
+    run(scenario())
+
+
+def test_cause_of_a_server_is_forgotten_when_its_command_is_complete() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        entry = pool.core.entries["web"]
+        with caused_by("poolctl start"):
+            pool.core.start(entry)
+        assert entry.desired.cause is not None
+        pool.core.forget_cause(entry)
+        assert entry.desired.cause is None
+
+    run(scenario())
+
+
+def test_adopted_worker_of_a_removed_server_ends_and_the_server_is_forgotten() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web())
+        entry = pool.core.entries["web"]
+        restore(entry, {"desired": "removed"})
+        await pool.runner.open(entry.config)
+        placement = await pool.runner.place(entry.config, 1, 0)
+        pool.core.adopt_worker(entry, Worker(placement.id, 1, 0, entry.config, Phase.READY, placement, 1.0))
+        assert pool.core.servers.removed == {"web": entry}
+        pool.core.adopt_listener(entry, entry.config)
+        pool.core.resume(entry)
+        await turns(40)
+        assert (pool.core.entries, pool.runner.running, pool.runner.opened) == ({}, {}, set())
+
+    run(scenario())
+
+
+def test_hook_of_a_previous_supervisor_is_followed_to_its_end() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web(hooks={"before_start": ["true"]}))
+        entry = pool.core.entries["web"]
+        restore(entry, {"desired": "run", "before_start_due": True})
+        placement = Placement.of("hook", 1, 0, where="nowhere", pid=7)
+        pool.runner.running[placement.id] = asyncio.get_running_loop().create_future()
+        pool.core.adopt_hook(entry, "before_start", placement)
+        pool.core.resume(entry)
+        await turns()
+        assert entry.hooks.running is not None
+        assert (entry.hooks.running.name, entry.hooks.running.placement) == ("before_start", placement)
+        assert pool.states() == {"web": "starting"}
+        pool.runner.end(placement.id, Exit.from_status(0))
+        await turns(40)
+        assert (entry.hooks.running, pool.states()) == (None, {"web": "running"})
+
+    run(scenario())
+
+
+class RecordedTrace(Trace):
+    """Keeps the names of the actions of each decision."""
+
+    def __init__(self) -> None:
+        self.decisions: list[tuple[str, list[str], bool]] = []
+        self.forgotten: list[str] = []
+
+    def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
+        self.decisions.append((name, [type(each).__name__ for each in actions], withheld))
+
+    def forget(self, name: str) -> None:
+        self.forgotten.append(name)
+
+
+def test_trace_has_the_decisions_and_what_a_calm_core_withholds() -> None:
+    async def scenario() -> None:
+        trace = RecordedTrace()
+        pool = OrderedCore(web(), trace=trace)
+        entry = pool.core.entries["web"]
+        pool.core.calm = True
+        pool.core.start(entry)
+        await turns()
+        assert trace.decisions == [("web", [], True)]
+        pool.core.calm = False
+        pool.core.touch(entry)
+        await turns()
+        assert ("web", ["Open"], False) in trace.decisions[1:]
+        assert trace.decisions[-1] == ("web", [], False)
+        pool.core.remove(entry)
+        await turns(40)
+        assert trace.forgotten == ["web"]
 
     run(scenario())

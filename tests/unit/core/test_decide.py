@@ -14,16 +14,22 @@ from hypothesis import strategies as st
 from poolctl import ServerConfig
 from poolctl.config import Backoff, Restart
 from poolctl.core.decide import (
+    ASLEEP,
+    AWAKE,
+    Arm,
     Attend,
     Check,
     Close,
     Desired,
+    Disarm,
     Drain,
     EndHook,
+    FallAsleep,
     Listener,
     Next,
     Open,
     Phase,
+    Rotate,
     RunHook,
     Spawn,
     Stop,
@@ -51,6 +57,8 @@ def view(*workers: WorkerView, **facts: Any) -> View:
     )
 
 
+IDLE = replace(worker(), idle=True)
+AWAKE_NOW: dict[str, Any] = {"sleepy": True, "called": True}
 EXAMPLES = {
     "opens before it spawns": (view(listener=Listener.CLOSED), [Open()]),
     "waits for the listener": (view(listener=Listener.OPENING), []),
@@ -143,6 +151,41 @@ EXAMPLES = {
     "keeps it for a worker that serves on": (view(worker(), desired=Desired.REFUSING), []),
     "opens again after a long backoff": (view(listener=Listener.CLOSED), [Open()]),
     "does not open while it refuses": (view(listener=Listener.CLOSED, desired=Desired.REFUSING), []),
+    "watches the listener when it sleeps": (view(sleepy=True), [Arm()]),
+    "sleeps while the listener is watched": (view(sleepy=True, armed=True), []),
+    "stops watching when a request has woken it": (
+        view(sleepy=True, armed=True, called=True), [Disarm(), Spawn(1, 0)],
+    ),
+    "stops watching before it closes": (view(desired=Desired.STOPPED, armed=True), [Disarm(), Close()]),
+    "falls asleep when it is idle": (view(IDLE, **AWAKE_NOW), [FallAsleep()]),
+    "does not fall asleep while it is needed": (view(IDLE, needed=True, **AWAKE_NOW), []),
+    "does not fall asleep in a window that keeps it awake": (view(IDLE, kept=AWAKE, **AWAKE_NOW), []),
+    "does not fall asleep out of rotation": (
+        view(IDLE, out=True, **AWAKE_NOW), [Rotate("w.1.0", False)],
+    ),
+    "does not fall asleep with a worker that has traffic": (
+        view(IDLE, worker(index=1), count=2, **AWAKE_NOW), [],
+    ),
+    "does not fall asleep before it is complete": (view(IDLE, count=2, **AWAKE_NOW), [Spawn(1, 1)]),
+    "does not fall asleep during a restart": (view(IDLE, generation=2, **AWAKE_NOW), [Spawn(2, 0)]),
+    "drains what a window keeps asleep": (view(worker(), kept=ASLEEP, **AWAKE_NOW), [Drain("w.1.0")]),
+    "closes what a window keeps asleep": (view(sleepy=True, armed=True, kept=ASLEEP), [Disarm(), Close()]),
+    "drains a worker whose listener is to be vacated": (view(worker(), vacates=True), [Drain("w.1.0")]),
+    "closes a listener that is to be vacated before its worker has drained": (
+        view(worker(phase=Phase.DRAINING), vacates=True), [Close()],
+    ),
+    "drains what is removed": (view(worker(), desired=Desired.REMOVED), [Drain("w.1.0")]),
+    "stops what is removed before it is ready": (
+        view(worker(phase=Phase.STARTING), desired=Desired.REMOVED), [Stop("w.1.0")],
+    ),
+    "keeps what is removed until its dependents have ended": (
+        view(worker(), desired=Desired.REMOVED, may_stop=False), [],
+    ),
+    "takes a ready worker out of rotation": (
+        view(worker(), worker(index=1, phase=Phase.STARTING), count=2, out=True), [Rotate("w.1.0", False)],
+    ),
+    "puts a worker back into rotation": (view(replace(worker(), out=True)), [Rotate("w.1.0", True)]),
+    "leaves a worker in rotation": (view(worker()), []),
 }  # fmt: skip
 
 
@@ -343,6 +386,8 @@ REASONS: list[tuple[View, str]] = [
     (View(Desired.RUN, 1, workers=STARTING, **OPEN), "waits for web.1.0 to become ready"),
     (View(Desired.RUN, 1, may_start=False, **OPEN), "what it depends on is not ready"),
     (View(Desired.RUN, 1, sleepy=True, armed=True, **OPEN), "asleep until the next request"),
+    (View(Desired.RUN, 1, sleepy=True, workers=STOPPING, **OPEN), "waits for the end of web.1.0"),
+    (View(Desired.RUN, 1, vacates=True, workers=STOPPING, **OPEN), "waits for the end of web.1.0"),
     (
         View(Desired.RUN, 2, overlap=False, checking=True, **OPEN),
         "waits until it is known whether a worker can start",
