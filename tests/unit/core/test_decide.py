@@ -186,6 +186,9 @@ EXAMPLES = {
     ),
     "puts a worker back into rotation": (view(replace(worker(), out=True)), [Rotate("w.1.0", True)]),
     "leaves a worker in rotation": (view(worker()), []),
+    "lets the unhealthy worker that accepts go on": (
+        view(replace(worker(), ko=True), replace(worker(index=1), ko=True, resting=True), count=2), [],
+    ),
 }  # fmt: skip
 
 

@@ -803,3 +803,10 @@ def test_new_canary_is_of_this_supervisor_and_has_no_share_and_a_new_hook_goes_o
     canary = Canary(generation=2, count=1, config=config, code_since=0.0, promoted=config)
     assert (canary.share, canary.is_lost, canary.failure) == (0.0, False, "")
     assert not RunningHook("before_start").ends
+
+
+def test_server_with_a_table_of_its_own_was_added_live() -> None:
+    made = entry()
+    assert not made.added
+    made.desired.source = ({"name": "web"}, "/srv")
+    assert made.added

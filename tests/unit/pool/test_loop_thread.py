@@ -190,3 +190,47 @@ def test_call_is_made_on_the_engines_thread_if_there_is_one() -> None:
         assert not loop_thread.is_own_thread()
     finally:
         engine.release()
+
+
+def test_servers_that_run_when_the_process_exits_are_stopped_before_the_thread_ends() -> None:
+    runner = ScriptedRunner()
+    pool = Pool([ServerConfig(name=f"s{n}", bind=f":{n}", app="m:app") for n in (1, 2)], runner=runner)
+    pool.start_sync()
+    engine = loop_thread.engine()
+    try:
+        loop_thread._finish_current()
+        assert not engine.thread.is_alive()
+        assert (runner.running, runner.opened) == ({}, set())
+    finally:
+        loop_thread._current = None
+    loop_thread._finish_current()
+
+
+def test_thread_ends_at_exit_without_a_server() -> None:
+    engine = loop_thread.engine()
+    engine.hold()
+    try:
+        loop_thread._finish_current()
+        assert not engine.thread.is_alive()
+    finally:
+        loop_thread._current = None
+
+
+def test_child_of_a_fork_keeps_the_loop_of_its_parent_and_begins_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    parents: list[loop_thread.Engine] = []
+    monkeypatch.setattr(loop_thread, "_of_parents", parents)
+    monkeypatch.setattr(loop_thread, "epoch", before := loop_thread.epoch)
+    loop_thread._forget_in_child()
+    assert (loop_thread.epoch, parents) == (before + 1, [])
+    engine = loop_thread.engine()
+    engine.hold()
+    try:
+        loop_thread._forget_in_child()
+        assert (loop_thread.epoch, parents, loop_thread._current) == (before + 2, [engine], None)
+        assert loop_thread.run_sync(_thread()) is not engine.thread
+    finally:
+        engine.release()
+    engine.thread.join(60)
+    assert not engine.thread.is_alive()

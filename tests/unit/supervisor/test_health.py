@@ -1252,3 +1252,69 @@ def test_decision_has_its_workers_and_the_time_of_the_next(
 def test_only_times_within_the_window_count() -> None:
     assert within([1.0, 2.0, 3.0], 8.0, 10.0) == [3.0]
     assert within([2.001], 8.0, 10.0) == [2.001]
+
+
+class PrintingRunner(SlowRunner):
+    """Gives the last output of its workers when `may_answer` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_answer = asyncio.Event()
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return replace(super().capabilities, logs=self)
+
+    async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+        await self.may_answer.wait()
+        return [f"{name} prints"]
+
+
+def test_recovery_is_reported_once_the_last_output_of_its_workers_has_been_read() -> None:
+    async def scenario() -> None:
+        runner = PrintingRunner()
+        config = web(recovery=QUICK | {"strategy": "restart"})
+        it = await started(RecoveryScenario(config, runner=runner))
+        await it.make_unhealthy("web.1.0")
+        assert it.placed() == ["stop web.1.0", "place web.1.0"]
+        assert it.outcomes() == []
+        it.core.take_changed()
+        runner.may_answer.set()
+        await turns(40)
+        assert it.outcomes() == ["recovered"]
+        assert it.reports[0]["lines"] == ["web prints"]
+        assert it.core.take_changed() == [it.entry]
+        assert it.recovery._reading == {}
+
+    run(scenario())
+
+
+def test_recovery_by_disabling_is_interrupted_when_the_server_is_enabled_again() -> None:
+    async def scenario() -> None:
+        it = await started(ward("disable"))
+        it.desk.runner.may_end.clear()
+        await it.make_unhealthy("web.1.0")
+        assert (it.entry.is_disabled, it.outcomes()) == (True, [])
+        enabling = it.desk.begin("enable", "web")
+        await turns(40)
+        assert it.outcomes() == ["interrupted"]
+        assert it.reports[0]["message"].endswith(": it was enabled again")
+        it.desk.runner.may_end.set()
+        await enabling
+
+    run(scenario())
+
+
+def test_stuck_worker_is_not_called_so_once_no_heartbeat_is_configured() -> None:
+    async def scenario() -> None:
+        it = await heartbeats_begun(slow())
+        it.bodies.dead.add("web.1.0")
+        await it.pass_by(30)
+        worker = it.desk.core.entries["web"].observed.workers["web.1.0"]
+        assert worker.stuck
+        it.desk.files.written = [slow(heartbeat=0)]
+        assert (await it.desk.ask("reload"))["exit_code"] == 0
+        await it.pass_by(6)
+        assert not worker.stuck
+
+    run(scenario())

@@ -486,3 +486,32 @@ def test_totals_of_a_server_that_was_removed_are_forgotten_at_the_next_save() ->
         shop.link.end()
 
     run(work())
+
+
+def test_samples_of_ended_workers_and_removed_servers_are_forgotten() -> None:
+    loop = VirtualLoop()
+    shop = Shop(web(), web("gone"))
+    begin(loop, shop)
+
+    async def order(verb: str, name: str) -> None:
+        await shop.desk.ask(verb, name)
+
+    def sample() -> tuple[set[str], int]:
+        shop.desk.clock.advance(2.0)
+        loop.pass_time(2.0)
+        return set(shop.statistics._histories), len(shop.statistics._usage)
+
+    async def take() -> None:
+        shop.statistics.give_samples(lambda now, found: None)
+
+    loop.run_until_complete(take())
+    assert sample() == ({"web", "gone"}, 1)
+    loop.run_until_complete(order("remove", "gone"))
+    assert sample() == ({"web"}, 1)
+    loop.run_until_complete(order("stop", "web"))
+    assert sample() == ({"web"}, 0)
+    shop.statistics.give_samples(None)
+    shop.link.end()
+    loop.run_until_complete(shop.runner.aclose())
+    loop.pass_time(2.0)
+    loop.close()
