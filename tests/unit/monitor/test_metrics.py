@@ -443,3 +443,14 @@ def test_loop_lag_is_in_seconds_and_unknown_without_a_heartbeat() -> None:
     assert loop_lag_seconds(None) is None
     assert loop_lag_seconds(counts_of({tally.BEAT_LAG_NS: 5})) is None
     assert loop_lag_seconds(counts_of({tally.BEAT_AT_NS: 1, tally.BEAT_LAG_NS: 1_500_000_000})) == 1.5
+
+
+def test_unknown_parameter_of_an_accepted_type_may_have_any_value() -> None:
+    assert wants_openmetrics('application/openmetrics-text;version="1.0.0";x=a=b')
+    assert not wants_openmetrics("text/plain;x=a=b")
+
+
+def test_process_that_has_just_been_started_or_is_gone_has_used_no_processor() -> None:
+    usage = Usage()
+    usage.measure(10**9, 100.0)
+    assert (usage.cpu_percent, usage.memory_bytes) == (0.0, 0)

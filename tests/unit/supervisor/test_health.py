@@ -787,6 +787,7 @@ def test_worker_that_has_ended_is_probed_no_more() -> None:
         await it.pass_by(30)
         assert it.asked() == []
         assert it.heartbeat._timer is None, "nothing ticks"
+        assert it.heartbeat._states == {}
 
     run(scenario())
 

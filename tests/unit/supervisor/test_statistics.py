@@ -272,7 +272,10 @@ def test_rates_are_those_of_the_last_intervals_and_the_history_is_as_long_as_it_
     assert found["latency_p50_seconds"] is None
     for _ in range(33):
         after(2.0, started=120)
+    assert shop.statistics._usage == {}
     assert loop.run_until_complete(shop.stats())["history"]["requests_per_second"] == [], "it was not watched"
+    after(2.0, started=140)
+    assert loop.run_until_complete(shop.stats())["history"]["requests_per_second"] == [10.0]
     shop.link.end()
     loop.run_until_complete(shop.runner.aclose())
     loop.pass_time()
