@@ -1128,3 +1128,24 @@ def test_start_says_which_servers_cannot_sleep_or_are_kept_asleep(monkeypatch: p
         )
 
     run(scenario())
+
+
+def test_restart_of_a_stopped_server_reports_the_dependency_that_was_starting_and_fails() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("db"), web("api", depends_on=["db"]), db=NEVER)
+        starting = desk.begin("start", "db")
+        await turns()
+        restarting = desk.begin("restart", "api")
+        await turns()
+        desk.runner.end("db.1.0", Exit.from_status(1))
+        assert [error["name"] for error in (await restarting)["errors"]] == ["db", "api"]
+        assert (await starting)["exit_code"] == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"), [("", ""), ("a", "a"), ("abc", "a, b, c"), ("abcde", "a, b, c and 2 more")]
+)
+def test_warning_names_three_servers_and_counts_the_others(names: str, listed: str) -> None:
+    assert changing_verbs._listed([*names]) == listed
