@@ -28,7 +28,7 @@ from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, messag
 from poolctl.control.control_server import Request
 from poolctl.control.protocol import PROTOCOL
 from poolctl.core.core import Core
-from poolctl.core.decide import Desired
+from poolctl.core.decide import Desired, Listener
 from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.feature import features
 from poolctl.keeper import pool_files
@@ -1403,3 +1403,42 @@ assert not late, late
 """
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_listener_and_hook_of_an_earlier_supervisor_are_adopted(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        server = web(hooks={"after_stop": ["true"]})
+        placement = Placement.of("hook", 1, 0, pid=7)
+        bound = server.key, "[::1]:80"
+        runner = Survivors(endpoints={server.key: bound}, hooks={"web": ("after_stop", placement)})
+        runner.opened.add(server.key)
+        runner.running[placement.id] = asyncio.get_running_loop().create_future()
+        after = Succession(tmp_path, runner, server, web("other"))
+        assert await after.adopt() == 0
+        entry, other = after.core.entries.values()
+        assert entry.hooks.running is not None
+        assert (entry.hooks.running.name, entry.hooks.running.placement) == ("after_stop", placement)
+        assert (entry.listener.state, after.core.endpoints(entry.config)) == (Listener.OPEN, bound)
+        assert (other.listener.state, other.hooks.running) == (Listener.CLOSED, None)
+        runner.end(placement.id, Exit.from_status(0))
+        await turns()
+        assert entry.hooks.running is None
+        await after.end()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("lives", [True, False])
+def test_listener_that_a_program_binds_itself_is_open_while_the_program_lives(
+    tmp_path: Path, lives: bool
+) -> None:
+    async def scenario() -> None:
+        server = web(app=None, command=["program", "{port}"])
+        after = Succession(tmp_path, Survivors(*([survivor(server)] if lives else [])), server)
+        await after.adopt()
+        (entry,) = after.core.entries.values()
+        assert entry.listener.state is (Listener.OPEN if lives else Listener.CLOSED)
+        assert after.core.endpoints(server) == ()
+        await after.end()
+
+    run(scenario())
