@@ -21,10 +21,11 @@ from poolctl.clock import Clock
 from poolctl.config import Tables
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.control.answers import Result
+from poolctl.errors import ServerError
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.features.registration import registrations
-from poolctl.features.registration._services import registration_of
+from poolctl.features.registration._services import FORGOTTEN_SECONDS, registration_of
 from poolctl.features.registration.registrations import (
     MOST_WRONG_TOKENS,
     WRONG_TOKEN_SECONDS,
@@ -33,9 +34,11 @@ from poolctl.features.registration.registrations import (
     RegistrationEndpoint,
     TargetRegistration,
     WrongTokens,
+    clients_of,
+    peer_of,
     target_problem,
 )
-from poolctl.features.registration.table import RegistrationTable
+from poolctl.features.registration.table import RegistrationClient, RegistrationTable
 from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.monitor.event_queue import Events
@@ -43,6 +46,7 @@ from poolctl.monitor.journal import JournalEvent
 from poolctl.platform import read_file
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.listener_opener import in_daemon_thread
+from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import Selector
 from poolctl.supervisor.verbs.verb import Call
 from tests.features.gateway.proxy_stage import Backend, Stage, Wire, play
@@ -110,7 +114,8 @@ class Registry:
         )
         self.tables = tables
         gateway: Any = self
-        self.gateway = None
+        self.gateway: Any = None
+        self.late = ""
         environment: Any = SimpleNamespace(
             keeper=self.keeper, directory=self.directory, state_directory=self.state_directory
         )
@@ -127,7 +132,7 @@ class Registry:
 
     async def in_force(self, limit_seconds: float | None = None) -> str:
         await self.routes.settled()
-        return ""
+        return self.late
 
     async def ask(self, verb: str, **options: Any) -> Any:
         call = Call(Selector(), {"timeout": None, **options}, lambda line: None, lambda: {"uid": 7})
@@ -220,9 +225,149 @@ def test_service_without_a_heartbeat_is_taken_out_when_its_time_has_passed() -> 
         assert await asked(stage) == b"503"
         (saved,) = json.loads(registry.keeper.entries[fd_store.REGISTRATIONS])
         assert saved["state"] == "silent"
+        assert registry.manager.reports("users")[0].state == "silent"
+        (family,) = registry.manager.gateway_metrics({})
+        assert {labels["state"]: count for _, labels, count in family.samples if count} == {"silent": 1}
+        assert registry.manager._expiry is not None
+        clock.advance(FORGOTTEN_SECONDS + 1)
+        registry.manager._expire()
+        assert (await registry.urls(), registry.trail[-1]) == ([], ("pool", "backend forgotten"))
+        assert json.loads(registry.keeper.entries[fd_store.REGISTRATIONS]) == []
         await registry.close()
 
     play(work)
+
+
+def test_heartbeat_is_saved_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registrations, "_SAVE_SECONDS", 0.001)
+
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        options = {"name": "users", "to": "http://10.0.0.7:9000", "ttl": 600}
+        await registry.ask("register", **options)
+        for _ in range(2):
+            registry.keeper.entries.clear()
+            await registry.ask("register", **options)
+            await until(lambda: fd_store.REGISTRATIONS in registry.keeper.entries)
+        await registry.close()
+
+    play(work)
+
+
+def test_registration_is_answered_once_the_gateway_has_it_or_with_a_warning() -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        registry.late = "the gateway is late"
+        lost: list[Exception] = []
+
+        async def performed() -> None:
+            if lost:
+                raise lost[0]
+
+        registry.gateway = SimpleNamespace(performed=performed)
+        options = {"name": "users", "to": "http://10.0.0.7:9000"}
+        for error in (None, LinkLost("gone"), TimeoutError()):
+            lost[:] = [error] if error else []
+            for verb in ("register", "unregister"):
+                assert (await registry.ask(verb, **options)).get("warnings", []) == (
+                    ["the gateway is late"] if error else []
+                )
+        await registry.close()
+
+    play(work)
+
+
+def test_validation_is_prepared_soon_after_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared = asyncio.Event()
+    monkeypatch.setattr(registrations, "_AFTER_START_SECONDS", 0)
+
+    async def work(stage: Stage) -> None:
+        loop, prepare = asyncio.get_running_loop(), registrations._prepare_validation
+
+        def observed() -> None:
+            prepare()
+            loop.call_soon_threadsafe(prepared.set)
+
+        monkeypatch.setattr(registrations, "_prepare_validation", observed)
+        registry = Registry(stage)
+        await prepared.wait()
+        await registry.close()
+
+    play(work)
+
+
+def test_pool_without_a_gateway_registers_nothing() -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        assert set(registry.manager.verbs) == {"register", "unregister"}
+        registry.tables = Tables()
+        manager = TargetRegistration(registry.manager.site)
+        for verb, asked in (("register", registry.manager), ("register", manager), ("unregister", manager)):
+            call = Call(Selector(), dict(HERE), lambda line: None, dict)
+            answer = await asked.verbs[verb](call)
+            assert (answer.exit_code, answer.errors[0].message) == (4, "the pool has no gateway")
+        await manager.stop_serving()
+        await registry.close()
+
+    play(work)
+
+
+def test_service_of_another_client_is_neither_changed_nor_removed() -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        call = Call(Selector(), dict(HERE), lambda line: None, dict)
+        assert (await registry.manager.register(call, "web")).exit_code == 0
+        refused = await registry.manager.register(call, "far")
+        assert (refused.exit_code, refused.errors[0].hint) == (
+            8,
+            "unregister it there, or with `poolctl unregister`",
+        )
+        unknown = await registry.manager.unregister(call, "far")
+        assert (unknown.exit_code, unknown.errors[0].message) == (4, "nothing is registered as 'users'")
+        for name, to, message, hint in (
+            ("user", "", "nothing is registered as 'user'", "did you mean users?"),
+            ("zzz", "", "nothing is registered as 'zzz'", "`poolctl routes` lists the routes"),
+            (
+                "users",
+                "http://127.0.0.1:9001",
+                "http://127.0.0.1:9001 is not registered as 'users'",
+                "did you mean http://127.0.0.1:9000?",
+            ),
+        ):
+            answer = await registry.ask("unregister", name=name, to=to)
+            assert [(each["message"], each["hint"]) for each in answer["errors"]] == [(message, hint)]
+        assert await registry.urls() == ["http://127.0.0.1:9000"]
+        await registry.close()
+
+    play(work)
+
+
+@pytest.mark.parametrize("content", ["[", '{"name": "users"}', '["users"]'])
+def test_stopped_registrations_that_are_no_list_of_services_are_ignored(content: str, tmp_path: Path) -> None:
+    (tmp_path / "stopped-registrations.json").write_text(content)
+
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage, state_directory=os.fspath(tmp_path))
+        assert await registry.urls() == []
+        await registry.close()
+
+    play(work)
+
+
+def test_registrations_that_cannot_be_saved_are_still_served(caplog: pytest.LogCaptureFixture) -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        await registry.urls()
+        for directory in (registry.directory, registry.state_directory):
+            shutil.rmtree(directory)
+        assert (await registry.ask("register", **HERE))["exit_code"] == 0
+        await registry.close()
+
+    play(work)
+    assert [each.getMessage().partition(":")[0] for each in caplog.records] == [
+        "if keeper and supervisor are killed together, registrations are lost",
+        "the services that have registered are lost with this stop",
+    ]
 
 
 def test_failing_service_is_taken_out_and_comes_back() -> None:
@@ -279,6 +424,8 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         match = stage.edge.table.find("any", "/users")
         assert match is not None
         assert [each.url for each in match.route.to] == ["http://10.0.0.7:9000"]
+        (again,) = json.loads(registry.keeper.entries[fd_store.REGISTRATIONS])
+        assert (again["settings"], again["state"]) == (saved[0]["settings"], "serving")
         for each in (killed, started, successor):
             await each.close()
 
@@ -495,6 +642,116 @@ def test_other_requests_are_refused_with_the_reason(
         assert len(stage.services.asked) == (status == 200)
 
     play_over_http(work)
+
+
+@pytest.mark.parametrize(
+    ("given", "status", "field"),
+    [
+        ({"token": None}, b"401", b"www-authenticate: Bearer"),
+        ({"method": "GET"}, b"405", b"allow: POST"),
+        ({"wrong": MOST_WRONG_TOKENS}, b"429", b"retry-after: 7"),
+        ({"requests": registrations._BURST}, b"429", b"retry-after: 1"),
+    ],
+)
+def test_refusal_names_what_is_needed_in_a_field(given: dict[str, Any], status: bytes, field: bytes) -> None:
+    async def work(stage: Endpoint) -> None:
+        for _ in range(given.get("wrong", 0)):
+            stage.endpoint._wrong.note("127.0.0.1", stage.clock.monotonic())
+        stage.endpoint.clients[0].requests.take(given.get("requests", 0), stage.clock.monotonic())
+        token = given.get("token", TOKEN)
+        bearer = f"Authorization: bearer {token}\r\n" if token else ""
+        method = given.get("method", "POST")
+        fields = f"Host: x\r\nConnection: close\r\n{bearer}Content-Length: 0\r\n"
+        answer = await stage.send(f"{method} /v1/register HTTP/1.1\r\n{fields}\r\n".encode())
+        head = answer.partition(b"\r\n\r\n")[0].split(b"\r\n")
+        assert head[0].split()[1] == status
+        assert {field, b"content-type: application/json"} <= set(head[1:])
+
+    play_over_http(work)
+
+
+def test_request_that_is_no_http_gets_the_reason_as_json() -> None:
+    async def work(stage: Endpoint) -> None:
+        head, _, body = (await stage.send(b"nonsense\r\n\r\n")).partition(b"\r\n\r\n")
+        assert head.split()[1] == b"400"
+        assert b"content-type: application/json" in head.lower().split(b"\r\n")
+        assert json.loads(body)["error"].startswith("not a request: ")
+
+    play_over_http(work)
+
+
+def test_endpoint_without_clients_refuses_every_token() -> None:
+    async def work(stage: Endpoint) -> None:
+        other = RegistrationEndpoint(stage.services, stage.events)
+        stage.endpoint.clients, stage.endpoint.clock = other.clients, other.clock
+        assert (await stage.ask(HERE))[0] == 401
+
+    play_over_http(work)
+
+
+def test_each_client_has_its_token_its_routes_and_its_networks() -> None:
+    table = RegistrationTable(
+        bind="127.0.0.1:8014",
+        client=(
+            RegistrationClient(name="web", token_env="WEB", routes=("users",)),
+            RegistrationClient(token_env="FAR", routes=("a", "b"), allow=("10.0.0.0/8",)),
+        ),
+    )
+    web, far = clients_of(table, {"WEB": f" {TOKEN}\n", "FAR": OTHER})
+    assert (web.name, web.digest, web.routes) == ("web", Client("", TOKEN, ()).digest, {"users"})
+    assert (far.name, far.digest, far.routes) == ("FAR", Client("", OTHER, ()).digest, {"a", "b"})
+    assert (web.has(AWAY.ip), web.has(NEAR.ip), far.has(AWAY.ip), far.has(NEAR.ip)) == (
+        True,
+        True,
+        True,
+        False,
+    )
+    for env in ({"WEB": TOKEN}, {"WEB": TOKEN, "FAR": " "}):
+        with pytest.raises(ServerError, match="variable FAR is not set") as raised:
+            clients_of(table, env)
+        assert raised.value.hint == "export FAR=… before poolctl start"
+
+
+def test_address_of_the_table_serves_its_clients() -> None:
+    async def work(stage: Stage) -> None:
+        registry = Registry(stage)
+        address = registry.manager._address
+        table = RegistrationTable(
+            bind="127.0.0.1:8014", client=(RegistrationClient(token_env="WEB", routes=("users",)),)
+        )
+        endpoint = address.make_server()
+        await address.apply(endpoint, table, {"WEB": TOKEN})
+        assert [each.name for each in endpoint.clients] == ["WEB"]
+        lost = RegistrationTable(
+            bind="127.0.0.1:8014", tls={"cert": "/none/cert.pem", "key": "/none/key.pem"}, client=()
+        )
+        for other in (table, lost):
+            with pytest.raises(ServerError):
+                await address.apply(endpoint, other, {})
+        assert [each.name for each in endpoint.clients] == ["WEB"]
+        await registry.close()
+
+    play(work)
+
+
+def test_peer_is_its_address_or_its_user() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        peer = peer_of(ours)
+        assert (peer, peer.is_local) == (Peer(None, f"uid {os.getuid()}"), True)
+    fields: dict[str, tuple[str, ...]] = {"10.0.0.9": ("10.0.0.9", "10.0.0.9")}
+    fields["::ffff:10.0.0.9"] = ("10.0.0.9", "10.0.0.9")
+    fields["fd00::1:2:3:4%eth0"] = ("fd00::1:2:3:4", "fd00::/64")
+    for name, (ip, key) in fields.items():
+        sock: Any = SimpleNamespace(family=socket.AF_INET6, getpeername=lambda name=name: (name, 1))
+        peer = peer_of(sock)
+        assert (peer, peer.is_local) == (Peer(ip_address(ip), key), False)
+    with (
+        socket.socket() as left,
+        pytest.raises(registrations.Refused, match="the client has left") as refused,
+    ):
+        peer_of(left)
+    assert refused.value.status == 400
 
 
 AWAY, NEAR = Peer(ip_address("10.0.0.9"), "10.0.0.9"), Peer(ip_address("127.0.0.1"), "127.0.0.1")
