@@ -253,12 +253,20 @@ class TestLog:
             pane.press("L", 4)
             assert pane.least == level
             assert [line[9:] for line in self.shown(pane) if line] == shown
+            assert f"{level} and above, following" in log_frame(pane, (120, 6))[-1].plain
         with path.open("a") as file:
             file.write("2026-01-31T12:00:01.000000Z DEBUG: d\n2026-01-31T12:00:01.000000Z FATAL: e\n")
         pane.read()
         assert [line[9:] for line in self.shown(pane) if line] == ["WARNING: b", "ERROR c", "FATAL: e"]
+        path.with_name("quiet.log").write_text("2026-01-31T12:00:00.000000Z INFO: a\n")
+        quiet = LogPane("quiet", str(path.with_name("quiet.log")))
+        for key in "LL":
+            quiet.press(key, 4)
+        assert self.shown(quiet)[0] == "no lines of level warning or above"
+        quiet.close()
         pane.press("L", 4)
         pane.press("L", 4)
+        assert "and above" not in log_frame(pane, (120, 6))[-1].plain
         assert (pane.least, self.shown(pane)[-1]) == ("", "12:00:01 FATAL: e")
         pane.close()
 

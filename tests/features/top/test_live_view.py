@@ -129,7 +129,10 @@ def test_a_key_shows_the_growing_log_of_the_selected_server(pool: RealPool) -> N
     log = pool.directory / "users.log"
     log.write_text('2026-01-31T12:00:00.000000Z {"level": "error", "msg": "no luck", "tries": 3}\n')
     shown = item("users", config={"log": {"path": str(log)}})
-    with answering(pool, [shown]), top(pool, size=(60, 10), env={"TZ": "UTC"}) as view:
+    with (
+        answering(pool, [shown]),
+        top(pool, "--interval", "10m", size=(60, 10), env={"TZ": "UTC"}) as view,
+    ):
         view.until_shown("running")
         view.terminal.press("l")
         view.until_shown("12:00:00 ERROR no luck tries=3")

@@ -108,6 +108,18 @@ def test_variable_of_broken_text_is_reported(tmp_path: Path) -> None:
     assert "surrogate" in told(tmp_path, broken, "pool.json")
 
 
+def test_text_that_cannot_be_used_is_reported_at_its_place_without_it() -> None:
+    for text, env in (
+        ("a\0${WHO}", ENV),
+        ("a\ud800${WHO}", ENV),
+        ("a${BAD}${WHO}", {"BAD": "\udcff", **ENV}),
+    ):
+        findings: list[Finding] = []
+        found = interpolate(["x", {"key": text}], env, findings, ("server", 0))
+        assert [each.path for each in findings] == [("server", 0, 1, "key")]
+        assert found == ["x", {"key": "a?${WHO}" if env is ENV else "a?me"}]
+
+
 @pytest.mark.slow
 @given(
     st.recursive(st.text("a$${}:-"), lambda inner: st.lists(inner) | st.dictionaries(st.just("key"), inner))
@@ -134,6 +146,7 @@ def test_escaped_text_is_interpolated_to_itself(value: Any) -> None:
         ("bind", " UNIX:run/sock", "unix:/base/run/sock"),
         ("bind", ":8080", ":8080"),
         ("bind", 8080, 8080),
+        ("bind", "unix:", "unix:"),
         ("restart", False, {"policy": "no"}),
         ("restart", "always", {"policy": "always"}),
         ("restart", {"policy": "no"}, {"policy": "no"}),
@@ -215,6 +228,14 @@ def test_listen_is_another_name_of_bind() -> None:
     assert normalise({"listen": ":1"}, "/", []) == {"bind": ":1"}
 
 
+def test_key_of_the_model_alone_is_unknown_in_a_file() -> None:
+    findings: list[Finding] = []
+    assert normalise({"base_dir": "/x", "cwd": "/y"}, "/", findings) == {"cwd": "/y"}
+    assert [(each.path, each.message, each.found) for each in findings] == [
+        (("base_dir",), "unknown key 'base_dir'", "'/x'")
+    ]
+
+
 def test_text_with_a_nul_is_named_by_its_path() -> None:
     assert nul_findings({"a": ["x", "y\0"], "b": 5, "c": "z"}) == [
         Finding(("a", 1), "the text holds a NUL", "take it out")
@@ -246,6 +267,8 @@ def test_server_that_moves_to_another_directory_keeps_its_paths() -> None:
         ({"bind": 65536}, 'write bind = "127.0.0.1:8080"'),
         ({"bind": True}, 'write bind = "127.0.0.1:8080"'),
         ({"bind": ":1", "job": True}, "take out 'bind', or 'job'"),
+        ({"bind": "job:web"}, "write job = true instead of 'bind'"),
+        ({"bind": "process:web"}, "take out 'bind'"),
         ({"bind": "unix:/" + "x" * 200}, "choose a shorter one"),
         ({"bind": ":1", "expose": ""}, 'write "http://HOST:PORT"'),
         ({"bind": ":1", "expose": "http://"}, 'write "http://HOST:PORT"'),
@@ -260,6 +283,39 @@ def test_address_that_cannot_be_is_a_finding_with_its_fix(table: dict[str, Any],
     findings: list[Finding] = []
     derive({"name": "web", "app": "a:b"} | table, "/", findings)
     assert any(said in each.hint for each in findings)
+
+
+def test_path_of_a_socket_may_be_as_long_as_the_system_allows() -> None:
+    for length, allowed in ((107, True), (108, False)):
+        findings: list[Finding] = []
+        path = "/" + "x" * (length - 1)
+        address = derive({"name": "web", "app": "a:b", "bind": f"unix:{path}"}, "/", findings)
+        assert (address is not None and address.path == path, findings == []) == (allowed, allowed)
+
+
+def test_server_without_a_readable_address_has_a_stand_in() -> None:
+    table: Any = {"name": "web", "app": "a:b", "bind": "?:?"}
+    assert derive(table, "/", []) is None
+    assert (table["bind"], table["expose"], table["address"].kind) == ("?", "?", "job")
+    for job, kind in ((True, "job"), (False, "process")):
+        address = derive({"name": "web", "command": ["x"], "job": job}, "/", [])
+        assert (address and address.kind, address and address.name) == (kind, "web")
+    assert derive({"command": ["x"], "name": 3}, "/", []) is None
+
+
+@pytest.mark.parametrize(
+    ("scale", "found"),
+    [
+        ({"min": 0}, {"min": 0, "max": 1}),
+        ({"min": 2}, {"min": 2, "max": 2}),
+        ({"min": 2, "max": 5}, None),
+        ({}, None),
+    ],
+)
+def test_scale_without_a_maximum_is_its_minimum_but_at_least_one(scale: Any, found: Any) -> None:
+    table: Any = {"name": "web", "app": "a:b", "bind": ":1", "scale": scale}
+    derive(table, "/", [])
+    assert table["scale"] == (scale if found is None else found)
 
 
 @pytest.mark.parametrize(
