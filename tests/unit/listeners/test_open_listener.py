@@ -19,7 +19,9 @@ from poolctl.address import parse
 from poolctl.listeners.listen_errors import Holder, Place, explain, explain_port, explained, naming, taken
 from poolctl.listeners.open_listener import (
     BACKLOG,
+    BindTarget,
     ListenError,
+    _is_there,
     accepted_from,
     close_listener,
     describe,
@@ -28,6 +30,7 @@ from poolctl.listeners.open_listener import (
     is_live,
     open_datagram_sockets,
     open_listener,
+    refuse,
     remove_socket_file,
     take_inherited,
     targets,
@@ -135,6 +138,49 @@ def test_localhost_does_not_open_addresses_of_the_name_that_others_can_reach(
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 1)) for host in hosts]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     assert [target.host for target in targets(parse("localhost:80"))] == ["127.0.1.1", "127.0.0.1"]
+
+
+def test_localhost_without_a_loopback_address_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.7", 1))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(ListenError, match="localhost has no loopback address on this machine") as caught:
+        targets(parse("localhost:80"))
+    assert (caught.value.bind, "/etc/hosts" in caught.value.hint) == ("localhost:80", True)
+
+
+def without_ipv6(target: BindTarget, port: int, kind: int, *, dual: bool) -> socket.socket:
+    if target.family == socket.AF_INET6:
+        raise OSError(errno.EAFNOSUPPORT, "no IPv6")
+    return socket.socket(target.family, kind)
+
+
+def test_address_without_a_host_opens_ipv4_alone_on_a_machine_without_ipv6(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("poolctl.listeners.open_listener._bound", without_ipv6)
+    with opened(":80") as sockets:
+        assert [sock.family for sock in sockets] == [socket.AF_INET]
+    with pytest.raises(ListenError, match=r"\[::1\]:80") as caught, no_descriptor_left():
+        open_listener(parse("[::1]:80"))
+    assert "IPv4" in caught.value.hint
+    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", (host, 1, 0, 0)) for host in ("fd00::1", "fd00::2")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    with pytest.raises(ListenError) as caught:
+        open_listener(parse("shop:80"))
+    assert "IPv4" in caught.value.hint
+
+
+def test_listener_that_refuses_takes_no_connection_though_another_process_holds_it(
+    free_port: FreePort,
+) -> None:
+    port = free_port()
+    with opened(f"127.0.0.1:{port}") as sockets, sockets[0].dup():
+        refuse(sockets)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=60)
+        closed = socket.socket()
+        closed.close()
+        refuse([closed])
 
 
 def test_address_with_connections_in_time_wait_opens_again_at_once(free_port: FreePort) -> None:
@@ -269,6 +315,21 @@ def test_target_gives_the_socket_address_of_a_port() -> None:
     assert target.sockaddr(81) == ("127.0.0.1", 81)
 
 
+def test_target_keeps_the_interface_of_a_link_local_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [(socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 1, 0, 7))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert [target.sockaddr(80) for target in targets(parse("shop:80"))] == [("fe80::1", 80, 0, 7)]
+
+
+def test_host_name_that_cannot_be_encoded_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise UnicodeError("label too long")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(ListenError, match=r"'shop' cannot be resolved.*label too long"):
+        targets(parse("shop:80"))
+
+
 class TestUnixSockets:
     def test_serve_on_a_path_that_the_umask_leaves_open(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
@@ -279,6 +340,128 @@ class TestUnixSockets:
                 assert stat.S_IMODE(path.stat().st_mode) == 0o640
         finally:
             os.umask(before)
+
+    @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
+    def test_get_the_given_mode_whatever_the_umask(self, tmp_path: Path, mode: int) -> None:
+        path = tmp_path / "a.sock"
+        before = os.umask(0o077)
+        try:
+            with no_descriptor_left():
+                sockets = open_listener(parse(f"unix:{path}"), mode=mode)
+                close_listener(sockets)
+        finally:
+            os.umask(before)
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+
+    @pytest.mark.parametrize(
+        ("error", "message", "hint"),
+        [
+            (
+                OSError(errno.ELOOP, "a link"),
+                "refusing to make a socket in /run/x: a link",
+                "choose a directory that no other user can replace",
+            ),
+            (OSError(errno.ENOENT, "no"), "the directory /run/x does not exist", "make it: mkdir -p /run/x"),
+            *(
+                (
+                    OSError(number, "no"),
+                    f"no socket can be made in /run/x: {os.strerror(number)}",
+                    "make /run/x writable for this user, or choose another directory",
+                )
+                for number in (errno.EACCES, errno.EPERM, errno.EROFS)
+            ),
+            (
+                OSError(errno.ENOSPC, "no"),
+                f"the Unix socket /run/x/a.sock cannot be opened: {os.strerror(errno.ENOSPC)}",
+                "",
+            ),
+        ],
+    )
+    def test_whose_directory_cannot_be_used_are_explained(
+        self, error: OSError, message: str, hint: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(path: str) -> int:
+            assert path == "/run/x"
+            raise error
+
+        monkeypatch.setattr("poolctl.listeners.open_listener.open_directory", fail)
+        with pytest.raises(ListenError) as caught:
+            open_listener(parse("unix:/run/x/a.sock"))
+        found = caught.value
+        assert (found.message, found.hint or "", found.bind) == (message, hint, "unix:/run/x/a.sock")
+
+    def test_that_are_stale_and_cannot_be_removed_are_an_error(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "a.sock"
+        with opened(f"unix:{path}"):
+            pass
+
+        def fail(name: str, *, dir_fd: int) -> None:
+            assert (name, os.readlink(f"/proc/self/fd/{dir_fd}")) == ("a.sock", str(tmp_path))
+            raise PermissionError(errno.EPERM, "no")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("os.unlink", fail)
+            with pytest.raises(ListenError, match=f"the stale socket {path} cannot be removed"):
+                open_listener(parse(f"unix:{path}"))
+
+        def removed_meanwhile(name: str, *, dir_fd: int) -> None:
+            path.rename(tmp_path / "gone.sock")
+            raise FileNotFoundError(errno.ENOENT, "gone")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("os.unlink", removed_meanwhile)
+            sockets = open_listener(parse(f"unix:{path}"))
+        assert is_live(str(path))
+        close_listener(sockets)
+
+    def test_made_elsewhere_than_in_their_directory_are_refused_for_root(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "a.sock"
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        replaced = os.open(elsewhere, os.O_RDONLY)
+        monkeypatch.setattr("os.geteuid", lambda: 0)
+        monkeypatch.setattr("poolctl.listeners.open_listener.open_directory", lambda _: os.dup(replaced))
+        with no_descriptor_left(), pytest.raises(ListenError, match="its directory was replaced meanwhile"):
+            open_listener(parse(f"unix:{path}"))
+        os.close(replaced)
+
+    def test_are_there_only_as_sockets_of_the_directory_itself(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        directory = os.open(tmp_path, os.O_RDONLY)
+        with opened(f"unix:{tmp_path}/a.sock"):
+            (tmp_path / "link").symlink_to("a.sock")
+            found = [_is_there(name, directory) for name in ("a.sock", "link", "file", "none")]
+        os.close(directory)
+        assert found == [True, False, False, False]
+
+    def test_may_have_a_path_of_107_bytes(self, short_path: Path) -> None:
+        path = f"{short_path}/".ljust(107, "x")
+        with opened(f"unix:{path}"):
+            assert is_live(path)
+
+    def test_do_not_replace_a_link_to_a_live_socket(self, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to("a.sock")
+        with (
+            opened(f"unix:{tmp_path}/a.sock"),
+            pytest.raises(ListenError, match="exists and is not a socket"),
+        ):
+            open_listener(parse(f"unix:{tmp_path}/link"))
+        assert (tmp_path / "link").is_symlink()
+
+    def test_are_not_removed_without_an_identity_or_a_directory(self, tmp_path: Path) -> None:
+        path = tmp_path / "a.sock"
+        with opened(f"unix:{path}"), no_descriptor_left():
+            mine = identity_of(f"unix:{path}")
+            assert not remove_socket_file(str(path), None)
+            assert not remove_socket_file(str(tmp_path / "none" / "a.sock"), mine)
+            assert not remove_socket_file(str(tmp_path / "b.sock"), mine)
+            os.link(path, tmp_path / "b.sock")
+            assert remove_socket_file(str(tmp_path / "b.sock"), mine)
+            assert path.exists()
 
     def test_are_removed_at_the_end_when_the_file_is_still_theirs(self, tmp_path: Path) -> None:
         path = tmp_path / "a.sock"
@@ -383,8 +566,8 @@ class TestUnixSockets:
 
     def test_without_a_path_are_described_as_unnamed(self) -> None:
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(f"\0poolctl-test-{os.getpid()}")
-            assert describe(sock) == f"unix:@poolctl-test-{os.getpid()}"
+            sock.bind(f"\0poolctl-test-{os.getpid()}\0x")
+            assert describe(sock) == f"unix:@poolctl-test-{os.getpid()}\0x"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
