@@ -558,11 +558,38 @@ def test_a_line_that_never_ends_is_stored_in_parts(interrupted: Interrupted) -> 
     assert [len(text) for text in interrupted.texts()] == [65536, 65536]
 
 
-def test_long_line_is_stored_whole_where_its_pipe_may_not_grow(interrupted: Interrupted) -> None:
-    class Narrow(PipeReader):
-        def enlarge(self, fd: int) -> bool:
-            return False
+def test_line_that_fills_its_pipe_is_stored_at_once(interrupted: Interrupted) -> None:
+    os.set_blocking(interrupted.write, False)
+    assert os.write(interrupted.write, b"x" * 65536) == 65536
+    interrupted.recover()
+    assert [len(text) for text in interrupted.texts()] == [65536]
+    assert fcntl.fcntl(interrupted.read, fcntl.F_GETPIPE_SZ) == 65536
 
+
+class Narrow(PipeReader):
+    """A reader whose pipes may not be enlarged."""
+
+    def enlarge(self, fd: int) -> bool:
+        return False
+
+
+def test_line_is_taken_out_of_a_pipe_that_may_have_no_room_for_its_rest(interrupted: Interrupted) -> None:
+    interrupted.pipes.close()
+    interrupted.pipes = Narrow()
+    stream = interrupted.stream()
+    longest = longest_line(interrupted.read)
+    for length, left in ((longest - 1, longest - 1), (1, 0), (longest - 1, longest - 1), (1, 0)):
+        os.write(interrupted.write, b"x" * length)
+        with contextlib.suppress(BlockingIOError):
+            stream.pump(NOW)
+        assert waiting(interrupted.read) == left
+    os.write(interrupted.write, b"\n")
+    stream.pump(NOW)
+    stream.file.close()
+    assert interrupted.texts() == ["x" * 2 * longest]
+
+
+def test_long_line_is_stored_whole_where_its_pipe_may_not_grow(interrupted: Interrupted) -> None:
     interrupted.pipes.close()
     interrupted.pipes = Narrow()
     os.set_blocking(interrupted.write, False)
