@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,9 +29,12 @@ from poolctl.features.operator.client import (
     REQUESTS_AT_ONCE,
     TIMEOUT_SECONDS,
     OperatorSettings,
+    ReportedRequests,
     UnsentCounts,
 )
 from poolctl.json_form import to_json
+from tests.certificates import certificate
+from tests.descriptors import no_descriptor_left
 
 from .operator_stage import GARBAGE, HALF, HANG, OK, REFUSE, RESET, Client, MovedLoop, Operator, move
 
@@ -514,3 +521,164 @@ def test_count_of_a_time_in_another_file_is_not_reported_before_it(tmp_path: Pat
                 await client.delivered(3)
 
     run(test())
+
+
+def test_requests_of_a_route_are_reported_as_those_of_its_alias(tmp_path: Path) -> None:
+    events: list[tuple[str, str, str]] = []
+
+    def event(kind: str, *, message: str, severity: str) -> None:
+        events.append((kind, message, severity))
+
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            edge: Any = SimpleNamespace(event=event, settings=SimpleNamespace(directory=str(tmp_path)))
+            route: Any = SimpleNamespace(alias="users")
+            reported = ReportedRequests(edge, {"url": "operator:1"})
+            (name,) = os.listdir(tmp_path)
+            assert name.startswith(PREFIX)
+            reported.arrived(route)
+            async with asyncio.timeout(60):
+                while not events:
+                    await asyncio.sleep(0.001)
+            assert [(kind, severity) for kind, _, severity in events] == [(NOT_REACHED, "warning")]
+            assert "operator:1 was not informed of requests for users" in events[0][1]
+            assert reported.snapshot()["unsent"] == {"users": 1}
+            reported.configure({"url": operator.url, "namespace": "shop"})
+            await move(31)
+            await operator.until(lambda: len(operator.received) == 1)
+            assert operator.received == [{"count": 1, "svc": "users", "namespace": "shop"}]
+            async with asyncio.timeout(60):
+                while not reported.snapshot()["delivered"]:
+                    await asyncio.sleep(0.001)
+            reported.drain()
+            reported.arrived(route)
+            await move(100)
+            assert (len(operator.received), reported.snapshot()["unsent"]) == (1, {"users": 1})
+            reported.close()
+        assert os.listdir(tmp_path) == [name]
+
+    run(test())
+
+
+def test_context_of_tls_is_made_again_when_a_file_has_changed(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    given = {"ca": str(cert), "cert": str(cert), "key": str(key)}
+
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            with Client(operator, url="https://localhost:1", **given) as client:
+                settings = client.client._settings
+                first = await client.client._context(settings)
+                assert (first.verify_mode, first.check_hostname) == (ssl.CERT_REQUIRED, True)
+                assert await client.client._context(settings) is first
+                for path in (cert, key):
+                    os.utime(path, (1, 1))
+                    other = await client.client._context(settings)
+                    assert other is not first
+                    assert await client.client._context(settings) is other
+                    first = other
+                key.unlink()
+                client.client.count("users")
+                await client.failed("users")
+                assert "No such file" in client.client.snapshot()["failing"]["users"]
+
+    run(test())
+
+
+def test_operator_with_a_certificate_is_reached_by_https(tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+    context.load_verify_locations(cert)
+    context.verify_mode = ssl.CERT_REQUIRED
+
+    async def test() -> None:
+        async with Operator().serving(ssl=context) as operator:
+            url = f"https://localhost:{operator.port}"
+            with Client(operator, url=url, ca=str(cert), cert=str(cert), key=str(key)) as client:
+                client.client.count("users")
+                await client.delivered(1)
+            with Client(operator, url=url) as client:
+                client.client.count("users")
+                await client.failed("users")
+                assert "CERTIFICATE_VERIFY_FAILED" in client.client.snapshot()["failing"]["users"]
+
+    run(test())
+
+
+def test_closed_client_sends_nothing_and_looks_for_no_other_process(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with Operator().serving() as operator:
+            operator.mode = HANG
+            other = UnsentCounts(str(tmp_path))
+            other.words[other.slot("mail")] = 3
+            with Client(operator, str(tmp_path)) as client:
+                made = client.client
+                made.count("users")
+                await operator.until(lambda: len(operator.received) == 1)
+                assert made._looking is not None
+                sending = made._services["users"].sending
+                (another,) = made._others
+                made.close()
+                with pytest.raises(ValueError, match="released"):
+                    another.due_ns()
+                made.count("files")
+                assert made._services["files"].sending is None
+                assert made._looking.cancelled()
+                assert isinstance(sending, asyncio.Task)
+                await asyncio.gather(sending, return_exceptions=True)
+                assert sending.cancelled()
+                await operator.until(lambda: True)
+                operator.release.set()
+                while operator.now:
+                    await asyncio.sleep(0.001)
+            other.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_full_disk_leaves_counts_in_memory(
+    tmp_path: Path, at_once: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(fd: int, offset: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if at_once:
+        monkeypatch.setattr("os.posix_fallocate", fail)
+    counts = UnsentCounts(str(tmp_path))
+    monkeypatch.setattr("os.posix_fallocate", fail)
+    slots = [counts.slot(f"s{number}") for number in range(7)]
+    for number, slot in enumerate(slots):
+        counts.words[slot] = number + 1
+    fd = counts._fd
+    slots.append(counts.slot("s7"))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(fd)
+    assert [counts.words[slot] for slot in slots] == [1, 2, 3, 4, 5, 6, 7, 0]
+    assert (repr(counts), counts.others()) == ("<UnsentCounts: 8 services>", [])
+    counts.close()
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(PREFIX)]
+    (record,) = caplog.records
+    assert record.getMessage().startswith("unsent counts for the operator are kept in memory only: ")
+
+
+def test_files_that_are_no_counts_are_no_other_process(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    counts = UnsentCounts(str(tmp_path))
+    (tmp_path / f"{PREFIX}1.layout").write_bytes(bytes(RECORD_BYTES * 8))
+    (tmp_path / f"{PREFIX}2.empty").touch()
+    (tmp_path / "another").write_bytes(bytes(RECORD_BYTES * 8))
+    (tmp_path / f"{PREFIX}3.link").symlink_to(counts._path)
+    (tmp_path / f"{PREFIX}4.directory").mkdir()
+    with no_descriptor_left():
+        assert counts.others() == []
+    assert [each.getMessage() for each in caplog.records] == [f"{tmp_path}/{PREFIX}2.empty holds no counts"]
+    (other,) = UnsentCounts(str(tmp_path)).others()
+    assert repr(other) == f"<OtherCounts {counts._path}>"
+    os.unlink(counts._path)
+    other.remove()
+    counts._directory = str(tmp_path / "gone")
+    assert counts.others() == []
+    counts.close()
