@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from poolctl import __version__
+from poolctl import __version__, bootstrap
 from poolctl.control.answers import PingResult, ProgressLine, Result
 from poolctl.control.client import (
     Client,
@@ -27,6 +27,7 @@ from poolctl.control.client import (
     clear_exit,
     last_words,
     messages_async,
+    options_of_this_version,
     read_exit,
     refused,
     value_of,
@@ -474,6 +475,17 @@ def test_upgrade_is_done_when_another_supervisor_of_this_version_answers(
     assert body["options"]["force"] is (outcome in ("", "list"))
     if outcome == "list":
         assert requests[-1][1]["options"] == {"counts": True}
+
+
+def test_upgrade_names_this_version_and_the_commands_of_its_processes() -> None:
+    assert options_of_this_version() == {
+        "version": __version__,
+        "protocol": PROTOCOL,
+        "build": bootstrap.installed_build(),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "keeper": [sys.executable, "-I", bootstrap.__file__, "keeper"],
+        "supervisor": [sys.executable, "-P", bootstrap.__file__, "supervisor"],
+    }
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.control.answers import Result
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.control.pool_client import PoolClient, connect, find_socket
 from poolctl.control.pool_paths import pool_key
@@ -106,6 +107,31 @@ def test_routes_and_hosts_are_documents() -> None:
     assert pool.routes()["items"] == pool.hosts()["items"] == pool.items
     assert pool.asked == [("routes", {}), ("hosts", {})]
     assert repr(pool) == "<Pool /nowhere>"
+
+
+def test_upgrade_is_forced_only_on_demand_and_its_failure_is_an_error() -> None:
+    class Upgrading(Client):
+        def __init__(self) -> None:
+            super().__init__("/nowhere")
+            self.forced: list[bool] = []
+            self.exit_code = 0
+
+        def upgrade(self, *, force: bool) -> Result:
+            self.forced.append(force)
+            return Result(exit_code=self.exit_code)
+
+    client = Upgrading()
+    pool = PoolClient(client)
+    assert pool.upgrade()["exit_code"] == pool.upgrade(force=True)["exit_code"] == 0
+    assert client.forced == [False, True]
+    client.exit_code = 1
+    with pytest.raises(PoolRestartError, match="upgrade"):
+        pool.upgrade()
+
+
+def test_registry_of_no_supervisor_is_an_error() -> None:
+    with pytest.raises(NoSupervisor):
+        PoolClient(Client("/nowhere")).registry()
 
 
 def test_health_is_asked_for_as_deep_as_it_is_needed() -> None:
