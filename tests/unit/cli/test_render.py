@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import sys
+import termios
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -461,6 +464,30 @@ def test_width_is_that_of_the_terminal_or_any(monkeypatch: pytest.MonkeyPatch) -
     assert width_of(Screen()) == 0
     monkeypatch.delenv("COLUMNS")
     assert width_of(Screen()) == 0
+    control, screen = os.openpty()
+    termios.tcsetwinsize(screen, (24, 91))
+    with open(screen, "w") as terminal:
+        assert width_of(terminal) == 91
+    os.close(control)
+
+
+def test_output_without_a_descriptor_has_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with (tmp_path / "output").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        assert render.stdout_fd() == file.fileno()
+    assert render.stdout_fd() == -1
+    for other in (io.StringIO(), None):
+        monkeypatch.setattr(sys, "stdout", other)
+        assert render.stdout_fd() == -1
+
+
+def test_stacks_are_shown_with_their_worker_and_their_first_lines() -> None:
+    document = {"name": "web", "worker": "web.0", "pid": 7, "problem": "no answer"}
+    assert render.stack_lines(document) == ["worker web.0 (pid 7)", "no answer"]
+    tasks = [{"names": ["t\x1b"], "count": 1, "waits": "a lock", "frames": []}] * 30
+    lines = render.stack_lines({**document, "problem": "", "tasks": tasks})
+    assert len(lines) == 21
+    assert all(line.isprintable() for line in lines)
 
 
 def listed(monkeypatch: pytest.MonkeyPatch, form: str, *lines: object) -> str | None:

@@ -62,6 +62,11 @@ def test_toml_positions() -> None:
     assert ("no",) not in found
 
 
+def test_positions_of_json_that_is_too_deep_are_those_that_were_reached() -> None:
+    found = positions('{"a": 1,\n"b": ' + "[" * 100_000 + "]" * 100_000 + "}", "json")
+    assert (found[("a",)], found[("b",)]) == ((1, 2), (2, 1))
+
+
 def test_json_positions() -> None:
     found = positions('{"a": [1, {"b": []}, []], "c": {},\n "d\\n": "x]", "e": [[]]}', "json")
     assert found == {
