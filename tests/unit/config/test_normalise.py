@@ -295,7 +295,11 @@ def test_path_of_a_socket_may_be_as_long_as_the_system_allows() -> None:
 
 def test_server_without_a_readable_address_has_a_stand_in() -> None:
     table: Any = {"name": "web", "app": "a:b", "bind": "?:?"}
-    assert derive(table, "/", []) is None
+    findings: list[Finding] = []
+    assert derive(table, "/", findings) is None
+    assert [(each.path, each.found, each.allowed) for each in findings] == [
+        (("bind",), "'?:?'", "an address")
+    ]
     assert (table["bind"], table["expose"], table["address"].kind) == ("?", "?", "job")
     for job, kind in ((True, "job"), (False, "process")):
         address = derive({"name": "web", "command": ["x"], "job": job}, "/", [])
