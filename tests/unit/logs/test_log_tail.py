@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from poolctl.logs import log_tail
 from poolctl.logs.line_filter import LineFilter
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import LogLine, as_text, parse_line, stamp
-from poolctl.logs.log_tail import DirectoryWatch, Follower, Merge, follow, merged_tail, tail
+from poolctl.logs.log_tail import DirectoryWatch, Follower, Merge, OpenLog, follow, merged_tail, tail
 from tests.descriptors import no_descriptor_left
 
 
@@ -31,6 +32,34 @@ def texts(lines: list[LogLine]) -> list[str]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "web.log"
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "number", "opened"),
+    [(1, errno.EMFILE, 1), (2, errno.ENFILE, 2), (0, errno.EMFILE, None), (1, errno.EACCES, None)],
+)
+def test_newest_files_are_read_if_there_are_too_few_descriptors(
+    path: Path, fails_at: int, number: int, opened: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{path}.{each}" if each else str(path) for each in range(4)]
+    for name in names:
+        Path(name).write_bytes(at(1, name))
+    really = log_tail.open_file
+
+    def open_file(name: str, flags: int) -> int:
+        if name == names[fails_at]:
+            raise OSError(number, os.strerror(number))
+        return really(name, flags)
+
+    monkeypatch.setattr(log_tail, "open_file", open_file)
+    with no_descriptor_left():
+        if opened is None:
+            with pytest.raises(OSError, match=os.strerror(number)):
+                OpenLog(str(path))
+        else:
+            log = OpenLog(str(path))
+            assert [size for _, size in log.parts] == [os.path.getsize(name) for name in names[:opened]]
+            log.close()
 
 
 class TestTail:
