@@ -407,6 +407,27 @@ def test_client_sees_the_end_of_an_early_response_at_once_while_its_request_is_r
     play(scene)
 
 
+@pytest.mark.parametrize(("path", "status"), [(b"/one", 413), (b"/elsewhere", 404)])
+def test_client_reads_the_refusal_of_a_request_whose_body_it_still_sends(
+    path: bytes, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 1000.0)
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok, path="/one", max_body_bytes=10)
+        client = await stage.client()
+        await client.send(POST.replace(b" / ", b" %b " % path) + b"Content-Length: 100000\r\n\r\n")
+        connection = only_connection(stage)
+        await until(lambda: connection._dropped is not None)
+        await client.send(bytes(1000))
+        await until(lambda: connection._dropped == 1000)
+        assert await status_of(client) == status
+        client.close()
+        await until(lambda: not stage.edge.pool.clients)
+
+    play(scene)
+
+
 def test_refusal_of_a_request_for_a_head_has_no_body() -> None:
     async def scene(stage: Stage) -> None:
         stage.routes(Route(alias="app", to=(Target(url=unreachable()),)))

@@ -841,7 +841,8 @@ class ClientConnection(asyncio.Protocol):
     def refuse(self, status: int, retry_after_seconds: float = 0, fields: bytes = b"") -> None:
         request = self._request
         exchange, self._exchange = self._exchange, None
-        complete = exchange is None or exchange.complete
+        # A request that was refused before it was routed may have a body, of which nothing was read.
+        complete = exchange.complete if exchange is not None else request is not None and not request.body
         self._keep = self._keep and complete and self._edge.keeps_connections
         self._transport.write(
             whole_response(
@@ -852,7 +853,7 @@ class ClientConnection(asyncio.Protocol):
                 fields=fields,
             )
         )
-        self._response_ended(read=complete and request is not None)
+        self._response_ended(read=complete)
 
     def cut_off(self) -> None:
         """Close without completing the response, in a way that the client cannot mistake for its end."""
