@@ -99,11 +99,14 @@ class Engine:
             self._holds += 1
 
     def release(self) -> None:
-        """Undo one `hold`. May be called from any thread."""
+        """Undo one `hold`. May be called from any thread, also by a finalizer while another thread holds LOCK."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self._release)
+
+    def _release(self) -> None:
         with LOCK:
             self._holds -= 1
-        with contextlib.suppress(RuntimeError):
-            self.loop.call_soon_threadsafe(self._end_if_idle)
+        self._end_if_idle()
 
     def _end_if_idle(self) -> None:
         global _current

@@ -216,6 +216,19 @@ def test_thread_ends_at_exit_without_a_server() -> None:
         loop_thread._current = None
 
 
+def test_finalizer_releases_the_engine_while_another_thread_holds_the_lock() -> None:
+    engine = loop_thread.engine()
+    engine.hold()
+    with loop_thread.LOCK:
+        finalizer = threading.Thread(target=engine.release)
+        finalizer.start()
+        finalizer.join(10)
+        waits = finalizer.is_alive()
+    assert not waits
+    engine.thread.join(60)
+    assert not engine.thread.is_alive()
+
+
 def test_child_of_a_fork_keeps_the_loop_of_its_parent_and_begins_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
