@@ -74,8 +74,8 @@ test: dev
 test-all: dev
 	@$(MAKE) --no-print-directory --keep-going test-measured test-rest
 
-# Coverage of the fast unit tests shows which lines no test runs, and a function's variants hardly run others than its
-# first test. It doubles the time of a test through real processes. Those and the variants run without it, in the other part.
+# Coverage shows which lines no fast unit test runs. Without it, in the other part, run the variants of a test, which
+# hardly run other lines than the first one, and tests through real processes, whose time coverage doubles.
 # From Python 3.12 on coverage is measured by sys.monitoring, which costs a fifth as much.
 MEASURED := not (slow or heavy or integration or unmeasured or capability or variant)
 test-measured: dev

@@ -624,7 +624,7 @@ def _reports(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _client(trusted: Sequence[str]) -> Iterator[str]:
-    """The lines that set txn.client to the client's address: that of the last hop that is not a trusted proxy."""
+    """The lines that set txn.client to the client's address, the last one that is not a trusted proxy's."""
     yield "    http-request set-var(txn.client) src"
     if EVERY in trusted:
         return  # otherwise any client could claim an address

@@ -336,11 +336,14 @@ def test_connection_without_keep_alive_is_closed_after_its_response() -> None:
     play(scene, keep_alive_seconds=0)
 
 
-def test_connection_whose_last_request_was_read_is_closed_without_lingering(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def lingers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that lingers does so for longer than a test takes."""
     monkeypatch.setattr(client_connection, "LINGER_SECONDS", 1000.0)
 
+
+@pytest.mark.usefixtures("lingers")
+def test_connection_whose_last_request_was_read_is_closed_without_lingering() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         client = await stage.client()
@@ -387,11 +390,8 @@ def test_body_of_just_the_maximum_size_is_passed_on() -> None:
     play(scene)
 
 
-def test_client_sees_the_end_of_an_early_response_at_once_while_its_request_is_read(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 1000.0)
-
+@pytest.mark.usefixtures("lingers")
+def test_client_sees_the_end_of_an_early_response_at_once_while_its_request_is_read() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         client = await stage.client()
@@ -407,12 +407,9 @@ def test_client_sees_the_end_of_an_early_response_at_once_while_its_request_is_r
     play(scene)
 
 
+@pytest.mark.usefixtures("lingers")
 @pytest.mark.parametrize(("path", "status"), [(b"/one", 413), (b"/elsewhere", 404)])
-def test_client_reads_the_refusal_of_a_request_whose_body_it_still_sends(
-    path: bytes, status: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 1000.0)
-
+def test_client_reads_the_refusal_of_a_request_whose_body_it_still_sends(path: bytes, status: int) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok, path="/one", max_body_bytes=10)
         client = await stage.client()
@@ -599,9 +596,9 @@ def test_client_that_leaves_frees_the_backend(script: Script) -> None:
     play(scene)
 
 
+@pytest.mark.usefixtures("lingers")
 @pytest.mark.parametrize("limit", ["LINGER_SECONDS", "MOST_LINGERED"])
 def test_lingering_client_is_cut_off(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_connection, "LINGER_SECONDS", 1000.0)
     monkeypatch.setattr(client_connection, limit, SOON)
 
     async def scene(stage: Stage) -> None:
