@@ -13,7 +13,7 @@ from poolctl.config import Section, ServerConfig, certificate_validity, read_reg
 from .decide import NO_OVERRIDES, Overrides
 
 # Keys that only the supervisor uses, or that only describe a server: a change needs no new process.
-LIVE = frozenset(
+LIVE_KEYS = frozenset(
     {
         "depends_on", "disabled", "every", "expose", "health", "hooks", "labels", "limits.memory", "mandatory",
         "overlap", "preload", "recovery", "restart", "scale", "start_timeout", "tags", "tls.warn_before", "watch",
@@ -48,7 +48,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class CurrentServer:
     """A current server: its configuration, its live changes, and digests of the files that it has read."""
 
     config: ServerConfig
@@ -58,7 +58,7 @@ class Running:
 
 
 def plan(
-    running: Iterable[Running],
+    running: Iterable[CurrentServer],
     written: Sequence[ServerConfig],
     files: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     missing: Collection[str] = (),
@@ -74,9 +74,9 @@ def plan(
     for server in written:
         before = there.get(server.name)
         if before is None:
-            found.append(_new(server, live=server.name in missing))
+            found.append(_addition(server, live=server.name in missing))
         else:
-            found += changed(before, server, files.get(server.name, {}))
+            found += server_changes(before, server, files.get(server.name, {}))
     return found
 
 
@@ -84,7 +84,7 @@ def _change(kind: Kind, server: ServerConfig, keys: Sequence[str] = (), message:
     return Change(kind, server.name, server.key, tuple(keys), message)
 
 
-def _removal(before: Running) -> Change:
+def _removal(before: CurrentServer) -> Change:
     config = before.config
     if before.added:
         message = "added live, not in the file: removed"
@@ -92,13 +92,13 @@ def _removal(before: Running) -> Change:
     return _change(Kind.REMOVE, config, message="is not in the file any more")
 
 
-def _new(server: ServerConfig, *, live: bool) -> Change:
+def _addition(server: ServerConfig, *, live: bool) -> Change:
     if live:
         return _change(Kind.OVERRIDE, server, ("name",), "removed live, in the file: added again")
     return _change(Kind.ADD, server, message="is new")
 
 
-def changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
+def server_changes(before: CurrentServer, server: ServerConfig, files: Mapping[str, str]) -> list[Change]:
     """The changes that turn a current server into one with this configuration and these file digests."""
     agreed = _agreed_keys(before, server)
     keys = [key for key in differences(before.config, server) if key not in agreed]
@@ -109,13 +109,13 @@ def changed(before: Running, server: ServerConfig, files: Mapping[str, str]) -> 
     fresh = [key for key in keys if not is_live(key, before.config, server)]
     found: list[Change] = []
     if fresh:
-        found.append(_change(Kind.RESTART, server, tuple(keys), f"{listed(fresh)} changed"))
+        found.append(_change(Kind.RESTART, server, tuple(keys), f"{key_list_text(fresh)} changed"))
     elif keys:
-        found.append(_change(Kind.UPDATE, server, tuple(keys), f"{listed(keys)} changed"))
-    return found + _overridden(before, server)
+        found.append(_change(Kind.UPDATE, server, tuple(keys), f"{key_list_text(keys)} changed"))
+    return found + _override_changes(before, server)
 
 
-def _agreed_keys(before: Running, server: ServerConfig) -> set[str]:
+def _agreed_keys(before: CurrentServer, server: ServerConfig) -> set[str]:
     """The keys of live changes whose values are now the same in the file."""
     return {
         key
@@ -132,7 +132,7 @@ def _fixed_workers(server: ServerConfig) -> int | None:
     return None if server.scale.is_automatic else server.scale.min
 
 
-def _overridden(before: Running, server: ServerConfig) -> list[Change]:
+def _override_changes(before: CurrentServer, server: ServerConfig) -> list[Change]:
     found: list[tuple[str, str]] = []
     live = before.overrides
     if live.workers is not None and live.workers != (written := _fixed_workers(server)):
@@ -158,17 +158,17 @@ def differences(before: ServerConfig, after: ServerConfig) -> list[str]:
         elif name == "expose" and before.derived_expose and after.derived_expose:
             continue
         elif one != other:
-            keys += _within(name, one, other)
+            keys += _differing_keys(name, one, other)
     return keys
 
 
-def _within(name: str, one: object, other: object) -> list[str]:
+def _differing_keys(name: str, one: object, other: object) -> list[str]:
     if isinstance(one, Section) and type(one) is type(other):
         below = [
             key
             for field_name in one.keys_of
             if (a := getattr(one, field_name)) != (b := getattr(other, field_name))
-            for key in _within(f"{name}.{field_name}", a, b)
+            for key in _differing_keys(f"{name}.{field_name}", a, b)
         ]
         # `workers` sets both.
         return ["workers"] if below == ["scale.min", "scale.max"] else below
@@ -183,17 +183,17 @@ def is_live(key: str, before: ServerConfig, after: ServerConfig) -> bool:
     if key in _CERTIFICATE:
         # A worker decides at its start whether it speaks TLS, and whether it asks clients for certificates.
         return (
-            _renewable(before)
-            and _renewable(after)
+            _loads_certificates_live(before)
+            and _loads_certificates_live(after)
             and (
                 key != "tls.ca"
                 or _asks_for_client_certificates(before) == _asks_for_client_certificates(after)
             )
         )
-    return key in LIVE or key.partition(".")[0] in LIVE
+    return key in LIVE_KEYS or key.partition(".")[0] in LIVE_KEYS
 
 
-def _renewable(config: ServerConfig) -> bool:
+def _loads_certificates_live(config: ServerConfig) -> bool:
     return bool(config.tls) and config.tls is not True and not config.command
 
 
@@ -201,7 +201,7 @@ def _asks_for_client_certificates(config: ServerConfig) -> bool:
     return bool(getattr(config.tls, "ca", None))
 
 
-def listed(keys: Sequence[str]) -> str:
+def key_list_text(keys: Sequence[str]) -> str:
     """The first keys as text, with the number of further ones."""
     shown = ", ".join(keys[:4])
     return f"{shown} and {len(keys) - 4} more" if len(keys) > 4 else shown
@@ -256,13 +256,13 @@ def expired_message(config: ServerConfig, expired: float, *, passed_over: bool) 
     """The message about an expired certificate. `passed_over`: the server keeps its previous certificate instead."""
     tls = config.tls
     file = tls.cert if tls and tls is not True else ""
-    message = f"{file}: the certificate expired on {day(expired)}; "
+    message = f"{file}: the certificate expired on {date_text(expired)}; "
     if not passed_over:
         return f"{message}renew the file, then poolctl reload"
     remedy = "renew the file, then poolctl reload (--allow-expired uses the expired one)"
     return f"{message}the one before stays in use: {remedy}"
 
 
-def day(seconds: float) -> str:
+def date_text(seconds: float) -> str:
     """The date of a time in seconds, in UTC."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"

@@ -39,7 +39,7 @@ from poolctl.config import (
     shown,
     with_addresses,
 )
-from poolctl.core.configuration_diff import Change, Kind, Running, changed, digests
+from poolctl.core.configuration_diff import Change, CurrentServer, Kind, digests, server_changes
 from poolctl.core.decide import Desired
 from poolctl.core.server_entry import Availability, DesiredState, Entry, ObservedState
 from poolctl.errors import (
@@ -793,8 +793,8 @@ class HotReload:
             server = next((each for each in there if each.bind == config.bind), there[0])
             members.append(server)
             there.remove(server)
-            running = Running(_with_tls(_in_force(server), before), files=_files(server))
-            changes = changed(running, _with_tls(config, after), self._files[config.name])
+            running = CurrentServer(_with_tls(_in_force(server), before), files=_files(server))
+            changes = server_changes(running, _with_tls(config, after), self._files[config.name])
             self._change(server, config, changes[0] if changes else None)
         gone = self._pool._arrange([*members, *kept])
         self._stops |= {future for each in gone if (handle := live_handle(each)) for future in handle.stops}

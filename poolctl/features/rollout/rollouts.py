@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from poolctl.config import ServerConfig
 from poolctl.control.answers import ProgressLine, Result, failure
-from poolctl.core.configuration_diff import differences, is_live, listed
+from poolctl.core.configuration_diff import differences, is_live, key_list_text
 from poolctl.core.server_entry import Entry
 from poolctl.errors import PoolRestartError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
@@ -229,10 +229,10 @@ def _of_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> Rollout
     """The plan for the configuration in the files, or for new code if a reload would apply the files' changes live."""
     keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
-        message = f"{entry.name}: {listed(common)} changed, which all of its workers have in common"
+        message = f"{entry.name}: {key_list_text(common)} changed, which all of its workers have in common"
         raise _NoRollout(message, "poolctl reload")
     plan = plan._replace(config=entry.config, canaries=canaries_for(plan.share, entry.size))
-    return plan._replace(config=written, what=f"{listed(keys)} changed") if keys else plan
+    return plan._replace(config=written, what=f"{key_list_text(keys)} changed") if keys else plan
 
 
 def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:

@@ -22,7 +22,7 @@ from poolctl.config import (
     problem_of,
 )
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, entries, failure
-from poolctl.core.configuration_diff import certificate_ends, day
+from poolctl.core.configuration_diff import certificate_ends, date_text
 from poolctl.core.core import Core, not_arrived
 from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import moment_text, window_text
@@ -490,8 +490,8 @@ def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | Non
     if ends is None or ends > now or not config.tls or config.tls is True:
         return None
     message = (
-        f"{os.path.basename(config.tls.cert)}: the certificate expired on {day(ends)}, "
-        f"and the one in use is valid until {day(entry.observed.certificate_ends)}"
+        f"{os.path.basename(config.tls.cert)}: the certificate expired on {date_text(ends)}, "
+        f"and the one in use is valid until {date_text(entry.observed.certificate_ends)}"
     )
     hint = "renew it; use --allow-expired to accept it"
     return server_problem(entry, message, hint)

@@ -9,7 +9,7 @@ from functools import partial
 from poolctl.control.answers import ErrorEntry, EventsResult, ProgressLine, Result, StatusResult, Summary
 from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ShowResult, StacksResult
-from poolctl.core.configuration_diff import day, expired_message
+from poolctl.core.configuration_diff import date_text, expired_message
 from poolctl.core.core import Goal, not_arrived, until
 from poolctl.core.decide import Desired
 from poolctl.core.schedules import failed_run
@@ -217,10 +217,12 @@ def expiring(entry: Entry, now: float) -> str:
     if now + tls.warn_before <= ends:
         return ""
     if ends <= now:
-        return f"{entry.name}: its certificate expired on {day(ends)}; renew it, then poolctl reload"
+        return f"{entry.name}: its certificate expired on {date_text(ends)}; renew it, then poolctl reload"
     days = int((ends - now) // _DAY_SECONDS)
     left = f"in {days} day{'' if days == 1 else 's'}" if days else "within a day"
-    return f"{entry.name}: its certificate expires on {day(ends)} ({left}); renew it, then poolctl reload"
+    return (
+        f"{entry.name}: its certificate expires on {date_text(ends)} ({left}); renew it, then poolctl reload"
+    )
 
 
 def _offer(queue: asyncio.Queue[JournalEvent], wanted: EventFilter, event: JournalEvent) -> None:

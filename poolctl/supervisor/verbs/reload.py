@@ -25,7 +25,7 @@ from poolctl.control.answers import (
     failure,
     item,
 )
-from poolctl.core.configuration_diff import Kind, Running, digest_of, digests, listed, plan
+from poolctl.core.configuration_diff import CurrentServer, Kind, digest_of, digests, key_list_text, plan
 from poolctl.core.core import Core
 from poolctl.core.decide import NO_OVERRIDES
 from poolctl.core.server_entry import Cause, Entry
@@ -149,7 +149,7 @@ class Reload:
     async def _planned(self, resolved: ResolvedConfig) -> list[PlannedChange]:
         files = await asyncio.to_thread(_files, resolved.servers)
         now = [
-            Running(each.config, each.desired.overrides, each.added, each.observed.files)
+            CurrentServer(each.config, each.desired.overrides, each.added, each.observed.files)
             for each in self._core.entries.values()
         ]
         return [
@@ -219,7 +219,7 @@ class Reload:
         for name in before | after:
             if before.get(name) != after.get(name):
                 keys = _changed(name, before.get(name), after.get(name))
-                yield _of_pool(f"[{name}]", keys, f"[{name}]: {listed(keys)}")
+                yield _of_pool(f"[{name}]", keys, f"[{name}]: {key_list_text(keys)}")
 
     def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:
         """Notes about running servers that still have variables that servers no longer get."""

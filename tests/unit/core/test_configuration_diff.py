@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from poolctl import ServerConfig
 from poolctl.core.configuration_diff import (
     Change,
+    CurrentServer,
     Kind,
-    Running,
     certificate_ends,
-    day,
+    date_text,
     differences,
     digest_of,
     digests,
@@ -71,7 +71,7 @@ def test_each_changed_key_is_named_and_restarts_only_where_it_has_to(key: str) -
     one, other, live = KEYS[key]
     before, after = web(**{field(key): one}), web(**{field(key): other})
     assert differences(before, after) == differences(after, before) == [key]
-    (change,) = plan([Running(before)], [after])
+    (change,) = plan([CurrentServer(before)], [after])
     assert change.kind == (Kind.UPDATE if live else Kind.RESTART)
     assert (change.keys, change.bind) == ((key,), after.key)
     assert key in change.message
@@ -94,7 +94,7 @@ def test_other_certificates_of_a_server_that_speaks_tls_are_given_to_what_runs()
     one, other = web(tls={"cert": "/a.pem"}), web(tls={"cert": "/b.pem", "key": "/b.key"})
     assert differences(one, other) == ["tls.cert", "tls.key"]
     assert all(is_live(key, one, other) for key in ("tls.cert", "tls.key"))
-    (change,) = plan([Running(one, files={"tls": "1"})], [other], {"web": {"tls": "2"}})
+    (change,) = plan([CurrentServer(one, files={"tls": "1"})], [other], {"web": {"tls": "2"}})
     assert (change.kind, change.keys) == (Kind.UPDATE, ("tls.cert", "tls.key"))
     assert not is_live("tls", web(), one)
     assert not is_live("tls.ca", one, web(tls={"cert": "/a.pem", "ca": "/ca.pem"}))
@@ -103,29 +103,30 @@ def test_other_certificates_of_a_server_that_speaks_tls_are_given_to_what_runs()
 
 def test_a_file_that_has_changed_is_a_difference_though_no_key_has() -> None:
     server = web(tls={"cert": "/a.pem"}, env_file="/a.env")
-    before = Running(server, files={"tls": "1", "env_file": "1"})
+    before = CurrentServer(server, files={"tls": "1", "env_file": "1"})
     assert plan([before], [server], {"web": {"tls": "1", "env_file": "1"}}) == []
     (renewed,) = plan([before], [server], {"web": {"tls": "2", "env_file": "1"}})
     assert (renewed.kind, renewed.keys) == (Kind.UPDATE, ("tls",))
     (other,) = plan([before], [server], {"web": {"tls": "1", "env_file": "2"}})
     assert (other.kind, other.keys) == (Kind.RESTART, ("env_file",))
     # One that has not run has read nothing.
-    assert plan([Running(server)], [server], {"web": {"tls": "2", "env_file": "2"}}) == []
+    assert plan([CurrentServer(server)], [server], {"web": {"tls": "2", "env_file": "2"}}) == []
 
 
 def test_live_changes_are_named_unless_the_file_says_the_same_by_now() -> None:
     file = web(workers=2)
     for live, keys in [
-        (Running(file, Overrides(workers=3)), ("workers",)), (Running(file, Overrides(disabled=True)), ("disabled",)),
-        (Running(file, Overrides(out=True)), ("drained",)),
-    ]:  # fmt: skip
+        (CurrentServer(file, Overrides(workers=3)), ("workers",)),
+        (CurrentServer(file, Overrides(disabled=True)), ("disabled",)),
+        (CurrentServer(file, Overrides(out=True)), ("drained",)),
+    ]:
         (change,) = plan([live], [file])
         assert (change.kind, change.keys, bool(change.message)) == (Kind.OVERRIDE, keys, True)
-    assert plan([Running(file, Overrides(workers=2, disabled=False))], [file]) == []
-    assert plan([Running(file, added=True)], [file]) == []
-    assert plan([Running(file, Overrides(workers=3))], [web(workers=3)]) == []
-    assert plan([Running(file, Overrides(disabled=True))], [web(workers=2, disabled=True)]) == []
-    (gone,) = plan([Running(file, added=True)], [])
+    assert plan([CurrentServer(file, Overrides(workers=2, disabled=False))], [file]) == []
+    assert plan([CurrentServer(file, added=True)], [file]) == []
+    assert plan([CurrentServer(file, Overrides(workers=3))], [web(workers=3)]) == []
+    assert plan([CurrentServer(file, Overrides(disabled=True))], [web(workers=2, disabled=True)]) == []
+    (gone,) = plan([CurrentServer(file, added=True)], [])
     (back,) = plan([], [file], missing=["web"])
     assert (gone.kind, back.kind) == (Kind.OVERRIDE, Kind.OVERRIDE)
 
@@ -155,7 +156,7 @@ def made(pool: dict[str, dict[str, bool]]) -> list[ServerConfig]:
 def test_the_plan_is_exactly_the_difference(
     before: dict[str, dict[str, bool]], after: dict[str, dict[str, bool]]
 ) -> None:
-    changes = plan([Running(config) for config in made(before)], made(after))
+    changes = plan([CurrentServer(config) for config in made(before)], made(after))
     found: dict[str, Change] = {change.name: change for change in changes}
     assert len(found) == len(changes)
     for name in before.keys() | after.keys():
@@ -176,7 +177,7 @@ def test_the_plan_is_exactly_the_difference(
 
 @given(servers)
 def test_server_that_runs_as_configured_needs_no_change(pool: dict[str, dict[str, bool]]) -> None:
-    assert plan([Running(config) for config in made(pool)], made(pool)) == []
+    assert plan([CurrentServer(config) for config in made(pool)], made(pool)) == []
 
 
 # Digests and expiry of the files that servers name.
@@ -245,7 +246,7 @@ def test_message_about_an_expired_certificate_names_its_file_its_day_and_the_fix
         f"{begins}the one before stays in use: renew the file, then poolctl reload "
         "(--allow-expired uses the expired one)"
     )
-    assert day(86399) == "1970-01-01"
+    assert date_text(86399) == "1970-01-01"
 
 
 def test_server_without_a_certificate_has_no_expiry(tmp_path: Path) -> None:
