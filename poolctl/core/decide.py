@@ -63,7 +63,7 @@ _ORDERED = {
     Desired.REMOVED,
 }  # states that commands can request
 _ENDED = {Desired.COMPLETED, Desired.FAILED}
-FOLLOWS = MappingProxyType(
+ALLOWED_CHANGES = MappingProxyType(
     {
         Desired.IDLE: _ORDERED,
         Desired.STOPPED: _ORDERED,
@@ -251,7 +251,7 @@ class Rotate:
 
 
 @dataclass(frozen=True, slots=True)
-class Attend:
+class Accept:
     """Let a worker accept connections, or leave them to other workers."""
 
     worker: str
@@ -293,7 +293,7 @@ class EndHook:
 
 
 Action = (
-    Open | Close | Spawn | Check | Drain | Stop | Rotate | Attend | Release | Arm | Disarm | FallAsleep
+    Open | Close | Spawn | Check | Drain | Stop | Rotate | Accept | Release | Arm | Disarm | FallAsleep
     | RunHook | EndHook
 )  # fmt: skip
 
@@ -305,26 +305,26 @@ def decide(view: View) -> list[Action]:
 
 def _decide_running(view: View) -> list[Action]:
     if view.desired.rests:
-        return _rest(view)
+        return _decide_at_rest(view)
     if view.desired in IN_BACKOFF:
-        return _hold(view)
+        return _decide_in_backoff(view)
     if view.awaits_hook:
         return _run_hooks(view)
     if view.kept == ASLEEP:
         # No request may wake the server, so its address refuses connections instead of letting them wait for hours.
-        return _leave(view)
+        return _retire_then_close(view)
     may_open = view.may_open and (view.may_start or view.sleepy)
     if view.listener is Listener.CLOSED and may_open:
         return [Open()]
     if view.listener is not Listener.OPEN:
         return []
     if view.vacates:
-        return _leave(view)
+        return _retire_then_close(view)
     if view.sleeps:
         return [] if view.armed else [Arm()]
     if view.falls_asleep:
         return [FallAsleep()]
-    return _disarm(view) + _rotate(view) + _attend(view) + _serve(view)
+    return _disarm(view) + _rotate(view) + _choose_accepting(view) + _replace_workers(view)
 
 
 def _run_hooks(view: View) -> list[Action]:
@@ -338,17 +338,17 @@ def _run_hooks(view: View) -> list[Action]:
     return [RunHook(BEFORE_START)] if view.may_start else []
 
 
-def _rest(view: View) -> list[Action]:
+def _decide_at_rest(view: View) -> list[Action]:
     if view.hook == BEFORE_START:
         return [] if view.hook_ends else [EndHook()]
     if view.after_stop_due and not (view.hook or view.workers):
-        return [RunHook(AFTER_STOP), *_end(view)]
-    return _end(view)
+        return [RunHook(AFTER_STOP), *_stop_then_close(view)]
+    return _stop_then_close(view)
 
 
-def _end(view: View) -> list[Action]:
+def _stop_then_close(view: View) -> list[Action]:
     if view.desired is Desired.REMOVED:
-        return _leave(view)
+        return _retire_then_close(view)
     if view.workers:
         staying = [worker for worker in view.workers if worker.phase is not Phase.STOPPING]
         return [Stop(worker.id) for worker in staying] if view.may_stop else []
@@ -363,7 +363,7 @@ def _disarm(view: View) -> list[Action]:
     return [Disarm()] if view.armed else []
 
 
-def _leave(view: View) -> list[Action]:
+def _retire_then_close(view: View) -> list[Action]:
     if not view.may_stop:
         return []
     staying = [worker for worker in view.workers if worker.phase not in LEAVING]
@@ -381,30 +381,30 @@ def _rotate(view: View) -> list[Action]:
     ]
 
 
-def _attend(view: View) -> list[Action]:
+def _choose_accepting(view: View) -> list[Action]:
     """The actions that let only healthy workers accept. If all workers are unhealthy, at least one accepts."""
     ready = [worker for worker in view.staying if worker.phase is Phase.READY]
     if view.apart:
         own = [worker for worker in ready if worker.generation != view.canary]
-        return _share_out(own) + _share_out([worker for worker in ready if worker not in own])
-    return _share_out(ready)
+        return _choose_at_address(own) + _choose_at_address([worker for worker in ready if worker not in own])
+    return _choose_at_address(ready)
 
 
-def _share_out(ready: list[WorkerView]) -> list[Action]:
+def _choose_at_address(ready: list[WorkerView]) -> list[Action]:
     """The actions that decide which of the workers at one address accept connections."""
     if any(not worker.ko for worker in ready):
-        return [Attend(worker.id, not worker.ko) for worker in ready if worker.resting is not worker.ko]
+        return [Accept(worker.id, not worker.ko) for worker in ready if worker.resting is not worker.ko]
     if all(worker.resting for worker in ready):
-        return [Attend(worker.id, True) for worker in ready]
+        return [Accept(worker.id, True) for worker in ready]
     return []
 
 
-def _hold(view: View) -> list[Action]:
+def _decide_in_backoff(view: View) -> list[Action]:
     # A worker that still serves continues; connections to a server without one wait until it refuses them.
     return _close(view) if view.desired is Desired.REFUSING and not view.workers else []
 
 
-def _serve(view: View) -> list[Action]:
+def _replace_workers(view: View) -> list[Action]:
     current = [worker for worker in view.staying if worker.generation == view.generation]
     old = [worker for worker in view.staying if worker.generation not in (view.generation, view.canary)]
     if not view.overlap and len(current) < len(view.workers):
@@ -418,8 +418,8 @@ def _serve(view: View) -> list[Action]:
         return [Stop(worker.id) for worker in going]
     actions: list[Action] = []
     if view.may_start:
-        actions += _missing(view, view.generation, view.count)
-        actions += _missing(view, view.canary, view.canaries)
+        actions += _spawn_missing(view, view.generation, view.count)
+        actions += _spawn_missing(view, view.canary, view.canaries)
     surplus = [worker for worker in current if worker.index >= view.count]
     ready = {worker.index for worker in current if worker.phase is Phase.READY}
     if ready.issuperset(range(view.count)):
@@ -430,7 +430,7 @@ def _serve(view: View) -> list[Action]:
     return actions + [_retire(worker) for worker in leaving if worker.phase is not Phase.READY]
 
 
-def _missing(view: View, generation: int, count: int) -> list[Action]:
+def _spawn_missing(view: View, generation: int, count: int) -> list[Action]:
     # A leaving worker keeps its name until it has ended.
     present = {worker.index for worker in view.workers if worker.generation == generation}
     return [Spawn(generation, index) for index in range(count) if index not in present]
@@ -467,7 +467,7 @@ class Verdict:
     restarts: int = 0
 
 
-def judge(
+def judge_exit(
     policy: Restart,
     exit_: Exit,
     *,
@@ -520,7 +520,7 @@ class Trace:
         elif actions:
             outcome = ", ".join(map(_action_text, actions))
         else:
-            outcome = f"nothing: {why_nothing(view)}"
+            outcome = f"nothing: {reason_for_no_action(view)}"
         logger.info("decision: %s: %s => %s", name, changed or "nothing has changed", outcome)
 
     def forget(self, name: str) -> None:
@@ -566,7 +566,7 @@ def _action_text(action: Action) -> str:
     return " ".join([type(action).__name__.lower(), *values])
 
 
-def why_nothing(view: View) -> str:
+def reason_for_no_action(view: View) -> str:
     """The reason why the server needs no action now."""
     leaving = _ids_of_workers_in(view, *LEAVING)
     if view.desired.rests:

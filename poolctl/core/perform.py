@@ -30,9 +30,9 @@ from .decide import (
     ASLEEP,
     BEFORE_START,
     LEAVING,
+    Accept,
     Action,
     Arm,
-    Attend,
     Check,
     Close,
     Desired,
@@ -49,7 +49,7 @@ from .decide import (
     RunHook,
     Spawn,
     Stop,
-    judge,
+    judge_exit,
     restarts_within,
 )
 from .health_checks import HealthChecks
@@ -381,7 +381,7 @@ class Executor:
                 worker.out = not in_rotation
                 assert worker.placement is not None
                 self._queue.run(self._runner.rotate(worker.placement, in_rotation))
-            case Attend(name, accepting):
+            case Accept(name, accepting):
                 worker = entry.observed.workers[name]
                 worker.resting = not accepting
                 assert worker.placement is not None
@@ -994,7 +994,7 @@ class Executor:
             if not exit_.ok:
                 observed.next_step = given_up(entry)
             return
-        verdict = judge(
+        verdict = judge_exit(
             entry.config.restart,
             exit_,
             was_ready=was_ready,

@@ -15,9 +15,9 @@ from poolctl.states import PASSING, State, Status
 from poolctl.time_windows import NO_PERIOD, Period
 
 from .decide import (
+    ALLOWED_CHANGES,
     ASLEEP,
     AWAKE,
-    FOLLOWS,
     IN_BACKOFF,
     LEAVING,
     NO_OVERRIDES,
@@ -634,7 +634,7 @@ class Entry:
 
     def become(self, desired: Desired) -> None:
         """Change the desired state and end a backoff. Raises ImpossibleChange."""
-        if desired not in FOLLOWS[self.desired.state]:
+        if desired not in ALLOWED_CHANGES[self.desired.state]:
             raise ImpossibleChange(f"{self.name}: {self.desired.state} does not become {desired}")
         if desired is not Desired.REFUSING:
             for timer in self.observed.timers:

@@ -16,8 +16,8 @@ from poolctl.config import Backoff, Restart
 from poolctl.core.decide import (
     ASLEEP,
     AWAKE,
+    Accept,
     Arm,
-    Attend,
     Check,
     Close,
     Desired,
@@ -38,8 +38,8 @@ from poolctl.core.decide import (
     View,
     WorkerView,
     decide,
-    judge,
-    why_nothing,
+    judge_exit,
+    reason_for_no_action,
 )
 from poolctl.core.server_entry import DesiredState, Entry, ServerListener, Worker
 from poolctl.runners.runner_protocol import Exit
@@ -238,8 +238,8 @@ def test_workers_of_a_canary_with_its_own_address_do_not_accept_for_those_of_the
     own = WorkerView("w.1.0", 1, 0, Phase.READY, resting=True, ko=True)
     canary = WorkerView("w.2.0", 2, 0, Phase.READY, resting=True)
     facts = {"canary": 2, "canaries": 1}
-    assert decide(view(own, canary, **facts)) == [Attend("w.2.0", True)]
-    assert decide(view(own, canary, apart=True, **facts)) == [Attend("w.1.0", True), Attend("w.2.0", True)]
+    assert decide(view(own, canary, **facts)) == [Accept("w.2.0", True)]
+    assert decide(view(own, canary, apart=True, **facts)) == [Accept("w.1.0", True), Accept("w.2.0", True)]
 
 
 GOOD, BAD = Exit.from_status(0), Exit.from_status(1)
@@ -250,7 +250,9 @@ def verdict(exit_: Exit, policy: str = "on-failure", **more: Any) -> Verdict:
     """Of a death at 100 s, unless `now` says otherwise, without chance."""
     about = {key: more.pop(key) for key in ("was_ready", "retries", "restarts", "now") if key in more}
     rules = Restart(policy=policy, **more)
-    return judge(rules, exit_, **{"was_ready": True, "restarts": (), "now": 100.0, "jitter": 0.0} | about)
+    return judge_exit(
+        rules, exit_, **{"was_ready": True, "restarts": (), "now": 100.0, "jitter": 0.0} | about
+    )
 
 
 @pytest.mark.parametrize(
@@ -312,7 +314,7 @@ def test_delays_stay_within_what_is_configured(
     restarts: list[float], now: float, jitter: float, share: float, factor: float, was_ready: bool
 ) -> None:
     policy = Restart(limit=1_000_000, backoff=Backoff(initial=0.2, max=30, factor=factor, jitter=share))
-    found = judge(policy, BAD, was_ready=was_ready, restarts=restarts, now=now, jitter=jitter)
+    found = judge_exit(policy, BAD, was_ready=was_ready, restarts=restarts, now=now, jitter=jitter)
     assert found.next is Next.RESTART
     assert 0 <= found.delay_seconds <= 30 * (1 + share)
 
@@ -400,7 +402,7 @@ REASONS: list[tuple[View, str]] = [
 
 @pytest.mark.parametrize(("view", "reason"), REASONS, ids=[reason for _, reason in REASONS])
 def test_trace_gives_the_reason_why_nothing_is_done(view: View, reason: str) -> None:
-    assert why_nothing(view) == reason
+    assert reason_for_no_action(view) == reason
 
 
 def test_verdict_after_too_many_restarts_has_their_number() -> None:

@@ -15,9 +15,9 @@ from poolctl.core.decide import (
     AWAKE,
     BEFORE_START,
     LEAVING,
+    Accept,
     Action,
     Arm,
-    Attend,
     Check,
     Close,
     Desired,
@@ -122,7 +122,7 @@ def applied(view: View, actions: list[Action]) -> View:
                 assert workers[name].phase is Phase.READY
                 assert workers[name].out is in_rotation
                 workers[name] = replace(workers[name], out=not in_rotation)
-            case Attend(name, accepting):
+            case Accept(name, accepting):
                 assert workers[name].phase is Phase.READY
                 assert workers[name].resting is accepting
                 well = [each for each in serving(view) if not each.ko]

@@ -15,9 +15,9 @@ import pytest
 import poolctl
 from poolctl.config import ServerConfig
 from poolctl.core.decide import (
+    ALLOWED_CHANGES,
     ASLEEP,
     AWAKE,
-    FOLLOWS,
     Desired,
     ImpossibleChange,
     Listener,
@@ -71,7 +71,7 @@ PROBED = {"health": {"liveness": {"http": "/"}}}
 
 
 def test_every_value_says_what_may_follow_it() -> None:
-    assert FOLLOWS.keys() == set(Desired)
+    assert ALLOWED_CHANGES.keys() == set(Desired)
 
 
 @pytest.mark.parametrize(
