@@ -57,7 +57,7 @@ class TrafficSplit(Protocol):
 class Core:
     """The servers of a pool, and the decisions about them, which follow each change before the loop sleeps.
 
-    `calm`: only commands have effects. `listeners` get each entry that may have changed.
+    `calm`: only commands have effects. `observers` are called with each entry that may have changed.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Core:
         self.entries = self.servers.entries
         self.health = HealthChecks(runner, self._queue, recorder)
         self.stacks = StackReports(runner, recorder)
-        self.listeners: set[Callable[[Entry], None]] = {self.health.entry_changed}
+        self.observers: set[Callable[[Entry], None]] = {self.health.entry_changed}
         self.traffic_split: TrafficSplit | None = None  # the gateway of the pool, if it has one
         self.calm = calm
         self._trace = trace
@@ -112,7 +112,7 @@ class Core:
             name = entry.name
             touched[name] = entry
             self._addresses.review(entry)
-            self._review_sleep(entry)
+            self._update_sleep(entry)
             self._runs.review(entry)
             for action in self._decide(entry):
                 self._executor.perform(entry, action)
@@ -129,8 +129,8 @@ class Core:
         if self._queue:
             self._queue.schedule()
         for entry in touched.values():
-            for listener in list(self.listeners):
-                listener(entry)
+            for observer in list(self.observers):
+                observer(entry)
             queued = entry.desired.queued_start
             if queued is not None and not entry.is_stopping:
                 self.start(entry, ignore_dependencies=queued.ignore_dependencies, retries=queued.retries)
@@ -145,7 +145,7 @@ class Core:
             self._trace.decision(entry.name, view, actions, withheld=bool(decided) and not actions)
         return actions
 
-    def _review_sleep(self, entry: Entry) -> None:
+    def _update_sleep(self, entry: Entry) -> None:
         kept = entry.kept
         entry.observed.needed = any(dependent.up for dependent in self.servers.dependents(entry))
         self._windows.review(entry)
@@ -262,7 +262,7 @@ class Core:
         """Wake the server if it sleeps, as a request would."""
         self._executor.wake(entry)
 
-    def demand(self, server_name: str, count: int) -> int:
+    def record_demand(self, server_name: str, count: int) -> int:
         """Record how many requests wait for the server outside the pool; returns the planned number of workers.
 
         Wakes a server that sleeps. Returns 0 for a server that no request starts, because it is stopped,
@@ -277,7 +277,7 @@ class Core:
         return entry.size
 
     def take_demand(self, entry: Entry) -> int:
-        """Return and clear the number of waiting requests recorded by `demand`."""
+        """Return and clear the number of waiting requests recorded by `record_demand`."""
         count, entry.observed.demand = entry.observed.demand, 0
         return count
 
@@ -343,7 +343,7 @@ class Core:
         worker.stuck = stuck
         self.touch(entry)
 
-    def idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
+    def set_idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
         """Note that a worker has had no traffic for long enough to sleep, or has traffic again."""
         worker = entry.observed.workers.get(worker_id)
         if worker is not None and worker.idle is not idle:
@@ -355,7 +355,7 @@ class Core:
     async def open_canary_address(self, config: ServerConfig) -> ServerConfig:
         """Open a separate address on this machine; returns the configuration with it. Raises ServerError."""
         for attempt in range(_OPEN_ATTEMPTS):
-            made = config.at(_canary_address(config.address))
+            made = config.at(_unused_local_address(config.address))
             try:
                 await self.runner.open(made)
             except ServerError:
@@ -490,7 +490,7 @@ class Core:
         self.touch(entry)
         return entry
 
-    def holder(self, entry: Entry) -> Entry | None:
+    def address_holder(self, entry: Entry) -> Entry | None:
         """Another server that has the entry's address and will keep it, or None.
 
         A server that is stopping does not count.
@@ -508,12 +508,12 @@ class Core:
         if self._trace is not None:
             self._trace.forget(entry.name)
 
-    def relate(self, entry: Entry, dependencies: tuple[Dependency, ...]) -> None:
+    def set_dependencies(self, entry: Entry, dependencies: tuple[Dependency, ...]) -> None:
         """Make the server depend on these servers instead of those in its configuration."""
         if entry.config.depends_on != dependencies:
             self.change(entry, entry.config.but(depends_on=dependencies), live=True)
 
-    def give_state(self, entry: Entry, values: Mapping[str, object]) -> None:
+    def set_app_state(self, entry: Entry, values: Mapping[str, object]) -> None:
         """Set the values in `scope["state"]` for applications of workers started from now on."""
         entry.desired.app_state = values
 
@@ -713,7 +713,7 @@ class Core:
             self.touch(entry)
 
 
-def _canary_address(address: Address) -> Address:
+def _unused_local_address(address: Address) -> Address:
     """An unused address of the same kind that only this machine can reach."""
     if address.kind == "unix":
         return Address("unix", path=f"{address.path}.canary")
@@ -732,7 +732,7 @@ class CoreEvents(RunnerEvents):
 
     def idle(self, placement: Placement, idle: bool) -> None:
         if entry := self.core.entries.get(placement.server):
-            self.core.idle(entry, placement.id, idle)
+            self.core.set_idle(entry, placement.id, idle)
 
 
 _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
@@ -764,7 +764,7 @@ class Goal:
 
         `report` is called after each change of a server.
         """
-        self.missing = await until(self._core, self._entries, self.is_over, timeout_seconds, report)
+        self.missing = await wait_until(self._core, self._entries, self.is_over, timeout_seconds, report)
         failed = [entry for entry in self._entries if self.has_failed(entry) or self._has_ended(entry)]
         found = await asyncio.gather(
             *(
@@ -789,19 +789,19 @@ class Goal:
         if self.is_overtaken(entry):
             opposite = "started" if self._kind is PoolStopError else "stopped"
             reason = self._core.reason or f"was {opposite} by another command meanwhile"
-            return not_arrived(entry, self._kind, reason)
+            return goal_error(entry, self._kind, reason)
         if entry.name in self._stuck:
             blocker = self._stuck[entry.name]
             why, hint = _explain_blocker(blocker)
-            return not_arrived(entry, self._kind, f"waits for {blocker.name}, which {why}", hint)
+            return goal_error(entry, self._kind, f"waits for {blocker.name}, which {why}", hint)
         if entry.failed:
             failure = entry.observed.failure or ServerError("has failed before")
-            return not_arrived(entry, self._kind, failure.message, failure.hint)
+            return goal_error(entry, self._kind, failure.message, failure.hint)
         if entry in self.missing:
-            return not_arrived(entry, self._kind, f"is still {in_words(entry.state)}")
+            return goal_error(entry, self._kind, f"is still {in_words(entry.state)}")
         if self._has_ended(entry) and entry.observed.last_exit is not None:
             message = f"ended after it was ready: {entry.observed.last_exit.message}"
-            return self._with_last_lines(entry, not_arrived(entry, self._kind, message, _logs_command(entry)))
+            return self._with_last_lines(entry, goal_error(entry, self._kind, message, _logs_command(entry)))
         return None
 
     def _reached(self, entry: Entry) -> bool:
@@ -843,9 +843,9 @@ class Goal:
         if entry.failed and entry.listener.state is not Listener.CLOSED:
             return False  # connections must be refused before the failure is reported
         over = entry.failed or entry.completed
-        return over or self._failed(entry) or self._reached(entry) or self.is_overtaken(entry)
+        return over or self._failed_or_blocked(entry) or self._reached(entry) or self.is_overtaken(entry)
 
-    def _failed(self, entry: Entry) -> bool:
+    def _failed_or_blocked(self, entry: Entry) -> bool:
         if self.has_failed(entry):
             return True
         blocker = self._blocker(entry)
@@ -864,7 +864,7 @@ class Goal:
         return None
 
 
-def not_arrived(entry: Entry, kind: type[PoolError], message: str, hint: str = "") -> ServerError:
+def goal_error(entry: Entry, kind: type[PoolError], message: str, hint: str = "") -> ServerError:
     """The error for a server that missed the goal of a command; `kind` is the command's error class."""
     return ServerError(
         message,
@@ -890,7 +890,7 @@ def _explain_blocker(blocker: Entry) -> tuple[str, str]:
     return "did not become ready", f"poolctl logs {blocker.name}"
 
 
-async def until(
+async def wait_until(
     core: Core,
     entries: Iterable[Entry],
     finished: Callable[[Entry], bool],
@@ -921,12 +921,12 @@ async def until(
     for entry in list(waiting.values()):
         look(entry)
     if waiting:
-        core.listeners.add(look)
+        core.observers.add(look)
         try:
             async with asyncio.timeout(timeout_seconds):
                 await everything
         except TimeoutError:
             pass
         finally:
-            core.listeners.discard(look)
+            core.observers.discard(look)
     return list(waiting.values())

@@ -100,8 +100,8 @@ class HealthChecks:
             self._note(entry, worker, probe)
             self._queue.touch(entry)
         if probe.kind == "liveness" and probe.status is Status.KO:
-            for listener in list(self.unhealthy):
-                listener(entry, worker, f"liveness ko: {probe.message}")
+            for observer in list(self.unhealthy):
+                observer(entry, worker, f"liveness ko: {probe.message}")
 
     def _note(self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None) -> None:
         """Record the server's health if it differs from the last report."""

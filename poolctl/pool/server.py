@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from poolctl.address import Address, parse
 from poolctl.clock import Clock
 from poolctl.config import Dependency, ServerConfig, TLSConfig
-from poolctl.core.core import Core, CoreEvents, Goal, until
+from poolctl.core.core import Core, CoreEvents, Goal, wait_until
 from poolctl.core.decide import LEAVING, Listener, Trace
 from poolctl.core.server_entry import Availability, Entry
 from poolctl.errors import (
@@ -651,7 +651,7 @@ class Host(CoreEvents):
         self.core = Core((), runner, clock, _NullRecorder(), trace=Trace.configured(os.environ))
         self.engine = on
         self._handles: dict[str, Handle] = {}  # by their names in the core
-        self.core.listeners.add(self._changed)
+        self.core.observers.add(self._changed)
         runner.events = self
         if runner.capabilities.counters is not None:
             runner.capabilities.counters.add_up = self._add_up
@@ -701,7 +701,7 @@ class Host(CoreEvents):
         runs = handle.entry.wanted and bool(handle.entry.observed.workers)
         same = handle.entry.config == config or (runs and not replace)
         if same and self._source(handle, handle.entry.config) is source:
-            self.relate(handle, config.depends_on)
+            self.set_dependencies(handle, config.depends_on)
             return False
         handle.config_sources.append((config, source))
         self.core.change(handle.entry, config, live=live)
@@ -716,18 +716,18 @@ class Host(CoreEvents):
         entries = [handle.entry for handle in self._handles.values() if handle.entry is not None]
         for entry in entries:
             self.core.stop(entry)
-        await until(self.core, entries, lambda entry: entry.at_rest, None)
+        await wait_until(self.core, entries, lambda entry: entry.at_rest, None)
 
     def _changed(self, entry: Entry) -> None:
         handle = self._handles.get(entry.name)
         if handle is not None and handle.entry is entry:
             self.record_state(handle)
 
-    def relate(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
+    def set_dependencies(self, handle: Handle, dependencies: tuple[Dependency, ...]) -> None:
         """Make the server depend on these servers, given by their names in the core."""
         assert handle.entry is not None
         before = self._source(handle, handle.entry.config)
-        self.core.relate(handle.entry, dependencies)
+        self.core.set_dependencies(handle.entry, dependencies)
         if before is not None and self._source(handle, handle.entry.config) is None:
             handle.config_sources.append((handle.entry.config, before))
 
@@ -926,7 +926,7 @@ def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Go
     for host, names in hosts.items():
         # Servers stopped together end in the order of their dependencies, even if started without them.
         for handle, needed in dependencies_among(list(names), names).items():
-            host.relate(handle, needed)
+            host.set_dependencies(handle, needed)
         entries = [handle.entry for handle in names if handle.entry is not None]
         goal = Goal(host.core, PoolStopError, entries)
         goals += [(goal, handle) for handle in names]
@@ -1108,7 +1108,7 @@ class StartOrder:
 
     def _order(self, host: Host, each: _PendingServer, *, changed: bool) -> None:
         core, entry = host.core, each.entry
-        holder = core.holder(entry)
+        holder = core.address_holder(entry)
         if holder is not None:
             problem = ServerError(
                 f"its address is in use by {host.in_users_names(holder.name)!r} of this process",
@@ -1120,7 +1120,7 @@ class StartOrder:
             return
         each.handle.refusal = None
         each.handle.awaiting.add(self)
-        core.give_state(entry, each.server._shared.values)
+        core.set_app_state(entry, each.server._shared.values)
         runs = entry.wanted and bool(entry.observed.workers)
         if each.live:
             return
@@ -1170,7 +1170,7 @@ class StartOrder:
             if each.entry.failed:
                 handle.refusal = problem
         for host, entries in abandoned.items():
-            await until(host.core, entries, lambda entry: entry.at_rest or entry.settled, _KILL_SECONDS)
+            await wait_until(host.core, entries, lambda entry: entry.at_rest or entry.settled, _KILL_SECONDS)
         for each in ordered:
             if each.server in self._errors and each.handle.observed.state is State.RUNNING:
                 self._errors[each.server] = _serves_on(self._errors[each.server])
@@ -1192,7 +1192,7 @@ class StartOrder:
         handle = each.handle
         if is_leaving(each.entry):
             future = loop_thread.submit(
-                until(host.core, [each.entry], lambda entry: not is_leaving(entry), None)
+                wait_until(host.core, [each.entry], lambda entry: not is_leaving(entry), None)
             )
             handle.ending.add(future)
             future.add_done_callback(handle.ending.discard)

@@ -60,7 +60,7 @@ def watch_health(core: Core, events: Events) -> None:
     checks = [MemoryLimit(core.clock, recovery).entry_changed]
     if (heartbeats := core.runner.capabilities.heartbeats) is not None:
         checks.append(Heartbeat(heartbeats, core, events, recovery).entry_changed)
-    core.listeners |= set(checks)
+    core.observers |= set(checks)
     for entry in core.entries.values():
         for look in checks:
             look(entry)
@@ -198,7 +198,7 @@ class WorkerRecovery:
         self._reading: dict[int, asyncio.Task[list[str]]] = {}  # reading last lines, by the report's id
         self._taking: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # reading stacks, by the worker's id
         core.health.unhealthy.add(lambda entry, worker, reason: self.notice(entry, worker, LIVENESS, reason))
-        core.listeners.add(self.entry_changed)
+        core.observers.add(self.entry_changed)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         """Report a worker's problem; a repeated report has no effect."""

@@ -192,7 +192,7 @@ class Supervisor(Receiver, CoreEvents):
         recovering = any(entry.observed.recovering for entry in self.core.entries.values())
         if recovering and not self._calm:
             self._watch_health()
-        self.core.listeners.add(self._changed)
+        self.core.observers.add(self._changed)
         for entry in self.core.entries.values():
             # Adopted workers may differ from the record, and the core may already have reported that.
             self._changed(entry)
@@ -206,7 +206,7 @@ class Supervisor(Receiver, CoreEvents):
         if self._calm:
             self._serve_commands_only()
             return
-        self.core.listeners.add(self._end_if_mandatory_failed)
+        self.core.observers.add(self._end_if_mandatory_failed)
         if not self._configuration.problems:
             self._adopting_late = asyncio.ensure_future(self._adopt_late())
 

@@ -34,7 +34,7 @@ class Service:
         self._status = ""
         self._timer: asyncio.TimerHandle | None = None
         self._period_seconds = sd_notify.watchdog_seconds(env) / _PINGS_PER_PERIOD
-        core.listeners.add(lambda entry: self._schedule_notification())
+        core.observers.add(lambda entry: self._schedule_notification())
         if self._period_seconds:
             self._live()
         self._schedule_notification()

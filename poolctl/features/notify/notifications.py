@@ -293,7 +293,7 @@ class Notifications(FeaturePart):
             if kind == "health" and entry is not None:
                 # Its health has to be probed first.
                 self._unhealthy.add(name)
-                core.listeners.add(self._server_changed)
+                core.observers.add(self._server_changed)
             state = entry.state if entry is not None else State.STOPPED.value
             if state not in (State.FAILED.value, State.BACKOFF.value):
                 self._take(JournalEvent("", 0, "lifecycle", state, name, after=state))
@@ -304,7 +304,7 @@ class Notifications(FeaturePart):
             status = Status.OK.value
             self._take(JournalEvent("", 0, "health", status, entry.name, after=status))
         if not self._unhealthy:
-            self.site.core.listeners.discard(self._server_changed)
+            self.site.core.observers.discard(self._server_changed)
 
     async def _test(self, call: Call) -> NotifyResult:
         """Send a test notification to each receiver, or to those in `receivers`; the answer holds each result."""

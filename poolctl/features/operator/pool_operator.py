@@ -47,7 +47,7 @@ _BEARER = b"bearer "
 class Scaling(Protocol):
     """Scales the servers of the pool."""
 
-    def demand(self, server_name: str, count: int) -> int:
+    def record_demand(self, server_name: str, count: int) -> int:
         """Record waiting requests for the server; returns the number of workers it should have. Raises KeyError."""
 
 
@@ -136,7 +136,7 @@ class OperatorEndpoint(HttpEndpoint):
         if self.namespace is not None and report.namespace != self.namespace:
             return 404, f"unknown namespace: {report.namespace[:200]!r}"
         try:
-            workers = self._scaling.demand(report.service, report.requests)
+            workers = self._scaling.record_demand(report.service, report.requests)
         except KeyError:
             return 404, f"unknown service: {report.service[:200]!r}"
         self._report(report, workers)

@@ -71,7 +71,7 @@ class CanaryRollout:
         self._canary: Canary = core.begin_canary(
             entry, plan.config, plan.canaries, share=share, apart=plan.apart
         )
-        core.listeners.add(self._server_changed)
+        core.observers.add(self._server_changed)
         self._record("rollout started", f"{self.share_in_words}, {plan.what}")
 
     @property
@@ -248,7 +248,7 @@ class CanaryRollout:
     def _conclude(self, state: str, reason: str) -> None:
         self._state, self.reason = state, reason
         self._final = self.report()
-        self._core.listeners.discard(self._server_changed)
+        self._core.observers.discard(self._server_changed)
         if self._timer is not None:
             self._timer.cancel()
         self.begun.set()

@@ -164,11 +164,11 @@ class Rollouts(FeaturePart):
                 met.set()
 
         look(entry)
-        self._core.listeners.add(look)
+        self._core.observers.add(look)
         try:
             await met.wait()
         finally:
-            self._core.listeners.discard(look)
+            self._core.observers.discard(look)
 
     def _check(self, entry: Entry) -> None:
         """Raise an exception if a rollout of the server is not possible now."""

@@ -95,11 +95,11 @@ class Autoscaler(FeaturePart):
         self._servers: dict[str, _ScaledServer] = {}
         self._timer: asyncio.TimerHandle | None = None
         if not site.core.calm:
-            site.core.listeners.add(self._watch)
+            site.core.observers.add(self._watch)
 
     async def aclose(self) -> None:
         """Stop taking samples."""
-        self._core.listeners.discard(self._watch)
+        self._core.observers.discard(self._watch)
         if self._timer is not None:
             self._timer.cancel()
         self._servers.clear()

@@ -61,7 +61,7 @@ class EventRecorder:
                 seen = self._seen[entry.name] = _RecordedState(entry, _state_before(entry))
                 seen.mark, seen.size, seen.kept = _mark(entry), entry.size, None
                 seen.known = {worker.id: (worker, worker.phase) for worker in entry.observed.workers.values()}
-        self._core.listeners.add(self.record_changes)
+        self._core.observers.add(self.record_changes)
 
     def record_changes(self, entry: Entry) -> None:
         """Record the changes of the entry since the last call."""

@@ -23,7 +23,7 @@ from poolctl.config import (
 )
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result, entries, failure
 from poolctl.core.configuration_diff import certificate_ends, date_text
-from poolctl.core.core import Core, not_arrived
+from poolctl.core.core import Core, goal_error
 from poolctl.core.decide import ASLEEP
 from poolctl.core.schedules import moment_text, window_text
 from poolctl.core.server_entry import Entry
@@ -233,7 +233,7 @@ class Lifecycle:
             self._core.override(entry, replace(entry.desired.overrides, workers=count))
         code = await operation.settle(call)
         operation.problems += [
-            not_arrived(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
+            goal_error(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
             for entry in able
             if entry.size != workers
         ]

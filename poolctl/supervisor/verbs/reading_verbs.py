@@ -10,7 +10,7 @@ from poolctl.control.answers import ErrorEntry, EventsResult, ProgressLine, Resu
 from poolctl.control.control_server import Progress
 from poolctl.control.server_answers import ShowResult, StacksResult
 from poolctl.core.configuration_diff import date_text, expired_message
-from poolctl.core.core import Goal, not_arrived, until
+from poolctl.core.core import Goal, goal_error, wait_until
 from poolctl.core.decide import Desired
 from poolctl.core.schedules import failed_run
 from poolctl.core.server_entry import Entry, Worker
@@ -103,12 +103,12 @@ class Reading:
         test = tests.get(goal, lambda entry: entry.state == goal)
         if goal in ("ready", "healthy", "running"):
             entries = [entry for entry in entries if not entry.is_disabled]
-        late = await until(self._core, entries, test, call.options.get("timeout"), reporter(call, test))
+        late = await wait_until(self._core, entries, test, call.options.get("timeout"), reporter(call, test))
         # An earlier failure is not the reason why a running server does not stop.
         hint = "poolctl stop {}" if goal == State.STOPPED else ""
         problems = [
             (None if goal == State.STOPPED else self._blocked(entry))
-            or not_arrived(entry, PoolMonitorError, self._why_not(entry, goal), hint.format(entry.name))
+            or goal_error(entry, PoolMonitorError, self._why_not(entry, goal), hint.format(entry.name))
             for entry in late
         ]
         return Result(

@@ -209,7 +209,7 @@ def test_leaving_server_gets_nothing_after_another_supervisor_has_adopted_the_pr
         async with gateway(short) as stage:
             environment: Any = SimpleNamespace(keeper=None, directory="", state_directory="")
             # Which has no longer an entry for the server.
-            core: Any = SimpleNamespace(listeners=set(), entries={}, servers=SimpleNamespace(revision=0))
+            core: Any = SimpleNamespace(observers=set(), entries={}, servers=SimpleNamespace(revision=0))
             manager = GatewayManager(environment, core, Events(Clock()))
             manager.tables = Tables(gateway=GatewayConfig(engine="haproxy"))
             manager._process = stage.process

@@ -340,14 +340,14 @@ def test_unhealthy_server_is_resolved_once_its_health_has_been_probed(play: Play
         receivers.follow("mail")
         (mail,) = receivers.part._deliveries.values()
         assert list(mail.to_dict()["open"]) == ["health web"]
-        (listener,) = [each for each in core.listeners if each == receivers.part._server_changed]
+        (observer,) = [each for each in core.observers if each == receivers.part._server_changed]
         entry.health = Status.WARN
-        listener(entry)
+        observer(entry)
         assert list(mail.to_dict()["open"]) == ["health web"]
         entry.health = Status.OK
-        listener(entry)
+        observer(entry)
         assert mail.to_dict() == {}
-        assert listener not in core.listeners
+        assert observer not in core.observers
 
     play(scene)
 

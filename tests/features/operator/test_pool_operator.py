@@ -53,7 +53,7 @@ class Servers:
     def __init__(self) -> None:
         self.demanded: list[tuple[str, int]] = []
 
-    def demand(self, server_name: str, count: int) -> int:
+    def record_demand(self, server_name: str, count: int) -> int:
         workers = {"users": 2, "stopped": 0}[server_name]
         self.demanded.append((server_name, count))
         return workers

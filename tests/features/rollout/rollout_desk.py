@@ -61,7 +61,7 @@ class RolloutDesk(Desk):
 
     async def look(self) -> None:
         """What a second does."""
-        for each in self.core.listeners:
+        for each in self.core.observers:
             if isinstance(rollout := getattr(each, "__self__", None), CanaryRollout):
                 rollout.look_at_figures()
                 break

@@ -178,7 +178,7 @@ def test_canary_with_its_own_address_serves_until_all_others_are_replaced(routed
         desk.files.written[0] = web(workers=3, env={"TURN": "2"})
         await desk.rollout(wait=False)
         seen: list[tuple[str, ...]] = []
-        desk.core.listeners.add(lambda entry: seen.append(tuple(desk.serving)))
+        desk.core.observers.add(lambda entry: seen.append(tuple(desk.serving)))
         (item,) = (await desk.ask("rollout", "web", op="promote"))["items"]
         await turns()
         assert (item["state"], item["what"]) == ("promoted", "env.TURN changed")
@@ -384,13 +384,13 @@ def test_unhealthy_canary_is_withdrawn_and_an_unhealthy_other_worker_is_not(desk
         await turns()
         workers = desk.entry.observed.workers
         workers["web.1.0"].stuck = True
-        for listener in list(desk.core.listeners):
-            listener(desk.entry)
+        for observer in list(desk.core.observers):
+            observer(desk.entry)
         await turns()
         assert not outcome.done()
         workers["web.2.0"].stuck = True
-        for listener in list(desk.core.listeners):
-            listener(desk.entry)
+        for observer in list(desk.core.observers):
+            observer(desk.entry)
         (item,) = (await outcome)["items"]
         assert item["reason"].startswith("web.2.0 is unhealthy: ")
 

@@ -442,7 +442,7 @@ def quiet(pool: OrderedCore, name: str, *, idle: bool = True) -> None:
     """All workers of the server say that they have had no traffic, or that they have some again."""
     entry = pool.core.entries[name]
     for worker in list(entry.observed.workers.values()):
-        pool.core.idle(entry, worker.id, idle)
+        pool.core.set_idle(entry, worker.id, idle)
 
 
 async def woken(pool: OrderedCore, name: str) -> None:
@@ -884,14 +884,14 @@ def test_demand_of_waiting_requests_is_summed_for_the_triggers_of_a_server_that_
         automatic = {"min": 2, "max": 5, "triggers": {"cpu": 80}}
         pool = OrderedCore(web(scale=automatic), web("fixed"))
         entry = pool.core.entries["web"]
-        assert pool.core.demand("web", 3) == 0, "it is stopped"
+        assert pool.core.record_demand("web", 3) == 0, "it is stopped"
         await pool.start()
-        assert [pool.core.demand("web", count) for count in (3, 4)] == [2, 2]
+        assert [pool.core.record_demand("web", count) for count in (3, 4)] == [2, 2]
         assert [pool.core.take_demand(entry) for _ in range(2)] == [7, 0]
         fixed = pool.core.entries["fixed"]
-        assert (pool.core.demand("fixed", 3), pool.core.take_demand(fixed)) == (1, 0)
+        assert (pool.core.record_demand("fixed", 3), pool.core.take_demand(fixed)) == (1, 0)
         with pytest.raises(KeyError):
-            pool.core.demand("gone", 1)
+            pool.core.record_demand("gone", 1)
 
     run(scenario())
 
@@ -1021,7 +1021,7 @@ def test_idleness_of_a_worker_is_noted_when_it_changes() -> None:
         pool.core.take_changed()
         noted = []
         for worker_id, idle in (("web.1.0", True), ("web.1.0", True), ("web.9.0", True), ("web.1.0", False)):
-            pool.core.idle(entry, worker_id, idle)
+            pool.core.set_idle(entry, worker_id, idle)
             noted.append(bool(pool.core.take_changed()))
         assert noted == [True, False, False, True]
 
@@ -1144,11 +1144,11 @@ def test_address_is_held_by_another_server_that_runs_and_not_by_one_that_stops()
         await pool.start()
         old = pool.core.entries["old"]
         new = pool.core.add(web("new", bind=":9100"))
-        assert pool.core.holder(new) is old
-        assert pool.core.holder(old) is None
+        assert pool.core.address_holder(new) is old
+        assert pool.core.address_holder(old) is None
         pool.runner.may_end.clear()
         pool.core.stop(old)
-        assert pool.core.holder(new) is None
+        assert pool.core.address_holder(new) is None
 
     run(scenario())
 
@@ -1160,9 +1160,9 @@ def test_changed_dependencies_do_not_replace_the_workers() -> None:
         entry = pool.core.entries["web"]
         (dependency,) = web(depends_on=["db"]).depends_on
         before = entry.config
-        pool.core.relate(entry, ())
+        pool.core.set_dependencies(entry, ())
         assert entry.config is before
-        pool.core.relate(entry, (dependency,))
+        pool.core.set_dependencies(entry, (dependency,))
         await turns()
         assert entry.config.depends_on == (dependency,)
         assert "web.1.0" in pool.runner.running
@@ -1174,7 +1174,7 @@ def test_changed_dependencies_do_not_replace_the_workers() -> None:
 def test_values_of_the_pool_reach_the_applications_of_later_workers() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web())
-        pool.core.give_state(pool.core.entries["web"], {"db": "one"})
+        pool.core.set_app_state(pool.core.entries["web"], {"db": "one"})
         await pool.start()
         assert pool.runner.values == [{"db": "one"}]
 
@@ -1599,9 +1599,9 @@ def test_server_that_is_not_ready_at_the_timeout_is_missing_and_reported_with_it
         for entry in entries:
             pool.core.start(entry)
         await turns()
-        listeners = set(pool.core.listeners)
+        observers = set(pool.core.observers)
         await goal.wait(0.001)
-        assert (goal.missing, pool.core.listeners) == ([entries[0]], listeners)
+        assert (goal.missing, pool.core.observers) == ([entries[0]], observers)
         problem = goal.problem(entries[0])
         assert problem is not None
         assert (problem.message, goal.problem(entries[1])) == ("is still starting", None)
@@ -1709,7 +1709,7 @@ CHANGES: dict[str, Callable[[Core, Entry], Any]] = {
     "begin recovery": lambda core, entry: core.begin_recovery(entry, {}, {}, counts=False),
     "end recovery": lambda core, entry: core.end_recovery(entry),
     "stuck": lambda core, entry: core.mark_stuck(entry, worker_of(entry, "web.1.0"), True),
-    "idle": lambda core, entry: core.idle(entry, "web.1.0", True),
+    "idle": lambda core, entry: core.set_idle(entry, "web.1.0", True),
     "canary": lambda core, entry: core.begin_canary(entry, entry.config, 1),
     "remove": lambda core, entry: core.remove(entry),
     "change": lambda core, entry: core.change(entry, web(tags=["new"]), live=True),

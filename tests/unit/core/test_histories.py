@@ -257,7 +257,7 @@ class Histories(RuleBasedStateMachine):
         entry, worker = data.draw(st.sampled_from(self.ready_workers()))
         match what:
             case "idle" | "busy":
-                self.command(self.core.idle, entry, worker.id, what == "idle")
+                self.command(self.core.set_idle, entry, worker.id, what == "idle")
             case "stuck":
                 self.command(self.core.mark_stuck, entry, worker, not worker.stuck)
             case "relieved":

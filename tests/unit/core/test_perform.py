@@ -1096,7 +1096,7 @@ def test_idle_server_falls_asleep_and_its_next_worker_is_of_a_new_generation() -
         pool.runner.ring("web")
         await turns()
         assert log_of(pool) == ["open web", "arm web", "place web.1.0"]
-        pool.core.idle(entry, "web.1.0", True)
+        pool.core.set_idle(entry, "web.1.0", True)
         await turns()
         assert log_of(pool) == ["arm web", "drain web.1.0", "stop web.1.0 7"]
         assert (pool.states(), entry.observed.workers) == ({"web": "sleeping"}, {})
@@ -1116,7 +1116,7 @@ def test_order_to_wake_a_server_that_falls_asleep_starts_the_next_worker_at_once
         pool.core.wake(entry)
         await turns()
         pool.runner.may_drain = asyncio.Event()
-        pool.core.idle(entry, "web.1.0", True)
+        pool.core.set_idle(entry, "web.1.0", True)
         while entry.observed.called:
             await asyncio.sleep(0)
         log_of(pool)
@@ -1542,7 +1542,7 @@ def test_connections_of_a_worker_go_to_another_one_if_there_will_be_one_at_its_a
         await turns()
         (worker,) = entry.observed.workers.values()
         if order == "sleep":
-            pool.core.idle(entry, worker.id, True)
+            pool.core.set_idle(entry, worker.id, True)
         elif order == "move":
             pool.core.change(entry, web(bind="127.0.0.1:9999"), live=False)
         elif order in ("kill", "drain_and_replace"):
@@ -1661,7 +1661,7 @@ def test_files_in_use_are_those_of_the_last_worker_that_started(tmp_path: Path, 
 def test_values_of_a_pool_are_given_to_the_worker_that_is_placed() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web())
-        pool.core.give_state(pool.core.entries["web"], {"db": 1})
+        pool.core.set_app_state(pool.core.entries["web"], {"db": 1})
         await pool.start()
         assert pool.runner.values == [{"db": 1}]
 

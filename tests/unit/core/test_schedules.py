@@ -66,7 +66,7 @@ class WindowStage:
     def quiet(self, name: str = "web") -> None:
         """Its workers have had no traffic for long enough."""
         for worker in list(self.entry(name).observed.workers):
-            self.do(self.core.idle, self.entry(name), worker, True)
+            self.do(self.core.set_idle, self.entry(name), worker, True)
 
 
 @pytest.fixture

@@ -481,7 +481,7 @@ def test_server_that_no_dependent_needs_any_more_falls_asleep_for_want_of_traffi
         await ask(desk, "stop", "api")
         await turns(60)
         recording.take()
-        desk.core.idle(desk.core.entries["db"], "db.1.0", True)
+        desk.core.set_idle(desk.core.entries["db"], "db.1.0", True)
         await turns(60)
         events = recording.take("wake", "lifecycle")
         assert [(each["event"], each["cause"]) for each in events if each["server"] == "db"] == [

@@ -472,7 +472,7 @@ class MemoryScenario:
         self.weighed: list[list[int]] = []
         self.reported: list[str] = []
         self.limit = Measured(self.desk.clock, self)
-        self.desk.core.listeners.add(self.limit.entry_changed)
+        self.desk.core.observers.add(self.limit.entry_changed)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
         self.reported.append(f"{kind}: {seen}")
@@ -608,7 +608,7 @@ class HeartbeatScenario:
         self.events: list[str] = []
         core = self.desk.core
         self.heartbeat = Heartbeat(self.bodies, core, self.desk.events, self, Fixed())
-        core.listeners.add(self.heartbeat.entry_changed)
+        core.observers.add(self.heartbeat.entry_changed)
         self.desk.events.subscribe(
             lambda event: self.events.append(event.event) if event.kind == "health" else None
         )
@@ -697,7 +697,7 @@ def test_a_server_with_a_stuck_worker_is_not_well() -> None:
         entry = it.desk.core.entries["web"]
         assert (entry.health, entry.ready) == ("ok", True)
         seen: list[str] = []
-        it.desk.core.listeners.add(lambda entry: seen.append(entry.health))
+        it.desk.core.observers.add(lambda entry: seen.append(entry.health))
         for worker, health, ready in (("web.1.0", "warn", True), ("web.1.1", "ko", False)):
             it.bodies.dead.add(worker)
             await it.pass_by(30)

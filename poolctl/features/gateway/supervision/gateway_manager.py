@@ -85,7 +85,7 @@ class GatewayManager(SidecarManager):
         self._zygote: GatewayZygote | None = None
         self._zygote_timer: asyncio.TimerHandle | None = None
         core.traffic_split = self
-        core.listeners.add(self._server_changed)
+        core.observers.add(self._server_changed)
 
     @property
     def why_away(self) -> str:
