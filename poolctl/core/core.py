@@ -35,7 +35,7 @@ from .decide import (
     decide,
 )
 from .health_checks import HealthChecks
-from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explaining, is_quoted, last_lines
+from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explanatory_lines, is_quoted, last_lines
 from .schedules import ScheduledRuns, SleepWindows
 from .server_entry import Canary, Entry, QueuedStart, RunningHook, Worker
 from .servers import Addresses, Recorder, Servers, Workqueue, abandoned, same_listener
@@ -251,7 +251,7 @@ class Core:
         for worker in entry.observed.workers.values():
             if worker.phase in (Phase.PLACING, Phase.STARTING):
                 self._executor.kill(entry, worker)
-        if entry.wanted and not self._executor.go_back(entry):
+        if entry.wanted and not self._executor.roll_back(entry):
             entry.order_stop()
             entry.become(Desired.STOPPED if failure is None else Desired.FAILED)
         if failure is not None:
@@ -773,7 +773,8 @@ class Goal:
             )
         )
         self._last_lines = {
-            entry.name: explaining(lines)[-LAST_LINES:] for entry, lines in zip(failed, found, strict=True)
+            entry.name: explanatory_lines(lines)[-LAST_LINES:]
+            for entry, lines in zip(failed, found, strict=True)
         }
 
     def is_overtaken(self, entry: Entry) -> bool:

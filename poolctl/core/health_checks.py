@@ -32,12 +32,14 @@ class HealthChecks:
         self._recorder = recorder
         self._known: dict[str, Status] = {}  # the last reported status, for servers that were not ok
 
-    async def admit(self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]) -> None:
+    async def wait_until_probes_pass(
+        self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]
+    ) -> None:
         """Wait until the worker has passed its startup and readiness probes. The caller cancels this after a timeout.
 
         Raises WorkerFailed if the worker ends before.
         """
-        await self._make(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
+        await self._make_probes(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 
     def entry_changed(self, entry: Entry) -> None:
         """Start or stop probes of the entry's workers, because the entry has changed."""
@@ -45,8 +47,8 @@ class HealthChecks:
             if worker.phase in LEAVING:
                 self.end(worker)
             elif worker.phase is Phase.READY:
-                self._attend_to(entry, worker)
-        self._note(entry)
+                self._update_probes(entry, worker)
+        self._record_health(entry)
 
     def end(self, worker: Worker) -> None:
         """Stop the probes of the worker."""
@@ -57,7 +59,7 @@ class HealthChecks:
     def message(self, entry: Entry, worker: Worker) -> str:
         """The problem that a heartbeat or probe has found in the worker, or ""."""
         if worker.stuck:
-            return _is_stuck(worker)
+            return _stuck_message(worker)
         return worker.probes.message if worker.probes is not None else ""
 
     def complaint(self, entry: Entry) -> str:
@@ -71,7 +73,7 @@ class HealthChecks:
         found = [each.latency_seconds for each in probes if each is not None]
         return max((each for each in found if each is not None), default=None)
 
-    def _attend_to(self, entry: Entry, worker: Worker) -> None:
+    def _update_probes(self, entry: Entry, worker: Worker) -> None:
         probes, health = worker.probes, worker.config.health
         if probes is not None and probes.health == health:
             if not probes.started:
@@ -79,31 +81,35 @@ class HealthChecks:
                 worker.health = Status.OK
                 probes.start(Status.OK)
         elif health.probed:
-            self._make(entry, worker).start(worker.health)
+            self._make_probes(entry, worker).start(worker.health)
         else:
             self.end(worker)
             worker.health = Status.UNKNOWN
 
-    def _make(self, entry: Entry, worker: Worker) -> WorkerProbes:
+    def _make_probes(self, entry: Entry, worker: Worker) -> WorkerProbes:
         assert worker.placement is not None
         # Most pools have no probes, and need not import their module.
         from poolctl.probes.worker_probes import WorkerProbes
 
         self.end(worker)
-        probed = partial(self._probed, entry, worker)
+        probed = partial(self._on_probe_result, entry, worker)
         worker.probes = WorkerProbes(worker.config, worker.placement, self._runner, probed)
         return worker.probes
 
-    def _probed(self, entry: Entry, worker: Worker, probes: WorkerProbes, probe: WorkerProbe) -> None:
+    def _on_probe_result(
+        self, entry: Entry, worker: Worker, probes: WorkerProbes, probe: WorkerProbe
+    ) -> None:
         if worker.health is not probes.status:
             worker.health = probes.status
-            self._note(entry, worker, probe)
+            self._record_health(entry, worker, probe)
             self._queue.touch(entry)
         if probe.kind == "liveness" and probe.status is Status.KO:
             for observer in list(self.unhealthy):
                 observer(entry, worker, f"liveness ko: {probe.message}")
 
-    def _note(self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None) -> None:
+    def _record_health(
+        self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None
+    ) -> None:
         """Record the server's health if it differs from the last report."""
         after = entry.health_of_workers
         before = self._known.get(entry.name, Status.OK)
@@ -113,7 +119,7 @@ class HealthChecks:
             del self._known[entry.name]
         else:
             self._known[entry.name] = after
-        stuck = next((_is_stuck(each) for each in entry.observed.ready if each.stuck), "")
+        stuck = next((_stuck_message(each) for each in entry.observed.ready if each.stuck), "")
         detail: Table = {}
         if worker is not None and worker.placement is not None:
             pid = worker.placement.pid
@@ -131,7 +137,7 @@ class HealthChecks:
         )
 
 
-def _is_stuck(worker: Worker) -> str:
+def _stuck_message(worker: Worker) -> str:
     return f"the event loop of {worker.id} is stuck"
 
 

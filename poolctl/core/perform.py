@@ -83,24 +83,24 @@ _LIBRARY = r'File "(<frozen |.*/(site-packages|dist-packages|lib/python3[.0-9]*)
 # The margin of an exception group: "  | " of a line, "  +-+-" between two.
 _GROUP_MARGIN = r"^ +(\| ?|\+ |\+-\+(?=-)|\+(?=-))"
 # uvicorn's messages about a worker's startup and shutdown.
-_COURSE = (
+_LIFECYCLE_LINE = (
     r"INFO:\s+(Started server process|Finished server process|Waiting for application|Shutting down"
     r"|Application (startup|shutdown) complete)|ERROR:\s+Application startup failed\. Exiting\."
 )
 # Lines that node prints around an error: its place, its stack, its properties, and node's version.
-_NODE = (
+_NODE_LINE = (
     r"node:\S+:[0-9]+$|\s+throw \w+;|\s+\^+$|\s+at .*[0-9]\)?( \{)?$|Emitted 'error' event on|\}$|Node\.js v[0-9]"
     r"|\s+(code|errno|syscall|address|port|path|dest|requireStack): |Require stack:$"
 )
 # "ValueError: …", "shop.errors.Refused: …", "Error [ERR_X]: …", "panic: …", "error: …".
-_ERROR = (
+_ERROR_LINE = (
     r"(Uncaught )?([\w.$]*(Error|Exception|Exit|Interrupt)\b|[\w.]+\.[A-Z]\w+|(?i:panic|fatal|error))"
     r"( \[\w+\])?: ?\S"
 )
-_TAKEN = r"EADDRINUSE|AddrInUse|address (is )?already in use|port [0-9]+ (is|was) (already )?in use"
+_ADDRESS_IN_USE = r"EADDRINUSE|AddrInUse|address (is )?already in use|port [0-9]+ (is|was) (already )?in use"
 # After a colon, "port" or the host of a tuple of Python.
 _PORT = r"(?:[:\]]|\bport[ =:]+|', )([0-9]{2,5})\b"
-_SECONDS = 60  # numbers below 60 may belong to a time of day
+_LEAST_PORT = 60  # numbers below 60 may belong to a time of day
 # Maximum time that commands and failure reports wait for the output of a server.
 LOGS_SECONDS = 5.0
 
@@ -135,7 +135,7 @@ def failure_of(
     return failure
 
 
-def explained(error: Exception) -> tuple[str, str]:
+def message_and_hint(error: Exception) -> tuple[str, str]:
     """The message and the hint for an exception of a runner.
 
     An unexpected exception is logged: the server has failed in any case, and no exception may be lost.
@@ -147,7 +147,7 @@ def explained(error: Exception) -> tuple[str, str]:
     return getattr(error, "message", str(error)), getattr(error, "hint", "")
 
 
-def restarting(delay_seconds: float, count: int) -> str:
+def restart_text(delay_seconds: float, count: int) -> str:
     """A sentence about the restart after an exit: its delay, and its number within the window."""
     # Rounded, because pauses have a random part.
     pause = format_duration(round(delay_seconds, 2 if delay_seconds < 1 else 1))
@@ -155,7 +155,7 @@ def restarting(delay_seconds: float, count: int) -> str:
     return f"{when} ({_ordinal(count)} time)" if count > 1 else when
 
 
-def given_up(entry: Entry, restarts: int = 0) -> str:
+def give_up_text(entry: Entry, restarts: int = 0) -> str:
     """A sentence about a final exit: the number of restarts before it, and where to find the output."""
     after = (
         f"given up after {restarts_within(restarts, entry.config.restart)}" if restarts else "not restarted"
@@ -180,27 +180,27 @@ async def last_lines(runner: Runner, name: str, lines: int, since: float) -> lis
         return []
 
 
-class Cause(NamedTuple):
+class OutputCause(NamedTuple):
     """The output line with the reason for an exit ("" if none), and whether the server's address was in use."""
 
     text: str = ""
     own_address: bool = False
 
 
-def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True) -> Cause:
+def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True) -> OutputCause:
     """The reason that a server's program gave in its output before it ended.
 
     An error about its own address takes precedence, then the last error, then the last line if the program
     `refused` to continue.
     """
-    found = [line.strip() for line in explaining(lines)]
-    taken = [line for line in found if re.search(_TAKEN, line, re.IGNORECASE)]
+    found = [line.strip() for line in explanatory_lines(lines)]
+    taken = [line for line in found if re.search(_ADDRESS_IN_USE, line, re.IGNORECASE)]
     if any(server.address.port in _ports_in(line) for line in taken):
         by_whom = "" if server.binds_itself else " (by this pool)"
-        return Cause(f"address {server.key} is in use{by_whom}", own_address=True)
-    last = next((line for line in reversed(found) if line in taken or re.match(_ERROR, line)), "")
+        return OutputCause(f"address {server.key} is in use{by_whom}", own_address=True)
+    last = next((line for line in reversed(found) if line in taken or re.match(_ERROR_LINE, line)), "")
     text = last or (found[-1] if found and refused else "")
-    return Cause(text[:_LONGEST_CHARACTERS], own_address=last in taken and not _ports_in(last))
+    return OutputCause(text[:_LONGEST_CHARACTERS], own_address=last in taken and not _ports_in(last))
 
 
 def is_quoted(line: str, message: str) -> bool:
@@ -211,10 +211,10 @@ def is_quoted(line: str, message: str) -> bool:
 
 def _ports_in(line: str) -> set[int]:
     found = {int(port) for port in re.findall(_PORT, line, re.IGNORECASE)}
-    return {port for port in found if port >= _SECONDS}
+    return {port for port in found if port >= _LEAST_PORT}
 
 
-def explaining(lines: Iterable[str]) -> list[str]:
+def explanatory_lines(lines: Iterable[str]) -> list[str]:
     """The lines that may explain a failure; for a traceback, the error and its place in the application.
 
     Omits uvicorn's startup and shutdown messages, and node's stacks.
@@ -234,17 +234,17 @@ def explaining(lines: Iterable[str]) -> list[str]:
                 place = text.strip()
         elif not (in_traceback and text.startswith("--")):
             in_traceback = text != line  # a margin: the exception group continues
-            if text.strip() and not text.startswith(_IN_TRACEBACK) and not re.match(_COURSE, text):
+            if text.strip() and not text.startswith(_IN_TRACEBACK) and not re.match(_LIFECYCLE_LINE, text):
                 found += [place, text] if place else [text]
                 place = ""
-    return [line for line in found if not re.match(_NODE, line)] if of_node else found
+    return [line for line in found if not re.match(_NODE_LINE, line)] if of_node else found
 
 
 # The end of a worker is delayed at most this long for its stacks; an answer takes a few milliseconds.
 _STACKS_SECONDS = 1.0
 _ANSWER_SHARE = 0.9  # the runner's share of that time
 # These limits keep an event, and the state given to a successor, below about 50 KB.
-_STACKS, _FRAMES = 20, 20
+_MOST_STACKS, _MOST_FRAMES = 20, 20
 _MOST_SERVERS = 100
 
 
@@ -274,14 +274,14 @@ class StackReports:
         except Exception:
             logger.exception("the stacks of worker %s cannot be taken", worker.id)
             return None
-        found = found.shortened(_STACKS, _FRAMES)
+        found = found.shortened(_MOST_STACKS, _MOST_FRAMES)
         self._last.pop(entry.name, None)
         self._last[entry.name] = found
         if len(self._last) > _MOST_SERVERS:
             del self._last[next(iter(self._last))]
         return found
 
-    async def start_timed_out(self, entry: Entry, worker: Worker, message: str) -> str:
+    async def record_start_timeout(self, entry: Entry, worker: Worker, message: str) -> str:
         """Record the stacks of a worker that is not ready in time; returns the message with the place of the hang."""
         stacks = await self.take(entry, worker)
         if stacks is None:
@@ -307,7 +307,7 @@ class StackReports:
         return self._last.get(entry.name)
 
 
-_NOT_HERE = "its runner makes no processes: run the pool with `poolctl start`, or leave `hooks` out"
+_NO_HOOKS_HINT = "its runner makes no processes: run the pool with `poolctl start`, or leave `hooks` out"
 
 
 # An interpreter may take 30 s until it can fork.
@@ -432,12 +432,12 @@ class Executor:
                 await self._runner.check(entry.config)
         except Exception as error:
             if entry.wanted and entry.desired.generation == generation:
-                message, hint = explained(error)
+                message, hint = message_and_hint(error)
                 message = message or f"checking that a worker can start took longer than {_CHECK_SECONDS:g} s"
                 # Output from before the check does not explain the failure.
                 entry.observed.failed_since = self._clock.time()
                 note_failure(entry, failure_of(entry, message, hint))
-                self.go_back(entry)
+                self.roll_back(entry)
         # Without running workers to keep, the start itself reports the problem.
         entry.observed.feasible = generation
         entry.observed.checking = False
@@ -450,11 +450,11 @@ class Executor:
         except Exception as error:
             entry.listener.state, entry.listener.bound = Listener.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
-                message, hint = explained(error)
+                message, hint = message_and_hint(error)
                 entry.observed.failed_since = self._clock.time()
                 note_failure(entry, failure_of(entry, message, hint, cause=error))
-                if not self.go_back(entry):
-                    self._died(entry, Exit(message=message), was_ready=False)
+                if not self.roll_back(entry):
+                    self._decide_after_exit(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener.state = Listener.OPEN
             self._addresses.opened(entry, opened)
@@ -537,11 +537,11 @@ class Executor:
         entry.listener.armed = None
         entry.observed.called = True
         loop = asyncio.get_running_loop()
-        loop.call_later(entry.config.start_timeout, self._dismiss, entry, entry.desired.newest)
+        loop.call_later(entry.config.start_timeout, self._close_waiting, entry, entry.desired.newest)
         with caused_by("a request"):
             self._queue.touch(entry, progressed=True)
 
-    def _dismiss(self, entry: Entry, newest: int) -> None:
+    def _close_waiting(self, entry: Entry, newest: int) -> None:
         """Close the connections that wait for a failed wake-up. Later connections wait for the next attempt."""
         if entry.desired.newest != newest or entry.ready or entry.listener.armed is not None:
             return
@@ -551,16 +551,18 @@ class Executor:
         for worker in coming[:1]:
             # A start is in progress: no connection is closed before it has succeeded or failed.
             assert worker.task is not None
-            worker.task.add_done_callback(partial(self._dismiss_after_failed_wake, entry, worker, newest))
+            worker.task.add_done_callback(
+                partial(self._close_waiting_after_failed_wake, entry, worker, newest)
+            )
             return
         if self._sleep is not None:
             self._sleep.close_waiting(entry.config.key)
 
-    def _dismiss_after_failed_wake(
+    def _close_waiting_after_failed_wake(
         self, entry: Entry, worker: Worker, newest: int, ended: asyncio.Task[None]
     ) -> None:
         if worker.ready_at is None:
-            self._dismiss(entry, newest)
+            self._close_waiting(entry, newest)
 
     # Hooks, one at a time for each server. A start waits for its hook, and fails if the hook fails; a stop
     # only waits.
@@ -619,11 +621,11 @@ class Executor:
             if config.hooks is None or not getattr(config.hooks, hook.name):
                 return Exit.from_status(0), ""  # a reload removed the hook while the start or the stop waited
             if hooks is None:
-                return Exit(message="cannot be run"), _NOT_HERE
+                return Exit(message="cannot be run"), _NO_HOOKS_HINT
             try:
                 hook.placement = await hooks.begin_hook(config, hook.name)
             except Exception as error:
-                message, hint = explained(error)
+                message, hint = message_and_hint(error)
                 return Exit(message=f"cannot be run: {message}"), hint
         exit_ = await self._end_of_hook(hook, hook.placement, limit)
         hint = f"poolctl logs {entry.name}"
@@ -665,7 +667,7 @@ class Executor:
         elif entry.wanted:
             # The failure is reported with the lines that the hook printed.
             entry.observed.failed_since = begun_at
-            entry.observed.last_exit, entry.observed.next_step = exit_, given_up(entry)
+            entry.observed.last_exit, entry.observed.next_step = exit_, give_up_text(entry)
             note_failure(entry, failure_of(entry, message, hint))
             entry.become(Desired.FAILED)
 
@@ -717,7 +719,7 @@ class Executor:
 
     # Programs that bind a socket of their own instead of using the pool's.
 
-    def _may_open_its_own(self, entry: Entry, worker: Worker) -> bool:
+    def _may_retry_without_listener(self, entry: Entry, worker: Worker) -> bool:
         """Whether the program may be started again without the pool's listener, which prevents it from binding."""
         config = worker.config
         return (
@@ -731,7 +733,7 @@ class Executor:
             and entry.size == config.scale.min == 1
         )
 
-    def _open_its_own(self, entry: Entry, found: str) -> None:
+    def _change_socket(self, entry: Entry, found: str) -> None:
         entry.observed.socket_found = found
         self._servers.configure(entry, entry.config.but(socket="program" if found == "tried" else "pool"))
         self._queue.touch(entry, progressed=True)
@@ -760,12 +762,12 @@ class Executor:
             entry.observed.files = worker.files
             self._queue.note(entry)
         try:
-            if worker.config.preload and not await self._prepare(entry, worker):
+            if worker.config.preload and not await self._preload_for(entry, worker):
                 return Exit(message="was stopped before its application was imported")
             app_state.set(entry.desired.app_state)  # in the context of this worker's task
             worker.placement = await self._runner.place(worker.config, worker.generation, worker.index)
         except Exception as error:
-            worker.failure = failure_of(entry, *explained(error), cause=error)
+            worker.failure = failure_of(entry, *message_and_hint(error), cause=error)
             return Exit(message=worker.failure.message)
         self._check_certificate(entry, worker)
         if worker.phase is Phase.PLACING:
@@ -818,18 +820,18 @@ class Executor:
                 await self._runner.ready(worker.placement)
                 silence = ""
                 if config.health.gated:
-                    await self._health.admit(entry, worker, ending)
+                    await self._health.wait_until_probes_pass(entry, worker, ending)
         except WorkerFailed as error:
             if not (config.job and error.exit is not None and error.exit.ok):
                 worker.failure = failure_of(entry, error.message, error.hint, cause=error)
         except Exception as error:
-            message, hint = explained(error)
+            message, hint = message_and_hint(error)
             if isinstance(error, TimeoutError):
                 why = self._health.message(entry, worker) or silence
                 message = (
                     f"was not ready within {format_duration(config.start_timeout)}{f': {why}' if why else ''}"
                 )
-                message = await self._stacks.start_timed_out(entry, worker, message)
+                message = await self._stacks.record_start_timeout(entry, worker, message)
                 hint = f"{logs}; start_timeout says how long it may take"
             worker.failure = failure_of(entry, message, hint or logs, cause=error)
             worker.given_up = True
@@ -847,7 +849,7 @@ class Executor:
                     entry.observed.certificate_ends = worker.certificate_ends
                 self._queue.touch(entry, progressed=True)
 
-    async def _prepare(self, entry: Entry, worker: Worker) -> bool:
+    async def _preload_for(self, entry: Entry, worker: Worker) -> bool:
         """Import the application before starting the worker; False if the worker is no longer wanted.
 
         Raises ServerError or WorkerFailed, as the runner does.
@@ -902,7 +904,7 @@ class Executor:
 
     async def _record_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         before, last = entry.health, entry.schedule.last_run
-        self._ended(entry, worker, exit_)
+        self._remove_worker(entry, worker, exit_)
         run = entry.schedule.last_run
         if run is last or not entry.on_schedule:
             return
@@ -913,30 +915,30 @@ class Executor:
         )  # fmt: skip
         if run["result"] == RUN_FAILED:
             lines = await last_lines(self._runner, entry.name, LINES_READ, run["started_at"])
-            message, output = run["message"], explaining(lines)[-LAST_LINES:]
+            message, output = run["message"], explanatory_lines(lines)[-LAST_LINES:]
             report("run failed", message=message, severity="error", output=output)
         elif after is not before:
             report("run succeeded")
 
-    def _ended(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+    def _remove_worker(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         entry.observed.workers.pop(worker.id, None)
         self._health.end(worker)
         worker.exit = exit_
         if worker.phase not in LEAVING:
-            self._unordered_end(entry, worker, exit_)
+            self._handle_unexpected_exit(entry, worker, exit_)
         elif entry.schedule.run_since:
             end_run(entry, exit_, self._clock.time(), stopped=True)
         self._queue.touch(entry, progressed=True)
 
-    def _unordered_end(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
+    def _handle_unexpected_exit(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         observed, was_ready = entry.observed, worker.ready_at is not None
         observed.failed_since = worker.placed_at
-        if worker.address_taken and self._may_open_its_own(entry, worker):
-            self._open_its_own(entry, "tried")
+        if worker.address_taken and self._may_retry_without_listener(entry, worker):
+            self._change_socket(entry, "tried")
             return
         if worker.address_taken and observed.socket_found == "tried":
             # The address is in use without the pool's listener, too.
-            self._open_its_own(entry, "pool")
+            self._change_socket(entry, "pool")
         if entry.desired.canary is not None and entry.is_of_canary(worker.generation):
             when = "" if was_ready else " before it was ready"
             entry.desired.canary.failure = (
@@ -945,17 +947,17 @@ class Executor:
             return
         if not was_ready and not (worker.config.job and exit_.ok):
             note_failure(entry, worker.failure or failure_of(entry, f"{exit_.message} before it was ready"))
-        if not was_ready and worker.generation == entry.desired.generation and self.go_back(entry):
+        if not was_ready and worker.generation == entry.desired.generation and self.roll_back(entry):
             return
         if worker.given_up and exit_.ok:
             exit_ = Exit(message=exit_.message)  # its status 0 is the result of the stop
         if worker.generation == entry.desired.generation and entry.wanted:
             if worker.failure is not None:
                 exit_ = replace(exit_, message=worker.failure.message)
-            self._died(entry, exit_, was_ready=was_ready)
+            self._decide_after_exit(entry, exit_, was_ready=was_ready)
             worker.next_step = observed.next_step
 
-    def go_back(self, entry: Entry) -> bool:
+    def roll_back(self, entry: Entry) -> bool:
         """Return to the older generation that still serves, because its replacement has failed; False without one."""
         serving = [
             each
@@ -973,7 +975,7 @@ class Executor:
         self._servers.configure(entry, staying.config)
         return True
 
-    def _died(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
+    def _decide_after_exit(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
         """Decide what follows when the server ended by itself or could not start.
 
         It is then completed, failed, or in backoff.
@@ -992,7 +994,7 @@ class Executor:
         if entry.config.job:
             entry.become(Desired.COMPLETED if exit_.ok else Desired.FAILED)
             if not exit_.ok:
-                observed.next_step = given_up(entry)
+                observed.next_step = give_up_text(entry)
             return
         verdict = judge_exit(
             entry.config.restart,
@@ -1016,7 +1018,7 @@ class Executor:
             # Serving workers stay although the replacement of an unhealthy one does not start.
             self._back_off(entry, entry.config.restart.backoff.max)
         elif verdict.next is Next.FAILED:
-            observed.next_step = given_up(entry, verdict.restarts)
+            observed.next_step = give_up_text(entry, verdict.restarts)
             self._fail(entry)
             if was_ready or (entry.desired.retries and entry.config.restart.policy != "no"):
                 note_failure(entry, failure_of(entry, verdict.reason))
@@ -1041,7 +1043,7 @@ class Executor:
             entry.observed.timers.append(loop.call_later(restart.window, self._end_backoff, entry))
 
     def _back_off(self, entry: Entry, delay_seconds: float) -> None:
-        entry.observed.next_step = restarting(delay_seconds, len(entry.observed.restart_times))
+        entry.observed.next_step = restart_text(delay_seconds, len(entry.observed.restart_times))
         if delay_seconds <= 0:
             return
         loop = asyncio.get_running_loop()

@@ -20,12 +20,12 @@ from poolctl.core.decide import Desired, Phase
 from poolctl.core.perform import (
     StackReports,
     cause_of,
-    explained,
-    explaining,
+    explanatory_lines,
     failure_of,
-    given_up,
+    give_up_text,
+    message_and_hint,
     note_failure,
-    restarting,
+    restart_text,
 )
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.core.servers import caused_by
@@ -607,7 +607,7 @@ HEADER = "Traceback (most recent call last):"
 
 def test_traceback_is_reduced_to_its_error_and_place() -> None:
     lines = ["connecting", HEADER, *FRAMES, "RuntimeError: broken release"]
-    assert explaining(lines) == ["connecting", PLACE, "RuntimeError: broken release"]
+    assert explanatory_lines(lines) == ["connecting", PLACE, "RuntimeError: broken release"]
 
 
 def test_place_of_an_error_raised_in_a_library_is_the_last_line_of_the_application() -> None:
@@ -615,15 +615,15 @@ def test_place_of_an_error_raised_in_a_library_is_the_last_line_of_the_applicati
         '  File "/srv/.venv/lib/python3.11/site-packages/db.py", line 9, in connect',
         "    raise Refused",
     ]
-    assert explaining([HEADER, *library, *FRAMES, *library, "db.Refused"]) == [PLACE, "db.Refused"]
-    assert explaining([HEADER, *library, "db.Refused"]) == [library[0].strip(), "db.Refused"]
+    assert explanatory_lines([HEADER, *library, *FRAMES, *library, "db.Refused"]) == [PLACE, "db.Refused"]
+    assert explanatory_lines([HEADER, *library, "db.Refused"]) == [library[0].strip(), "db.Refused"]
 
 
 def test_exception_group_is_reduced_to_its_errors_and_places() -> None:
     group = ExceptionGroup("two tasks", [_raised("no host"), _raised("no port")])
     lines = [*"".join(traceback.format_exception(group)).splitlines(), "INFO:     bye"]
     places = [f'File "{__file__}", line {_raised.__code__.co_firstlineno + 2}, in _raised']
-    assert explaining(lines) == [
+    assert explanatory_lines(lines) == [
         "ExceptionGroup: two tasks (2 sub-exceptions)",
         *places,
         "KeyError: 'no host'",
@@ -643,7 +643,7 @@ def _raised(message: str) -> Exception:
 def test_rest_of_a_cut_traceback_is_reduced_to_its_error_and_place() -> None:
     again = "During handling of the above exception, another exception occurred:"
     lines = [*FRAMES, "KeyError: 'host'", "", again, "", HEADER, *FRAMES, "OSError: no host"]
-    assert explaining(lines) == [PLACE, "KeyError: 'host'", PLACE, "OSError: no host"]
+    assert explanatory_lines(lines) == [PLACE, "KeyError: 'host'", PLACE, "OSError: no host"]
 
 
 def test_reports_of_uvicorn_on_its_course_are_left_out() -> None:
@@ -653,11 +653,11 @@ def test_reports_of_uvicorn_on_its_course_are_left_out() -> None:
         "ERROR:    Application startup failed. Exiting.",
         "INFO:     Application shutdown complete.",
     ]
-    assert explaining(lines) == ["INFO:     the database is read-only"]
+    assert explanatory_lines(lines) == ["INFO:     the database is read-only"]
 
 
 def test_indented_output_outside_a_traceback_is_kept() -> None:
-    assert explaining(["configuration:", "  host = db"]) == ["configuration:", "  host = db"]
+    assert explanatory_lines(["configuration:", "  host = db"]) == ["configuration:", "  host = db"]
 
 
 NODE = """
@@ -704,9 +704,12 @@ def program(*command: str) -> ServerConfig:
 
 
 def test_stack_of_node_is_reduced_to_its_error() -> None:
-    (error,) = explaining(NODE.splitlines())
+    (error,) = explanatory_lines(NODE.splitlines())
     assert error == "Error: listen EADDRINUSE: address already in use 127.0.0.1:8271"
-    assert explaining(NODE_MODULE.splitlines()) == ["Error: Cannot find module 'express'", "- /srv/app.js"]
+    assert explanatory_lines(NODE_MODULE.splitlines()) == [
+        "Error: Cannot find module 'express'",
+        "- /srv/app.js",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -783,17 +786,17 @@ def test_each_failed_attempt_is_counted_and_the_last_one_kept() -> None:
 def test_exception_of_a_runner_is_explained_and_logged_only_if_unexpected(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    message, hint = explained(OSError(errno.EMFILE, "x"))
+    message, hint = message_and_hint(OSError(errno.EMFILE, "x"))
     assert (message, "ulimit -n" in hint) == ("the machine refuses a worker: Too many open files", True)
-    assert explained(OSError(errno.EPERM, "x")) == (
+    assert message_and_hint(OSError(errno.EPERM, "x")) == (
         "the machine refuses a worker: Operation not permitted",
         "",
     )
-    assert explained(OSError("no number")) == ("no number", "")
-    assert explained(WorkerFailed("gone", hint="look")) == ("gone", "look")
-    assert explained(ServerError("gone", hint="look")) == ("gone", "look")
+    assert message_and_hint(OSError("no number")) == ("no number", "")
+    assert message_and_hint(WorkerFailed("gone", hint="look")) == ("gone", "look")
+    assert message_and_hint(ServerError("gone", hint="look")) == ("gone", "look")
     assert caplog.records == []
-    assert explained(RuntimeError("odd")) == ("odd", "")
+    assert message_and_hint(RuntimeError("odd")) == ("odd", "")
     assert [each.message for each in caplog.records] == ["not expected of a runner"]
 
 
@@ -814,13 +817,13 @@ def test_exception_of_a_runner_is_explained_and_logged_only_if_unexpected(
 def test_sentence_about_a_restart_has_its_delay_and_number(
     delay_seconds: float, count: int, said: str
 ) -> None:
-    assert restarting(delay_seconds, count) == said
+    assert restart_text(delay_seconds, count) == said
 
 
 def test_sentence_about_a_final_exit_says_where_the_output_is() -> None:
-    assert given_up(new_entry()) == "not restarted: poolctl logs web"
-    assert given_up(new_entry(), 3).startswith("given up after 3 restarts")
-    assert given_up(new_entry(), 3).endswith(": poolctl logs web")
+    assert give_up_text(new_entry()) == "not restarted: poolctl logs web"
+    assert give_up_text(new_entry(), 3).startswith("given up after 3 restarts")
+    assert give_up_text(new_entry(), 3).endswith(": poolctl logs web")
 
 
 def test_replaced_worker_is_drained_and_then_stopped_within_its_timeout() -> None:
@@ -883,7 +886,7 @@ def test_stacks_are_shortened_kept_by_server_and_reported_with_their_place() -> 
         assert runner.asked_for == [("web.1.0", 0.9)]
         assert [len(found.threads), *(len(each.frames) for each in found.threads)] == [20] * 21
         assert reports.last(entry) == found
-        message = await reports.start_timed_out(entry, worker, "is not ready within 5s")
+        message = await reports.record_start_timeout(entry, worker, "is not ready within 5s")
         assert message == "is not ready within 5s, in wait (app.py:3)"
         (event,) = events
         assert (event.event, event.server, event.worker, event.pid) == (
@@ -906,7 +909,7 @@ def test_stacks_that_cannot_be_taken_leave_the_message_as_it_is(caplog: pytest.L
             reports = StackReports(StackRunner(error), events)
             entry, worker = hanging_worker()
             assert await reports.take(entry, worker) is None
-            assert await reports.start_timed_out(entry, worker, "hangs") == "hangs"
+            assert await reports.record_start_timeout(entry, worker, "hangs") == "hangs"
             assert events == []
             assert ("the stacks of worker web.1.0 cannot be taken" in caplog.text) == logged
         reports = StackReports(ScriptedRunner(), events)
