@@ -38,7 +38,7 @@ from .health_checks import HealthChecks
 from .perform import LAST_LINES, LINES_READ, Executor, StackReports, explanatory_lines, is_quoted, last_lines
 from .schedules import ScheduledRuns, SleepWindows
 from .server_entry import Canary, Entry, QueuedStart, RunningHook, Worker
-from .servers import Addresses, Recorder, Servers, Workqueue, abandoned, same_listener
+from .servers import Addresses, Recorder, Servers, Workqueue, abandoned_listeners, same_listener
 
 # Another program may take the port between the choice and the use of it.
 _OPEN_ATTEMPTS = 3
@@ -117,7 +117,7 @@ class Core:
             for action in self._decide(entry):
                 self._executor.perform(entry, action)
             self._wake_neighbours(entry)
-            for held in self._addresses.tidy(entry):
+            for held in self._addresses.take_unneeded_listeners(entry):
                 self._executor.close(held)
             if entry.removed and entry.at_rest and self.servers.entries.get(name) is entry:
                 self.forget(entry)
@@ -166,7 +166,7 @@ class Core:
             may_start=self.servers.may_start(entry),
             may_stop=self.servers.may_stop(entry) and self._addresses.may_close(entry),
             may_open=self._addresses.may_open(entry),
-            abandoned=tuple(held.key for held in abandoned(entry)),
+            abandoned=tuple(held.key for held in abandoned_listeners(entry)),
         )
 
     def _wake_neighbours(self, entry: Entry) -> None:
@@ -290,7 +290,7 @@ class Core:
             self.start(entry, ignore_dependencies=ignore_dependencies)
             return
         self.withdraw_canary(entry)
-        is_replaced = entry.begun
+        is_replaced = entry.has_serving_generation
         entry.desired.code_since = self.clock.monotonic()
         if is_replaced:
             entry.order_restart()
@@ -390,7 +390,7 @@ class Core:
             desired.newest, count, apart or config, now, config, is_apart=is_apart, share=share
         )
         desired.canary_generation, desired.canary_share = desired.newest, share
-        self.servers.revise()
+        self.servers.note_revision()
         self._queue.touch(entry)
         return desired.canary
 
@@ -434,7 +434,7 @@ class Core:
         if canary is not None and canary.is_apart:
             entry.listener.withdrawn = canary
             entry.listener.previous_configs.append(canary.config)
-            self.servers.revise()
+            self.servers.note_revision()
         return canary
 
     def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
@@ -498,7 +498,7 @@ class Core:
         others = [each for each in self._addresses.neighbours(entry) if each.config.key == entry.config.key]
         for other in others:
             if other.rests and not other.at_rest:
-                self._addresses.leave(other)
+                self._addresses.note_leaving(other)
         return next((each for each in others if not each.rests), None)
 
     def forget(self, entry: Entry) -> None:
@@ -544,7 +544,7 @@ class Core:
             entry.observed.socket_found = ""
         if not same_listener(before, config):
             # Immediately, because a server that needs the address may be decided on before this server.
-            self._addresses.leave(entry)
+            self._addresses.note_leaving(entry)
         if config.every != before.every:
             entry.schedule.next_run = None
         if config.every is not None or before.every is not None:
@@ -556,7 +556,7 @@ class Core:
             if config.idle_seconds != before.idle_seconds:
                 self._executor.idle_after(entry, config.idle_seconds)
         elif entry.wanted:
-            if entry.begun:
+            if entry.has_serving_generation:
                 entry.order_restart()
             entry.desired.code_since = self.clock.monotonic()
             # Its dependencies may be new as well.
@@ -855,7 +855,7 @@ class Goal:
         return blocker is not None
 
     def _blocker(self, entry: Entry) -> Entry | None:
-        if entry.desired.ignore_dependencies or entry.begun or not entry.wanted:
+        if entry.desired.ignore_dependencies or entry.has_serving_generation or not entry.wanted:
             return None
         for dependency in self._core.servers.dependencies(entry):
             since = self._failures.get(dependency.name, dependency.observed.failures)

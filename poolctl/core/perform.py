@@ -467,7 +467,7 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     async def _release(self, entry: Entry, held: ServerConfig) -> None:
-        if self._addresses.give_up(entry, held):
+        if self._addresses.release(entry, held):
             self._addresses.closed(held.key)
             await self._runner.close(held.key)
         if held in entry.listener.releasing:
@@ -873,7 +873,7 @@ class Executor:
         assert worker.placement is not None
         replaced = replaced or _is_replaced(entry, worker)
         await self._runner.leave(worker.placement, replaced=replaced)
-        worker.left = True
+        worker.stopped_accepting = True
         self._queue.touch(entry, progressed=True)
         await self._runner.drain(worker.placement, replaced=replaced)
         if worker.id in entry.observed.workers:

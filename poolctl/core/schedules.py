@@ -40,9 +40,9 @@ class _Timer:
         if self._handle is None or due < self._handle.when():
             if self._handle is not None:
                 self._handle.cancel()
-            self._handle = loop.call_at(due, self._due)
+            self._handle = loop.call_at(due, self._on_timeout)
 
-    def _due(self) -> None:
+    def _on_timeout(self) -> None:
         self._handle = None
         self._fire()
 
@@ -136,7 +136,7 @@ def end_run(entry: Entry, exit_: Exit, now: float, *, stopped: bool = False) -> 
         entry.observed.failure = None
 
 
-def failed_run(entry: Entry) -> str:
+def failed_run_message(entry: Entry) -> str:
     """A message about the failed last run of a scheduled job; "" if it did not fail."""
     run = entry.schedule.last_run
     if not entry.on_schedule or run.get("result") != RUN_FAILED:
@@ -169,7 +169,7 @@ class ScheduledRuns:
         if entry.on_schedule:
             self._entries[entry.name] = entry
             if entry.schedule.next_run is None:
-                self._plan(entry)
+                self._plan_next_run(entry)
             self._timer.set(entry.schedule.next_run)
         elif self._entries.pop(entry.name, None) is not None:
             entry.schedule.next_run = None
@@ -184,9 +184,9 @@ class ScheduledRuns:
             entry.become(Desired.SCHEDULED)
             end_run(entry, _UNKNOWN_END, now)
         elif planned is not None and planned <= now and not entry.observed.workers:
-            self._skipped(entry, planned, "no supervisor ran at that time")
+            self._record_skip(entry, planned, "no supervisor ran at that time")
         if planned is None or planned <= now:
-            self._plan(entry)
+            self._plan_next_run(entry)
 
     def begin(self, entry: Entry) -> None:
         """Begin a run of the job now."""
@@ -195,7 +195,7 @@ class ScheduledRuns:
         entry.schedule.run_since = self._clock.time()
         self._queue.touch(entry)
 
-    def _plan(self, entry: Entry) -> None:
+    def _plan_next_run(self, entry: Entry) -> None:
         assert entry.config.every is not None
         entry.schedule.next_run = next_time(entry.config.every, self._clock.time())
         self._queue.note(entry)
@@ -208,17 +208,17 @@ class ScheduledRuns:
                 continue  # its state has changed, and it is reviewed soon
             if entry.schedule.next_run is not None and entry.schedule.next_run <= now:
                 due = entry.schedule.next_run
-                self._plan(entry)
+                self._plan_next_run(entry)
                 if not self._calm:
                     self._begin_or_skip(entry, due, now)
             elif is_set_back:
-                self._plan(entry)
+                self._plan_next_run(entry)
             self._timer.set(entry.schedule.next_run)
 
     def _begin_or_skip(self, entry: Entry, due: float, now: float) -> None:
         reason = reason_to_skip(entry, due, now, self._blocker(entry))
         if reason:
-            self._skipped(entry, due, reason)
+            self._record_skip(entry, due, reason)
             return
         with caused_by(f"every {entry.config.every}"):
             self.begin(entry)
@@ -230,7 +230,7 @@ class ScheduledRuns:
         blocking = (each for each in self._servers.dependencies(entry) if each.rests and not each.answers)
         return next((f"{each.name}, on which it depends, is {each.state}" for each in blocking), "")
 
-    def _skipped(self, entry: Entry, due: float, reason: str) -> None:
+    def _record_skip(self, entry: Entry, due: float, reason: str) -> None:
         message = f"the run of {moment_text(due)} is skipped: {reason}"
         self._recorder.record(
             "lifecycle", "run skipped", server=entry.name, bind=entry.config.key, message=message

@@ -75,7 +75,7 @@ class Worker:
     resting: bool = False  # it leaves accepting to other workers
     health: Status = Status.UNKNOWN  # the result of its probes
     probes: WorkerProbes | None = None  # None while it is not probed
-    left: bool = False  # it has stopped accepting connections
+    stopped_accepting: bool = False  # it has stopped accepting connections
     files: dict[str, str] = field(default_factory=dict)  # digests of the files that it has read
     files_before: dict[str, str] = field(
         default_factory=dict
@@ -335,7 +335,7 @@ class Entry:
         return self.hooks.before_start_due or self.cleans_up
 
     @property
-    def begun(self) -> bool:
+    def has_serving_generation(self) -> bool:
         """Whether the server is wanted and its serving generation has a worker that a restart would replace."""
         return self.wanted and any(
             each.generation == self.desired.generation for each in self.observed.workers.values()
@@ -542,7 +542,7 @@ class Entry:
             return self.completed and self.config.job
         current = set()
         for worker in self.observed.workers.values():
-            if worker.phase is Phase.DRAINING and not worker.left:
+            if worker.phase is Phase.DRAINING and not worker.stopped_accepting:
                 return False
             if worker.generation == self.desired.generation and worker.phase is Phase.READY:
                 current.add(worker.index)
@@ -766,10 +766,10 @@ class Availability:
         return self.uptime / total if total else None
 
     def to_dict(self) -> dict[str, object]:
-        """The values as a document from which `restored` creates an equal object."""
+        """The values as a document from which `from_dict` creates an equal object."""
         return {name: getattr(self, name) for name in self.__slots__}
 
     @classmethod
-    def restored(cls, kept: Table) -> Availability:
+    def from_dict(cls, kept: Table) -> Availability:
         """An object that continues with the values from `to_dict`, on the same monotonic clock."""
         return cls(**{each.name: kept[each.name] for each in fields(cls) if each.name in kept})

@@ -162,7 +162,7 @@ class Addresses:
         """Register the configured address of the entry."""
         self._claims[entry.config.key][entry.name] = entry
 
-    def waive(self, entry: Entry) -> None:
+    def unclaim(self, entry: Entry) -> None:
         """Remove the registration of the entry's configured address."""
         claims = self._claims[entry.config.key]
         claims.pop(entry.name, None)
@@ -187,10 +187,10 @@ class Addresses:
         elif not any(same_listener(config, held) for held in listener.previous_configs):
             listener.previous_configs.append(config)
         if entry.removed or config is not entry.config:
-            self.leave(entry)
+            self.note_leaving(entry)
         self._queue.touch(entry)
 
-    def leave(self, entry: Entry) -> None:
+    def note_leaving(self, entry: Entry) -> None:
         """Note that the entry is about to release its address."""
         self._leaving[entry.name] = entry
 
@@ -246,7 +246,7 @@ class Addresses:
         others = self._claims.get(entry.config.key, {}).values()
         return [other for other in (*others, *self._waiting.values()) if other is not entry]
 
-    def give_up(self, entry: Entry, held: ServerConfig) -> bool:
+    def release(self, entry: Entry, held: ServerConfig) -> bool:
         """Release a listener that the entry no longer needs.
 
         Returns whether to close it; it stays open if another server uses it or waits for it.
@@ -271,7 +271,7 @@ class Addresses:
         """Note that the listener of this key is being closed."""
         self._endpoints.pop(key, None)
 
-    def tidy(self, entry: Entry) -> list[ServerConfig]:
+    def take_unneeded_listeners(self, entry: Entry) -> list[ServerConfig]:
         """The previous listeners of a resting entry, which must be closed. Also forgets finished moves."""
         if entry.name in self._leaving and not self._holds_more(entry):
             del self._leaving[entry.name]
@@ -321,7 +321,7 @@ class Addresses:
         )
 
 
-def abandoned(entry: Entry) -> list[ServerConfig]:
+def abandoned_listeners(entry: Entry) -> list[ServerConfig]:
     """The previous listeners of the entry from which no worker accepts any longer."""
     listener = entry.listener
     if not listener.previous_configs:
@@ -331,7 +331,7 @@ def abandoned(entry: Entry) -> list[ServerConfig]:
         worker.config
         for worker in entry.observed.workers.values()
         # A withdrawn canary gets connections until the gateway knows that it leaves.
-        if worker.phase not in LEAVING or (worker.generation == withdrawn and not worker.left)
+        if worker.phase not in LEAVING or (worker.generation == withdrawn and not worker.stopped_accepting)
     ]
     return [
         held for held in listener.previous_configs if not any(same_listener(held, each) for each in accepting)
@@ -378,7 +378,7 @@ class Servers:
         """Mark the server as being removed; it is forgotten when its last worker has ended."""
         entry.become(Desired.REMOVED)
         self.removed[entry.name] = entry
-        self._addresses.leave(entry)
+        self._addresses.note_leaving(entry)
 
     def configure(self, entry: Entry, config: ServerConfig) -> None:
         """Replace the server's configuration, under the same name. It takes effect as workers are replaced."""
@@ -403,13 +403,13 @@ class Servers:
         """Remove the server's dependencies and address. Its dependents keep it among their dependencies."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name].pop(entry.name, None)
-        self._addresses.waive(entry)
+        self._addresses.unclaim(entry)
 
-    def revise(self) -> None:
+    def note_revision(self) -> None:
         """Mark the configuration as changed, so that it is saved for a successor although no entry has changed."""
         self.revision += 1
 
-    def arrange(self, names: Iterable[str]) -> None:
+    def sort(self, names: Iterable[str]) -> None:
         """Sort the servers into this order. Servers that are not named come last."""
         first = {name: self.entries[name] for name in names if name in self.entries}
         rest = {name: entry for name, entry in self.entries.items() if name not in first}
@@ -480,13 +480,13 @@ class Servers:
             # A sleeping server that was started without its dependencies still wakes after the dependencies that
             # are wanted.
             awaited = tuple(each for each in awaited if entry.sleepy and self._is_to_run(each.name))
-        return all(self._satisfied(each.name, each.condition) for each in awaited)
+        return all(self._meets_condition(each.name, each.condition) for each in awaited)
 
     def _is_to_run(self, name: str) -> bool:
         entry = self.entries.get(name)
         return entry is not None and not entry.rests
 
-    def _satisfied(self, name: str, condition: str) -> bool:
+    def _meets_condition(self, name: str, condition: str) -> bool:
         entry = self.entries.get(name)
         if entry is None:
             return True

@@ -92,7 +92,7 @@ class Totals:
         self._passed = {name: dict(counts) for name, counts in kept.get("passed", {}).items()}
         self._wakes = kept.get("wakes", {})
         self._availability = {
-            name: Availability.restored(each) for name, each in kept.get("availability", {}).items()
+            name: Availability.from_dict(each) for name, each in kept.get("availability", {}).items()
         }
         self._added = set(kept.get("added", ()))
         self._stale.update(self._counts, self._passed, self._wakes, self._availability)

@@ -19,7 +19,7 @@ from poolctl.control.answers import SupervisorIdentity
 from poolctl.control.server_answers import HealthReport, HealthResult
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired
-from poolctl.core.schedules import failed_run
+from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import NOT_AS_DESIRED
 from poolctl.http.http_server import Received, Responder, ServerLimits
@@ -186,7 +186,7 @@ def _own_health(core: Core, entry: Entry) -> RouteHealth:
     if entry.is_disabled or entry.desired.state in (Desired.STOPPED, Desired.REMOVED):
         return RouteHealth(detail=entry.state)
     health = health_of(core, entry)
-    return replace(health, detail=failed) if (failed := failed_run(entry)) else health
+    return replace(health, detail=failed) if (failed := failed_run_message(entry)) else health
 
 
 class MetricsAddress(HeldAddress["MetricsServer"]):

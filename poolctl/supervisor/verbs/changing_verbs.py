@@ -145,7 +145,7 @@ class Lifecycle:
             self._core.start(entry)
         environment = call.options.get("env")
         if environment:
-            self._core.servers.revise()  # so that it is saved for a successor
+            self._core.servers.note_revision()  # so that it is saved for a successor
         for entry in runnable:
             if environment:
                 self._context.configuration.environments[entry.name] = environment
@@ -164,7 +164,9 @@ class Lifecycle:
         """The dependencies of the stopped entries that are neither selected themselves nor disabled nor ready."""
         graph = self._core.servers
         names = {entry.name for entry in chosen}
-        needed = graph.closure([entry for entry in entries if not entry.begun], graph.dependencies)
+        needed = graph.closure(
+            [entry for entry in entries if not entry.has_serving_generation], graph.dependencies
+        )
         return [
             entry
             for entry in needed
@@ -347,7 +349,7 @@ class Lifecycle:
             if not entry.added:
                 self._context.configuration.missing.add(entry.name)
             self._core.remove(entry, ignore_dependents=not deps)
-        self._core.servers.revise()  # so that `missing` is saved for a successor
+        self._core.servers.note_revision()  # so that `missing` is saved for a successor
         return await operation.conclude(chosen, call)
 
     def _chosen(self, verb: str, call: Call) -> list[Entry]:

@@ -12,7 +12,7 @@ from poolctl.control.server_answers import ShowResult, StacksResult
 from poolctl.core.configuration_diff import date_text, expired_message
 from poolctl.core.core import Goal, goal_error, wait_until
 from poolctl.core.decide import Desired
-from poolctl.core.schedules import failed_run
+from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.errors import PoolMonitorError, ServerError
 from poolctl.exit_codes import NOT_AS_DESIRED, TIMED_OUT
@@ -72,7 +72,9 @@ class Reading:
             states=counts,
             health=healths,
         )
-        failed_runs = [f"{entry.name}: {failed}" for entry in entries if (failed := failed_run(entry))]
+        failed_runs = [
+            f"{entry.name}: {failed}" for entry in entries if (failed := failed_run_message(entry))
+        ]
         problems = [problem for entry in missing if (problem := self._problem(entry)) is not None]
         now = self._core.clock.time()
         return StatusResult(

@@ -102,7 +102,7 @@ class Reload:
         if errors and await self._planned(resolved):
             # A server whose new process has failed keeps its old configuration, so the files still differ.
             self._configuration.marks = previous
-            self._core.servers.revise()  # saved for a successor
+            self._core.servers.note_revision()  # saved for a successor
         errors += renewal
         warnings += [*self._exposed_to(exposed, applied.replaced), *resolved.remarks]
         return ReloadResult(
@@ -265,7 +265,7 @@ class _ReloadRun:
         for entry in gone:
             core.remove(entry)
         coming = [self._configured(server, starts) for server in self._servers.values()]
-        core.servers.arrange(self._servers)
+        core.servers.sort(self._servers)
         awaited = [entry for entry in coming if self._awaited(entry)]
         self._starting = Operation(core, PoolRestartError, awaited)
         stopping = [entry for entry in coming if entry.is_disabled and not entry.at_rest]
@@ -383,7 +383,7 @@ class ConfigurationDrift:
         if self._is_saving and difference is not None and _is_empty(difference):
             self._is_saving = False
             self._configuration.marks = difference.marks
-            self._core.servers.revise()  # saved for a successor
+            self._core.servers.note_revision()  # saved for a successor
             return result
         return replace(result, changed=to_json(_answer(found.files, difference)))
 

@@ -207,7 +207,7 @@ def test_start_after_a_stop_is_cancelled_by_another_stop_and_overtaken_by_a_star
 def test_the_order_of_the_servers_is_the_one_that_is_asked_for() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web("a"), web("b"), web("c"))
-        pool.core.servers.arrange(["c", "a", "unknown"])
+        pool.core.servers.sort(["c", "a", "unknown"])
         assert list(pool.states()) == ["c", "a", "b"]
 
     run(scenario())

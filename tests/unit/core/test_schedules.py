@@ -14,7 +14,14 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired, Overrides
-from poolctl.core.schedules import asleep_until, end_run, failed_run, moment_text, reason_to_skip, window_text
+from poolctl.core.schedules import (
+    asleep_until,
+    end_run,
+    failed_run_message,
+    moment_text,
+    reason_to_skip,
+    window_text,
+)
 from poolctl.core.server_entry import DesiredState, Entry, Worker, record_of, restore
 from poolctl.runners.runner_protocol import Exit
 from tests.manual_clock import ManualClock
@@ -585,18 +592,18 @@ def test_run_may_begin_within_its_minute(late: float, begins: bool) -> None:
 
 def test_failed_last_run_is_described_until_a_run_succeeds_or_the_schedule_ends() -> None:
     entry = Entry(job(), DesiredState(Desired.SCHEDULED))
-    assert failed_run(entry) == ""
+    assert failed_run_message(entry) == ""
     entry.schedule.run_since = BEGIN
     end_run(entry, Exit.from_status(3), BEGIN + MINUTE)
     text = f"its last run failed ({moment_text(BEGIN)}): exited with status 3"
-    assert failed_run(entry) == text
+    assert failed_run_message(entry) == text
     assert (entry.schedule.last_run["started_at"], entry.schedule.last_run["ended_at"]) == (
         BEGIN,
         BEGIN + MINUTE,
     )
     entry.desired.state = Desired.STOPPED
-    assert failed_run(entry) == ""
+    assert failed_run_message(entry) == ""
     entry.desired.state = Desired.SCHEDULED
     end_run(entry, Exit.from_status(3), BEGIN, stopped=True)
-    assert failed_run(entry) == ""
+    assert failed_run_message(entry) == ""
     assert (entry.schedule.last_run["started_at"], entry.schedule.run_since) == (BEGIN, 0.0)

@@ -340,7 +340,7 @@ def test_asleep_it_is_up_and_a_probe_that_says_ko_makes_it_down() -> None:
 def test_a_successor_goes_on_where_the_other_was() -> None:
     seen = Availability()
     seen.note(0, state="running")
-    after = Availability.restored(json.loads(json.dumps(seen.to_dict())))
+    after = Availability.from_dict(json.loads(json.dumps(seen.to_dict())))
     after.settle(50)
     assert after.uptime == 50
 
@@ -590,12 +590,12 @@ def test_server_is_complete_when_every_worker_of_its_generation_is_ready_and_no_
     assert server.complete
     old.phase = Phase.DRAINING
     assert not server.complete
-    old.left = True
+    old.stopped_accepting = True
     assert server.complete
-    assert server.begun
+    assert server.has_serving_generation
     server.desired.generation = 3
     assert not server.complete
-    assert not server.begun
+    assert not server.has_serving_generation
     assert not entry(Desired.STOPPED).complete
     assert not entry(Desired.COMPLETED).complete
     assert entry(Desired.COMPLETED, **JOB).complete

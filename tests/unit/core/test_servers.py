@@ -531,7 +531,7 @@ def test_revision_changes_with_every_change_of_the_configuration_and_never_goes_
     seen = [servers.revision]
     for change in (
         lambda: servers.configure(servers.entries["one"], web("one", tags=["new"])),
-        servers.revise,
+        servers.note_revision,
         lambda: servers.forget(servers.entries["one"]),
     ):
         change()
@@ -541,7 +541,7 @@ def test_revision_changes_with_every_change_of_the_configuration_and_never_goes_
 
 def test_servers_are_arranged_by_name_with_the_others_behind_them() -> None:
     servers = OrderedCore(web("a"), web("b"), web("c")).core.servers
-    servers.arrange(["c", "gone", "a"])
+    servers.sort(["c", "gone", "a"])
     assert [*servers.entries] == ["c", "a", "b"]
 
 
