@@ -58,14 +58,14 @@ class FeaturePart:
     def follow(self, tables: Tables) -> None:
         """Apply these tables. Called at the start and after each change."""
 
-    async def opening_attempted(self) -> None:
+    async def wait_for_opening(self) -> None:
         """Wait until each address of the part is open or could not be opened; `problems` then has the reasons."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """Wait until the part has applied a command's changes of servers; returns the command's result."""
         if verb != "start":
             return result
-        await self.opening_attempted()
+        await self.wait_for_opening()
         return replace(result, warnings=(*result.warnings, *self.problems))
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:

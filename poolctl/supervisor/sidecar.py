@@ -165,7 +165,7 @@ class SidecarManager:
             return ""
         return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
 
-    async def opening_attempted(self) -> None:
+    async def wait_for_opening(self) -> None:
         """Wait until the addresses are open or could not be opened; `problem` then has the reason."""
         await self._tried.wait()
 

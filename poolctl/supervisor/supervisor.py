@@ -269,7 +269,7 @@ class Supervisor(Receiver, CoreEvents):
         self._parts.add_to(self._verbs)
         self._configuration.follow(self._serve_metrics)
         if self._metrics is not None:
-            await self._metrics.opening_attempted()
+            await self._metrics.wait_for_opening()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
             from .systemd import Service

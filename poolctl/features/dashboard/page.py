@@ -72,9 +72,9 @@ class DashboardPart(FeaturePart):
         if self._page is not None:
             self._page.want(self._table)
 
-    async def opening_attempted(self) -> None:
+    async def wait_for_opening(self) -> None:
         if self._page is not None:
-            await self._page.opening_attempted()
+            await self._page.wait_for_opening()
 
     @property
     def problems(self) -> Sequence[str]:

@@ -263,10 +263,10 @@ class PoolOperator(GatewayPart):
         problem = self._address.problem if self._address is not None else ""
         return [f"[operator]: {problem}"] if problem else []
 
-    async def opening_attempted(self) -> None:
+    async def wait_for_opening(self) -> None:
         """Wait until the address is open, or could not be opened."""
         if self._address is not None:
-            await self._address.opening_attempted()
+            await self._address.wait_for_opening()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
         found = reports.get(_PACKAGE)

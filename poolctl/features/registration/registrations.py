@@ -145,10 +145,10 @@ class TargetRegistration(GatewayPart):
     def not_served(self) -> Iterable[str]:
         return [f"[registration]: {self._address.problem}"] if self._address.problem else []
 
-    async def opening_attempted(self) -> None:
+    async def wait_for_opening(self) -> None:
         """Wait until the address is open, or could not be opened."""
         if self._gateway is not None:
-            await self._address.opening_attempted()
+            await self._address.wait_for_opening()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
         found = family_of("poolctl_gateway_registrations", "gauge", "Registered services by their state.")

@@ -113,7 +113,7 @@ class HeldAddress(Generic[Endpoint]):
             server.tls = await in_daemon_thread(lambda: _context_of(tls, env, required, self._what))
             self._certificate = mark
 
-    async def opening_attempted(self) -> None:
+    async def wait_for_opening(self) -> None:
         """Wait until the address is served, or the first attempt since `serve_at` has failed."""
         await self._tried.wait()
 

@@ -176,7 +176,7 @@ class Manager(SimpleNamespace):
     async def wait_until_serving(self) -> Process | None:
         return self.gateway
 
-    async def opening_attempted(self) -> None:
+    async def wait_for_opening(self) -> None:
         self.calls.append("attempted")
 
     async def in_force(self, limit_seconds: float | None) -> str:

@@ -103,7 +103,7 @@ class Pool:
     async def serve(self, table: OperatorTable | None) -> None:
         self.address.follow(table)
         async with asyncio.timeout(DEADLINE):
-            await self.address.opening_attempted()
+            await self.address.wait_for_opening()
 
     @property
     def recorded(self) -> list[tuple[str, str, str]]:
@@ -488,13 +488,13 @@ def test_pool_serves_the_address_of_its_table_and_closes_it_without_one() -> Non
         core: Any = pool.servers
         part = PoolOperator(part_site(core, pool.events, pool.environment))
         part.follow(Tables())
-        await part.opening_attempted()
+        await part.wait_for_opening()
         await part.stop_serving()
         table, bind = trusted()
         async with asyncio.timeout(DEADLINE):
             with socket.create_server(("127.0.0.1", int(bind.rpartition(":")[2]))):
                 part.follow(Tables(operator=table))
-                await part.opening_attempted()
+                await part.wait_for_opening()
                 (problem,) = part.problems
                 assert problem.startswith("[operator]: operator cannot be served: ")
             part.follow(Tables(operator=table))

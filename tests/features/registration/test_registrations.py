@@ -452,12 +452,12 @@ def test_service_of_the_previous_supervisor_can_change_or_leave_at_once() -> Non
 def test_address_that_is_in_use_is_known_once_opening_it_was_attempted() -> None:
     async def work(stage: Stage) -> None:
         registry = Registry(stage)
-        await registry.manager.opening_attempted()  # nothing is to be opened without the table
+        await registry.manager.wait_for_opening()  # nothing is to be opened without the table
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             table = RegistrationTable(bind=f"127.0.0.1:{port}", client=())
             registry.manager.follow(Tables(gateway=GatewayConfig(), registration=table))
-            await registry.manager.opening_attempted()
+            await registry.manager.wait_for_opening()
             (problem,) = registry.manager.not_served
             assert problem.startswith(f"[registration]: registration cannot be served: port {port} is in use")
         await registry.close()

@@ -55,7 +55,7 @@ class NotedPart(FeaturePart):
     def follow(self, tables: Tables) -> None:
         self.log.append(f"follow {self.name}")
 
-    async def opening_attempted(self) -> None:
+    async def wait_for_opening(self) -> None:
         self.log.append(f"attempted {self.name}")
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
@@ -250,7 +250,7 @@ def test_part_that_does_nothing_serves_nothing() -> None:
         part.flush()
         await asyncio.gather(
             part.adopt_survivors(),
-            part.opening_attempted(),
+            part.wait_for_opening(),
             part.finish(),
             part.stop_serving(),
             part.aclose(),

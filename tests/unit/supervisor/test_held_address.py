@@ -72,7 +72,7 @@ class Greetings(HeldAddress[Greeter]):
     async def served(self, bind: str | None, mode: str = "") -> None:
         """Serve there; returns when it has been tried."""
         self.serve_at(bind, mode)
-        await self.opening_attempted()
+        await self.wait_for_opening()
 
     async def over(self) -> None:
         await self.close()
@@ -133,7 +133,7 @@ def test_attempt_at_an_earlier_address_says_nothing_about_the_current_one(
         await begun.wait()
         greetings.serve_at(f"127.0.0.1:{free_port()}")
         goes_on.set()
-        await greetings.opening_attempted()
+        await greetings.wait_for_opening()
         assert greetings.problem == ""
         await greetings.over()
 
@@ -390,7 +390,7 @@ class TableGreetings(TableAddress[Greeter, Any]):
         """Follow the table; returns when its address has been tried."""
         self._tried.clear()
         self.follow(table)
-        await self.opening_attempted()
+        await self.wait_for_opening()
 
 
 def test_address_of_a_table_follows_it_and_the_newest_environment(tmp_path: Path) -> None:

@@ -383,7 +383,7 @@ def test_metrics_move_with_their_table_and_the_next_supervisor_takes_over_the_li
         one, other = free_port(), free_port()
         address = Address(store, figures)
         address.served.follow(table(f"127.0.0.1:{one}"))
-        await address.served.opening_attempted()
+        await address.served.wait_for_opening()
         assert (address.served.problem, await address.get(one, "/metrics")) == ("", 200)
         assert await address.get(one, "/figures") == 404
         address.served.follow(table(f"127.0.0.1:{one}", "/figures"))
@@ -394,7 +394,7 @@ def test_metrics_move_with_their_table_and_the_next_supervisor_takes_over_the_li
 
         after = Address(store, figures)
         after.served.follow(table(f"127.0.0.1:{one}"))
-        await after.served.opening_attempted()
+        await after.served.wait_for_opening()
         assert after.served.problem == "", "it is the same listener"
         after.served.follow(table(f"127.0.0.1:{other}"))
         await until_async(lambda: after.served._open == f"127.0.0.1:{other}")
@@ -432,7 +432,7 @@ def test_address_in_use_is_a_problem_that_is_recorded_once_and_served_when_it_is
         address = Address(Store(), figures)
         address.served._opener = Occupied(3)
         address.served.follow(table("127.0.0.1:9100"))
-        await address.served.opening_attempted()
+        await address.served.wait_for_opening()
         assert address.served.problem == "metrics cannot be served: the address is in use"
         await until_async(lambda: not address.served.problem)
         figures.desk.events.flush()

@@ -124,7 +124,7 @@ def test_failure_is_a_problem_until_an_attempt_succeeds(
         assert (manager.problem, [each.message for each in manager.failures]) == (problem, [problem])
         assert changed.is_set()
         assert manager._changed is not changed
-        await asyncio.wait_for(manager.opening_attempted(), 10)
+        await asyncio.wait_for(manager.wait_for_opening(), 10)
         await manager._settle_now()
         assert (manager.problem, manager.failures) == ("", ())
         await manager.aclose()
@@ -145,7 +145,7 @@ def test_pause_between_attempts_doubles_up_to_half_a_minute_and_a_change_resets_
         assert pauses == [0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8, 25.6, 30.0, 30.0]
         manager._configured()
         assert not manager._tried.is_set()
-        await asyncio.wait_for(manager.opening_attempted(), 10)
+        await asyncio.wait_for(manager.wait_for_opening(), 10)
         assert manager.settled == 11
         assert manager.pause_seconds == 0.2
         assert manager._attempted_times == manager._configured_times == 1
@@ -169,7 +169,7 @@ def test_attempt_with_an_earlier_configuration_says_nothing_about_the_current_on
         await asyncio.sleep(0)  # the attempt has begun
         manager._configured()
         goes_on.set()
-        await asyncio.wait_for(manager.opening_attempted(), 10)
+        await asyncio.wait_for(manager.wait_for_opening(), 10)
         assert (manager.settled, manager.problem) == (2, "")
         await manager.aclose()
 

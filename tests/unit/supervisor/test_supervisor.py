@@ -1019,7 +1019,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
         def follow(self, tables: Tables) -> None:
             self.done.append(tables)
 
-        async def opening_attempted(self) -> None:
+        async def wait_for_opening(self) -> None:
             self.done.append("attempted")
 
         async def close(self) -> None:

@@ -347,12 +347,12 @@ class PoolGateway(FeaturePart):
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         verbs = self._verbs
         for part in self._parts:
-            await part.opening_attempted()
+            await part.wait_for_opening()
         if verbs is None or call.options.get("dry_run") or result.exit_code == INVALID_CONFIGURATION:
             return result
         manager = verbs.gateway
         if not call.options.get("wait", True):
-            await manager.opening_attempted()
+            await manager.wait_for_opening()
             return self._warned(verb, result)
         late = await manager.in_force(call.options.get("timeout")) or await self._unconfirmed_warning()
         if late:
