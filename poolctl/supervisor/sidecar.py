@@ -69,7 +69,7 @@ class SidecarProcess(Receiver):
         return cls(ours, identity(pid), mark)
 
     @classmethod
-    async def adopted(cls, keeper: Link, entry: str) -> Self | None:
+    async def adopt(cls, keeper: Link, entry: str) -> Self | None:
         """The process whose link is in the keeper's store, or None. Raises LinkLost."""
         reply, fds = await keeper.call({"op": "get", "name": entry})
         return cls(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"])) if fds else None
@@ -79,7 +79,7 @@ class SidecarProcess(Receiver):
         meta = {**self.known, "mark": self.mark}
         keeper.send({"op": "put", "name": entry, "meta": meta}, [self.link.sock.fileno()])
 
-    async def ready(self, directory: str) -> None:
+    async def wait_until_ready(self, directory: str) -> None:
         """Wait until the process serves. If it does not, end it and raise LinkLost or TimeoutError."""
         try:
             async with asyncio.timeout(UP_SECONDS):
@@ -91,15 +91,15 @@ class SidecarProcess(Receiver):
             self.end()
             raise
 
-    async def performed(self) -> None:
+    async def wait_until_performed(self) -> None:
         """Wait until the process has performed every order sent so far. Raises LinkLost."""
         await self.link.call({"t": "performed"})
 
     def end(self) -> None:
         """Ask the process to exit, and kill it later if it hangs: it would hold its listeners for ever."""
-        self.leave({"t": "end"}, _ENDS_SECONDS)
+        self.end_with({"t": "end"}, _ENDS_SECONDS)
 
-    def leave(self, order: wire.Message, seconds: float) -> None:
+    def end_with(self, order: wire.Message, seconds: float) -> None:
         """Send this last order, and kill the process if it has not ended after that time."""
         self._stop_watching()
         self.link.send(order)
@@ -212,21 +212,21 @@ class SidecarManager:
                 logger.exception("%s could not be started", self.label)
                 self._failed(ServerError(repr(error)))
             self._attempted_times = times
-            self._has_tried()
-        self._has_changed()
+            self._note_attempt()
+        self._notify_changed()
 
-    def _has_tried(self) -> None:
+    def _note_attempt(self) -> None:
         """Record that the addresses are open or could not be opened, unless the configuration has changed meanwhile."""
         if self._settling_times == self._configured_times:
             self._tried.set()
 
-    def _has_changed(self) -> None:
+    def _notify_changed(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     def _failed(self, *failures: ServerError) -> None:
         self._report_problem(*failures)
-        self._again()
+        self._schedule_retry()
 
     def _succeeded(self) -> None:
         self.failures, self.problem = (), ""
@@ -240,7 +240,7 @@ class SidecarManager:
             name = self.label.removeprefix("the ")
             self._events.record("pool", f"{name} failed", message=problem)
 
-    def _again(self) -> None:
+    def _schedule_retry(self) -> None:
         if self._retry is not None:
             self._retry.cancel()
         if not self._over:
@@ -276,7 +276,7 @@ class SidecarManager:
         )
         if asyncio.get_running_loop().time() - process.began > self.calm_seconds:
             self._pause_seconds = self.first_pause_seconds
-        self._again()
+        self._schedule_retry()
 
     def _end_process(self) -> None:
         if self._process is not None:

@@ -147,7 +147,7 @@ class DashboardPage(SidecarManager):
             await self._shut_down()
             await self._open(settings.bind)
             before = None
-        self._has_tried()
+        self._note_attempt()
         process = await DashboardProcess.start(self._keeper, self._directory, settings, mark, self._sockets)
         self._use(process)
         if before is not None:
@@ -165,7 +165,7 @@ class DashboardPage(SidecarManager):
             return
         self._bind = str(reply["meta"]["bind"])
         self._sockets = [socket.socket(fileno=fd) for fd in fds]
-        process = await DashboardProcess.adopted(self._keeper, self.entry)
+        process = await DashboardProcess.adopt(self._keeper, self.entry)
         if process is not None:
             self._watch(process)
 
@@ -203,7 +203,7 @@ class DashboardProcess(SidecarProcess):
         process = await cls.spawn(keeper, directory, mark)
         begin = {"t": "begin", "bind": settings.bind, "directory": directory, "settings": settings.values}
         process.link.send(begin, [sock.fileno() for sock in sockets])
-        await process.ready(directory)
+        await process.wait_until_ready(directory)
         return process
 
 

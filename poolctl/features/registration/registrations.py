@@ -289,7 +289,7 @@ class TargetRegistration(GatewayPart):
             # It was sent the table; other changes need not be awaited.
             with contextlib.suppress(LinkLost, TimeoutError):
                 async with asyncio.timeout(_PERFORMED_SECONDS):
-                    await process.performed()
+                    await process.wait_until_performed()
                 return ""
         return await gateway.in_force(call.options.get("timeout"))
 

@@ -578,7 +578,7 @@ def test_gateway_that_has_failed_is_not_waited_for() -> None:
         await asyncio.sleep(0)
         assert not waiting.done()
         manager.problem = "port 80 is in use"
-        manager._has_changed()
+        manager._notify_changed()
         assert await waiting is None
 
     with_manager(scene)
@@ -617,7 +617,7 @@ def test_closed_manager_ends_its_probes_and_computes_no_routes() -> None:
 
 
 class Orders(Gateway):
-    """Keeps each order in `sent`; `performed` waits as long as the test says."""
+    """Keeps each order in `sent`; `wait_until_performed` waits as long as the test says."""
 
     mark = "m"
 
@@ -630,7 +630,7 @@ class Orders(Gateway):
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *given, **more: self.sent.append((name, (*given, *more.items())))
 
-    async def performed(self) -> None:
+    async def wait_until_performed(self) -> None:
         self.sent.append(("performed", ()))
         if self.performs is not None:
             await self.performs()
@@ -842,7 +842,7 @@ def test_process_that_ends_while_it_is_waited_for_is_waited_for_again() -> None:
             await asyncio.sleep(0)
         assert not waiting.done()
         manager.made = manager._process = Orders()
-        manager._has_changed()
+        manager._notify_changed()
         assert await waiting == ""
         assert manager.made.names == ["performed"]
         manager._process = None
@@ -911,7 +911,7 @@ class Zygote:
         return cls(mark)
 
     @classmethod
-    async def adopted(cls, keeper: object, entry: str) -> None:
+    async def adopt(cls, keeper: object, entry: str) -> None:
         """The previous supervisor has left none."""
 
     def keep(self, keeper: object, name: str) -> None:
@@ -1043,14 +1043,14 @@ def test_adopted_process_is_sent_everything_again(monkeypatch: pytest.MonkeyPatc
     async def scene(manager: Manager) -> None:
         orders = Orders()
 
-        async def adopted(keeper: object, entry: str) -> Orders:
+        async def adopt(keeper: object, entry: str) -> Orders:
             assert entry == GatewayManager.entry
             return orders
 
         async def call(message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
             return {"entries": []}, []
 
-        monkeypatch.setattr(GatewayProcess, "adopted", adopted)
+        monkeypatch.setattr(GatewayProcess, "adopt", adopt)
         keeper: Any = manager._keeper
         keeper.call = call
         await manager._adopt()
@@ -1066,13 +1066,13 @@ def test_adopted_process_is_sent_everything_again(monkeypatch: pytest.MonkeyPatc
 def without_predecessor(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the keeper hold nothing of a previous supervisor."""
 
-    async def adopted(keeper: object, entry: str) -> None:
+    async def adopt(keeper: object, entry: str) -> None:
         return None
 
     async def call(message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
         return {"entries": []}, []
 
-    monkeypatch.setattr(GatewayProcess, "adopted", adopted)
+    monkeypatch.setattr(GatewayProcess, "adopt", adopt)
     keeper: Any = manager._keeper
     keeper.call = call
 

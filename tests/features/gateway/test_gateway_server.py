@@ -235,7 +235,7 @@ def test_orders_are_confirmed_once_they_apply_to_the_next_request(tmp_path: Path
             backend = stage.server.backends.of(Route(alias="web", to=(Target(server="web"),))).members[0]
             for ready in (False, True):
                 stage.process.serve(replace(stage.facts, ready=ready), None)
-                await stage.process.performed()
+                await stage.process.wait_until_performed()
                 assert (backend.backend.blocked is None) is ready
 
     run(work())

@@ -173,14 +173,14 @@ def test_server_that_is_not_ready_gets_nothing_and_returns_without_another_hapro
             assert await stage.answers() == {"one", "two"}
             one = stage.facts["one"]
             stage.report(replace(one, ready=False, state="stopping"))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.answers() == {"two"}
             stage.report(one)
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.answers() == {"one", "two"}
             # Another address, as after a restart on another port.
             stage.report(replace(one, bind=stage.facts["two"].bind))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.answers() == {"two"}
             assert stage.haproxy.process.pid == first
 
@@ -194,7 +194,7 @@ def test_withdrawn_server_gets_nothing_once_that_is_answered(short: Path) -> Non
             await stage.process.withdraw("one", give)
             assert await stage.answers() == {"two"}
             stage.process.serve(stage.facts["one"], None)
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.answers() == {"one", "two"}
             give.close()
             take.close()
@@ -225,10 +225,10 @@ def test_sleeping_server_is_used_only_when_no_other_can_serve(short: Path) -> No
         async with gateway(short) as stage:
             one, two = stage.facts["one"], stage.facts["two"]
             stage.report(replace(one, ready=False, state="sleeping"))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.answers() == {"two"}
             stage.report(replace(two, ready=False, state="stopped"))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.answers() == {"one"}
 
     run(work())
@@ -243,7 +243,7 @@ def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_re
             first = stage.haproxy.process
             await stage.add("three")
             stage.publish(2, replace(BOTH, to=(Target(server="two"), Target(server="three"))))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.answers() == {"two", "three"}
             assert stage.haproxy.process is first
 
@@ -262,7 +262,7 @@ def test_targets_come_and_go_without_another_haproxy_and_routes_with_one_that_re
                     Route(alias="two", path=f"/{generation}", to=(Target(server="two"),)),
                 ]
                 stage.publish(generation, *routes)
-                await stage.process.performed()
+                await stage.process.wait_until_performed()
                 assert await stage.get(f"/{generation}") == "two"
                 assert stage.haproxy.process is not first
             over.set()
@@ -279,18 +279,18 @@ def test_listener_moves_to_another_socket_and_haproxy_ends_without_one(short: Pa
         async with gateway(short) as stage:
             first = stage.haproxy.process
             stage.process.listen(stage.binding, None, (2,), [stage.listener])
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert stage.haproxy.process is first, "the same socket again"
             with socket.create_server(("127.0.0.1", 0)) as other:
                 other.setblocking(False)
                 stage.process.listen(stage.binding, None, (3,), [other])
-                await stage.process.performed()
+                await stage.process.wait_until_performed()
                 stage.port = other.getsockname()[1]
                 assert await stage.answers() == {"one", "two"}
                 second = stage.haproxy.process
                 stage.process.close_listener("no such listener")
                 stage.process.close_listener(stage.binding.key)
-                await stage.process.performed()
+                await stage.process.wait_until_performed()
                 await asyncio.gather(first.exited, second.exited)
             with pytest.raises(ConnectionRefusedError):
                 await stage.get()
@@ -310,7 +310,7 @@ def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_stays
         async with gateway(short, cert, key) as stage:
             first = stage.haproxy.process
             stage.certify(b"no certificate", key, name="other")
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             (event,) = [each for each in stage.reports if each["t"] == "event"]
             assert event["kind"] == "gateway configuration refused"
             assert stage.haproxy.process is first
@@ -318,7 +318,7 @@ def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_stays
             # What comes later is followed.
             stage.process.certify_only({stage.binding.bind: [["localhost"]]})
             stage.report(replace(stage.facts["one"], ready=False, state="stopping"))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.answers(ssl=context) == {"two"}
 
     run(work())
@@ -345,7 +345,7 @@ def test_process_keeps_no_pair_of_a_server(short: Path) -> None:
         async with gateway(short) as stage:
             give, take = socket.socketpair()
             stage.process.serve(stage.facts["one"], give)
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             give.close()
             with take:
                 take.setblocking(False)
@@ -364,7 +364,7 @@ def test_newest_pair_for_passed_connections_is_held_for_the_next_supervisor(shor
             first, second = wire.pair(), wire.pair()
             for pair in (first, second):
                 stage.process.take_back(*pair)
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             held = [sockets for message, sockets in stage.server.holdings() if message["t"] == "pair"]
             assert [inodes(each) for each in held] == [inodes(second)]
             first[0].close()
@@ -380,11 +380,11 @@ def test_hosts_are_disabled_and_drained_by_order(short: Path) -> None:
         async with gateway(short) as stage:
             answer = await stage.process.order_hosts({"op": "disable", "hosts": ["one"], "for": 0})
             assert answer["hosts"] == ["one"]
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.answers() == {"two"}
             assert [each["kind"] for each in stage.reports if each["t"] == "event"] == ["host disabled"]
             await stage.process.order_hosts({"op": "enable", "hosts": ["one"]})
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.answers() == {"one", "two"}
 
     run(work())
@@ -397,7 +397,7 @@ def test_host_is_disabled_for_the_time_in_the_settings_unless_the_order_names_an
             stage.process.configure(replace(stage.settings, traffic_re_enable_seconds=1000.0))
             await stage.process.order_hosts({"op": "disable", "hosts": ["one"]})
             await stage.process.order_hosts({"op": "disable", "hosts": ["two"], "for": 2000.0})
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             *_, states = [each["states"]["hosts"] for each in stage.reports if each["t"] == "hosts"]
             found = {each["host"]: round(each["until"] - each["since"]) for each in states}
             assert found == {"one": 1000, "two": 2000}
@@ -413,11 +413,11 @@ def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
             await stage.report_when(lambda it: it["counts"]["routes"]["both"]["slots"][tally.STATUS + 2] == 4)
             # A change without another process, which goes on counting.
             stage.report(replace(stage.facts["one"], health="warn"))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             report = await stage.process.report()
             assert report["counts"]["routes"]["both"]["slots"][tally.STATUS + 2] == 4
             stage.publish(2, BOTH, Route(alias="two", path="/two", to=(Target(server="two"),)))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.get("/two") == "two"
             report = await stage.report_when(
                 lambda it: it["counts"]["routes"]["two"]["slots"][tally.STATUS + 2]
@@ -431,7 +431,7 @@ def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
             assert figures["slots"][tally.STARTED] == 5
             assert figures["program_pid"] == stage.haproxy.process.pid
             stage.publish(3, Route(alias="two", path="/two", to=(Target(server="two"),)))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await stage.get("/other") == "404"
             report = await stage.report_when(lambda it: it["counts"]["refused"])
             assert report["counts"]["refused"] == {"404": 1}
@@ -449,7 +449,7 @@ def test_answers_take_no_url_out_and_an_address_without_a_listener_is_shown_with
             port = stage.backends[-1].sockets[0].getsockname()[1]
             url, rule = f"http://127.0.0.1:{port}", BreakerRule(failures=2, open_seconds=0.1)
             stage.publish(2, Route(alias="busy", to=(Target(url=url),), breaker=rule))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             for _ in range(20):
                 assert await stage.get() == "503"
             report = await stage.report_when(
@@ -493,18 +493,18 @@ def test_certificate_is_renewed_without_another_haproxy(short: Path) -> None:
             bundle = next((short / "haproxy").glob("*.pem"))
             assert bundle.stat().st_mode & 0o777 == 0o600
             stage.certify(*pairs[1])
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await shown(stage) == (pairs[1][0].decode().strip(), "h2")
             assert stage.haproxy.process is first
             # One that was renewed with other names replaces the one before, too.
             stage.certify(*pairs[0], name="www.localhost")
             stage.process.certify_only({stage.binding.bind: [["www.localhost"]]})
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await shown(stage) == (pairs[0][0].decode().strip(), "h2")
             # And back again.
             stage.certify(*pairs[1])
             stage.process.certify_only({stage.binding.bind: [["localhost"]]})
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             assert await shown(stage) == (pairs[1][0].decode().strip(), "h2")
 
     run(work())
@@ -556,7 +556,7 @@ def test_host_that_demands_a_client_certificate_is_refused_over_the_connection_o
                     stage.certify(cert, key, cert if "closed" in name else b"", name=name)
                     stage.certify(cert, key, name=name, bind=second.bind)
                 stage.process.listen(second, None, (2,), [other])
-                await stage.process.performed()
+                await stage.process.wait_until_performed()
                 port = stage.port
                 hosts = (
                     "open.example",
@@ -610,7 +610,7 @@ def test_session_of_another_host_is_no_way_around_a_client_certificate(
         async with gateway(short, *made["open.example"]) as stage:
             for name, (cert, key) in made.items():
                 stage.certify(cert, key, cert if name == "closed.example" else b"", name=name)
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             status, session = await asyncio.to_thread(ask, stage.port, "open.example")
             assert status == b"HTTP/1.1 200"
             with pytest.raises(OSError, match="alert"):
@@ -628,7 +628,7 @@ def test_streams_are_copied_and_counted(short: Path) -> None:
                 route = StreamRoute(alias="tcp", bind=bind, to=(Target(server="one"),))
                 binding = ListenerSettings(bind=bind, protocol="tcp", alias="tcp")
                 stage.process.listen(binding, route, (2,), [listener])
-                await stage.process.performed()
+                await stage.process.wait_until_performed()
                 reader, writer = await asyncio.open_connection(*listener.getsockname())
                 writer.write(b"GET / HTTP/1.1\r\n\r\n")
                 assert (await reader.readuntil(b"one")).startswith(b"HTTP/1.1 200")
@@ -662,7 +662,7 @@ def test_draining_process_answers_what_was_begun(short: Path) -> None:
             slow = await asyncio.start_server(hold, "127.0.0.1", 0)
             port = slow.sockets[0].getsockname()[1]
             stage.publish(2, Route(alias="slow", to=(Target(url=f"http://127.0.0.1:{port}"),)))
-            await stage.process.performed()
+            await stage.process.wait_until_performed()
             answer = asyncio.ensure_future(stage.get())
             writer = await held
             stage.process.drain(30.0)

@@ -260,11 +260,11 @@ def test_registration_is_answered_once_the_gateway_has_it_or_with_a_warning() ->
         registry.late = "the gateway is late"
         lost: list[Exception] = []
 
-        async def performed() -> None:
+        async def wait_until_performed() -> None:
             if lost:
                 raise lost[0]
 
-        registry.gateway = SimpleNamespace(performed=performed)
+        registry.gateway = SimpleNamespace(wait_until_performed=wait_until_performed)
         options = {"name": "users", "to": "http://10.0.0.7:9000"}
         for error in (None, LinkLost("gone"), TimeoutError()):
             lost[:] = [error] if error else []

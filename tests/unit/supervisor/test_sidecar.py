@@ -185,7 +185,7 @@ def test_closed_manager_attempts_nothing_more() -> None:
         assert retry is not None
         assert retry.cancelled()
         await manager._settle_now()
-        manager._again()
+        manager._schedule_retry()
         assert (manager.settled, manager.off, manager._retry) == (1, 1, retry)
 
     asyncio.run(scenario())
@@ -301,14 +301,14 @@ def test_process_is_ready_when_it_says_so_and_one_that_ends_before_names_its_log
         process.received({"t": "another"}, [])
         assert not process.up.is_set()
         process.received({"t": "up"}, [])
-        await asyncio.wait_for(process.ready("/run"), 10)
+        await asyncio.wait_for(process.wait_until_ready("/run"), 10)
         process.end()
         theirs.close()
         ours, theirs = wire.pair()
         process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
         theirs.close()
         with pytest.raises(LinkLost, match="its process ended at its start; see /run/page"):
-            await asyncio.wait_for(process.ready("/run"), 10)
+            await asyncio.wait_for(process.wait_until_ready("/run"), 10)
         assert process.exited.done()
 
     asyncio.run(scenario())
@@ -340,7 +340,7 @@ def test_orders_of_a_process_that_is_gone_are_not_confirmed() -> None:
         process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
         theirs.close()
         with pytest.raises(LinkLost):
-            await asyncio.wait_for(process.performed(), 10)
+            await asyncio.wait_for(process.wait_until_performed(), 10)
         process.end()
 
     asyncio.run(scenario())
@@ -349,7 +349,7 @@ def test_orders_of_a_process_that_is_gone_are_not_confirmed() -> None:
 def test_keeper_without_an_entry_has_no_process_to_adopt() -> None:
     async def scenario() -> None:
         keeper: Any = Keeper()
-        assert await PageProcess.adopted(keeper, "page") is None
+        assert await PageProcess.adopt(keeper, "page") is None
         assert keeper.sent == [{"op": "get", "name": "page"}]
 
     asyncio.run(scenario())
@@ -377,8 +377,8 @@ def test_process_that_is_not_in_use_any_more_is_not_watched(
         process = PageProcess(ours, {"pid": 2**22 + 1, "start": 1}, "mark")
         process.received({"t": "pong"}, [])
         if ends == "leave":
-            process.leave({"t": "end"}, 1.0)
-            process.leave({"t": "end"}, 1.0)
+            process.end_with({"t": "end"}, 1.0)
+            process.end_with({"t": "end"}, 1.0)
             process.received({"t": "pong"}, [])
         theirs.close()
         if ends == "lost":

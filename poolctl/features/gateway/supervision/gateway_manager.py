@@ -151,7 +151,7 @@ class GatewayManager(SidecarManager):
             return True
         self._sync(process)  # the core may not have reported each change yet
         try:
-            await process.performed()
+            await process.wait_until_performed()
         except LinkLost:
             await asyncio.wait([process.exited])
             return False
@@ -276,7 +276,7 @@ class GatewayManager(SidecarManager):
         """
         while (process := self.gateway) is not None:
             try:
-                await process.performed()  # from now on it passes nothing to these servers
+                await process.wait_until_performed()  # from now on it passes nothing to these servers
                 break
             except LinkLost:
                 await asyncio.wait([process.exited])
@@ -341,7 +341,7 @@ class GatewayManager(SidecarManager):
         failures = await self._listeners.open(plan.listeners)
         if failures:
             self._report_problem(*failures)
-        self._has_tried()
+        self._note_attempt()
         self._current = plan = plan.limited_to(self._listeners.settings)
         await self.routes.settled()
         process = self.gateway
@@ -397,7 +397,7 @@ class GatewayManager(SidecarManager):
         self.reports.follow(process)
         self._sync(process)
         process.begin()
-        await process.ready(self._environment.directory)
+        await process.wait_until_ready(self._environment.directory)
         self._use(process)
         # Send what has changed since it was spawned.
         self._sync(process)
@@ -501,7 +501,7 @@ class GatewayManager(SidecarManager):
             await self._adopt_pair()
         await self.reports.adopt()
         await self._adopt_zygote()
-        process = await GatewayProcess.adopted(self._keeper, self.entry)
+        process = await GatewayProcess.adopt(self._keeper, self.entry)
         if process is not None:
             self.reports.follow(process)
             plan = await self._plan()
@@ -514,7 +514,7 @@ class GatewayManager(SidecarManager):
             self._watch(process)
 
     async def _adopt_zygote(self) -> None:
-        zygote = await GatewayZygote.adopted(self._keeper, fd_store.GATEWAY_ZYGOTE)
+        zygote = await GatewayZygote.adopt(self._keeper, fd_store.GATEWAY_ZYGOTE)
         if zygote is None:
             return
         zygote.is_up = True

@@ -138,7 +138,7 @@ class GatewayProcess(SidecarProcess):
         """Wait until the process has applied what was sent so far, has exited, or a timeout has passed."""
         with contextlib.suppress(LinkLost, TimeoutError):
             async with asyncio.timeout(_WITHDRAW_SECONDS):
-                await self.performed()
+                await self.wait_until_performed()
 
     async def report(self) -> Table:
         """Ask for the counts of routes, hosts and connections. Raises LinkLost or TimeoutError."""
@@ -194,7 +194,7 @@ class GatewayProcess(SidecarProcess):
 
     def drain(self, seconds: float) -> None:
         """Tell the process to stop accepting, finish the current requests within `seconds`, and exit."""
-        self.leave({"t": "drain", "seconds": seconds}, seconds + _CLOSES_SECONDS)
+        self.end_with({"t": "drain", "seconds": seconds}, seconds + _CLOSES_SECONDS)
 
     async def finish(self, seconds: float) -> None:
         """Tell the process to stop accepting; returns when the last requests have ended, at most `seconds` later.
