@@ -60,7 +60,7 @@ _STALLED_CHECKS = 20
 _LONGEST_LINE = 200
 _LINE = re.compile(rb"poolctl ([0-9A-Za-z.+?-]+) ([0-9]{1,9})")  # nine digits: less than a gigabyte
 
-Outside = tuple[list[dict[str, Any]], list[str]]
+OutsideFindings = tuple[list[dict[str, Any]], list[str]]
 _USUAL = frozenset({"pool.toml", "pool.yaml", "pool.yml", "pool.json", "pyproject.toml"})
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -116,7 +116,7 @@ def _decoded(content: bytes) -> Any:
     return value
 
 
-async def _unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: float) -> Any:
+async def _wait_unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: float) -> Any:
     """Wait for the answer. Raises _Stalled if the process makes no progress for that long."""
     answering = asyncio.ensure_future(answer)
     used_ns, stalled_checks = None, 0
@@ -194,10 +194,10 @@ class ConfigurationReader:
             del self._readings[next(iter(self._readings))]
         return request[1], found
 
-    async def outside(self, number: int, names: Collection[str]) -> Outside:
+    async def outside(self, number: int, names: Collection[str]) -> OutsideFindings:
         """Check references of these servers outside the files; returns problems, and warnings about all servers."""
         request = ("outside", number, [*names])
-        found: Outside | None = await self._ask(*request)
+        found: OutsideFindings | None = await self._ask(*request)
         if found is None and number in self._readings:
             # The process that has read them has ended since.
             reading, digests = self._readings[number]
@@ -242,7 +242,7 @@ class ConfigurationReader:
                 await process.send(message(request))
                 answer = _answer(process)
                 if stalled_seconds is not None:
-                    answer = _unless_stalled(answer, process.pid, stalled_seconds)
+                    answer = _wait_unless_stalled(answer, process.pid, stalled_seconds)
                 return await answer
 
         was_killed = False
@@ -326,7 +326,7 @@ class ActiveConfiguration:
         self.marks: Marks | None = None  # the state of the files when they were read; None if unknown
         self._followers: list[tuple[Callable[[Tables], None], bool]] = []
         self._ledger = os.path.join(state_directory, "ports.json")
-        self._own_sockets = OwnSockets(os.path.join(state_directory, "programs.json"))
+        self._self_binding = SelfBindingPrograms(os.path.join(state_directory, "programs.json"))
         self._warned = os.path.join(state_directory, "warned.json")
         self._store = store
         self._reader = reader or ConfigurationReader(store.directory)
@@ -336,7 +336,7 @@ class ActiveConfiguration:
         self._saved_revision = -1
         self._reading: asyncio.Future[list[ServerConfig]] | None = None  # the first reading of the files
 
-    async def taken_over(self) -> list[ServerConfig] | None:
+    async def take_over(self) -> list[ServerConfig] | None:
         """The servers of the previous supervisor's configuration; None if there was no previous supervisor."""
         stored = await self._store.configuration()
         if stored is None:
@@ -346,7 +346,7 @@ class ActiveConfiguration:
         self._surroundings, self._port_range = stored.surroundings, stored.port_range
         self._environment = stored.environment
         self.tables, self.marks = stored.tables, stored.marks
-        self._withhold(stored.servers)
+        self._withhold_variables(stored.servers)
         self.environments.update(stored.environments)
         return stored.servers
 
@@ -360,7 +360,7 @@ class ActiveConfiguration:
             self.problems, self.exit_code = [failure(PoolStartError, message, "poolctl start")], FAILED
         else:
             servers = self._reading.result()
-        self._store.save_first_configuration(self._stored(servers))
+        self._store.save_first_configuration(self._snapshot(servers))
         self._saved_revision = 0
         return servers
 
@@ -427,7 +427,7 @@ class ActiveConfiguration:
             return ResolvedConfig(name, problems=[ErrorEntry.of(error)], marks=reading.marks)
         return ResolvedConfig(
             reading.name or name,
-            self._own_sockets.applied(servers),
+            self._self_binding.apply_to(servers),
             surroundings=reading.surroundings,
             port_range=reading.port_range,
             tables=reading.tables,
@@ -496,13 +496,13 @@ class ActiveConfiguration:
         self.missing.clear()
         self.marks = resolved.marks
         self._saved_revision = -1
-        self._withhold(resolved.servers, resolved.tables)
+        self._withhold_variables(resolved.servers, resolved.tables)
         changed, self.tables = resolved.tables != self.tables, resolved.tables
         for follower, every_reload in self._followers:
             if changed or every_reload:
                 follower(self.tables)
 
-    def _withhold(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
+    def _withhold_variables(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
         """Keep the variables named by `*_env` keys out of servers' environments."""
         names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
         withhold_variables({*names, ACCESS_LOG_VARIABLE, NO_ACCESS_LOG_VARIABLE}, only=True)
@@ -523,17 +523,17 @@ class ActiveConfiguration:
         self.missing = {server.name for server in servers} - there.keys()
         for name, (table, base_dir) in saved.sources.items():
             try:
-                server = await self.single(table, base_dir, there.values())
+                server = await self.resolve_added(table, base_dir, there.values())
             except (PoolError, ServerError) as error:
                 logger.warning("%s, which was added live, is dropped: %s", name, error)
                 continue
-            if obstacles(server, there.values(), self.tables):
+            if obstacles_to_adding(server, there.values(), self.tables):
                 logger.warning("%s, which was added live, is dropped: it conflicts with the files", name)
             else:
                 there[name] = server
         return list(there.values())
 
-    async def single(
+    async def resolve_added(
         self, table: Mapping[str, object], base_dir: str, there: Collection[ServerConfig]
     ) -> ServerConfig:
         """The server to add, from its table; `there` are the existing servers.
@@ -548,7 +548,7 @@ class ActiveConfiguration:
         named = {each.name: Named(each.address, each.expose) for each in (*there, server)}
         if found := [*reference_findings(vars(server), named)]:
             refuse(server.name, found, server.name, server.bind)
-        (server,) = self._own_sockets.applied(with_addresses([server], there))
+        (server,) = self._self_binding.apply_to(with_addresses([server], there))
         withhold_variables(pool_variables([server], Tables()))
         return server
 
@@ -560,17 +560,17 @@ class ActiveConfiguration:
     def note_socket(self, entry: Entry) -> None:
         """Record that the server's command opens its socket itself."""
         if entry.observed.socket_found == "program":
-            self._own_sockets.remember(entry.config)
+            self._self_binding.remember(entry.config)
 
-    async def warned_before(self, servers: Iterable[ServerConfig]) -> set[str]:
+    async def mark_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
         """The names of servers about which `start` has already warned that their programs bind their own address.
 
         The servers of this call are added to them, until the files change.
         """
         found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
-        return await asyncio.to_thread(self._note_warned, found) if found else found
+        return await asyncio.to_thread(self._save_warned, found) if found else found
 
-    def _note_warned(self, found: set[str]) -> set[str]:
+    def _save_warned(self, found: set[str]) -> set[str]:
         state = sorted(mark.digest for mark in (self.marks or {}).values())
         content = read_json_object(self._warned)
         before = set(content["names"]) if content.get("files") == state else set()
@@ -578,14 +578,14 @@ class ActiveConfiguration:
             write_object(self._warned, {"files": state, "names": sorted(found | before)})
         return before
 
-    def to_save(self, core: Core) -> StoredConfiguration | None:
+    def unsaved(self, core: Core) -> StoredConfiguration | None:
         """The active configuration, for a successor; None if it has not changed since the last call."""
         if self._saved_revision == core.servers.revision:
             return None
         self._saved_revision = core.servers.revision
-        return self.stored(core)
+        return self.snapshot(core)
 
-    def stored(self, core: Core) -> StoredConfiguration:
+    def snapshot(self, core: Core) -> StoredConfiguration:
         """The active configuration, in the form in which it is saved for a successor."""
         entries = core.entries.values()
         placed = {
@@ -599,9 +599,9 @@ class ActiveConfiguration:
             if (canary := entry.desired.canary) is not None and canary.is_apart:
                 ids = (f"{entry.name}.{canary.generation}.{index}" for index in range(canary.count))
                 placed |= dict.fromkeys(ids, canary.config)
-        return self._stored([entry.config for entry in entries], placed)
+        return self._snapshot([entry.config for entry in entries], placed)
 
-    def _stored(
+    def _snapshot(
         self, servers: list[ServerConfig], placed: Mapping[str, ServerConfig] | None = None
     ) -> StoredConfiguration:
         return StoredConfiguration(
@@ -626,7 +626,7 @@ def write_object(path: str, content: dict[str, Any]) -> None:
         logger.warning("%s cannot be written: %s", path, error)
 
 
-class OwnSockets:
+class SelfBindingPrograms:
     """Records in a file which servers' commands open their sockets themselves.
 
     A record is valid until the command changes.
@@ -643,11 +643,11 @@ class OwnSockets:
             self._commands[server.name] = digest
             write_object(self._path, self._commands)
 
-    def applied(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
+    def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
         """The servers, completed by the records where their tables do not say who opens the socket."""
-        return [server.but(socket="program") if self._concerns(server) else server for server in servers]
+        return [server.but(socket="program") if self._opens_its_own(server) else server for server in servers]
 
-    def _concerns(self, server: ServerConfig) -> bool:
+    def _opens_its_own(self, server: ServerConfig) -> bool:
         known = self._commands.get(server.name)
         return known is not None and "socket" not in server.given and known == _digest(server)
 
@@ -671,7 +671,7 @@ def _ports(tables: Tables) -> set[int]:
     return {address.port for _, address in named_addresses(tables) if address and address.port}
 
 
-def obstacles(
+def obstacles_to_adding(
     added: ServerConfig, there: Iterable[ServerConfig], tables: Tables
 ) -> tuple[int, list[Finding]] | None:
     """Why the server cannot be added to `there`, the existing servers, and an exit code; None if it can.

@@ -182,7 +182,7 @@ class Supervisor(Receiver, CoreEvents):
         The first supervisor of a pool accepts requests while it reads the files; a ping reports that it is reading.
         """
         self._control = ControlServer(self._handle, DescriptorReserve())
-        servers = await self._configuration.taken_over()
+        servers = await self._configuration.take_over()
         is_first = servers is None
         if servers is None:
             self._control.listen(listener)
@@ -370,7 +370,7 @@ class Supervisor(Receiver, CoreEvents):
         self._save_timer.note_change()
 
     def _save_changes(self) -> None:
-        self._store.save(self.core.entries, self._configuration.to_save(self.core))
+        self._store.save(self.core.entries, self._configuration.unsaved(self.core))
         self._totals.save()
 
     async def _end(self) -> None:

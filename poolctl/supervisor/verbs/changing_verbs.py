@@ -39,19 +39,19 @@ from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION
 from poolctl.selection.selector import SelectorError, selection_needed
 from poolctl.states import Status, in_words
 
-from ..active_configuration import obstacles
+from ..active_configuration import obstacles_to_adding
 from .verb import (
     Call,
     Operation,
     Verb,
     VerbContext,
-    disabled,
-    drained,
+    disabled_error,
+    drained_error,
     items,
     names_of,
     selected,
     server_problem,
-    unwell,
+    unhealthy_error,
     with_dependents,
 )
 
@@ -85,19 +85,19 @@ class Lifecycle:
             if not (entry.wanted and entry.ready):
                 self._core.start(entry, ignore_dependencies=not deps)
         if call.selector.targets:
-            operation.problems += [disabled(entry) for entry in chosen if entry.is_disabled]
-            operation.problems += [drained(entry) for entry in chosen if entry.out]
+            operation.problems += [disabled_error(entry) for entry in chosen if entry.is_disabled]
+            operation.problems += [drained_error(entry) for entry in chosen if entry.out]
         complaint = self._core.health.complaint
         # A server that already runs need not be started, but may be unhealthy.
         operation.problems += [
-            unwell(entry, complaint(entry))
+            unhealthy_error(entry, complaint(entry))
             for entry in chosen
             if entry.wanted and entry.complete and entry.health is Status.KO
         ]
         servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
         configuration = self._context.configuration
-        warned = await configuration.warned_before(entry.config for entry in all_of_them)
+        warned = await configuration.mark_warned(entry.config for entry in all_of_them)
         warnings = asyncio.ensure_future(startup_warnings(servers, names, configuration.tables, warned))
         result = await operation.conclude(chosen, call)
         sleepless = [
@@ -156,7 +156,7 @@ class Lifecycle:
             if call.options.get("force"):
                 self._core.runner.force_certificate(entry.name, entry.desired.generation)
         operation.problems += [
-            disabled(entry) for entry in chosen if entry.is_disabled and call.selector.targets
+            disabled_error(entry) for entry in chosen if entry.is_disabled and call.selector.targets
         ]
         return replace(await operation.conclude(chosen, call), unchanged=tuple(left_alone) or None)
 
@@ -233,7 +233,7 @@ class Lifecycle:
             fixed = entry.config.scale.min and not entry.config.scale.is_automatic
             count = None if fixed and workers == entry.config.scale.min else workers
             self._core.override(entry, replace(entry.desired.overrides, workers=count))
-        code = await operation.settle(call)
+        code = await operation.wait_for_outcome(call)
         operation.problems += [
             goal_error(entry, PoolStartError, f"was scaled to {entry.size} by another command meanwhile")
             for entry in able
@@ -248,7 +248,7 @@ class Lifecycle:
         operation.problems += [_without_triggers(entry) for entry in chosen if entry not in able]
         for entry in able:
             self._core.override(entry, replace(entry.desired.overrides, workers=None))
-        code = await operation.settle(call)
+        code = await operation.wait_for_outcome(call)
         return operation.result(able, code or (FAILED if operation.problems else 0))
 
     async def drain(self, call: Call) -> Result:
@@ -315,7 +315,7 @@ class Lifecycle:
             raise SelectorError("add: which server?", hint=_ADD_SHAPE)
         try:
             there = [entry.config for entry in self._core.entries.values()]
-            config = await self._context.configuration.single(table, base_dir, there)
+            config = await self._context.configuration.resolve_added(table, base_dir, there)
         except PoolError as error:
             return Result(errors=entries(error), exit_code=INVALID_CONFIGURATION)
         except ServerError as problem:
@@ -364,7 +364,7 @@ class Lifecycle:
         if any(entry.removed and entry.name == config.name for entry in there):
             return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
         others = (entry.config for entry in there if not entry.removed)
-        return obstacles(config, others, self._context.configuration.tables)
+        return obstacles_to_adding(config, others, self._context.configuration.tables)
 
 
 def _is_named(entry: Entry, call: Call) -> bool:

@@ -22,7 +22,7 @@ from poolctl.runners.stack_report import Stacks, WorkerStacks
 from poolctl.selection.selector import SelectorError
 from poolctl.states import State, Status, in_words
 
-from .verb import Call, Verb, VerbContext, details, items, reporter, selected, unwell
+from .verb import Call, Verb, VerbContext, details, items, reporter, selected, unhealthy_error
 
 _GOALS = ("ready", "healthy", *(state.value for state in State))
 _EVENTS_SHAPE = f"since as in the journal, lines and after as numbers, kind as a list of {', '.join(KINDS)}"
@@ -184,7 +184,7 @@ class Reading:
     def _problem(self, entry: Entry) -> ServerError | None:
         complaint = self._core.health.complaint(entry)
         if complaint and entry.state == State.RUNNING:
-            return unwell(entry, complaint)
+            return unhealthy_error(entry, complaint)
         return entry.observed.failure or self._blocked(entry)
 
     def _blocked(self, entry: Entry) -> ServerError | None:

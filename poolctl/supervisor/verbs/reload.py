@@ -38,7 +38,7 @@ from poolctl.selection.selector import Selector, select
 
 from ..active_configuration import ReaderFailed, ResolvedConfig
 from .changing_verbs import ensure_open_files_for_all, expired
-from .verb import Call, Operation, Verb, VerbContext, as_kind, items
+from .verb import Call, Operation, Verb, VerbContext, error_of_kind, items
 
 # The name of the pool itself in the plan; no server can have it.
 POOL = "[pool]"
@@ -125,7 +125,7 @@ class Reload:
             applied.begin(force=False, starts=False)
             self._record(found.changes)
             self._accept(resolved, None, applied)
-        await applied.leave(call)
+        await applied.wait_for_removed(call)
         return ReloadResult(changes=tuple(found.changes))
 
     async def difference(self) -> Difference:
@@ -194,7 +194,7 @@ class Reload:
             for server in servers
             if server.name in reading and server.name in entries
         ]
-        return [as_kind(PoolValidateError, each) for each in found if each is not None]
+        return [error_of_kind(PoolValidateError, each) for each in found if each is not None]
 
     def _record(self, lines: Iterable[PlannedChange]) -> None:
         who = CURRENT_CAUSE.get() or Cause("reload")
@@ -306,18 +306,20 @@ class _ReloadRun:
             try:
                 await self._core.renew_tls(entry)
             except ServerError as problem:
-                errors.append(as_kind(PoolRestartError, problem))
+                errors.append(error_of_kind(PoolRestartError, problem))
         return errors
 
-    async def leave(self, call: Call) -> None:
+    async def wait_for_removed(self, call: Call) -> None:
         """Wait until the servers that were removed from the files have stopped, and forget them."""
-        await self._stopping.settle(call)
+        await self._stopping.wait_for_outcome(call)
         for entry in [each for each in self._core.entries.values() if each.removed and each.at_rest]:
             self._core.forget(entry)
 
     async def conclude(self, call: Call) -> tuple[int, list[ErrorEntry], list[str]]:
         """Exit code, errors and warnings, once every server has reached its goal or failed."""
-        codes = await asyncio.gather(self._starting.settle(call), self._stopping.settle(call))
+        codes = await asyncio.gather(
+            self._starting.wait_for_outcome(call), self._stopping.wait_for_outcome(call)
+        )
         code = TIMED_OUT if TIMED_OUT in codes else max(codes)
         return (
             code,

@@ -75,7 +75,7 @@ class Upgrade:
     async def _try(self, call: Call) -> Result | None:
         """Why the next version cannot take over in this environment; None if it has taken over a small pool."""
         options, on_disk = call.options, not await self._build.is_replaced()
-        in_force = encoded(self._configuration.stored(self._core))
+        in_force = encoded(self._configuration.snapshot(self._core))
         env = {**os.environ, TRIED: "1"} if on_disk else None
         said, failed = await _run([*options["supervisor"], CHECK, *self._files], in_force, env)
         if not failed:

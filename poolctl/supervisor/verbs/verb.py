@@ -137,7 +137,7 @@ class NothingMatched(Exception):
         self.result = result
 
 
-async def match(core: Core, selector: Selector) -> None:
+async def match_expressions(core: Core, selector: Selector) -> None:
     """Let another process match the selector's regular expressions. Raises SelectorError."""
     given = [name for name in EXPRESSIONS if getattr(selector, name)]
     if not given or selector.matched is None:
@@ -203,10 +203,10 @@ class Operation(Goal):
 
     async def conclude(self, chosen: list[Entry], call: Call) -> Result:
         """Wait until each server has reached its goal or failed; returns the result, with every failure."""
-        return self.result(chosen, await self.settle(call))
+        return self.result(chosen, await self.wait_for_outcome(call))
 
     def result(self, chosen: list[Entry], code: int) -> Result:
-        """The result, with every failure. `code` is the exit code from `settle`."""
+        """The result, with every failure. `code` is the exit code from `wait_for_outcome`."""
         return Result(
             items=items(self._core, chosen),
             errors=tuple(self.errors),
@@ -214,7 +214,7 @@ class Operation(Goal):
             warnings=tuple(self.warnings),
         )
 
-    async def settle(self, call: Call) -> int:
+    async def wait_for_outcome(self, call: Call) -> int:
         """Wait until each server has reached its goal or failed; returns the exit code."""
         if not call.options.get("wait", True):
             return 0
@@ -226,7 +226,7 @@ class Operation(Goal):
     @property
     def errors(self) -> list[ErrorEntry]:
         """Every failure, with the error code of the command."""
-        return [as_kind(self._kind, problem) for problem in self.problems]
+        return [error_of_kind(self._kind, problem) for problem in self.problems]
 
     @property
     def warnings(self) -> list[str]:
@@ -329,18 +329,18 @@ def server_problem(entry: Entry, message: str, hint: str) -> ServerError:
     return ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
 
 
-def disabled(entry: Entry) -> ServerError:
+def disabled_error(entry: Entry) -> ServerError:
     """The error for starting a disabled server."""
     hint = f"poolctl enable {entry.name}, or remove `disabled = true` from its table"
     return server_problem(entry, "is disabled", hint)
 
 
-def drained(entry: Entry) -> ServerError:
+def drained_error(entry: Entry) -> ServerError:
     """The error for starting a drained server, which gets no traffic."""
     return server_problem(entry, "is drained: it runs, out of rotation", f"poolctl undrain {entry.name}")
 
 
-def unwell(entry: Entry, complaint: str) -> ServerError:
+def unhealthy_error(entry: Entry, complaint: str) -> ServerError:
     """The error about a running server that is unhealthy."""
     message = f"runs but is unhealthy{f': {complaint}' if complaint else ''}"
     return server_problem(entry, message, f"poolctl logs {entry.name}")
@@ -352,7 +352,7 @@ def complaint_of(core: Core, entry: Entry) -> str:
     return core.health.complaint(entry) or failure
 
 
-def as_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
+def error_of_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
     """The error, with the error code of the command that failed."""
     return replace(ErrorEntry.of(failure), code=kind.code, error=kind.error)
 

@@ -26,7 +26,7 @@ from ..active_configuration import ActiveConfiguration, ReaderFailed
 from . import changing_verbs, reading_verbs
 from .changing_verbs import TooManyOpenFiles
 from .reload import ConfigurationDrift
-from .verb import Call, Daemon, NothingMatched, Verb, VerbContext, match
+from .verb import Call, Daemon, NothingMatched, Verb, VerbContext, match_expressions
 
 _PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
@@ -125,7 +125,7 @@ class Verbs:
         applied = await self._drift.apply_at_rest(call) if verb == "start" else None
         if applied is not None and applied.exit_code:
             return applied
-        await match(self._core, call.selector)
+        await match_expressions(self._core, call.selector)
         if call.options.get("saves") is True:
             self._drift.ignore_next_change()
         result = await self._verbs[verb](call)

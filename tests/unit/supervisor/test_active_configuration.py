@@ -33,11 +33,11 @@ from poolctl.runners.withheld_variables import withhold_variables
 from poolctl.supervisor.active_configuration import (
     ActiveConfiguration,
     ConfigurationReader,
-    OwnSockets,
     ReaderFailed,
     ResolvedConfig,
+    SelfBindingPrograms,
     default_name,
-    obstacles,
+    obstacles_to_adding,
     write_object,
 )
 from poolctl.supervisor.takeover.state_store import StateStore, encoded
@@ -468,7 +468,7 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
 
     async def work(configuration: ActiveConfiguration) -> None:
         assert configuration.name == tmp_path.name
-        assert await configuration.taken_over() is None
+        assert await configuration.take_over() is None
         followed: list[Any] = []
         always: list[Any] = []
         configuration.follow(followed.append)
@@ -485,15 +485,15 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         configuration.accept(await configuration.read({**os.environ, "TAG": "api"}), {"TAG": "api"})
         configuration.missing.add("gone")
         core = Core([web], SlowRunner(), ManualClock(), RecordedEvents())
-        left = configuration.to_save(core)
+        left = configuration.unsaved(core)
         assert left is not None
-        assert configuration.to_save(core) is None
+        assert configuration.unsaved(core) is None
         StateStore(pool.link, str(pool.runtime)).write(fd_store.CONFIGURATION, encoded(left))
 
         pool.file.unlink()
         pool.environments = {}
         after = pool.configuration()
-        servers = await after.taken_over()
+        servers = await after.take_over()
         assert servers is not None
         assert [each.name for each in servers] == ["web"]
         assert (after.name, after.missing, after.environment, after.environments) == (
@@ -501,9 +501,9 @@ def test_first_supervisor_reads_the_files_and_its_successor_takes_over_what_was_
         )  # fmt: skip
         assert after.tables == configuration.tables
         assert after.marks == configuration.marks
-        again = after.to_save(core)
+        again = after.unsaved(core)
         assert again is not None, "what it has taken over is what a further one gets"
-        assert (again.name, again.missing, after.to_save(core)) == ("shop", ["gone"], None)
+        assert (again.name, again.missing, after.unsaved(core)) == ("shop", ["gone"], None)
         assert configuration.runtime_directory == str(pool.runtime)
 
     pool.scenario(work)
@@ -627,7 +627,7 @@ def test_port_of_a_server_that_was_added_live_stays_its_own(tmp_path: Path) -> N
     async def work(configuration: ActiveConfiguration) -> None:
         there = (await configuration.read()).servers
         table = {"name": "live", "bind": "127.0.0.1:auto", "app": "any:app"}
-        live = await configuration.single(table, str(tmp_path), there)
+        live = await configuration.resolve_added(table, str(tmp_path), there)
         assert live.address.port not in (None, there[0].address.port)
         pool.file.write_text(AUTO.format("a") + AUTO.format("b"))
         servers = (await configuration.read(keep={"live"})).servers
@@ -643,10 +643,10 @@ def test_server_that_is_added_may_refer_to_those_that_are_there(tmp_path: Path) 
         configuration.accept(resolved)
         url = "http://${server.web.host}:${server.web.port}"
         table = {"name": "new", "bind": "127.0.0.1:9002", "app": "any:app", "env": {"WEB": url}}
-        added = await configuration.single(table, str(tmp_path), resolved.servers)
+        added = await configuration.resolve_added(table, str(tmp_path), resolved.servers)
         assert added.env["WEB"] == "http://127.0.0.1:9001"
         with pytest.raises(PoolValidateError) as refused:
-            await configuration.single(table, str(tmp_path), [])
+            await configuration.resolve_added(table, str(tmp_path), [])
         assert "there is no server 'web'" in str(refused.value.exceptions[0])
 
     Pool(tmp_path).scenario(work)
@@ -733,21 +733,21 @@ def test_program_that_was_found_to_open_its_socket_itself_is_read_so_until_its_c
     tmp_path: Path,
 ) -> None:
     path = str(tmp_path / "programs.json")
-    OwnSockets(path).remember(program_of("web", "nginx"))
-    known = OwnSockets(path)
+    SelfBindingPrograms(path).remember(program_of("web", "nginx"))
+    known = SelfBindingPrograms(path)
     servers = [program_of("web", "nginx"), program_of("web", "caddy"), program_of("api", "nginx")]
-    assert [each.socket for each in known.applied(servers)] == [
+    assert [each.socket for each in known.apply_to(servers)] == [
         "program",
         servers[1].socket,
         servers[2].socket,
     ]
     said = program_of("web", "nginx", socket="pool")
-    assert known.applied([said]) == [said]
+    assert known.apply_to([said]) == [said]
     written = os.stat(path).st_ino
     known.remember(program_of("web", "nginx"))
     assert os.stat(path).st_ino == written
     known.remember(program_of("web", "caddy"))
-    assert OwnSockets(path).applied(servers[1:2])[0].socket == "program"
+    assert SelfBindingPrograms(path).apply_to(servers[1:2])[0].socket == "program"
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[1]"])
@@ -782,10 +782,10 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
             ([guessed, *others], set()), ([guessed], {"guessed"}), ([other], {"guessed"}),
             ([guessed, other], {"guessed", "other"}), (others, set()),
         ):  # fmt: skip
-            assert await configuration.warned_before(servers) == before
+            assert await configuration.mark_warned(servers) == before
         pool.file.write_text(WEB + "# changed\n")
         configuration.accept(await configuration.read())
-        assert await configuration.warned_before([guessed]) == set()
+        assert await configuration.mark_warned([guessed]) == set()
 
     pool.scenario(work)
 
@@ -796,7 +796,7 @@ def test_server_that_conflicts_is_not_added_and_the_reason_has_its_exit_code(tmp
 
     def reason(bind: str, **keys: Any) -> tuple[int, str] | None:
         added = ServerConfig(name="new", bind=bind, app="a:b", **keys)
-        found = obstacles(added, there, tables)
+        found = obstacles_to_adding(added, there, tables)
         return None if found is None else (found[0], found[1][0].message)
 
     assert reason("127.0.0.1:9002") is None

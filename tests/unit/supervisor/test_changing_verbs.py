@@ -1002,7 +1002,7 @@ class AddingFiles(Files):
 
     obstacle: Exception | None = None
 
-    async def single(self, table: Any, base_dir: str, there: Any) -> ServerConfig:
+    async def resolve_added(self, table: Any, base_dir: str, there: Any) -> ServerConfig:
         self.given = (table, base_dir, sorted(each.name for each in there))
         if self.obstacle is not None:
             raise self.obstacle

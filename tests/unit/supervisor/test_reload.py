@@ -566,10 +566,10 @@ def test_successor_knows_what_its_predecessor_has_read(tmp_path: Path) -> None:
         link = StoreLink(Store())
         store = StateStore(link, str(tmp_path))
         desk = await DeskWithFiles.begun(tmp_path, store=store)
-        store.save(desk.core.entries, desk.files.to_save(desk.core))
+        store.save(desk.core.entries, desk.files.unsaved(desk.core))
         desk.file.write_text(WEB + EXTRA)
         successor = ActiveConfiguration([str(desk.file)], str(tmp_path), StateStore(link, str(tmp_path)), {})
-        assert [server.name for server in await successor.taken_over() or ()] == ["web"]
+        assert [server.name for server in await successor.take_over() or ()] == ["web"]
         assert changed_files(successor.marks or {}, successor.files) == [str(desk.file)]
         link.end()
 

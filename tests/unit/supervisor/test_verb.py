@@ -20,17 +20,17 @@ from poolctl.supervisor.verbs.verb import (
     NothingMatched,
     Operation,
     RunningBuild,
-    as_kind,
     complaint_of,
     details,
-    disabled,
-    drained,
+    disabled_error,
+    drained_error,
+    error_of_kind,
     items,
-    match,
+    match_expressions,
     names_of,
     reporter,
     selected,
-    unwell,
+    unhealthy_error,
     with_dependents,
 )
 from tests.unit.core.ordered_core import run, turns, web
@@ -122,14 +122,14 @@ def test_expressions_are_matched_in_another_process() -> None:
     async def work() -> None:
         desk, _ = entries_of(web("users"), web("orders"))
         selector = Selector.from_dict({"name": ["^u"], "bind": ["127"]})
-        await match(desk.core, selector)
+        await match_expressions(desk.core, selector)
         assert selector.matched is not None
         assert selector.matched["name"] == {"users"}
         assert [entry.name for entry in selected(desk.core, selector)] == ["users"]
         slow = Selector.from_dict({"name": ["("]})
         with pytest.raises(SelectorError, match="name: invalid regular expression"):
-            await match(desk.core, slow)
-        await match(desk.core, Selector.from_dict({"targets": ["users"]}))
+            await match_expressions(desk.core, slow)
+        await match_expressions(desk.core, Selector.from_dict({"targets": ["users"]}))
 
     run(work())
 
@@ -185,7 +185,7 @@ def test_operation_ends_with_every_failure_in_the_code_of_its_command() -> None:
             (1325, "ErrorPoolRestart", "b")
         ]
         unawaited = Operation(desk.core, PoolStartError, entries)
-        assert await unawaited.settle(Call(Selector(), {"wait": False}, lambda line: None)) == 0
+        assert await unawaited.wait_for_outcome(Call(Selector(), {"wait": False}, lambda line: None)) == 0
         assert unawaited.errors == []
 
     run(work())
@@ -358,15 +358,16 @@ def test_probes_of_a_worker_have_their_last_result() -> None:
 def test_errors_of_a_server_name_it_with_the_fix() -> None:
     _, (entry,) = entries_of(web("a"))
     assert [
-        (each.name, each.message, each.hint) for each in (disabled(entry), drained(entry), unwell(entry, ""))
+        (each.name, each.message, each.hint)
+        for each in (disabled_error(entry), drained_error(entry), unhealthy_error(entry, ""))
     ] == [
         ("a", "is disabled", "poolctl enable a, or remove `disabled = true` from its table"),
         ("a", "is drained: it runs, out of rotation", "poolctl undrain a"),
         ("a", "runs but is unhealthy", "poolctl logs a"),
     ]
-    assert unwell(entry, "503").message == "runs but is unhealthy: 503"
-    assert unwell(entry, "503").bind == entry.config.key
-    found = as_kind(PoolStartError, ServerError("no", hint="fix", code=1, error="x"))
+    assert unhealthy_error(entry, "503").message == "runs but is unhealthy: 503"
+    assert unhealthy_error(entry, "503").bind == entry.config.key
+    found = error_of_kind(PoolStartError, ServerError("no", hint="fix", code=1, error="x"))
     assert (found.code, found.error, found.message, found.hint) == (1323, "ErrorPoolStart", "no", "fix")
 
 

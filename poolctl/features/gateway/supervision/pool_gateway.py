@@ -32,7 +32,7 @@ from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.runners.process_link import LinkLost
 from poolctl.selection.selector import SelectorError
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
-from poolctl.supervisor.verbs.verb import Call, Verb, as_kind
+from poolctl.supervisor.verbs.verb import Call, Verb, error_of_kind
 
 from ..table import GatewayConfig, RouteConfig, StreamConfig
 from .gateway_adoption import GatewaySearch
@@ -363,7 +363,7 @@ class PoolGateway(FeaturePart):
         if not (whole and manager.failures):
             return self._warned(verb, result)
         kind = PoolStartError if verb == "start" else PoolRestartError
-        errors = [replace(as_kind(kind, each), name="[gateway]") for each in manager.failures]
+        errors = [replace(error_of_kind(kind, each), name="[gateway]") for each in manager.failures]
         return replace(result, errors=(*result.errors, *errors), exit_code=result.exit_code or FAILED)
 
     async def _unconfirmed_warning(self) -> str:
