@@ -70,7 +70,7 @@ class Step(StrEnum):
     """The recovery action to take now."""
 
     NOTHING = "nothing"
-    TELL = "notify"
+    NOTIFY = "notify"
     RESTART = "restart"  # stop the unhealthy workers and start replacements
     REPLACE = "replace"  # start a new generation, and stop the old one once the new one is ready
     DISABLE = "disable"
@@ -82,7 +82,7 @@ _DONE = {
     Step.RESTART: "restarted",
     Step.REPLACE: "replaced",
     Step.DISABLE: "disabled",
-    Step.TELL: "told",
+    Step.NOTIFY: "told",
     Step.GIVE_UP: "left as it is",
 }
 
@@ -278,7 +278,7 @@ class WorkerRecovery:
                 jitter=case.jitter,
             )
             step, chosen, again = decide(policy, situation)
-            if step in (Step.TELL, Step.GIVE_UP):
+            if step in (Step.NOTIFY, Step.GIVE_UP):
                 self._notify(entry, case, step, problems)
             elif step in (Step.RESTART, Step.REPLACE, Step.DISABLE):
                 self._begin(entry, step, [problems[place] for place in chosen])
@@ -292,7 +292,7 @@ class WorkerRecovery:
         if news:
             case.notified |= {each.worker.id for each in news}
             report = self._report(entry, step, news)
-            self._record(entry, report, "notified" if step is Step.TELL else "given up")
+            self._record(entry, report, "notified" if step is Step.NOTIFY else "given up")
 
     def _begin(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> None:
         acts = step is not Step.DISABLE

@@ -80,7 +80,7 @@ class Totals:
         self._revision = -1  # the revision of `Servers` for which the encoded tables hold figures
         if counters is not None:
             counters.add_up = self._add_up
-        events.subscribe(self._heard)
+        events.subscribe(self._on_event)
 
     async def resume(self) -> None:
         """Continue the counts of the previous supervisor; called before any worker is adopted."""
@@ -97,16 +97,16 @@ class Totals:
         self._added = set(kept.get("added", ()))
         self._stale.update(self._counts, self._passed, self._wakes, self._availability)
 
-    def of_the_ended(self, entry: Entry) -> Counts:
+    def counts_of_ended_workers(self, entry: Entry) -> Counts:
         """The total counts of the server's exited workers."""
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
-    def passed_to_the_ended(self, entry: Entry) -> dict[int, int]:
+    def passed_by_ended_workers(self, entry: Entry) -> dict[int, int]:
         """Requests on passed connections that the server's exited workers have served, by tally.route_mark."""
-        found = self.by_route_of_the_ended(entry)
+        found = self.counts_by_route_of_ended_workers(entry)
         return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
 
-    def by_route_of_the_ended(self, entry: Entry) -> dict[int, int]:
+    def counts_by_route_of_ended_workers(self, entry: Entry) -> dict[int, int]:
         """Requests on passed connections of exited workers, and errors among them (tally.error_mark), by route."""
         return self._passed.get(entry.name, {})
 
@@ -124,7 +124,7 @@ class Totals:
         found.note(self._core.clock.monotonic(), state=state, health=health)
         return found
 
-    def moved(self, entry: Entry, before: str, after: str) -> None:
+    def record_state_change(self, entry: Entry, before: str, after: str) -> None:
         """Record that the server changed from one state to another."""
         found = self._availability.setdefault(entry.name, Availability())
         found.note(self._core.clock.monotonic(), state=after, health=entry.health.value)
@@ -137,7 +137,7 @@ class Totals:
         if not self._changed:
             return
         self._changed = False
-        self._forget_the_removed()
+        self._forget_removed_servers()
         for name in self._stale:
             self._encode(name)
         self._stale.clear()
@@ -163,7 +163,7 @@ class Totals:
         self._stale.add(name)
         self._changed = True
 
-    def _heard(self, event: JournalEvent) -> None:
+    def _on_event(self, event: JournalEvent) -> None:
         known = self._availability.get(event.server) if event.kind == "health" else None
         if known is not None and event.state in (Status.OK, Status.WARN, Status.KO):
             known.note(self._core.clock.monotonic(), health=event.state)
@@ -181,7 +181,7 @@ class Totals:
             if len(routes) > _MOST_ROUTES:
                 del routes[next(iter(routes))]
 
-    def _forget_the_removed(self) -> None:
+    def _forget_removed_servers(self) -> None:
         names = self._core.entries.keys()
         gone = self._stale - names
         if self._revision != self._core.servers.revision:
@@ -285,7 +285,7 @@ class Statistics:
         if self._timer is None:
             self._sample()
 
-    def give_samples(self, take: TakeSample | None) -> None:
+    def send_samples_to(self, take: TakeSample | None) -> None:
         """Set the function that receives each sample from now on; None removes it."""
         self._take = take
         if take is not None:
@@ -293,7 +293,7 @@ class Statistics:
 
     def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
         """Measure the server's figures. Without `memory`, its memory usage may be some seconds old."""
-        ended, now = self.totals.of_the_ended(entry), self._core.clock.monotonic()
+        ended, now = self.totals.counts_of_ended_workers(entry), self._core.clock.monotonic()
         return snapshot(entry, ended, self._counters, self._usage, now, memory=memory)
 
     def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> Stats:

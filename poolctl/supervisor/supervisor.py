@@ -218,7 +218,7 @@ class Supervisor(Receiver, CoreEvents):
         self._totals = Totals(self.core, self.events, self._store)
         await self._totals.resume()
         self._statistics = Statistics(self.core, self._totals)
-        self._parts.begin(self.core, self._statistics.give_samples, self._totals, self._store)
+        self._parts.begin(self.core, self._statistics.send_samples_to, self._totals, self._store)
 
     async def _adopt(self, servers: list[ServerConfig]) -> None:
         # While the files have problems, no worker is started, and workers of a killed pool wait.
@@ -275,7 +275,7 @@ class Supervisor(Receiver, CoreEvents):
             from .systemd import Service
 
             self._service = Service(os.environ, self.core)
-            self._perform = self._service.around(self._verbs.handle)
+            self._perform = self._service.wrap(self._verbs.handle)
 
     def _serve_metrics(self, tables: Tables) -> None:
         if self._metrics is None and tables.metrics is not None:
@@ -324,7 +324,7 @@ class Supervisor(Receiver, CoreEvents):
         if self._ending:
             # This process is about to exit: a client that gets no answer asks the next supervisor.
             raise ConnectionAbortedError
-        with self._watch.reporting(lambda problem: progress(ProgressLine(notice=problem))):
+        with self._watch.report_to(lambda problem: progress(ProgressLine(notice=problem))):
             answer = await self._perform(request, progress)
         self._runtime_files.rename(self._configuration.name)
         # Saved first, so that a successor knows everything that clients have been told.
@@ -347,7 +347,7 @@ class Supervisor(Receiver, CoreEvents):
             raise
 
     async def _restore_runtime_files(self) -> None:
-        async for listener in self._runtime_files.restored():
+        async for listener in self._runtime_files.restore_when_removed():
             if listener is not None:
                 self._keeper.send({"op": "put", "name": fd_store.CONTROL}, [listener.fileno()])
                 self._control.listen(listener)
@@ -765,13 +765,13 @@ class RuntimeFiles:
         if self._name and name != self._name:
             self.publish(name)
 
-    async def restored(self) -> AsyncIterator[socket.socket | None]:
+    async def restore_when_removed(self) -> AsyncIterator[socket.socket | None]:
         """Restore files that were removed, until `withdraw`; yields after each time.
 
         The yielded value is a new control socket to listen on, or None if the old socket is still there.
         """
         while True:
-            await self._removal()
+            await self._wait_for_removal()
             # Wait, because further files may be removed.
             await asyncio.sleep(_CHECK_SECONDS)
             if self.withdrawn:
@@ -797,7 +797,7 @@ class RuntimeFiles:
             if self._complete:
                 logger.warning("%s had vanished, at least in part, and was restored", self._directory)
 
-    async def _removal(self) -> None:
+    async def _wait_for_removal(self) -> None:
         """Wait until files may have been removed.
 
         Returns at once if some are missing, or if removals cannot be watched.

@@ -36,10 +36,10 @@ class Service:
         self._period_seconds = sd_notify.watchdog_seconds(env) / _PINGS_PER_PERIOD
         core.observers.add(lambda entry: self._schedule_notification())
         if self._period_seconds:
-            self._live()
+            self._ping_watchdog()
         self._schedule_notification()
 
-    def around(self, handle: Handler) -> Handler:
+    def wrap(self, handle: Handler) -> Handler:
         """Wrap a request handler, so that systemd is notified of reloads."""
 
         async def notified(request: Request, progress: Progress) -> object:
@@ -92,9 +92,9 @@ class Service:
         if lines:
             sd_notify.notify(self._env, *lines)
 
-    def _live(self) -> None:
+    def _ping_watchdog(self) -> None:
         sd_notify.notify(self._env, sd_notify.WATCHDOG)
-        asyncio.get_running_loop().call_later(self._period_seconds, self._live)
+        asyncio.get_running_loop().call_later(self._period_seconds, self._ping_watchdog)
 
 
 def _count_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:

@@ -116,7 +116,7 @@ class EventRecorder:
     def _changed(self, entry: Entry, seen: _RecordedState, state: str, step: str) -> None:
         before, seen.state = seen.state, state
         if self._totals is not None:
-            self._totals.moved(entry, before, state)
+            self._totals.record_state_change(entry, before, state)
         # A job with a schedule sleeps until its time, not until a request arrives.
         slept = State.SLEEPING.value in (before, state) and entry.config.every is None
         kind = "wake" if slept else "lifecycle"

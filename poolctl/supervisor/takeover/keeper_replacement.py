@@ -61,7 +61,7 @@ class KeeperWatch:
         silent = f"the keeper (pid {self._process['pid']}) does not answer"
         if not self._given_up:
             return f"{silent}: SIGCONT was sent; it will be replaced if that does not help"
-        if not (reason := self.irreplaceable()):
+        if not (reason := self.reason_irreplaceable()):
             return f"{silent}: it was killed, but has not exited yet"
         return (
             f"{silent} and cannot be replaced, because {reason}: exits of workers are not noticed; "
@@ -69,7 +69,7 @@ class KeeperWatch:
         )
 
     @contextlib.contextmanager
-    def reporting(self, follow: Callable[[str], object]) -> Iterator[None]:
+    def report_to(self, follow: Callable[[str], object]) -> Iterator[None]:
         """Ping the keeper at once for a waiting client.
 
         Context manager: `follow` gets the keeper's problem, now and on each change.
@@ -118,7 +118,7 @@ class KeeperWatch:
         # The ping stays in the socket, and the keeper answers it as soon as it runs.
         self._watchdog = Watchdog(now, PING_SECONDS, SILENT_SECONDS)
         self._late = True
-        kill(self._process, signal.SIGCONT if self.irreplaceable() else signal.SIGKILL)
+        kill(self._process, signal.SIGCONT if self.reason_irreplaceable() else signal.SIGKILL)
         if not self._given_up:
             self._given_up = True
             self._report("keeper silent", "error")
@@ -143,12 +143,12 @@ class KeeperWatch:
         for follow in list(self._followers):
             follow(problem)
 
-    def irreplaceable(self) -> str:
+    def reason_irreplaceable(self) -> str:
         """Why this keeper cannot be replaced; empty if it can."""
-        return irreplaceable(self._keeper, self._process["pid"], os.environ)
+        return reason_irreplaceable(self._keeper, self._process["pid"], os.environ)
 
 
-def irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
+def reason_irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -> str:
     """Why this keeper cannot be replaced; empty if it can."""
     if pid == 1:
         return "it is the first process of a container (PID 1)"

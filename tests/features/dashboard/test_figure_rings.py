@@ -174,7 +174,7 @@ class WithHistory(Recorded):
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(directory, monkeypatch)
-        self.history = FigureHistory(self.core, self.statistics.give_samples, self.store)
+        self.history = FigureHistory(self.core, self.statistics.send_samples_to, self.store)
         self.verbs.add("history", self.history.verb)
 
 

@@ -88,7 +88,7 @@ class Stage(Desk):
             gateway=self.process, problem="", instability="", restarts=2, listeners=listeners,
             routes=SimpleNamespace(routes=routes), tables=Tables(gateway=GatewayConfig()),
         )  # fmt: skip
-        totals: Any = SimpleNamespace(passed_to_the_ended=lambda entry: {1: 7})
+        totals: Any = SimpleNamespace(passed_by_ended_workers=lambda entry: {1: 7})
         self.statistics = GatewayStatistics(self.manager, self.core, totals)
         part = PoolGateway(part_site(self.core, self.events))
         verbs: Any = SimpleNamespace(warn=_unchanged, gateway=self.manager, statistics=self.statistics)
@@ -439,8 +439,8 @@ class RoutePool:
             runner=SimpleNamespace(capabilities=SimpleNamespace(counters=counters)),
         )
         totals: Any = SimpleNamespace(
-            of_the_ended=lambda entry: self.counted[: tally.COUNTED],
-            by_route_of_the_ended=lambda entry: tally.by_route(self.counted),
+            counts_of_ended_workers=lambda entry: self.counted[: tally.COUNTED],
+            counts_by_route_of_ended_workers=lambda entry: tally.by_route(self.counted),
         )
         table: Any = SimpleNamespace(
             bind=self.listeners, header_for_host=self.header_for_host, engine=self.engine

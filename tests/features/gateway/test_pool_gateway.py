@@ -213,8 +213,8 @@ class Stage(Desk):
         self.workers = Workers()
         super().__init__(web(), web("other"), runner=self.workers)
         totals: Any = SimpleNamespace(
-            passed_to_the_ended=lambda entry: {}, of_the_ended=lambda entry: blank_page().tolist(),
-            by_route_of_the_ended=lambda entry: {},
+            passed_by_ended_workers=lambda entry: {}, counts_of_ended_workers=lambda entry: blank_page().tolist(),
+            counts_by_route_of_ended_workers=lambda entry: {},
         )  # fmt: skip
         environment = SimpleNamespace(keeper=None, directory="/")
         self.site = part_site(self.core, self.events, environment)._replace(totals=totals)

@@ -922,7 +922,7 @@ situations = st.builds(
         ("restart", Step.RESTART),
         ("replace", Step.REPLACE),
         ("disable", Step.DISABLE),
-        ("notify", Step.TELL),
+        ("notify", Step.NOTIFY),
         ("none", Step.NOTHING),
     ],
 )
@@ -1240,7 +1240,7 @@ def test_hung_worker_is_recorded_recovered_and_recorded_again() -> None:
         (POLICY, seen([], [995.0], strategy="replace", size=2, ready=2), Decision(Step.REPLACE, [0], 5.0)),
         (POLICY, seen([], [], size=2, ready=2), Decision(Step.RESTART, [0], 0.0)),
         (POLICY, seen([], [], size=2, ready=0), Decision(Step.WAIT, [], 0.0)),
-        (POLICY, seen([], strategy="notify", under_way=True), Decision(Step.TELL, range(1), 0.0)),
+        (POLICY, seen([], strategy="notify", under_way=True), Decision(Step.NOTIFY, range(1), 0.0)),
         (POLICY, seen(histories=[]), Decision(Step.NOTHING, (), 0.0)),
     ],
 )  # fmt: skip

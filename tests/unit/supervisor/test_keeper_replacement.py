@@ -24,7 +24,7 @@ from poolctl.keeper import fd_store, wire
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.process_link import KeeperLink, identity
 from poolctl.supervisor.takeover import keeper_replacement
-from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, irreplaceable
+from poolctl.supervisor.takeover.keeper_replacement import KeeperWatch, reason_irreplaceable
 from tests.deadline import wait_until
 from tests.processes import stat
 from tests.virtual_loop import VirtualLoop
@@ -47,7 +47,7 @@ class ReplaceableOrNot(KeeperWatch):
 
     reason = ""
 
-    def irreplaceable(self) -> str:
+    def reason_irreplaceable(self) -> str:
         return self.reason
 
 
@@ -111,7 +111,7 @@ def test_a_stopped_keeper_is_continued_and_may_answer(process: subprocess.Popen[
     async def scenario() -> None:
         with closing(WatchedKeeper(process)) as watched:
             problems: list[str] = []
-            with watched.watch.reporting(problems.append):
+            with watched.watch.report_to(problems.append):
                 await watched.until(lambda: stat(process.pid).state != "T")
                 assert problems == [watched.watch.problem]
                 assert "does not answer" in problems[0]
@@ -172,7 +172,7 @@ def test_a_keeper_is_replaced_only_when_its_exit_does_not_end_the_pool(
         for name in names:
             keeper.share(name, None, [])
         keeper.whole = whole
-        found = irreplaceable(keeper, pid, env)
+        found = reason_irreplaceable(keeper, pid, env)
         assert reason in found if reason else not found
         keeper.close()
         theirs.close()
@@ -184,7 +184,7 @@ def test_a_pause_of_the_supervisor_does_not_count_as_silence_of_the_keeper(
     process: subprocess.Popen[bytes],
 ) -> None:
     async def scenario() -> None:
-        with closing(WatchedKeeper(process)) as watched, watched.watch.reporting(lambda problem: None):
+        with closing(WatchedKeeper(process)) as watched, watched.watch.report_to(lambda problem: None):
             for _ in range(5):
                 await asyncio.to_thread(lambda: None)
                 asyncio.get_running_loop().call_soon(time.sleep, 2 * SILENT)
@@ -403,7 +403,7 @@ def test_keeper_that_cannot_be_replaced_has_a_reason(
     pid: int, env: dict[str, str], entries: dict[str, int], whole: bool, reason: str
 ) -> None:
     keeper: Any = SimpleNamespace(entries=entries, whole=whole)
-    assert keeper_replacement.irreplaceable(keeper, pid, env) == reason
+    assert keeper_replacement.reason_irreplaceable(keeper, pid, env) == reason
 
 
 class SilentKeeper:
@@ -524,30 +524,30 @@ def test_keeper_is_pinged_at_once_for_a_client_who_follows_its_problem(silent: S
     followed: list[str] = []
     silent.loop.pass_time(1)
     silent.answers = False
-    with silent.watch.reporting(followed.append):
+    with silent.watch.report_to(followed.append):
         silent.loop.pass_time()
         assert silent.pings == [1]
-        with silent.watch.reporting(followed.append):
+        with silent.watch.report_to(followed.append):
             silent.loop.pass_time()
         assert silent.pings == [1], "the answer is due already"
         silent.loop.pass_time(9.9)
         assert followed == [CONTINUED]
         silent.loop.pass_time(0.2)
         assert followed == [CONTINUED, KILLED]
-    with silent.watch.reporting(followed.append):
+    with silent.watch.report_to(followed.append):
         assert followed == [CONTINUED, KILLED, KILLED]
     followed.clear()
     silent.loop.pass_time(40)
     assert followed == []
     wire.send(silent.theirs, {"id": 0})
     silent.loop.pass_time()
-    with silent.watch.reporting(followed.append):
+    with silent.watch.report_to(followed.append):
         assert (followed, silent.watch.problem) == ([], "")
 
 
 def test_lost_keeper_is_not_pinged(silent: SilentKeeper) -> None:
     silent.link.close()
-    with silent.watch.reporting(lambda problem: None):
+    with silent.watch.report_to(lambda problem: None):
         silent.loop.pass_time(30)
     assert (silent.pings, silent.signals, silent.watch.problem) == ([], [], "")
 

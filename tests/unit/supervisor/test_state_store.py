@@ -284,9 +284,13 @@ def test_each_successor_continues_the_totals_of_every_server(tmp_path: Path, see
                 name = chance.choice(names)
                 expected[name] += 1
                 totals._add_up(f"{name}.{life}.{step}", name, ONE)
-                totals.moved(desk.core.entries[name], "sleeping", chance.choice(("running", "failed")))
+                totals.record_state_change(
+                    desk.core.entries[name], "sleeping", chance.choice(("running", "failed"))
+                )
                 totals.save()
-                assert {each: totals.of_the_ended(desk.core.entries[each])[-1] for each in names} == expected
+                assert {
+                    each: totals.counts_of_ended_workers(desk.core.entries[each])[-1] for each in names
+                } == expected
                 document = {each: known.to_dict() for each, known in totals._availability.items()}
                 assert kept["availability"] == document
 
@@ -318,12 +322,12 @@ def test_a_change_of_one_server_encodes_the_figures_of_that_one(
         desk = Desk(*(ServerConfig(name=f"s{n}", bind=f":{9000 + n}", app="a:b") for n in range(50)))
         totals = await _resumed(desk, tmp_path, {})
         for entry in desk.core.entries.values():
-            totals.moved(entry, "stopped", "starting")
+            totals.record_state_change(entry, "stopped", "starting")
         totals.save()
         encoded: list[object] = []
         usual = state_store._json
         monkeypatch.setattr(state_store, "_json", lambda value: encoded.append(value) or usual(value))
-        totals.moved(desk.core.entries["s7"], "starting", "running")
+        totals.record_state_change(desk.core.entries["s7"], "starting", "running")
         totals.save()
         assert encoded == ["s7", totals._availability["s7"].to_dict()]
 

@@ -289,7 +289,7 @@ def test_samples_are_given_for_as_long_as_somebody_takes_them_and_nobody_asks() 
     taken: list[tuple[float, list[str]]] = []
 
     async def take() -> None:
-        shop.statistics.give_samples(
+        shop.statistics.send_samples_to(
             lambda now, found: taken.append((now, [each.entry.name for each in found]))
         )
 
@@ -303,7 +303,7 @@ def test_samples_are_given_for_as_long_as_somebody_takes_them_and_nobody_asks() 
     assert len(taken) in (50, 51)
     assert taken[-1][1] == ["web", "other"]
     assert {round(after - before) for (before, _), (after, _) in itertools.pairwise(taken)} == {2}
-    shop.statistics.give_samples(None)
+    shop.statistics.send_samples_to(None)
     pass_time(100)
     assert len(taken) in (50, 51)
     shop.link.end()
@@ -323,15 +323,15 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         for name in ("one", "one", "two"):
             shop.runner.counters.add_up(name, "web", counts)
         shop.runner.counters.add_up("three", "gone", counts)
-        assert shop.totals.of_the_ended(entry)[tally.STARTED] == 20
-        assert shop.totals.passed_to_the_ended(entry) == {mark: 8}
+        assert shop.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
+        assert shop.totals.passed_by_ended_workers(entry) == {mark: 8}
         shop.runner.counters.unsettled = ["two"]
         del shop.desk.core.entries["gone"]
-        shop.totals.moved(entry, "sleeping", "starting")
+        shop.totals.record_state_change(entry, "sleeping", "starting")
         entry.observed.called = True
         entry.become(Desired.RUN)
-        shop.totals.moved(entry, "sleeping", "starting")
-        shop.totals.moved(entry, "starting", "running")
+        shop.totals.record_state_change(entry, "sleeping", "starting")
+        shop.totals.record_state_change(entry, "starting", "running")
         assert shop.totals.wakes(entry) == 1
         shop.totals.save()
         shop.totals.save()
@@ -341,14 +341,16 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         after = Shop(web(), web("gone"), store=store)
         await after.totals.resume()
         entry, gone = (after.desk.core.entries[name] for name in ("web", "gone"))
-        assert after.totals.of_the_ended(entry)[tally.STARTED] == 20
-        assert after.totals.of_the_ended(gone)[tally.STARTED] == 0
+        assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
+        assert after.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
         assert (after.totals.wakes(entry), after.totals.wakes(gone)) == (1, 0)
-        assert after.totals.passed_to_the_ended(entry) == {mark: 8}
+        assert after.totals.passed_by_ended_workers(entry) == {mark: 8}
         after.runner.counters.add_up("two", "web", counts)
-        assert after.totals.of_the_ended(entry)[tally.STARTED] == 20, "its counts are in what was saved"
+        assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20, (
+            "its counts are in what was saved"
+        )
         after.runner.counters.add_up("four", "web", counts)
-        assert after.totals.of_the_ended(entry)[tally.STARTED] == 30
+        assert after.totals.counts_of_ended_workers(entry)[tally.STARTED] == 30
         for each in (shop, after):
             each.link.end()
 
@@ -366,10 +368,10 @@ def test_availability_follows_the_states_and_the_probes_of_a_server() -> None:
             return found
 
         assert (await monitor())["status"] == "unknown"
-        shop.totals.moved(entry, "stopped", "starting")
+        shop.totals.record_state_change(entry, "stopped", "starting")
         shop.desk.clock.advance(3)
         await shop.desk.ask("start")
-        shop.totals.moved(entry, "starting", "running")
+        shop.totals.record_state_change(entry, "starting", "running")
         shop.desk.clock.advance(7)
         found = await monitor()
         assert (found["status"], found["uptime_seconds"], found["downtime_seconds"]) == ("ok", 7.0, 3.0)
@@ -390,11 +392,11 @@ def test_change_of_a_server_that_was_only_looked_at_is_saved_with_the_next_one()
         shop = Shop(web(), web("other"), store=store)
         entry, other = (shop.desk.core.entries[name] for name in ("web", "other"))
         shop.totals.availability(entry)
-        shop.totals.moved(other, "stopped", "starting")
+        shop.totals.record_state_change(other, "stopped", "starting")
         shop.totals.save()
         await shop.desk.ask("start", "web")
         assert shop.totals.availability(entry).rise == 1
-        shop.totals.moved(other, "starting", "running")
+        shop.totals.record_state_change(other, "starting", "running")
         shop.totals.save()
         after = Shop(web(), web("other"), store=store)
         await after.totals.resume()
@@ -427,7 +429,7 @@ def test_passed_requests_of_ended_workers_outlive_the_supervisor(tmp_path: Path)
         after = Totals(desk.core, desk.events, Kept(StoreLink(Store()), str(tmp_path)))
         await after.resume()
         entry = desk.core.entries["web"]
-        assert after.passed_to_the_ended(entry) == {tally.route_mark("shop"): 6}
+        assert after.passed_by_ended_workers(entry) == {tally.route_mark("shop"): 6}
 
     run(work())
 
@@ -441,9 +443,9 @@ def test_successor_that_changes_one_server_keeps_the_totals_of_the_others() -> N
             shop.runner.counters.add_up(name, name, page(started=5))
             entry.observed.called = True
             entry.become(Desired.RUN)
-            shop.totals.moved(entry, "sleeping", "running")
+            shop.totals.record_state_change(entry, "sleeping", "running")
         shop.desk.clock.advance(4)
-        shop.totals.moved(shop.desk.core.entries["other"], "running", "backoff")
+        shop.totals.record_state_change(shop.desk.core.entries["other"], "running", "backoff")
         shop.totals.save()
 
         after = Shop(web(), web("other"), store=store)
@@ -483,7 +485,7 @@ def test_totals_of_a_server_that_was_removed_are_forgotten_at_the_next_save() ->
         await turns()
         shop.runner.counters.add_up("three", "web", page(started=5))
         shop.totals.save()
-        assert shop.totals.of_the_ended(gone)[tally.STARTED] == 0
+        assert shop.totals.counts_of_ended_workers(gone)[tally.STARTED] == 0
         found = await shop.totals._store.totals()
         assert sorted(found["counts"]) == ["web"]
         shop.link.end()
@@ -505,7 +507,7 @@ def test_samples_of_ended_workers_and_removed_servers_are_forgotten() -> None:
         return set(shop.statistics._histories), len(shop.statistics._usage)
 
     async def take() -> None:
-        shop.statistics.give_samples(lambda now, found: None)
+        shop.statistics.send_samples_to(lambda now, found: None)
 
     loop.run_until_complete(take())
     assert sample() == ({"web", "gone"}, 1)
@@ -513,7 +515,7 @@ def test_samples_of_ended_workers_and_removed_servers_are_forgotten() -> None:
     assert sample() == ({"web"}, 1)
     loop.run_until_complete(order("stop", "web"))
     assert sample() == ({"web"}, 0)
-    shop.statistics.give_samples(None)
+    shop.statistics.send_samples_to(None)
     shop.link.end()
     loop.run_until_complete(shop.runner.aclose())
     loop.pass_time(2.0)

@@ -400,7 +400,7 @@ def test_runtime_files_that_vanish_are_restored(
     place.files.publish("shop")
 
     async def work() -> None:
-        restored = place.files.restored()
+        restored = place.files.restore_when_removed()
         waiting = asyncio.ensure_future(anext(restored))
         await turns(50)
         assert not waiting.done()
@@ -434,7 +434,7 @@ def test_directory_that_cannot_be_restored_is_reported_once_for_each_cause(
     place.files.publish("shop")
 
     async def work() -> None:
-        restored = asyncio.ensure_future(anext(place.files.restored()))
+        restored = asyncio.ensure_future(anext(place.files.restore_when_removed()))
         shutil.rmtree(place.directory)
         place.directory.write_text("a file in its place")
         await appears(caplog, "cannot be restored")

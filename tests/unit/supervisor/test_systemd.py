@@ -103,7 +103,7 @@ def test_reload_is_announced_once_the_pool_is_ready(notified: NotifySocket) -> N
             await may_end.wait()
             return request.verb
 
-        around = served.service.around(handle)
+        around = served.service.wrap(handle)
 
         def ask(verb: str, **options: Any) -> asyncio.Task[object]:
             return asyncio.ensure_future(around(Request(verb, {"options": options}, 1, 0), lambda line: None))
@@ -140,7 +140,7 @@ def test_end_is_announced_once_and_nothing_follows_it(notified: NotifySocket) ->
         async def handle(request: Request, progress: Any) -> object:
             return None
 
-        await served.service.around(handle)(Request("reload", {}, 1, 0), lambda line: None)
+        await served.service.wrap(handle)(Request("reload", {}, 1, 0), lambda line: None)
         assert await served.lines() == []
 
     run(work())

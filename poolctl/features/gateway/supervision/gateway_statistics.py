@@ -177,7 +177,7 @@ class GatewayStatistics:
             entry = self._core.entries.get(server)
             if entry is None:
                 continue
-            add(self._totals.passed_to_the_ended(entry))
+            add(self._totals.passed_by_ended_workers(entry))
             for worker in entry.observed.workers.values():
                 if counters is not None and worker.placement is not None:
                     add(tally.passed(counters.counts(worker.placement) or []))
@@ -369,8 +369,8 @@ class RouteFigures:
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), dict[int, int]()
             if entry is not None:
-                found = self._totals.of_the_ended(entry)
-                routes.update(self._totals.by_route_of_the_ended(entry))
+                found = self._totals.counts_of_ended_workers(entry)
+                routes.update(self._totals.counts_by_route_of_ended_workers(entry))
                 counters = self._core.runner.capabilities.counters
                 for worker in entry.observed.workers.values():
                     if counters is None or worker.placement is None:
