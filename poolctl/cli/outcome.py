@@ -156,7 +156,7 @@ def outcome_of(failure: BaseException) -> Outcome | None:
         return Outcome.failed(exit_codes.USAGE, failure.message, failure.hint)
     if isinstance(failure, KeyboardInterrupt):
         return Outcome.failed(exit_codes.INTERRUPTED, "interrupted")
-    from poolctl.control.answers import ErrorEntry, entries
+    from poolctl.control.answers import ErrorEntry, error_entries
     from poolctl.errors import ControlError, PoolError, PoolValidateError, ServerError
 
     if isinstance(failure, ControlError):
@@ -164,7 +164,7 @@ def outcome_of(failure: BaseException) -> Outcome | None:
     if isinstance(failure, PoolError):
         invalid = isinstance(failure, PoolValidateError)
         code = exit_codes.INVALID_CONFIGURATION if invalid else exit_codes.FAILED
-        return Outcome(errors=entries(failure), exit_code=code)
+        return Outcome(errors=error_entries(failure), exit_code=code)
     if isinstance(failure, ServerError):
         return Outcome(errors=[ErrorEntry.of(failure)], exit_code=exit_codes.FAILED)
     # By name, so that their modules are imported only if needed.

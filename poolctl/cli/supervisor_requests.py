@@ -13,11 +13,11 @@ from poolctl.control.client import (
     Client,
     NoSupervisor,
     SupervisorEnded,
-    await_end,
+    incompatible_answer_error,
     last_words,
-    not_understood,
     progress_line,
     value_of,
+    wait_for_exit,
 )
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
@@ -53,7 +53,7 @@ def ask(
         items = [JsonObject(**each) for each in document.get("items") or ()]
         errors = [JsonObject(**each) for each in document.get("errors") or ()]
     except TypeError:
-        raise not_understood() from None
+        raise incompatible_answer_error() from None
     result = _result({"exit_code": 0, "warnings": [], **document, "items": items, "errors": errors})
     await_pool_end(result)  # so that the next command finds no remains of this pool
     return result
@@ -103,7 +103,7 @@ def _document(request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[s
 def await_pool_end(result: Result) -> None:
     """Return when the last process of the pool has exited, if this answer ends the pool."""
     if result.ended:
-        await_end(result.keeper_pid or 0)
+        wait_for_exit(result.keeper_pid or 0)
 
 
 def _call(

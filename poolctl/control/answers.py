@@ -258,6 +258,6 @@ def failure(kind: type[PoolError], message: str, hint: str = "") -> ErrorEntry:
     return ErrorEntry(code=kind.code, error=kind.error, message=message, hint=hint)
 
 
-def entries(errors: PoolError) -> tuple[ErrorEntry, ...]:
+def error_entries(errors: PoolError) -> tuple[ErrorEntry, ...]:
     """The entries for every error of a group."""
     return tuple(from_json(ErrorEntry, each) for each in errors.to_list())

@@ -172,7 +172,7 @@ class Client:
         try:
             for message in read_messages(response, self._chunks(connection, deadline)):
                 if response.status != OK:
-                    raise refused(response.status, verb, message)
+                    raise refusal_error(response.status, verb, message)
                 yield message
                 if "result" in message:
                     return
@@ -210,11 +210,11 @@ class Client:
             connection.settimeout(limit)
             for message in read_messages(response, iter(lambda: connection.recv(65536), b"")):
                 if response.status != OK:
-                    raise refused(response.status, "ping", message)
+                    raise refusal_error(response.status, "ping", message)
                 if "result" in message:  # otherwise a notice, for example about a keeper that does not answer
                     return value_of(PingResult, message["result"])
         except TimeoutError:
-            raise _silent(self.socket_path, limit) from None
+            raise _silence_error(self.socket_path, limit) from None
         except OSError:
             pass  # reset, because the supervisor was killed
         finally:
@@ -243,7 +243,7 @@ class Client:
         result = self.ask(UpgradeResult, "upgrade", {"options": options})
         if result.exit_code or not result.upgraded_from:
             return result
-        await_end(result.upgraded_from, _HANDOVER_SECONDS)
+        wait_for_exit(result.upgraded_from, _HANDOVER_SECONDS)
         about = self.ping()  # answered once the successor is ready
         if about.version != __version__ or about.supervisor_pid == result.upgraded_from:
             raise ControlError(
@@ -397,14 +397,14 @@ def read_messages(response: ResponseReader, chunks: Iterator[bytes]) -> Iterator
         try:
             response.feed(chunk)
         except BadMessage:
-            raise not_understood() from None
+            raise incompatible_answer_error() from None
         *lines, rest = (rest + response.take_body()).split(b"\n")
         yield from map(_decode, filter(None, lines))
     if rest:
         yield _decode(rest)
 
 
-def refused(status: int, verb: str, message: Table) -> ControlError:
+def refusal_error(status: int, verb: str, message: Table) -> ControlError:
     """The error for a request that was answered with a status other than 200."""
     said = str(message.get("error") or f"HTTP status {status}")
     if status == FORBIDDEN:
@@ -424,7 +424,7 @@ def _decode(line: bytes) -> Table:
     except ValueError:
         message = None
     if not isinstance(message, dict):
-        raise not_understood()
+        raise incompatible_answer_error()
     return message
 
 
@@ -445,10 +445,10 @@ def value_of(kind: type[Answer], document: object) -> Answer:
             return from_json(kind, document)
     except ValueError:
         pass
-    raise not_understood()
+    raise incompatible_answer_error()
 
 
-def checked(
+def raise_for_errors(
     verb: str, result: Table, failure: type[PoolError], accepted: Sequence[int] = (exit_codes.DONE,)
 ) -> Table:
     """The result if its exit code is accepted; else raises the error, which is a `failure` if servers failed."""
@@ -472,7 +472,7 @@ def checked(
     raise failure(message, children or [ServerError(message)])
 
 
-def not_understood() -> ControlError:
+def incompatible_answer_error() -> ControlError:
     """The error for an answer that is not in the form of a supervisor's answers."""
     return ControlError(
         "the supervisor's answer is not understood",
@@ -481,7 +481,7 @@ def not_understood() -> ControlError:
     )
 
 
-def await_end(pid: int, limit_seconds: float = END_SECONDS) -> bool:
+def wait_for_exit(pid: int, limit_seconds: float = END_SECONDS) -> bool:
     """Whether the process exits within the limit; True for one that does not exist, and for pid 0."""
     try:
         process = os.pidfd_open(pid)
@@ -499,7 +499,7 @@ def await_end(pid: int, limit_seconds: float = END_SECONDS) -> bool:
         os.close(process)
 
 
-def _silent(socket_path: str, seconds: float) -> ControlError:
+def _silence_error(socket_path: str, seconds: float) -> ControlError:
     directory = os.path.dirname(socket_path)
     info = pool_paths.read_info(directory)
     supervisor, keeper = info.get("supervisor_pid", 0), info.get("keeper_pid", 0)

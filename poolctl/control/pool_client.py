@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, Self, TypedDict, cast
 
 from poolctl.control import pool_paths
-from poolctl.control.client import Client, NoSupervisor, await_end, checked
+from poolctl.control.client import Client, NoSupervisor, raise_for_errors, wait_for_exit
 from poolctl.errors import (
     ControlError,
     PoolError,
@@ -197,7 +197,7 @@ class PoolClient:
             if "event" in message:
                 yield message["event"]
             elif "result" in message:
-                checked("events", message["result"], PoolParamError)
+                raise_for_errors("events", message["result"], PoolParamError)
 
     def monitor(self, *targets: str, selector: Selection = None) -> builtins.list[Monitor]:
         """Return a snapshot of each selected server, as `Pool.monitor` does; `latency` is the latency of its probes."""
@@ -257,7 +257,7 @@ class PoolClient:
         result = self._ask("stop", PoolStopError, targets, selector, options, on_progress)
         if result.get("ended"):
             # Like the command, return only when the last process of the pool has exited.
-            await_end(int(result["keeper_pid"]))
+            wait_for_exit(int(result["keeper_pid"]))
         return result
 
     def restart(
@@ -441,7 +441,7 @@ class PoolClient:
 
         Raises ControlError (8) when the running version refuses, PoolValidateError for files with problems.
         """
-        return checked("upgrade", to_json(self._client.upgrade(force=force)), PoolRestartError)
+        return raise_for_errors("upgrade", to_json(self._client.upgrade(force=force)), PoolRestartError)
 
     def routes(self) -> Table:
         """Return the gateway's routes; empty without a gateway."""
@@ -545,7 +545,7 @@ class PoolClient:
     ) -> Table:
         body = request_body(targets, selector, options or {})
         seconds = body["options"].get("timeout")
-        return checked(verb, self._client.call(verb, body, on_progress, seconds), failure, accepted)
+        return raise_for_errors(verb, self._client.call(verb, body, on_progress, seconds), failure, accepted)
 
 
 class RegisteredAs:

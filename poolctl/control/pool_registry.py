@@ -20,10 +20,10 @@ from poolctl.control.client import (
     OK,
     Client,
     SupervisorEnded,
-    checked,
-    not_understood,
+    incompatible_answer_error,
+    raise_for_errors,
     read_messages,
-    refused,
+    refusal_error,
 )
 from poolctl.errors import ControlError, PoolError, PoolMonitorError
 from poolctl.http.messages import BadMessage, ResponseReader
@@ -174,13 +174,13 @@ class _Generations:
             *lines, self._rest = (self._rest + self._response.take_body()).split(b"\n")
             messages = [json.loads(line) for line in lines]
         except (BadMessage, ValueError):
-            raise not_understood() from None
+            raise incompatible_answer_error() from None
         for message in messages:
             if self._response.status != OK:
-                raise refused(self._response.status, _VERB, message)
+                raise refusal_error(self._response.status, _VERB, message)
             if "result" in message:
                 self.over = True
-                message = checked(_VERB, message["result"], PoolMonitorError)
+                message = raise_for_errors(_VERB, message["result"], PoolMonitorError)
             self._generation = int(message.get("generation", 0))
 
 
@@ -191,7 +191,7 @@ def _table_of(client: Client) -> int | None:
     try:
         for message in read_messages(ResponseReader(), _received(connection, fds)):
             if "result" in message:
-                checked(_VERB, message["result"], PoolMonitorError)
+                raise_for_errors(_VERB, message["result"], PoolMonitorError)
                 return fds.pop() if fds else None
     finally:
         connection.close()

@@ -26,7 +26,7 @@ import poolctl
 from poolctl.config import Configuration, ServerConfig, interpreter, load
 from poolctl.control import pool_paths
 from poolctl.control.answers import ErrorEntry, PingResult, Result, UpgradeResult
-from poolctl.control.client import Client, await_end, last_words, options_of_this_version
+from poolctl.control.client import Client, last_words, options_of_this_version, wait_for_exit
 from poolctl.control.protocol import TRIED
 from poolctl.errors import ControlError, PoolError
 from poolctl.feature import features
@@ -79,8 +79,8 @@ def check(files: list[str]) -> str | None:
         stored = decoded(sys.stdin.buffer.read(), validate=True)
         servers = stored.servers
         errors = [each.to_dict() for each in Configuration(servers, stored.tables).unusable()]
-    except NotUnderstood as not_understood:
-        problem, servers = str(not_understood), []
+    except NotUnderstood as unsupported:
+        problem, servers = str(unsupported), []
         try:
             servers = config = load(files, os.environ)
             errors = [each.to_dict() for each in config.problems or config.unusable()]
@@ -144,7 +144,7 @@ def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> 
         before, helpers = pool.pids(), pool.helpers()
         pid = pool.order(UpgradeResult, "upgrade", {**options, "tried": True}).upgraded_from
         assert pid is not None
-        await_end(pid, _ANSWER_SECONDS)
+        wait_for_exit(pid, _ANSWER_SECONDS)
         if pool.ask(PingResult, "ping").version != options["version"]:
             raise TrialFailed(f"the takeover failed: {pool.last_words()}")
         if pool.pids() != before:

@@ -49,7 +49,7 @@ from poolctl.cli.supervisor_requests import (
 from poolctl.config import address_parts
 from poolctl.control import pool_paths, sd_notify
 from poolctl.control.answers import ErrorEntry, EventsResult, Item, ProgressLine, ReloadResult, Result
-from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, await_end, read_exit
+from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, read_exit, wait_for_exit
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE
 from poolctl.control.server_answers import ShowResult
 from poolctl.errors import ControlError
@@ -155,7 +155,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
         if lifeline >= 0:
             session.stop(code)
             os.close(lifeline)
-            await_end(keeper_pid)  # even if the supervisor was exiting and did not answer
+            wait_for_exit(keeper_pid)  # even if the supervisor was exiting and did not answer
             code = INTERRUPTED if signals.interrupted else session.status_of_pool(code)
             session.print_conclusion()
             if session.command and sys.stderr.isatty():
@@ -338,7 +338,7 @@ class RunSession:
         left = read_exit(self.pool.directory)
         if not left:
             return code
-        await_end(left["keeper_pid"])
+        wait_for_exit(left["keeper_pid"])
         self.say(f"the pool has ended: {left['reason']}")
         return int(left["status"])
 

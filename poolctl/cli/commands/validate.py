@@ -10,7 +10,7 @@ from poolctl.cli.offline import no_server, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import servers
-from poolctl.control.answers import ErrorEntry, entries, item
+from poolctl.control.answers import ErrorEntry, error_entries, item
 from poolctl.exit_codes import DONE, INVALID_CONFIGURATION
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def perform(request: CommandRequest) -> Outcome:
     try:
         config = load(pool.files, os.environ)
     except PoolValidateError as unreadable:
-        return _with_exit_code(Outcome(errors=entries(unreadable)))
+        return _with_exit_code(Outcome(errors=error_entries(unreadable)))
     outside = config.outside(import_apps=bool(request.get("import_apps")))
     items = [item(server) for server in servers_of(config, pool)] if request.output else []
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])

@@ -11,7 +11,7 @@ from poolctl.address import Address
 from poolctl.cli.command_line import ENDED
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import named_addresses, own_addresses
-from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, entries
+from poolctl.control.answers import ErrorEntry, Item, PingResult, Result, StatusResult, error_entries
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError
 from poolctl.feature import features
@@ -60,7 +60,7 @@ class CheckContext:
             problems = [*self.config.problems, *self.config.outside()]
             self.problems = [ErrorEntry.of(each) for each in problems]
         except PoolError as error:
-            self.problems = entries(error)
+            self.problems = error_entries(error)
 
     def _ask(self, pool: PoolRef) -> None:
         self.still_served = _still_served(self.servers, pool)

@@ -21,7 +21,7 @@ from poolctl.config import (
     open_files_needed,
     problem_of,
 )
-from poolctl.control.answers import ErrorEntry, ProgressLine, Result, entries, failure
+from poolctl.control.answers import ErrorEntry, ProgressLine, Result, error_entries, failure
 from poolctl.core.configuration_diff import certificate_ends, date_text
 from poolctl.core.core import Core, goal_error
 from poolctl.core.decide import ASLEEP
@@ -317,14 +317,14 @@ class Lifecycle:
             there = [entry.config for entry in self._core.entries.values()]
             config = await self._context.configuration.resolve_added(table, base_dir, there)
         except PoolError as error:
-            return Result(errors=entries(error), exit_code=INVALID_CONFIGURATION)
+            return Result(errors=error_entries(error), exit_code=INVALID_CONFIGURATION)
         except ServerError as problem:
             return Result(errors=(ErrorEntry.of(problem),), exit_code=CONFLICT)
         if found := self._obstacles(config):
             code, findings = found
             problems = [problem_of(finding, name=config.name, bind=config.bind) for finding in findings]
             raised = PoolValidateError("the server cannot be added", problems)
-            return Result(errors=entries(raised), exit_code=code)
+            return Result(errors=error_entries(raised), exit_code=code)
         ensure_open_files(self._core, [(config, config.scale.min)])
         entry = self._core.add(config, (table, base_dir))
         self._core.override(entry)

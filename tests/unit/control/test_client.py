@@ -22,15 +22,15 @@ from poolctl.control.client import (
     NoSupervisor,
     SupervisorEnded,
     ask_async,
-    await_end,
-    checked,
     clear_exit,
     last_words,
     messages_async,
     options_of_this_version,
+    raise_for_errors,
     read_exit,
-    refused,
+    refusal_error,
     value_of,
+    wait_for_exit,
     write_exit,
 )
 from poolctl.control.protocol import PROTOCOL
@@ -257,7 +257,7 @@ def test_answer_with_several_failures_raises_all_of_them_as_one_error(
 ) -> None:
     entries = [{"name": name, "message": f"{name} has failed"} for name in ("web", "api")]
     with pytest.raises(kind) as caught:
-        checked("start", {"exit_code": code, "errors": entries}, PoolStartError)
+        raise_for_errors("start", {"exit_code": code, "errors": entries}, PoolStartError)
     assert str(caught.value).startswith("start failed")
     assert [str(each) for each in caught.value.exceptions] == ["web: web has failed", "api: api has failed"]
     causes = {type(each.__cause__) for each in caught.value.exceptions}
@@ -266,17 +266,17 @@ def test_answer_with_several_failures_raises_all_of_them_as_one_error(
 
 def test_failure_without_errors_is_one_error_that_names_the_verb() -> None:
     with pytest.raises(PoolStartError) as caught:
-        checked("start", {"exit_code": 1}, PoolStartError)
+        raise_for_errors("start", {"exit_code": 1}, PoolStartError)
     assert [str(each) for each in caught.value.exceptions] == ["start failed"]
 
 
 def test_answer_is_returned_if_its_code_is_among_the_accepted_ones() -> None:
     for document in ({}, {"exit_code": 0}):
-        assert checked("list", document, PoolStartError) is document
+        assert raise_for_errors("list", document, PoolStartError) is document
     different = {"exit_code": 3}
-    assert checked("status", different, PoolStartError, (0, 3)) is different
+    assert raise_for_errors("status", different, PoolStartError, (0, 3)) is different
     with pytest.raises(PoolStartError):
-        checked("status", different, PoolStartError)
+        raise_for_errors("status", different, PoolStartError)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,7 @@ def test_answer_is_returned_if_its_code_is_among_the_accepted_ones() -> None:
 )
 def test_conflict_keeps_its_code_and_its_hint(errors: list[dict[str, str]], hint: str) -> None:
     with pytest.raises(ControlError) as caught:
-        checked("add", {"exit_code": 8, "errors": errors}, PoolStartError)
+        raise_for_errors("add", {"exit_code": 8, "errors": errors}, PoolStartError)
     assert (caught.value.exit_code, caught.value.hint) == (8, hint)
 
 
@@ -337,11 +337,11 @@ def test_reason_is_looked_for_from_a_position_on_unless_the_log_was_emptied(tmp_
 
 def test_end_of_a_process_is_awaited_within_the_limit() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        assert not await_end(process.pid, 0.01)
+        assert not wait_for_exit(process.pid, 0.01)
         process.kill()
-        assert await_end(process.pid, 60)
-    assert await_end(process.pid, 0)
-    assert await_end(0, 0)
+        assert wait_for_exit(process.pid, 60)
+    assert wait_for_exit(process.pid, 0)
+    assert wait_for_exit(0, 0)
 
 
 def test_exit_of_a_pool_is_read_until_it_is_cleared(tmp_path: Path) -> None:
@@ -541,11 +541,11 @@ def test_missing_and_silent_supervisors_are_told_apart_on_a_loop(path: Path) -> 
 def test_waiting_for_an_end_is_bounded() -> None:
     lasting = subprocess.Popen(["sleep", "60"])
     try:
-        assert not await_end(lasting.pid, 0.01)
+        assert not wait_for_exit(lasting.pid, 0.01)
     finally:
         lasting.kill()
         lasting.wait()
-    assert await_end(lasting.pid, 0.01)
+    assert wait_for_exit(lasting.pid, 0.01)
 
 
 def caught_by(client: Client, verb: str = "list", **options: Any) -> ControlError:
@@ -594,11 +594,11 @@ def test_answer_that_is_no_http_or_no_document_is_not_understood(path: Path) -> 
 
 
 def test_refusals_have_a_message_a_code_and_a_hint() -> None:
-    own = refused(403, "list", {"error": "this pool belongs to uid 7"})
+    own = refusal_error(403, "list", {"error": "this pool belongs to uid 7"})
     assert (own.message, own.exit_code, own.hint) == (
         "this pool belongs to uid 7", 7, "run poolctl as the user who started the pool",
     )  # fmt: skip
-    other = refused(500, "list", {})
+    other = refusal_error(500, "list", {})
     assert (other.message, other.exit_code, other.hint) == (
         "the supervisor refused 'list': HTTP status 500", 8,
         "it may be of another version: poolctl version --verbose shows both",
@@ -707,8 +707,8 @@ def test_process_that_has_no_descriptor_is_looked_up(monkeypatch: pytest.MonkeyP
         raise PermissionError
 
     monkeypatch.setattr(os, "pidfd_open", refuses)
-    assert not await_end(os.getpid(), 0)
-    assert await_end(2**22 + 1, 0)
+    assert not wait_for_exit(os.getpid(), 0)
+    assert wait_for_exit(2**22 + 1, 0)
 
 
 def test_exit_that_cannot_be_recorded_is_left_out(tmp_path: Path) -> None:
