@@ -45,14 +45,14 @@ class Engine:
         self._orders = 0
         self._holds = 0
         self._begun = threading.Event()
-        self.thread = threading.Thread(target=self._live, name="poolctl-engine", daemon=True)
+        self.thread = threading.Thread(target=self._run_loop, name="poolctl-engine", daemon=True)
         self.thread.start()
         self._begun.wait()
 
     def __repr__(self) -> str:
         return f"<Engine {len(self._tasks)} tasks>"
 
-    def _live(self) -> None:
+    def _run_loop(self) -> None:
         # There is one main task, because anyio's worker threads live as long as the main task.
         with asyncio.Runner() as runner:
             self.loop = runner.get_loop()
@@ -82,12 +82,12 @@ class Engine:
         self._tasks.add(task)
         task.add_done_callback(self._done)
 
-        def given_up(_: object) -> None:
+        def cancel_work(_: object) -> None:
             if future.cancelled() and not self.loop.is_closed():
                 self.loop.call_soon_threadsafe(task.cancel)
 
         task.add_done_callback(lambda _: _hand_over(task, future))
-        future.add_done_callback(given_up)
+        future.add_done_callback(cancel_work)
 
     def _done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)

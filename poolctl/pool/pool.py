@@ -640,7 +640,7 @@ def _observed(servers: Iterable[Server]) -> Iterable[ObservedServer]:
         yield ObservedServer(
             name=server.name if number == 1 else f"{server.name}~{number}",
             state=server.state.value,
-            snapshot=_at_rest(server, handle)
+            snapshot=_snapshot_at_rest(server, handle)
             if handle is None or handle.entry is None
             else _live_snapshot(handle),
             availability=Availability() if handle is None else handle.availability_now(),
@@ -659,7 +659,7 @@ def _live_snapshot(handle: Handle) -> ServerSnapshot:
     return found
 
 
-def _at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
+def _snapshot_at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
     """The figures of a server that does not run, and is therefore not known to the core."""
     if handle is None:
         return ServerSnapshot(Entry(server.config), [], [], counts=False)
@@ -793,7 +793,7 @@ class HotReload:
             server = next((each for each in there if each.bind == config.bind), there[0])
             members.append(server)
             there.remove(server)
-            running = CurrentServer(_with_tls(_in_force(server), before), files=_files(server))
+            running = CurrentServer(_with_tls(_active_config(server), before), files=_files(server))
             changes = server_changes(running, _with_tls(config, after), self._files[config.name])
             self._change(server, config, changes[0] if changes else None)
         gone = self._pool._arrange([*members, *kept])
@@ -825,7 +825,7 @@ class HotReload:
         entry = handle.entry if handle is not None else None
         is_wanted = entry is not None and (entry.wanted or entry.on_schedule)
         if change is None:
-            server._put(_in_force(server))
+            server._put(_active_config(server))
             if handle is not None and is_wanted:
                 self._beside.append(handle)
             return
@@ -846,7 +846,7 @@ class HotReload:
             self._to_start.append(server)
 
 
-def _in_force(server: Server) -> ServerConfig:
+def _active_config(server: Server) -> ServerConfig:
     """The configuration with which the server runs, or the configured one if it does not run."""
     handle = live_handle(server)
     if handle is None or handle.entry is None:
@@ -880,7 +880,7 @@ class PoolConfig(Configuration):
     def __init__(self, servers: Servers = ()) -> None:
         super().__init__()
         self._context: PoolContext | None = None
-        self._servers = self._valid(self._made(servers))
+        self._servers = self._without_conflicts(self._parsed(servers))
 
     @classmethod
     def load(
@@ -902,7 +902,7 @@ class PoolConfig(Configuration):
         vars(config).update(vars(load(paths, env)))
         return config
 
-    def _made(self, servers: Servers) -> list[ServerConfig]:
+    def _parsed(self, servers: Servers) -> list[ServerConfig]:
         try:
             made, self._problems = configurations(servers)
         except TypeError:
@@ -910,7 +910,7 @@ class PoolConfig(Configuration):
             self._problems.append(Problem(f"{shown(servers)} is no list of servers", hint="give it a list"))
         return made
 
-    def _valid(self, servers: list[ServerConfig]) -> list[ServerConfig]:
+    def _without_conflicts(self, servers: list[ServerConfig]) -> list[ServerConfig]:
         out: set[int] = set()
         for index, _, finding in conflicts([(server.name, server.address) for server in servers]):
             out.add(index)

@@ -48,7 +48,7 @@ from .loop_thread import LOCK
 Handler = Callable[[], Mapping[str, object]]
 
 # The keys of the default handler in golib, whose configuration files can be loaded unchanged.
-_KEYLESS = ("", "default")
+_DEFAULT_KEYS = ("", "default")
 # How long an event is still watched after its last server has gone; setting the event ends the wait at once.
 _LINGER_SECONDS = 5.0
 
@@ -170,7 +170,7 @@ class Shared:
         if not isinstance(handlers, Mapping):
             problem = f"the handler gives no mapping of applications, but {handlers!r}"
             raise _problem(config, problem, "have it return {key: application}")
-        for name in (key,) if key else _KEYLESS:
+        for name in (key,) if key else _DEFAULT_KEYS:
             if name in handlers:
                 return handlers[name]
         if not key and len(handlers) == 1:
@@ -541,7 +541,7 @@ class Handle:
         self.observed = Snapshot()
         self.refusal: ServerError | None = None  # why the newest order to start it has failed
         self.availability = Availability()
-        self.host: Host | None = None
+        self.host: CoreHost | None = None
         self.entry: Entry | None = None
         self.orders = 0  # the number of orders in progress
         self.awaiting: set[object] = set()  # the orders that wait for it to be ready
@@ -644,7 +644,7 @@ class _NullRecorder:
         """Ignore the event."""
 
 
-class Host(CoreEvents):
+class CoreHost(CoreEvents):
     """A runner's core on one engine, and the handles of its servers. Used on the engine's loop."""
 
     def __init__(self, runner: Runner, clock: Clock, on: loop_thread.Engine) -> None:
@@ -676,7 +676,7 @@ class Host(CoreEvents):
         handle.host = self
         return name
 
-    def in_users_names(self, text: str) -> str:
+    def with_user_names(self, text: str) -> str:
         """The text with the core's server names replaced by the user's names."""
         for name, handle in self._handles.items():
             if name != handle.name:
@@ -845,13 +845,13 @@ def live_handle(server: Server) -> Handle | None:
     return handle if handle is not None and handle.epoch == loop_thread.epoch else None
 
 
-# The host of each runner on the current engine, held by its running servers. It holds the runner, so nothing else here
-# may hold a runner, or it would never be freed.
-_hosts: weakref.WeakValueDictionary[int, Host] = weakref.WeakValueDictionary()
-_tied: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = weakref.WeakKeyDictionary()
+# The core host of each runner on the current engine, held by its running servers. It holds the runner, so nothing else
+# here may hold a runner, or it would never be freed.
+_hosts: weakref.WeakValueDictionary[int, CoreHost] = weakref.WeakValueDictionary()
+_engines_of_runners: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = weakref.WeakKeyDictionary()
 
 
-def host_of(shared: Shared) -> Host:
+def core_host_of(shared: Shared) -> CoreHost:
     """The host of a pool's runner on the current engine; pools without a runner share the host of this process."""
     current = loop_thread.engine()
     runner = shared.runner
@@ -859,14 +859,14 @@ def host_of(shared: Shared) -> Host:
         from poolctl.runners.inline_runner import InlineRunner
 
         runner = current.own_runner = current.own_runner or InlineRunner()
-    elif _tied.get(runner) is not current:
+    elif _engines_of_runners.get(runner) is not current:
         # A runner may belong to this loop, because its user may call it there as well.
-        _tied[runner] = current
+        _engines_of_runners[runner] = current
         current.hold()
         weakref.finalize(runner, current.release).atexit = False
     host = _hosts.get(id(runner))
     if host is None or host.engine is not current or host.core.runner is not runner:
-        host = _hosts[id(runner)] = Host(runner, shared.clock, current)
+        host = _hosts[id(runner)] = CoreHost(runner, shared.clock, current)
     return host
 
 
@@ -917,7 +917,7 @@ def order_stop(
 
 
 def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Goal, Handle]]:
-    hosts: dict[Host, dict[Handle, str]] = {}
+    hosts: dict[CoreHost, dict[Handle, str]] = {}
     for handle in handles:
         handle.refuse(None)
         if handle.host is not None and handle.entry is not None:
@@ -947,7 +947,7 @@ async def _stop(
         if entry is None or (goal.is_overtaken(entry) and not goal.has_failed(entry)):
             continue
         if (problem := goal.problem(entry)) is not None:
-            errors.append(_in_users_terms(handle, problem))
+            errors.append(_in_user_terms(handle, problem))
     _raise(errors, PoolStopError, "did not stop", len(handles))
 
 
@@ -1062,16 +1062,16 @@ class StartOrder:
 
     def _refuse(self, server: Server, handle: Handle, error: ServerError) -> None:
         if handle.observed.state is State.RUNNING:
-            error = _serves_on(error)
+            error = _with_old_instance(error)
         else:
             handle.refuse(error)
         self._errors[server] = error
 
-    def _begin(self, ordered: Sequence[_PendingServer]) -> dict[Host, Goal]:
-        hosts: dict[Host, list[_PendingServer]] = {}
-        goals: dict[Host, Goal] = {}
+    def _begin(self, ordered: Sequence[_PendingServer]) -> dict[CoreHost, Goal]:
+        hosts: dict[CoreHost, list[_PendingServer]] = {}
+        goals: dict[CoreHost, Goal] = {}
         for each in ordered:
-            hosts.setdefault(each.handle.host or host_of(each.server._shared), []).append(each)
+            hosts.setdefault(each.handle.host or core_host_of(each.server._shared), []).append(each)
         for host, group in hosts.items():
             around = [*self._handles, *self._beside]
             names = {each: each.entry.name for each in around if each.host is host and each.entry is not None}
@@ -1106,12 +1106,12 @@ class StartOrder:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
         return each.config.but(name=names[each.handle], depends_on=dependencies)
 
-    def _order(self, host: Host, each: _PendingServer, *, changed: bool) -> None:
+    def _order(self, host: CoreHost, each: _PendingServer, *, changed: bool) -> None:
         core, entry = host.core, each.entry
         holder = core.address_holder(entry)
         if holder is not None:
             problem = ServerError(
-                f"its address is in use by {host.in_users_names(holder.name)!r} of this process",
+                f"its address is in use by {host.with_user_names(holder.name)!r} of this process",
                 name=each.server.name,
                 bind=each.server.bind,
                 hint="stop that one first",
@@ -1131,7 +1131,7 @@ class StartOrder:
 
     # Waiting for the outcome.
 
-    async def _wait(self, ordered: Sequence[_PendingServer], goals: dict[Host, Goal]) -> None:
+    async def _wait(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]) -> None:
         try:
             await asyncio.gather(*(goal.wait(self._limit) for goal in goals.values()))
         except asyncio.CancelledError:
@@ -1154,8 +1154,8 @@ class StartOrder:
         handle.host.core.abandon(each.entry, problem)
         return not waits  # otherwise it waits for the stop in progress
 
-    async def _conclude(self, ordered: Sequence[_PendingServer], goals: dict[Host, Goal]) -> None:
-        abandoned: dict[Host, list[Entry]] = {}
+    async def _conclude(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]) -> None:
+        abandoned: dict[CoreHost, list[Entry]] = {}
         for each in ordered:
             handle, host = each.handle, each.handle.host
             if host is None or not each.startable or each.server in self._errors:
@@ -1173,7 +1173,7 @@ class StartOrder:
             await wait_until(host.core, entries, lambda entry: entry.at_rest or entry.settled, _KILL_SECONDS)
         for each in ordered:
             if each.server in self._errors and each.handle.observed.state is State.RUNNING:
-                self._errors[each.server] = _serves_on(self._errors[each.server])
+                self._errors[each.server] = _with_old_instance(self._errors[each.server])
 
     def _problem(self, each: _PendingServer, goal: Goal) -> ServerError | None:
         server, entry = each.server, each.entry
@@ -1186,9 +1186,9 @@ class StartOrder:
             return None
         if goal.is_overtaken(entry):
             return ServerError("was stopped before it was ready", name=server.name, bind=server.bind)
-        return _in_users_terms(each.handle, problem)
+        return _in_user_terms(each.handle, problem)
 
-    def _arrived(self, host: Host, each: _PendingServer) -> None:
+    def _arrived(self, host: CoreHost, each: _PendingServer) -> None:
         handle = each.handle
         if is_leaving(each.entry):
             future = loop_thread.submit(
@@ -1202,18 +1202,18 @@ class StartOrder:
             context.attach(handle, lambda: order_stop([handle]))
 
 
-def _in_users_terms(handle: Handle, problem: ServerError) -> ServerError:
+def _in_user_terms(handle: Handle, problem: ServerError) -> ServerError:
     """The problem in terms of the Python API: with the pool's own server names, and without hints to run a command."""
     message = problem.message
     if handle.host is not None:
-        message = handle.host.in_users_names(message)
+        message = handle.host.with_user_names(message)
     hint = problem.hint.partition("; ")[2] if problem.hint.startswith("poolctl ") else problem.hint
     found = ServerError(message, name=handle.name, bind=handle.bind, hint=hint)
     found.__cause__ = problem.__cause__
     return found
 
 
-def _serves_on(problem: ServerError) -> ServerError:
+def _with_old_instance(problem: ServerError) -> ServerError:
     suffix = "; the old instance serves on"
     if not problem.message.endswith(suffix):
         problem.message += suffix

@@ -32,7 +32,7 @@ from poolctl import (
     TLSConfig,
 )
 from poolctl.pool import loop_thread
-from poolctl.pool.server import Shared, _connect, host_of, with_port
+from poolctl.pool.server import Shared, _connect, core_host_of, with_port
 from poolctl.runners.inline_runner import InlineRunner
 from poolctl.runners.runner_protocol import Exit, Placement
 from poolctl.worker import tally
@@ -1229,7 +1229,7 @@ def test_configurations_that_no_worker_uses_are_forgotten() -> None:
 
 def test_pools_without_a_runner_share_one() -> None:
     def hosts() -> tuple[Any, Any]:
-        return host_of(Shared()), host_of(Shared())
+        return core_host_of(Shared()), core_host_of(Shared())
 
     one, other = on_loop(hosts)
     assert one is other
