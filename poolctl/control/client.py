@@ -1,8 +1,8 @@
 """Clients of a running supervisor: one HTTP request over its control socket, JSON lines back.
 
 `Client` blocks; `ask_async` and `messages_async` are for an event loop. Below them, the processes of a pool as seen
-from outside: their exit, its reason, and why the supervisor does not answer. Standard library only: the command line's
-fast lane is made of this.
+from outside: their exit, its reason, and why the supervisor does not answer. Standard library only: the fast commands
+import this module.
 """
 
 from __future__ import annotations
@@ -482,7 +482,7 @@ def incompatible_answer_error() -> ControlError:
 
 
 def wait_for_exit(pid: int, limit_seconds: float = END_SECONDS) -> bool:
-    """Whether the process exits within the limit; True for one that does not exist, and for pid 0."""
+    """Wait for the process to exit; returns whether it did so in time. True for pid 0 and for a missing process."""
     try:
         process = os.pidfd_open(pid)
     except ProcessLookupError:

@@ -51,9 +51,9 @@ Handler = Callable[[Request, Progress], Awaitable[object]]
 
 
 class DescriptorReserve:
-    """Keeps `count` descriptors free for commands, by a lower soft limit except while it is entered as a context.
+    """Keeps `count` descriptors free for commands: the soft limit is that much lower, except within this context.
 
-    May be entered several times. Does nothing if the hard limit is too small for it.
+    Contexts may be nested. Does nothing if the hard limit is too small for it.
     """
 
     def __init__(self, count: int = OPEN_FILES_RESERVE) -> None:

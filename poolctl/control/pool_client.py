@@ -502,7 +502,7 @@ class PoolClient:
         path: str | None = None,
         probe: str | Mapping[str, object] | None = None,
     ) -> RegisteredAs:
-        """Register the URL of a service as a backend of the route `name`, and return when the gateway follows.
+        """Register the URL of a service as a backend of the route `name`, and return when the gateway uses it.
 
         With a `ttl`, repeat the call as a heartbeat, or use a `with` block, which sends heartbeats and unregisters at
         the end. `host` or `path` make a separate route; `probe` is a path, or a table like a server's readiness.

@@ -1,7 +1,7 @@
 """Where a pool keeps its socket, its lock and its state, and how a client finds it.
 
-A pool is known by its key: a hash of its first file's absolute, unresolved path. One pool, one directory,
-so two pools never meet. Standard library only, and little of it: the fast lane is made of this.
+A pool's key is a hash of its first file's absolute, unresolved path. Each pool has a directory of its own. Standard
+library only, and little of it, because the fast commands import this module.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def candidates(env: Mapping[str, str]) -> list[str]:
 
 
 def runtime_root(env: Mapping[str, str]) -> str:
-    """Return the runtime directory for a new pool, made if missing; ControlError (7) if there is none."""
+    """Return the runtime directory for a new pool, created if missing. Raises ControlError (7) if none can be used."""
     refused = ""
     for path in candidates(env):
         try:
@@ -75,7 +75,7 @@ def runtime_root(env: Mapping[str, str]) -> str:
 
 
 def pool_dir(env: Mapping[str, str], key: str) -> str:
-    """Return the directory of the pool with this key: the existing one, else the one to make. Creates nothing."""
+    """Return the directory of the pool with this key, even if it does not exist yet. Creates nothing."""
     roots = candidates(env)
     for root in roots:
         path = f"{root}/{key}"
@@ -91,7 +91,7 @@ def pool_dir(env: Mapping[str, str], key: str) -> str:
 
 
 def make_pool_dir(env: Mapping[str, str], key: str) -> str:
-    """Return the pool's directory, made if it was missing, ours alone (0700); ControlError (7) otherwise."""
+    """Return the pool's directory, created if missing. Raises ControlError (7) if that fails, or it is not private."""
     found = pool_dir(env, key)
     if os.path.isdir(found):
         check_private(found)

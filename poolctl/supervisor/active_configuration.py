@@ -674,9 +674,9 @@ def _ports(tables: Tables) -> set[int]:
 def obstacles_to_adding(
     added: ServerConfig, there: Iterable[ServerConfig], tables: Tables
 ) -> tuple[int, list[Finding]] | None:
-    """Why the server cannot be added to `there`, the existing servers, and an exit code; None if it can.
+    """The exit code and the problems that prevent adding the server to `there`, the existing servers, or None.
 
-    The addresses of other tables are in use, too.
+    Addresses of other tables count as in use.
     """
     together = [*there, added]
     names = [*named_addresses(tables), *((each.name, each.address) for each in together)]

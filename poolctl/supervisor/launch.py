@@ -33,7 +33,7 @@ _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 class Launched(NamedTuple):
-    """The pid of the pool's last process (0 if the pool was already running), and the lifeline's descriptor, or -1."""
+    """The keeper's pid (0 if the pool was already running), and the lifeline's descriptor (-1 without one)."""
 
     keeper_pid: int = 0
     lifeline: int = -1

@@ -359,7 +359,7 @@ class Lifecycle:
         return selected(self._core, call.selector)
 
     def _obstacles(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
-        """Why the server cannot be added to the pool, and an exit code; None if it can."""
+        """The exit code and the problems that prevent adding the server to the pool, or None."""
         there = self._core.entries.values()
         if any(entry.removed and entry.name == config.name for entry in there):
             return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
