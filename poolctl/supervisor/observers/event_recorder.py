@@ -199,7 +199,7 @@ def _state_before(entry: Entry) -> str:
 def _mark(entry: Entry) -> object:
     """A value that differs whenever the state, the workers or their number may have changed."""
     return (
-        entry.desired.state, entry.is_disabled, entry.out,
+        entry.desired.state, entry.is_disabled, entry.out, entry.cleans_up,
         entry.observed.called, entry.observed.needed, entry.listener.armed is None, entry.size, entry.observed.window,
         *[(id(worker), worker.phase) for worker in entry.observed.workers.values()],
     )  # fmt: skip

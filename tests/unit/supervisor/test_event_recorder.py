@@ -79,6 +79,23 @@ def test_start_and_stop_record_the_caller_and_the_outcome_of_each_server() -> No
     run(scenario())
 
 
+def test_server_with_a_stop_hook_has_stopped_when_the_hook_has_ended() -> None:
+    async def scenario() -> None:
+        desk = Desk(web("a", hooks={"after_stop": ["true"]}))
+        recording = Recording(desk)
+        await ask(desk, "start")
+        recording.take()
+        await ask(desk, "stop", "a")
+        events = recording.take("lifecycle")
+        states = [
+            (event["before"], event["after"]) for event in events if event["event"] in ("stopping", "stopped")
+        ]
+        assert states == [("running", "stopping"), ("stopping", "stopped")]
+        assert {event["cause"] for event in events} == {"stop a"}
+
+    run(scenario())
+
+
 def test_crash_is_its_own_cause_and_follows_no_command() -> None:
     async def scenario() -> None:
         desk = Desk(web("a", restart="always"))
