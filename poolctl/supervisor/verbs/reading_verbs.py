@@ -174,10 +174,12 @@ class Reading:
         try:
             while not over.done():
                 coming = asyncio.ensure_future(queue.get())
-                await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
-                if coming.done():
-                    progress(ProgressLine(event=coming.result().to_json()))
-                coming.cancel()
+                try:
+                    await asyncio.wait({coming, over}, return_when=asyncio.FIRST_COMPLETED)
+                    if coming.done():
+                        progress(ProgressLine(event=coming.result().to_json()))
+                finally:
+                    coming.cancel()
         finally:
             over.cancel()
 

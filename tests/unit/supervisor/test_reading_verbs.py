@@ -377,6 +377,24 @@ def test_new_events_follow_until_the_supervisor_ends(tmp_path: Path) -> None:
     run(work())
 
 
+def test_client_that_leaves_while_it_follows_leaves_no_subscription_and_no_task(tmp_path: Path) -> None:
+    async def work() -> None:
+        desk = recorded(tmp_path)
+        others = asyncio.all_tasks()
+        client = Following(desk, follow=True)
+        async with asyncio.timeout(20):
+            while len(client.seen) < 4:
+                await asyncio.sleep(0.001)
+            await turns()
+            client.answer.cancel()
+            await asyncio.wait({client.answer})
+        await turns()
+        assert asyncio.all_tasks() == others
+        assert desk.events._subscribers == []
+
+    run(work())
+
+
 @pytest.mark.parametrize(
     "options",
     [
