@@ -296,7 +296,7 @@ class Supervisor(Receiver, CoreEvents):
     def _pool_metrics(self) -> PoolMetrics:
         from .observers.metrics_server import PoolMetrics
 
-        return PoolMetrics(self.core, self._statistics, self.identity(), self._parts)
+        return PoolMetrics(self.core, self._statistics, self.identity, self._parts)
 
     def _pool_health(self) -> PoolHealth:
         from .observers.metrics_server import PoolHealth

@@ -63,10 +63,14 @@ RouteHealths = Callable[[], Awaitable[Mapping[str, RouteHealth]]]
 
 
 class PoolMetrics:
-    """Collects the metrics of one core; `identity` identifies its supervisor."""
+    """Collects the metrics of one core; `identity` returns the current identity of its supervisor."""
 
     def __init__(
-        self, core: Core, statistics: Statistics, identity: SupervisorIdentity, parts: FeatureParts
+        self,
+        core: Core,
+        statistics: Statistics,
+        identity: Callable[[], SupervisorIdentity],
+        parts: FeatureParts,
     ) -> None:
         self._parts = parts
         self._core = core
@@ -105,13 +109,14 @@ class PoolMetrics:
         spent = family_of(
             "poolctl_process_cpu_seconds", "counter", "Processor time of the pool's own processes."
         )
-        pids = {"supervisor": os.getpid(), "keeper": self._identity.keeper_pid}
+        about = self._identity()
+        pids = {"supervisor": os.getpid(), "keeper": about.keeper_pid}
         for part in self._parts:
             pids |= part.pids
         for process, pid in pids.items():
             memory.add(memory_bytes(pid), process=process)
             spent.add(cpu_seconds(pid), process=process)
-        return *of_pool(self._identity.name, self._identity.python, servers), memory, spent
+        return *of_pool(about.name, about.python, servers), memory, spent
 
 
 class HealthOfPool(NamedTuple):

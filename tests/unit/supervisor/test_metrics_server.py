@@ -194,9 +194,13 @@ class Figures:
         totals = Totals(self.desk.core, self.desk.events, StateStore(StoreLink(Store()), "/nowhere"))
         self.asked = 0
         parts: Any = [SimpleNamespace(pids={"gateway": os.getppid()}, metrics=self._of_feature)]
-        about = from_json(SupervisorIdentity, {"name": "shop", "python": "3.11.7", "keeper_pid": os.getpid()})
-        self.metrics = PoolMetrics(self.desk.core, Statistics(self.desk.core, totals), about, parts)
+        self.name = "shop"
+        self.metrics = PoolMetrics(self.desk.core, Statistics(self.desk.core, totals), self._identity, parts)
         self.server = MetricsServer(self.metrics, PoolHealth(self.desk.core, Routes().healths), "/figures")
+
+    def _identity(self) -> SupervisorIdentity:
+        about = {"name": self.name, "python": "3.11.7", "keeper_pid": os.getpid()}
+        return from_json(SupervisorIdentity, about)
 
     async def _of_feature(self) -> list[Family]:
         self.asked += 1
@@ -228,6 +232,16 @@ def test_metrics_are_those_of_the_pool_its_processes_its_servers_and_its_feature
         ]
         assert "# EOF" not in lines
         assert (await figures.metrics.text(True)).endswith("# EOF\n")
+
+    run(work())
+
+
+def test_metrics_name_a_pool_that_was_renamed_by_its_new_name() -> None:
+    async def work() -> None:
+        figures = Figures()
+        await figures.metrics.text(False)
+        figures.name = "store"
+        assert 'poolctl_build_info{pool="store",' in await figures.metrics.text(False)
 
     run(work())
 
