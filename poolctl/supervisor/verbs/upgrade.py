@@ -164,7 +164,7 @@ async def _run(command: list[str], given: bytes, env: dict[str, str] | None = No
                 await process.wait()
         return "", f"{command[0]} did not finish within {_TRIAL_SECONDS:g} s"
     if process.returncode == 0:
-        return said.decode(), ""
+        return said.decode(errors="replace"), ""
     return "", failed.decode(errors="replace").strip().rpartition("\n")[
         2
     ] or f"exit status {process.returncode}"

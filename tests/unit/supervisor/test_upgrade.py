@@ -111,6 +111,8 @@ def test_pool_is_handed_over_to_the_keeper_and_the_supervisor_that_were_named() 
         ("echo early >&2; echo no pydantic >&2; exit 3", {}, "no pydantic"),
         ("exit 3", {}, "exit status 3"),
         ("cat > /dev/null; echo hello", {}, "its check printed 'hello\\n'"),
+        (r"cat > /dev/null; printf '\377'", {}, "its check printed '\ufffd'"),
+        ("cat > /dev/null; echo 5", {}, "its check printed '5\\n'"),
         ("", {"supervisor": ["/nowhere/python"]}, "/nowhere/python cannot be run: No such file or directory"),
     ],
 )
