@@ -181,7 +181,11 @@ class _Generations:
             if "result" in message:
                 self.over = True
                 message = raise_for_errors(_VERB, message["result"], PoolMonitorError)
-            self._generation = int(message.get("generation", 0))
+                self._generation = int(message.get("generation", 0))
+            elif (
+                "generation" in message
+            ):  # otherwise a notice, for example about a keeper that does not answer
+                self._generation = int(message["generation"])
 
 
 def _table_of(client: Client) -> int | None:

@@ -231,5 +231,15 @@ def test_line_may_arrive_in_pieces(supervisor: Supervisor) -> None:
         assert aliases(registry) == ["r12"]
 
 
+def test_notice_about_the_keeper_is_no_other_table(supervisor: Supervisor) -> None:
+    with PoolRegistry(Client(str(supervisor.path))) as registry:
+        wait_until(lambda: supervisor.followers)
+        supervisor.followers[0].sendall(line({"notice": "the keeper (pid 7) does not answer"}))
+        assert [aliases(registry) for _ in range(2)] == [["r1"]] * 2
+        assert supervisor.asked == 1
+        supervisor.change()
+        assert aliases(registry) == ["r2"]
+
+
 def test_time_after_which_another_attempt_is_made_is_short() -> None:
     assert 0 < pool_registry._RETRY_SECONDS <= 1
