@@ -601,7 +601,8 @@ class Pool(Mapping[str, Server], StartAndStop):
     def health_info(self) -> dict[str, Table]:
         """Return the status, uptime, latency and detail of each server, by its name; sends no probe.
 
-        A status is unknown, healthy, napping, starting, unhealthy or error.
+        A status is unknown, healthy, napping, starting, unhealthy or error. Of several servers with one name, the later
+        ones are numbered, as in `web~2`.
         """
         return health_info(self._healths())
 
@@ -614,7 +615,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return health_info_simple(self._healths())
 
     def _healths(self) -> dict[str, RouteHealth]:
-        return {server.name: _health_of(server) for server in self.values()}
+        return {name: _health_of(server) for name, server in _numbered(self.values())}
 
 
 def _health_of(server: Server) -> RouteHealth:
@@ -631,14 +632,19 @@ def _health_of(server: Server) -> RouteHealth:
     )
 
 
-def _observed(servers: Iterable[Server]) -> Iterable[ObservedServer]:
+def _numbered(servers: Iterable[Server]) -> Iterator[tuple[str, Server]]:
+    """The servers by unique names: of several servers with one name, the later ones are numbered, as in `web~2`."""
     names: dict[str, int] = {}
     for server in servers:
-        # Several servers of a pool may have the same name, but the labels of samples must be unique.
         number = names[server.name] = names.get(server.name, 0) + 1
+        yield server.name if number == 1 else f"{server.name}~{number}", server
+
+
+def _observed(servers: Iterable[Server]) -> Iterable[ObservedServer]:
+    for name, server in _numbered(servers):
         handle = live_handle(server)
         yield ObservedServer(
-            name=server.name if number == 1 else f"{server.name}~{number}",
+            name=name,
             state=server.state.value,
             snapshot=_snapshot_at_rest(server, handle)
             if handle is None or handle.entry is None

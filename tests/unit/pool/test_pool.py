@@ -398,6 +398,12 @@ def test_health_of_a_server_that_should_not_run_is_unknown(pool: Pool) -> None:
     assert "detail" in pool.health_info()["a"]
 
 
+def test_health_of_servers_of_one_name_is_numbered() -> None:
+    twins = Pool([config("a", "127.0.0.1:1"), config("a", "127.0.0.1:2"), config("b", "127.0.0.1:3")])
+    for found in (twins.health_info(), twins.health_info_without_detail(), twins.health_info_simple()):
+        assert list(found) == ["a", "a~2", "b"]
+
+
 # What a pool asks of its runner when it is brought to another list of servers.
 
 
