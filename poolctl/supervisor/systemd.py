@@ -65,7 +65,7 @@ class Service:
     @asynccontextmanager
     async def _reloading(self) -> AsyncIterator[None]:
         # Only once ready: before that, systemd would mistake the end of the reload for the end of the start.
-        if self._ready and not self._reloads:
+        if self._ready and not self._reloads and not self._stopping:
             sd_notify.notify(self._env, *sd_notify.reloading())
         self._reloads += 1
         try:

@@ -146,6 +146,24 @@ def test_end_is_announced_once_and_nothing_follows_it(notified: NotifySocket) ->
     run(work())
 
 
+def test_reload_during_the_end_of_a_ready_pool_is_not_announced(notified: NotifySocket) -> None:
+    async def work() -> None:
+        desk = Desk(web("a"))
+        served = Served(notified, desk)
+        await desk.ask("start")
+        assert "READY=1" in await served.lines()
+        served.service.stop()
+        await served.lines()
+
+        async def handle(request: Request, progress: Any) -> object:
+            return request.verb
+
+        answer = await served.service.wrap(handle)(Request("reload", {}, 1, 0), lambda line: None)
+        assert (answer, await served.lines()) == ("reload", [])
+
+    run(work())
+
+
 def test_watchdog_is_fed_twice_in_its_interval(
     notified: NotifySocket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
