@@ -43,7 +43,8 @@ class Service:
         """Wrap a request handler, so that systemd is notified of reloads."""
 
         async def notified(request: Request, progress: Progress) -> object:
-            dry_run = (request.body.get("options") or {}).get("dry_run")
+            options = request.body.get("options")
+            dry_run = isinstance(options, dict) and options.get("dry_run")
             if request.verb != "reload" or dry_run:
                 return await handle(request, progress)
             async with self._reloading():
