@@ -401,7 +401,7 @@ class MemoryLimit:
             return
         for worker in entry.observed.workers.values():
             known = self._due.get(worker.id)
-            if worker.phase is Phase.READY and (known is None or known[2] is not worker):
+            if _is_measurable(entry, worker) and (known is None or known[2] is not worker):
                 self._due[worker.id] = (self._clock.monotonic() + FIRST_SECONDS, entry, worker)
                 self._set_timer()
 
@@ -424,7 +424,7 @@ class MemoryLimit:
     async def measure_due(self) -> None:
         """Measure the workers that are due, in a thread, because measuring is slow."""
         now = self._clock.monotonic()
-        self._due = {name: each for name, each in self._due.items() if _counts(each[1], each[2])}
+        self._due = {name: each for name, each in self._due.items() if _is_measurable(each[1], each[2])}
         pids = {
             name: worker.placement.pid
             for name, (due, _, worker) in self._due.items()
@@ -438,7 +438,7 @@ class MemoryLimit:
             limit, size = entry.config.limits.memory, found[pid]
             near = limit is not None and size is not None and size >= limit * _NEAR
             self._due[name] = (now + (NEAR_SECONDS if near else INTERVAL_SECONDS), entry, worker)
-            if limit is not None and size is not None and size > limit and _counts(entry, worker):
+            if limit is not None and size is not None and size > limit and _is_measurable(entry, worker):
                 seen = f"worker {name} (pid {pid}) uses {format_size(size)}, and limits.memory is {format_size(limit)}"
                 self._recovery.notice(entry, worker, MEMORY, seen)
 
@@ -519,9 +519,10 @@ def _cancel(case: Case) -> None:
         case.timer = None
 
 
-def _counts(entry: Entry, worker: Worker) -> bool:
+def _is_measurable(entry: Entry, worker: Worker) -> bool:
     there = entry.observed.workers.get(worker.id) is worker and worker.phase is Phase.READY
-    return there and entry.config.limits.memory is not None and worker.placement is not None
+    known = worker.placement is not None and worker.placement.pid is not None
+    return there and known and entry.config.limits.memory is not None
 
 
 class HeartbeatState:

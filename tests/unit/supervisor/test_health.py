@@ -534,6 +534,23 @@ def test_worker_that_is_gone_when_measured_is_no_error() -> None:
     run(scenario())
 
 
+def test_worker_whose_process_is_not_known_is_not_measured() -> None:
+    async def scenario() -> None:
+        it = MemoryScenario(limits={"memory": "100MiB"})
+        place = it.desk.runner.place
+
+        async def placed_elsewhere(*given: Any) -> Placement:
+            return replace(await place(*given), pid=None)
+
+        it.desk.runner.place = placed_elsewhere  # type: ignore[method-assign]
+        await it.desk.ask("start")
+        assert await it.pass_by(FIRST_SECONDS) == 0
+        it.limit._set_timer()
+        assert it.limit._timer is None, "nothing ticks"
+
+    run(scenario())
+
+
 def test_a_reload_brings_a_limit_and_takes_it_away() -> None:
     async def scenario() -> None:
         it = await begun()
