@@ -833,7 +833,9 @@ def test_replaced_worker_is_drained_and_then_stopped_within_its_timeout() -> Non
         assert await pool.restart() == []
         await turns()
         assert pool.runner.log[-2:] == ["drain web.1.0", "stop web.1.0 7"]
-        assert list(pool.core.entries["web"].observed.workers) == ["web.2.0"]
+        observed = pool.core.entries["web"].observed
+        assert list(observed.workers) == ["web.2.0"]
+        assert (observed.restarts, observed.workers["web.2.0"].placed_at) == (1, pool.clock.time())
 
     run(scenario())
 
