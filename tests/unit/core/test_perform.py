@@ -68,6 +68,7 @@ def test_limit_is_of_a_window_and_the_reason_is_reported() -> None:
         assert entry.health is Status.KO
         assert entry.observed.failure is not None
         assert entry.observed.failure.message == "killed by SIGKILL; given up after 2 restarts in 1m"
+        assert entry.observed.next_step == "given up after 2 restarts in 1m: poolctl logs web"
         assert pool.runner.opened == set()
 
     run(scenario())
