@@ -1664,6 +1664,25 @@ def test_files_in_use_are_those_of_the_last_worker_that_started(tmp_path: Path, 
     run(scenario())
 
 
+def test_files_of_one_worker_that_fails_to_start_again_are_not_in_use(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        variables = tmp_path / "web.env"
+        variables.write_text("A=1")
+        again = {"policy": "on-failure", "backoff": {"initial": 5, "max": 5}, "limit": 9}
+        pool = OrderedCore(web(env_file=[str(variables)], workers=2, restart=again))
+        await pool.start()
+        entry = pool.core.entries["web"]
+        first = digests(entry.config)
+        variables.write_text("A=2")
+        pool.runner.script["web.1.1"] = FAILS
+        pool.runner.end("web.1.1", KILLED)
+        await turns()
+        assert list(pool.runner.running) == ["web.1.0"]
+        assert entry.observed.files == first
+
+    run(scenario())
+
+
 def test_values_of_a_pool_are_given_to_the_worker_that_is_placed() -> None:
     async def scenario() -> None:
         pool = OrderedCore(web())
