@@ -225,7 +225,7 @@ def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, t
 
 @contextlib.contextmanager
 def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, Table]]:
-    """Start a new keeper, and wait for its first message; returns the link and the process's identity."""
+    """Context manager: start a new keeper, and wait for its first message; yields the link and its identity."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     plan = json.dumps({"supervisor": supervisor, "donor": 3, "donor_process": identity(os.getpid())})
     argv = bootstrap.command(sys.executable, "keeper", directory, plan, isolated=True)
@@ -271,7 +271,8 @@ def _send(
 def _await(link: socket.socket, event: str, keeper: Table | None = None) -> wire.Message:
     """Wait for this message from the keeper. Raises OSError if it exits first, _Refused if another keeper exists.
 
-    A `known` keeper is waited for as long as it lives; it gets SIGCONT meanwhile, because it may have been stopped.
+    With `keeper`, its identity, there is no time limit: it gets SIGCONT meanwhile, because it may have been
+    stopped.
     """
     while True:
         try:
