@@ -336,7 +336,10 @@ def _configuration(place: str, kinds: Mapping[str, Table]) -> str:
         {"name": name, **kind, **shared, "bind": f"unix:{place}/{number}.sock"}
         for number, (name, kind) in enumerate(kinds.items())
     ]
-    program = {"name": "a-program", "job": True, "command": [sys.executable, "-I", "-c", ""], "cwd": "/"}
+    name = "a-program"
+    while name in kinds:
+        name += "-2"
+    program = {"name": name, "job": True, "command": [sys.executable, "-I", "-c", ""], "cwd": "/"}
     tables = {name: table for each in features() if each.trial for name, table in each.trial.tables.items()}
     return json.dumps({"server": [*apps, program], **tables})
 

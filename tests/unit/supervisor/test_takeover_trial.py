@@ -196,6 +196,11 @@ def test_server_of_another_user_is_one_of_another_kind(trial: Trial) -> None:
     assert [each.get("user") for each in trial.configuration["server"][:-1]] == [None, "nobody"]
 
 
+def test_names_in_the_small_pool_differ_whatever_the_servers_are_called(trial: Trial) -> None:
+    try_takeover([app("a-program")], VERSION, str(trial.logs))
+    assert [each["name"] for each in trial.configuration["server"]] == ["a-program", "a-program-2"]
+
+
 def test_no_secret_of_the_environment_gets_into_the_small_pool(
     trial: Trial, monkeypatch: pytest.MonkeyPatch
 ) -> None:
