@@ -205,9 +205,11 @@ def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
         try:
             os.makedirs(preferred, mode=0o700, exist_ok=True)
         except OSError:
-            os.makedirs(fallback, mode=0o700, exist_ok=True)
+            pass  # another directory is used
     if os.path.isdir(preferred) and os.access(preferred, os.W_OK | os.X_OK):
         return preferred
+    if create:
+        os.makedirs(fallback, mode=0o700, exist_ok=True)
     return fallback if os.path.isdir(fallback) else preferred
 
 

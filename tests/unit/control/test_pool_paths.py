@@ -344,6 +344,9 @@ def test_state_directory_is_used_only_if_it_can_be_written(
     asked: list[int] = []
     monkeypatch.setattr(os, "access", lambda path, mode: asked.append(mode) or mode != os.W_OK | os.X_OK)
     assert pool_paths.state_dir(env, "abc") == str(fallback)
+    fallback.rmdir()
+    assert pool_paths.state_dir(env, "abc", create=True) == str(fallback)
+    assert fallback.stat().st_mode & 0o777 == 0o700
 
 
 def test_home_that_is_no_absolute_path_has_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
