@@ -792,6 +792,14 @@ def test_server_without_a_record_waits_for_its_dependencies() -> None:
     run(scenario())
 
 
+def test_new_server_has_no_restart_no_canary_and_no_run_in_progress() -> None:
+    new = Entry(web())
+    assert (new.desired.restarting, new.desired.canary_generation, new.desired.canary_share) == (0, 0, 0.0)
+    assert (new.desired.code_since, new.schedule.run_since, new.schedule.next_run) == (0.0, 0.0, None)
+    new.count_restart(add_worker(new, Phase.READY))
+    assert new.observed.restarts == 0
+
+
 def test_new_worker_has_neither_failed_nor_been_asked_to_end() -> None:
     worker = add_worker(entry(), Phase.PLACING)
     assert [worker.given_up, worker.address_taken, worker.idle, worker.relieved] == [False] * 4
