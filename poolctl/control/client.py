@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from socket import AF_UNIX, SOCK_STREAM, socket
-from time import monotonic
+from time import monotonic, sleep
 
 from poolctl import __version__, exit_codes
 from poolctl.control import pool_paths
@@ -44,6 +44,7 @@ _AGAIN = "the supervisor was replaced during the {verb}, and the next one was as
 _STATUS = "status.json"
 # Much longer than a pool needs to exit after its servers have stopped, even on a busy machine.
 END_SECONDS = 30.0
+_LOOK_SECONDS = 0.02  # the pause between two looks at a process that cannot be polled
 _STOPPED = ("T", "t")  # states in proc(5): stopped by a signal, or by a debugger
 _DEAD = ("", "Z", "X")
 _LOG_BYTES = 4096
@@ -488,7 +489,12 @@ def wait_for_exit(pid: int, limit_seconds: float = END_SECONDS) -> bool:
     except ProcessLookupError:
         return True
     except OSError:  # pid 0; a kernel or a sandbox without pidfd_open(2)
-        return not os.path.exists(f"/proc/{pid}")
+        deadline = monotonic() + limit_seconds
+        while _state(pid) not in _DEAD:
+            if monotonic() >= deadline:
+                return False
+            sleep(_LOOK_SECONDS)
+        return True
     import select  # imported late, because most commands wait for no process
 
     try:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import signal
@@ -536,6 +537,18 @@ def test_missing_and_silent_supervisors_are_told_apart_on_a_loop(path: Path) -> 
                 await ask_async(Result, str(path), "list", {}, timeout_seconds=0.05)
 
     run(work())
+
+
+def test_end_is_awaited_without_pidfd_open_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(pid: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", refused)
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert not wait_for_exit(process.pid, 0.01)
+        process.kill()
+        assert wait_for_exit(process.pid, 60)
+    assert wait_for_exit(process.pid, 0)
 
 
 def test_waiting_for_an_end_is_bounded() -> None:
