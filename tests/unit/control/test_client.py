@@ -315,6 +315,7 @@ Current thread 0x00007f6f8f1b8740 (most recent call first):
             "Traceback (most recent call last):\n  File …\nImportError: no pydantic\n\n",
             "ImportError: no pydantic",
         ),
+        ("out of memory", "out of memory"),
         ("", ""),
     ],
 )
@@ -478,6 +479,23 @@ def test_upgrade_is_done_when_another_supervisor_of_this_version_answers(
         assert requests[-1][1]["options"] == {"counts": True}
 
 
+def test_successor_is_asked_once_the_previous_supervisor_has_exited(path: Path) -> None:
+    has_exited: list[bool] = []
+    with subprocess.Popen(["sleep", "60"]) as previous:
+
+        async def reply(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+            if verb == "upgrade":
+                asyncio.get_running_loop().call_later(0.05, previous.kill)
+                return result(upgraded_from=previous.pid)
+            has_exited.append(previous.poll() is not None)
+            return result(version=__version__, protocol=PROTOCOL)
+
+        with stand_in(path, reply):
+            Client(str(path)).upgrade(force=True)
+        previous.kill()
+    assert has_exited == [False, True, True]
+
+
 def test_upgrade_names_this_version_and_the_commands_of_its_processes() -> None:
     assert options_of_this_version() == {
         "version": __version__,
@@ -510,7 +528,12 @@ def test_messages_arrive_on_a_loop_as_they_do_in_a_thread(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    [None, b"HTTP/1.1 403 Forbidden\r\n\r\n{}\n", b"no http\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\nno json\n"],
+    [
+        None,
+        b'HTTP/1.1 403 Forbidden\r\n\r\n{"result": {}}\n',
+        b"no http\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\nno json\n",
+    ],
 )
 def test_answer_without_a_result_means_on_a_loop_that_the_supervisor_has_ended(
     path: Path, sent: bytes | None
