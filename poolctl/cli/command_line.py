@@ -161,9 +161,9 @@ WATCH = flag("--watch", "Keep running; reload when the configuration or code cha
 SAVE = flag("--save", "Also write the change to the TOML file, keeping its comments.")
 SAVE_DRY_RUN = flag("--dry-run", "Print what --save would write; exit 3 if the file would change.")
 # For commands that wait for what they have asked for.
-WAITING = (OUTPUT, TIMEOUT, NO_WAIT)
+WAIT_OPTIONS = (OUTPUT, TIMEOUT, NO_WAIT)
 # For changes that last until a reload unless they are saved.
-SAVED_CHANGE = (*WAITING, SAVE, SAVE_DRY_RUN)
+CHANGE_OPTIONS = (*WAIT_OPTIONS, SAVE, SAVE_DRY_RUN)
 FOLLOW = flag("-f, --follow", "Keep following new lines.")
 SINCE = Option("--since", "TIME", 'Nothing older than this: "10m", or an ISO 8601 time.')
 FILTERS = (
@@ -229,7 +229,9 @@ def module_of(verb: str) -> Any:
 
 
 # Options before the command whose next word is a value, not the command.
-_VALUED = tuple(spelling for option in COMMON if option.takes_value for spelling in option.spellings)
+_SPELLINGS_WITH_VALUE = tuple(
+    spelling for option in COMMON if option.takes_value for spelling in option.spellings
+)
 
 
 DEFAULT_LINES = 100
@@ -459,7 +461,7 @@ def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
     return words, notes
 
 
-def split(args: Sequence[str]) -> tuple[list[str], Table]:
+def split_user_command(args: Sequence[str]) -> tuple[list[str], Table]:
     """The words for poolctl, and the user's command after `--` if the command takes one."""
     command = command_named(verb_of(args))
     end = args.index("--") if "--" in args else len(args)
@@ -479,7 +481,7 @@ def _without_equals(word: str, table: Mapping[str, Option]) -> str:
     return word
 
 
-def as_help(words: Sequence[str]) -> list[str]:
+def help_as_option(words: Sequence[str]) -> list[str]:
     """Replace `help`, `help --all` or `help COMMAND` by the equivalent option."""
     at = _verb_at(words)
     if words[at : at + 1] != ["help"]:
@@ -500,7 +502,7 @@ def _verb_at(words: Sequence[str]) -> int:
     while at < len(words) and words[at] != "--":
         if not words[at].startswith("-"):
             return at
-        at += 2 if words[at] in _VALUED else 1
+        at += 2 if words[at] in _SPELLINGS_WITH_VALUE else 1
     return len(words)
 
 
@@ -529,7 +531,7 @@ def one_of(
     final = final or accepted
     if word in final:
         return word
-    near = near_word(word, accepted)
+    near = nearest_word(word, accepted)
     if near and near != word:
         hint = f"did you mean {near!r}?"
     raise UsageError(f"{option}: unknown value {word!r}", hint=hint or f"one of: {', '.join(accepted)}")
@@ -543,7 +545,7 @@ def check_line_format(request: CommandRequest) -> None:
         )
 
 
-def near_word(typed: str, known: Sequence[str]) -> str:
+def nearest_word(typed: str, known: Sequence[str]) -> str:
     """The word that was probably meant: it has this prefix, or differs by one or two typos; else ""."""
     if len(typed.lstrip("-")) > 2 and (longer := [word for word in known if word.startswith(typed)]):
         return min(longer, key=len)

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 from poolctl import exit_codes
 from poolctl.cli.command_line import (
+    CHANGE_OPTIONS,
     EXPLICIT_SELECTION,
     NO_DEPS,
     OUTPUT,
     SAVE,
-    SAVED_CHANGE,
     TIMEOUT,
     Command,
     CommandRequest,
@@ -26,7 +26,7 @@ from poolctl.cli.command_line import (
 )
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import from_here, of_dependents, servers
+from poolctl.cli.render import dependents_text, relative_to_cwd, servers
 from poolctl.cli.supervisor_requests import ask, selected
 from poolctl.config import MOST_WORKERS
 from poolctl.control.answers import ErrorEntry, Item, Result, item
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from poolctl.config import Configuration, Problem
 
 # A change that was made is saved, even if not for every server or not in time.
-_MADE = (exit_codes.DONE, exit_codes.FAILED, exit_codes.TIMED_OUT)
+_SAVED_EXIT_CODES = (exit_codes.DONE, exit_codes.FAILED, exit_codes.TIMED_OUT)
 
 # Maximum number of concurrent edits by other commands.
 _ATTEMPTS = 20
@@ -166,7 +166,7 @@ class WriteBack:
         self.warnings: list[str] = []
         self.now = load(PoolRef(self.draft.files, pool.directory), allow_empty=True)
 
-    def known(self, names: Sequence[str]) -> list[str]:
+    def names_in_files(self, names: Sequence[str]) -> list[str]:
         """The servers that are in the files; warns about the others."""
         why = "is not in any file: nothing to write (poolctl add --save writes it)"
         self.warnings += [f"{name} {why}" for name in names if self.draft.entry(name) is None]
@@ -175,14 +175,14 @@ class WriteBack:
     def scale(self, names: Sequence[str], workers: int) -> None:
         """Set the number of workers of servers."""
         as_wanted = {server.name for server in self.now if server.workers == workers}
-        for name in self.known(names):
+        for name in self.names_in_files(names):
             if name not in as_wanted:
                 self.draft.scale(name, workers)
 
     def disable(self, names: Sequence[str], disabled: bool) -> None:
         """Disable or enable servers."""
         as_wanted = {server.name for server in self.now if server.disabled == disabled}
-        for name in self.known(names):
+        for name in self.names_in_files(names):
             if name in as_wanted:
                 continue
             if disabled:
@@ -199,22 +199,26 @@ class WriteBack:
     def check(self) -> Configuration:
         """The changed configuration. Failure: 2 for files other than TOML, 5 if invalid, 7 if not writable."""
         if instructions := self.draft.by_hand():
-            raise Failure(self._refused(instructions))
+            raise Failure(self._refusal(instructions))
         config = self.draft.check()
         if config.is_empty and not self.request.get("allow_empty"):
-            from poolctl.cli.offline import no_server
+            from poolctl.cli.offline import no_server_error
 
-            raise Failure(Outcome(errors=[no_server(self.pool)], exit_code=exit_codes.INVALID_CONFIGURATION))
+            raise Failure(
+                Outcome(errors=[no_server_error(self.pool)], exit_code=exit_codes.INVALID_CONFIGURATION)
+            )
         for path in self.draft.texts():
             directory = os.path.dirname(os.path.realpath(path))
             if not os.access(directory, os.W_OK):
                 hint = f"fix the permissions of {directory}: a file is replaced as a whole"
                 raise Failure(
-                    Outcome.failed(exit_codes.NOT_PERMITTED, f"{from_here(path)} cannot be written", hint)
+                    Outcome.failed(
+                        exit_codes.NOT_PERMITTED, f"{relative_to_cwd(path)} cannot be written", hint
+                    )
                 )
         return config
 
-    def _refused(self, instructions: Sequence[Problem]) -> Outcome:
+    def _refusal(self, instructions: Sequence[Problem]) -> Outcome:
         """The refusal to change files other than TOML, with the lines that the user has to write there."""
         from poolctl.config import MASK
 
@@ -237,7 +241,7 @@ class WriteBack:
             return Outcome(text=difference, exit_code=code, warnings=self.warnings, extra=extra)
         outcome = live()
         outcome.warnings += self.warnings
-        return self._written(outcome) if outcome.exit_code in _MADE else outcome
+        return self._write_and_report(outcome) if outcome.exit_code in _SAVED_EXIT_CODES else outcome
 
     def _write(self) -> None:
         """Write the change on top of concurrent edits by others."""
@@ -253,7 +257,7 @@ class WriteBack:
                 return
         self.draft.write()
 
-    def _written(self, outcome: Outcome) -> Outcome:
+    def _write_and_report(self, outcome: Outcome) -> Outcome:
         from poolctl.config import FileChanged
 
         try:
@@ -266,13 +270,13 @@ class WriteBack:
             _fail(outcome, exit_codes.CONFLICT, message, hint)
         except OSError as failure:
             code = exit_codes.NOT_PERMITTED if isinstance(failure, PermissionError) else exit_codes.FAILED
-            where = from_here(str(failure.filename or ", ".join(self.draft.texts())))
+            where = relative_to_cwd(str(failure.filename or ", ".join(self.draft.texts())))
             hint = "the live change lasts until the next reload"
             _fail(outcome, code, f"cannot write {where}: {failure.strerror}", hint)
         if outcome.errors and not self.supervised:
             outcome.message = ""  # nothing was changed
         saved = outcome.extra["saved"] = self.draft.written
-        words = ", ".join(map(from_here, saved))
+        words = ", ".join(map(relative_to_cwd, saved))
         line = f"wrote {words}" if saved else "" if outcome.errors else "the files have this change already"
         outcome.message = "\n".join(part for part in (outcome.message, line) if part)
         return outcome
@@ -289,7 +293,7 @@ def _enabled_lines(result: Result) -> Iterator[str]:
         ready = f", {sum(each.ready for each in enabled)} ready"
         if all(each.state == "stopped" for each in enabled):
             ready = ""  # the pool has no supervisor
-        yield f"{servers(len(enabled))} enabled{ready}{of_dependents(result, 'started')}"
+        yield f"{servers(len(enabled))} enabled{ready}{dependents_text(result, 'started')}"
     known = [each for each in result.items if each.name in before]
     resting = [each for each in known if each.state in ("stopped", "failed") and not each.ready]
     if others := len(known) - len(resting):
@@ -380,7 +384,7 @@ COMMANDS = {
         "Lifecycle",
         "Enable servers and start them.",
         "poolctl enable --all          every disabled server",
-        SAVED_CHANGE,
+        CHANGE_OPTIONS,
         lambda result: "\n".join(_enabled_lines(result)),
         lambda files, names: files.disable(names, False),
     ),
@@ -388,10 +392,10 @@ COMMANDS = {
         "Lifecycle",
         "Stop servers, and keep them stopped until enabled.",
         "poolctl disable users --save  also after the next start",
-        SAVED_CHANGE,
+        CHANGE_OPTIONS,
         lambda result: (
             _count([each.state == "disabled" for each in result.items], "disabled")
-            + of_dependents(result, "stopped")
+            + dependents_text(result, "stopped")
         ),
         lambda files, names: files.disable(names, True),
     ),
@@ -399,7 +403,7 @@ COMMANDS = {
         "Change",
         "Stop servers, and take them out of the pool.",
         "poolctl remove docs --save    from the running pool and from its file",
-        (*SAVED_CHANGE, NO_DEPS),
+        (*CHANGE_OPTIONS, NO_DEPS),
         lambda result: "\n".join(f"removed {each.name} {each.bind}" for each in result.items),
         lambda files, names: files.remove(names),
         removes=True,
@@ -410,7 +414,7 @@ COMMANDS = {
             targets("TARGET... N", "Names or addresses, then the number."),
             EXPLICIT_SELECTION[1:],
             flag("--auto", "Let the server's triggers set the number again."),
-            SAVED_CHANGE,
+            CHANGE_OPTIONS,
             section="Change",
             examples=(
                 "poolctl scale users 4         until the next reload",

@@ -42,7 +42,7 @@ def main(args: Sequence[str] | None = None) -> int:
             _ctrl_c_raises = False  # nothing to clean up
         except KeyboardInterrupt:
             pass  # after the command had completed
-        _leave(code)
+        _exit(code)
     return _run(list(args))
 
 
@@ -66,7 +66,7 @@ def _run(words: list[str]) -> int:
             return INTERRUPTED  # Ctrl-C again while the first was being reported
 
 
-def _leave(code: int) -> NoReturn:
+def _exit(code: int) -> NoReturn:
     """Exit at once: the interpreter's cleanup takes a tenth of the command's time."""
     try:
         sys.stdout.flush()

@@ -38,13 +38,13 @@ def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
 
     config = load_files(ref.files, os.environ)
     if config.problems:
-        raise Failure(invalid(config))
+        raise Failure(invalid_outcome(config))
     if config.is_empty and not allow_empty:
-        raise Failure(Outcome(errors=[no_server(ref)], exit_code=exit_codes.INVALID_CONFIGURATION))
+        raise Failure(Outcome(errors=[no_server_error(ref)], exit_code=exit_codes.INVALID_CONFIGURATION))
     return config
 
 
-def invalid(config: Configuration) -> Outcome:
+def invalid_outcome(config: Configuration) -> Outcome:
     """The outcome for a configuration with problems."""
     return Outcome(
         errors=list(map(ErrorEntry.of, config.problems)),
@@ -53,7 +53,7 @@ def invalid(config: Configuration) -> Outcome:
     )
 
 
-def no_server(ref: PoolRef) -> ErrorEntry:
+def no_server_error(ref: PoolRef) -> ErrorEntry:
     """The problem of files without any server."""
     files = ", ".join(os.path.relpath(file) for file in ref.files)
     hint = "add a [[server]], or a [[route]] to a URL; or use --allow-empty"

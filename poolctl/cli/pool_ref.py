@@ -144,11 +144,11 @@ def _is_running(pool: PoolRef) -> bool:
 
 def _warn_of_missing(files: list[str], request: CommandRequest) -> None:
     if not request.quiet:
-        from poolctl.cli.render import from_here, printable
+        from poolctl.cli.render import printable, relative_to_cwd
 
         for file in files:
             sys.stderr.write(
-                f"warning: {printable(from_here(file))} no longer exists, but its pool is running\n"
+                f"warning: {printable(relative_to_cwd(file))} no longer exists, but its pool is running\n"
             )
 
 
@@ -167,7 +167,7 @@ def _named(name: str, env: Mapping[str, str]) -> PoolRef:
     return PoolRef(_files_of(found), found)
 
 
-def others_named_alike(pool: PoolRef, env: Mapping[str, str] = os.environ) -> str:
+def same_name_warning(pool: PoolRef, env: Mapping[str, str] = os.environ) -> str:
     """A warning about other running pools with the same name, which make --pool ambiguous; "" without any."""
     name = str(pool_paths.read_info(pool.directory).get("name") or "")
     others = [path for path in pool_paths.pool_dirs_named(env, name) if os.path.basename(path) != pool.key]

@@ -20,7 +20,7 @@ from typing import TypeVar
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, Outcome, error
 from poolctl.cli.pool_ref import PoolRef
-from poolctl.cli.render import from_here, printable, some_of
+from poolctl.cli.render import abbreviated_list, printable, relative_to_cwd
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.answers import ReloadResult, Result
 from poolctl.control.client import Client
@@ -73,18 +73,18 @@ class PoolWatcher:
     def changes(self, over: Callable[[], bool] = lambda: False, *, now: bool = False) -> Iterator[Result]:
         """Apply changes, and yield each outcome, until the pool ends or `over` is true; `now`: earlier ones too."""
         if now or self._is_late:
-            yield from self._applied_configuration()
-        yield from self._restarted({})
+            yield from self._apply_configuration()
+        yield from self._restart({})
         poll = select.poll()
         poll.register(self._watch.fd, select.POLLIN)
         while True:
             poll.poll()
-            paths = self._settled(poll)
+            paths = self._wait_until_quiet(poll)
             if over() or not os.path.exists(self._pool.socket):
                 return
-            yield from self._applied(paths)
+            yield from self._apply(paths)
 
-    def _settled(self, poll: select.poll) -> set[str] | None:
+    def _wait_until_quiet(self, poll: select.poll) -> set[str] | None:
         """The changed paths, once changes have stopped; None if the kernel dropped some."""
         deadline = monotonic() + LONGEST_SECONDS
         found: set[str] | None = set()
@@ -94,24 +94,24 @@ class PoolWatcher:
             if not poll.poll(QUIET_SECONDS * 1000) or monotonic() > deadline:
                 return found
 
-    def _applied(self, paths: set[str] | None) -> Iterator[Result]:
+    def _apply(self, paths: set[str] | None) -> Iterator[Result]:
         replaced: set[str] = set()
         if self._sources.configuration_changed():
-            replaced = yield from self._applied_configuration()
+            replaced = yield from self._apply_configuration()
         changed = self._sources.changed_servers(paths)
-        yield from self._restarted({name: files for name, files in changed.items() if name not in replaced})
+        yield from self._restart({name: files for name, files in changed.items() if name not in replaced})
         if any(os.path.isdir(path) for path in paths or ()):
             self._refresh_sources()
-            yield from self._restarted({})
+            yield from self._restart({})
 
-    def _applied_configuration(self) -> Generator[Result, None, set[str]]:
+    def _apply_configuration(self) -> Generator[Result, None, set[str]]:
         """Reload; returns the names of started or replaced servers."""
         result = self._ask(ReloadResult, "reload", {"dry_run": False})
         self._refresh_sources()
         yield result
         return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
-    def _restarted(self, changed: Changed) -> Iterator[Result]:
+    def _restart(self, changed: Changed) -> Iterator[Result]:
         """Replace these servers if they run, and servers whose code changed unnoticed."""
         while changed := {**self._missed, **changed}:
             self._missed = {}
@@ -163,7 +163,7 @@ SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages"})
 CODE = ".py"
 # Scripts named in a command. Other files in it may be its output.
 SCRIPTS = (CODE, ".sh", ".js", ".mjs", ".cjs", ".ts", ".rb", ".pl", ".php", ".lua")
-Mark = tuple[int, int, int] | None
+Stamp = tuple[int, int, int] | None
 # Server names, each with the files of its changed code, empty if unknown.
 Changed = dict[str, list[str]]
 
@@ -203,17 +203,17 @@ class WatchSet:
         # Servers without configured env files may read one that does not exist yet.
         beside = [os.path.join(os.path.dirname(file), ".env") for file in files]
         self._named = list(dict.fromkeys([*files, *beside, *referred]))
-        self._marks: dict[str, Mark] = self._file_marks()
+        self._stamps: dict[str, Stamp] = self._file_stamps()
         if before is not None:
-            self._take_over(before)
+            self._copy_state(before)
 
-    def _take_over(self, before: WatchSet) -> None:
-        for path in [path for path in self._marks if path not in before._marks]:
+    def _copy_state(self, before: WatchSet) -> None:
+        for path in [path for path in self._stamps if path not in before._stamps]:
             if os.path.dirname(path) in before._named:
-                del self._marks[path]
-        for path, mark in before._marks.items():
-            if path in self._marks or os.path.dirname(path) in self._named:
-                self._marks[path] = mark
+                del self._stamps[path]
+        for path, stamp in before._stamps.items():
+            if path in self._stamps or os.path.dirname(path) in self._named:
+                self._stamps[path] = stamp
 
     def directories(self) -> Iterator[str]:
         """Every directory in which a change may be relevant."""
@@ -228,8 +228,8 @@ class WatchSet:
 
     def configuration_changed(self) -> bool:
         """Whether the configuration or a referenced file has changed since the last check."""
-        before, self._marks = self._marks, self._file_marks()
-        return before != self._marks
+        before, self._stamps = self._stamps, self._file_stamps()
+        return before != self._stamps
 
     def changed_servers(self, paths: Iterable[str] | None) -> Changed:
         """The servers with files among the paths; None: all servers with watched files."""
@@ -266,8 +266,8 @@ class WatchSet:
         }
         return {name: paths for name, paths in found.items() if paths}
 
-    def _file_marks(self) -> dict[str, Mark]:
-        found: dict[str, Mark] = {}
+    def _file_stamps(self) -> dict[str, Stamp]:
+        found: dict[str, Stamp] = {}
         for path in self._named:
             inside = sorted(os.listdir(path)) if os.path.isdir(path) else ()
             for each in (path, *(os.path.join(path, name) for name in inside)):
@@ -298,7 +298,7 @@ def _change_lines(changed: Changed) -> Iterator[str]:
     for name, files in changed.items():
         names_of.setdefault(tuple(files), []).append(name)
     for paths, names in names_of.items():
-        what = some_of([*map(from_here, paths)], _SHOWN_FILES, "files") or "code"
+        what = abbreviated_list([*map(relative_to_cwd, paths)], _SHOWN_FILES, "files") or "code"
         yield printable(f"{', '.join(names)}: {what} changed, restarting")
 
 
@@ -366,7 +366,7 @@ def _scripts(config: Table) -> Iterator[str]:
             yield path
 
 
-def _stamp(path: str) -> Mark:
+def _stamp(path: str) -> Stamp:
     try:
         status = os.stat(path)
     except OSError:

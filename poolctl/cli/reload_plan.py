@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from poolctl.cli.render import error_lines, from_here, paint, printable, servers, within
+from poolctl.cli.render import error_lines, paint, printable, relative_to, relative_to_cwd, servers
 from poolctl.control.answers import ChangedFiles, PlannedChange, ReloadResult, Result
 from poolctl.exit_codes import DONE, NOT_AS_DESIRED
 from poolctl.json_form import Table, from_json
@@ -79,7 +79,7 @@ def drift_line(table: Table) -> str:
     place = ""
     if found.problem is not None:
         place = next(iter(error_lines(replace(found.problem, hint="")))).removeprefix("error: ")
-    return _drift_line(found, [from_here(path) for path in found.files], place)
+    return _drift_line(found, [relative_to_cwd(path) for path in found.files], place)
 
 
 def public_drift_line(table: Table, directory: str) -> str:
@@ -87,8 +87,8 @@ def public_drift_line(table: Table, directory: str) -> str:
     found = from_json(ChangedFiles, table)
     place = ""
     if found.problem is not None:
-        place = f"{within(found.problem.file or found.files[0], directory)}:{found.problem.line or 1}"
-    return _drift_line(found, [within(path, directory) for path in found.files], place)
+        place = f"{relative_to(found.problem.file or found.files[0], directory)}:{found.problem.line or 1}"
+    return _drift_line(found, [relative_to(path, directory) for path in found.files], place)
 
 
 def _drift_line(found: ChangedFiles, names: Sequence[str], place: str) -> str:

@@ -76,7 +76,7 @@ def show(outcome: Outcome) -> int:
     elif outcome.message and not outcome.quiet:
         message = outcome.message if outcome.painted else printable(outcome.message, keep_lines=True)
         sys.stdout.write(f"{message}\n")
-    explain(outcome)
+    print_diagnostics(outcome)
     return outcome.exit_code
 
 
@@ -141,13 +141,13 @@ def text_of(items: Sequence[object], output: str, colours: bool = False, width: 
             at = WIDE.index("workers") + 1
             figures = FIGURES if any(_is_measured(item) for item in items) else ()
             columns = (*WIDE[:at], *figures, *WIDE[at:], *sometimes)
-            return fitting(items, columns, (), colours, width and max(width, WIDE_COLUMNS))
-        return fitting(items, TABLE + sometimes, DISPENSABLE, colours, width)
+            return fitted_table(items, columns, (), colours, width and max(width, WIDE_COLUMNS))
+        return fitted_table(items, TABLE + sometimes, DISPENSABLE, colours, width)
     fields = output.split(",")
     return "".join("\t".join(field_text(item, field) for field in fields) + "\n" for item in items)
 
 
-def fitting(
+def fitted_table(
     items: Sequence[object], columns: Sequence[str], dispensable: Sequence[str], colours: bool, width: int
 ) -> str:
     """A table that fits into `width` columns, with shorter cells and without dispensable columns; 0: any width."""
@@ -190,7 +190,7 @@ def gateway_table(
         elif dispensable:
             empty = [each for each in columns if all(getattr(line, each) == "" for line in lines)]
             dispensable = [*dict.fromkeys([*empty, *dispensable])]
-        outcome.text = fitting(lines, columns, dispensable, coloured(sys.stdout), width) or header
+        outcome.text = fitted_table(lines, columns, dispensable, coloured(sys.stdout), width) or header
     elif request.output == "name":
         outcome.text = "".join(f"{printable(name)}\n" for name in names)
     return outcome
@@ -274,7 +274,7 @@ def _usage(item: object, field: str) -> str:
     return "" if size is None else format_size(size)
 
 
-def explain(outcome: Outcome) -> None:
+def print_diagnostics(outcome: Outcome) -> None:
     """Print warnings, notes and errors with their fixes to standard error; with --quiet only errors."""
     for word, colour, texts in (("warning", "33", outcome.warnings), ("note", "36", outcome.notes)):
         if texts and not outcome.quiet:
@@ -326,18 +326,18 @@ def error_lines(each: ErrorEntry, colours: bool = False, *, with_hint: bool = Tr
 
 def _place_of_error(each: ErrorEntry) -> str:
     numbers = [str(number) for number in (each.line, each.column) if number]
-    return printable(":".join([from_here(each.file or ""), *numbers]))
+    return printable(":".join([relative_to_cwd(each.file or ""), *numbers]))
 
 
-def from_here(path: str) -> str:
+def relative_to_cwd(path: str) -> str:
     """The path, relative to the working directory if it is below it."""
     try:
-        return within(path, os.getcwd())
+        return relative_to(path, os.getcwd())
     except OSError:
         return path
 
 
-def within(path: str, directory: str) -> str:
+def relative_to(path: str, directory: str) -> str:
     """The path, relative to the directory if it is below it."""
     here = directory.rstrip("/") + "/"
     return path[len(here) :] if here != "/" and path.startswith(here) else path
@@ -425,7 +425,7 @@ def printable(text: str, *, keep_lines: bool = False) -> str:
 def _cell(item: object, column: str) -> str:
     if is_server(item):
         if column == "pids" and item.pids:
-            return some_of([*map(str, item.pids)], 1)
+            return abbreviated_list([*map(str, item.pids)], 1)
         if column == "first_pid" and item.pids:
             return str(item.pids[0])
         if column == "workers" and len(item.pids) not in (0, item.workers):
@@ -457,13 +457,13 @@ def servers(count: int, of: int | None = None) -> str:
     return f"{count} server{'' if count == 1 else 's'}"
 
 
-def some_of(words: Sequence[str], most: int, noun: str = "") -> str:
+def abbreviated_list(words: Sequence[str], most: int, noun: str = "") -> str:
     """A list such as `a, b and 38 more`."""
     more = f" and {len(words) - most} more{noun and ' ' + noun}" if len(words) > most else ""
     return f"{', '.join(words[:most])}{more}"
 
 
-def of_dependents(result: Result, done: str = "") -> str:
+def dependents_text(result: Result, done: str = "") -> str:
     """The end of a sentence after a count: `, and 2 that depend on it` with a participle; "" for no dependents."""
     count = len(result.dependents or ())
     if not count:

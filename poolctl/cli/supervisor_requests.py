@@ -7,8 +7,8 @@ import sys
 
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import Failure, JsonObject, Outcome
-from poolctl.cli.pool_ref import PoolRef, others_named_alike
-from poolctl.cli.render import some_of
+from poolctl.cli.pool_ref import PoolRef, same_name_warning
+from poolctl.cli.render import abbreviated_list
 from poolctl.control.client import (
     Client,
     NoSupervisor,
@@ -112,16 +112,16 @@ def _call(
     """The answer of the current supervisor, or of its successor if it was about to exit; or of the platform."""
     client = pool.client()
     while True:
-        before = _mark(pool.socket)
+        before = _socket_identity(pool.socket)
         try:
             return client.call(verb, body, lambda line: progress(progress_line(line)), timeout)
         except SupervisorEnded:
             # A supervisor that exits regularly removes its socket before closing connections; a killed one does not.
-            if _mark(pool.socket) == before:
+            if _socket_identity(pool.socket) == before:
                 raise
 
 
-def _mark(path: str) -> tuple[int, int] | None:
+def _socket_identity(path: str) -> tuple[int, int] | None:
     try:
         found = os.stat(path)
     except OSError:
@@ -143,7 +143,7 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
     try:
         result = _launch_and_ask(request, pool)
     except (NoSupervisor, SupervisorEnded) as ended:
-        failure = explained(ended, pool, log_start)
+        failure = startup_failure(ended, pool, log_start)
         if isinstance(ended, SupervisorEnded):
             _end_idle(pool)  # its successor, started by the keeper
         raise failure from None
@@ -151,11 +151,11 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
         # Nothing was done, so nothing is left behind.
         return _result({**vars(result), "ended": _end_idle(pool)})
     if is_empty(result) and not request.get("allow_empty"):
-        from poolctl.cli.offline import no_server
+        from poolctl.cli.offline import no_server_error
 
         _end_idle(pool)
-        raise Failure(Outcome(errors=[no_server(pool)], exit_code=INVALID_CONFIGURATION))
-    if warning := others_named_alike(pool):
+        raise Failure(Outcome(errors=[no_server_error(pool)], exit_code=INVALID_CONFIGURATION))
+    if warning := same_name_warning(pool):
         return _result({**vars(result), "warnings": [*result.warnings, warning]})
     return result
 
@@ -179,14 +179,14 @@ def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:
 
 
 def log_size(pool: PoolRef) -> int:
-    """Where the log of the supervisor about to be launched will begin, for explained()."""
+    """Where the log of the supervisor about to be launched will begin, for startup_failure()."""
     try:
         return os.stat(f"{pool.directory}/supervisor.log").st_size
     except OSError:
         return 0
 
 
-def explained(failure: NoSupervisor | SupervisorEnded, pool: PoolRef, log_start: int) -> ControlError:
+def startup_failure(failure: NoSupervisor | SupervisorEnded, pool: PoolRef, log_start: int) -> ControlError:
     """The reason from the log, after this position, why the supervisor could not start; else the same failure."""
     if not (why := last_words(f"{pool.directory}/supervisor.log", log_start)):
         return failure
@@ -297,7 +297,7 @@ class Progress:
 
             self._timer = Timer(DELAY_SECONDS, self._show)
             self._timer.daemon = True
-            start_unsignalled(self._timer)
+            start_with_signals_blocked(self._timer)
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -335,7 +335,7 @@ class Progress:
         done = len(states) - len(waiting)
         line = f"{self.verb}: {done} of {len(states)}" if states else f"{self.verb} …"
         if waiting:
-            line += f", waiting for {some_of(waiting, NAMES_SHOWN)}"
+            line += f", waiting for {abbreviated_list(waiting, NAMES_SHOWN)}"
         return line
 
     def _show(self) -> None:
@@ -349,7 +349,7 @@ class Progress:
         return self.line()
 
 
-def start_unsignalled(thread: Thread) -> None:
+def start_with_signals_blocked(thread: Thread) -> None:
     """Start the thread with all signals blocked, in it and in threads that it starts.
 
     The kernel delivers a signal to any thread that does not block it: a signal for which the main thread waits with

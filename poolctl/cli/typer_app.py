@@ -24,12 +24,12 @@ from poolctl.cli.command_line import (
     Command,
     CommandRequest,
     Option,
-    as_help,
     command_named,
+    help_as_option,
     names,
-    near_word,
+    nearest_word,
     perform,
-    split,
+    split_user_command,
     verb_of,
 )
 from poolctl.cli.outcome import Outcome, UsageError
@@ -54,7 +54,7 @@ Perform = Callable[[CommandRequest], Outcome]
 
 def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
     """The outcome of a command line. Raises UsageError and the commands' exceptions; prints only help."""
-    words, own_command = split(as_help(list(args)))
+    words, own_command = split_user_command(help_as_option(list(args)))
     application = build(perform)
     if not words:
         with contextlib.redirect_stdout(sys.stderr):
@@ -93,7 +93,7 @@ def build(perform: Perform = perform) -> typer.core.TyperGroup:
     )
     everything = typer.Option("--help-all", is_eager=True, callback=_print_all_help, hidden=True)
     flags = {"version": (Annotated[bool, version], False), "help_all": (Annotated[bool, everything], False)}
-    _accept(before, {**_parameters(COMMON), **flags})
+    _set_signature(before, {**_parameters(COMMON), **flags})
     app.callback()(before)
     application = typer.main.get_group(app)
     assert isinstance(application, _Group)
@@ -186,7 +186,7 @@ def _create_command(verb: str, declared: Command, perform: Perform) -> object:
             values["command"] = before["command"]
         return perform(CommandRequest(verb, {k: (v or []) if k in lists else v for k, v in values.items()}))
 
-    _accept(run, _parameters(accepted))
+    _set_signature(run, _parameters(accepted))
     app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
     app.command(verb, cls=_Command, help=declared.help, epilog=_epilog(declared), context_settings=HELP)(run)
     made = typer.main.get_command(app)
@@ -216,7 +216,7 @@ def _parameters(options: Sequence[Option]) -> dict[str, tuple[object, object]]:
     return found
 
 
-def _accept(function: Callable[..., object], accepted: Mapping[str, tuple[object, object]]) -> None:
+def _set_signature(function: Callable[..., object], accepted: Mapping[str, tuple[object, object]]) -> None:
     """Set the function's signature for Typer: the context, then these parameters."""
     keyword = inspect.Parameter.KEYWORD_ONLY
     parameters = [inspect.Parameter("ctx", keyword, annotation=typer.Context)]
@@ -289,7 +289,7 @@ def usage_error(error: Exception, words: Sequence[str]) -> UsageError | None:
 def _command_hint(verb: str) -> str:
     if (meant := OTHER_COMMANDS.get(verb)) and command_named(meant.split()[0]) is not None:
         return f"here it is called: poolctl {meant}"
-    near = near_word(verb, names())
+    near = nearest_word(verb, names())
     return f"did you mean {near!r}?" if near else ""
 
 
@@ -309,7 +309,7 @@ def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
         return "poolctl start runs servers in the background, poolctl run in the foreground"
     if option in ("-a", "--all") and command and command.selection:
         return "without a selection, every server is meant"
-    near = near_word(option, [each for each in spellings if each.startswith("--")])
+    near = nearest_word(option, [each for each in spellings if each.startswith("--")])
     return f"did you mean {near}?" if near else ""
 
 

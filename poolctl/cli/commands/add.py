@@ -10,7 +10,7 @@ from datetime import date, datetime, time
 from typing import TYPE_CHECKING
 
 from poolctl.address import Address, AddressError, parse
-from poolctl.cli.command_line import SAVED_CHANGE, Command, CommandRequest, Option, saves
+from poolctl.cli.command_line import CHANGE_OPTIONS, Command, CommandRequest, Option, saves
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.supervisor_requests import ask
@@ -38,7 +38,7 @@ COMMAND = Command(
     Option("--command", "WORDS", "The program that it runs, instead of an application.", key="program"),
     Option("--set", "KEY=VALUE", "Another key: workers=2, env.LEVEL=debug.", kind="list"),
     Option("-f, --file", "FILE", "Add the servers of this file instead.", completes="files"),
-    SAVED_CHANGE,
+    CHANGE_OPTIONS,
     section="Change",
     examples=(
         "poolctl add docs --bind 127.0.0.1:8083 --app docs.main:app --set workers=2",
@@ -69,7 +69,7 @@ def perform(request: CommandRequest) -> Outcome:
         files.draft.add(table)
     if files.supervised:
         return files.finish(lambda: _combined([_add_one(request, pool, table, home) for table in tables]))
-    return files.finish(lambda: _in_files(files, tables))
+    return files.finish(lambda: _add_to_files(files, tables))
 
 
 def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
@@ -99,7 +99,7 @@ def _address_of_table(table: Table, base_dir: str) -> Address | None:
         return None
 
 
-def _in_files(files: WriteBack, tables: list[Table]) -> Outcome:
+def _add_to_files(files: WriteBack, tables: list[Table]) -> Outcome:
     from poolctl.control.answers import item
 
     names = [table.get("name") for table in tables]

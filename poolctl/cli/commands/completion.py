@@ -334,11 +334,11 @@ def _values(line: _CommandLine, option: Option, begun: str) -> list[Offer]:
         forms = () if head else option.words
         offers = ((head + word, "") for word in dict.fromkeys((*forms, *line.command.fields)))
     elif option.completes:
-        offers = _pools() if option.completes == "pools" else _of_pool(line, option.completes, begun)
+        offers = _pools() if option.completes == "pools" else _pool_values(line, option.completes, begun)
     return [(word, meaning) for word, meaning in offers if word.startswith(begun)]
 
 
-def _of_pool(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
+def _pool_values(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
     """The contents of the pool named by -c or --pool; `~` is still unexpanded."""
     files = [os.path.expanduser(path) for path in line.values.get("config", [])]
     named = line.values.get("pool", [None])[-1]
@@ -349,7 +349,7 @@ def _of_pool(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
     listed = _ask_pool(pool, "list")
     servers = [(each["name"], each["bind"], each["state"], tuple(each["tags"])) for each in listed or ()]
     if listed is None:
-        servers = list(_in_files(pool.files))
+        servers = list(_servers_in_files(pool.files))
     if kind == "tags":
         return [(tag, "") for tag in sorted({tag for *_, tags in servers for tag in tags})]
     offers = [(name, state) for name, _, state, _ in servers if kind in ("servers", "targets")]
@@ -370,7 +370,7 @@ def _ask_pool(pool: PoolRef, verb: str) -> list[Table] | None:
     return list(document["items"])
 
 
-def _in_files(paths: Sequence[str]) -> Iterator[Server]:
+def _servers_in_files(paths: Sequence[str]) -> Iterator[Server]:
     """The servers in the files, without validation."""
     from poolctl.config import read_documents
 

@@ -74,9 +74,9 @@ class _EventStream:
     def __init__(self, pool: PoolRef, wanted: EventFilter) -> None:
         self._client = Client(pool.socket)
         self.wanted = wanted
-        self.path, self._last = self._journal(pool)
+        self.path, self._last = self._find_journal(pool)
 
-    def _journal(self, pool: PoolRef) -> tuple[str, int]:
+    def _find_journal(self, pool: PoolRef) -> tuple[str, int]:
         """The journal's path and its last event's number, from the supervisor, else from the files or by default."""
         try:
             answer = self._client.ask(EventsResult, "events", {"options": {"lines": 0}}, timeout=5)
@@ -86,7 +86,7 @@ class _EventStream:
             pass
         path = f"{pool_paths.state_dir(os.environ, pool.key)}/{NAME}"
         if not os.path.exists(path) and pool.files:
-            path = _configured(pool) or path
+            path = _configured_path(pool) or path
         return path, next((event.seq for event in recent(path, EventFilter(), 1)), 0)
 
     def show(self, events: Iterable[JournalEvent], write: Callable[[JournalEvent], None]) -> None:
@@ -119,7 +119,7 @@ class _EventStream:
             await_readable(-1, _RETRY_SECONDS, reader)
 
 
-def _configured(pool: PoolRef) -> str:
+def _configured_path(pool: PoolRef) -> str:
     """The path configured in [events]; "" if the files cannot be read, which does not prevent reading the journal."""
     from poolctl.config import load
 

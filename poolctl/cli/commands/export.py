@@ -69,12 +69,12 @@ def perform(request: CommandRequest) -> Outcome:
     )
     files: Files = made(request)
     directory = request.get("into")
-    outcome = _written(str(directory), files) if directory else _printed(request, files.texts)
+    outcome = _write_files(str(directory), files) if directory else _printed(request, files.texts)
     outcome.warnings += files.warnings
     return outcome
 
 
-def without_options_of_systemd(request: CommandRequest) -> None:
+def refuse_systemd_options(request: CommandRequest) -> None:
     """Raise UsageError for an option that only systemd units use."""
     for key, option in (("for_user", "--user"), ("listen", "--listen")):
         if request.get(key):
@@ -130,7 +130,7 @@ def _printed(request: CommandRequest, texts: Mapping[str, str]) -> Outcome:
     return outcome
 
 
-def _written(directory: str, files: Files) -> Outcome:
+def _write_files(directory: str, files: Files) -> Outcome:
     paths = {os.path.normpath(os.path.join(directory, name)): text for name, text in files.texts.items()}
     try:
         foreign = [

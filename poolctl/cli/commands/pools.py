@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
-from poolctl.cli.render import count_ready, from_here, table
+from poolctl.cli.render import count_ready, relative_to_cwd, table
 from poolctl.control import pool_paths
 from poolctl.control.answers import StatusResult
 from poolctl.control.client import Client, NoSupervisor
@@ -46,7 +46,7 @@ def perform(request: CommandRequest) -> Outcome:
     if request.output in ("", "table", "wide"):
         rows = [
             SimpleNamespace(
-                name=pool.name, pid=pool.pid, ready=ready, files=" ".join(map(from_here, pool.files))
+                name=pool.name, pid=pool.pid, ready=ready, files=" ".join(map(relative_to_cwd, pool.files))
             )
             for pool, ready in found
         ]

@@ -9,7 +9,7 @@ from poolctl.cli.command_line import (
     ALLOW_EXPIRED,
     CALLER_ENV,
     TAKE_OVER,
-    WAITING,
+    WAIT_OPTIONS,
     WATCH,
     Command,
     CommandRequest,
@@ -18,7 +18,7 @@ from poolctl.cli.command_line import (
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.reload_plan import change_lines, plan_text
-from poolctl.cli.render import coloured, from_here, show
+from poolctl.cli.render import coloured, relative_to_cwd, show
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.config import LOCAL
 from poolctl.control.answers import ReloadResult
@@ -27,7 +27,7 @@ from poolctl.exit_codes import INTERRUPTED
 
 COMMAND = Command(
     "Apply the changed file: start, stop, restart what differs.",
-    WAITING,
+    WAIT_OPTIONS,
     flag("--dry-run", "Print the difference, change nothing; exit 3 if there is one."),
     WATCH,
     CALLER_ENV,
@@ -63,7 +63,7 @@ def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
     files = Client(pool.socket).ping().files or pool.files
     if list(files) == pool.files:
         return []
-    names = ", ".join(from_here(file) for file in files)
+    names = ", ".join(relative_to_cwd(file) for file in files)
     return [
         f"this pool was started with {names} and reloads those; to change its files, stop it and start it with others"
     ]

@@ -8,7 +8,7 @@ from poolctl.cli.command_line import (
     NO_DEPS,
     SELECTION,
     TAKE_OVER,
-    WAITING,
+    WAIT_OPTIONS,
     Command,
     CommandRequest,
 )
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 COMMAND = Command(
     "Replace servers without refusing a connection.",
     SELECTION,
-    WAITING,
+    WAIT_OPTIONS,
     NO_DEPS,
     CALLER_ENV,
     ALLOW_EXPIRED,

@@ -35,16 +35,16 @@ from poolctl.cli.command_line import (
 )
 from poolctl.cli.log_rendering import NO_TIMES, STAMPS, PrefixedLines, json_line, log_paths, terminal_text
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
-from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
-from poolctl.cli.render import address_lines, coloured, explain, printable, servers, serves_line
+from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
+from poolctl.cli.render import address_lines, coloured, print_diagnostics, printable, servers, serves_line
 from poolctl.cli.supervisor_requests import (
     Progress,
     await_pool_end,
-    explained,
     is_empty,
     log_size,
     refuse_without_linux,
-    start_unsignalled,
+    start_with_signals_blocked,
+    startup_failure,
 )
 from poolctl.config import address_parts
 from poolctl.control import pool_paths, sd_notify
@@ -144,7 +144,7 @@ def _run(session: RunSession, path: str, signals: StopSignals) -> int:
         code = _serve(session, path, lifeline, signals)
     except (ControlError, Failure) as failure:
         if isinstance(failure, (NoSupervisor, SupervisorEnded)):
-            failure = explained(failure, session.pool, log_start)
+            failure = startup_failure(failure, session.pool, log_start)
         session.outcome = outcome_of(failure) or session.outcome
         code = session.outcome.exit_code
     except KeyboardInterrupt:
@@ -171,7 +171,7 @@ def _serve(session: RunSession, path: str, lifeline: int, signals: StopSignals) 
         session.report()
         return code
     session.watch()
-    return session.run_command(path, lifeline) if session.command else session.stay(lifeline, signals)
+    return session.run_command(path, lifeline) if session.command else session.wait_for_end(lifeline, signals)
 
 
 # Remaining time of the stop timeout when the remaining processes are killed.
@@ -245,13 +245,13 @@ class RunSession:
         self._failed = [each.name for each in result.errors if each.name]
         await_pool_end(result)
         self.outcome.warnings += [w for w in progress.warnings if w not in self.outcome.warnings]
-        if warning := others_named_alike(self.pool):
+        if warning := same_name_warning(self.pool):
             self.outcome.warnings.append(warning)
         if not self.outcome.exit_code:
             if is_empty(result) and not self.request.get("allow_empty"):
-                from poolctl.cli.offline import no_server
+                from poolctl.cli.offline import no_server_error
 
-                self.outcome = Outcome(errors=[no_server(self.pool)], exit_code=INVALID_CONFIGURATION)
+                self.outcome = Outcome(errors=[no_server_error(self.pool)], exit_code=INVALID_CONFIGURATION)
             return not self.outcome.exit_code
         alive = any(item.state in _ALIVE for item in self.servers)
         return alive and self.outcome.exit_code == FAILED and not self.command
@@ -263,11 +263,11 @@ class RunSession:
 
             watcher = PoolWatcher(self.request, self.pool, self.say, self._begun)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
-            start_unsignalled(thread)
+            start_with_signals_blocked(thread)
 
     def reload(self) -> None:
         """Apply the changed file; returns at once."""
-        start_unsignalled(threading.Thread(target=self._reload, name="reload", daemon=True))
+        start_with_signals_blocked(threading.Thread(target=self._reload, name="reload", daemon=True))
 
     def _reload(self) -> None:
         sd_notify.notify(os.environ, *sd_notify.reloading())
@@ -276,17 +276,17 @@ class RunSession:
         except ControlError as wrong:
             entry = error(wrong.exit_code, wrong.message, wrong.hint)
             result = ReloadResult(errors=(entry,), exit_code=wrong.exit_code)
-        self.changed(result)
+        self.print_change(result)
         sd_notify.notify(os.environ, sd_notify.READY)
 
     def _watch(self, watcher: PoolWatcher) -> None:
         try:
             for result in watcher.changes(self._ending.is_set):
-                self.changed(result)
+                self.print_change(result)
         except Failure as failure:  # further paths cannot be watched; the pool keeps running
             self._explain(failure.outcome)
 
-    def changed(self, result: Result) -> None:
+    def print_change(self, result: Result) -> None:
         """Print the outcome of a change of the files, between the servers' output."""
         from poolctl.cli.reload_plan import change_lines
 
@@ -296,9 +296,9 @@ class RunSession:
 
     def _explain(self, outcome: Outcome) -> None:
         outcome.quiet = self.request.quiet
-        explain(outcome)
+        print_diagnostics(outcome)
 
-    def stay(self, lifeline: int, signals: StopSignals) -> int:
+    def wait_for_end(self, lifeline: int, signals: StopSignals) -> int:
         """Wait until the pool has ended, or a signal is raised; returns the exit code if the pool ended."""
         expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
         ready = sum(item.ready for item in expected)
@@ -319,7 +319,7 @@ class RunSession:
         """Print the problems so far; a JSON document has them at the end."""
         if self.request.output != "json":
             self.outcome.quiet = self.request.quiet
-            explain(self.outcome)
+            print_diagnostics(self.outcome)
             self.outcome.errors, self.outcome.warnings = [], []
 
     def run_command(self, path: str, lifeline: int) -> int:
@@ -444,7 +444,7 @@ class PoolEvents:
 
     def start(self) -> None:
         """Follow new events from now on; returns at once."""
-        start_unsignalled(threading.Thread(target=self._follow, name="events", daemon=True))
+        start_with_signals_blocked(threading.Thread(target=self._follow, name="events", daemon=True))
 
     def finish(self) -> None:
         """Report all events up to now, then stop."""
@@ -469,9 +469,9 @@ class PoolEvents:
 
     def _ask(self, client: Client, options: Table, timeout_seconds: float | None = None) -> None:
         body = {"options": options | {"kind": _KINDS}}
-        client.ask(EventsResult, "events", body, self._take, timeout_seconds)
+        client.ask(EventsResult, "events", body, self._handle, timeout_seconds)
 
-    def _take(self, line: ProgressLine) -> None:
+    def _handle(self, line: ProgressLine) -> None:
         if line.event is None:
             return
         event = JournalEvent.from_json(line.event)
@@ -497,7 +497,7 @@ PATIENCE_SECONDS = 0.5
 END_SECONDS = 2.0
 MOST_TEXTS = 1000
 # Maximum wait for output that the servers write while they stop.
-LAST_WORDS_SECONDS = 2.0
+LAST_OUTPUT_SECONDS = 2.0
 
 
 @contextlib.contextmanager
@@ -562,7 +562,7 @@ class BackgroundStream:
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_texts, name="standard error", daemon=True)
-            start_unsignalled(self._thread)
+            start_with_signals_blocked(self._thread)
         written = threading.Lock()
         written.acquire()
         self._texts.put((text, written))
@@ -596,12 +596,12 @@ class LogPrinter:
 
     def start(self) -> None:
         """Start; returns at once."""
-        start_unsignalled(self._thread)
+        start_with_signals_blocked(self._thread)
 
     def finish(self) -> None:
         """Print the pending output, then stop; does not wait for a reader that has stopped reading."""
         self._over.set()
-        self._thread.join(LAST_WORDS_SECONDS)
+        self._thread.join(LAST_OUTPUT_SECONDS)
 
     def _print(self) -> None:
         try:
@@ -711,16 +711,23 @@ def _group(name: str, lines: Sequence[LogLine], env: Mapping[str, str]) -> Itera
 Handler = Callable[[int, FrameType | None], object] | int | None
 
 # Passed on to the command.
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+FORWARDED_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+)
 # SI_KERNEL of sigaction(2): sent by the terminal, so the command has received it as well.
-FROM_KERNEL = 0x80
+SI_KERNEL = 0x80
 # Signals ignored by Python, which programs expect at their default.
 _RESET = (signal.SIGPIPE, signal.SIGXFSZ)
 # Docker kills the container after ten.
 STOP_SECONDS = 8.0
 _KILLED = 128 + signal.SIGKILL
 _ENDING = (signal.SIGTERM, signal.SIGINT)
-_WATCHED = (signal.SIGCHLD, *PASSED_ON)
+_WATCHED = (signal.SIGCHLD, *FORWARDED_SIGNALS)
 
 
 def program(command: Sequence[str], env: Mapping[str, str]) -> str:
@@ -750,12 +757,12 @@ def run_to_end(
 
     If the other end of `lifeline` is closed and the command is then `unwanted`, it gets SIGTERM.
     """
-    watched = (signal.SIGCHLD, signal.SIGIO, *PASSED_ON)
+    watched = (signal.SIGCHLD, signal.SIGIO, *FORWARDED_SIGNALS)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     actions = [] if stdout is None else [(os.POSIX_SPAWN_DUP2, stdout, 1)]
     try:
         pid = os.posix_spawn(path, command, env, file_actions=actions, setsigmask=before, setsigdef=_RESET)
-        if lifeline >= 0 and _ended(lifeline) and unwanted():
+        if lifeline >= 0 and _start_sigio(lifeline) and unwanted():
             os.kill(pid, signal.SIGTERM)
         while True:
             came = signal.sigwaitinfo(watched)
@@ -767,7 +774,7 @@ def run_to_end(
             elif came.si_signo == signal.SIGIO:
                 if unwanted():
                     os.kill(pid, signal.SIGTERM)
-            elif came.si_code != FROM_KERNEL:
+            elif came.si_code != SI_KERNEL:
                 os.kill(pid, came.si_signo)
     except OSError as error:
         code = NOT_FOUND if isinstance(error, FileNotFoundError) else NOT_EXECUTABLE
@@ -778,7 +785,7 @@ def run_to_end(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _ended(lifeline: int) -> bool:
+def _start_sigio(lifeline: int) -> bool:
     """Whether the other end of the pipe is closed; if not, SIGIO will report its closing (fcntl(2), O_ASYNC)."""
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
@@ -821,14 +828,14 @@ class _InitProcess:
             if self._due is not None and monotonic() >= self._due:
                 return _KILLED if self._status is None else self._status
             if came is not None and came.si_signo != signal.SIGCHLD:
-                self._pass_on(came)
+                self._forward(came)
             alone = self._reap()
             if self._status is not None and (alone or self._status <= 128):
                 return self._status
 
-    def _pass_on(self, came: signal.struct_siginfo) -> None:
+    def _forward(self, came: signal.struct_siginfo) -> None:
         # The terminal sends its signals to the child as well.
-        if came.si_code != FROM_KERNEL and self._status is None:
+        if came.si_code != SI_KERNEL and self._status is None:
             os.kill(self._child, came.si_signo)
         if came.si_signo in _ENDING:
             self._end_soon()

@@ -11,12 +11,12 @@ from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import (
     coloured,
     field_text,
-    from_here,
     kept_until,
     local_time,
     next_run,
     paint,
     printable,
+    relative_to_cwd,
     stack_lines,
 )
 from poolctl.cli.supervisor_requests import described
@@ -150,5 +150,5 @@ def _origin(key: str, origin: dict[str, str]) -> str:
     for end in range(len(parts), 0, -1):
         where = origin.get(".".join(parts[:end]))
         if where:
-            return printable(from_here(str(where)))
+            return printable(relative_to_cwd(str(where)))
     return _DEFAULT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from poolctl.cli.command_line import NO_DEPS, SELECTION, TAKE_OVER, WAITING, Command, CommandRequest
+from poolctl.cli.command_line import NO_DEPS, SELECTION, TAKE_OVER, WAIT_OPTIONS, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import address_lines, printable, ready_line, serves_line
@@ -14,7 +14,7 @@ _MOST_NAMES = 3
 COMMAND = Command(
     "Start servers; return when each is ready.",
     SELECTION,
-    WAITING,
+    WAIT_OPTIONS,
     NO_DEPS,
     TAKE_OVER,
     section="Lifecycle",

@@ -7,10 +7,10 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from poolctl.cli.command_line import ENDED, NO_DEPS, SELECTION, WAITING, Command, CommandRequest, flag
+from poolctl.cli.command_line import ENDED, NO_DEPS, SELECTION, WAIT_OPTIONS, Command, CommandRequest, flag
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import PoolRef, find_pool
-from poolctl.cli.render import of_dependents, servers, some_of
+from poolctl.cli.render import abbreviated_list, dependents_text, servers
 from poolctl.cli.supervisor_requests import ask
 from poolctl.control.answers import Item, Result
 from poolctl.control.client import NoSupervisor
@@ -31,7 +31,7 @@ _ENDED: Table = {"state": "stopped", "ready": False, "health": "unknown", "pids"
 COMMAND = Command(
     "Stop servers; without a selection the supervisor too.",
     SELECTION,
-    WAITING,
+    WAIT_OPTIONS,
     NO_DEPS,
     flag("--yes", "Stop the pool although it was started on another cluster."),
     section="Lifecycle",
@@ -65,8 +65,8 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
         return "no server was running: the supervisor has ended" if result.ended else "nothing was running"
     stopped = [item.name for item in active if not waited or item.state in ENDED]
     line = f"{servers(len(stopped), len(active))} {'stopped' if waited else 'stopping'}"
-    names = some_of([*stopped, *(result.dependents or ())], _MOST_NAMES)
-    return f"{line}{of_dependents(result)}{names and ': '}{names}"
+    names = abbreviated_list([*stopped, *(result.dependents or ())], _MOST_NAMES)
+    return f"{line}{dependents_text(result)}{names and ': '}{names}"
 
 
 def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item]) -> Sequence[Item]:

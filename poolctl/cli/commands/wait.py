@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from poolctl.control.answers import Item, Result
 
 # One stat per interval is cheap, and a new supervisor is noticed without delay.
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 COMMAND = Command(
     "Wait until servers are ready, stopped, healthy, or in a state.",
@@ -55,7 +55,7 @@ def perform(request: CommandRequest) -> Outcome:
                 outcome = Outcome.failed(TIMED_OUT, message, "poolctl start")
                 outcome.items = [*selected]
                 return outcome
-            sleep(LOOK_SECONDS if left is None else min(LOOK_SECONDS, left))
+            sleep(POLL_SECONDS if left is None else min(POLL_SECONDS, left))
             continue
         return Outcome.of(result, "" if result.exit_code else _arrived_line(goal, result))
 

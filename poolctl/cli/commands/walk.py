@@ -24,7 +24,7 @@ LINE = ("name", "bind", "state")
 # The time a child has to exit after Ctrl-C before it is killed.
 PATIENCE_SECONDS = 5.0
 # A signal that arrives just before the interpreter waits for a lock is noticed only when that wait ends.
-LOOK_SECONDS = 0.2
+POLL_SECONDS = 0.2
 
 COMMAND = Command(
     "Run a command once for each server: walk [TARGET…] -- CMD…",
@@ -47,7 +47,7 @@ COMMAND = Command(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Walked(Item):
+class ServerRun(Item):
     """The run of the command for one server: exit code and output."""
 
     exit_code: int
@@ -69,19 +69,19 @@ class Walk:
         # is being started leaves a thread that the thread pool does not know and does not wait for.
         self.start_lock = threading.Lock()
 
-    def runs(self, items: Sequence[Item]) -> Iterator[Walked]:
+    def runs(self, items: Sequence[Item]) -> Iterator[ServerRun]:
         """The runs as they complete. Stops all children when interrupted."""
         from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
         waiting = list(reversed(items))
-        running: dict[Future[Walked], None] = {}
+        running: dict[Future[ServerRun], None] = {}
         failed = False
         with ThreadPoolExecutor(self.jobs) as threads:
             try:
                 while running or (waiting and not (failed and self.fail_fast)):
                     while waiting and len(running) < self.jobs and not (failed and self.fail_fast):
                         running[threads.submit(self._run, waiting.pop())] = None
-                    done, _ = wait(running, LOOK_SECONDS, FIRST_COMPLETED)
+                    done, _ = wait(running, POLL_SECONDS, FIRST_COMPLETED)
                     for future in done:
                         del running[future]
                         failed = failed or future.result().exit_code != 0
@@ -89,7 +89,7 @@ class Walk:
             finally:
                 self._end_children()
 
-    def _run(self, item: Item) -> Walked:
+    def _run(self, item: Item) -> ServerRun:
         argv = arguments(self.command, item)
         try:
             child = self._begin(argv, environment(item))
@@ -144,10 +144,10 @@ def perform(request: CommandRequest) -> Outcome:
         lines = "".join("\t".join(field_text(item, field) for field in LINE) + "\n" for item in items)
         return Outcome(items, text=lines if as_text else None)
     walk = Walk(command, jobs=jobs, fail_fast=bool(request.get("fail_fast")), keep=not as_text)
-    done: list[Walked] = []
+    done: list[ServerRun] = []
     problems: dict[str, ErrorEntry] = {}
 
-    def complete(run: Walked, problem: str = "", hint: str = "") -> None:
+    def complete(run: ServerRun, problem: str = "", hint: str = "") -> None:
         done.append(run)
         if run.exit_code:
             problems[run.name] = _failure(run, problem, hint)
@@ -171,7 +171,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _run_on_platform(
-    pool: PoolRef, walk: Walk, items: Sequence[Item], complete: Callable[[Walked, str, str], None]
+    pool: PoolRef, walk: Walk, items: Sequence[Item], complete: Callable[[ServerRun, str, str], None]
 ) -> None:
     """Run the command where the servers run. Blocks. Raises ControlError."""
     known = {item.name: item for item in items}
@@ -209,7 +209,7 @@ def _parallelism(request: CommandRequest) -> int:
     return int(text)
 
 
-def _print_group(run: Walked, *, quiet: bool) -> None:
+def _print_group(run: ServerRun, *, quiet: bool) -> None:
     if not quiet:
         head = f"==> {printable(run.name)} <=="
         sys.stdout.write((paint(head, "1") if coloured(sys.stdout) else head) + "\n")
@@ -218,7 +218,7 @@ def _print_group(run: Walked, *, quiet: bool) -> None:
     sys.stdout.flush()
 
 
-def _failure(run: Walked, problem: str, hint: str) -> ErrorEntry:
+def _failure(run: ServerRun, problem: str, hint: str) -> ErrorEntry:
     """The error of a run that has failed, or of one that could not begin because of a problem."""
     last = (run.stderr or run.stdout).rstrip("\n").rpartition("\n")[2]
     message = problem or f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
@@ -226,9 +226,9 @@ def _failure(run: Walked, problem: str, hint: str) -> ErrorEntry:
     return replace(entry, error="ErrorCommand")
 
 
-def _run_result(item: Item, exit_code: int, stdout: str = "", stderr: str = "") -> Walked:
+def _run_result(item: Item, exit_code: int, stdout: str = "", stderr: str = "") -> ServerRun:
     run = {"exit_code": exit_code, "stdout": stdout, "stderr": stderr}
-    return from_json(Walked, {**as_json(item), **run})
+    return from_json(ServerRun, {**as_json(item), **run})
 
 
 PREFIX = "POOLCTL_"

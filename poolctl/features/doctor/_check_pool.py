@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from poolctl import __version__
 from poolctl.bootstrap import OLDEST_PYTHON, installed_build, uvicorn_problem
 from poolctl.cli.reload_plan import drift_line
-from poolctl.cli.render import from_here
+from poolctl.cli.render import relative_to_cwd
 from poolctl.cli.supervisor_requests import CRASH_LOOP
 from poolctl.config import INSTALL_GATEWAY, ServerConfig, interpreter, start_options
 from poolctl.control.gateway_answers import GatewayStatus
@@ -40,7 +40,7 @@ print(json.dumps({"python": sys.version_info[:3], **{n: of(n) for n in ("uvicorn
 def configuration(context: CheckContext) -> Iterator[CheckResult]:
     """All problems of the configuration, and of the paths and programs that it refers to."""
     for each in context.problems:
-        place = f"{from_here(each.file)}:{each.line}:{each.column}" if each.file and each.line else ""
+        place = f"{relative_to_cwd(each.file)}:{each.line}:{each.column}" if each.file and each.line else ""
         text = ": ".join(filter(None, (place, each.name or each.key, each.message)))
         yield problem("configuration", text, each.hint or "poolctl validate")
     if context.pool is None:

@@ -7,7 +7,7 @@ import shlex
 
 from poolctl.address import parse
 from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.commands.export import Files, without_options_of_systemd
+from poolctl.cli.commands.export import Files, refuse_systemd_options
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome
 from poolctl.cli.pool_ref import find_pool
@@ -32,7 +32,7 @@ _FILE_NAME = "haproxy.cfg"
 
 def files(request: CommandRequest) -> Files:
     """The files for the pool's routes, and a warning for each feature that HAProxy does not support."""
-    without_options_of_systemd(request)
+    refuse_systemd_options(request)
     config = load(find_pool(request), allow_empty=True)
     gateway, routes = config.tables.get(GatewayConfig), routes_of(config, config.tables)
     if gateway is None:

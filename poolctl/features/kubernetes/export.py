@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.commands.export import Files, without_options_of_systemd
+from poolctl.cli.commands.export import Files, refuse_systemd_options
 from poolctl.cli.offline import load
 from poolctl.cli.pool_ref import find_pool
 from poolctl.json_form import Table
@@ -35,7 +35,7 @@ _Dumper.add_representer(str, _block)
 
 def files(request: CommandRequest) -> Files:
     """One file per server, in the order to apply them, one for all routes, and a warning for each ignored key."""
-    without_options_of_systemd(request)
+    refuse_systemd_options(request)
     ref = find_pool(request)
     found = compiled(load(ref), ref.files)
     objects_of_files = [*found.objects.items()]

@@ -20,17 +20,17 @@ from poolctl.cli.command_line import (
     Command,
     CommandRequest,
     Option,
-    as_help,
     check_line_format,
     command_named,
     current_spellings,
     edit_distance,
+    help_as_option,
     names,
-    near_word,
+    nearest_word,
     one_of,
     parse,
     saves,
-    split,
+    split_user_command,
     verb_of,
     wants_json,
 )
@@ -199,12 +199,12 @@ def test_other_command_lines_are_left_to_typer(other: list[str]) -> None:
 
 
 def test_command_after_two_hyphens_is_the_users() -> None:
-    assert split(["run", "-o=json", "--", "ls", "-o=json"]) == (
+    assert split_user_command(["run", "-o=json", "--", "ls", "-o=json"]) == (
         ["run", "-ojson"],
         {"command": ["ls", "-o=json"]},
     )
-    assert split(["run"]) == (["run"], {"command": []})
-    assert split(["list", "--", "-x"]) == (["list", "--", "-x"], {})
+    assert split_user_command(["run"]) == (["run"], {"command": []})
+    assert split_user_command(["list", "--", "-x"]) == (["list", "--", "-x"], {})
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_command_after_two_hyphens_is_the_users() -> None:
     ],
 )
 def test_short_option_takes_its_value_after_an_equals_sign(word: str, replaced: str) -> None:
-    assert split(["list", word]) == (["list", replaced], {})
+    assert split_user_command(["list", word]) == (["list", replaced], {})
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_short_option_takes_its_value_after_an_equals_sign(word: str, replaced: 
     ],
 )
 def test_help_is_an_option(words: list[str], replaced: list[str]) -> None:
-    assert as_help(words) == replaced
+    assert help_as_option(words) == replaced
 
 
 @pytest.mark.parametrize(
@@ -309,13 +309,13 @@ def test_slips(typed: str, word: str, count: int) -> None:
 
 
 def test_near_word_is_a_beginning_or_has_few_slips() -> None:
-    assert near_word("sta", ("status", "start", "stop")) == "start"
-    assert near_word("st", ("status",)) == ""
-    assert near_word("stopp", ("stop",)) == "stop"
-    assert near_word("stxxp", ("stoap",)) == ""
-    assert near_word("restxxt", ("restart",)) == "restart"
-    assert near_word("--tga", ("--tag",)) == "--tag"
-    assert near_word("list", ()) == ""
+    assert nearest_word("sta", ("status", "start", "stop")) == "start"
+    assert nearest_word("st", ("status",)) == ""
+    assert nearest_word("stopp", ("stop",)) == "stop"
+    assert nearest_word("stxxp", ("stoap",)) == ""
+    assert nearest_word("restxxt", ("restart",)) == "restart"
+    assert nearest_word("--tga", ("--tag",)) == "--tag"
+    assert nearest_word("list", ()) == ""
 
 
 @pytest.mark.parametrize(
@@ -325,7 +325,7 @@ def test_near_word_is_a_beginning_or_has_few_slips() -> None:
      ("sta", ["status", "start"], "start"), ("x", [], "")],
 )  # fmt: skip
 def test_a_guess_is_a_slip_of_the_finger_and_nothing_else(typed: str, known: list[str], meant: str) -> None:
-    assert near_word(typed, known) == meant
+    assert nearest_word(typed, known) == meant
 
 
 # The fast lane is a shortcut, never another language: what it understands, the slow lane understands alike.

@@ -13,7 +13,7 @@ import pytest
 from poolctl.cli import pool_ref
 from poolctl.cli.command_line import CommandRequest, names, parse
 from poolctl.cli.outcome import Failure, UsageError, outcome_of
-from poolctl.cli.pool_ref import PoolRef, find_pool, others_named_alike
+from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
 from poolctl.cli.typer_app import perform_args
 from poolctl.config import ConfigNotFound
 from poolctl.control.client import Client, NoSupervisor
@@ -229,11 +229,11 @@ def test_running_pool_is_found_by_its_name_with_its_files(directory: Path, named
 
 def test_other_pools_of_the_same_name_are_a_warning(directory: Path, named: Named) -> None:
     one = named("k1", "blog", ["/srv/one.toml"])
-    assert others_named_alike(PoolRef([], str(one))) == ""
+    assert same_name_warning(PoolRef([], str(one))) == ""
     named("k2", "blog", ["/srv/two.toml"], is_link=False)
     other = named("k3", "blog", None, is_link=False)
     named("k4", "shop", ["/srv/shop.toml"])
-    assert others_named_alike(PoolRef([], str(one))) == (
+    assert same_name_warning(PoolRef([], str(one))) == (
         f"another pool is also named 'blog': /srv/two.toml, {other}; --pool blog is ambiguous, use -c FILE"
     )
 

@@ -20,15 +20,15 @@ from poolctl.cli import render
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.outcome import JsonObject, Outcome
 from poolctl.cli.render import (
+    abbreviated_list,
     address_lines,
     count_ready,
+    dependents_text,
     duration,
     gateway_line,
     gateway_table,
-    of_dependents,
     ready_line,
     servers,
-    some_of,
     width_of,
 )
 from poolctl.control.answers import ErrorEntry, Item, Result
@@ -401,20 +401,20 @@ def test_counts_and_lists_are_words() -> None:
     assert [servers(1), servers(3), servers(2, 3), servers(1, 1), servers(0, 1)] == [
         "1 server", "3 servers", "2 of 3 servers", "1 server", "0 of 1 server",
     ]  # fmt: skip
-    assert [some_of(["a", "b"], 2), some_of(["a", "b", "c"], 2), some_of(["a", "b"], 1, "files")] == [
-        "a, b", "a, b and 1 more", "a and 1 more files",
-    ]  # fmt: skip
+    assert abbreviated_list(["a", "b"], 2) == "a, b"
+    assert abbreviated_list(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert abbreviated_list(["a", "b"], 1, "files") == "a and 1 more files"
 
 
 def test_dependents_are_the_end_of_a_sentence() -> None:
     one, two = server("a"), server("b")
-    assert of_dependents(answer(one)) == ""
-    assert of_dependents(answer(one, dependents=("w",))) == ", and 1 that depends on it"
+    assert dependents_text(answer(one)) == ""
+    assert dependents_text(answer(one, dependents=("w",))) == ", and 1 that depends on it"
     assert (
-        of_dependents(answer(one, two, dependents=("v", "w")), "stopped")
+        dependents_text(answer(one, two, dependents=("v", "w")), "stopped")
         == ", and 2 that depend on them stopped"
     )
-    assert of_dependents(answer(one, two, dependents=("b",))) == ", and 1 that depends on it"
+    assert dependents_text(answer(one, two, dependents=("b",))) == ", and 1 that depends on it"
 
 
 def test_ready_line_tells_servers_at_rest_apart() -> None:
@@ -557,15 +557,15 @@ def test_password_of_an_address_is_not_printed(capsys: pytest.CaptureFixture[str
 def test_path_is_relative_below_the_working_directory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getcwd", lambda: "/a/b/")
     paths = ["/a/b/c", "/a/bc", "/a/b", "c"]
-    assert [render.from_here(path) for path in paths] == ["c", "/a/bc", "/a/b", "c"]
+    assert [render.relative_to_cwd(path) for path in paths] == ["c", "/a/bc", "/a/b", "c"]
     monkeypatch.setattr("os.getcwd", lambda: "/")
-    assert render.from_here("/a") == "/a"
+    assert render.relative_to_cwd("/a") == "/a"
 
     def fail() -> str:
         raise FileNotFoundError
 
     monkeypatch.setattr("os.getcwd", fail)
-    assert render.from_here("/a/b/c") == "/a/b/c"
+    assert render.relative_to_cwd("/a/b/c") == "/a/b/c"
 
 
 @pytest.mark.parametrize(

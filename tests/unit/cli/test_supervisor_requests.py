@@ -26,13 +26,13 @@ from poolctl.cli.supervisor_requests import (
     ask_for,
     ask_or_launch,
     described,
-    explained,
     hand_over_to_systemd,
     is_empty,
     log_size,
     refuse_without_linux,
     selected,
-    start_unsignalled,
+    start_with_signals_blocked,
+    startup_failure,
 )
 from poolctl.control import sd_notify
 from poolctl.control.answers import ProgressLine, Result, ServerStep
@@ -335,17 +335,17 @@ def test_start_is_empty_without_servers_and_routes(members: dict[str, Any], empt
 def test_reason_of_a_failed_launch_is_what_its_supervisor_wrote_last(directory: Path) -> None:
     asked = Asked(directory, "start")
     ended = SupervisorEnded(asked.pool.socket)
-    assert explained(ended, asked.pool, 0) is ended
+    assert startup_failure(ended, asked.pool, 0) is ended
     place = Path(asked.pool.directory)
     place.mkdir(parents=True)
     assert log_size(asked.pool) == 0
     (place / "supervisor.log").write_text("an earlier one\n")
     begin = log_size(asked.pool)
     assert begin == 15
-    assert explained(ended, asked.pool, begin) is ended
+    assert startup_failure(ended, asked.pool, begin) is ended
     with (place / "supervisor.log").open("a") as log:
         log.write("ImportError: no pydantic\n")
-    why = explained(NoSupervisor(), asked.pool, begin)
+    why = startup_failure(NoSupervisor(), asked.pool, begin)
     assert (why.message, why.exit_code, why.hint) == (
         "the supervisor could not start: ImportError: no pydantic", 8, ended.hint,
     )  # fmt: skip
@@ -441,7 +441,7 @@ def test_thread_of_a_progress_display_takes_no_signal_and_its_starter_all_of_the
     blocked: list[set[int]] = []
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     thread = threading.Thread(target=lambda: blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
-    start_unsignalled(thread)
+    start_with_signals_blocked(thread)
     thread.join()
     assert {signal.SIGINT, signal.SIGTERM, signal.SIGCHLD} <= blocked[0]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before

@@ -11,10 +11,10 @@ import pytest
 from poolctl.cli.command_line import (
     Command,
     CommandRequest,
-    as_help,
     command_named,
+    help_as_option,
     names,
-    split,
+    split_user_command,
 )
 from poolctl.cli.outcome import Outcome, UsageError
 from poolctl.cli.typer_app import FIRST_COMMANDS, FIRST_STEPS, OTHER_COMMANDS, build, perform_args
@@ -40,7 +40,7 @@ LINES = [*FIRST_STEPS, *(line for command in COMMANDS.values() for line in comma
      (["list", "help"], ["list", "help"]), (["--", "help"], ["--", "help"]), ([], []), (["-c"], ["-c"])],
 )  # fmt: skip
 def test_help_command_equals_the_help_option(words: list[str], option: list[str]) -> None:
-    assert as_help(words) == option
+    assert help_as_option(words) == option
 
 
 @pytest.mark.parametrize("verb", ["", *COMMANDS])
@@ -62,7 +62,7 @@ def test_the_help_fits_and_is_cut_nowhere(
 @pytest.mark.parametrize("line", LINES)
 def test_an_example_is_a_command_line(line: str) -> None:
     program, *typed = shlex.split(re.split(r"\s{2,}| && | >>? ", line)[0])
-    words, own_command = split(typed)
+    words, own_command = split_user_command(typed)
     REQUESTS.clear()
     APPLICATION.main(words, prog_name="poolctl", standalone_mode=False, obj=own_command)
     assert program == "poolctl"
@@ -74,7 +74,7 @@ def test_an_example_is_a_command_line(line: str) -> None:
 
 
 def test_every_command_is_listed_under_one_heading(capsys: pytest.CaptureFixture[str]) -> None:
-    APPLICATION.main(as_help(["help", "--all"]), prog_name="poolctl", standalone_mode=False)
+    APPLICATION.main(help_as_option(["help", "--all"]), prog_name="poolctl", standalone_mode=False)
     text = capsys.readouterr().out
     headings = [line for line in text.splitlines() if re.fullmatch(r"\S.*:", line)]
     assert headings == [
@@ -90,7 +90,7 @@ def test_every_command_is_listed_under_one_heading(capsys: pytest.CaptureFixture
 
 
 def test_the_first_page_lists_what_a_newcomer_needs(capsys: pytest.CaptureFixture[str]) -> None:
-    APPLICATION.main(as_help(["help"]), prog_name="poolctl", standalone_mode=False)
+    APPLICATION.main(help_as_option(["help"]), prog_name="poolctl", standalone_mode=False)
     text = capsys.readouterr().out
     assert {name for name in COMMANDS if re.search(rf"^  {name} ", text, re.MULTILINE)} == {
         *COMMANDS

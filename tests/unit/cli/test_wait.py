@@ -69,7 +69,7 @@ def test_wait_without_a_supervisor_begins_when_there_is_one(
     contexts: list[Any] = []
 
     def begin(seconds: float) -> None:
-        assert 0 < seconds <= wait.LOOK_SECONDS
+        assert 0 < seconds <= wait.POLL_SECONDS
         contexts.append(supervised(always(item("users"))))
         contexts[-1].__enter__()
 
