@@ -38,7 +38,7 @@ class RateLimit:
 
 
 class ReportLimit:
-    """Counts what happens, by key, and lets each key be reported at most once in `seconds`, on one monotonic clock."""
+    """Counts events by key, and allows a report of each key at most once per `seconds`. Times are monotonic."""
 
     def __init__(self, seconds: float = 60.0) -> None:
         self._seconds = seconds

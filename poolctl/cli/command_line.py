@@ -1,4 +1,4 @@
-"""The command line: the declarations of commands and options, and the request that a line of words makes.
+"""The command line: the declarations of commands and options, and parsing into a CommandRequest.
 
 Every module of `poolctl.cli.commands`, and each feature's command module, declares a `COMMAND`. The fast lane, the
 Typer application, the help and the shell completions are all generated from it, so a new command needs only one new

@@ -464,7 +464,10 @@ def abbreviated_list(words: Sequence[str], most: int, noun: str = "") -> str:
 
 
 def dependents_text(result: Result, done: str = "") -> str:
-    """The end of a sentence after a count: `, and 2 that depend on it` with a participle; "" for no dependents."""
+    """The dependents of the selected servers, to follow a count: `, and 2 that depend on it`; "" if there are none.
+
+    `done`, such as "stopped", is appended.
+    """
     count = len(result.dependents or ())
     if not count:
         return ""

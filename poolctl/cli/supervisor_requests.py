@@ -179,7 +179,7 @@ def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:
 
 
 def log_size(pool: PoolRef) -> int:
-    """Where the log of the supervisor about to be launched will begin, for startup_failure()."""
+    """The size of the supervisor's log in bytes, 0 if there is none: the next supervisor's log begins there."""
     try:
         return os.stat(f"{pool.directory}/supervisor.log").st_size
     except OSError:
@@ -187,7 +187,7 @@ def log_size(pool: PoolRef) -> int:
 
 
 def startup_failure(failure: NoSupervisor | SupervisorEnded, pool: PoolRef, log_start: int) -> ControlError:
-    """The reason from the log, after this position, why the supervisor could not start; else the same failure."""
+    """The failure with the reason that the supervisor logged after `log_start`; unchanged if it logged none."""
     if not (why := last_words(f"{pool.directory}/supervisor.log", log_start)):
         return failure
     ended = SupervisorEnded(pool.socket)

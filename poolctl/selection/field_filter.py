@@ -47,8 +47,8 @@ _EXPOSE: Callable[[Named], str] = attrgetter("_expose")
 def matching(members: dict[str, Member], field: Field | str, pattern: str, regex: str) -> dict[str, Member]:
     """The members that match, in their order.
 
-    Both `pattern` and `regex` empty match nothing. Raises PoolParamError for an unknown field or a bad expression.
-    The expression runs in this thread for as long as it takes: nothing bounds one that backtracks without end.
+    If `pattern` and `regex` are both empty, nothing matches. The expression is matched in this thread without a time
+    limit. Raises PoolParamError for an unknown field or a bad expression.
     """
     field = checked(field)
     search = _compiled(regex)

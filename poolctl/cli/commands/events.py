@@ -120,7 +120,7 @@ class _EventStream:
 
 
 def _configured_path(pool: PoolRef) -> str:
-    """The path configured in [events]; "" if the files cannot be read, which does not prevent reading the journal."""
+    """The journal's path from [events]; "" if there is none or the files are invalid: the default path is read then."""
     from poolctl.config import load
 
     try:

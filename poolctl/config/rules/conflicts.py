@@ -69,9 +69,9 @@ def _spelt(address: Address) -> str:
 
 
 def shared_users(servers: Sequence[ServerKeys]) -> Iterator[tuple[ServerKeys, Finding]]:
-    """For each group of servers with the same user, the first server, if the pool otherwise separates servers by user.
+    """Warnings about servers that share a user in a pool with several users, one for each shared user.
 
-    If all servers have the same user, no isolation is expected.
+    A pool whose servers all run as one user expects no isolation, and gets no warning.
     """
     by_user: dict[str, list[ServerKeys]] = {}
     for server in servers:
@@ -147,7 +147,7 @@ def _near(name: str, names: Collection[str]) -> str:
 
 
 def cycles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Enough circular dependencies that removing them all leaves none. Not recursive, because a chain may be long."""
+    """Cycles of the graph, not every one, but none only if it has none. Not recursive: chains may be long."""
     done: set[str] = set()
     for start in graph:
         if start in done:

@@ -303,8 +303,8 @@ def _similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> l
 def similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> list[str]:
     """The known words that were probably meant, at most this number.
 
-    A file of nothing but unknown keys must not take minutes: after many suggestions the search stops until
-    `reset_suggestions`.
+    Empty after MOST_SUGGESTIONS different searches, until `reset_suggestions` is called: a file full of unknown keys
+    would take minutes.
     """
     if len(word) > SHOWN_CHARACTERS or _similar.cache_info().currsize >= MOST_SUGGESTIONS:
         return []
