@@ -128,7 +128,7 @@ class Address(_Fields):
         return self.kind == "unix" or bool(is_loopback)
 
     @property
-    def nearby(self) -> Address:
+    def connect_address(self) -> Address:
         """The address on which this machine can connect to it; a wildcard becomes a loopback address."""
         host = _LOOPBACK_OF.get(self.host)
         return self if host is None else Address("tcp", host=host, port=self.port)

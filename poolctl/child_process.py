@@ -79,26 +79,26 @@ class ChildProcess:
         except OSError as error:
             raise ChildEnded(self) from error
 
-    async def line(self, most_bytes: int) -> bytes:
+    async def read_line(self, most_bytes: int) -> bytes:
         """The next line without its line break, or the first bytes of a longer one. Raises ChildEnded."""
         while (end := self._received.find(b"\n", 0, most_bytes)) < 0 and len(self._received) < most_bytes:
             await self._receive()
-        found = self._taken(end if end >= 0 else most_bytes)
+        found = self._consume(end if end >= 0 else most_bytes)
         del self._received[: end >= 0]
         return found
 
-    async def exactly(self, size: int) -> bytes:
+    async def read_exactly(self, size: int) -> bytes:
         """The next `size` bytes. Raises ChildEnded."""
         while len(self._received) < size:
             await self._receive()
-        return self._taken(size)
+        return self._consume(size)
 
     @property
     def has_ended(self) -> bool:
         """Whether it has ended by itself, or was killed by another process."""
         return self._process.poll() is not None
 
-    async def exit_status(self) -> int | None:
+    async def wait_for_exit(self) -> int | None:
         """Wait up to five seconds for the exit; returns the exit status, or None if the process still runs."""
         import asyncio
 
@@ -116,7 +116,7 @@ class ChildProcess:
             raise ChildEnded(self)
         self._received += data
 
-    def _taken(self, size: int) -> bytes:
+    def _consume(self, size: int) -> bytes:
         found = bytes(self._received[:size])
         del self._received[:size]
         return found
@@ -155,7 +155,7 @@ class ChildOnDemand:
             except BaseException as error:
                 # Its next answer would be taken for the answer to a later request.
                 if isinstance(error, ChildEnded):
-                    error.status = await process.exit_status()
+                    error.status = await process.wait_for_exit()
                 self.close()
                 raise
             process.has_answered = True

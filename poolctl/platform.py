@@ -88,7 +88,7 @@ def peer_credentials(sock: socket.socket) -> tuple[int, int, int]:
     return pid, uid, gid
 
 
-def ask_for_credentials(sock: socket.socket) -> None:
+def enable_sender_credentials(sock: socket.socket) -> None:
     """Have the kernel add the sender's credentials to each message of a Unix socket (unix(7), SO_PASSCRED)."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
 
@@ -173,7 +173,7 @@ def read_file(fd: int) -> bytes:
     return content
 
 
-def has_left(sock: socket.socket) -> bool:
+def peer_has_closed(sock: socket.socket) -> bool:
     """Whether the other end of a connection has shut down its side or closed it (poll(2), POLLRDHUP)."""
     poll = select.poll()
     poll.register(sock.fileno(), select.POLLRDHUP)  # errors and hang-ups are always reported
@@ -273,7 +273,7 @@ def process_users(pid: int) -> set[int] | None:
 
 
 @functools.cache
-def machine_life() -> list[object]:
+def boot_identity() -> list[object]:
     """A value that changes with each boot of the machine or container: boot id and start time of the first process."""
     return [_read_quietly("/proc/sys/kernel/random/boot_id").decode().strip(), process_start(1)]
 

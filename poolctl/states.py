@@ -30,7 +30,7 @@ def in_words(state: str) -> str:
 
 
 # Transitional states.
-PASSING = frozenset({State.STARTING, State.DRAINING, State.STOPPING, State.BACKOFF})
+TRANSITIONAL = frozenset({State.STARTING, State.DRAINING, State.STOPPING, State.BACKOFF})
 
 
 class Status(StrEnum):

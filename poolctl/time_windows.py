@@ -145,7 +145,7 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
     day = datetime.fromtimestamp(since, zone).date()
     for _ in range(_HORIZON_DAYS):
         if bits := window.of(day):
-            begins, ends = _beginning(day, zone), _beginning(day + timedelta(days=1), zone)
+            begins, ends = _start_of_day(day, zone), _start_of_day(day + timedelta(days=1), zone)
             found = (
                 _first_of_minutes(bits, begins, max(begins, since))
                 if ends - begins == _DAY_SECONDS
@@ -199,7 +199,7 @@ def period_at(windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tz
         day = moment.date() + timedelta(days=days)
         others = _WHOLE_DAY & ~_masks(parsed, day)[state]
         if others:
-            begins, ends = _beginning(day, zone), _beginning(day + timedelta(days=1), zone)
+            begins, ends = _start_of_day(day, zone), _start_of_day(day + timedelta(days=1), zone)
             since = max(begins, this_minute)
             if ends - begins != _DAY_SECONDS:  # clocks are set forward or back
                 until = _first_within(since, ends, zone, lambda each: _state_of_minute(parsed, each) != state)
@@ -213,7 +213,7 @@ def period_at(windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tz
 _Parsed = list[tuple[str, list[Window]]]
 
 
-def _beginning(day: date, zone: tzinfo | None) -> float:
+def _start_of_day(day: date, zone: tzinfo | None) -> float:
     return datetime.combine(day, time(), zone).timestamp()
 
 

@@ -198,7 +198,7 @@ class WriteBack:
 
     def check(self) -> Configuration:
         """The changed configuration. Failure: 2 for files other than TOML, 5 if invalid, 7 if not writable."""
-        if instructions := self.draft.by_hand():
+        if instructions := self.draft.manual_changes():
             raise Failure(self._refusal(instructions))
         config = self.draft.check()
         if config.is_empty and not self.request.get("allow_empty"):
@@ -251,7 +251,7 @@ class WriteBack:
             try:
                 self.draft.write()
             except FileChanged:
-                self.draft = self.draft.again()
+                self.draft = self.draft.rebase()
                 self.draft.check()
             else:
                 return

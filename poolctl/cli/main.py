@@ -35,9 +35,9 @@ def main(args: Sequence[str] | None = None) -> int:
         gc.set_threshold(50_000)
         code = INTERRUPTED
         try:
-            from poolctl.config import leave_out_plugins
+            from poolctl.config import disable_pydantic_plugins
 
-            leave_out_plugins()
+            disable_pydantic_plugins()
             code = _run(sys.argv[1:])
             _ctrl_c_raises = False  # nothing to clean up
         except KeyboardInterrupt:

@@ -64,7 +64,7 @@ def __getattr__(name: str) -> object:
     return found
 
 
-def leave_out_plugins() -> None:
+def disable_pydantic_plugins() -> None:
     """Make pydantic load no plugins in this process, which must run only poolctl's own code.
 
     Even with PYDANTIC_DISABLE_PLUGINS, its loader imports the search in all installed distributions: 32 modules or

@@ -18,7 +18,7 @@ import stat
 import sys
 
 from poolctl import __version__, bootstrap
-from poolctl.config import leave_out_plugins
+from poolctl.config import disable_pydantic_plugins
 from poolctl.platform import name_process
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ def reader_command() -> list[str]:
     return bootstrap.command(sys.executable, "config")
 
 
-def message(request: tuple[object, ...]) -> bytes:
+def encode_request(request: tuple[object, ...]) -> bytes:
     """The encoded request, with its length."""
     import pickle  # slow, and not needed by the command that starts the pool
 
@@ -61,7 +61,7 @@ def main() -> None:
     _thread.start_new_thread(_end_with, (link.fileno(),))
     # Neither imports nor values create cyclic garbage, and collections take a tenth of the time of the first answer.
     gc.set_threshold(_GARBAGE)
-    leave_out_plugins()
+    disable_pydantic_plugins()
     from poolctl.config import Surroundings
 
     reader = Reader()

@@ -31,7 +31,7 @@ from poolctl.config.values.problems import Path, Problem, Tree
 from poolctl.config.values.secrets import masked_file
 from poolctl.errors import PoolValidateError, ServerError
 
-MARK = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 Pairs = list[tuple[Path, Tree]]
 # The value that stands for the removal of a key.
 REMOVED = object()
@@ -112,9 +112,9 @@ class Draft:
     def add(self, table: dict[str, Tree]) -> None:
         """Add a server after the others, in the last file that has servers."""
         self._asked.append((Draft.add, (table,)))
-        self._changes_of(self.home_of_new()).added.append(table)
+        self._changes_of(self.file_for_new_server()).added.append(table)
 
-    def home_of_new(self) -> Document:
+    def file_for_new_server(self) -> Document:
         """The file that add() writes to."""
         homes = [
             each
@@ -123,7 +123,7 @@ class Draft:
         ]
         return (homes or self.documents)[-1]
 
-    def again(self) -> Draft:
+    def rebase(self) -> Draft:
         """Apply the same changes to the current content of the files; returns a new draft.
 
         Raises KeyError if a server is gone.
@@ -134,7 +134,7 @@ class Draft:
             verb(draft, *arguments)
         return draft
 
-    def by_hand(self) -> list[Problem]:
+    def manual_changes(self) -> list[Problem]:
         """The changes to make by hand, one for each key or server; empty if only TOML files change."""
         changed = self._changed()
         if all(document.kind == "toml" for document in changed):
@@ -144,7 +144,7 @@ class Draft:
     def texts(self) -> dict[str, str]:
         """The new text of each file that changes. PoolValidateError if not all of them can be changed."""
         if self._texts is None:
-            if problems := self.by_hand():
+            if problems := self.manual_changes():
                 raise PoolValidateError("only TOML files are changed", problems)
             changed = self._changed()
             found = {each.path: edited(each, self._changes[each.path]) for each in changed}
@@ -328,12 +328,12 @@ def replace(path: str, before: str, after: str) -> None:
         # Two replacements take turns; the second then finds the file changed. Not every file system has locks.
         with contextlib.suppress(OSError):
             fcntl.flock(held, fcntl.LOCK_EX)
-        mark = MARK if os.pread(held, len(MARK), 0) == MARK else b""
+        mark = BYTE_ORDER_MARK if os.pread(held, len(BYTE_ORDER_MARK), 0) == BYTE_ORDER_MARK else b""
         directory, name = os.path.split(target)
         descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", suffix=".new", dir=directory)
         try:
             with open(descriptor, "wb") as file:
-                _take_over(descriptor, os.fstat(held), target)
+                _copy_mode_and_owner(descriptor, os.fstat(held), target)
                 file.write(mark + after.encode())
                 file.flush()
                 os.fsync(descriptor)
@@ -349,7 +349,7 @@ def replace(path: str, before: str, after: str) -> None:
         os.close(held)
 
 
-def _take_over(descriptor: int, status: os.stat_result, target: str) -> None:
+def _copy_mode_and_owner(descriptor: int, status: os.stat_result, target: str) -> None:
     mine = os.fstat(descriptor)
     if (mine.st_uid, mine.st_gid) != (status.st_uid, status.st_gid):
         os.fchown(descriptor, status.st_uid, status.st_gid)

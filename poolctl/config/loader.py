@@ -11,8 +11,15 @@ from poolctl.config.checks.interpreter import default_interpreter
 from poolctl.config.configuration import Configuration, ServerConfig, Surroundings, unserved
 from poolctl.config.files.assemble import Assembly, Origins, ServerTable, located, read_documents
 from poolctl.config.files.read_file import default_env_file
-from poolctl.config.model.pool_tables import PoolSettings, Tables, Unfinished, made, rules_of, table_names
-from poolctl.config.model.section import OF_SLEEP, Section, refuse, validated
+from poolctl.config.model.pool_tables import (
+    PoolSettings,
+    Tables,
+    Unfinished,
+    build_tables,
+    rules_of,
+    table_names,
+)
+from poolctl.config.model.section import SLEEP_KEYS, Section, refuse, validated
 from poolctl.config.model.server_keys import Scale
 from poolctl.config.rules.conflicts import (
     Named,
@@ -71,11 +78,11 @@ def load(
 
 
 # A server's app overrides a command in the defaults instead of contradicting it, and vice versa.
-OF_AN_APP = frozenset({"app", "factory", "handler_key", "tls"})
-OF_A_COMMAND = frozenset({"command", "socket", "notify", "job", "every", "stop_signal"})
+APP_KEYS = frozenset({"app", "factory", "handler_key", "tls"})
+COMMAND_KEYS = frozenset({"command", "socket", "notify", "job", "every", "stop_signal"})
 
 # Keys that a scheduled job cannot have; in the defaults they apply to the other servers.
-NOT_OF_A_SCHEDULE = frozenset({"hooks", "mandatory"})
+NOT_FOR_SCHEDULES = frozenset({"hooks", "mandatory"})
 
 
 class Defaults:
@@ -139,11 +146,11 @@ class Defaults:
             table["scale"] = _without(table["scale"], left_out)
         displaced: frozenset[str] = frozenset()
         if "command" in own:
-            displaced = OF_AN_APP
-        elif own.keys() & OF_AN_APP - {"tls"}:
-            displaced = OF_A_COMMAND
+            displaced = APP_KEYS
+        elif own.keys() & APP_KEYS - {"tls"}:
+            displaced = COMMAND_KEYS
         if own.get("every") is not None:
-            displaced |= NOT_OF_A_SCHEDULE
+            displaced |= NOT_FOR_SCHEDULES
         for key in displaced:
             if key not in own:
                 table.pop(key, None)
@@ -180,7 +187,7 @@ def _needs_port(kind: str, probe: Tree) -> bool:
 
 
 def _sleeps(key: str, value: Tree) -> bool:
-    return key in OF_SLEEP or (key == "min" and value == 0)
+    return key in SLEEP_KEYS or (key == "min" and value == 0)
 
 
 def _without(table: Tree, keys: Collection[str]) -> Tree:
@@ -287,7 +294,7 @@ class _Loader:
 
     def _tables(self) -> Tables:
         findings: list[Finding] = []
-        tables = made(self.assembly.tables, findings)
+        tables = build_tables(self.assembly.tables, findings)
         for path, other, finding in table_conflicts(tables, self.addresses):
             server = next((entry for entry in self.assembly.entries if entry.name == other), None)
             where = f", {self.origins.place(server, ('bind',))}" if server else ""

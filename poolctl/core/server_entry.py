@@ -11,7 +11,7 @@ from poolctl.config import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.json_form import Table
 from poolctl.runners.runner_protocol import Exit, Placement
-from poolctl.states import PASSING, State, Status
+from poolctl.states import TRANSITIONAL, State, Status
 from poolctl.time_windows import NO_PERIOD, Period
 
 from .decide import (
@@ -748,7 +748,7 @@ class Availability:
         """The status derived from state and probes: `ok`, `warn`, `ko`, or `unknown` while the server is off."""
         if self.state in ("stopped", "completed", "disabled"):
             return Status.UNKNOWN
-        if self.state in PASSING:
+        if self.state in TRANSITIONAL:
             return Status.WARN
         if self.state == "failed":
             return Status.KO

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 
-from ..platform import machine_life, replace_file
+from ..platform import boot_identity, replace_file
 from . import wire
 
 # The name of a socket's file is the kind of process, a dot, and a random part.
@@ -73,7 +73,7 @@ def _socket_states() -> dict[bytes, bytes] | None:
 
 def write_desired(directory: str, content: bytes, name: str = DESIRED) -> None:
     """Write the desired state, or the state `name`, to its file. `content` is a JSON object. Raises OSError."""
-    state = b'{"life": %s, "left": %s}' % (json.dumps(machine_life()).encode(), content)
+    state = b'{"life": %s, "left": %s}' % (json.dumps(boot_identity()).encode(), content)
     replace_file(os.path.join(directory, name), state)
 
 
@@ -82,7 +82,7 @@ def read_desired(directory: str, name: str = DESIRED) -> wire.Message:
     try:
         with open(os.path.join(directory, name), "rb") as file:
             found = json.loads(file.read())
-        known = found["life"] == machine_life() and found["life"][0] and isinstance(found["left"], dict)
+        known = found["life"] == boot_identity() and found["life"][0] and isinstance(found["left"], dict)
     except (OSError, ValueError, LookupError, TypeError):
         return {}
     return found["left"] if known else {}

@@ -38,7 +38,7 @@ from poolctl.errors import (
 from poolctl.listeners.port_ledger import is_free
 from poolctl.monitor.metrics import Usage
 from poolctl.runners.runner_protocol import Runner
-from poolctl.states import PASSING, State, Status
+from poolctl.states import TRANSITIONAL, State, Status
 from poolctl.units import parse_duration
 from poolctl.worker import tally
 
@@ -241,7 +241,7 @@ def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
     """
     if not endpoints:
         return None, ""
-    address = parse(endpoints[0]).nearby
+    address = parse(endpoints[0]).connect_address
     where: Any = (address.host, address.port)
     family = socket.AF_INET6 if address.is_ipv6 else socket.AF_INET
     if address.kind == "unix":
@@ -458,7 +458,7 @@ class Server(StartAndStop):
     def _check_health(self, handle: Handle | None, state: State) -> tuple[Status, timedelta | None, str]:
         if handle is None:
             return Status.KO, None, ""
-        if state in PASSING:
+        if state in TRANSITIONAL:
             return Status.WARN, None, ""
         observed = handle.observed
         if state is not State.RUNNING:

@@ -197,7 +197,7 @@ def _canonical(target: str) -> str:
 
 
 def _tests(selector: Selector) -> list[Test]:
-    tests = [_found(selector, field) for field in EXPRESSIONS if getattr(selector, field)]
+    tests = [_expression_test(selector, field) for field in EXPRESSIONS if getattr(selector, field)]
     if selector.tag:
         tags = set(selector.tag)
         tests.append(lambda item: not tags.isdisjoint(item.tags))
@@ -207,7 +207,7 @@ def _tests(selector: Selector) -> list[Test]:
     return tests
 
 
-def _found(selector: Selector, field: str) -> Test:
+def _expression_test(selector: Selector, field: str) -> Test:
     if selector.matched is not None:
         return _state_test(field, selector.matched.get(field, frozenset()))
     searches = _compiled(field, getattr(selector, field))
@@ -235,7 +235,7 @@ def _one_of(field: str, word: str) -> str:
     allowed = [str(member.value) for member in (State if field == "state" else Status)]
     if word.casefold() in allowed:
         return word.casefold()
-    near = close(word, allowed)
+    near = similar_words(word, allowed)
     known = f"one of: {', '.join(allowed)}"
     raise SelectorError(
         f"unknown {field} {word!r}", hint=f"did you mean {near[0]!r}? {known}" if near else known
@@ -297,10 +297,10 @@ def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selecta
     """Options that match no server; for unknown tags, similar tags, because tags are compared with case."""
     known = dict.fromkeys(tag for item in items for tag in item.tags)
     unknown = [tag for tag in tags if tag not in known]
-    return Unmatched([], {tag: close(tag, known) for tag in unknown[:_SHOWN_WORDS]}, options)
+    return Unmatched([], {tag: similar_words(tag, known) for tag in unknown[:_SHOWN_WORDS]}, options)
 
 
-def close(word: str, words: Iterable[str]) -> list[str]:
+def similar_words(word: str, words: Iterable[str]) -> list[str]:
     """The words that resemble the given word, ignoring case."""
     import difflib
 
@@ -316,4 +316,4 @@ def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
     binds = [item.bind for item in items]
     port = target.rpartition(":")[2]
     same_port = [bind for bind in binds if port.isdigit() and bind.endswith(f":{port}")]
-    return close(bare, names) or same_port[:_NEAR_NAMES] or close(bare, binds)
+    return similar_words(bare, names) or same_port[:_NEAR_NAMES] or similar_words(bare, binds)

@@ -7,7 +7,7 @@ import os
 import sys
 
 from poolctl.child_process import ChildProcess
-from poolctl.config import leave_out_plugins
+from poolctl.config import disable_pydantic_plugins
 from poolctl.config.__main__ import READS, reader_command
 from poolctl.control.protocol import CHECK, TRY
 from poolctl.keeper.fd_store import CALM
@@ -18,7 +18,7 @@ _GARBAGE = (20_000, 20, 20)
 
 def main() -> None:
     """Run the supervisor until its pool is stopped."""
-    leave_out_plugins()
+    disable_pydantic_plugins()
     if sys.argv[1] in (CHECK, TRY):
         from .takeover_trial import check, try_takeover_by
 

@@ -35,7 +35,7 @@ from poolctl.config import (
     refuse,
     with_addresses,
 )
-from poolctl.config.__main__ import MOST_KEPT, message, reader_command
+from poolctl.config.__main__ import MOST_KEPT, encode_request, reader_command
 from poolctl.control.answers import ErrorEntry, Result, failure
 from poolctl.control.client import last_words
 from poolctl.control.pool_paths import ACCESS_LOG_VARIABLE, pool_key
@@ -90,7 +90,7 @@ def _digests(reading: Reading) -> dict[str, str]:
 
 async def _answer(process: ChildProcess) -> Any:
     """The answer to the request that was sent. Raises ChildEnded; ReaderFailed if another version answers."""
-    line = await process.line(_LONGEST_LINE)
+    line = await process.read_line(_LONGEST_LINE)
     match = _LINE.fullmatch(line)
     if match is None:
         said = line[:60].decode(errors="replace")
@@ -99,7 +99,7 @@ async def _answer(process: ChildProcess) -> Any:
     if installed != __version__:
         message = f"poolctl {installed} is installed, and this pool runs {__version__}"
         raise ReaderFailed(message, "poolctl upgrade", installed)
-    content = await process.exactly(int(match[2]))
+    content = await process.read_exactly(int(match[2]))
     try:
         # In a thread, so that the event loop is not blocked.
         return await asyncio.to_thread(_decoded, content)
@@ -239,7 +239,7 @@ class ConfigurationReader:
     ) -> Any:
         async def exchange(process: ChildProcess) -> Any:
             async with asyncio.timeout(seconds):
-                await process.send(message(request))
+                await process.send(encode_request(request))
                 answer = _answer(process)
                 if stalled_seconds is not None:
                     answer = _wait_unless_stalled(answer, process.pid, stalled_seconds)

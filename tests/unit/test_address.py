@@ -266,7 +266,7 @@ def test_ports_in_use_are_counted_as_items_come_and_go() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "wildcard", "local", "nearby"),
+    ("text", "wildcard", "local", "connect"),
     [
         ("0.0.0.0:80", True, False, "127.0.0.1:80"),
         ("[::]:80", True, False, "[::1]:80"),
@@ -278,9 +278,9 @@ def test_ports_in_use_are_counted_as_items_come_and_go() -> None:
     ],
 )
 def test_address_says_who_can_reach_it_and_where_this_machine_does(
-    text: str, wildcard: bool, local: bool, nearby: str
+    text: str, wildcard: bool, local: bool, connect: str
 ) -> None:
     address = parse(text)
     assert (address.is_wildcard, address.is_local, address.listens) == (wildcard, local, True)
-    assert address.nearby.key == parse(nearby).key
+    assert address.connect_address.key == parse(connect).key
     assert not Address("job", name="a").listens

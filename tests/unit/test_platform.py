@@ -134,7 +134,7 @@ def test_process_is_identified_by_its_start_parent_and_users(process: subprocess
     assert 0 <= now - start < 60 * os.sysconf("SC_CLK_TCK")
     assert linux.process_parent(process.pid) == (os.getpid(), start)
     assert linux.process_users(process.pid) == {os.geteuid()}
-    boot, first = linux.machine_life()
+    boot, first = linux.boot_identity()
     assert (len(str(boot)), first) == (36, linux.process_start(1))
 
 
@@ -217,7 +217,7 @@ def test_credentials_are_those_of_the_peer_and_of_a_messages_sender() -> None:
     own = (os.getpid(), os.geteuid(), os.getegid())
     with ours, theirs:
         assert linux.peer_credentials(ours) == own
-        linux.ask_for_credentials(ours)
+        linux.enable_sender_credentials(ours)
         theirs.send(b"x")
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(linux.CREDENTIALS_BYTES))
         assert linux.sender_credentials(ancillary) == own
@@ -228,11 +228,11 @@ def test_credentials_are_those_of_the_peer_and_of_a_messages_sender() -> None:
 def test_connection_whose_other_end_is_shut_has_left() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        assert not linux.has_left(ours)
+        assert not linux.peer_has_closed(ours)
         theirs.send(b"x")
-        assert not linux.has_left(ours)
+        assert not linux.peer_has_closed(ours)
         theirs.shutdown(socket.SHUT_WR)
-        assert linux.has_left(ours)
+        assert linux.peer_has_closed(ours)
 
 
 def test_descriptor_is_closed_whatever_it_is() -> None:

@@ -61,7 +61,7 @@ def perform(request: CommandRequest) -> Outcome:
     from poolctl.config import relocated
 
     files = WriteBack(pool, request)
-    home = files.draft.home_of_new().base_dir
+    home = files.draft.file_for_new_server().base_dir
     tables = [relocated(table, base_dir if request.get("file") else home, home) for table in tables]
     _refuse_taken(files, tables, home)
     for table in tables:

@@ -64,37 +64,37 @@ class ExternalChecks:
     def check(self, servers: Sequence[ServerKeys], *, import_apps: bool = False) -> None:
         """Check everything the servers refer to. Blocks; with `import_apps` until all apps are imported."""
         for server in servers:
-            self._server(server)
-        self._interpreters(servers)
+            self._check_server(server)
+        self._check_interpreters(servers)
         if import_apps:
             troubled = {id(server) for server, _ in self.problems}
-            self._imports([server for server in servers if id(server) not in troubled])
+            self._check_imports([server for server in servers if id(server) not in troubled])
 
     def check_env_files(self, server: ServerKeys) -> None:
         """Check only the server's env files."""
         for index, path in enumerate(server.env_file):
-            self._collect(server, _variables, path, index, bool(server.user))
+            self._collect(server, _check_env_file, path, index, bool(server.user))
 
     def collect_warnings(self, servers: Sequence[ServerKeys]) -> None:
         """Collect only warnings for these servers."""
         known = len(self.problems)
         for server in servers:
-            self._server(server)
+            self._check_server(server)
         # Every server still runs, but the loss of its log should not come as a surprise.
         self.warnings += [each for each in self.problems[known:] if each[1].path == _LOG_PATH]
         del self.problems[known:]
 
-    def _server(self, server: ServerKeys) -> None:
-        self._collect(server, _directory, "cwd", server.cwd)
+    def _check_server(self, server: ServerKeys) -> None:
+        self._collect(server, _check_directory, "cwd", server.cwd)
         if server.app_dir != server.cwd:
-            self._collect(server, _directory, "app_dir", server.app_dir)
+            self._collect(server, _check_directory, "app_dir", server.app_dir)
         self.check_env_files(server)
         if server.user:
             self._collect(server, _check_user, server.user)
         if runs_python_as_root(server):
-            self._collect(server, self._trusted, server.python or sys.executable)
+            self._collect(server, self._check_trust, server.python or sys.executable)
         if tls := server.tls if server.tls is not True else self.default_tls:
-            self._collect(server, self._certificates, tls)
+            self._collect(server, self._check_certificates, tls)
         hooks = [(("hooks", hook), words) for hook, words in server.hooks or ()]
         for path, words in ((("command",), server.command), *hooks):
             if words and (finding := missing_program(server, {**self.env, **server.env}, path, words)):
@@ -110,16 +110,16 @@ class ExternalChecks:
         self.problems += [(server, finding) for finding in problems]
         self.warnings += [(server, finding) for finding in warnings]
 
-    def _trusted(self, python: str) -> Found:
+    def _check_trust(self, python: str) -> Found:
         message, fix = trusted_by_root(python, self.env)
         return [], [Finding(("python",), message, fix, python)] if message else []
 
-    def _certificates(self, tls: TLSConfig) -> Found:
+    def _check_certificates(self, tls: TLSConfig) -> Found:
         from poolctl.config.checks.certificate_checks import check_certificates
 
         return check_certificates(tls, self.env, self.now)
 
-    def _interpreters(self, servers: Sequence[ServerKeys]) -> None:
+    def _check_interpreters(self, servers: Sequence[ServerKeys]) -> None:
         using: dict[str, str | None] = {}
         for server in servers:
             if server.python and not server.command and not callable(server.app):
@@ -136,13 +136,13 @@ class ExternalChecks:
                 if concerned and (each.python or sys.executable) == python:
                     self.problems.append((each, finding))
 
-    def _imports(self, servers: Sequence[ServerKeys]) -> None:
-        jobs: dict[Import, list[ServerKeys]] = {}
+    def _check_imports(self, servers: Sequence[ServerKeys]) -> None:
+        jobs: dict[ImportJob, list[ServerKeys]] = {}
         for server in servers:
             target = server.handlers if server.app is None else server.app
             if not isinstance(target, str) or server.command:
                 continue
-            job = Import(
+            job = ImportJob(
                 python=server.python or sys.executable,
                 target=target,
                 app_dir=server.app_dir,
@@ -172,14 +172,14 @@ def runs_python_as_root(server: ServerKeys) -> bool:
         return False
 
 
-def _directory(key: str, path: str) -> Found:
+def _check_directory(key: str, path: str) -> Found:
     if os.path.isdir(path):
         return [], []
     what = "is not a directory" if os.path.exists(path) else "is not there"
     return [Finding((key,), f"{path} {what}", f"create it, or fix {key}", path)], []
 
 
-def _variables(path: str, index: int, another: bool) -> Found:
+def _check_env_file(path: str, index: int, another: bool) -> Found:
     try:
         read_env_file(path, for_another_user=another)
     except EnvFileError as problem:
@@ -272,7 +272,7 @@ LARGEST_ANSWER_BYTES = 65536
 LONGEST_MESSAGE = 300
 
 
-class Import(NamedTuple):
+class ImportJob(NamedTuple):
     """An import to check."""
 
     python: str
@@ -344,7 +344,7 @@ def _without_zttp(python: str, uvicorn: str, has_zttp: bool) -> Finding | None:
     return Finding(("http", "implementation"), message, fix, "zttp")
 
 
-def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tuple[Import, Finding]]:
+def check_imports(jobs: Sequence[ImportJob], env: Mapping[str, str]) -> Iterator[tuple[ImportJob, Finding]]:
     """The imports that fail, with the reason. As many run at once as there are CPUs.
 
     Blocks until the last import is done or has timed out.
@@ -355,7 +355,7 @@ def check_imports(jobs: Sequence[Import], env: Mapping[str, str]) -> Iterator[tu
                 yield job, Finding(("app",), *_message_and_fix(job, answer), found=job.target)
 
 
-def _import(job: Import, env: Mapping[str, str]) -> dict[str, object]:
+def _import(job: ImportJob, env: Mapping[str, str]) -> dict[str, object]:
     whole = {**env, **dict(job.env)}
     options = {"env": whole, **start_options(job.python, job.user, whole)}
     if job.user is not None and any(name.startswith(READ_AT_START) for name, _ in job.env):
@@ -415,7 +415,7 @@ def _read_pipe(descriptor: int, timeout_seconds: float) -> bytes | None:
     return written
 
 
-def _message_and_fix(job: Import, answer: dict[str, object]) -> tuple[str, str]:
+def _message_and_fix(job: ImportJob, answer: dict[str, object]) -> tuple[str, str]:
     module, _, attribute = job.target.partition(":")
     message = " ".join(str(answer.get("message", "")).split())
     message = message[:LONGEST_MESSAGE] + ("…" if len(message) > LONGEST_MESSAGE else "")

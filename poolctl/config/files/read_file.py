@@ -93,7 +93,7 @@ LARGEST_BYTES = 8 * 1024 * 1024
 SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 _NO_FILE = "there is no such file"
 _TYPES = {"d": "a directory", "p": "a FIFO", "s": "a socket", "c": "a device", "b": "a device"}
-_OTHER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+_OTHER_BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
 # A variable that is named by a key that ends in _env.
 _NAMED = rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)"""
 _CHUNK_BYTES = 1024 * 1024
@@ -154,7 +154,7 @@ def read_text(path: str, *, for_another_user: bool = False, is_configuration: bo
     if len(content) > LARGEST_BYTES:
         fix = "split it: a directory of files is one configuration"
         raise _problem(path, f"larger than {LARGEST_BYTES // 1024 // 1024} MiB", fix)
-    if content.startswith(_OTHER_MARKS):
+    if content.startswith(_OTHER_BYTE_ORDER_MARKS):
         raise _problem(path, "the file is UTF-16 or UTF-32, not UTF-8", "save it as UTF-8")
     try:
         text = content.decode("utf-8-sig")

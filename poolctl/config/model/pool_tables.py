@@ -228,7 +228,7 @@ class BoundAddress(NamedTuple):
 class TableRules:
     """The rules between tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
-    def made(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
+    def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
         """The valid tables of the feature, by name. Problems of other tables are added to the findings.
 
         Tables missing in the result are validated one by one.
@@ -302,11 +302,11 @@ def probed_targets(tables: Tables) -> dict[str, Probe]:
     }
 
 
-def made(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
+def build_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
     """The valid tables of the merged files. Problems of other tables are added to the findings."""
     values: dict[str, Tree] = {}
     for rules in rules_of(raw):
-        values |= rules.made(raw, findings)
+        values |= rules.build(raw, findings)
     for name in table_names():
         if name in raw and name not in values and (model := model_of_table(name)) is not None:
             if model.listed:

@@ -218,7 +218,7 @@ class Section:
     @classmethod
     def nested(cls, value: Tree) -> Self:
         """Validate a table by its own model, which few files need; an instance is returned unchanged."""
-        return value if isinstance(value, cls) else _made(cls, value)
+        return value if isinstance(value, cls) else _build(cls, value)
 
 
 def _as_written(value: Tree, *, given: bool) -> Tree:
@@ -269,14 +269,14 @@ class Table(Section):
 
         `written` is the table before references were replaced.
         """
-        from poolctl.config.values.normalise import STEPS, absolute
+        from poolctl.config.values.normalise import NORMALISERS, absolute
 
         found = dict(table)
         for key, value in table.items():
             if key in cls.paths:
                 found[key] = absolute(value, base_dir)
             elif key in ("bind", "tls"):
-                found[key] = STEPS[key](value, base_dir)
+                found[key] = NORMALISERS[key](value, base_dir)
         return found
 
     def findings(self) -> Iterable[Finding]:
@@ -342,7 +342,7 @@ def validated(
     from pydantic import ValidationError
 
     try:
-        return _made(kind, table)
+        return _build(kind, table)
     except ValidationError as error:
         from poolctl.config.values.value_types import findings_of
 
@@ -354,7 +354,7 @@ def validated(
         return None
 
 
-def _made(kind: type[Kind], table: Tree) -> Kind:
+def _build(kind: type[Kind], table: Tree) -> Kind:
     """The table as a value. Raises pydantic's ValidationError."""
     if table == {} and not any(key.default is REQUIRED for key in kind.keys_of.values()):
         return kind.with_defaults()  # without a model, which takes milliseconds to make
@@ -394,7 +394,7 @@ def _new_model(kind: type[Section]) -> type[BaseModel]:
         return create_model(kind.__name__, __config__=rules, __doc__=kind.__doc__, **keys)
 
 
-OF_SLEEP = ("idle", "awake", "asleep", "timezone")
+SLEEP_KEYS = ("idle", "awake", "asleep", "timezone")
 
 
 class Scale(Section):

@@ -28,7 +28,7 @@ from poolctl.config.model.section import (
     required,
     validated,
 )
-from poolctl.config.values.plain import EMPTY, INTERNAL, binds_itself, exposed
+from poolctl.config.values.plain import EMPTY, INTERNAL, binds_itself, exposed_url
 from poolctl.config.values.problems import Finding, Tree
 from poolctl.config.values.secrets import masked_arguments
 
@@ -248,7 +248,7 @@ class ServerKeys(Section):
         """A copy of the server with this address, such as the port chosen for `auto`."""
         changes: dict[str, Tree] = {"address": address, "bind": address.key}
         if self.derived_expose:
-            changes["expose"] = exposed(address, bool(self.tls))
+            changes["expose"] = exposed_url(address, bool(self.tls))
         return self.but(**changes)
 
     def __getstate__(self) -> tuple[dict[str, Tree], set[str]]:

@@ -19,7 +19,7 @@ from poolctl.config.values.plain import (
     PLACEHOLDERS,
     Interpolated,
     binds_itself,
-    exposed,
+    exposed_url,
     host_and_port,
     is_port,
     number_from_environment,
@@ -119,8 +119,8 @@ def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) ->
     """A copy of the table of a server (or of the defaults) in its long form."""
     found = dict(table)
     for key, value in table.items():
-        if key in STEPS:
-            found[key] = STEPS[key](value, base_dir)
+        if key in NORMALISERS:
+            found[key] = NORMALISERS[key](value, base_dir)
     for key in INTERNAL & found.keys():
         findings.append(Finding((key,), f"unknown key {key!r}", "take it out", shown(found.pop(key))))
     if "listen" in found:
@@ -232,7 +232,7 @@ def _labels(value: Tree, base_dir: str) -> Tree:
     return found
 
 
-STEPS: dict[str, Callable[[Tree, str], Tree]] = {
+NORMALISERS: dict[str, Callable[[Tree, str], Tree]] = {
     **dict.fromkeys(("app_dir", "cwd"), absolute),
     **dict.fromkeys(("bind", "listen"), _bind),
     "depends_on": _depends_on,
@@ -266,7 +266,7 @@ def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, 
     for key in PATHS:
         # The value of a reference is not known yet.
         if key in found and "${" not in str(found[key]):
-            value = STEPS[key](found[key], base_dir)
+            value = NORMALISERS[key](found[key], base_dir)
             found[key] = list(value) if isinstance(value, tuple) else value
     # Their defaults there would be others.
     found.setdefault("cwd", base_dir)
@@ -338,7 +338,7 @@ def _address(table: dict[str, Tree], base_dir: str) -> Address | Finding | None:
 def _expose(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
     expose = table.get("expose")
     if expose is None:
-        table["expose"] = exposed(address, bool(table.get("tls"))) if address else "?"
+        table["expose"] = exposed_url(address, bool(table.get("tls"))) if address else "?"
         table["derived_expose"] = True
     if not isinstance(expose, str):
         return
@@ -442,7 +442,7 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
     """Every contradiction between the keys of a server."""
     app, user = table.get("app"), table.get("user")
     if table.get("command") is not None:
-        yield from _command(table, address)
+        yield from _command_rules(table, address)
     else:
         for key, value, text in (
             ("notify", True, "true"),
@@ -457,7 +457,7 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
     if table.get("factory") is True and not isinstance(app, str) and not callable(app):
         yield Finding(("factory",), "factory = true needs an app", 'add app = "module:function"')
     if table.get("every") is not None:
-        yield from _every(table)
+        yield from _every_rules(table)
     ruled = (
         ("scale", _scale_rules),
         ("tls", _tls_rules),
@@ -472,7 +472,7 @@ def findings_of_rules(table: dict[str, Tree], address: Address | None) -> Iterat
         yield Finding(("user",), f"{shown(user)} is not name[:group]", 'write "www-data" or "www-data:web"')
 
 
-def _every(table: dict[str, Tree]) -> Iterator[Finding]:
+def _every_rules(table: dict[str, Tree]) -> Iterator[Finding]:
     if truth_from_environment(table.get("job")) is not True:
         command = "" if table.get("command") is not None else ', and command = ["prog", …] instead of an app'
         message = "every is for a job: a command that runs to its end"
@@ -486,7 +486,7 @@ def _every(table: dict[str, Tree]) -> Iterator[Finding]:
         yield Finding(("mandatory",), message, "take mandatory out, and have [[notify]] report a failed run")
 
 
-def _words(path: Path, command: Tree) -> Iterator[Finding]:
+def _word_list_rules(path: Path, command: Tree) -> Iterator[Finding]:
     if isinstance(command, str):
         import shlex
 
@@ -502,19 +502,19 @@ def _words(path: Path, command: Tree) -> Iterator[Finding]:
 
 def _hooks_rules(hooks: dict[str, Tree]) -> Iterator[Finding]:
     for name in HOOKS:
-        yield from _words(("hooks", name), hooks.get(name))
+        yield from _word_list_rules(("hooks", name), hooks.get(name))
 
 
-def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
+def _command_rules(table: dict[str, Tree], address: Address | None) -> Iterator[Finding]:
     command, job, scale = table["command"], table.get("job") is True, table.get("scale")
-    yield from _words(("command",), command)
+    yield from _word_list_rules(("command",), command)
     if isinstance(command, str):
         return
     if table.get("app") is not None:
         yield Finding(("command",), "both 'app' and 'command' are given", "keep one of them")
     if table.get("handler_key"):
         yield Finding(("handler_key",), "a command has no handler", "keep 'command' or 'handler_key'")
-    yield from _bound_twice(command)
+    yield from _gunicorn_rules(command)
     if table.get("tls"):
         fix = "take tls out, and give the program its certificates in its own way"
         yield Finding(("tls",), "a command speaks TLS itself, or does not", fix)
@@ -525,15 +525,15 @@ def _command(table: dict[str, Tree], address: Address | None) -> Iterator[Findin
         yield Finding(("scale",), f"a job runs once, and this is {least} workers", "write workers = 1")
     if least == 0:
         named = job or (address is not None and not address.listens)
-        yield from _sleeping_command(scale, job=job, named=named, itself=itself)
+        yield from _sleep_rules(scale, job=job, named=named, itself=itself)
     if itself and address is not None and address.kind != "tcp" and not job:
-        yield _no_port(table, address)
+        yield _missing_port(table, address)
     if itself and many:
         message = f"{least} processes cannot all bind {address.key if address else 'one address'}"
         yield Finding(("scale",), message, TAKE_THE_SOCKET)
 
 
-def _no_port(table: dict[str, Tree], address: Address) -> Finding:
+def _missing_port(table: dict[str, Tree], address: Address) -> Finding:
     fix = "let it take the socket: {fd}, or LISTEN_FDS"
     words = table["command"] if isinstance(table["command"], (list, tuple)) else ()
     env = table.get("env")
@@ -574,7 +574,7 @@ def _is_misspelt(written: str, known: str) -> bool:
     return meant in (rest, rest[1:]) or meant[1:] in (rest, rest[1:])
 
 
-def _bound_twice(command: Tree) -> Iterator[Finding]:
+def _gunicorn_rules(command: Tree) -> Iterator[Finding]:
     words = list(map(str, command)) if isinstance(command, (list, tuple)) else []
     # As in `uv run gunicorn` and `python3 -m gunicorn`.
     if not any(word.rpartition("/")[2] == "gunicorn" for word in words[:3]):
@@ -587,7 +587,7 @@ def _bound_twice(command: Tree) -> Iterator[Finding]:
             yield Finding(("command", index), message, "leave out its --bind", word)
 
 
-def _sleeping_command(scale: Tree, *, job: bool, named: bool, itself: bool) -> Iterator[Finding]:
+def _sleep_rules(scale: Tree, *, job: bool, named: bool, itself: bool) -> Iterator[Finding]:
     idle = scale.get("idle", 0) if isinstance(scale, dict) else scale.idle
     if named:
         what = "a job" if job else "a program without 'bind'"
@@ -632,10 +632,10 @@ def _http_rules(http: dict[str, Tree]) -> Iterator[Finding]:
 def _health_rules(health: dict[str, Tree]) -> Iterator[Finding]:
     for key in PROBES:
         if isinstance(health.get(key), dict):
-            yield from _probe(("health", key), health[key])
+            yield from _probe_rules(("health", key), health[key])
 
 
-def _probe(path: Path, probe: dict[str, Tree]) -> Iterator[Finding]:
+def _probe_rules(path: Path, probe: dict[str, Tree]) -> Iterator[Finding]:
     kinds = [kind for kind in ("http", "tcp", "exec") if probe.get(kind) not in (None, False)]
     if len(kinds) != 1:
         message = f"a probe is one of http, tcp and exec, and this is {' and '.join(kinds) or 'none'}"

@@ -120,7 +120,7 @@ def values_in(env: Tree) -> Iterable[Tree]:
     return env.values() if isinstance(env, dict) else ()
 
 
-def exposed(address: Address, tls: bool) -> str:
+def exposed_url(address: Address, tls: bool) -> str:
     """The address that clients use, as far as the bind address determines it.
 
     Wildcards become localhost; Unix and inherited sockets are shown as bound; jobs and processes have no address; a
@@ -138,7 +138,7 @@ def address_parts(expose: str, address: Address) -> dict[str, str]:
     """The `url`, `host` and `port` of a server, without the parts that it lacks."""
     parts = {"url": expose} if expose else {}
     if address.kind == "tcp":
-        parts |= {"host": address.nearby.host, "port": str(address.port)}
+        parts |= {"host": address.connect_address.host, "port": str(address.port)}
     return parts
 
 

@@ -261,7 +261,7 @@ def url_of(table: Dashboard) -> str:
     address = parse(table.bind)
     if address.kind == "unix":
         return address.key
-    return f"{'https' if table.tls else 'http'}://{address.nearby.key}/"
+    return f"{'https' if table.tls else 'http'}://{address.connect_address.key}/"
 
 
 def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> str:

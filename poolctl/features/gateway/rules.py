@@ -75,7 +75,7 @@ def _validated(kind: type[Kind], given: dict[str, Tree], path: Path, findings: l
 class GatewayRules(TableRules):
     """The rules of [gateway], [[route]] and [[stream]], which need all tables and servers."""
 
-    def made(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
+    def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
         return gateway_tables(raw, findings)
 
     def problems(

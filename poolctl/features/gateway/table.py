@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from poolctl.address import AddressError, canonical
 from poolctl.config.model.section import Probe, Section, Table, TLSConfig, field, hidden, required
-from poolctl.config.values.normalise import STEPS
+from poolctl.config.values.normalise import NORMALISERS
 from poolctl.config.values.plain import EMPTY
 from poolctl.config.values.problems import Tree
 
@@ -410,7 +410,7 @@ def _absolute(key: str, value: Tree, base_dir: str) -> Tree:
     if isinstance(value, (list, tuple)):
         return [_absolute(key, each, base_dir) for each in value]
     if key == "tls":
-        return STEPS["tls"](value, base_dir)
+        return NORMALISERS["tls"](value, base_dir)
     if isinstance(value, dict):
         return _with_absolute_addresses(value, base_dir)
     if isinstance(value, str) and value.lower().startswith(UNIX):

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from poolctl.address import LOOPBACKS, AddressError, overlaps, parse
 from poolctl.config.model.section import Table, TLSConfig, field
-from poolctl.config.values.normalise import STEPS
+from poolctl.config.values.normalise import NORMALISERS
 from poolctl.config.values.plain import PORTS
 from poolctl.config.values.problems import Finding, Problem, Tree
 
@@ -62,7 +62,7 @@ class OperatorTable(Table):
     ) -> dict[str, Tree]:
         found = super().from_file(table, written, base_dir)
         if "url" in found:
-            found["url"] = STEPS["bind"](found["url"], base_dir)  # it may be a Unix socket
+            found["url"] = NORMALISERS["bind"](found["url"], base_dir)  # it may be a Unix socket
         return found
 
     def findings(self) -> Iterator[Finding]:

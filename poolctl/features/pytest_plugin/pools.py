@@ -46,7 +46,7 @@ class PoolUnderTest:
         config = self._server(name).config
         if config.address.kind != "tcp":
             return f"{config.expose}{path}"
-        return f"{'https' if config.tls else 'http'}://{config.address.nearby.key}{path}"
+        return f"{'https' if config.tls else 'http'}://{config.address.connect_address.key}{path}"
 
     def log(self, name: str, since: float = 0.0) -> list[str]:
         """The last lines printed by a server, since a time.time() value. Empty for a pool in this process."""

@@ -24,7 +24,7 @@ from poolctl.keeper import fd_store, pool_files
 from poolctl.listeners.sock_diag import accepted
 from poolctl.platform import (
     CREDENTIALS_BYTES,
-    ask_for_credentials,
+    enable_sender_credentials,
     kernel_threads,
     process_cpu_ns,
     process_start,
@@ -198,7 +198,7 @@ async def first_connection(server: ServerConfig, listeners: Sequence[socket.sock
 async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
     """A connection to the program, through the listener that it was given or at its address. Raises OSError."""
     loop = asyncio.get_running_loop()
-    address = server.address.nearby
+    address = server.address.connect_address
     if target is not None:
         family, where = target.family, target.getsockname()
     elif address.kind == "unix":
@@ -224,7 +224,7 @@ class NotifySocket:
 
     def __init__(self, sock: socket.socket, path: str, uid: int) -> None:
         sock.setblocking(False)
-        ask_for_credentials(sock)
+        enable_sender_credentials(sock)
         self.path = path
         self._sock = sock
         self._uids = {0, uid}

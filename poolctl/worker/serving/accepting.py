@@ -28,7 +28,7 @@ import uvicorn
 from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import Connection, Routed
 from poolctl.keeper.wire import WireError
-from poolctl.platform import close_promptly, has_left
+from poolctl.platform import close_promptly, peer_has_closed
 
 from .connection_state import Drainable, PoolServerState
 from .evenness import Evenness
@@ -387,7 +387,7 @@ class SharedListeners:
             await asyncio.sleep(0)
 
     def _serve_waiting(self, sock: connection_handover.Connection) -> None:
-        if has_left(sock):
+        if peer_has_closed(sock):
             close_promptly(sock.detach())
         elif self._config.ssl is not None:
             self._begin_tls(sock)
@@ -461,7 +461,7 @@ class SharedListeners:
         return bool(seconds)
 
     def _adopt(self, taken: connection_handover.Connection) -> None:
-        if self._woken and has_left(taken):
+        if self._woken and peer_has_closed(taken):
             close_promptly(taken.detach())
             return
         until, asked, routed = taken.until, taken.asked, taken.routed

@@ -483,12 +483,12 @@ def test_changes_to_other_files_than_toml_are_instructions_with_file_and_line(
     draft.set("b", ("env", "NEW"), "1")
     draft.scale("b", 4)
     draft.add(NEW)
-    assert [*map(str, draft.by_hand())] == instructions
+    assert [*map(str, draft.manual_changes())] == instructions
     with pytest.raises(PoolValidateError, match="only TOML files are changed"):
         draft.write()
     draft = drafted(file)
     draft.remove("b")
-    (gone,) = draft.by_hand()
+    (gone,) = draft.manual_changes()
     assert (gone.line, gone.message) == (10 if name == "pool.yaml" else 3, "remove this server")
     assert file.read_text() == text
 
@@ -507,7 +507,7 @@ def test_a_new_server_is_shown_as_the_file_writes_servers(
 ) -> None:
     draft = drafted(written(tmp_path, name, text))
     draft.add({"name": "b", "bind": ":2"})
-    (problem,) = draft.by_hand()
+    (problem,) = draft.manual_changes()
     assert (problem.line, problem.column) == place
     assert problem.message == f"write this {message}"
 
@@ -517,10 +517,10 @@ def test_changes_to_toml_files_are_shown_together_with_those_to_others(tmp_path:
     local = written(tmp_path, "local.yaml", "- {name: users, disabled: true}\n")
     draft = drafted(base, local)
     draft.set("users", ("bind",), ":9")
-    assert draft.by_hand() == []
+    assert draft.manual_changes() == []
     draft.remove("orders")
     draft.set("users", ("disabled",), False)
-    assert [(each.file, each.line, each.message) for each in draft.by_hand()] == [
+    assert [(each.file, each.line, each.message) for each in draft.manual_changes()] == [
         (str(base), 11, 'write this:\n    bind = ":9"'),
         (str(base), 19, "remove this server"),
         (str(local), 1, "write this:\n  disabled: false"),
@@ -529,7 +529,8 @@ def test_changes_to_toml_files_are_shown_together_with_those_to_others(tmp_path:
     draft.add({"name": "new", "bind": ":9"})
     draft.remove("users")
     assert (
-        draft.by_hand()[-1].message == 'write this behind the server:\n[[server]]\nname = "new"\nbind = ":9"'
+        draft.manual_changes()[-1].message
+        == 'write this behind the server:\n[[server]]\nname = "new"\nbind = ":9"'
     )
 
 
@@ -591,13 +592,13 @@ def test_changes_are_applied_again_to_files_that_have_changed_meanwhile(tmp_path
         str(second), f"{second} has been changed by another process meanwhile",
     )  # fmt: skip
     assert draft.written == [str(first)]
-    again = draft.again()
-    assert again.write() == [str(first), str(second)], "the first one has been written before"
+    rebased = draft.rebase()
+    assert rebased.write() == [str(first), str(second)], "the first one has been written before"
     assert second.read_text() == '[[server]]\nname = "more"\nbind = ":2"\napp = "a:b"\ndisabled = true\n'
-    assert drafted(first, second).again().write() == []
+    assert drafted(first, second).rebase().write() == []
     second.write_text("")
     with pytest.raises(KeyError):
-        draft.again()
+        draft.rebase()
 
 
 def test_every_kind_of_change_is_applied_again(tmp_path: Path) -> None:
@@ -609,8 +610,8 @@ def test_every_kind_of_change_is_applied_again(tmp_path: Path) -> None:
     draft.scale("users", 3)
     draft.remove("orders")
     draft.add(added)
-    again = draft.again().again()
-    assert again.difference() == draft.difference()
+    rebased = draft.rebase().rebase()
+    assert rebased.difference() == draft.difference()
     for line in (
         '+app = "other:app"',
         "-http.keep_alive",
@@ -618,7 +619,7 @@ def test_every_kind_of_change_is_applied_again(tmp_path: Path) -> None:
         '-name = "orders"',
         '+name = "new"',
     ):
-        assert f"\n{line}" in again.difference()
+        assert f"\n{line}" in rebased.difference()
 
 
 def test_file_that_cannot_be_read_is_not_changed(tmp_path: Path) -> None:

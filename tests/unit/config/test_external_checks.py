@@ -18,7 +18,7 @@ import pytest
 from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
 from poolctl.config.checks import external_checks
-from poolctl.config.checks.external_checks import Import, check_imports, check_interpreters, unwritable
+from poolctl.config.checks.external_checks import ImportJob, check_imports, check_interpreters, unwritable
 from poolctl.config.model.pool_tables import MetricsTable, TableRules, Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
@@ -225,15 +225,15 @@ def test_problem_between_servers_hides_none_of_what_they_refer_to(
     assert config.outside(names=["one"]) == []
 
 
-def job(directory: Path, target: str, **more: Any) -> Import:
+def job(directory: Path, target: str, **more: Any) -> ImportJob:
     keys = {
         "python": sys.executable, "target": target, "app_dir": str(directory), "cwd": str(directory), "env": (),
         "user": None, "timeout_seconds": 20.0,
     }  # fmt: skip
-    return Import(**{**keys, **more})
+    return ImportJob(**{**keys, **more})
 
 
-def messages(*jobs: Import) -> list[str]:
+def messages(*jobs: ImportJob) -> list[str]:
     return [finding.message for _, finding in check_imports(jobs, dict(os.environ))]
 
 

@@ -17,7 +17,7 @@ from poolctl.config.values.plain import (
     Interpolated,
     address_parts,
     binds_itself,
-    exposed,
+    exposed_url,
     host_and_port,
     is_port,
     number_from_environment,
@@ -164,5 +164,5 @@ def test_exposed_address_follows_from_the_bound_one(
         if not bind.startswith("job:")
         else ServerConfig(name="a", job=True, command=["x"]).address
     )
-    assert exposed(address, tls) == expose
+    assert exposed_url(address, tls) == expose
     assert address_parts(expose, address) == ({"url": expose} if expose else {}) | parts

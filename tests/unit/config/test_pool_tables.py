@@ -15,8 +15,8 @@ from poolctl.config.model.pool_tables import (
     MetricsTable,
     PoolSettings,
     TableRules,
+    build_tables,
     is_listed,
-    made,
     model_of_table,
     pool_variables,
     probed_targets,
@@ -161,7 +161,7 @@ def test_tables_are_known_by_their_names() -> None:
 
 def test_invalid_table_is_left_out_with_its_findings() -> None:
     findings: list[Finding] = []
-    tables = made({"metrics": {"bind": "nonsense"}, "events": {"keep": 3}}, findings)
+    tables = build_tables({"metrics": {"bind": "nonsense"}, "events": {"keep": 3}}, findings)
     assert (tables.get(MetricsTable), tables.events is not None and tables.events.keep) == (None, 3)
     assert [each.path for each in findings] == [("metrics", "bind")]
 
@@ -176,7 +176,7 @@ def test_features_without_these_tables_have_no_rules() -> None:
 def test_rules_that_are_not_overridden_find_nothing() -> None:
     rules, tables = TableRules(), Tables()
     now = datetime(2026, 1, 1)
-    assert (rules.made({}, []), rules.routes([], tables), rules.probed_targets(tables)) == ({}, None, {})
+    assert (rules.build({}, []), rules.routes([], tables), rules.probed_targets(tables)) == ({}, None, {})
     assert (rules.warnings([], tables, complete=True), rules.unusable(tables), rules.addresses(tables)) == (
         (),
         (),
@@ -188,7 +188,9 @@ def test_rules_that_are_not_overridden_find_nothing() -> None:
 @pytest.mark.skipif("notify" not in FEATURES, reason="there is no such table")
 def test_url_that_is_invalid_is_not_quoted_and_other_values_are() -> None:
     findings: list[Finding] = []
-    made({"notify": [{"type": "ntfy", "url": "ftp://secret@host/topic", "timeout": "soon"}]}, findings)
+    build_tables(
+        {"notify": [{"type": "ntfy", "url": "ftp://secret@host/topic", "timeout": "soon"}]}, findings
+    )
     found = {each.path[-1]: each.found for each in findings}
     assert found["url"] == ""
     assert found["timeout"] != ""

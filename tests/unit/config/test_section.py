@@ -92,9 +92,9 @@ def test_table_within_another_may_be_a_value_already() -> None:
 
 PLAIN = """
 import sys
-from poolctl.config import leave_out_plugins, load
+from poolctl.config import disable_pydantic_plugins, load
 from poolctl.config.model import section
-leave_out_plugins()
+disable_pydantic_plugins()
 assert not load(sys.argv[1]).problems
 assert [kind.__name__ for kind in section._models] == ["ServerKeys"]
 assert "importlib.metadata" not in sys.modules, "the search for pydantic's plugins"

@@ -128,7 +128,7 @@ def test_each_name_has_a_state_of_its_own_and_all_are_removed_together(tmp_path:
 
 
 def test_state_of_an_unknown_boot_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_files, "machine_life", lambda: ["", 1])
+    monkeypatch.setattr(pool_files, "boot_identity", lambda: ["", 1])
     pool_files.write_desired(str(tmp_path), b'{"servers": {}}')
     assert pool_files.read_desired(str(tmp_path)) == {}
 

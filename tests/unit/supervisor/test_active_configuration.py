@@ -20,7 +20,7 @@ import poolctl
 from poolctl import ServerConfig
 from poolctl.child_process import ChildProcess
 from poolctl.config import Reading, Surroundings, Tables
-from poolctl.config.__main__ import message, reader_command
+from poolctl.config.__main__ import encode_request, reader_command
 from poolctl.config.model.pool_tables import MetricsTable
 from poolctl.core.core import Core
 from poolctl.errors import PoolValidateError
@@ -289,7 +289,7 @@ def test_process_of_a_supervisor_of_an_earlier_version_has_its_link_at_descripto
     with ours:
         with theirs:
             pid = spawn(reader_command(), None, [theirs.fileno()], str(tmp_path / "log"), session=False)
-        ours.sendall(message(("read", 1, [str(file)], None, False)))
+        ours.sendall(encode_request(("read", 1, [str(file)], None, False)))
         answer = ours.recv(9999)
         assert answer.startswith(f"poolctl {poolctl.__version__} ".encode())
     assert os.waitpid(pid, 0) == (pid, 0)
@@ -379,10 +379,10 @@ def test_process_ends_with_the_supervisor_in_the_middle_of_a_read(tmp_path: Path
     supervisor = (
         "import asyncio, os, signal\n"
         "from poolctl.child_process import ChildProcess\n"
-        "from poolctl.config.__main__ import message\n"
+        "from poolctl.config.__main__ import encode_request\n"
         f"process = ChildProcess([{sys.executable!r}, '-c', {hangs!r}], output={str(log)!r})\n"
         "print(process.pid, flush=True)\n"
-        "asyncio.run(process.send(message(('read', 1, ['pool.toml'], None, False))))\n"
+        "asyncio.run(process.send(encode_request(('read', 1, ['pool.toml'], None, False))))\n"
         "signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", supervisor], stdout=subprocess.PIPE) as asker:

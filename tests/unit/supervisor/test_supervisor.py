@@ -1380,7 +1380,7 @@ def test_start_imports_none_of_them_and_afterwards_all_of_them_are_there() -> No
     look = f"""
 import sys
 import poolctl.supervisor.__main__
-poolctl.supervisor.__main__.leave_out_plugins()
+poolctl.supervisor.__main__.disable_pydantic_plugins()
 import poolctl.supervisor.supervisor
 assert "importlib.metadata" not in sys.modules, "the search for pydantic's plugins"
 import poolctl.runners.local.local_runner

@@ -103,7 +103,7 @@ class Endpoint(NamedTuple):
     @classmethod
     def of_server(cls, bind: str, tls: bool) -> Endpoint:
         """The endpoint of a server on this machine, by the address where it listens. Raises AddressError."""
-        address = parse(bind).nearby
+        address = parse(bind).connect_address
         if not address.listens:
             raise AddressError(f"{address.key} is no address to connect to")
         if address.kind == "unix":
