@@ -19,6 +19,7 @@ def test_pools_lists_the_pools_of_this_user(
         "files": [str(directory / "pool.toml")],
         "supervisor_pid": 41,
         "keeper_pid": 40,
+        "version": "1.2",
     }
     (directory / "run" / "dead").mkdir(parents=True)
     (directory / "run" / "dead" / "control.sock").touch()
@@ -31,6 +32,7 @@ def test_pools_lists_the_pools_of_this_user(
     assert said == (0, "NAME  PID  READY  FILES\nshop  41   2/3    pool.toml\n", "")
     assert pool["files"] == [str(directory / "pool.toml")]
     assert (pool["name"], pool["pid"], pool["servers"], pool["ready"]) == ("shop", 41, 6, 2)
+    assert (pool["keeper_pid"], pool["version"]) == (40, "1.2")
 
 
 def test_pool_that_does_not_answer_is_still_listed(

@@ -238,6 +238,9 @@ def test_stop_without_anything_that_serves_forgets_what_was_desired(
     monkeypatch.setattr(runner_registry, "has_orphans", lambda env, found: False)
     assert poolctl("stop", "users").out == "nothing is running\n"
     assert desired_of(directory) == {"users": "stopped", "orders": "running"}
+    (place,) = (directory / "run").iterdir()
+    assert not (place / "info.json").exists()
+    assert not (place / "control.sock").exists()
     assert [each["name"] for each in poolctl("stop", "-o", "json").json["items"]] == ["users", "orders"]
     assert desired_of(directory) == {}
     assert all(worker.log == [] for worker in left)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from poolctl.config.edit import Draft, FileChanged, escaped, key_text, replace, table_text, value_text
 from poolctl.config.loader import load
 from poolctl.errors import PoolValidateError
+from tests.descriptors import no_descriptor_left
 
 POOL = """\
 #:schema ./pool.schema.json
@@ -301,7 +302,8 @@ def test_mode_link_and_neighbours_stay_when_a_file_is_replaced(tmp_path: Path) -
     file.chmod(0o640)
     link = tmp_path / "pool.toml"
     link.symlink_to("real/pool.toml")
-    replace(str(link), POOL, "x = 1\n")
+    with no_descriptor_left():
+        replace(str(link), POOL, "x = 1\n")
     assert link.is_symlink()
     assert file.read_text() == "x = 1\n"
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
