@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.config.edit import Draft
+from poolctl.cli import live_change
+from poolctl.config.edit import Draft, FileChanged
 from tests.stand_in import Send, always, item, result
 
 from .conftest import POOL, Command, Supervised
@@ -362,6 +363,34 @@ def test_concurrent_change_of_another_writer_stays(
     with supervised(answer):
         assert poolctl("scale", "users", "2", "--save").code == 0
     assert file.read_text() == other.replace('"inner"]\n', '"inner"]\nworkers = 2\n')
+
+
+def test_selection_that_the_running_pool_refuses_changes_nothing(
+    poolctl: Command, supervised: Supervised, file: Path
+) -> None:
+    with supervised(always(exit_code=4, errors=[{"message": "no server matches"}])) as requests:
+        assert poolctl("scale", "nobody", "2", "--save") == (4, "", "error: no server matches\n")
+    assert [verb for verb, _ in requests] == ["ping", "list"]
+    assert file.read_text() == COMMENTED
+
+
+def test_file_that_others_change_again_and_again_is_given_up(
+    poolctl: Command, supervised: Supervised, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts = []
+
+    def changed(draft: Draft) -> list[str]:
+        attempts.append(draft)
+        raise FileChanged(str(file))
+
+    monkeypatch.setattr(Draft, "write", changed)
+    monkeypatch.setattr(live_change, "_ATTEMPTS", 2)
+    with supervised(always(item("users", workers=2))):
+        said = poolctl("scale", "users", "2", "--save")
+    assert (said.code, said.out) == (8, "1 server scaled to 2 workers\n")
+    assert said.err.endswith("hint: nothing was written; check the file, then repeat the command\n")
+    assert len(attempts) == 3
+    assert file.read_text() == COMMENTED
 
 
 def test_change_that_cannot_be_written_lasts_until_a_reload(

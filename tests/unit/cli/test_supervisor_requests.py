@@ -305,6 +305,32 @@ def test_running_supervisor_is_asked_and_no_other_is_launched(
     assert [verb for verb, _ in requests] == ["start"]
 
 
+def test_launched_pool_is_asked_and_another_of_its_name_is_a_warning(
+    directory: Path, supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(directory, "start")
+    other = directory / "run" / "other"
+    other.mkdir(parents=True, mode=0o700)
+    (other / "control.sock").touch()
+    (other / "info.json").write_text('{"name": "blog", "files": ["/srv/blog.toml"]}')
+    launches = []
+
+    def launch(files: list[str], env: object) -> None:
+        launches.append(files)
+        stack.enter_context(supervised(always(item("users"), warnings=["slow"])))
+        Path(asked.pool.directory, "info.json").write_text(f'{{"name": "{name}"}}')
+
+    monkeypatch.setattr("poolctl.supervisor.launch.launch", launch)
+    for name in ("shop", "blog"):
+        with ExitStack() as stack:
+            found = ask_or_launch(asked.request, asked.pool)
+        assert ([each.name for each in found.items], found.warnings[0]) == (["users"], "slow")
+        assert [text.partition(":")[0] for text in found.warnings[1:]] == (
+            ["another pool is also named 'blog'"] if name == "blog" else []
+        )
+    assert launches == [asked.pool.files] * 2
+
+
 @pytest.mark.slow
 def test_launch_that_matches_nothing_or_has_nothing_to_run_leaves_nothing_behind(real_pool: RealPool) -> None:
     real_pool.write_hello()
@@ -378,10 +404,12 @@ def test_servers_of_a_running_pool_are_asked_for_with_or_without_their_figures(
 ) -> None:
     asked = Asked(directory, "list", "users")
     show = Asked(directory, "show", "users").request
-    with supervised(always()) as requests:
-        selected(asked.request, asked.pool)
-        selected(asked.request, asked.pool, measured=True)
-        described(show, asked.pool)
+    with supervised(always({**item("users"), "config": {}})) as requests:
+        for measured in (False, True):
+            found = selected(asked.request, asked.pool, measured=measured)
+            assert [each.name for each in found.items] == ["users"]
+        shown, answer = described(show, asked.pool)
+        assert ([each.name for each in shown], answer and answer.exit_code) == (["users"], 0)
     assert [(verb, body["options"].get("files")) for verb, body in requests] == [
         ("list", None), ("stats", True), ("show", None),
     ]  # fmt: skip
