@@ -352,7 +352,7 @@ def _pool_values(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
         servers = list(_servers_in_files(pool.files))
     if kind == "tags":
         return [(tag, "") for tag in sorted({tag for *_, tags in servers for tag in tags})]
-    offers = [(name, state) for name, _, state, _ in servers if kind in ("servers", "targets")]
+    offers = [(name, state) for name, _, state, _ in servers]
     if kind == "targets" and begun:
         offers += [(bind, name) for name, bind, _, _ in servers]
     return offers
