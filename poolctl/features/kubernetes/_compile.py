@@ -8,7 +8,14 @@ from graphlib import TopologicalSorter
 from typing import NamedTuple
 
 from poolctl.cli.outcome import Failure, Outcome
-from poolctl.config import Configuration, Finding, ServerConfig, referenced_variables, values_of
+from poolctl.config import (
+    Configuration,
+    Finding,
+    ServerConfig,
+    read_documents,
+    referenced_variables,
+    values_of,
+)
 from poolctl.config.model.pool_tables import Located
 from poolctl.control.answers import ErrorEntry
 from poolctl.exit_codes import INVALID_CONFIGURATION
@@ -147,7 +154,6 @@ def _secrets(server: ServerConfig, pool: KubernetesPool, hidden: Sequence[str]) 
 def _values(files: Iterable[str]) -> list[str]:
     """The values of the environment variables that the files use."""
     names: set[str] = set()
-    for file in files:
-        with open(file, encoding="utf-8", errors="replace") as source:
-            names.update(referenced_variables(source.read()))
+    for document in read_documents([*files])[0]:
+        names.update(referenced_variables(document.text))
     return values_of(names, os.environ)

@@ -137,6 +137,19 @@ def test_values_of_the_environment_are_in_the_secret_alone(
     assert objects.container("web")["envFrom"] == [reference]
 
 
+def test_pool_of_a_directory_is_exported_without_its_secrets(
+    poolctl: Any, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "very-secret-token")
+    (directory / "all").mkdir()
+    (directory / "all" / "pool.toml").write_text(POOL)
+    (directory / "all" / "web.toml").write_text(app(env={"LEVEL": "info"}))
+    assert poolctl("-c", "all", "export", "kubernetes").code == 0
+    (directory / "all" / "web.toml").write_text(server("web", bind=":8000", command=["serve", "${TOKEN}"]))
+    done = poolctl("-c", "all", "export", "kubernetes")
+    assert (done.code, "very-secret-token" in done.err) == (5, False)
+
+
 BEARER = {"readiness": {"http": "/", "headers": {"Authorization": "Bearer abcdefgh"}}}
 
 

@@ -188,6 +188,7 @@ def test_variables_that_the_files_use_come_from_a_file_of_the_service(tmp_path: 
     file.write_text("a = '${TOKEN}' # ${OTHER:-x} ${VIRTUAL_ENV} ${TOKEN}\n")
     pool = pool_of(":1", files=[str(file), str(tmp_path / "missing")])
     assert missing_variables(pool) == ["TOKEN"]
+    assert missing_variables(pool_of(":1", files=[str(tmp_path)])) == ["TOKEN"], "of each file in a directory"
     assert "EnvironmentFile=-/etc/poolctl/shop.env\n" in units(pool, of_user=False)["poolctl-shop.service"]
     assert (
         "EnvironmentFile=-%h/.config/poolctl/shop.env\n" in units(pool, of_user=True)["poolctl-shop.service"]
