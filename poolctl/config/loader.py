@@ -93,6 +93,7 @@ class Defaults:
         self.tls = table.get("tls") if isinstance(table.get("tls"), dict) else None
         self.raw = {key: value for key, value in table.items() if key != "tls" or value is not self.tls}
         self.ready: dict[str, Tree] = {}
+        self._tls_is_invalid = False
         if not table:
             return
         bad = self._check(table, base_dir)
@@ -128,15 +129,18 @@ class Defaults:
             self.ready = {key: value for key, value in self.raw.items() if key not in bad}
         if "tls" in bad:
             self.tls = None
+            self._tls_is_invalid = True
         return bad
 
     def merged_with(self, own: dict[str, Tree]) -> dict[str, Tree]:
         """A new table: the server's own keys, and the defaults for the other keys."""
-        if not self.ready and self.tls is None:
+        if not self.ready and self.tls is None and not self._tls_is_invalid:
             return dict(own)
         table = {**self.ready, **own}
         if self.tls is not None:
             self._resolve_tls(table, own)
+        elif self._tls_is_invalid and _lacks_certificate(own.get("tls")):
+            del table["tls"]  # its certificate is in the defaults, where the problem is reported
         for key in self.raw_tables.keys() & own.keys():
             if isinstance(own[key], dict):
                 table[key] = merged(self.raw_tables[key], own[key])
@@ -176,6 +180,10 @@ class Defaults:
             table["tls"] = merged(under, asked)
         elif asked is None:
             table.pop("tls", None)
+
+
+def _lacks_certificate(tls: Tree) -> bool:
+    return tls is True or (isinstance(tls, dict) and "cert" not in tls)
 
 
 def _needs_address(variable: str, value: Tree) -> bool:

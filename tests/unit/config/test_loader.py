@@ -291,6 +291,9 @@ NO_SERVER = "there is no server {!r}; name a server of this pool"
 A_RANGE = 'allowed is "FIRST-LAST", ports from 1 to 65535'
 SET_IT = "set it, or give a default: ${{NOT_SET:-…}}"
 NOT_WHOLE = "'x' is not allowed here; expected a whole number"
+NOT_TLS = (
+    '12:1: server[1].tls: 7 is not allowed here; allowed is true, false, or {{ cert = "FILE", key = "FILE" }}'
+)
 NOT_SOON = (
     '\'soon\' is not a duration; write a number of seconds, or a string such as "500ms", "5s", "1m30s", "2h"'
 )
@@ -322,6 +325,10 @@ NOT_SOON = (
         ('[defaults]\nstop_timeout = "soon"\ntls = { cert = 5 }\n' + table("a", 1),
          [f"2:1: defaults.stop_timeout: {NOT_SOON}",
           '3:9: defaults.tls.cert: 5 is not allowed here; expected a string: put it in quotes: "…"']),
+        ("[defaults.tls]\ncert = 5\n" + table("a", 1, "tls = true\n") + table("b", 2, 'tls = { ca = "ca.pem" }\n'),
+         ['2:1: defaults.tls.cert: 5 is not allowed here; expected a string: put it in quotes: "…"']),
+        ("[defaults.tls]\ncert = 5\n" + table("a", 1, 'tls = { cert = "a.pem" }\n') + table("b", 2, "tls = 7\n"),
+         ['2:1: defaults.tls.cert: 5 is not allowed here; expected a string: put it in quotes: "…"', NOT_TLS]),
         ('[defaults]\nstop_signal = "SIGINT"\n' + table("a", 1), []),
         ('[defaults]\nscale = { min = 2 }\n' + table("a", 1, "scale = { max = 1 }\n"),
          ["7:11: server[0].scale.max: scale.max = 1 is below scale.min = 2; raise scale.max, or lower scale.min"]),
