@@ -122,6 +122,8 @@ def test_a_long_cell_is_shortened_in_its_middle_before_a_column_is_left_out() ->
     narrow = render.text_of([LONG], "table", width=45).splitlines()
     assert narrow[0].split() == ["NAME", "STATE", "READY", "BIND"]
     assert len(narrow[1]) <= 45
+    least = render.text_of([LONG], "table", width=10).splitlines()[1].split()
+    assert [len(cell) for cell in least] == [12, 7, 4, 12]
 
 
 def test_a_wide_table_fits_into_120_columns_of_a_terminal() -> None:
@@ -381,6 +383,8 @@ def test_status_has_the_gateway_below_the_servers(poolctl: Command, supervised: 
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
+        (9.9, "9.9s"),
+        (10.0, "10s"),
         (59.0, "59s"),
         (60.0, "1m00s"),
         (61.0, "1m01s"),
@@ -490,8 +494,11 @@ def test_stacks_are_shown_with_their_worker_and_their_first_lines() -> None:
     assert all(line.isprintable() for line in lines)
 
 
-def listed(monkeypatch: pytest.MonkeyPatch, form: str, *lines: object) -> str | None:
-    monkeypatch.setattr(sys, "stdout", io.StringIO())
+def listed(
+    monkeypatch: pytest.MonkeyPatch, form: str, *lines: object, stream: io.StringIO | None = None
+) -> str | None:
+    monkeypatch.setattr(sys, "stdout", stream or io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
     request = CommandRequest("list", {"output": form or None})
     names = [str(getattr(each, "alias", "")) for each in lines]
     return gateway_table(request, Outcome(), lines, ("alias", "last_seen"), names, ("last_seen",)).text
@@ -503,6 +510,11 @@ def test_table_of_routes_has_a_head_even_without_routes(monkeypatch: pytest.Monk
     text = listed(monkeypatch, "", line)
     assert text is not None
     assert text.splitlines()[1].split()[-1] == "now"
+    monkeypatch.setenv("COLUMNS", "10")
+    assert listed(monkeypatch, "", line, stream=Screen()) == "ALIAS\na\\x1b\n"
+    assert listed(monkeypatch, "wide", line, stream=Screen()) == text, "every column, on any terminal"
+    long = SimpleNamespace(alias="a" * 60, last_seen="now")
+    assert "a" * 60 in (listed(monkeypatch, "wide", long, stream=Screen()) or "")
     assert listed(monkeypatch, "name", line) == "a\\x1b\n"
     assert listed(monkeypatch, "json", line) is None
     failed = Outcome.failed(1, "no")

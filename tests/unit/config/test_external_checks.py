@@ -18,7 +18,13 @@ import pytest
 from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
 from poolctl.config.checks import external_checks
-from poolctl.config.checks.external_checks import ImportJob, check_imports, check_interpreters, unwritable
+from poolctl.config.checks.external_checks import (
+    ImportJob,
+    check_imports,
+    check_interpreters,
+    runs_python_as_root,
+    unwritable,
+)
 from poolctl.config.model.pool_tables import MetricsTable, TableRules, Tables
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
@@ -50,6 +56,21 @@ def test_handlers_are_imported_too(apps: Path) -> None:
     assert any("[pool] handlers: good has no 'handlers'" in text for text in found)
     config = load_text(apps, '[pool]\nhandlers = "good:make"\n' + servers(""))
     assert config.outside(import_apps=True) == []
+
+
+def test_command_is_not_imported(apps: Path) -> None:
+    (text,) = outside(apps, f'command = ["{sys.executable}"]', 'app = "gone:app"', import_apps=True)
+    assert "server[1]" in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root runs nothing")
+def test_root_runs_the_interpreter_of_an_app_of_its_own_only(tmp_path: Path) -> None:
+    config = load_text(
+        tmp_path, servers("", 'user = "root"', 'user = "nobody"', 'user = "no-such-user-here"')
+    )
+    assert [runs_python_as_root(each) for each in config] == [True, True, False, False]
+    (program,) = load_text(tmp_path, servers('command = ["sleep", "60"]'))
+    assert not runs_python_as_root(program)
 
 
 def test_nothing_of_the_apps_runs_in_this_process(apps: Path) -> None:

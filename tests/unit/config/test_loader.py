@@ -261,18 +261,36 @@ def test_rules_between_tables_and_servers_know_which_of_them_have_problems(
         + table("a", 1)
         + table("b", 2, 'tags = ["t"]\nrestart = "sometimes"\n')
         + table("c", 3, 'tags = ["u"]\n')
+        + table("d", 4, "tags = 5\n")
     )
     lines = told(tmp_path, text).splitlines()
     ((names, unfinished),) = rules.asked
     assert (names, unfinished) == (
         ["a", "c"],
-        Unfinished({"b"}, {"d", "t"}, set()),
+        Unfinished({"b", "d"}, {"d", "t"}, set()),
     )
     for line in (
         "4:1: metrics.bind: is not right; change it",
         "7:1: server[0].bind: is not right; change it",
     ):
         assert f"{tmp_path}/pool.toml:{line}" in lines
+    told(tmp_path, '[defaults]\ntags = ["d"]\n[metrics]\nbind = "127.0.0.1:9"\n' + table("a", 1))
+    assert rules.asked[1] == (["a"], Unfinished(set(), set(), set())), "every server is valid"
+
+
+def test_each_load_suggests_words_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poolctl.config.values.problems.MOST_SUGGESTIONS", 1)
+    for wrong, meant in (("binf", "bind"), ("workres", "workers")):
+        assert f"did you mean '{meant}'?" in told(tmp_path, table("a", 1, f"{wrong} = 1\n"))
+
+
+def test_env_file_next_to_the_file_is_that_of_servers_without_their_own(tmp_path: Path) -> None:
+    text = table("a", 1) + table("b", 2, 'env_file = "b.env"\n') + table("c", 3, "env_file = []\n")
+    assert [each.env_file for each in load_text(tmp_path, text)] == [(), (f"{tmp_path}/b.env",), ()]
+    (tmp_path / ".env").touch()
+    assert [each.env_file for each in load_text(tmp_path, text)] == [
+        (f"{tmp_path}/.env",), (f"{tmp_path}/b.env",), (),
+    ]  # fmt: skip
 
 
 def test_tables_of_the_defaults_are_shared_by_the_servers_that_have_no_own(tmp_path: Path) -> None:
