@@ -150,7 +150,7 @@ _MARK = "# completion of poolctl"
 
 def _install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
     """Write the script and the line that loads it; returns the changed paths. Failure for another user's home."""
-    home = env.get("HOME") or os.path.expanduser("~")
+    home = os.path.expanduser("~")
     script, start_file, line = _places(shell, home, env)
     try:
         for path in filter(None, (home, script, start_file)):
