@@ -59,6 +59,8 @@ OFFERED = [
     ("start -- us", set()),
     ("'-c' 'pool.toml' stop us", {"users"}),
     ("-c '", {":files"}),
+    ("start 'users ord", {"orders"}),
+    ("list --unknown=x us", {"users"}),
 ]
 
 

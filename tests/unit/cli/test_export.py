@@ -79,6 +79,8 @@ def test_arguments_hold_no_variable(arguments: list[str]) -> None:
 def test_a_line_that_cannot_be_written_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="cannot be written"):
         text(value)
+    with pytest.raises(ValueError, match="cannot be written"):
+        word("a\0b")
 
 
 def test_a_percent_sign_is_no_specifier() -> None:

@@ -149,10 +149,16 @@ def test_a_problem_is_where_its_key_is(
 def test_an_unreadable_file_does_not_hide_the_problems_of_another(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_text("[[server]\n")
     (tmp_path / "b.toml").write_text(SERVER + "bogus = 1\n")
+    (tmp_path / "d").mkdir()
     with pytest.raises(PoolValidateError) as caught:
-        PoolConfig.load([tmp_path / "a.toml", tmp_path / "b.toml", tmp_path / "c.toml"], {})
+        PoolConfig.load([tmp_path / name for name in ("a.toml", "b.toml", "c.toml", "d")], {})
     text = "\n".join(str(child) for child in caught.value.exceptions)
-    for part in ("a.toml:1:", "c.toml: there is no such file", "b.toml:5:1: server[0].bogus"):
+    for part in (
+        "a.toml:1:",
+        "c.toml: there is no such file",
+        "b.toml:5:1: server[0].bogus",
+        "d: no configuration file in this directory",
+    ):
         assert part in text
 
 
@@ -169,6 +175,29 @@ def test_an_unreadable_file_does_not_hide_the_problems_of_another(tmp_path: Path
 )
 def test_wrong_file_is_reported(tmp_path: Path, text: str, named: str) -> None:
     assert named in told(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        (
+            "pool.yaml",
+            "hello\n",
+            "the file holds 'hello', not tables; write [[server]] tables, or a list of servers",
+        ),
+        ("pool.json", "5", "the file holds 5, not tables; write [[server]] tables, or a list of servers"),
+        (
+            "pyproject.toml",
+            "[project]\n",
+            "there is no [tool.poolctl]; add [tool.poolctl], or name another file",
+        ),
+    ],
+)
+def test_file_without_tables_of_a_pool_is_reported_with_its_fix(
+    tmp_path: Path, name: str, text: str, problem: str
+) -> None:
+    place, _, rest = told(tmp_path, text, name).partition(": ")
+    assert (place.removesuffix(":1:1"), rest) == (str(tmp_path / name), problem)
 
 
 def test_name_among_the_defaults_names_no_server(tmp_path: Path) -> None:
@@ -307,3 +336,7 @@ def test_place_of_a_key_that_no_file_has_is_its_table_in_the_last_file_with_it(t
     ]
     place = Origins(documents, []).of_table(("metrics", "path"))
     assert (place.file, place.line, place.key) == (str(tmp_path / "b.toml"), 2, "metrics.path")
+    place = Origins(documents, []).of_table(("events", "path"))
+    assert (place.file, place.line, place.key) == (str(tmp_path / "a.toml"), 1, "events.path"), (
+        "no file has it"
+    )
