@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,11 +12,14 @@ from typing import Any
 
 import pytest
 
+from poolctl.cli.commands.logs import LineSearch
 from poolctl.cli.log_rendering import terminal_text
 from poolctl.cli.main import main
+from poolctl.cli.outcome import UsageError
 from poolctl.control.pool_paths import pool_key
 from poolctl.feature import FEATURES
-from poolctl.logs.log_line import stamp
+from poolctl.logs import log_tail
+from poolctl.logs.log_line import LogLine, stamp
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Supervised
@@ -55,6 +59,26 @@ def test_the_last_lines_of_each_server(poolctl: Command, logs: Path) -> None:
 )  # fmt: skip
 def test_lines_since_a_time(poolctl: Command, logs: Path, since: str) -> None:
     assert poolctl("logs", "users", "--since", since).out == "users | new users\n"
+
+
+def test_interrupt_ends_following_with_130(
+    poolctl: Command, logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def follow(*given: Any, **options: Any) -> Iterator[LogLine]:
+        yield next(followed(*given, **options))
+        raise KeyboardInterrupt
+
+    followed = log_tail.follow
+    monkeypatch.setattr(log_tail, "follow", follow)
+    assert poolctl("logs", "users", "-f", "-n1") == (130, "users | new users\n", "")
+
+
+def test_search_is_in_no_text_before_and_after_it() -> None:
+    search = LineSearch("--grep", ["b+"])
+    assert search.place() is None
+    assert (search("abc"), search("xyz"), search.place()) == (True, False, None)
+    with pytest.raises(UsageError, match=r"^--grep: "):
+        LineSearch("--grep", ["b", "("])
 
 
 def test_verbose_lines_carry_their_time(poolctl: Command, logs: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from poolctl.control.answers import Item
 from poolctl.json_form import from_json
 from poolctl.selection.regular_expressions import compiled
-from poolctl.selection.selector import Selector, SelectorError, Unmatched, select
+from poolctl.selection.selector import Selector, SelectorError, Unmatched, select, selection_needed
 
 
 def item(name: str, bind: str, **keys: Any) -> Item:
@@ -86,8 +86,18 @@ def test_of_thousands_of_unknown_targets_few_are_shown_and_explained() -> None:
     assert len(reason.targets) == 5000
     assert len(reason.near) <= 10
     assert reason.message.endswith("'user9' and 4990 more")
+    assert unmatched(Selector([f"user{number}" for number in range(10)])).message.endswith("'user9'")
     tags = unmatched(Selector(tag=[f"ap{number}" for number in range(5000)]))
     assert len(tags.near) <= 10
+
+
+@pytest.mark.parametrize(
+    ("count", "servers"), [(None, "all servers"), (1, "the only server"), (3, "all 3 servers")]
+)
+def test_missing_selection_names_the_servers_that_would_change(count: int | None, servers: str) -> None:
+    error = selection_needed("drain", count)
+    assert str(error) == f"drain without a selection would change {servers} of the pool"
+    assert "--all" in error.hint
 
 
 def test_similar_names_are_suggested() -> None:
