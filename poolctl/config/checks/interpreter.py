@@ -88,9 +88,10 @@ def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
     """
     seen: dict[str, bool] = {}
     for path in _directories(interpreter, env):
-        if not os.path.isdir(path):
+        if not os.path.exists(path):
             continue
-        found = _replaceable_component(path, seen) or _within(path)
+        # A file is an archive of modules: its sitecustomize would run as well.
+        found = _replaceable_component(path, seen) or (_within(path) if os.path.isdir(path) else "")
         if found:
             return found
     return _replaceable_component(interpreter, seen)
@@ -141,7 +142,7 @@ def missing_program(
 
 
 def _directories(interpreter: str, env: Mapping[str, str]) -> Iterator[str]:
-    """The directories in which the interpreter finds modules (site, sys.path)."""
+    """The directories and archives in which the interpreter finds modules (site, sys.path)."""
     prefix, real = _prefix(interpreter), _prefix(os.path.realpath(interpreter))
     settings = _settings(f"{prefix}/pyvenv.cfg")
     home = settings.get("home")

@@ -149,6 +149,18 @@ def test_directory_that_is_put_on_the_path_counts(
     assert changed_by(str(python), env) == str(source)
 
 
+@pytest.mark.parametrize("name_it", [in_a_pth_file, in_the_environment])
+def test_archive_that_is_put_on_the_path_counts(
+    python: Path, tmp_path: Path, name_it: Callable[[Path, Path], dict[str, str]]
+) -> None:
+    archive = tmp_path / "modules.zip"
+    archive.touch(0o644)
+    env = name_it(python.parents[1], archive)
+    assert changed_by(str(python), env) == ""
+    give(archive)
+    assert changed_by(str(python), env) == str(archive)
+
+
 def test_sticky_directory_of_root_on_the_path_is_accepted(tmp_path: Path, python: Path) -> None:
     tmp_path.chmod(0o1777)
     assert changed_by(str(python), {}) == ""
