@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl import PoolConfig, ServerConfig, TLSConfig
-from poolctl.config import Configuration, load
+from poolctl.config import Configuration, Finding, load
 from poolctl.config.configuration import open_files_needed, unserved
 from poolctl.errors import PoolAddError, PoolParamError, PoolValidateError, ServerError
 from tests.certificates import certificate
@@ -605,6 +605,19 @@ def test_environment_files_that_cannot_be_read_are_problems_of_servers_that_run(
     )
     file.write_text(SERVER)
     assert load(file, {}).unreadable_environments() == []
+
+
+def test_findings_get_the_places_of_their_servers_and_tables(tmp_path: Path) -> None:
+    config = load_text(tmp_path, '[metrics]\nbind = "127.0.0.1:9"\n' + SERVER)
+    found = [
+        (config[0], Finding(("bind",), "is odd", "fix it")),
+        (None, Finding(("metrics", "bind"), "is odd", "fix it")),
+    ]
+    file = tmp_path / "pool.toml"
+    assert [str(each) for each in config.located(found)] == [
+        f"{file}:5:1: server[0].bind: is odd; fix it", f"{file}:2:1: metrics.bind: is odd; fix it",
+    ]  # fmt: skip
+    assert [str(each) for each in PoolConfig([]).located(found[1:])] == ["metrics.bind: is odd; fix it"]
 
 
 def test_pool_without_rules_is_usable(tmp_path: Path) -> None:

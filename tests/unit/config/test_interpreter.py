@@ -86,12 +86,14 @@ def test_directory_that_another_user_owns_is_entered_as_the_servers_user(python:
     assert (options["user"], options["group"], options["env"]["A"]) == (NOBODY, 1, "b")
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o775])
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777])
 def test_directory_that_others_can_write_is_entered_as_the_servers_user(python: Path, mode: int) -> None:
     site = python.parents[1] / "lib/python3.11/site-packages"
     site.chmod(mode)
     os.chown(site, 0, 50)
     assert changed_by(str(python), {}) == str(site)
+    site.chmod(0o755)
+    assert changed_by(str(python), {}) == "", "its group may only read"
 
 
 def test_another_users_environment_gets_the_rights_of_a_server_that_root_runs(
@@ -122,6 +124,28 @@ def test_another_users_environment_gets_the_rights_of_a_server_that_root_runs(
     assert warning.endswith(f"chown -R root {venv}, or user = 'nobody'")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "base/lib/python3/dist-packages", "base/local/lib/python3.11/dist-packages",
+        "home/.local/lib/python3.11/site-packages", "user/lib/python3.11/site-packages",
+    ],
+)  # fmt: skip
+def test_packages_of_system_and_user_count_where_the_interpreter_sees_them(
+    python: Path, tmp_path: Path, name: str
+) -> None:
+    packages = tmp_path / name
+    packages.mkdir(parents=True)
+    give(packages)
+    env = {"HOME": f"{tmp_path}/home"}
+    if name.startswith("user"):
+        env["PYTHONUSERBASE"] = f"{tmp_path}/user"
+    assert changed_by(f"{tmp_path}/base/bin/python3.11", env) == str(packages)
+    assert changed_by(str(python), env) == "", "an environment without them"
+    (tmp_path / "venv/pyvenv.cfg").write_text("Include-System-Site-Packages = true\nhome = /usr/bin\n")
+    assert changed_by(str(python), env) == str(packages)
+
+
 def in_a_pth_file(venv: Path, path: Path) -> dict[str, str]:
     (venv / "lib/python3.11/site-packages/a.pth").write_text(f"# a comment\nimport sys\n{path}\n")
     return {}
@@ -137,12 +161,19 @@ def in_the_environment(venv: Path, path: Path) -> dict[str, str]:
     return {"PYTHONPATH": f"/nonexistent:{path}"}
 
 
-@pytest.mark.parametrize("name_it", [in_a_pth_file, relative_in_a_pth_file, in_the_environment])
+def in_python_home(venv: Path, path: Path) -> dict[str, str]:
+    return {"PYTHONHOME": f"{venv}:{path}"}
+
+
+@pytest.mark.parametrize(
+    "name_it", [in_a_pth_file, relative_in_a_pth_file, in_the_environment, in_python_home]
+)
 def test_directory_that_is_put_on_the_path_counts(
     python: Path, tmp_path: Path, name_it: Callable[[Path, Path], dict[str, str]]
 ) -> None:
     source = tmp_path / "source"
     source.mkdir()
+    (python.parents[1] / "lib/python3.11/site-packages/directory.pth").mkdir()
     env = name_it(python.parents[1], source)
     assert changed_by(str(python), env) == ""
     give(source)
