@@ -11,7 +11,8 @@ import pytest
 
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_tail import tail
-from poolctl.safe_open import UnsafePath, check_appendable, open_file, open_to_read
+from poolctl.safe_open import UnsafePath, check_appendable, open_directory, open_file, open_to_read
+from tests.descriptors import no_descriptor_left
 
 NOBODY = 65534
 LINE = b"2026-01-01T00:00:00.000000Z web[1] one\n"
@@ -219,3 +220,62 @@ def test_links_to_files_of_their_own_owner_are_followed_and_so_are_roots(
     os.chown(env, 0, 0)
     with pytest.raises(UnsafePath, match="current on its path is a link that another user can make"):
         open_to_read(str(theirs / "current" / ".env"))
+
+
+def test_link_to_a_directory_is_followed_if_its_owner_owns_the_directory(
+    ours: Path, theirs: Path, tmp_path: Path
+) -> None:
+    release = theirs / "42"
+    release.mkdir()
+    os.chown(release, NOBODY, NOBODY)
+    link(theirs / "current", release)
+    link(theirs / "ours", ours.parent)
+    (tmp_path / "live").symlink_to(ours.parent)
+    with no_descriptor_left():
+        for path, expected in (
+            (release, release),
+            (theirs / "current", release),
+            (ours.parent, ours.parent),
+            (tmp_path / "live", ours.parent),
+        ):
+            fd = open_directory(str(path))
+            assert os.path.samestat(os.fstat(fd), expected.stat())
+            os.close(fd)
+        with pytest.raises(UnsafePath, match="ours on its path is a link that another user can make"):
+            open_directory(str(theirs / "ours"))
+        with pytest.raises(FileNotFoundError):
+            open_directory(str(tmp_path / "gone"))
+
+
+def test_file_is_opened_and_refused_without_leaving_a_descriptor(ours: Path, theirs: Path) -> None:
+    path = str(file(ours, theirs))
+    with no_descriptor_left():
+        os.close(open_file(str(ours), os.O_RDONLY))
+        with pytest.raises(UnsafePath):
+            open_file(path, os.O_RDONLY)
+        for attempt in (open_to_read, check_appendable):
+            with pytest.raises(UnsafePath):
+                attempt(path)
+        check_appendable(str(ours))
+        check_appendable(str(theirs / "new" / "web.log"))
+    assert not (theirs / "new").exists()
+
+
+def test_relative_path_starts_at_the_working_directory(ours: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ours.parent)
+    fd = open_file("web.log", os.O_RDONLY)
+    assert os.read(fd, 8) == b"precious"
+    os.close(fd)
+
+
+def test_file_of_a_third_user_is_read_but_not_written(theirs: Path) -> None:
+    strange = theirs / "web.log"
+    strange.write_text("x")
+    os.chown(strange, 4242, 4242)
+    with pytest.raises(
+        UnsafePath, match="belongs to a third user, in a directory that another user can write"
+    ):
+        open_file(str(strange), os.O_WRONLY)
+    fd = open_to_read(str(strange))
+    assert os.read(fd, 8) == b"x"
+    os.close(fd)

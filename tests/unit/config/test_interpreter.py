@@ -178,6 +178,9 @@ def test_directory_that_is_put_on_the_path_counts(
     assert changed_by(str(python), env) == ""
     give(source)
     assert changed_by(str(python), env) == str(source)
+    os.chown(source, 0, 0)
+    source.chmod(0o1777)
+    assert os.path.realpath(changed_by(str(python), env)) == str(source), "others may add modules"
 
 
 @pytest.mark.parametrize("name_it", [in_a_pth_file, in_the_environment])
