@@ -85,7 +85,7 @@ class _EventStream:
         except ControlError:
             pass
         path = f"{pool_paths.state_dir(os.environ, pool.key)}/{NAME}"
-        if not os.path.exists(path) and pool.files:
+        if pool.files:  # a journal in the default place may be older than the configuration
             path = _configured_path(pool) or path
         return path, next((event.seq for event in recent(path, EventFilter(), 1)), 0)
 

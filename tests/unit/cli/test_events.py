@@ -141,6 +141,14 @@ def test_the_files_say_where_the_journal_is(poolctl: Command, directory: Path) -
     assert numbers(poolctl("events", "-o", "json").out) == [1, 2, 3, 4, 5]
 
 
+def test_configured_journal_is_read_although_the_default_one_exists(
+    poolctl: Command, journal: Path, directory: Path
+) -> None:
+    (directory / "pool.toml").write_text(POOL + '[events]\npath = "e.jsonl"\n')
+    write(directory / "e.jsonl", EVENTS[:1])
+    assert numbers(poolctl("events", "-o", "json").out) == [1]
+
+
 def test_events_reads_the_journal_when_the_file_is_broken(
     poolctl: Command, journal: Path, directory: Path
 ) -> None:
