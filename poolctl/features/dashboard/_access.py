@@ -27,10 +27,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from poolctl.clock import Clock
 from poolctl.platform import replace_file
 
-LIFE_SECONDS = 12 * 3600
+SESSION_SECONDS = 12 * 3600
 # A browser sends a cookie to every port of a host. The path keeps it from the applications on other ports.
 COOKIE_PATH = "/poolctl"
-MOST = 10
+MOST_FAILURES = 10
 WINDOW_SECONDS = 60.0
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -57,7 +57,7 @@ class Session(NamedTuple):
     expires: int
     csrf: str
 
-    def has(self, csrf: str) -> bool:
+    def has_csrf(self, csrf: str) -> bool:
         """Whether this is the session's CSRF token."""
         return hmac.compare_digest(csrf.encode(), self.csrf.encode())
 
@@ -72,14 +72,14 @@ class Sessions:
         self._ended = ended or EndedSessions("", clock)
         self.cookie_name = f"poolctl_{key}"
 
-    def knows(self, token: str) -> bool:
+    def is_token(self, token: str) -> bool:
         """Whether this is the pool's token. Takes the same time for every wrong one."""
         # JSON can contain unpaired surrogates.
         return hmac.compare_digest(_digest(token.encode(errors="surrogatepass")), _digest(self._token))
 
     def open(self) -> tuple[Session, str]:
         """A new session, and the value of its cookie."""
-        session = self._session(secrets.token_urlsafe(16), int(self._clock.time()) + LIFE_SECONDS)
+        session = self._session(secrets.token_urlsafe(16), int(self._clock.time()) + SESSION_SECONDS)
         return session, f"{session.id}.{session.expires}.{self._mac('session', session.id, session.expires)}"
 
     def find(self, cookie: str) -> Session | None:
@@ -148,20 +148,20 @@ class EndedSessions:
                 self._known |= {str(each): end for each, end in found.items() if isinstance(end, int)}
 
 
-class Attempts:
+class LoginAttempts:
     """Counts wrong tokens of all clients together: behind a proxy they share one address."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._wrong: deque[float] = deque(maxlen=MOST)
+        self._wrong: deque[float] = deque(maxlen=MOST_FAILURES)
 
     def wait_seconds(self) -> float:
         """Seconds until the next attempt is allowed; 0 if it is allowed now."""
-        if len(self._wrong) < MOST:
+        if len(self._wrong) < MOST_FAILURES:
             return 0.0
         return max(0.0, self._wrong[0] + WINDOW_SECONDS - self._clock.monotonic())
 
-    def failed(self) -> None:
+    def record_failure(self) -> None:
         self._wrong.append(self._clock.monotonic())
 
 
@@ -193,12 +193,12 @@ class Guard:
         if len(hosts) != 1 or not self._is_ours(hosts[0]):
             message = "unknown host name; add it to `hosts` in the file's [dashboard]\n"
             return PlainTextResponse(message, status_code=421)
-        if scope["method"] not in _SAFE and not _is_of_this_page(headers, hosts[0]):
+        if scope["method"] not in _SAFE and not _is_same_origin(headers, hosts[0]):
             return PlainTextResponse("the request comes from another site's page\n", status_code=403)
         return None
 
     def _is_ours(self, host: str) -> bool:
-        name = _name(host)
+        name = _host_name(host)
         if name in self._hosts:
             return True
         try:
@@ -208,7 +208,7 @@ class Guard:
         return True
 
 
-def _is_of_this_page(headers: Headers, host: str) -> bool:
+def _is_same_origin(headers: Headers, host: str) -> bool:
     """Whether no header shows that the request comes from another site.
 
     A client that is not a browser sends neither header.
@@ -218,7 +218,7 @@ def _is_of_this_page(headers: Headers, host: str) -> bool:
     return site in ("same-origin", "none") and (origin is None or urlsplit(origin).netloc == host)
 
 
-def _name(host: str) -> str:
+def _host_name(host: str) -> str:
     """The host without its port, in lower case; "" for an invalid one."""
     try:
         split = urlsplit(f"//{host}")

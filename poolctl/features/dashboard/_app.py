@@ -31,7 +31,7 @@ from poolctl.logs.line_filter import canonical_level, stated_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import Follower
 
-from ._access import COOKIE_PATH, LIFE_SECONDS, Attempts, EndedSessions, Guard, Session, Sessions
+from ._access import COOKIE_PATH, SESSION_SECONDS, EndedSessions, Guard, LoginAttempts, Session, Sessions
 from ._answers import HistoryResult, RolloutResult
 from ._state_hub import Hub, event_message
 
@@ -40,7 +40,7 @@ _OF_ROLLOUTS = {"promote": "promote", "withdraw": "abort"}
 ACTIONS = ("start", "stop", "restart", "drain", "undrain", *_OF_ROLLOUTS)
 SPANS = ("hour", "day")
 FIRST_LINES = 300
-PULSE_SECONDS = 15.0
+KEEPALIVE_SECONDS = 15.0
 MOST_SERVERS = 50
 _WAITS = ("start", "stop", "restart", *_OF_ROLLOUTS)
 # The fields of a server on the page, without its configuration, because values may be secret.
@@ -85,7 +85,7 @@ def make_app(settings: PageSettings, over: asyncio.Event, clock: Clock | None = 
     Its streams end when `over` is set.
     """
     page = _Page(settings, over, clock or Clock())
-    handlers = {ControlError: _unanswered, TimeoutError: _unanswered}
+    handlers = {ControlError: _service_unavailable, TimeoutError: _service_unavailable}
     return Guard(Starlette(routes=page.routes(), exception_handlers=handlers), settings.hosts)
 
 
@@ -95,7 +95,7 @@ class _Page:
         self._hub = Hub(settings.socket_path, clock)
         ended = EndedSessions(settings.ended_path, clock)
         self._sessions = Sessions(settings.token, settings.key, clock, ended)
-        self._attempts = Attempts(clock)
+        self._attempts = LoginAttempts(clock)
         self._over = over
 
     def routes(self) -> list[BaseRoute]:
@@ -129,13 +129,13 @@ class _Page:
 
         async def checked(request: Request) -> Response:
             if self._attempts.wait_seconds() == 0 and (token := _bearer(request)):
-                if self._sessions.knows(token):
+                if self._sessions.is_token(token):
                     return await endpoint(request)
-                self._attempts.failed()
+                self._attempts.record_failure()
             session = self._session_of(request)
             if session is None:
                 return JSONResponse({"error": "log in first"}, 401)
-            if changes and not session.has(request.headers.get("x-csrf-token", "")):
+            if changes and not session.has_csrf(request.headers.get("x-csrf-token", "")):
                 return JSONResponse({"error": "the request does not come from the page"}, 403)
             return await endpoint(request)
 
@@ -150,15 +150,15 @@ class _Page:
             headers = {"retry-after": str(wait)}
             return JSONResponse({"error": f"too many wrong tokens; wait {wait} s"}, 429, headers)
         token = (await _document(request)).get("token")
-        if not isinstance(token, str) or not self._sessions.knows(token.strip()):
-            self._attempts.failed()
+        if not isinstance(token, str) or not self._sessions.is_token(token.strip()):
+            self._attempts.record_failure()
             return JSONResponse({"error": "wrong token"}, 401)
         session, cookie = self._sessions.open()
         response = self._about(session)
         response.set_cookie(
             self._sessions.cookie_name,
             cookie,
-            max_age=LIFE_SECONDS,
+            max_age=SESSION_SECONDS,
             path=COOKIE_PATH,
             secure=self._settings.tls is not None,
             httponly=True,
@@ -200,7 +200,7 @@ class _Page:
         return self._streamed(_log_lines(dict(list(paths.items())[:MOST_SERVERS])))
 
     def _streamed(self, messages: AsyncGenerator[str]) -> Response:
-        return StreamingResponse(with_pulse(messages, self._over), media_type="text/event-stream")
+        return StreamingResponse(with_keepalives(messages, self._over), media_type="text/event-stream")
 
     async def _server(self, request: Request) -> Response:
         """Respond with the workers and the failure of one server."""
@@ -262,7 +262,7 @@ class _Page:
         )
 
 
-async def _unanswered(request: Request, error: Exception) -> Response:
+async def _service_unavailable(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": str(error) or "the supervisor does not answer"}, 503)
 
 
@@ -330,10 +330,10 @@ def _readable(text: str) -> tuple[str, str]:
     return "\n".join(record_lines(record)), canonical_level(record.level)
 
 
-async def with_pulse(
-    messages: AsyncGenerator[str], over: asyncio.Event, *, pulse_seconds: float = PULSE_SECONDS
+async def with_keepalives(
+    messages: AsyncGenerator[str], over: asyncio.Event, *, every_seconds: float = KEEPALIVE_SECONDS
 ) -> AsyncGenerator[str]:
-    """The messages, and a comment after each `pulse_seconds` without one. The first sets the reconnection delay.
+    """The messages, and a comment after each `every_seconds` without one. The first sets the reconnection delay.
 
     Ends when `over` is set, so that the server need not wait for viewers.
     """
@@ -344,7 +344,7 @@ async def with_pulse(
         while True:
             upcoming = upcoming or asyncio.ensure_future(anext(messages))
             waiting: set[asyncio.Future[Any]] = {upcoming, ending}
-            done, _ = await asyncio.wait(waiting, timeout=pulse_seconds, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(waiting, timeout=every_seconds, return_when=asyncio.FIRST_COMPLETED)
             if ending in done:
                 return
             if not done:

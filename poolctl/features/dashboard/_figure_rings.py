@@ -150,7 +150,7 @@ class FigureRings:
                 ring.forget_others(each.entry.name for each in seen)
         return any(ended)
 
-    def saved(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """The ended slots, for `restore`."""
         head, parts = [], []
         for ring in self.rings.values():
@@ -190,12 +190,12 @@ class FigureHistory:
         self._rings: FigureRings | None = None
         self._resuming: asyncio.Task[None] | None = None
 
-    def keep(self, wanted: bool) -> None:
+    def set_enabled(self, enabled: bool) -> None:
         """Start or stop keeping sampled figures; starts with the figures saved by the previous supervisor."""
-        if wanted and self._rings is None:
+        if enabled and self._rings is None:
             self._rings = FigureRings()
             self._resuming = asyncio.ensure_future(self._resume(self._rings))
-        elif not wanted and self._rings is not None:
+        elif not enabled and self._rings is not None:
             self._rings = None
             self._samples(None)
             self._store.write(_STORED, b"")
@@ -207,11 +207,11 @@ class FigureHistory:
             saved = None
         if rings is self._rings:
             rings.restore(saved or b"")
-            self._samples(self._take)
+            self._samples(self._add_sample)
 
-    def _take(self, now: float, seen: Sequence[ServerSnapshot]) -> None:
+    def _add_sample(self, now: float, seen: Sequence[ServerSnapshot]) -> None:
         if self._rings is not None and self._rings.add_sample(now, seen):
-            self._store.write(_STORED, self._rings.saved())
+            self._store.write(_STORED, self._rings.to_bytes())
 
     async def verb(self, call: Call) -> HistoryResult:
         """The figures of the last hour or day, of one server or of the whole pool; empty unless they are kept."""

@@ -74,7 +74,7 @@ class Levels:
     def __init__(self) -> None:
         self._changes: dict[str, Changes] = {}
 
-    def fill(self, event: JournalEvent) -> None:
+    def add_event(self, event: JournalEvent) -> None:
         """Add a server's change from an event of the journal."""
         word = ""
         if event.kind in ("lifecycle", "wake") and event.state in STATES:
@@ -82,9 +82,9 @@ class Levels:
         elif event.kind == "health" and event.state in (OK, WARN, KO):
             word = event.state
         if word and event.server:
-            self.note(event.server, word, datetime.fromisoformat(event.time).timestamp())
+            self.add(event.server, word, datetime.fromisoformat(event.time).timestamp())
 
-    def note(self, name: str, word: str, now: float) -> None:
+    def add(self, name: str, word: str, now: float) -> None:
         changes = self._changes.setdefault(name, [])
         # The journal's events may arrive after the current state was queried.
         place = bisect.bisect_right(changes, now, key=lambda change: change[0])
@@ -248,7 +248,7 @@ class Hub:
             self._series[server.name] = to_json(server.stats.history, *SERIES)
             if {**before.get(server.name, {}), "uptime_seconds": server.uptime_seconds} != item:
                 changed.append(server.name)
-                self._levels.note(server.name, item["level"], now)
+                self._levels.add(server.name, item["level"], now)
         removed = [name for name in before if name not in self._items]
         self._levels.forget(removed)
         for name in removed:
@@ -318,11 +318,11 @@ class Hub:
         async with contextlib.aclosing(messages_async(self._socket_path, "events", body)) as lines:
             async for line in lines:
                 if event := line.get("event"):
-                    self._take_event(JournalEvent.from_json(event))
+                    self._apply_event(JournalEvent.from_json(event))
 
-    def _take_event(self, event: JournalEvent) -> None:
+    def _apply_event(self, event: JournalEvent) -> None:
         self._last = event.seq
-        self._levels.fill(event)
+        self._levels.add_event(event)
         # Severity and title, as in `events` and notifications.
         document = {**event.to_json(), "severity": event.severity, "text": event.sentence}
         self._events.append(document)

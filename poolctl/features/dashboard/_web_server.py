@@ -63,7 +63,7 @@ class WebServer(uvicorn.Server):
             h11_max_incomplete_event_size=32 * 1024,
         )
         config.load()
-        config.ssl = context_of(tls) if tls else None
+        config.ssl = tls_context(tls) if tls else None
         super().__init__(config)
         self.over = over
         self._beginning: set[asyncio.Task[None]] = set()  # connections without a protocol yet
@@ -188,13 +188,13 @@ class DashboardConnection(H11Protocol):
         self.transport.abort()
 
 
-def context_of(tls: Table) -> ssl.SSLContext:
+def tls_context(tls: Table) -> ssl.SSLContext:
     """The TLS context for these certificate files. Raises OSError for unusable files."""
     with _opened(tls) as fds:
         return ssl_context(tls, fds)
 
 
-async def keep_current(
+async def renew_certificates(
     context: ssl.SSLContext | None, tls: Table, *, every_seconds: float = RENEWAL_SECONDS
 ) -> None:
     """Reload changed files into the context for new handshakes; checks them every half minute.
@@ -252,7 +252,7 @@ class DashboardServer(SupervisedProcess):
             logging.basicConfig(handlers=[log], level=logging.WARNING)
             server = WebServer(make_app(settings, self.over), self.over, settings.tls)
             if settings.tls:
-                renewal = asyncio.ensure_future(keep_current(server.config.ssl, settings.tls))
+                renewal = asyncio.ensure_future(renew_certificates(server.config.ssl, settings.tls))
             self.link.send({"t": "up"})
             await server.serve([socket.socket(fileno=fd) for fd in fds])
         finally:

@@ -66,11 +66,11 @@ class DashboardPart(FeaturePart):
         if self.site.core.calm:
             return
         # A page that is opened shows the last two minutes at once, and the last day.
-        self._history.keep(self._table is not None)
+        self._history.set_enabled(self._table is not None)
         if self._page is None and self._table is not None:
             self._page = DashboardPage(self.site.environment, self.site.events)
         if self._page is not None:
-            self._page.want(self._table)
+            self._page.configure(self._table)
 
     async def wait_for_opening(self) -> None:
         if self._page is not None:
@@ -102,7 +102,7 @@ def _failed(message: str, hint: str) -> DashboardResult:
 
 
 class DashboardPage(SidecarManager):
-    """Keeps the dashboard as `want` has requested; `problem` is the reason if it is not served."""
+    """Keeps the dashboard as `configure` has requested; `problem` is the reason if it is not served."""
 
     label, entry = "the dashboard", "dashboard link"
 
@@ -116,7 +116,7 @@ class DashboardPage(SidecarManager):
         self._bind = ""
         self._adopted = False
 
-    def want(self, table: Dashboard | None) -> None:
+    def configure(self, table: Dashboard | None) -> None:
         """Serve the page as this table specifies, in the background; None stops serving it."""
         self.table = table
         self._configured()
@@ -273,7 +273,7 @@ def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> st
         where = table.token_file or os.path.join(state_directory, TOKEN_FILE)
         hint = f"write the token into {where}"
         if not table.token_file:
-            _make(where)
+            _create_token_file(where)
         try:
             with open(where, encoding="utf-8") as file:
                 token = file.read(65536).strip()
@@ -284,7 +284,7 @@ def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> st
     return token
 
 
-def _make(path: str) -> None:
+def _create_token_file(path: str) -> None:
     """Create the file with the token, once. Anyone who can read it can do everything that the page can."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:

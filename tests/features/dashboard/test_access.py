@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from poolctl.features.dashboard._access import (
-    LIFE_SECONDS,
-    MOST,
+    MOST_FAILURES,
+    SESSION_SECONDS,
     WINDOW_SECONDS,
-    Attempts,
     EndedSessions,
     Guard,
+    LoginAttempts,
     Sessions,
 )
 from tests.manual_clock import ManualClock
@@ -32,9 +32,9 @@ def sessions(clock: ManualClock) -> Sessions:
 
 
 def test_only_the_token_is_accepted(sessions: Sessions) -> None:
-    assert sessions.knows("a-token")
+    assert sessions.is_token("a-token")
     for wrong in ("", "a-toke", "a-token ", "A-token", "ä", "a-token\0", "\ud800"):
-        assert not sessions.knows(wrong)
+        assert not sessions.is_token(wrong)
 
 
 def test_the_cookies_of_pools_on_one_host_have_names_of_their_own(
@@ -47,7 +47,7 @@ def test_the_cookies_of_pools_on_one_host_have_names_of_their_own(
 def test_a_cookie_is_valid_until_it_expires(sessions: Sessions, clock: ManualClock) -> None:
     session, cookie = sessions.open()
     assert sessions.find(cookie) == session
-    clock.advance(LIFE_SECONDS - 1)
+    clock.advance(SESSION_SECONDS - 1)
     assert sessions.find(cookie) == session
     clock.advance(1)
     assert sessions.find(cookie) is None
@@ -80,16 +80,16 @@ def test_an_ended_session_is_invalid_and_others_are_not(sessions: Sessions) -> N
 
 def test_each_session_has_a_csrf_token_of_its_own(sessions: Sessions) -> None:
     (one, _), (other, _) = sessions.open(), sessions.open()
-    assert one.has(one.csrf)
-    assert not one.has(other.csrf)
-    assert not one.has("")
+    assert one.has_csrf(one.csrf)
+    assert not one.has_csrf(other.csrf)
+    assert not one.has_csrf("")
 
 
 def test_after_too_many_wrong_tokens_every_login_is_refused_for_a_while(clock: ManualClock) -> None:
-    attempts = Attempts(clock)
-    for _ in range(MOST):
+    attempts = LoginAttempts(clock)
+    for _ in range(MOST_FAILURES):
         assert attempts.wait_seconds() == 0
-        attempts.failed()
+        attempts.record_failure()
     assert attempts.wait_seconds() == WINDOW_SECONDS
     clock.advance(WINDOW_SECONDS - 1)
     assert attempts.wait_seconds() == 1
@@ -108,7 +108,7 @@ def test_a_session_that_was_ended_stays_ended_in_the_next_process(tmp_path: Path
     assert successor.find(first) is None
     assert successor.find(second) is not None
     assert Path(path).stat().st_mode & 0o777 == 0o600
-    clock.advance(LIFE_SECONDS)
+    clock.advance(SESSION_SECONDS)
     other, _ = here.open()
     here.end(other)
     assert list(json.loads(Path(path).read_text())) == [other.id], "what is over by itself need not be known"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.dashboard._access import MOST
-from poolctl.features.dashboard._app import FIRST_LINES, STATIC, with_pulse
+from poolctl.features.dashboard._access import MOST_FAILURES
+from poolctl.features.dashboard._app import FIRST_LINES, STATIC, with_keepalives
 from poolctl.json_form import to_json
 from poolctl.routing.route_report import HostReport, RouteReport
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
@@ -171,7 +171,7 @@ def test_the_cookie_is_invalid_after_a_logout(client: Client) -> None:
 
 
 def test_login_is_refused_for_a_while_after_many_wrong_tokens(client: Client) -> None:
-    for _ in range(MOST):
+    for _ in range(MOST_FAILURES):
         assert client.send("POST", "/poolctl/login", {"token": "wrong"}).status == 401
     reply = client.send("POST", "/poolctl/login", {"token": TOKEN})
     assert reply.status == 429
@@ -399,7 +399,7 @@ def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -
             finally:
                 closed.append(True)
 
-        stream = with_pulse(messages(), over, pulse_seconds=0.01)
+        stream = with_keepalives(messages(), over, every_seconds=0.01)
         assert [await anext(stream) for _ in range(4)] == [
             "retry: 1000\n\n", "first", ": still here\n\n", ": still here\n\n",
         ]  # fmt: skip
@@ -407,7 +407,7 @@ def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -
         assert [each async for each in stream if not each.startswith(":")] == ["second"]
         assert closed == [True]
         more.clear()
-        stream = with_pulse(messages(), over, pulse_seconds=0.01)
+        stream = with_keepalives(messages(), over, every_seconds=0.01)
         assert [await anext(stream) for _ in range(2)] == ["retry: 1000\n\n", "first"]
         over.set()
         assert [each async for each in stream] == []

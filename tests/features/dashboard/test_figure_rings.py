@@ -107,7 +107,7 @@ def test_successor_continues_with_a_gap_for_the_time_without_a_supervisor() -> N
     rings = FigureRings()
     for minute in range(70):
         rings.add_sample(minute * 60, [seen(requests=60 * minute)])
-    saved = rings.saved()
+    saved = rings.to_bytes()
     successor = FigureRings()
     successor.restore(saved)
     successor.add_sample(73 * 60, [seen(requests=9000)])
@@ -125,7 +125,7 @@ def test_figures_that_an_earlier_version_has_saved_are_in_their_order() -> None:
     rings = FigureRings()
     for minute in range(70):
         rings.add_sample(minute * 60, [seen(requests=60 * minute * minute)])
-    head, _, _ = rings.saved().partition(b"\n")
+    head, _, _ = rings.to_bytes().partition(b"\n")
     _, figures, spans = json.loads(head)
     parts = []
     for ring in rings.rings.values():
@@ -195,7 +195,7 @@ def scenario(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
 def test_history_is_that_of_one_server_or_of_the_pool(scenario: Callable[..., None]) -> None:
     async def work(desk: WithHistory) -> None:
         assert (await desk.ask("history"))["series"] == {}, "none is kept without a dashboard"
-        desk.history.keep(True)
+        desk.history.set_enabled(True)
         await turns()
         found = await desk.ask("history", "s1", span="day")
         assert (found["slot_seconds"], found["slots"]) == (900, 96)
@@ -224,7 +224,7 @@ def test_the_samples_for_a_dashboard_change_and_serialise_nothing(
         before = {name: record_of(entry) for name, entry in desk.core.entries.items()}
         kept: list[Any] = []
         monkeypatch.setattr(desk.link, "send", lambda message, fds=(): kept.append(message))
-        desk.history.keep(True)
+        desk.history.set_enabled(True)
         samples: list[float] = []
         while len(samples) < 10:
             await asyncio.sleep(0.001)
@@ -297,8 +297,8 @@ def test_saved_figures_are_restored_whole() -> None:
             minute * 60, [seen("a", requests=minute), seen("b", requests=2 * minute, memory=minute)]
         )
     successor = FigureRings()
-    successor.restore(rings.saved())
-    assert successor.saved() == rings.saved()
+    successor.restore(rings.to_bytes())
+    assert successor.to_bytes() == rings.to_bytes()
     for name, ring in rings.rings.items():
         assert successor.rings[name].slot == ring.slot
         for server in ("a", "b", POOL):
@@ -338,10 +338,10 @@ def test_history_is_kept_from_when_it_is_wanted_until_it_is_not() -> None:
         store: Any = Store(content)
         absent: Any = None
         history = FigureHistory(absent, given.append, store)
-        history.keep(False)
+        history.set_enabled(False)
         assert (given, store.written) == ([], [])
-        history.keep(True)
-        history.keep(True)
+        history.set_enabled(True)
+        history.set_enabled(True)
         await turns()
         (take,) = given
         take(0.0, [seen()])
@@ -352,14 +352,14 @@ def test_history_is_kept_from_when_it_is_wanted_until_it_is_not() -> None:
         rings = FigureRings()
         rings.restore(saved)
         assert last(rings.rings["hour"])[0] == 1
-        history.keep(False)
+        history.set_enabled(False)
         assert (given, store.written[1:]) == ([take, None], [("history", b"")])
         take(120.0, [seen(requests=60)])
         assert len(store.written) == 2
         # Of what was wanted for a moment only, nothing is sampled.
         store.held = asyncio.Event()
-        history.keep(True)
-        history.keep(False)
+        history.set_enabled(True)
+        history.set_enabled(False)
         store.held.set()
         await turns()
         assert given == [take, None, None]

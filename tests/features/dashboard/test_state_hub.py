@@ -138,10 +138,10 @@ def test_change_of_a_level_without_an_event_is_in_the_history(
 
 def test_changes_are_in_the_order_of_their_times_and_repeated_ones_left_out() -> None:
     levels = Levels()
-    levels.note("web", "ok", 100.0)
-    levels.note("web", "ok", 110.0)
-    levels.note("web", "ko", 105.04)
-    levels.note("web", "busy", 90.0)
+    levels.add("web", "ok", 100.0)
+    levels.add("web", "ok", 110.0)
+    levels.add("web", "ko", 105.04)
+    levels.add("web", "busy", 90.0)
     assert levels.since(110.0) == {"web": [(90.0, "busy"), (100.0, "ok"), (105.0, "ko")]}
     for begin in (100.0, 103.0):  # what was before 100 is over by then
         assert levels.since(begin + SPAN_SECONDS) == {"web": [(100.0, "ok"), (105.0, "ko")]}
@@ -499,7 +499,7 @@ def test_viewer_that_is_too_slow_is_disconnected_and_others_are_not(watching: Wa
 def test_history_of_a_server_is_bounded() -> None:
     levels = Levels()
     for number in range(401):
-        levels.note("web", ("ok", "ko")[number % 2], float(number))
+        levels.add("web", ("ok", "ko")[number % 2], float(number))
     found = levels.since(400.0)["web"]
     assert (len(found), found[0], found[-1]) == (400, (1.0, "ko"), (400.0, "ok"))
 
@@ -520,5 +520,7 @@ def test_level_is_taken_from_events_about_states_and_health(
     event: dict[str, str], levels: dict[str, list[tuple[float, str]]]
 ) -> None:
     found = Levels()
-    found.fill(JournalEvent.from_json({"schema": 1, "time": stamp(7.0), "seq": 1, "event": "x", **event}))
+    found.add_event(
+        JournalEvent.from_json({"schema": 1, "time": stamp(7.0), "seq": 1, "event": "x", **event})
+    )
     assert found.since(7.0) == levels

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.dashboard import _web_server as web_server
-from poolctl.features.dashboard._web_server import DashboardServer, WebServer, context_of, keep_current
+from poolctl.features.dashboard._web_server import DashboardServer, WebServer, renew_certificates, tls_context
 from poolctl.keeper import wire
 from poolctl.runners.process_link import Link, Receiver
 from tests.certificates import certificate
@@ -54,8 +54,8 @@ def test_renewed_files_are_used_and_broken_ones_are_not(tmp_path: Path) -> None:
     new_cert, new_key = certificate(tmp_path / "new")
 
     async def run() -> None:
-        context = context_of(tls(cert, key))
-        keeping = asyncio.ensure_future(keep_current(context, tls(cert, key), every_seconds=0.01))
+        context = tls_context(tls(cert, key))
+        keeping = asyncio.ensure_future(renew_certificates(context, tls(cert, key), every_seconds=0.01))
         await asyncio.sleep(0)
         first = await shown(context)
         new_cert.replace(cert)  # for a moment it does not fit the key
