@@ -30,9 +30,9 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 class CheckContext:
     """The input of a check: reading from it never raises.
 
-    Data that cannot be read is empty, and `problems` or `silence` give the reason. `pool` is None if no file was given
-    or found. `items` are the servers of the running supervisor. `still_served` are the names of servers that still
-    serve without a supervisor; the gateway may do so as well.
+    Data that cannot be read is empty, and `problems` or `supervisor_problem` give the reason. `pool` is None if no file
+    was given or found. `items` are the servers of the running supervisor. `still_served` are the names of servers that
+    still serve without a supervisor; the gateway may do so as well.
     """
 
     def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:
@@ -46,8 +46,8 @@ class CheckContext:
         self.gateway: Table | None = None
         self.changed: Table | None = None  # changed files not yet read by the pool
         self.still_served: set[str] = set()
-        self.is_left = False  # a process of a feature has outlived its pool
-        self.silence = ""
+        self.has_orphans = False  # a process of a feature has outlived its pool
+        self.supervisor_problem = ""
         if pool is not None:
             self._load(pool)
             self._ask(pool)
@@ -64,7 +64,7 @@ class CheckContext:
 
     def _ask(self, pool: PoolRef) -> None:
         self.still_served = _still_served(self.servers, pool)
-        self.is_left = any(
+        self.has_orphans = any(
             pool_files.find(pool.directory, each.process.socket) for each in features() if each.process
         )
         if not os.path.exists(pool.socket):
@@ -73,7 +73,7 @@ class CheckContext:
         try:
             self.about = client.ping()
             if self.about.reading:
-                self.silence = "the supervisor is still reading the files"
+                self.supervisor_problem = "the supervisor is still reading the files"
                 return
             listed = client.ask(Result, "list", {"options": {"counts": True}})
             self.items, self.gateway, self.changed = listed.items, listed.gateway, listed.changed
@@ -81,7 +81,7 @@ class CheckContext:
         except NoSupervisor:
             return  # leftovers of a dead pool have their own check
         except ControlError as error:
-            self.silence = error.message
+            self.supervisor_problem = error.message
 
     @property
     def servers(self) -> Sequence[ServerConfig]:
@@ -109,7 +109,7 @@ class CheckContext:
         if self.config is not None and self.about is None:
             tables = self.config.tables
             found |= {f"[{name}]": address for name, address in own_addresses(tables)}
-            for name, address in () if self.is_left else named_addresses(tables):
+            for name, address in () if self.has_orphans else named_addresses(tables):
                 if address is not None and found.get(name, address) == address:
                     found[name] = address
                 elif address is not None:  # a table may have several
@@ -123,7 +123,7 @@ def _still_served(servers: Sequence[ServerConfig], pool: PoolRef) -> set[str]:
     return {item.name for item in items_of(servers, pool) if item.pids}
 
 
-def read(path: str) -> str:
+def read_text(path: str) -> str:
     """The content of a system file, "" if it cannot be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -132,9 +132,9 @@ def read(path: str) -> str:
         return ""
 
 
-def number(path: str) -> int | None:
+def read_number(path: str) -> int | None:
     """The number in such a file; None for any other content, such as `max`."""
-    text = read(path)
+    text = read_text(path)
     return int(text) if text.isdecimal() else None
 
 

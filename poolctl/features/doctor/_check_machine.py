@@ -26,7 +26,7 @@ from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem, user_name
 from poolctl.runners.runner_registry import has_orphans
 
-from ._check import CheckContext, CheckResult, number, ok, problem, read, warning
+from ._check import CheckContext, CheckResult, ok, problem, read_number, read_text, warning
 
 _PR_GET_CHILD_SUBREAPER = 37
 _FILES = (
@@ -123,7 +123,7 @@ def logout(context: CheckContext) -> Iterator[CheckResult]:
         found[1].lower()
         for pattern in _FILES
         for path in sorted(glob.glob(pattern))
-        for found in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", read(path), re.MULTILINE)
+        for found in re.finditer(r"^\s*KillUserProcesses\s*=\s*(\w+)", read_text(path), re.MULTILINE)
     ]
     if said and said[-1] in ("yes", "1", "true", "on"):
         what = "logind stops the pool when its user logs out (KillUserProcesses)"
@@ -178,7 +178,7 @@ def processes(context: CheckContext) -> Iterator[CheckResult]:
         yield problem("processes", said, "ulimit -u, or nproc in /etc/security/limits.conf")
         return
     for directory in control_groups("pids"):
-        most, now = number(f"{directory}/pids.max"), number(f"{directory}/pids.current") or 0
+        most, now = read_number(f"{directory}/pids.max"), read_number(f"{directory}/pids.current") or 0
         if most is not None and most - now < need and not context.items:
             said = f"the control group may have {most} and has {now}; the pool needs about {need} more"
             yield problem("processes", said, f"TasksMax= of its unit, --pids-limit, or {directory}/pids.max")
@@ -188,7 +188,7 @@ def processes(context: CheckContext) -> Iterator[CheckResult]:
 
 def control_groups(controller: str, root: str = "/sys/fs/cgroup") -> Iterator[str]:
     """The directories of this process's control group and its ancestors, in either version (cgroups(7))."""
-    for line in read("/proc/self/cgroup").splitlines():
+    for line in read_text("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
@@ -214,12 +214,16 @@ def _threads_of_user() -> int:
 
 def memory(context: CheckContext) -> Iterator[CheckResult]:
     """The memory available to the pool if it is not running."""
-    available = re.search(r"^MemAvailable:\s+(\d+) kB", read("/proc/meminfo"), re.MULTILINE)
+    available = re.search(r"^MemAvailable:\s+(\d+) kB", read_text("/proc/meminfo"), re.MULTILINE)
     left = int(available[1]) * 1024 if available else 0
     where, fix = "are available", "stop other programs, or add memory"
     for directory in control_groups("memory"):
-        most = number(f"{directory}/memory.max") or number(f"{directory}/memory.limit_in_bytes")
-        now = number(f"{directory}/memory.current") or number(f"{directory}/memory.usage_in_bytes") or 0
+        most = read_number(f"{directory}/memory.max") or read_number(f"{directory}/memory.limit_in_bytes")
+        now = (
+            read_number(f"{directory}/memory.current")
+            or read_number(f"{directory}/memory.usage_in_bytes")
+            or 0
+        )
         if most is not None and most - now < left:
             left, where = max(0, most - now), "are available to this control group"
             fix = "MemoryMax= of its unit, or --memory of its container"
@@ -244,7 +248,7 @@ def ports(context: CheckContext) -> Iterator[CheckResult]:
     free = 0
     for name, address in context.addresses.items():
         if address.kind == "unix":
-            yield from _unix(name, address.path)
+            yield from _socket_directory(name, address.path)
         if address.kind != "tcp" or name in served:
             continue
         try:
@@ -258,7 +262,7 @@ def ports(context: CheckContext) -> Iterator[CheckResult]:
     yield ok("ports", f"{len(served - without)} served, {free} free")
 
 
-def _unix(name: str, path: str) -> Iterator[CheckResult]:
+def _socket_directory(name: str, path: str) -> Iterator[CheckResult]:
     directory = os.path.dirname(path)
     if not os.access(directory, os.W_OK | os.X_OK):
         what = "is not writable" if os.path.isdir(directory) else "does not exist"
@@ -267,7 +271,7 @@ def _unix(name: str, path: str) -> Iterator[CheckResult]:
 
 def backlog(context: CheckContext) -> Iterator[CheckResult]:
     """The number of connections that can queue while a server restarts or wakes; the kernel's limit caps it."""
-    most = read(f"{_NET}/core/somaxconn")
+    most = read_text(f"{_NET}/core/somaxconn")
     if most.isdecimal() and int(most) < BACKLOG:
         said = f"only {most} connections may wait while a server restarts, not {BACKLOG}"
         yield warning("backlog", said, f"sysctl -w net.core.somaxconn={BACKLOG}")
@@ -277,10 +281,10 @@ def backlog(context: CheckContext) -> Iterator[CheckResult]:
 
 def ephemeral(context: CheckContext) -> Iterator[CheckResult]:
     """Whether this machine's outgoing connections could take a port before its server opens it."""
-    first, _, last = read(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
+    first, _, last = read_text(f"{_NET}/ipv4/ip_local_port_range").partition("\t")
     if not (first.isdecimal() and last.isdecimal()):
         return
-    reserved = _ranges(read(f"{_NET}/ipv4/ip_local_reserved_ports"))
+    reserved = _ranges(read_text(f"{_NET}/ipv4/ip_local_reserved_ports"))
     at_risk = sorted(
         {
             address.port
@@ -314,14 +318,14 @@ def sockets(context: CheckContext) -> Iterator[CheckResult]:
             yield problem(
                 "sockets", f"{name}: {address.path} exists and is not a socket", f"move {address.path} away"
             )
-        elif answers(address.path):
+        elif has_listener(address.path):
             said = f"{name}: another process listens on {address.path}"
             yield problem("sockets", said, f"fuser {address.path} shows the process")
         else:
             yield ok("sockets", f"{name}: {address.path} is stale and will be replaced")
 
 
-def answers(path: str) -> bool:
+def has_listener(path: str) -> bool:
     """Whether a process listens on the Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         try:
@@ -345,14 +349,14 @@ def runtime(context: CheckContext) -> Iterator[CheckResult]:
         yield problem("runtime directory", error.message, error.hint)
         return
     elsewhere = f"set {pool_paths.RUNTIME_VARIABLE} to a directory on this machine"
-    if kind := _network(root):
+    if kind := _network_file_system(root):
         yield problem(
             "runtime directory",
             f"{root} is on a network file system ({kind}), where Unix sockets do not work",
             elsewhere,
         )
         return
-    yield from _room("runtime directory", root)
+    yield from _free_space("runtime directory", root)
 
 
 def _root(context: CheckContext) -> str:
@@ -362,7 +366,7 @@ def _root(context: CheckContext) -> str:
     for path in pool_paths.candidates(context.env):
         if os.path.lexists(path) and not explicit:
             pool_paths.check_private(path)
-        there = _nearest(path)
+        there = _nearest_existing(path)
         if os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK):
             return there
         refused = refused or f"{there} {_permission_problem(there)}"
@@ -383,19 +387,19 @@ def state(context: CheckContext) -> Iterator[CheckResult]:
     if context.pool is None:
         return
     path = pool_paths.state_dir(context.env, context.pool.key)
-    there = _nearest(path)
+    there = _nearest_existing(path)
     if not os.access(there, os.W_OK | os.X_OK):
         fix = f"make this user its owner, or set {pool_paths.STATE_VARIABLE}"
         yield problem("state directory", f"{there} is not writable", fix)
         return
-    if kind := _network(there):
+    if kind := _network_file_system(there):
         said = f"{there} is on a network file system ({kind}): no logs are written while it is unavailable"
         yield warning(
             "state directory", said, f"set {pool_paths.STATE_VARIABLE} to a directory on this machine"
         )
-    yield from _room("state directory", there)
+    yield from _free_space("state directory", there)
     for server in context.servers:
-        if server.log.path and not os.access(_nearest(server.log.path), os.W_OK):
+        if server.log.path and not os.access(_nearest_existing(server.log.path), os.W_OK):
             said = f"{server.name}: its log {server.log.path} is not writable"
             yield problem("state directory", said, "make this user its owner, or change log.path")
 
@@ -406,22 +410,22 @@ def disks(context: CheckContext) -> Iterator[CheckResult]:
         return
     events = context.config.tables.events
     paths = [server.log.path for server in context.servers] + [events.path if events is not None else None]
-    seen = {os.stat(_nearest(pool_paths.state_dir(context.env, context.pool.key))).st_dev}
+    seen = {os.stat(_nearest_existing(pool_paths.state_dir(context.env, context.pool.key))).st_dev}
     for path in filter(None, paths):
-        there = _nearest(os.path.dirname(path))
+        there = _nearest_existing(os.path.dirname(path))
         if (device := os.stat(there).st_dev) not in seen and os.access(there, os.W_OK):
             seen.add(device)
-            yield from _room("logs", there)
+            yield from _free_space("logs", there)
 
 
 def files(context: CheckContext) -> Iterator[CheckResult]:
     """Whether other users can change the pool's files, which define commands that the pool runs."""
     if context.pool is not None:
-        found = [each for file in context.pool.files for each in _file(file)]
+        found = [each for file in context.pool.files for each in _permissions(file)]
         yield from found or [ok("files", ", ".join(context.pool.files))]
 
 
-def _file(path: str) -> Iterator[CheckResult]:
+def _permissions(path: str) -> Iterator[CheckResult]:
     try:
         status = os.stat(path)
     except OSError as error:
@@ -437,13 +441,13 @@ def _file(path: str) -> Iterator[CheckResult]:
         yield warning("files", said, f"chown {os.geteuid()} {path}")
 
 
-def _nearest(path: str) -> str:
+def _nearest_existing(path: str) -> str:
     while not os.path.lexists(path) and path != "/":
         path = os.path.dirname(path)
     return path
 
 
-def _room(check: str, path: str) -> Iterator[CheckResult]:
+def _free_space(check: str, path: str) -> Iterator[CheckResult]:
     found = os.statvfs(path)
     left = found.f_bavail * found.f_frsize
     fix = "free space there, or use another directory"
@@ -461,10 +465,10 @@ def _room(check: str, path: str) -> Iterator[CheckResult]:
         yield ok(check, f"{path}, {left >> 20} MiB left")
 
 
-def _network(path: str) -> str:
+def _network_file_system(path: str) -> str:
     """The type of the network file system of the path, "" for a local one."""
     path = os.path.realpath(path)
-    mounts = [line.partition(" - ") for line in read("/proc/self/mountinfo").splitlines()]
+    mounts = [line.partition(" - ") for line in read_text("/proc/self/mountinfo").splitlines()]
     found = ""
     longest = 0
     for mount, _, source in mounts:
@@ -487,7 +491,7 @@ def _leftovers(root: str, context: CheckContext) -> Iterator[CheckResult]:
         if name.startswith("@"):
             if not os.path.exists(socket):
                 yield warning("leftovers", f"{path} is a dangling link", f"rm {path}")
-        elif os.path.isdir(path) and not answers(socket):
+        elif os.path.isdir(path) and not has_listener(socket):
             if has_orphans(context.env, path):
                 said = f"{path}: its supervisor is gone, its processes still serve"
                 yield problem("leftovers", said, "poolctl start adopts them, poolctl stop stops them")

@@ -78,8 +78,10 @@ def interpreters(context: CheckContext) -> Iterator[CheckResult]:
 def supervisor(context: CheckContext) -> Iterator[CheckResult]:
     """Whether the supervisor and its keeper answer, and which of the pool's own endpoints it cannot serve."""
     about = context.about
-    if context.silence:
-        yield problem("supervisor", context.silence, "poolctl start; see supervisor.log next to its socket")
+    if context.supervisor_problem:
+        yield problem(
+            "supervisor", context.supervisor_problem, "poolctl start; see supervisor.log next to its socket"
+        )
     elif about is None:
         yield from [ok("supervisor", "none runs")] if context.pool is not None else []
     elif about.calm:

@@ -14,10 +14,10 @@ from poolctl.feature import FEATURES
 from poolctl.features.doctor._check import (
     CheckContext,
     CheckResult,
-    number,
     ok,
     problem,
-    read,
+    read_number,
+    read_text,
     warning,
 )
 from tests.stand_in import Send, always, item, result, stand_in
@@ -84,10 +84,10 @@ def keys(context: CheckContext) -> dict[str, str]:
 
 def test_pool_without_a_supervisor_has_the_servers_of_its_file(pool: PoolRef) -> None:
     context = CheckContext(pool, {})
-    assert (list(context.problems), context.about, context.silence) == ([], None, "")
+    assert (list(context.problems), context.about, context.supervisor_problem) == ([], None, "")
     assert [server.name for server in context.servers] == ["web", "auto", "sleeper"]
     assert context.processes == 4 + 3 + 1 + 2
-    assert (context.served, context.is_left) == (set(), False)
+    assert (context.served, context.has_orphans) == (set(), False)
     assert keys(context) == {**ADDRESSES, "[metrics]": "127.0.0.1:9464"}
 
 
@@ -107,7 +107,7 @@ def test_supervisor_says_what_runs(pool: PoolRef) -> None:
     assert [verb for verb, _ in requests] == ["ping", "list", "status"]
     assert requests[1][1]["options"]["counts"] is True
     assert context.about is not None
-    assert (context.about.supervisor_pid, context.silence) == (7, "")
+    assert (context.about.supervisor_pid, context.supervisor_problem) == (7, "")
     assert [each.name for each in context.items] == ["web", "auto", "sleeper"]
     assert (context.gateway, context.changed) == ({"a": 1}, {"b": 2})
     assert {name: each.message for name, each in context.failures.items()} == {"auto": "exited"}
@@ -119,7 +119,7 @@ def test_supervisor_that_reads_its_files_is_asked_nothing_else(pool: PoolRef) ->
     with stand_in(Path(pool.socket), always(**PING, reading=True)) as requests:
         context = CheckContext(pool, {})
     assert [verb for verb, _ in requests] == ["ping"]
-    assert context.silence == "the supervisor is still reading the files"
+    assert context.supervisor_problem == "the supervisor is still reading the files"
 
 
 def test_supervisor_that_answers_nonsense_is_silent_and_a_dead_one_is_not(pool: PoolRef) -> None:
@@ -128,12 +128,12 @@ def test_supervisor_that_answers_nonsense_is_silent_and_a_dead_one_is_not(pool: 
 
     with stand_in(Path(pool.socket), answer):
         context = CheckContext(pool, {})
-    assert context.silence != ""
+    assert context.supervisor_problem != ""
     assert (context.about, context.items) == (None, ())
     Path(pool.socket).unlink(missing_ok=True)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(pool.socket)
-    assert CheckContext(pool, {}).silence == ""
+    assert CheckContext(pool, {}).supervisor_problem == ""
 
 
 def test_problems_of_files_are_kept(pool: PoolRef) -> None:
@@ -164,7 +164,7 @@ def test_file_of_the_system_is_text_and_perhaps_a_number(
     path = tmp_path / "limit"
     if content is not None:
         path.write_text(content)
-    assert (read(str(path)), number(str(path))) == (text, value)
+    assert (read_text(str(path)), read_number(str(path))) == (text, value)
 
 
 def test_result_is_shown_with_its_fix() -> None:

@@ -327,8 +327,8 @@ MOUNTS = """
 def test_the_innermost_mount_says_whether_a_path_is_on_the_network(
     path: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_check_machine, "read", lambda path: MOUNTS.strip())
-    assert _check_machine._network(path) == kind
+    monkeypatch.setattr(_check_machine, "read_text", lambda path: MOUNTS.strip())
+    assert _check_machine._network_file_system(path) == kind
 
 
 class Machine:
@@ -348,8 +348,8 @@ class Machine:
             env={},
             config=None,
         )
-        monkeypatch.setattr(_check_machine, "read", lambda path: self.tables.get(path, ""))
-        monkeypatch.setattr(_check_machine, "number", self._number)
+        monkeypatch.setattr(_check_machine, "read_text", lambda path: self.tables.get(path, ""))
+        monkeypatch.setattr(_check_machine, "read_number", self._number)
 
     def _number(self, path: str) -> int | None:
         text = self.tables.get(path, "")
@@ -588,11 +588,11 @@ def test_room_is_that_of_the_file_system(
 ) -> None:
     system = SimpleNamespace(f_bavail=blocks, f_frsize=4096, f_files=2_000_000, f_favail=inodes, f_flag=flag)
     monkeypatch.setattr(os, "statvfs", lambda path: system)
-    ((is_found, said),) = found(_check_machine._room("logs", "/x"))
+    ((is_found, said),) = found(_check_machine._free_space("logs", "/x"))
     assert (is_found, message in said) == (status, True)
     system.f_files = 0  # as of file systems without a fixed number of inodes
     if inodes == 1:
-        assert found(_check_machine._room("logs", "/x"))[0][0] == "ok"
+        assert found(_check_machine._free_space("logs", "/x"))[0][0] == "ok"
 
 
 def test_control_groups_are_those_of_the_process_and_above(machine: Machine, tmp_path: Path) -> None:
@@ -607,13 +607,13 @@ def test_control_groups_are_those_of_the_process_and_above(machine: Machine, tmp
 
 def test_socket_answers_while_a_process_listens_on_it(tmp_path: Path) -> None:
     path = str(tmp_path / "a.sock")
-    assert not _check_machine.answers(path)
+    assert not _check_machine.has_listener(path)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
-        assert not _check_machine.answers(path)
+        assert not _check_machine.has_listener(path)
         listener.listen(0)
         for _ in range(3):  # its queue is full after the first
-            assert _check_machine.answers(path)
+            assert _check_machine.has_listener(path)
 
 
 @pytest.mark.parametrize(
@@ -630,7 +630,7 @@ def test_file_is_the_users_alone(
 ) -> None:
     status = SimpleNamespace(st_mode=0o100000 | mode, st_uid=owner)
     monkeypatch.setattr(_check_machine.os, "stat", lambda path: status)
-    assert [each.status for each in _check_machine._file("/pool.toml")] == results
+    assert [each.status for each in _check_machine._permissions("/pool.toml")] == results
 
 
 def test_kernel_without_a_call_says_what_is_lost(monkeypatch: pytest.MonkeyPatch, machine: Machine) -> None:
@@ -775,7 +775,7 @@ def test_directories_of_a_pool_have_room(machine: Machine, directories: Path) ->
 def test_directories_on_the_network_are_reported(
     machine: Machine, directories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_check_machine, "_network", lambda path: "nfs")
+    monkeypatch.setattr(_check_machine, "_network_file_system", lambda path: "nfs")
     (runtime,) = _check_machine.runtime(machine.context)
     assert (runtime.status, runtime.message, runtime.fix) == (
         "problem", f"{directories} is on a network file system (nfs), where Unix sockets do not work",
@@ -854,7 +854,7 @@ def test_disks_of_logs_elsewhere_are_checked_once(
     machine: Machine, directories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     devices = {str(directories): 1, "/disk": 2, "/other": 3}
-    monkeypatch.setattr(_check_machine, "_nearest", lambda path: next(
+    monkeypatch.setattr(_check_machine, "_nearest_existing", lambda path: next(
         (each for each in ("/disk", "/other") if path.startswith(each)), str(directories)
     ))  # fmt: skip
     stat = os.stat

@@ -279,7 +279,7 @@ def test_certificates_without_a_warning_are_valid(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_supervisor_that_answers_is_named(context: CheckContext, first: tuple[str, ...]) -> None:
     assert told(_check_pool.supervisor(context)) == [first]
-    context.silence = "it does not answer"
+    context.supervisor_problem = "it does not answer"
     fix = "poolctl start; see supervisor.log next to its socket"
     assert told(_check_pool.supervisor(context)) == [("problem", "supervisor", "it does not answer", fix)]
 
