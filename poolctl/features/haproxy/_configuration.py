@@ -68,7 +68,7 @@ class HaproxyCertificate(NamedTuple):
     names: tuple[str, ...] = ()
 
     @property
-    def demands(self) -> bool:
+    def asks_for_certificate(self) -> bool:
         """Whether clients are asked for a certificate."""
         return self.client_auth != "none"
 
@@ -83,7 +83,7 @@ class HaproxyCertificate(NamedTuple):
     def line(self) -> str:
         """Its line in a crt-list file."""
         options = [f"ssl-min-ver TLSv{self.min_version}"]
-        if self.demands:
+        if self.asks_for_certificate:
             options.append(f"verify {self.client_auth} ca-file {self.ca_file}")
         if self.ciphers:
             options.append(f"ciphers {self.ciphers}")
@@ -103,21 +103,21 @@ class HaproxyListener(NamedTuple):
     accept_proxy: bool = False
 
     @property
-    def demands(self) -> bool:
+    def asks_for_certificate(self) -> bool:
         """Whether clients are asked for a certificate, at least for some hosts."""
-        return any(each.demands for each in self.certificates)
+        return any(each.asks_for_certificate for each in self.certificates)
 
     @property
     def name(self) -> str:
         """The name of its `bind` lines, which rules refer to; "" if there are no rules."""
-        return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.demands)
+        return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.asks_for_certificate)
 
     @property
     def files(self) -> Mapping[str, str]:
         """The contents of the files that the listener's binds read, by file name."""
         if not self.certificates:
             return {}
-        if not self.demands:
+        if not self.asks_for_certificate:
             return {self.crt_list: "".join(f"{each.line}\n" for each in self.certificates)}
         # A line with names of its own does not apply to the names that HAProxy finds in the certificate, so that the
         # rules find the certificate that was shown to the client.
@@ -134,17 +134,17 @@ class HaproxyListener(NamedTuple):
         protocols = "h2,http/1.1" if http2 else "http/1.1"
         tls = f" ssl crt-list {self.crt_list} alpn {protocols}" if self.certificates else ""
         # In TLS 1.3 a session could be resumed for another name without a check of the client's certificate.
-        tls += " no-tls-tickets" if self.demands else ""
+        tls += " no-tls-tickets" if self.asks_for_certificate else ""
         for bind in self.binds:
             yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
 
-    def misdirected(self) -> Iterator[str]:
+    def misdirection_rules(self) -> Iterator[str]:
         """Refuse a host that demands a client's certificate over a connection that was shown another certificate.
 
         A client could otherwise avoid that by naming different hosts in the handshake and the request (RFC 9110 §7.4).
         See ServerContext.admits; needs txn.host.
         """
-        if not self.demands:
+        if not self.asks_for_certificate:
             return
         here = f"{{ so_name {self.name} }}"
         by_name = f"map_str({self.crt_list}.map)"
@@ -158,19 +158,19 @@ class HaproxyListener(NamedTuple):
 
     def _shown(self, numbers: Sequence[int]) -> str:
         """A key that is equal for certificates of the same name, among which HAProxy chooses by key type."""
-        demands = any(self.certificates[number].demands for number in numbers)
+        demands = any(self.certificates[number].asks_for_certificate for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
 
 
-def _reporting(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> Iterator[str]:
+def _proxy_protocol_rules(listeners: Iterable[HaproxyListener], trusted: Sequence[str]) -> Iterator[str]:
     """Rules that expect the PROXY protocol from trusted proxies, on the listeners that accept it."""
     names = dict.fromkeys(each.name for each in listeners if each.accept_proxy)
-    for networks in _lines_of(trusted) if names else ():
+    for networks in _network_groups(trusted) if names else ():
         here = f"{{ so_name {' '.join(names)} }}"
         yield f"    tcp-request connection expect-proxy layer4 if {here} {{ src {networks} }}"
 
 
-def _lines_of(networks: Sequence[str]) -> Iterator[str]:
+def _network_groups(networks: Sequence[str]) -> Iterator[str]:
     """The networks as words of a configuration, in groups of at most _NETWORKS_A_LINE."""
     if EVERY in networks:
         networks = ("0.0.0.0/0", "::/0")
@@ -233,13 +233,13 @@ class HaproxyConfiguration(NamedTuple):
         return "\n".join([*found, ""])
 
 
-class _Names:
+class _UniqueNames:
     """Makes unique names that HAProxy allows."""
 
     def __init__(self) -> None:
         self._taken: set[str] = set()
 
-    def of(self, text: str) -> str:
+    def unique(self, text: str) -> str:
         """A unique name that resembles the text."""
         wanted = found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
         number = 1
@@ -265,7 +265,7 @@ def _duration(seconds: float) -> str:
     return f"{max(1, round(seconds * 1000))}ms" if seconds else _NO_LIMIT
 
 
-def _longest(times: Iterable[float]) -> str:
+def _longest_duration(times: Iterable[float]) -> str:
     """The longest of several time limits, where 0 means no limit."""
     found = [*times]
     return _duration(0.0 if 0.0 in found else max(found))
@@ -275,12 +275,14 @@ _HEAVIEST = 256
 _MOST_CLIENTS = 32_768
 
 
-def _backend_of(route: Route, names: _Names, endpoints: Mapping[str, Endpoint | None]) -> HaproxyBackend:
-    name = names.of(f"route:{route.alias}")
+def _route_backend(
+    route: Route, names: _UniqueNames, endpoints: Mapping[str, Endpoint | None]
+) -> HaproxyBackend:
+    name = names.unique(f"route:{route.alias}")
     lines = [
         f"backend {name}",
         *_admission(route),
-        *_of_client(route.client_limit, name),
+        *_client_limit(route.client_limit, name),
         *_balance(route.policy),
     ]
     if route.sticky_cookie:
@@ -288,23 +290,28 @@ def _backend_of(route: Route, names: _Names, endpoints: Mapping[str, Endpoint | 
     times = route.timeouts
     lines += [
         f"    timeout connect {_duration(times.connect)}",
-        f"    timeout server {_longest((times.head, times.idle))}",
+        f"    timeout server {_longest_duration((times.head, times.idle))}",
         f"    timeout tunnel {_duration(times.idle)}",
     ]
-    lines += [*_limits(route.limit), *_waiting(route.backend_limit), *_retries(route), *_changes(route)]
+    lines += [
+        *_route_limit(route.limit),
+        *_queue_timeout(route.backend_limit),
+        *_retries(route),
+        *_rewrites(route),
+    ]
     servers = _servers(route, endpoints, route.backend_limit)
     return HaproxyBackend(name, route.alias, False, tuple(lines), servers)
 
 
-def _stream_of(
+def _stream_backend(
     route: StreamRoute,
     listener: HaproxyListener,
-    names: _Names,
+    names: _UniqueNames,
     endpoints: Mapping[str, Endpoint | None],
     trusted: Sequence[str] = (),
 ) -> HaproxyBackend:
-    name = names.of(f"stream:{route.alias}")
-    lines = [f"listen {name}", "    mode tcp", *listener.lines(), *_reporting([listener], trusted)]
+    name = names.unique(f"stream:{route.alias}")
+    lines = [f"listen {name}", "    mode tcp", *listener.lines(), *_proxy_protocol_rules([listener], trusted)]
     lines += _balance(route.policy)
     if route.max_connections:
         lines.append(f"    maxconn {route.max_connections}")
@@ -325,7 +332,7 @@ def _balance(policy: str) -> Iterator[str]:
 def _admission(route: Route) -> Iterator[str]:
     """Rules that refuse clients, and that redirect requests if the route is a redirect."""
     if route.allow and EVERY not in route.allow:
-        for networks in _lines_of(route.allow):
+        for networks in _network_groups(route.allow):
             yield f"    acl client_is_allowed var(txn.client) -m ip {networks}"
         yield "    http-request deny deny_status 403 unless client_is_allowed"
     if route.redirect is not None:
@@ -339,7 +346,7 @@ def _admission(route: Route) -> Iterator[str]:
         yield f"    http-request redirect location {_quoted(where)} code {status}"
 
 
-def _of_client(limit: Limit | None, table: str) -> Iterator[str]:
+def _client_limit(limit: Limit | None, table: str) -> Iterator[str]:
     """The rate limit per client address, or per network for IPv6. Refused requests are not counted."""
     if limit is None:
         return
@@ -356,7 +363,7 @@ def _of_client(limit: Limit | None, table: str) -> Iterator[str]:
     yield f"    http-request track-sc0 {client}"
 
 
-def _limits(limit: Limit | None) -> Iterator[str]:
+def _route_limit(limit: Limit | None) -> Iterator[str]:
     refuse = f"    http-request return {_UNAVAILABLE} hdr retry-after 1"
     if limit is not None and limit.concurrency:
         yield f"{refuse} if {{ be_conn gt {limit.concurrency} }}"
@@ -364,7 +371,7 @@ def _limits(limit: Limit | None) -> Iterator[str]:
         yield f"{refuse} if {{ be_sess_rate gt {max(1, round(limit.requests_per_second))} }}"
 
 
-def _waiting(limit: Limit | None) -> Iterator[str]:
+def _queue_timeout(limit: Limit | None) -> Iterator[str]:
     """How long a request waits for a backend that is at its limit."""
     if limit is not None and limit.concurrency:
         yield f"    timeout queue {_duration(limit.queue_seconds if limit.queue else 0.001)}"
@@ -382,7 +389,7 @@ def _retries(route: Route) -> Iterator[str]:
     yield "    http-request disable-l7-retry unless { method GET HEAD OPTIONS PUT DELETE TRACE }"
 
 
-def _changes(route: Route) -> Iterator[str]:
+def _rewrites(route: Route) -> Iterator[str]:
     if route.strip_path and route.path != "/":
         prefix = _quoted(f"^{re.escape(route.path)}/?(.*)$")
         yield f"    http-request replace-path {prefix} '/\\1'"
@@ -400,7 +407,7 @@ def _changes(route: Route) -> Iterator[str]:
 def _servers(
     route: Route | StreamRoute, endpoints: Mapping[str, Endpoint | None], limit: Limit | None
 ) -> tuple[HaproxyServer, ...]:
-    names, weights = _Names(), dict[Target, int]()
+    names, weights = _UniqueNames(), dict[Target, int]()
     for target in route.to:
         found = next((each for each in weights if each.key == target.key), target)
         weights[found] = weights.get(found, 0) + target.weight
@@ -418,7 +425,7 @@ def _servers(
                 f"check inter {_duration(route.breaker.open_seconds)} fall 2 rise 1 observe layer4 "
                 f"error-limit {route.breaker.failures} on-error mark-down"
             )
-        name = names.of(target.key.partition("://")[2] or target.key)
+        name = names.unique(target.key.partition("://")[2] or target.key)
         sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
         servers.append(
             HaproxyServer(name, target.key, _address_of(endpoint), " ".join(options), scaled, sticky)
@@ -479,18 +486,18 @@ def configuration_of(
     endpoints: Mapping[str, Endpoint | None],
 ) -> HaproxyConfiguration:
     """The configuration for these routes. `endpoints` are the endpoints of the pool's servers, by name."""
-    ordered, names = in_order(routes), _Names()
-    backends = [(route, _backend_of(route, names, endpoints)) for route in ordered]
+    ordered, names = in_order(routes), _UniqueNames()
+    backends = [(route, _route_backend(route, names, endpoints)) for route in ordered]
     fronts = [each for each in listeners if not each.alias]
-    resumes = not any(each.demands for each in listeners)
+    resumes = not any(each.asks_for_certificate for each in listeners)
     lines = [*_global(settings, resumes=resumes), *_defaults(settings, ordered)]
-    mapped = _of_map(ordered) if fronts else frozenset[str]()
+    mapped = _mapped_aliases(ordered) if fronts else frozenset[str]()
     if fronts:
         lines += ["", "frontend gateway"]
         lines += [line for each in fronts for line in each.lines(http2=settings.http2)]
-        lines += _reporting(fronts, settings.trusted_proxies)
+        lines += _proxy_protocol_rules(fronts, settings.trusted_proxies)
         # A client may send its next request at the moment of a reload: it is answered, and then the connection closed.
-        lines += ["    option idle-close-on-response", *_decisions(settings, fronts, ordered)]
+        lines += ["    option idle-close-on-response", *_request_rules(settings, fronts, ordered)]
         if mapped:
             lines += _LOOK_UP
         lines += [
@@ -507,19 +514,19 @@ def configuration_of(
     sections = [section for _, section in backends]
     binds = {each.alias: each for each in listeners if each.alias}
     sections += [
-        _stream_of(stream, binds[stream.alias], names, endpoints, settings.trusted_proxies)
+        _stream_backend(stream, binds[stream.alias], names, endpoints, settings.trusted_proxies)
         for stream in streams
         if stream.alias in binds
     ]
     files = {name: text for each in listeners for name, text in each.files.items()}
     if mapped:
         files[_MAP] = "".join(
-            f"{_place(route)} {section.name}\n" for route, section in backends if route.alias in mapped
+            f"{_map_key(route)} {section.name}\n" for route, section in backends if route.alias in mapped
         )
     return HaproxyConfiguration(tuple(lines), tuple(sections), files)
 
 
-def _of_map(routes: Sequence[Route]) -> frozenset[str]:
+def _mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
     """The aliases of the routes that a map looks up: routes with an exact host and no conditions, if there are many.
 
     Only a route with a longer path could take precedence over one of these, and a map finds the longest path.
@@ -532,7 +539,7 @@ def _of_map(routes: Sequence[Route]) -> frozenset[str]:
     return frozenset(found if len(found) > _FEW_ROUTES else ())
 
 
-def _place(route: Route) -> str:
+def _map_key(route: Route) -> str:
     """The beginning of the route's key in the map: the host, and the path with a slash at its end."""
     prefix = normal_prefix(route.path)
     return f"{normal_host(route.host)}{prefix if prefix == '/' else f'{prefix}/'}"
@@ -565,13 +572,13 @@ def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[st
         yield f"    timeout http-keep-alive {_duration(settings.keep_alive_seconds)}"
     else:
         yield "    option httpclose"
-    yield f"    timeout client {_longest([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
+    yield f"    timeout client {_longest_duration([each.timeouts.idle for each in routes] or [Timeouts().idle])}"
     yield f"    timeout connect {_duration(Timeouts().connect)}"
     yield f"    timeout server {_duration(Timeouts().idle)}"
     yield f"    http-error {_UNAVAILABLE} hdr retry-after 5"
 
 
-def _decisions(
+def _request_rules(
     settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
 ) -> Iterator[str]:
     """Rules that refuse requests, and the variables that routes compare: host, first label of the host, and path."""
@@ -583,21 +590,21 @@ def _decisions(
     field = settings.header_for_host.lower()
     no_dot = _quoted(r"regsub(\.$,)")
     yield f"    http-request set-var(txn.host) req.fhdr({field}),host_only,lower,{no_dot}"
-    if any(each.demands for each in fronts):
-        yield from (line for each in fronts for line in each.misdirected())
+    if any(each.asks_for_certificate for each in fronts):
+        yield from (line for each in fronts for line in each.misdirection_rules())
         same = "{ var(txn.wanted),strcmp(txn.shown) eq 0 }"
         yield f"    http-request return {_MISDIRECTED} if {{ var(txn.wanted) -m end {_DEMANDS} }} !{same}"
     yield f"    http-request set-var(txn.name) var(txn.host) unless {{ var(txn.host) -m reg {_quoted(_IP_ADDRESS)} }}"
     yield "    http-request set-var(txn.label) var(txn.name),field(1,.)"
     yield "    http-request set-var(txn.path) path,concat(/)"
-    yield from _reports(settings.trusted_proxies)
+    yield from _forwarding_headers(settings.trusted_proxies)
     if any(each.allow or each.client_limit for each in routes):
-        yield from _client(settings.trusted_proxies)
+        yield from _client_address(settings.trusted_proxies)
 
 
-def _reports(trusted: Sequence[str]) -> Iterator[str]:
+def _forwarding_headers(trusted: Sequence[str]) -> Iterator[str]:
     """Rules that replace forwarding headers sent by clients, and extend those sent by trusted proxies."""
-    for networks in _lines_of(trusted):
+    for networks in _network_groups(trusted):
         yield f"    http-request set-var(txn.trusted) bool(true) if {{ src {networks} }}"
     unless = " unless { var(txn.trusted) -m bool }" if trusted else ""
     yield f"    http-request del-header {_quoted(_REPORTS)} -m reg{unless}"
@@ -623,12 +630,12 @@ def _reports(trusted: Sequence[str]) -> Iterator[str]:
     yield f"    http-request add-header Forwarded {_quoted(forwarded)}"
 
 
-def _client(trusted: Sequence[str]) -> Iterator[str]:
+def _client_address(trusted: Sequence[str]) -> Iterator[str]:
     """The lines that set txn.client to the client's address, the last one that is not a trusted proxy's."""
     yield "    http-request set-var(txn.client) src"
     if EVERY in trusted:
         return  # otherwise any client could claim an address
-    for networks in _lines_of(trusted):
+    for networks in _network_groups(trusted):
         yield f"    acl client_is_proxy var(txn.client) -m ip {networks}"
     for hop in range(2, _MOST_PROXIES + 2) if trusted else ():
         # The last address belongs to this connection's peer.
@@ -684,13 +691,13 @@ class HaproxySetup(NamedTuple):
         return self.configuration.text(place for place, state in self.states.items() if state != READY)
 
     @property
-    def numbers(self) -> list[int]:
+    def descriptor_numbers(self) -> list[int]:
         """The numbers of the descriptors that the binds name."""
         return [number for number, _ in self.descriptors]
 
-    def drained(self) -> list[str]:
+    def drain_commands(self) -> list[str]:
         """The commands to send after HAProxy has been started with this text."""
-        return [_state(place, state) for place, state in self.states.items() if state == DRAIN]
+        return [_state_command(place, state) for place, state in self.states.items() if state == DRAIN]
 
 
 class HeldListener(NamedTuple):
@@ -790,7 +797,7 @@ def _endpoint(facts: ServerFacts) -> Endpoint | None:
     return None
 
 
-def changes(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
+def runtime_commands(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
     """The runtime commands that change one setup into the other; None if HAProxy has to be restarted."""
     old, new = before.configuration, after.configuration
     if (old.lines, old.files, before.descriptors, before.authorities, before.bundles.keys()) != (
@@ -816,7 +823,7 @@ def changes(before: HaproxySetup, after: HaproxySetup) -> list[str] | None:
     for place, state in after.states.items():
         known = MAINTENANCE if place in added else before.states.get(place)
         if known != state:
-            commands.append(_state(place, state))
+            commands.append(_state_command(place, state))
     return commands
 
 
@@ -856,7 +863,7 @@ def _differences(place: str, before: HaproxyServer, after: HaproxyServer) -> Ite
         yield f"set server {place} addr {host} port {port}"
 
 
-def _state(place: tuple[str, str], state: str) -> str:
+def _state_command(place: tuple[str, str], state: str) -> str:
     return f"set server {'/'.join(place)} state {state}"
 
 

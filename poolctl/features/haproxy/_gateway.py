@@ -28,7 +28,7 @@ from poolctl.runners.supervised_process import LINK_FD
 from poolctl.worker import tally
 
 from ._configuration import NO_ROUTE, HaproxyBackend, HeldCertificate, HeldListener, setup_of
-from ._program import SHOW, HaproxyProgram, HaproxyRefusal
+from ._program import SHOW_STATISTICS, HaproxyProgram, HaproxyRefusal
 from .engine import HAPROXY
 
 logger = logging.getLogger("poolctl.gateway")
@@ -198,11 +198,11 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
             self._withdrawn,
         )
         if self.haproxy.setup is not None:
-            await self._count()
+            await self._update_counts()
         await self.haproxy.follow(setup)
         process = self.haproxy.process
         if process is not None and process is not before:
-            self.statistics.begin()
+            self.statistics.begin_process()
             process.exited.add_done_callback(lambda _: self._ended(process))
 
     def _ended(self, process: object) -> None:
@@ -213,11 +213,13 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
 
     # Figures, and the end.
 
-    async def _count(self) -> None:
+    async def _update_counts(self) -> None:
         process, setup = self.haproxy.process, self.haproxy.setup
         if process is not None and setup is not None:
             try:
-                self.statistics.add(await process.ask(SHOW), setup.configuration.backends, self.backends)
+                self.statistics.add(
+                    await process.ask(SHOW_STATISTICS), setup.configuration.backends, self.backends
+                )
             except HaproxyRefusal as refusal:
                 logger.warning("HAProxy does not report its figures: %s", refusal)
 
@@ -225,7 +227,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._start(self._count_and_report(message["id"]))
 
     async def _count_and_report(self, number: int) -> None:
-        await self._count()
+        await self._update_counts()
         report = {
             "counts": self.counts.snapshot(),
             "hosts": self.backends.snapshot(),
@@ -242,7 +244,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._start(self._send_figures(message["id"]))
 
     async def _send_figures(self, number: int) -> None:
-        await self._count()
+        await self._update_counts()
         streams = self.statistics.streams.values()
         figures: Table = {
             "slots": self.counts.total(),
@@ -280,7 +282,7 @@ class HaproxyStatistics:
         self._counts = counts
         self._seen: dict[tuple[str, str, str], int] = {}
 
-    def begin(self) -> None:
+    def begin_process(self) -> None:
         """Start counting for another process, whose counts begin at 0."""
         self._seen.clear()
 

@@ -17,14 +17,14 @@ from typing import Any
 from poolctl.platform import read_file
 
 from . import _launch
-from ._configuration import HaproxySetup, changes
+from ._configuration import HaproxySetup, runtime_commands
 
 MAIN_FILE, SOCKET_FILE = "haproxy.cfg", "haproxy.sock"
-_ANSWERS_SECONDS = 20.0
-_KILLED_SECONDS = 5.0
-_LOOKS_SECONDS = 0.1
+_ANSWER_SECONDS = 20.0
+_EXIT_SECONDS = 5.0
+_POLL_SECONDS = 0.1
 _MOST_ALERTS = 3
-SHOW = "show stat"
+SHOW_STATISTICS = "show stat"
 # Its responses to a performed command; anything else is a refusal.
 _PERFORMED = re.compile(
     r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|Transaction created"
@@ -76,7 +76,7 @@ class HaproxyProcess:
     async def ask(self, command: str) -> str:
         """Send a command to the runtime socket and return the response. Raises HaproxyRefusal if there is none."""
         try:
-            async with asyncio.timeout(_ANSWERS_SECONDS):
+            async with asyncio.timeout(_ANSWER_SECONDS):
                 reader, writer = await asyncio.open_unix_connection(self.socket_path)
                 try:
                     writer.write(command.encode() + b"\n")
@@ -91,7 +91,7 @@ class HaproxyProcess:
     async def await_listeners_closed(self) -> None:
         """Return once the process accepts no more connections after SIGUSR1; it closes its runtime socket last."""
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
-            async with asyncio.timeout(_ANSWERS_SECONDS):
+            async with asyncio.timeout(_ANSWER_SECONDS):
                 while await self.ask("show info"):
                     pass
 
@@ -117,7 +117,7 @@ class HaproxyProgram:
     async def follow(self, setup: HaproxySetup) -> None:
         """Apply this setup: by runtime commands if they suffice, else with a new process. Raises HaproxyRefusal."""
         process, before = self.process, self.setup
-        commands = None if process is None or before is None else changes(before, setup)
+        commands = None if process is None or before is None else runtime_commands(before, setup)
         if process is None or commands is None:
             await self._replace(setup)
             return
@@ -135,7 +135,7 @@ class HaproxyProgram:
     async def _replace(self, setup: HaproxySetup) -> None:
         await self._check(setup)
         before = self.process
-        self.process, self.setup = await self._started(setup), setup
+        self.process, self.setup = await self._start(setup), setup
         if before is not None:
             self._retire(before)
             # Both accept until then, each by its own routes.
@@ -156,7 +156,7 @@ class HaproxyProgram:
         path, output = os.path.join(self.directory, MAIN_FILE), os.memfd_create("poolctl-haproxy")
         try:
             command = [self.program, "-c", "-f", path]
-            checker = await HaproxyProcess.start(command, setup.numbers, stderr=output)
+            checker = await HaproxyProcess.start(command, setup.descriptor_numbers, stderr=output)
             if await checker.exited:
                 lines = read_file(output).decode("utf-8", "replace").splitlines()
                 alerts = [line.partition(" : ")[2] for line in lines if line.startswith("[ALERT]")]
@@ -170,7 +170,7 @@ class HaproxyProgram:
             file.write(content)
         return path
 
-    async def _started(self, setup: HaproxySetup) -> HaproxyProcess:
+    async def _start(self, setup: HaproxySetup) -> HaproxyProcess:
         """Start a process that serves in addition to the previous one."""
         path = f"{self.socket_path}.new"
         with contextlib.suppress(FileNotFoundError):
@@ -187,19 +187,19 @@ class HaproxyProgram:
             # Quiet: it would log each change of a server for ever.
             argv = [sys.executable, "-IS", _launch.__file__, str(os.getpid())]
             argv += [self.program, "-db", "-q", "-f", os.path.join(self.directory, MAIN_FILE), "-f", runtime]
-            descriptors = [*setup.numbers, listener.fileno()]
+            descriptors = [*setup.descriptor_numbers, listener.fileno()]
             process = await HaproxyProcess.start(argv, descriptors, socket_path=path)
         try:
-            await self._serves(process)
-            for command in setup.drained():
+            await self._await_serving(process)
+            for command in setup.drain_commands():
                 await process.ask(command)
         except BaseException:
             process.signal(signal.SIGKILL)
-            await asyncio.wait({process.exited}, timeout=_KILLED_SECONDS)
+            await asyncio.wait({process.exited}, timeout=_EXIT_SECONDS)
             raise
         return process
 
-    async def _serves(self, process: HaproxyProcess) -> None:
+    async def _await_serving(self, process: HaproxyProcess) -> None:
         """Wait until the process serves, which is when its runtime socket answers."""
         answer = asyncio.ensure_future(process.ask("show info"))
         either: list[asyncio.Future[Any]] = [answer, process.exited]
@@ -233,12 +233,12 @@ class HaproxyProgram:
             async with asyncio.timeout(seconds):
                 # It reports no event for that.
                 while self.process is not None and await self._is_serving(self.process):
-                    await asyncio.sleep(_LOOKS_SECONDS)
+                    await asyncio.sleep(_POLL_SECONDS)
         await self.end()
 
     async def _is_serving(self, process: HaproxyProcess) -> bool:
         """Whether the process has requests in flight to the backends of routes."""
-        rows = csv.DictReader((await process.ask(SHOW)).lstrip("# ").splitlines())
+        rows = csv.DictReader((await process.ask(SHOW_STATISTICS)).lstrip("# ").splitlines())
         streams = (
             {each.name for each in self.setup.configuration.backends if each.is_stream} if self.setup else ()
         )
@@ -257,4 +257,4 @@ class HaproxyProgram:
                 each.signal(number)
             left = [each.exited for each in processes if not each.exited.done()]
             if left:
-                await asyncio.wait(left, timeout=_KILLED_SECONDS)
+                await asyncio.wait(left, timeout=_EXIT_SECONDS)

@@ -26,8 +26,8 @@ from poolctl.features.haproxy._configuration import (
     HaproxySetup,
     HeldCertificate,
     HeldListener,
-    changes,
     configuration_of,
+    runtime_commands,
     setup_of,
 )
 from poolctl.routing.match import explain, normal_host
@@ -817,7 +817,7 @@ CHECKED = "check inter 10000ms fall 2 rise 1 observe layer4 error-limit 5 on-err
 def test_change_of_servers_and_certificates_is_made_by_commands(
     before: HaproxySetup, after: HaproxySetup, commands: list[str]
 ) -> None:
-    assert changes(before, after) == commands
+    assert runtime_commands(before, after) == commands
 
 
 @pytest.mark.parametrize(
@@ -849,15 +849,15 @@ def test_change_of_servers_and_certificates_is_made_by_commands(
     ],
 )
 def test_other_changes_need_another_start(before: HaproxySetup, after: HaproxySetup) -> None:
-    assert changes(before, after) is None
+    assert runtime_commands(before, after) is None
 
 
 def test_start_rests_servers_that_are_not_ready_and_drains_those_that_are_to_be() -> None:
     made = setup(ONE, TWO, states={"one": "maint", "two": "drain"})
     assert "server one 127.0.0.1:8081 disabled" in made.text
     assert "server two 127.0.0.1:8082 disabled" in made.text
-    assert made.drained() == ["set server route:r/two state drain"]
-    assert made.numbers == [3]
+    assert made.drain_commands() == ["set server route:r/two state drain"]
+    assert made.descriptor_numbers == [3]
 
 
 class Held:

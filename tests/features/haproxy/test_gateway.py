@@ -766,7 +766,7 @@ def test_counts_grow_by_the_increase_since_the_last_time() -> None:
     counted.add("route:both,BACKEND,0,2,5,6,0,0,1,0,0,1,UP,,")
     grown = {"slots": slots(15, 0, 11, 0, 0, 4), "errors": {}, "bytes_in": 155, "bytes_out": 266}
     assert counted.counts.snapshot()["routes"]["both"] == grown
-    counted.statistics.begin()
+    counted.statistics.begin_process()
     counted.add("route:both,BACKEND,0,4,5,6,0,0,4,0,0,0,UP,,")
     assert counted.counts.snapshot()["routes"]["both"]["slots"] == slots(19, 0, 15, 0, 0, 4)
 

@@ -63,7 +63,8 @@ def setup(
         SimpleNamespace(name="route:r", is_stream=False),
     )
     return SimpleNamespace(
-        text=text, name=name, numbers=numbers, drained=lambda: drained, bundles={"c.pem": b"pem"}, authorities={},
+        text=text, name=name, descriptor_numbers=numbers, drain_commands=lambda: drained,
+        bundles={"c.pem": b"pem"}, authorities={},
         configuration=SimpleNamespace(files={"map": "a b\n"}, backends=backends),
     )  # fmt: skip
 
@@ -79,7 +80,7 @@ class Stage:
         self.says()
         self.program = HaproxyProgram(str(self.script), str(directory / "files"))
         self.changes: list[str] | None = []
-        monkeypatch.setattr(_program, "changes", lambda before, after: self.changes)
+        monkeypatch.setattr(_program, "runtime_commands", lambda before, after: self.changes)
 
     def says(self, **answers: object) -> None:
         new = self.directory / "answers.new"
@@ -282,7 +283,7 @@ def test_finish_ends_requests_after_its_time(play: Play) -> None:
 
 
 def test_process_that_ignores_the_end_is_killed(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_program, "_KILLED_SECONDS", 0.01)
+    monkeypatch.setattr(_program, "_EXIT_SECONDS", 0.01)
 
     async def scene(stage: Stage) -> None:
         await stage.program.follow(setup())
