@@ -43,7 +43,7 @@ def pool_of_command(words: Sequence[str]) -> ForeignPool:
         raise Unreadable("there is no command", "poolctl import -- gunicorn app:app --bind :8000")
     module = next(iter(_modules(own)), os.path.basename(own[0]))
     server = pool.add(module.partition(":")[0].rpartition(".")[2], 0)
-    take_command(server, [escaped(word) for word in words], 0)
+    set_command(server, [escaped(word) for word in words], 0)
     return pool
 
 
@@ -51,7 +51,7 @@ def _modules(words: list[str]) -> list[str]:
     return [each for each in words[1:] if re.fullmatch(r"[A-Za-z_][\w.]*:[\w.()]+", each)]
 
 
-def take_command(server: ForeignServer, words: list[str], line: int, port: str = "") -> None:
+def set_command(server: ForeignServer, words: list[str], line: int, port: str = "") -> None:
     """Set the server's app or command, and the keys equivalent to the options.
 
     `{port}` in the words stands for `port`, as assigned by the other tool, or "".
@@ -78,16 +78,16 @@ def take_command(server: ForeignServer, words: list[str], line: int, port: str =
         server.set("bind", f"{'' if everywhere else '127.0.0.1'}:{port}")
 
 
-def take_quoted(server: ForeignServer, text: str, line: int) -> None:
+def set_quoted_command(server: ForeignServer, text: str, line: int) -> None:
     """Set app, command and options from words with quotes and backslashes, split by the other tool without a shell."""
     try:
-        take_command(server, shlex.split(text), line)
+        set_command(server, shlex.split(text), line)
     except ValueError as problem:
         server.set("command", ["sh", "-c", text])
         server.leave_out(f"its command cannot be read ({problem})")
 
 
-def take_shell_line(server: ForeignServer, text: str, line: int, port: str = "") -> None:
+def set_shell_command(server: ForeignServer, text: str, line: int, port: str = "") -> None:
     """Set app, command and options from a shell command line; `port` is the value of its $PORT."""
     with_port = re.sub(r"\$PORT\b|\$\{PORT(:?-[^}]*)?\}", PORT, text)
     try:
@@ -101,7 +101,7 @@ def take_shell_line(server: ForeignServer, text: str, line: int, port: str = "")
         if port and PORT in with_port:
             server.set("bind", f"{'' if f'0.0.0.0:{PORT}' in with_port else '127.0.0.1'}:{port}")
         return
-    take_command(server, [escaped(word) for word in words], line, port)
+    set_command(server, [escaped(word) for word in words], line, port)
 
 
 def needs_shell(text: str) -> bool:
@@ -200,7 +200,7 @@ _OF_UVICORN: Keys = {
     "--timeout-graceful-shutdown": ("stop_timeout", _stop_timeout),
     "--h11-max-incomplete-event-size": ("http.max_head_size", int),
 }
-_UVICORN_WITHOUT_EQUAL = (
+_UVICORN_UNSUPPORTED = (
     *("--fd", "--backlog", "--interface", "--lifespan", "--log-config", "--header", "--reload-dir"),
     *("--reload-include", "--reload-exclude", "--reload-delay", "--ws-max-size", "--ws-max-queue"),
     *("--ws-ping-interval", "--ws-ping-timeout", "--ws-per-message-deflate", "--timeout-worker-healthcheck"),
@@ -224,7 +224,7 @@ _OF_ASGI_WORKERS: Keys = {
     "--access-log": ("http.access_log", bool),
     "--timeout": ("recovery", _recovery),
 }
-_GUNICORN_WITHOUT_EQUAL = (
+_GUNICORN_UNSUPPORTED = (
     *("--config", "--backlog", "--threads", "--max-requests-jitter", "--limit-request-line"),
     *("--limit-request-fields", "--limit-request-field_size", "--worker-tmp-dir", "--error-logfile"),
     *("--access-logformat", "--log-config", "--log-config-json", "--log-syslog-to", "--logger-class"),
@@ -236,7 +236,7 @@ _DEFAULTS = {  # values that change nothing
     "--asgi-lifespan": "auto",
 }  # fmt: skip
 _FLAGS_OF_UVICORN = ("--date-header", "--server-header", "--use-colors")
-_GUNICORNS_OWN = (
+_GUNICORN_OPTIONS = (
     "-k --worker-class", "-t --timeout", "-u --user", "-g --group", "-n --name", "--pythonpath",
     "--access-logfile --access-log",
 )  # fmt: skip
@@ -252,7 +252,7 @@ _OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "-
 def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], line: int, port: str) -> None:
     given, unknown = _parsed(
         arguments,
-        (*_OF_UVICORN, *_UVICORN_WITHOUT_EQUAL, "--host", "--port", "--uds"),
+        (*_OF_UVICORN, *_UVICORN_UNSUPPORTED, "--host", "--port", "--uds"),
         flags=("--factory", "--reload"),
         switches=("--proxy-headers", "--access-log", *_FLAGS_OF_UVICORN),
     )
@@ -260,8 +260,8 @@ def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], line
         raise _NotParsed(f"--interface {given['--interface']}")
     _set_app(server, given.get("app", ""), "", factory=bool(given.get("--factory")))
     host, own_port = given.get("--host", "127.0.0.1"), given.get("--port", DEFAULT_PORT)
-    address = f"unix:{given['--uds']}" if "--uds" in given else joined(host, own_port.replace(PORT, port))
-    server.set("bind", address)
+    own_address = bind_address(host, own_port.replace(PORT, port))
+    server.set("bind", f"unix:{given['--uds']}" if "--uds" in given else own_address)
     _set_given(server, given, _OF_UVICORN)
     if given.get("--proxy-headers") and "--forwarded-allow-ips" not in given:
         server.set("http.trusted_proxies", ["127.0.0.1"])
@@ -269,7 +269,7 @@ def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], line
         server.set("http.proxy_headers", True)
     if given.get("--access-log"):
         server.set("http.access_log", True)
-    _remark(server, line, given, (*_UVICORN_WITHOUT_EQUAL, *_FLAGS_OF_UVICORN), unknown)
+    _remark(server, line, given, (*_UVICORN_UNSUPPORTED, *_FLAGS_OF_UVICORN), unknown)
 
 
 def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], line: int, port: str) -> None:
@@ -277,7 +277,7 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], lin
         arguments,
         [
             f"{_SHORT.get(each, '')} {each}"
-            for each in (*_OF_GUNICORN, *_GUNICORN_WITHOUT_EQUAL, *_GUNICORNS_OWN)
+            for each in (*_OF_GUNICORN, *_GUNICORN_UNSUPPORTED, *_GUNICORN_OPTIONS)
         ],
         repeated=("-b --bind", "-e --env"),
         flags=_FLAGS_OF_GUNICORN,
@@ -289,18 +289,18 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], lin
         server.remark(line, f"--bind {other}: a server has one address")
     if str(given.get("--worker-class", "")).startswith(ASGI_WORKERS):
         _asgi_gunicorn(server, given)
-        _remark(server, line, given, ("--daemon", *_GUNICORN_WITHOUT_EQUAL), unknown)
+        _remark(server, line, given, ("--daemon", *_GUNICORN_UNSUPPORTED), unknown)
         return
-    server.set("command", _without(words, _OVERRIDDEN_OPTIONS))
+    server.set("command", _without_options(words, _OVERRIDDEN_OPTIONS))
     if "--certfile" in given:
-        server.set("expose", "https://" + joined("localhost", server.keys["bind"].rpartition(":")[2]))
+        server.set("expose", "https://" + bind_address("localhost", server.keys["bind"].rpartition(":")[2]))
     if "--graceful-timeout" in given:
         server.set("stop_timeout", in_seconds(str(int(given["--graceful-timeout"]) + 5)))
     if "--config" in given and not binds:
         server.remark(line, f"{given['--config']}: where it has a bind, write that one here")
     for option in ("--daemon", "--pid", "--reload"):
         if option in given:
-            server.remark(line, _without_equal(option, ""))
+            server.remark(line, _no_equivalent(option, ""))
 
 
 def _asgi_gunicorn(server: ForeignServer, given: dict[str, Any]) -> None:
@@ -347,12 +347,12 @@ def _remark(
         if option in given and _DEFAULTS.get(option, option) not in (given[option], None):
             value = given[option]
             shown = "" if value is True or option in _SECRET else f" {'no' if value is False else value}"
-            server.remark(line, _without_equal(option, shown))
+            server.remark(line, _no_equivalent(option, shown))
     for word in unknown:
-        server.remark(line, _without_equal(word.partition("=")[0], ""))
+        server.remark(line, _no_equivalent(word.partition("=")[0], ""))
 
 
-def _without_equal(option: str, value: str) -> str:
+def _no_equivalent(option: str, value: str) -> str:
     fixes = {
         "--reload": "poolctl run --watch reloads the code",
         "--daemon": "poolctl start runs it in the background",
@@ -363,7 +363,7 @@ def _without_equal(option: str, value: str) -> str:
     return f"{option}{value}: {fixes.get(option, 'no equivalent')}"
 
 
-def _without(words: list[str], options: Mapping[str, int]) -> list[str]:
+def _without_options(words: list[str], options: Mapping[str, int]) -> list[str]:
     """The words without these options and the given number of values after each."""
     found, skipped = [], 0
     for word in words:
@@ -386,11 +386,11 @@ def _bind(text: str) -> str:
     text = text.removeprefix("tcp://")
     host, colon, port = text.rpartition(":")
     if not colon or text.endswith("]"):
-        return joined(text, DEFAULT_PORT)
-    return joined(host, port)
+        return bind_address(text, DEFAULT_PORT)
+    return bind_address(host, port)
 
 
-def joined(host: str, port: str) -> str:
+def bind_address(host: str, port: str) -> str:
     """`HOST:PORT` in the notation of `bind`."""
     host = host.strip("[]")
     if host in ("", "0.0.0.0", "*"):
@@ -421,7 +421,7 @@ def pool_of_procfile(text: str) -> ForeignPool:
             server.set("job", True)
         port = str(FIRST_PORT + PORT_STEP * entries)
         entries += 1
-        take_shell_line(server, command, line, port)
+        set_shell_command(server, command, line, port)
         words = server.keys.get("command", [])
         if name == WEB and "bind" not in server.keys and words:
             # It reads PORT and binds the port itself.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from poolctl.config import Document, escaped, read_text
 from poolctl.config.values.problems import Problem
 
-from ._command_lines import PORT, joined, take_command, take_shell_line
-from ._foreign_pool import ForeignPool, ForeignServer, Keys, of_their_types, signal_name
+from ._command_lines import PORT, bind_address, set_command, set_shell_command
+from ._foreign_pool import ForeignPool, ForeignServer, Keys, correctly_typed, signal_name
 
 _CONDITIONS = {
     "service_started": "started", "service_healthy": "ready", "service_completed_successfully": "completed",
@@ -54,7 +54,7 @@ class _Reader:
             server = self.pool.add(str(name), self.line("services", name))
             of_service = functools.partial(self.line, "services", name)
             table = service if isinstance(service, dict) else {}
-            services[server.name] = of_their_types(server, table, TYPES, of_service)
+            services[server.name] = correctly_typed(server, table, TYPES, of_service)
             self._service(server, name, services[server.name])
         for key in data:
             if key not in ("services", "version", "name", "networks") and not str(key).startswith("x-"):
@@ -89,9 +89,9 @@ class _Reader:
             server.leave_out(f"no command: write {what}, if that program is on this machine")
             return ""
         if words[:2] == ["sh", "-c"] and len(words) == 3:
-            take_shell_line(server, words[2].replace("$${", "${"), line)
+            set_shell_command(server, words[2].replace("$${", "${"), line)
         else:
-            take_command(server, words, line)
+            set_command(server, words, line)
         if image and "build" not in service:
             server.remark(
                 self.line("services", name, "image"),
@@ -101,7 +101,7 @@ class _Reader:
         context = build.get("context", ".") if isinstance(build, dict) else build
         if isinstance(context, str) and "://" not in context:
             for key in ("cwd", "app_dir") if "app" in server.keys else ("cwd",):
-                server.keys.setdefault(key, _text(context))
+                server.keys.setdefault(key, _expanded(context))
         bind = str(server.keys.get("bind", ""))
         return bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
 
@@ -122,7 +122,7 @@ class _Reader:
         found = [each for each in map(_published, ports if isinstance(ports, list) else []) if each]
         chosen = next((each for each in found if each[2] == inner), None)
         if chosen is not None:
-            server.set("bind", joined(*chosen[:2]))
+            server.set("bind", bind_address(*chosen[:2]))
         elif "bind" not in server.keys and not server.unusable:
             chosen = next((each for each in found if _with_port(server, *each)), None)
         why = "a server has one address" if "bind" in server.keys else "give it a bind once it takes {port}"
@@ -149,10 +149,10 @@ class _Reader:
         elif key in ("deploy", "scale"):
             self._deploy(server, value if isinstance(value, dict) else {"replicas": value}, line)
         elif key == "user" and re.fullmatch(r"[A-Za-z_].*", str(value)):
-            server.set("user", _text(str(value)))
+            server.set("user", _expanded(str(value)))
         elif key == "labels":
             pairs = value.items() if isinstance(value, dict) else map(_pair, value)
-            labels = {str(name): _text(str(each or "")) for name, each in pairs}
+            labels = {str(name): _expanded(str(each or "")) for name, each in pairs}
             for name in [name for name in labels if name.startswith(("traefik.", "com.docker."))]:
                 if name.startswith("traefik."):
                     server.remark(line, f"{name}={labels[name]}: [gateway] and [[route]] do this here")
@@ -163,7 +163,7 @@ class _Reader:
             server.set("tags", [re.sub(r"[\s,]+", "-", str(each)) for each in value])
             server.set("disabled", True)
         elif key not in READ or (key == "user"):
-            server.remark(line, f"{key}: {_short(value)}: no equivalent")
+            server.remark(line, f"{key}: {_shown(value)}: no equivalent")
 
     def _environment(self, server: ForeignServer, value: Any) -> None:
         pairs = value.items() if isinstance(value, dict) else map(_pair, value)
@@ -171,7 +171,7 @@ class _Reader:
         for name, text in pairs:
             if text is None or str(text) in (f"${name}", f"${{{name}}}"):
                 continue  # it is in the environment of the pool, or in .env
-            env[str(name)] = _text("true" if text is True else "false" if text is False else str(text))
+            env[str(name)] = _expanded("true" if text is True else "false" if text is False else str(text))
         if env:
             server.set("env", {**server.keys.get("env", {}), **env})
 
@@ -198,7 +198,7 @@ class _Reader:
             if is_optional and not os.path.exists(os.path.join(self.document.base_dir, str(path))):
                 server.remark(server.at, f"env_file: {path}: the file does not exist here")
             elif isinstance(path, str):
-                files.append(_text(path))
+                files.append(_expanded(path))
         server.set("env_file", files)
 
     def _deploy(self, server: ForeignServer, deploy: Mapping[str, Any], line: int) -> None:
@@ -229,7 +229,11 @@ class _Reader:
         if url and asks and "bind" in server.keys and url[1] in (None, inner):
             probe = {"http": url[2] or "/"}
         else:
-            probe = {"exec": ["sh", "-c", _text(line)] if shell else [_text(str(each)) for each in words[1:]]}
+            probe = {
+                "exec": ["sh", "-c", _expanded(line)]
+                if shell
+                else [_expanded(str(each)) for each in words[1:]]
+            }
         for key in ("interval", "timeout"):
             if check.get(key) is not None:
                 probe[key] = str(check[key])
@@ -271,8 +275,8 @@ def _words(value: Any) -> list[str]:
         try:
             value = shlex.split(value)
         except ValueError:
-            return ["sh", "-c", _text(value)]
-    return [_text(str(each)) for each in value or []]
+            return ["sh", "-c", _expanded(value)]
+    return [_expanded(str(each)) for each in value or []]
 
 
 def _with_port(server: ForeignServer, host: str, published: str, target: str) -> bool:
@@ -289,7 +293,7 @@ def _with_port(server: ForeignServer, host: str, published: str, target: str) ->
     else:
         return False
     server.set("command", words)
-    server.set("bind", joined(host, published))
+    server.set("bind", bind_address(host, published))
     return True
 
 
@@ -298,7 +302,7 @@ def _pair(entry: Any) -> tuple[str, str | None]:
     return name, value if equals else None
 
 
-def _text(text: str) -> str:
+def _expanded(text: str) -> str:
     """The text with compose's references in poolctl's notation; in compose an unset variable is empty."""
 
     def replaced(match: re.Match[str]) -> str:
@@ -340,7 +344,7 @@ def _size(value: Any) -> str:
     return f"{found[1]}{unit}iB" if unit else f"{found[1]}B"
 
 
-def _short(value: Any) -> str:
+def _shown(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (dict, list)) else str(value)
 
 
@@ -348,7 +352,7 @@ _instruction = re.compile(r"(?i)(FROM|CMD|ENTRYPOINT|ENV)\s+(.*)", re.DOTALL)
 _from = re.compile(r"(?i)(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?\s*")
 
 
-class Start(NamedTuple):
+class ImageStart(NamedTuple):
     """ENTRYPOINT, CMD and ENV of a stage."""
 
     entrypoint: list[str]
@@ -356,18 +360,18 @@ class Start(NamedTuple):
     env: dict[str, str]
 
 
-NOTHING = Start([], [], {})
+NO_START = ImageStart([], [], {})
 
 
-def start_of_image(path: str, target: str = "") -> Start:
+def start_of_image(path: str, target: str = "") -> ImageStart:
     """The start command of the stage `target` (default: the last); empty if there is no such file."""
     try:
         text = read_text(path)
     except Problem:
-        return NOTHING
+        return NO_START
     text = re.sub(r"(?m)^\s*#.*\n?", "", text)
-    stages: dict[str, Start] = {}
-    name, stage = "", NOTHING
+    stages: dict[str, ImageStart] = {}
+    name, stage = "", NO_START
     for row in re.sub(r"\\\s*\n", " ", text).splitlines():
         instruction = _instruction.fullmatch(row.strip())
         if instruction is None:
@@ -378,7 +382,7 @@ def start_of_image(path: str, target: str = "") -> Start:
                 break
             base = _from.fullmatch(rest)
             image, name = base.groups("") if base else ("", "")
-            stage = stages.get(image, NOTHING)
+            stage = stages.get(image, NO_START)
         elif kind == "CMD":
             stage = stage._replace(command=_image_words(rest))
         elif kind == "ENTRYPOINT":

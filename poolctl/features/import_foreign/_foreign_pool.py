@@ -93,7 +93,7 @@ class ForeignPool:
         self.remarks.append(Remark(line, text))
 
 
-def of_their_types(
+def correctly_typed(
     server: ForeignServer,
     table: Mapping[str, Tree],
     types: Mapping[str, tuple[type, ...]],
@@ -160,7 +160,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
         server.keys = relocated(server.keys, base_dir, directory)
     for _ in range(MOST_ROUNDS):
         _drop_dependencies(pool)
-        text = _written(pool, source)
+        text = _file_text(pool, source)
         unset = sorted({name for name in referenced_variables(text) if name not in os.environ})
         config = load(target, {**dict.fromkeys(unset, "1"), **os.environ}, {target: text})
         usable = [server for server in pool.servers if not server.unusable]
@@ -172,7 +172,9 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
         text,
         servers=len(usable),
         left_out=[
-            f"{_at(source, each.line)}{each.name}: {each.unusable}" for each in pool.servers if each.unusable
+            f"{_place_prefix(source, each.line)}{each.name}: {each.unusable}"
+            for each in pool.servers
+            if each.unusable
         ],
         remarks=len(pool.remarks) + sum(len(each.remarks) for each in pool.servers),
         unset=unset,
@@ -209,14 +211,14 @@ def _drop_dependencies(pool: ForeignPool) -> None:
                 del server.keys["depends_on"]
 
 
-def _written(pool: ForeignPool, source: str) -> str:
+def _file_text(pool: ForeignPool, source: str) -> str:
     head = f"# Made from {source} by `poolctl import`.\n"
     if pool.remarks:
         head += "\n" + "".join(_comment(source, remark) for remark in pool.remarks)
-    return "\n".join([head, *(_table(server, source) for server in pool.servers)])
+    return "\n".join([head, *(_server_text(server, source) for server in pool.servers)])
 
 
-def _table(server: ForeignServer, source: str) -> str:
+def _server_text(server: ForeignServer, source: str) -> str:
     keys = {key: server.keys[key] for key in ORDER if key in server.keys} | server.keys
     if list(keys.get("restart", ())) == ["policy"]:
         keys["restart"] = keys["restart"]["policy"]
@@ -229,12 +231,12 @@ def _table(server: ForeignServer, source: str) -> str:
 
 
 def _comment(source: str, remark: Remark) -> str:
-    return _as_comment(_at(source, remark.line) + " ".join(remark.text.split()))
+    return _as_comment(_place_prefix(source, remark.line) + " ".join(remark.text.split()))
 
 
 def _as_comment(text: str) -> str:
     return "".join(f"# {line}\n" if line else "#\n" for line in text.rstrip("\n").split("\n"))
 
 
-def _at(source: str, line: int) -> str:
+def _place_prefix(source: str, line: int) -> str:
     return f"{source}:{line}: " if line else ""

@@ -9,13 +9,13 @@ from typing import Any
 
 from poolctl.config import Document, escaped
 
-from ._command_lines import PORT, take_command
+from ._command_lines import PORT, set_command
 from ._foreign_pool import (
     ForeignPool,
     ForeignServer,
     Unreadable,
+    correctly_typed,
     in_seconds,
-    of_their_types,
     user_and_group,
 )
 
@@ -45,8 +45,8 @@ def pool_of_pm2(document: Document) -> ForeignPool:
             script = str(app.get("script", ""))
             stem = os.path.splitext(os.path.basename(script))[0]
             server = pool.add(str(app.get("name") or stem), document.place(path).line)
-            reader = _App(server, document, path)
-            reader.take(of_their_types(server, app, TYPES, reader.line))
+            reader = _AppReader(server, document, path)
+            reader.read(correctly_typed(server, app, TYPES, reader.line))
     for key in data:
         if key != "apps":
             pool.remark(document.place((key,)).line, f"{key}: no equivalent")
@@ -55,7 +55,7 @@ def pool_of_pm2(document: Document) -> ForeignPool:
     return pool
 
 
-class _App:
+class _AppReader:
     def __init__(self, server: ForeignServer, document: Document, path: tuple[str | int, ...]) -> None:
         self.server = server
         self.document = document
@@ -64,7 +64,7 @@ class _App:
     def line(self, key: str) -> int:
         return self.document.place((*self.path, key)).line
 
-    def take(self, app: dict[str, Any]) -> None:
+    def read(self, app: dict[str, Any]) -> None:
         server = self.server
         self._command(app)
         for key, value in app.items():
@@ -98,7 +98,7 @@ class _App:
             server.set("env", {name: escaped(text) for name, text in env.items()})
         if app.get("cwd"):
             server.set("cwd", escaped(str(app["cwd"])))
-        take_command(server, words, line)
+        set_command(server, words, line)
         if port.isdigit() and "bind" not in server.keys:
             # It reads PORT and binds the port itself.
             server.add_env("PORT", PORT)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from poolctl.config import escaped
 
-from ._command_lines import take_quoted
+from ._command_lines import set_quoted_command
 from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, in_seconds, signal_name
 
 PROGRAM = "program:"
@@ -29,7 +29,7 @@ IMPLIED = (
     "stopasgroup", "killasgroup", "redirect_stderr", "process_name", "numprocs", "numprocs_start", "priority",
     "stdout_capture_maxbytes", "stderr_capture_maxbytes",
 )  # fmt: skip
-UNLESS = {  # values that change nothing
+DEFAULTS = {  # values that change nothing
     "stdout_events_enabled": "false", "stderr_events_enabled": "false", "stdout_syslog": "false",
     "stderr_syslog": "false", "exitcodes": "0", "serverurl": "AUTO", "stdout_logfile": "AUTO",
     "stderr_logfile": "AUTO", "stdout_logfile_maxbytes": "", "stdout_logfile_backups": "",
@@ -83,7 +83,7 @@ def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
             pool.remark(line, f"[{name}]: not a section of supervisord")
     if not pool.servers:
         raise Unreadable("there is no [program:NAME] in it", "is this a supervisord.conf?", 1)
-    _depend(pool, priorities)
+    _add_dependencies(pool, priorities)
     return pool
 
 
@@ -132,11 +132,13 @@ def _servers(
             server.set("workers", number)
         if separate:
             server.set("tags", [program])
-        _take(server, values, inherited, known)
+        _apply_settings(server, values, inherited, known)
         yield server
 
 
-def _take(server: ForeignServer, values: Section, inherited: Section, known: Mapping[str, object]) -> None:
+def _apply_settings(
+    server: ForeignServer, values: Section, inherited: Section, known: Mapping[str, object]
+) -> None:
     """Take over the program's settings, which override the settings for all programs."""
     if "command" not in values:
         server.leave_out("it has no command")
@@ -149,12 +151,12 @@ def _take(server: ForeignServer, values: Section, inherited: Section, known: Map
             server.remark(line, f"{key}={raw}: an expression that is not understood")
             continue
         if key == "command":
-            take_quoted(server, text, line)
+            set_quoted_command(server, text, line)
         elif key == "environment":
             for name, value in _pair.findall(text):
                 server.keys.setdefault("env", {})[name] = value.strip().strip("\"'")
         else:
-            _take_key(server, key, text, line)
+            _apply_key(server, key, text, line)
     size = values.get("stdout_logfile_maxbytes")
     log = server.keys.get("log", {})
     if "path" in log:
@@ -174,7 +176,7 @@ _KEYS: Keys = {
 }
 
 
-def _take_key(server: ForeignServer, key: str, text: str, line: int) -> None:
+def _apply_key(server: ForeignServer, key: str, text: str, line: int) -> None:
     if key in _KEYS:
         name, convert = _KEYS[key]
         server.set(name, convert(text))
@@ -203,7 +205,7 @@ def _take_key(server: ForeignServer, key: str, text: str, line: int) -> None:
         pass  # read with the log
     elif key == "stderr_logfile" and text not in ("AUTO", "syslog"):
         server.remark(line, f"stderr_logfile={text}: a server has one log, of both streams")
-    elif key not in IMPLIED and text != UNLESS.get(key):
+    elif key not in IMPLIED and text != DEFAULTS.get(key):
         server.remark(line, f"{key}={text}: no equivalent")
 
 
@@ -227,7 +229,7 @@ def _tag(pool: ForeignPool, group: str, values: Section) -> None:
             server.set("tags", [*server.keys.get("tags", ()), re.sub(r"[\s,]+", "-", group)])
 
 
-def _depend(pool: ForeignPool, priorities: Mapping[str, int]) -> None:
+def _add_dependencies(pool: ForeignPool, priorities: Mapping[str, int]) -> None:
     """Let servers wait for the servers of the next lower priority, which supervisord starts first."""
     levels = sorted(set(priorities.values()))
     for server in pool.servers:

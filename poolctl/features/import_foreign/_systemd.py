@@ -11,7 +11,7 @@ from typing import NamedTuple
 from poolctl.config import escaped, read_text
 from poolctl.config.values.problems import Problem
 
-from ._command_lines import take_quoted
+from ._command_lines import set_quoted_command
 from ._foreign_pool import ForeignPool, ForeignServer, Keys, Unreadable, signal_name, user_and_group
 
 _RESTART = {
@@ -62,7 +62,7 @@ def pool_of_unit(text: str, name: str) -> ForeignPool:
         server.set("job", True)
     if len(starts) > 1:
         server.remark(starts[1].line, f"ExecStart={starts[1].value}: a server has one command")
-    _take_start(server, starts[0], stem)
+    _set_start(server, starts[0], stem)
     user = group = ""
     for each in settings:
         server.at = each.line
@@ -71,7 +71,7 @@ def pool_of_unit(text: str, name: str) -> ForeignPool:
         elif each.name == "Group":
             group = each.value
         elif each.name != "ExecStart":
-            _take(server, each, stem, os.path.dirname(name))
+            _apply_setting(server, each, stem, os.path.dirname(name))
     if user or group:
         server.set("user", _specifiers(user_and_group(user or "root", group), stem))
     return pool
@@ -97,7 +97,7 @@ def _settings(text: str) -> Iterator[Setting]:
             raise Unreadable(f"{content!r} is not NAME=VALUE", "is this a systemd unit?", start)
 
 
-def _take_start(server: ForeignServer, start: Setting, stem: str) -> None:
+def _set_start(server: ForeignServer, start: Setting, stem: str) -> None:
     line = start.value.lstrip(_PREFIXES)
     if start.value != line and "@" in start.value[: len(start.value) - len(line)]:
         server.remark(start.line, "ExecStart=@…: the program has its own name as its first argument")
@@ -105,10 +105,10 @@ def _take_start(server: ForeignServer, start: Setting, stem: str) -> None:
         # systemd expands variables of the unit's environment; here a shell does that.
         server.set("command", ["sh", "-c", f"exec {_for_shell(line, stem)}"])
         return
-    take_quoted(server, _specifiers(line.replace("$$", "$"), stem), start.line)
+    set_quoted_command(server, _specifiers(line.replace("$$", "$"), stem), start.line)
 
 
-def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) -> None:
+def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory: str) -> None:
     _, name, value, line = setting
     value = _specifiers(value, stem)
     try:
@@ -135,9 +135,9 @@ def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) ->
         if not files:
             del server.keys["env_file"]
     elif name in _HOOKS:
-        _take_hook(server, setting, stem)
+        _apply_hook(server, setting, stem)
     elif name == "Type":
-        _take_type(server, value, line)
+        _apply_type(server, value, line)
     elif name in ("After", "Requires", "Wants", "BindsTo", "PartOf"):
         others = [each for each in value.split() if not NETWORK.fullmatch(each)]
         sockets = [each for each in value.split() if each.endswith(".socket")]
@@ -152,7 +152,7 @@ def _take(server: ForeignServer, setting: Setting, stem: str, directory: str) ->
         server.remark(line, f"{name}={value}: no equivalent")
 
 
-def _take_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
+def _apply_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
     """Take over one command before the start and one after the stop; systemd allows several of each."""
     hook, line = _HOOKS[setting.name], setting.value.lstrip(_PREFIXES)
     prefixes = setting.value[: len(setting.value) - len(line)]
@@ -173,7 +173,7 @@ def _take_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
         server.set(f"hooks.{hook}", shlex.split(_specifiers(line.replace("$$", "$"), stem)))
 
 
-def _take_type(server: ForeignServer, value: str, line: int) -> None:
+def _apply_type(server: ForeignServer, value: str, line: int) -> None:
     if value in ("notify", "notify-reload"):
         if "command" in server.keys:
             server.set("notify", True)
