@@ -123,13 +123,13 @@ class Cluster:
         """The objects of this kind with these labels, and the resource version at which `watch` continues."""
         async with self._request(f"list {KINDS[kind][2]}"):
             found = self._client.list(_resource(kind), labels=dict(labels))
-            return [_plain(each) async for each in found], found.resourceVersion
+            return [_as_table(each) async for each in found], found.resourceVersion
 
     async def find(self, kind: str, name: str) -> Table | None:
         """The object with this name, or None."""
         try:
             async with self._request(f"get {kind} {name}"):
-                return _plain(await self._client.get(_resource(kind), name))
+                return _as_table(await self._client.get(_resource(kind), name))
         except NotFound:
             return None
 
@@ -145,12 +145,14 @@ class Cluster:
             done = await self._client.patch(
                 resource, name, resource(wanted), patch_type=_apply_patch(), force=force
             )
-            return _plain(done)
+            return _as_table(done)
 
-    async def change(self, kind: str, name: str, changes: Table) -> Table:
+    async def patch(self, kind: str, name: str, changes: Table) -> Table:
         """Merge these changes into the object (JSON merge patch); None removes a field."""
         async with self._request(f"patch {kind} {name}"):
-            return _plain(await self._client.patch(_resource(kind), name, changes, patch_type=_merge_patch()))
+            return _as_table(
+                await self._client.patch(_resource(kind), name, changes, patch_type=_merge_patch())
+            )
 
     async def delete(self, kind: str, name: str) -> None:
         """Delete the object and its dependents; a missing object is not an error."""
@@ -175,16 +177,16 @@ class Cluster:
         what = f"watch {plural}"
         place = f"apis/{group}/{api}" if group else f"api/{api}"
         path = f"{place}/namespaces/{self.namespace}/{plural}"
-        with self._translated(what):
+        with self._translating_errors(what):
             async with aclosing(self._lines(what, path, parameters, follow=True)) as lines:
                 async for line in lines:
                     change = json.loads(line)
                     if change["type"] != "ERROR":
-                        yield str(change["type"]), _plain(change["object"])
+                        yield str(change["type"]), _as_table(change["object"])
                     elif change["object"].get("code") == _GONE:
                         return
                     else:
-                        raise self._refused(what, SimpleNamespace(**{**_NO_STATUS, **change["object"]}))
+                        raise self._refusal(what, SimpleNamespace(**{**_NO_STATUS, **change["object"]}))
 
     async def log(
         self, pod: str, *, lines: int | None, since_seconds: int | None, follow: bool
@@ -195,7 +197,7 @@ class Cluster:
         parameters = {name: value for name, value in given.items() if value is not None}
         parameters |= {"container": "server", "timestamps": True}
         path = f"api/v1/namespaces/{self.namespace}/pods/{pod}/log"
-        with self._translated(what):
+        with self._translating_errors(what):
             async with aclosing(self._lines(what, path, parameters, follow=follow)) as found:
                 async for line in found:
                     yield line
@@ -228,13 +230,13 @@ class Cluster:
 
         what = f"run a command in pod {pod}"
         try:
-            with self._translated(what):
+            with self._translating_errors(what):
                 try:
                     return await self._run(what, pod, command, most_bytes, seconds)
                 except BaseExceptionGroup as raised:
-                    raise _first(raised) from None
+                    raise _first_exception(raised) from None
         except WebSocketUpgradeError as error:
-            raise self._answered(what, error.response.status_code) from None
+            raise self._status_error(what, error.response.status_code) from None
         except (
             HTTPXWSException,
             ProtocolError,
@@ -243,7 +245,7 @@ class Cluster:
             EndOfStream,
         ) as error:
             reason = str(getattr(error, "reason", "")) or type(error).__name__
-            raise self._away(
+            raise self._unavailable(
                 f"ended the connection before the command had ended ({reason}): {what}"
             ) from None
 
@@ -270,7 +272,7 @@ class Cluster:
             try:
                 self._check_handshake(what, session.response)
                 async with asyncio.timeout(seconds):
-                    outcome = await self._outcome(what, session, most_bytes)
+                    outcome = await self._receive_output(what, session, most_bytes)
             except TimeoutError:
                 message = f"cannot {what}: it has not ended within {seconds:g} s"
                 outcome = ControlError(message, exit_code=TIMED_OUT)
@@ -286,9 +288,9 @@ class Cluster:
         accept = base64.b64encode(hashlib.sha1(key + _ACCEPT_SUFFIX, usedforsecurity=False).digest()).decode()
         found = response.headers
         if found.get("sec-websocket-accept") != accept or found.get("sec-websocket-protocol") != _CHANNELS:
-            raise self._away(f"does not speak {_CHANNELS} over a WebSocket, asked to: {what}")
+            raise self._unavailable(f"does not speak {_CHANNELS} over a WebSocket, asked to: {what}")
 
-    async def _outcome(self, what: str, session: Any, most_bytes: int) -> Execution:
+    async def _receive_output(self, what: str, session: Any, most_bytes: int) -> Execution:
         output = {_STDOUT: bytearray(), _STDERR: bytearray()}
         while True:
             message = await session.receive_bytes()
@@ -309,7 +311,7 @@ class Cluster:
         if status["status"] == "Success":
             return 0
         if status.get("reason") != "NonZeroExitCode":
-            raise self._refused(what, SimpleNamespace(**{**_NO_STATUS, **status}))
+            raise self._refusal(what, SimpleNamespace(**{**_NO_STATUS, **status}))
         (code,) = (
             int(each["message"]) for each in status["details"]["causes"] if each["reason"] == "ExitCode"
         )
@@ -329,17 +331,17 @@ class Cluster:
         try:
             message = json.loads(text)["message"]
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise self._answered(what, response.status_code) from None
-        raise self._refused(what, SimpleNamespace(code=response.status_code, message=message, reason=""))
+            raise self._status_error(what, response.status_code) from None
+        raise self._refusal(what, SimpleNamespace(code=response.status_code, message=message, reason=""))
 
     @asynccontextmanager
     async def _request(self, what: str) -> AsyncIterator[None]:
-        with self._translated(what):
+        with self._translating_errors(what):
             async with asyncio.timeout(_REQUEST_SECONDS):
                 yield
 
     @contextmanager
-    def _translated(self, what: str) -> Iterator[None]:
+    def _translating_errors(self, what: str) -> Iterator[None]:
         import httpx2
         from lightkube import ApiError
         from lightkube.core.exceptions import ConfigError
@@ -347,21 +349,21 @@ class Cluster:
         try:
             yield
         except ApiError as error:
-            raise self._refused(what, error.status) from None
+            raise self._refusal(what, error.status) from None
         except httpx2.HTTPStatusError as error:
-            raise self._answered(what, error.response.status_code) from None
+            raise self._status_error(what, error.response.status_code) from None
         except TimeoutError:
-            raise self._away("does not answer") from None
+            raise self._unavailable("does not answer") from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
-            raise self._away(f"does not answer: {error or type(error).__name__}") from None
+            raise self._unavailable(f"does not answer: {error or type(error).__name__}") from None
         except ConfigError as error:
             raise ControlError(
                 str(error), exit_code=NOT_PERMITTED, hint="see the user of the context in the kubeconfig"
             ) from None
         except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
-            raise self._away(f"gave no valid answer to: {what} ({type(error).__name__})") from None
+            raise self._unavailable(f"gave no valid answer to: {what} ({type(error).__name__})") from None
 
-    def _answered(self, what: str, status: int) -> ControlError:
+    def _status_error(self, what: str, status: int) -> ControlError:
         """The error for an answer without an object that says why."""
         message = f"the cluster's API at {self.url} answered {status} to: {what}"
         if status == _NOT_FOUND:  # the API server's answer for a group or version that it does not have
@@ -369,13 +371,13 @@ class Cluster:
         is_refused = status in (_UNAUTHORIZED, _FORBIDDEN)
         return ControlError(message, exit_code=NOT_PERMITTED if is_refused else NO_SUPERVISOR)
 
-    def _away(self, why: str) -> ControlError:
+    def _unavailable(self, why: str) -> ControlError:
         hint = (
             f"the servers go on serving; kubectl --context {self.context} get --raw /readyz shows its state"
         )
         return ControlError(f"the cluster's API at {self.url} {why}", exit_code=NO_SUPERVISOR, hint=hint)
 
-    def _refused(self, what: str, status: Any) -> ControlError:
+    def _refusal(self, what: str, status: Any) -> ControlError:
         code, message = (
             status.code or 0,
             " ".join(str(status.message or status.reason or "no reason given").split()),
@@ -396,7 +398,7 @@ class Cluster:
         return ControlError(f"cannot {what}: {message}", exit_code=FAILED)
 
 
-def _first(raised: BaseException) -> BaseException:
+def _first_exception(raised: BaseException) -> BaseException:
     """The first exception of a group, or of a group in it."""
     while isinstance(raised, BaseExceptionGroup):
         raised = raised.exceptions[0]
@@ -413,7 +415,7 @@ def _resource(kind: str) -> Any:
     )
 
 
-def _plain(found: Any) -> Table:
+def _as_table(found: Any) -> Table:
     """The object as a plain dictionary. Raises ValueError, LookupError or TypeError if it has no name."""
     if not isinstance(found, dict) or not isinstance(found["metadata"]["name"], str):
         raise ValueError("no object")

@@ -22,9 +22,9 @@ from poolctl.exit_codes import INVALID_CONFIGURATION
 from poolctl.json_form import Table
 from poolctl.supervisor.active_configuration import default_name
 
-from ._keys import is_label, left_out, refused, secret_keys, settings_problems
-from ._objects import KubernetesPool, moved_to_pods, objects_of, pod_configuration
-from ._routes import ClusterRoute, CompiledRoutes, compiled_routes
+from ._keys import ignored_keys, is_label, secret_keys, settings_problems, unsupported_keys
+from ._objects import KubernetesPool, objects_of, pod_configuration, with_service_addresses
+from ._routes import ClusterRoute, CompiledRoutes, compile_routes
 from .table import Kubernetes
 
 _LONGEST_NAME_OF_CRON_JOB = 52  # the names of its Jobs are longer
@@ -58,24 +58,24 @@ def pool_name(config: Configuration, files: Sequence[str]) -> str:
     return config.settings.name or default_name(files[0])
 
 
-def compiled(config: Configuration, files: Sequence[str]) -> CompiledPool:
+def compile_pool(config: Configuration, files: Sequence[str]) -> CompiledPool:
     """Compile the pool. Raises Failure (5) with all unsupported keys; ServerError for a bad `env_file`."""
     settings = settings_of(config)
     handlers = next((each.handlers for each in config if each.handlers), "")
     pool = KubernetesPool(pool_name(config, files), settings, handlers)
     servers = _in_order(config)
     _refuse(config, _problems(servers, pool))
-    moved = moved_to_pods(servers)
-    hidden = _values(files)
+    moved = with_service_addresses(servers)
+    hidden = _environment_values(files)
     _refuse(config, ((each, finding) for each in moved for finding in _secrets(each, pool, hidden)))
     routes = CompiledRoutes([], [], [], [])
     is_routed = settings.gateway is not None or settings.ingress_class is not None
     if is_routed:
-        routes = compiled_routes(servers, {each.name: each for each in moved}, config.tables, pool, hidden)
+        routes = compile_routes(servers, {each.name: each for each in moved}, config.tables, pool, hidden)
         _refuse(config, routes.problems)
     places = {each.name: f"{each.name}:{each.address.port}" for each in moved if each.listens}
-    found = ((each, f) for each in servers for f in left_out(each, is_routed=is_routed))
-    warnings = [str(each) for each in config.located([*found, *routes.left_out])] + routes.warnings
+    found = ((each, f) for each in servers for f in ignored_keys(each, is_routed=is_routed))
+    warnings = [str(each) for each in config.located([*found, *routes.ignored])] + routes.warnings
     warnings += [
         f"{each.name} does not wait for {needed.name}, which has no port"
         for each in moved
@@ -134,7 +134,7 @@ def _problems(servers: Sequence[ServerConfig], pool: KubernetesPool) -> Iterator
     for finding in settings_problems(pool.settings):
         yield None, finding
     for server in servers:
-        for finding in refused(server):
+        for finding in unsupported_keys(server):
             yield server, finding
         name = f"{pool.name}-{server.name}"
         if is_label(server.name) and not is_label(name):
@@ -151,7 +151,7 @@ def _secrets(server: ServerConfig, pool: KubernetesPool, hidden: Sequence[str]) 
     return secret_keys(table, hidden)
 
 
-def _values(files: Iterable[str]) -> list[str]:
+def _environment_values(files: Iterable[str]) -> list[str]:
     """The values of the environment variables that the files use."""
     names: set[str] = set()
     for document in read_documents([*files])[0]:

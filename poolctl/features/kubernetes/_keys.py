@@ -20,7 +20,7 @@ MAPPED = frozenset((
     "drain_timeout", "health", "limits", "log", "depends_on", "image",
 ))  # fmt: skip
 # Ignored with a warning: the server runs without it.
-LEFT_OUT: Mapping[str, str] = {
+IGNORED: Mapping[str, str] = {
     "python": "the image's interpreter is used",
     "preload": "each pod imports the application itself",
     "tags": "they select nothing on a cluster",
@@ -31,7 +31,7 @@ LEFT_OUT: Mapping[str, str] = {
     "watch": "code changes with the image",
 }
 # Refused, because traffic or safety depends on it: the values, the reason and the fix.
-REFUSED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
+UNSUPPORTED: Mapping[str, tuple[Callable[[Any], bool], str, str]] = {
     "user": (bool, "a pod has the user of its image", "leave it out, and give the image a USER"),
     "tls": (bool, "certificates are files of this machine", "end TLS in front of the cluster's services"),
     "hooks": (bool, "hooks run once for all workers", "run them as a job before the server is deployed"),
@@ -110,18 +110,18 @@ def settings_problems(settings: Kubernetes) -> Iterator[Finding]:
         yield Finding(("kubernetes", "ingress_class"), message, "kubectl get ingressclass lists them")
 
 
-def left_out(server: ServerConfig, *, is_routed: bool = False) -> Iterator[Finding]:
+def ignored_keys(server: ServerConfig, *, is_routed: bool = False) -> Iterator[Finding]:
     """The server's keys that are ignored on Kubernetes. `is_routed`: its labels for routes are not."""
     in_files = {key.partition(".")[0] for key in server.origin or ()}
-    for key, reason in LEFT_OUT.items():
+    for key, reason in IGNORED.items():
         routing = is_routed and key == "labels" and all(name.startswith("route.") for name in server.labels)
         if key in in_files and getattr(server, key) and not routing:
             yield Finding((key,), reason)
 
 
-def refused(server: ServerConfig) -> Iterator[Finding]:
+def unsupported_keys(server: ServerConfig) -> Iterator[Finding]:
     """The problems of a server that needs something a pod does not have."""
-    for key, (is_used, reason, fix) in REFUSED.items():
+    for key, (is_used, reason, fix) in UNSUPPORTED.items():
         if is_used(getattr(server, key)):
             yield Finding((key,), reason, fix)
     if not is_label(server.name):

@@ -70,7 +70,7 @@ for place in sys.argv[1:]:
 """
 
 
-def moved_to_pods(servers: Iterable[ServerConfig]) -> list[ServerConfig]:
+def with_service_addresses(servers: Iterable[ServerConfig]) -> list[ServerConfig]:
     """The servers with the names of their Services as addresses, also in references between them."""
     return with_addresses(
         each.at(parse(f"{each.name}:{each.address.port}")) if each.listens else each for each in servers
@@ -80,7 +80,7 @@ def moved_to_pods(servers: Iterable[ServerConfig]) -> list[ServerConfig]:
 def objects_of(
     server: ServerConfig, pool: KubernetesPool, places: Mapping[str, str] = EMPTY
 ) -> Iterator[Table]:
-    """The objects for a server that `moved_to_pods` returned. Raises ServerError for an unreadable `env_file`.
+    """The objects for a server that `with_service_addresses` returned. Raises ServerError for an unreadable `env_file`.
 
     `places` maps the names of servers that it may depend on to their addresses, HOST:PORT.
     """
@@ -114,7 +114,7 @@ def objects_of(
     pod = _pod(server, pool.settings, config_name, secret_name if variables else "", port)
     awaited = [places[each.name] for each in server.depends_on if each.name in places]
     if awaited:
-        pod["initContainers"] = [_waiting(awaited, str(server.image or pool.settings.image))]
+        pod["initContainers"] = [_wait_container(awaited, str(server.image or pool.settings.image))]
     template: Table = {"metadata": {"labels": labels}, "spec": pod}
     name = f"{pool.name}-{server.name}"
     if server.job:
@@ -245,7 +245,7 @@ def _pod(
     }
 
 
-def _waiting(places: list[str], image: str) -> Table:
+def _wait_container(places: list[str], image: str) -> Table:
     """The init container that waits until these addresses accept connections."""
     return {
         "name": "wait",
@@ -282,10 +282,10 @@ def _probes_of_app(server: ServerConfig) -> Table:
 
     health = server.health
     return {
-        "startupProbe": get("/health") | _until_started(server, health.startup),
+        "startupProbe": get("/health") | _startup_times(server, health.startup),
         "readinessProbe": get("/health")
-        | _repeated(health.readiness, _READINESS_SECONDS, _READINESS_FAILURES),
-        "livenessProbe": get("/health/live") | _repeated(health.liveness),
+        | _probe_times(health.readiness, _READINESS_SECONDS, _READINESS_FAILURES),
+        "livenessProbe": get("/health/live") | _probe_times(health.liveness),
     }
 
 
@@ -293,17 +293,17 @@ def _probes_of_command(server: ServerConfig, port: int | None) -> Table:
     """Probes of the command; by default its port must accept connections."""
     health = server.health
     connect: Table = {} if port is None else {"tcpSocket": {"port": "http"}}
-    ready = _asked(health.readiness) or connect
-    first = _asked(health.startup) or ready
-    alive = _asked(health.liveness)
+    ready = _probe_action(health.readiness) or connect
+    first = _probe_action(health.startup) or ready
+    alive = _probe_action(health.liveness)
     return {
-        **({"startupProbe": first | _until_started(server, health.startup)} if first else {}),
-        **({"readinessProbe": ready | _repeated(health.readiness)} if ready else {}),
-        **({"livenessProbe": alive | _repeated(health.liveness)} if alive else {}),
+        **({"startupProbe": first | _startup_times(server, health.startup)} if first else {}),
+        **({"readinessProbe": ready | _probe_times(health.readiness)} if ready else {}),
+        **({"livenessProbe": alive | _probe_times(health.liveness)} if alive else {}),
     }
 
 
-def _asked(probe: Probe | None) -> Table:
+def _probe_action(probe: Probe | None) -> Table:
     if probe is None:
         return {}
     if probe.exec is not None:
@@ -314,7 +314,7 @@ def _asked(probe: Probe | None) -> Table:
     return {"httpGet": {"path": probe.http, "port": "http", **({"httpHeaders": headers} if headers else {})}}
 
 
-def _until_started(server: ServerConfig, probe: Probe | None) -> Table:
+def _startup_times(server: ServerConfig, probe: Probe | None) -> Table:
     return {
         "periodSeconds": 1,
         "timeoutSeconds": _timeout_seconds(probe),
@@ -322,7 +322,7 @@ def _until_started(server: ServerConfig, probe: Probe | None) -> Table:
     }
 
 
-def _repeated(
+def _probe_times(
     probe: Probe | None, period_seconds: int = _LIVENESS_SECONDS, failures: int = _LIVENESS_FAILURES
 ) -> Table:
     """The times of a probe; the period and the failures are those without a probe in the file."""

@@ -27,7 +27,7 @@ HTTP_ROUTE_ONLY = frozenset((
     "response_headers", "redirect",
 ))  # fmt: skip
 # Ignored with a warning: the route serves without it.
-ROUTE_LEFT_OUT: Mapping[str, str] = {
+ROUTE_IGNORED: Mapping[str, str] = {
     "mode": "a cluster's gateway forwards every request",
     "retries": "the cluster's gateway retries as it is set up to",
     "breaker": "the cluster sends requests to ready workers",
@@ -36,7 +36,7 @@ ROUTE_LEFT_OUT: Mapping[str, str] = {
     "probe_responses": "no server sleeps on a cluster",
 }
 # Refused, because traffic or safety depends on it: the reason and the fix.
-ROUTE_REFUSED: Mapping[str, tuple[str, str]] = {
+ROUTE_UNSUPPORTED: Mapping[str, tuple[str, str]] = {
     "register": ("a cluster's backends are Services", "name the servers in `to`"),
     "sticky": ("no standard field keeps a client with its backend", "set it up at the cluster's gateway"),
     "allow": ("no standard field restricts the clients' addresses", "restrict them at the cluster's gateway"),
@@ -69,11 +69,11 @@ class CompiledRoutes(NamedTuple):
 
     routes: list[ClusterRoute]
     problems: list[Located]
-    left_out: list[Located]
+    ignored: list[Located]
     warnings: list[str]
 
 
-def compiled_routes(
+def compile_routes(
     servers: Sequence[ServerConfig],
     moved: Mapping[str, ServerConfig],
     tables: Tables,
@@ -99,14 +99,14 @@ def compiled_routes(
         if config is None or reason:
             found.warnings.append(f"the route {written.alias} is not exported: {reason}")
             continue
-        for finding in (*_refused(config, to, pool), *secret_keys(_headers(config), hidden)):
+        for finding in (*_unsupported(config, to, pool), *secret_keys(_headers(config), hidden)):
             found.problems.append(on_route(written, finding))
-        found.left_out.extend(on_route(written, each) for each in _left_out(config, pool))
+        found.ignored.extend(on_route(written, each) for each in _ignored_keys(config, pool))
         served.append((written, config, [(each.server, each.weight) for each in to if each.server]))
     only_plain = {(config.host, config.path) for _, config, _ in served if _only_plain(config)}
     for written, config, backends in () if found.problems else served:
         namespace = {} if pool.settings.namespace is None else {"namespace": pool.settings.namespace}
-        metadata = {"name": _name(pool, written.alias), **namespace, "labels": {POOL: pool.name}}
+        metadata = {"name": _object_name(pool, written.alias), **namespace, "labels": {POOL: pool.name}}
         ports = [(name, moved[name].address.port or 0, weight) for name, weight in backends]
         if pool.settings.ingress_class is not None:
             made = _ingress(config, metadata, pool.settings.ingress_class, backends[0][0])
@@ -134,8 +134,8 @@ def _only_plain(config: RouteConfig) -> bool:
     return config.redirect is not None and config.redirect.to == HTTPS
 
 
-def _refused(config: RouteConfig, to: Collection[Any], pool: KubernetesPool) -> Iterator[Finding]:
-    for key, (reason, fix) in ROUTE_REFUSED.items():
+def _unsupported(config: RouteConfig, to: Collection[Any], pool: KubernetesPool) -> Iterator[Finding]:
+    for key, (reason, fix) in ROUTE_UNSUPPORTED.items():
         if _is_used(config, key):
             yield Finding((key,), reason, fix)
     if config.policy not in (*_POLICIES, *_SIMILAR_POLICIES):
@@ -153,12 +153,12 @@ def _refused(config: RouteConfig, to: Collection[Any], pool: KubernetesPool) -> 
     if not _path.fullmatch(config.path) or "%2f" in config.path.lower():
         yield Finding(("path",), "it has characters that no path of a cluster's route has", "use others")
     if pool.settings.ingress_class is not None:
-        yield from _refused_by_ingress(config, to)
+        yield from _unsupported_by_ingress(config, to)
     else:
-        yield from _refused_by_http_route(config, to)
+        yield from _unsupported_by_http_route(config, to)
 
 
-def _refused_by_ingress(config: RouteConfig, to: Collection[Any]) -> Iterator[Finding]:
+def _unsupported_by_ingress(config: RouteConfig, to: Collection[Any]) -> Iterator[Finding]:
     for key in sorted(HTTP_ROUTE_ONLY):
         if _is_used(config, key):
             yield Finding((key,), "an Ingress has no equal", "use gateway instead of ingress_class")
@@ -167,7 +167,7 @@ def _refused_by_ingress(config: RouteConfig, to: Collection[Any]) -> Iterator[Fi
         yield Finding(("to",), "an Ingress leads to one Service", fix)
 
 
-def _refused_by_http_route(config: RouteConfig, to: Collection[Any]) -> Iterator[Finding]:
+def _unsupported_by_http_route(config: RouteConfig, to: Collection[Any]) -> Iterator[Finding]:
     for method in config.methods:
         if method not in _METHODS:
             yield Finding(("methods",), f"an HTTPRoute has no method {method}", "leave it out")
@@ -201,8 +201,8 @@ def _is_used(config: RouteConfig, key: str) -> bool:
     return bool(value) and value != RouteConfig.keys_of[key].default
 
 
-def _left_out(config: RouteConfig, pool: KubernetesPool) -> Iterator[Finding]:
-    for key, reason in ROUTE_LEFT_OUT.items():
+def _ignored_keys(config: RouteConfig, pool: KubernetesPool) -> Iterator[Finding]:
+    for key, reason in ROUTE_IGNORED.items():
         if _is_used(config, key):
             yield Finding((key,), reason)
     if config.policy in _SIMILAR_POLICIES:
@@ -215,7 +215,7 @@ def _left_out(config: RouteConfig, pool: KubernetesPool) -> Iterator[Finding]:
         yield Finding(("timeouts",), f"{', '.join(names)}: the cluster's gateway has limits of its own")
 
 
-def _name(pool: KubernetesPool, alias: str) -> str:
+def _object_name(pool: KubernetesPool, alias: str) -> str:
     name = f"{pool.name}-{alias}"
     if is_label(name):
         return name

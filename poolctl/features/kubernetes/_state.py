@@ -122,17 +122,19 @@ class Pod:
             waiting = _waiting(container)
             if waiting.get("reason") in _WAITING_PROBLEMS:
                 message = f"{waiting['reason']}: {_one_line(waiting.get('message'))}".rstrip(": ")
-                return Problem(self._placed(message), _NO_IMAGE if "Image" in str(waiting["reason"]) else "")
+                return Problem(
+                    self._with_pod(message), _NO_IMAGE if "Image" in str(waiting["reason"]) else ""
+                )
         ended = self.last_exit()
         if ended and (_number(ended.get("exitCode")) or self.keeps_failing):
-            return Problem(self._placed(_ending(ended)), f"poolctl logs {self.server}")
+            return Problem(self._with_pod(_exit_text(ended)), f"poolctl logs {self.server}")
         place = self._conditions.get("PodScheduled", {})
         if place.get("status") == "False" and place.get("reason") == "Unschedulable":
             hint = "give the cluster room, or ask for less with [kubernetes] requests"
             return Problem(f"no node can run it: {_one_line(place.get('message'))}", hint, may_pass=True)
         return None
 
-    def _placed(self, message: str) -> str:
+    def _with_pod(self, message: str) -> str:
         return f"{message} (pod {self.name} on {self.node})" if self.node else f"{message} (pod {self.name})"
 
 
@@ -160,7 +162,7 @@ class Workload:
             return self.config.workers
         return _number(self._spec.get("replicas", 1))
 
-    def runs(self, name: str) -> bool:
+    def is_named(self, name: str) -> bool:
         """Whether the server's Deployment or Job has this name."""
         return self.found is not None and _member(self.found, "metadata").get("name") == name
 
@@ -298,7 +300,9 @@ class ScheduledWorkload(Workload):
         exits = [each.last_exit() for each in self.pods if each.job == name]
         code = next((_number(each.get("exitCode")) for each in exits if each), None)
         if condition := over.get("Failed"):
-            said = next((_ending(each) for each in exits if each), "") or _one_line(condition.get("message"))
+            said = next((_exit_text(each) for each in exits if each), "") or _one_line(
+                condition.get("message")
+            )
             ended = str(condition.get("lastTransitionTime") or began)
             return Run(
                 name, began, ended, Problem(said or "failed", f"poolctl logs {self.config.name}"), code
@@ -416,7 +420,7 @@ def template_owner(spec: Table) -> Table:
     return _member(_member(spec, "jobTemplate"), "spec") or spec
 
 
-def _ending(ended: Table) -> str:
+def _exit_text(ended: Table) -> str:
     code, reason = _number(ended.get("exitCode")), str(ended.get("reason") or "")
     lines = [line for line in str(ended.get("message") or "").splitlines() if line.strip()]
     said = f": {lines[-1].strip()}" if lines else ""

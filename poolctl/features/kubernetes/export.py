@@ -13,7 +13,7 @@ from poolctl.cli.offline import load
 from poolctl.cli.pool_ref import find_pool
 from poolctl.json_form import Table
 
-from ._compile import compiled
+from ._compile import compile_pool
 
 _MADE_BY = "Made by `poolctl export kubernetes`."
 
@@ -37,7 +37,7 @@ def files(request: CommandRequest) -> Files:
     """One file per server, in the order to apply them, one for all routes, and a warning for each ignored key."""
     refuse_systemd_options(request)
     ref = find_pool(request)
-    found = compiled(load(ref), ref.files)
+    found = compile_pool(load(ref), ref.files)
     objects_of_files = [*found.objects.items()]
     if found.routes:
         objects_of_files.append(("routes", [route.object for route in found.routes]))

@@ -62,7 +62,7 @@ from poolctl.selection.selector import Selector, SelectorError, select
 from poolctl.states import in_words
 
 from ._cluster import KINDS, Cluster, NotFound
-from ._compile import CompiledPool, compiled, pool_name, settings_of
+from ._compile import CompiledPool, compile_pool, pool_name, settings_of
 from ._exec import run_in_pods, stacks_of_pods
 from ._objects import digest_of, with_revision
 from ._state import (
@@ -271,7 +271,7 @@ class _ClusterPool:
 
     # Observed objects
 
-    async def look(self) -> dict[str, Workload]:
+    async def refresh(self) -> dict[str, Workload]:
         """List the cluster's objects; returns the servers.
 
         That takes three requests for any number of servers, and a fourth if one of them has a schedule.
@@ -314,14 +314,16 @@ class _ClusterPool:
                 self._changed.set()
             # The API server ends a watch after some minutes, and may no longer have the resource version.
             await asyncio.sleep(_TICK_SECONDS)
-            await self.look()
+            await self.refresh()
 
     async def _list_again(self) -> None:
         while True:
             await asyncio.sleep(_LISTED_AGAIN_SECONDS)
-            await self.look()
+            await self.refresh()
 
-    async def until(self, call: Call, names: Iterable[str], is_over: Callable[[Workload], bool]) -> list[str]:
+    async def wait_until(
+        self, call: Call, names: Iterable[str], is_over: Callable[[Workload], bool]
+    ) -> list[str]:
         """Wait until each server is done; returns the names of the servers that were not done in time."""
         names = list(names)
         seen: dict[str, tuple[str, bool, bool]] = {}
@@ -363,12 +365,12 @@ class _ClusterPool:
 
     async def listing(self, call: Call) -> Result:
         """The selected servers."""
-        found = await self.look()
+        found = await self.refresh()
         return ClusterResult(items=self._items(found, self._selected(call, found)))
 
     async def status(self, call: Call) -> Result:
         """The pool in one line; exit 3 if a server that should run is not ready."""
-        found = await self.look()
+        found = await self.refresh()
         names = self._selected(call, found)
         items = self._items(found, names)
         wanted = [each for each in items if found[each.name].is_wanted]
@@ -396,7 +398,7 @@ class _ClusterPool:
 
     async def show(self, call: Call) -> Result:
         """The selected servers with their pods, and the last output of failed ones."""
-        found = await self.look()
+        found = await self.refresh()
         names = self._selected(call, found)
         return ShowResult(items=tuple(self._details(found[name]) for name in names))
 
@@ -422,7 +424,7 @@ class _ClusterPool:
 
     async def wait(self, call: Call) -> Result:
         """Return when the selected servers have reached the requested state."""
-        found = await self.look()
+        found = await self.refresh()
         names = self._selected(call, found)
         goal = str(call.options.get("for") or "ready")
         if goal in ("ready", "healthy"):
@@ -435,12 +437,12 @@ class _ClusterPool:
             )
 
         async with self.watching():
-            late = await self.until(call, names, is_over)
+            late = await self.wait_until(call, names, is_over)
         return self._result(names, PoolMonitorError, late=late, waited_for=f"not {goal}")
 
     async def logs(self, call: Call) -> Result:
         """Send the last `lines` lines of each worker; with `follow` also new lines, including those of new workers."""
-        found = await self.look()
+        found = await self.refresh()
         names = set(self._selected(call, found))
         follow, since = bool(call.options.get("follow")), str(call.options.get("since") or "")
         since_seconds = max(1, math.ceil(time.time() - seconds_of(since))) if since else None
@@ -480,7 +482,7 @@ class _ClusterPool:
 
     async def stacks(self, call: Call) -> Result:
         """The current stacks of each worker of the selected servers."""
-        found = await self.look()
+        found = await self.refresh()
         names = self._selected(call, found)
         none = [f"{name}: has no worker" for name in names if not found[name].pods]
         items = await stacks_of_pods(self._cluster, (found[name] for name in names))
@@ -491,7 +493,7 @@ class _ClusterPool:
 
         Each run is sent as progress.
         """
-        found = await self.look()
+        found = await self.refresh()
         names = self._selected(call, found)
         await run_in_pods(self._cluster, [found[name] for name in names], call.options, call.progress)
         return Result()
@@ -502,23 +504,25 @@ class _ClusterPool:
     def compiled(self) -> CompiledPool:
         """The pool compiled into objects. Raises Failure (5) for keys that are not supported on a cluster."""
         if self._compiled is None:
-            self._compiled = compiled(self._config, self._files)
+            self._compiled = compile_pool(self._config, self._files)
         return self._compiled
 
     async def start(self, call: Call) -> Result:
         """Start the selected servers and those that they depend on."""
-        found = await self.look()
+        found = await self.refresh()
         chosen = self._selected(call, found)
         return await self._bring_up(call, chosen, found, PoolStartError)
 
     async def restart(self, call: Call) -> Result:
         """Replace the workers of the selected servers, new ones first."""
-        found = await self.look()
+        found = await self.refresh()
         chosen = self._selected(call, found)
         scheduled = {name: each for name, each in found.items() if isinstance(each, ScheduledWorkload)}
         named = {target.casefold() for target in call.selector.targets}
         refused = [
-            _error(scheduled[name], PoolRestartError, "runs, and does not run twice at once", _end_it(name))
+            _error(
+                scheduled[name], PoolRestartError, "runs, and does not run twice at once", _stop_hint(name)
+            )
             for name in chosen
             if name in scheduled and name.casefold() in named and scheduled[name].runs_in_progress
         ]
@@ -565,7 +569,7 @@ class _ClusterPool:
             await bringing.apply(runnable, restart)
             await self._apply_routes(call, bringing)
         await self._prune(bringing.done)
-        await self._forget_unused()
+        await self._delete_unused()
         return self._result(chosen, kind, late=bringing.late, errors=[*refused, *bringing.errors])
 
     def _with_needed(self, chosen: Sequence[str], found: Mapping[str, Workload], call: Call) -> list[str]:
@@ -593,7 +597,7 @@ class _ClusterPool:
                     else ((there["metadata"].get("labels") or {}).get(POOL), server_of(there))
                 )
                 if owner is not None and owner != (self._labels[POOL], name):
-                    raise self._foreign(kind, called)
+                    raise self._name_conflict(kind, called)
 
     async def apply(self, name: str, *, restart: bool, force: bool, is_stopped: bool = False) -> int:
         """Apply a server's objects; returns the new generation of its Deployment or CronJob."""
@@ -604,14 +608,14 @@ class _ClusterPool:
             kind, called = each["kind"], each["metadata"]["name"]
             if kind in ("Deployment", "CronJob"):
                 wanted = self._workload(each, workload, restart=restart, is_stopped=is_stopped)
-            elif kind == "Job" and not restart and workload.runs(called):
+            elif kind == "Job" and not restart and workload.is_named(called):
                 continue  # a Job cannot be changed
             async with self._turns:
                 done = await self._apply(wanted, force=force)
                 if kind in ("Deployment", "CronJob"):
                     if STOPPED in workload.annotations and not is_stopped:
                         changes = {"metadata": {"annotations": {STOPPED: None}}}
-                        done = await self._cluster.change(kind, called, changes)
+                        done = await self._cluster.patch(kind, called, changes)
                     generation = int(done["metadata"].get("generation") or 0)
                     self._objects[kind][called] = done
         return generation
@@ -673,7 +677,7 @@ class _ClusterPool:
 
     async def stop(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first."""
-        found = await self.look()
+        found = await self.refresh()
         chosen = self._selected(call, found)
         needed_by: dict[str, list[str]] = {}
         for each in self._config:
@@ -692,9 +696,9 @@ class _ClusterPool:
         await asyncio.gather(*(self._stop(found[name]) for name in active))
         late: list[str] = []
         if call.options.get("wait", True):
-            await self.look()
+            await self.refresh()
             async with self.watching():
-                late = await self.until(call, active, _is_gone)
+                late = await self.wait_until(call, active, _is_gone)
         also = tuple(name for name in active if name not in chosen)
         unchanged = tuple(name for name in chosen if name not in active)
         result = self._result(chosen, PoolStopError, late=late)
@@ -711,21 +715,21 @@ class _ClusterPool:
         async with self._turns:
             if isinstance(workload, ScheduledWorkload):
                 changes = {"metadata": {"annotations": {STOPPED: "true"}}, "spec": {"suspend": True}}
-                await self._cluster.change("CronJob", name, changes)
+                await self._cluster.patch("CronJob", name, changes)
                 for run in workload.runs_in_progress:
                     await self._cluster.delete("Job", run.job)
             elif workload.config.job:
                 await self._cluster.delete("Job", name)
             else:
                 annotations = {"metadata": {"annotations": {STOPPED: "true"}}, "spec": {"replicas": 0}}
-                await self._cluster.change("Deployment", name, annotations)
+                await self._cluster.patch("Deployment", name, annotations)
 
     async def scale(self, call: Call) -> Result:
         """Set the number of workers; it applies until the number in the file changes."""
         workers = call.options.get("workers")
         if not isinstance(workers, int) or isinstance(workers, bool) or workers < 1:
             raise SelectorError(f"workers is {workers!r}, not a number of them", hint="a whole number from 1")
-        found = await self.look()
+        found = await self.refresh()
         chosen = self._selected(call, found)
         refused, able = [], []
         for name in chosen:
@@ -743,16 +747,16 @@ class _ClusterPool:
                 able.append(name)
         for name in able:
             deployment = found[name].found["metadata"]["name"]  # type: ignore[index]
-            await self._cluster.change("Deployment", deployment, {"spec": {"replicas": workers}})
+            await self._cluster.patch("Deployment", deployment, {"spec": {"replicas": workers}})
         bringing = _BringUp(self, call, PoolStartError)
-        await self.look()
+        await self.refresh()
         async with self.watching():
             await bringing.await_all(able)
         return self._result(chosen, PoolStartError, late=bringing.late, errors=[*refused, *bringing.errors])
 
     async def reload(self, call: Call) -> Result:
         """Make the cluster match the files: apply changed servers, remove those no longer there."""
-        found = await self.look()
+        found = await self.refresh()
         if not self._has_schedules:  # a server that is no longer in the file may have one
             for each in await self._list_if_allowed("CronJob"):
                 self._objects["CronJob"][each["metadata"]["name"]] = each
@@ -771,7 +775,7 @@ class _ClusterPool:
         for name in gone:
             await self._remove(name)
         await self._prune(bringing.done)
-        await self._forget_unused()
+        await self._delete_unused()
         result = self._result(list(found), PoolRestartError, late=bringing.late, errors=bringing.errors)
         return ReloadResult(
             items=result.items,
@@ -795,7 +799,7 @@ class _ClusterPool:
                 if not workload.config.disabled:
                     changes.append(_change(Kind.ADD, name, "is new"))
             elif main["kind"] == "Job":
-                if not workload.runs(main["metadata"]["name"]):
+                if not workload.is_named(main["metadata"]["name"]):
                     changes.append(_change(Kind.RESTART, name, "has changed: the job runs again"))
             elif workload.annotations.get(APPLIED) != digest_of({"objects": objects}):
                 wanted, there = (
@@ -843,7 +847,7 @@ class _ClusterPool:
             if not bringing.not_ready.isdisjoint(route.servers):
                 continue
             if found is None and await self._cluster.find(kind, called) is not None:
-                raise self._foreign(kind, called)
+                raise self._name_conflict(kind, called)
             if found is None or _is_changed(route.object, found):
                 annotations = {APPLIED: digest_of({"object": route.object})}
                 metadata = {**route.object["metadata"], "annotations": annotations}
@@ -856,7 +860,7 @@ class _ClusterPool:
         for kind, called in there:
             await self._cluster.delete(kind, called)
 
-    def _foreign(self, kind: str, called: str) -> ControlError:
+    def _name_conflict(self, kind: str, called: str) -> ControlError:
         message = f"{kind} {called} in namespace {self._cluster.namespace} belongs to something else"
         hint = "rename the server, use another namespace, or delete that object"
         return ControlError(message, exit_code=CONFLICT, hint=hint)
@@ -896,7 +900,7 @@ class _ClusterPool:
                 if server_of(each) in names and (kind, called) not in wanted:
                     await self._cluster.delete(kind, called)
 
-    async def _forget_unused(self) -> None:
+    async def _delete_unused(self) -> None:
         """Delete the ConfigMaps and Secrets of revisions that can no longer be rolled back to."""
         used: set[str] = set()
         for kind in (*_WORKLOADS, "ReplicaSet"):
@@ -970,7 +974,7 @@ class _BringUp:
             self._needed[name] = needed if waits else []
             waits_in_pod = all(servers[on].listens for on in direct)
             if waits and needed and not (waits_in_pod and not self._pool.workloads()[name].pods):
-                await self._pool.until(self._call, needed, self._is_over)
+                await self._pool.wait_until(self._call, needed, self._is_over)
             if self._is_blocked(name):
                 continue
             force = bool(self._call.options.get("force"))
@@ -995,7 +999,7 @@ class _BringUp:
 
     async def await_all(self, names: Sequence[str]) -> None:
         """Wait until each server is complete or has failed."""
-        self.late = await self._pool.until(self._call, names, self._is_over)
+        self.late = await self._pool.wait_until(self._call, names, self._is_over)
 
     def _is_over(self, workload: Workload) -> bool:
         """Whether the server is complete or has failed."""
@@ -1076,7 +1080,7 @@ def _names_in(pod: Table) -> set[str]:
     return names
 
 
-def _end_it(name: str) -> str:
+def _stop_hint(name: str) -> str:
     return f"wait until it has ended, or end it: poolctl stop {name}"
 
 

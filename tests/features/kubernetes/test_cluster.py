@@ -160,7 +160,7 @@ QUESTIONS: dict[str, Ask] = {
     "watch pods": watch_pods,
     "get Pod web-1": lambda cluster: cluster.find("Pod", "web-1"),
     "apply Pod web-1": lambda cluster: cluster.apply({"kind": "Pod", "apiVersion": "v1", **POD}, force=False),
-    "patch Pod web-1": lambda cluster: cluster.change("Pod", "web-1", {"spec": {"a": None}}),
+    "patch Pod web-1": lambda cluster: cluster.patch("Pod", "web-1", {"spec": {"a": None}}),
     "delete Pod web-1": lambda cluster: cluster.delete("Pod", "web-1"),
     "read the log of pod web-1": read_log,
     "run a command in pod web-1": run,

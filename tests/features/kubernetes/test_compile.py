@@ -11,7 +11,7 @@ import pytest
 from poolctl.cli.outcome import Failure
 from poolctl.config import load
 from poolctl.errors import ServerError
-from poolctl.features.kubernetes._compile import CompiledPool, compiled, pool_name, settings_of
+from poolctl.features.kubernetes._compile import CompiledPool, compile_pool, pool_name, settings_of
 from tests.configuration import server
 from tests.needs import needs
 
@@ -21,26 +21,26 @@ NAMED_BY_DIGEST = ("ConfigMap", "Secret", "Job")
 
 
 @pytest.fixture
-def compile_pool(directory: Path) -> Compile:
-    """`compile_pool(*tables, pool=POOL)`: the compiled pool."""
+def compiled(directory: Path) -> Compile:
+    """`compiled(*tables, pool=POOL)`: the compiled pool."""
 
     def compile_tables(*tables: str, pool: str = POOL) -> CompiledPool:
         path = directory / "pool.toml"
         path.write_text("\n".join((pool, *tables)))
         config = load([str(path)])
         assert not config.problems
-        return compiled(config, [str(path)])
+        return compile_pool(config, [str(path)])
 
     return compile_tables
 
 
 @pytest.fixture
-def refused(compile_pool: Compile) -> Callable[..., list[str]]:
+def refused(compiled: Compile) -> Callable[..., list[str]]:
     """`refused(*tables, pool=POOL)`: the file, key and message of each problem."""
 
     def compile_tables(*tables: str, pool: str = POOL) -> list[str]:
         with pytest.raises(Failure) as caught:
-            compile_pool(*tables, pool=pool)
+            compiled(*tables, pool=pool)
         assert caught.value.outcome.exit_code == 5
         return [
             f"{Path(each.file or '').name} {each.key or '-'}: {each.message}"
@@ -64,8 +64,8 @@ def main_object(found: CompiledPool, name: str) -> dict[str, Any]:
     return main
 
 
-def test_servers_come_after_what_they_depend_on_and_the_longest_chain_first(compile_pool: Compile) -> None:
-    found = compile_pool(
+def test_servers_come_after_what_they_depend_on_and_the_longest_chain_first(compiled: Compile) -> None:
+    found = compiled(
         app("alone", 8003),
         app("web", 8000, depends_on=["api", "worker"]),
         app("api", 8001, depends_on=["db"]),
@@ -80,8 +80,8 @@ def test_servers_come_after_what_they_depend_on_and_the_longest_chain_first(comp
 
 
 @needs("scaling")
-def test_objects_of_a_server_come_in_the_order_of_application(compile_pool: Compile) -> None:
-    found = compile_pool(
+def test_objects_of_a_server_come_in_the_order_of_application(compiled: Compile) -> None:
+    found = compiled(
         app("web", env={"A": "b"}, scale={"max": 3, "triggers": {"cpu": 0.5}}),
         server("migrate", command=["migrate"], job=True),
         server("backup", command=["backup"], job=True, every="0 3 * * *"),
@@ -96,15 +96,15 @@ def test_objects_of_a_server_come_in_the_order_of_application(compile_pool: Comp
         assert all(each["metadata"]["labels"] == labels for each in objects)
 
 
-def test_addresses_are_those_of_the_services(compile_pool: Compile) -> None:
-    found = compile_pool(app("web", 8000, env={"DB": "${server.db.url}"}), app("db", 8002))
+def test_addresses_are_those_of_the_services(compiled: Compile) -> None:
+    found = compiled(app("web", 8000, env={"DB": "${server.db.url}"}), app("db", 8002))
     assert found.servers["web"].bind == "web:8000"
     assert found.servers["web"].env["DB"] == "http://db:8002"
 
 
-def test_digests_change_with_their_server_alone(compile_pool: Compile) -> None:
+def test_digests_change_with_their_server_alone(compiled: Compile) -> None:
     def compile_with(**keys: Any) -> dict[str, tuple[dict[str, str], str]]:
-        found = compile_pool(
+        found = compiled(
             app("web", 8000, env={"WORD": "one"} | keys.pop("env", {}), **keys),
             app("db", 8001, env={"WORD": "one"}),
         )
@@ -136,17 +136,17 @@ def test_digests_change_with_their_server_alone(compile_pool: Compile) -> None:
     assert (kinds, revision) == before["web"], "their number does not replace workers"
 
 
-def test_changed_job_has_another_name(compile_pool: Compile) -> None:
+def test_changed_job_has_another_name(compiled: Compile) -> None:
     one, same, other = (
-        names(compile_pool(server("migrate", command=["migrate", word], job=True)), "migrate")["Job"]
+        names(compiled(server("migrate", command=["migrate", word], job=True)), "migrate")["Job"]
         for word in ("a", "a", "b")
     )
     assert one == same != other
     assert one.startswith("shop-migrate-")
 
 
-def test_names_are_digests_of_what_is_in_the_object(compile_pool: Compile) -> None:
-    found = compile_pool(app("web", env={"A": "b"}))
+def test_names_are_digests_of_what_is_in_the_object(compiled: Compile) -> None:
+    found = compiled(app("web", env={"A": "b"}))
     for each in found.objects["web"]:
         is_immutable = each.get("immutable", False)
         assert is_immutable is (each["kind"] in ("ConfigMap", "Secret"))
@@ -172,12 +172,12 @@ def test_all_keys_that_are_refused_are_named_at_once_at_their_places(refused: An
 
 
 def test_value_of_the_environment_is_refused_in_the_config_map(
-    refused: Any, compile_pool: Compile, monkeypatch: pytest.MonkeyPatch
+    refused: Any, compiled: Compile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORD", "hunter2-of-the-environment")
     (message,) = refused(server("web", bind=":8000", command=["work", "--word", "${WORD}"]))
     assert message == "pool.toml server[0].command: a value of it is a secret, or comes from the environment"
-    found = compile_pool(server("web", bind=":8000", command=["work"], env={"WORD": "${WORD}"}))
+    found = compiled(server("web", bind=":8000", command=["work"], env={"WORD": "${WORD}"}))
     assert [each["kind"] for each in found.objects["web"] if "hunter2" in str(each)] == []
     assert "Secret" in names(found, "web")
 
@@ -190,54 +190,52 @@ def test_value_of_the_environment_is_refused_in_the_config_map(
     ],
 )
 def test_longest_name_is_that_of_the_object(
-    name: str, keys: dict[str, Any], kind: str, longest: int, refused: Any, compile_pool: Compile
+    name: str, keys: dict[str, Any], kind: str, longest: int, refused: Any, compiled: Compile
 ) -> None:
     length = longest - len("shop-")
-    found = compile_pool(server(name * length, **keys))
+    found = compiled(server(name * length, **keys))
     assert len(names(found, name * length)[kind]) == longest
     (message,) = refused(server(name * (length + 1), **keys))
     assert message == f"pool.toml server[0].name: no {kind} can be named 'shop-{name * (length + 1)}'"
 
 
-def test_pool_needs_its_table_and_an_image(refused: Any, compile_pool: Compile) -> None:
+def test_pool_needs_its_table_and_an_image(refused: Any, compiled: Compile) -> None:
     assert refused(app("web"), pool='[pool]\nname = "shop"\n') == [" -: the pool has no table [kubernetes]"]
     without = POOL.replace('image = "shop:1"', "")
     (message,) = refused(app("web", image="web:1"), app("db", 8001), pool=without)
     assert message == "pool.toml kubernetes.image: the pods have no image"
-    compile_pool(app("web", image="web:1"), app("db", 8001, image="db:1"), pool=without)
+    compiled(app("web", image="web:1"), app("db", 8001, image="db:1"), pool=without)
 
 
-def test_pool_without_a_name_has_that_of_its_directory_or_file(
-    compile_pool: Compile, directory: Path
-) -> None:
+def test_pool_without_a_name_has_that_of_its_directory_or_file(compiled: Compile, directory: Path) -> None:
     path = directory / "mail.toml"
     path.write_text('[kubernetes]\nimage = "a:1"\n' + app("web"))
     config = load([str(path)])
     assert settings_of(config).image == "a:1"
     name = pool_name(config, [str(path)])
-    found = compiled(config, [str(path)])
+    found = compile_pool(config, [str(path)])
     assert found.pool.name == name
     assert names(found, "web")["Deployment"] == f"{name}-web"
 
 
-def test_unreadable_env_file_is_the_servers_error(compile_pool: Compile) -> None:
+def test_unreadable_env_file_is_the_servers_error(compiled: Compile) -> None:
     with pytest.raises(ServerError, match=r"missing\.env"):
-        compile_pool(app("web", env_file="missing.env"))
+        compiled(app("web", env_file="missing.env"))
 
 
-def test_tables_that_are_left_out_are_named_with_the_reason(compile_pool: Compile) -> None:
+def test_tables_that_are_left_out_are_named_with_the_reason(compiled: Compile) -> None:
     tables = (
         app("web"),
         '[gateway]\nbind = ":8443"\n',
         '[[route]]\nto = "web"\n',
         '[metrics]\nbind = ":9464"\n',
     )
-    assert sorted(compile_pool(*tables).warnings) == [
+    assert sorted(compiled(*tables).warnings) == [
         "[gateway] is not exported: it is for a pool on one machine",
         "[metrics] is not exported: it is for a pool on one machine",
         "[route] is not exported: gateway or ingress_class in [kubernetes] says what routes go through",
     ]
-    found = compile_pool(*tables, pool=POOL + 'gateway = "edge"\n')
+    found = compiled(*tables, pool=POOL + 'gateway = "edge"\n')
     assert sorted(found.warnings) == [
         "[gateway] is not exported: addresses, certificates and limits are those of the cluster's gateway",
         "[metrics] is not exported: it is for a pool on one machine",

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from poolctl.features.kubernetes._keys import LEFT_OUT, REFUSED
-from poolctl.features.kubernetes._routes import ROUTE_LEFT_OUT, ROUTE_REFUSED
+from poolctl.features.kubernetes._keys import IGNORED, UNSUPPORTED
+from poolctl.features.kubernetes._routes import ROUTE_IGNORED, ROUTE_UNSUPPORTED
 from tests.docs.pages import ROOT, blocks
 
 PAGE = ROOT / "docs" / "kubernetes.md"
@@ -34,7 +34,9 @@ def test_file_is_exported(poolctl: Any, directory: Path) -> None:
 
 
 def test_keys_without_an_equal_are_those_of_the_export() -> None:
-    assert table("key | on a cluster") == dict(LEFT_OUT)
-    assert table("key | because") == {key: reason for key, (_, reason, _) in REFUSED.items()}
-    assert table("key of a route | on a cluster") == dict(ROUTE_LEFT_OUT)
-    assert table("key of a route | because") == {key: reason for key, (reason, _) in ROUTE_REFUSED.items()}
+    assert table("key | on a cluster") == dict(IGNORED)
+    assert table("key | because") == {key: reason for key, (_, reason, _) in UNSUPPORTED.items()}
+    assert table("key of a route | on a cluster") == dict(ROUTE_IGNORED)
+    assert table("key of a route | because") == {
+        key: reason for key, (reason, _) in ROUTE_UNSUPPORTED.items()
+    }

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from poolctl.config import ServerConfig
-from poolctl.features.kubernetes._keys import LEFT_OUT, MAPPED, REFUSED
+from poolctl.features.kubernetes._keys import IGNORED, MAPPED, UNSUPPORTED
 from poolctl.features.kubernetes._objects import _WAIT
 from tests.configuration import server
 from tests.http_get import get
@@ -98,7 +98,7 @@ def test_files_are_those_of_the_example(poolctl: Any, directory: Path) -> None:
 
 def test_each_key_of_a_server_is_in_one_list() -> None:
     keys = [name for name, key in ServerConfig.keys_of.items() if not key.hidden]
-    assert sorted([*MAPPED, *LEFT_OUT, *REFUSED]) == sorted(keys)
+    assert sorted([*MAPPED, *IGNORED, *UNSUPPORTED]) == sorted(keys)
 
 
 def test_pod_has_no_rights(export: Any) -> None:

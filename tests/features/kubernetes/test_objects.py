@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 
 from poolctl.config import ServerConfig, load
 from poolctl.feature import FEATURES
-from poolctl.features.kubernetes._keys import cron_schedule, refused
+from poolctl.features.kubernetes._keys import cron_schedule, unsupported_keys
 from poolctl.features.kubernetes._objects import (
     RESTARTED,
     KubernetesPool,
     _quantity,
-    moved_to_pods,
     objects_of,
     pod_configuration,
     with_revision,
+    with_service_addresses,
 )
 from poolctl.features.kubernetes.table import Kubernetes
 from poolctl.time_windows import BadWindow, parse_window
@@ -78,9 +78,9 @@ settings = st.fixed_dictionaries(
 @examples(200)
 def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings: dict[str, Any]) -> None:
     server = ServerConfig(name="web", **keys)
-    assert list(refused(server)) == []
+    assert list(unsupported_keys(server)) == []
     pool = KubernetesPool("shop", Kubernetes(**given_settings))
-    (moved,) = moved_to_pods([server])
+    (moved,) = with_service_addresses([server])
     objects = list(objects_of(moved, pool))
     for each in objects:
         assert_valid(each, "1.37")
@@ -170,7 +170,7 @@ def made(
     *, places: Mapping[str, str] = {}, table: Mapping[str, Any] = {}, handlers: str = "", **keys: Any
 ) -> dict[str, Any]:
     """The objects of a server by their kinds."""
-    (server,) = moved_to_pods([ServerConfig(name="web", **keys)])
+    (server,) = with_service_addresses([ServerConfig(name="web", **keys)])
     settings = Kubernetes(**{"image": "shop:1", **table})
     found = objects_of(server, KubernetesPool("shop", settings, handlers), places)
     return {each["kind"]: each for each in found}
@@ -440,7 +440,7 @@ def test_paths_and_handlers_are_those_of_the_image(tmp_path: Path) -> None:
         '[[server]]\nname = "a"\nbind = ":80"\nhandler_key = "x"\napp_dir = "lib"\n'
         '[[server]]\nname = "b"\nbind = ":81"\napp = "a:b"\ncwd = "/elsewhere"\n'
     )
-    first, second = moved_to_pods(load(tmp_path / "pool.toml", {}))
+    first, second = with_service_addresses(load(tmp_path / "pool.toml", {}))
     pool = KubernetesPool("shop", Kubernetes(image="i", directory="/srv"), "apps:all")
     found = pod_configuration(first, pool)
     assert found["pool"] == {"name": "shop", "handlers": "apps:all"}

@@ -18,12 +18,12 @@ from poolctl.features.gateway.table import RouteConfig
 from poolctl.features.kubernetes._objects import KubernetesPool
 from poolctl.features.kubernetes._routes import (
     HTTP_ROUTE_ONLY,
-    ROUTE_LEFT_OUT,
+    ROUTE_IGNORED,
     ROUTE_MAPPED,
-    ROUTE_REFUSED,
+    ROUTE_UNSUPPORTED,
     _http_route,
-    _refused,
     _timeout,
+    _unsupported,
 )
 from poolctl.features.kubernetes.table import Kubernetes
 from tests.configuration import server
@@ -79,7 +79,7 @@ def export(poolctl: Any, directory: Path) -> Any:
 
 def test_each_key_of_a_route_is_in_one_list() -> None:
     keys = [name for name, key in RouteConfig.keys_of.items() if not key.hidden]
-    assert sorted([*ROUTE_MAPPED, *HTTP_ROUTE_ONLY, *ROUTE_LEFT_OUT, *ROUTE_REFUSED]) == sorted(keys)
+    assert sorted([*ROUTE_MAPPED, *HTTP_ROUTE_ONLY, *ROUTE_IGNORED, *ROUTE_UNSUPPORTED]) == sorted(keys)
 
 
 def test_route_leads_to_the_services_of_its_servers(export: Any) -> None:
@@ -298,7 +298,7 @@ def test_every_route_that_is_not_refused_is_valid(keys: Object, weights: list[in
     config = validated(RouteConfig, {**keys, "to": ("web",)}, findings)
     if config is None or findings:
         return
-    if list(_refused(config, [], KubernetesPool("shop", Kubernetes(gateway="edge")))):
+    if list(_unsupported(config, [], KubernetesPool("shop", Kubernetes(gateway="edge")))):
         return
     backends = [(f"web-{number}", 8000, weight) for number, weight in enumerate(weights)]
     made = _http_route(config, {"name": "a"}, {"name": "edge"}, backends)

@@ -263,9 +263,9 @@ def test_deployment_that_says_nothing_of_its_replicas_has_one() -> None:
 
 
 def test_objects_name_is_that_of_its_server_only() -> None:
-    assert web(deployment()).runs("shop-web")
-    assert not web(deployment()).runs("shop-api")
-    assert not web(None).runs("shop-web")
+    assert web(deployment()).is_named("shop-web")
+    assert not web(deployment()).is_named("shop-api")
+    assert not web(None).is_named("shop-web")
 
 
 def test_failure_of_an_earlier_revision_does_not_count() -> None:
@@ -357,7 +357,7 @@ def test_newest_run_of_a_job_counts_and_servers_keep_the_order_of_the_file() -> 
     new["metadata"] |= {"creationTimestamp": "2023-02-01T00:00:00Z"}
     found = workloads([WEB, MIGRATE], [deployment()], [new, old], [pod()])
     assert list(found) == ["web", "migrate"]
-    assert found["migrate"].runs("migrate-1")
+    assert found["migrate"].is_named("migrate-1")
     assert [each.name for each in found["web"].pods] == ["web-1"]
 
 
