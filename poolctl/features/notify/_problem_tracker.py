@@ -72,7 +72,7 @@ def compose(pool: str, lines: Sequence[MessageLine], now: float) -> Message:
     counts = {status: sum(line.status == status for line in lines) for status in (PROBLEM, RESOLVED, NEWS)}
     status = next(status for status, count in counts.items() if count)
     worst = max((SEVERITIES.index(line.severity) for line in lines if line.status == status), default=0)
-    words = [f"{count} {_word(status, count)}" for status, count in counts.items() if count]
+    words = [f"{count} {_noun(status, count)}" for status, count in counts.items() if count]
     title = lines[0].text if len(lines) == 1 else f"{', '.join(words)}{_server_names(lines)}"
     return Message(
         status,
@@ -90,7 +90,7 @@ def _server_names(lines: Sequence[MessageLine]) -> str:
     return f" ({shown}{' …' if len(names) > _NAMED else ''})" if names else ""
 
 
-def _word(status: str, count: int) -> str:
+def _noun(status: str, count: int) -> str:
     if status == PROBLEM:
         return "problems" if count > 1 else "problem"
     return "resolved" if status == RESOLVED else "news"
@@ -130,7 +130,7 @@ class ProblemTracker:
         self._open: dict[str, TrackedProblem] = {}
         self._over: dict[str, tuple[TrackedProblem, JournalEvent, float]] = {}
         self._news: list[MessageLine] = []
-        self._gathered_at: float | None = None
+        self._delayed_since: float | None = None
 
     def record(self, event: JournalEvent, now: float) -> None:
         """Record an event; `due` returns the resulting message later."""
@@ -139,10 +139,10 @@ class ProblemTracker:
         if not self._concerns(event):
             return
         level = event.severity
-        key = _key(event)
+        key = _problem_key(event)
         if key is not None and _rank(level) >= max(1, _rank(self._notify.min_severity)):
-            self._begin(key, event, level, now)
-        elif key is not None and key in self._open and _resolves(event):
+            self._open_problem(key, event, level, now)
+        elif key is not None and key in self._open and _is_resolution(event):
             self._resolve(key, event, now)
         elif (
             (key is None or level == INFO)
@@ -152,12 +152,12 @@ class ProblemTracker:
         ):
             status = NEWS if level == INFO else PROBLEM
             self._news.append(MessageLine(status, level, _text_with_stacks(event), _without_stacks(event)))
-            self._gather(now)
+            self._start_delay(now)
 
     def _resolve(self, key: str, event: JournalEvent, now: float) -> None:
         if (problem := self._open.pop(key, None)) is not None:
             self._over[key] = (problem, event, now)
-            self._gather(now)
+            self._start_delay(now)
 
     def _concerns(self, event: JournalEvent) -> bool:
         # Sleep resolves a problem of the server's state.
@@ -173,7 +173,7 @@ class ProblemTracker:
             for each in wanted
         )
 
-    def _begin(self, key: str, event: JournalEvent, level: str, now: float) -> None:
+    def _open_problem(self, key: str, event: JournalEvent, level: str, now: float) -> None:
         if key in self._over:
             # It had ended too briefly for a message.
             self._open[key], _, _ = self._over.pop(key)
@@ -181,15 +181,15 @@ class ProblemTracker:
         if _rank(level) >= _rank(problem.severity):
             problem.event, problem.severity = event, level
         if _rank(problem.severity) > _rank(problem.sent):
-            self._gather(now)
+            self._start_delay(now)
 
-    def _gather(self, now: float) -> None:
-        if self._gathered_at is None:
-            self._gathered_at = now
+    def _start_delay(self, now: float) -> None:
+        if self._delayed_since is None:
+            self._delayed_since = now
 
     def next_at(self) -> float | None:
         """The earliest time at which a message is due; None if none is."""
-        times = [] if self._gathered_at is None else [self._gathered_at + self._notify.delay]
+        times = [] if self._delayed_since is None else [self._delayed_since + self._notify.delay]
         if self._notify.repeat:
             sent = [each.sent_at for each in self._open.values() if each.sent]
             times += [min(sent) + self._notify.repeat] if sent else []
@@ -200,7 +200,7 @@ class ProblemTracker:
         at = self.next_at()
         if at is None or (now < at and not at_once):
             return None
-        self._gathered_at = None
+        self._delayed_since = None
         lines = [*self._problems(now), *self._resolved(), *self._news]
         self._over.clear()
         self._news.clear()
@@ -223,7 +223,9 @@ class ProblemTracker:
         if not self._notify.resolved:
             return []
         return [
-            MessageLine(RESOLVED, INFO, f"{_end(event)} after {_duration_text(ended - problem.since)}", event)
+            MessageLine(
+                RESOLVED, INFO, f"{_end_text(event)} after {_duration_text(ended - problem.since)}", event
+            )
             for problem, event, ended in self._over.values()
             if problem.sent
         ]
@@ -240,14 +242,14 @@ def _rank(level: str) -> int:
     return SEVERITIES.index(level) if level else -1
 
 
-def _key(event: JournalEvent) -> str | None:
+def _problem_key(event: JournalEvent) -> str | None:
     """A key for the problem that the event starts; None if the event starts no lasting problem."""
     if event.kind in ("lifecycle", "wake"):
         return f"state {event.server}"
     return f"health {event.server}" if event.kind == "health" else None
 
 
-def _resolves(event: JournalEvent) -> bool:
+def _is_resolution(event: JournalEvent) -> bool:
     if event.kind == "health":
         return event.state in _RESOLVED_HEALTH
     return event.state in _RESOLVED_STATES or event.event == "worker ready"
@@ -273,7 +275,7 @@ def _without_stacks(event: JournalEvent) -> JournalEvent:
     return event._replace(detail={name: value for name, value in event.detail.items() if name != "stacks"})
 
 
-def _end(event: JournalEvent) -> str:
+def _end_text(event: JournalEvent) -> str:
     word = "running" if event.event == "worker ready" else event.state
     return f"{event.server}: {word}{' again' if word in ('running', 'ok') else ''}"
 

@@ -45,7 +45,7 @@ _GOTIFY_PRIORITIES = {"error": 8, "warning": 5, "info": 2}
 _COLOURS = {"error": "#d00000", "warning": "#e8a317", "info": "#2eb886"}
 
 
-class Unsent(Exception):
+class SendFailed(Exception):
     """The attempt failed. With `again` a retry may succeed, after that number of seconds at the earliest."""
 
     def __init__(self, message: str, *, again: bool = True, after_seconds: float = 0.0) -> None:
@@ -63,7 +63,7 @@ class Sender:
         self._tls: ssl.SSLContext | None = None
 
     async def send(self, message: Message) -> None:
-        """Send the message. Raises Unsent."""
+        """Send the message. Raises SendFailed."""
         try:
             async with asyncio.timeout(self._notify.timeout):
                 if self._notify.type == "command":
@@ -71,7 +71,7 @@ class Sender:
                 else:
                     await self._post(message)
         except TimeoutError:
-            raise Unsent(f"no answer within {self._notify.timeout:g} s") from None
+            raise SendFailed(f"no answer within {self._notify.timeout:g} s") from None
 
     async def _post(self, message: Message) -> None:
         notify = self._notify
@@ -82,11 +82,11 @@ class Sender:
         body = json.dumps(table, default=str).encode()
         where = urlsplit(url)
         if where.scheme not in ("http", "https") or not where.hostname:
-            raise Unsent("its url is not an http or https address", again=False)
+            raise SendFailed("its url is not an http or https address", again=False)
         if where.username is not None and "authorization" not in own:
             whole = f"{unquote(where.username)}:{unquote(where.password or '')}"
             own["authorization"] = f"Basic {b64encode(whole.encode()).decode()}"
-        tls = await self._context() if where.scheme == "https" else None
+        tls = await self._tls_context() if where.scheme == "https" else None
         target = f"{where.path.rstrip('/') if path else where.path}{path}" or "/"
         target += f"?{where.query}" if where.query else ""
         headers = {
@@ -104,21 +104,21 @@ class Sender:
                 target = f"http://{headers['host']}{target}"
                 fields += proxy.fields
             async with exchange(address, "POST", target, fields, body, tls=tls, proxy=proxy) as response:
-                _check(headers["host"], response.head)
+                _check_status(headers["host"], response.head)
         except BadMessage:
-            raise Unsent(f"{where.hostname}: what it answers is not HTTP") from None
+            raise SendFailed(f"{where.hostname}: what it answers is not HTTP") from None
         except OSError as error:
-            raise Unsent(f"{where.hostname}: {_reason(error)}") from None
+            raise SendFailed(f"{where.hostname}: {_reason(error)}") from None
         except ValueError as error:  # after OSError: ssl.SSLCertVerificationError is both
-            raise Unsent(f"{where.hostname}: {error}", again=False) from None
+            raise SendFailed(f"{where.hostname}: {error}", again=False) from None
 
-    async def _context(self) -> ssl.SSLContext:
+    async def _tls_context(self) -> ssl.SSLContext:
         if self._tls is None:
             try:
                 # Reading the system's certificates takes too long for the event loop.
                 self._tls = await asyncio.to_thread(ssl.create_default_context, cafile=self._notify.ca)
             except OSError as error:
-                raise Unsent(f"ca: {_reason(error)}") from None
+                raise SendFailed(f"ca: {_reason(error)}") from None
         return self._tls
 
     def _secret(self, what: str) -> str:
@@ -126,7 +126,7 @@ class Sender:
         name, path = getattr(self._notify, f"{what}_env"), getattr(self._notify, f"{what}_file")
         if name:
             if not self._facts.environment.get(name):
-                raise Unsent(f"the environment variable {name} is not set", again=False)
+                raise SendFailed(f"the environment variable {name} is not set", again=False)
             return self._facts.environment[name].strip()
         if not path:
             return ""
@@ -134,7 +134,7 @@ class Sender:
             with open(path, encoding="utf-8") as file:
                 return file.read(_MAX_READ_BYTES).strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise Unsent(f"{what}_file: {_reason(error)}") from None
+            raise SendFailed(f"{what}_file: {_reason(error)}") from None
 
     async def _run(self, message: Message) -> None:
         words = {
@@ -150,7 +150,7 @@ class Sender:
             | secrets
             | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
         )
-        argv = [_filled(each, {**words, "pool": self._facts.name}) for each in self._notify.command or ()]
+        argv = [_expanded(each, {**words, "pool": self._facts.name}) for each in self._notify.command or ()]
         body = json.dumps(document(message, self._facts.name), default=str).encode()
         # Not a pipe: a process that the command leaves running could keep it open.
         output = bounded_file("poolctl-notify", _MAX_OUTPUT_BYTES)
@@ -173,25 +173,25 @@ class Sender:
                     await process.wait()
             if process.returncode:
                 why = last_line(output)
-                raise Unsent(f"{argv[0]} {_ended(process.returncode)}{f': {why}' if why else ''}")
+                raise SendFailed(f"{argv[0]} {_exit_text(process.returncode)}{f': {why}' if why else ''}")
         except (OSError, ValueError) as error:
-            raise Unsent(f"{argv[0]}: {_reason(error)}") from None
+            raise SendFailed(f"{argv[0]}: {_reason(error)}") from None
         finally:
             os.close(output)
 
 
-def _check(host: str, head: ResponseHead) -> None:
-    """Raise Unsent unless the response is a success."""
+def _check_status(host: str, head: ResponseHead) -> None:
+    """Raise SendFailed unless the response is a success."""
     if not 200 <= head.status < 300:
         after = head.get(b"retry-after")
         # A receiver that rejects the request or the token will not accept it later.
         again = head.status in (408, 425, 429) or head.status >= 500
         redirect = ", a redirect, which is not followed" if head.status < 400 else ""
         message = f"{host} answered {head.status}{redirect}"
-        raise Unsent(message, again=again, after_seconds=float(after) if after.isdigit() else 0.0)
+        raise SendFailed(message, again=again, after_seconds=float(after) if after.isdigit() else 0.0)
 
 
-def _filled(text: str, words: Mapping[str, str]) -> str:
+def _expanded(text: str, words: Mapping[str, str]) -> str:
     for key, value in words.items():
         text = text.replace(f"{{{key}}}", value)
     return text
@@ -205,7 +205,7 @@ def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
 
 
-def _ended(returncode: int) -> str:
+def _exit_text(returncode: int) -> str:
     return f"exited with status {returncode}" if returncode > 0 else f"was killed by signal {-returncode}"
 
 
@@ -300,8 +300,8 @@ async def send_test(receivers: Sequence[Notify], names: Sequence[str], facts: Po
         problem = ""
         try:
             await Sender(notify, facts).send(message)
-        except Unsent as unsent:
-            problem = str(unsent)
+        except SendFailed as failed:
+            problem = str(failed)
         return ReceiverResult(name=notify.label, ok=not problem, message=problem)
 
     chosen = [each for each in receivers if not names or each.label in names]

@@ -25,7 +25,7 @@ from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.verbs.verb import Call, Verb
 
 from ._problem_tracker import PROBLEM, RESOLVED, Message, ProblemTracker
-from ._send import NotifyResult, Sender, Unsent, send_test
+from ._send import NotifyResult, Sender, SendFailed, send_test
 from .table import Notify
 
 _FILE_NAME = "notify.json"
@@ -64,12 +64,12 @@ class Outbox:
         """The message to send now, or None."""
         return self._waiting[0][0] if self._waiting and now >= self._not_before else None
 
-    def sent(self) -> None:
+    def remove_sent(self) -> None:
         """Remove the first message, because it was delivered."""
         self._waiting.popleft()
         self._attempts, self._not_before = 0, 0.0
 
-    def failed(
+    def record_failure(
         self, now: float, *, again: bool = True, after_seconds: float = 0.0, jitter: float = 0.0
     ) -> bool:
         """Handle a failed attempt; returns whether it is retried, after at least `after_seconds`, or dropped.
@@ -80,7 +80,7 @@ class Outbox:
         delay = min(INITIAL_SECONDS * 2.0 ** min(self._attempts, 30), MAX_DELAY_SECONDS)
         delay = max(delay * (1 + JITTER * jitter), min(after_seconds, 3600.0))
         if not again or now + delay - since > self._retry_for:
-            self.sent()
+            self.remove_sent()
             return False
         self._attempts += 1
         self._not_before = now + delay
@@ -124,7 +124,7 @@ class DeliveryTask:
         if self._problems.next_at() != before:
             self._news.set()
 
-    def gather(self) -> None:
+    def compose_now(self) -> None:
         """Compose the due message now, because the supervisor is exiting."""
         message = self._problems.due(self._clock.time(), at_once=True)
         if message is not None:
@@ -175,8 +175,8 @@ class DeliveryTask:
     async def _attempt(self, message: Message) -> None:
         try:
             await self._sender.send(message)
-        except Unsent as problem:
-            again = self._outbox.failed(
+        except SendFailed as problem:
+            again = self._outbox.record_failure(
                 self._clock.time(),
                 again=problem.again,
                 after_seconds=problem.after_seconds,
@@ -186,7 +186,7 @@ class DeliveryTask:
                 self._report("delayed" if again else "given up", message, str(problem))
             self._delayed = again
         else:
-            self._outbox.sent()
+            self._outbox.remove_sent()
             self._delayed = False
             self._report("sent", message)
         self._part.save()
@@ -234,12 +234,12 @@ class Notifications(FeaturePart):
                 self._deliveries[label] = DeliveryTask(each, self, left.get(label, {}))
         self.save()
         if is_first:
-            self._unsubscribe = self.site.events.subscribe(self._take)
+            self._unsubscribe = self.site.events.subscribe(self._record)
             self._catch_up()
 
     def flush(self) -> None:
         for delivery in self._deliveries.values():
-            delivery.gather()
+            delivery.compose_now()
 
     async def aclose(self) -> None:
         """Try for two seconds to send the pending messages; the rest is left to a successor."""
@@ -279,7 +279,7 @@ class Notifications(FeaturePart):
         entry = self.site.core.entries.get(server)
         return entry.config.tags if entry is not None else ()
 
-    def _take(self, event: JournalEvent) -> None:
+    def _record(self, event: JournalEvent) -> None:
         for delivery in self._deliveries.values():
             delivery.record(event)
 
@@ -296,13 +296,13 @@ class Notifications(FeaturePart):
                 core.observers.add(self._server_changed)
             state = entry.state if entry is not None else State.STOPPED.value
             if state not in (State.FAILED.value, State.BACKOFF.value):
-                self._take(JournalEvent("", 0, "lifecycle", state, name, after=state))
+                self._record(JournalEvent("", 0, "lifecycle", state, name, after=state))
 
     def _server_changed(self, entry: Entry) -> None:
         if entry.name in self._unhealthy and entry.health is Status.OK:
             self._unhealthy.remove(entry.name)
             status = Status.OK.value
-            self._take(JournalEvent("", 0, "health", status, entry.name, after=status))
+            self._record(JournalEvent("", 0, "health", status, entry.name, after=status))
         if not self._unhealthy:
             self.site.core.observers.discard(self._server_changed)
 

@@ -15,7 +15,7 @@ import pytest
 from poolctl.config import Tables
 from poolctl.features.notify import notifications
 from poolctl.features.notify._problem_tracker import Message
-from poolctl.features.notify._send import Unsent
+from poolctl.features.notify._send import SendFailed
 from poolctl.features.notify.notifications import MAX_WAITING, Notifications, Outbox
 from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
@@ -35,7 +35,7 @@ def test_attempts_are_spaced_by_twice_the_time_up_to_five_minutes() -> None:
     now, waits = 0.0, []
     for _ in range(11):
         assert box.due(now) == message()
-        assert box.failed(now)
+        assert box.record_failure(now)
         at = box.next_at()
         assert at is not None
         waits.append(at - now)
@@ -48,7 +48,7 @@ def test_attempts_are_spread_by_jitter() -> None:
     for jitter, wait in ((-1, 0.8), (1, 1.2)):
         box = Outbox(100)
         box.put(message(), 0)
-        box.failed(0, jitter=jitter)
+        box.record_failure(0, jitter=jitter)
         assert box.next_at() == wait
 
 
@@ -56,7 +56,7 @@ def test_receiver_may_delay_the_next_attempt_by_an_hour_at_most() -> None:
     for asked, wait in ((30.0, 30), (1e9, 3600)):
         box = Outbox(10_000)
         box.put(message(), 0)
-        assert box.failed(0, after_seconds=asked)
+        assert box.record_failure(0, after_seconds=asked)
         assert box.next_at() == wait
 
 
@@ -64,10 +64,10 @@ def test_message_that_cannot_be_sent_in_time_is_dropped_and_the_next_one_sent() 
     box = Outbox(2.5)
     box.put(message("a"), 0)
     box.put(message("b"), 0)
-    assert box.failed(0)
-    assert not box.failed(1), "the next attempt would be at 3"
+    assert box.record_failure(0)
+    assert not box.record_failure(1), "the next attempt would be at 3"
     assert box.due(1) == message("b")
-    assert not box.failed(1, again=False)
+    assert not box.record_failure(1, again=False)
     assert (len(box), box.next_at()) == (0, None)
 
 
@@ -84,14 +84,14 @@ def test_waiting_messages_are_left_to_a_successor() -> None:
     first.put(message(), 7)
     second.restore(json.loads(json.dumps(first.to_list())))
     assert second.due(7) == message()
-    assert not second.failed(107), "how long it has waited is known"
+    assert not second.record_failure(107), "how long it has waited is known"
 
 
 def test_message_is_given_up_when_the_next_attempt_would_be_too_long_after_it_was_put() -> None:
     for waited, again in ((1.0, True), (2.0, True), (2.5, False)):
         box = Outbox(3.0)
         box.put(message("a"), 1000.0)
-        assert box.failed(1000.0 + waited) is again, waited
+        assert box.record_failure(1000.0 + waited) is again, waited
         assert box.next_at() == (1001.0 + waited if again else None)
 
 
@@ -100,7 +100,7 @@ class Receivers:
 
     def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.sent: list[tuple[str, str]] = []  # receiver and title
-        self.refusal: Unsent | None = None
+        self.refusal: SendFailed | None = None
         self.desk = Desk(web("web"))
         configuration = SimpleNamespace(name="shop", environment={}, files=["/srv/pool.toml"])
         environment = SimpleNamespace(configuration=configuration, state_directory=str(directory))
@@ -176,11 +176,11 @@ def test_refused_message_is_reported_once_and_given_up_if_it_will_never_be_taken
         (mail,) = receivers.part._deliveries.values()
         mail.stop()
         mail._put(message("a"))
-        receivers.refusal = Unsent("status 503", again=True)
+        receivers.refusal = SendFailed("status 503", again=True)
         for _ in range(2):
             await mail._attempt(message("a"))
         assert receivers.reported() == [("delayed", "mail: a", "status 503")]
-        receivers.refusal = Unsent("status 400", again=False)
+        receivers.refusal = SendFailed("status 400", again=False)
         await mail._attempt(message("a"))
         assert receivers.reported() == [("given up", "mail: a", "status 400")]
 
@@ -215,7 +215,7 @@ def test_messages_that_were_not_sent_are_left_to_a_successor_on_the_disk(play: P
         assert receivers.sent == [("mail", "a")]
         await receivers.until(lambda: not os.path.exists(receivers.part._path))
         await successor.aclose()
-        mail._outbox.sent()
+        mail._outbox.remove_sent()
 
     play(scene)
 
@@ -393,7 +393,7 @@ def test_message_that_is_taken_after_a_refusal_is_reported_and_the_next_refusal_
         receivers.follow("mail")
         (mail,) = receivers.part._deliveries.values()
         mail.stop()
-        refusal = Unsent("status 503", again=True)
+        refusal = SendFailed("status 503", again=True)
         for receivers.refusal in (refusal, None, refusal):
             if not len(mail._outbox):
                 mail._put(message("a"))
@@ -417,7 +417,7 @@ def test_title_of_news_names_its_status_and_only_what_is_sent_is_no_warning(play
         found = [(each.message, each.severity) for each in receivers.events if each.kind == "notify"]
         assert found == [("mail: news: a", "info"), ("mail: a", "info"), ("mail: a", "info")]
         mail._put(message("a"))
-        receivers.refusal = Unsent("no", again=False)
+        receivers.refusal = SendFailed("no", again=False)
         await mail._attempt(message("a"))
         receivers.desk.events.flush()
         assert receivers.events[-1].severity == "warning"

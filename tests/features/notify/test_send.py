@@ -18,7 +18,7 @@ import pytest
 
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.features.notify._problem_tracker import NEWS, RESOLVED, TEST, Message
-from poolctl.features.notify._send import FixedFacts, Sender, Unsent, send_test
+from poolctl.features.notify._send import FixedFacts, Sender, SendFailed, send_test
 from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
 from tests.certificates import certificate
@@ -43,7 +43,7 @@ def there() -> Iterator[Receiver]:
 
 def send(
     directory: Path = Path("/"), env: dict[str, str] | None = None, message: Message = MESSAGE, **keys: Any
-) -> Unsent | None:
+) -> SendFailed | None:
     """What came of one attempt; None when it arrived."""
 
     async def attempt() -> None:
@@ -51,7 +51,7 @@ def send(
 
     try:
         asyncio.run(attempt())
-    except Unsent as problem:
+    except SendFailed as problem:
         return problem
     return None
 
