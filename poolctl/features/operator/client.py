@@ -122,11 +122,11 @@ class OperatorClient:
         self._reported = False
         self._report_again = 0.0
         self._delivered = 0
-        self._places = asyncio.Semaphore(REQUESTS_AT_ONCE)
+        self._turns = asyncio.Semaphore(REQUESTS_AT_ONCE)
         self._tls: tuple[object, ssl.SSLContext] | None = None
         self._stopped = False
         self._others: list[OtherCounts] = []
-        self._looking: asyncio.TimerHandle | None = None
+        self._next_check: asyncio.TimerHandle | None = None
         self._take_over_counts()
 
     def __repr__(self) -> str:
@@ -181,8 +181,8 @@ class OperatorClient:
         for service in self._services.values():
             if service.sending is not None:
                 service.sending.cancel()
-        if self._looking is not None:
-            self._looking.cancel()
+        if self._next_check is not None:
+            self._next_check.cancel()
         for other in self._others:
             other.close()
         self._others = []
@@ -235,7 +235,7 @@ class OperatorClient:
         service.sending = self._loop.create_task(self._send(service))
 
     async def _send(self, service: _Service) -> None:
-        async with self._places:
+        async with self._turns:
             settings = self._settings
             began = self._loop.time()
             count = self._unsent(service)
@@ -256,7 +256,7 @@ class OperatorClient:
 
     async def _post(self, settings: OperatorSettings, service: str, count: int) -> None:
         """Deliver the count. Raises OSError, BadMessage, ValueError, TimeoutError."""
-        where, host, path = _place(settings.url)
+        where, host, path = _parsed_url(settings.url)
         body = json.dumps({"count": count, "svc": service, "namespace": settings.namespace}).encode()
         fields = [
             ("host", host),
@@ -268,7 +268,7 @@ class OperatorClient:
             fields.append(("authorization", f"Bearer {settings.token}"))
         target = path.rstrip("/") + settings.endpoint
         async with asyncio.timeout(TIMEOUT_SECONDS) as limit:
-            tls = await self._context(settings) if settings.url.startswith("https:") else None
+            tls = await self._tls_context(settings) if settings.url.startswith("https:") else None
             async with exchange(where, "POST", target, fields, body, tls=tls) as response:
                 if not 200 <= response.status < 300:
                     raise ConnectionError(f"it answers {response.status}")
@@ -279,10 +279,10 @@ class OperatorClient:
                         async for _ in response.body():
                             pass
 
-    async def _context(self, settings: OperatorSettings) -> ssl.SSLContext:
+    async def _tls_context(self, settings: OperatorSettings) -> ssl.SSLContext:
         """The TLS context, created again when one of its files has changed. Blocks to read them."""
 
-        def made() -> tuple[object, ssl.SSLContext]:
+        def load() -> tuple[object, ssl.SSLContext]:
             mark = (
                 settings,
                 [os.stat(path).st_mtime_ns for path in (settings.ca, settings.cert, settings.key) if path],
@@ -295,7 +295,7 @@ class OperatorClient:
                 context.load_cert_chain(settings.cert, settings.key or None, settings.key_password)
             return mark, context
 
-        self._tls = await in_daemon_thread(made)
+        self._tls = await in_daemon_thread(load)
         return self._tls[1]
 
     def _failed(self, service: _Service, began: float, settings: OperatorSettings, why: str) -> None:
@@ -325,21 +325,21 @@ class OperatorClient:
         """Take over the counts of processes that have ended; check again later while other processes run."""
         for other in self._others:
             other.close()
-        self._others, self._looking = self._page.others(), None
+        self._others, self._next_check = self._page.others(), None
         for other in [*self._others]:
-            if other.is_left():
+            if other.has_ended():
                 self._others.remove(other)
-                self._take(other)
+                self._take_over(other)
             else:
                 self._postpone_until(other.due_ns())
         if self._others:
-            self._looking = self._loop.call_later(_OTHERS_SECONDS, self._take_over_counts)
+            self._next_check = self._loop.call_later(_OTHERS_SECONDS, self._take_over_counts)
 
-    def _take(self, other: OtherCounts) -> None:
+    def _take_over(self, other: OtherCounts) -> None:
         for name, count, slot in other.counts():
             # Both counts are in files for a moment: a kill between the two counts twice instead of losing.
             self.count(name, count)
-            other.taken(slot)
+            other.clear(slot)
         self._postpone_until(other.due_ns())
         other.remove()
 
@@ -357,7 +357,7 @@ class OperatorClient:
             self._schedule(service)
 
 
-def _place(url: str) -> tuple[str | tuple[str, int], str, str]:
+def _parsed_url(url: str) -> tuple[str | tuple[str, int], str, str]:
     """The address to connect to, the value of the Host header, and the path. Raises ValueError."""
     if url.startswith("unix:"):
         return url.removeprefix("unix:"), "localhost", ""
@@ -416,7 +416,7 @@ class UnsentCounts:
             try:
                 self._create()
             except OSError as error:
-                self._only_in_memory(error)
+                self._continue_in_memory(error)
 
     def __repr__(self) -> str:
         return f"<UnsentCounts: {self.words[1]} services{', ' if self._path else ''}{self._path}>"
@@ -457,7 +457,7 @@ class UnsentCounts:
         except OSError:
             return []
         paths = [os.path.join(self._directory, name) for name in names if name.startswith(PREFIX)]
-        return [other for path in paths if path != self._path and (other := _opened(path)) is not None]
+        return [other for path in paths if path != self._path and (other := _open_counts(path)) is not None]
 
     def _create(self) -> None:
         # Locked before another process can find it.
@@ -488,13 +488,13 @@ class UnsentCounts:
             try:
                 self._map(size)
             except OSError as error:
-                self._only_in_memory(error)
+                self._continue_in_memory(error)
             else:
                 return
         self.words = memoryview(bytearray(size)).cast("Q")
         self.words[: len(before)] = before
 
-    def _only_in_memory(self, error: OSError) -> None:
+    def _continue_in_memory(self, error: OSError) -> None:
         """Continue without a file: unsent counts are lost if the process is killed."""
         logger.error("unsent counts for the operator are kept in memory only: %s", error)
         if self._fd >= 0:
@@ -519,7 +519,7 @@ class OtherCounts:
         """When each of its services may be reported again."""
         return {name: self._words[slot + DUE_NS] for name, _, slot in _records(self._words)}
 
-    def is_left(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether its process has ended; if so, this process now holds the lock on its file."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -528,10 +528,10 @@ class OtherCounts:
         return True
 
     def counts(self) -> list[tuple[str, int, int]]:
-        """The services with a count, the counts, and their slots for `taken`."""
+        """The services with a count, the counts, and their slots for `clear`."""
         return [each for each in _records(self._words) if each[1]]
 
-    def taken(self, slot: int) -> None:
+    def clear(self, slot: int) -> None:
         """Clear this count, which has been taken over."""
         self._words[slot + COUNT] = 0
 
@@ -546,7 +546,7 @@ class OtherCounts:
         os.close(self._fd)
 
 
-def _opened(path: str) -> OtherCounts | None:
+def _open_counts(path: str) -> OtherCounts | None:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:

@@ -319,7 +319,7 @@ def test_counts_of_a_full_page_and_of_one_that_has_grown_are_all_taken_over(
     counts.close()
     after = UnsentCounts(str(tmp_path))
     (other,) = after.others()
-    assert other.is_left()
+    assert other.has_ended()
     expected = {f"service-{number}": number for number in range(1, services)}
     assert {name: count for name, count, _ in other.counts()} == expected
     other.remove()
@@ -490,15 +490,15 @@ def test_file_of_counts_is_the_users_alone_and_stays_only_with_counts(tmp_path: 
     counts.words[slot + DUE_NS] = 9
     after = UnsentCounts(str(tmp_path))
     (other,) = after.others()
-    assert not other.is_left(), "its process still runs"
+    assert not other.has_ended(), "its process still runs"
     assert other.due_ns() == {"x" * MOST_NAME_BYTES: 0, "mail": 9}
     other.close()
     counts.close()
     (other,) = after.others()
-    assert other.is_left()
+    assert other.has_ended()
     ((service, count, slot),) = other.counts()
     assert (service, count) == ("x" * MOST_NAME_BYTES, 3)
-    other.taken(slot)
+    other.clear(slot)
     assert other.counts() == []
     other.remove()
     after.close()
@@ -557,7 +557,7 @@ def test_requests_of_a_route_are_reported_as_those_of_its_alias(tmp_path: Path) 
             assert (len(operator.received), reported.snapshot()["unsent"]) == (1, {"users": 1})
             reported.close()
             (left,) = UnsentCounts(str(tmp_path)).others()
-            assert left.is_left()
+            assert left.has_ended()
             left.close()
 
     run(test())
@@ -571,14 +571,14 @@ def test_context_of_tls_is_made_again_when_a_file_has_changed(tmp_path: Path) ->
         async with Operator().serving() as operator:
             with Client(operator, url="https://localhost:1", **given) as client:
                 settings = client.client._settings
-                first = await client.client._context(settings)
+                first = await client.client._tls_context(settings)
                 assert (first.verify_mode, first.check_hostname) == (ssl.CERT_REQUIRED, True)
-                assert await client.client._context(settings) is first
+                assert await client.client._tls_context(settings) is first
                 for path in (cert, key):
                     os.utime(path, (1, 1))
-                    other = await client.client._context(settings)
+                    other = await client.client._tls_context(settings)
                     assert other is not first
-                    assert await client.client._context(settings) is other
+                    assert await client.client._tls_context(settings) is other
                     first = other
                 key.unlink()
                 client.client.count("users")
@@ -619,7 +619,7 @@ def test_closed_client_sends_nothing_and_looks_for_no_other_process(tmp_path: Pa
                 made = client.client
                 made.count("users")
                 await operator.until(lambda: len(operator.received) == 1)
-                assert made._looking is not None
+                assert made._next_check is not None
                 sending = made._services["users"].sending
                 (another,) = made._others
                 made.close()
@@ -627,7 +627,7 @@ def test_closed_client_sends_nothing_and_looks_for_no_other_process(tmp_path: Pa
                     another.due_ns()
                 made.count("files")
                 assert made._services["files"].sending is None
-                assert made._looking.cancelled()
+                assert made._next_check.cancelled()
                 assert isinstance(sending, asyncio.Task)
                 await asyncio.gather(sending, return_exceptions=True)
                 assert sending.cancelled()
