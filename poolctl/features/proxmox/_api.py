@@ -97,7 +97,7 @@ class ProxmoxApi:
             status = []
         for each in _rows(status, "name"):
             if each.get("type") == "node" and each["name"] in found:
-                found[each["name"]] = Node(each["name"], frozenset(_usable([each.get("ip")])))
+                found[each["name"]] = Node(each["name"], frozenset(_identifying([each.get("ip")])))
         return list(found.values())
 
     async def guests(self) -> list[Guest]:
@@ -123,9 +123,9 @@ class ProxmoxApi:
 
     async def status(self, guest: Guest) -> str:
         """The guest's current state, such as "running" or "stopped"."""
-        return (await self.current(guest))[0]
+        return (await self.status_and_uptime(guest))[0]
 
-    async def current(self, guest: Guest) -> tuple[str, float | None]:
+    async def status_and_uptime(self, guest: Guest) -> tuple[str, float | None]:
         """The guest's state, and its uptime in seconds, None if unknown."""
         found = await self._get(f"{guest.path}/status/current")
         if not isinstance(found, dict) or not isinstance(found.get("status"), str):
@@ -133,12 +133,12 @@ class ProxmoxApi:
         uptime = found.get("uptime")
         return str(found["status"]), float(uptime) if isinstance(uptime, (int, float)) else None
 
-    async def order(self, guest: Guest, what: str) -> str:
+    async def begin_task(self, guest: Guest, what: str) -> str:
         """Begin to "start" the guest or to "shutdown"; returns the name of the task, "" if the answer has none."""
         task = await self._ask("POST", f"{guest.path}/status/{what}")
         return task if isinstance(task, str) else ""
 
-    async def failure(self, guest: Guest, task: str) -> str:
+    async def task_failure(self, guest: Guest, task: str) -> str:
         """Why this task of the guest's node has failed; "" while it is running or if it succeeded."""
         found = await self._get(f"/nodes/{quote(guest.node, safe='')}/tasks/{quote(task, safe='')}/status")
         if not isinstance(found, dict) or found.get("status") != STOPPED:
@@ -233,7 +233,7 @@ def interface_addresses(interfaces: Any) -> frozenset[str]:
         texts += [each.get("inet"), each.get("inet6")]
         listed = each.get("ip-addresses")
         texts += [found.get("ip-address") for found in _dicts(listed if isinstance(listed, list) else [])]
-    return frozenset(_usable(texts))
+    return frozenset(_identifying(texts))
 
 
 def configured_addresses(config: Any) -> frozenset[str]:
@@ -243,10 +243,10 @@ def configured_addresses(config: Any) -> frozenset[str]:
         if str(key).rstrip("0123456789") in ("net", "ipconfig") and isinstance(value, str):
             options = dict(part.partition("=")[::2] for part in value.split(","))
             texts += [options.get("ip"), options.get("ip6")]
-    return frozenset(_usable(texts))
+    return frozenset(_identifying(texts))
 
 
-def _usable(texts: list[object]) -> list[str]:
+def _identifying(texts: list[object]) -> list[str]:
     """The addresses that identify a machine, in canonical form; without loopback, which every machine has."""
     found = []
     for text in texts:

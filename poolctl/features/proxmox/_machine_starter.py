@@ -79,10 +79,10 @@ class MachineStarter:
         self._table: ProxmoxTable | None = None
         self._api: ProxmoxApi | None = None
         self._guests: dict[str, Guest] = {}
-        self._cases: dict[int, _StartState] = {}
-        self._quiet: dict[int, tuple[Activity, float]] = {}  # since when a machine has had no request
+        self._start_states: dict[int, _StartState] = {}
+        self._idle_since: dict[int, tuple[Activity, float]] = {}  # since when a machine has had no request
         self._watching: asyncio.Task[None] | None = None
-        self.started = self._read()
+        self.started = self._read_started()
 
     @property
     def states(self) -> dict[str, MachineState]:
@@ -91,10 +91,10 @@ class MachineStarter:
             return {}
         return {url: self._state(url, guest, self._table) for url, guest in self._guests.items()}
 
-    def use(self, table: ProxmoxTable | None, api: ProxmoxApi | None) -> None:
+    def configure(self, table: ProxmoxTable | None, api: ProxmoxApi | None) -> None:
         self._table, self._api = table, api
-        self._quiet.clear()
-        self._watch()
+        self._idle_since.clear()
+        self._watch_if_needed()
 
     def follow(self, guests: Mapping[str, Guest], *, read: bool) -> None:
         """Manage these machines, which are behind these URLs. `read`: their states have just been read."""
@@ -108,26 +108,26 @@ class MachineStarter:
         if read:
             self._forget_stopped()
         for guest in guests.values() if read else ():
-            case = self._cases.get(guest.vmid)
+            case = self._start_states.get(guest.vmid)
             if case is None or case.work is not None:
                 continue
             if guest.status == RUNNING or case.state != MachineState.FAILED:
-                self._settle(case, "")
+                self._set_state(case, "")
         self._changed()
 
     def status(self, url: str) -> str:
         """The state of the machine behind this URL, for display; "" if there is none."""
         if (guest := self._guests.get(url)) is None:
             return ""
-        case = self._cases.get(guest.vmid)
+        case = self._start_states.get(guest.vmid)
         return (case and case.state) or guest.status
 
-    def ask(self, url: str) -> None:
+    def start_if_needed(self, url: str) -> None:
         """Start the machine behind this URL if it is stopped, because a request needs it; report its state."""
         guest = self._guests.get(url)
         if guest is None or self._api is None:
             return
-        case = self._cases.setdefault(guest.vmid, _StartState())
+        case = self._start_states.setdefault(guest.vmid, _StartState())
         if case.work is None:
             case.work = asyncio.ensure_future(self._refresh_state(self._api, guest, case))
         else:
@@ -136,20 +136,20 @@ class MachineStarter:
     def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
         """Stop the machine if it was started here and is idle; requests are made to wait before this is checked."""
         guest = next((each for each in self._guests.values() if each.vmid == vmid), None)
-        case = self._cases.setdefault(vmid, _StartState())
+        case = self._start_states.setdefault(vmid, _StartState())
         if guest is not None and self._api is not None and case.work is None and vmid in self.started:
             case.work = asyncio.ensure_future(self._stop(self._api, guest, case, is_idle))
 
     def close(self) -> None:
         """Stop starting and stopping machines."""
         self._stop_watching()
-        for case in self._cases.values():
-            self._settle(case, "")
+        for case in self._start_states.values():
+            self._set_state(case, "")
             if case.work is not None:
                 case.work.cancel()
 
     def _state(self, url: str, guest: Guest, table: ProxmoxTable) -> MachineState:
-        case = self._cases.get(guest.vmid)
+        case = self._start_states.get(guest.vmid)
         state = MachineState.STOPPED if guest.status == STOPPED else MachineState.RUNNING
         if case is None:
             return MachineState(host=url, state=state, start_seconds=table.start_timeout)
@@ -168,10 +168,10 @@ class MachineStarter:
             await self._start_if_stopped(api, guest, case)
         except ApiError:
             # Whether it runs is not known: the request tries it.
-            self._settle(case, MachineState.UNKNOWN)
+            self._set_state(case, MachineState.UNKNOWN)
         except Exception:
             logger.exception("the %s could not be started", guest.title)
-            self._settle(case, MachineState.UNKNOWN)
+            self._set_state(case, MachineState.UNKNOWN)
         case.work = None
         case.answers += 1
         self._changed()
@@ -181,33 +181,33 @@ class MachineStarter:
     ) -> None:
         """Stop the machine if it is idle; if a request arrives meanwhile, it is started again."""
         case.asked = False
-        self._settle(case, MachineState.STOPPED)  # requests wait from now on
+        self._set_state(case, MachineState.STOPPED)  # requests wait from now on
         self._changed()
         try:
-            if await is_idle() and await self._is_ours(api, guest):
+            if await is_idle() and await self._was_started_here(api, guest):
                 await self._shut_down(api, guest, case)
             if case.asked:
                 await self._start_if_stopped(api, guest, case)
         except ApiError as error:
-            self._settle(case, "")
+            self._set_state(case, "")
             why = f"the {guest.title} could not be stopped: {error}"
             self._record("machine stop failed", guest, why, severity="warning")
         except Exception:
             logger.exception("the %s could not be stopped", guest.title)
-            self._settle(case, "")
+            self._set_state(case, "")
         if case.state == MachineState.STOPPED:
-            self._settle(case, "")
+            self._set_state(case, "")
         case.work = None
         case.answers += 1
         self._changed()
 
-    async def _is_ours(self, api: ProxmoxApi, guest: Guest) -> bool:
+    async def _was_started_here(self, api: ProxmoxApi, guest: Guest) -> bool:
         """Whether the machine has run without interruption since it was started here."""
-        status, uptime_seconds = await api.current(guest)
+        status, uptime_seconds = await api.status_and_uptime(guest)
         since = time.time() - self.started.get(guest.vmid, 0.0)
         if status == RUNNING and (uptime_seconds is None or uptime_seconds + _UPTIME_SLACK_SECONDS >= since):
             return True
-        self._note(guest, status)
+        self._set_status(guest, status)
         self._forget_started(guest.vmid)
         return False
 
@@ -216,17 +216,17 @@ class MachineStarter:
         loop, limit_seconds = asyncio.get_running_loop(), self._table.start_timeout if self._table else 0.0
         began = loop.time()
         self._record("machine stop requested", guest, f"the {guest.title} is idle, and is stopped")
-        task = await api.order(guest, "shutdown")
+        task = await api.begin_task(guest, "shutdown")
         try:
             async with asyncio.timeout(limit_seconds):
                 while await api.status(guest) != STOPPED:
-                    if why := await api.failure(guest, task) if task else "":
+                    if why := await api.task_failure(guest, task) if task else "":
                         raise ApiError(why)
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             raise ApiError(f"it runs still after {format_duration(limit_seconds)}") from None
         case.not_before = 0.0  # it did not stop by itself, so it may be started at once
-        self._note(guest, STOPPED)
+        self._set_status(guest, STOPPED)
         self._forget_started(guest.vmid)
         self._record(
             "machine stopped", guest, f"the {guest.title} is stopped after {loop.time() - began:.3g} s"
@@ -234,22 +234,22 @@ class MachineStarter:
 
     def _forget_started(self, vmid: int) -> None:
         if self.started.pop(vmid, None) is not None:
-            self._quiet.pop(vmid, None)
-            self._started_changed()
+            self._idle_since.pop(vmid, None)
+            self._save_started()
 
     def _forget_stopped(self) -> None:
         """Drop machines from the list of started ones if someone else has stopped them."""
         stopped = {each.vmid for each in self._guests.values() if each.status == STOPPED}
         for vmid in stopped & self.started.keys():
-            if (case := self._cases.get(vmid)) is None or case.work is None:
+            if (case := self._start_states.get(vmid)) is None or case.work is None:
                 self._forget_started(vmid)
 
     async def _start_if_stopped(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> None:
         status = await api.status(guest)
-        self._note(guest, status)
+        self._set_status(guest, status)
         now = asyncio.get_running_loop().time()
         if status != STOPPED or self._table is None or not self._table.start:
-            self._settle(case, "")
+            self._set_state(case, "")
         elif now >= case.not_before:
             await self._start(api, guest, case, self._table.start_timeout)
         elif case.state != MachineState.FAILED:
@@ -258,23 +258,23 @@ class MachineStarter:
     async def _start(self, api: ProxmoxApi, guest: Guest, case: _StartState, limit_seconds: float) -> None:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        self._settle(case, MachineState.STARTING)
+        self._set_state(case, MachineState.STARTING)
         self._changed()
         self._record("machine start requested", guest, f"a request has the {guest.title} started")
         try:
             async with asyncio.timeout(limit_seconds):
-                is_ours = await self._until_it_runs(api, guest, case)
+                is_ours = await self._start_and_wait(api, guest, case)
         except TimeoutError:
             why = f"it does not run after {format_duration(limit_seconds)}"
         except ApiError as error:
             why = str(error)
         else:
             case.failures, case.not_before = 0, began + _COOLDOWN_SECONDS
-            self._note(guest, RUNNING)
-            self._settle(case, "")
+            self._set_status(guest, RUNNING)
+            self._set_state(case, "")
             if is_ours:
                 self.started[guest.vmid] = time.time()
-                self._started_changed()
+                self._save_started()
             self._record(
                 "machine started", guest, f"the {guest.title} runs after {loop.time() - began:.3g} s"
             )
@@ -282,7 +282,7 @@ class MachineStarter:
         why = f"the {guest.title} could not be started: {why}"
         if case.unanswered:
             # Perhaps it runs by now.
-            self._settle(case, MachineState.UNKNOWN)
+            self._set_state(case, MachineState.UNKNOWN)
         else:
             pause = min(_COOLDOWN_SECONDS * 2**case.failures, _LONGEST_COOLDOWN_SECONDS)
             case.failures = min(case.failures + 1, _MOST_FAILURES)
@@ -290,21 +290,21 @@ class MachineStarter:
             self._fail(case, why, pause)
         self._record("machine start failed", guest, why, severity="warning")
 
-    async def _until_it_runs(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> bool:
+    async def _start_and_wait(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> bool:
         """Start the machine; returns when it runs, with False if the API refused because someone else started it.
 
         Raises ApiError if the start is refused or fails.
         """
         refusal, task = None, ""
         try:
-            task = await api.order(guest, "start")
+            task = await api.begin_task(guest, "start")
         except ApiError as error:
             refusal = error if error.status else None
         while True:
             try:
                 if await api.status(guest) == RUNNING:
                     return refusal is None
-                why = await api.failure(guest, task) if task else ""
+                why = await api.task_failure(guest, task) if task else ""
                 case.unanswered = False
             except ApiError as error:
                 why, case.unanswered = "", not error.status
@@ -314,22 +314,22 @@ class MachineStarter:
                 raise ApiError(why)
             await asyncio.sleep(_POLL_SECONDS)
 
-    def _note(self, guest: Guest, status: str) -> None:
+    def _set_status(self, guest: Guest, status: str) -> None:
         for url, each in self._guests.items():
             if each.vmid == guest.vmid:
                 self._guests[url] = each._replace(status=status)
 
     def _fail(self, case: _StartState, why: str, pause_seconds: float) -> None:
         """Refuse requests to the machine for this time."""
-        self._settle(case, MachineState.FAILED, why)
+        self._set_state(case, MachineState.FAILED, why)
         case.retry_seconds = round(pause_seconds, 1)
         case.retry = asyncio.get_running_loop().call_later(pause_seconds, self._retry, case)
 
     def _retry(self, case: _StartState) -> None:
-        self._settle(case, "")
+        self._set_state(case, "")
         self._changed()
 
-    def _settle(self, case: _StartState, state: str, why: str = "") -> None:
+    def _set_state(self, case: _StartState, state: str, why: str = "") -> None:
         case.state, case.why = state, why
         if case.retry is not None:
             case.retry.cancel()
@@ -348,7 +348,7 @@ class MachineStarter:
 
     # Idle machines.
 
-    def _watch(self) -> None:
+    def _watch_if_needed(self) -> None:
         self._stop_watching()
         if self._table is not None and self._table.start and self._table.idle and self.started:
             self._watching = asyncio.ensure_future(self._watch_idle(self._table.idle))
@@ -367,11 +367,11 @@ class MachineStarter:
         now, found = asyncio.get_running_loop().time(), await self._activities()
         for vmid in self.started:
             activity = self._activity(vmid, found)
-            known, since = self._quiet.get(vmid, (None, now))
+            known, since = self._idle_since.get(vmid, (None, now))
             if activity is None or activity.in_progress or activity != known:
-                self._quiet[vmid] = activity or Activity(0, 0), now
+                self._idle_since[vmid] = activity or Activity(0, 0), now
             elif now - since >= idle_seconds:
-                self._quiet[vmid] = activity, now  # if that fails, the next attempt is as much later
+                self._idle_since[vmid] = activity, now  # if that fails, the next attempt is as much later
                 self.stop(vmid, partial(self._is_idle, vmid, activity))
 
     async def _is_idle(self, vmid: int, known: Activity) -> bool:
@@ -386,16 +386,16 @@ class MachineStarter:
         its = [found.get(url, Activity(0, 0)) for url in urls]
         return Activity(sum(each.requests for each in its), sum(each.in_progress for each in its))
 
-    def _started_changed(self) -> None:
+    def _save_started(self) -> None:
         try:
             if self._path:
                 replace_file(self._path, json.dumps(self.started).encode())
         except OSError as error:
             logger.warning("which machines were started is not known to the next supervisor: %s", error)
         if self._watching is None or not self.started:
-            self._watch()
+            self._watch_if_needed()
 
-    def _read(self) -> dict[int, float]:
+    def _read_started(self) -> dict[int, float]:
         try:
             with open(self._path, encoding="utf-8") as file:
                 return {int(vmid): float(at) for vmid, at in json.load(file).items()}

@@ -189,7 +189,7 @@ class ProxmoxInventory:
         """Read the inventory from now on with the settings of this table; its token is read again."""
         self._table = table
         self._api = None if table is None else ProxmoxApi(table, environment)
-        self.starter.use(table, self._api)
+        self.starter.configure(table, self._api)
         if table is None:
             self.close()
             self.problem = ""
@@ -198,7 +198,7 @@ class ProxmoxInventory:
             return
         self._due.set()
         if self._reading is None:
-            self._reading = asyncio.ensure_future(self._read_often())
+            self._reading = asyncio.ensure_future(self._read_periodically())
 
     def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
         """Link these routes, which are the current ones."""
@@ -214,7 +214,7 @@ class ProxmoxInventory:
 
     def ask(self, url: str) -> None:
         """Start the machine behind this URL if it is stopped."""
-        self.starter.ask(url)
+        self.starter.start_if_needed(url)
 
     def close(self) -> None:
         """Stop reading."""
@@ -240,7 +240,7 @@ class ProxmoxInventory:
             found.append(report)
         return tuple(found)
 
-    async def _read_often(self) -> None:
+    async def _read_periodically(self) -> None:
         while self._table is not None and self._api is not None:
             self._due.clear()
             await self._read(self._table, self._api)
@@ -321,7 +321,7 @@ class ProxmoxInventory:
         """Find the machines of the routes in the inventory. `read`: the inventory was just read."""
         self._newly_read = self._newly_read or read
         if len(self._routes) <= _MOST_LINKED_AT_ONCE:
-            self._linked(links_of(self._routes, self.inventory))
+            self._use_links(links_of(self._routes, self.inventory))
         elif self._linking is None:
             self._linking = asyncio.ensure_future(self._link_many())
 
@@ -333,9 +333,9 @@ class ProxmoxInventory:
             routes, inventory = self._routes, self.inventory
             links = await in_daemon_thread(partial(links_of, routes, inventory))
         self._linking = None
-        self._linked(links)
+        self._use_links(links)
 
-    def _linked(self, links: dict[tuple[str, str], MachineLink]) -> None:
+    def _use_links(self, links: dict[tuple[str, str], MachineLink]) -> None:
         """Use these links from now on."""
         before, self.links = self.links, links
         read, self._newly_read = self._newly_read, False

@@ -92,17 +92,17 @@ def test_container_is_started_by_a_task_whose_failure_is_reported(pair: tuple[Pa
         api = ProxmoxApi(cluster.table(), ENVIRONMENT)
         assert await api.status(WEB) == "stopped"
         cluster.may_start.clear()
-        task = await api.order(WEB, "start")
-        assert (task, await api.failure(WEB, task), await api.status(WEB)) == (UPID, "", "stopped")
+        task = await api.begin_task(WEB, "start")
+        assert (task, await api.task_failure(WEB, task), await api.status(WEB)) == (UPID, "", "stopped")
         cluster.fails = "startup for container '101' failed"
-        assert await api.failure(WEB, task) == cluster.fails
+        assert await api.task_failure(WEB, task) == cluster.fails
         for text, reason in (
             ("WARNINGS: 1", ""), ("OK", ""), ("OK not", "OK not"), ("\n", "no reason was given"),
             (f"a\n{'x' * 300}", f"a{'x' * 300}"[:200]),
         ):  # fmt: skip
             cluster.fails = text
-            assert await api.failure(WEB, task) == reason
-        error = await refused(api.order(DB, "start"))
+            assert await api.task_failure(WEB, task) == reason
+        error = await refused(api.begin_task(DB, "start"))
         assert (str(error), error.status) == ("localhost answered 500 CT 102 already running", 500)
         assert cluster.starts() == [
             "POST /nodes/pve1/lxc/101/status/start",
@@ -212,18 +212,18 @@ def test_certificate_that_is_not_trusted_gets_no_token(pair: tuple[Path, Path]) 
 def test_state_and_uptime_are_those_of_the_guest(pair: tuple[Path, Path]) -> None:
     async def steps(cluster: Cluster) -> None:
         api = ProxmoxApi(cluster.table(), ENVIRONMENT)
-        assert await api.current(DB) == ("running", None)
+        assert await api.status_and_uptime(DB) == ("running", None)
         cluster.guests[102]["uptime"] = 7
-        assert await api.current(DB) == ("running", 7.0)
+        assert await api.status_and_uptime(DB) == ("running", 7.0)
         cluster.guests[102]["uptime"] = "long"
-        assert await api.current(DB) == ("running", None)
+        assert await api.status_and_uptime(DB) == ("running", None)
         for answer in (b'{"data":[]}', b'{"data":{"status":7}}'):
             cluster.answers["/nodes/pve1/lxc/102"] = answer
-            error = await refused(api.current(DB))
+            error = await refused(api.status_and_uptime(DB))
             assert (str(error), error.status) == (
                 "localhost: its answer has no status of the container 102 (db) on pve1", 200,
             )  # fmt: skip
-            assert await api.failure(DB, "any") == ""
+            assert await api.task_failure(DB, "any") == ""
 
     play(pair, steps)
 

@@ -61,7 +61,7 @@ class Stage:
     async def ask(self, url: str = WEB) -> MachineState:
         """The answer to a wake."""
         answers = self.starter.states[url].answers
-        self.starter.ask(url)
+        self.starter.start_if_needed(url)
         while self.starter.states[url].answers == answers:
             await asyncio.sleep(0.001)
         return self.starter.states[url]
@@ -132,8 +132,8 @@ def test_machine_that_runs_is_not_started_and_reported_as_it_is(play: Play) -> N
         stage.cluster.guests[101]["status"] = "running"  # by hand
         assert (await stage.ask()).state == "running"
         assert (await stage.ask(WIN)).state == "running"
-        stage.starter.ask(NODE)
-        stage.starter.ask("http://unknown")
+        stage.starter.start_if_needed(NODE)
+        stage.starter.start_if_needed("http://unknown")
         assert (stage.cluster.starts(), stage.happened()) == ([], [])
 
     play(steps)
@@ -268,7 +268,7 @@ def test_without_start_no_machine_is_reported_or_started(play: Play) -> None:
     async def steps(stage: Stage) -> None:
         await stage.begin(start=False)
         assert stage.starter.states == {}
-        stage.starter.ask(WEB)
+        stage.starter.start_if_needed(WEB)
         while "GET /nodes/pve1/lxc/101/status/current" not in stage.cluster.asked:
             await asyncio.sleep(0.001)
         assert stage.cluster.starts() == []
@@ -318,7 +318,7 @@ class IdleStage:
         """The answer to a wake."""
         starter = self.inventory.starter
         answers = starter.states[WEB_LAN].answers
-        starter.ask(WEB_LAN)
+        starter.start_if_needed(WEB_LAN)
         await until(lambda: starter.states[WEB_LAN].answers != answers)
         return starter.states[WEB_LAN]
 
@@ -330,7 +330,7 @@ class IdleStage:
 
     async def settled(self) -> None:
         """Return when no request to the API is under way: the loop must not end with its connection."""
-        await until(lambda: all(each.work is None for each in self.inventory.starter._cases.values()))
+        await until(lambda: all(each.work is None for each in self.inventory.starter._start_states.values()))
 
     async def looked(self, times: int = 8) -> None:
         """Return after so many further looks, twice as many as it takes to stop what is idle."""
