@@ -217,7 +217,7 @@ class Registrations:
             if service.state == SILENT or settings.probe != service.settings.probe:
                 word = RECOVERED if service.state == SILENT else word
                 service.hysteresis = _hysteresis(settings, STARTING)
-                self._set(service, _first_state(settings))
+                self._set_state(service, _first_state(settings))
             service.settings = settings
         self._schedule_expiry(service, settings.ttl or math.inf)
         return service, word
@@ -228,7 +228,7 @@ class Registrations:
         if not self._by_name[service.alias]:
             del self._by_name[service.alias]
 
-    def probed(self, service: RegisteredService, problem: str, latency_seconds: float) -> bool:
+    def record_probe(self, service: RegisteredService, problem: str, latency_seconds: float) -> bool:
         """Whether a result of its probe, a problem or "", has changed its state."""
         hysteresis, before = service.hysteresis, service.state
         if hysteresis is None or service.state == SILENT:
@@ -239,11 +239,11 @@ class Registrations:
         if service.state == STARTING and problem:
             hysteresis.reset()  # a failure before its first success is not a fall
         elif service.state == STARTING and status is Status.OK:
-            self._set(service, SERVING)
+            self._set_state(service, SERVING)
         elif service.state == SERVING and problem and status is not Status.OK:
-            self._set(service, FAILING)
+            self._set_state(service, FAILING)
         elif service.state == FAILING and not problem and status is not status_before:
-            self._set(service, SERVING)
+            self._set_state(service, SERVING)
         service.why = problem
         return service.state != before
 
@@ -264,7 +264,7 @@ class Registrations:
                 self.remove(service)
                 forgotten.append(service)
             else:
-                self._set(service, SILENT)
+                self._set_state(service, SILENT)
                 service.why = f"no heartbeat for {format_duration(service.settings.ttl)}"
                 self._schedule_expiry(service, FORGOTTEN_SECONDS)
                 silent.append(service)
@@ -362,7 +362,7 @@ class Registrations:
             raise RegistrationRefused(f"{self._most:,} services are registered already", hint)
         self.remove(silent)
 
-    def _set(self, service: RegisteredService, state: str) -> None:
+    def _set_state(self, service: RegisteredService, state: str) -> None:
         service.state, service.since, service.why = state, self._clock.time(), ""
 
     def _schedule_expiry(self, service: RegisteredService, seconds: float) -> None:
@@ -399,7 +399,7 @@ def with_registrations(
         return tuple(routes)
     accepting = {each.label for each in tables.all(RouteConfig) if each.register}
     found: list[AnyRoute] = [
-        _joined(route, backends.get(route.alias, ()))
+        _with_backends(route, backends.get(route.alias, ()))
         if route.alias in accepting and isinstance(route, Route)
         else route
         for route in routes
@@ -410,27 +410,27 @@ def with_registrations(
     for name, its in backends.items():
         if name in taken:
             if name not in accepting:
-                found.append(_excluded(name, "the route accepts no registrations (register = true)"))
+                found.append(_excluded_route(name, "the route accepts no registrations (register = true)"))
             continue
         placed = next((each for each, _ in its if each.has_place), None)
         if placed is None:
             reason = "there is no such route, and neither a host nor a path for one of its own"
-            found.append(_excluded(name, reason))
+            found.append(_excluded_route(name, reason))
             continue
         # A mode of [gateway] other than auto is about the pool's own servers.
         place = {"alias": name, "host": placed.host or "", "path": placed.path or "/"}
         config = validated(RouteConfig, merged(defaults, {**place, "register": True, "mode": "auto"}), [])
         assert config is not None
         if reason := places.problem(config.host, config.path):
-            found.append(_excluded(name, reason, config.host))
+            found.append(_excluded_route(name, reason, config.host))
             continue
-        own = _joined(made_route(name, config, (), REGISTRATION), its)
+        own = _with_backends(made_route(name, config, (), REGISTRATION), its)
         places.add(own)
         found.append(own)
     return with_separation(found, servers)
 
 
-def _joined(route: Route, registered: Iterable[Registered]) -> Route:
+def _with_backends(route: Route, registered: Iterable[Registered]) -> Route:
     there = {each.key for each in route.to}
     more = [
         Target(url=each.to, weight=each.weight)
@@ -440,7 +440,7 @@ def _joined(route: Route, registered: Iterable[Registered]) -> Route:
     return replace(route, to=(*route.to, *more))
 
 
-def _excluded(name: str, reason: str, host: str = "") -> ExcludedRoute:
+def _excluded_route(name: str, reason: str, host: str = "") -> ExcludedRoute:
     return ExcludedRoute(alias=name, reason=reason, host=host, provider=REGISTRATION)
 
 

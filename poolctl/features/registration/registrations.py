@@ -116,7 +116,7 @@ class TargetRegistration(GatewayPart):
         self._address = RegistrationAddress(environment, site.events, self)
         self._table: RegistrationTable | None = None
         self._gateway: GatewayManager | None = None
-        self._probes = UrlProbes(self._probed)
+        self._probes = UrlProbes(self._record_probe)
         self._expiry: asyncio.TimerHandle | None = None
         self._saving: asyncio.TimerHandle | None = None
 
@@ -202,22 +202,22 @@ class TargetRegistration(GatewayPart):
             service, word = self.services.register(settings, owner)
         except RegistrationRefused as refused:
             return _refusal(CONFLICT, str(refused), refused.hint)
-        self._note(service)
+        self._update_record(service)
         self._schedule_expiry(service.deadline)
         if word == REFRESHED:
             self._save_soon()
             return self._answer([service])
         if word != REGISTERED:
-            self._accepted(word, service, call)
+            self._record_accepted(word, service, call)
         reason = ""
         try:
-            reason = await self._no_route(gateway, settings.name)
+            reason = await self._route_problem(gateway, settings.name)
         finally:
             if word == REGISTERED and service in self.services:
                 if reason:
                     self._forget([service])
                 else:
-                    self._accepted(word, service, call)
+                    self._record_accepted(word, service, call)
         if reason and word == REGISTERED:
             known = settings.has_place or gateway.routes.has(settings.name)
             hint = "`poolctl routes` lists the routes; register = true lets services register"
@@ -226,7 +226,7 @@ class TargetRegistration(GatewayPart):
                 f"{settings.name} cannot be registered: {reason}",
                 hint,
             )
-        return self._answer([service], reason, await self._in_force(gateway, call))
+        return self._answer([service], reason, await self._await_routes(gateway, call))
 
     async def unregister(self, call: Call, owner: str = "") -> Result:
         """Unregister a service, or this owner's services of a name; returns once the gateway has applied it."""
@@ -249,7 +249,7 @@ class TargetRegistration(GatewayPart):
         for each in found:
             self._record("audit", "unregistered", each, by=call.by())
         self._forget(found)
-        late = await self._in_force(self._gateway, call)
+        late = await self._await_routes(self._gateway, call)
         return replace(answer, warnings=(late,) if late else ())
 
     async def _settings(self, options: Table, tables: Tables) -> Registration | Result:
@@ -268,12 +268,12 @@ class TargetRegistration(GatewayPart):
             return RegistrationsResult(errors=tuple(errors), exit_code=INVALID_CONFIGURATION)
         return settings
 
-    def _accepted(self, word: str, service: RegisteredService, call: Call) -> None:
+    def _record_accepted(self, word: str, service: RegisteredService, call: Call) -> None:
         self._record("audit", word, service, by=call.by())
         self._save()
         self._probes.watch(service)
 
-    async def _no_route(self, gateway: GatewayManager, name: str) -> str:
+    async def _route_problem(self, gateway: GatewayManager, name: str) -> str:
         """Why the services of this name have no route after the current computation; "" if they have a route."""
         routes = gateway.routes
         routes.again()
@@ -281,7 +281,7 @@ class TargetRegistration(GatewayPart):
         own = (each for each in routes.routes.excluded if each.provider == REGISTRATION)
         return next((each.reason for each in own if each.alias == name), "")
 
-    async def _in_force(self, gateway: GatewayManager, call: Call) -> str:
+    async def _await_routes(self, gateway: GatewayManager, call: Call) -> str:
         """Save the events; return "" once the gateway has the new routes, or a warning if that takes too long."""
         self._events.flush()
         await gateway.routes.settled()
@@ -299,18 +299,18 @@ class TargetRegistration(GatewayPart):
 
     # Changes without a command.
 
-    def _probed(self, service: RegisteredService, problem: str, latency_seconds: float) -> None:
+    def _record_probe(self, service: RegisteredService, problem: str, latency_seconds: float) -> None:
         before = service.state
-        if not self.services.probed(service, problem, latency_seconds):
+        if not self.services.record_probe(service, problem, latency_seconds):
             return
         if service.state == FAILING:
             self._record("pool", "flagged", service, cause=problem, severity="warning")
         else:
             self._record("pool", "ready" if before == STARTING else "recovered", service)
-        self._note(service)
-        self._changed()
+        self._update_record(service)
+        self._apply_change()
 
-    def _changed(self) -> None:
+    def _apply_change(self) -> None:
         if self._gateway is not None:
             self._gateway.routes.again()
         self._save()
@@ -331,19 +331,19 @@ class TargetRegistration(GatewayPart):
         silent, forgotten = self.services.expire()
         for each in silent:
             self._probes.forget(each)
-            self._note(each)
+            self._update_record(each)
             self._record("pool", "expired", each, cause=each.why, severity="warning")
         for each in forgotten:
             self._record("pool", "forgotten", each, cause=each.why)
         if silent or forgotten:
-            self._changed()
+            self._apply_change()
         self._schedule_expiry(self.services.due)
 
     def _forget(self, services: Iterable[RegisteredService]) -> None:
         for each in services:
             self.services.remove(each)
             self._probes.forget(each)
-        self._changed()
+        self._apply_change()
 
     def _record(self, kind: str, word: str, service: RegisteredService, **more: Any) -> None:
         settings = service.settings
@@ -360,7 +360,7 @@ class TargetRegistration(GatewayPart):
         they are in a file of the state directory, which is valid for one start and is removed.
         """
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.REGISTRATIONS})
-        stopped = _take_stopped(self._path)
+        stopped = _pop_stopped(self._path)
         if fds:
             content = read_file(fds[0])
             os.close(fds[0])
@@ -374,14 +374,14 @@ class TargetRegistration(GatewayPart):
             if number % _AT_ONCE == _AT_ONCE - 1:
                 await asyncio.sleep(0)
         for service in self.services:
-            self._note(service)
+            self._update_record(service)
             if service.state != SILENT:
                 self._probes.watch(service)
         self._schedule_expiry(self.services.due)
         if len(self.services):
             self._save()
 
-    def _note(self, service: RegisteredService) -> None:
+    def _update_record(self, service: RegisteredService) -> None:
         service.record = json.dumps(self.services.to_json(service)).encode()
 
     def _save_soon(self) -> None:
@@ -420,7 +420,7 @@ class TargetRegistration(GatewayPart):
         return content
 
 
-def _take_stopped(path: str) -> list[Table]:
+def _pop_stopped(path: str) -> list[Table]:
     """Remove this file and return the services in it."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -465,7 +465,7 @@ class Client:
             self.networks = tuple(ip_network(each, strict=False) for each in allow)
         self.requests = RateLimit(_BURST, _REQUESTS_PER_SECOND)
 
-    def has(self, ip: Ip) -> bool:
+    def allows(self, ip: Ip) -> bool:
         return not self.networks or any(ip in network for network in self.networks)
 
     def target_problem(self, url: str, peer: Peer) -> str:
@@ -480,10 +480,10 @@ class Client:
         if host == "localhost":
             host = "127.0.0.1"
         try:
-            ip = _plain(ip_address(host.partition("%")[0]))
+            ip = _unmapped(ip_address(host.partition("%")[0]))
         except ValueError:
             return f"{host} is a name, which may lead elsewhere later: register the IP address"
-        if not self.has(ip):
+        if not self.allows(ip):
             return f"{ip} is not in the networks that {self.name} may register"
         if ip.is_loopback and not peer.is_local and not self.networks:
             return f"{ip} is this machine's own, and the client is elsewhere: register its own address"
@@ -510,7 +510,7 @@ class WrongTokens:
     def __len__(self) -> int:
         return len(self._levels)
 
-    def note(self, key: str, now: float) -> None:
+    def add(self, key: str, now: float) -> None:
         self._levels[key] = self._level(key, now) + 1, now
         self._levels.move_to_end(key)
         if len(self._levels) > _MOST_ADDRESSES:
@@ -599,10 +599,10 @@ class RegistrationEndpoint(HttpEndpoint):
                 if hmac.compare_digest(digest, each.digest):
                     found = each
         if found is None:
-            self._wrong.note(peer.key, now)
+            self._wrong.add(peer.key, now)
             self._report_refusal(peer, "token missing or wrong")
             raise Refused(401, "token missing or wrong", www_authenticate="Bearer")
-        if peer.ip is not None and not found.has(peer.ip):
+        if peer.ip is not None and not found.allows(peer.ip):
             self._report_refusal(peer, f"{found.name} may not use it from there")
             raise Refused(403, f"{found.name} may not register from {peer.ip}")
         return found
@@ -674,14 +674,14 @@ def peer_of(sock: socket.socket) -> Peer:
     if sock.family == socket.AF_UNIX:
         return Peer(None, f"uid {peer_credentials(sock)[1]}")
     try:
-        ip = _plain(ip_address(str(sock.getpeername()[0]).partition("%")[0]))
+        ip = _unmapped(ip_address(str(sock.getpeername()[0]).partition("%")[0]))
     except (OSError, ValueError):
         raise Refused(400, "the client has left") from None
     key = str(ip_network((ip, 64), strict=False)) if isinstance(ip, IPv6Address) else str(ip)
     return Peer(ip, key)
 
 
-def _plain(ip: Ip) -> Ip:
+def _unmapped(ip: Ip) -> Ip:
     return (ip.ipv4_mapped or ip) if isinstance(ip, IPv6Address) else ip
 
 
@@ -726,21 +726,21 @@ def target_problem(url: str, tables: Tables) -> str:
             and own.port == target.port
             and _reaches_own_address(target, ips, own)
         ):
-            return f"{url} is an address of {_words(name)}"
+            return f"{url} is an address of {_owner_text(name)}"
     return ""
 
 
 def addresses_of(host: str) -> list[Ip]:
     """The addresses of a host; empty for a name that cannot be resolved. Blocks."""
     with contextlib.suppress(ValueError):
-        return [_plain(ip_address(host.partition("%")[0]))]
+        return [_unmapped(ip_address(host.partition("%")[0]))]
     if host.endswith(_LOOPBACK_NAMES):
         return [IPv4Address("127.0.0.1"), IPv6Address("::1")]
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return []
-    return [_plain(ip_address(str(sockaddr[0]).partition("%")[0])) for *_, sockaddr in found]
+    return [_unmapped(ip_address(str(sockaddr[0]).partition("%")[0])) for *_, sockaddr in found]
 
 
 def _reaches_own_address(target: Address, ips: list[Ip], own: Address) -> bool:
@@ -771,7 +771,7 @@ def _socket_problem(url: str, target: Address, tables: Tables) -> str:
         return f"{url} is a socket of poolctl's own"
     for name, own in named_addresses(tables):
         if own is not None and own.kind == "unix" and _is_same(path, own.key.removeprefix("unix:")):
-            return f"{url} is an address of {_words(name)}"
+            return f"{url} is an address of {_owner_text(name)}"
     return ""
 
 
@@ -782,5 +782,5 @@ def _is_same(path: str, other: str) -> bool:
         return False
 
 
-def _words(table: str) -> str:
+def _owner_text(table: str) -> str:
     return "the gateway itself" if table == "[gateway]" else f"the pool's own {table}"

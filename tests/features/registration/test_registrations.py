@@ -656,7 +656,7 @@ def test_other_requests_are_refused_with_the_reason(
 def test_refusal_names_what_is_needed_in_a_field(given: dict[str, Any], status: bytes, field: bytes) -> None:
     async def work(stage: Endpoint) -> None:
         for _ in range(given.get("wrong", 0)):
-            stage.endpoint._wrong.note("127.0.0.1", stage.clock.monotonic())
+            stage.endpoint._wrong.add("127.0.0.1", stage.clock.monotonic())
         stage.endpoint.clients[0].requests.take(given.get("requests", 0), stage.clock.monotonic())
         token = given.get("token", TOKEN)
         bearer = f"Authorization: bearer {token}\r\n" if token else ""
@@ -700,7 +700,7 @@ def test_each_client_has_its_token_its_routes_and_its_networks() -> None:
     web, far = clients_of(table, {"WEB": f" {TOKEN}\n", "FAR": OTHER})
     assert (web.name, web.digest, web.routes) == ("web", Client("", TOKEN, ()).digest, {"users"})
     assert (far.name, far.digest, far.routes) == ("FAR", Client("", OTHER, ()).digest, {"a", "b"})
-    assert (web.has(AWAY.ip), web.has(NEAR.ip), far.has(AWAY.ip), far.has(NEAR.ip)) == (
+    assert (web.allows(AWAY.ip), web.allows(NEAR.ip), far.allows(AWAY.ip), far.allows(NEAR.ip)) == (
         True,
         True,
         True,
@@ -813,10 +813,10 @@ def test_wrong_tokens_of_an_address_are_few_and_are_recorded_once_a_minute() -> 
 def test_what_is_known_of_addresses_with_wrong_tokens_is_bounded() -> None:
     wrong = WrongTokens()
     for number in range(5000):
-        wrong.note(str(number), 1.0)
+        wrong.add(str(number), 1.0)
     assert len(wrong) == registrations._MOST_ADDRESSES
     for _ in range(20):
-        wrong.note("one", 1.0)
+        wrong.add("one", 1.0)
     assert wrong.wait_seconds("one", 1.0) > 0
     assert wrong.wait_seconds("other", 1.0) == 0
 
