@@ -21,7 +21,7 @@ from poolctl.worker.tally import Counts
 
 from ._verdict import Condition, RolloutFigures, RolloutReport, Verdict, verdict
 
-LOOK_SECONDS = 1.0
+JUDGE_SECONDS = 1.0
 STARTING, RUNNING, PAUSED, PROMOTING = "starting", "running", "paused", "promoting"
 PROMOTED, WITHDRAWN = "promoted", "withdrawn"
 
@@ -111,7 +111,7 @@ class CanaryRollout:
         if self._final is not None:
             return self._final
         plan, now = self.plan, self._core.clock.monotonic()
-        canary, before = self._measured()
+        canary, before = self._measure()
         return RolloutReport(
             name=self.entry.name,
             state=self.state,
@@ -137,7 +137,7 @@ class CanaryRollout:
     def promote(self, reason: str) -> None:
         """Replace the other workers by the new generation."""
         if self._state in (STARTING, RUNNING):
-            self._measure()
+            self._start_measuring()
             self._state, self.reason = PROMOTING, reason
             with caused_by(f"rollout: {reason}"):
                 self._core.promote_canary(self.entry)
@@ -146,7 +146,7 @@ class CanaryRollout:
     def withdraw(self, reason: str) -> None:
         """End the canary; the other workers keep serving."""
         if self._state in (STARTING, RUNNING):
-            self._measure()
+            self._start_measuring()
             with caused_by(f"rollout: {reason}"):
                 self._core.withdraw_canary(self.entry)
             self._conclude(WITHDRAWN, reason)
@@ -156,15 +156,15 @@ class CanaryRollout:
         if entry is not self.entry or self.is_over:
             return
         if self._state == PROMOTING:
-            self._look_at_promotion()
+            self._check_promotion()
         elif entry.desired.canary is not self._canary:
             self._conclude(WITHDRAWN, "another command, or the end of the server, replaced it")
         elif self._canary.failure:
             self.withdraw(f"a worker {self._canary.failure}")
         else:
-            self._look_at_workers()
+            self._check_workers()
 
-    def _look_at_promotion(self) -> None:
+    def _check_promotion(self) -> None:
         entry = self.entry
         if entry.desired.generation != self._target or entry.rests:
             why = (
@@ -186,7 +186,7 @@ class CanaryRollout:
             with caused_by(f"rollout: {self.reason}"):
                 self._core.withdraw_canary(self.entry)
 
-    def _look_at_workers(self) -> None:
+    def _check_workers(self) -> None:
         workers = [
             each
             for each in self.entry.observed.workers.values()
@@ -200,15 +200,15 @@ class CanaryRollout:
         ready = sum(worker.phase is Phase.READY for worker in workers)
         if self._state == STARTING and ready == self.plan.canaries:
             self._state = RUNNING
-            self._measure()
+            self._start_measuring()
             self._began_at = self._core.clock.monotonic()
             self._schedule()
             self.begun.set()
 
     def _schedule(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(LOOK_SECONDS, self.look_at_figures)
+        self._timer = asyncio.get_running_loop().call_later(JUDGE_SECONDS, self.judge)
 
-    def look_at_figures(self) -> None:
+    def judge(self) -> None:
         """Withdraw, promote or continue, depending on the measurements so far."""
         if self._state != RUNNING:
             return
@@ -218,7 +218,7 @@ class CanaryRollout:
         if self.plan.apart is not None and (split is None or split.split_obstacle(self.entry.name) != ""):
             self.withdraw("requests for the server do not come through the gateway any more")
             return
-        canary, before = self._measured()
+        canary, before = self._measure()
         is_over = self._core.clock.monotonic() - self._began_at >= self.plan.seconds and not self.is_paused
         found, reason = verdict(
             self.plan.conditions, canary, before, min_requests=self.plan.min_requests, is_over=is_over
@@ -230,7 +230,7 @@ class CanaryRollout:
         else:
             self._schedule()
 
-    def _measure(self) -> None:
+    def _start_measuring(self) -> None:
         """Start measuring both generations, unless already started."""
         if self._figures is None:
             entry, counters = self.entry, self._counters
@@ -239,7 +239,7 @@ class CanaryRollout:
                 GenerationFigures(entry, self._base, counters),
             )
 
-    def _measured(self) -> tuple[RolloutFigures, RolloutFigures]:
+    def _measure(self) -> tuple[RolloutFigures, RolloutFigures]:
         if self._figures is None:
             return RolloutFigures(), RolloutFigures()
         canary, before = self._figures

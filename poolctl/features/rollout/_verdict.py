@@ -140,7 +140,7 @@ class Condition(NamedTuple):
         return f"{self.text}: {figure.shown(value)}{beside}{requests}"
 
 
-def condition(text: str) -> Condition:
+def parse_condition(text: str) -> Condition:
     """Parse a condition. Raises ValueError with the reason if it is invalid."""
     found = _CONDITION.fullmatch(text.strip())
     figure = FIGURES.get(found["figure"].lower()) if found else None

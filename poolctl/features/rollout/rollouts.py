@@ -20,13 +20,20 @@ from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.verbs.verb import Call, Verb, selected
 
 from ._canary_rollout import PROMOTED, CanaryRollout, RolloutPlan
-from ._verdict import DEFAULT_CONDITIONS, Condition, RolloutReport, RolloutResult, canaries_for, condition
+from ._verdict import (
+    DEFAULT_CONDITIONS,
+    Condition,
+    RolloutReport,
+    RolloutResult,
+    canaries_for,
+    parse_condition,
+)
 
-_SHAPE = "op is begin, promote, abort, pause or resume; share, seconds and min_requests are numbers"
+_OPTIONS_HINT = "op is begin, promote, abort, pause or resume; share, seconds and min_requests are numbers"
 # Keys shared by all workers of a server: its socket, and who may use the connections passed to it.
 _COMMON = ("bind", "tls", "user", "command", "socket", "overlap", "job")
 _MOST_SHARE = 0.9
-_LEAVES_SECONDS = 5.0
+_LAST_CANARY_SECONDS = 5.0
 
 
 class Rollouts(FeaturePart):
@@ -57,7 +64,7 @@ class Rollouts(FeaturePart):
 
     async def _change_rollouts(self, call: Call, operation: str) -> Result:
         if operation not in ("promote", "abort", "pause", "resume"):
-            raise SelectorError(f"no such operation: {operation!r}", hint=_SHAPE)
+            raise SelectorError(f"no such operation: {operation!r}", hint=_OPTIONS_HINT)
         chosen = selected(self._core, call.selector)
         found = [self._rollouts.get(entry.name) for entry in chosen]
         running = [each for each in found if each is not None and not each.is_over]
@@ -86,25 +93,25 @@ class Rollouts(FeaturePart):
         if len(chosen) != 1:
             raise SelectorError(f"a rollout is of one server, and {len(chosen)} are selected")
         (entry,) = chosen
-        plan = _requested(entry, call.options)
+        plan = _plan_of_options(entry, call.options)
         again = call.options.get("again")
         if isinstance(again, int) and (found := await self._promoted_before(entry, again)):
             return found
-        if entry.desired.canary is None and not await self._has_left(entry):
+        if entry.desired.canary is None and not await self._await_last_canary(entry):
             raise _NoRollout(
                 f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}"
             )
-        self._check(entry)
+        self._refuse_unfit(entry)
         counters = self._core.runner.capabilities.counters
         if counters is None:
             raise _NoRollout("the pool's runner counts no requests", "poolctl restart")
         resolved = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
         if resolved.problems:
             return RolloutResult(errors=tuple(resolved.problems), exit_code=INVALID_CONFIGURATION)
-        self._check(entry)  # it may have changed while the files were read
+        self._refuse_unfit(entry)  # it may have changed while the files were read
         written = next((each for each in resolved.servers if each.name == entry.name), entry.config)
-        plan = _of_files(entry, written, plan)
-        plan = await self._apart(entry, plan, force=bool(call.options.get("force")))
+        plan = _with_files(entry, written, plan)
+        plan = await self._with_own_address(entry, plan, force=bool(call.options.get("force")))
         rollout = CanaryRollout(self._core, self._events, entry, counters, plan)
         self._rollouts[entry.name] = rollout
         others = "" if plan.apart is None else f"; {entry.config.key} itself is served by the others"
@@ -112,7 +119,7 @@ class Rollouts(FeaturePart):
         call.progress(ProgressLine(notice=notice, generation=rollout.generation))
         return await self._outcome([rollout], call, aborted=False)
 
-    async def _apart(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
+    async def _with_own_address(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
         """The plan with a separate address for the canary, or with the reason why it shares the server's address."""
         split = self._core.traffic_split
         obstacle = None if split is None else split.split_obstacle(entry.name)
@@ -128,25 +135,25 @@ class Rollouts(FeaturePart):
                 f"{entry.name}: its canary has no address: {error.message}", error.hint
             ) from None
         try:
-            self._check(entry)
+            self._refuse_unfit(entry)
         except _NoRollout:
             assert plan.apart is not None
             self._core.close_canary_address(plan.apart)
             raise
         return plan
 
-    async def _has_left(self, entry: Entry) -> bool:
+    async def _await_last_canary(self, entry: Entry) -> bool:
         """Whether the address of its last canary is closed, or soon will be, so that another canary can use it."""
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_LEAVES_SECONDS):
-                await self._until(entry, lambda: entry.config_apart is None)
+            async with asyncio.timeout(_LAST_CANARY_SECONDS):
+                await self._wait_until(entry, lambda: entry.config_apart is None)
         return entry.config_apart is None
 
     async def _promoted_before(self, entry: Entry, generation: int) -> RolloutResult | None:
         """The result, if the previous supervisor has already promoted the canary of this request; else None."""
         if entry.desired.generation < generation:
             return None
-        await self._until(
+        await self._wait_until(
             entry, lambda: entry.complete or not entry.wanted or entry.desired.generation < generation
         )
         if entry.desired.generation < generation:
@@ -155,7 +162,7 @@ class Rollouts(FeaturePart):
         report = RolloutReport(name=entry.name, state=PROMOTED, reason=reason, generation=generation)
         return RolloutResult(items=(report,))
 
-    async def _until(self, entry: Entry, condition: Callable[[], bool]) -> None:
+    async def _wait_until(self, entry: Entry, condition: Callable[[], bool]) -> None:
         """Return when the condition is true; it is checked at once and on each change of a server."""
         met = asyncio.Event()
 
@@ -170,7 +177,7 @@ class Rollouts(FeaturePart):
         finally:
             self._core.observers.discard(look)
 
-    def _check(self, entry: Entry) -> None:
+    def _refuse_unfit(self, entry: Entry) -> None:
         """Raise an exception if a rollout of the server is not possible now."""
         name, config = entry.name, entry.config
         if config.job or config.command:
@@ -214,7 +221,7 @@ class _NoRollout(Exception):
         self.result = RolloutResult(errors=(failure(PoolRestartError, message, hint),), exit_code=CONFLICT)
 
 
-def _requested(entry: Entry, options: Table) -> RolloutPlan:
+def _plan_of_options(entry: Entry, options: Table) -> RolloutPlan:
     """The plan that the options describe, for new code. Raises SelectorError."""
     share, seconds = _number(options, "share", 0.1), _number(options, "seconds", 300)
     least = int(_number(options, "min_requests", 100))
@@ -225,7 +232,7 @@ def _requested(entry: Entry, options: Table) -> RolloutPlan:
     return RolloutPlan(entry.config, "code", share, 0, seconds, least, conditions, is_paused)
 
 
-def _of_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
+def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
     """The plan for the configuration in the files, or for new code if a reload would apply the files' changes live."""
     keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
@@ -255,15 +262,15 @@ def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
 def _number(options: Table, name: str, default: float) -> float:
     value = options.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-        raise SelectorError(f"{name} is {value!r}", hint=_SHAPE)
+        raise SelectorError(f"{name} is {value!r}", hint=_OPTIONS_HINT)
     return float(value)
 
 
 def _conditions(options: Mapping[str, object]) -> list[Condition]:
     texts = options.get("abort_on") or DEFAULT_CONDITIONS
     if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-        raise SelectorError("abort_on must be a list of conditions", hint=_SHAPE)
+        raise SelectorError("abort_on must be a list of conditions", hint=_OPTIONS_HINT)
     try:
-        return [condition(text) for text in texts]
+        return [parse_condition(text) for text in texts]
     except ValueError as wrong:
         raise SelectorError(str(wrong)) from None

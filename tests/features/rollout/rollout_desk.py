@@ -63,7 +63,7 @@ class RolloutDesk(Desk):
         """What a second does."""
         for each in self.core.observers:
             if isinstance(rollout := getattr(each, "__self__", None), CanaryRollout):
-                rollout.look_at_figures()
+                rollout.judge()
                 break
         await turns()
 

@@ -58,7 +58,7 @@ def test_canary_is_looked_at_again_and_again_until_its_rollout_is_over(
     desk: RolloutDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def work() -> None:
-        monkeypatch.setattr("poolctl.features.rollout._canary_rollout.LOOK_SECONDS", 0)
+        monkeypatch.setattr("poolctl.features.rollout._canary_rollout.JUDGE_SECONDS", 0)
         await desk.started()
         outcome = desk.rollout()
         await turns()

@@ -265,7 +265,7 @@ def test_next_rollout_begins_once_the_address_of_the_last_canary_is_closed(route
 def test_address_of_the_last_canary_that_stays_open_prevents_the_next_rollout(
     routed: RolloutDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollouts, "_LEAVES_SECONDS", 0.01)
+    monkeypatch.setattr(rollouts, "_LAST_CANARY_SECONDS", 0.01)
 
     async def work() -> None:
         await routed.started()

@@ -12,7 +12,7 @@ from poolctl.features.rollout._verdict import (
     RolloutReport,
     Verdict,
     canaries_for,
-    condition,
+    parse_condition,
     verdict,
 )
 from poolctl.json_form import from_json, to_json
@@ -31,7 +31,7 @@ LIKE_BEFORE = replace(BEFORE, workers=1, requests=1000, errors=1)
 def judged(
     canary: RolloutFigures, *texts: str, is_over: bool = False, before: RolloutFigures = BEFORE
 ) -> tuple[Verdict, str]:
-    conditions = [condition(text) for text in texts or DEFAULT_CONDITIONS]
+    conditions = [parse_condition(text) for text in texts or DEFAULT_CONDITIONS]
     return verdict(conditions, canary, before, min_requests=100, is_over=is_over)
 
 
@@ -96,7 +96,7 @@ def test_unknown_figures_meet_no_condition() -> None:
 )
 def test_other_conditions_are_refused_with_the_reason(text: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=wrong):
-        condition(text)
+        parse_condition(text)
 
 
 @pytest.mark.parametrize(
