@@ -39,7 +39,7 @@ class ServeProcess:
         """Serve until a signal; returns the exit status. The last line of the output is the reason for a failure."""
         # The kernel ignores signals to the first process of a container as long as it has no handlers.
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, _leave)
+            signal.signal(number, _exit_on_signal)
         try:
             self._health.begin()
             if self._stacks is not None:
@@ -86,7 +86,7 @@ class ServeProcess:
         )
         # No other process accepts: connections must be refused once this one stops accepting.
         server.on_left = lambda: close(self._listeners)
-        await server.run(self._listeners, lambda: self._health.serves(server))
+        await server.run(self._listeners, lambda: self._health.set_application(server))
 
     def _terminate(self) -> None:
         """Continue to serve for the delay, then drain; a second signal stops at once."""
@@ -94,11 +94,11 @@ class ServeProcess:
             self._stop()
             return
         self._terminated = True
-        self._health.leave()
+        self._health.report_stopping()
         asyncio.get_running_loop().call_later(self._spec["stop_delay_seconds"], self._server.drain)
 
     def _stop(self) -> None:
-        self._health.leave()
+        self._health.report_stopping()
         if self._server is not None and self._server.started:
             self._server.stop()
         elif self._serving is not None:
@@ -109,7 +109,7 @@ class ServeProcess:
         return _FAILED
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
+def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
     """Abort the import of the application, because nothing has been served yet."""
     sys.exit(0)
 

@@ -32,7 +32,7 @@ class HealthAddress:
         self._probes = probes
         self._expose = expose
         self._application: Application | None = None
-        self._leaving = False
+        self._is_stopping = False
         self._started = "startup" not in probes
 
     def begin(self) -> None:
@@ -40,13 +40,13 @@ class HealthAddress:
         if self._listeners:
             threading.Thread(target=lambda: asyncio.run(self._serve()), name="health", daemon=True).start()
 
-    def serves(self, server: PoolServer) -> None:
+    def set_application(self, server: PoolServer) -> None:
         """Record that the application has started. Called within its event loop."""
         self._application = Application(server, asyncio.get_running_loop())
 
-    def leave(self) -> None:
+    def report_stopping(self) -> None:
         """Answer 503 to `/health` from now on."""
-        self._leaving = True
+        self._is_stopping = True
 
     async def _serve(self) -> None:
         server = HttpServer(self, _LIMITS, what="probes")
@@ -73,33 +73,33 @@ class HealthAddress:
             return 404, f"there are {READY} and {ALIVE}"
         if method not in (b"GET", b"HEAD"):
             return 405, "only GET and HEAD are answered"
-        problem = await (self._not_ready() if path == READY else self._not_alive())
+        problem = await (self._readiness_problem() if path == READY else self._liveness_problem())
         return (503, problem) if problem else (200, "ok")
 
-    async def _not_ready(self) -> str:
+    async def _readiness_problem(self) -> str:
         """Why no requests should be sent to the application, or ""."""
-        if self._leaving:
+        if self._is_stopping:
             return "the server is stopping"
         if self._application is None:
             return "the application is starting"
         if not self._started:
-            problem = await self._probed("startup", self._application)
+            problem = await self._probe_problem("startup", self._application)
             self._started = not problem
             if problem:
                 return problem
-        return await self._probed("readiness", self._application)
+        return await self._probe_problem("readiness", self._application)
 
-    async def _not_alive(self) -> str:
+    async def _liveness_problem(self) -> str:
         """Why the process should be replaced, or "". A start and a stop are limited elsewhere."""
-        if self._leaving or self._application is None or not self._started:
+        if self._is_stopping or self._application is None or not self._started:
             return ""
-        return await self._probed("liveness", self._application)
+        return await self._probe_problem("liveness", self._application)
 
-    async def _probed(self, kind: str, application: Application) -> str:
+    async def _probe_problem(self, kind: str, application: Application) -> str:
         """The problem that one probe finds, or "". Without a probe of this kind the event loop has to answer."""
         values = self._probes.get(kind)
         if values is None:
-            return await in_time(application.beat(), _TIMEOUT_SECONDS)
+            return await with_timeout(application.loop_problem(), _TIMEOUT_SECONDS)
         # Imported only where it is needed: it takes 1.5 MB.
         from poolctl.config import Probe
         from poolctl.probes.prober import HttpProbeRequest, RequestProber
@@ -109,12 +109,12 @@ class HealthAddress:
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         prober.start(lambda problem: None if result.done() else result.set_result(problem))
         try:
-            return await in_time(result, probe.timeout)
+            return await with_timeout(result, probe.timeout)
         finally:
             prober.close()
 
 
-async def in_time(problem: Awaitable[str], seconds: float) -> str:
+async def with_timeout(problem: Awaitable[str], seconds: float) -> str:
     """Run a check with a time limit; returns its problem, or that it took too long."""
     try:
         async with asyncio.timeout(seconds):
@@ -130,7 +130,7 @@ class Application:
         self._server = server
         self._loop = loop
 
-    async def beat(self) -> str:
+    async def loop_problem(self) -> str:
         """Wait until the event loop has run once; returns "", or the problem if the loop has ended."""
         turn: Future[str] = Future()
         try:

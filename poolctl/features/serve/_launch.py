@@ -36,9 +36,9 @@ def become_server(request: CommandRequest) -> NoReturn:
                 hint = "leave it out; probe the command's own address, and delay its SIGTERM in the container"
                 raise UsageError(f"{option} needs an app, and {server.name} is a command", hint=hint)
     if request.get("listen_on"):
-        server = _moved(server, str(request.get("listen_on")))
+        server = _listening_on(server, str(request.get("listen_on")))
     foreground = ForegroundServer.prepare(server)
-    health = _open(str(request.get("health_address") or ""))
+    health = _health_listeners(str(request.get("health_address") or ""))
     stacks = [] if server.command else _stacks_socket(pool)
     foreground.spec.update(
         expose=server.expose,
@@ -49,7 +49,7 @@ def become_server(request: CommandRequest) -> NoReturn:
     foreground.become("features.serve", more=[*health, *stacks])
 
 
-def _moved(server: ServerConfig, address: str) -> ServerConfig:
+def _listening_on(server: ServerConfig, address: str) -> ServerConfig:
     if not server.listens or server.binds_itself:
         raise UsageError(f"--listen: {server.name} opens no listener that poolctl could move")
     try:
@@ -58,7 +58,7 @@ def _moved(server: ServerConfig, address: str) -> ServerConfig:
         raise UsageError(f"--listen: {error}") from None
 
 
-def _open(address: str) -> list[socket.socket]:
+def _health_listeners(address: str) -> list[socket.socket]:
     if not address:
         return []
     try:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.config import Probe
-from poolctl.features.serve._health import Application, HealthAddress, in_time
+from poolctl.features.serve._health import Application, HealthAddress, with_timeout
 from poolctl.http.messages import BadMessage
 from tests.certificates import certificate
 from tests.features.serve.test_serve import refuses
@@ -164,11 +164,11 @@ def test_app_without_probes_is_healthy_while_its_event_loop_answers() -> None:
         health = HealthAddress([], {}, "http://a")
         assert await asked(health) == (503, "the application is starting")
         assert await asked(health, "/health/live") == (200, "ok")
-        health.serves(Answering())  # type: ignore[arg-type]
+        health.set_application(Answering())  # type: ignore[arg-type]
         assert await asked(health) == (200, "ok")
         assert await asked(health, "/health?verbose=1", "HEAD") == (200, "ok")
         assert await asked(health, "/health/live") == (200, "ok")
-        health.leave()
+        health.report_stopping()
         assert await asked(health) == (503, "the server is stopping")
         assert await asked(health, "/health/live") == (200, "ok")
 
@@ -190,7 +190,7 @@ def test_other_probes_begin_once_the_startup_probe_has_succeeded() -> None:
     async def work() -> None:
         health = HealthAddress([], PROBES, "http://a")
         app = Answering(startup=500, readiness=404, liveness=500)
-        health.serves(app)  # type: ignore[arg-type]
+        health.set_application(app)  # type: ignore[arg-type]
         assert await asked(health) == (503, "GET /startup: status 500")
         assert await asked(health, "/health/live") == (200, "ok")
         assert app.asked == [START]
@@ -202,7 +202,7 @@ def test_other_probes_begin_once_the_startup_probe_has_succeeded() -> None:
         assert await asked(health) == (200, "ok")
         assert await asked(health, "/health/live") == (200, "ok")
         assert app.asked[4:] == [READY, LIVE]
-        health.leave()
+        health.report_stopping()
         assert await asked(health, "/health/live") == (200, "ok")
         assert app.asked[6:] == []
 
@@ -215,7 +215,7 @@ def test_check_that_takes_too_long_says_for_how_long() -> None:
         return ""
 
     async def work() -> None:
-        assert await in_time(forever(), 0.01) == "no answer within 10ms"
+        assert await with_timeout(forever(), 0.01) == "no answer within 10ms"
 
     asyncio.run(work())
 
@@ -226,7 +226,7 @@ def test_application_whose_event_loop_has_ended_is_not_healthy() -> None:
     application = Application(Answering(), ended)  # type: ignore[arg-type]
 
     async def work() -> None:
-        assert await application.beat() == "Event loop is closed"
+        assert await application.loop_problem() == "Event loop is closed"
         with pytest.raises(OSError, match="Event loop is closed"):
             await application.connect()
 

@@ -81,26 +81,26 @@ def app(**keys: Any) -> ServerConfig:
 
 
 def test_server_is_moved_to_another_address() -> None:
-    assert _launch._moved(app(), "127.0.0.1:9000").key == "127.0.0.1:9000"
-    assert _launch._moved(app(), "unix:/run/a.sock").key == "unix:/run/a.sock"
+    assert _launch._listening_on(app(), "127.0.0.1:9000").key == "127.0.0.1:9000"
+    assert _launch._listening_on(app(), "unix:/run/a.sock").key == "unix:/run/a.sock"
     with pytest.raises(UsageError, match="--listen: "):
-        _launch._moved(app(), "nowhere")
+        _launch._listening_on(app(), "nowhere")
 
 
 def test_program_without_a_listener_cannot_be_moved() -> None:
     with pytest.raises(UsageError, match="web opens no listener that poolctl could move"):
-        _launch._moved(ServerConfig(name="web", command=["x"]), "127.0.0.1:9000")
+        _launch._listening_on(ServerConfig(name="web", command=["x"]), "127.0.0.1:9000")
 
 
 def test_health_address_is_opened_if_there_is_one() -> None:
-    assert _launch._open("") == []
+    assert _launch._health_listeners("") == []
     port = claim_port()
-    (sock,) = _launch._open(f"127.0.0.1:{port}")
+    (sock,) = _launch._health_listeners(f"127.0.0.1:{port}")
     with pytest.raises(Failure):
-        _launch._open(f"127.0.0.1:{port}")
+        _launch._health_listeners(f"127.0.0.1:{port}")
     sock.close()
     with pytest.raises(UsageError, match="--health: "):
-        _launch._open("nowhere")
+        _launch._health_listeners("nowhere")
 
 
 def test_probes_that_make_a_request_are_plain_values() -> None:
