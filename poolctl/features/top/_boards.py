@@ -61,7 +61,7 @@ class Board(Generic[Row]):
         self.reverse = False
         self._at = 0
 
-    def words(self, row: Row) -> str:
+    def filter_text(self, row: Row) -> str:
         raise NotImplementedError
 
     @property
@@ -98,7 +98,7 @@ class Board(Generic[Row]):
         self.height = max(1, height)
         self._select(self._at)
 
-    def narrow(self, text: str) -> None:
+    def set_filter(self, text: str) -> None:
         """Show only rows that contain all of these words, ignoring case."""
         self.filter = text
         self._arrange()
@@ -117,7 +117,7 @@ class Board(Generic[Row]):
     def _arrange(self) -> None:
         before = self.selected
         wanted = self.filter.lower().split()
-        found = [row for row in self.rows if all(word in self.words(row).lower() for word in wanted)]
+        found = [row for row in self.rows if all(word in self.filter_text(row).lower() for word in wanted)]
         self.shown = self._in_order(found)
         names = [row.name for row in self.shown]
         self._select(names.index(before.name) if before is not None and before.name in names else self._at)
@@ -190,7 +190,7 @@ class ServerBoard(Board[Measured]):
         self.sample_seconds = rows[0].stats.history.interval_seconds if rows else 0.0
         super().update(rows)
 
-    def words(self, row: Measured) -> str:
+    def filter_text(self, row: Measured) -> str:
         return " ".join([row.name, row.bind, row.expose, row.state, row.health, *row.tags])
 
 
@@ -229,7 +229,7 @@ class RouteBoard(Board[RouteRow]):
         self._at_seconds = now
         self.update(rows)
 
-    def words(self, row: RouteRow) -> str:
+    def filter_text(self, row: RouteRow) -> str:
         report = row.report
         return " ".join([report.alias, report.host, report.path, *report.to, report.way, report.state])
 

@@ -232,7 +232,7 @@ ROUTE_COLUMNS = (
 )
 
 
-def place(width: int, names: int, all_columns: Sequence[Column]) -> list[tuple[Column, int]]:
+def fit_columns(width: int, names: int, all_columns: Sequence[Column]) -> list[tuple[Column, int]]:
     """The columns that fit on a screen of this width, with their widths.
 
     The first column is for names, at most `names` wide.
@@ -266,7 +266,7 @@ def table_lines(
     """The header, and the rows on the screen with the selected one highlighted, or all rows if it is printed."""
     rows = board.shown if is_printed else board.visible
     longest = max((cell_len(row.name) for row in board.rows), default=0)
-    columns = place(width, longest, all_columns)
+    columns = fit_columns(width, longest, all_columns)
     selected = None if is_printed else board.selected
     return [_head(columns, board), *(_line(columns, row, row is selected, width) for row in rows)]
 
@@ -344,13 +344,13 @@ def _totals(rows: Sequence[Measured], width: int) -> Text:
     all_stats = [row.stats for row in rows]
     line = Text(" ")
     _add(line, "req/s", format_count(_sum(stats.requests_per_second for stats in all_stats)))
-    rates = _summed([stats.history.requests_per_second for stats in all_stats])
+    rates = _summed_series([stats.history.requests_per_second for stats in all_stats])
     line.append(" " + sparkline(rates, chart), "green")
     slowest = max((stats.latency_p99_seconds or 0.0 for stats in all_stats), default=0.0)
     _add(line, "p99", format_seconds(slowest or None))
     _add(line, "mem", format_size(_sum(stats.memory_bytes for stats in all_stats)))
     if wide:
-        memory = _summed([stats.history.memory_bytes for stats in all_stats])
+        memory = _summed_series([stats.history.memory_bytes for stats in all_stats])
         line.append(" " + sparkline(memory, chart, from_zero=False), "blue")
     _add(line, "cpu", format_percent(_sum(stats.cpu_percent for stats in all_stats)))
     _add(line, "busy", format_count(_sum(stats.in_flight for stats in all_stats)))
@@ -408,7 +408,7 @@ def _sum(figures: Iterable[float | None]) -> float | None:
     return sum(known) if known or not found else None
 
 
-def _summed(series: Sequence[Sequence[float | None]]) -> list[float | None]:
+def _summed_series(series: Sequence[Sequence[float | None]]) -> list[float | None]:
     """The sum of several histories, aligned at their last values."""
     newest_first = zip_longest(*(reversed(values) for values in series), fillvalue=0.0)
     return [_sum(values) for values in newest_first][::-1]
@@ -480,12 +480,12 @@ def _last_line(board: Board[Any], hints: Hints, notice: Notice | None, typing: b
     if notice is not None:
         return Text(f" {notice.text}", notice.style or "bold")
     if typing:
-        return hinted([("Enter", "keep the filter"), ("Esc", "show all"), ("↑↓", "select")], "", width)
+        return hints_line([("Enter", "keep the filter"), ("Esc", "show all"), ("↑↓", "select")], "", width)
     place = f"{board.position}/{len(board.shown)}" if len(board.shown) > board.height else ""
-    return hinted(hints, place, width, _ALWAYS)
+    return hints_line(hints, place, width, _ALWAYS)
 
 
-def hinted(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text:
+def hints_line(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text:
     """As many key hints as fit, followed by the hints in `always`."""
     left = width - len(at_right) - 2 - sum(map(_hint_width, always))
     shown = []
@@ -551,7 +551,7 @@ def help_frame(size: tuple[int, int], start: int) -> list[Text]:
             lines.append(Text.assemble("  ", (keys.ljust(_KEYS_WIDTH), "bold"), meaning))
     lines += [Text()] * (height - 2 - len(lines))
     title = Text.assemble((" Keys ", "bold reverse"))
-    return [title, *lines, hinted([("↑↓", "scroll"), ("any other key", "back")], "", width)]
+    return [title, *lines, hints_line([("↑↓", "scroll"), ("any other key", "back")], "", width)]
 
 
 _TEXT_WIDTH = 120
@@ -678,7 +678,7 @@ class LogPane:
             if self.words:
                 line = line.copy()
                 line.highlight_regex(f"(?i){re.escape(self.words)}", _FOUND)
-            found += _broken(line, width)[::-1]
+            found += _wrapped(line, width)[::-1]
             if len(found) >= height:
                 break
         return found[:height][::-1]
@@ -704,14 +704,14 @@ class LogPane:
         return self._show(lines)
 
     def _show(self, lines: Iterable[LogLine]) -> int:
-        made = [text for line in self._wanted.forwards(lines) for text in _texts(line)]
+        made = [text for line in self._wanted.forwards(lines) for text in _rendered(line)]
         self._lines.extend(made)
         if self.back:  # scrolled lines stay in place
             self.scroll(len(made))
         return len(made)
 
 
-def _texts(line: LogLine) -> list[Text]:
+def _rendered(line: LogLine) -> list[Text]:
     time = clock_time(line.time, with_millis=False) if line.time else ""
     record = parse_record(line.text)
     if record is None:
@@ -724,7 +724,7 @@ def _texts(line: LogLine) -> list[Text]:
     return [Text.assemble((f"{time} ", FAINT), (part, style)) for part in record_lines(record)]
 
 
-def _broken(line: Text, width: int) -> list[Text]:
+def _wrapped(line: Text, width: int) -> list[Text]:
     if line.cell_len <= width:
         return [line]
     at, offsets = 0, []
@@ -757,4 +757,4 @@ def log_frame(pane: LogPane, size: tuple[int, int]) -> list[Text]:
         f"{pane.back} {'line' if pane.back == 1 else 'lines'} below" if pane.back else "following",
     ]
     state = ", ".join(part for part in parts if part)
-    return [title, *body, hinted(_SEARCH_HINTS if pane.words else _LOG_HINTS, state, width)]
+    return [title, *body, hints_line(_SEARCH_HINTS if pane.words else _LOG_HINTS, state, width)]

@@ -107,7 +107,7 @@ class LiveView:
             self._loop.add_signal_handler(signal.SIGWINCH, self._resize)
             self._loop.add_signal_handler(signal.SIGTSTP, self._suspend)
             self._loop.add_reader(screen.fileno(), self._read_keys)
-            self._begin(self._keep_updated())
+            self._start_task(self._keep_updated())
             while not self._over:
                 if self._pane is not None:
                     self._pane.read()
@@ -147,7 +147,7 @@ class LiveView:
         signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         self._loop.add_signal_handler(signal.SIGTSTP, self._suspend)
-        self._screen.take_terminal()
+        self._screen.set_up_terminal()
         self._news.set()
 
     def _flush(self) -> None:
@@ -174,7 +174,7 @@ class LiveView:
 
     # Requests to the supervisor.
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start_task(self, work: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -220,17 +220,17 @@ class LiveView:
             self._news.set()
 
     async def _act(self, action: Action) -> None:
-        self._say(f"{action.doing} {action.name} …", "yellow", _LASTING_SECONDS)
+        self._notify(f"{action.doing} {action.name} …", "yellow", _LASTING_SECONDS)
         try:
             result = await self._ask(Result, action.verb, action.body(), _ACTION_SECONDS)
         except ControlError as error:
-            self._say(f"{action.name}: {error.message}", "bold red")
+            self._notify(f"{action.name}: {error.message}", "bold red")
             return
         if result.errors:
             message = (result.errors[0].message or "failed").splitlines()[0]
-            self._say(f"{action.name}: {message}", "bold red", _LASTING_SECONDS)
+            self._notify(f"{action.name}: {message}", "bold red", _LASTING_SECONDS)
         else:
-            self._say(f"{action.name} {action.done}", "green")
+            self._notify(f"{action.name} {action.done}", "green")
         self._due.set()
 
     async def _open_log(self, name: str) -> None:
@@ -241,7 +241,7 @@ class LiveView:
                 if self._pane.fileno() >= 0:
                     self._loop.add_reader(self._pane.fileno(), self._news.set)
         except (ControlError, OSError) as error:
-            self._say(f"{name}: {error}", "bold red")
+            self._notify(f"{name}: {error}", "bold red")
         self._news.set()
 
     def _close_pane(self) -> None:
@@ -251,11 +251,11 @@ class LiveView:
             self._pane.close()
             self._pane = None
 
-    def _say(self, text: str, style: str = "", seconds: float = _NOTICE_SECONDS) -> None:
-        self._show(Notice(text, style))
-        self._notice_end = self._loop.call_later(seconds, self._show, None)
+    def _notify(self, text: str, style: str = "", seconds: float = _NOTICE_SECONDS) -> None:
+        self._set_notice(Notice(text, style))
+        self._notice_end = self._loop.call_later(seconds, self._set_notice, None)
 
-    def _show(self, notice: Notice | None) -> None:
+    def _set_notice(self, notice: Notice | None) -> None:
         """Show this notice until another one replaces it, or none."""
         if self._notice_end is not None:
             self._notice_end.cancel()
@@ -269,9 +269,9 @@ class LiveView:
             self._screen.resize()
         elif self._question is not None:
             action, self._question = self._question, None
-            self._show(None)
+            self._set_notice(None)
             if key in ("y", "Y"):
-                self._begin(self._act(action))
+                self._start_task(self._act(action))
         elif self._help is not None:
             steps = {"up": -1, "down": 1, "k": -1, "j": 1, "page down": 10, "page up": -10}
             self._help = max(0, self._help + steps[key]) if key in steps else None
@@ -287,13 +287,13 @@ class LiveView:
         board = self._board
         if key in ("enter", "escape"):
             self._typing = False
-            board.narrow(board.filter if key == "enter" else "")
+            board.set_filter(board.filter if key == "enter" else "")
         elif key == "backspace":
-            board.narrow(board.filter[:-1])
+            board.set_filter(board.filter[:-1])
         elif key == "clear":
-            board.narrow("")
+            board.set_filter("")
         elif not self._move(key) and len(key) == 1:
-            board.narrow(board.filter + key)
+            board.set_filter(board.filter + key)
 
     def _press_table(self, key: str) -> None:
         board, view = self._board, self._view
@@ -303,38 +303,38 @@ class LiveView:
             self._over = True
         elif key == "/":
             self._typing = True
-            self._show(None)
+            self._set_notice(None)
         elif key == "escape":
-            board.narrow("")
-            self._show(None)
+            board.set_filter("")
+            self._set_notice(None)
         elif key in ("?", "h"):
             self._help = 0
         elif key in ("<", ">", "left", "right"):
             board.sort_next(1 if key in (">", "right") else -1)
-            self._say(f"sorted by {board.sort}")
+            self._notify(f"sorted by {board.sort}")
         elif sort := next((name for name, order in board.orders.items() if order.key == key), ""):
             board.sort_by(sort)
-            self._say(f"sorted by {board.sort}{', reversed' if board.reverse else ''}")
+            self._notify(f"sorted by {board.sort}{', reversed' if board.reverse else ''}")
         elif key == " ":
             self._paused = not self._paused
             self._due.set()
         elif key == "tab" and view.routes is None and view.gateway is None:
-            self._say("the pool has no gateway")
+            self._notify("the pool has no gateway")
         elif key == "tab":
             view.routes = RouteBoard() if view.routes is None else None
-            self._begin(self._update_routes())
+            self._start_task(self._update_routes())
         elif view.routes is None and view.servers.selected is not None:
             self._press_row(key, view.servers.selected)
 
     def _press_row(self, key: str, row: Item) -> None:
         if key in ("enter", "l"):
-            self._begin(self._open_log(row.name))
+            self._start_task(self._open_log(row.name))
         elif (action := action_of(key, row)) is not None:
             if action.question:
                 self._question = action
-                self._show(Notice(f"{action.question}  y: yes, any other key: no", "bold yellow"))
+                self._set_notice(Notice(f"{action.question}  y: yes, any other key: no", "bold yellow"))
             else:
-                self._begin(self._act(action))
+                self._start_task(self._act(action))
 
     def _move(self, key: str) -> bool:
         """Move the selection if the key does so; returns whether it does."""

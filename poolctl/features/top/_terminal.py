@@ -46,13 +46,13 @@ class Screen:
         return f"<Screen of {self.width}x{self.height}>"
 
     def __enter__(self) -> Screen:
-        self.take_terminal()
+        self.set_up_terminal()
         return self
 
     def __exit__(self, *raised: object) -> None:
         self.restore_terminal()
 
-    def take_terminal(self) -> None:
+    def set_up_terminal(self) -> None:
         """Take the terminal, at the start or again. Ctrl-C and Ctrl-Z still send signals."""
         self._before = termios.tcgetattr(self._in)
         tty.setcbreak(self._in, termios.TCSANOW)
@@ -181,14 +181,14 @@ class Keys:
         text = self._begun + self._decoder.decode(data)
         begun = _INCOMPLETE_SEQUENCE.search(text)
         self._begun = begun[0] if begun else ""
-        return _named(_KEY.findall(text.removesuffix(self._begun)))
+        return _key_names(_KEY.findall(text.removesuffix(self._begun)))
 
     def flush(self) -> list[str]:
         """The keys left if no more bytes follow: Escape and the characters after it."""
         text, self._begun = self._begun, ""
-        return _named(text)
+        return _key_names(text)
 
 
-def _named(typed: Sequence[str]) -> list[str]:
+def _key_names(typed: Sequence[str]) -> list[str]:
     names = [_SEQUENCES.get(each[1:], "") if len(each) > 1 else _SINGLE.get(each, each) for each in typed]
     return [name for name in names if name.isprintable() and name]

@@ -65,7 +65,7 @@ def perform(request: CommandRequest) -> Outcome:
             hint = "a [gateway] or a [[route]] in the file adds one; --routes selects no servers"
             raise Failure(Outcome.failed(NOTHING_MATCHED, "the pool has no gateway", hint))
         view.routes = RouteBoard(sort=sort)
-        _take_routes(view)
+        _update_routes(view)
     if _is_terminal() and frames != 1:
         return _live(view, frames)
     if frames is None and not request.quiet:
@@ -73,7 +73,7 @@ def perform(request: CommandRequest) -> Outcome:
     return _print(view, frames or 1)
 
 
-def _take_routes(view: PoolView) -> None:
+def _update_routes(view: PoolView) -> None:
     if view.routes is not None:
         view.routes.receive(view.client.ask(RoutesResult, "routes").items, monotonic())
 
@@ -106,7 +106,7 @@ def _print(view: PoolView, frames: int) -> Outcome:
             sleep(view.interval_seconds)
             sys.stdout.write("\n")
             view.update(view.client.ask(StatsResult, "stats", view.request))
-            _take_routes(view)
+            _update_routes(view)
     return Outcome.of_stream()
 
 

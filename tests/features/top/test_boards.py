@@ -68,9 +68,9 @@ def test_problems_come_first_and_the_others_in_the_order_of_the_file() -> None:
 def test_a_filter_finds_all_of_its_words_anywhere() -> None:
     board = board_of(item("users", 8081), item("orders", 8082, state="stopped"), item("mail", tags=["Batch"]))
     for text, found in [("8082", ["orders"]), ("batch", ["mail"]), ("run er", ["users"]), ("", names(board))]:
-        board.narrow(text)
+        board.set_filter(text)
         assert names(board) == found
-    board.narrow("nobody")
+    board.set_filter("nobody")
     assert board.selected is None
     assert board.position == 0
 
@@ -120,7 +120,7 @@ def test_the_selection_is_always_on_the_screen() -> None:
         st.one_of(
             st.tuples(st.just("move"), st.integers(-30, 30)),
             st.tuples(st.just("resize"), st.integers(-3, 30)),
-            st.tuples(st.just("narrow"), st.sampled_from(["", "1", "2", "x"])),
+            st.tuples(st.just("set_filter"), st.sampled_from(["", "1", "2", "x"])),
             st.tuples(st.just("sort_by"), st.sampled_from(list(SERVER_ORDERS))),
             st.tuples(st.just("sort_next"), st.sampled_from([1, -1])),
             st.tuples(st.just("update"), st.integers(0, 40)),
@@ -233,5 +233,5 @@ def test_routes_with_problems_come_first_and_a_filter_searches_their_targets() -
     board.receive(reports, 1.0)
     assert [row.name for row in board.shown] == ["bad", "odd", "new", "web"]
     for text, found in (("http://new shop", ["new"]), ("/api proxy unhealthy", ["bad"])):
-        board.narrow(text)
+        board.set_filter(text)
         assert [row.name for row in board.shown] == found

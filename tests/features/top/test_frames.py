@@ -24,6 +24,7 @@ from poolctl.features.top._frames import (
     Column,
     LogPane,
     Notice,
+    fit_columns,
     format_count,
     format_percent,
     format_seconds,
@@ -31,7 +32,6 @@ from poolctl.features.top._frames import (
     frame_text,
     help_frame,
     log_frame,
-    place,
     sparkline,
     table_frame,
 )
@@ -127,7 +127,8 @@ def test_columns_are_added_by_importance_as_the_screen_widens(
     columns: tuple[Column, ...], added: list[tuple[int, str]]
 ) -> None:
     def titles(width: int) -> set[str]:
-        return {f"{each.title} chart" if each.chart else each.title for each, _ in place(width, 8, columns)}
+        fitting = fit_columns(width, 8, columns)
+        return {f"{each.title} chart" if each.chart else each.title for each, _ in fitting}
 
     shown = titles(8)
     assert shown == {columns[0].title}
@@ -502,7 +503,7 @@ def test_filter_finds_hosts_and_targets() -> None:
         ("stream", ["shop"]),
         ("shop", ["shop", "shop"]),
     ):
-        board.narrow(words)
+        board.set_filter(words)
         assert [row.report.alias for row in board.shown] == found
 
 
@@ -558,7 +559,7 @@ def test_filter_is_shown_with_the_number_that_it_leaves(
     narrowed: str, typing: bool, line: str | None
 ) -> None:
     board = board_of(500, measured=True)
-    board.narrow(narrowed)
+    board.set_filter(narrowed)
     shown = [each.plain for each in frame(board, (80, 24), typing=typing)]
     assert [each.rstrip() for each in shown if each.startswith(" filter ")] == (
         [] if line is None else [line]
