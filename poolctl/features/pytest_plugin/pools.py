@@ -24,7 +24,7 @@ from poolctl.runners.embedded_runner import ProcessRunner
 
 Source = str | os.PathLike[str] | Iterable[ServerConfig | Mapping[str, Any]]
 LOOPBACK = "127.0.0.1"
-CALM_SECONDS, MOST_LOGGER_SECONDS = 0.1, 2.0
+QUIET_SECONDS, MOST_LOGGER_SECONDS = 0.1, 2.0
 MOST_LINES = 50  # lines per server in a report
 _PLACEHOLDERS = ("{port}", "{host}", "{bind}", "{fd}")
 
@@ -77,7 +77,7 @@ class PoolUnderTest:
             before, sizes = sizes, [os.path.getsize(path) if os.path.exists(path) else 0 for path in paths]
             if sizes == before:
                 return
-            time.sleep(CALM_SECONDS)
+            time.sleep(QUIET_SECONDS)
 
     def _log_path(self, name: str) -> str:
         config = self._server(name).config
@@ -149,10 +149,10 @@ class Pools:
         try:
             if files:
                 config = PoolConfig.load(files)
-                found = with_addresses([self._moved(server) for server in config])
+                found = with_addresses([self._at_free_address(server) for server in config])
             else:
                 tables = [*(source or ()), *(_table(name, given) for name, given in servers.items())]
-                config = PoolConfig([self._with_port(table) for table in tables])
+                config = PoolConfig([self._with_free_port(table) for table in tables])
                 found = list(config)
             problems = config.problems
         except PoolValidateError as invalid:
@@ -178,7 +178,7 @@ class Pools:
             _fail("the pool did not start", errors)
         return pool
 
-    def _moved(self, server: ServerConfig) -> ServerConfig:
+    def _at_free_address(self, server: ServerConfig) -> ServerConfig:
         """The server with an address that no other test and no running pool uses."""
         address = server.address
         if not address.listens:
@@ -188,7 +188,7 @@ class Pools:
             return server.at(parse(f"unix:{directory}/{len(os.listdir(directory))}-{server.name[:20]}.sock"))
         return server.at(parse(f"{LOOPBACK}:{self._claim_port()}"))
 
-    def _with_port(self, table: Any) -> Any:
+    def _with_free_port(self, table: Any) -> Any:
         if not isinstance(table, Mapping) or "bind" in table or "listen" in table or table.get("job"):
             return table
         texts = [*map(str, table.get("command", ())), *map(str, table.get("env", {}).values())]

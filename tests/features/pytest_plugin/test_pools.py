@@ -323,7 +323,7 @@ def test_directory_and_ports_are_given_back_at_the_end(pools: Pools) -> None:
 def test_server_of_a_list_gets_a_port_unless_it_has_one_or_needs_none(
     pools: Pools, table: dict[str, Any], gets_a_port: bool
 ) -> None:
-    found = pools._with_port(table)
+    found = pools._with_free_port(table)
     assert (found.get("bind") != table.get("bind")) is gets_a_port
     assert found.get("bind", "127.0.0.1:").startswith("127.0.0.1:")
     assert {key: value for key, value in found.items() if key != "bind" or not gets_a_port} == table
@@ -331,13 +331,13 @@ def test_server_of_a_list_gets_a_port_unless_it_has_one_or_needs_none(
 
 def test_server_of_a_file_is_moved_to_another_address_of_its_kind(pools: Pools) -> None:
     tcp = ServerConfig(name="web", bind="0.0.0.0:80", app="a:b")
-    moved = pools._moved(tcp).address
+    moved = pools._at_free_address(tcp).address
     assert (moved.kind, moved.host, moved.port not in (80, 0)) == ("tcp", "127.0.0.1", True)
     unix = ServerConfig(name="files", bind="unix:/run/files.sock", app="a:b")
-    path = pools._moved(unix).address.path
+    path = pools._at_free_address(unix).address.path
     assert path == f"{pools._private_directory()}/0-files.sock"
     job = ServerConfig(name="job", command=["x"])
-    assert pools._moved(job) is job
+    assert pools._at_free_address(job) is job
 
 
 def test_each_error_of_a_pool_is_a_line_with_its_hint() -> None:
