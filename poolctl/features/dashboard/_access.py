@@ -110,9 +110,9 @@ def _digest(value: bytes) -> bytes:
 
 
 class EndedSessions:
-    """Identifiers of sessions, each with the time at which it would have expired, in seconds since 1970.
+    """The sessions that were logged out before they expired, stored in the file at `path`; "" is memory only.
 
-    They are kept in the file at `path` ("" for none), which another process may change meanwhile.
+    The file has their identifiers with the expiry in seconds since the epoch. Another process may change it meanwhile.
     """
 
     def __init__(self, path: str, clock: Clock) -> None:
@@ -162,6 +162,7 @@ class LoginAttempts:
         return max(0.0, self._wrong[0] + WINDOW_SECONDS - self._clock.monotonic())
 
     def record_failure(self) -> None:
+        """Count an attempt with a wrong token, made now."""
         self._wrong.append(self._clock.monotonic())
 
 
@@ -209,10 +210,7 @@ class Guard:
 
 
 def _is_same_origin(headers: Headers, host: str) -> bool:
-    """Whether no header shows that the request comes from another site.
-
-    A client that is not a browser sends neither header.
-    """
+    """Whether Sec-Fetch-Site and Origin, if sent, are those of this page. Only browsers send them."""
     site = headers.get("sec-fetch-site", "same-origin")
     origin = headers.get("origin")
     return site in ("same-origin", "none") and (origin is None or urlsplit(origin).netloc == host)

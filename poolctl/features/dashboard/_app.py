@@ -220,7 +220,7 @@ class _Page:
         """Respond with the current or else the last rollout of one server."""
         name = request.query_params.get("name", "")
         if not _is_name(name):
-            return JSONResponse({"error": "name is that of a server"}, 400)
+            return JSONResponse({"error": "name is not the name of a server"}, 400)
         found = await self._hub.ask(RolloutResult, "rollouts", [name], {})
         return JSONResponse({"items": found.items})
 
@@ -333,9 +333,9 @@ def _readable(text: str) -> tuple[str, str]:
 async def with_keepalives(
     messages: AsyncGenerator[str], over: asyncio.Event, *, every_seconds: float = KEEPALIVE_SECONDS
 ) -> AsyncGenerator[str]:
-    """The messages, and a comment after each `every_seconds` without one. The first sets the reconnection delay.
+    """The messages, and a comment whenever none was sent for `every_seconds`; ends when `over` is set.
 
-    Ends when `over` is set, so that the server need not wait for viewers.
+    The first message sets the browser's reconnection delay to one second.
     """
     yield "retry: 1000\n\n"
     upcoming: asyncio.Future[str] | None = None

@@ -181,7 +181,7 @@ class FigureRings:
 
 
 class FigureHistory:
-    """The history of a pool's figures: filled from samples while it is kept, and saved for a successor."""
+    """The history of a pool's figures: collected from samples while it is enabled, and saved for a successor."""
 
     def __init__(self, core: Core, samples: GiveSamples, store: StateStore) -> None:
         self._core = core
@@ -191,7 +191,7 @@ class FigureHistory:
         self._resuming: asyncio.Task[None] | None = None
 
     def set_enabled(self, enabled: bool) -> None:
-        """Start or stop keeping sampled figures; starts with the figures saved by the previous supervisor."""
+        """Start or stop collecting figures. It starts with the figures that the previous supervisor saved."""
         if enabled and self._rings is None:
             self._rings = FigureRings()
             self._resuming = asyncio.ensure_future(self._resume(self._rings))
@@ -214,7 +214,7 @@ class FigureHistory:
             self._store.write(_STORED, self._rings.to_bytes())
 
     async def verb(self, call: Call) -> HistoryResult:
-        """The figures of the last hour or day, of one server or of the whole pool; empty unless they are kept."""
+        """The figures of the last hour or day, of one server or of the whole pool; empty unless enabled."""
         names = (
             [POOL]
             if call.selector.selects_all
@@ -222,7 +222,7 @@ class FigureHistory:
         )
         span = next((each for each in SPANS if each.name == call.options.get("span", HOUR.name)), None)
         if span is None or len(names) != 1:
-            raise SelectorError("history is that of one server or of the pool, over an hour or a day")
+            raise SelectorError("history takes one server or the whole pool, and a span of hour or day")
         ring = None if self._rings is None else self._rings.rings[span.name]
         return HistoryResult(
             slot_seconds=float(span.slot_seconds),

@@ -85,6 +85,7 @@ class Levels:
             self.add(event.server, word, datetime.fromisoformat(event.time).timestamp())
 
     def add(self, name: str, word: str, now: float) -> None:
+        """Add a server's level from this time on, in seconds since the epoch, unless it is the same as before."""
         changes = self._changes.setdefault(name, [])
         # The journal's events may arrive after the current state was queried.
         place = bisect.bisect_right(changes, now, key=lambda change: change[0])
@@ -97,7 +98,7 @@ class Levels:
             self._changes.pop(name, None)
 
     def since(self, now: float) -> dict[str, Changes]:
-        """The last hour's changes by server: the last one before it, and those within."""
+        """By server, its level an hour before `now`, if known, and the changes since then."""
         return {name: _recent(changes, now - SPAN_SECONDS) for name, changes in self._changes.items()}
 
 

@@ -197,9 +197,9 @@ def tls_context(tls: Table) -> ssl.SSLContext:
 async def renew_certificates(
     context: ssl.SSLContext | None, tls: Table, *, every_seconds: float = RENEWAL_SECONDS
 ) -> None:
-    """Reload changed files into the context for new handshakes; checks them every half minute.
+    """Load certificate files that have changed into the context, for new handshakes. Never returns.
 
-    Files that do not match, such as during their replacement, are checked again later.
+    Files that do not match, for instance while they are being replaced, are tried again at the next check.
     """
     assert context is not None
     known = _stamps(tls)

@@ -102,7 +102,7 @@ def _failed(message: str, hint: str) -> DashboardResult:
 
 
 class DashboardPage(SidecarManager):
-    """Keeps the dashboard as `configure` has requested; `problem` is the reason if it is not served."""
+    """Runs the dashboard's listener and process as configured; `problem` says why it is not served, else ""."""
 
     label, entry = "the dashboard", "dashboard link"
 

@@ -48,7 +48,7 @@ _SCARCE_FILES = 256
 
 
 def features(context: CheckContext) -> Iterator[CheckResult]:
-    """Each system call, with the consequence if it is missing."""
+    """Whether the system calls that a pool uses work, and the consequence of each that does not."""
     if not LINUX:
         yield problem(
             "kernel", "this is not Linux", "only `run`, the library and commands that read files work"
@@ -133,7 +133,7 @@ def logout(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def open_files(context: CheckContext) -> Iterator[CheckResult]:
-    """The limits of keeper and supervisor (the hard limit), and of the workers (the soft one)."""
+    """Whether the limits on open files suffice: the hard one for keeper and supervisor, the soft one for workers."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if context.about is not None:
         keeper = context.about.keeper_pid
@@ -165,7 +165,7 @@ def open_files(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def processes(context: CheckContext) -> Iterator[CheckResult]:
-    """The number of further processes allowed for this user and this control group."""
+    """Whether this user and this control group may have as many more processes as the pool needs."""
     need = context.processes
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if (
@@ -213,7 +213,7 @@ def _threads_of_user() -> int:
 
 
 def memory(context: CheckContext) -> Iterator[CheckResult]:
-    """The memory available to the pool if it is not running."""
+    """Whether the available memory suffices for the pool, if it is not running."""
     available = re.search(r"^MemAvailable:\s+(\d+) kB", read_text("/proc/meminfo"), re.MULTILINE)
     left = int(available[1]) * 1024 if available else 0
     where, fix = "are available", "stop other programs, or add memory"
@@ -383,7 +383,7 @@ def _permission_problem(path: str) -> str:
 
 
 def state(context: CheckContext) -> Iterator[CheckResult]:
-    """The directories of logs and event journal."""
+    """Whether the directories of logs and event journal are writable and local, and have free space."""
     if context.pool is None:
         return
     path = pool_paths.state_dir(context.env, context.pool.key)
@@ -405,7 +405,7 @@ def state(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def disks(context: CheckContext) -> Iterator[CheckResult]:
-    """The configured directories for logs and events, one per disk; the disk of the state directory is skipped."""
+    """The free space for logs and events in configured directories, once per disk other than the state directory's."""
     if context.pool is None or context.config is None:
         return
     events = context.config.tables.events

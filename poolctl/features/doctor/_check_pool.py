@@ -109,7 +109,7 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _fix(table: str, why: str) -> str:
-    """The problem of a table that is not served; the supervisor retries automatically."""
+    """How to fix an endpoint that is not served for this reason. The supervisor retries by itself."""
     if why.endswith(INSTALL_GATEWAY):
         return INSTALL_GATEWAY
     if table == "[events]":
@@ -165,7 +165,7 @@ def installed(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def packages(context: CheckContext) -> Iterator[CheckResult]:
-    """The required packages of the servers' interpreters, at least uvicorn."""
+    """Whether each interpreter of the servers is recent enough, and has uvicorn."""
     using: dict[str, list[ServerConfig]] = {}
     for server in context.servers:
         if not server.command:

@@ -139,10 +139,11 @@ class HaproxyListener(NamedTuple):
             yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
 
     def misdirection_rules(self) -> Iterator[str]:
-        """Refuse a host that demands a client's certificate over a connection that was shown another certificate.
+        """Rules that set txn.shown and txn.wanted, keys of the certificates for the handshake's and the request's host.
 
-        A client could otherwise avoid that by naming different hosts in the handshake and the request (RFC 9110 §7.4).
-        See ServerContext.admits; needs txn.host.
+        If they differ, the request is refused where the wanted one asks for a client certificate: a client could
+        otherwise avoid that by naming another host in the handshake (RFC 9110 §7.4). See ServerContext.admits; needs
+        txn.host.
         """
         if not self.asks_for_certificate:
             return
@@ -540,7 +541,7 @@ def _mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
 
 
 def _map_key(route: Route) -> str:
-    """The beginning of the route's key in the map: the host, and the path with a slash at its end."""
+    """The route's key in the map, compared as a prefix: the host, and the path with a slash at its end."""
     prefix = normal_prefix(route.path)
     return f"{normal_host(route.host)}{prefix if prefix == '/' else f'{prefix}/'}"
 
@@ -643,7 +644,7 @@ def _client_address(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _condition(route: Route) -> str:
-    """The condition for a request to match this route and none of the routes before it."""
+    """The condition under which a request matches this route, if none of the routes before it has matched."""
     tests = []
     pattern = host_pattern(route.host)
     if pattern.tier == EXACT:
@@ -696,7 +697,7 @@ class HaproxySetup(NamedTuple):
         return [number for number, _ in self.descriptors]
 
     def drain_commands(self) -> list[str]:
-        """The commands to send after HAProxy has been started with this text."""
+        """The commands for a HAProxy that has started with this text, where servers that drain are still disabled."""
         return [_state_command(place, state) for place, state in self.states.items() if state == DRAIN]
 
 

@@ -146,7 +146,7 @@ def _parsed(
     flags: Iterable[str] = (),
     switches: Iterable[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """The options by their last names and the app, and the unknown options. Raises _NotParsed."""
+    """The given options by their long names, with the app, and the unknown options. Raises _NotParsed."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     actions: list[tuple[Any, Iterable[str]]] = [
         ("store", values), ("append", repeated), ("store_true", flags), (argparse.BooleanOptionalAction, switches),

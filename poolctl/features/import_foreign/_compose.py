@@ -267,6 +267,7 @@ _KEYS: Keys = {
 
 
 def pool_of_compose(document: Document) -> ForeignPool:
+    """The pool of a compose file; reads the Dockerfiles of services without an entrypoint."""
     return _Reader(document).read()
 
 

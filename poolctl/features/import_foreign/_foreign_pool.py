@@ -136,7 +136,7 @@ _place = re.compile(r"server\[(\d+)\](?:\.(\w+))?")
 
 @dataclass
 class PoolText:
-    """The text of the file, with remarks for its readers."""
+    """The text of a pool.toml, the numbers of servers and remarks in it, and the warnings for its user."""
 
     text: str
     servers: int

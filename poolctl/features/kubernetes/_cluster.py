@@ -364,7 +364,7 @@ class Cluster:
             raise self._unavailable(f"gave no valid answer to: {what} ({type(error).__name__})") from None
 
     def _status_error(self, what: str, status: int) -> ControlError:
-        """The error for an answer without an object that says why."""
+        """The error for a response that gives no reason but its status."""
         message = f"the cluster's API at {self.url} answered {status} to: {what}"
         if status == _NOT_FOUND:  # the API server's answer for a group or version that it does not have
             return NotFound(message, exit_code=NO_SUPERVISOR)

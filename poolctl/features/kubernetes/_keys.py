@@ -111,7 +111,7 @@ def settings_problems(settings: Kubernetes) -> Iterator[Finding]:
 
 
 def ignored_keys(server: ServerConfig, *, is_routed: bool = False) -> Iterator[Finding]:
-    """The server's keys that are ignored on Kubernetes. `is_routed`: its labels for routes are not."""
+    """The server's keys that are ignored on Kubernetes; with `is_routed`, labels for routes are not among them."""
     in_files = {key.partition(".")[0] for key in server.origin or ()}
     for key, reason in IGNORED.items():
         routing = is_routed and key == "labels" and all(name.startswith("route.") for name in server.labels)

@@ -325,7 +325,7 @@ def _startup_times(server: ServerConfig, probe: Probe | None) -> Table:
 def _probe_times(
     probe: Probe | None, period_seconds: int = _LIVENESS_SECONDS, failures: int = _LIVENESS_FAILURES
 ) -> Table:
-    """The times of a probe; the period and the failures are those without a probe in the file."""
+    """Period, timeout and failure threshold; those given here apply if the probe is not configured."""
     if probe is None:
         return {
             "periodSeconds": period_seconds,

@@ -65,7 +65,7 @@ class ClusterRoute(NamedTuple):
 
 
 class CompiledRoutes(NamedTuple):
-    """The routes with an object, the problems of all, and what is left out of them."""
+    """The routes that have an object, the problems of all routes, and their keys that are ignored."""
 
     routes: list[ClusterRoute]
     problems: list[Located]

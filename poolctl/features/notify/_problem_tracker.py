@@ -124,6 +124,8 @@ class TrackedProblem:
 
 
 class ProblemTracker:
+    """The open problems of one receiver, and when which message about them is due."""
+
     def __init__(self, notify: Notify, facts: PoolFacts) -> None:
         self._notify = notify
         self._facts = facts
@@ -243,7 +245,7 @@ def _rank(level: str) -> int:
 
 
 def _problem_key(event: JournalEvent) -> str | None:
-    """A key for the problem that the event starts; None if the event starts no lasting problem."""
+    """The key of the lasting problem that the event starts or ends; None for other events."""
     if event.kind in ("lifecycle", "wake"):
         return f"state {event.server}"
     return f"health {event.server}" if event.kind == "health" else None

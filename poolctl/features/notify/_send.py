@@ -46,7 +46,7 @@ _COLOURS = {"error": "#d00000", "warning": "#e8a317", "info": "#2eb886"}
 
 
 class SendFailed(Exception):
-    """The attempt failed. With `again` a retry may succeed, after that number of seconds at the earliest."""
+    """The attempt failed. With `again` a retry may succeed, but not before `after_seconds`."""
 
     def __init__(self, message: str, *, again: bool = True, after_seconds: float = 0.0) -> None:
         super().__init__(message)

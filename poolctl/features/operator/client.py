@@ -280,7 +280,7 @@ class OperatorClient:
                             pass
 
     async def _tls_context(self, settings: OperatorSettings) -> ssl.SSLContext:
-        """The TLS context, created again when one of its files has changed. Blocks to read them."""
+        """The TLS context, created again when one of its files has changed. Reads them in a thread; raises OSError."""
 
         def load() -> tuple[object, ssl.SSLContext]:
             mark = (

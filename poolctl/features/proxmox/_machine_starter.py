@@ -92,6 +92,7 @@ class MachineStarter:
         return {url: self._state(url, guest, self._table) for url, guest in self._guests.items()}
 
     def configure(self, table: ProxmoxTable | None, api: ProxmoxApi | None) -> None:
+        """Use this API, with the limits in the table, from now on; without one no machine is started."""
         self._table, self._api = table, api
         self._idle_since.clear()
         self._watch_if_needed()
@@ -315,6 +316,7 @@ class MachineStarter:
             await asyncio.sleep(_POLL_SECONDS)
 
     def _set_status(self, guest: Guest, status: str) -> None:
+        """Record the machine's status for every URL that leads to it."""
         for url, each in self._guests.items():
             if each.vmid == guest.vmid:
                 self._guests[url] = each._replace(status=status)

@@ -229,7 +229,7 @@ class Registrations:
             del self._by_name[service.alias]
 
     def record_probe(self, service: RegisteredService, problem: str, latency_seconds: float) -> bool:
-        """Whether a result of its probe, a problem or "", has changed its state."""
+        """Record a probe's result, a problem or ""; returns whether it has changed the service's state."""
         hysteresis, before = service.hysteresis, service.state
         if hysteresis is None or service.state == SILENT:
             return False

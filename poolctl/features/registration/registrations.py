@@ -466,6 +466,7 @@ class Client:
         self.requests = RateLimit(_BURST, _REQUESTS_PER_SECOND)
 
     def allows(self, ip: Ip) -> bool:
+        """Whether the client may send requests from this address, and register services there."""
         return not self.networks or any(ip in network for network in self.networks)
 
     def target_problem(self, url: str, peer: Peer) -> str:
@@ -511,6 +512,7 @@ class WrongTokens:
         return len(self._levels)
 
     def add(self, key: str, now: float) -> None:
+        """Count a wrong token from this address."""
         self._levels[key] = self._level(key, now) + 1, now
         self._levels.move_to_end(key)
         if len(self._levels) > _MOST_ADDRESSES:

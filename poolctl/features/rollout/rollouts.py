@@ -143,7 +143,7 @@ class Rollouts(FeaturePart):
         return plan
 
     async def _await_last_canary(self, entry: Entry) -> bool:
-        """Whether the address of its last canary is closed, or soon will be, so that another canary can use it."""
+        """Wait at most five seconds for the last canary's address to close; returns whether it is closed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_CANARY_SECONDS):
                 await self._wait_until(entry, lambda: entry.config_apart is None)
@@ -178,7 +178,7 @@ class Rollouts(FeaturePart):
             self._core.observers.discard(look)
 
     def _refuse_unfit(self, entry: Entry) -> None:
-        """Raise an exception if a rollout of the server is not possible now."""
+        """Raise _NoRollout if the server cannot have a rollout now."""
         name, config = entry.name, entry.config
         if config.job or config.command:
             kind = "a job" if config.job else "a program, whose requests poolctl does not count"
@@ -243,7 +243,7 @@ def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> Rollo
 
 
 def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
-    """Raise an exception if whole workers would get more than twice the requested share."""
+    """Raise _NoRollout if whole workers would get more than twice the requested share."""
     count, share = plan.canaries, plan.share
     real = count / (count + entry.size)
     if real <= 2 * share:

@@ -228,7 +228,7 @@ class Autoscale:
         return Decision(size, after, highest.trigger, highest.value, highest.target, self._window)
 
     def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
-        """The smallest number of workers below the target at each moment, and by a margin on average."""
+        """The smallest number of workers that keeps the figure below its target by the margins of both windows."""
         if TRIGGERS[trigger].is_latency:
             value, fast = self._long_window.value(trigger) or 0.0, self._short_window.value(trigger) or 0.0
             under = value < target * _MARGIN and fast <= target and self._short_window.least_ready() >= size

@@ -27,7 +27,7 @@ class StacksSocket:
     """
 
     def __init__(self, listener: socket.socket, spec: Spec) -> None:
-        """To be made in the main thread."""
+        """Must be called in the main thread, whose stack comes first."""
         self.loop: asyncio.AbstractEventLoop | None = None  # the application's, once it runs
         self._listener = listener
         self._spec = spec

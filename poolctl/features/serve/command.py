@@ -38,7 +38,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> NoReturn:
-    """Become the selected server. Raises Failure with the reason, and what other commands raise for a wrong request."""
+    """Become the selected server. Raises Failure with the reason, and UsageError for options that do not fit it."""
     from ._launch import become_server
 
     become_server(request)

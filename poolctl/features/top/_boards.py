@@ -218,7 +218,7 @@ class RouteBoard(Board[RouteRow]):
         self._at_seconds = 0.0
 
     def receive(self, reports: Iterable[RouteReport], now: float) -> None:
-        """Take the newest result, received at this time in seconds."""
+        """Show this result, which arrived at `now` in seconds, with the rates since the previous one."""
         seconds = now - self._at_seconds
         before = {row.name: row.report for row in self.rows}
         rows = [RouteRow(report) for report in reports]

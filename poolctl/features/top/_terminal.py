@@ -53,7 +53,7 @@ class Screen:
         self.restore_terminal()
 
     def set_up_terminal(self) -> None:
-        """Take the terminal, at the start or again. Ctrl-C and Ctrl-Z still send signals."""
+        """Switch to the alternate screen without echo, at the start or again. Ctrl-C and Ctrl-Z still send signals."""
         self._before = termios.tcgetattr(self._in)
         tty.setcbreak(self._in, termios.TCSANOW)
         self._write(_ENTER)
