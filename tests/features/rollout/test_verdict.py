@@ -25,6 +25,7 @@ BEFORE = RolloutFigures(
     latency_p99_seconds=0.1,
     memory_bytes=100_000_000,
 )
+STATES = ("starting", "running", "paused", "promoting", "promoted", "withdrawn")
 LIKE_BEFORE = replace(BEFORE, workers=1, requests=1000, errors=1)
 
 
@@ -71,8 +72,33 @@ def test_there_is_no_verdict_on_requests_before_there_are_enough() -> None:
     many_fail, idle = replace(LIKE_BEFORE, errors=500), replace(BEFORE, requests=5)
     assert judged(many_fail, "errors > before + 1%", before=idle) == (Verdict.WAIT, "")
     assert judged(many_fail, "errors > 1%", before=idle)[0] is Verdict.WITHDRAW
+    assert judged(replace(LIKE_BEFORE, requests=100, errors=100))[0] is Verdict.WITHDRAW
     # Memory needs no request.
     assert judged(replace(few, memory_bytes=10**9))[0] is Verdict.WITHDRAW
+
+
+def test_one_request_is_enough_where_no_minimum_is_asked_for() -> None:
+    conditions = [parse_condition("errors > 1%")]
+    for requests, found in ((0, Verdict.WAIT), (1, Verdict.WITHDRAW)):
+        canary = RolloutFigures(workers=1, requests=requests, errors=requests)
+        assert verdict(conditions, canary, BEFORE, min_requests=0, is_over=False)[0] is found
+
+
+@pytest.mark.parametrize(
+    ("text", "errors_before", "errors", "found"),
+    [
+        ("errors > 1%", 0, 10, Verdict.WAIT),
+        ("errors > 1%", 0, 11, Verdict.WITHDRAW),
+        ("errors > before + 1%", 500, 60, Verdict.WAIT),
+        ("errors > before + 1%", 500, 62, Verdict.WITHDRAW),
+        ("errors > before + 1%", 0, 11, Verdict.WITHDRAW),
+        ("errors > 2 × before", 0, 0, Verdict.WAIT),
+        ("errors > 2 × before", 0, 1, Verdict.WITHDRAW),
+    ],
+)
+def test_condition_is_met_above_its_bound(text: str, errors_before: int, errors: int, found: Verdict) -> None:
+    canary, before = replace(LIKE_BEFORE, errors=errors), replace(BEFORE, errors=errors_before)
+    assert judged(canary, text, before=before)[0] is found
 
 
 def test_unknown_figures_meet_no_condition() -> None:
@@ -124,4 +150,5 @@ def test_report_of_a_rollout_that_has_just_begun() -> None:
         "share": 0.0, "for_seconds": 0.0, "elapsed_seconds": 0.0, "min_requests": 0, "abort_on": [],
         "canary": figures, "before": figures,
     }  # fmt: skip
-    assert not report.is_over
+    over = [state for state in STATES if replace(report, state=state).is_over]
+    assert over == ["promoted", "withdrawn"]
