@@ -188,5 +188,5 @@ def verdict(
 def canaries_for(share: float, workers: int) -> int:
     """The number of workers, in addition to the other workers, whose share of the traffic is nearest to this share."""
     exact = share * workers / (1 - share)
-    near = max(1, int(exact)), max(1, int(exact) + 1)
+    near = max(1, int(exact)), int(exact) + 1
     return min(near, key=lambda count: abs(count / (workers + count) - share))

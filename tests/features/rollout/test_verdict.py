@@ -60,6 +60,7 @@ def test_canary_is_withdrawn_when_a_condition_is_met(text: str, canary: RolloutF
 
 def test_canary_like_the_others_is_promoted_when_its_time_is_over() -> None:
     assert judged(LIKE_BEFORE) == (Verdict.WAIT, "")
+    assert judged(replace(LIKE_BEFORE, requests=100), is_over=True)[0] is Verdict.PROMOTE
     assert judged(LIKE_BEFORE, is_over=True) == (
         Verdict.PROMOTE, "1000 requests, 0.1 % errors, no condition was met",
     )  # fmt: skip
