@@ -218,6 +218,25 @@ def test_demand_from_elsewhere_counts_as_the_queue() -> None:
     assert (decision.after, decision.trigger) == (4, "queue")
 
 
+def test_demand_that_arrives_before_there_is_an_average_counts_once() -> None:
+    server = Server(scale(queue=1))
+    server.run(3 * STEP, constant(demand=1))
+    server.now += 0.5  # the next sample comes late
+    (decision,) = server.run(10, constant())
+    assert (decision.after, decision.trigger) == (3, "queue")
+
+
+@pytest.mark.parametrize(("load", "trigger"), [
+    ({"in_flight": 55, "queue": 14.9}, "queue"), ({"in_flight": 59, "queue": 14}, "in_flight"),
+])  # fmt: skip
+def test_decision_names_the_trigger_that_is_furthest_above_its_target(
+    load: dict[str, Any], trigger: str
+) -> None:
+    server = Server(scale(in_flight=20, queue=5))
+    server.run(2, constant(**load))
+    assert [(each.after, each.trigger) for _, each in server.decisions] == [(3, trigger)]
+
+
 WAVES = [
     (1, 0.5, 90, 5),
     (7, 0.2, 200, 0),
