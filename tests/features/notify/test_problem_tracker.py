@@ -41,6 +41,7 @@ def test_problem_is_notified_once_after_the_delay_and_so_is_its_end() -> None:
     )  # fmt: skip
     found.record(event("failed"), 110)
     found.record(event("backoff"), 111)
+    assert found.next_at() == 102 + 4 * 3600, "only to repeat it"
     assert lines(found.due(1000)) == []
     found.record(event("starting"), 1000)
     found.record(event("running"), 1060)
@@ -87,6 +88,9 @@ def test_lasting_problem_is_notified_repeatedly() -> None:
     assert lines(found.due(150)) == []
     assert lines(found.due(200)) == ["web: failed, for 3m20s now"]
     assert problems(repeat=0).next_at() is None
+    today = problems(delay=0, repeat=100)
+    today.record(event("failed"), 1.8e9)
+    assert lines(today.due(1.8e9)) == ["web: failed"], "it is new"
 
 
 def test_simultaneous_problems_are_one_message() -> None:
@@ -101,6 +105,26 @@ def test_simultaneous_problems_are_one_message() -> None:
     assert sent is not None
     assert sent.title == "shop: 4 problems, 1 resolved (a, b, d …)"
     assert sent.lines == ("a: failed", "b: failed", "d: failed", "c: stopped after 10s", "keeper lost")
+    found.record(event("failed", "e"), 20)
+    found.record(event("failed", "f"), 20)
+    later = found.due(21)
+    assert later is not None
+    assert (later.title, lines(later)) == ("shop: 2 problems (e, f)", ["e: failed", "f: failed"])
+    found.record(event("stopped", "e"), 30)
+    found.record(event("failed", "g"), 30)
+    last = found.due(31)
+    assert last is not None
+    assert last.title == "shop: 1 problem, 1 resolved (g, e)"
+
+
+def test_message_has_at_most_a_thousand_events_that_are_no_lasting_problems() -> None:
+    found = problems(delay=1, min_severity="info", events=["audit"])
+    for number in range(1002):
+        found.record(event(f"stop {number}", "", "audit"), 0)
+    message = found.due(1)
+    assert message is not None
+    assert (message.title, len(message.lines)) == ("shop: 1000 news", 1000)
+    assert message.lines[-1].endswith("999")
 
 
 @pytest.mark.parametrize(
@@ -196,7 +220,13 @@ def test_successor_knows_which_problems_were_notified() -> None:
 
 def test_recovery_of_a_hung_worker_is_sent_with_its_innermost_calls_only() -> None:
     frames = [{"function": f"f{depth}", "file": "shop.py", "line": depth} for depth in range(1, 50)]
-    stacks = [{"worker": "web.1.0", "threads": [{"name": "MainThread", "main": True, "frames": frames}]}] * 3
+    stacks = [
+        {
+            "worker": f"web.{number}.0",
+            "threads": [{"name": "MainThread", "main": True, "frames": frames[number:]}],
+        }
+        for number in range(3)
+    ]
     recovered = event("recovered", "web", "recovery")._replace(message="it hung", detail={"stacks": stacks})
     tracker = problems(events=["recovery"])
     tracker.record(recovered, 0.0)
@@ -207,3 +237,11 @@ def test_recovery_of_a_hung_worker_is_sent_with_its_innermost_calls_only() -> No
     assert rest == ["  main thread:", *(f"    f{depth} (shop.py:{depth})" for depth in range(1, 10))]
     assert message.title.endswith("it hung")
     assert "stacks" not in message.events[0].to_json()
+
+
+@pytest.mark.parametrize("stacks", [[], "unknown"])
+def test_recovery_of_a_worker_without_stacks_is_sent_without_calls(stacks: Any) -> None:
+    tracker = problems(events=["recovery"])
+    hung = event("recovered", "web", "recovery")._replace(message="it hung", detail={"stacks": stacks})
+    tracker.record(hung, 0.0)
+    assert lines(tracker.due(0.0, at_once=True)) == ["web: recovered: it hung"]
