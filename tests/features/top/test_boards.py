@@ -93,6 +93,14 @@ def test_charts_have_a_span_of_time_from_the_first_result_with_a_server() -> Non
     assert (board.is_known, board.sample_seconds) == (True, 0.0)
 
 
+def test_first_row_is_selected_and_shown_before_the_size_of_the_screen_is_known() -> None:
+    board = ServerBoard(sort="file")
+    board.update([item("b"), item("a")])
+    assert (selected(board), [row.name for row in board.visible]) == ("b", ["b"])
+    board.resize(0)
+    assert [row.name for row in board.visible] == ["b"]
+
+
 def test_sorting_goes_to_the_first_row() -> None:
     board = board_of(*(item(f"{number:03}") for number in range(50)), height=5)
     board.move(30)
@@ -207,7 +215,11 @@ def test_figures_of_routes_are_sorted_from_the_largest(sort: str) -> None:
     board = RouteBoard(sort=sort)
     board.resize(10)
     board.receive(
-        [RouteReport(alias="a"), RouteReport(alias="b", requests=1, waiting=1, errors=1, p99_seconds=1)], 1
+        [
+            RouteReport(alias="a", p99_seconds=0.5),
+            RouteReport(alias="b", requests=1, waiting=1, errors=1, p99_seconds=1),
+        ],
+        1,
     )
     assert [row.name for row in board.shown] == ["b", "a"]
 
