@@ -121,6 +121,8 @@ def test_the_selection_is_always_on_the_screen() -> None:
     assert selected(board) in [row.name for row in board.visible]
     board.resize(400)
     assert len(board.visible) == 400
+    board.move_to(0)
+    assert (board.top, selected(board)) == (0, "000")
 
 
 @given(
