@@ -14,6 +14,7 @@ import pytest
 from poolctl.cli.outcome import Failure
 from poolctl.config import load
 from poolctl.control.answers import Result
+from poolctl.control.pool_paths import STATE_VARIABLE
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.features.kubernetes import platform
@@ -61,6 +62,9 @@ class Api(Cluster):
         self.logs: dict[str, list[str]] = {}
         self._events: list[tuple[str, Table]] = []  # which watches replay
         self._watches: set[asyncio.Event] = set()
+
+    async def __aexit__(self, *raised: object) -> None:
+        pass
 
     def add(self, found: Table, event: str = "ADDED") -> None:
         """Add an object that something else has created."""
@@ -719,6 +723,56 @@ def test_client_answers_wrong_requests_before_it_reaches_a_cluster(tmp_path: Pat
     with pytest.raises(Failure) as caught:
         client.call("list")
     assert caught.value.outcome.exit_code == 5
+
+
+@pytest.fixture
+def client(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> KubernetesClient:
+    """A client that reaches the stand-in."""
+    monkeypatch.setattr(platform, "Cluster", lambda context, namespace, environment: stage.api)
+    stage.write(WEB, API)
+    return KubernetesClient([str(stage.path)], {STATE_VARIABLE: str(tmp_path / "state")})
+
+
+def test_client_answers_with_documents_and_chooses_by_expressions(
+    client: KubernetesClient, stage: Stage
+) -> None:
+    lines: list[Table] = []
+    started = client.call("start", None, lines.append, 30.0)
+    assert [(each["name"], each["state"]) for each in started["items"]] == [
+        ("web", "running"),
+        ("api", "running"),
+    ]
+    assert {each["progress"]["name"] for each in lines} == {"web", "api"}
+    found = client.call("list", {"selector": {"name": ["^w"]}})
+    assert [each["name"] for each in found["items"]] == ["web"]
+    assert client.call("status")["summary"]["ready"] == 2
+    assert client.call("show", {"selector": {"targets": ["nobody"]}})["exit_code"] == NOTHING_MATCHED
+    assert client.call("stats")["items"] == client.call("list")["items"]
+    scaled = client.call("scale", {"selector": {"targets": ["api"]}, "options": {"workers": 2}})
+    assert [len(each["worker_list"]) for each in scaled["items"]] == [2]
+    assert client.call("reload", {"options": {"dry_run": True}})["changes"] == []
+
+
+def test_stop_of_everything_asks_where_the_pool_was_started_elsewhere(
+    client: KubernetesClient, stage: Stage
+) -> None:
+    everything, confirmed = {"options": {"wait": False}}, {"options": {"wait": False, "yes": True}}
+    client.call("stop", everything)  # it was never started from here
+    client.call("start")
+    client.call("stop", everything)
+    for name, here in (("context", "production"), ("namespace", "blue")):
+        setattr(stage.api, name, here)
+        with pytest.raises(ControlError) as caught:
+            client.call("stop", everything)
+    assert caught.value.message == (
+        "this would stop the pool on context production, namespace blue; "
+        "it was started on context minikube, namespace default"
+    )
+    assert (caught.value.exit_code, caught.value.hint) == (2, "poolctl stop --yes stops it here")
+    client.call("stop", {"selector": {"targets": ["api"]}, **everything})
+    client.call("stop", confirmed)
+    client.call("start")
+    client.call("stop", everything)
 
 
 def test_command_without_an_equal_on_a_cluster_is_refused_with_what_to_use() -> None:
