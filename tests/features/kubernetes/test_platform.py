@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Api(Cluster):
         self.logs: dict[str, list[str]] = {}
         self._events: list[tuple[str, Table]] = []  # which watches replay
         self._watches: set[asyncio.Event] = set()
+        self.watches = True  # whether they bring anything
+        self.oldest = 0  # a watch of an earlier version ends at once
 
     async def __aexit__(self, *raised: object) -> None:
         pass
@@ -117,8 +119,8 @@ class Api(Cluster):
         at, news = int(version), asyncio.Event()
         self._watches.add(news)
         try:
-            while True:
-                for event, found in self._events[at:]:
+            while at >= self.oldest:
+                for event, found in self._events[at:] if self.watches else ():
                     at += 1
                     if found["kind"] == kind:
                         yield event, copy.deepcopy(found)
@@ -191,6 +193,11 @@ class Stage:
         self.path = directory / "pool.toml"
         self.api = Api()
         self.progress: list[Table] = []
+        self.on_progress: Callable[[Table], None] = lambda line: None
+
+    def report(self, line: Table) -> None:
+        self.progress.append(line)
+        self.on_progress(line)
 
     def write(self, *tables: str, pool: str = POOL) -> None:
         self.path.write_text("\n".join((pool, *tables)))
@@ -203,7 +210,7 @@ class Stage:
         config = load([str(self.path)])
         assert not config.problems
         pool = _ClusterPool(self.api, config, [str(self.path)])
-        call = Call(selector, options, self.progress.append, timeout)
+        call = Call(selector, options, self.report, timeout)
         try:
             return asyncio.run(getattr(pool, verb)(call))  # type: ignore[no-any-return]
         except platform._Unmatched as nothing:
@@ -305,6 +312,8 @@ def test_server_that_is_not_ready_within_its_start_timeout_has_failed(stage: Sta
     message = "was not ready within its start_timeout of 0.05 s"
     assert errors(result) == [("api", message, "poolctl logs api")]
     assert time.monotonic() - began >= 0.05
+    steps = [each["progress"] for each in stage.progress]
+    assert [(each["state"], each["done"]) for each in steps] == [("starting", False), ("starting", True)]
 
 
 def test_start_without_waiting_reports_no_server_as_late(stage: Stage) -> None:
@@ -659,6 +668,21 @@ def test_logs_of_all_workers_are_in_the_order_of_time(stage: Stage) -> None:
     assert second.startswith("log shop-api-1 7 ")
     stage.do("logs", "api")
     assert stage.api.done == ["log shop-api-0 None None", "log shop-api-1 None None"]
+
+
+def test_objects_are_listed_again_when_watches_bring_nothing(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "_LISTED_AGAIN_SECONDS", 0.001)
+    stage.api.watches = False
+    stage.write(API)
+    assert states(stage.do("start", timeout=20)) == {"api": "running"}
+
+
+def test_watch_that_has_ended_begins_again_after_a_new_list(stage: Stage) -> None:
+    stage.write(API)
+    stage.api.oldest = 2
+    assert states(stage.do("start", timeout=2)) == {"api": "running"}
 
 
 def test_stacks_of_a_named_server_without_workers_are_a_warning(stage: Stage) -> None:
