@@ -452,6 +452,7 @@ class _ClusterPool:
             for line in sorted(itertools.chain(*await asyncio.gather(*reads)), key=itemgetter("time")):
                 call.progress(line)
             return Result()
+        at_first = {pod.name for name in names for pod in found[name].pods}
         async with self.watching(), asyncio.TaskGroup() as reading:
             known: set[str] = set()
             while True:
@@ -460,7 +461,7 @@ class _ClusterPool:
                     pod for name, of in self.workloads().items() if name in names for pod in of.pods
                 ):
                     if each.has_begun and each.name not in known:
-                        lines = call.options.get("lines") if each in found[each.server].pods else None
+                        lines = call.options.get("lines") if each.name in at_first else None
                         known.add(each.name)
                         reading.create_task(self._follow(each, lines, since_seconds, call.progress))
                 await self._changed.wait()

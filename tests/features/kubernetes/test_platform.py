@@ -670,6 +670,30 @@ def test_logs_of_all_workers_are_in_the_order_of_time(stage: Stage) -> None:
     assert stage.api.done == ["log shop-api-0 None None", "log shop-api-1 None None"]
 
 
+def test_follow_has_the_lines_of_later_workers_too(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(platform, "_LISTED_AGAIN_SECONDS", 0.001)
+    stage.write(API, app("other", 8003))
+    stage.do("start")
+    labels = stage.api.objects["Pod", "shop-api-0"]["metadata"]["labels"]
+    stage.api.logs = {
+        "shop-api-0": ["2026-01-01T00:00:02Z first"],
+        "shop-api-1": ["2026-01-01T00:00:01Z second"],
+        "shop-other-0": ["2026-01-01T00:00:01Z of another server"],
+    }
+
+    def next_line(line: Table) -> None:
+        if line["line"] == "first":
+            stage.api.add(pod("shop-api-1", labels))
+        else:
+            stage.api.errors["list Pod"] = ControlError("the cluster is away", exit_code=6)
+
+    stage.on_progress = next_line
+    with pytest.raises(ControlError, match="the cluster is away"):
+        stage.do("logs", "api", lines=7, follow=True)
+    assert [each["line"] for each in stage.progress] == ["first", "second"]
+    assert stage.api.done == ["log shop-api-0 7 None", "log shop-api-1 None None"]
+
+
 def test_objects_are_listed_again_when_watches_bring_nothing(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
