@@ -600,7 +600,7 @@ class _ClusterPool:
                 if owner is not None and owner != (self._labels[POOL], name):
                     raise self._name_conflict(kind, called)
 
-    async def apply(self, name: str, *, restart: bool, force: bool, is_stopped: bool = False) -> int:
+    async def apply(self, name: str, *, restart: bool, force: bool, is_stopped: bool) -> int:
         """Apply a server's objects; returns the new generation of its Deployment or CronJob."""
         workload = self.workloads()[name]
         generation = 0

@@ -62,6 +62,7 @@ class Api(Cluster):
         self.logs: dict[str, list[str]] = {}
         self._events: list[tuple[str, Table]] = []  # which watches replay
         self._watches: set[asyncio.Event] = set()
+        self.keeps_pods = False  # those of a stopped server take long to end
         self.watches = True  # whether they bring anything
         self.oldest = 0  # a watch of an earlier version ends at once
 
@@ -151,7 +152,8 @@ class Api(Cluster):
         """Replace the pods of a Deployment by those of its newest revision."""
         name, template = found["metadata"]["name"], found["spec"]["template"]
         count, container = found["spec"].get("replicas", 1), self.failing.get(name.removeprefix("shop-"))
-        self._remove_pods(name)
+        if count or not self.keeps_pods:
+            self._remove_pods(name)
         ready = 0 if container else count
         found["status"] = {
             "observedGeneration": found["metadata"]["generation"],
@@ -392,6 +394,8 @@ def test_job_runs_again_by_restart_and_not_by_start(stage: Stage) -> None:
     assert stage.applied("Job") == []
     stage.do("restart")
     assert stage.applied("Job") == [f"delete Job {job}", f"apply Job {job}"]
+    assert states(stage.do("stop")) == {"migrate": "stopped"}
+    assert stage.api.names("Job") == []
 
 
 HOURLY = server("report", job=True, every="0 * * * *", command=["true"])
@@ -408,7 +412,8 @@ def test_restart_runs_a_scheduled_job_only_if_it_is_named(stage: Stage) -> None:
     stage.do("start")
     result = stage.do("restart")
     assert (result.unchanged, stage.api.names("Job")) == (("report",), [])
-    assert stage.do("restart", "REPORT").unchanged is None
+    result = stage.do("restart", "REPORT")
+    assert (result.unchanged, result.errors, result.items[0].last_run["result"]) == (None, (), "succeeded")
     (job,) = stage.api.names("Job")
     found = stage.api.objects["Job", job]
     assert found["metadata"]["annotations"] == {"cronjob.kubernetes.io/instantiate": "manual"}
@@ -439,6 +444,17 @@ def test_stop_ends_dependents_first_and_names_them(stage: Stage) -> None:
     )  # fmt: skip
     again = stage.do("stop", "api")
     assert (stage.api.done, again.unchanged, again.dependents) == ([], ("api",), None)
+
+
+def test_stop_returns_when_the_last_worker_has_ended(stage: Stage) -> None:
+    stage.write(API)
+    stage.do("start")
+    stage.api.keeps_pods = True
+    late = stage.do("stop", timeout=0.02)
+    assert (errors(late), late.exit_code) == ([("api", "is still stopping", "poolctl logs api")], 124)
+    stage.do("start")
+    stage.on_progress = lambda line: stage.api._remove_pods("shop-api")
+    assert (states(stage.do("stop", timeout=2)), stage.api.names("Pod")) == ({"api": "stopped"}, [])
 
 
 def test_stop_without_dependents_leaves_them(stage: Stage) -> None:
@@ -500,6 +516,14 @@ def test_only_servers_that_run_and_have_no_triggers_are_scaled_by_hand(stage: St
     assert stage.api.objects["Deployment", "shop-web"]["spec"]["replicas"] == 3, "until the file changes"
 
 
+def test_added_workers_that_fail_are_a_failure_of_scale(stage: Stage) -> None:
+    stage.write(API)
+    stage.do("start")
+    stage.api.failing["api"] = CRASHED
+    result = stage.do("scale", workers=2)
+    assert (errors(result), result.exit_code) == ([("api", NO_DATABASE, "poolctl logs api")], 1)
+
+
 def changes(result: Any) -> list[tuple[str, str, str]]:
     return [(each.name, each.change, each.message) for each in result.changes]
 
@@ -548,6 +572,14 @@ def test_reload_leaves_stopped_servers_stopped(stage: Stage) -> None:
     stage.do("reload")
     assert stage.applied() == ["apply Deployment shop-api"]
     assert (stage.api.names("Pod"), states(stage.do("listing"))) == ([], {"api": "stopped"})
+
+
+def test_reload_deletes_the_last_schedule_of_a_pool(stage: Stage) -> None:
+    stage.write(HOURLY, API)
+    stage.do("start")
+    stage.write(API)
+    assert changes(stage.do("reload")) == [("report", "remove", "is not in the file any more")]
+    assert (stage.api.names("CronJob"), stage.api.names("Deployment")) == ([], ["shop-api"])
 
 
 def test_changed_job_runs_again_by_reload(stage: Stage) -> None:
