@@ -98,6 +98,7 @@ def test_each_service_has_the_deadline_of_its_last_heartbeat_after_thousands() -
         ({}, "+-----+-", "serving failing failing failing failing failing serving failing"),
         ({"fall_count_warn": 3}, "+--+---", "serving serving serving serving serving serving failing"),
         ({"rise_count_warn": 2}, "++-++", "starting serving failing failing serving"),
+        ({"rise_count_ko": 2, "fall_count_ko": 1}, "----+", "starting starting starting starting serving"),
         ({"rise_count_ko": 2, "fall_count_ko": 1}, "+--++", "serving failing failing failing serving"),
     ],
 )  # fmt: skip
