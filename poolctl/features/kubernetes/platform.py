@@ -532,7 +532,9 @@ class _ClusterPool:
         for name in able:
             workload = found[name]
             if workload.config.job and name not in scheduled and workload.found is not None:
-                await self._cluster.delete("Job", workload.found["metadata"]["name"])
+                job = workload.found["metadata"]["name"]
+                await self._cluster.delete("Job", job)
+                self._objects["Job"].pop(job, None)  # otherwise its result would be that of the next run
         restart = {name for name in able if name not in scheduled or name.casefold() in named}
         result = await self._bring_up(call, able, found, PoolRestartError, restart=restart, refused=refused)
         left_alone = tuple(name for name in able if name not in restart)
@@ -618,6 +620,7 @@ class _ClusterPool:
                         changes = {"metadata": {"annotations": {STOPPED: None}}}
                         done = await self._cluster.patch(kind, called, changes)
                     generation = int(done["metadata"].get("generation") or 0)
+                if kind in _WORKLOADS:
                     self._objects[kind][called] = done
         return generation
 

@@ -144,7 +144,17 @@ class Api(Cluster):
         if kind == "Deployment":
             self._roll(found)
         elif kind == "Job":
-            found["status"] = {"succeeded": 1, "completionTime": "2026-01-01T00:00:01Z"}
+            at = "2026-01-01T00:00:01Z"
+            failed = {
+                "type": "Failed",
+                "status": "True",
+                "message": "it has failed",
+                "lastTransitionTime": at,
+            }
+            is_failing = metadata["labels"][f"{FIELDS}/server"] in self.failing
+            found["status"] = (
+                {"conditions": [failed]} if is_failing else {"succeeded": 1, "completionTime": at}
+            )
         self.add(found, "MODIFIED")
         return copy.deepcopy({**found, "status": before})  # controllers act afterwards
 
@@ -419,6 +429,16 @@ def test_restart_runs_a_scheduled_job_only_if_it_is_named(stage: Stage) -> None:
     assert found["metadata"]["annotations"] == {"cronjob.kubernetes.io/instantiate": "manual"}
     owner = found["metadata"]["ownerReferences"][0]
     assert (owner["kind"], owner["name"], owner["controller"]) == ("CronJob", "shop-report", True)
+
+
+@pytest.mark.parametrize("table", [HOURLY, HOURLY.replace("every", "# every")])
+def test_job_that_fails_is_a_failure_of_its_restart(stage: Stage, table: str) -> None:
+    stage.write(table)
+    stage.do("start")
+    stage.api.failing["report"] = CRASHED
+    result = stage.do("restart", "report")
+    ((name, message, _),) = errors(result)
+    assert (name, message, result.exit_code) == ("report", "it has failed", 1)
 
 
 def test_scheduled_job_that_runs_is_not_run_twice(stage: Stage) -> None:
