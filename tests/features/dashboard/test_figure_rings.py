@@ -352,9 +352,15 @@ def test_history_is_kept_from_when_it_is_wanted_until_it_is_not() -> None:
         rings = FigureRings()
         rings.restore(saved)
         assert last(rings.rings["hour"])[0] == 1
+        history.set_enabled(True)  # as each reload does
+        await turns()
+        take(120.0, [seen(requests=180)])
+        _, saved = store.written.pop()
+        rings.restore(saved)
+        assert rings.rings["hour"].series("web")[FIGURES[0]][-2:] == [1, 2]
         history.set_enabled(False)
         assert (given, store.written[1:]) == ([take, None], [("history", b"")])
-        take(120.0, [seen(requests=60)])
+        take(180.0, [seen(requests=60)])
         assert len(store.written) == 2
         # Of what was wanted for a moment only, nothing is sampled.
         store.held = asyncio.Event()
