@@ -96,6 +96,11 @@ def test_objects_of_a_server_come_in_the_order_of_application(compiled: Compile)
         assert all(each["metadata"]["labels"] == labels for each in objects)
 
 
+def test_pool_without_a_route_has_none_on_a_cluster(compiled: Compile) -> None:
+    found = compiled(app("web"), pool=f'{POOL}gateway = "edge"\n')
+    assert (found.routes, found.warnings, [*found.objects]) == ([], [], ["web"])
+
+
 def test_addresses_are_those_of_the_services(compiled: Compile) -> None:
     found = compiled(app("web", 8000, env={"DB": "${server.db.url}"}), app("db", 8002))
     assert found.servers["web"].bind == "web:8000"
