@@ -170,6 +170,20 @@ def test_message_is_sent_to_its_receiver_and_reported(play: Play) -> None:
     play(scene)
 
 
+def test_event_is_sent_by_a_delivery_that_had_nothing_to_wait_for(play: Play) -> None:
+    async def scene(receivers: Receivers) -> None:
+        mail = Notify(type="webhook", name="mail", url="http://127.0.0.1:1/", delay=0)
+        receivers.part.follow(Tables(notify=(mail,)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        receivers.desk.events.record("pool", "keeper lost", severity="error")
+        receivers.desk.events.flush()
+        await receivers.until(lambda: receivers.sent)
+        assert receivers.sent == [("mail", "shop: keeper lost")]
+
+    play(scene)
+
+
 def test_refused_message_is_reported_once_and_given_up_if_it_will_never_be_taken(play: Play) -> None:
     async def scene(receivers: Receivers) -> None:
         receivers.follow("mail")
