@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
-from poolctl.features.gateway.process.acceptor import Acceptor, GivenBack
+from poolctl.features.gateway.process.acceptor import Acceptor, ReturnedConnections
 from poolctl.features.gateway.process.passing import Passing
 from poolctl.features.gateway.process.settings import ListenerSettings, ServerFacts
 from poolctl.features.gateway.process.tls import ListenerCertificates
@@ -91,7 +91,7 @@ class Stage(proxy_stage.Stage):
         )
         self.back, take_end = wire.pair()
         self._back_end = take_end
-        self._given_back = GivenBack(self.edge, take_end)
+        self._returned_connections = ReturnedConnections(self.edge, take_end)
         self._sockets: list[socket.socket] = [self.back, take_end, self.listener]
 
     def server(self, name: str, *, tls: bool = False) -> Pair:
@@ -149,7 +149,7 @@ class Stage(proxy_stage.Stage):
 
     def close(self) -> None:
         self.acceptor.close()
-        self._given_back.close()
+        self._returned_connections.close()
         self.edge.passing.close()
         for sock in self._sockets:
             sock.close()

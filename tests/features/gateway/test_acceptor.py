@@ -326,8 +326,8 @@ def test_connection_to_be_routed_again_has_the_given_time_for_its_next_head_or_t
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         theirs.setblocking(False)
-        assert stage.edge.passing.decide_again is not None
-        stage.edge.passing.decide_again(theirs, Routed("app"), seconds)
+        assert stage.edge.passing.route_again is not None
+        stage.edge.passing.route_again(theirs, Routed("app"), seconds)
         assert await stage.read(ours) == b""
         ours.close()
 
@@ -455,7 +455,7 @@ def test_connection_that_is_reset_before_its_proxy_header_is_read_is_closed() ->
         client, accepted = _connected()
         client.send(b"PROXY UNKNOWN\r\n" + HEAD)
         settings = ListenerSettings(bind="127.0.0.1:0", accept_proxy=True)
-        connection = acceptor.ReportingConnection(
+        connection = acceptor.ProxyHeaderConnection(
             stage.edge, Failing(fileno=accepted.detach()), "127.0.0.1", settings
         )
         while not connection.has_unread():

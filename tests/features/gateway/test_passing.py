@@ -184,7 +184,7 @@ def test_queued_connection_is_refused_where_nothing_decides_its_further_way(tls:
         client = await stage.connect(client_hello("users.example.com") if tls else HEAD)
         passing = stage.edge.passing
         await until(lambda: passing.queued("users"))
-        passing.decide_again = None
+        passing.route_again = None
         passing.withdraw("users", lambda: None)
         assert passing.queued("users") == 0
         answer = await stage.read(client)

@@ -46,14 +46,14 @@ _USUAL_HOST_HEADER = "host"
 _HTTP_1_1 = "http/1.1"
 
 
-class _Source:
+class _ConnectionSource:
     """A socket from which connections are taken; it stays open when this is closed."""
 
     def __init__(self, edge: Edge, sock: socket.socket) -> None:
         self._edge = edge
         self._sock = sock
         self._timer: asyncio.TimerHandle | None = None
-        self._begin()
+        self._watch()
 
     def close(self) -> None:
         """Stop taking connections; waiting connections are left to other processes."""
@@ -61,25 +61,25 @@ class _Source:
             self._timer.cancel()
         self._edge.loop.remove_reader(self._sock.fileno())
 
-    def _begin(self) -> None:
-        self._edge.loop.add_reader(self._sock.fileno(), self._take)
+    def _watch(self) -> None:
+        self._edge.loop.add_reader(self._sock.fileno(), self._on_readable)
 
-    def _take(self) -> None:
+    def _on_readable(self) -> None:
         raise NotImplementedError
 
     def _pause(self) -> None:
         self._edge.loop.remove_reader(self._sock.fileno())
-        self._timer = self._edge.loop.call_later(_RETRY_SECONDS, self._begin)
+        self._timer = self._edge.loop.call_later(_RETRY_SECONDS, self._watch)
 
 
-class Acceptor(_Source):
+class Acceptor(_ConnectionSource):
     """Accepts the connections of a listener."""
 
     def __init__(self, edge: Edge, listener: socket.socket, settings: ListenerSettings) -> None:
         self._settings = settings
         super().__init__(edge, listener)
 
-    def _take(self) -> None:
+    def _on_readable(self) -> None:
         for number in range(_AT_ONCE):
             if not self._accept_one(first=number == 0):
                 return
@@ -108,23 +108,23 @@ class Acceptor(_Source):
         client = address[0] if isinstance(address, tuple) else ""
         seconds = edge.settings.head_seconds
         if self._settings.accept_proxy and edge.is_trusted(client):
-            _begin(ReportingConnection(edge, sock, client, self._settings), seconds)
+            _serve_or_wait(ProxyHeaderConnection(edge, sock, client, self._settings), seconds)
         else:
-            _begin(_arriving(edge, sock, client, self._settings), seconds)
+            _serve_or_wait(_new_connection(edge, sock, client, self._settings), seconds)
         return True
 
 
-class GivenBack(_Source):
+class ReturnedConnections(_ConnectionSource):
     """Takes connections that workers give back, and connections left in a pair that was closed.
 
     They are routed again, as are connections queued for a withdrawn server and connections that leave the proxy.
     """
 
     def __init__(self, edge: Edge, take_end: socket.socket) -> None:
-        edge.passing.decide_again = self._decide_again
+        edge.passing.route_again = self._route_again
         super().__init__(edge, take_end)
 
-    def _take(self) -> None:
+    def _on_readable(self) -> None:
         for _ in range(_AT_ONCE):
             try:
                 taken = connection_handover.take(self._sock)
@@ -145,13 +145,13 @@ class GivenBack(_Source):
             seconds = settings.keep_alive_seconds if taken.asked else settings.head_seconds
             if taken.until is not None:
                 seconds = min(seconds, max(_LEAST_SECONDS, taken.until - time.monotonic()))
-            self._decide(taken, taken.routed, seconds, is_new=True)
+            self._route(taken, taken.routed, seconds, is_new=True)
 
-    def _decide_again(self, sock: socket.socket, routed: Routed, seconds: float | None) -> None:
+    def _route_again(self, sock: socket.socket, routed: Routed, seconds: float | None) -> None:
         usual = self._edge.settings.head_seconds
-        self._decide(sock, routed, usual if seconds is None else seconds, is_new=False)
+        self._route(sock, routed, usual if seconds is None else seconds, is_new=False)
 
-    def _decide(self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool) -> None:
+    def _route(self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool) -> None:
         """Route the connection again. `is_new`: it has not yet been counted as open."""
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:
@@ -173,9 +173,9 @@ class GivenBack(_Source):
         elif is_new and not self._has_room():
             self._refuse(sock, first)
         elif first == _TLS_HANDSHAKE:
-            _begin(TlsConnection(self._edge, sock, client, ""), seconds)
+            _serve_or_wait(TlsConnection(self._edge, sock, client, ""), seconds)
         else:
-            _begin(PlainConnection(self._edge, sock, client, received, hops), seconds)
+            _serve_or_wait(PlainConnection(self._edge, sock, client, received, hops), seconds)
 
     def _has_room(self) -> bool:
         """Whether there is room for another client; evicts one if necessary."""
@@ -194,7 +194,7 @@ class GivenBack(_Source):
             close_promptly(sock.detach())
 
 
-class Arriving(WaitingConnection):
+class ArrivingConnection(WaitingConnection):
     """A connection whose request head, or ClientHello, has not yet arrived completely."""
 
     __slots__ = ("client", "data", "edge", "reported")
@@ -275,7 +275,7 @@ class Arriving(WaitingConnection):
         report_arrival(self.edge, route, method, path)
 
 
-class PlainConnection(Arriving):
+class PlainConnection(ArrivingConnection):
     """A connection without TLS. `received` was read by a worker, and precedes the unread bytes in the socket."""
 
     __slots__ = ("hops", "received", "scanned")
@@ -309,10 +309,10 @@ class PlainConnection(Arriving):
             message = f"a connection from {self.client} was given back by workers {self.hops} times"
             edge.event_at_times("misdirected connection closed", message=message, severity="warning")
             edge.passing.refuse(self.sock, 421)
-        elif not self._passed(data):
+        elif not self._try_to_pass(data):
             serve(edge, self.sock, self.received, self.reported)
 
-    def _passed(self, data: bytes) -> bool:
+    def _try_to_pass(self, data: bytes) -> bool:
         edge = self.edge
         head = canonical_head(data)
         if head is None:
@@ -334,7 +334,7 @@ class PlainConnection(Arriving):
             self.close()
 
 
-class TlsConnection(Arriving):
+class TlsConnection(ArrivingConnection):
     """A connection with TLS, on the listener with this address ("" if that is not known)."""
 
     __slots__ = ("bind", "hello")
@@ -378,7 +378,7 @@ class TlsConnection(Arriving):
             serve_tls(edge, self.sock, context, self.reported)
 
 
-class ReportingConnection(Arriving):
+class ProxyHeaderConnection(ArrivingConnection):
     """A trusted proxy's connection, which begins with a header of the PROXY protocol."""
 
     __slots__ = ("header", "settings", "until")
@@ -409,13 +409,15 @@ class ReportingConnection(Arriving):
         except OSError:
             self.close()
             return
-        made = _arriving(edge, self.sock, header.client or self.client, self.settings)
+        made = _new_connection(edge, self.sock, header.client or self.client, self.settings)
         if header.client:
             made.reported = header.client, header.port
-        _begin(made, max(_LEAST_SECONDS, self.until - edge.now()))
+        _serve_or_wait(made, max(_LEAST_SECONDS, self.until - edge.now()))
 
 
-def _arriving(edge: Edge, sock: socket.socket, client: str, settings: ListenerSettings) -> Arriving:
+def _new_connection(
+    edge: Edge, sock: socket.socket, client: str, settings: ListenerSettings
+) -> ArrivingConnection:
     if settings.tls:
         return TlsConnection(edge, sock, client, settings.bind)
     return PlainConnection(edge, sock, client)
@@ -429,7 +431,7 @@ def is_full(edge: Edge) -> bool:
     )
 
 
-def _begin(connection: Arriving, seconds: float) -> None:
+def _serve_or_wait(connection: ArrivingConnection, seconds: float) -> None:
     """Serve the connection now if enough bytes have arrived, otherwise once they have."""
     if connection.on_readable(ended=False):
         connection.edge.passing.waiting.add(connection, seconds)

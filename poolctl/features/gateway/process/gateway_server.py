@@ -18,7 +18,7 @@ from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_table import RouteTable
 from poolctl.runners.supervised_process import LINK_FD
 
-from .acceptor import Acceptor, GivenBack
+from .acceptor import Acceptor, ReturnedConnections
 from .edge import Edge
 from .gateway_orders import OrderedGateway
 from .proxy.serving import drain
@@ -105,7 +105,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
     def __init__(self, fd: int = LINK_FD) -> None:
         super().__init__(fd)
         self._edge: Edge | None = None
-        self._given_back: GivenBack | None = None
+        self._returned_connections: ReturnedConnections | None = None
         self._pairs: dict[str, int] = {}  # the number of each server's pair
         self._applying: asyncio.Handle | None = None
         self._routes_changed = False
@@ -126,7 +126,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
     async def finish(self) -> None:
         for listener in self._listeners.values():
             listener.close()
-        self._take_no_more_back()
+        self._stop_taking_back()
         for handle in (self._applying, self._asking):
             if handle is not None:
                 handle.cancel()
@@ -134,10 +134,10 @@ class GatewayServer(OrderedGateway[OpenListener]):
             self.stop_expiry()
             self._edge.close()
 
-    def _take_no_more_back(self) -> None:
-        if self._given_back is not None:
-            self._given_back.close()
-            self._given_back = None
+    def _stop_taking_back(self) -> None:
+        if self._returned_connections is not None:
+            self._returned_connections.close()
+            self._returned_connections = None
         while self._own_pair:
             self._own_pair.pop().close()
 
@@ -153,9 +153,9 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self.edge.configure(self.settings)
 
     def _pair(self, message: wire.Message, fds: list[int]) -> None:
-        self._take_no_more_back()
+        self._stop_taking_back()
         self._own_pair = [socket.socket(fileno=fd) for fd in fds]
-        self._given_back = GivenBack(self.edge, self._own_pair[-1])
+        self._returned_connections = ReturnedConnections(self.edge, self._own_pair[-1])
 
     def _server(self, message: wire.Message, fds: list[int]) -> None:
         facts = from_json(ServerFacts, message["facts"])
@@ -345,7 +345,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         edge, listeners = self.edge, list(self._listeners.values())
         for listener in listeners:
             listener.stop()
-        self._take_no_more_back()
+        self._stop_taking_back()
         edge.drain()
         # First, because heads that become complete are still proxied or passed.
         await edge.passing.waiting.drain(min(seconds, _LAST_HEADS_SECONDS) if last else seconds)

@@ -88,7 +88,7 @@ class Passing:
         self.waiting = WaitingConnections()
         # Called for a connection queued for a withdrawn server, or leaving the proxy, to route it again when its next
         # request has arrived within the given seconds (None: the usual time for a head).
-        self.decide_again: Callable[[socket.socket, Routed, float | None], None] | None = None
+        self.route_again: Callable[[socket.socket, Routed, float | None], None] | None = None
 
     def passes(self, server: str, *, tls: bool = False) -> bool:
         """Whether connections of this kind can be passed to the server.
@@ -104,7 +104,7 @@ class Passing:
         self._close_end(found)
         changed, found.end, found.tls = found.tls is not tls, end, tls
         if changed:
-            self._decide(self._take_queue(found))
+            self._route_again(self._take_queue(found))
         else:
             self._send_queued(found)
 
@@ -113,7 +113,7 @@ class Passing:
         found = self._servers.pop(server, None)
         if found is not None:
             self._close_end(found)
-            self._decide(self._take_queue(found))
+            self._route_again(self._take_queue(found))
         done()
 
     def pass_on(
@@ -189,7 +189,7 @@ class Passing:
                 found.timer = self._loop.call_at(staying[0].until, self._expire, found)
             else:
                 self._unwatch(found)
-            self._decide(leaving)
+            self._route_again(leaving)
 
     def close(self) -> None:
         """Refuse queued connections, and close everything."""
@@ -288,12 +288,12 @@ class Passing:
         self.queued_connections -= len(queue)
         return [*queue]
 
-    def _decide(self, connections: list[_Queued]) -> None:
+    def _route_again(self, connections: list[_Queued]) -> None:
         for each in connections:
-            if self.decide_again is None:
+            if self.route_again is None:
                 self._refuse(each.sock, each.tls, each.routed.route)
             else:
-                self.decide_again(each.sock, each.routed, None)
+                self.route_again(each.sock, each.routed, None)
 
     def _expire(self, found: _Server) -> None:
         now, found.timer = self._loop.time(), None

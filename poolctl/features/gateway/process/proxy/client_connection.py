@@ -912,8 +912,8 @@ class ClientConnection(asyncio.Protocol):
         It waits for at most `seconds`. It stays if it uses TLS, has unsent bytes, or there is no room.
         """
         edge, transport = self._edge, self._transport
-        decide = edge.passing.decide_again
-        if decide is None or edge.draining or transport.get_extra_info("sslcontext") is not None:
+        route_again = edge.passing.route_again
+        if route_again is None or edge.draining or transport.get_extra_info("sslcontext") is not None:
             return False
         if transport.is_closing() or transport.get_write_buffer_size():
             return False
@@ -924,7 +924,7 @@ class ClientConnection(asyncio.Protocol):
         except OSError:
             return False
         edge.pool.forget_client(self)
-        decide(sock, Routed("", received=received, decided=False), seconds)
+        route_again(sock, Routed("", received=received, decided=False), seconds)
         self._timer.stop()
         self._buffer, self._dropped = b"", 0
         return True
