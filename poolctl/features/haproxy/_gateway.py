@@ -303,7 +303,7 @@ class HaproxyStatistics:
             elif section is not None and server == "BACKEND":
                 self._add_to(self._counts.route(section.alias), row)
             elif proxy == NO_ROUTE and server == "BACKEND":
-                self._counts.refused("404", times=self._increase_of(row, "stot"))
+                self._counts.count_refusal("404", times=self._increase_of(row, "stot"))
             if section is not None:
                 key = next((each.key for each in section.servers if each.name == server), None)
                 if key is not None:

@@ -494,7 +494,7 @@ def test_descriptors_above_the_mark_are_not_given_to_clients_while_lower_ones_be
         limit.mark = lowest_free() + 20
         for number in range(100):
             held.append(os.dup(0))
-            if limit.few():
+            if limit.is_low():
                 os.close(held.pop(number % 10))
         assert max(held) <= limit.mark
     finally:

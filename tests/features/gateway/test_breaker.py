@@ -21,9 +21,9 @@ def request(breaker: Breaker, now: float, good: bool, *, answered: bool = False)
     assert breaker.refused_seconds(now) == 0
     period = breaker.enter()
     if good:
-        breaker.succeeded(now, period)
+        breaker.record_success(now, period)
     else:
-        breaker.failed(now, period, answered=answered)
+        breaker.record_failure(now, period, answered=answered)
 
 
 def test_it_opens_after_failures_in_a_row() -> None:
@@ -232,11 +232,11 @@ def test_half_open_lets_only_its_probes_through_and_all_of_them_must_succeed() -
         request(breaker, 0.0, good=False)
     first, second = breaker.enter(), breaker.enter()
     assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 1.0)
-    breaker.succeeded(10.0, first)
+    breaker.record_success(10.0, first)
     assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 0.0)
     breaker.enter()
     assert breaker.refused_seconds(10.0) == 1.0
-    breaker.succeeded(10.0, second)
+    breaker.record_success(10.0, second)
     assert breaker.state is BreakerState.CLOSED
 
 
@@ -254,7 +254,7 @@ def test_abandoned_probe_frees_its_place() -> None:
         request(breaker, 0.0, good=False)
     period = breaker.enter()
     assert breaker.refused_seconds(10.0) > 0
-    breaker.abandoned(period)
+    breaker.record_no_result(period)
     assert breaker.refused_seconds(10.0) == 0
     breaker.enter()
     assert breaker.refused_seconds(10.0) == 1.0
@@ -266,12 +266,12 @@ def test_late_results_of_an_earlier_period_count_for_nothing() -> None:
     for _ in range(3):
         request(breaker, 0.0, good=False)
     probe = breaker.enter()
-    breaker.succeeded(10.0, late[0])
-    breaker.failed(10.0, late[1], answered=False)
-    breaker.abandoned(late[2])
+    breaker.record_success(10.0, late[0])
+    breaker.record_failure(10.0, late[1], answered=False)
+    breaker.record_no_result(late[2])
     assert (breaker.state, breaker.refused_seconds(10.0)) == (BreakerState.HALF_OPEN, 1.0)
-    breaker.succeeded(10.0, probe)
-    breaker.failed(10.0, late[3], answered=False)
+    breaker.record_success(10.0, probe)
+    breaker.record_failure(10.0, late[3], answered=False)
     assert breaker.is_closed
 
 
@@ -280,7 +280,7 @@ def test_answer_of_the_last_backend_does_not_open_its_breaker_for_earlier_failur
     request(breaker, 0.0, good=True)
     request(breaker, 0.0, good=False)
     request(breaker, 0.0, good=False)
-    breaker.failed(0.0, breaker.enter(), answered=True)
+    breaker.record_failure(0.0, breaker.enter(), answered=True)
     assert breaker.is_closed, "two of four requests did not reach it, but the last one did"
     request(breaker, 0.0, good=False)
     assert breaker.state is BreakerState.OPEN
@@ -331,16 +331,16 @@ class BreakerMachine(RuleBasedStateMachine):
         if period in self.probes:
             self.probes[period] -= 1
         if end == "good":
-            self.breaker.succeeded(self.now, period)
+            self.breaker.record_success(self.now, period)
         elif end == "bad":
             self.unreached += is_current and before is BreakerState.CLOSED
-            self.breaker.failed(self.now, period, answered=False)
+            self.breaker.record_failure(self.now, period, answered=False)
         elif end == "error":
-            self.breaker.failed(self.now, period, answered=True)
+            self.breaker.record_failure(self.now, period, answered=True)
             if not self.dispensable:
                 assert not is_current or self.breaker.is_closed
         else:
-            self.breaker.abandoned(period)
+            self.breaker.record_no_result(period)
         if not is_current or end == "left":
             assert (self.breaker.state, len(self.changes)) == (before, changed)
         elif end == "bad" and before is BreakerState.HALF_OPEN:

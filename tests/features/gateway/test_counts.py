@@ -11,13 +11,13 @@ from poolctl.worker import tally
 def test_proxied_requests_add_up_with_those_of_a_worker() -> None:
     traffic = Counts().route("web")
     for status, seconds in ((200, 0.0004), (204, 0.003), (503, 20.0)):
-        traffic.began()
-        traffic.answered(status, seconds)
-    traffic.began()
-    traffic.failed("timeout")
-    traffic.began()
-    traffic.disconnected()
-    traffic.began()
+        traffic.count_start()
+        traffic.count_response(status, seconds)
+    traffic.count_start()
+    traffic.count_failure("timeout")
+    traffic.count_start()
+    traffic.count_disconnect()
+    traffic.count_start()
     worker = [0] * tally.COUNTED
     worker[tally.STARTED] = worker[tally.STATUS + 2] = worker[tally.BUCKETS] = 10
     tally.add(worker, traffic.slots)
@@ -30,7 +30,7 @@ def test_proxied_requests_add_up_with_those_of_a_worker() -> None:
 
 def test_latency_at_a_bound_belongs_to_its_bucket() -> None:
     traffic = Counts().backend("a")
-    traffic.answered(200, 0.001)
+    traffic.count_response(200, 0.001)
     assert traffic.slots[tally.BUCKETS + tally.BOUNDS_NS.index(1_000_000)] == 1
 
 
@@ -41,8 +41,8 @@ def test_answer_is_counted_by_the_class_of_its_status_and_with_its_latency(
     status: int, at: int | None
 ) -> None:
     traffic = Counts().backend("a")
-    traffic.answered(status, 0.25)
-    traffic.answered(status, 0.5)
+    traffic.count_response(status, 0.25)
+    traffic.count_response(status, 0.5)
     assert traffic.slots[tally.STATUS + 1 : tally.STATUS + 6] == [2 * (each == at) for each in range(1, 6)]
     assert traffic.slots[tally.LATENCY_NS] == 750_000_000
     assert sum(traffic.slots[tally.BUCKETS :]) == 2
@@ -51,7 +51,7 @@ def test_answer_is_counted_by_the_class_of_its_status_and_with_its_latency(
 def test_refused_requests_are_errors_of_their_route_or_counted_by_their_status() -> None:
     counts = Counts()
     for code, alias in (("503", "web"), ("404", ""), ("404", ""), (TLS, "")):
-        counts.refused(code, alias)
+        counts.count_refusal(code, alias)
     web = counts.route("web")
     assert (web.requests, web.failures, web.errors) == (1, 1, {REFUSED: 1})
     assert counts.snapshot()["refused"] == {"404": 2, TLS: 1}
@@ -60,17 +60,17 @@ def test_refused_requests_are_errors_of_their_route_or_counted_by_their_status()
 def test_total_of_all_routes_never_falls() -> None:
     counts = Counts()
     for alias in ("users", "orders"):
-        counts.route(alias).began()
-        counts.route(alias).answered(200, 0.001)
+        counts.route(alias).count_start()
+        counts.route(alias).count_response(200, 0.001)
     before = counts.total()
-    counts.refused("503", "users")
-    counts.refused("404")
+    counts.count_refusal("503", "users")
+    counts.count_refusal("404")
     before = counts.total()
     counts.keep(["orders"], [])
     assert counts.total() == before
     assert counts.refusals == (1, 1)
-    counts.refused("503", "orders")
-    counts.refused("404", times=3)
+    counts.count_refusal("503", "orders")
+    counts.count_refusal("404", times=3)
     assert counts.refusals == (2, 4)
     assert (before[tally.STARTED], tally.responses(before)) == (3, 2)
 
@@ -78,7 +78,7 @@ def test_total_of_all_routes_never_falls() -> None:
 def test_snapshot_names_routes_and_backends_and_forgets_those_that_are_gone() -> None:
     counts = Counts()
     for alias in ("web", "old"):
-        counts.route(alias).began()
+        counts.route(alias).count_start()
     counts.backend("users").bytes_in += 5
     assert counts.route("web") is counts.route("web")
     counts.keep(["web"], ["users"])
@@ -98,9 +98,9 @@ def test_new_counts_are_all_zero() -> None:
 def test_backend_and_route_that_come_back_begin_at_zero_and_refusals_stay() -> None:
     counts = Counts()
     for alias in ("web", "plain"):
-        counts.route(alias).began()
-    counts.refused("503", "web")
-    counts.backend("users").began()
+        counts.route(alias).count_start()
+    counts.count_refusal("503", "web")
+    counts.backend("users").count_start()
     counts.keep([], [])
     assert counts.refusals == (1, 0)
     assert (counts.backend("users").requests, counts.route("web").requests) == (0, 0)

@@ -140,7 +140,7 @@ def test_lowest_free_number_says_what_is_left(
 ) -> None:
     monkeypatch.setattr(descriptor_limit, "lowest_free", lambda: lowest)
     found = DescriptorLimit(256)
-    assert (found.few(), found.exhausted()) == (few, exhausted)
+    assert (found.is_low(), found.exhausted()) == (few, exhausted)
 
 
 def test_lowest_free_number_is_the_next_descriptors() -> None:
@@ -172,31 +172,31 @@ class Datagrams:
     def __init__(self, share: StreamShare, count: int) -> None:
         self.share = share
         self.count = count
-        share.add(self)
+        share.add_stream(self)
         for _ in range(count):
-            share.began()
+            share.add_session()
 
     def __len__(self) -> int:
         return self.count
 
     def evict(self) -> None:
         self.count -= 1
-        self.share.ended()
+        self.share.remove_session()
 
 
 def test_connections_take_two_descriptors_and_wait_when_there_is_room_for_none() -> None:
     share, called = StreamShare(DescriptorLimit(16)), []  # 8 for streams, 4 for sessions
     for _ in range(3):
         assert share.may_accept(lambda: None)
-        share.connected()
-    share.began()
+        share.add_connection()
+    share.add_session()
     assert share.used == 7
     assert not share.may_accept(lambda: called.append("one"))
-    share.ended()
+    share.remove_session()
     assert called == ["one"], "there is room for one now"
-    share.connected()
+    share.add_connection()
     assert not share.may_accept(lambda: called.append("two"))
-    share.disconnected()
+    share.remove_connection()
     assert (called, share.used) == (["one", "two"], 6)
 
 
@@ -205,11 +205,11 @@ def test_stream_with_the_most_sessions_makes_room() -> None:
     small, large = Datagrams(share, 1), Datagrams(share, 2)
     share.make_room()
     assert (small.count, large.count) == (1, 2), "a fourth has room"
-    share.began()
+    share.add_session()
     share.make_room()
     assert (small.count, large.count) == (1, 1)
-    share.remove(large)
-    share.began()
+    share.remove_stream(large)
+    share.add_session()
     share.make_room()
     assert (small.count, large.count) == (0, 1), "a removed stream is not asked"
 
@@ -217,11 +217,11 @@ def test_stream_with_the_most_sessions_makes_room() -> None:
 def test_sessions_have_some_descriptors_whatever_the_connections_take() -> None:
     share = StreamShare(DescriptorLimit(32))  # 16 for streams, 8 for sessions, 2 at least
     for _ in range(8):
-        share.connected()
+        share.add_connection()
     sessions = Datagrams(share, 1)
     share.make_room()
     assert sessions.count == 1
-    share.began()
+    share.add_session()
     sessions.count = 2
     share.make_room()
     assert sessions.count == 1

@@ -38,13 +38,13 @@ def report(*hosts: HostReport) -> Table:
     counts = Counts()
     for status in (200, 503):
         for traffic in (counts.route("out"), counts.backend("http://10.0.0.7:9000")):
-            traffic.began()
-            traffic.answered(status, 0.02)
-    counts.route("out").began()
-    counts.route("out").failed(TIMEOUT)
+            traffic.count_start()
+            traffic.count_response(status, 0.02)
+    counts.route("out").count_start()
+    counts.route("out").count_failure(TIMEOUT)
     counts.route("out").bytes_in, counts.route("out").bytes_out = 3, 7
-    counts.backend("http://10.0.0.7:9000").disconnected()
-    counts.refused("404")
+    counts.backend("http://10.0.0.7:9000").count_disconnect()
+    counts.count_refusal("404")
     stream = {"accepted": 5, "open": 2, "failed": 1, "refused": 1, "bytes_in": 10, "bytes_out": 20}
     return {
         "counts": counts.snapshot(),

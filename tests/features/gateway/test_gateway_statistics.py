@@ -67,8 +67,8 @@ class Process:
 
     def serve(self, count: int, status: int = 200, seconds: float = 0.001) -> None:
         for _ in range(count):
-            self.counts.route("shop").began()
-            self.counts.route("shop").answered(status, seconds)
+            self.counts.route("shop").count_start()
+            self.counts.route("shop").count_response(status, seconds)
 
 
 class Stage(Desk):
@@ -162,8 +162,8 @@ def test_figures_are_sums_and_rates_of_the_last_seconds() -> None:
         assert (first["requests_total"], first["passed_total"], first["proxied_total"]) == (19, 7, 12)
         assert (first["errors_total"], first["connections"]) == (1, 5)
         assert first["requests_per_second"] is None, "there is nothing to compare with"
-        stage.process.counts.refused("404")
-        stage.process.counts.refused("503", "shop")
+        stage.process.counts.count_refusal("404")
+        stage.process.counts.count_refusal("503", "shop")
         refused = (await stage.gateway("status"))["stats"]
         assert (refused["requests_total"], refused["proxied_total"], refused["refused_total"]) == (21, 12, 2)
         stage.process.serve(20, 500)
@@ -182,8 +182,8 @@ def test_status_has_all_figures() -> None:
         stage = Stage()
         stage.process.serve(3)
         stage.process.serve(1, 502)
-        stage.process.counts.refused("404")
-        stage.process.counts.refused("503", "shop")
+        stage.process.counts.count_refusal("404")
+        stage.process.counts.count_refusal("503", "shop")
         found = (await stage.gateway("status"))["stats"]
         assert found.pop("memory_bytes") > 1_000_000
         assert found.pop("cpu_percent") > 0
@@ -413,8 +413,8 @@ class RoutePool:
     def proxied(self, alias: str, count: int) -> None:
         for _ in range(count):
             for traffic in (self.counts.route(alias), self.counts.backend("web")):
-                traffic.began()
-                traffic.answered(200, 0.001)
+                traffic.count_start()
+                traffic.count_response(200, 0.001)
 
     def report(self, route: Route) -> RouteReport:
         with self.figures() as figures:
@@ -502,7 +502,7 @@ def test_each_route_of_one_server_has_its_own_requests(stages: list[RoutePool]) 
     stage.passed("shop", 5, errors=1)
     stage.passed("gone", 2, errors=2)  # not this route's
     stage.proxied("shop", 3)
-    stage.counts.refused("503", "shop")
+    stage.counts.count_refusal("503", "shop")
     shop, news = stage.report(SHOP), stage.report(NEWS)
     assert (shop.requests, shop.passed, shop.proxied, shop.refused, shop.errors) == (9, 5, 3, 1, 2)
     assert (news.requests, news.passed, news.proxied, news.errors) == (0, 0, 0, 0)
@@ -646,7 +646,7 @@ def test_requests_that_were_proxied_are_not_among_the_latencies_of_the_workers(
     counted[tally.BUCKETS + 2] += 100  # as the worker counts requests that the gateway has proxied
     stage.counted = counted
     for _ in range(100):
-        stage.counts.backend("web").answered(200, 0.001)
+        stage.counts.backend("web").count_response(200, 0.001)
     assert stage.report(SHOP).p99_seconds == 0.000247
 
 

@@ -91,7 +91,7 @@ class Acceptor(_ConnectionSource):
         """
         edge = self._edge
         full = is_full(edge)
-        if full or edge.descriptors.few():
+        if full or edge.descriptors.is_low():
             if first and not (edge.evict_client() if full else edge.evict()):
                 self._pause()
             # Retried after the evicted connection's descriptor is closed.
@@ -182,7 +182,7 @@ class ReturnedConnections(_ConnectionSource):
         edge = self._edge
         if is_full(edge) and not edge.evict_client():
             return False
-        return not edge.descriptors.few() or edge.evict()
+        return not edge.descriptors.is_low() or edge.evict()
 
     def _refuse(self, sock: socket.socket, first: bytes) -> None:
         """Answer with an error, because a connection left in the pair would wait without a limit."""
@@ -266,8 +266,8 @@ class ArrivingConnection(WaitingConnection):
         if sent:
             backends.passed(backend)
         else:
-            backend.counts.began()
-            backend.counts.disconnected()
+            backend.counts.count_start()
+            backend.counts.count_disconnect()
         return True
 
     def _count(self, route: Route, head: RequestHead | None) -> None:

@@ -28,11 +28,11 @@ class Traffic:
         self.bytes_in = 0  # bodies of requests, and bytes that clients send after an upgrade
         self.bytes_out = 0
 
-    def began(self) -> None:
+    def count_start(self) -> None:
         """Count a request that has begun; one of the following methods ends it."""
         self.slots[tally.STARTED] += 1
 
-    def answered(self, status: int, seconds: float) -> None:
+    def count_response(self, status: int, seconds: float) -> None:
         """Count a complete response with this status, and the time since the request."""
         slots, latency_ns = self.slots, int(seconds * 1e9)
         slots[tally.LATENCY_NS] += latency_ns
@@ -40,16 +40,16 @@ class Traffic:
         if 100 <= status < 600:
             slots[tally.STATUS + status // 100] += 1
 
-    def failed(self, error: str) -> None:
+    def count_failure(self, error: str) -> None:
         """Count a request without a complete response; `error` is one of ERRORS."""
         self.slots[tally.BROKEN] += 1
         self.errors[error] = self.errors.get(error, 0) + 1
 
-    def disconnected(self) -> None:
+    def count_disconnect(self) -> None:
         """Count a request without a complete response because the client left."""
         self.slots[tally.DISCONNECTED] += 1
 
-    def not_counted(self) -> None:
+    def undo_start(self) -> None:
         """Undo the count of a request that was not sent after all, or was passed to a worker, which counts it."""
         self.slots[tally.STARTED] -= 1
 
@@ -83,12 +83,12 @@ class Counts:
         self._former = [0] * tally.COUNTED  # sums for routes that are no longer configured
         self._former_refused = 0
 
-    def refused(self, code: str, alias: str = "", times: int = 1) -> None:
+    def count_refusal(self, code: str, alias: str = "", times: int = 1) -> None:
         """Count a refused request by its status and, if known, its route; TLS stands for a refused handshake."""
         if alias:
             traffic = self.route(alias)
-            traffic.began()
-            traffic.failed(REFUSED)
+            traffic.count_start()
+            traffic.count_failure(REFUSED)
         else:
             self._refused[code] = self._refused.get(code, 0) + times
 

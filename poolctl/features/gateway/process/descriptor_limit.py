@@ -42,7 +42,7 @@ class DescriptorLimit:
         self.least_sessions = max(1, self.limit // _LEAST_SESSIONS_PART)
         self.of_handshakes = max(_LEAST_HANDSHAKES, min(_MOST_HANDSHAKES, self.limit // _HANDSHAKES_PART))
 
-    def few(self) -> bool:
+    def is_low(self) -> bool:
         """Whether only reserved descriptors are left."""
         return lowest_free() >= self.mark
 
@@ -80,29 +80,29 @@ class StreamShare:
 
     # TCP.
 
-    def may_accept(self, settle: Callable[[], None]) -> bool:
-        """Whether there is room for a connection. If not, `settle` is called when there is."""
+    def may_accept(self, resume: Callable[[], None]) -> bool:
+        """Whether there is room for a connection. If not, `resume` is called when there is."""
         if self.used + _OF_STREAM <= self._descriptors.of_streams:
             return True
-        self._waiting.add(settle)
+        self._waiting.add(resume)
         return False
 
-    def connected(self) -> None:
+    def add_connection(self) -> None:
         """Count a connection that was accepted."""
         self._connections += 1
 
-    def disconnected(self) -> None:
+    def remove_connection(self) -> None:
         """Count a closed connection."""
         self._connections -= 1
-        self._settle()
+        self._resume_waiting()
 
     # UDP.
 
-    def add(self, stream: UdpSessions) -> None:
+    def add_stream(self, stream: UdpSessions) -> None:
         """Count the sessions of the stream."""
         self._udp.add(stream)
 
-    def remove(self, stream: UdpSessions) -> None:
+    def remove_stream(self, stream: UdpSessions) -> None:
         """Remove the stream, which has no descriptors left."""
         self._udp.discard(stream)
 
@@ -114,16 +114,16 @@ class StreamShare:
         ):
             max(self._udp, key=len).evict()
 
-    def began(self) -> None:
+    def add_session(self) -> None:
         """Count a session that has begun."""
         self._sessions += 1
 
-    def ended(self) -> None:
+    def remove_session(self) -> None:
         """Count an ended session."""
         self._sessions -= 1
-        self._settle()
+        self._resume_waiting()
 
-    def _settle(self) -> None:
+    def _resume_waiting(self) -> None:
         while self._waiting and self.used + _OF_STREAM <= self._descriptors.of_streams:
             self._waiting.pop()()
 

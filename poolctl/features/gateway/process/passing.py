@@ -164,12 +164,12 @@ class Passing:
         self, sock: socket.socket, status: int, retry_after_seconds: int = 0, *, route: str = ""
     ) -> None:
         """Refuse a request that no backend can take, and close its connection. `route` is the alias, if known."""
-        self._counts.refused(str(status), route)
+        self._counts.count_refusal(str(status), route)
         self.waiting.refuse(sock, whole_response(status, retry_after_seconds=retry_after_seconds))
 
     def refuse_tls(self, sock: socket.socket, *, unknown_name: bool = False, route: str = "") -> None:
         """Refuse a handshake."""
-        self._counts.refused(TLS, route)
+        self._counts.count_refusal(TLS, route)
         self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
 
     def follow(self, table: RouteTable) -> None:

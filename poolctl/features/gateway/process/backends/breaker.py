@@ -75,7 +75,7 @@ class Breaker:
         left = math.ceil(self._open_until - now)
         return f"breaker open: {self.why}, {f'{left} s left' if left > 0 else 'the next request tries it'}"
 
-    def succeeded(self, now: float, period: int) -> None:
+    def record_success(self, now: float, period: int) -> None:
         """Record a success."""
         if period != self.period:
             return
@@ -90,7 +90,7 @@ class Breaker:
         if self._passed >= self.rule.probes:
             self.close("it answers again")
 
-    def failed(self, now: float, period: int, *, answered: bool) -> None:
+    def record_failure(self, now: float, period: int, *, answered: bool) -> None:
         """Record a failure: no answer, or with `answered` an error response."""
         if period != self.period:
             return
@@ -113,7 +113,7 @@ class Breaker:
         elif (why := self._too_many(self._consecutive, sum(self._failed))) and self._is_dispensable():
             self._open(now, why, by_answers=True)
 
-    def abandoned(self, period: int) -> None:
+    def record_no_result(self, period: int) -> None:
         """Record the end of a request that says nothing about the backend."""
         if period == self.period and not self.is_closed:
             self._probes -= 1

@@ -513,7 +513,7 @@ class Lease:
         self._member.backend.answered = True
         if breaker.is_closed:
             return
-        breaker.succeeded(route.now(), self._period)
+        breaker.record_success(route.now(), self._period)
         self._period = breaker.period if breaker.is_closed else -1
         if self._member.backend.queued:
             route.admit_queued(self._member.backend)
@@ -533,25 +533,25 @@ class Lease:
         backend.in_flight -= 1
         breaker, traffic = member.breaker, backend.counts
         if outcome is ANSWERED:
-            traffic.answered(status, seconds)
+            traffic.count_response(status, seconds)
         elif outcome is FAILED:
-            traffic.failed(error)
+            traffic.count_failure(error)
         elif outcome is CANCELLED:
-            traffic.disconnected()
+            traffic.count_disconnect()
         else:
-            traffic.not_counted()
+            traffic.undo_start()
             if outcome is PASSED:
                 route.passed(backend)
             elif self._shared is not None:
                 self._shared.requests.undo(of_canary=self.backend is self._shared)
         if self._period >= 0:
             if is_failure(outcome, status, breaker.rule):
-                breaker.failed(route.now(), self._period, answered=outcome is ANSWERED)
+                breaker.record_failure(route.now(), self._period, answered=outcome is ANSWERED)
             elif outcome is ANSWERED:
                 backend.answered = True
-                breaker.succeeded(route.now(), self._period)
+                breaker.record_success(route.now(), self._period)
             else:
-                breaker.abandoned(self._period)
+                breaker.record_no_result(self._period)
         if member.limiter is not None:
             member.limiter.leave()
         route.left(backend)
@@ -819,7 +819,7 @@ class RouteBackends:
             limiter.enter(now)
         self.in_flight += 1
         backend.in_flight += 1
-        backend.counts.began()
+        backend.counts.count_start()
         if backend.canary is not None and not tried and breaker.is_closed:
             return self._shared(backend.canary, member, period, cookie)
         return Lease(self, member, period, self._new_cookie(member.cookie, cookie), backend)

@@ -249,7 +249,7 @@ class Exchange:
         self._kept = body
         self._received = len(body)
         self.complete = complete
-        self._counts.began()
+        self._counts.count_start()
         response = answer_of_route(self._route, self._request, self._client)
         if response is not None:
             self._answer(response)
@@ -565,11 +565,11 @@ class Exchange:
         self._counts.bytes_in += self._received
         self._counts.bytes_out += self._sent
         if error:
-            self._counts.failed(error)
+            self._counts.count_failure(error)
         elif outcome is ANSWERED:
-            self._counts.answered(self._status, now - self._started)
+            self._counts.count_response(self._status, now - self._started)
         else:
-            self._counts.disconnected()
+            self._counts.count_disconnect()
         if self._log_entry is not None:
             self._log_entry.write(self._status or CLIENT_LEFT, now - self._started)
 
@@ -730,7 +730,7 @@ class ClientConnection(asyncio.Protocol):
         except BadMessage as error:
             if self._request is not None:
                 self._buffer = data[self._request.end :]
-            edge.counts.refused(str(error.status), found_route.route.alias if found_route else "")
+            edge.counts.count_refusal(str(error.status), found_route.route.alias if found_route else "")
             if self._request is not None and edge.access_log is not None:
                 sender = self._forwarding.sender_of(self._request)
                 entry = AccessLogEntry(edge.access_log, self._request, sender, self.http_version)
@@ -977,7 +977,7 @@ class ClientConnection(asyncio.Protocol):
     def _head_expired(self) -> None:
         if self._buffer:
             self._keep = False
-            self._edge.counts.refused("408")
+            self._edge.counts.count_refusal("408")
             self.refuse(408)
         else:
             self._end()

@@ -87,7 +87,7 @@ async def _serve(
     except (OSError, asyncio.CancelledError):  # ssl.SSLError is one; so is a handshake that takes too long
         sock.close()
         if context is not None:
-            edge.counts.refused(TLS)
+            edge.counts.count_refusal(TLS)
     finally:
         edge.pool.arriving -= 1
 

@@ -179,7 +179,7 @@ class TcpStream:
         self.bytes_in += connection.bytes_in
         self.bytes_out += connection.bytes_out
         self.open.remove(connection)
-        self.edge.stream_share.disconnected()
+        self.edge.stream_share.remove_connection()
         self.settle()
 
     def hold_off(self, error: OSError) -> None:
@@ -213,7 +213,7 @@ class TcpStream:
             if not self.edge.stream_share.may_accept(self.settle):  # connections of other streams count, too
                 self.settle()
                 return
-            if self.edge.descriptors.few():
+            if self.edge.descriptors.is_low():
                 if number == 0 and not self.edge.evict():
                     self.hold_off(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
                 return
@@ -229,7 +229,7 @@ class TcpStream:
                 return
             client.setblocking(False)
             self.accepted += 1
-            self.edge.stream_share.connected()
+            self.edge.stream_share.add_connection()
             host = address[0] if address else ""
             connection = _StreamedConnection(self, client, host)
             self.open.add(connection, connection)

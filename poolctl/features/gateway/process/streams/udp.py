@@ -42,7 +42,7 @@ class UdpStream:
         )
         self.opened = self.evicted = self.failed = self.dropped = 0
         self.datagrams_in = self.datagrams_out = self.bytes_in = self.bytes_out = 0
-        edge.stream_share.add(self)
+        edge.stream_share.add_stream(self)
         self._listeners = [_DatagramSocket(self, each) for each in listeners]
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class UdpStream:
         for session in self.sessions:
             session.close()
         self.addresses.close()
-        self.edge.stream_share.remove(self)
+        self.edge.stream_share.remove_stream(self)
 
     def snapshot(self) -> Table:
         """The counts for reports: sessions since the start, open sessions, datagrams from and to clients."""
@@ -229,7 +229,7 @@ class _Session:
         stream = listener.stream
         self._began = stream.edge.now()
         stream.sessions.add(key, self)
-        stream.edge.stream_share.began()
+        stream.edge.stream_share.add_session()
         stream.edge.loop.add_reader(sock.fileno(), self._read)
 
     def is_over(self) -> bool:
@@ -290,7 +290,7 @@ class _Session:
         stream.edge.loop.remove_reader(self._sock.fileno())
         self._sock.close()
         stream.sessions.remove(self.key)
-        stream.edge.stream_share.ended()
+        stream.edge.stream_share.remove_session()
         self.lease.release(outcome, stream.edge.now() - self._began, 0, error)
 
 
