@@ -316,7 +316,7 @@ class HaproxyStatistics:
         backends.set_in_flight(in_flight)
         for name, section in known.items():
             found = down[name], answered[name]
-            backends.follow_program(HAPROXY.label, section.alias, *found, is_stream=section.is_stream)
+            backends.set_program_verdicts(HAPROXY.label, section.alias, *found, is_stream=section.is_stream)
 
     def _add_to(self, traffic: Traffic, row: Table) -> None:
         traffic.slots[tally.STARTED] += self._increase_of(row, "stot")

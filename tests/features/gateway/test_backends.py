@@ -113,15 +113,15 @@ def test_report_of_a_host_shows_its_connections_and_routes(stage: Stage) -> None
 
 
 def test_url_whose_probe_fails_gets_no_request_until_it_answers(stage: Stage) -> None:
-    stage.backends.probed(ProbeState(host=URLS[0], why="GET /up: status 503"))
+    stage.backends.record_probe(ProbeState(host=URLS[0], why="GET /up: status 503"))
     route = stage.route(*URLS[:2], policy="first")
     assert taken(route.acquire("1.1.1.1")).backend.key == URLS[1]
     row = stage.row(URLS[0])
     assert (row["available"], row["health"], row["why"]) == (False, "unhealthy", "GET /up: status 503")
-    stage.backends.probed(ProbeState(host=URLS[0], answered=True))
+    stage.backends.record_probe(ProbeState(host=URLS[0], answered=True))
     assert taken(route.acquire("1.1.1.1")).backend.key == URLS[0]
     assert stage.row(URLS[0])["health"] == "healthy", "it has answered, although no request has"
-    stage.backends.probed(ProbeState(host=URLS[0], why="no connection"))
+    stage.backends.record_probe(ProbeState(host=URLS[0], why="no connection"))
     stage.backends.forget_probes()
     assert taken(route.acquire("1.1.1.1")).backend.key == URLS[0]
 
@@ -129,7 +129,7 @@ def test_url_whose_probe_fails_gets_no_request_until_it_answers(stage: Stage) ->
 def test_probe_that_succeeds_again_lets_an_open_breaker_be_tried(stage: Stage) -> None:
     route = stage.route(URLS[0], breaker=BreakerRule(failures=1, open_seconds=1000))
     fail(route)
-    stage.backends.probed(ProbeState(host=URLS[0], why="no connection"))
+    stage.backends.record_probe(ProbeState(host=URLS[0], why="no connection"))
     refused(route.acquire("1.1.1.1"))
-    stage.backends.probed(ProbeState(host=URLS[0], answered=True))
+    stage.backends.record_probe(ProbeState(host=URLS[0], answered=True))
     taken(route.acquire("1.1.1.1"))

@@ -563,7 +563,7 @@ def test_route_to_a_machine_that_a_request_would_start_is_napping(
 ) -> None:
     wiki = Route(alias="wiki", to=(Target(url="http://wiki:80"),))
     stage = stage_of(stages, wiki)
-    stage.backends.rank("http://wiki:80", rank, None)
+    stage.backends.set_rank("http://wiki:80", rank, None)
     assert stage.report(wiki).state == state
     assert stage.health(wiki).latency_seconds == 0.5
 

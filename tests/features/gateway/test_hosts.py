@@ -36,7 +36,7 @@ def test_disabled_host_comes_back_by_itself_after_its_time(clock: ManualClock) -
     record = hosts.disable("a")
     assert (record.since, record.until) == (clock.time(), clock.time() + 30)
     assert (hosts.state("a"), hosts.remaining_seconds("a"), hosts.due) == (DISABLED, 30.0, 80.0)
-    assert (hosts.active_again("a"), hosts.active_again("b")) == (80.0, 0.0)
+    assert (hosts.reactivation_time("a"), hosts.reactivation_time("b")) == (80.0, 0.0)
     clock.advance(29.9)
     assert hosts.state("a") is DISABLED
     clock.advance(0.1)

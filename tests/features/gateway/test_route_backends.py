@@ -353,7 +353,7 @@ def test_lasting_connection_proves_its_backend_at_its_beginning(stage: Stage) ->
     stage.clock.advance(10)
     lease = taken(backends.acquire("1.1.1.1"))
     refused(backends.acquire("1.1.1.1"))
-    lease.connected()
+    lease.record_accepted()
     taken(backends.acquire("1.1.1.1"))
     lease.release(RequestOutcome.FAILED)
     refused(backends.acquire("1.1.1.1"))
@@ -370,7 +370,7 @@ def test_passed_connections_count_for_least_connections_until_their_number_is_re
     assert ([each.load for each in backends.members], len(passed)) == ([2, 2], 4)
     assert stage.row("a")["requests"] == 0
     assert stage.backends.by_load == ["a", "b"]
-    stage.backends.hold({"a": 9, "b": 0, "gone": 5})
+    stage.backends.set_worker_connections({"a": 9, "b": 0, "gone": 5})
     assert taken(backends.acquire("1.1.1.1")).backend.key == "b"
     assert stage.backends.by_load == ["a"]
 
@@ -390,7 +390,7 @@ def test_backend_for_a_passed_connection_is_chosen_by_the_policy_and_holds_nothi
     for _ in range(4):
         chosen = backends.choose("1.1.1.1")
         assert isinstance(chosen, Backend)
-        backends.passed(chosen)
+        backends.count_passed(chosen)
     assert [each.load for each in backends.members] == [2, 2]
     assert (backends.in_flight, stage.row("a")["requests"]) == (0, 0)
     stage.hosts.disable("a", 7)
@@ -968,7 +968,7 @@ def test_canary_that_is_withdrawn_gets_no_further_request_and_another_begins_wit
 
 
 @pytest.mark.parametrize(
-    ("state", "meant"),
+    ("state", "by_command"),
     [
         ("stopped", True),
         ("disabled", True),
@@ -979,10 +979,12 @@ def test_canary_that_is_withdrawn_gets_no_further_request_and_another_begins_wit
     ],
 )
 def test_verdict_on_a_server_that_does_not_serve_says_whether_a_command_caused_it(
-    stage: Stage, state: str, meant: bool
+    stage: Stage, state: str, by_command: bool
 ) -> None:
     stage.backends.apply([server_route("a")], {"a": facts("a", state)})
-    assert stage.backends.available("a") == BackendVerdict(False, f"the server is {state}", 5.0, meant=meant)
+    assert stage.backends.available("a") == BackendVerdict(
+        False, f"the server is {state}", 5.0, by_command=by_command
+    )
 
 
 def test_verdict_on_a_server_that_runs_and_is_not_ready(stage: Stage) -> None:
@@ -1018,7 +1020,7 @@ def test_verdict_on_a_disabled_host_has_the_end_of_its_time(stage: Stage, second
         seconds or 5.0,
         by_time=seconds > 0,
         until=100.0 + seconds if seconds else 0.0,
-        meant=True,
+        by_command=True,
     )
     assert verdict.remaining_seconds(110.0) == (20.0 if seconds else 5.0)
     assert verdict.remaining_seconds(131.0) == (0.0 if seconds else 5.0)
@@ -1027,8 +1029,10 @@ def test_verdict_on_a_disabled_host_has_the_end_of_its_time(stage: Stage, second
 def test_verdict_on_a_draining_host(stage: Stage) -> None:
     stage.route(URLS[0])
     stage.hosts.drain(URLS[0])
-    assert stage.backends.available(URLS[0]) == BackendVerdict(False, "drained by request", 5.0, meant=True)
-    stage.backends.probed(ProbeState(host=URLS[0], why="no answer"))
+    assert stage.backends.available(URLS[0]) == BackendVerdict(
+        False, "drained by request", 5.0, by_command=True
+    )
+    stage.backends.record_probe(ProbeState(host=URLS[0], why="no answer"))
     assert stage.backends.available(URLS[0]) == BackendVerdict(False, "no answer", 5.0)
 
 
@@ -1037,9 +1041,11 @@ def test_verdict_on_a_server_that_is_kept_asleep_has_the_end_of_that_time(stage:
     route, end = server_route("a"), stage.clock.time() + 7200
     stage.backends.apply([route], {"a": facts("a", "sleeping", asleep_until=end)})
     why = f"kept asleep {until_text(end, stage.clock.time())}"
-    assert stage.backends.available("a") == BackendVerdict(False, why, 86_400.0, until=7300.0, meant=True)
+    assert stage.backends.available("a") == BackendVerdict(
+        False, why, 86_400.0, until=7300.0, by_command=True
+    )
     stage.backends.apply([route], {"a": facts("a", "sleeping", asleep_until=0.0)})
-    assert stage.backends.available("a") == BackendVerdict(False, "kept asleep", 86_400.0, meant=True)
+    assert stage.backends.available("a") == BackendVerdict(False, "kept asleep", 86_400.0, by_command=True)
 
 
 def test_verdict_of_a_host_is_the_best_of_its_routes(stage: Stage) -> None:
@@ -1186,11 +1192,11 @@ def test_beginning_of_a_response_proves_its_backend_unless_its_status_is_a_failu
     fail(route)
     stage.clock.advance(10)
     lease = taken(route.acquire("1.1.1.1"))
-    lease.connected(status)
+    lease.record_accepted(status)
     assert stage.row(URLS[0])["breaker"] == ("closed" if proves else "half-open")
     assert route.healths()[URLS[0]].status == ("healthy" if proves else "unhealthy")
     lease.release(RequestOutcome.CANCELLED)
-    lease.connected(200)
+    lease.record_accepted(200)
     assert stage.row(URLS[0])["breaker"] == ("closed" if proves else "half-open")
 
 
@@ -1199,10 +1205,10 @@ def test_one_of_two_probes_that_has_begun_is_not_counted_again_at_its_end(stage:
     fail(route)
     stage.clock.advance(10)
     first, second = taken(route.acquire("1.1.1.1")), taken(route.acquire("1.1.1.1"))
-    first.connected(200)
+    first.record_accepted(200)
     first.release(RequestOutcome.ANSWERED, 0.1, 200)
     assert stage.row(URLS[0])["breaker"] == "half-open"
-    second.connected(200)
+    second.record_accepted(200)
     assert stage.row(URLS[0])["breaker"] == "closed"
     second.release(RequestOutcome.FAILED)
     assert stage.row(URLS[0])["breaker"] == "open", (
@@ -1391,7 +1397,7 @@ def test_url_without_a_port_gets_no_request(stage: Stage) -> None:
         "tcp://10.0.0.1: 'tcp://10.0.0.1' names no host and port", 5, False, None,
     )  # fmt: skip
     backend = route.members[0].backend
-    backend.rank_as(1, None)
+    backend.set_rank(1, None)
     backend.update(stage.hosts)
     assert (backend.rank, backend.blocked is None) == (0, False)
 
@@ -1423,8 +1429,8 @@ def test_url_is_healthy_once_a_probe_or_a_request_was_answered(stage: Stage) -> 
     route = stage.route(*URLS[:2])
     unknown = RouteHealth(status="unknown", detail="it has not answered yet")
     assert route.healths() == dict.fromkeys(URLS[:2], unknown)
-    stage.backends.probed(ProbeState(host=URLS[0], answered=True))
-    stage.backends.probed(ProbeState(host=URLS[0]))
+    stage.backends.record_probe(ProbeState(host=URLS[0], answered=True))
+    stage.backends.record_probe(ProbeState(host=URLS[0]))
     taken(route.acquire("1.1.1.1", tried=URLS[:1])).release(RequestOutcome.ANSWERED, 0.1, 503)
     assert route.healths() == {URLS[0]: RouteHealth(status="healthy"), URLS[1]: unknown}
     taken(route.acquire("1.1.1.1", tried=URLS[:1])).release(RequestOutcome.ANSWERED, 0.1, 200)

@@ -264,7 +264,7 @@ class ArrivingConnection(WaitingConnection):
             server, self.sock, route.alias, generation, hops, received, tls=tls, trusted=trusted
         )
         if sent:
-            backends.passed(backend)
+            backends.count_passed(backend)
         else:
             backend.counts.count_start()
             backend.counts.count_disconnect()

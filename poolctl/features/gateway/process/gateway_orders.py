@@ -134,7 +134,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             self._restoring = False
 
     def _probed(self, message: wire.Message, fds: list[int]) -> None:
-        self.backends.probed(from_json(ProbeState, message["state"]))
+        self.backends.record_probe(from_json(ProbeState, message["state"]))
 
     def _host(self, message: wire.Message, fds: list[int]) -> None:
         """Disable, enable or drain the named hosts; if one of them is unknown, none is changed."""

@@ -292,7 +292,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self.edge.machine(message["state"])
 
     def _loads(self, message: wire.Message, fds: list[int]) -> None:
-        self.edge.backends.hold(message["connections"])
+        self.edge.backends.set_worker_connections(message["connections"])
 
     def _wake(self, server: str) -> None:
         if server not in self._waking:

@@ -106,7 +106,7 @@ class Machines:
         if state.state not in (MachineState.RUNNING, MachineState.UNKNOWN):
             # Open connections lead nowhere, and a request on them would wait for long.
             self._edge.pool.close_idle_to(Endpoint.of_url(state.host))
-        self._edge.backends.rank(state.host, _RANKS.get(state.state, READY), blocked)
+        self._edge.backends.set_rank(state.host, _RANKS.get(state.state, READY), blocked)
 
     async def connect(self, backend: Backend, connect_seconds: float) -> BackendConnection:
         """A new connection to the backend, after its machine has been started if necessary.

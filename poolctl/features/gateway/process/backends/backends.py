@@ -112,20 +112,22 @@ class Backends:
     def by_load(self) -> list[str]:
         """The servers whose routes balance by load, and whose passed connections may have ended."""
         routes = [found for _, found in self._routes.values() if found.by_load]
-        return sorted({each.key for route in routes for each in route.members if each.backend.held})
+        return sorted(
+            {each.key for route in routes for each in route.members if each.backend.worker_connections}
+        )
 
-    def hold(self, connections: Mapping[str, int]) -> None:
+    def set_worker_connections(self, connections: Mapping[str, int]) -> None:
         """Set the current number of connections of each server's workers."""
         for server, count in connections.items():
             if server in self._backends:
-                self._backends[server].held = count
+                self._backends[server].worker_connections = count
 
     def set_in_flight(self, requests: Mapping[str, int]) -> None:
         """Set the number of requests in flight to each host, as counted by another program; 0 for all other hosts."""
         for backend in self._backends.values():
             backend.in_flight = requests.get(backend.key, 0)
 
-    def follow_program(
+    def set_program_verdicts(
         self,
         label: str,
         alias: str,
@@ -147,7 +149,7 @@ class Backends:
                 else:
                     member.breaker.close(f"{label} reaches it again")
 
-    def probed(self, state: ProbeState) -> None:
+    def record_probe(self, state: ProbeState) -> None:
         """Record the result of a probe of a URL. While the probe fails, the backend gets no requests."""
         self._probes[state.host] = state
         backend = self._backends.get(state.host)
@@ -162,10 +164,10 @@ class Backends:
     def forget_probes(self) -> None:
         """Forget all results of probes."""
         for url in [*self._probes]:
-            self.probed(ProbeState(host=url))
+            self.record_probe(ProbeState(host=url))
         self._probes.clear()
 
-    def rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
+    def set_rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
         """Set the preference rank of the URL's backend; `blocked`: it gets no requests."""
         self._ranks[url] = rank, blocked
         backend = self._backends.get(url)
@@ -238,9 +240,9 @@ class Backends:
             backend.report(self._servers.get(backend.key), self.now(), self.hosts.wall())
         else:
             if self._ranks:
-                backend.rank_as(*self._ranks.get(backend.key, (READY, None)))
+                backend.set_rank(*self._ranks.get(backend.key, (READY, None)))
             if (state := self._probes.get(backend.key)) is not None:
-                backend.probed(state)
+                backend.record_probe(state)
         backend.update(self.hosts)
 
     def _host_changed(self, host: str, state: HostState, why: str) -> None:
@@ -250,14 +252,14 @@ class Backends:
             if state is HostState.ACTIVE:
                 backend.probe_now(self.now())
             for route in backend.members:
-                route.keep_one()
+                route.close_breakers_if_none_serves()
             for route in [*backend.queued]:
                 route.admit()
 
     def _breaker_changed(self, host: str, state: BreakerState, why: str) -> None:
         if state is BreakerState.OPEN and (backend := self._backends.get(host)) is not None:
             for route in backend.members:
-                route.keep_one()
+                route.close_breakers_if_none_serves()
         if self._event is not None and state is not BreakerState.HALF_OPEN:
             self._event(f"breaker {'opened' if state is BreakerState.OPEN else 'closed'}", host=host, why=why)
 

@@ -102,7 +102,7 @@ class HostManager:
         until = self._until.get(host)
         return 0.0 if until is None else max(0.0, until - self._now())
 
-    def active_again(self, host: str) -> float:
+    def reactivation_time(self, host: str) -> float:
         """When the host becomes active again, on the monotonic clock; 0 if it is active, or will not be by itself."""
         return self._until.get(host, 0.0)
 

@@ -132,7 +132,7 @@ class BackendVerdict(NamedTuple):
     """Whether a host gets requests now, and if not, why.
 
     `may_wait`: room will become free; `by_time`: after `retry_after_seconds`, without any other event. `until` is
-    when that time ends, on the clock of requests. `meant`: a command has caused this.
+    when that time ends, on the clock of requests. `by_command`: a command has caused this.
     """
 
     ok: bool
@@ -141,7 +141,7 @@ class BackendVerdict(NamedTuple):
     may_wait: bool = False
     by_time: bool = False
     until: float = 0.0
-    meant: bool = False
+    by_command: bool = False
 
     def remaining_seconds(self, now: float) -> float:
         """The seconds to wait before another attempt makes sense."""
@@ -155,8 +155,8 @@ class Backend:
     """A host of one or several routes: a server of the pool, or a URL.
 
     `in_flight` counts the gateway's requests to it and connections of streams; `open_connections` counts the proxy's
-    connections, and is maintained by the proxy. `held` counts connections that its workers serve directly, as last
-    reported, plus those passed since; only for routes that balance by load.
+    connections, and is maintained by the proxy. `worker_connections` counts connections that its workers serve
+    directly, as last reported, plus those passed since; only for routes that balance by load.
     """
 
     def __init__(self, key: str, counts: Traffic, is_server: bool) -> None:
@@ -167,7 +167,7 @@ class Backend:
         self.context_key = ""  # see ServerFacts
         self.canary: CanaryBackend | None = None
         self.endpoint = Endpoint("none")
-        self.in_flight = self.open_connections = self.held = 0
+        self.in_flight = self.open_connections = self.worker_connections = 0
         self.answered = False  # a request, or a probe, at least once
         self.rank = READY
         # Why no route may use it, apart from breakers and limits; None in the usual case. Kept by `update`.
@@ -193,7 +193,7 @@ class Backend:
     @property
     def load(self) -> int:
         """The load of the backend: requests of the gateway, and connections of its workers."""
-        return self.in_flight + self.held
+        return self.in_flight + self.worker_connections
 
     @property
     def breaker_state(self) -> BreakerState | None:
@@ -249,7 +249,7 @@ class Backend:
             end = facts.asleep_until or None
             why = f"kept asleep {until_text(end, wall_now)}".rstrip()
             until = 0.0 if end is None else now + end - wall_now
-            self._facts_verdict = BackendVerdict(False, why, KEPT_RETRY_SECONDS, until=until, meant=True)
+            self._facts_verdict = BackendVerdict(False, why, KEPT_RETRY_SECONDS, until=until, by_command=True)
         elif facts.state in _WAITING:
             self.rank = _WAITING[facts.state]
         else:
@@ -257,7 +257,7 @@ class Backend:
                 "the server is not ready" if facts.state == State.RUNNING else f"the server is {facts.state}"
             )
             self._facts_verdict = BackendVerdict(
-                False, why, DOWN_RETRY_SECONDS, meant=facts.state in _ORDERED_STATES
+                False, why, DOWN_RETRY_SECONDS, by_command=facts.state in _ORDERED_STATES
             )
         for limiter in self._limiters.values():
             limiter.share = self.share
@@ -273,12 +273,12 @@ class Backend:
         """The backend's name for other programs; a canary has its server's name."""
         return self.key
 
-    def rank_as(self, rank: int, blocked: BackendVerdict | None) -> None:
+    def set_rank(self, rank: int, blocked: BackendVerdict | None) -> None:
         """Set the rank of the URL, derived from the machine behind it; `blocked`: why no request may be sent there."""
         if self.endpoint.kind != "none":
             self.rank, self._facts_verdict = rank, blocked
 
-    def probed(self, state: ProbeState) -> None:
+    def record_probe(self, state: ProbeState) -> None:
         """Record the result of the probe of a URL."""
         self.answered |= state.answered
         self._probe_verdict = BackendVerdict(False, state.why, DOWN_RETRY_SECONDS) if state.why else None
@@ -289,12 +289,17 @@ class Backend:
         known = self._facts_verdict or self._probe_verdict
         self.draining = record.state == HostState.DRAINING and known is None
         if record.state == HostState.DISABLED:
-            seconds, until = hosts.remaining_seconds(self.key), hosts.active_again(self.key)
+            seconds, until = hosts.remaining_seconds(self.key), hosts.reactivation_time(self.key)
             self.blocked = BackendVerdict(
-                False, record.why, seconds or DOWN_RETRY_SECONDS, by_time=seconds > 0, until=until, meant=True
+                False,
+                record.why,
+                seconds or DOWN_RETRY_SECONDS,
+                by_time=seconds > 0,
+                until=until,
+                by_command=True,
             )
         elif self.draining:
-            self.blocked = BackendVerdict(False, record.why, DOWN_RETRY_SECONDS, meant=True)
+            self.blocked = BackendVerdict(False, record.why, DOWN_RETRY_SECONDS, by_command=True)
         else:
             self.blocked = known
 
@@ -427,7 +432,7 @@ class Member:
         backend = self.backend
         if (blocked := backend.blocked) is not None:
             failed = backend.facts is not None and backend.facts.state == State.FAILED
-            status = UNKNOWN if blocked.meant else ERROR if failed else UNHEALTHY
+            status = UNKNOWN if blocked.by_command else ERROR if failed else UNHEALTHY
             return RouteHealth(status=status, detail=blocked.why)
         if not (passing or self.breaker.is_closed):
             return RouteHealth(status=UNHEALTHY, detail=self.breaker.describe(now))
@@ -502,7 +507,7 @@ class Lease:
         self.backend = backend
         self.cookie = cookie
 
-    def connected(self, status: int = 0) -> None:
+    def record_accepted(self, status: int = 0) -> None:
         """Record that the backend has accepted a long-lived request: a breaker's probe succeeds even before its end.
 
         `status` is the status of the response that begins.
@@ -541,7 +546,7 @@ class Lease:
         else:
             traffic.undo_start()
             if outcome is PASSED:
-                route.passed(backend)
+                route.count_passed(backend)
             elif self._shared is not None:
                 self._shared.requests.undo(of_canary=self.backend is self._shared)
         if self._period >= 0:
@@ -554,7 +559,7 @@ class Lease:
                 breaker.record_no_result(self._period)
         if member.limiter is not None:
             member.limiter.leave()
-        route.left(backend)
+        route.count_end(backend)
 
 
 @dataclass(slots=True, eq=False)
@@ -630,7 +635,7 @@ class RouteBackends:
 
     def refresh(self) -> None:
         """Update after a change of the backends' health, state or number."""
-        self.keep_one()
+        self.close_breakers_if_none_serves()
         if self._limiter is not None and self.members:
             self._limiter.share = sum(each.backend.share for each in self.members) / len(self.members)
         if self._queue:
@@ -645,7 +650,7 @@ class RouteBackends:
         most = max((each.breaker.rule.max_open for each in self.members), default=0.0) * len(self.members)
         return left_alone <= most + _ROUNDING and any(each.serves for each in others)
 
-    def keep_one(self) -> None:
+    def close_breakers_if_none_serves(self) -> None:
         """If no backend serves any longer, close the breakers that were opened by error responses."""
         if any(each.serves for each in self.members):
             return
@@ -747,13 +752,13 @@ class RouteBackends:
                 backend.queued[route] = None
                 route.admit()
 
-    def passed(self, backend: Backend) -> None:
+    def count_passed(self, backend: Backend) -> None:
         """Count a connection that was handed over to the backend's workers."""
         if self.by_load:
-            backend.held += 1
+            backend.worker_connections += 1
             self._on_passed()
 
-    def left(self, backend: Backend) -> None:
+    def count_end(self, backend: Backend) -> None:
         """Count the end of a request to the backend."""
         self.in_flight -= 1
         if self._limiter is not None:

@@ -405,7 +405,7 @@ class Exchange:
         self.begun = self.tunnel = True
         self._status, self._kept, self._sent = 101, None, len(data)
         assert self._lease is not None
-        self._lease.connected()
+        self._lease.record_accepted()
         self._wait(self._route.timeouts.idle)
         self._client_side.switch(response, data)
 
@@ -423,7 +423,7 @@ class Exchange:
         self._kept = None
         if not done:
             self._wait(self._route.timeouts.idle)
-            self._lease.connected(status)
+            self._lease.record_accepted(status)
         self._sent = len(response.first)
         self._respond(response)
 

@@ -405,7 +405,7 @@ class _StreamedConnection:
             self._backend.close()
             self._backend = None
             return
-        self._lease.connected()
+        self._lease.record_accepted()
         self._stream.open.use(self, self)
         if seconds := self._stream.route.timeouts.total:
             self._timer = self._loop.call_later(seconds, self.reset)

@@ -264,7 +264,7 @@ class _Session:
             return
         self._answers += 1
         if self._answers == 1:
-            self.lease.connected()
+            self.lease.record_accepted()
         stream.sessions.use(self.key, self)
         try:
             self._listener.answer(self, size)
