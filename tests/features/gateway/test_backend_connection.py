@@ -420,8 +420,8 @@ def test_idle_connection_that_the_backend_has_closed_is_noticed_if_that_matters(
         exchange.transport.socket = ours
         if closes:
             theirs.close()
-        assert exchange.connection.taken(certain=False)
-        assert exchange.connection.taken(certain=True) is not closes
+        assert exchange.connection.reuse(certain=False)
+        assert exchange.connection.reuse(certain=True) is not closes
         assert exchange.transport.calls == (["abort"] if closes else [])
 
 
@@ -587,22 +587,22 @@ def test_reading_pauses_for_a_client_and_not_after_the_end(exchange: Exchange) -
 
 def test_idle_connection_is_closed_in_its_time_and_leaves_its_list(exchange: Exchange) -> None:
     idle = [exchange.connection]
-    exchange.connection.kept_in(idle, 55.0)
+    exchange.connection.keep_in(idle, 55.0)
     assert exchange.connection.idle_until == 55.0
-    assert exchange.connection.taken(certain=False)
+    assert exchange.connection.reuse(certain=False)
     exchange.loop.pass_time(60.0)
     assert exchange.transport.calls == []
-    exchange.connection.kept_in(idle, 55.0)
+    exchange.connection.keep_in(idle, 55.0)
     exchange.loop.pass_time(55.0)
     assert exchange.transport.calls == ["abort"]
     exchange.lose()
     assert idle == []
-    assert not exchange.connection.taken(certain=False)
+    assert not exchange.connection.reuse(certain=False)
 
 
 def test_connection_of_a_backend_counts_until_it_is_closed(exchange: Exchange) -> None:
     backend: Any = SimpleNamespace(open_connections=3)
-    exchange.connection.belongs_to(backend)
+    exchange.connection.count_for(backend)
     assert backend.open_connections == 4
     exchange.lose()
     assert backend.open_connections == 3

@@ -1503,23 +1503,23 @@ def test_a_long_frame_is_followed() -> None:
 def test_tiny_frames_are_followed_up_to_a_number_a_read_and_then_copied_only() -> None:
     boundary = FrameBoundary()
     followed = b"\x81\x00" * MOST_FRAMES_AT_ONCE
-    assert boundary.passed_on(followed) == followed
+    assert boundary.forward(followed) == followed
     assert boundary.at_boundary
-    assert boundary.passed_on(followed + b"\x81\x00") == followed + b"\x81\x00"
+    assert boundary.forward(followed + b"\x81\x00") == followed + b"\x81\x00"
     assert not boundary.at_boundary
-    assert boundary.passed_on(followed) == followed
+    assert boundary.forward(followed) == followed
     assert boundary.end() == b""  # it would stand within a frame, perhaps
-    assert boundary.passed_on(followed) == followed
+    assert boundary.forward(followed) == followed
 
 
 def test_close_frame_replaces_the_frames_after_the_current_one() -> None:
     boundary, between = FrameBoundary(), FrameBoundary()
-    assert boundary.passed_on(b"\x81\x05he") == b"\x81\x05he"
+    assert boundary.forward(b"\x81\x05he") == b"\x81\x05he"
     assert (boundary.end(), between.end()) == (b"", CLOSE_1012)
-    assert boundary.passed_on(b"l") == b"l"
-    assert boundary.passed_on(b"lo\x81\x02hi") == b"lo" + CLOSE_1012
+    assert boundary.forward(b"l") == b"l"
+    assert boundary.forward(b"lo\x81\x02hi") == b"lo" + CLOSE_1012
     for each in (boundary, between):
-        assert each.passed_on(b"\x81\x02hi") == b""
+        assert each.forward(b"\x81\x02hi") == b""
 
 
 @pytest.mark.parametrize("seconds", [SOON, 1000.0])
@@ -1788,7 +1788,7 @@ def test_idle_connection_that_would_take_the_place_of_another_stays() -> None:
             await answers(stage, client, 1)
         for connection in list(stage.edge.pool.clients):
             assert isinstance(connection, ClientConnection)
-            connection._idle()
+            connection._idle_expired()
         assert (stage.waiting, len(stage.edge.pool.clients)) == (1, 1)
         for client in (first, second):
             await asked(stage, client, OTHER)
@@ -1807,7 +1807,7 @@ def test_idle_connection_that_cannot_wait_outside_stays_in_the_proxy(why: str) -
             await asked(stage, client, OTHER)
             stage.edge.draining = why == "draining"
             with no_descriptors_left() if why == "descriptors" else nullcontext():
-                only_connection(stage)._idle()
+                only_connection(stage)._idle_expired()
             assert (stage.waiting, len(stage.edge.pool.clients)) == (0, 1)
             stage.edge.draining = False
         client.close()
@@ -1823,11 +1823,11 @@ def test_connection_with_unsent_bytes_does_not_leave() -> None:
         connection = only_connection(stage)
         size = 32 * 1024 * 1024  # more than the kernel takes
         connection._transport.write(bytes(size))
-        connection._idle()
+        connection._idle_expired()
         assert len(stage.edge.pool.clients) == 1
         while size:
             size -= len(await stage.edge.loop.sock_recv(client, 1 << 20))
-        connection._idle()
+        connection._idle_expired()
         await until(lambda: stage.waiting)
 
     passing_stage.play(scene)

@@ -151,8 +151,8 @@ def test_clients_are_idle_only_before_their_first_bytes_and_closed_in_that_order
     async def scene(pool: ConnectionPool) -> None:
         first, busy, second = Client(), Client(), Client()
         for client in (first, second):
-            pool.enter(client, idle=True)
-        pool.enter(busy, idle=False)
+            pool.add_client(client, idle=True)
+        pool.add_client(busy, idle=False)
         assert repr(pool) == "<ConnectionPool: 0 idle, 3 clients>"
         assert pool.close_idle_client()
         assert (first.calls, second.calls) == (["close"], [])
@@ -168,7 +168,7 @@ def test_client_with_unread_bytes_is_passed_over_and_becomes_the_last() -> None:
     async def scene(pool: ConnectionPool) -> None:
         unread, idle = Client(closes=False), Client()
         for client in (unread, idle):
-            pool.enter(client, idle=True)
+            pool.add_client(client, idle=True)
         assert pool.close_idle_client()
         assert [*pool.idle_clients] == [unread]
         assert not pool.close_idle_client()
@@ -179,17 +179,17 @@ def test_client_with_unread_bytes_is_passed_over_and_becomes_the_last() -> None:
 
 def test_end_of_the_last_client_is_waited_for_within_a_time() -> None:
     async def scene(pool: ConnectionPool) -> None:
-        assert await pool.empty(0.0)
+        assert await pool.wait_until_empty(0.0)
         clients = [Client(), Client()]
         for client in clients:
-            pool.enter(client, idle=False)
-        assert not await pool.empty(0.001)
-        waiting = asyncio.ensure_future(pool.empty(DEADLINE))
+            pool.add_client(client, idle=False)
+        assert not await pool.wait_until_empty(0.001)
+        waiting = asyncio.ensure_future(pool.wait_until_empty(DEADLINE))
         await asyncio.sleep(0)
-        pool.forget_client(clients[0])
+        pool.remove_client(clients[0])
         assert not waiting.done()
-        pool.forget_client(clients[1])
-        pool.forget_client(clients[1])
+        pool.remove_client(clients[1])
+        pool.remove_client(clients[1])
         assert await waiting
 
     with_pool(scene)
@@ -198,7 +198,7 @@ def test_end_of_the_last_client_is_waited_for_within_a_time() -> None:
 def test_close_ends_clients_and_tasks() -> None:
     async def scene(pool: ConnectionPool) -> None:
         client = Client()
-        pool.enter(client, idle=False)
+        pool.add_client(client, idle=False)
         task = pool.start(asyncio.sleep(1000))
         done = pool.start(asyncio.sleep(0))
         await done

@@ -118,7 +118,7 @@ def test_client_that_leaves_the_proxy_closes_no_other() -> None:
         clients = [await idle_client(stage) for _ in range(2)]
         stage.edge.descriptors.mark = 0
         oldest: Any = next(iter(stage.edge.pool.idle_clients))
-        assert oldest._leave(b"", 60.0)
+        assert oldest._hand_over(b"", 60.0)
         await until(lambda: stage.waiting)
         for client in clients:
             assert await ask(stage, client)
@@ -432,7 +432,7 @@ def test_snapshot_has_the_present_numbers() -> None:
     def scene(edge: Edge, _: object) -> None:
         found = edge.snapshot()
         assert (found["connections"], found["waiting"], found["hosts"], found["queues"]) == (0, 0, [], {})
-        edge.pool.enter(Client(), idle=False)
+        edge.pool.add_client(Client(), idle=False)
         assert edge.snapshot()["connections"] == 1
 
     with_edge(scene)

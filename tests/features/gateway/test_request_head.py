@@ -19,8 +19,8 @@ from poolctl.features.gateway.process.counts import Traffic
 from poolctl.features.gateway.process.proxy.request_head import (
     Forwarding,
     RoutedRequest,
+    context_lines,
     read_request,
-    reported,
     response_fields,
     route_request,
 )
@@ -629,7 +629,7 @@ def test_fields_of_a_response_have_lines_and_an_expression_for_what_they_replace
 )
 def test_backend_is_informed_of_the_route_and_its_own_url(url: str, whole: str) -> None:
     route = Route(alias="r", host="h", path="/p", provider="file", to=(Target(url=url),))
-    assert reported(route, Backend(url, Traffic(), is_server=False)) == (
+    assert context_lines(route, Backend(url, Traffic(), is_server=False)) == (
         b"x-poolctl-route: r\r\nx-poolctl-route-host: h\r\nx-poolctl-route-path: /p\r\n"
         b"x-poolctl-route-provider: file\r\nx-poolctl-upstream: r\r\nx-poolctl-upstream-url: "
         + whole.encode()
@@ -640,4 +640,4 @@ def test_backend_is_informed_of_the_route_and_its_own_url(url: str, whole: str) 
 def test_server_is_informed_of_its_own_name() -> None:
     backend = Backend("web", Traffic(), is_server=True)
     backend.endpoint = Endpoint.of_url("unix:/run/web")
-    assert b"x-poolctl-upstream: web\r\n" in reported(Route(alias="r"), backend)
+    assert b"x-poolctl-upstream: web\r\n" in context_lines(Route(alias="r"), backend)

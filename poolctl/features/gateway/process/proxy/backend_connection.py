@@ -141,7 +141,7 @@ class BackendConnection(asyncio.Protocol):
 
     # Methods for the pool.
 
-    def kept_in(self, idle: list[BackendConnection], seconds: float) -> None:
+    def keep_in(self, idle: list[BackendConnection], seconds: float) -> None:
         """Keep the connection in this list of idle ones, and close it after `seconds`."""
         self._idle_in = idle
         self._timer.start(seconds, self.close)
@@ -151,7 +151,7 @@ class BackendConnection(asyncio.Protocol):
         """When the idle connection is closed unless it is used before."""
         return self._timer.deadline
 
-    def taken(self, *, certain: bool) -> bool:
+    def reuse(self, *, certain: bool) -> bool:
         """Take the connection out of its list; returns whether it is usable.
 
         `certain`: also ask the kernel whether it was closed.
@@ -170,7 +170,7 @@ class BackendConnection(asyncio.Protocol):
 
     # Methods for the exchange.
 
-    def belongs_to(self, backend: Backend) -> None:
+    def count_for(self, backend: Backend) -> None:
         """Count this connection among the backend's open connections until it is closed."""
         self._backend = backend
         backend.open_connections += 1

@@ -43,8 +43,8 @@ from .own_answers import answer_of_route, own_answer, report_arrival
 from .request_head import (
     Forwarding,
     RoutedRequest,
+    context_lines,
     read_request,
-    reported,
     response_fields,
     route_request,
 )
@@ -142,7 +142,7 @@ class FrameBoundary:
         """Whether the last frame is complete and the next has not begun."""
         return not (self._left or self._header or self.lost)
 
-    def passed_on(self, data: Buffer) -> Buffer:
+    def forward(self, data: Buffer) -> Buffer:
         """The bytes to send to the client in place of these bytes."""
         if not self.ending:
             self.feed(data)
@@ -277,7 +277,7 @@ class Exchange:
         if connection is not None:
             connection.send(data)
             timeouts = self._route.timeouts
-            self._wait(timeouts.idle if self.begun or not complete else timeouts.head)
+            self._set_time_limit(timeouts.idle if self.begun or not complete else timeouts.head)
         elif self._kept is not None and len(self._kept) > MOST_KEPT_BYTES:
             self._client_side.set_accepts_body(False)
 
@@ -297,7 +297,7 @@ class Exchange:
         if self._connection is not None and self.begun:
             if writable:
                 self._connection.resume_reading()
-                self._wait(self._route.timeouts.idle)
+                self._set_time_limit(self._route.timeouts.idle)
             else:
                 self._connection.pause_reading()
 
@@ -311,7 +311,7 @@ class Exchange:
         lease = self._backends.acquire(self._client, self._cookie, self._tried)
         if isinstance(lease, NoBackend):
             if lease.may_wait:
-                self._wait(0)
+                self._set_time_limit(0)
                 self._task = self._edge.pool.start(self._wait_for_place())
             else:
                 self._refused(lease)
@@ -354,7 +354,7 @@ class Exchange:
         if connection is not None:
             self._use(connection)
         else:
-            self._wait(self._edge.connect_seconds(backend, self._route.timeouts.connect))
+            self._set_time_limit(self._edge.connect_seconds(backend, self._route.timeouts.connect))
             self._task = self._edge.pool.start(self._connect())
 
     async def _connect(self) -> None:
@@ -369,7 +369,7 @@ class Exchange:
             self._failed(CONNECT, 502, sent=False)
         else:
             self._task = None
-            connection.belongs_to(self._lease.backend)
+            connection.count_for(self._lease.backend)
             self._use(connection)
 
     def _use(self, connection: BackendConnection) -> None:
@@ -377,12 +377,12 @@ class Exchange:
         assert kept is not None
         self._connection = connection
         timeouts = self._route.timeouts
-        self._wait(timeouts.head if self.complete else timeouts.idle)
+        self._set_time_limit(timeouts.head if self.complete else timeouts.idle)
         head = self._head
         assert self._lease is not None
         backend = self._lease.backend
         if self._route.context_headers:
-            head = head[:-2] + reported(self._route, backend) + b"\r\n"
+            head = head[:-2] + context_lines(self._route, backend) + b"\r\n"
         if backend.context_key:
             head = head[:-2] + context_line(self._route.alias, backend.context_key) + b"\r\n"
         connection.request(
@@ -406,7 +406,7 @@ class Exchange:
         self._status, self._kept, self._sent = 101, None, len(data)
         assert self._lease is not None
         self._lease.record_accepted()
-        self._wait(self._route.timeouts.idle)
+        self._set_time_limit(self._route.timeouts.idle)
         self._client_side.switch(response, data)
 
     def response_begins(self, response: Response, *, done: bool) -> None:
@@ -422,7 +422,7 @@ class Exchange:
         self.begun = True
         self._kept = None
         if not done:
-            self._wait(self._route.timeouts.idle)
+            self._set_time_limit(self._route.timeouts.idle)
             self._lease.record_accepted(status)
         self._sent = len(response.first)
         self._respond(response)
@@ -434,7 +434,7 @@ class Exchange:
         self._client_side.respond(response)
 
     def response_data(self, data: Buffer) -> None:
-        self._wait(self._route.timeouts.idle)
+        self._set_time_limit(self._route.timeouts.idle)
         self._sent += len(data)
         self._client_side.send_data(data)
 
@@ -485,7 +485,7 @@ class Exchange:
             return False
         now = monotonic()
         lease.release(ANSWERED, now - self._assigned_at, self._status)
-        self._leave_connection(keep=False)
+        self._release_connection(keep=False)
         self._tried, self._lease, self._assigned_at = tried, None, now
         self._retries -= 1
         self._assigned(other)
@@ -497,7 +497,7 @@ class Exchange:
         """The backend has failed: try another backend if the request may be sent again, or report it to the client."""
         lease, self._lease = self._lease, None
         assert lease is not None
-        self._leave_connection(keep=False)
+        self._release_connection(keep=False)
         now = monotonic()
         lease.release(FAILED, now - self._assigned_at, 0, error)
         self._assigned_at = now
@@ -555,7 +555,7 @@ class Exchange:
             self._of_client.leave()
             self._of_client = None
         if self._connection is not None:
-            self._leave_connection(keep=outcome is ANSWERED and self.complete)
+            self._release_connection(keep=outcome is ANSWERED and self.complete)
         if self._lease is not None:
             traffic = self._lease.backend.counts
             traffic.bytes_in += self._received
@@ -573,7 +573,7 @@ class Exchange:
         if self._log_entry is not None:
             self._log_entry.write(self._status or CLIENT_LEFT, now - self._started)
 
-    def _leave_connection(self, *, keep: bool) -> None:
+    def _release_connection(self, *, keep: bool) -> None:
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -584,7 +584,7 @@ class Exchange:
         else:
             connection.close(gently=self.tunnel)
 
-    def _wait(self, seconds: float) -> None:
+    def _set_time_limit(self, seconds: float) -> None:
         """Set the time limit for the next step, within the remaining total time."""
         if self._ends:
             left = max(self._ends - monotonic(), 0.001)
@@ -638,7 +638,7 @@ class ClientConnection(asyncio.Protocol):
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
             self._certificate = tls.context
-        self._edge.pool.enter(self, idle=not self._buffer)
+        self._edge.pool.add_client(self, idle=not self._buffer)
         self._timer.start(self._edge.settings.head_seconds, self._head_expired)
         self._advance()
 
@@ -668,7 +668,7 @@ class ClientConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._edge.pool.forget_client(self)
+        self._edge.pool.remove_client(self)
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             exchange.client_left()
@@ -744,7 +744,7 @@ class ClientConnection(asyncio.Protocol):
         if (
             self._passable > MOST_PASSABLE
             and all(map(self._edge.passing.passes, routed.servers))
-            and self._leave(self._buffer, self._edge.settings.head_seconds)
+            and self._hand_over(self._buffer, self._edge.settings.head_seconds)
         ):
             return
         body, data = None, self._buffer[request.end :]
@@ -828,7 +828,7 @@ class ClientConnection(asyncio.Protocol):
 
     def send_data(self, data: Buffer) -> None:
         if self._frames is not None:
-            data = self._frames.passed_on(data)
+            data = self._frames.forward(data)
         self._transport.write(chunk(data) if self._wraps else data)
 
     def finish(self, trailers: bytes) -> None:
@@ -876,7 +876,7 @@ class ClientConnection(asyncio.Protocol):
             edge = self._edge
             seconds = QUIET_SECONDS if edge.draining else edge.settings.keep_alive_seconds
             if seconds > IDLE_SECONDS:
-                self._timer.start(IDLE_SECONDS, self._idle)
+                self._timer.start(IDLE_SECONDS, self._idle_expired)
             else:
                 self._timer.start(seconds, self._end)
             if self._buffer or not self._reading:
@@ -901,12 +901,12 @@ class ClientConnection(asyncio.Protocol):
 
     # Leaving the proxy.
 
-    def _idle(self) -> None:
+    def _idle_expired(self) -> None:
         seconds = max(self._edge.settings.keep_alive_seconds - IDLE_SECONDS, _LEAST_SECONDS)
-        if self._reported is not None or not self._leave(b"", seconds):
+        if self._reported is not None or not self._hand_over(b"", seconds):
             self._timer.start(seconds, self._end)
 
-    def _leave(self, received: bytes, seconds: float) -> bool:
+    def _hand_over(self, received: bytes, seconds: float) -> bool:
         """Hand the connection over to be routed again, with these bytes of its next request; returns False if it stays.
 
         It waits for at most `seconds`. It stays if it uses TLS, has unsent bytes, or there is no room.
@@ -923,7 +923,7 @@ class ClientConnection(asyncio.Protocol):
             sock = _detach(transport)
         except OSError:
             return False
-        edge.pool.forget_client(self)
+        edge.pool.remove_client(self)
         route_again(sock, Routed("", received=received, decided=False), seconds)
         self._timer.stop()
         self._buffer, self._dropped = b"", 0

@@ -66,7 +66,7 @@ class ConnectionPool:
         idle = self._idle.get(endpoint)
         while idle:
             connection = idle.pop()
-            if connection.taken(certain=certain):
+            if connection.reuse(certain=certain):
                 return connection
         return None
 
@@ -91,22 +91,22 @@ class ConnectionPool:
             connection.close()
             return
         idle.append(connection)
-        connection.kept_in(idle, IDLE_SECONDS)
+        connection.keep_in(idle, IDLE_SECONDS)
 
-    def enter(self, client: ProxiedClient, *, idle: bool) -> None:
+    def add_client(self, client: ProxiedClient, *, idle: bool) -> None:
         """Add an open connection of a client; `idle`: nothing was received on it yet."""
         self.clients.add(client)
         if idle:
             self.idle_clients[client] = None
 
-    def forget_client(self, client: ProxiedClient) -> None:
+    def remove_client(self, client: ProxiedClient) -> None:
         """Remove a client's connection, which is closed."""
         self.clients.discard(client)
         self.idle_clients.pop(client, None)
         if not self.clients and self._emptied is not None and not self._emptied.done():
             self._emptied.set_result(None)
 
-    async def empty(self, seconds: float) -> bool:
+    async def wait_until_empty(self, seconds: float) -> bool:
         """Wait until no client is connected; False if that takes longer than `seconds`."""
         if not self.clients:
             return True
@@ -118,7 +118,7 @@ class ConnectionPool:
         """Close and forget the client connection that has been idle longest; returns False if none is idle."""
         for client in list(islice(self.idle_clients, _LOOKED_AT)):
             if client.close_idle():
-                self.forget_client(client)
+                self.remove_client(client)
                 return True
             self.idle_clients[client] = self.idle_clients.pop(client)
         return False

@@ -54,15 +54,15 @@ def read_request(data: bytes, max_head_bytes: int, scanned: int) -> RequestHead 
     if request is None:
         return None
     if not request.canonical:
-        request = _put_in_order(request, data[: request.end])
+        request = _canonical_request(request, data[: request.end])
     if request.upgrade.lower() == b"h2c":  # its requests would go on unseen (RFC 9113 §3.1)
         request.upgrade = b""
     return request
 
 
-def _put_in_order(head: RequestHead, raw: bytes) -> RequestHead:
+def _canonical_request(head: RequestHead, raw: bytes) -> RequestHead:
     """The request in the form that all parsers read alike, or None if there is no such form."""
-    _compare(head, raw)
+    _check_with_llhttp(head, raw)
     target, host, fields = head.target, head.host, head.fields
     if head.get(b"expect").lower() not in (b"", b"100-continue"):
         raise BadMessage("an unknown expectation", 417)
@@ -84,7 +84,7 @@ def _put_in_order(head: RequestHead, raw: bytes) -> RequestHead:
     return request
 
 
-def _compare(head: RequestHead, raw: bytes) -> None:
+def _check_with_llhttp(head: RequestHead, raw: bytes) -> None:
     """Refuse requests that llhttp, which many servers use, refuses or reads differently."""
     reading = _Reading()
     parser = httptools.HttpRequestParser(reading)
@@ -218,7 +218,7 @@ def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
     return re.compile(rb"\r\n(?i:" + "|".join(alike).encode() + rb"):[^\r\n]*+")
 
 
-def reported(route: Route, backend: Backend) -> bytes:
+def context_lines(route: Route, backend: Backend) -> bytes:
     """The header lines that tell the backend the request's route, for a route with that option."""
     name = backend.name if backend.is_server else route.alias
     context = RouteContext(route, name, url_of(backend.endpoint))

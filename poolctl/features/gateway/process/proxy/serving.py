@@ -55,10 +55,10 @@ async def drain(edge: Edge, seconds: float) -> None:
     pool = edge.pool
     for client in list(pool.clients):
         client.drain()
-    if not await pool.empty(seconds):
+    if not await pool.wait_until_empty(seconds):
         for client in list(pool.clients):
             client.end_now()
-        await pool.empty(CLOSING_SECONDS)
+        await pool.wait_until_empty(CLOSING_SECONDS)
     pool.close_idle()
 
 
