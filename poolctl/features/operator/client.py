@@ -381,7 +381,7 @@ class ReportedRequests:
         """Apply these settings."""
         self.client.configure(from_json(OperatorSettings, settings))
 
-    def arrived(self, route: Route) -> None:
+    def request_arrived(self, route: Route) -> None:
         """Count a request of this route."""
         self.client.count(route.alias)
 

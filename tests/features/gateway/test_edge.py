@@ -283,8 +283,8 @@ def test_event_that_comes_at_any_rate_is_reported_every_ten_seconds() -> None:
         now = 100.0
         edge.now = lambda: now  # type: ignore[method-assign]
         for now in (100.0, 100.0, 109.9, 110.0, 119.9):
-            edge.event_at_times("short", at=now)
-            edge.event_at_times("other", at=now)
+            edge.throttled_event("short", at=now)
+            edge.throttled_event("other", at=now)
         assert [data["at"] for kind, data in reported if kind == "short"] == [100.0, 110.0]
         assert len(reported) == 4
         edge.event("short", at=1)
@@ -341,7 +341,7 @@ class CountingPart:
     def configure(self, its: Table) -> None:
         self.told.append(its)
 
-    def arrived(self, route: Route) -> None:
+    def request_arrived(self, route: Route) -> None:
         self.told.append(route.alias)
 
     def snapshot(self) -> Table:
@@ -410,9 +410,9 @@ def test_proxies_of_the_settings_are_trusted(proxies: tuple[str, ...], trusted: 
 def test_machine_is_put_and_dropped_as_reported() -> None:
     def scene(edge: Edge, _: object) -> None:
         host = "http://10.0.0.1:80"
-        edge.machine({"host": host, "state": "stopped"})
+        edge.update_machine({"host": host, "state": "stopped"})
         assert host in edge.machines
-        edge.machine({"host": host, "state": ""})
+        edge.update_machine({"host": host, "state": ""})
         assert host not in edge.machines
 
     with_edge(scene)
@@ -422,7 +422,7 @@ def test_time_for_connecting_to_a_machine_is_its_own() -> None:
     def scene(edge: Edge, _: object) -> None:
         backend: Any = SimpleNamespace(key="http://10.0.0.1:80")
         assert edge.connect_seconds(backend, 5.0) == 5.0
-        edge.machine({"host": backend.key, "state": "stopped"})
+        edge.update_machine({"host": backend.key, "state": "stopped"})
         assert edge.connect_seconds(backend, 5.0) == 0.0
 
     with_edge(scene)

@@ -42,7 +42,7 @@ class Stage(proxy_stage.Stage):
     def report(self, state: str, **fields: Any) -> None:
         self.reports += 1
         found = MachineState(**{"host": self.url, "state": state, "start_seconds": 60.0, **fields})
-        self.edge.machine(to_json(replace(found, answers=self.answers)))
+        self.edge.update_machine(to_json(replace(found, answers=self.answers)))
 
     def answer(self, state: str, **fields: Any) -> None:
         """Report it as the answer to a wake."""
@@ -233,7 +233,7 @@ def test_machine_that_is_not_known_any_more_is_connected_to(drop: bool) -> None:
         if drop:
             stage.report("")
         else:
-            stage.edge.machines.forget()
+            stage.edge.machines.clear()
         assert (await wire.response())[1] == b"hello"
         assert (await (await stage.ask()).response())[1] == b"hello"
         assert stage.asked.empty()
@@ -247,7 +247,7 @@ def test_request_that_waits_has_the_machine_started_by_the_next_supervisor() -> 
         stage.report("starting")
         wire = await stage.ask()
         assert await stage.asked.get() == stage.url
-        stage.edge.machines.forget()
+        stage.edge.machines.clear()
         stage.report("stopped")
         assert await stage.asked.get() == stage.url
         stage.answer("running")

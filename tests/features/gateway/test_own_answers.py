@@ -286,7 +286,7 @@ class Edge:
         self.woken: list[str] = []
         self.wake = self.woken.append
         self.arrived: list[str] = []
-        self.parts = {"some": SimpleNamespace(arrived=lambda route: self.arrived.append(route.alias))}
+        self.parts = {"some": SimpleNamespace(request_arrived=lambda route: self.arrived.append(route.alias))}
 
 
 @pytest.mark.parametrize(

@@ -43,13 +43,13 @@ def test_one_full_pair_holds_up_no_other_server() -> None:
         stage.apply("full", "free")
         assert full.fill() > 16
         first, second = [await stage.connect(HEAD.replace(b"users.example.com", b"full")) for _ in range(2)]
-        await until(lambda: stage.edge.passing.queued("full") == 2)
+        await until(lambda: stage.edge.passing.queue_length("full") == 2)
         await stage.connect(HEAD.replace(b"users.example.com", b"free"))
         (await free.take()).close()
         full.empty()
         taken = [await full.take(), await full.take()]
         assert [each.getpeername() for each in taken] == [first.getsockname(), second.getsockname()]
-        assert not stage.edge.passing.queued("full")
+        assert not stage.edge.passing.queue_length("full")
         for each in taken:
             each.close()
 
@@ -63,7 +63,7 @@ def test_full_queue_gets_503_with_a_time_to_retry() -> None:
         stage.server("users").fill()
         stage.route_to("users")
         queued = await stage.connect(HEAD)
-        await until(lambda: stage.edge.passing.queued("users"))
+        await until(lambda: stage.edge.passing.queue_length("users"))
         refused = await stage.read(await stage.connect(HEAD))
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nRetry-After: 1\r\n" in refused
@@ -84,7 +84,7 @@ def test_queued_connection_that_is_not_taken_in_time_gets_503() -> None:
         clients = [await stage.connect(HEAD) for _ in range(3)]
         for each in clients:
             assert (await stage.read(each)).startswith(b"HTTP/1.1 503 ")
-        assert not stage.edge.passing.queued("users")
+        assert not stage.edge.passing.queue_length("users")
 
     play(scene)
 
@@ -94,7 +94,7 @@ def test_withdrawn_server_has_nothing_queued_and_its_connections_go_to_another()
         stage.server("users").fill()
         stage.route_to("users")
         client = await stage.connect(HEAD)
-        await until(lambda: stage.edge.passing.queued("users"))
+        await until(lambda: stage.edge.passing.queue_length("users"))
         other = stage.server("other")
         stage.route_to("other")
         done: list[bool] = []
@@ -115,7 +115,7 @@ def test_connections_for_a_closed_pair_wait_for_its_successor() -> None:
         stage.server("users").close()
         stage.route_to("users")
         client = await stage.connect(HEAD)
-        await until(lambda: stage.edge.passing.queued("users"))
+        await until(lambda: stage.edge.passing.queue_length("users"))
         taken = await stage.server("users").take()
         assert taken.getpeername() == client.getsockname()
         taken.close()
@@ -129,12 +129,12 @@ def test_queued_connection_of_a_route_that_passes_none_any_more_takes_its_way_ag
         full.fill()
         stage.route_to("full")
         queued = await stage.connect(HEAD)
-        await until(lambda: stage.edge.passing.queued("full"))
-        stage.edge.passing.follow(stage.edge.table)
-        assert stage.edge.passing.queued("full") == stage.edge.passing.queued_connections == 1
+        await until(lambda: stage.edge.passing.queue_length("full"))
+        stage.edge.passing.apply_table(stage.edge.table)
+        assert stage.edge.passing.queue_length("full") == stage.edge.passing.queued_connections == 1
         stage.routes(app_route("full", other_user="another user's requests may follow"))
-        stage.edge.passing.follow(stage.edge.table)
-        assert stage.edge.passing.queued("full") == stage.edge.passing.queued_connections == 0
+        stage.edge.passing.apply_table(stage.edge.table)
+        assert stage.edge.passing.queue_length("full") == stage.edge.passing.queued_connections == 0
         assert (await stage.read_head(queued)).startswith(b"HTTP/1.1 50")
         full.empty()
         assert full.take_now() is None
@@ -149,7 +149,7 @@ def test_queued_tls_connection_of_a_withdrawn_server_takes_its_way_again() -> No
         stage.server("users", tls=True).fill()
         stage.route_to("users", host="users.example.com")
         client = await stage.connect(hello)
-        await until(lambda: stage.edge.passing.queued("users"))
+        await until(lambda: stage.edge.passing.queue_length("users"))
         other = stage.server("other", tls=True)
         stage.route_to("other", host="users.example.com")
         stage.edge.passing.withdraw("users", lambda: None)
@@ -183,10 +183,10 @@ def test_queued_connection_is_refused_where_nothing_decides_its_further_way(tls:
         pair.fill()
         client = await stage.connect(client_hello("users.example.com") if tls else HEAD)
         passing = stage.edge.passing
-        await until(lambda: passing.queued("users"))
+        await until(lambda: passing.queue_length("users"))
         passing.route_again = None
         passing.withdraw("users", lambda: None)
-        assert passing.queued("users") == 0
+        assert passing.queue_length("users") == 0
         answer = await stage.read(client)
         assert answer.startswith(b"\x15\x03" if tls else b"HTTP/1.1 503 ")
 

@@ -536,7 +536,7 @@ def test_requests_of_a_route_are_reported_as_those_of_its_alias(tmp_path: Path) 
             reported = ReportedRequests(edge, {"url": "operator:1"})
             (name,) = os.listdir(tmp_path)
             assert name.startswith(PREFIX)
-            reported.arrived(route)
+            reported.request_arrived(route)
             async with asyncio.timeout(60):
                 while not events:
                     await asyncio.sleep(0.001)
@@ -551,7 +551,7 @@ def test_requests_of_a_route_are_reported_as_those_of_its_alias(tmp_path: Path) 
                 while not reported.snapshot()["delivered"]:
                     await asyncio.sleep(0.001)
             reported.drain()
-            reported.arrived(route)
+            reported.request_arrived(route)
             assert reported.client._services["users"].sending is None
             await move(100)
             assert (len(operator.received), reported.snapshot()["unsent"]) == (1, {"users": 1})

@@ -307,7 +307,7 @@ class PlainConnection(ArrivingConnection):
             self.close()
         elif self.hops >= MOST_HOPS:
             message = f"a connection from {self.client} was given back by workers {self.hops} times"
-            edge.event_at_times("misdirected connection closed", message=message, severity="warning")
+            edge.throttled_event("misdirected connection closed", message=message, severity="warning")
             edge.passing.refuse(self.sock, 421)
         elif not self._try_to_pass(data):
             serve(edge, self.sock, self.received, self.reported)

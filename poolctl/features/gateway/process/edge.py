@@ -43,7 +43,7 @@ class EdgePart(Protocol):
     def configure(self, settings: Table) -> None:
         """Apply these settings."""
 
-    def arrived(self, route: Route) -> None:
+    def request_arrived(self, route: Route) -> None:
         """Called for each request that needs a backend. Must not block."""
 
     def snapshot(self) -> Table:
@@ -123,7 +123,7 @@ class Edge:
         """Report an event of the gateway ("breaker opened", …) to the supervisor, which records it. Never blocks."""
         self._report(kind, data)
 
-    def event_at_times(self, kind: str, **data: object) -> None:
+    def throttled_event(self, kind: str, **data: object) -> None:
         """Report an event, but at a limited rate, because an application can cause it at any rate."""
         now = self.now()
         if now >= self._reported.get(kind, now):
@@ -143,7 +143,7 @@ class Edge:
         done = self.evict_client() or self._evicted(self.pool.close_idle_backend())
         what = "idle ones are closed for new ones" if done else "new ones have to wait, as none is idle"
         message = f"connections take nearly all {self.descriptors.limit} descriptors of the gateway: {what}"
-        self.event_at_times("gateway short of descriptors", message=message, severity="warning")
+        self.throttled_event("gateway short of descriptors", message=message, severity="warning")
         return done
 
     def _evicted(self, closed: bool) -> bool:
@@ -177,13 +177,13 @@ class Edge:
             return await self.machines.connect(backend, connect_seconds)
         return await self.connect(backend.endpoint)
 
-    def machine(self, state: Table) -> None:
+    def update_machine(self, state: Table) -> None:
         """Apply the supervisor's report about the machine behind a URL."""
         found = from_json(MachineState, state)
         if found.state:
-            self.machines.put(found)
+            self.machines.update(found)
         else:
-            self.machines.drop(found.host)
+            self.machines.remove(found.host)
 
     def is_trusted(self, peer: str) -> bool:
         """Whether the peer is a trusted proxy, whose information about its client is used."""

@@ -211,7 +211,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
             os.close(fd)
         before, self.edge.table = self.edge.table, table
         self.edge.workers_keep = bool(message.get("keeps", True))
-        self.edge.passing.follow(table)
+        self.edge.passing.apply_table(table)
         self._apply_soon(routes=True)
         before.close()
 
@@ -265,7 +265,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
 
     def _resync(self, message: wire.Message, fds: list[int]) -> None:
         super()._resync(message, fds)
-        self.edge.machines.forget()
+        self.edge.machines.clear()
 
     def _begin(self, message: wire.Message, fds: list[int]) -> None:
         self._forget_stale()
@@ -289,7 +289,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self.link.send({"t": "loads", "servers": self.edge.backends.by_load})
 
     def _machine(self, message: wire.Message, fds: list[int]) -> None:
-        self.edge.machine(message["state"])
+        self.edge.update_machine(message["state"])
 
     def _loads(self, message: wire.Message, fds: list[int]) -> None:
         self.edge.backends.set_worker_connections(message["connections"])
@@ -319,7 +319,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         report = {
             **edge.snapshot(),
             "streams": {each.route.alias: each.snapshot() for each in self._streams},
-            "queued": {name: count for name in self._pairs if (count := edge.passing.queued(name))},
+            "queued": {name: count for name in self._pairs if (count := edge.passing.queue_length(name))},
         }
         self._send_report(message["id"], report)
 

@@ -67,7 +67,7 @@ class Machines:
     def __contains__(self, url: str) -> bool:
         return url in self._machines
 
-    def put(self, state: MachineState) -> None:
+    def update(self, state: MachineState) -> None:
         """Store a report of the supervisor, which may be an answer to `wake`."""
         machine = self._machines.get(state.host)
         if machine is None:
@@ -87,15 +87,15 @@ class Machines:
         changed, machine.changed = machine.changed, asyncio.Event()
         changed.set()
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Forget all machines; waiting requests try to connect."""
         for url in [*self._machines]:
-            self.drop(url)
+            self.remove(url)
 
-    def drop(self, url: str) -> None:
+    def remove(self, url: str) -> None:
         """Remove the machine of this URL, because the URL no longer belongs to a known machine."""
         if (machine := self._machines.get(url)) is not None:
-            self.put(replace(machine.state, state=MachineState.UNKNOWN))
+            self.update(replace(machine.state, state=MachineState.UNKNOWN))
             del self._machines[url]
 
     def _rank(self, state: MachineState) -> None:
@@ -125,7 +125,7 @@ class Machines:
                 raise NoBackend(state.why, state.retry_seconds)
             if not machine.is_up:
                 edge.wake(backend.key)
-                await self._changed(machine, ends)
+                await self._wait_for_change(machine, ends)
                 waited = True
                 continue
             try:
@@ -140,7 +140,7 @@ class Machines:
                         ) from None
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                elif await self._was_stopped(backend.key, machine):
+                elif await self._ask_whether_stopped(backend.key, machine):
                     waited = True
                 else:
                     raise
@@ -148,14 +148,14 @@ class Machines:
                 machine.started_until = 0.0
                 return connection
 
-    async def _changed(self, machine: _Machine, ends: float) -> None:
+    async def _wait_for_change(self, machine: _Machine, ends: float) -> None:
         try:
             async with asyncio.timeout_at(ends):
                 await machine.changed.wait()
         except TimeoutError:
             raise NoBackend("its machine is still starting", DOWN_RETRY_SECONDS) from None
 
-    async def _was_stopped(self, url: str, machine: _Machine) -> bool:
+    async def _ask_whether_stopped(self, url: str, machine: _Machine) -> bool:
         """Ask the supervisor about the machine; returns whether it is stopped, or was only just started."""
         edge, answers = self._edge, machine.state.answers
         if edge.now() >= machine.answered_at + _HOLDS_SECONDS:

@@ -155,7 +155,7 @@ class Passing:
             found.timer = self._loop.call_later(self._queue_seconds, self._expire, found)
         return True
 
-    def queued(self, server: str) -> int:
+    def queue_length(self, server: str) -> int:
         """The number of connections that wait for room in the server's pair."""
         found = self._servers.get(server)
         return 0 if found is None else len(found.queue)
@@ -172,7 +172,7 @@ class Passing:
         self._counts.count_refusal(TLS, route)
         self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
 
-    def follow(self, table: RouteTable) -> None:
+    def apply_table(self, table: RouteTable) -> None:
         """Route queued connections again if their routes are no longer passed under this table."""
         for found in self._servers.values():
             if not found.queue:

@@ -157,7 +157,7 @@ class ServerContext(ssl.SSLContext):
         name = host.decode("latin-1").lower().partition(":")[0].rstrip(".")
         if name.startswith("[") or name.replace(".", "").isdigit():
             name = ""  # clients do not send addresses as names (RFC 6066 §3)
-        chosen = self.listener.chosen(name)
+        chosen = self.listener.context_for(name)
         return chosen.verify_mode is ssl.CERT_NONE or chosen.names == self.names
 
 
@@ -192,7 +192,7 @@ class ListenerCertificates:
     def context(self, bind: str, name: str) -> ssl.SSLContext | None:
         """The context for a new connection of the listener, whose client requests this name."""
         listener = self._listeners.get(bind)
-        return listener.chosen(name.lower().rstrip(".")) if listener is not None else None
+        return listener.context_for(name.lower().rstrip(".")) if listener is not None else None
 
 
 class _TlsListener:
@@ -224,14 +224,14 @@ class _TlsListener:
 
         Whether the client must present a certificate depends on the context with which the connection began.
         """
-        chosen = self.chosen((name or "").lower().rstrip("."))
+        chosen = self.context_for((name or "").lower().rstrip("."))
         if chosen is not context:
             if chosen.verify_mode is not context.verify_mode:
                 return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
             connection.context = chosen
         return None
 
-    def chosen(self, name: str) -> ServerContext:
+    def context_for(self, name: str) -> ServerContext:
         """The context of the certificate for this name, or the default one."""
         found = self._by_name.get(name) or self._by_name.get(f"*.{name.partition('.')[2]}")
         return found or self.default

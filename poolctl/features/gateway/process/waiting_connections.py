@@ -179,7 +179,7 @@ class WaitingConnections:
                 self._remove(waiting)
                 waiting.serve()
             elif was_silent:
-                self._hurry(waiting)
+                self._shorten_deadline(waiting)
 
     def _remove(self, waiting: WaitingConnection) -> None:
         fd = waiting.sock.fileno()
@@ -203,7 +203,7 @@ class WaitingConnections:
         self._remove(waiting)
         waiting.close()
 
-    def _hurry(self, waiting: WaitingConnection) -> None:
+    def _shorten_deadline(self, waiting: WaitingConnection) -> None:
         """Set an earlier deadline: the old one was for the pause between requests, and the next request has begun."""
         deadline = self._loop.time() + waiting.most_seconds
         if deadline < waiting.deadline:

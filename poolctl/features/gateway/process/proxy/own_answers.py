@@ -81,7 +81,7 @@ def report_arrival(edge: Edge, route: Route, method: bytes, path: bytes) -> None
     """Report the request to features with a part in this process, except a request that wakes no server."""
     if edge.parts and not spares_server(route, method, path):
         for part in edge.parts.values():
-            part.arrived(route)
+            part.request_arrived(route)
 
 
 def own_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead) -> Response | None:
