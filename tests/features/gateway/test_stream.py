@@ -94,27 +94,27 @@ def test_timer_of_the_first_session_ends_with_the_last_one(sessions: Sessions) -
 
 def test_changed_limit_applies_to_the_sessions_that_are_there(sessions: Sessions) -> None:
     sessions.add("one")
-    sessions.order.limit(10.0)
-    sessions.order.limit(3.0)
+    sessions.order.set_idle_limit(10.0)
+    sessions.order.set_idle_limit(3.0)
     sessions.loop.pass_time(5.0)
     assert sessions.expired == [("one", 3.0)]
-    sessions.order.limit(0.0)
+    sessions.order.set_idle_limit(0.0)
     sessions.add("two")
     sessions.loop.pass_time(1000.0)
     assert sessions.names == ["two"], "there is no limit"
-    sessions.order.limit(1.0)
+    sessions.order.set_idle_limit(1.0)
     sessions.loop.pass_time()
     assert sessions.expired[1:] == [("two", 1005.0)]
 
 
 def test_end_of_all_sessions_is_waited_for_within_a_time(sessions: Sessions) -> None:
     loop, order = sessions.loop, sessions.order
-    loop.run_until_complete(order.empty(5.0))
+    loop.run_until_complete(order.wait_until_empty(5.0))
     assert loop.time() == 0.0
     sessions.add("one")
-    loop.run_until_complete(order.empty(5.0))
+    loop.run_until_complete(order.wait_until_empty(5.0))
     assert (loop.time(), sessions.names) == (5.0, ["one"])
-    loop.run_until_complete(order.empty(100.0))
+    loop.run_until_complete(order.wait_until_empty(100.0))
     assert loop.time() == 10.0
 
 

@@ -81,7 +81,7 @@ class IdleOrder(Generic[Key, Item]):
             if self._emptied is not None and not self._emptied.done():
                 self._emptied.set_result(None)
 
-    async def empty(self, seconds: float) -> None:
+    async def wait_until_empty(self, seconds: float) -> None:
         """Wait until there are no items, or this time has passed."""
         if self._items:
             self._emptied = self._loop.create_future()
@@ -91,7 +91,7 @@ class IdleOrder(Generic[Key, Item]):
         """The item that has been idle longest. Raises StopIteration if there are no items."""
         return next(iter(self._items.values()))
 
-    def limit(self, seconds: float) -> None:
+    def set_idle_limit(self, seconds: float) -> None:
         """Change how long an item may be idle."""
         if seconds != self._seconds:
             self._seconds = seconds

@@ -69,7 +69,7 @@ class Flow:
         except (BlockingIOError, InterruptedError):
             return
         except OSError:
-            self._connection.broken(self._source)
+            self._connection.read_failed(self._source)
             return
         if not size:
             self._loop.remove_reader(self._source.fileno())
@@ -83,7 +83,7 @@ class Flow:
             self._discard()
             return
         self.copied += sent
-        self._connection.moved()
+        self._connection.mark_used()
         if sent < size:
             self._waiting = memoryview(bytes(_VIEW[sent:size]))
             self._loop.remove_reader(self._source.fileno())
@@ -98,7 +98,7 @@ class Flow:
             self._discard()
             return
         self.copied += sent
-        self._connection.moved()
+        self._connection.mark_used()
         self._waiting = self._waiting[sent:]
         if not self._waiting:
             self._waiting = b""
@@ -138,23 +138,23 @@ class TcpStream:
         self._accepting = False
         self._closed = False
         self._held_off: asyncio.TimerHandle | None = None
-        self.settle()
+        self.update_accepting()
 
     def apply(self, route: StreamRoute) -> None:
         """Apply changed targets and limits to new connections, and the idle limit to all."""
         self.route = route
-        self.open.limit(route.idle_seconds)
-        self.settle()
+        self.open.set_idle_limit(route.idle_seconds)
+        self.update_accepting()
 
     def close(self) -> None:
         """Stop accepting; open connections continue."""
         self._closed = True
-        self.settle()
+        self.update_accepting()
 
     async def drain(self, seconds: float) -> None:
         """Stop accepting, and wait until open connections have ended; the rest are reset after `seconds`."""
         self.close()
-        await self.open.empty(seconds)
+        await self.open.wait_until_empty(seconds)
         for connection in self.open:
             connection.reset()
         self.addresses.close()
@@ -174,30 +174,30 @@ class TcpStream:
             "bytes_out": self.bytes_out + sum(each.bytes_out for each in self.open),
         }
 
-    def ended(self, connection: _StreamedConnection) -> None:
+    def remove(self, connection: _StreamedConnection) -> None:
         """Note that a connection is closed, or was passed on."""
         self.bytes_in += connection.bytes_in
         self.bytes_out += connection.bytes_out
         self.open.remove(connection)
         self.edge.stream_share.remove_connection()
-        self.settle()
+        self.update_accepting()
 
-    def hold_off(self, error: OSError) -> None:
+    def pause_accepting(self, error: OSError) -> None:
         """Stop accepting for a moment: connections wait in the backlog until descriptors are free again."""
         if self._held_off is None:
             logger.warning("stream %s cannot open a connection: %s", self.route.alias, error)
             self._held_off = self.edge.loop.call_later(_ACCEPT_AGAIN_SECONDS, self._accept_again)
-            self.settle()
+            self.update_accepting()
 
     def _accept_again(self) -> None:
         self._held_off = None
-        self.settle()
+        self.update_accepting()
 
-    def settle(self) -> None:
+    def update_accepting(self) -> None:
         """Watch the listeners, or stop it, as the state requires."""
         room = not self.route.max_connections or len(self.open) < self.route.max_connections
         wanted = room and not self._closed and self._held_off is None
-        wanted = wanted and self.edge.stream_share.may_accept(self.settle)
+        wanted = wanted and self.edge.stream_share.may_accept(self.update_accepting)
         if wanted is not self._accepting:
             self._accepting = wanted
             for listener in self._listeners:
@@ -210,12 +210,13 @@ class TcpStream:
         for number in range(_AT_ONCE):
             if not self._accepting:
                 return
-            if not self.edge.stream_share.may_accept(self.settle):  # connections of other streams count, too
-                self.settle()
+            # Connections of other streams count, too.
+            if not self.edge.stream_share.may_accept(self.update_accepting):
+                self.update_accepting()
                 return
             if self.edge.descriptors.is_low():
                 if number == 0 and not self.edge.evict():
-                    self.hold_off(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+                    self.pause_accepting(OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
                 return
             try:
                 client, address = listener.accept()
@@ -225,7 +226,7 @@ class TcpStream:
                 if not is_exhausted(error):
                     continue  # the client is gone already
                 if not self.edge.evict():
-                    self.hold_off(error)
+                    self.pause_accepting(error)
                 return
             client.setblocking(False)
             self.accepted += 1
@@ -237,7 +238,7 @@ class TcpStream:
                 connection.await_header()
             else:
                 connection.connect()
-            self.settle()
+            self.update_accepting()
 
 
 class _StreamedConnection:
@@ -301,7 +302,7 @@ class _StreamedConnection:
         self._host = header.client or self._host
         self._reported = bool(header.client)
         self.connect()
-        self._stream.settle()
+        self._stream.update_accepting()
 
     def _stop_awaiting(self) -> None:
         if self._awaits_header:
@@ -356,7 +357,7 @@ class _StreamedConnection:
         self._release(RequestOutcome.PASSED)
         client = self._client
         self._stream.passed += 1
-        self._stream.ended(self)
+        self._stream.remove(self)
         self._stream.edge.passing.pass_on(lease.backend.key, client, self._stream.route.alias, tls=True)
 
     def _try(self, place: SocketAddress) -> None:
@@ -365,7 +366,7 @@ class _StreamedConnection:
         except OSError as error:
             self._release(RequestOutcome.CANCELLED)
             self.reset()
-            self._stream.hold_off(error)
+            self._stream.pause_accepting(error)
             return
         self._backend = backend
         if place.family != socket.AF_UNIX:
@@ -414,7 +415,7 @@ class _StreamedConnection:
         self._up.resume()
         self._down.resume()
 
-    def moved(self) -> None:
+    def mark_used(self) -> None:
         """Note that bytes were copied."""
         self._stream.open.use(self, self)
 
@@ -426,7 +427,7 @@ class _StreamedConnection:
             self.close()
         return not self._closed
 
-    def broken(self, source: socket.socket) -> None:
+    def read_failed(self, source: socket.socket) -> None:
         """Reset both sides, because reading from `source` failed: the peers must not take this for a normal end."""
         if source is self._backend and not self.bytes_out:
             self._stream.failed += 1
@@ -457,7 +458,7 @@ class _StreamedConnection:
         self._client.close()
         if self._backend is not None:
             self._backend.close()
-        self._stream.ended(self)
+        self._stream.remove(self)
 
     def _release(self, outcome: RequestOutcome, error: str = "") -> None:
         if self._lease is not None:

@@ -51,7 +51,7 @@ class UdpStream:
     def apply(self, route: StreamRoute) -> None:
         """Apply changed targets and limits to new sessions, and the idle limit to all."""
         self.route = route
-        self.sessions.limit(route.idle_seconds)
+        self.sessions.set_idle_limit(route.idle_seconds)
         while len(self.sessions) > self._most_sessions:
             self.evict()
 
@@ -67,7 +67,7 @@ class UdpStream:
     async def drain(self, seconds: float) -> None:
         """Stop reading datagrams of clients, and forward answers until the sessions are idle or the time has passed."""
         self.close()
-        await self.sessions.empty(seconds)
+        await self.sessions.wait_until_empty(seconds)
         for session in self.sessions:
             session.close()
         self.addresses.close()
