@@ -276,22 +276,22 @@ class TargetRegistration(GatewayPart):
     async def _route_problem(self, gateway: GatewayManager, name: str) -> str:
         """Why the services of this name have no route after the current computation; "" if they have a route."""
         routes = gateway.routes
-        routes.again()
-        await routes.settled()
+        routes.recompute()
+        await routes.wait_until_current()
         own = (each for each in routes.routes.excluded if each.provider == REGISTRATION)
         return next((each.reason for each in own if each.alias == name), "")
 
     async def _await_routes(self, gateway: GatewayManager, call: Call) -> str:
         """Save the events; return "" once the gateway has the new routes, or a warning if that takes too long."""
         self._events.flush()
-        await gateway.routes.settled()
+        await gateway.routes.wait_until_current()
         if (process := gateway.gateway) is not None:
             # It was sent the table; other changes need not be awaited.
             with contextlib.suppress(LinkLost, TimeoutError):
                 async with asyncio.timeout(_PERFORMED_SECONDS):
                     await process.wait_until_performed()
                 return ""
-        return await gateway.in_force(call.options.get("timeout"))
+        return await gateway.wait_until_in_force(call.options.get("timeout"))
 
     def _answer(self, services: Iterable[RegisteredService], *warnings: str) -> RegistrationsResult:
         reports = tuple(map(self.services.report, services))
@@ -312,7 +312,7 @@ class TargetRegistration(GatewayPart):
 
     def _apply_change(self) -> None:
         if self._gateway is not None:
-            self._gateway.routes.again()
+            self._gateway.routes.recompute()
         self._save()
 
     def _schedule_expiry(self, deadline: float | None) -> None:

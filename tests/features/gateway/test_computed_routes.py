@@ -56,7 +56,7 @@ class Publisher:
 
     async def compute(self, *names: str, route: str = "web", user: str = "root") -> None:
         self.published.compute(lambda: source(*names, route=route, user=user))
-        await self.published.settled()
+        await self.published.wait_until_current()
 
 
 def test_table_is_published_once_for_several_changes_at_a_time_and_not_for_none() -> None:
@@ -100,7 +100,7 @@ def test_route_without_its_server_is_excluded_and_the_table_before_stays_until_t
             raise RuntimeError("a flaw")
 
         publisher.published.compute(broken)
-        await publisher.published.settled()
+        await publisher.published.wait_until_current()
         assert publisher.published.generation == before
         assert "a flaw" in publisher.published.problem
         await publisher.compute("other")
@@ -124,7 +124,7 @@ def test_changes_without_an_end_do_not_delay_those_that_came_before() -> None:
         change()
         for _ in range(3):
             before = publisher.published.generation
-            await publisher.published.settled()
+            await publisher.published.wait_until_current()
             assert publisher.published.generation > before
         publisher.published.close()
 
@@ -170,7 +170,7 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
         assert (registry.num_all, registry.generation) == (4, routes.generation)
         assert await routes.masked_table() is await routes.masked_table()
         generations: list[int] = []
-        with routes.followed(generations.append):
+        with routes.subscribed(generations.append):
             await masked_of(routes, plain)
             assert generations == [routes.generation]
             # Without secrets it is the same file.
@@ -214,7 +214,7 @@ def test_connections_of_a_host_are_ended_once_when_its_route_is_removed() -> Non
         for routes in ((other, web), (other,), (other, second)):
             tables = Tables(gateway=GatewayConfig(), routes=routes)
             publisher.published.compute(lambda tables=tables: (servers, tables))  # type: ignore[misc]
-            await publisher.published.settled()
+            await publisher.published.wait_until_current()
         assert [servers for servers, _ in publisher.ended] == [{"web"}]
         publisher.published.close()
 
@@ -262,7 +262,7 @@ def test_workers_of_a_supervisor_that_left_no_word_keep_nothing_where_users_diff
         second.published.close()
         third = Publisher()
         third.published.compute(mixed)
-        await third.published.settled()
+        await third.published.wait_until_current()
         assert third.adopted_ended == [({"web", "other"}, [False, False])]
         third.published.close()
 
@@ -283,7 +283,7 @@ def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) 
             routes=tuple(RouteConfig(to=(name,), path=f"/{name}") for name in ("web", "other", "third")),
         )
         routes.compute(lambda: (source("web", "third", "other", user="nobody")[0], tables))
-        await routes.settled()
+        await routes.wait_until_current()
         assert routes.routes.users == (("other", "nobody"), ("third", "root"), ("web", "root"))
         of_workers = routes.worker_tables
         assert {*of_workers} == {"", "web", "other", "third"}
@@ -309,7 +309,7 @@ def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) 
         assert {each.fileno() for each in of_workers.values()} == {-1}
         successor = Publisher(str(tmp_path)).published
         successor.compute(lambda: (source("web", "third", "other", user="root")[0], tables))
-        await successor.settled()
+        await successor.wait_until_current()
         assert (tmp_path / CONTEXT_SECRET).read_bytes() == secret
         found = successor.context_keys
         assert (found["web"], found["third"]) == (keys["web"], keys["third"])
@@ -350,16 +350,16 @@ def test_same_routes_from_the_same_source_make_no_other_table() -> None:
     async def work() -> None:
         publisher = Publisher()
         routes = publisher.published
-        routes.again()
-        await routes.settled()
+        routes.recompute()
+        await routes.wait_until_current()
         assert publisher.generations == [], "there is no source yet"
         await publisher.compute("web")
         table = routes.table
-        routes.again()
-        await routes.settled()
+        routes.recompute()
+        await routes.wait_until_current()
         assert (len(publisher.generations), routes.table) == (1, table)
         seen: list[int] = []
-        with routes.followed(seen.append):
+        with routes.subscribed(seen.append):
             await publisher.compute("web", "other", route="other")
         await publisher.compute("web", "other")
         assert seen == publisher.generations[1:2]

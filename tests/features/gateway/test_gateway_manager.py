@@ -451,7 +451,7 @@ class Gateway:
     def report_machines(self, states: Any) -> None:
         self.sent.append(("machines", states))
 
-    def serve(self, facts: Any, give: Any) -> None:
+    def report_server(self, facts: Any, give: Any) -> None:
         self.sent.append((facts.name, give))
 
     def forget(self, server: str) -> None:
@@ -529,9 +529,9 @@ def test_states_of_machines_are_sent_if_there_are_any() -> None:
 
 def test_reason_why_the_process_is_away_is_its_problem_or_its_start() -> None:
     async def scene(manager: Manager) -> None:
-        assert manager.why_away == "its process is starting"
+        assert manager.why_unavailable == "its process is starting"
         manager.problem = "port 80 is in use"
-        assert manager.why_away == "port 80 is in use"
+        assert manager.why_unavailable == "port 80 is in use"
         assert manager.listeners == ()
 
     with_manager(scene)
@@ -707,19 +707,19 @@ def test_process_gets_the_whole_state_in_an_order_in_which_it_can_use_it() -> No
         manager._listeners._open = {web_listener.key: sockets[:1], db.key: sockets[1:]}
         contents: list[bytes] = []
 
-        def certify(bind: str, names: Any, tls: Any, mark: object, fds: list[int]) -> None:
+        def use_certificate(bind: str, names: Any, tls: Any, mark: object, fds: list[int]) -> None:
             contents.extend(os.pread(fd, 100, 0) for fd in fds)
-            orders.sent.append(("certify", (bind, names, tls, mark)))
+            orders.sent.append(("use_certificate", (bind, names, tls, mark)))
 
-        orders.certify = certify
+        orders.use_certificate = use_certificate
         manager._sync(orders)
         marks = [(os.fstat(each.fileno()).st_ino,) for each in sockets]
         facts = ("one", None)
         assert orders.sent == [
             ("configure", (settings,)), ("take_back", own), ("restore_hosts", ({"hosts": []},)), facts,
             ("forget", canary_name("one")), ("report_probes", ({},)),
-            ("certify", ("a:1", ("a.example",), {"ciphers": None}, "digest")),
-            ("certify_only", ({"a:1": [("a.example",)]},)), ("machines", {"a": 1}),
+            ("use_certificate", ("a:1", ("a.example",), {"ciphers": None}, "digest")),
+            ("keep_certificates", ({"a:1": [("a.example",)]},)), ("machines", {"a": 1}),
             ("publish", (7, table, ("keeps", False))), ("forget", "former"),
             ("listen", (web_listener, None, marks[0], sockets[:1])), ("listen", (db, route, marks[1], sockets[1:])),
             ("close_listener", ("gone:1",)),
@@ -809,15 +809,15 @@ def test_configuration_that_is_not_in_force_in_time_is_a_warning(
 ) -> None:
     async def scene(manager: Manager) -> None:
         manager.settles()
-        assert await manager.in_force(60.0) == "", "there is nothing to wait for"
+        assert await manager.wait_until_in_force(60.0) == "", "there is nothing to wait for"
         manager.tables = Tables(gateway=GatewayConfig())
         if has_process:
             manager.made = manager._process = Orders()
-            assert await manager.in_force(60.0) == ""
+            assert await manager.wait_until_in_force(60.0) == ""
             assert manager.made.names == ["performed"]
             manager.made.performs = asyncio.Event().wait
         manager._ending_kept = ending
-        assert await manager.in_force(0.01) == f"[gateway]: not everything is in force yet: {why}"
+        assert await manager.wait_until_in_force(0.01) == f"[gateway]: not everything is in force yet: {why}"
         manager._process = None
 
     with_manager(scene)
@@ -826,7 +826,7 @@ def test_configuration_that_is_not_in_force_in_time_is_a_warning(
 def test_process_that_ends_while_it_is_waited_for_is_waited_for_again() -> None:
     async def scene(manager: Manager) -> None:
         manager.settles()
-        assert await manager.in_force(60.0) == ""
+        assert await manager.wait_until_in_force(60.0) == ""
         manager.tables = Tables(gateway=GatewayConfig())
         orders = manager.made = manager._process = Orders()
 
@@ -836,7 +836,7 @@ def test_process_that_ends_while_it_is_waited_for_is_waited_for_again() -> None:
             raise LinkLost("it has ended")
 
         orders.performs = end
-        waiting = asyncio.ensure_future(manager.in_force(60.0))
+        waiting = asyncio.ensure_future(manager.wait_until_in_force(60.0))
         await orders.exited
         for _ in range(5):
             await asyncio.sleep(0)
@@ -859,7 +859,7 @@ def test_passed_connections_of_a_server_end_with_its_workers() -> None:
         )
         await manager.desk.ask("start")
         one = manager.desk.core.entries["one"]
-        await manager._end_kept(frozenset({"one", "unknown"}), adopted=True)
+        await manager._end_kept_connections(frozenset({"one", "unknown"}), adopted=True)
         manager.desk.events.flush()
         assert (recorded, one.desired.generation) == ([], 1), "its worker is this supervisor's own"
         orders = manager.made = Orders()
@@ -873,7 +873,7 @@ def test_passed_connections_of_a_server_end_with_its_workers() -> None:
             raise LinkLost("it has ended")
 
         orders.performs = end
-        await manager._end_kept(frozenset({"one", "unknown"}), adopted=False)
+        await manager._end_kept_connections(frozenset({"one", "unknown"}), adopted=False)
         assert (await lost, orders.names, manager._ending_kept) == ("", ["performed"] * 2, "")
         manager.desk.events.flush()
         message = "one: connections that the gateway has passed are ended, as servers of other users follow"
@@ -983,7 +983,7 @@ def test_zygote_that_has_ended_is_replaced_soon_or_later_if_it_never_came_up(
         assert len(zygotes) == 1
         await asyncio.sleep(0.02)
         assert len(zygotes) == 1, "nothing is planned"
-        manager._zygote_soon()
+        manager._schedule_zygote()
         manager._current = GatewayPlan(GatewaySettings(directory="/run"), {}, {}, ())
         await asyncio.sleep(0.9)
         assert len(zygotes) == 1
@@ -993,7 +993,7 @@ def test_zygote_that_has_ended_is_replaced_soon_or_later_if_it_never_came_up(
             manager._over = not changes
             manager._current = GatewayPlan(GatewaySettings(directory="/run", **changes), {}, {}, ())
             zygotes[1].mark = "outdated"
-            manager._zygote_soon()
+            manager._schedule_zygote()
             await asyncio.sleep(2.0)
             assert len(zygotes) == 2
 

@@ -36,8 +36,8 @@ def test_withdrawal_of_a_pair_that_was_replaced_leaves_the_new_one_in_use(tmp_pa
     async def work() -> None:
         async with gateway(tmp_path) as stage:
             old, new = wire.pair(), wire.pair()
-            stage.process.serve(stage.facts, old[0])
-            stage.process.serve(stage.facts, new[0])
+            stage.process.report_server(stage.facts, old[0])
+            stage.process.report_server(stage.facts, new[0])
             await stage.process.withdraw("web", old[0])
             client = asyncio.ensure_future(stage.get())
             while not client.done():
@@ -120,10 +120,10 @@ def test_what_has_not_changed_is_not_sent_again() -> None:
         for _ in range(2):
             process.configure(settings)
             process.restore_hosts({})
-            process.serve(ServerFacts(name="web"), None)
+            process.report_server(ServerFacts(name="web"), None)
         assert peer.kinds() == ["settings", "server"], "no host has a state"
         process.configure(replace(settings, head_seconds=1.0))
-        process.serve(ServerFacts(name="web", ready=True), None)
+        process.report_server(ServerFacts(name="web", ready=True), None)
         process.restore_hosts({"web": {"state": "disabled"}})
         process.restore_hosts({"web": {"state": "disabled"}})
         process.restore_hosts({})
@@ -136,9 +136,9 @@ def test_what_has_not_changed_is_not_sent_again() -> None:
 
 def test_everything_is_sent_again_after_a_resync() -> None:
     async def scene(peer: Peer) -> None:
-        peer.process.serve(ServerFacts(name="web"), None)
+        peer.process.report_server(ServerFacts(name="web"), None)
         peer.process.resync()
-        peer.process.serve(ServerFacts(name="web"), None)
+        peer.process.report_server(ServerFacts(name="web"), None)
         peer.process.begin()
         assert peer.kinds() == ["server", "resync", "server", "begin"]
 
@@ -151,7 +151,7 @@ def test_server_and_listener_that_were_not_sent_are_not_withdrawn() -> None:
         process.forget("web")
         process.close_listener("tcp :80")
         assert peer.sent() == []
-        process.serve(ServerFacts(name="web"), None)
+        process.report_server(ServerFacts(name="web"), None)
         with socket.create_server(("127.0.0.1", 0)) as listener:
             settings = ListenerSettings(bind=":80")
             process.listen(settings, None, (1,), [listener])
@@ -173,7 +173,7 @@ def test_pair_and_table_are_sent_again_if_they_are_others() -> None:
         process, facts = peer.process, ServerFacts(name="web")
         one, other = wire.pair(), wire.pair()
         for give in (one[0], one[0], other[0], None):
-            process.serve(facts, give)
+            process.report_server(facts, give)
         pairs = [each["pair"] for each in peer.sent()]
         assert pairs == [pair_number(one[0]), pair_number(other[0]), 0]
         for _ in range(2):
@@ -210,12 +210,12 @@ def test_certificates_of_a_listener_are_those_of_the_last_list() -> None:
         process = peer.process
         for _ in range(2):
             for names in (["a.test"], ["b.test"]):
-                process.certify(":443", names, {}, "digest", [])
-            process.certify_only({":443": [["a.test"], ["b.test"]]})
+                process.use_certificate(":443", names, {}, "digest", [])
+            process.keep_certificates({":443": [["a.test"], ["b.test"]]})
         assert peer.kinds() == ["certificate", "certificate", "certified"]
-        process.certify_only({":443": [["a.test"]]})
-        process.certify(":443", ["a.test"], {}, "digest", [])
-        process.certify(":443", ["b.test"], {}, "digest", [])
+        process.keep_certificates({":443": [["a.test"]]})
+        process.use_certificate(":443", ["a.test"], {}, "digest", [])
+        process.use_certificate(":443", ["b.test"], {}, "digest", [])
         messages = peer.sent()
         assert [each["names"] for each in messages] == [[["a.test"]], ["b.test"]]
 
@@ -241,7 +241,7 @@ def test_silent_process_holds_up_a_stop_for_a_second_only(monkeypatch: pytest.Mo
 
     async def scene(peer: Peer) -> None:
         give, take = wire.pair()
-        peer.process.serve(ServerFacts(name="web"), give)
+        peer.process.report_server(ServerFacts(name="web"), give)
         await peer.process.withdraw("web", give)
         await peer.process.wait_until_applied()
         assert peer.kinds() == ["server", "withdraw", "performed"]
@@ -254,8 +254,8 @@ def test_silent_process_holds_up_a_stop_for_a_second_only(monkeypatch: pytest.Mo
 
 def test_loads_and_drain_are_sent_each_time() -> None:
     async def scene(peer: Peer) -> None:
-        peer.process.inform({"web": 2})
-        peer.process.inform({"web": 2})
+        peer.process.report_connections({"web": 2})
+        peer.process.report_connections({"web": 2})
         assert [each["connections"] for each in peer.sent()] == [{"web": 2}] * 2
 
     with_peer(scene)

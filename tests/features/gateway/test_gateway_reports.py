@@ -45,7 +45,7 @@ class Process:
     def servers(self) -> set[str]:
         return set(self.known)
 
-    def serve(self, facts: ServerFacts, give: socket.socket | None) -> None:
+    def report_server(self, facts: ServerFacts, give: socket.socket | None) -> None:
         self.known[facts.name] = facts, give
         self.order.append(facts.name)
 
@@ -187,7 +187,7 @@ def test_states_of_hosts_are_kept_for_the_next_supervisor() -> None:
         told: list[str] = []
         reports.on_hosts = lambda: told.append("hosts")
         reports.on_machine_needed = told.append
-        process: Any = SimpleNamespace(inform=lambda loads: told.append(str(loads)))
+        process: Any = SimpleNamespace(report_connections=lambda loads: told.append(str(loads)))
         reports.follow(process)
         process.on_report({"t": "hosts", "states": {"hosts": [{"host": "web"}]}})
         process.on_report({"t": "loads", "servers": ["web"]})

@@ -72,7 +72,7 @@ class Stage:
         process = self.process
         process.configure(self.settings)
         process.take_back(*self.own)
-        process.serve(self.facts, None)
+        process.report_server(self.facts, None)
         self.publish(1, Route(alias="web", to=(Target(server="web"),)))
         process.listen(self.binding, None, (1,), [self.listener])
         process.begin()
@@ -175,7 +175,7 @@ def test_connection_goes_into_the_pair_of_a_server_until_that_is_withdrawn(tmp_p
     async def work() -> None:
         async with gateway(tmp_path) as stage:
             give, take = wire.pair()
-            stage.process.serve(stage.facts, give)
+            stage.process.report_server(stage.facts, give)
             await stage.settled()
             client = asyncio.ensure_future(stage.get())
             while True:
@@ -217,7 +217,7 @@ def test_listener_that_is_sent_again_after_a_resync_stays_open_and_others_are_cl
             await stage.settled()
             before = stage.server._listeners[stage.binding.key]
             stage.process.resync()
-            stage.process.serve(stage.facts, None)
+            stage.process.report_server(stage.facts, None)
             stage.process.listen(stage.binding, None, (1,), [stage.listener])
             stage.process.begin()
             await stage.settled()
@@ -234,7 +234,7 @@ def test_orders_are_confirmed_once_they_apply_to_the_next_request(tmp_path: Path
         async with gateway(tmp_path) as stage:
             backend = stage.server.backends.of(Route(alias="web", to=(Target(server="web"),))).members[0]
             for ready in (False, True):
-                stage.process.serve(replace(stage.facts, ready=ready), None)
+                stage.process.report_server(replace(stage.facts, ready=ready), None)
                 await stage.process.wait_until_performed()
                 assert (backend.backend.blocked is None) is ready
 
@@ -335,7 +335,7 @@ def test_number_of_passed_connections_is_asked_for_and_corrected(
             while not (asked := [each["servers"] for each in stage.reports if each["t"] == "loads"]):
                 await asyncio.sleep(0.001)
             assert (asked, lease.backend.load) == ([["web"]], 3)
-            stage.process.inform({"web": 1})
+            stage.process.report_connections({"web": 1})
             await stage.settled()
             assert lease.backend.load == 1
 
@@ -376,7 +376,7 @@ def test_certificate_that_cannot_be_used_is_reported(tmp_path: Path, contents: l
             fds = [os.memfd_create("file") for _ in contents]
             for fd, content in zip(fds, contents, strict=True):
                 os.write(fd, content)
-            stage.process.certify(stage.binding.bind, (), {}, 1, fds)
+            stage.process.use_certificate(stage.binding.bind, (), {}, 1, fds)
             for fd in fds:
                 os.close(fd)
             await stage.settled()
@@ -420,7 +420,7 @@ def test_forgotten_server_gets_no_request_and_its_pair_is_let_go(tmp_path: Path)
     async def work() -> None:
         async with gateway(tmp_path) as stage:
             give, take = wire.pair()
-            stage.process.serve(stage.facts, give)
+            stage.process.report_server(stage.facts, give)
             await stage.settled()
             edge = stage.server.edge
             assert edge.passing.passes("web")
@@ -442,7 +442,7 @@ def test_server_without_a_pair_is_forgotten_and_may_come_back(tmp_path: Path) ->
             stage.process.forget("web")
             await stage.settled()
             assert (await stage.get()).startswith(b"HTTP/1.1 503 ")
-            stage.process.serve(stage.facts, None)
+            stage.process.report_server(stage.facts, None)
             await stage.settled()
             assert await stage.get() == b"HTTP/1.1 200 OK | ok"
 
@@ -486,7 +486,7 @@ def test_requests_that_are_queued_for_a_pair_are_reported(tmp_path: Path) -> Non
     async def work() -> None:
         async with gateway(tmp_path) as stage:
             give, take = wire.pair()
-            stage.process.serve(stage.facts, give)
+            stage.process.report_server(stage.facts, give)
             await stage.settled()
             with contextlib.suppress(BlockingIOError):
                 while True:
@@ -576,14 +576,14 @@ def test_pair_of_a_server_stays_when_it_is_sent_again_or_an_earlier_one_is_withd
     async def work() -> None:
         async with gateway(tmp_path) as stage:
             (give, take), (earlier, its_take) = wire.pair(), wire.pair()
-            stage.process.serve(stage.facts, give)
+            stage.process.report_server(stage.facts, give)
             await stage.process.withdraw("web", earlier)
             assert stage.server.edge.passing.passes("web")
             stage.process.resync()
-            stage.process.serve(stage.facts, give)
+            stage.process.report_server(stage.facts, give)
             await stage.settled()
             assert stage.server.edge.passing.passes("web")
-            stage.process.serve(stage.facts, None)
+            stage.process.report_server(stage.facts, None)
             await stage.settled()
             assert not stage.server.edge.passing.passes("web")
             for end in (give, take, earlier, its_take):

@@ -288,11 +288,11 @@ def test_passed_requests_are_those_of_ended_and_of_running_workers() -> None:
         counters: Any = SimpleNamespace(counts=lambda placement: pages.get(placement.id))
         stage.runner.counters = counters
         assert (await stage.gateway("status"))["stats"]["passed_total"] == 16
-        assert await stage.statistics.passed() == {
+        assert await stage.statistics.passed_requests() == {
             1: 7, tally.route_mark("shop"): 4, tally.route_mark("news"): 5,
         }  # fmt: skip
         pages.clear()
-        assert await stage.statistics.passed() == {1: 7}, "the worker does not count"
+        assert await stage.statistics.passed_requests() == {1: 7}, "the worker does not count"
 
     run(scenario())
 
@@ -451,7 +451,7 @@ class RoutePool:
                 routes=RouteSet(http=self.routes, excluded=self.excluded),
                 services=self._service_source(),
             ),
-            why_away="it does not run",
+            why_unavailable="it does not run",
             tables=Tables(gateway=table),
             passes_to=lambda server: server in self.pairs,
             probes=SimpleNamespace(latency_seconds={"http://wiki:80": 0.5}.get),

@@ -19,7 +19,7 @@ from poolctl.features.gateway.supervision.outside_targets import (
     ProbeSettings,
     TargetProbes,
     UrlProbes,
-    probed,
+    probe_url,
 )  # fmt: skip
 from poolctl.probes.worker_probes import Hysteresis
 from poolctl.routing.route_report import SERVING, STARTING
@@ -207,7 +207,7 @@ def probe(**keys: Any) -> Probe:
 def test_probe_sends_one_request_with_its_method_path_and_headers(
     loop: VirtualLoop, listener: Listener, keys: dict[str, Any], head: str
 ) -> None:
-    assert loop.run_until_complete(probed(listener.url, probe(**keys))) == ""
+    assert loop.run_until_complete(probe_url(listener.url, probe(**keys))) == ""
     assert listener.heads == [head]
 
 
@@ -223,7 +223,7 @@ def test_probe_of_an_address_names_it_as_the_host(loop: VirtualLoop) -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
-            assert await probed(f"http://{where}", probe()) == ""
+            assert await probe_url(f"http://{where}", probe()) == ""
         finally:
             server.close()
         assert f"Host: {where}\r\n".encode() in heads[0]
@@ -247,7 +247,7 @@ def test_problem_of_a_probe_is_what_the_target_answers(
     loop: VirtualLoop, listener: Listener, keys: dict[str, Any], answer: bytes, problem: str
 ) -> None:
     listener.answer = answer
-    found = loop.run_until_complete(probed(listener.url, probe(**keys)))
+    found = loop.run_until_complete(probe_url(listener.url, probe(**keys)))
     assert found.startswith(problem)
     assert bool(found) == bool(problem)
     loop.pass_time()
@@ -259,7 +259,9 @@ def test_target_that_is_not_there_is_a_problem(
     loop: VirtualLoop, tmp_path: Path, keys: dict[str, Any]
 ) -> None:
     url = f"unix:{tmp_path}/gone"
-    assert loop.run_until_complete(probed(url, probe(**keys))) == "no connection: No such file or directory"
+    assert (
+        loop.run_until_complete(probe_url(url, probe(**keys))) == "no connection: No such file or directory"
+    )
 
 
 class Watched:
@@ -453,7 +455,7 @@ def test_certificate_of_a_target_is_verified(tmp_path: Path) -> None:
             lambda reader, writer: writer.close(), "127.0.0.1", 0, ssl=context
         )
         try:
-            found = await probed(
+            found = await probe_url(
                 f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}", probe(timeout=60.0)
             )
         finally:

@@ -149,12 +149,12 @@ class Manager(SimpleNamespace):
 
     def __init__(self) -> None:
         routes = SimpleNamespace(
-            routes=ROUTES, generation=7, services=None, table=None, settled=self._done, masked_table=self._table,
-            followed=self._followed,
+            routes=ROUTES, generation=7, services=None, table=None, wait_until_current=self._done,
+            masked_table=self._table, subscribed=self._followed,
         )  # fmt: skip
         super().__init__(
             gateway=Process(), tables=Tables(gateway=GatewayConfig()), routes=routes, machines=None, listeners=[],
-            restarts=0, problem="", instability="", failures=[], why_away="port 80 is in use", calls=[],
+            restarts=0, problem="", instability="", failures=[], why_unavailable="port 80 is in use", calls=[],
             reports=SimpleNamespace(connections=lambda host: 9, held_connections=dict),
             passes_to=lambda server: True, probes=SimpleNamespace(latency_seconds=lambda url: None), late="",
         )  # fmt: skip
@@ -179,7 +179,7 @@ class Manager(SimpleNamespace):
     async def wait_for_opening(self) -> None:
         self.calls.append("attempted")
 
-    async def in_force(self, limit_seconds: float | None) -> str:
+    async def wait_until_in_force(self, limit_seconds: float | None) -> str:
         self.calls.append(limit_seconds)
         return self.late
 

@@ -103,7 +103,7 @@ class Stage:
 
     def report(self, facts: ServerFacts) -> None:
         self.facts[facts.name] = facts
-        self.process.serve(facts, None)
+        self.process.report_server(facts, None)
 
     def publish(self, generation: int, *routes: Route) -> None:
         table = Descriptor(write_table(routes, generation))
@@ -122,7 +122,7 @@ class Stage:
                 file.write(content)
                 file.flush()
                 fds.append(file.fileno())
-            self.process.certify(bind or self.binding.bind, [name], tls, cert, fds)
+            self.process.use_certificate(bind or self.binding.bind, [name], tls, cert, fds)
 
     async def answers(self, count: int = 4, **options: Any) -> set[str]:
         """The bodies of the responses to so many requests on connections of their own."""
@@ -193,7 +193,7 @@ def test_withdrawn_server_gets_nothing_once_that_is_answered(short: Path) -> Non
             give, take = wire.pair()
             await stage.process.withdraw("one", give)
             assert await stage.answers() == {"two"}
-            stage.process.serve(stage.facts["one"], None)
+            stage.process.report_server(stage.facts["one"], None)
             await stage.process.wait_until_performed()
             assert await stage.answers() == {"one", "two"}
             give.close()
@@ -316,7 +316,7 @@ def test_configuration_that_haproxy_refuses_is_reported_and_the_one_before_stays
             assert stage.haproxy.process is first
             assert await stage.answers(ssl=context) == {"one", "two"}
             # What comes later is followed.
-            stage.process.certify_only({stage.binding.bind: [["localhost"]]})
+            stage.process.keep_certificates({stage.binding.bind: [["localhost"]]})
             stage.report(replace(stage.facts["one"], ready=False, state="stopping"))
             await stage.process.wait_until_performed()
             assert await stage.answers(ssl=context) == {"two"}
@@ -344,7 +344,7 @@ def test_process_keeps_no_pair_of_a_server(short: Path) -> None:
     async def work() -> None:
         async with gateway(short) as stage:
             give, take = socket.socketpair()
-            stage.process.serve(stage.facts["one"], give)
+            stage.process.report_server(stage.facts["one"], give)
             await stage.process.wait_until_performed()
             give.close()
             with take:
@@ -498,12 +498,12 @@ def test_certificate_is_renewed_without_another_haproxy(short: Path) -> None:
             assert stage.haproxy.process is first
             # One that was renewed with other names replaces the one before, too.
             stage.certify(*pairs[0], name="www.localhost")
-            stage.process.certify_only({stage.binding.bind: [["www.localhost"]]})
+            stage.process.keep_certificates({stage.binding.bind: [["www.localhost"]]})
             await stage.process.wait_until_performed()
             assert await shown(stage) == (pairs[0][0].decode().strip(), "h2")
             # And back again.
             stage.certify(*pairs[1])
-            stage.process.certify_only({stage.binding.bind: [["localhost"]]})
+            stage.process.keep_certificates({stage.binding.bind: [["localhost"]]})
             await stage.process.wait_until_performed()
             assert await shown(stage) == (pairs[1][0].decode().strip(), "h2")
 

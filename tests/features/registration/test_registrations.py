@@ -130,8 +130,8 @@ class Registry:
         self.edge.table = RouteTable(self.routes.table.fileno())
         self.edge.backends.apply([*self.edge.table], {})
 
-    async def in_force(self, limit_seconds: float | None = None) -> str:
-        await self.routes.settled()
+    async def wait_until_in_force(self, limit_seconds: float | None = None) -> str:
+        await self.routes.wait_until_current()
         return self.late
 
     async def ask(self, verb: str, **options: Any) -> Any:
@@ -144,7 +144,7 @@ class Registry:
         return [(each.kind, each.event) for each in self.recorded]
 
     async def urls(self) -> list[str]:
-        await self.routes.settled()
+        await self.routes.wait_until_current()
         return [each.url for each in self.manager]
 
     async def close(self) -> None:
@@ -196,7 +196,7 @@ def test_service_that_has_left_gets_no_request_after_the_answer() -> None:
         # Its last heartbeat makes its time-to-live pass soon.
         await registry.ask("register", name="users", to=second.url, ttl=0.001)
         await until(lambda: ("pool", "backend expired") in registry.trail)
-        await registry.routes.settled()
+        await registry.routes.wait_until_current()
         assert await asked(stage) == b"503"
         assert (await registry.ask("unregister", name="users", to=first.url))["exit_code"] == 4
         assert registry.trail == [
@@ -221,7 +221,7 @@ def test_service_without_a_heartbeat_is_taken_out_when_its_time_has_passed() -> 
         assert await asked(stage) == b"200 hello"
         clock.advance(1)
         await until(lambda: ("pool", "backend expired") in registry.trail)
-        await registry.routes.settled()
+        await registry.routes.wait_until_current()
         assert await asked(stage) == b"503"
         (saved,) = json.loads(registry.keeper.entries[fd_store.REGISTRATIONS])
         assert saved["state"] == "silent"
@@ -378,16 +378,16 @@ def test_failing_service_is_taken_out_and_comes_back() -> None:
         (item,) = (await registry.ask("register", name="users", to=backend.url, probe=FAST))["items"]
         assert item["state"] == "starting"
         await until(lambda: ("pool", "backend ready") in registry.trail)
-        await registry.routes.settled()
+        await registry.routes.wait_until_current()
         assert await asked(stage) == b"200 hello"
         health.status = b"500 Broken"
         await until(lambda: ("pool", "backend flagged") in registry.trail)
-        await registry.routes.settled()
+        await registry.routes.wait_until_current()
         assert await asked(stage) == b"503"
         assert registry.recorded[-1].cause == "GET /health: status 500"
         health.status = b"200 OK"
         await until(lambda: registry.trail[-1] == ("pool", "backend recovered"))
-        await registry.routes.settled()
+        await registry.routes.wait_until_current()
         assert await asked(stage) == b"200 hello"
         await registry.close()
 
@@ -420,7 +420,7 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         assert (await started.urls(), os.listdir(registry.state_directory)) == ([url], [])
         assert await registry.urls() == [url]
         successor = Registry(stage, registry.keeper, registry.directory)
-        await successor.routes.settled()
+        await successor.routes.wait_until_current()
         match = stage.edge.table.find("any", "/users")
         assert match is not None
         assert [each.url for each in match.route.to] == ["http://10.0.0.7:9000"]
@@ -480,7 +480,7 @@ def test_refused_service_leaves_nothing_behind(options: dict[str, str], code: in
         answer = await registry.ask("register", **options)
         assert (answer["exit_code"], message in answer["errors"][0]["message"]) == (code, True), answer
         assert answer["errors"][0]["message"].startswith("to: ") is (code == 5)
-        await registry.routes.settled()
+        await registry.routes.wait_until_current()
         assert (len(registry.manager.services), registry.routes.routes.excluded, registry.trail) == (
             0,
             (),

@@ -67,10 +67,10 @@ class RouteSet(NamedTuple):
 class ComputedRoutes:
     """Computes routes and the route table in a thread, one at a time, and calls `changed` after each computation.
 
-    `services` adds services to the routes; call `again` when they change. If a connection that a worker has kept could
-    lead to a server of another user under the new table, `end_kept` first ends the connections of these servers (with
-    `adopted`, only those of workers of an earlier supervisor). Files in `directory` record kept connections for the
-    next supervisor, and the secret from which the `context_keys` of servers are derived.
+    `services` adds services to the routes; call `recompute` when they change. If a connection that a worker has kept
+    could lead to a server of another user under the new table, `end_kept` first ends the connections of these servers
+    (with `adopted`, only those of workers of an earlier supervisor). Files in `directory` record kept connections for
+    the next supervisor, and the secret from which the `context_keys` of servers are derived.
     Generation numbers increase even when supervisor and keeper are replaced, because workers and gateways that outlive
     both remember older generations.
     """
@@ -108,7 +108,7 @@ class ComputedRoutes:
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(self._compute())
 
-    def again(self) -> None:
+    def recompute(self) -> None:
         """Schedule another computation of the routes from the same source as before."""
         if self._source is not None:
             self.compute(self._source)
@@ -117,7 +117,7 @@ class ComputedRoutes:
         """Whether a route with this alias is served."""
         return any(each.alias == alias for each in self.routes.http)
 
-    async def settled(self) -> None:
+    async def wait_until_current(self) -> None:
         """Wait until the routes match the configuration at the time of this call. Later changes are not waited for."""
         asked = self._asked
         while self._answered < asked:
@@ -128,7 +128,7 @@ class ComputedRoutes:
 
         The descriptor is valid until the next change.
         """
-        await self.settled()
+        await self.wait_until_current()
         async with self._masking:  # each table is made only once
             generation, routes = self.generation, self.routes
             if self.table is None:
@@ -142,7 +142,7 @@ class ComputedRoutes:
             return self._masked[1]
 
     @contextlib.contextmanager
-    def followed(self, follow: Callable[[int], object]) -> Iterator[None]:
+    def subscribed(self, follow: Callable[[int], object]) -> Iterator[None]:
         """Context manager: call `follow` with the generation of each new table, before the changing command returns."""
         self._followers.append(follow)
         try:
@@ -177,7 +177,7 @@ class ComputedRoutes:
         try:
             servers, tables = source()
             with_services = None if self.services is None else await self.services.route_extender()
-            work = functools.partial(_computed, servers, tables, with_services)
+            work = functools.partial(_compute_routes, servers, tables, with_services)
             routes = await in_daemon_thread(work)
             if routes != before:
                 await self._end_disallowed_connections(routes, users_of(servers))
@@ -228,7 +228,7 @@ class ComputedRoutes:
         _close(outdated_too)
 
 
-def _computed(
+def _compute_routes(
     servers: Sequence[ServerConfig], tables: Tables, with_services: WithServices | None
 ) -> RouteSet:
     http, streams, excluded = [], [], []

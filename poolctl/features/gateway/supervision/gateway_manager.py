@@ -72,7 +72,7 @@ class GatewayManager(SidecarManager):
         self.reports.on_hosts = self._release_connections
         self.probes = TargetProbes(self._report_probes)
         self._listeners = GatewayListeners(environment.keeper)
-        self.routes = ComputedRoutes(self._published, self._end_kept, environment.directory)
+        self.routes = ComputedRoutes(self._published, self._end_kept_connections, environment.directory)
         self._servers = ServerReports(core, self.routes)
         self._own: tuple[socket.socket, socket.socket] | None = None  # give and take
         self._revision = -1
@@ -88,7 +88,7 @@ class GatewayManager(SidecarManager):
         core.observers.add(self._server_changed)
 
     @property
-    def why_away(self) -> str:
+    def why_unavailable(self) -> str:
         """Why the gateway's process does not answer; "" if it answers."""
         return self.problem or "its process is starting"
 
@@ -118,7 +118,7 @@ class GatewayManager(SidecarManager):
                     await self._changed.wait()
         return self.gateway
 
-    async def in_force(self, limit_seconds: float | None = None) -> str:
+    async def wait_until_in_force(self, limit_seconds: float | None = None) -> str:
         """Wait until the current configuration is in force; returns "", or a warning after the limit.
 
         Parts that had failed are tried again. If that fails, `failures` has the reasons.
@@ -128,7 +128,7 @@ class GatewayManager(SidecarManager):
         seconds = _IN_FORCE_SECONDS if limit_seconds is None else min(limit_seconds, _IN_FORCE_SECONDS)
         try:
             async with asyncio.timeout(seconds):
-                while not await self._is_in_force():
+                while not await self._wait_for_step():
                     pass
         except TimeoutError:
             why = "its process is still starting" if self._process is None else "its process does not answer"
@@ -137,11 +137,11 @@ class GatewayManager(SidecarManager):
             return f"[gateway]: not everything is in force yet: {why}"
         return ""
 
-    async def _is_in_force(self) -> bool:
+    async def _wait_for_step(self) -> bool:
         """Wait for the next step; returns True if it was the last one."""
         if self._revision != self._core.servers.revision:
             self._recompute()
-        await self.routes.settled()
+        await self.routes.wait_until_current()
         process = self.gateway
         is_starting = process is None and self.tables.get(GatewayConfig) is not None and not self.failures
         if self._attempted_times < self._configured_times or is_starting:
@@ -267,7 +267,7 @@ class GatewayManager(SidecarManager):
         routes = self.routes.routes
         return self.reports.unavailable_hosts if routes.kept.user else routes.servers
 
-    async def _end_kept(self, servers: frozenset[str], *, adopted: bool) -> None:
+    async def _end_kept_connections(self, servers: frozenset[str], *, adopted: bool) -> None:
         """End the connections that were passed to workers of these servers; returns when none is left.
 
         With `adopted`, only workers of an earlier supervisor are affected. Connections that workers give back are shut
@@ -343,14 +343,14 @@ class GatewayManager(SidecarManager):
             self._report_problem(*failures)
         self._note_attempt()
         self._current = plan = plan.limited_to(self._listeners.settings)
-        await self.routes.settled()
+        await self.routes.wait_until_current()
         process = self.gateway
         if process is None or process.mark != plan.settings.mark:
             await self._start(plan, process)
         else:
             self._sync(process)
         await self._listeners.close_others(plan.listeners)
-        self._zygote_soon()
+        self._schedule_zygote()
         self._report_addresses(plan)
         if failures:
             self._failed(*failures)
@@ -431,12 +431,12 @@ class GatewayManager(SidecarManager):
 
     def _use_zygote(self, zygote: GatewayZygote) -> None:
         def ended(_: object) -> None:
-            self._zygote_soon(_ZYGOTE_SECONDS if zygote.is_up else _FAILED_ZYGOTE_SECONDS)
+            self._schedule_zygote(_ZYGOTE_SECONDS if zygote.is_up else _FAILED_ZYGOTE_SECONDS)
 
         zygote.exited.add_done_callback(ended)
         self._zygote = zygote
 
-    def _zygote_soon(self, seconds: float = _ZYGOTE_SECONDS) -> None:
+    def _schedule_zygote(self, seconds: float = _ZYGOTE_SECONDS) -> None:
         """Start a zygote shortly. When the current gateway exits, the zygote forks its successor."""
         if self._zygote_timer is not None:
             self._zygote_timer.cancel()
@@ -480,8 +480,8 @@ class GatewayManager(SidecarManager):
         process.report_probes(self.probes.reports)
         for each in plan.certificates:
             with memory_files(each.contents) as fds:
-                process.certify(each.bind, each.names, each.settings, each.digest, fds)
-        process.certify_only(plan.certificate_names)
+                process.use_certificate(each.bind, each.names, each.settings, each.digest, fds)
+        process.keep_certificates(plan.certificate_names)
         if self.machines is not None:
             process.report_machines(self.machines.states)
         if self.routes.table is not None:
@@ -507,7 +507,7 @@ class GatewayManager(SidecarManager):
             plan = await self._plan()
             self._current = plan and plan.limited_to(self._listeners.settings)
             self._served = tuple(self._current.listeners) if self._current else ()
-            await self.routes.settled()
+            await self.routes.wait_until_current()
             process.resync()
             self._sync(process)
             process.begin()

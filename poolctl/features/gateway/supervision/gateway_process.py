@@ -97,12 +97,14 @@ class GatewayProcess(SidecarProcess):
         """The names of the servers that were sent to the process."""
         return self._keys("server")
 
-    def certify(self, bind: str, names: Sequence[str], tls: Table, mark: object, fds: Sequence[int]) -> None:
+    def use_certificate(
+        self, bind: str, names: Sequence[str], tls: Table, mark: object, fds: Sequence[int]
+    ) -> None:
         """Use this certificate on the listener for these host names. The first one sent is also the default."""
         message = {"t": "certificate", "bind": bind, "names": list(names), "tls": tls}
         self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
 
-    def certify_only(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:
+    def keep_certificates(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:
         """Use only the certificates with these names, by listener. A renewed certificate may have lost names."""
         for bind, of_listener in names.items():
             for names_before in self._keys(f"certificate {bind}") - {*map(" ".join, of_listener)}:
@@ -115,7 +117,7 @@ class GatewayProcess(SidecarProcess):
         message = {"t": "table", "generation": generation, "keeps": keeps}
         self._send("table", generation, message, [table])
 
-    def serve(self, facts: ServerFacts, give: socket.socket | None) -> None:
+    def report_server(self, facts: ServerFacts, give: socket.socket | None) -> None:
         """Send the state of a server, and the give end of its pair if connections can be passed to it."""
         pair = 0 if give is None else pair_number(give)
         message = {"t": "server", "facts": to_json(facts), "pair": pair}
@@ -188,7 +190,7 @@ class GatewayProcess(SidecarProcess):
             del self._sent[f"{order} {host}"]
             self.link.send({"t": order, "state": to_json(kind(host=host))})
 
-    def inform(self, connections: Mapping[str, int]) -> None:
+    def report_connections(self, connections: Mapping[str, int]) -> None:
         """Send the number of connections of each server's workers, which balancing takes into account."""
         self.link.send({"t": "loads", "connections": dict(connections)})
 

@@ -131,11 +131,11 @@ class ServerReports:
             return
         canary = pair_facts(entry)
         if canary is not None:
-            process.serve(canary, self.pairs.get(canary.name))
+            process.report_server(canary, self.pairs.get(canary.name))
         facts = facts_of(self._core, entry)
         if self._core.runner.capabilities.routing is not None and not entry.config.command:
             facts = replace(facts, context_key=self._routes.context_keys.get(server, ""))
-        process.serve(facts, self.pairs.get(server))
+        process.report_server(facts, self.pairs.get(server))
         if canary is None:
             process.forget(canary_name(server))
 
@@ -185,7 +185,7 @@ class GatewayReports:
                 os.close(fd)
             self.on_hosts()
         elif message["t"] == "loads":
-            process.inform({name: self.connections(name) for name in message["servers"]})
+            process.report_connections({name: self.connections(name) for name in message["servers"]})
         elif message["t"] == "wake":
             if (entry := self._core.entries.get(message["server"])) is not None:
                 self._core.wake(entry)

@@ -154,7 +154,7 @@ class GatewayStatistics:
             self._core.clock.monotonic(),
             found["slots"],
             tuple(found["refused"]),
-            sum((await self.passed()).values()),
+            sum((await self.passed_requests()).values()),
             found["streamed"],
             found["stream_errors"],
             found["connections"],
@@ -163,7 +163,7 @@ class GatewayStatistics:
             self._samples.clear()  # a new process starts counting from 0
         return sample
 
-    async def passed(self) -> dict[int, int]:
+    async def passed_requests(self) -> dict[int, int]:
         """The number of requests that workers have served on passed connections, by route mark."""
         counters, total = self._core.runner.capabilities.counters, dict[int, int]()
 
@@ -276,7 +276,7 @@ class RouteFigures:
             if why := next(self._hindrances(route), ""):
                 changes |= {"way": PROXY, "why": why}
             elif proxied:
-                changes["why"] = self._why_some(route)
+                changes["why"] = self._why_proxied(route)
         if requests := passed + proxied + refused:
             changes |= {
                 "requests": requests,
@@ -292,7 +292,9 @@ class RouteFigures:
     def health(self, route: Route | StreamRoute) -> RouteHealth:
         """The health of the route's best backend. Services that currently get no requests count, too."""
         if self._healths is None:
-            return RouteHealth(status=ERROR, detail=f"the gateway does not answer: {self._gateway.why_away}")
+            return RouteHealth(
+                status=ERROR, detail=f"the gateway does not answer: {self._gateway.why_unavailable}"
+            )
         if isinstance(route, Route) and route.redirect is not None:
             return RouteHealth(status=HEALTHY)
         verdicts = self._healths.get(route_key(route), {})
@@ -339,7 +341,7 @@ class RouteFigures:
         if servers and all(reasons):
             yield f"{servers[0]} {reasons[0]}"
 
-    def _why_some(self, route: Route) -> str:
+    def _why_proxied(self, route: Route) -> str:
         """The reason why some requests were proxied although the route passes connections."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         if any(entry is not None and entry.config.tls for entry in entries):

@@ -204,7 +204,7 @@ class UrlProbes(Generic[S]):
         if self._watched.get(service) is not probe:
             return
         began = _now()
-        problem = await probed(service.settings.to, probe.probe)
+        problem = await probe_url(service.settings.to, probe.probe)
         if self._watched.get(service) is not probe:
             return
         self._on_probed(service, problem, _now() - began)
@@ -222,7 +222,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-async def probed(url: str, probe: Probe) -> str:
+async def probe_url(url: str, probe: Probe) -> str:
     """Send one probe to the service at this URL; returns the problem, or ""."""
     endpoint = Endpoint.of_url(url)
     where = endpoint.path if endpoint.kind == "unix" else (endpoint.host, endpoint.port)

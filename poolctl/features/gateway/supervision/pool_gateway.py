@@ -65,7 +65,7 @@ class GatewayVerbs:
 
     async def routes(self, call: Call) -> Result:
         """Every route with its figures; for the operation "explain", the routes that a request may take."""
-        await self.gateway.routes.settled()
+        await self.gateway.routes.wait_until_current()
         if call.options.get("op") == "explain":
             return await self._candidates(call.options)
         routes = self.gateway.routes.routes
@@ -98,14 +98,14 @@ class GatewayVerbs:
             with contextlib.suppress(ConnectionError):  # the request will be cancelled
                 call.progress(ProgressLine(generation=generation))
 
-        await self.gateway.routes.settled()
-        with self.gateway.routes.followed(report):
+        await self.gateway.routes.wait_until_current()
+        with self.gateway.routes.subscribed(report):
             report(self.gateway.routes.generation)
             await self._over.wait()
 
     async def healths(self) -> dict[str, RouteHealth]:
         """The health of each served route, by alias; a stream with the alias of an HTTP route has " (stream)" added."""
-        await self.gateway.routes.settled()
+        await self.gateway.routes.wait_until_current()
         report = await self._report() or {}
         figures = RouteFigures(self.gateway, self._core, self._totals, report)
         found: dict[str, RouteHealth] = {}
@@ -151,7 +151,7 @@ class GatewayVerbs:
         """The result of `show`, with the routes of each server added."""
         if not isinstance(result, ShowResult):
             return result
-        await self.gateway.routes.settled()
+        await self.gateway.routes.wait_until_current()
         routes = self.gateway.routes.routes
         found = await in_daemon_thread(lambda: routes_to_servers(routes.served))
         return replace(
@@ -173,7 +173,7 @@ class GatewayVerbs:
         """Every host with its state."""
         report = await self._report()
         if report is None:
-            return self._away()
+            return self._unavailable()
         rows = {row["host"]: self._host_report(row) for row in report["hosts"]}
         for service in self.gateway.routes.services or ():
             url, status = service.url, service.health.status
@@ -200,11 +200,11 @@ class GatewayVerbs:
             return HostsResult(errors=(problem,), exit_code=NOTHING_MATCHED)
         process = await self.gateway.wait_until_serving()
         if process is None:
-            return self._away()
+            return self._unavailable()
         try:
             answer = await process.order_hosts(order)
         except (LinkLost, TimeoutError):
-            return self._away()
+            return self._unavailable()
         if problems := answer.get("problems"):
             errors = tuple(failure(PoolParamError, each["message"], each["hint"]) for each in problems)
             return HostsResult(errors=errors, exit_code=NOTHING_MATCHED)
@@ -224,10 +224,10 @@ class GatewayVerbs:
         except (LinkLost, TimeoutError):
             return None
 
-    def _away(self) -> HostsResult:
+    def _unavailable(self) -> HostsResult:
         if self.gateway.tables.get(GatewayConfig) is None:
             return HostsResult()
-        message = f"the gateway does not answer: {self.gateway.why_away}"
+        message = f"the gateway does not answer: {self.gateway.why_unavailable}"
         problem = failure(PoolMonitorError, message, "poolctl events")
         return HostsResult(errors=(problem,), exit_code=NOT_AS_DESIRED)
 
@@ -335,7 +335,7 @@ class PoolGateway(FeaturePart):
     async def metrics(self) -> Iterable[Family]:
         if (verbs := self._verbs) is None or verbs.gateway.tables.get(GatewayConfig) is None:
             return []
-        passed = await verbs.statistics.passed()
+        passed = await verbs.statistics.passed_requests()
         healths = await verbs.healths()
         return await gateway_metrics(verbs.gateway, self.site.core, passed, healths, self._parts)
 
@@ -354,7 +354,10 @@ class PoolGateway(FeaturePart):
         if not call.options.get("wait", True):
             await manager.wait_for_opening()
             return self._warned(verb, result)
-        late = await manager.in_force(call.options.get("timeout")) or await self._unconfirmed_warning()
+        late = (
+            await manager.wait_until_in_force(call.options.get("timeout"))
+            or await self._unconfirmed_warning()
+        )
         if late:
             result = replace(result, warnings=(*result.warnings, late))
         whole = verb == "reload" or (verb in _STARTING and call.selector.selects_all)
