@@ -81,7 +81,7 @@ def _shown(request: CommandRequest, result: HostsResult) -> Outcome:
 
 
 def _line(host: HostReport) -> SimpleNamespace:
-    times = {"since": _local(host.since), "until": _local(host.until)}
+    times = {"since": _local_time(host.since), "until": _local_time(host.until)}
     return SimpleNamespace(**{**to_json(host), **times}, backend=host.host, conn=host.connections)
 
 
@@ -92,11 +92,11 @@ def _sentence(host: HostReport) -> str:
     command = f"`poolctl backends enable {name}`"
     if not host.until:
         return f"{name}: {host.state} until {command}"
-    until = f"{_local(host.until)}, then active again by itself"
+    until = f"{_local_time(host.until)}, then active again by itself"
     return f"{name}: {host.state} until {until}; --for 0 disables it until {command}"
 
 
-def _local(stamped: str) -> str:
+def _local_time(stamped: str) -> str:
     """The time in this machine's time zone, with the date unless that is today."""
     if not stamped:
         return ""

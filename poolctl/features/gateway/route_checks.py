@@ -22,11 +22,11 @@ from ._route_values import TAG, UNIX
 from .engines import OWN_ENGINE, engine_names, engine_problem, other_engine
 from .routes import (
     PREFIX,
-    Known,
+    ServerIndex,
     WrittenRoute,
+    build_route,
     is_outside,
     kind_without_address,
-    made_route,
     probed_targets,
     routes_of,
     written_routes,
@@ -62,7 +62,7 @@ def route_problems(
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         return
-    known = Known(servers)
+    known = ServerIndex(servers)
     own: list[tuple[ServerKeys, Finding]] = []
     written = written_routes(known, tables, own)
     yield from own
@@ -108,7 +108,7 @@ def on_route(written: WrittenRoute, finding: Finding) -> Located:
     return written.server, finding._replace(path=path)
 
 
-def servers_of(route: RouteConfig | StreamConfig, known: Known) -> Iterator[ServerKeys]:
+def servers_of(route: RouteConfig | StreamConfig, known: ServerIndex) -> Iterator[ServerKeys]:
     """The servers that the route leads to."""
     targets: Iterable[RouteTarget | StreamTarget] = route.to
     for target in targets:
@@ -116,7 +116,7 @@ def servers_of(route: RouteConfig | StreamConfig, known: Known) -> Iterator[Serv
 
 
 def _target_problems(
-    route: RouteConfig | StreamConfig, known: Known, tables: Tables, unfinished: Unfinished
+    route: RouteConfig | StreamConfig, known: ServerIndex, tables: Tables, unfinished: Unfinished
 ) -> Iterator[Finding]:
     names = tuple(known.by_name) if len(known.by_name) <= 1000 else ()
     targets: Iterable[RouteTarget | StreamTarget] = route.to
@@ -204,7 +204,7 @@ def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe
             yield Finding(("health",), message, "write the same in both, or in one of them")
 
 
-def _no_server(name: str, known: Known, names: tuple[str, ...], is_stream: bool) -> tuple[str, str]:
+def _no_server(name: str, known: ServerIndex, names: tuple[str, ...], is_stream: bool) -> tuple[str, str]:
     message, near = f"there is no server {printable(name)!r}", nearest(name, names)
     if name in known.by_tag:
         return message, f'{name!r} is a tag: write "{TAG}{name}"'
@@ -216,7 +216,7 @@ def _no_server(name: str, known: Known, names: tuple[str, ...], is_stream: bool)
     return message, f"name a server of this pool, or write {'HOST:PORT' if is_stream else 'a URL'}"
 
 
-def _no_tag(tag: str, known: Known) -> tuple[str, str]:
+def _no_tag(tag: str, known: ServerIndex) -> tuple[str, str]:
     if tag in known.by_tag:
         having = "jobs" if all(each.job for each in known.by_tag[tag]) else "servers without an address"
         return f"only {having} have the tag {printable(tag)!r}", "give it to a server that listens"
@@ -276,7 +276,7 @@ def _redirect_problems(route: RouteConfig) -> Iterator[Finding]:
                 yield Finding((key,), message, "take one of them out, or make two routes of it")
 
 
-def _taken_aliases(written: list[WrittenRoute], known: Known) -> Iterator[Located]:
+def _taken_aliases(written: list[WrittenRoute], known: ServerIndex) -> Iterator[Located]:
     first: dict[str, WrittenRoute] = {}
     for each in written:
         config = each.config if each.server is None else None
@@ -289,7 +289,7 @@ def _taken_aliases(written: list[WrittenRoute], known: Known) -> Iterator[Locate
             yield on_route(each, Finding(("alias",), message, fix, each.alias))
 
 
-def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: Known) -> Iterator[Finding]:
+def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: ServerIndex) -> Iterator[Finding]:
     first: dict[str, StreamConfig] = {}
     for stream in streams:
         other = (
@@ -302,7 +302,7 @@ def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: Known) -> It
             yield Finding(("stream", stream.index, "alias"), message, fix, stream.label)
 
 
-def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: Known) -> bool:
+def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: ServerIndex) -> bool:
     """Whether the route would be named after a server that does not exist, which is reported separately."""
     return not route.alias and bool(route.to) and known.servers(route.to[0].to) == []
 
@@ -321,7 +321,7 @@ def _name_of(written: WrittenRoute) -> str:
     return f"route[{written.key[1]}]"
 
 
-def _all_servers_disabled(route: RouteConfig, known: Known) -> bool:
+def _all_servers_disabled(route: RouteConfig, known: ServerIndex) -> bool:
     """Whether all servers of the route are disabled: then another route may have the same host and path."""
     found = [known.servers(target.to) for target in route.to]
     return (
@@ -413,7 +413,7 @@ def _overriding_route(
     return None
 
 
-def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> Iterator[Finding]:
+def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
     """The reasons against `mode = "pass"`; a host that no listener can serve."""
     if route.mode == "pass":
         sticky = ("policy",) if route.policy == STICKY and not route.sticky else ()
@@ -445,7 +445,7 @@ def _mode_problems(route: RouteConfig, known: Known, gateway: GatewayConfig) -> 
             yield Finding(_key(route), message, "give a listener a certificate: tls = { cert = …, key = … }")
 
 
-def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: Known) -> Iterator[Located]:
+def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: ServerIndex) -> Iterator[Located]:
     """Routes with `mode = "pass"` of which a connection may carry requests for another user's server later."""
     if not any(config.mode == "pass" for _, config in served):
         return
@@ -453,7 +453,7 @@ def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: Known) -
     for each, config in served:
         to = known.targets(config.to)[0]
         if to or config.register:
-            routes.append((each, config, made_route(each.alias, config, to, FILE)))
+            routes.append((each, config, build_route(each.alias, config, to, FILE)))
     apart = separated([route for *_, route in routes], users_of(known.by_name.values()))
     for (each, config, _), route in zip(routes, apart, strict=True):
         secure = all(server.tls for server in servers_of(config, known))
@@ -505,7 +505,7 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
 
     Unless the servers are `complete`, one that is not among them is reported with the problems.
     """
-    known = Known(servers)
+    known = ServerIndex(servers)
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         for server in known.by_name.values():
@@ -536,7 +536,7 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
             yield on_route(each, Finding(("to",), message, hint))
 
 
-def _without_effect(route: RouteConfig, known: Known) -> Iterator[Finding]:
+def _without_effect(route: RouteConfig, known: ServerIndex) -> Iterator[Finding]:
     """Keys that are allowed but do not have the expected effect."""
     if "*" in route.path:
         plain = route.path.partition("*")[0].rstrip("/") or "/"

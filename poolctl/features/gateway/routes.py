@@ -74,7 +74,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
     if tables.get(GatewayConfig) is None:
         return ()
     servers = list(servers)
-    known = Known(servers)
+    known = ServerIndex(servers)
     found: list[AnyRoute] = []
     aliases: set[str] = set()
     for written in written_routes(known, tables):
@@ -118,7 +118,7 @@ def is_outside(target: str) -> bool:
     return ":" in target and not target.startswith(TAG)
 
 
-class Known:
+class ServerIndex:
     """An index of the pool's servers by name and by tag."""
 
     def __init__(self, servers: Iterable[ServerKeys]) -> None:
@@ -161,7 +161,7 @@ class Known:
 
 
 def written_routes(
-    known: Known, tables: Tables, findings: list[tuple[ServerKeys, Finding]] | None = None
+    known: ServerIndex, tables: Tables, findings: list[tuple[ServerKeys, Finding]] | None = None
 ) -> list[WrittenRoute]:
     """The routes of the files, of labels, of `expose`; bad labels are added to the findings."""
     found = [WrittenRoute(each.label, each, ("route", each.index)) for each in tables.all(RouteConfig)]
@@ -169,7 +169,7 @@ def written_routes(
     defaults = gateway.defaults_of_routes() if gateway else {}
     for server in known.by_name.values():
         if any(name.startswith(PREFIX) for name in server.labels):
-            found.append(_labelled(server, defaults, [] if findings is None else findings))
+            found.append(_route_of_labels(server, defaults, [] if findings is None else findings))
     aliases = {each.alias for each in found}
     places = {
         (each.config.host, each.config.path): each
@@ -177,7 +177,7 @@ def written_routes(
         if each.config and (each.config.register or each.config.redirect or known.targets(each.config.to)[0])
     }
     for server in known.by_name.values():
-        exposed = None if server.derived_expose or not server.listens else _exposed(server)
+        exposed = None if server.derived_expose or not server.listens else _exposed_host_and_path(server)
         if exposed is None:
             continue
         host, path = exposed
@@ -189,7 +189,7 @@ def written_routes(
         ):
             continue
         alias = server.name if server.name not in aliases else f"{server.name}@{host}"
-        config = _made(merged(defaults, {"alias": alias, "host": host, "path": path}), server, [])
+        config = _validated_route(merged(defaults, {"alias": alias, "host": host, "path": path}), server, [])
         if config is not None and alias not in aliases:
             aliases.add(alias)
             reason = f"{host}{path} is taken by the route {there.alias!r}" if there else ""
@@ -199,7 +199,7 @@ def written_routes(
     return found
 
 
-def _labelled(
+def _route_of_labels(
     server: ServerKeys, defaults: dict[str, Tree], findings: list[tuple[ServerKeys, Finding]]
 ) -> WrittenRoute:
     table: dict[str, Tree] = {}
@@ -218,7 +218,7 @@ def _labelled(
     if others:
         own.append(Finding((others[0],), "the route of a server leads to that server", "take it out"))
     else:
-        config = _made(merged(defaults, table), server, own)
+        config = _validated_route(merged(defaults, table), server, own)
     if not server.listens:
         message = f"{kind_without_address(server)} has no address that a route could lead to"
         own.append(Finding((), message, "take out the labels"))
@@ -236,11 +236,13 @@ def kind_without_address(server: ServerKeys) -> str:
     return "a job" if server.job else "a program without a port"
 
 
-def _made(table: dict[str, Tree], server: ServerKeys, findings: list[Finding]) -> RouteConfig | None:
+def _validated_route(
+    table: dict[str, Tree], server: ServerKeys, findings: list[Finding]
+) -> RouteConfig | None:
     return validated(RouteConfig, {**table, "to": (server.name,)}, findings)
 
 
-def _exposed(server: ServerKeys) -> tuple[str, str] | None:
+def _exposed_host_and_path(server: ServerKeys) -> tuple[str, str] | None:
     """Host and path of an `expose` that leads to the gateway; None for one that names the server's own address."""
     scheme, separator, rest = server.expose.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
@@ -259,17 +261,17 @@ def _exposed(server: ServerKeys) -> tuple[str, str] | None:
     return None
 
 
-def _route_of(written: WrittenRoute, known: Known) -> Route | ExcludedRoute:
+def _route_of(written: WrittenRoute, known: ServerIndex) -> Route | ExcludedRoute:
     config = written.config
     if config is None or written.reason:
         return _excluded(written, written.reason)
     to, reasons = known.targets(config.to)
     if not (to or config.register or config.redirect):
         return _excluded(written, "; ".join(reasons))
-    return made_route(written.alias, config, to, FILE if written.server is None else SERVER)
+    return build_route(written.alias, config, to, FILE if written.server is None else SERVER)
 
 
-def made_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider: str) -> Route:
+def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider: str) -> Route:
     """The route of a table, with these targets."""
     cookie = config.sticky or (DEFAULT_COOKIE if config.policy == STICKY else "")
     return Route(

@@ -91,7 +91,8 @@ def perform(request: CommandRequest) -> Outcome:
                 "routes explain: which URL?", hint="poolctl routes explain http://users.example.com/v1"
             )
         return _explain(
-            request, Asked(words[0], (request.get("method") or "GET").upper(), request.get("header"))
+            request,
+            ExplainedRequest(words[0], (request.get("method") or "GET").upper(), request.get("header")),
         )
     if request.get("method") is not None or request.get("header"):
         raise UsageError(
@@ -109,7 +110,7 @@ def perform(request: CommandRequest) -> Outcome:
         for each in result.items
         if each.mode == PASS and each.way == PROXY
     ]
-    outcome.warnings += _taken_out(result)
+    outcome.warnings += _service_warnings(result)
     names = (each.alias for each in result.items)
     outcome = gateway_table(request, outcome, lines, columns, names, DISPENSABLE)
     if request.output == "wide" and result.refused:
@@ -118,7 +119,7 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _taken_out(result: RoutesResult) -> list[str]:
+def _service_warnings(result: RoutesResult) -> list[str]:
     """Warnings about registered services that get no requests, for the first few."""
     found = [
         f"{each.name}: {each.url} gets no requests: {each.why or each.state}"
@@ -130,7 +131,7 @@ def _taken_out(result: RoutesResult) -> list[str]:
     return [*found[:MOST_WARNED], *([f"and {more} more registered services"] if more > 0 else [])]
 
 
-class Asked:
+class ExplainedRequest:
     """The request to explain, with the parts of its URL in the form that routes are matched against."""
 
     def __init__(self, url: str, method: str, headers: list[str] | None) -> None:
@@ -164,7 +165,7 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip().lower(), value.strip()
 
 
-def _explain(request: CommandRequest, asked: Asked) -> Outcome:
+def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
     if asked.normal is None:
         why = "backends differ in how they read its path"
         return Outcome.failed(NOTHING_MATCHED, f"{asked} is refused (400): {why}")
@@ -200,7 +201,7 @@ def _explain(request: CommandRequest, asked: Asked) -> Outcome:
     return outcome
 
 
-def _candidates(request: CommandRequest, asked: Asked) -> CandidatesResult:
+def _candidates(request: CommandRequest, asked: ExplainedRequest) -> CandidatesResult:
     """The routes of the active table, or of the files."""
     pool = find_pool(request)
     try:
@@ -212,7 +213,7 @@ def _candidates(request: CommandRequest, asked: Asked) -> CandidatesResult:
         return _candidates_of_files(pool, asked)
 
 
-def _candidates_of_files(pool: PoolRef, asked: Asked) -> CandidatesResult:
+def _candidates_of_files(pool: PoolRef, asked: ExplainedRequest) -> CandidatesResult:
     from poolctl.cli.offline import load
 
     config = load(pool)
@@ -228,7 +229,7 @@ def _candidates_of_files(pool: PoolRef, asked: Asked) -> CandidatesResult:
     )
 
 
-def _match(known: CandidatesResult, asked: Asked) -> Match | None:
+def _match(known: CandidatesResult, asked: ExplainedRequest) -> Match | None:
     """The route that the gateway's own matching finds among the known routes; None if none matches."""
     fd = write_table(known.routes, known.generation)
     try:
@@ -240,7 +241,7 @@ def _match(known: CandidatesResult, asked: Asked) -> Match | None:
     return match
 
 
-def _sentence(asked: Asked, match: Match | None, header_for_host: str) -> str:
+def _sentence(asked: ExplainedRequest, match: Match | None, header_for_host: str) -> str:
     if match is None:
         return f"{asked} takes no route (404)"
     if match.route.redirect is not None:

@@ -9,7 +9,7 @@ from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
 from poolctl.features.gateway.engines import Engine
 from poolctl.features.gateway.route_checks import on_route
-from poolctl.features.gateway.routes import Known, written_routes
+from poolctl.features.gateway.routes import ServerIndex, written_routes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 
 _TAKE_OUT = "take it out, or let poolctl's own gateway serve"
@@ -48,7 +48,7 @@ def haproxy_problems(servers: Iterable[ServerKeys], tables: Tables) -> Iterator[
     # The feature of this table may be missing.
     if getattr(tables.by_name().get("operator"), "url", None) is not None:
         yield None, Finding(("operator", "url"), "HAProxy informs no operator of requests", _TAKE_OUT)
-    for each in written_routes(Known(servers), tables):
+    for each in written_routes(ServerIndex(servers), tables):
         for finding in _of_route(each.config) if each.config and not each.reason else ():
             yield on_route(each, finding)
     for stream in tables.all(StreamConfig):

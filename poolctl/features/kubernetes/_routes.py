@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from poolctl.config import Finding, ServerConfig
 from poolctl.config.model.pool_tables import Located, Tables
 from poolctl.features.gateway.route_checks import on_route
-from poolctl.features.gateway.routes import Known, WrittenRoute, written_routes
+from poolctl.features.gateway.routes import ServerIndex, WrittenRoute, written_routes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, RouteTimeouts
 from poolctl.json_form import Table
 from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, host_pattern, is_ip_address
@@ -86,7 +86,7 @@ def compile_routes(
     found = CompiledRoutes([], list(_problems_of_gateway(tables)), [], [])
     if tables.get(GatewayConfig) is None:
         return found
-    known = Known(servers)
+    known = ServerIndex(servers)
     served: list[tuple[WrittenRoute, RouteConfig, list[tuple[str, int]]]] = []
     aliases: set[str] = set()
     for written in written_routes(known, tables):

@@ -13,7 +13,7 @@ from poolctl.config.model.section import Probe, Table, field, required, validate
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import BadValue
 from poolctl.config.values.problems import Finding, Tree
-from poolctl.features.gateway.routes import made_route, with_separation
+from poolctl.features.gateway.routes import build_route, with_separation
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
 from poolctl.json_form import Table as JsonTable
 from poolctl.logs.log_line import stamp
@@ -424,7 +424,7 @@ def with_registrations(
         if reason := places.problem(config.host, config.path):
             found.append(_excluded_route(name, reason, config.host))
             continue
-        own = _with_backends(made_route(name, config, (), REGISTRATION), its)
+        own = _with_backends(build_route(name, config, (), REGISTRATION), its)
         places.add(own)
         found.append(own)
     return with_separation(found, servers)
