@@ -87,7 +87,7 @@ class Acceptor(_ConnectionSource):
     def _accept_one(self, *, first: bool) -> bool:
         """Accept the next connection; returns False if none waits, or there is no room.
 
-        The first call always finds one.
+        `first`: a connection is known to wait, so another may be closed to make room for it.
         """
         edge = self._edge
         full = is_full(edge)

@@ -20,7 +20,7 @@ TLS = "tls"
 
 
 class Traffic:
-    """The counts of one route or backend, as plain integers. Only counts of current requests ever decrease."""
+    """The counts of one route or backend, as plain integers. They only increase, except by `undo_start`."""
 
     def __init__(self) -> None:
         self.slots: tally.Counts = [0] * tally.COUNTED
@@ -84,7 +84,10 @@ class Counts:
         self._former_refused = 0
 
     def count_refusal(self, code: str, alias: str = "", times: int = 1) -> None:
-        """Count a refused request by its status and, if known, its route; TLS stands for a refused handshake."""
+        """Count a refused request by its status or, if that is known, for its route.
+
+        TLS in place of a status is a refused handshake. `times` is for requests without a route.
+        """
         if alias:
             traffic = self.route(alias)
             traffic.count_start()

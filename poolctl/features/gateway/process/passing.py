@@ -109,7 +109,7 @@ class Passing:
             self._send_queued(found)
 
     def withdraw(self, server: str, done: Callable[[], None]) -> None:
-        """Stop passing connections to the server; `done` is called when its queue is empty."""
+        """Stop passing connections to the server, route those in its queue again, then call `done`."""
         found = self._servers.pop(server, None)
         if found is not None:
             self._close_end(found)

@@ -53,7 +53,7 @@ class RouteSet(NamedTuple):
     users: tuple[tuple[str, str], ...] = ()  # each server's name and user
 
     def without_passing(self, servers: frozenset[str]) -> RouteSet:
-        """These routes while connections kept by workers of these servers are being closed."""
+        """The routes to use while connections that these servers' workers keep are closed: none is passed to them."""
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
         http = tuple(without_passing(self.http, servers))
         return self._replace(http=http, kept=replace(self.kept, user=user))

@@ -138,7 +138,7 @@ class GatewayManager(SidecarManager):
         return ""
 
     async def _wait_for_step(self) -> bool:
-        """Wait for the next step; returns True if it was the last one."""
+        """Wait for one step towards the current configuration; returns True once it is in force, or cannot be."""
         if self._revision != self._core.servers.revision:
             self._recompute()
         await self.routes.wait_until_current()

@@ -223,7 +223,7 @@ def _now() -> float:
 
 
 async def probe_url(url: str, probe: Probe) -> str:
-    """Send one probe to the service at this URL; returns the problem, or ""."""
+    """Send one probe to this URL; returns the problem, or "" for a success."""
     endpoint = Endpoint.of_url(url)
     where = endpoint.path if endpoint.kind == "unix" else (endpoint.host, endpoint.port)
     host = "localhost" if endpoint.kind == "unix" else url.partition("://")[2]

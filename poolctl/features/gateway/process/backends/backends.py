@@ -41,7 +41,7 @@ class Backends:
         self.now = now
         self.random = random or Random()
         self._event = event
-        # Called for each connection that a route passes which balances by load; `hold` corrects their number.
+        # Called for each connection that a route passes which balances by load; `set_worker_connections` corrects it.
         self.on_passed: Callable[[], None] = lambda: None
         self._counts = counts or Counts()
         self._routes: dict[str, tuple[AnyRoute, RouteBackends]] = {}
@@ -54,8 +54,8 @@ class Backends:
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
         """Apply these routes and facts about servers. Backends that remain keep their state.
 
-        Without routes, the current routes stay. A route that is not among them is added by its first request, so that
-        of a very large table only the known routes (`aliases`) are needed.
+        None keeps the current routes. Other routes are added by their first request, so that for a very large table
+        only the routes in `aliases` have to be passed.
         """
         self._servers = servers
         affected: dict[RouteBackends, bool] = {}  # whether weights have changed
@@ -168,7 +168,7 @@ class Backends:
         self._probes.clear()
 
     def set_rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set the preference rank of the URL's backend; `blocked`: it gets no requests."""
+        """Set the rank of the URL's backend and, in `blocked`, why it gets no requests; None if it gets some."""
         self._ranks[url] = rank, blocked
         backend = self._backends.get(url)
         if backend is not None and not backend.is_server:

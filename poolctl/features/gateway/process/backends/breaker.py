@@ -57,7 +57,7 @@ class Breaker:
         return 0.0 if self._probes < self.rule.probes else _PROBING_RETRY_SECONDS
 
     def enter(self) -> int:
-        """Admit a request, after `refused_seconds` returned 0; returns a number to report its result with."""
+        """Admit a request, after `refused_seconds` returned 0; returns the period that its result is recorded for."""
         if not self.is_closed:
             if self.state is BreakerState.OPEN:
                 self._become(BreakerState.HALF_OPEN, "a request is tried")

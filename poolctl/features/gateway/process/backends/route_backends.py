@@ -56,9 +56,9 @@ AnyRoute = Route | StreamRoute
 class CanaryTurns:
     """Decides which requests of a server go to its canary; the first requests go to the server.
 
-    Each turn is given to a randomly chosen request of those that it is due for, so that a client that repeats a
-    sequence of requests does not always send the same one to the canary. After n requests the canary has had its
-    share of n, rounded down, or one less. A turn that is not used is lost.
+    When the canary is due a request, one of the next 1 / `share` requests is chosen at random, so that a client that
+    repeats a sequence of requests does not always send the same one to the canary. After n requests the canary has
+    had its share of n, rounded down, or one less. A turn that is not used is lost.
     """
 
     def __init__(self, share: float, random: Random = _RANDOM) -> None:
@@ -676,7 +676,7 @@ class RouteBackends:
             member.backend.leave(self)
 
     def acquire(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease | NoBackend:
-        """A backend for a request of this client now, except the backends `tried` before (their keys).
+        """A lease for a request of this client, or why there is none now; never of a backend in `tried`, by its key.
 
         `client` is its IP address, `cookie` the value of its sticky cookie for the route.
         """

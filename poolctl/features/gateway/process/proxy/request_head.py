@@ -61,7 +61,7 @@ def read_request(data: bytes, max_head_bytes: int, scanned: int) -> RequestHead 
 
 
 def _canonical_request(head: RequestHead, raw: bytes) -> RequestHead:
-    """The request in the form that all parsers read alike, or None if there is no such form."""
+    """The request in the form that all parsers read alike. Raises BadMessage if there is no such form."""
     _check_with_llhttp(head, raw)
     target, host, fields = head.target, head.host, head.fields
     if head.get(b"expect").lower() not in (b"", b"100-continue"):
@@ -85,7 +85,7 @@ def _canonical_request(head: RequestHead, raw: bytes) -> RequestHead:
 
 
 def _check_with_llhttp(head: RequestHead, raw: bytes) -> None:
-    """Refuse requests that llhttp, which many servers use, refuses or reads differently."""
+    """Raise BadMessage if llhttp, which many servers use, refuses the request or reads it differently."""
     reading = _Reading()
     parser = httptools.HttpRequestParser(reading)
     try:
@@ -99,7 +99,7 @@ def _check_with_llhttp(head: RequestHead, raw: bytes) -> None:
 
 
 class _Reading:
-    """The bytes that llhttp parses, and what it finds in them."""
+    """Receives the callbacks of an llhttp parser: the request target, and the end of the head."""
 
     target = b""
     complete = False
