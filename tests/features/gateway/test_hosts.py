@@ -243,6 +243,7 @@ def test_unknown_and_ambiguous_hosts_name_those_that_are_near() -> None:
     with pytest.raises(UnknownHost) as ambiguous:
         find_host("10.0.0.8:443", KNOWN)
     assert ambiguous.value.hint == "did you mean https://10.0.0.8:443 or http://10.0.0.8:443?"
+    assert str(ambiguous.value) == f"no backend is called '10.0.0.8:443'; {ambiguous.value.hint}"
     with pytest.raises(UnknownHost) as none:
         find_host("x" * 100_000, KNOWN)
     assert none.value.hint == "`poolctl backends` lists them"
