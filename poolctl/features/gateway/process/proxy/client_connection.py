@@ -976,7 +976,6 @@ class ClientConnection(asyncio.Protocol):
 
     def _head_expired(self) -> None:
         if self._buffer:
-            self._keep = False
             self._edge.counts.count_refusal("408")
             self.refuse(408)
         else:
