@@ -197,11 +197,12 @@ def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe
                 what = "a stream" if isinstance(route, StreamConfig) else "a target outside the pool"
                 message = f"{what} is not probed by {key}"
                 yield Finding((*path, key), message, f"allowed is {' or '.join(allowed)}")
-    for target in targets:
+    for index, target in enumerate(targets):
         probe = target.health or route.health
         if probe is not None and target.to in every and every[target.to] != probe:
-            message = f"{printable(target.to)} is probed in another way by an earlier route"
-            yield Finding(("health",), message, "write the same in both, or in one of them")
+            path = ("health",) if target.health is None else ("to", index, "health")
+            message = f"{printable(target.to)} is probed in another way by an earlier target"
+            yield Finding(path, message, "write the same in both, or in one of them")
 
 
 def _no_server(name: str, known: ServerIndex, names: tuple[str, ...], is_stream: bool) -> tuple[str, str]:

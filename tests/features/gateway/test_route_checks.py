@@ -88,7 +88,12 @@ def route(**keys: object) -> str:
         ),
         (
             route(to=[{"to": "http://10.0.0.7:90", "health": "/a"}, {"to": "http://10.0.0.7:90", "health": "/b"}]),
-            "http://10.0.0.7:90 is probed in another way by an earlier route",
+            "route[0].to[1].health: http://10.0.0.7:90 is probed in another way by an earlier target; write the",
+        ),
+        (
+            route(to="http://10.0.0.7:90", health="/a")
+            + route(alias="b", path="/b", to="http://10.0.0.7:90", health="/b"),
+            "route[1].health: http://10.0.0.7:90 is probed in another way by an earlier target",
         ),
         (route(add_headers={"Content-Length": "5"}), "the gateway itself sets the header Content-Length; take it out"),
         (route(add_headers={"host": "a"}), "the gateway itself sets the header host; write host_header"),
