@@ -318,7 +318,7 @@ def _taken(alias: str, other: str, label: str, route: RouteConfig | StreamConfig
 def _name_of(written: WrittenRoute) -> str:
     """The name of a route in a message about another route."""
     if written.server is not None:
-        return f"the {written.key[0]} of {written.server.name!r}"
+        return f"the route in the {written.key[0]} of {written.server.name!r}"
     return f"route[{written.key[1]}]"
 
 

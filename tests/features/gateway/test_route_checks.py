@@ -390,7 +390,8 @@ def test_label_of_another_server_is_named_by_its_server(tmp_path: Path) -> None:
     text = server("a", bind=":2", app="a:b", labels={"route.host": "x.example"})
     text += server("b", bind=":3", app="a:b", labels={"route.host": "x.example"})
     found = told(tmp_path, f"[gateway]\n{WEB}{text}")
-    assert "server[2].labels.route.host: never reached: the labels of 'a' has the same host and path" in found
+    problem = "never reached: the route in the labels of 'a' has the same host and path"
+    assert f"server[2].labels.route.host: {problem}" in found
 
 
 @needs("haproxy")
