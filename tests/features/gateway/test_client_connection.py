@@ -312,7 +312,10 @@ def test_slow_body_is_a_request_timeout() -> None:
     play(scene)
 
 
-def test_idle_connection_is_closed_after_its_time() -> None:
+@pytest.mark.parametrize("before_it_may_leave", [True, False])
+def test_idle_connection_is_closed_after_its_time(
+    before_it_may_leave: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
         client = await stage.client()
@@ -320,6 +323,8 @@ def test_idle_connection_is_closed_after_its_time() -> None:
         assert await status_of(client) == 200
         assert await client.rest() == b""
 
+    if not before_it_may_leave:
+        monkeypatch.setattr(client_connection, "IDLE_SECONDS", SOON / 10)
     play(scene, keep_alive_seconds=SOON)
 
 
@@ -957,6 +962,27 @@ def test_a_slow_client_stops_the_backend() -> None:
         await client.head()
         for _ in range(size // 1_000_000):
             await client.exactly(1_000_000)
+
+    play(scene)
+
+
+def test_next_request_of_a_client_that_takes_no_response_waits() -> None:
+    async def scene(stage: Stage) -> None:
+        backend = await stage.route(ok)
+        client = await stage.client()
+        await client.send(GET)
+        await client.response()
+        (connection,) = stage.edge.pool.clients
+        assert isinstance(connection, ClientConnection)
+        connection.pause_writing()  # as the transport does while too many bytes wait for the client
+        await client.send(GET)
+        other = await stage.client()
+        for _ in range(3):
+            await other.send(GET)
+            await other.response()
+        assert len(backend.heads) == 4
+        connection.resume_writing()
+        assert (await client.response())[1] == b"hello"
 
     play(scene)
 
