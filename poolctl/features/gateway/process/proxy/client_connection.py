@@ -723,9 +723,8 @@ class ClientConnection(asyncio.Protocol):
                 self._scanned = len(data)
                 return False
             self._scanned = 0
-            self._keep = found.keep_alive and not found.body
-            found_route = routed = route_request(edge, found, self._forwarding, self._certificate)
             self._keep = found.keep_alive
+            found_route = routed = route_request(edge, found, self._forwarding, self._certificate)
             self._begin(found, routed)
         except BadMessage as error:
             if self._request is not None:
@@ -749,10 +748,8 @@ class ClientConnection(asyncio.Protocol):
             return
         body, data = None, self._buffer[request.end :]
         if request.body:
-            self._keep = False  # as long as the body is not known to be in order
             body = RequestBody(request.body, routed.route.max_body_bytes)
             data, self._buffer = bytes(body.feed(data)), body.rest
-            self._keep = request.keep_alive
             if body.rest and not body.done:
                 self._go_on_soon()
         else:
