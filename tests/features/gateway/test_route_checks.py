@@ -49,7 +49,7 @@ def route(**keys: object) -> str:
         (QUEUE + route(to="tag:background"), "only servers without an address have the tag 'background'; give it to"),
         (QUEUE + '[[stream]]\nbind = ":53"\nto = "queue"\n', "'queue' is a program without a port, which has no"),
         (route(to="http://127.0.0.1:8080"), "http://127.0.0.1:8080 is an address of the gateway itself; name a server"),
-        ('[[stream]]\nbind = ":53"\nprotocol = "udp"\nto = "web"\n', "'web' takes connections, and UDP has none"),
+        ('[[stream]]\nbind = ":53"\nprotocol = "udp"\nto = "web"\n', "takes connections, and UDP has none; name a"),
         ('[[stream]]\nbind = ":53"\nto = "wob"\n', "stream[0].to: there is no server 'wob'; did you mean 'web'?"),
         (route(to="10.0.0.5"), "no server '10.0.0.5'; if it is a host, write the port too: \"http://10.0.0.5:PORT\""),
         ('[[stream]]\nbind = ":53"\nto = "db.x"\n', "if it is a host, write the port too: \"db.x:PORT\""),
@@ -97,11 +97,20 @@ def route(**keys: object) -> str:
         ),
         (route(add_headers={"Content-Length": "5"}), "the gateway itself sets the header Content-Length; take it out"),
         (route(add_headers={"host": "a"}), "the gateway itself sets the header host; write host_header"),
-        (route(limit={"per_client": {"burst": 5}}), "limit.per_client.burst: a burst without a rate has no effect"),
+        (route(limit={"per_client": {"burst": 5}}), "per_client.burst: a burst without a rate has no effect; add req"),
         (route(backend_limit={"per_client": {"concurrency": 5}}), "backend_limit.per_client: unknown key 'per_client'"),
         (
             route() + '[gateway]\nbind = [{ bind = ":80", accept_proxy_protocol = true }]\n',
             "gateway.bind[0].accept_proxy_protocol: no proxy is trusted, so that no connection may begin",
+        ),
+        (
+            route() + '[gateway]\nbind = [{ bind = ":80", accept_proxy_protocol = true }]\n',
+            'may begin with the PROXY protocol; add trusted_proxies = ["10.0.0.0/8"] to [gateway]',
+        ),
+        (
+            '[gateway]\ntrusted_proxies = ["::1"]\nbind = [":80", '
+            '{ bind = ":443", tls = true, accept_proxy_protocol = true }]\n' + route(),
+            "connections that a proxy forwards are not passed, and the address has no certificate; give it one: tls = ",
         ),
         (
             '[[stream]]\nbind = ":53"\nto = "1.2.3.4:5"\naccept_proxy_protocol = true\n',
@@ -203,6 +212,7 @@ def test_route_without_a_request_of_its_own_is_a_problem(
     found = told(tmp_path, WEB + route(alias="a", **first) + route(alias="b", **second))
     assert problem in found
     assert bool(problem) == bool(found)
+    assert "comes first" not in found or found.endswith("; write the host out, or give the other one a path")
     assert "\n" not in found
 
 
@@ -316,6 +326,11 @@ def test_later_requests_for_another_users_server_forbid_mode_pass(
     found = told(tmp_path, GOOD + EVIL + text)
     why = f'route[0].mode: mode = "pass", and evil (nobody) would get later requests of its clients {reason}'
     assert (why in found) == bool(found) == bool(reason)
+    fix = '; write mode = "auto", or give the servers of all routes one user'
+    assert (
+        found.endswith(fix + ", and add a route for all hosts" * reason.endswith("without a route"))
+        or not reason
+    )
     assert "\n" not in found
     one_user = GOOD.replace("root", "nobody") + EVIL
     assert told(tmp_path, one_user + text) == ""
@@ -481,7 +496,9 @@ def warned(directory: Path, text: str) -> list[str]:
 def test_route_to_disabled_servers_is_a_warning(tmp_path: Path) -> None:
     text = server("off", bind=":1", app="a:b", disabled=True) + route(to="off")
     (warning,) = warned(tmp_path, WEB + text)
-    assert "route[0].to: the route 'off' is not served: off is disabled; enable a server" in warning
+    assert warning.endswith(
+        "route[0].to: the route 'off' is not served: off is disabled; enable a server, or name another target"
+    )
 
 
 def test_unknown_target_is_a_problem_alone(tmp_path: Path) -> None:
@@ -500,7 +517,10 @@ def test_problem_of_a_stream_has_no_consequence_for_the_gateway(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("keys", "warning"),
     [
-        ({"path": "/v1", "probe_responses": ["/v1/up", "/up"]}, "route[0].probe_responses[1]: /up is outside"),
+        (
+            {"path": "/v1", "probe_responses": ["/v1/up", "/up"]},
+            "route[0].probe_responses[1]: /up is outside the route's path /v1; write a path under /v1, or move it",
+        ),
         ({"path": "/v1/*"}, 'route[0].path: * in /v1/* stands for itself: the path is a prefix; write "/v1"'),
     ],
 )  # fmt: skip
@@ -527,7 +547,11 @@ def test_key_for_sleeping_servers_without_one_is_a_warning(tmp_path: Path, key: 
 def test_server_with_tls_behind_plain_addresses_is_a_warning(tmp_path: Path) -> None:
     (warning,) = warned(tmp_path, SECURE + route(to="safe"))
     assert (
-        "route[0].to: safe speaks TLS, and no address of [gateway] does: its requests are proxied" in warning
+        "route[0].to: safe speaks TLS, and no address of [gateway] does: its requests are proxied; "
+        in warning
+    )
+    assert warning.endswith(
+        "give an address of [gateway] tls, or take tls from the server: the gateway then passes connections"
     )
     assert warned(tmp_path, SECURE + BOTH + route(to="safe")) == []
 
@@ -535,7 +559,8 @@ def test_server_with_tls_behind_plain_addresses_is_a_warning(tmp_path: Path) -> 
 def test_label_of_a_route_without_a_gateway_is_a_warning(tmp_path: Path) -> None:
     text = server("a", bind=":2", app="a:b", labels={"route.host": "a", "x": "y"})
     (warning,) = warned(tmp_path, text)
-    assert "labels.route.host: the label has no effect: the pool has no gateway; add [gateway]" in warning
+    problem = "labels.route.host: the label has no effect: the pool has no gateway"
+    assert warning.endswith(f"{problem}; add [gateway], or take the label out")
     assert warned(tmp_path, "[gateway]\n" + text) == []
 
 
