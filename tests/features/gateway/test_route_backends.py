@@ -262,6 +262,17 @@ def facts(name: str, state: str = "running", **keys: object) -> ServerFacts:
     )  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("header", ["Host", "X-Host"])
+def test_open_breaker_matters_only_where_connections_are_not_passed(stage: Stage, header: str) -> None:
+    stage.hosts.configure(30.0, header)
+    way = server_route("a", breaker=BreakerRule(failures=1))
+    stage.backends.apply([way], {"a": facts("a")})
+    fail(stage.backends.of(way))
+    passes = header == "Host"
+    assert stage.backends.available("a").ok is passes
+    assert stage.backends.of(way).healths()["a"].status == ("healthy" if passes else "unhealthy")
+
+
 @pytest.mark.parametrize("state", ["stopped", "failed", "disabled", "draining", "stopping", "backoff"])
 def test_server_that_does_not_serve_gets_no_request(stage: Stage, state: str) -> None:
     stage.backends.apply([server_route("a")], {"a": facts("a", state)})
