@@ -132,8 +132,10 @@ def test_action_without_an_end_names_the_command_that_ends_it(
     [
         (["dissable", "users"], "did you mean 'disable'?"),
         (["disable"], "backends disable: which backends?"),
+        (["enable", "users", "--for", "3s"], "it says how long a backend is disabled"),
         (["enable", "users", "--for", "3s"], "--for does not belong to `backends enable`"),
         (["--for", "3s"], "--for belongs to `backends disable`"),
+        (["--for", "3s"], "poolctl backends disable NAME --for 30s"),
         (["disable", "users", "--for", "soon"], "--for: "),
     ],
 )

@@ -68,7 +68,9 @@ def test_full_queue_gets_503_with_a_time_to_retry() -> None:
         assert refused.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nRetry-After: 1\r\n" in refused
         assert (await stage.read(await stage.connect(HEAD))).startswith(b"HTTP/1.1 503 ")
-        assert [kind for kind, _ in stage.events] == ["connection queue full"]
+        ((kind, event),) = stage.events
+        message = "users takes no connections: 1 wait, and new ones get 503"
+        assert (kind, event["server"], event["message"]) == ("connection queue full", "users", message)
         stage.edge.passing.close()
         assert (await stage.read(queued)).startswith(b"HTTP/1.1 503 ")
 

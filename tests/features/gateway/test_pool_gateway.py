@@ -71,21 +71,25 @@ def test_order_names_an_operation_hosts_and_a_time() -> None:
     assert host_order({"op": "enable", "hosts": ["users"]})["for"] is None
 
 
+NO_ORDER = ("no such order for backends", "op is one of disable, enable, drain; hosts is a list")
+
+
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "error"),
     [
-        {"op": "stop"},
-        {"op": None},
-        {"hosts": None},
-        {"hosts": [1]},
-        {"for": -1},
-        {"for": "1s"},
-        {"for": float("nan")},
+        ({"op": "stop"}, NO_ORDER),
+        ({"op": None}, NO_ORDER),
+        ({"hosts": None}, NO_ORDER),
+        ({"hosts": [1]}, NO_ORDER),
+        ({"for": -1}, ("backends cannot be disabled for -1", "seconds; 0 until they are enabled")),
+        ({"for": "1s"}, ("backends cannot be disabled for '1s'", "seconds; 0 until they are enabled")),
+        ({"for": float("nan")}, ("backends cannot be disabled for nan", "seconds; 0 until they are enabled")),
     ],
 )
-def test_other_orders_are_usage_errors(wrong: Table) -> None:
-    with pytest.raises(SelectorError):
+def test_other_orders_are_usage_errors(wrong: Table, error: tuple[str, str]) -> None:
+    with pytest.raises(SelectorError) as raised:
         host_order({"op": "disable", "hosts": ["users"], "for": None, **wrong})
+    assert (raised.value.message, raised.value.hint) == error
 
 
 ROUTES = RouteSet(

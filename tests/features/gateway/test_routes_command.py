@@ -282,16 +282,18 @@ def test_explanation_that_the_supervisor_refuses_is_its_error(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "message", "hint"),
     [
-        (["explian", "/"], "did you mean 'explain'?"),
-        (["explain"], "routes explain: which URL?"),
-        (["explain", "/a", "/b"], "routes explain: which URL?"),
-        (["--method", "GET"], "--method and --header belong to `routes explain`"),
-        (["explain", "/", "--header", "x"], "--header: 'x' is not a header"),
-        (["explain", "http://me@h/"], "has a user name"),
+        (["explian", "/"], "did you mean 'explain'?", ""),
+        (["explain"], "routes explain: which URL?", "poolctl routes explain http://users.example.com/v1"),
+        (["explain", "/a", "/b"], "routes explain: which URL?", "poolctl routes explain http://"),
+        (["--method", "GET"], "--method and --header belong to `routes explain`", "routes explain URL --method POST"),
+        (["--header", "x: 1"], "--method and --header belong to `routes explain`", "routes explain URL --method POST"),
+        (["explain", "/", "--header", "x"], "--header: 'x' is not a header", "--header 'X-Beta: 1'"),
+        (["explain", "/", "--header", " : x"], "--header: ' : x' is not a header", "--header 'X-Beta: 1'"),
+        (["explain", "http://me@h/"], "has a user name", "leave it out"),
     ],
-)
-def test_wrong_words_are_usage_errors(poolctl: Command, words: list[str], message: str) -> None:
+)  # fmt: skip
+def test_wrong_words_are_usage_errors(poolctl: Command, words: list[str], message: str, hint: str) -> None:
     said = poolctl("routes", *words)
-    assert (said.code, message in said.err) == (2, True), said.err
+    assert (said.code, message in said.err, hint in said.err) == (2, True, True), said.err
