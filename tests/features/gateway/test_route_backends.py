@@ -562,11 +562,27 @@ def test_place_that_another_route_frees_is_used(queue: Queue) -> None:
     limit = Limit(concurrency=1, queue=3)
     one = queue.backends.of(as_route(alias="one", backend_limit=limit))
     other = queue.backends.of(as_route(alias="other", backend_limit=limit))
-    first, second = queue.wait(one), queue.wait(other)
-    assert not second.done()
+    first, second, third = queue.wait(one), queue.wait(other), queue.wait(other)
+    second.cancel()
+    queue.loop.pass_time()
+    assert not third.done()
     first.result().release(RequestOutcome.ANSWERED, 0.1, 200)
     queue.loop.pass_time()
-    assert isinstance(second.result(), Lease)
+    assert isinstance(third.result(), Lease)
+
+
+def test_backend_that_accepts_a_long_request_after_its_failures_serves_those_that_wait(queue: Queue) -> None:
+    limit, rule = Limit(concurrency=2, queue=3, queue_seconds=60.0), BreakerRule(failures=1, open_seconds=5.0)
+    route = queue.backends.of(as_route(*TWO_URLS, policy="first", backend_limit=limit, breaker=rule))
+    taken(route.acquire("10.1.1.1")).release(RequestOutcome.FAILED)
+    others = [taken(route.acquire("10.1.1.1")) for _ in range(2)]
+    assert {each.backend.key for each in others} == {TWO_URLS[1]}
+    queue.loop.pass_time(5.0)
+    probe, waiting = taken(route.acquire("10.1.1.1")), queue.wait(route)
+    assert (probe.backend.key, waiting.done()) == (TWO_URLS[0], False)
+    probe.record_accepted(101)
+    queue.loop.pass_time()
+    assert waiting.result().backend.key == TWO_URLS[0]
 
 
 def test_retry_that_waits_for_another_backend_does_not_hold_up_the_others(queue: Queue) -> None:
