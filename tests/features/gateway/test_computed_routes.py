@@ -11,6 +11,8 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from poolctl import TLSConfig
 from poolctl.config import MASK, ServerConfig, Tables
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes
@@ -238,7 +240,9 @@ def test_next_supervisor_ends_connections_that_were_kept_before() -> None:
     run(work())
 
 
-def test_file_of_kept_connections_that_cannot_be_read_is_left_out(tmp_path: Path) -> None:
+def test_file_of_kept_connections_that_cannot_be_read_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / KEPT_CONNECTIONS).write_text("[")
 
     async def work() -> None:
@@ -248,6 +252,7 @@ def test_file_of_kept_connections_that_cannot_be_read_is_left_out(tmp_path: Path
         publisher.published.close()
 
     run(work())
+    assert "cannot read which connections workers have kept: Expecting value" in caplog.text
 
 
 def test_workers_of_a_supervisor_that_left_no_word_keep_nothing_where_users_differ() -> None:
@@ -274,13 +279,25 @@ def test_workers_of_a_supervisor_that_left_no_word_keep_nothing_where_users_diff
     run(work())
 
 
+def shown(routes: ComputedRoutes) -> dict[str, list[str]]:
+    """The routes that the workers of each server know."""
+    found = {}
+    for name, descriptor in routes.worker_tables.items():
+        table = RouteTable(descriptor.fileno())
+        assert table.generation == routes.generation
+        found[name] = sorted(each.alias for each in table)
+        table.close()
+    return found
+
+
 def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) -> None:
     async def work() -> None:
         publisher = Publisher(str(tmp_path))
         routes = publisher.published
+        targets = ("web", "other", "third", "http://10.0.0.7:90")
         tables = Tables(
             gateway=GatewayConfig(),
-            routes=tuple(RouteConfig(to=(name,), path=f"/{name}") for name in ("web", "other", "third")),
+            routes=tuple(RouteConfig(to=(to,), path=f"/{to[:5]}", alias=to[:5]) for to in targets),
         )
         routes.compute(lambda: (source("web", "third", "other", user="nobody")[0], tables))
         await routes.wait_until_current()
@@ -289,13 +306,8 @@ def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) 
         assert {*of_workers} == {"", "web", "other", "third"}
         assert of_workers["web"] is of_workers["third"]
         assert len({each.fileno() for each in of_workers.values()}) == 3
-        shown = {}
-        for name, descriptor in of_workers.items():
-            table = RouteTable(descriptor.fileno())
-            assert table.generation == routes.generation
-            shown[name] = [each.alias for each in table]
-            table.close()
-        assert shown[""] == []
+        none, root, nobody = [], ["third", "web"], ["other"]
+        assert shown(routes) == {"": none, "web": root, "third": root, "other": nobody}
         keys = dict(routes.context_keys)
         assert {*keys} == {"web", "other", "third"}
         assert len({*keys.values()}) == 3
@@ -311,6 +323,8 @@ def test_each_user_has_a_table_and_each_server_a_key_of_its_own(tmp_path: Path) 
         successor.compute(lambda: (source("web", "third", "other", user="root")[0], tables))
         await successor.wait_until_current()
         assert (tmp_path / CONTEXT_SECRET).read_bytes() == secret
+        everything = ["http:", "other", "third", "web"]
+        assert shown(successor) == {"": none, **dict.fromkeys(("web", "third", "other"), everything)}
         found = successor.context_keys
         assert (found["web"], found["third"]) == (keys["web"], keys["third"])
         assert found["other"] != keys["other"]
