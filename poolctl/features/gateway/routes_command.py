@@ -128,7 +128,8 @@ def _service_warnings(result: RoutesResult) -> list[str]:
         if each.state != SERVING
     ]
     more = len(found) - MOST_WARNED
-    return [*found[:MOST_WARNED], *([f"and {more} more registered services"] if more > 0 else [])]
+    rest = f"and {more} more registered service{'s' * (more > 1)}"
+    return [*found[:MOST_WARNED], *([rest] if more > 0 else [])]
 
 
 class ExplainedRequest:

@@ -114,6 +114,20 @@ def test_registered_service_that_gets_no_requests_is_a_warning(
     assert [each["state"] for each in many] == ["silent", "serving"]
 
 
+@pytest.mark.parametrize(
+    ("count", "rest"),
+    [(5, []), (6, ["and 1 more registered service"]), (7, ["and 2 more registered services"])],
+)
+def test_warnings_name_up_to_five_registered_services(
+    poolctl: Command, supervised: Supervised, count: int, rest: list[str]
+) -> None:
+    away = [{"name": "users", "url": f"http://10.0.0.{at}:9000", "state": "silent"} for at in range(count)]
+    with supervised(always({**USERS, "registrations": away})):
+        said = poolctl("routes").err.splitlines()
+    named = [f"users: {each['url']} gets no requests: silent" for each in away[:5]]
+    assert said == [f"warning: {each}" for each in (*named, *rest)]
+
+
 def test_without_routes_the_table_has_its_header(poolctl: Command, supervised: Supervised) -> None:
     with supervised(always()):
         assert (
