@@ -914,6 +914,32 @@ def test_response_before_the_end_of_the_request_ends_the_connection_after_it() -
     play(scene)
 
 
+def test_client_whose_body_waited_for_the_backend_is_read_on_after_an_early_response() -> None:
+    async def scene(stage: Stage) -> None:
+        answered = asyncio.Event()
+
+        async def early(backend: Backend, wire: Wire) -> None:
+            await backend.request(wire)
+            await answered.wait()
+            await wire.send(OK + b"Content-Length: 0\r\n\r\n")
+            await wire.rest()
+
+        backend = await stage.route(early)
+        client = await stage.client()
+        await client.send(POST + b"Content-Length: 1000\r\n\r\nabc")
+        await until(lambda: backend.heads)
+        (connection,) = stage.edge.pool.clients
+        assert isinstance(connection, ClientConnection)
+        connection.set_accepts_body(False)  # as for a backend that takes no more bytes
+        answered.set()
+        assert await status_of(client) == 200
+        assert await client.rest() == b""
+        await client.send(b"def")
+        await until(lambda: connection._dropped)
+
+    play(scene)
+
+
 def test_events_arrive_as_they_are_sent() -> None:
     async def scene(stage: Stage) -> None:
         seen = asyncio.Event()
