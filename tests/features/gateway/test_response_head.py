@@ -6,8 +6,10 @@ import re
 
 import pytest
 
+from poolctl.features.gateway.process.proxy.request_head import response_fields
 from poolctl.features.gateway.process.proxy.response_head import phrase_of, read_response, whole_response
 from poolctl.http.messages import MOST_FIELDS, MOST_OPTIONS, UNTIL_CLOSE, BadMessage
+from poolctl.routing.route import Header
 from tests.features.gateway.test_request_head import options
 from tests.http_corpus import RESPONSES, ResponseCase
 
@@ -90,6 +92,7 @@ def test_fields_named_by_connection_are_not_passed_on() -> None:
     ("field", "http_1_1", "keep", "framing", "stays", "wraps"),
     [
         (b"Content-Length: 2", True, True, b"Content-Length: 2\r\n", True, False),
+        (b"Content-Length: 0", True, True, b"Content-Length: 0\r\n", True, False),
         (b"Content-Length: 2", True, False, b"Content-Length: 2\r\nConnection: close\r\n", False, False),
         (b"Content-Length: 2", False, True, b"Content-Length: 2\r\nConnection: keep-alive\r\n", True, False),
         (b"Transfer-Encoding: chunked", True, True, b"Transfer-Encoding: chunked\r\n", True, False),
@@ -105,6 +108,16 @@ def test_head_says_how_the_body_ends_for_the_version_of_the_client(
     assert response is not None
     head = b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n"
     assert response.framed(http_1_1=http_1_1, keep=keep) == (head, stays, wraps)
+
+
+def test_fields_of_the_route_replace_those_of_the_response_and_others_are_added() -> None:
+    head = b"HTTP/1.1 200 OK\r\nx-a: 1\r\nX-A-B: 2\r\nX_A: 3\r\nContent-Length: 0\r\n\r\n"
+    response = read_response(head, 0, head_only=False)
+    assert response is not None
+    lines, replaced = response_fields((Header(name="X-A", value="4"),))
+    response.replace(replaced, lines)
+    response.add(b"X-A: 5\r\n")
+    assert response.lines == b"HTTP/1.1 200 OK\r\nX-A-B: 2\r\nX-A: 4\r\nX-A: 5\r\n"
 
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n"
