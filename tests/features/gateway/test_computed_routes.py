@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import os
 import tempfile
@@ -15,12 +16,13 @@ import pytest
 
 from poolctl import TLSConfig
 from poolctl.config import MASK, ServerConfig, Tables
+from poolctl.features.gateway.supervision import computed_routes
 from poolctl.features.gateway.supervision.computed_routes import ComputedRoutes
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig, StreamConfig
 from poolctl.keeper.pool_files import CONTEXT_SECRET, KEPT_CONNECTIONS
 from poolctl.routing.registry import TableRegistry
 from poolctl.routing.route import passable
-from poolctl.routing.route_table import RouteTable
+from poolctl.routing.route_table import RouteTable, write_table
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
@@ -108,6 +110,30 @@ def test_route_without_its_server_is_excluded_and_the_table_before_stays_until_t
         await publisher.compute("other")
         (excluded,) = publisher.published.routes.excluded
         assert (excluded.alias, publisher.published.problem) == ("first", "")
+        publisher.published.close()
+
+    run(work())
+
+
+def test_table_that_cannot_be_written_leaves_the_one_before_and_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def work() -> None:
+        publisher = Publisher()
+        await publisher.compute("web", "other", user="nobody")
+        before, written = publisher.published.table, itertools.count(1)
+
+        def full(*args: Any, **options: Any) -> int:
+            if next(written) == 3:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write_table(*args, **options)
+
+        monkeypatch.setattr(computed_routes, "write_table", full)
+        descriptors = set(os.listdir("/proc/self/fd"))
+        await publisher.compute("web", "other", route="other", user="nobody")
+        problem = "its route table cannot be made: [Errno 28] No space left on device"
+        assert (publisher.published.problem, publisher.published.table) == (problem, before)
+        assert set(os.listdir("/proc/self/fd")) == descriptors
         publisher.published.close()
 
     run(work())
