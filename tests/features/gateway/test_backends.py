@@ -133,3 +133,33 @@ def test_probe_that_succeeds_again_lets_an_open_breaker_be_tried(stage: Stage) -
     refused(route.acquire("1.1.1.1"))
     stage.backends.record_probe(ProbeState(host=URLS[0], answered=True))
     taken(route.acquire("1.1.1.1"))
+
+
+def test_backend_that_another_program_cannot_reach_gets_nothing_until_it_does(stage: Stage) -> None:
+    route = stage.route(*URLS[:2])
+
+    def judge(*down: str, is_stream: bool = False) -> list[tuple[bool, str, str]]:
+        stage.backends.set_program_verdicts("HAProxy", "web", down, URLS[1:], is_stream=is_stream)
+        rows = [stage.row(url) for url in URLS[:2]]
+        return [(row["available"], row["health"], row["why"]) for row in rows]
+
+    up, unknown = (True, "healthy", ""), (True, "unknown", "")
+    assert judge(URLS[0], is_stream=True) == [unknown, unknown], "no stream has this name"
+    for _ in range(2):
+        assert judge(URLS[0]) == [(False, "unhealthy", "breaker open: HAProxy cannot reach it"), up]
+        stage.clock.advance(1e6)
+    assert taken(route.acquire("1.1.1.1")).backend.key == URLS[1]
+    for _ in range(2):
+        assert judge() == [unknown, up]
+    assert [(kind, data["host"], data["why"]) for kind, data in stage.events] == [
+        ("breaker opened", URLS[0], "HAProxy cannot reach it"),
+        ("breaker closed", URLS[0], "HAProxy reaches it again"),
+    ]
+
+
+def test_requests_in_flight_are_those_that_another_program_counts(stage: Stage) -> None:
+    stage.route(*URLS[:2])
+    stage.backends.set_in_flight({URLS[0]: 3, "http://gone": 1})
+    assert [stage.row(url)["in_flight"] for url in URLS[:2]] == [3, 0]
+    stage.backends.set_in_flight({URLS[1]: 2})
+    assert [stage.row(url)["in_flight"] for url in URLS[:2]] == [0, 2]
