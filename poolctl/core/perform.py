@@ -636,7 +636,7 @@ class Executor:
 
     async def _end_of_hook(self, hook: RunningHook, placement: Placement, limit_seconds: float) -> Exit:
         """The exit of the hook; without status and signal if it exceeded its time limit."""
-        ending = asyncio.ensure_future(self._runner.watch(placement))
+        ending = asyncio.ensure_future(self._runner.wait_for_exit(placement))
         if hook.ends:
             # The end was ordered before the hook had a process.
             await self._stop_hook(placement, 0)
@@ -801,7 +801,7 @@ class Executor:
     async def _watch(self, entry: Entry, worker: Worker) -> Exit:
         """Wait until the worker is ready (unless it is leaving already), and then until it ends."""
         assert worker.placement is not None
-        ending = asyncio.ensure_future(self._runner.watch(worker.placement))
+        ending = asyncio.ensure_future(self._runner.wait_for_exit(worker.placement))
         if worker.phase is Phase.STARTING:
             await self._become_ready(entry, worker, ending)
         elif worker.phase in LEAVING:
@@ -815,9 +815,9 @@ class Executor:
         config, logs = worker.config, f"poolctl logs {entry.name}"
         silence = _reason_not_ready(config)
         try:
-            await self._runner.begun(worker.placement)
+            await self._runner.wait_until_begun(worker.placement)
             async with asyncio.timeout(None if config.job else config.start_timeout):
-                await self._runner.ready(worker.placement)
+                await self._runner.wait_until_ready(worker.placement)
                 silence = ""
                 if config.health.gated:
                     await self._health.wait_until_probes_pass(entry, worker, ending)

@@ -107,12 +107,12 @@ class InlineRunner(Runner, Sleep):
             self._turns = loop, asyncio.Semaphore(IMPORTS_PER_CPU * (os.cpu_count() or 1))
         return self._turns[1]
 
-    async def begun(self, placement: Placement) -> None:
+    async def wait_until_begun(self, placement: Placement) -> None:
         if worker := self._workers.get(placement.id):
             either: set[asyncio.Future[Any]] = {worker.begun, worker.exited}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
 
-    async def ready(self, placement: Placement) -> None:
+    async def wait_until_ready(self, placement: Placement) -> None:
         worker = self._workers[placement.id]
         either: set[asyncio.Future[Any]] = {worker.answered, worker.exited}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -182,7 +182,7 @@ class InlineRunner(Runner, Sleep):
             await worker.kill(Exit(signal=_KILL_SIGNAL, message=f"cancelled after {timeout_seconds:g} s"))
         return worker.exited.result()
 
-    async def watch(self, placement: Placement) -> Exit:
+    async def wait_for_exit(self, placement: Placement) -> Exit:
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")

@@ -274,7 +274,7 @@ class Capabilities:
 
 
 class RunnerEvents:
-    """Receives the reports of a runner, and ignores them by default. Exits are returned by `Runner.watch` instead."""
+    """Receives the reports of a runner, and ignores them by default. `Runner.wait_for_exit` returns exits."""
 
     def expired(self, placement: Placement) -> None:
         """The worker has served its `max_requests` and should be replaced."""
@@ -327,13 +327,13 @@ class Runner(Protocol):
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
 
-    async def begun(self, placement: Placement) -> None:
+    async def wait_until_begun(self, placement: Placement) -> None:
         """Wait until the worker has begun or ended. A runner may delay workers while many others start."""
 
-    async def ready(self, placement: Placement) -> None:
+    async def wait_until_ready(self, placement: Placement) -> None:
         """Wait until the worker is ready. Raises WorkerFailed, with the reason, if it ends or gives up before.
 
-        A worker may have ended, and `watch` returned, even before this is called.
+        A worker may have ended, and `wait_for_exit` returned, even before this is called.
         """
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
@@ -383,7 +383,7 @@ class Runner(Protocol):
         connections where it can.
         """
 
-    async def watch(self, placement: Placement) -> Exit:
+    async def wait_for_exit(self, placement: Placement) -> Exit:
         """Wait until the worker has ended for any reason; returns its exit."""
 
     async def aclose(self) -> None:

@@ -77,11 +77,11 @@ class HostRunner:
         )
         return replace(placement, pid=None, where=f"host {self._path}")
 
-    async def begun(self, placement: Placement) -> None:
-        await self._call("begun", placement)
+    async def wait_until_begun(self, placement: Placement) -> None:
+        await self._call("wait_until_begun", placement)
 
-    async def ready(self, placement: Placement) -> None:
-        await self._call("ready", placement)
+    async def wait_until_ready(self, placement: Placement) -> None:
+        await self._call("wait_until_ready", placement)
 
     async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
         await self._call("leave", placement)
@@ -119,9 +119,9 @@ class HostRunner:
         exit_: Exit = await self._call("stop", placement, timeout_seconds)
         return exit_
 
-    async def watch(self, placement: Placement) -> Exit:
+    async def wait_for_exit(self, placement: Placement) -> Exit:
         try:
-            exit_: Exit = await self._call("watch", placement)
+            exit_: Exit = await self._call("wait_for_exit", placement)
         except ConnectionError as error:
             return Exit(message=str(error))
         return exit_
@@ -199,12 +199,12 @@ class Host:
         if "state" in values:
             app_state.set(values["state"])
         try:
-            if method == "ready":
+            if method == "wait_until_ready":
                 value = await self._ready.pop(args[0].id)
             else:
                 value = await getattr(self._runner, method)(*args)
             if method == "place":
-                self._ready[value.id] = asyncio.ensure_future(self._runner.ready(value))
+                self._ready[value.id] = asyncio.ensure_future(self._runner.wait_until_ready(value))
             answer: tuple[int, object, Exception | None] = number, value, None
         except Exception as error:
             answer = number, None, error

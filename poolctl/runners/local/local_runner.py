@@ -358,14 +358,14 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             return {}
         return await adopt_orphans(self.keeper, self.output, self._adoption_directory, servers, late=late)
 
-    async def begun(self, placement: Placement) -> None:
+    async def wait_until_begun(self, placement: Placement) -> None:
         if worker := self._workers.get(placement.id):
             await asyncio.shield(worker.begun)
 
-    async def ready(self, placement: Placement) -> None:
+    async def wait_until_ready(self, placement: Placement) -> None:
         """Wait until the worker is ready; a job is ready when it has exited with 0."""
         worker = self._workers[placement.id]
-        await worker.ready(self.sockets.of(worker.server))
+        await worker.wait_until_ready(self.sockets.of(worker.server))
 
     async def rotate(self, placement: Placement, in_rotation: bool) -> None:
         """Has no effect on a command."""
@@ -411,7 +411,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
     def _receivers(self, worker: LocalWorker, replaced: bool) -> str | None:
         return self.adoptions.protocol(worker.server.key) if replaced else None
 
-    async def watch(self, placement: Placement) -> Exit:
+    async def wait_for_exit(self, placement: Placement) -> Exit:
         """Return the worker's exit, once the output of a worker that never became ready is in its log file."""
         worker = self._workers.get(placement.id)
         if worker is None:

@@ -573,7 +573,7 @@ class LocalWorker(Receiver):
             same = receivers is not None and receivers == self.protocol
             self.control.send({"order": order, "to": "pair" if same else "none"})
 
-    async def ready(self, listeners: Sequence[socket.socket]) -> None:
+    async def wait_until_ready(self, listeners: Sequence[socket.socket]) -> None:
         """Wait until the worker has reported ready or, for a job, exited with 0. Raises WorkerFailed."""
         server = self.server
         if server.job:

@@ -87,7 +87,7 @@ class SteppedRunner(ScriptedRunner):
         self.running[placement.id] = asyncio.get_running_loop().create_future()
         return placement
 
-    async def ready(self, placement: Placement) -> None:
+    async def wait_until_ready(self, placement: Placement) -> None:
         ended = self.running.get(placement.id)
         if ended is None:
             raise WorkerFailed("has ended")

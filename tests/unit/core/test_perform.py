@@ -1310,9 +1310,9 @@ class ProgramRunner(LoggedRunner):
     def printed(self) -> tuple[str, ...]:  # type: ignore[override]
         return (self.says,)
 
-    async def ready(self, placement: Placement) -> None:
+    async def wait_until_ready(self, placement: Placement) -> None:
         await asyncio.sleep(0)  # a program ends after it is watched
-        await super().ready(placement)
+        await super().wait_until_ready(placement)
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         self.script["web"] = READY if server.binds_itself and self.may_bind else FAILS

@@ -46,7 +46,7 @@ async def placed(
     """A ready worker of the server, which accepts connections."""
     await runner.open(server)
     placement = await runner.place(server, generation, index)
-    await runner.ready(placement)
+    await runner.wait_until_ready(placement)
     return placement
 
 

@@ -87,15 +87,15 @@ class ScriptedRunner:
         self.most_at_once[server.name] = max(alive, self.most_at_once.get(server.name, 0))
         return placement
 
-    async def begun(self, placement: Placement) -> None:
+    async def wait_until_begun(self, placement: Placement) -> None:
         return None
 
-    async def ready(self, placement: Placement) -> None:
+    async def wait_until_ready(self, placement: Placement) -> None:
         behaviour = self.script.get(placement.id, self.script.get(placement.server, READY))
         if placement.id in self.jobs and behaviour == READY:
             self.end(placement.id, Exit.from_status(0))
         if behaviour == NEVER:
-            exit_ = await self.watch(placement)
+            exit_ = await self.wait_for_exit(placement)
             raise WorkerFailed(f"{exit_.message} before it was ready", exit=exit_)
         if behaviour == FAILS:
             self.end(placement.id, Exit.from_status(3))
@@ -172,7 +172,7 @@ class ScriptedRunner:
             if placement_id in self.jobs:  # a job ends before it can be watched
                 self.ended[placement_id] = exit_
 
-    async def watch(self, placement: Placement) -> Exit:
+    async def wait_for_exit(self, placement: Placement) -> Exit:
         ended = self.running.get(placement.id)
         if ended is not None:
             return await asyncio.shield(ended)
@@ -207,12 +207,12 @@ class SlowRunner(ScriptedRunner):
         await self.may_close.wait()
         await super().close(key)
 
-    async def ready(self, placement: Placement) -> None:
+    async def wait_until_ready(self, placement: Placement) -> None:
         script = self.script.get(placement.id, self.script.get(placement.server))
         if script == NEVER and placement.id in self.running:
             exit_ = await asyncio.shield(self.running[placement.id])
             raise WorkerFailed(exit_.message, exit=exit_)
-        await super().ready(placement)
+        await super().wait_until_ready(placement)
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         if timeout_seconds > 0:

@@ -383,8 +383,8 @@ def test_program_that_reports_its_readiness_is_ready_then(tmp_path: Path) -> Non
         server = served(command=[sys.executable, "-c", script, "{fd}"], notify=True)
         await runner.open(server)
         placement = await runner.place(server, 1, 0)
-        becoming = asyncio.ensure_future(runner.ready(placement))
-        await runner.begun(placement)
+        becoming = asyncio.ensure_future(runner.wait_until_ready(placement))
+        await runner.wait_until_begun(placement)
         assert not becoming.done()
         go.touch()
         await becoming

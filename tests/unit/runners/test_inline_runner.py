@@ -37,8 +37,8 @@ async def placed(runner: InlineRunner, config: ServerConfig) -> Placement:
     """A worker of the server that is ready."""
     await runner.open(config)
     placement = await runner.place(config, 1, 0)
-    await runner.begun(placement)
-    await runner.ready(placement)
+    await runner.wait_until_begun(placement)
+    await runner.wait_until_ready(placement)
     return placement
 
 
@@ -82,16 +82,16 @@ def test_worker_is_placed_on_its_listener_with_the_state_of_the_caller() -> None
             probe.setblocking(False)
             asking = Client(*await asyncio.open_connection(sock=probe.dup()))
             assert (await asking.get())[0] == 200
-        watching = asyncio.ensure_future(runner.watch(placement))
+        watching = asyncio.ensure_future(runner.wait_for_exit(placement))
         assert (await runner.stop(placement, 30)).ok
         assert (await watching).ok
         assert repr(runner) == "<InlineRunner 0 workers on 1 listeners>"
         gone = Exit(message="has ended before")
-        assert (await runner.stop(placement, 30), await runner.watch(placement)) == (gone, gone)
+        assert (await runner.stop(placement, 30), await runner.wait_for_exit(placement)) == (gone, gone)
         await runner.leave(placement)
         await runner.drain(placement)
         await runner.attend(placement, True)
-        await runner.begun(placement)
+        await runner.wait_until_begun(placement)
         await runner.aclose()
 
     run(scenario())
@@ -113,7 +113,7 @@ def test_worker_that_is_busy_at_the_timeout_is_cancelled() -> None:
         placement = await placed(runner, server(app=stubborn))
         expected = Exit(signal=9, message="cancelled after 0.01 s")
         assert await runner.stop(placement, 0.01) == expected
-        assert await runner.watch(placement) == expected
+        assert await runner.wait_for_exit(placement) == expected
         await runner.aclose()
 
     run(scenario())
@@ -132,9 +132,9 @@ def test_left_worker_accepts_no_more_and_drain_returns_when_it_has_ended() -> No
         await turns()
         assert (await client.get())[1]["connection"] == "close"
         await runner.drain(placement)
-        assert (await runner.watch(placement)).ok
+        assert (await runner.wait_for_exit(placement)).ok
         successor = await runner.place(config, 2, 0)
-        await runner.ready(successor)
+        await runner.wait_until_ready(successor)
         assert (await waiting.answer())[2] == b"hello", "it has waited in the listener"
         await runner.aclose()
 
@@ -156,7 +156,7 @@ def test_armed_listener_reports_the_first_connection_alone_which_the_next_worker
         await client_of(config)
         await turns()
         assert requests == [1]
-        await runner.ready(await runner.place(config, 1, 0))
+        await runner.wait_until_ready(await runner.place(config, 1, 0))
         assert (await client.answer())[2] == b"hello"
         await runner.aclose()
 

@@ -466,7 +466,7 @@ def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exit(tmp_
         it.runner.exit_reported({"pid": 7, "status": 3, "sequence": 1})
         (found,) = (await it.runner.adopt({"web": config()})).workers
         assert (found.placement.id, found.placement.pid) == ("web.3.1", 7)
-        assert await it.runner.watch(found.placement) == Exit.from_status(3)
+        assert await it.runner.wait_for_exit(found.placement) == Exit.from_status(3)
         end.close()
 
     adopting(work, tmp_path)
@@ -481,7 +481,7 @@ def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
         wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
         (found,) = (await it.runner.adopt({"web": server})).workers
         assert orders(end) == [({"order": "go"}, 0), ({"order": "report"}, 0)]
-        await it.runner.begun(found.placement)
+        await it.runner.wait_until_begun(found.placement)
         it.runner.idle_after(found.placement, 5.0)
         await it.runner.rotate(found.placement, False)
         await it.runner.attend(found.placement, True)
@@ -552,13 +552,13 @@ def test_worker_is_placed_becomes_ready_serves_and_leaves_nothing_when_its_serve
         assert opened == Endpoints(server.key, (server.bind,))
         placement = await runner.place(server, 3, 1)
         assert (placement.id, placement.where) == ("web.3.1", f"pid {placement.pid}")
-        await runner.begun(placement)
-        await runner.ready(placement)
+        await runner.wait_until_begun(placement)
+        await runner.wait_until_ready(placement)
         assert await fetch(server, "/pid") == str(placement.pid)
         assert names(await kept(runner)) == {"listener", "adoption", "worker", "output"}
         stacks = await runner.stacks(placement.id, 20.0)
         assert (stacks.pid, stacks.source) == (placement.pid, "python")
-        watching = asyncio.ensure_future(runner.watch(placement))
+        watching = asyncio.ensure_future(runner.wait_for_exit(placement))
         exit_ = await runner.stop(placement, 20.0)
         assert exit_ == await watching == Exit.from_status(0)
         assert "Application shutdown complete." in (await runner.logs("web", 5))[-1]
@@ -578,14 +578,14 @@ def test_orders_to_a_worker_that_has_exited_have_no_effect() -> None:
     async def work(runner: ProcessRunner) -> None:
         placement = Placement.of("web", 1, 0)
         runner.idle_after(placement, 5.0)
-        await runner.begun(placement)
+        await runner.wait_until_begun(placement)
         await runner.rotate(placement, False)
         await runner.attend(placement, False)
         await runner.leave(placement)
         await runner.drain(placement)
         await runner.renew_tls(placement, served())
         assert (await runner.stop(placement, 5.0)).message == "has ended before"
-        assert (await runner.watch(placement)).message == "has ended before"
+        assert (await runner.wait_for_exit(placement)).message == "has ended before"
         with pytest.raises(ConnectionRefusedError, match="has exited"):
             await runner.connect(placement, "http", plain=True)
 
@@ -655,10 +655,10 @@ def test_worker_that_never_became_ready_has_its_last_output_in_the_log_when_its_
         await runner.open(server)
         placement = await runner.place(server, 1, 0)
         with pytest.raises(WorkerFailed) as caught:
-            await runner.ready(placement)
+            await runner.wait_until_ready(placement)
         assert caught.value.exit is not None
         assert not caught.value.exit.ok
-        assert not (await runner.watch(placement)).ok
+        assert not (await runner.wait_for_exit(placement)).ok
         assert any("no database" in line for line in await runner.logs("web", 20))
 
     with_runner(work)
@@ -670,11 +670,11 @@ def test_hook_runs_as_a_process_of_its_own_beside_the_workers(tmp_path: Path) ->
         hooks = {"before_start": ["sh", "-c", f"echo $0 ran > {tmp_path}/hook"], "after_stop": ["false"]}
         server = served(hooks=hooks)
         placement = await runner.begin_hook(server, "before_start")
-        assert await runner.watch(placement) == Exit.from_status(0)
+        assert await runner.wait_for_exit(placement) == Exit.from_status(0)
         assert (tmp_path / "hook").read_text() == "sh ran\n"
         failing = await runner.begin_hook(server, "after_stop")
         assert failing.id != placement.id
-        assert (await runner.watch(failing)).status == 1
+        assert (await runner.wait_for_exit(failing)).status == 1
 
     with_runner(work)
 
@@ -694,7 +694,7 @@ def test_program_is_reached_at_its_port_and_gets_the_listener() -> None:
             assert await asyncio.to_thread(sock.recv, 100) == str(placement.pid).encode()
         await runner.rotate(placement, False)
         await runner.attend(placement, False)
-        watching = asyncio.ensure_future(runner.watch(placement))
+        watching = asyncio.ensure_future(runner.wait_for_exit(placement))
         assert (await runner.stop(placement, 10.0)).signal == signal.SIGTERM
         assert (await watching).signal == signal.SIGTERM
 
@@ -709,8 +709,8 @@ def test_job_ends_with_the_status_of_its_program(command: str, status: int) -> N
         assert await runner.open(job) == Endpoints(job.key, ())
         placement = await runner.place(job, 1, 0)
         with pytest.raises(WorkerFailed) as caught:
-            await runner.ready(placement)
-        assert caught.value.exit == await runner.watch(placement) == Exit.from_status(status)
+            await runner.wait_until_ready(placement)
+        assert caught.value.exit == await runner.wait_for_exit(placement) == Exit.from_status(status)
 
     with_runner(work)
 
@@ -742,7 +742,7 @@ def test_sleeping_server_needs_no_pair_until_it_has_a_worker_and_wakes_at_a_requ
         await woken.wait()
         runner.disarm(server.key)
         placement = await runner.place(server, 1, 0)
-        await runner.ready(placement)
+        await runner.wait_until_ready(placement)
         assert await asking == str(placement.pid)
 
     with_runner(work)
@@ -770,7 +770,7 @@ def test_keeper_that_has_been_replaced_watches_the_workers_and_reports_their_exi
         server = served()
         placement = await placed(runner, server)
         assert placement.pid is not None
-        watching = asyncio.ensure_future(runner.watch(placement))
+        watching = asyncio.ensure_future(runner.wait_for_exit(placement))
         before = runner.children.keeper_pid
         os.kill(before, signal.SIGKILL)
         while runner.children.keeper_pid == before:
@@ -849,7 +849,7 @@ def test_process_that_a_zygote_cannot_have_forked_counts_as_never_started(
         await runner.open(server)
         runner.children.keeper_pid = os.getpid()  # the worker is no child of this process
         placement = await runner.place(server, 1, 0)
-        assert (await runner.watch(placement)).message.startswith("was never started")
+        assert (await runner.wait_for_exit(placement)).message.startswith("was never started")
         while runner.app_zygotes.processes:
             await asyncio.sleep(0.01)
 

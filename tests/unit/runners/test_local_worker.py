@@ -189,7 +189,7 @@ def test_program_without_a_port_is_ready_when_it_has_run_for_a_second(
     async def scenario() -> None:
         loop = asyncio.get_running_loop()
         begun = loop.time()
-        await worker(command=["celery"], **keys).ready([])
+        await worker(command=["celery"], **keys).wait_until_ready([])
         assert loop.time() - begun == seconds
 
     _run_virtually(scenario())
@@ -199,7 +199,7 @@ def test_program_without_a_port_that_notifies_is_ready_when_it_says_so() -> None
     async def scenario() -> None:
         found = worker(command=["celery"], notify=True)
         asyncio.get_running_loop().call_later(20, found.answer)
-        await found.ready([])
+        await found.wait_until_ready([])
         assert asyncio.get_running_loop().time() == 20
 
     _run_virtually(scenario())
@@ -219,7 +219,7 @@ def test_program_without_a_port_that_ends_at_once_has_not_started(
         found = worker(command=["celery"])
         asyncio.get_running_loop().call_later(0.9, found.ended, Exit.from_status(status))
         with pytest.raises(WorkerFailed) as raised:
-            await found.ready([])
+            await found.wait_until_ready([])
         assert raised.value.message == message
         assert raised.value.hint.endswith(hint)
 
@@ -534,7 +534,7 @@ def test_program_with_a_port_that_ends_before_it_listens_has_not_started(short_p
         found = worker(command=["serve"], bind=f"unix:{short_path}/program.sock")
         asyncio.get_running_loop().call_later(5, found.ended, Exit.from_status(3))
         with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready"):
-            await found.ready([])
+            await found.wait_until_ready([])
         assert asyncio.get_running_loop().time() == 5
 
     _run_virtually(scenario())
@@ -1433,7 +1433,7 @@ def test_job_is_never_ready_and_a_failed_one_says_why(status: int) -> None:
         found = worker(command=["migrate"], job=True)
         asyncio.get_running_loop().call_later(5, found.ended, Exit.from_status(status))
         with pytest.raises(WorkerFailed) as raised:
-            await found.ready([])
+            await found.wait_until_ready([])
         assert asyncio.get_running_loop().time() == 5
         before = "" if status else " before it was ready"
         assert raised.value.message == f"exited with status {status}{before}"

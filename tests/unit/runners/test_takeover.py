@@ -547,11 +547,11 @@ def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_n
             assert adopted.endpoints == {
                 server.key: (server.bind,), silent.key: (silent.bind,),
             }  # fmt: skip
-            assert (await runner.watch(other)).signal in (None, signal.SIGTERM)
+            assert (await runner.wait_for_exit(other)).signal in (None, signal.SIGTERM)
             assert not [name for name in await kept(runner) if "gone" in name and "output" not in name]
             with pytest.raises(ConnectionRefusedError):
                 await fetch(gone)
-            await successor.ready(found.placement)
+            await successor.wait_until_ready(found.placement)
             assert await fetch(server, "/pid") == str(placement.pid)
             (worker,) = [each for each in (await kept(runner)).items() if each[0] == "worker:web.3.1"]
             assert worker[1]["ready_at"] == found.ready_at

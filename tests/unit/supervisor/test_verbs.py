@@ -174,7 +174,7 @@ def test_a_start_says_that_a_server_has_failed_when_it_refuses_connections() -> 
     run(scenario())
 
 
-@pytest.mark.parametrize("step", ["open", "place", "ready"])
+@pytest.mark.parametrize("step", ["open", "place", "wait_until_ready"])
 def test_unexpected_error_is_a_failure_too(step: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         desk = Desk(web(), web("other"))
