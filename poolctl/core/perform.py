@@ -380,12 +380,12 @@ class Executor:
                 worker = entry.observed.workers[name]
                 worker.out = not in_rotation
                 assert worker.placement is not None
-                self._queue.run(self._runner.rotate(worker.placement, in_rotation))
+                self._queue.run(self._runner.set_in_rotation(worker.placement, in_rotation))
             case Accept(name, accepting):
                 worker = entry.observed.workers[name]
                 worker.resting = not accepting
                 assert worker.placement is not None
-                self._queue.run(self._runner.attend(worker.placement, accepting))
+                self._queue.run(self._runner.set_accepting(worker.placement, accepting))
             case Arm():
                 self._arm(entry)
             case Disarm():

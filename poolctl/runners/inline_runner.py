@@ -120,12 +120,12 @@ class InlineRunner(Runner, Sleep):
             exit_ = worker.exited.result()
             raise WorkerFailed(exit_.before_ready(worker.reason), exit=exit_)
 
-    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
+    async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
         """Do nothing: clients of a server in this process connect to it directly."""
 
-    async def attend(self, placement: Placement, accepting: bool) -> None:
+    async def set_accepting(self, placement: Placement, accepting: bool) -> None:
         if worker := self._workers.get(placement.id):
-            worker.attend(accepting)
+            worker.set_accepting(accepting)
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         worker = self._workers.get(placement.id)

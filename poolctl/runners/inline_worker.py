@@ -85,7 +85,7 @@ class InlineWorker:
         else:
             self._uvicorn.stop()
 
-    def attend(self, accepting: bool) -> None:
+    def set_accepting(self, accepting: bool) -> None:
         """Start or stop accepting connections."""
         if self._uvicorn is not None:
             self._uvicorn.set_accepting(accepting)

@@ -345,7 +345,7 @@ class Runner(Protocol):
         `replaced`: another worker of the server takes over idle connections; otherwise they are closed.
         """
 
-    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
+    async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
         """Take the worker out of rotation or put it back.
 
         Out of rotation, it closes each connection after its answer.
@@ -363,7 +363,7 @@ class Runner(Protocol):
         Otherwise a worker gets the previous certificate if only the certificate in the file has expired.
         """
 
-    async def attend(self, placement: Placement, accepting: bool) -> None:
+    async def set_accepting(self, placement: Placement, accepting: bool) -> None:
         """Let the worker accept connections or, if possible, leave them to its server's other workers.
 
         A worker of a server with a startup or readiness probe accepts nothing until this is called.

@@ -180,7 +180,7 @@ class WorkerProcess:
             case "drain":
                 self.server.drain(migrate=message.get("to") == "pair")
             case "out" | "in" as place:
-                self.server.rotate(place == "in")
+                self.server.set_in_rotation(place == "in")
             case "rest" | "work" as duty:
                 self.accepting_ordered = True
                 self.server.set_accepting(duty == "work")

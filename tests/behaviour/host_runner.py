@@ -89,8 +89,8 @@ class HostRunner:
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         await self._call("drain", placement)
 
-    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
-        await self._call("rotate", placement, in_rotation)
+    async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
+        await self._call("set_in_rotation", placement, in_rotation)
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         await self._call("renew_tls", placement, server)
@@ -98,8 +98,8 @@ class HostRunner:
     def force_certificate(self, name: str, generation: int) -> None:
         pass  # the host reads the files itself
 
-    async def attend(self, placement: Placement, accepting: bool) -> None:
-        await self._call("attend", placement, accepting)
+    async def set_accepting(self, placement: Placement, accepting: bool) -> None:
+        await self._call("set_accepting", placement, accepting)
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         loop = asyncio.get_running_loop()

@@ -367,15 +367,15 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         worker = self._workers[placement.id]
         await worker.wait_until_ready(self.sockets.of(worker.server))
 
-    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
+    async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
         """Has no effect on a command."""
         if placement.id in self._workers:
-            self._workers[placement.id].rotate(in_rotation)
+            self._workers[placement.id].set_in_rotation(in_rotation)
 
-    async def attend(self, placement: Placement, accepting: bool) -> None:
+    async def set_accepting(self, placement: Placement, accepting: bool) -> None:
         """Has no effect on a command."""
         if placement.id in self._workers:
-            self._workers[placement.id].attend(accepting)
+            self._workers[placement.id].set_accepting(accepting)
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         """Connect to the worker; a command is reached at its port."""

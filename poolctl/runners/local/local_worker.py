@@ -486,12 +486,12 @@ class LocalWorker(Receiver):
         self.tally.ask(asked_ns)
         return self.control.offer(BEAT)
 
-    def rotate(self, in_rotation: bool) -> None:
+    def set_in_rotation(self, in_rotation: bool) -> None:
         """Take the worker out of rotation, so that its clients reconnect elsewhere, or put it back."""
         if self.control is not None:
             self.control.send({"order": "in" if in_rotation else "out"})
 
-    def attend(self, accepting: bool) -> None:
+    def set_accepting(self, accepting: bool) -> None:
         """Let the worker accept connections, or stop it from doing so."""
         self.resting = ""
         if self.control is not None:

@@ -275,7 +275,7 @@ class PoolServer(uvicorn.Server):
             self._probes = ProbeConnections(self.config, self.lifespan.state, self._listeners)
         self._probes.answer(question, sock)
 
-    def rotate(self, in_rotation: bool) -> None:
+    def set_in_rotation(self, in_rotation: bool) -> None:
         """Take the worker out of rotation, so that each connection closes after its response, or put it back."""
         self._out = not in_rotation
         self._keep_connections(in_rotation and not self.resting)

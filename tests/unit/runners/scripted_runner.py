@@ -103,10 +103,10 @@ class ScriptedRunner:
         if behaviour == BREAKS:
             raise OSError("the wire is cut")
 
-    async def rotate(self, placement: Placement, in_rotation: bool) -> None:
+    async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
         self.log.append(f"{'in' if in_rotation else 'out'} {placement.id}")
 
-    async def attend(self, placement: Placement, accepting: bool) -> None:
+    async def set_accepting(self, placement: Placement, accepting: bool) -> None:
         self.log.append(f"{'work' if accepting else 'rest'} {placement.id}")
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:

@@ -90,7 +90,7 @@ def test_worker_is_placed_on_its_listener_with_the_state_of_the_caller() -> None
         assert (await runner.stop(placement, 30), await runner.wait_for_exit(placement)) == (gone, gone)
         await runner.leave(placement)
         await runner.drain(placement)
-        await runner.attend(placement, True)
+        await runner.set_accepting(placement, True)
         await runner.wait_until_begun(placement)
         await runner.aclose()
 

@@ -231,17 +231,17 @@ def test_access_log_and_request_ids_are_a_servers_own(
 def test_worker_that_does_not_accept_serves_its_connections_and_accepts_when_it_is_to() -> None:
     async def scenario() -> None:
         stage = Stage()
-        stage.worker.attend(False)
+        stage.worker.set_accepting(False)
         client = await stage.started()
         assert await text(client) == "hello"
-        stage.worker.attend(False)
+        stage.worker.set_accepting(False)
         await turns()
         waiting = await Client.connect(stage.port)
         await waiting.send()
         await turns()
         assert await text(client) == "hello"
         assert not waiting.reader._buffer  # type: ignore[attr-defined]
-        stage.worker.attend(True)
+        stage.worker.set_accepting(True)
         assert (await waiting.answer())[2] == b"hello"
         await stage.close()
 
@@ -259,7 +259,7 @@ def test_gated_worker_answers_probes_before_it_accepts() -> None:
         probe = Client(*await asyncio.open_connection(sock=stage.worker.connect("http", True)))
         assert await text(probe) == "hello"
         assert not client.reader._buffer  # type: ignore[attr-defined]
-        stage.worker.attend(True)
+        stage.worker.set_accepting(True)
         assert (await client.answer())[2] == b"hello"
         await stage.close()
 

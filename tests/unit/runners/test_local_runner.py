@@ -483,8 +483,8 @@ def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
         assert orders(end) == [({"order": "go"}, 0), ({"order": "report"}, 0)]
         await it.runner.wait_until_begun(found.placement)
         it.runner.idle_after(found.placement, 5.0)
-        await it.runner.rotate(found.placement, False)
-        await it.runner.attend(found.placement, True)
+        await it.runner.set_in_rotation(found.placement, False)
+        await it.runner.set_accepting(found.placement, True)
         await it.runner.renew_tls(found.placement, server)
         sent = [(message["order"], count) for message, count in orders(end)]
         assert sent == [("idle", 0), ("out", 0), ("work", 0), ("tls", 2)]
@@ -579,8 +579,8 @@ def test_orders_to_a_worker_that_has_exited_have_no_effect() -> None:
         placement = Placement.of("web", 1, 0)
         runner.idle_after(placement, 5.0)
         await runner.wait_until_begun(placement)
-        await runner.rotate(placement, False)
-        await runner.attend(placement, False)
+        await runner.set_in_rotation(placement, False)
+        await runner.set_accepting(placement, False)
         await runner.leave(placement)
         await runner.drain(placement)
         await runner.renew_tls(placement, served())
@@ -639,8 +639,8 @@ def test_worker_takes_part_in_accepting_as_it_is_told() -> None:
         server = served()
         first, second = await placed(runner, server), await placed(runner, server, index=1)
         for resting, serving in ((first, second), (second, first)):
-            await runner.attend(resting, False)
-            await runner.attend(serving, True)
+            await runner.set_accepting(resting, False)
+            await runner.set_accepting(serving, True)
             in_a_row = 0
             while in_a_row < 5:  # the one that is to rest may have accepted before it got the order
                 in_a_row = in_a_row + 1 if await fetch(server, "/pid") == str(serving.pid) else 0
@@ -692,8 +692,8 @@ def test_program_is_reached_at_its_port_and_gets_the_listener() -> None:
         with await runner.connect(placement, "probe", plain=True) as sock:
             sock.setblocking(True)
             assert await asyncio.to_thread(sock.recv, 100) == str(placement.pid).encode()
-        await runner.rotate(placement, False)
-        await runner.attend(placement, False)
+        await runner.set_in_rotation(placement, False)
+        await runner.set_accepting(placement, False)
         watching = asyncio.ensure_future(runner.wait_for_exit(placement))
         assert (await runner.stop(placement, 10.0)).signal == signal.SIGTERM
         assert (await watching).signal == signal.SIGTERM

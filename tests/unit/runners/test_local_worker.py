@@ -1215,10 +1215,10 @@ def test_orders_to_a_worker_are_sent_as_messages() -> None:
     async def scenario(it: Controlled) -> None:
         found = it.worker
         found.resting, found.idle = "new", True
-        found.rotate(False)
-        found.rotate(True)
-        found.attend(False)
-        found.attend(True)
+        found.set_in_rotation(False)
+        found.set_in_rotation(True)
+        found.set_accepting(False)
+        found.set_accepting(True)
         found.idle_after(2.5)
         assert it.orders() == [
             ({"order": "out"}, 0),
@@ -1235,8 +1235,8 @@ def test_orders_to_a_worker_are_sent_as_messages() -> None:
 def test_orders_to_a_program_have_no_effect() -> None:
     async def scenario() -> None:
         found = worker(command=["celery"])
-        found.rotate(False)
-        found.attend(False)
+        found.set_in_rotation(False)
+        found.set_accepting(False)
         found.idle_after(1.0)
         found.renew_tls(found.server, [])
         assert not found.beat(1)
@@ -1460,7 +1460,7 @@ def test_worker_that_reads_no_orders_is_not_sent_more_connections() -> None:
     async def scenario(it: Controlled) -> None:
         assert it.worker.control is not None
         while not it.worker.control.waits:
-            it.worker.rotate(True)
+            it.worker.set_in_rotation(True)
         with pytest.raises(BlockingIOError, match="it has not read earlier commands"):
             await it.worker.connect("echo", True, [])
 

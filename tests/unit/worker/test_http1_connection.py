@@ -416,7 +416,7 @@ def test_connection_from_another_process_is_closed_at_its_deadline_or_after_the_
 def test_out_of_rotation_a_new_connection_is_answered_and_closed(engine: Engine) -> None:
     async def scenario() -> None:
         async with served(engine) as (server, _, port, running):
-            server.rotate(False)
+            server.set_in_rotation(False)
             for _ in range(2):
                 client = await Client.connect(port)
                 status, headers, _body = await client.get()
@@ -437,12 +437,12 @@ def test_out_of_rotation_an_idle_connection_is_answered_once_more_or_closed_when
             quiet, talking = await Client.connect(port), await Client.connect(port)
             await quiet.get()
             await talking.get()
-            server.rotate(False)
+            server.set_in_rotation(False)
             assert (await talking.get())[1]["connection"] == "close"
             assert await talking.at_end()
             monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 0.15)
-            server.rotate(True)
-            server.rotate(False)
+            server.set_in_rotation(True)
+            server.set_in_rotation(False)
             assert await quiet.at_end()
 
     engine.run(scenario())
@@ -455,8 +455,8 @@ def test_back_in_rotation_connections_are_kept_again(engine: Engine, monkeypatch
         async with served(engine) as (server, _, port, _running):
             client = await Client.connect(port)
             await client.get()
-            server.rotate(False)
-            server.rotate(True)
+            server.set_in_rotation(False)
+            server.set_in_rotation(True)
             assert await client.stays_open(0.15)
             for _ in range(2):
                 assert "connection" not in (await client.get())[1]
@@ -471,7 +471,7 @@ def test_websocket_stays_open_out_of_rotation(engine: Engine) -> None:
             connect(f"ws://127.0.0.1:{port}/", proxy=None) as client,
         ):
             await app.under_way.wait()
-            server.rotate(False)
+            server.set_in_rotation(False)
             await turns()
             assert client.close_code is None
 
@@ -485,7 +485,7 @@ def test_draining_worker_does_not_return_to_rotation(engine: Engine) -> None:
             await client.get()
             server.drain()
             await leaving(server)
-            server.rotate(True)
+            server.set_in_rotation(True)
             assert (await client.get())[1]["connection"] == "close"
             await running
 

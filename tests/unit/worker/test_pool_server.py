@@ -823,11 +823,11 @@ def test_resting_worker_drains_its_clients_and_accepts_no_new_ones(engine: Engin
             while not it.server.acceptor.settled:  # what connects meanwhile is still answered
                 await asyncio.sleep(0)
             assert not await answers(it)
-            it.server.rotate(False)
+            it.server.set_in_rotation(False)
             it.server.set_accepting(True)
             other = await Client.connect(it.port)
             assert (await other.get())[1]["connection"] == "close"  # out of rotation all the same
-            it.server.rotate(True)
+            it.server.set_in_rotation(True)
             assert "connection" not in (await (await Client.connect(it.port)).get())[1]
 
     engine.run(scenario())

@@ -819,7 +819,7 @@ async def taken_back(gateway: Gateway) -> Connection:
 LEAVE = {
     "drain": lambda server: server.drain(),
     "stop": lambda server: server.stop(),
-    "out of rotation": lambda server: server.rotate(False),
+    "out of rotation": lambda server: server.set_in_rotation(False),
     "rest": lambda server: server.set_accepting(False),
 }
 
