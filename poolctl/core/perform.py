@@ -872,7 +872,7 @@ class Executor:
         """Let the worker finish its requests and then end. With `replaced`, its connections go to another worker."""
         assert worker.placement is not None
         replaced = replaced or _is_replaced(entry, worker)
-        await self._runner.leave(worker.placement, replaced=replaced)
+        await self._runner.stop_accepting(worker.placement, replaced=replaced)
         worker.stopped_accepting = True
         self._queue.touch(entry, progressed=True)
         await self._runner.drain(worker.placement, replaced=replaced)

@@ -137,7 +137,7 @@ class InlineRunner(Runner, Sleep):
         if worker := self._workers.get(placement.id):
             worker.renew_tls(server)
 
-    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
+    async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
         """Do nothing: there is no other worker to leave the connections to."""
         if worker := self._workers.get(placement.id):
             worker.end(drain=True)

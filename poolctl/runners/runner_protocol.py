@@ -336,7 +336,7 @@ class Runner(Protocol):
         A worker may have ended, and `wait_for_exit` returned, even before this is called.
         """
 
-    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
+    async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
         """Stop the worker from accepting; return when it has stopped, or after drain_timeout."""
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:

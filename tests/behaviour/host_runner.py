@@ -83,8 +83,8 @@ class HostRunner:
     async def wait_until_ready(self, placement: Placement) -> None:
         await self._call("wait_until_ready", placement)
 
-    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
-        await self._call("leave", placement)
+    async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
+        await self._call("stop_accepting", placement)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         await self._call("drain", placement)

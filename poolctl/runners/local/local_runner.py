@@ -389,12 +389,12 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             given = self.forker.certificates.renewed(server)
             self._workers[placement.id].renew_tls(server, given.contents)
 
-    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
+    async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
         """Let the worker stop accepting connections; a command may continue to accept."""
         if worker := self._workers.get(placement.id):
             if not replaced:
                 await self.adoptions.leaving(worker.server.key)
-            await worker.leave(self._receivers(worker, replaced))
+            await worker.stop_accepting(self._receivers(worker, replaced))
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         if worker := self._workers.get(placement.id):

@@ -527,7 +527,7 @@ class LocalWorker(Receiver):
             self.control.send({"order": "conn", "kind": kind, "plain": plain}, [theirs.fileno()])
         return ours
 
-    async def leave(self, receivers: str | None) -> None:
+    async def stop_accepting(self, receivers: str | None) -> None:
         """Order the worker to stop accepting; a command may continue to accept. `receivers` as in `_order_end`."""
         if self.left.done():
             return
@@ -545,7 +545,7 @@ class LocalWorker(Receiver):
         A program without a port has no connections, so it is only stopped.
         """
         until = asyncio.get_running_loop().time() + self.server.drain_timeout
-        await self.leave(receivers)
+        await self.stop_accepting(receivers)
         if self.server.listens:
             await asyncio.wait({self.exited}, timeout=until - asyncio.get_running_loop().time())
 

@@ -122,7 +122,7 @@ class ScriptedRunner:
     def force_certificate(self, name: str, generation: int) -> None:
         self.log.append(f"force certificate {name}")
 
-    async def leave(self, placement: Placement, *, replaced: bool = True) -> None:
+    async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
         self._note_replaced("leave", placement, replaced)
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:

@@ -88,7 +88,7 @@ def test_worker_is_placed_on_its_listener_with_the_state_of_the_caller() -> None
         assert repr(runner) == "<InlineRunner 0 workers on 1 listeners>"
         gone = Exit(message="has ended before")
         assert (await runner.stop(placement, 30), await runner.wait_for_exit(placement)) == (gone, gone)
-        await runner.leave(placement)
+        await runner.stop_accepting(placement)
         await runner.drain(placement)
         await runner.set_accepting(placement, True)
         await runner.wait_until_begun(placement)
@@ -126,7 +126,7 @@ def test_left_worker_accepts_no_more_and_drain_returns_when_it_has_ended() -> No
         placement = await placed(runner, config)
         client = await client_of(config)
         await client.get()
-        await runner.leave(placement)
+        await runner.stop_accepting(placement)
         waiting = await client_of(config)
         await waiting.send()
         await turns()

@@ -581,7 +581,7 @@ def test_orders_to_a_worker_that_has_exited_have_no_effect() -> None:
         await runner.wait_until_begun(placement)
         await runner.set_in_rotation(placement, False)
         await runner.set_accepting(placement, False)
-        await runner.leave(placement)
+        await runner.stop_accepting(placement)
         await runner.drain(placement)
         await runner.renew_tls(placement, served())
         assert (await runner.stop(placement, 5.0)).message == "has ended before"
@@ -608,7 +608,7 @@ async def pid_on(connection: tuple[asyncio.StreamReader, asyncio.StreamWriter]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replaced", [True, False])
-@pytest.mark.parametrize("order", ["leave", "drain"])
+@pytest.mark.parametrize("order", ["stop_accepting", "drain"])
 def test_worker_that_is_replaced_gives_its_connections_to_its_successor_and_another_one_keeps_them(
     order: str, replaced: bool
 ) -> None:
@@ -621,10 +621,10 @@ def test_worker_that_is_replaced_gives_its_connections_to_its_successor_and_anot
         # Replacing is the usual case.
         options = {} if replaced else {"replaced": False}
         leaving = asyncio.ensure_future(getattr(runner, order)(old, **options))
-        if order == "leave" or replaced:
+        if order == "stop_accepting" or replaced:
             await leaving
         else:
-            await runner.leave(old, replaced=False)
+            await runner.stop_accepting(old, replaced=False)
         assert await pid_on(connection) == ((new.pid, False) if replaced else (old.pid, True))
         connection[1].close()
         await leaving

@@ -230,7 +230,7 @@ def test_program_without_a_port_has_nothing_to_drain_and_gets_one_signal() -> No
     async def scenario() -> None:
         keeper = Keeper()
         found = worker(keeper, command=["celery"], stop_timeout=9)
-        await found.leave(None)
+        await found.stop_accepting(None)
         await found.drain(None)
         assert (keeper.signals, asyncio.get_running_loop().time()) == ([], 0)
         asyncio.get_running_loop().call_later(5, found.ended, Exit.from_status(0))
@@ -1302,7 +1302,7 @@ def test_adopted_program_has_reported_at_once_if_its_process_runs(lives: bool, r
 def test_worker_that_leaves_has_left_when_it_says_so() -> None:
     async def scenario(it: Controlled) -> None:
         it.worker.received({"event": "left"})
-        await it.worker.leave(None)
+        await it.worker.stop_accepting(None)
         assert it.orders() == []
 
     control(scenario)
@@ -1318,7 +1318,7 @@ def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_protocol(
     async def scenario(it: Controlled) -> None:
         it.worker.protocol = protocol
         loop = asyncio.get_running_loop()
-        await it.worker.leave(receivers)
+        await it.worker.stop_accepting(receivers)
         assert (it.orders(), loop.time()) == ([({"order": "drain", "to": to}, 0)], 3.0)
         loop.call_later(2, it.worker.received, {"event": "left"})
         await it.worker.drain(receivers)
@@ -1343,8 +1343,8 @@ def test_program_with_a_port_is_signalled_once_to_leave() -> None:
         keeper = Keeper()
         serves: dict[str, Any] = {"bind": "127.0.0.1:8080", "stop_signal": "SIGQUIT", "drain_timeout": 3}
         found = worker(keeper, command=["serve"], **serves)
-        await found.leave(None)
-        await found.leave(None)
+        await found.stop_accepting(None)
+        await found.stop_accepting(None)
         assert (keeper.signals, found.left.done()) == ([signal.SIGQUIT], True)
         await found.drain(None)
         assert (keeper.signals, asyncio.get_running_loop().time()) == ([signal.SIGQUIT], 3.0)
