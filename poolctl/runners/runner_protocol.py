@@ -145,7 +145,7 @@ class Heartbeats(Protocol):
     def beat(self, placement: Placement, asked_ns: int) -> bool:
         """Request a heartbeat from a worker; False if it cannot be asked now."""
 
-    def beaten_ns(self, placement: Placement) -> int:
+    def last_beat_ns(self, placement: Placement) -> int:
         """The time of the worker's last heartbeat, by the system's monotonic clock; 0 without heartbeats."""
 
     def idle_since_answer(self, placement: Placement) -> bool:

@@ -619,7 +619,7 @@ class Heartbeat:
             if worker.stuck and not (there and policy.heartbeat):
                 self._core.mark_stuck(entry, worker, False)
             return None
-        if state.asked_at is not None and self._beats.beaten_ns(placement) >= int(state.asked_at * _NS):
+        if state.asked_at is not None and self._beats.last_beat_ns(placement) >= int(state.asked_at * _NS):
             state.asked_at = None
             if worker.stuck:
                 self._report_back(entry, worker)
@@ -633,7 +633,7 @@ class Heartbeat:
                 interval *= self._chance.random()
             state.is_idle = False
             # A newly forked worker does not answer heartbeats yet, and is not considered stuck.
-            if not (self._beats.beaten_ns(placement) and self._beats.beat(placement, int(now * _NS))):
+            if not (self._beats.last_beat_ns(placement) and self._beats.beat(placement, int(now * _NS))):
                 return now + interval
             state.asked_at = now
         due = max(state.asked_at, self._awake_since) + policy.stuck_after

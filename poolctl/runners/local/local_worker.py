@@ -146,7 +146,7 @@ class Tally:
         if self.fd >= 0:
             os.pwrite(self.fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), BEAT_ASKED_NS * _SLOT_BYTES)
 
-    def beaten_ns(self) -> int:
+    def last_beat_ns(self) -> int:
         """The time of the worker's last heartbeat; 0 for a worker without heartbeats."""
         if not self._legible:
             self._legible = self.fd >= 0 and read_page(self.fd) is not None
@@ -787,9 +787,9 @@ class WorkerHeartbeats(Heartbeats):
         worker = self._workers.get(placement.id)
         return worker is not None and worker.beat(asked_ns)
 
-    def beaten_ns(self, placement: Placement) -> int:
+    def last_beat_ns(self, placement: Placement) -> int:
         worker = self._workers.get(placement.id)
-        return worker.tally.beaten_ns() if worker is not None and worker.tally is not None else 0
+        return worker.tally.last_beat_ns() if worker is not None and worker.tally is not None else 0
 
     def idle_since_answer(self, placement: Placement) -> bool:
         worker = self._workers.get(placement.id)

@@ -166,7 +166,7 @@ def test_worker_is_idle_only_in_its_event_loop(kind: str, idle: bool) -> None:
     argv = [sys.executable, "-c", ANSWERING, kind, str(tally.fd)]
     with subprocess.Popen(argv, pass_fds=[tally.fd]) as process:
         try:
-            wait_until(tally.beaten_ns, what="an answer")
+            wait_until(tally.last_beat_ns, what="an answer")
             if kind == "SIGSTOP":
                 os.kill(process.pid, signal.SIGSTOP)
             wait_until(unchanged([process.pid], 0.2), what="it waits")

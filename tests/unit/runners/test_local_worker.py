@@ -324,7 +324,7 @@ def test_number_that_no_worker_can_have_counted_is_refused_and_reported_once(poo
 def test_refusal_is_reported_when_a_heartbeat_was_the_first_to_read_the_page(pool: Pool) -> None:
     pool.page[tally.BEAT_AT_NS] = 7
     pool.page[tally.STARTED] = 1 << 63
-    assert pool.tally.beaten_ns() == 7
+    assert pool.tally.last_beat_ns() == 7
     pool.counts()
     assert len(pool.refused) == 1
 
@@ -398,7 +398,7 @@ def readings(steps: list[tuple[float, list[tuple[int, int]]]]) -> Iterator[tuple
             yield pool.now, seen
             tally.add(total, tally.completed(counts))
             array("q", total)
-            assert pool.tally.beaten_ns() <= tally.MOST
+            assert pool.tally.last_beat_ns() <= tally.MOST
     finally:
         pool.tally.close()
 
@@ -1515,7 +1515,7 @@ def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
         found = it.worker
         beats = WorkerHeartbeats({found.placement.id: found})
         assert not beats.beat(found.placement, 5)
-        assert beats.beaten_ns(found.placement) == 0
+        assert beats.last_beat_ns(found.placement) == 0
         assert not beats.idle_since_answer(found.placement)
         fd = tally.new_page()
         page = tally.map_page(fd)
@@ -1527,15 +1527,15 @@ def test_heartbeat_is_asked_for_on_the_page_and_by_a_message() -> None:
         page[tally.BEAT_CPU_NS] = 11
         assert found.tally.beat_cpu_ns() == 0  # the page has not been looked at
         assert not beats.idle_since_answer(found.placement)
-        assert (beats.beaten_ns(found.placement), found.tally.beat_cpu_ns()) == (9, 11)
+        assert (beats.last_beat_ns(found.placement), found.tally.beat_cpu_ns()) == (9, 11)
         unknown = Placement.of("web", 9, 9)
-        assert (beats.beat(unknown, 1), beats.beaten_ns(unknown)) == (False, 0)
+        assert (beats.beat(unknown, 1), beats.last_beat_ns(unknown)) == (False, 0)
         assert not beats.idle_since_answer(unknown)
         found.tally.close()
         found.tally.close()
         found.tally.ask(1)
         found.tally.clear_stacks()
-        assert (found.tally.fileno(), found.tally.counts(), found.tally.beaten_ns()) == (-1, None, 0)
+        assert (found.tally.fileno(), found.tally.counts(), found.tally.last_beat_ns()) == (-1, None, 0)
         assert (found.tally.has_stacks, found.tally.stacks(), found.tally.beat_cpu_ns()) == (False, b"", 0)
 
     control(scenario)

@@ -608,7 +608,7 @@ class Bodies:
             self.answered[placement.id] = asked_ns + 1000
         return True
 
-    def beaten_ns(self, placement: Placement) -> int:
+    def last_beat_ns(self, placement: Placement) -> int:
         return 0 if placement.id in self.old else self.answered.get(placement.id, 1)
 
     def idle_since_answer(self, placement: Placement) -> bool:
