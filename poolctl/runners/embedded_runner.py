@@ -70,14 +70,14 @@ class ProcessRunner(LocalRunner, Counters):
     def _add_up_counts(self, worker: str, server: str, counts: Counts) -> None:
         if self.add_up is not None:
             self.add_up(worker, server, counts)
-        self.tallies.settled()  # no other supervisor adds them up again
+        self.tallies.mark_saved()  # no other supervisor adds them up again
 
     @property
-    def unsettled(self) -> list[str]:
+    def unsaved(self) -> list[str]:
         return []
 
-    def settled(self) -> None:
-        """Do nothing: the counts are settled as soon as they have been added up."""
+    def mark_saved(self) -> None:
+        """Do nothing: no other supervisor adds the counts up again."""
 
     async def open(self, server: ServerConfig) -> Endpoints:
         if server.tls and server.tls is not True and server.tls.password_env:

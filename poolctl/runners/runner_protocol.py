@@ -162,10 +162,10 @@ class Counters(Protocol):
         """The worker's counts so far; None for a worker that does not count. Does not block."""
 
     @property
-    def unsettled(self) -> list[str]:
-        """The names passed to `add_up` since `settled`; the next supervisor gets their counts again."""
+    def unsaved(self) -> list[str]:
+        """The names passed to `add_up` since `mark_saved`; the next supervisor gets their counts again."""
 
-    def settled(self) -> None:
+    def mark_saved(self) -> None:
         """Note that all counts passed to `add_up` have been saved."""
 
 

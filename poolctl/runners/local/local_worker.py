@@ -716,8 +716,9 @@ class RunnerWorkers(dict[str, LocalWorker]):
 class Tallies(Counters):
     """Reads the counts of `workers`, by id, and of workers that have exited (see Counters).
 
-    The keeper holds the page of an exited worker until `settled`, so that a successor can add up the rest. `on_refused`
-    is called once with the server and the name of a worker whose page is no longer trusted, and the reason.
+    The keeper holds the page of an exited worker until `mark_saved`, so that a successor can add up the rest.
+    `on_refused` is called once with the server and the name of a worker whose page is no longer trusted, and the
+    reason.
     """
 
     def __init__(
@@ -765,14 +766,14 @@ class Tallies(Counters):
             self.add_up(name, meta["server"], completed(counts))
         return []
 
-    def settled(self) -> None:
+    def mark_saved(self) -> None:
         """Release the pages of exited workers whose counts have been saved."""
         for name in self._open:
             self._keeper.send({"op": "drop", "name": f"{fd_store.TALLY}{name}"})
         self._open.clear()
 
     @property
-    def unsettled(self) -> list[str]:
+    def unsaved(self) -> list[str]:
         """The names of the workers whose counts were reported, but not saved yet."""
         return sorted(self._open)
 

@@ -392,12 +392,12 @@ class Counted:
     """Counters of which only the first worker's are there."""
 
     add_up: Any = None
-    unsettled: tuple[str, ...] = ()
+    unsaved: tuple[str, ...] = ()
 
     def counts(self, placement: Placement) -> list[int] | None:
         return counts_of({tally.STARTED: 5}) if placement.index == 0 else None
 
-    def settled(self) -> None: ...
+    def mark_saved(self) -> None: ...
 
 
 def test_snapshot_adds_the_running_workers_to_those_that_have_ended() -> None:

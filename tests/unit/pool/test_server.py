@@ -1190,12 +1190,12 @@ class EndedCounts:
     """Counts of workers that have ended; no others."""
 
     add_up: Any = None
-    unsettled: ClassVar[list[str]] = []
+    unsaved: ClassVar[list[str]] = []
 
     def counts(self, placement: Placement) -> None:
         return None
 
-    def settled(self) -> None:
+    def mark_saved(self) -> None:
         return None
 
 

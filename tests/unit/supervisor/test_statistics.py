@@ -141,15 +141,15 @@ class Counting:
 
     def __init__(self) -> None:
         self.pages: dict[int, list[int]] = {}
-        self.unsettled: list[str] = []
+        self.unsaved: list[str] = []
         self.settlements = 0
 
     def counts(self, placement: Placement) -> list[int] | None:
         return self.pages.get(placement.index)
 
-    def settled(self) -> None:
+    def mark_saved(self) -> None:
         self.settlements += 1
-        self.unsettled = []
+        self.unsaved = []
 
 
 class Counted(SlowRunner):
@@ -325,7 +325,7 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         shop.runner.counters.add_up("three", "gone", counts)
         assert shop.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
         assert shop.totals.passed_by_ended_workers(entry) == {mark: 8}
-        shop.runner.counters.unsettled = ["two"]
+        shop.runner.counters.unsaved = ["two"]
         del shop.desk.core.entries["gone"]
         shop.totals.record_state_change(entry, "sleeping", "starting")
         entry.observed.called = True
