@@ -437,11 +437,11 @@ class Routing(Protocol):
     def release_connections_of(self, servers: Collection[str]) -> None:
         """Make the workers of exactly these servers (by name) give connections back before their next request.
 
-        The gateway passes no connections to them. Does not block; `confirmed` waits for the workers.
+        The gateway passes no connections to them. Does not block; `wait_until_confirmed` waits for the workers.
         """
 
     def take_back(self, servers: Collection[str]) -> None:
         """Return the connections that wait in the pairs of these servers, by name, to the gateway. Does not block."""
 
-    async def confirmed(self, limit_seconds: float) -> list[str]:
+    async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
         """Wait until all workers use the last table. Returns the servers whose workers have not confirmed in time."""

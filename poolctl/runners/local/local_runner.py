@@ -103,7 +103,7 @@ class RoutedServers(Routing):
             if name in servers:
                 self._adoptions.take_back(key)
 
-    async def confirmed(self, limit_seconds: float) -> list[str]:
+    async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
         waiting = {worker: it for worker in self._workers.values() if (it := worker.unconfirmed) is not None}
         if waiting:
             await asyncio.wait(waiting.values(), timeout=limit_seconds)

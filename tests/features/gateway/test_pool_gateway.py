@@ -201,7 +201,7 @@ class Workers(SlowRunner):
         super().__init__()
         self.late: list[str] = []
 
-    async def confirmed(self, seconds: float) -> list[str]:
+    async def wait_until_confirmed(self, seconds: float) -> list[str]:
         return self.late
 
     @property

@@ -229,20 +229,20 @@ def test_table_is_confirmed_when_each_worker_that_follows_it_has_said_so_or_has_
             links += [ours, theirs]
         first, second, silent = stage.workers.values()
         stage.publish(config(), generation=1)
-        assert await stage.routed.confirmed(20) == [], "none of them has said that it follows tables"
+        assert await stage.routed.wait_until_confirmed(20) == [], "none of them has said that it follows tables"
         for each in (first, second):
             each.received({"event": "routes", "generation": 1})
         stage.publish(config(), generation=2)
-        waiting = asyncio.ensure_future(stage.routed.confirmed(20))
+        waiting = asyncio.ensure_future(stage.routed.wait_until_confirmed(20))
         first.received({"event": "routes", "generation": 2})
         second.received({"event": "routes", "generation": 1})
         await asyncio.sleep(0)
         assert not waiting.done()
-        assert await stage.routed.confirmed(0) == ["web"]
+        assert await stage.routed.wait_until_confirmed(0) == ["web"]
         second.received({"event": "routes", "generation": 2})
         assert await waiting == []
         stage.publish(config(), generation=3)
-        waiting = asyncio.ensure_future(stage.routed.confirmed(20))
+        waiting = asyncio.ensure_future(stage.routed.wait_until_confirmed(20))
         await asyncio.sleep(0)
         for each in (first, second, silent):
             each.ended(Exit(status=0))

@@ -211,7 +211,7 @@ class GatewayVerbs:
         result = await self.hosts(call)
         result = replace(result, items=tuple(each for each in result.items if each.host in answer["hosts"]))
         routing = self._core.runner.capabilities.routing
-        late = [] if routing is None else await routing.confirmed(_CONFIRMATION_SECONDS)
+        late = [] if routing is None else await routing.wait_until_confirmed(_CONFIRMATION_SECONDS)
         if slow := [each for each in late if each in answer["hosts"]]:
             warning = f"workers of {', '.join(slow)} have not confirmed yet that they give connections back"
             result = replace(result, warnings=(*result.warnings, warning))
@@ -372,7 +372,7 @@ class PoolGateway(FeaturePart):
     async def _unconfirmed_warning(self) -> str:
         """A warning about workers that have not yet confirmed the route table, or ""."""
         routing = self.site.core.runner.capabilities.routing
-        servers = [] if routing is None else await routing.confirmed(_CONFIRMED_SECONDS)
+        servers = [] if routing is None else await routing.wait_until_confirmed(_CONFIRMED_SECONDS)
         listed = ", ".join(servers[:_SERVERS_NAMED]) + (" …" if len(servers) > _SERVERS_NAMED else "")
         return f"[gateway]: workers of {listed} have not confirmed the new routes yet" if servers else ""
 
