@@ -172,7 +172,7 @@ class Counters(Protocol):
 class Backlogs(Protocol):
     """Optional ability: the number of connections that no worker has accepted yet."""
 
-    def waiting(self, server: ServerConfig) -> int:
+    def queued_connections(self, server: ServerConfig) -> int:
         """The number of connections that wait at the server's listeners and in its pair. Does not block."""
 
 

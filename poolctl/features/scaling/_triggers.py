@@ -115,7 +115,7 @@ class Queue(WorkerFigure):
 
     def measure(self, sample: Sample) -> Part:
         backlogs = self.capabilities.backlogs
-        return Part(0 if backlogs is None else backlogs.waiting(sample.entry.config))
+        return Part(0 if backlogs is None else backlogs.queued_connections(sample.entry.config))
 
 
 class RequestsPerSecond(WorkerFigure):

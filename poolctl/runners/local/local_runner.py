@@ -427,8 +427,8 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
         return await self._stacks.stacks(worker, seconds)
 
-    def waiting(self, server: ServerConfig) -> int:
-        return sum(map(accept_queue, self.sockets.of(server))) + self.adoptions.waiting(server.key)
+    def queued_connections(self, server: ServerConfig) -> int:
+        return sum(map(accept_queue, self.sockets.of(server))) + self.adoptions.queued_connections(server.key)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """The server's last lines, including those of a worker that has just exited."""

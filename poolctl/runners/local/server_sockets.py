@@ -285,7 +285,7 @@ class AdoptionPairs:
         """The end of the pair from which waiting connections are taken; None if the address has no pair."""
         return self._pairs[key][2] if key in self._pairs else None
 
-    def waiting(self, key: str) -> int:
+    def queued_connections(self, key: str) -> int:
         """The approximate number of connections queued in the pair."""
         if key not in self._pairs:
             return 0

@@ -43,7 +43,7 @@ class Load:
         counts[tally.STARTED] = share + (mine.index(placement.id) < rest)
         return counts
 
-    def waiting(self, server: ServerConfig) -> int:
+    def queued_connections(self, server: ServerConfig) -> int:
         return self.backlog
 
 

@@ -1236,7 +1236,7 @@ def test_connection_that_an_earlier_helper_accepted_goes_to_the_pair_of_an_awake
             with contextlib.suppress(ConnectionResetError):  # closed with unread data
                 assert await asyncio.to_thread(client.recv, 1) == b""
         else:
-            await servers.until(lambda: servers.pairs.waiting(servers.key))
+            await servers.until(lambda: servers.pairs.queued_connections(servers.key))
         assert servers.taken() == expected
 
     with_servers(tmp_path, scenario)
@@ -1413,7 +1413,7 @@ def test_dismissed_and_closed_servers_close_held_and_queued_connections(tmp_path
         else:
             servers.sleeping.close_waiting(servers.key)
             assert await asyncio.to_thread(queued.recv, 1) == b""
-        assert servers.pairs.waiting(servers.key) == whole
+        assert servers.pairs.queued_connections(servers.key) == whole
         assert await asyncio.to_thread(client.recv, 1) == b""
         assert servers.held == {}
         servers.connect(REQUEST)

@@ -808,10 +808,10 @@ def test_connections_that_no_worker_has_accepted_are_counted() -> None:
     async def work(runner: ProcessRunner) -> None:
         server = served()
         await runner.open(server)
-        assert runner.waiting(server) == 0
+        assert runner.queued_connections(server) == 0
         with socket.create_connection((server.address.host, server.address.port)):
-            assert runner.waiting(server) == 1
-        assert runner.waiting(served(name="other")) == 0
+            assert runner.queued_connections(server) == 1
+        assert runner.queued_connections(served(name="other")) == 0
 
     with_runner(work)
 

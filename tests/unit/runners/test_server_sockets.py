@@ -43,18 +43,18 @@ def test_gateway_gets_the_pair_of_a_routed_server_and_of_no_other() -> None:
 def test_connections_that_no_worker_has_taken_from_the_pair_yet_are_counted() -> None:
     async def work() -> None:
         stage = Stage()
-        assert stage.pairs.waiting(config().key) == 0
+        assert stage.pairs.queued_connections(config().key) == 0
         stage.publish(config())
         for count in range(5):
-            assert stage.pairs.waiting(config().key) == count
+            assert stage.pairs.queued_connections(config().key) == count
             stage.given.append(stage.pass_one())
         take = stage.pairs.left(config().key)
         assert take is not None
         connection_handover.take(take).close()
-        assert stage.pairs.waiting(config().key) == 4
+        assert stage.pairs.queued_connections(config().key) == 4
         stage.publish()
         await stage.pairs.close_all()
-        assert stage.pairs.waiting(config().key) == 0
+        assert stage.pairs.queued_connections(config().key) == 0
         for client in stage.given:
             client.close()
         stage.close()
@@ -424,7 +424,7 @@ def test_connection_waits_in_the_pair_until_the_pair_is_full() -> None:
                 taken.setblocking(True)
                 assert taken.recv(1) == b"x"
             stage.pairs.empty(key)
-            assert stage.pairs.waiting(key) == 0
+            assert stage.pairs.queued_connections(key) == 0
         await stage.close()
 
     run(work())
@@ -440,7 +440,7 @@ def test_emptied_pair_has_closed_its_connections_and_takes_others() -> None:
         stage.pairs.empty(key)
         assert all(map(is_closed, clients))
         last = give_one(stage.pairs, key)
-        assert stage.pairs.waiting(key) == 1
+        assert stage.pairs.queued_connections(key) == 1
         await stage.pairs.close(key)
         assert is_closed(last), "a pair is closed with the connections in it"
         await stage.close()
@@ -551,7 +551,7 @@ def test_adopted_pair_is_the_servers() -> None:
         assert list(stage.pairs.of(config())) == ends
         assert stage.pairs.left(config().key) is ends[1]
         with give_one(stage.pairs, config().key):
-            assert stage.pairs.waiting(config().key) == 1
+            assert stage.pairs.queued_connections(config().key) == 1
         await stage.close()
 
     with no_descriptor_left():
