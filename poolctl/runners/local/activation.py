@@ -728,9 +728,9 @@ class SleepingServers:
         self._servers[server.key] = server
         # A program takes connections from the listener only.
         accepts = not server.command
-        if accepts and self._adoptions.passed(server.key):
+        if accepts and self._adoptions.is_used_by_gateway(server.key):
             self._adoptions.open(server)
-        left = self._adoptions.left(server.key) if accepts else None
+        left = self._adoptions.take_end(server.key) if accepts else None
         sleeping = SleepingListener(
             server.key,
             self._sockets.of(server),
@@ -749,7 +749,7 @@ class SleepingServers:
 
         With a route it keeps the pair: a connection that a gateway puts into it wakes the server.
         """
-        if not self._activator.armed(key) or self._adoptions.passed(key):
+        if not self._activator.armed(key) or self._adoptions.is_used_by_gateway(key):
             return
         if all(worker.exited.done() for worker in workers):
             # Once the pair is empty no further connections come through it.
@@ -757,7 +757,7 @@ class SleepingServers:
 
     def keep_pair(self, key: str) -> None:
         """Watch the adoption pair of a sleeping server that has been given a route."""
-        if (left := self._adoptions.left(key)) is not None:
+        if (left := self._adoptions.take_end(key)) is not None:
             self._activator.watch_pair(key, left)
 
     def disarm(self, key: str) -> None:
@@ -767,7 +767,7 @@ class SleepingServers:
     def close_waiting(self, key: str) -> None:
         """Close all connections that wait for a worker of the server."""
         self._activator.close_waiting(key)
-        self._adoptions.empty(key)
+        self._adoptions.close_queued(key)
 
     def close(self, key: str) -> None:
         """Forget the server and close the connections that are held for it."""
@@ -837,7 +837,7 @@ class SleepingServers:
 
     def emptied(self, key: str) -> None:
         """Note that the pair of a server without workers is empty: no further connection can arrive in it."""
-        if self._adoptions.passed(key):
+        if self._adoptions.is_used_by_gateway(key):
             self.keep_pair(key)
         else:
             self._adoptions.drop(key)

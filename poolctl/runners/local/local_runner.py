@@ -124,7 +124,7 @@ class RoutedServers(Routing):
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
             self._adoptions.hide(key)
-        elif ready or not self._adoptions.hidden(key):
+        elif ready or not self._adoptions.is_hidden(key):
             self._adoptions.show(key)
 
     def inform(self, worker: LocalWorker) -> None:
@@ -205,7 +205,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
     async def open(self, server: ServerConfig) -> Endpoints:
         """Open the server's listeners; for a command that binds its own address, check that its port is free."""
         await self.sockets.open(server)
-        if server.scale.min or self.adoptions.passed(server.key):
+        if server.scale.min or self.adoptions.is_used_by_gateway(server.key):
             # A sleeping server uses only one descriptor: its pair is created when a connection has to be put into it.
             # The gateway needs the pair of a server with a route from the beginning.
             self.adoptions.open(server)

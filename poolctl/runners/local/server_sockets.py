@@ -170,11 +170,11 @@ class AdoptionPairs:
             self._published.set()
             self._published = None
 
-    def passed(self, key: str) -> bool:
+    def is_used_by_gateway(self, key: str) -> bool:
         """Whether a gateway uses, or may use, this server's pair."""
         return key in self.routed or self._published is not None
 
-    def hidden(self, key: str) -> bool:
+    def is_hidden(self, key: str) -> bool:
         """Whether the server's pair is withheld from the gateway."""
         return key in self._withheld_keys
 
@@ -281,7 +281,7 @@ class AdoptionPairs:
         self._pairs[key] = (str(meta["protocol"]), give, take)
         return [give, take]
 
-    def left(self, key: str) -> socket.socket | None:
+    def take_end(self, key: str) -> socket.socket | None:
         """The end of the pair from which waiting connections are taken; None if the address has no pair."""
         return self._pairs[key][2] if key in self._pairs else None
 
@@ -297,7 +297,7 @@ class AdoptionPairs:
             return 0
         return max(1, round(total / first)) if first else 0
 
-    def empty(self, key: str) -> None:
+    def close_queued(self, key: str) -> None:
         """Close every connection that is queued in the pair."""
         if key in self._pairs:
             _move(self._pairs[key][2], None)

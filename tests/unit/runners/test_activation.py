@@ -1144,7 +1144,7 @@ class Servers:
     def taken(self) -> list[tuple[dict[str, Any], bytes]]:
         """The connections that wait in the server's pair: the limits of each, and its unread data."""
         found = []
-        left = self.pairs.left(self.key)
+        left = self.pairs.take_end(self.key)
         with contextlib.suppress(BlockingIOError):
             while left is not None:
                 connection = connection_handover.take(left)
@@ -1320,7 +1320,7 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
         for request in asked:
             answer = {"t": "done", "n": request["n"], "empty": True, "junk": False, "full": False}
             wire.send(servers.helper_end, answer)
-            await servers.until(lambda: servers.pairs.left(servers.key) is None)
+            await servers.until(lambda: servers.pairs.take_end(servers.key) is None)
             assert f"adoption:{servers.key}" not in servers.peer.kept.entries
         servers.pairs.publish({}, None, None)
 
@@ -1358,7 +1358,7 @@ def test_program_is_woken_by_a_connection_that_stays_in_its_backlog(tmp_path: Pa
         servers.sleeping.arm(program, servers.wake)
         servers.connect()
         await servers.until(lambda: servers.woken)
-        assert (servers.held, servers.pairs.left(servers.key)) == ({}, None)
+        assert (servers.held, servers.pairs.take_end(servers.key)) == ({}, None)
         servers.sockets.listener.accept()[0].close()
 
     with_servers(tmp_path, scenario)
@@ -1368,11 +1368,11 @@ def test_sleeping_server_with_a_route_gets_a_pair_and_another_has_none_yet(tmp_p
     async def scenario(servers: Servers) -> None:
         servers.adopt_helper()
         servers.sleeping.arm(servers.server, servers.wake)
-        assert servers.pairs.left(servers.key) is None
+        assert servers.pairs.take_end(servers.key) is None
         servers.sleeping.disarm(servers.key)
         servers.pairs.publish({servers.key: "web"}, None, None)
         servers.sleeping.arm(servers.server, servers.wake)
-        assert servers.pairs.left(servers.key) is not None
+        assert servers.pairs.take_end(servers.key) is not None
         servers.pairs.publish({}, None, None)
 
     with_servers(tmp_path, scenario)

@@ -444,7 +444,7 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
         assert await it.runner.logs("web", 5) == ["hello"]
         assert (pipe, 1) in orders(it.logger)
         assert it.runner.adoptions.protocol(web.key) == "plain"
-        assert it.runner.adoptions.passed("any"), "the gateway of the earlier supervisor may use each pair"
+        assert it.runner.adoptions.is_used_by_gateway("any"), "the gateway of the earlier supervisor may use each pair"
         assert [name for name in kept.entries if gone.key in name] == []
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((gone.address.host, gone.address.port))

@@ -48,7 +48,7 @@ def test_connections_that_no_worker_has_taken_from_the_pair_yet_are_counted() ->
         for count in range(5):
             assert stage.pairs.queued_connections(config().key) == count
             stage.given.append(stage.pass_one())
-        take = stage.pairs.left(config().key)
+        take = stage.pairs.take_end(config().key)
         assert take is not None
         connection_handover.take(take).close()
         assert stage.pairs.queued_connections(config().key) == 4
@@ -120,13 +120,13 @@ def test_after_a_takeover_a_pair_is_in_use_until_the_first_table_says_otherwise(
         stage = Stage()
         stage.pairs.expect_gateway()
         stage.pairs.open(config())
-        assert stage.pairs.passed(config().key)
+        assert stage.pairs.is_used_by_gateway(config().key)
         closing = asyncio.ensure_future(stage.pairs.close(config().key))
         await asyncio.sleep(0)
         assert not closing.done()
         stage.publish()
         await closing
-        assert not stage.pairs.passed(config().key)
+        assert not stage.pairs.is_used_by_gateway(config().key)
         stage.close()
 
     run(work())
@@ -373,11 +373,11 @@ def test_pair_is_kept_for_equal_connections_and_replaced_for_another_user_or_tls
     async def work() -> None:
         stage = Pairs()
         key = config().key
-        assert (stage.pairs.protocol(key), stage.pairs.left(key)) == (None, None)
+        assert (stage.pairs.protocol(key), stage.pairs.take_end(key)) == (None, None)
         give, take = stage.pairs.of(config())
         assert (give.getblocking(), take.getblocking()) == (False, False)
         assert stage.pairs.of(config(workers=2)) == (give, take)
-        assert stage.pairs.left(key) is take
+        assert stage.pairs.take_end(key) is take
         assert stage.stored() == {f"adoption:{key}": {"server": "web", "protocol": "plain"}}
         other = stage.pairs.of(config(user="daemon"))
         assert other != (give, take)
@@ -418,12 +418,12 @@ def test_connection_waits_in_the_pair_until_the_pair_is_full() -> None:
             assert given > 10
             assert theirs.fileno() >= 0
             theirs.close()
-            taken = connection_handover.take(stage.pairs.left(key))  # type: ignore[arg-type]
+            taken = connection_handover.take(stage.pairs.take_end(key))  # type: ignore[arg-type]
             with taken:
                 ours.sendall(b"x")
                 taken.setblocking(True)
                 assert taken.recv(1) == b"x"
-            stage.pairs.empty(key)
+            stage.pairs.close_queued(key)
             assert stage.pairs.queued_connections(key) == 0
         await stage.close()
 
@@ -434,10 +434,10 @@ def test_emptied_pair_has_closed_its_connections_and_takes_others() -> None:
     async def work() -> None:
         stage = Pairs()
         key = config().key
-        stage.pairs.empty(key)
+        stage.pairs.close_queued(key)
         stage.pairs.open(config())
         clients = [give_one(stage.pairs, key) for _ in range(3)]
-        stage.pairs.empty(key)
+        stage.pairs.close_queued(key)
         assert all(map(is_closed, clients))
         last = give_one(stage.pairs, key)
         assert stage.pairs.queued_connections(key) == 1
@@ -485,10 +485,10 @@ def test_hidden_pair_is_withdrawn_from_the_gateway_once_and_given_again_when_sho
         stage.route(server)
         stage.pairs.show(key)
         give = stage.gateway.pairs.pop("web")
-        assert not stage.pairs.hidden(key)
+        assert not stage.pairs.is_hidden(key)
         stage.pairs.hide(key)
         stage.pairs.hide(key)
-        assert stage.pairs.hidden(key)
+        assert stage.pairs.is_hidden(key)
         while not stage.gateway.withdrawn:
             await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -496,7 +496,7 @@ def test_hidden_pair_is_withdrawn_from_the_gateway_once_and_given_again_when_sho
         stage.pairs.open(config(user="daemon"))
         assert stage.gateway.pairs == {}, "a later pair is withheld too"
         stage.pairs.show(key)
-        assert not stage.pairs.hidden(key)
+        assert not stage.pairs.is_hidden(key)
         assert stage.gateway.pairs == {"web": stage.pairs.of(config(user="daemon"))[0]}
         await stage.close()
 
@@ -549,7 +549,7 @@ def test_adopted_pair_is_the_servers() -> None:
         give, take = wire.pair()
         ends = stage.pairs.adopt(config().key, {"protocol": "plain"}, [give.detach(), take.detach()])
         assert list(stage.pairs.of(config())) == ends
-        assert stage.pairs.left(config().key) is ends[1]
+        assert stage.pairs.take_end(config().key) is ends[1]
         with give_one(stage.pairs, config().key):
             assert stage.pairs.queued_connections(config().key) == 1
         await stage.close()
