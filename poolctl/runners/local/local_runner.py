@@ -418,7 +418,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             return Exit(message="has ended before")
         exit_ = await asyncio.shield(worker.exited)
         if worker.ready_at is None:
-            await self.output.finished(worker.output, _LAST_OUTPUT_SECONDS)
+            await self.output.wait_until_stored(worker.output, _LAST_OUTPUT_SECONDS)
         else:
             self._last_outputs[worker.server.name] = worker.output
         self._workers.remove(worker)
@@ -432,7 +432,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
         """The server's last lines, including those of a worker that has just exited."""
-        await self.output.finished(self._last_outputs.pop(name, ""), _LAST_WORDS_SECONDS)
+        await self.output.wait_until_stored(self._last_outputs.pop(name, ""), _LAST_WORDS_SECONDS)
         path = self.output.paths.get(name)
         return await asyncio.to_thread(last_lines, path, lines, since) if path else []
 

@@ -115,7 +115,7 @@ class Output(Receiver):
         """The path of the server's log file."""
         return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
 
-    def order(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
+    def registration_message(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
         """The message that registers a pipe with the logger."""
         log = server.log
         return {
@@ -142,7 +142,7 @@ class Output(Receiver):
         os.set_blocking(read, False)
         self.paths[server.name] = self.path(server)
         key = self.new_key(server)
-        self._pipes[key] = _Pipe(Descriptor(read), self.order(key, server), asyncio.Event())
+        self._pipes[key] = _Pipe(Descriptor(read), self.registration_message(key, server), asyncio.Event())
         return key, write
 
     def follow(
@@ -175,7 +175,7 @@ class Output(Receiver):
         if key in self._pipes:  # not closed since
             self._pipes.pop(key).read.close()
 
-    async def say(self, server: ServerConfig, lines: Sequence[str]) -> None:
+    async def append_lines(self, server: ServerConfig, lines: Sequence[str]) -> None:
         """Append lines to the server's log as if one of its processes had printed them.
 
         Returns when they are written.
@@ -186,7 +186,7 @@ class Output(Receiver):
             os.write(write, "".join(f"{line}\n" for line in lines).encode())
         os.close(write)
         self.follow(key, os.getpid())
-        await self.finished(key, _APPEND_SECONDS)
+        await self.wait_until_stored(key, _APPEND_SECONDS)
 
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:
         """Take ownership of a pipe that the keeper held. Must be called before `start`."""
@@ -195,7 +195,7 @@ class Output(Receiver):
         self.paths[str(message["name"])] = str(message["path"])
         return [read]
 
-    async def finished(self, key: str, timeout_seconds: float) -> None:
+    async def wait_until_stored(self, key: str, timeout_seconds: float) -> None:
         """Wait until the worker's whole output is in its file, or the timeout has passed."""
         if key in self._pipes:
             with contextlib.suppress(TimeoutError):

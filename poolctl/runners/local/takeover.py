@@ -437,7 +437,7 @@ class _Intake:
                 read, write = os.pipe()
                 closing.callback(os.close, write)
                 os.set_blocking(read, False)
-                order = self.output.order(said["output"], server, orphan.pid)
+                order = self.output.registration_message(said["output"], server, orphan.pid)
                 self.pipes.streams[said["output"]] = {**order, "start": orphan.start}, read
                 fds.append(write)
             if name in self.done or not orphan.order({"order": "adopt"}, fds):

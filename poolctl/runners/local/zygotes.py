@@ -551,7 +551,7 @@ class AppZygote(Receiver):
             self.end()
             raise
         self.end()
-        await output.finished(pipe, _LAST_OUTPUT_SECONDS)
+        await output.wait_until_stored(pipe, _LAST_OUTPUT_SECONDS)
         path = output.paths.get(self.server, "")
         printed = last_lines(path, _LAST_LINES, since) if path else []
         raise ImportFailed(message, self.server, printed, hint=hint, exit=exit_)
@@ -690,7 +690,7 @@ class AppZygotes:
             if failure.server == server.name:
                 raise
             # Several servers share the import, and the log of each gets its output.
-            await self._output.say(server, failure.printed)
+            await self._output.append_lines(server, failure.printed)
             hint = failure.hint.replace(f"poolctl logs {failure.server}", f"poolctl logs {server.name}")
             raise WorkerFailed(failure.message, hint=hint, exit=failure.exit) from None
         except asyncio.CancelledError:

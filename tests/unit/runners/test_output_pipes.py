@@ -185,8 +185,8 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
         assert stage.output.paths == {"web": str(tmp_path / "logs" / "web.log")}
         stage.output.follow(key, 42, 1234, generation=3, index=1)
         stage.output.follow(other, 43, hook="before_start")
-        usual = stage.output.order(key, server(), 42) | {"generation": 3, "index": 1, "start": 1234}
-        hook = stage.output.order(other, server(), 43) | {
+        usual = stage.output.registration_message(key, server(), 42) | {"generation": 3, "index": 1, "start": 1234}
+        hook = stage.output.registration_message(other, server(), 43) | {
             "generation": 1, "index": None, "hook": "before_start",
         }  # fmt: skip
         for expected in (usual, hook):
@@ -196,7 +196,7 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
             assert not os.get_blocking(fd)
             os.close(fd)
         os.write(write, b"x")
-        finished = asyncio.ensure_future(stage.output.finished(key, 60))
+        finished = asyncio.ensure_future(stage.output.wait_until_stored(key, 60))
         await asyncio.sleep(1)
         assert not finished.done()
         wire.send(stage.logger, {"t": "eof", "id": key})
@@ -207,8 +207,8 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
             os.write(write, b"x")
         assert f"output:{key}" not in stage.keeper.entries
         assert f"output:{other}" in stage.keeper.entries
-        await stage.output.finished(key, 60)
-        await stage.output.finished(other, 60)
+        await stage.output.wait_until_stored(key, 60)
+        await stage.output.wait_until_stored(other, 60)
         assert asyncio.get_running_loop().time() == 61
         os.close(write)
         os.close(other_write)
@@ -228,7 +228,7 @@ def test_order_names_the_file_and_its_rotation(tmp_path: Path) -> None:
             "max_age": "1h",
         }
         config = server(app=None, command=["program"], stop_signal="SIGINT", log=log)
-        assert stage.output.order("web.1", config, 5) == {
+        assert stage.output.registration_message("web.1", config, 5) == {
             "t": "add", "id": "web.1", "name": "web", "command": True, "pid": 5, "stop_signal": 2,
             "path": str(tmp_path / "own.log"), "format": "json", "max_size": 1 << 20, "keep": 3, "max_age": 3600,
         }  # fmt: skip
@@ -371,7 +371,7 @@ def test_lines_of_the_pool_are_written_to_the_pipe_and_awaited_for_a_second(tmp_
     async def work() -> None:
         stage = Stage(tmp_path)
         await stage.output.start()
-        saying = asyncio.ensure_future(stage.output.say(server(), ["one", "two"]))
+        saying = asyncio.ensure_future(stage.output.append_lines(server(), ["one", "two"]))
         message, (fd,) = await stage.received("add")
         assert message["pid"] == os.getpid()
         assert os.read(fd, 99) == b"one\ntwo\n"
@@ -380,7 +380,7 @@ def test_lines_of_the_pool_are_written_to_the_pipe_and_awaited_for_a_second(tmp_
         await saying
         assert asyncio.get_running_loop().time() == 1
         # Lines that exceed the pipe are dropped; the supervisor does not wait.
-        await stage.output.say(server(), ["x" * 100_000] * 2)
+        await stage.output.append_lines(server(), ["x" * 100_000] * 2)
         stage.close()
 
     run(work())

@@ -70,7 +70,7 @@ class NewPipes:
     def new_key(self, server: ServerConfig) -> str:
         return f"{server.name}.new"
 
-    def order(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
+    def registration_message(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
         return {"t": "add", "id": key, "name": server.name, "pid": pid}
 
 

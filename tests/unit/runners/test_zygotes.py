@@ -736,10 +736,10 @@ class Written:
     def discard(self, pipe: str) -> None:
         self.discarded.append(pipe)
 
-    async def finished(self, pipe: str, seconds: float) -> None:
+    async def wait_until_stored(self, pipe: str, seconds: float) -> None:
         self.waits.append((pipe, seconds))
 
-    async def say(self, server: ServerConfig, lines: list[str]) -> None:
+    async def append_lines(self, server: ServerConfig, lines: list[str]) -> None:
         self.said.append((server.name, lines))
 
 
