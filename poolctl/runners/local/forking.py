@@ -266,7 +266,7 @@ class Forker:
         """
         await self.room.enter()
         forked_from = self._source(server)
-        return await self._zygotes.twice(
+        return await self._zygotes.with_retry(
             forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from, woken, hook)
         )
 
@@ -276,7 +276,7 @@ class Forker:
         Raises ServerError, WorkerFailed.
         """
         forked_from = self._source(server)
-        await self._zygotes.twice(forked_from, lambda: self._zygotes.up(forked_from))
+        await self._zygotes.with_retry(forked_from, lambda: self._zygotes.wait_until_up(forked_from))
         await asyncio.to_thread(self._check_files, server)
 
     def _check_files(self, server: ServerConfig) -> None:
@@ -392,9 +392,9 @@ class Forker:
 
         def on_forged(deed: str) -> None:
             if isinstance(app_zygote, AppZygote):
-                app_zygote.forged(deed)
+                app_zygote.discard(deed)
             else:
-                self._zygotes.forged(forked_from, deed)
+                self._zygotes.discard(forked_from, deed)
             worker.mark_never_started(deed)
 
         if worker.preloaded or forked_from.user is not None:

@@ -249,7 +249,7 @@ class Zygotes:
         Raises WorkerFailed. Raises LinkLost if the zygote exited or hung meanwhile, perhaps after the fork: repeat the
         request with another control socket, and the next zygote serves it.
         """
-        zygote = await self.up(source)
+        zygote = await self.wait_until_up(source)
         try:
             reply, _ = await zygote.call({"op": role}, fds, patience_seconds=SILENT_SECONDS)
             uid = None if source.user is None else source.user[0]
@@ -260,14 +260,14 @@ class Zygotes:
         except Refused as error:
             raise self._worker_failed(source, error) from error
 
-    async def up(self, source: Source) -> Link:
+    async def wait_until_up(self, source: Source) -> Link:
         """The link to the zygote, once it can fork. Raises WorkerFailed, or LinkLost if it has exited meanwhile."""
         try:
             return await asyncio.shield(self.start(source))
         except Unfit as error:
             raise WorkerFailed(f"{source.interpreter} {error}", hint=error.hint) from error
 
-    async def twice(self, source: Source, attempt: Callable[[], Awaitable[T]]) -> T:
+    async def with_retry(self, source: Source, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of the attempt to fork, which is repeated once if the zygote exits meanwhile.
 
         Raises WorkerFailed.
@@ -289,7 +289,7 @@ class Zygotes:
             hint = f"try: setpriv --reuid={uid} --regid={gid} --init-groups {source.interpreter} -c 'import uvicorn'"
         return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
 
-    def forged(self, source: Source, deed: str) -> None:
+    def discard(self, source: Source, deed: str) -> None:
         """Stop using the zygote, because it has named a process that it cannot have forked."""
         if (link := _link_of(self._running.get(source.key))) is not None:
             link.cut_off(deed)
@@ -478,7 +478,7 @@ class AppZygote(Receiver):
         self.begun: asyncio.Future[None] = loop.create_future()
         self.imported: asyncio.Future[None] = loop.create_future()
         self.up: asyncio.Future[str] = loop.create_future()
-        self.up.add_done_callback(self._is_over)
+        self.up.add_done_callback(self._on_up_done)
         self.exited: asyncio.Future[Exit] = loop.create_future()
         self._reason = ""
         self._forks = 0  # in progress
@@ -504,7 +504,7 @@ class AppZygote(Receiver):
         """Order the zygote to import the application."""
         self.code_since = min(self.code_since, time.monotonic())
         self.link.send({"order": "go"})
-        self._has_begun()
+        self._mark_begun()
 
     def received(self, message: wire.Message, fds: Sequence[int] = ()) -> None:
         event = text_of(message, "event")
@@ -522,7 +522,7 @@ class AppZygote(Receiver):
         logger.warning("the process that has imported %s %s: killing it", self.server, deed)
         self._children.kill_after(self.process, self.exited, 0.0)
 
-    def forged(self, deed: str) -> None:
+    def discard(self, deed: str) -> None:
         """Stop using the zygote, because it has named a process that it cannot have forked."""
         self.link.cut_off(deed)
 
@@ -565,7 +565,7 @@ class AppZygote(Receiver):
         except Refused as error:
             raise WorkerFailed(f"no worker can be forked: {error}") from error
         except Forged as error:
-            self.forged(str(error))
+            self.discard(str(error))
             raise WorkerFailed(
                 f"its preloaded application {error}: it is not trusted",
                 hint=f"check what {self.server} imports",
@@ -594,12 +594,12 @@ class AppZygote(Receiver):
         if not self.up.done():
             self.up.set_exception(LinkLost("the process has exited"))
 
-    def _is_over(self, up: asyncio.Future[str]) -> None:
+    def _on_up_done(self, up: asyncio.Future[str]) -> None:
         up.exception()  # mark it as retrieved, because there may be no caller that awaits it
         self.imported.set_result(None)
-        self._has_begun()
+        self._mark_begun()
 
-    def _has_begun(self) -> None:
+    def _mark_begun(self) -> None:
         if not self.begun.done():
             self.begun.set_result(None)
 
@@ -625,10 +625,10 @@ class ImportLimit:
             # A process that has exited while it waited is skipped.
             if not imported.done():
                 self._free -= 1
-                imported.add_done_callback(self._import_is_over)
+                imported.add_done_callback(self._end_import)
             begin()
 
-    def _import_is_over(self, imported: asyncio.Future[None]) -> None:
+    def _end_import(self, imported: asyncio.Future[None]) -> None:
         self._free += 1
         self._begin_next()
 
@@ -799,7 +799,7 @@ class AppZygotes:
             # If the base zygote exits now, the request can be repeated.
             fds = [file, theirs.fileno(), write]
             source = Source.for_user(spec["python"], spec["user"])
-            process = await self._zygotes.twice(source, lambda: self._zygotes.fork(source, fds, "app"))
+            process = await self._zygotes.with_retry(source, lambda: self._zygotes.fork(source, fds, "app"))
             if_failed.pop_all()
             self._output.follow(pipe, process.pid)
             uid = spec["user"][0] if spec["user"] is not None else None
@@ -808,8 +808,8 @@ class AppZygotes:
             if source.user is not None:
 
                 def on_forged(deed: str) -> None:
-                    self._zygotes.forged(source, deed)
-                    zygote.forged(deed)
+                    self._zygotes.discard(source, deed)
+                    zygote.discard(deed)
 
                 self._children.confirm(process, on_forged)
             meta = {

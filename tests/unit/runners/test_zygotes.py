@@ -481,7 +481,7 @@ def test_zygote_is_spawned_and_put_into_the_store() -> None:
                 "name": "zygote /usr/bin/python",
                 "meta": {"without": spawn["without"], "pid": HERE.pid, "start": HERE.start},
             }
-            assert await keeper.zygotes.up(PYTHON) is link
+            assert await keeper.zygotes.wait_until_up(PYTHON) is link
             assert keeper.zygotes.processes == [HERE]
             keeper.zygotes.close()
             assert wire.receive(zygote) is None
@@ -536,7 +536,7 @@ def test_zygote_that_is_not_up_in_time_is_killed_and_not_used_again(is_stored: b
             else:
                 ours.close()
             with pytest.raises(LinkLost, match=f"the interpreter was not up within {seconds} s"):
-                await keeper.zygotes.up(PYTHON)
+                await keeper.zygotes.wait_until_up(PYTHON)
             assert loop.time() == pytest.approx(seconds)
             assert keeper.zygotes.processes == []
             await asyncio.sleep(2.1)
@@ -567,7 +567,7 @@ def test_zygote_that_has_exited_is_replaced_at_the_next_start() -> None:
 
 def test_interpreter_that_is_unfit_says_why_and_how_to_fix_it() -> None:
     async def scenario(keeper: StoringKeeper) -> None:
-        starting = asyncio.ensure_future(keeper.zygotes.up(PYTHON))
+        starting = asyncio.ensure_future(keeper.zygotes.wait_until_up(PYTHON))
         while not keeper.spawned:
             await asyncio.sleep(0)
         with keeper.spawned.pop() as zygote:
@@ -584,10 +584,10 @@ def test_interpreter_that_is_unfit_says_why_and_how_to_fix_it() -> None:
 
 def test_zygote_that_breaks_the_protocol_or_named_a_foreign_process_is_cut_off() -> None:
     async def scenario(keeper: StoringKeeper) -> None:
-        keeper.zygotes.forged(PYTHON, "named pid 1")  # it has exited meanwhile
+        keeper.zygotes.discard(PYTHON, "named pid 1")  # it has exited meanwhile
         link, zygote = await started(keeper)
         with zygote:
-            keeper.zygotes.forged(PYTHON, "named pid 1")
+            keeper.zygotes.discard(PYTHON, "named pid 1")
             assert (link.sock.fileno(), keeper.zygotes.processes) == (-1, [])
         link, zygote = await started(keeper)
         with zygote:
@@ -626,11 +626,11 @@ def test_fork_is_tried_twice(losses: int) -> None:
             return "forked"
 
         if losses < 2:
-            assert await keeper.zygotes.twice(PYTHON, attempt) == "forked"
+            assert await keeper.zygotes.with_retry(PYTHON, attempt) == "forked"
             return
         source = Source("/usr/bin/python", (33, 34))
         with pytest.raises(WorkerFailed, match="no worker can be forked in /usr/bin/python: it ex") as failed:
-            await keeper.zygotes.twice(source, attempt)
+            await keeper.zygotes.with_retry(source, attempt)
         command = "setpriv --reuid=33 --regid=34 --init-groups /usr/bin/python -c 'import uvicorn'"
         assert failed.value.hint == f"try: {command}"
 
@@ -897,7 +897,7 @@ def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_closed() -
         (process,) = runner.zygotes.processes
         source = Source(sys.executable)
         entry = f"zygote {source.key}"
-        assert await runner.zygotes.up(source) is await runner.zygotes.up(source)
+        assert await runner.zygotes.wait_until_up(source) is await runner.zygotes.wait_until_up(source)
         assert (await kept(runner))[entry] == {"without": [], "pid": process.pid, "start": process.start}
         workers = [await placed(runner, server, 1 + number) for number in range(2)]
         for each in workers:
@@ -941,7 +941,7 @@ def test_zygote_is_replaced_when_other_variables_are_withheld(monkeypatch: pytes
         await runner.check(server)
         (second,) = runner.zygotes.processes
         assert second.pid != first.pid
-        await runner.zygotes.up(Source(sys.executable))
+        await runner.zygotes.wait_until_up(Source(sys.executable))
         entries = await kept(runner)
         assert [meta["without"] for name, meta in entries.items() if name.startswith("zygote ")] == [
             ["SECRET"]
