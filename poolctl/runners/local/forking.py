@@ -189,7 +189,7 @@ class DescriptorBudget:
         self._exhausted = False  # too few were free when last counted; reset when a worker exits
         self._ended = asyncio.Event()
 
-    async def enter(self) -> None:
+    async def acquire(self) -> None:
         """Wait until there are enough free descriptors for one worker. Raises ServerError if that takes too long."""
         while not self._take():
             self._ended.clear()
@@ -202,7 +202,7 @@ class DescriptorBudget:
                     f"all {limit} open files of the pool are in use", hint=RAISE_OPEN_FILES
                 ) from None
 
-    def ended(self) -> None:
+    def release(self) -> None:
         """Note that a worker has exited and that its descriptors are free."""
         self._exhausted = False
         self._ended.set()
@@ -264,7 +264,7 @@ class Forker:
         server's `hooks`, whose configuration `server` then is. Raises WorkerFailed, or ServerError if the machine lacks
         something that the configuration names.
         """
-        await self.room.enter()
+        await self.room.acquire()
         forked_from = self._source(server)
         return await self._zygotes.with_retry(
             forked_from, lambda: self._fork_once(server, generation, index, sockets, forked_from, woken, hook)

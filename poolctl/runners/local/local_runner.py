@@ -492,7 +492,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         if worker.breach:
             exit_ = replace(exit_, message=f"{exit_.message}: {worker.breach}")
         worker.ended(exit_)
-        self.forker.room.ended()
+        self.forker.room.release()
         if worker.tally is not None:
             placement = worker.placement
             self.tallies.ended(placement.server, f"{placement.id}:{placement.pid}", worker.tally)

@@ -58,8 +58,8 @@ def test_exits_between_new_workers_cause_no_count_while_there_is_room() -> None:
 
     async def restart(budget: DescriptorBudget) -> None:
         for _ in range(SERVERS):
-            await budget.enter()
-            budget.ended()
+            await budget.acquire()
+            budget.release()
 
     _run(descriptors, restart)
     assert descriptors.counted <= 1 + SERVERS * 16 // min(LIMIT, 1024)
@@ -69,16 +69,16 @@ def test_each_exit_causes_one_count_however_many_workers_wait_for_room() -> None
     descriptors = Descriptors(free=0)
 
     async def restart(budget: DescriptorBudget) -> None:
-        waiting = [asyncio.ensure_future(budget.enter()) for _ in range(SERVERS)]
+        waiting = [asyncio.ensure_future(budget.acquire()) for _ in range(SERVERS)]
         await asyncio.sleep(0)
         for _ in range(3):
-            budget.ended()
+            budget.release()
             await asyncio.sleep(0)
             await asyncio.sleep(0)
         assert not any(each.done() for each in waiting)
         assert descriptors.counted <= 4
         descriptors.in_use = LIMIT - 100
-        budget.ended()
+        budget.release()
         while sum(each.done() for each in waiting) < 6:
             await asyncio.sleep(0)
         for each in waiting:
@@ -93,9 +93,9 @@ def test_as_many_workers_are_made_as_descriptors_are_free() -> None:
 
     async def start(budget: DescriptorBudget) -> None:
         for _ in range(6):
-            await budget.enter()
+            await budget.acquire()
             descriptors.in_use += 16
-        waiting = asyncio.ensure_future(budget.enter())
+        waiting = asyncio.ensure_future(budget.acquire())
         await asyncio.sleep(0)
         assert not waiting.done()
         waiting.cancel()
@@ -259,12 +259,12 @@ def test_worker_waits_ten_seconds_for_room_and_says_what_to_raise() -> None:
     async def work() -> None:
         budget = DescriptorBudget(descriptors.count)
         with pytest.raises(ServerError, match=f"all {LIMIT} open files of the pool are in use") as caught:
-            await budget.enter()
+            await budget.acquire()
         assert caught.value.hint == RAISE_OPEN_FILES
         assert asyncio.get_running_loop().time() == pytest.approx(began + 10)
         descriptors.in_use = LIMIT - 16
-        budget.ended()
-        await budget.enter()
+        budget.release()
+        await budget.acquire()
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         began = runner.get_loop().time()
