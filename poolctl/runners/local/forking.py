@@ -55,7 +55,7 @@ _PATIENCE_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class CertificateFiles:
     """The contents of a certificate, key and client CAs, with their paths and the certificate's expiry time."""
 
     files: _Files
@@ -71,11 +71,11 @@ class Certificates:
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
-        self._given: dict[str, Given] = {}
+        self._given: dict[str, CertificateFiles] = {}
         self._forced: dict[str, int] = {}  # by server: the generation that gets an expired file's content too
         self._due: asyncio.TimerHandle | None = None
 
-    def for_worker(self, server: ServerConfig, generation: int) -> Given:
+    def for_worker(self, server: ServerConfig, generation: int) -> CertificateFiles:
         """The certificate for a new worker: from the files, or the server's last one if the files hold an expired one.
 
         A replacement of a valid certificate is kept once a worker is ready with it (`keep_if_ready`). Raises
@@ -89,7 +89,7 @@ class Certificates:
         return before if expired and self._forced.get(server.name) != generation else found
 
     def keep_if_ready(
-        self, server: ServerConfig, generation: int, given: Given, ready: asyncio.Future[None]
+        self, server: ServerConfig, generation: int, given: CertificateFiles, ready: asyncio.Future[None]
     ) -> None:
         """Keep the certificate of this generation's workers, if the finished future `ready` has no exception."""
         if ready.cancelled() or ready.exception() is not None:
@@ -98,7 +98,7 @@ class Certificates:
             del self._forced[server.name]
         self._keep_certificate(server, given)
 
-    def renewed(self, server: ServerConfig) -> Given:
+    def read_current(self, server: ServerConfig) -> CertificateFiles:
         """Read the current files, for running workers. Raises ServerError for an unreadable file."""
         self._forced.pop(server.name, None)
         return self._keep_certificate(server, _read_certificate(server))
@@ -107,7 +107,7 @@ class Certificates:
         """Send the server's certificate, even an expired one, to its workers of this generation."""
         self._forced[name] = generation
 
-    async def recall(self, names: Collection[str]) -> None:
+    async def load_saved(self, names: Collection[str]) -> None:
         """Load the certificates that the previous supervisor left for these servers."""
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.CERTIFICATES})
         for fd in fds:
@@ -120,7 +120,7 @@ class Certificates:
             finally:
                 os.close(fd)
 
-    def _keep_certificate(self, server: ServerConfig, given: Given) -> Given:
+    def _keep_certificate(self, server: ServerConfig, given: CertificateFiles) -> CertificateFiles:
         if given.contents and self._given.get(server.name) != given:
             self._given[server.name] = given
             self._schedule_save()
@@ -140,7 +140,7 @@ class Certificates:
             os.close(fd)
 
 
-def _encoded(given: Mapping[str, Given]) -> bytes:
+def _encoded(given: Mapping[str, CertificateFiles]) -> bytes:
     """The certificates in a form that a successor of any later version can read."""
     rows = {
         name: {
@@ -153,27 +153,27 @@ def _encoded(given: Mapping[str, Given]) -> bytes:
     return json.dumps({"version": _VERSION, "certificates": rows}).encode()
 
 
-def _decoded(content: bytes) -> dict[str, Given]:
+def _decoded(content: bytes) -> dict[str, CertificateFiles]:
     """The certificates by server name. Raises an exception for a format that this version does not know."""
     if not content.startswith(b"{"):
         # Written by a supervisor from before the record had a version.
-        return {name: Given(*each) for name, each in pickle.loads(content).items()}
+        return {name: CertificateFiles(*each) for name, each in pickle.loads(content).items()}
     record = json.loads(content)
     if record["version"] != _VERSION:
         raise ValueError(f"version {record['version']} of the record is not known")
     return {
-        name: Given(tuple(row["files"]), [one.encode("latin-1") for one in row["contents"]], row["ends"])
+        name: CertificateFiles(tuple(row["files"]), [one.encode("latin-1") for one in row["contents"]], row["ends"])
         for name, row in record["certificates"].items()
     }
 
 
-def _read_certificate(server: ServerConfig) -> Given:
+def _read_certificate(server: ServerConfig) -> CertificateFiles:
     contents, tls = tls_contents(server), server.tls
     if not contents or not tls or tls is True:
-        return Given((), [], None)
+        return CertificateFiles((), [], None)
     times = certificate_validity(contents[0].decode("ascii", errors="replace"))
     files = (tls.cert, tls.key, tls.ca, tls.password_env)
-    return Given(files, contents, None if times is None else times[1].timestamp())
+    return CertificateFiles(files, contents, None if times is None else times[1].timestamp())
 
 
 class DescriptorBudget:
@@ -406,7 +406,7 @@ class Forker:
         worker: LocalWorker,
         spec: Spec,
         control_output_and_listeners: list[int],
-        given: Given,
+        given: CertificateFiles,
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
     ) -> list[int]:

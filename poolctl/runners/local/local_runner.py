@@ -307,7 +307,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
     ) -> Adopted:
         self.sockets.inherited = await inherited(self.keeper)
-        await self.forker.certificates.recall(servers)
+        await self.forker.certificates.load_saved(servers)
         by_key = {server.key: server for server in servers.values()}
         adoption = WorkerAdoption(self.keeper, self.children, self, servers, placed)
         adopters: dict[str, Adopter] = {
@@ -386,7 +386,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
         if placement.id in self._workers:
-            given = self.forker.certificates.renewed(server)
+            given = self.forker.certificates.read_current(server)
             self._workers[placement.id].renew_tls(server, given.contents)
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
