@@ -44,7 +44,7 @@ from .forking import Forker
 from .local_worker import LocalWorker, RunnerWorkers, StackReader, Tallies, WorkerHeartbeats, WorkerRoutes
 from .output_pipes import Output, last_lines
 from .server_sockets import AdoptionPairs, Sockets
-from .takeover import Adopter, WorkerAdoption, adopt_orphans, inherited, reports_of, take_over
+from .takeover import Adopter, WorkerAdoption, adopt_orphans, inherited_sockets, take_over, wait_for_reports
 from .zygotes import AppZygotes, Children, ImportLimit, Process, Source, Zygotes
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -306,7 +306,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
     async def adopt(
         self, servers: Mapping[str, ServerConfig], placed: Mapping[str, ServerConfig] = MappingProxyType({})
     ) -> Adopted:
-        self.sockets.inherited = await inherited(self.keeper)
+        self.sockets.inherited = await inherited_sockets(self.keeper)
         await self.forker.certificates.load_saved(servers)
         by_key = {server.key: server for server in servers.values()}
         adoption = WorkerAdoption(self.keeper, self.children, self, servers, placed)
@@ -338,7 +338,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         if fds:
             owners = self.sleeping.adopt_acceptor(by_key, reply["meta"], fds[0])
             self.keeper.share(fd_store.ACCEPTOR, reply["meta"], owners)
-        await reports_of(found)
+        await wait_for_reports(found)
         # Close unused listeners before any server looks for an address that one of them may occupy.
         ours = {server.key for server in servers.values()} | {worker.server.key for worker in found}
         open_keys = self.sockets.keys()

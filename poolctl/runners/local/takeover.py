@@ -61,7 +61,7 @@ async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list
                     keeper.share(name, meta, owners)
 
 
-async def inherited(keeper: Link) -> dict[str, list[int]]:
+async def inherited_sockets(keeper: Link) -> dict[str, list[int]]:
     """The sockets that systemd passed to the pool, by number and by name."""
     reply, fds = await keeper.call({"op": "get", "name": fd_store.INHERITED})
     found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
@@ -71,8 +71,8 @@ async def inherited(keeper: Link) -> dict[str, list[int]]:
     return found
 
 
-async def reports_of(workers: Sequence[LocalWorker]) -> None:
-    """The reports of the workers about their state, which may be newer than the recorded state. Waits briefly."""
+async def wait_for_reports(workers: Sequence[LocalWorker]) -> None:
+    """Wait briefly for the reports of the workers, whose state may be newer than the recorded state."""
     waiting = [
         worker.answered if worker.control is None else worker.reported
         for worker in workers

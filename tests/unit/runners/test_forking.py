@@ -23,7 +23,7 @@ from poolctl.config import RAISE_OPEN_FILES, TLSConfig
 from poolctl.errors import ServerError
 from poolctl.platform import memory_file, process_start
 from poolctl.runners.embedded_runner import ProcessRunner
-from poolctl.runners.local.forking import Certificates, DescriptorBudget, CertificateFiles
+from poolctl.runners.local.forking import CertificateFiles, Certificates, DescriptorBudget
 from poolctl.runners.runner_protocol import WorkerFailed
 from tests.certificates import certificate
 from tests.descriptors import open_descriptors

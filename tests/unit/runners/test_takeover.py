@@ -23,7 +23,7 @@ from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local import takeover
 from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.local.local_worker import LocalWorker
-from poolctl.runners.local.takeover import LocalOrphan, Pipes, WorkerAdoption, _Intake, reports_of
+from poolctl.runners.local.takeover import LocalOrphan, Pipes, WorkerAdoption, _Intake, wait_for_reports
 from poolctl.runners.process_link import Malformed
 from poolctl.runners.worker_spec import worker_digest
 from poolctl.worker import tally
@@ -507,7 +507,7 @@ def test_sockets_of_systemd_are_known_by_their_numbers_and_names() -> None:
         async def call(self, message: wire.Message) -> tuple[wire.Message, list[int]]:
             return {"meta": ["web", "", "web"]}, [11, 12, 13]
 
-    found = asyncio.run(takeover.inherited(cast(Any, Keeper())))
+    found = asyncio.run(takeover.inherited_sockets(cast(Any, Keeper())))
     assert found == {"3": [11], "4": [12], "5": [13], "web": [11, 13]}
 
 
@@ -618,14 +618,14 @@ def test_reports_are_awaited_briefly_and_those_of_programs_that_have_exited_not_
         )
         exited.exited.set_result(None)
         ready.answered.set_result(None)
-        await reports_of([])
-        await reports_of(cast(Any, [exited, ready]))
+        await wait_for_reports([])
+        await wait_for_reports(cast(Any, [exited, ready]))
         assert loop.time() == 0
         loop.call_later(0.05, first.reported.set_result, None)
         loop.call_later(0.1, second.answered.set_result, None)
-        await reports_of(cast(Any, [exited, ready, first, second]))
+        await wait_for_reports(cast(Any, [exited, ready, first, second]))
         assert loop.time() == pytest.approx(0.1)
-        await reports_of(cast(Any, [Reporting(), first]))
+        await wait_for_reports(cast(Any, [Reporting(), first]))
         assert loop.time() == pytest.approx(0.3)
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
