@@ -1,6 +1,6 @@
 """Queries the kernel about sockets of all processes (sock_diag(7)): which use a port, which were accepted.
 
-`accepted` waits until a program accepts a connection, even where the kernel does not answer.
+`wait_until_accepted` waits until a program accepts a connection, even where the kernel does not answer.
 
 A netlink socket is opened for each query, so that threads and forked children share nothing. The kernel may not
 answer: another system, no `inet_diag`, a seccomp filter, a user-space kernel such as gVisor.
@@ -63,7 +63,7 @@ _TCP_INFO_BYTES = 32
 _UNACKED_AT = 24
 
 
-async def accepted(probe: socket.socket, listener: socket.socket | None = None) -> None:
+async def wait_until_accepted(probe: socket.socket, listener: socket.socket | None = None) -> None:
     """Return when the program that listens at the other end has accepted the new connection `probe`. Raises OSError.
 
     Our side is shut down first, so that a program that serves one client at a time finishes with this one at once.

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlsplit
 from poolctl.config import Probe, ServerConfig, masked_text
 from poolctl.errors import ServerError
 from poolctl.http.messages import BadMessage, ResponseReader, request_head
-from poolctl.listeners.sock_diag import accepted, is_accepted
+from poolctl.listeners.sock_diag import is_accepted, wait_until_accepted
 from poolctl.platform import bounded_file, last_line
 from poolctl.runners.runner_protocol import Placement, Runner
 from poolctl.runners.withheld_variables import environment_for_programs
@@ -300,7 +300,7 @@ class AcceptProber:
         try:
             if self._sock is None:
                 self._sock = await self._connector.connect()
-            await accepted(self._sock)
+            await wait_until_accepted(self._sock)
         except OSError as error:
             self._close_socket()
             on_result(f"no connection: {error.strerror or error}")

@@ -162,7 +162,9 @@ def _decoded(content: bytes) -> dict[str, CertificateFiles]:
     if record["version"] != _VERSION:
         raise ValueError(f"version {record['version']} of the record is not known")
     return {
-        name: CertificateFiles(tuple(row["files"]), [one.encode("latin-1") for one in row["contents"]], row["ends"])
+        name: CertificateFiles(
+            tuple(row["files"]), [one.encode("latin-1") for one in row["contents"]], row["ends"]
+        )
         for name, row in record["certificates"].items()
     }
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from poolctl.config import ServerConfig, masked_text
 from poolctl.json_form import from_json
 from poolctl.keeper import fd_store, pool_files
-from poolctl.listeners.sock_diag import accepted
+from poolctl.listeners.sock_diag import wait_until_accepted
 from poolctl.platform import (
     CREDENTIALS_BYTES,
     enable_sender_credentials,
@@ -180,7 +180,7 @@ class Tally:
             self._legible = False
 
 
-async def first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
+async def wait_for_first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
     """Wait until the program is ready: it accepts a connection, or listens on its own address."""
     target = listeners[0] if listeners else None
     pause = _FIRST_CONNECT_PAUSE_SECONDS
@@ -188,7 +188,7 @@ async def first_connection(server: ServerConfig, listeners: Sequence[socket.sock
         try:
             with await connect(server, target) as probe:
                 if target is not None:
-                    await accepted(probe, target)
+                    await wait_until_accepted(probe, target)
                 return
         except OSError:
             await asyncio.sleep(pause)
@@ -586,7 +586,7 @@ class LocalWorker(Receiver):
                 await asyncio.wait({self.exited}, timeout=seconds)
             self.answer()
         elif server.command and not server.notify:
-            look = asyncio.ensure_future(first_connection(server, listeners))
+            look = asyncio.ensure_future(wait_for_first_connection(server, listeners))
             try:
                 await asyncio.wait({look, self.answered}, return_when=asyncio.FIRST_COMPLETED)
             finally:

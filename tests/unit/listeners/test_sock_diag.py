@@ -19,9 +19,9 @@ from poolctl.listeners.sock_diag import (
     LISTEN,
     TcpSocket,
     accept_queue,
-    accepted,
     is_accepted,
     tcp_sockets,
+    wait_until_accepted,
 )
 
 KINDS = ["127.0.0.1", "::1", "unix"]
@@ -90,7 +90,7 @@ def test_data_or_close_from_the_program_shows_that_it_has_accepted(
 ) -> None:
     async def scenario() -> None:
         with connection(listener) as sock:
-            waiting = asyncio.ensure_future(accepted(sock))
+            waiting = asyncio.ensure_future(wait_until_accepted(sock))
             await asyncio.sleep(0.03)
             assert not waiting.done()
             with listener.accept()[0] as theirs:
@@ -110,7 +110,7 @@ def test_data_or_close_from_the_program_shows_that_it_has_accepted(
 def test_program_that_accepts_and_does_nothing_has_accepted(listener: socket.socket) -> None:
     async def scenario() -> None:
         with connection(listener) as sock, listener.accept()[0]:
-            await asyncio.wait_for(accepted(sock), 5)
+            await asyncio.wait_for(wait_until_accepted(sock), 5)
 
     asyncio.run(scenario())
 
@@ -135,7 +135,7 @@ def test_one_accepted_connection_among_many_waiting_is_enough(
                 stack.enter_context(connection(listener))
             served = stack.enter_context(listener.accept()[0])
             sock = stack.enter_context(connection(listener))
-            waiting = asyncio.ensure_future(accepted(sock, listener))
+            waiting = asyncio.ensure_future(wait_until_accepted(sock, listener))
             async with asyncio.timeout(60):
                 while len(looks) < 3:
                     await asyncio.sleep(0.01)

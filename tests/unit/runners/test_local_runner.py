@@ -229,7 +229,9 @@ def test_table_is_confirmed_when_each_worker_that_follows_it_has_said_so_or_has_
             links += [ours, theirs]
         first, second, silent = stage.workers.values()
         stage.publish(config(), generation=1)
-        assert await stage.routed.wait_until_confirmed(20) == [], "none of them has said that it follows tables"
+        assert await stage.routed.wait_until_confirmed(20) == [], (
+            "none of them has said that it follows tables"
+        )
         for each in (first, second):
             each.received({"event": "routes", "generation": 1})
         stage.publish(config(), generation=2)
@@ -444,7 +446,9 @@ def test_listeners_pairs_counts_output_and_zygotes_are_adopted_and_those_of_no_s
         assert await it.runner.logs("web", 5) == ["hello"]
         assert (pipe, 1) in orders(it.logger)
         assert it.runner.adoptions.protocol(web.key) == "plain"
-        assert it.runner.adoptions.is_used_by_gateway("any"), "the gateway of the earlier supervisor may use each pair"
+        assert it.runner.adoptions.is_used_by_gateway("any"), (
+            "the gateway of the earlier supervisor may use each pair"
+        )
         assert [name for name in kept.entries if gone.key in name] == []
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection((gone.address.host, gone.address.port))

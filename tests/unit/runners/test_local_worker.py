@@ -35,7 +35,7 @@ from poolctl.runners.local.local_worker import (
     Tally,
     WorkerHeartbeats,
     WorkerRoutes,
-    first_connection,
+    wait_for_first_connection,
 )
 from poolctl.runners.local.zygotes import Children, Process
 from poolctl.runners.process_link import Descriptor, Malformed
@@ -465,7 +465,7 @@ def test_a_program_has_answered_when_it_has_accepted_and_not_before(kind: str, s
             listener.listen()
             where = listener.getsockname()
             bind = f"127.0.0.1:{where[1]}" if kind == "tcp" else f"unix:{where}"
-            waiting = asyncio.ensure_future(first_connection(server("prog", bind=bind), [listener]))
+            waiting = asyncio.ensure_future(wait_for_first_connection(server("prog", bind=bind), [listener]))
             await asyncio.sleep(0.1)
             assert not waiting.done()
             accepted, _ = listener.accept()
@@ -487,7 +487,7 @@ def test_a_full_queue_of_a_unix_listener_is_no_answer(short_path: Path) -> None:
             listener.settimeout(60)
             others.enter_context(socket.socket(socket.AF_UNIX)).connect(listener.getsockname())
             there = server("prog", bind=f"unix:{listener.getsockname()}")
-            waiting = asyncio.ensure_future(first_connection(there, [listener]))
+            waiting = asyncio.ensure_future(wait_for_first_connection(there, [listener]))
             await asyncio.sleep(0.1)
             assert not waiting.done()
             for _ in range(2):
@@ -501,7 +501,7 @@ def test_a_program_that_binds_by_itself_has_answered_when_it_listens(free_port: 
     async def scenario() -> None:
         port = free_port()
         there = server("prog", "{port}", bind=f"127.0.0.1:{port}")
-        waiting = asyncio.ensure_future(first_connection(there, []))
+        waiting = asyncio.ensure_future(wait_for_first_connection(there, []))
         await asyncio.sleep(0.1)
         assert not waiting.done()
         with socket.create_server(("127.0.0.1", port)):
@@ -522,7 +522,7 @@ def test_program_is_looked_for_after_pauses_that_grow_to_a_fifth_of_a_second(sho
                 listener.listen()
 
             loop.call_later(1.0, listen)
-            await first_connection(server("prog", bind=f"unix:{path}"), [])
+            await wait_for_first_connection(server("prog", bind=f"unix:{path}"), [])
         pauses = [0.01 * 1.5**number for number in range(8)]
         assert loop.time() == pytest.approx(sum(pauses) + 3 * 0.2)
 

@@ -185,7 +185,11 @@ def test_pipe_is_registered_with_its_process_and_known_until_it_ends(tmp_path: P
         assert stage.output.paths == {"web": str(tmp_path / "logs" / "web.log")}
         stage.output.follow(key, 42, 1234, generation=3, index=1)
         stage.output.follow(other, 43, hook="before_start")
-        usual = stage.output.registration_message(key, server(), 42) | {"generation": 3, "index": 1, "start": 1234}
+        usual = stage.output.registration_message(key, server(), 42) | {
+            "generation": 3,
+            "index": 1,
+            "start": 1234,
+        }
         hook = stage.output.registration_message(other, server(), 43) | {
             "generation": 1, "index": None, "hook": "before_start",
         }  # fmt: skip
