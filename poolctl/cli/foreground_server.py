@@ -21,7 +21,7 @@ from poolctl.control.answers import Result, item
 from poolctl.control.client import Client
 from poolctl.errors import ControlError, PoolValidateError, ServerError
 from poolctl.exit_codes import CONFLICT, FAILED
-from poolctl.listeners.listen_errors import ListenError, explained
+from poolctl.listeners.listen_errors import ListenError, name_holders
 from poolctl.listeners.open_listener import inherited_descriptors, open_listener
 from poolctl.platform import memory_file
 from poolctl.runners.withheld_variables import withheld_variables, withhold_variables
@@ -138,7 +138,7 @@ def _listeners(server: ServerConfig) -> list[socket.socket]:
     try:
         return open_listener(server.address, inherited=inherited_descriptors(os.environ))
     except ListenError as error:
-        raise explained([error])[0] from error
+        raise name_holders([error])[0] from error
 
 
 def _move_descriptors(fds: Iterable[int], first: int) -> None:

@@ -37,7 +37,7 @@ Place = tuple[str, int] | str
 class ListenError(ServerError):
     """A listener could not be opened. The message has the cause, and `hint` the fix.
 
-    If the cause is a place in use by another process, `taken` is that place; `naming` adds the process.
+    If the cause is a place in use by another process, `taken` is that place; `with_holders` adds the process.
     """
 
     def __init__(self, message: str, *, bind: str = "", hint: str = "", taken: Place | None = None) -> None:
@@ -52,7 +52,7 @@ def explain_port(address: Address, host: str, error: OSError, kind: int = socket
         hint = f"find the process (as root): ss -uanp 'sport = :{port}', or choose another port"
         return ListenError(f"UDP port {port} is in use", bind=address.key, hint=hint)
     if error.errno == errno.EADDRINUSE:
-        return taken(address, (host, port))
+        return address_in_use(address, (host, port))
     if error.errno in (errno.EACCES, errno.EPERM) and port < _unprivileged_port():
         message = f"port {port} is privileged: only root may open ports below {_unprivileged_port()}"
         hint = (
@@ -80,7 +80,7 @@ def explain(address: Address, what: str, error: OSError) -> ListenError:
     return ListenError(f"{what}: {reason}", bind=address.key, hint=hints.get(error.errno or 0, ""))
 
 
-def unresolved(address: Address, reason: str) -> ListenError:
+def unresolved_host(address: Address, reason: str) -> ListenError:
     """The ListenError for a host name that does not resolve to an address."""
     return ListenError(
         f"host name {address.host!r} cannot be resolved: {reason}",
@@ -89,14 +89,14 @@ def unresolved(address: Address, reason: str) -> ListenError:
     )
 
 
-def taken(address: Address, place: Place) -> ListenError:
+def address_in_use(address: Address, place: Place) -> ListenError:
     """The ListenError for a place in use. It does not name the process, because finding it is slow."""
     what, command, another = _named(place)
     hint = f"find the process (as root): {command}, or choose another {another}"
     return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
 
 
-def naming(error: ListenError, holders: Sequence[Holder]) -> ListenError:
+def with_holders(error: ListenError, holders: Sequence[Holder]) -> ListenError:
     """The error with the names of the processes that use the place (see find_holders), and with the fix."""
     if error.taken is None or not holders:
         return error
@@ -129,10 +129,12 @@ def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
     return f"the pool of {', '.join(files)}", f"stop it{user}: {where}poolctl {named} stop"
 
 
-def explained(errors: Sequence[ListenError]) -> list[ListenError]:
+def name_holders(errors: Sequence[ListenError]) -> list[ListenError]:
     """The errors with the names of the processes that use the places. One search for all; blocks for up to a second."""
     found = find_holders(each.taken for each in errors if each.taken is not None)
-    return [naming(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors]
+    return [
+        with_holders(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors
+    ]
 
 
 def _named(place: Place) -> tuple[str, str, str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.safe_open import is_trusted, open_directory
 
-from .listen_errors import ListenError, explain, explain_port, taken, unresolved
+from .listen_errors import ListenError, address_in_use, explain, explain_port, unresolved_host
 
 if TYPE_CHECKING:
     from poolctl.address import Address
@@ -197,7 +197,7 @@ def _check_path(address: Address, directory: int) -> None:
             f"{path} exists and is not a socket", bind=address.key, hint="remove it, or choose another path"
         )
     if is_live(path):
-        raise taken(address, path)
+        raise address_in_use(address, path)
     try:
         os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
@@ -338,9 +338,9 @@ def _resolved(address: Address, host: str) -> list[tuple[int, int, int, str, tup
         name = host.encode() if host.isascii() else host
         return [*socket.getaddrinfo(name, 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
     except socket.gaierror as error:
-        raise unresolved(address, str(error.strerror)) from error
+        raise unresolved_host(address, str(error.strerror)) from error
     except UnicodeError as error:
-        raise unresolved(address, str(error)) from error
+        raise unresolved_host(address, str(error)) from error
 
 
 def _is_loopback(text: str) -> bool:

@@ -12,7 +12,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from poolctl.address import Address
-from poolctl.listeners.listen_errors import MOST_SECONDS, Holder, ListenError, Place, find_holders, naming
+from poolctl.listeners.listen_errors import (
+    MOST_SECONDS,
+    Holder,
+    ListenError,
+    Place,
+    find_holders,
+    with_holders,
+)
 from poolctl.listeners.open_listener import Inherited, close_listener, open_datagram_sockets, open_listener
 from poolctl.listeners.port_ledger import is_free
 
@@ -44,7 +51,7 @@ class Opener:
         except ListenError as error:
             if error.taken is None:
                 raise
-            raise naming(error, await self._holders(error.taken)) from error.__cause__
+            raise with_holders(error, await self._holders(error.taken)) from error.__cause__
 
     async def open_datagram_sockets(self, address: Address) -> list[socket.socket]:
         """The UDP sockets of the address. Raises ListenError. If cancelled, closes every socket that it has opened."""

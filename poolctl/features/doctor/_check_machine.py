@@ -21,7 +21,7 @@ from poolctl.config import RAISE_OPEN_FILES, open_files_needed
 from poolctl.control import pool_paths
 from poolctl.errors import ControlError
 from poolctl.exit_codes import NOT_PERMITTED
-from poolctl.listeners.listen_errors import explained
+from poolctl.listeners.listen_errors import name_holders
 from poolctl.listeners.open_listener import BACKLOG, ListenError, close_listener, open_listener
 from poolctl.platform import LINUX, copy_descriptor, proc_problem, user_name
 from poolctl.runners.runner_registry import has_orphans
@@ -256,7 +256,7 @@ def ports(context: CheckContext) -> Iterator[CheckResult]:
             free += 1
         except ListenError as error:
             failures[name] = error
-    for name, failure in zip(failures, explained([*failures.values()]), strict=True):
+    for name, failure in zip(failures, name_holders([*failures.values()]), strict=True):
         yield problem("ports", f"{name}: {failure.message}", failure.hint or "choose another address")
     without = {server.name for server in context.servers if not server.listens}
     yield ok("ports", f"{len(served - without)} served, {free} free")

@@ -17,7 +17,7 @@ from poolctl.control.pool_paths import make_pool_dir
 from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED
 from poolctl.json_form import Table
-from poolctl.listeners.listen_errors import ListenError, explained
+from poolctl.listeners.listen_errors import ListenError, name_holders
 from poolctl.listeners.open_listener import open_listener
 
 from ._stacks_client import socket_path
@@ -66,7 +66,7 @@ def _health_listeners(address: str) -> list[socket.socket]:
     except AddressError as error:
         raise UsageError(f"--health: {error}") from None
     except ListenError as error:
-        problem = explained([error])[0]
+        problem = name_holders([error])[0]
         raise Failure(Outcome.failed(FAILED, f"--health: {problem.message}", problem.hint)) from None
 
 

@@ -204,7 +204,7 @@ def test_missing_proc_tables_give_no_addresses() -> None:
 
 
 TCP = parse("127.0.0.1:8080")
-TAKEN = listen_errors.taken(TCP, ("127.0.0.1", 8080))
+TAKEN = listen_errors.address_in_use(TCP, ("127.0.0.1", 8080))
 
 
 @pytest.mark.parametrize(
@@ -254,10 +254,10 @@ def test_udp_port_and_unix_socket_have_their_own_command() -> None:
     found = listen_errors.explain_port(TCP, "127.0.0.1", error, socket.SOCK_DGRAM)
     assert (found.message, found.taken) == ("UDP port 8080 is in use", None)
     assert "ss -uanp" in found.hint
-    path = listen_errors.taken(parse("unix:/a/b"), "/a/b")
+    path = listen_errors.address_in_use(parse("unix:/a/b"), "/a/b")
     assert path.message == "the Unix socket /a/b is in use"
     assert "ss -lxp 'src /a/b', or choose another path" in path.hint
-    unknown = listen_errors.unresolved(parse("nowhere:80"), "no such host")
+    unknown = listen_errors.unresolved_host(parse("nowhere:80"), "no such host")
     assert unknown.message == "host name 'nowhere' cannot be resolved: no such host"
     assert (
         listen_errors.explain(TCP, "it failed", OSError("for a reason")).message == "it failed: for a reason"
@@ -292,7 +292,7 @@ ME = os.geteuid()
 def test_address_in_use_is_explained_with_its_holder_and_how_to_end_it(
     holders: list[Holder], by: str, fix: str
 ) -> None:
-    found = listen_errors.naming(TAKEN, holders)
+    found = listen_errors.with_holders(TAKEN, holders)
     assert found.message == f"port 8080 is in use {by}"
     assert fix in found.hint
     assert (found.bind, found.taken) == (TAKEN.bind, TAKEN.taken)
@@ -300,15 +300,15 @@ def test_address_in_use_is_explained_with_its_holder_and_how_to_end_it(
 
 def test_error_without_a_holder_or_a_place_stays_as_it_is() -> None:
     other = listen_errors.ListenError("it failed")
-    assert listen_errors.naming(TAKEN, []) is TAKEN
-    assert listen_errors.naming(other, [Holder("nginx", 7, ME)]) is other
+    assert listen_errors.with_holders(TAKEN, []) is TAKEN
+    assert listen_errors.with_holders(other, [Holder("nginx", 7, ME)]) is other
 
 
 def test_every_address_in_use_gets_its_holder() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        taken = listen_errors.taken(parse(f"127.0.0.1:{port}"), ("127.0.0.1", port))
+        taken = listen_errors.address_in_use(parse(f"127.0.0.1:{port}"), ("127.0.0.1", port))
         other = listen_errors.ListenError("it failed")
-        named, same = listen_errors.explained([taken, other])
+        named, same = listen_errors.name_holders([taken, other])
     assert f"(pid {os.getpid()})" in named.message
     assert same is other

@@ -16,7 +16,15 @@ from pathlib import Path
 import pytest
 
 from poolctl.address import parse
-from poolctl.listeners.listen_errors import Holder, Place, explain, explain_port, explained, naming, taken
+from poolctl.listeners.listen_errors import (
+    Holder,
+    Place,
+    address_in_use,
+    explain,
+    explain_port,
+    name_holders,
+    with_holders,
+)
 from poolctl.listeners.open_listener import (
     BACKLOG,
     BindTarget,
@@ -200,7 +208,7 @@ def test_port_in_use_error_names_the_process_that_holds_it(free_port: FreePort) 
         with pytest.raises(ListenError, match=f"port {port} is in use$") as caught:
             open_listener(parse(f"127.0.0.1:{port}"))
         assert f"ss -tanp 'sport = :{port}'" in caught.value.hint
-        (error,) = explained([caught.value])
+        (error,) = name_holders([caught.value])
     assert error.message.startswith(f"port {port} is in use by")
     assert f"(pid {os.getpid()})" in error.message
     assert error.bind == f"127.0.0.1:{port}"
@@ -212,7 +220,7 @@ def test_port_in_use_error_names_the_holder_of_a_wildcard(free_port: FreePort) -
     with opened(f"0.0.0.0:{port}"):
         with pytest.raises(ListenError) as caught:
             open_listener(parse(f"127.0.0.1:{port}"))
-        assert f"(pid {os.getpid()})" in explained([caught.value])[0].message
+        assert f"(pid {os.getpid()})" in name_holders([caught.value])[0].message
 
 
 @pytest.mark.parametrize(
@@ -252,7 +260,7 @@ def test_port_in_use_error_names_the_holder_of_a_wildcard(free_port: FreePort) -
     ],
 )  # fmt: skip
 def test_holder_of_a_taken_port_decides_the_hint(found: Holder, message: str, hint: str) -> None:
-    error = naming(taken(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
+    error = with_holders(address_in_use(parse("127.0.0.1:80"), ("127.0.0.1", 80)), [found])
     assert (error.message, error.hint) == (message, hint)
 
 
@@ -491,7 +499,7 @@ class TestUnixSockets:
         with opened(f"unix:{path}"):
             with pytest.raises(ListenError) as caught:
                 open_listener(parse(f"unix:{path}"))
-            (error,) = explained([caught.value])
+            (error,) = name_holders([caught.value])
         assert error.message.startswith(f"the Unix socket {path} is in use by")
         assert f"(pid {os.getpid()})" in error.message
         assert f"(pid {os.getpid()})" in error.message
@@ -576,7 +584,7 @@ def test_permission_error_of_an_ordinary_user_is_explained(tmp_path: Path) -> No
     program = f"""
 import encodings.idna, os, socket, sys
 from poolctl.address import parse
-from poolctl.listeners.listen_errors import explained
+from poolctl.listeners.listen_errors import name_holders
 from poolctl.listeners.open_listener import ListenError, open_listener
 other = socket.create_server(("127.0.0.1", 0))
 port = other.getsockname()[1]
@@ -585,7 +593,7 @@ for text in ("127.0.0.1:" + str(port), "unix:{tmp_path}/a.sock"):
     try:
         open_listener(parse(text))
     except ListenError as error:
-        (error,) = explained([error])
+        (error,) = name_holders([error])
         print(error.message.replace(str(port), "PORT"))
 """
     done = subprocess.run(
@@ -614,7 +622,7 @@ def test_command_that_a_hint_names_shows_the_holder_of_the_address(what: str, tm
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             client = stack.enter_context(socket.create_connection(listener.getsockname()))
             place = (listener if what == "listener" else client).getsockname()
-        hint = taken(parse("127.0.0.1:1"), place).hint
+        hint = address_in_use(parse("127.0.0.1:1"), place).hint
         command = re.search(r"ss -\w+ '.*?'", hint)
         assert command is not None, hint
         done = subprocess.run(command[0], shell=True, capture_output=True, text=True, check=True)
