@@ -339,10 +339,10 @@ class Signals:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
     def fileno(self) -> int:
-        """The descriptor that is readable when `taken` has something to report."""
+        """The descriptor that is readable when `read` has something to report."""
         return self._wake.fileno()
 
-    def taken(self) -> bool:
+    def read(self) -> bool:
         """Read the received signals; returns whether one of them requests the shutdown."""
         return any(number in ENDING for number in self._wake.recv(4096))
 
@@ -377,7 +377,7 @@ class Shutdown:
             self._begun_at = now
             self.due = now + ANSWER_SECONDS
 
-    def answered(self, seconds: float = 0.0) -> None:
+    def confirmed(self, seconds: float = 0.0) -> None:
         """Note that the supervisor has confirmed, and may take `seconds` because of its servers' own limits.
 
         The time is counted from the request: a second confirmation by a successor does not extend it.
@@ -412,7 +412,7 @@ class Shutdown:
         self._reaper.watcher.kill_all(KILLED_SECONDS)
         self._store.clear()
 
-    def leave(self) -> None:
+    def remove_files(self) -> None:
         """Remove all files except logs from the pool's directory, because no process of the pool is left."""
         pool_files.remove_traces(self._directory)
 
@@ -558,7 +558,7 @@ class Keeper:
         self._shutdown.finish()
         # If the keeper stopped the pool alone, the logger still needs time to store the servers' last output.
         kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
-        self._shutdown.leave()
+        self._shutdown.remove_files()
 
     def _start(self) -> None:
         sock = self._supervisor.start(time.monotonic())
@@ -606,7 +606,7 @@ class Keeper:
         return max(0, int((min(moments) - time.monotonic()) * 1000) + 1) if moments else None
 
     def _signalled(self) -> None:
-        to_end = self._signals.taken()
+        to_end = self._signals.read()
         self._report(self.reaper.reap())
         if to_end:
             self._terminate()
@@ -745,7 +745,7 @@ class Keeper:
                 # Executed once the supervisor, which is shutting down, has exited.
                 self._next = message["argv"], message["supervisor"]
         elif operation == "terminating":
-            self._shutdown.answered(float(message.get("seconds", 0.0)))
+            self._shutdown.confirmed(float(message.get("seconds", 0.0)))
         elif operation == "terminate":
             self._terminate()
         elif operation == "whole":

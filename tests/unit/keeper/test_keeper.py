@@ -292,10 +292,10 @@ def test_supervisor_that_confirms_a_shutdown_gets_the_time_of_its_servers(tmp_pa
     for said, limit in ((0.0, STOP_SECONDS), (1.0, STOP_SECONDS), (90.0, 90.0)):
         end = shutdown(tmp_path)
         end.begin(100.0)
-        end.answered(said)
+        end.confirmed(said)
         assert not end.check(100.0 + ANSWER_SECONDS + limit - 1, 0)
         assert not end.alone
-        end.answered(said)  # a successor of the first, which has died at it
+        end.confirmed(said)  # a successor of the first, which has died at it
         end.check(100.0 + ANSWER_SECONDS + limit, 0)
         assert end.alone
 
@@ -347,12 +347,12 @@ def test_shutdown_of_a_pool_without_workers_needs_no_second_limit(tmp_path: Path
 
 def test_confirmation_of_a_shutdown_that_nobody_requested_is_ignored(tmp_path: Path) -> None:
     end = shutdown(tmp_path)
-    end.answered(90.0)
+    end.confirmed(90.0)
     assert not end.begun
     assert end.due is None
     end.alone = True
     end.begin(100.0)
-    end.answered(90.0)
+    end.confirmed(90.0)
     assert end.due == 100.0 + ANSWER_SECONDS, "too late"
 
 
@@ -379,7 +379,7 @@ seen = []
 for number in (signal.SIGCHLD, *map(int, sys.argv[1:])):
     os.kill(os.getpid(), number)
     assert select.select([signals.fileno()], [], [], 30)[0]
-    seen.append(signals.taken())
+    seen.append(signals.read())
 print(seen)
 """
 
