@@ -256,34 +256,34 @@ class SharedListeners:
         self.accepted = AcceptedConnections(server_state)
         self._app_state: State = {}
         self._listeners: Sequence[socket.socket] = ()
-        self._wanted = self._full = self._ended = self._taking = False
+        self._accepting = self._full = self._ended = self._taking = False
         self._pauses = 0  # the pauses so far in which it left the next connection of the pair to others
         self._lock = asyncio.Lock()  # held while `servers` is opened or closed
         self._tasks: set[asyncio.Task[None]] = set()
         self._room_timer: asyncio.TimerHandle | None = None
         self._take_timer: asyncio.TimerHandle | None = None
 
-    async def begin(self, listeners: Sequence[socket.socket], app_state: State, *, wanted: bool) -> None:
-        """Accept from the listeners now or, if `wanted` is false, once `want` is called.
+    async def begin(self, listeners: Sequence[socket.socket], app_state: State, *, accepting: bool) -> None:
+        """Accept from the listeners now or, if `accepting` is false, once `set_accepting` is called.
 
         The application finds `app_state` in the scope of each connection.
         """
         self._listeners = listeners
         self._app_state = app_state
-        self._wanted = wanted
+        self._accepting = accepting
         if self._most is None:
             self._most = connections_by_descriptors()
-        self._server_state.most_connections, self._server_state.on_full = self._most, self._fill
+        self._server_state.most_connections, self._server_state.on_full = self._most, self._stop_when_full
         await self._settle()
 
     @property
     def settled(self) -> bool:
-        """Wait until no listener is being opened or closed."""
+        """Whether no listener is being opened or closed."""
         return not self._tasks
 
-    def want(self, wanted: bool) -> None:
+    def set_accepting(self, accepting: bool) -> None:
         """Accept new connections, or leave them to other workers."""
-        self._wanted = wanted
+        self._accepting = accepting
         self._run_in_turn(self._settle())
 
     def renew(self, context: ssl.SSLContext) -> None:
@@ -298,7 +298,7 @@ class SharedListeners:
             await close_all(self.servers)
         await asyncio.gather(*self._tasks)
 
-    def _fill(self) -> None:
+    def _stop_when_full(self) -> None:
         """Stop accepting until there is room: the current connection took the last place."""
         if self._full or self._ended:
             return
@@ -334,7 +334,7 @@ class SharedListeners:
 
     async def _settle(self) -> None:
         async with self._lock:
-            while not self._ended and (self._wanted and not self._full) is not bool(self.servers):
+            while not self._ended and (self._accepting and not self._full) is not bool(self.servers):
                 if self.servers:
                     before, self.servers = self.servers, ()
                     self._stop_taking()
@@ -401,7 +401,7 @@ class SharedListeners:
     def _begin_tls(self, sock: socket.socket) -> None:
         due = time.monotonic() + self._server_state.heads.seconds
         evenness = self._server_state.evenness
-        if evenness is not None and evenness.passes_on(AcceptedSocket(sock, due)):
+        if evenness is not None and evenness.hand_over_if_too_many(AcceptedSocket(sock, due)):
             sock.close()
         else:
             self._shake_hands(sock, due, None)
@@ -424,7 +424,7 @@ class SharedListeners:
     def show_taking(self) -> None:
         """Publish to the other workers whether this worker takes connections."""
         if self._server_state.evenness is not None:
-            self._server_state.evenness.accept(self._taking)
+            self._server_state.evenness.set_accepting(self._taking)
 
     def _take_one(self) -> None:
         # One per loop iteration, so that workers share a burst.
@@ -467,7 +467,7 @@ class SharedListeners:
         until, asked, routed = taken.until, taken.asked, taken.routed
         evenness = self._server_state.evenness
         if evenness is not None:
-            evenness.took_one()
+            evenness.note_taken()
         if self._config.ssl is None:
             self.accepted.attach(functools.partial(self._make_adopted, until, asked, routed), taken)
         elif taken.received:

@@ -161,7 +161,7 @@ class Evenness:
         self._given_at = self._came_back_at = 0.0
         self._in_flight = self._others_before = 0
 
-    def accept(self, accepting: bool) -> None:
+    def set_accepting(self, accepting: bool) -> None:
         """Publish whether this worker accepts connections."""
         self._accepting = accepting
         self.publish()
@@ -182,10 +182,10 @@ class Evenness:
         if self._counts.alone:
             return
         self.schedule_check()
-        if not (unread and self._passes_on(connection, self._state.open_connections)):
+        if not (unread and self._hand_over_if_too_many(connection, self._state.open_connections)):
             self._made.append(connection)
 
-    def passes_on(self, connection: HasHandOver) -> bool:
+    def hand_over_if_too_many(self, connection: HasHandOver) -> bool:
         """Hand over an accepted connection that is not counted yet, if the worker would have too many with it.
 
         Returns whether it did.
@@ -194,9 +194,9 @@ class Evenness:
             return False
         if self._may_hand_over and self._has_more_websockets():
             return self._hand_over(connection, self._counts.others())
-        return self._passes_on(connection, self._state.open_connections + 1)
+        return self._hand_over_if_too_many(connection, self._state.open_connections + 1)
 
-    def passes_on_websocket(self, connection: HasHandOver) -> bool:
+    def hand_over_websocket_if_too_many(self, connection: HasHandOver) -> bool:
         """Hand over a connection that becomes a WebSocket, if the worker would have too many with it.
 
         Returns whether it did.
@@ -207,7 +207,7 @@ class Evenness:
             return False
         return self._hand_over(connection, self._counts.others())
 
-    def took_one(self) -> None:
+    def note_taken(self) -> None:
         """Note that a connection was taken from the pair, possibly one that this worker put there."""
         if self._in_flight:
             self._in_flight -= 1
@@ -239,7 +239,7 @@ class Evenness:
         """Whether this worker hands over connections now; it pauses after an offer that no worker took."""
         return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS
 
-    def _passes_on(self, connection: HasHandOver, mine: int) -> bool:
+    def _hand_over_if_too_many(self, connection: HasHandOver, mine: int) -> bool:
         others = self._counts.others() if self._may_hand_over and not self._short_lived else []
         if not others:
             return False

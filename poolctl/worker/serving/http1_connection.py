@@ -223,7 +223,7 @@ class Http1Connection(Drainable, Http1Protocol):
         state = self.server_state
         if state.evenness is None or state.stays or self.scheme != "http" or self.routed_state is not None:
             return False
-        return state.evenness.passes_on_websocket(Upgrade(self, *event))
+        return state.evenness.hand_over_websocket_if_too_many(Upgrade(self, *event))
 
     # A request that arrives while the worker drains gets a response, and is the last one of its connection.
 

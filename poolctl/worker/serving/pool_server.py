@@ -187,7 +187,7 @@ class PoolServer(uvicorn.Server):
         self._listeners = listeners
         await self._start()
         self._join_page()
-        await self.acceptor.begin(listeners, self.lifespan.state, wanted=not self.resting)
+        await self.acceptor.begin(listeners, self.lifespan.state, accepting=not self.resting)
         on_ready()
         try:
             await self._leaving.wait()
@@ -284,7 +284,7 @@ class PoolServer(uvicorn.Server):
         """Accept connections, or leave them to other workers and drain the existing ones."""
         self.resting = not accepting
         self._keep_connections(accepting and not self._out)
-        self.acceptor.want(accepting)
+        self.acceptor.set_accepting(accepting)
 
     def _keep_connections(self, kept: bool) -> None:
         if self.should_exit or self.server_state.draining is not kept:

@@ -272,7 +272,7 @@ def test_worker_that_ends_while_its_listener_is_opened_takes_nothing_from_the_pa
         adoption = pair.worker()
         shared, _ = acceptor(adoption)
         with listener() as sock:
-            opening = asyncio.ensure_future(shared.begin([sock], {}, wanted=True))
+            opening = asyncio.ensure_future(shared.begin([sock], {}, accepting=True))
             await asyncio.sleep(0)
             assert not opening.done()
             await shared.end()
@@ -287,7 +287,7 @@ def test_pair_whose_other_end_is_closed_is_read_no_more(pair: Pair) -> None:
         adoption = pair.worker()
         shared, state = acceptor(adoption)
         with listener() as sock:
-            await shared.begin([sock], {}, wanted=True)
+            await shared.begin([sock], {}, accepting=True)
             adoption.give.close()
             pair.give.close()
             await turns()
@@ -304,7 +304,7 @@ def test_listeners_are_left_to_others_if_one_of_them_is_no_stream() -> None:
         with listener() as good, socket.socket(type=socket.SOCK_DGRAM) as datagrams:
             before = os.listdir("/proc/self/fd")
             with pytest.raises(ValueError, match="Stream"):
-                await shared.begin([good, datagrams], {}, wanted=True)
+                await shared.begin([good, datagrams], {}, accepting=True)
             assert os.listdir("/proc/self/fd") == before
             client = await Client.connect(good.getsockname()[1])
             await turns()
@@ -331,7 +331,7 @@ def test_worker_with_more_connections_than_others_leaves_them_the_next_one_for_a
             state.connections.add(each)
         state.on_activity = lambda: taken.append(loop.time())
         with listener() as sock:
-            await shared.begin([sock], {}, wanted=True)
+            await shared.begin([sock], {}, accepting=True)
             (client,) = hand_over_burst(pair, 1)
             with client:
                 await asyncio.sleep(0.06)
@@ -356,16 +356,16 @@ def test_worker_that_rests_while_it_leaves_a_connection_to_others_does_not_take_
         Seat(page).publish(0)
         state.connections.add("an earlier connection")
         with listener() as sock:
-            await shared.begin([sock], {}, wanted=True)
+            await shared.begin([sock], {}, accepting=True)
             assert page[own] == 1
             (client,) = hand_over_burst(pair, 1)
             with client:
                 await asyncio.sleep(0.0005)
-                shared.want(False)
+                shared.set_accepting(False)
                 await asyncio.sleep(1)
                 assert page[own] is None
                 assert len(state.connections) == 1
-                shared.want(True)
+                shared.set_accepting(True)
                 await asyncio.sleep(0.01)
                 assert len(state.connections) == 2
                 await close_connections(shared, state)
@@ -384,7 +384,7 @@ def test_worker_with_too_many_hands_over_tls_connections_before_their_handshake(
         Seat(page).publish(0)
         begun = time.monotonic()
         with listener() as sock:
-            await shared.begin([sock], {}, wanted=True)
+            await shared.begin([sock], {}, accepting=True)
             for _ in range(2):
                 await Client.connect(sock.getsockname()[1])
             await turns()
@@ -416,7 +416,7 @@ def test_woken_worker_begins_handshakes_only_with_clients_that_are_still_there(t
             stays, leaves, stays_too = [await Client.connect(sock.getsockname()[1]) for _ in range(3)]
             leaves.close()
             await turns()
-            await shared.begin([sock], {}, wanted=True)
+            await shared.begin([sock], {}, accepting=True)
             assert len(state.expected) == 2
             assert await leaves.at_end()
             await close_connections(shared, state)
@@ -437,7 +437,7 @@ def test_adopted_tls_connection_has_the_rest_of_its_time_for_the_handshake(
         shared, state = acceptor(pair.worker(), server_context(tmp_path))
         begun = time.monotonic()
         with listener() as sock:
-            await shared.begin([sock], {}, wanted=True)
+            await shared.begin([sock], {}, accepting=True)
             _, theirs = await accepted()
             pair.hand_over(theirs, None if left_seconds is None else begun + left_seconds, asked=asked)
             await turns()
@@ -452,7 +452,7 @@ def test_tls_connection_of_which_another_process_has_read_is_closed(pair: Pair, 
     async def scenario() -> None:
         shared, state = acceptor(pair.worker(), server_context(tmp_path))
         with listener() as sock:
-            await shared.begin([sock], {}, wanted=True)
+            await shared.begin([sock], {}, accepting=True)
             client, theirs = await accepted()
             with theirs:
                 connection_handover.give(pair.give, theirs.fileno(), routed=Routed("one", received=b"x"))
@@ -476,7 +476,7 @@ def test_silent_connection_is_closed_unless_the_gateway_has_seen_its_head(
     async def scenario() -> None:
         ours, theirs = socket.socketpair()
         with listener() as sock, ours, theirs:
-            await shared.begin([sock], {}, wanted=True)
+            await shared.begin([sock], {}, accepting=True)
             connection_handover.give(pair.give, theirs.fileno(), routed=routed)
             await asyncio.sleep(4.9)
             assert (len(state.connections), len(state.heads)) == (1, 0)

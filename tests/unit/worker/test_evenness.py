@@ -306,7 +306,7 @@ def test_time_of_a_tls_connection_that_is_handed_over_counts_from_its_accept(
             join(giving.server, pair, page)
             page[Seat(page)] = 0
             giving.server.acceptor._stop_taking()
-            giving.server.server_state.evenness.accept(True)  # type: ignore[union-attr]
+            giving.server.server_state.evenness.set_accepting(True)  # type: ignore[union-attr]
             silent = [await Client.connect(giving.port) for _ in range(2)]
             accepted = monotonic()
             await until(lambda: counts([giving]) == [1])
@@ -564,7 +564,7 @@ class One:
             open_connections=0, open_websockets=0, draining=False, connections=dict[Movable, None]()
         )
         self.evenness = Evenness(self.state, cast(Any, None), cast(Any, self.others), kept=kept)
-        self.evenness.accept(True)
+        self.evenness.set_accepting(True)
 
     def has(self, count: int) -> None:
         self.state.connections = dict.fromkeys(Movable() for _ in range(count))
@@ -612,7 +612,7 @@ def test_connection_beyond_the_fair_share_is_handed_over(
         one.others.connections = others
         one.state.open_connections = mine
         connection = Movable()
-        assert one.evenness.passes_on(connection) is moves
+        assert one.evenness.hand_over_if_too_many(connection) is moves
         assert (connection.moved, one.others.announced) == (moves, moves)
         one.state.open_connections = mine + 1  # a new connection is counted when it arrives
         if not moves:
@@ -620,8 +620,8 @@ def test_connection_beyond_the_fair_share_is_handed_over(
             assert connection.moved == 0
         else:
             one.evenness.arrived(connection, unread=False)
-            one.evenness.accept(False)
-            assert not one.evenness.passes_on(connection)
+            one.evenness.set_accepting(False)
+            assert not one.evenness.hand_over_if_too_many(connection)
             assert connection.moved == 1
 
     decide(monkeypatch, scenario)
@@ -633,7 +633,7 @@ def test_worker_that_has_not_begun_to_accept_hands_over_nothing(monkeypatch: pyt
         one.has(5)
         new = Evenness(one.state, cast(Any, None), cast(Any, one.others), kept=True)
         connection = Movable()
-        assert not new.passes_on(connection)
+        assert not new.hand_over_if_too_many(connection)
         new.arrived(connection, unread=True)
         await asyncio.sleep(1)
         assert (connection.moved, one.moved) == (0, 0)
@@ -664,8 +664,8 @@ def test_worker_that_is_alone_hands_over_nothing(monkeypatch: pytest.MonkeyPatch
         connection = Movable()
         one.evenness.arrived(connection, unread=True)
         one.evenness.schedule_check()
-        assert not one.evenness.passes_on(connection)
-        assert not one.evenness.passes_on_websocket(connection)
+        assert not one.evenness.hand_over_if_too_many(connection)
+        assert not one.evenness.hand_over_websocket_if_too_many(connection)
         await asyncio.sleep(1)
         assert (connection.moved, one.moved) == (0, 0)
 
@@ -681,7 +681,7 @@ def test_websocket_beyond_the_fair_share_is_handed_over(
     async def scenario(one: One) -> None:
         one.others.websockets, one.others.connections = others, [50] * len(others)
         one.state.open_websockets = mine
-        assert one.evenness.passes_on_websocket(Movable()) is moves
+        assert one.evenness.hand_over_websocket_if_too_many(Movable()) is moves
 
     decide(monkeypatch, scenario)
 
@@ -695,7 +695,7 @@ def test_worker_with_clearly_more_websockets_hands_over_any_connection(
     async def scenario(one: One) -> None:
         one.others.websockets, one.others.connections = [30, least], [99, 99]
         one.state.open_websockets = one.state.open_connections = mine
-        assert one.evenness.passes_on(Movable()) is moves
+        assert one.evenness.hand_over_if_too_many(Movable()) is moves
 
     decide(monkeypatch, scenario)
 
@@ -734,14 +734,14 @@ def test_worker_whose_offers_nobody_takes_makes_none_for_a_second(monkeypatch: p
         one.has(5)
         one.evenness.pause_seconds(0, 10)
         one.state.open_websockets = 5
-        assert not one.evenness.passes_on(Movable())
-        assert not one.evenness.passes_on_websocket(Movable())
+        assert not one.evenness.hand_over_if_too_many(Movable())
+        assert not one.evenness.hand_over_websocket_if_too_many(Movable())
         one.evenness.schedule_check()
         await asyncio.sleep(1.0)
         assert one.moved == 0
         await asyncio.sleep(0.11)
         assert one.moved > 0
-        assert one.evenness.passes_on(Movable())
+        assert one.evenness.hand_over_if_too_many(Movable())
 
     decide(monkeypatch, scenario)
 
@@ -752,19 +752,19 @@ def test_connections_on_their_way_are_counted_until_they_are_taken_or_too_old(
     async def scenario(one: One) -> None:
         one.others.connections = [0]
         one.state.open_connections = 1
-        assert not one.evenness.passes_on(Movable(stays=True))
-        assert one.evenness.passes_on(Movable())
-        assert not one.evenness.passes_on(Movable()), "the other one is about to have as many"
-        one.evenness.took_one()  # its own
-        one.evenness.took_one()
-        assert one.evenness.passes_on(Movable())
+        assert not one.evenness.hand_over_if_too_many(Movable(stays=True))
+        assert one.evenness.hand_over_if_too_many(Movable())
+        assert not one.evenness.hand_over_if_too_many(Movable()), "the other one is about to have as many"
+        one.evenness.note_taken()  # its own
+        one.evenness.note_taken()
+        assert one.evenness.hand_over_if_too_many(Movable())
         await asyncio.sleep(0.02)
-        assert not one.evenness.passes_on(Movable())
+        assert not one.evenness.hand_over_if_too_many(Movable())
         await asyncio.sleep(0.001)
-        assert one.evenness.passes_on(Movable())
+        assert one.evenness.hand_over_if_too_many(Movable())
         one.others.connections = [1]  # the other one has counted it
         one.state.open_connections = 2
-        assert one.evenness.passes_on(Movable())
+        assert one.evenness.hand_over_if_too_many(Movable())
 
     decide(monkeypatch, scenario)
 
@@ -783,7 +783,7 @@ def test_new_connections_stay_while_half_of_them_last_less_than_a_moment(
         await asyncio.sleep(MOMENT_SECONDS + 0.01)
         one.others.connections = [0]
         one.state.open_connections = 5
-        assert one.evenness.passes_on(Movable()) is moves
+        assert one.evenness.hand_over_if_too_many(Movable()) is moves
 
     decide(monkeypatch, scenario)
 
@@ -818,7 +818,7 @@ def test_number_of_connections_is_shown_unless_the_worker_is_out_of_rotation(
         one.state.draining = True
         one.evenness.publish()
         one.state.draining = False
-        one.evenness.accept(False)
+        one.evenness.set_accepting(False)
         assert one.others.published == [(0, 0), (3, 2), (None, 2), (None, 2)]
 
     decide(monkeypatch, scenario)

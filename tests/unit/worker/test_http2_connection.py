@@ -535,7 +535,7 @@ def test_new_connection_moves_at_once_if_this_worker_has_too_many(
 
     async def join() -> None:
         made.state.evenness = Evenness(made.state, pair.give, Seat(page), kept=True)  # type: ignore[arg-type]
-        made.state.evenness.accept(True)
+        made.state.evenness.set_accepting(True)
 
     made.loop.run_until_complete(join())
     made.state.connections.add("an earlier connection")
