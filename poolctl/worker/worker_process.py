@@ -169,7 +169,7 @@ class WorkerProcess:
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
             "tally": True,
-            "follows_routes": self.routes.table is not None and self.server.looks_at_routes,
+            "follows_routes": self.routes.table is not None and self.server.checks_routes,
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
 
@@ -230,7 +230,7 @@ class WorkerProcess:
 
     def _report_routes(self) -> None:
         table = self.routes.table
-        if table is not None and self.server.looks_at_routes:
+        if table is not None and self.server.checks_routes:
             self.control.send({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:

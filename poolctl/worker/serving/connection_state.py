@@ -41,13 +41,13 @@ class Tasks(set[asyncio.Task[None]]):
         self._state = state
 
     def add(self, task: asyncio.Task[None]) -> None:
-        self._state.active()
+        self._state.note_activity()
         super().add(task)
 
     def discard(self, task: object) -> None:
         super().discard(task)
         if not self:
-            self._state.active()
+            self._state.note_activity()
             self._state.changed.set()
 
 
@@ -280,7 +280,7 @@ class PoolServerState(ServerState):
         if self.handshake_is_over(connection) is not None:
             self.connections.left()
 
-    def active(self) -> None:
+    def note_activity(self) -> None:
         """Note activity: a connection or request begins, or the last request has ended."""
         if self.on_activity is not None:
             self.on_activity()

@@ -224,7 +224,7 @@ class PoolServer(uvicorn.Server):
         return movable and self._adoption is not None and self.config.ssl is None
 
     @property
-    def looks_at_routes(self) -> bool:
+    def checks_routes(self) -> bool:
         """Whether connections are checked, and returned to the gateway if their next request is for another server."""
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(kind, Http1Connection)
@@ -350,17 +350,17 @@ class PoolServer(uvicorn.Server):
         self.server_state.draining = self.server_state.moves_to is None
         for connection in list(self.server_state.connections):
             close_websocket(connection)
-        await self._emptied(self._stop_seconds)
+        await self._wait_until_empty(self._stop_seconds)
         self._end_events()
         cancel_requests(self.server_state.tasks, self.server_state.connections)
-        await self._emptied(_CANCELLATION_SECONDS)
+        await self._wait_until_empty(_CANCELLATION_SECONDS)
         await answer_uncancelled(self.server_state.connections)
-        await self._emptied(_CANCELLED_TASKS_SECONDS)
+        await self._wait_until_empty(_CANCELLED_TASKS_SECONDS)
         await self.lifespan.shutdown()
 
     async def _linger(self) -> None:
         await self._wait(lambda: bool(self.server_state.expected), _HANDSHAKE_SECONDS)
-        await self._emptied(self._drain_seconds, or_stopped=True)
+        await self._wait_until_empty(self._drain_seconds, or_stopped=True)
         # The supervisor orders the stop at the end of the drain; the order may arrive before or after this line.
         self._end_events()
         if not self.lingers and not self.migrates:
@@ -380,7 +380,7 @@ class PoolServer(uvicorn.Server):
             if type(each) in connections.http and not isinstance(each, Drainable):
                 each.shutdown()
 
-    async def _emptied(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
+    async def _wait_until_empty(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
         """Wait until no connection and no request is left or, with `or_stopped`, until `stop` is called."""
         server_state = self.server_state
 
