@@ -248,7 +248,7 @@ class Http1Connection(Drainable, Http1Protocol):
     def on_response_complete(self) -> None:
         if self.counts is not None:
             now_ns = monotonic_ns()
-            self.counts.answered(now_ns - self.begun_ns)
+            self.counts.count_response(now_ns - self.begun_ns)
             self.begun_ns = now_ns  # the time at which a pipelined request begins
         super().on_response_complete()
         state = self.server_state
@@ -280,7 +280,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self.head_is_over()
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and self.counts is not None:
-            self.counts.unanswered(self, cycle)
+            self.counts.count_unanswered(self, cycle)
         self.stop_timer()
         super().connection_lost(exc)
 

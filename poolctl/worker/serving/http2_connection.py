@@ -228,7 +228,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
     def on_response_complete(self, stream_id: int) -> None:
         begun_ns = self._begun_ns.pop(stream_id, 0)
         if begun_ns and self.counts is not None:
-            self.counts.answered(monotonic_ns() - begun_ns)
+            self.counts.count_response(monotonic_ns() - begun_ns)
         super().on_response_complete(stream_id)
         self._close_if_quiet()
 

@@ -60,26 +60,26 @@ class RequestCounts:
         self.tally = tally
         self._route_slots: dict[str, int] = {}
 
-    def answered(self, latency_ns: int) -> None:
+    def count_response(self, latency_ns: int) -> None:
         """Count a complete response."""
         self.tally[LATENCY_NS] += latency_ns
         self.tally[BUCKETS + bisect_left(BOUNDS_NS, latency_ns)] += 1
 
-    def unanswered(self, connection: object, newest: Any) -> None:
+    def count_unanswered(self, connection: object, newest: Any) -> None:
         """Count the unanswered requests of a closed connection: the newest, and pipelined ones."""
         # uvicorn resets this when the application has returned.
         awaited = getattr(newest.on_response, "__self__", None) is connection
         kind = DISCONNECTED if awaited or newest.disconnected else BROKEN
         self.tally[kind] += 1 + len(getattr(connection, "pipeline", ()))
 
-    def passed(self, alias: str) -> None:
+    def count_routed(self, alias: str) -> None:
         """Count a request that came through a gateway on this route."""
         slot = self._route_slots.get(alias)
         if slot is None:
             slot = self._route_slots[alias] = route_slot(self.tally, alias)
         self.tally[slot] += 1
 
-    def failed(self, alias: str) -> None:
+    def count_error(self, alias: str) -> None:
         """Count an error among the requests on this route."""
         if (slot := error_slot(self.tally, alias)) is not None:
             self.tally[slot] += 1
@@ -131,7 +131,7 @@ class AccessLog:
                 headers = [each for each in message.get("headers", ()) if bytes(each[0]).lower() != _NAME]
                 message = {**message, "headers": headers + name}
             await send(message)
-            if seen.answered(message):
+            if seen.record(message):
                 self._log(seen)
 
         try:
@@ -162,7 +162,7 @@ class LoggedRequest:
         self.left = self.logged = False
         self.cut = False  # it was cancelled because its worker had to stop
 
-    def answered(self, message: Message) -> bool:
+    def record(self, message: Message) -> bool:
         """Record a message of the response. Returns whether the response is now complete."""
         kind = message["type"]
         if kind in ("http.response.start", "websocket.http.response.start"):

@@ -178,7 +178,7 @@ def routed_app(app: App, routing: RoutingState) -> App:
         if context is not None:
             alias = context["route"].alias
             if counts is not None:
-                counts.passed(alias)
+                counts.count_routed(alias)
             # Changed in place, because this scope belongs to the server.
             others = scope.get("extensions")
             scope["extensions"] = {**others, EXTENSION: context} if others else {EXTENSION: context}
@@ -197,7 +197,7 @@ async def _counting_errors(
     def fail() -> None:
         nonlocal failed
         if not failed:
-            counts.failed(alias)
+            counts.count_error(alias)
         failed = True
 
     def noted(message: Message) -> Any:

@@ -58,7 +58,7 @@ def test_latency_is_counted_in_the_first_bucket_that_it_does_not_exceed() -> Non
     page = blank_page()
     page[tally.STARTED] = 5
     for latency_ns in (100_000, tally.BOUNDS_NS[0], tally.BOUNDS_NS[0] + 1, 60_000_000_000):
-        RequestCounts(page).answered(latency_ns)
+        RequestCounts(page).count_response(latency_ns)
     counts = page.tolist()
     assert (tally.responses(counts), tally.in_flight(counts)) == (4, 1)
     assert counts[tally.BUCKETS : tally.BUCKETS + 2] == [2, 1]
@@ -113,7 +113,7 @@ def test_requests_of_a_closed_connection_are_counted_with_those_sent_ahead(
     newest = SimpleNamespace(
         on_response=(connection if is_awaited else other).complete, disconnected=is_disconnected
     )
-    RequestCounts(page).unanswered(connection, newest)
+    RequestCounts(page).count_unanswered(connection, newest)
     assert page[slot] == 3
     assert sum(page[each] for each in (tally.DISCONNECTED, tally.BROKEN)) == 3
 
@@ -121,9 +121,9 @@ def test_requests_of_a_closed_connection_are_counted_with_those_sent_ahead(
 def test_requests_and_errors_of_a_route_are_counted(page: memoryview) -> None:
     counts = RequestCounts(page)
     for _ in range(2):
-        counts.passed("users")
-        counts.failed("users")
-    counts.passed("orders")
+        counts.count_routed("users")
+        counts.count_error("users")
+    counts.count_routed("orders")
     assert page[tally.route_slot(page, "users")] == 2
     assert page[tally.error_slot(page, "users") or 0] == 2
     assert page[tally.route_slot(page, "orders")] == 1
