@@ -209,7 +209,7 @@ def _slot(page: memoryview, mark: int) -> int | None:
     return None
 
 
-def passed(counts: Counts) -> dict[int, int]:
+def requests_by_route(counts: Counts) -> dict[int, int]:
     """The numbers of requests that came through a gateway, by route mark."""
     return {mark: count for mark, count in by_route(counts).items() if is_of_requests(mark)}
 

@@ -180,7 +180,7 @@ class GatewayStatistics:
             add(self._totals.passed_by_ended_workers(entry))
             for worker in entry.observed.workers.values():
                 if counters is not None and worker.placement is not None:
-                    add(tally.passed(counters.counts(worker.placement) or []))
+                    add(tally.requests_by_route(counters.counts(worker.placement) or []))
         return total
 
     def _used(self, *, memory: bool = True) -> Usage | None:
