@@ -45,7 +45,7 @@ class Events:
         self._allowances: dict[str, RateLimit] = {}
         self._left_out: dict[str, int] = {}
         if journal is not None:
-            self.keep_in(journal)
+            self.write_to(journal)
 
     @property
     def seq(self) -> int:
@@ -115,7 +115,7 @@ class Events:
             self.record("pool", "events left out", server=server, message=message, lost=left_out)
         return True
 
-    def keep_in(self, journal: Journal) -> None:
+    def write_to(self, journal: Journal) -> None:
         """Write events to this journal from now on. Numbering continues after the larger of both last numbers."""
         self.close()
         self.journal = journal

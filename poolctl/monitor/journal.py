@@ -203,14 +203,14 @@ def newest_first(path: str) -> Iterator[JournalEvent]:
     log = OpenLog(path)
     try:
         for line in log.backwards():
-            event = parsed(line)
+            event = parse_event(line)
             if event is not None:
                 yield event
     finally:
         log.close()
 
 
-def parsed(line: bytes) -> JournalEvent | None:
+def parse_event(line: bytes) -> JournalEvent | None:
     """The event on this line; None for an incomplete line, which a killed supervisor may leave."""
     try:
         table = json.loads(line)

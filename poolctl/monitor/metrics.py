@@ -54,7 +54,9 @@ class Family:
             suffix = {"counter": "_total", "info": "_info"}.get(self.kind, "")
             self.samples.append((suffix, labels, value))
 
-    def spread(self, bounds: Sequence[float], counts: Sequence[int], total: float, **labels: str) -> None:
+    def add_histogram(
+        self, bounds: Sequence[float], counts: Sequence[int], total: float, **labels: str
+    ) -> None:
         """Add a histogram. `counts` holds the count of each bucket; the last bucket is above all bounds."""
         below = 0
         for bound, count in zip((*bounds, math.inf), counts, strict=True):
@@ -304,7 +306,7 @@ _WORKER: Sequence[Row[_WorkerSnapshot]] = (
 )  # fmt: skip
 
 
-def of_pool(name: str, python: str, servers: Sequence[ObservedServer]) -> Sequence[Family]:
+def pool_families(name: str, python: str, servers: Sequence[ObservedServer]) -> Sequence[Family]:
     """The pool's identity, and the number of servers in each state."""
     info = family_of("poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it.")
     info.add(1, pool=name, version=__version__, python=python)
@@ -357,7 +359,7 @@ def _requests(servers: Sequence[ObservedServer]) -> Iterable[Family]:
         for reason, slot in _ERRORS.items():
             errors.add(counts[slot], **labels, reason=reason)
         buckets = counts[tally.BUCKETS : tally.COUNTED]
-        duration.spread(BOUNDS_SECONDS, buckets, counts[tally.LATENCY_NS] / 1e9, **labels)
+        duration.add_histogram(BOUNDS_SECONDS, buckets, counts[tally.LATENCY_NS] / 1e9, **labels)
     return responses, errors, duration, *families_of(_REQUESTS, counted)
 
 

@@ -59,7 +59,7 @@ from poolctl.monitor.metrics import (
     Family,
     ObservedServer,
     ServerSnapshot,
-    of_pool,
+    pool_families,
     render,
     snapshot,
 )
@@ -580,7 +580,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         until the loop that serves the pool has answered.
         """
         observed = loop_thread.call(lambda: list(_observed(self.values())))
-        families: builtins.list[Family] = [*of_pool("", platform.python_version(), observed)]
+        families: builtins.list[Family] = [*pool_families("", platform.python_version(), observed)]
         for part in PARTS:
             families += part(observed)
         return render(families)

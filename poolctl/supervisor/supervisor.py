@@ -258,7 +258,7 @@ class Supervisor(Receiver, CoreEvents):
 
     def _set_journal(self, tables: Tables) -> None:
         path = os.path.join(self._environment.state_directory, JOURNAL)
-        self.events.keep_in(Journal.configured(tables.events, path))
+        self.events.write_to(Journal.configured(tables.events, path))
 
     async def _prepare_answers(self) -> None:
         self._verbs = Verbs(self.core, self.events, self, self._configuration, self._parts.over)

@@ -34,7 +34,7 @@ from poolctl.monitor.metrics import (
     Family,
     ObservedServer,
     family_of,
-    of_pool,
+    pool_families,
     render,
     wants_openmetrics,
 )
@@ -116,7 +116,7 @@ class PoolMetrics:
         for process, pid in pids.items():
             memory.add(memory_bytes(pid), process=process)
             spent.add(cpu_seconds(pid), process=process)
-        return *of_pool(about.name, about.python, servers), memory, spent
+        return *pool_families(about.name, about.python, servers), memory, spent
 
 
 class HealthOfPool(NamedTuple):

@@ -15,8 +15,8 @@ from poolctl.monitor.journal import (
     Journal,
     JournalEvent,
     newest_first,
+    parse_event,
     parse_filter,
-    parsed,
     recent,
 )
 from tests.manual_clock import ManualClock
@@ -112,8 +112,8 @@ def test_an_event_is_the_same_after_it_was_written_and_read() -> None:
 
 @pytest.mark.parametrize("line", [b"", b"{", b"7", b"[]", b"{}", b'{"seq": "1"}', b'{"seq": null}'])
 def test_a_line_without_a_number_is_no_event(line: bytes) -> None:
-    assert parsed(line) is None
-    assert parsed(b'{"seq": 0}') == JournalEvent("", 0, "", "")
+    assert parse_event(line) is None
+    assert parse_event(b'{"seq": 0}') == JournalEvent("", 0, "", "")
 
 
 @pytest.mark.parametrize(("wanted", "matches"), [

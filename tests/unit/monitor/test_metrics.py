@@ -23,7 +23,7 @@ from poolctl.monitor.metrics import (
     ServerSnapshot,
     Usage,
     loop_lag_seconds,
-    of_pool,
+    pool_families,
     render,
     snapshot,
     wants_openmetrics,
@@ -44,7 +44,7 @@ def families() -> list[Family]:
     info = Family("shop_build", "info", "What it is.")
     info.add(1, version="1.0")
     histogram = Family("shop_duration_seconds", "histogram", "How long.", "seconds")
-    histogram.spread((0.25, 1), (3, 0, 2), 7.5, server="web")
+    histogram.add_histogram((0.25, 1), (3, 0, 2), 7.5, server="web")
     return [counter, gauge, info, histogram, Family("shop_nothing", "gauge", "No sample.")]
 
 
@@ -364,7 +364,7 @@ def test_during_a_replacement_the_worker_that_stays_is_shown_for_its_index() -> 
 
 
 def test_pool_names_itself_and_counts_its_servers_by_state() -> None:
-    lines = render(of_pool("shop", "3.11.7", shop())).splitlines()
+    lines = render(pool_families("shop", "3.11.7", shop())).splitlines()
     version = poolctl.__version__
     assert f'poolctl_build_info{{pool="shop",version="{version}",python="3.11.7"}} 1' in lines
     counted = {line for line in lines if line.startswith("poolctl_servers{") and not line.endswith(" 0")}

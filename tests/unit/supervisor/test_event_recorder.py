@@ -281,7 +281,7 @@ def test_a_supervisor_that_takes_over_has_started_nothing(tmp_path: Path) -> Non
     async def scenario() -> None:
         desk = Desk(web("a"))
         await ask(desk, "start")
-        desk.events.keep_in(Journal(str(tmp_path / "events.jsonl")))
+        desk.events.write_to(Journal(str(tmp_path / "events.jsonl")))
         recording = Recording(desk, adopted=1)
         desk.core.touch(desk.core.entries["a"])
         await turns()

@@ -324,7 +324,7 @@ class Following:
 def recorded(directory: Path) -> Desk:
     """A desk with a journal of four events."""
     desk = Desk(web("a"), web("b"))
-    desk.events.keep_in(Journal(str(directory / "events.jsonl")))
+    desk.events.write_to(Journal(str(directory / "events.jsonl")))
     desk.events.record("lifecycle", "started", server="a")
     desk.events.record("config", "reloaded")
     desk.events.record("lifecycle", "started", server="b")

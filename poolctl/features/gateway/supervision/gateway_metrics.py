@@ -174,7 +174,7 @@ def _routes(routes: Sequence[tuple[str, Table]]) -> Iterable[Family]:
             responses.add(slots[tally.STATUS + digit], route=alias, code=f"{digit}xx")
         _add_errors(errors, each, route=alias)
         buckets = slots[tally.BUCKETS : tally.COUNTED]
-        duration.spread(BOUNDS_SECONDS, buckets, slots[tally.LATENCY_NS] / 1e9, route=alias)
+        duration.add_histogram(BOUNDS_SECONDS, buckets, slots[tally.LATENCY_NS] / 1e9, route=alias)
     named = [(each, {"route": alias}) for alias, each in routes]
     return *families_of(_ROUTE, named), responses, errors, duration
 
