@@ -12,7 +12,7 @@ from .route import Route, passable
 from .route_table import Match, RouteTable
 
 
-def passed_match(head: RequestHead, table: RouteTable) -> Match | None:
+def passable_match(head: RequestHead, table: RouteTable) -> Match | None:
     """The match of a request whose connection may go to any of `Match.servers`; None if the proxy must answer it.
 
     The proxy answers a request without a route, a request on a route that needs the proxy, and a request with dot
@@ -37,7 +37,7 @@ def admits(route: Route, peer: str, *, trusted: bool) -> bool:
     return not route.allow or (not trusted and is_within(peer, route.allow))
 
 
-def passed_host(host: str, table: RouteTable) -> Match | None:
+def passable_host_match(host: str, table: RouteTable) -> Match | None:
     """The match for a TLS connection to this host, if all requests for the host go to the same servers; else None."""
     match = table.find(normal_host(host), "/", secure=True)
     return match if match is not None and match.whole_host and passable(match.route, tls=True) else None

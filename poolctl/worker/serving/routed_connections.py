@@ -23,7 +23,7 @@ import uvicorn
 from poolctl.http.messages import BadMessage, RequestHead, canonical_head
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed, give
 from poolctl.keeper.wire import WireError
-from poolctl.routing.decision import admits, passed_match
+from poolctl.routing.decision import admits, passable_match
 
 from .connection_state import PoolServerState
 from .http1_connection import (
@@ -182,7 +182,7 @@ class RoutedConnection(Http1Connection):
         """
         routing, routes = self.routing, self.routing.routes
         peer = self.client[0] if self.client else ""
-        match = None if routes.table is None else passed_match(head, routes.table)
+        match = None if routes.table is None else passable_match(head, routes.table)
         if match is not None and (
             routes.server not in match.servers or not admits(match.route, peer, trusted=routing.trusted)
         ):

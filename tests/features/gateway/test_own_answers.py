@@ -21,7 +21,7 @@ from poolctl.features.gateway.process.proxy.own_answers import (
 from poolctl.features.gateway.process.proxy.request_head import read_request
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.http.messages import RequestHead
-from poolctl.routing.decision import passed_host
+from poolctl.routing.decision import passable_host_match
 from poolctl.routing.route import Redirect, Route
 from tests.features.gateway import passing_stage
 from tests.features.gateway.passing_stage import app_route
@@ -212,7 +212,7 @@ def test_waiting_page_is_for_browsers_that_navigate(method: str, fields: str, ta
 def test_tls_connection_is_passed_only_if_no_probe_can_be_in_it(probes: tuple[str, ...]) -> None:
     async def scene(stage: Stage) -> None:
         await stage.sleeper(host="a.example.com", probe_responses=probes)
-        assert (passed_host("a.example.com", stage.edge.table) is None) is bool(probes)
+        assert (passable_host_match("a.example.com", stage.edge.table) is None) is bool(probes)
 
     play(scene)
 

@@ -28,7 +28,7 @@ from poolctl.features.gateway.process.proxy.response_head import read_response
 from poolctl.features.gateway.process.settings import Endpoint
 from poolctl.features.gateway.process.tls import ServerContext
 from poolctl.http.messages import MOST_FIELDS, MOST_OPTIONS, BadMessage, RequestHead, canonical_head
-from poolctl.routing.decision import passed_match
+from poolctl.routing.decision import passable_match
 from poolctl.routing.normal_path import read_path
 from poolctl.routing.route import Header, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
@@ -338,7 +338,7 @@ def test_steps_of_a_head_do_not_follow_its_size(table: RouteTable, name: str) ->
     def serve(data: bytes) -> None:
         head = canonical_head(data)
         if head is not None:
-            passed_match(head, table)
+            passable_match(head, table)
         try:
             request = read_request(data, MOST_BYTES, 0)
         except BadMessage:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.http.messages import canonical_head
-from poolctl.routing.decision import passed_host, passed_match
+from poolctl.routing.decision import passable_host_match, passable_match
 from poolctl.routing.route import Header, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
 
@@ -56,21 +56,21 @@ def test_connection_is_passed_if_every_such_request_goes_to_servers_of_the_pool(
 ) -> None:
     parsed = canonical_head(head(host, target))
     assert parsed is not None
-    match = passed_match(parsed, table)
+    match = passable_match(parsed, table)
     assert (match and match.servers) == servers
 
 
 def test_request_for_the_whole_server_is_decided_by_its_root(table: RouteTable) -> None:
     parsed = canonical_head(b"OPTIONS * HTTP/1.1\r\nHost: shop.example.com\r\n\r\n")
     assert parsed is not None
-    match = passed_match(parsed, table)
+    match = passable_match(parsed, table)
     assert match is not None
     assert match.servers == {"shop"}
 
 
 def test_tls_is_passed_where_the_whole_host_belongs_to_one_route(table: RouteTable) -> None:
     found = {
-        host: passed_host(host, table)
+        host: passable_host_match(host, table)
         for host in ("users.example.com", "shop.example.com", "x.example.com", "")
     }
     assert {host for host, match in found.items() if match} == {"users.example.com"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from poolctl.http.messages import canonical_head
 from poolctl.json_form import from_json, to_json
-from poolctl.routing.decision import passed_host, passed_match
+from poolctl.routing.decision import passable_host_match, passable_match
 from poolctl.routing.route import PROXY, Header, Limit, Redirect, Route, Target, passable, proxy_reason
 from poolctl.routing.route_table import RouteTable, write_table
 from poolctl.routing.separation import (
@@ -234,7 +234,7 @@ def test_no_request_after_a_passed_one_is_for_another_user(
         reached |= {users.get(each.server, "") for each in targets} or {""}
         if match is not None and match.passes:
             passed |= {users[each] for each in match.servers}
-        within = passed_host(host, table)
+        within = passable_host_match(host, table)
         if within is not None and several:
             assert len({users[each] for each in within.servers}) == 1
     table.close()
@@ -329,7 +329,7 @@ def test_workers_decide_by_their_table_as_the_gateway_does(
         fd = write_table(each, 1)
         table = RouteTable(fd)
         os.close(fd)
-        match = passed_match(head, table)
+        match = passable_match(head, table)
         decided = match and (match.route.alias, match.servers, match.route.allow)
         found.append(decided)
         table.close()

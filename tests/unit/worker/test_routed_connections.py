@@ -22,7 +22,7 @@ from poolctl.http.messages import canonical_head
 from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import MOST_HOPS, Connection, Routed
 from poolctl.routing.context import try_get_route, upstream_name
-from poolctl.routing.decision import passed_match
+from poolctl.routing.decision import passable_match
 from poolctl.routing.route import Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
 from poolctl.worker import tally
@@ -141,7 +141,7 @@ class Gateway:
             with contextlib.suppress(BlockingIOError):
                 data += sock.recv(65536, socket.MSG_PEEK | socket.MSG_DONTWAIT)
             head = canonical_head(data)
-            match = None if head is None else passed_match(head, self.table)
+            match = None if head is None else passable_match(head, self.table)
             if match is None:
                 self.refused.append(data)
                 return
@@ -359,7 +359,7 @@ def expected_answer(message: bytes) -> bytes:
     table_fd = write_table(ROUTES, 5)
     try:
         table = RouteTable(table_fd)
-        match = passed_match(head, table)
+        match = passable_match(head, table)
         table.close()
     finally:
         os.close(table_fd)

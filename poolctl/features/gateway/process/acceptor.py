@@ -16,7 +16,7 @@ from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import MOST_HOPS, Routed
 from poolctl.keeper.wire import WireError
 from poolctl.platform import close_promptly
-from poolctl.routing.decision import admits, passed_host, passed_match
+from poolctl.routing.decision import admits, passable_host_match, passable_match
 from poolctl.routing.route import Route
 from poolctl.routing.route_table import Match
 
@@ -320,7 +320,7 @@ class PlainConnection(ArrivingConnection):
                 edge.passing.refuse(self.sock, 431)
                 return True
             return False
-        match = passed_match(head, edge.table)
+        match = passable_match(head, edge.table)
         if match is None or edge.settings.header_for_host.lower() != _USUAL_HOST_HEADER:
             return False
         if not admits(match.route, self.client, trusted=edge.is_trusted(self.client)):
@@ -364,7 +364,7 @@ class TlsConnection(ArrivingConnection):
             self.close()
             return
         if hello is not None and (not hello.protocols or _HTTP_1_1 in hello.protocols):
-            match = passed_host(hello.server_name, edge.table) if hello.server_name else None
+            match = passable_host_match(hello.server_name, edge.table) if hello.server_name else None
             if (
                 match is not None
                 and admits(match.route, self.client, trusted=edge.is_trusted(self.client))
