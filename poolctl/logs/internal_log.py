@@ -108,7 +108,7 @@ class _Stamped(logging.Formatter):
         return stamp(record.created)
 
 
-class OwnLogs:
+class InternalLogRotation:
     """Rotates the `*.log` files in `directory` when they become large. Must be created on the running loop.
 
     inotify(7) reports every write, and writes in quick succession cause a single check: a process that floods its log

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from poolctl.bootstrap import command
 from poolctl.config import ServerConfig, masked_text
 from poolctl.keeper import fd_store, wire
-from poolctl.logs.internal_log import OwnLogs
+from poolctl.logs.internal_log import InternalLogRotation
 from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
 
@@ -56,7 +56,7 @@ class Output(Receiver):
         self._keeper = keeper
         self._adoption_directory = [] if adoption_directory is None else [adoption_directory]
         self._diagnostics = os.path.join(directory, "logger.log")
-        self._own_logs = OwnLogs(directory)
+        self._log_rotation = InternalLogRotation(directory)
         self.logs_directory = logs_directory
         self._events = events
         self.paths: dict[str, str] = {}  # the log file of each server that has had a worker
@@ -229,7 +229,7 @@ class Output(Receiver):
         for pipe in self._pipes.values():
             pipe.read.close()
         self._pipes.clear()
-        self._own_logs.close()
+        self._log_rotation.close()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
         key = str(message.get("id"))
