@@ -14,7 +14,7 @@ from poolctl.config import OPEN_FILES_RESERVE
 from poolctl.control.answers import ErrorEntry, ProgressLine, Result
 from poolctl.control.pool_paths import BACKLOG
 from poolctl.exit_codes import FAILED
-from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.http_server import HttpServer, ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage, RequestHead
 from poolctl.json_form import Table, to_json
 from poolctl.platform import peer_credentials
@@ -112,7 +112,7 @@ class ControlServer:
         status, message = (error.status, str(error)) if plain else (400, f"not a request: {error}")
         return status, "application/json", json.dumps({"error": message}).encode() + b"\n"
 
-    async def handle(self, received: Received, response: Responder) -> None:
+    async def handle(self, received: ReceivedRequest, response: Responder) -> None:
         """Perform the verb that the request names, and answer with its result."""
         try:
             pid, uid, _ = peer_credentials(received.sock)

@@ -40,7 +40,7 @@ class ClientGone(ConnectionError):
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class ReceivedRequest:
     """A complete request, and the socket it was received on.
 
     `certified`: the client has presented a certificate signed by an authority of the server's TLS context.
@@ -137,7 +137,7 @@ class HttpHandler(Protocol):
     def admit(self, sock: socket.socket) -> None:
         """Raise BadMessage to refuse a client before reading anything from it."""
 
-    async def handle(self, request: Received, response: Responder) -> None:
+    async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         """Answer a request. Cancelled when the client disconnects, if the server watches for that."""
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
@@ -281,12 +281,14 @@ class HttpServer:
             response = Responder(head, writer, limits, keep_alive=keep_alive)
             tls = writer.get_extra_info("ssl_object")
             certified = tls is not None and bool(tls.getpeercert())
-            await self._answer(Received(head, message.body, sock, certified), response, stream)
+            await self._answer(ReceivedRequest(head, message.body, sock, certified), response, stream)
             if not response.keep_alive:
                 return
             seconds, rest = limits.keep_alive_seconds, message.rest
 
-    async def _answer(self, request: Received, response: Responder, stream: asyncio.StreamReader) -> None:
+    async def _answer(
+        self, request: ReceivedRequest, response: Responder, stream: asyncio.StreamReader
+    ) -> None:
         if not self._watch:
             await self._handler.handle(request, response)
             return

@@ -18,7 +18,7 @@ from poolctl.clock import Clock, ReportLimit
 from poolctl.config import Tables
 from poolctl.errors import ServerError
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
-from poolctl.http.http_server import Received, Responder, ServerLimits
+from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store
@@ -58,7 +58,7 @@ class Access(NamedTuple):
     token: str = ""
     trusted: tuple[IPv4Network | IPv6Network, ...] = ()
 
-    def refusal(self, request: Received) -> int:
+    def refusal(self, request: ReceivedRequest) -> int:
         """The status with which a client is refused, 401 or 403; 0 if it may report requests."""
         if self.open_to_all or request.certified or self.trusts(request.sock):
             return 0
@@ -110,7 +110,7 @@ class OperatorEndpoint(HttpEndpoint):
         """Status, content type and JSON body of the response to an invalid request."""
         return error.status, "application/json", _message(f"not a request: {error}")
 
-    async def handle(self, request: Received, response: Responder) -> None:
+    async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         """Answer a request of an operator's client."""
         fields = [("content-type", "application/json")]
         status, message = self._answer(request)
@@ -120,7 +120,7 @@ class OperatorEndpoint(HttpEndpoint):
             fields.append(("allow", "POST"))
         await response.send(status, fields, _message(message))
 
-    def _answer(self, request: Received) -> tuple[int, str]:
+    def _answer(self, request: ReceivedRequest) -> tuple[int, str]:
         head = request.head
         if status := self.access.refusal(request):
             self._report_refusal(request)
@@ -163,7 +163,7 @@ class OperatorEndpoint(HttpEndpoint):
             namespace=report.namespace[:200],
         )
 
-    def _report_refusal(self, request: Received) -> None:
+    def _report_refusal(self, request: ReceivedRequest) -> None:
         if count := self._refusals.add(self.clock.monotonic()):
             message = f"{count} reports of requests refused, the last one from {_peer(request.sock)}"
             self._events.record("audit", "operator client refused", message=message, severity="warning")

@@ -37,7 +37,7 @@ from poolctl.features.gateway.supervision.gateway_manager import GatewayManager,
 from poolctl.features.gateway.supervision.outside_targets import UrlProbes, WithServices
 from poolctl.features.gateway.supervision.pool_gateway import no_gateway_to_change
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
-from poolctl.http.http_server import Received, Responder, ServerLimits
+from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import fd_store, pool_files
@@ -551,7 +551,7 @@ class RegistrationEndpoint(HttpEndpoint):
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         return error.status, "application/json", _message(f"not a request: {error}")
 
-    async def handle(self, request: Received, response: Responder) -> None:
+    async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         fields = [("content-type", "application/json")]
         try:
             status, body = await self._answer(request)
@@ -560,7 +560,7 @@ class RegistrationEndpoint(HttpEndpoint):
             fields += refused.fields
         await response.send(status, fields, body)
 
-    async def _answer(self, request: Received) -> tuple[int, bytes]:
+    async def _answer(self, request: ReceivedRequest) -> tuple[int, bytes]:
         """Status and body of the answer to the request. Raises Refused."""
         peer = peer_of(request.sock)
         client = self._client(request, peer)
@@ -587,7 +587,7 @@ class RegistrationEndpoint(HttpEndpoint):
             result = await self._services.unregister(call, client.name)
         return _STATUSES.get(result.exit_code, 500), json.dumps({"result": to_json(result)}).encode() + b"\n"
 
-    def _client(self, request: Received, peer: Peer) -> Client:
+    def _client(self, request: ReceivedRequest, peer: Peer) -> Client:
         """The client that sent the request. Raises Refused."""
         now = self.clock.monotonic()
         if wait := self._wrong.wait_seconds(peer.key, now):

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Future
 
-from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.http_server import HttpServer, ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table
 from poolctl.units import format_duration
@@ -61,7 +61,7 @@ class HealthAddress:
         """Status, content type and body of the response to an invalid request."""
         return error.status, "text/plain", f"{error}\n".encode()
 
-    async def handle(self, request: Received, response: Responder) -> None:
+    async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         """Answer with the application's health."""
         status, text = await self._answer(request.head.method, request.head.target)
         allowed = [("allow", "GET, HEAD")] if status == 405 else []

@@ -22,7 +22,7 @@ from poolctl.core.decide import Desired
 from poolctl.core.schedules import failed_run_message
 from poolctl.core.server_entry import Entry
 from poolctl.exit_codes import NOT_AS_DESIRED
-from poolctl.http.http_server import Received, Responder, ServerLimits
+from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.json_form import Table, from_json
 from poolctl.keeper import fd_store
@@ -245,7 +245,7 @@ class MetricsServer(HttpEndpoint):
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
         return error.status, "text/plain", f"not a request: {error}\n".encode()
 
-    async def handle(self, request: Received, response: Responder) -> None:
+    async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         """Answer a request for metrics or health."""
         head = request.head
         path = head.path.decode()
@@ -261,7 +261,7 @@ class MetricsServer(HttpEndpoint):
             kind = ("content-type", OPENMETRICS if openmetrics else TEXT)
             await response.send(200, [kind, ("vary", "accept")], (await self._fresh(openmetrics)).encode())
 
-    async def _send_health(self, depth: str, request: Received, response: Responder) -> None:
+    async def _send_health(self, depth: str, request: ReceivedRequest, response: Responder) -> None:
         if depth == FULL and not _is_local(request.sock):
             message = (
                 b"addresses and errors are shown to clients of this machine alone: see /health/summary\n"

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.http.http_client import NoResponse, exchange
-from poolctl.http.http_server import HttpServer, Received, Responder, ServerLimits
+from poolctl.http.http_server import HttpServer, ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage, RequestReader, ResponseReader
 from tests.examples import examples
 from tests.http_corpus import REQUESTS, RESPONSES, RequestCase, ResponseCase
@@ -91,7 +91,7 @@ def test_arbitrary_bytes_are_read_or_refused(data: bytes) -> None:
 class Echo:
     """Answers with the target and the body of what it is asked."""
 
-    async def handle(self, request: Received, response: Responder) -> None:
+    async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         await response.send(200, [], request.head.target + b" " + request.body)
 
     def admit(self, sock: socket.socket) -> None: ...

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from poolctl.http import http_server
-from poolctl.http.http_server import ClientGone, HttpServer, Received, Responder, ServerLimits
+from poolctl.http.http_server import ClientGone, HttpServer, ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 
 GET = b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -33,7 +33,7 @@ class Handler:
         self.failures: list[str] = []
         self.pieces = 0
 
-    async def handle(self, request: Received, response: Responder) -> None:
+    async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         if request.head.path == b"/fail":
             raise RuntimeError("not thought of")
         if request.head.path == b"/wait":

@@ -15,7 +15,7 @@ import pytest
 
 from poolctl.config import TLSConfig
 from poolctl.errors import ServerError
-from poolctl.http.http_server import Received, Responder, ServerLimits
+from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
 from poolctl.http.messages import BadMessage
 from poolctl.keeper.keeper import Store
 from poolctl.monitor.event_queue import Events
@@ -35,7 +35,7 @@ class Greeter(HttpEndpoint):
         super().__init__(ServerLimits(), "greetings")
         self.word = ""
 
-    async def handle(self, request: Received, response: Responder) -> None:
+    async def handle(self, request: ReceivedRequest, response: Responder) -> None:
         await response.send(200, [("content-type", "text/plain")], self.word.encode())
 
     def refuse(self, error: BadMessage) -> tuple[int, str, bytes]:
