@@ -48,7 +48,7 @@ class ClientReport:
             return _report(hops, scheme, named, elements)
         return _report(self._peer, self._scheme, host, self._element(host))
 
-    def applied(self, headers: Fields) -> Fields:
+    def apply_to(self, headers: Fields) -> Fields:
         """The headers to give to an application: other fields about the client are replaced by the reported ones.
 
         Names are in lower case.

@@ -173,7 +173,7 @@ def routed_app(app: App, routing: RoutingState) -> App:
             scheme = "https" if scope["scheme"] in _SECURE else "http"
             peer = scope["client"][0] if scope["client"] else ""
             report = ClientReport(peer, scheme, trusted=routing.trusted)
-        scope["headers"] = report.applied(scope["headers"])
+        scope["headers"] = report.apply_to(scope["headers"])
         context = routing.context
         if context is not None:
             alias = context["route"].alias

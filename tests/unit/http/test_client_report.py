@@ -17,9 +17,9 @@ def report(peer: str = "192.0.2.1", scheme: str = "http", *, trusted: bool = Fal
 
 @pytest.mark.parametrize("trusted", [False, True])
 def test_host_that_is_none_cannot_add_to_forwarded(trusted: bool) -> None:
-    found = dict(report(trusted=trusted).applied([(b"host", b"a.test")]))
+    found = dict(report(trusted=trusted).apply_to([(b"host", b"a.test")]))
     assert found[b"forwarded"] == b'for=192.0.2.1;proto=http;host="a.test"'
-    found = dict(report(trusted=trusted).applied([(b"host", NOT_A_HOST)]))
+    found = dict(report(trusted=trusted).apply_to([(b"host", NOT_A_HOST)]))
     assert found[b"forwarded"] == b"for=192.0.2.1;proto=http"
     assert b"x-forwarded-host" not in found
 
@@ -33,7 +33,7 @@ def test_host_that_is_none_cannot_add_to_forwarded(trusted: bool) -> None:
     ],
 )
 def test_peers_of_every_kind_are_reported(peer: str, element: bytes, hops: list[bytes]) -> None:
-    found = report(peer, "https").applied([])
+    found = report(peer, "https").apply_to([])
     assert found[-1] == (b"forwarded", element)
     assert [value for name, value in found if name == b"x-forwarded-for"] == hops
 
@@ -68,23 +68,23 @@ def test_peers_of_every_kind_are_reported(peer: str, element: bytes, hops: list[
 def test_trusted_report_is_extended_and_missing_fields_are_added(
     headers: list[tuple[bytes, bytes]], reported: dict[bytes, bytes]
 ) -> None:
-    found = report(trusted=True).applied(headers)
+    found = report(trusted=True).apply_to(headers)
     assert found[:2] == [(b"host", b"a.test"), (b"accept", b"*/*")]
     assert dict(found[2:]) == reported
-    untrusted = report().applied(headers)
+    untrusted = report().apply_to(headers)
     assert dict(untrusted[2:])[b"x-forwarded-for"] == b"192.0.2.1"
 
 
 def test_trusted_client_of_a_unix_socket_adds_no_hop() -> None:
     headers = [(b"host", b"a.test"), (b"x-forwarded-for", b"1.1.1.1")]
-    assert dict(report("", trusted=True).applied(headers))[b"x-forwarded-for"] == b"1.1.1.1"
+    assert dict(report("", trusted=True).apply_to(headers))[b"x-forwarded-for"] == b"1.1.1.1"
 
 
 def test_report_of_one_request_is_no_part_of_the_next() -> None:
     client = report()
-    first = client.applied([(b"host", b"a.test")])
+    first = client.apply_to([(b"host", b"a.test")])
     first.append((b"x", b"y"))
-    assert (b"x", b"y") not in client.applied([(b"host", b"a.test")])
+    assert (b"x", b"y") not in client.apply_to([(b"host", b"a.test")])
 
 
 @given(st.lists(st.sampled_from("xX-_forwardedFORWARDEDrealpoctl~.1")).map("".join), st.booleans())
