@@ -438,17 +438,17 @@ def follow(
     merge = Merge()
     try:
         # While one file was read, an earlier line may have been added to another.
-        yield from follower.first if len(paths) < 2 else merge.take(follower.first)
+        yield from follower.first if len(paths) < 2 else merge.add(follower.first)
         over = False
         while not over:
             over = until is not None and until()
             fresh = follower.read()
-            yield from fresh if len(paths) < 2 else merge.take(fresh)
+            yield from fresh if len(paths) < 2 else merge.add(fresh)
             if merge.holds:
                 time.sleep(SETTLE_SECONDS)
             elif not over:
                 follower.wait(None if until is None else _POLL_SECONDS, reader=reader)
-        yield from merge.rest()
+        yield from merge.take_rest()
     finally:
         follower.close()
 
@@ -468,10 +468,10 @@ class Merge:
 
     @property
     def holds(self) -> bool:
-        """Whether lines are held back: call `take` again SETTLE_SECONDS later."""
+        """Whether lines are held back: call `add` again SETTLE_SECONDS later."""
         return bool(self._held)
 
-    def take(self, lines: list[LogLine]) -> list[LogLine]:
+    def add(self, lines: list[LogLine]) -> list[LogLine]:
         """Add `lines`, which were just read; returns the sorted lines that no later batch can precede."""
         newest = max((line.time for line in self._held), default="")
         merged = in_order(iter([*self._held, *lines]))
@@ -479,7 +479,7 @@ class Merge:
         self._held = merged[due:]
         return merged[:due]
 
-    def rest(self) -> list[LogLine]:
+    def take_rest(self) -> list[LogLine]:
         """The lines that are still held back."""
         held, self._held = self._held, []
         return held

@@ -190,7 +190,7 @@ class WriteAheadNote:
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
 
-    def found(self, id: str) -> Move | None:
+    def unfinished_move(self, id: str) -> Move | None:
         """The move of this stream that the previous logger has not completed, or None."""
         return self._left if self._left is not None and self._left.id == id else None
 
@@ -274,7 +274,7 @@ class OutputStream:
 
     def recover(self) -> None:
         """Complete the move that a killed logger had in progress."""
-        move = self._underway.found(self.id)
+        move = self._underway.unfinished_move(self.id)
         if move is None:
             return
         try:

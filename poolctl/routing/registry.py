@@ -71,7 +71,7 @@ class HTTPRoutePool(RoutePool[Route]):
         return next((route for route in self if normal_host(route.host) == wanted), None)
 
 
-class _Reading:
+class _RegistryReader:
     """The read-only part of every registry: `http`, `stream`, and `excluded`, the known routes that are not served."""
 
     http: HTTPRoutePool | HTTPTableRoutes
@@ -115,7 +115,7 @@ class _Reading:
         return found
 
 
-class Registry(_Reading):
+class Registry(_RegistryReader):
     """Every route: `http`, `stream`, and `excluded`, which are known and not served."""
 
     http: HTTPRoutePool
@@ -135,7 +135,7 @@ class Registry(_Reading):
 
 
 # Returns the current table, or None.
-TableNow = Callable[[], "RouteTable | None"]
+GetTable = Callable[[], "RouteTable | None"]
 
 
 class TableRoutes(Generic[Kind]):
@@ -144,7 +144,7 @@ class TableRoutes(Generic[Kind]):
     def __init__(
         self,
         kind: type[Kind],
-        table: TableNow,
+        table: GetTable,
         count: Callable[[RouteTable], int],
         every: Callable[[RouteTable], Iterable[Kind]],
         find: Callable[[RouteTable, str], Kind | None],
@@ -180,7 +180,7 @@ class TableRoutes(Generic[Kind]):
 class HTTPTableRoutes(TableRoutes[Route]):
     """Routes for HTTP in a route table."""
 
-    def __init__(self, table: TableNow) -> None:
+    def __init__(self, table: GetTable) -> None:
         super().__init__(Route, table, len, iter, lambda now, alias: now.get(alias))
 
     def get_by_host(self, host: str) -> Route | None:
@@ -190,7 +190,7 @@ class HTTPTableRoutes(TableRoutes[Route]):
         return None if found is None else _as_own_class(Route, found)
 
 
-class TableRegistry(_Reading):
+class TableRegistry(_RegistryReader):
     """The routes of the current route table, read-only; a newer table is used as soon as it exists.
 
     `table` returns the current table, or None. A lookup takes the same time for any number of routes.
@@ -200,7 +200,7 @@ class TableRegistry(_Reading):
     stream: TableRoutes[StreamRoute]
     excluded: TableRoutes[ExcludedRoute]
 
-    def __init__(self, table: TableNow) -> None:
+    def __init__(self, table: GetTable) -> None:
         self._table = table
         self.http = HTTPTableRoutes(table)
         self.stream = TableRoutes(

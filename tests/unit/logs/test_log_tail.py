@@ -417,13 +417,13 @@ def test_line_that_is_written_to_another_log_during_a_reading_is_in_its_place(
 def test_a_line_that_is_read_late_still_comes_before_a_newer_one(tmp_path: Path) -> None:
     merge = Merge()
     one, two, three = (parse_line(at(second, str(second))[:-1]) for second in (1, 2, 3))
-    assert merge.take([two]) == []
+    assert merge.add([two]) == []
     assert merge.holds
-    assert texts(merge.take([one, three])) == ["1", "2"]
-    assert texts(merge.take([])) == ["3"]
+    assert texts(merge.add([one, three])) == ["1", "2"]
+    assert texts(merge.add([])) == ["3"]
     assert not merge.holds
-    assert merge.take([one]) == []
-    assert texts(merge.rest()) == ["1"]
+    assert merge.add([one]) == []
+    assert texts(merge.take_rest()) == ["1"]
 
 
 def test_several_logs_are_followed_in_the_order_of_time(tmp_path: Path) -> None:

@@ -643,7 +643,7 @@ def test_note_of_another_stream_is_ignored(interrupted: Interrupted) -> None:
     interrupted.recover()
     interrupted.recover()
     assert len(interrupted.texts()) == 9
-    assert interrupted.note.found("web.1") is None  # what was moved since then has been noted over it
+    assert interrupted.note.unfinished_move("web.1") is None, "later moves have been noted over it"
 
 
 def test_a_line_stays_in_the_pipe_until_it_is_whole(interrupted: Interrupted) -> None:
@@ -661,7 +661,7 @@ def test_invalid_note_is_ignored(interrupted: Interrupted) -> None:
     def found() -> Move | None:
         note = WriteAheadNote([os.dup(fd)])
         try:
-            return note.found("web.0")
+            return note.unfinished_move("web.0")
         finally:
             note.close()
 
@@ -678,11 +678,11 @@ def test_invalid_note_is_ignored(interrupted: Interrupted) -> None:
     assert found() is None
     note.begin("web.0", "later", b"xy")
     following = WriteAheadNote([os.dup(fd)])
-    move = following.found("web.0")
+    move = following.unfinished_move("web.0")
     assert move is not None
-    assert (move.when, move.length, following.found("web.1")) == ("later", 2, None)
+    assert (move.when, move.length, following.unfinished_move("web.1")) == ("later", 2, None)
     following.end()
-    assert following.found("web.0") is None
+    assert following.unfinished_move("web.0") is None
     following.close()
     note.close()
 
