@@ -90,13 +90,13 @@ class RoutedServers(Routing):
             self._sleeping.tidy(key, self._workers.of(key))
         self._published, self._routes = True, routes
         for worker in self._workers.values():
-            self.inform(worker)
+            self.send_routes(worker)
 
     def release_connections_of(self, servers: Collection[str]) -> None:
         before, self._releasing = self._releasing, frozenset(servers)
         for worker in self._workers.values():
             if worker.server.name in before ^ self._releasing:
-                self.inform(worker)
+                self.send_routes(worker)
 
     def take_back(self, servers: Collection[str]) -> None:
         for key, name in self._adoptions.routed.items():
@@ -127,7 +127,7 @@ class RoutedServers(Routing):
         elif ready or not self._adoptions.is_hidden(key):
             self._adoptions.show(key)
 
-    def inform(self, worker: LocalWorker) -> None:
+    def send_routes(self, worker: LocalWorker) -> None:
         """Send a worker that has begun the current route table, if its server has or had a route."""
         if not self._published or (worker.routes is None and worker.server.key not in self._adoptions.routed):
             return
@@ -253,7 +253,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             sockets = self.sockets.lend(server)
             worker = await self.forker.fork(server, generation, index, sockets, woken=woken)
             self._follow(worker)
-        self._routed.inform(worker)
+        self._routed.send_routes(worker)
         if server.command or worker.preloaded:
             worker.begin()
         else:

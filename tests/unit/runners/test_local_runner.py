@@ -188,7 +188,7 @@ def test_workers_of_a_server_whose_connections_are_released_are_to_keep_no_conne
             made = worker(index=number)
             made.control_by(ours)
             stage.workers.add(made)
-            stage.routed.inform(made)
+            stage.routed.send_routes(made)
             made.begin()
             links.extend([ours, theirs])
             return theirs
@@ -288,7 +288,7 @@ def test_server_whose_ready_worker_does_not_follow_the_routes_is_kept_from_the_g
         stage.workers.add(made)
         made.on_follows_routes = lambda: stage.routed.update_pair(config().key)
         made.begin()
-        stage.routed.inform(made)
+        stage.routed.send_routes(made)
         stage.gateway.pairs.clear()
         made.received({"event": "ready"})
         stage.routed.update_pair(config().key)
