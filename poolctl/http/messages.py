@@ -356,7 +356,7 @@ class ResponseHead(MessageHead):
             self.leave_out_body()
 
     def leave_out_body(self) -> None:
-        """Whether no body follows in any case: the response is to a HEAD, or its status excludes a body."""
+        """Expect no body, whatever the fields say: the response is to a HEAD, or its status excludes a body."""
         self.body = 0
         if self.status == 204:
             self.length = -1

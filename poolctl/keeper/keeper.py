@@ -77,7 +77,7 @@ class Store:
             self._entries[name] = (meta, self._entries[name][1])
 
     def get(self, name: str) -> tuple[Any, list[int]] | None:
-        """The value and the descriptors of `name`; the store still owns them."""
+        """The value and the descriptors of the entry `name`, which still owns them; None if there is no such entry."""
         return self._entries.get(name)
 
     def drop(self, name: str) -> None:

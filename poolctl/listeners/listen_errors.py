@@ -293,7 +293,7 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
 
 
 def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
-    """The configuration files and the runtime directory of the pool to which the process belongs."""
+    """The configuration files and the runtime directory of the process's pool; None and "" outside any pool."""
     parent = _parent(pid)
     # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
     for each in (pid,) if parent == os.getppid() else (pid, parent):
@@ -313,7 +313,7 @@ def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
 
 
 def _of_pool(pid: int) -> list[str] | None:
-    """If the process is a keeper or supervisor, its arguments after bootstrap.py: package, directory, …"""
+    """The arguments after bootstrap.py of a keeper or supervisor: package, directory, …; None for another process."""
     arguments = _arguments(pid)[2:]
     if len(arguments) < 3 or not arguments[0].endswith("/poolctl/bootstrap.py"):
         return None

@@ -491,7 +491,7 @@ class EchoExchange:
         on_result("")
 
     def feed(self, data: bytes) -> bool:
-        """Take received data; the first byte completes the reply."""
+        """Process received data; returns true, because the first byte completes the reply."""
         return True
 
     def end(self) -> bool:

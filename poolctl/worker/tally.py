@@ -8,9 +8,9 @@ are written. The supervisor's signal asks for them, without a message, so that a
 as well; the text is bounded there, and readable after the worker has been killed.
 
 - ASK runs in the main thread between two bytecodes, also in a `time.sleep()`, a lock or a busy loop. It is safe at any
-time, writes tasks and the names of threads as well, and reports that it is done. - ASK_AGAIN is `faulthandler`'s, for a
-main thread that is inside a C function. It runs no Python and takes no lock, but reads the frames of other threads
-while these may run: it is sent only if ASK is not answered.
+  time, writes tasks and the names of threads as well, and reports that it is done.
+- ASK_AGAIN is `faulthandler`'s, for a main thread that is inside a C function. It runs no Python and takes no lock, but
+  reads the frames of other threads while these may run: it is sent only if ASK is not answered.
 
 By default the system ignores ASK (SIGURG, which Go's runtime uses alike): it never ends a process that has no handler.
 No variable's value is written: it may be a secret.

@@ -146,7 +146,7 @@ def _report_unusable(requests: socket.socket, found: str, fix: str) -> int:
 
 
 def _leave(status: int) -> int:
-    """Exit as a program that has only imported the application would."""
+    """Flush the output and run the exit functions, as at the end of a program; returns `status`."""
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)

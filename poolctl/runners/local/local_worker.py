@@ -528,7 +528,10 @@ class LocalWorker(Receiver):
         return ours
 
     async def stop_accepting(self, receivers: str | None) -> None:
-        """Order the worker to stop accepting; a command may continue to accept. `receivers` as in `_order_end`."""
+        """Stop the worker from accepting; return when it has stopped, or after drain_timeout.
+
+        A command may continue to accept. `receivers` as in `_order_end`.
+        """
         if self.left.done():
             return
         if self.control is None:
@@ -540,9 +543,9 @@ class LocalWorker(Receiver):
         await asyncio.wait({self.left}, timeout=self.server.drain_timeout)
 
     async def drain(self, receivers: str | None) -> None:
-        """`receivers` as in `_order_end`.
+        """Stop the worker from accepting; return when its connections are closed, or after drain_timeout.
 
-        A program without a port has no connections, so it is only stopped.
+        A program without a port has no connections, and is only signalled. `receivers` as in `_order_end`.
         """
         until = asyncio.get_running_loop().time() + self.server.drain_timeout
         await self.stop_accepting(receivers)
@@ -550,7 +553,10 @@ class LocalWorker(Receiver):
             await asyncio.wait({self.exited}, timeout=until - asyncio.get_running_loop().time())
 
     async def stop(self, timeout_seconds: float, receivers: str | None) -> Exit:
-        """`receivers` as in `_order_end`."""
+        """Ask the worker to end, kill it after the timeout, and return its exit. `receivers` as in `_order_end`.
+
+        Raises TimeoutError if it does not end even when killed.
+        """
         self._order_end("stop", receivers)
         if self.control is None or not self.answered.done():
             # A worker that is still importing its application reads no orders.

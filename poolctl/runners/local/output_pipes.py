@@ -41,8 +41,7 @@ class Output(Receiver):
     """The output pipes of all workers, which the logger process copies into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
-    continues where it stopped. `on_dropped(name, bytes, path, reason)` is called when output could not be written (a
-    full disk).
+    continues where it stopped. `events` is notified of output that could not be written, for example to a full disk.
     """
 
     def __init__(

@@ -428,7 +428,7 @@ class _Zygote(Receiver):
 
 
 def _link_of(started: asyncio.Task[Link] | None) -> Link | None:
-    """The link to a zygote that is up."""
+    """The link to a zygote that is up; None while it starts, or if it has failed to start."""
     up = started is not None and started.done() and not started.cancelled() and started.exception() is None
     return started.result() if started is not None and up else None
 

@@ -146,8 +146,9 @@ class Drainable:
 class Heads:
     """Limits the time for request heads on all connections of a worker, with one timer.
 
-    A connection has a `transport`, None before and after it, is `idle` without a request in progress, and is told by
-    `head_is_late` to close or to refuse the request. Times refer to the monotonic clock.
+    A connection has a `transport` (None while it is not connected), and is `idle` without a request in progress. When
+    its head is late, its `head_is_late` is called, which closes it or refuses the request. Times refer to the
+    monotonic clock.
     """
 
     def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
