@@ -297,11 +297,11 @@ def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
     parent = _parent(pid)
     # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
     for each in (pid,) if parent == os.getppid() else (pid, parent):
-        arguments = _of_pool(each)
+        arguments = _pool_process_arguments(each)
         if arguments is None:
             continue
         root = os.path.dirname(arguments[2])
-        own = _of_pool(os.getpid())
+        own = _pool_process_arguments(os.getpid())
         runtime = "" if own is not None and os.path.dirname(own[2]) == root else root
         if arguments[1] == "supervisor":
             return _files(arguments[3:]), runtime
@@ -312,7 +312,7 @@ def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
     return None, ""
 
 
-def _of_pool(pid: int) -> list[str] | None:
+def _pool_process_arguments(pid: int) -> list[str] | None:
     """The arguments after bootstrap.py of a keeper or supervisor: package, directory, …; None for another process."""
     arguments = _arguments(pid)[2:]
     if len(arguments) < 3 or not arguments[0].endswith("/poolctl/bootstrap.py"):

@@ -62,7 +62,7 @@ class InlineWorker:
     def start(self, listeners: Sequence[socket.socket]) -> None:
         """Begin to load the application and to serve it."""
         # A separate context, because the values of the caller's context must not reach requests.
-        work = self._live(listeners)
+        work = self._load_and_serve(listeners)
         self._task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._task.add_done_callback(self._ended)
 
@@ -124,7 +124,7 @@ class InlineWorker:
         if not self.exited.done():
             self.exited.set_result(verdict)
 
-    async def _live(self, listeners: Sequence[socket.socket]) -> Exit:
+    async def _load_and_serve(self, listeners: Sequence[socket.socket]) -> Exit:
         try:
             config = await self._configure()
             self._uvicorn = PoolServer(

@@ -398,7 +398,7 @@ class Activator:
             # They were not sent before the server fell asleep again.
             self._watch_held(sleeping, held)
 
-    def armed(self, key: str) -> bool:
+    def is_armed(self, key: str) -> bool:
         """Whether the server's listener is armed."""
         return key in self._sleeping
 
@@ -749,7 +749,7 @@ class SleepingServers:
 
         With a route it keeps the pair: a connection that a gateway puts into it wakes the server.
         """
-        if not self._activator.armed(key) or self._adoptions.is_used_by_gateway(key):
+        if not self._activator.is_armed(key) or self._adoptions.is_used_by_gateway(key):
             return
         if all(worker.exited.done() for worker in workers):
             # Once the pair is empty no further connections come through it.

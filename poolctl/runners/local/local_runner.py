@@ -485,13 +485,13 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             self._ended(worker, exit_)
         elif not self.app_zygotes.exited(report["pid"], exit_):
             self.children.early[report["pid"]] = exit_
-        self.children.ended(report["pid"])
+        self.children.forget(report["pid"])
         self.keeper.send({"op": "heard", "sequence": report["sequence"]})
 
     def _ended(self, worker: LocalWorker, exit_: Exit) -> None:
         if worker.breach:
             exit_ = replace(exit_, message=f"{exit_.message}: {worker.breach}")
-        worker.ended(exit_)
+        worker.record_exit(exit_)
         self.forker.room.release()
         if worker.tally is not None:
             placement = worker.placement

@@ -393,7 +393,7 @@ class LocalWorker(Receiver):
             if self.leaving:
                 _settle(self.left)
             _settle(self.reported)
-            self.answer()
+            self.mark_ready()
         elif event == "expired":
             if self.server.http.max_requests is not None and not self._expired:
                 self._expired = True
@@ -590,17 +590,17 @@ class LocalWorker(Receiver):
             if not server.health.gated:
                 seconds = min(_STARTED_AFTER_SECONDS, server.start_timeout / 2)
                 await asyncio.wait({self.exited}, timeout=seconds)
-            self.answer()
+            self.mark_ready()
         elif server.command and not server.notify:
             look = asyncio.ensure_future(wait_for_first_connection(server, listeners))
             try:
                 await asyncio.wait({look, self.answered}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 look.cancel()
-            self.answer()
+            self.mark_ready()
         await asyncio.shield(self.answered)
 
-    def answer(self) -> None:
+    def mark_ready(self) -> None:
         """Mark the worker as ready; has no effect once it has exited."""
         _settle(self.imported)
         if not self.answered.done():
@@ -638,10 +638,10 @@ class LocalWorker(Receiver):
     def listen(self, notify: NotifySocket) -> None:
         """Receive the program's own readiness message, until it exits."""
         self.notify = notify
-        notify.start(self.answer)
+        notify.start(self.mark_ready)
         self.exited.add_done_callback(lambda _: notify.close())
 
-    def ended(self, exit_: Exit) -> None:
+    def record_exit(self, exit_: Exit) -> None:
         """Record how the process exited."""
         if self.exited.done():
             return

@@ -145,7 +145,7 @@ class WorkerAdoption:
             worker.control.send({"order": "report"})
         if meta["ready_at"] is not None and not worker.exited.done():
             worker.ready_at = float(meta["ready_at"])
-            worker.answer()
+            worker.mark_ready()
 
     def _end_unknown(self, name: str, meta: wire.Message, fds: list[int]) -> None:
         """Stop a worker of an unknown server: its supervisor exited while the server was being added."""

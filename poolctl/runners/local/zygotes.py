@@ -135,7 +135,7 @@ class Children:
             self._known.add(pid)
         return exit_
 
-    def ended(self, pid: int) -> None:
+    def forget(self, pid: int) -> None:
         """Forget a process that has exited, since its pid may be reused."""
         self._known.discard(pid)
         for process in [each for each in self._unconfirmed if each.pid == pid]:

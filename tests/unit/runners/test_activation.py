@@ -398,9 +398,9 @@ def test_a_connection_that_arrives_after_its_server_was_stopped_is_closed() -> N
         house.arm(shared=True)
         client = await house.connect()
         await house.until(lambda: house.helper.asked)
-        assert house.activator.armed("web")
+        assert house.activator.is_armed("web")
         house.activator.forget("web")
-        assert not house.activator.armed("web")
+        assert not house.activator.is_armed("web")
         assert await house.closed(client) == b""
         assert (house.woken, house.given, house.kept) == (0, [], [])
 

@@ -247,7 +247,7 @@ def test_table_is_confirmed_when_each_worker_that_follows_it_has_said_so_or_has_
         waiting = asyncio.ensure_future(stage.routed.wait_until_confirmed(20))
         await asyncio.sleep(0)
         for each in (first, second, silent):
-            each.ended(Exit(status=0))
+            each.record_exit(Exit(status=0))
         assert await waiting == []
         for link in links:
             link.close()

@@ -165,7 +165,7 @@ def test_worker_that_closes_its_control_socket_and_lives_on_misbehaves(
             theirs.close()
             await asyncio.sleep(0)
             if ends:
-                found.ended(Exit.from_status(0))
+                found.record_exit(Exit.from_status(0))
             await asyncio.sleep(0.05)
             assert keeper.killed == ([] if ends else [found.process])
             assert found.breach == ("" if ends else "it closed its control socket")
@@ -198,7 +198,7 @@ def test_program_without_a_port_is_ready_when_it_has_run_for_a_second(
 def test_program_without_a_port_that_notifies_is_ready_when_it_says_so() -> None:
     async def scenario() -> None:
         found = worker(command=["celery"], notify=True)
-        asyncio.get_running_loop().call_later(20, found.answer)
+        asyncio.get_running_loop().call_later(20, found.mark_ready)
         await found.wait_until_ready([])
         assert asyncio.get_running_loop().time() == 20
 
@@ -217,7 +217,7 @@ def test_program_without_a_port_that_ends_at_once_has_not_started(
 ) -> None:
     async def scenario() -> None:
         found = worker(command=["celery"])
-        asyncio.get_running_loop().call_later(0.9, found.ended, Exit.from_status(status))
+        asyncio.get_running_loop().call_later(0.9, found.record_exit, Exit.from_status(status))
         with pytest.raises(WorkerFailed) as raised:
             await found.wait_until_ready([])
         assert raised.value.message == message
@@ -233,7 +233,7 @@ def test_program_without_a_port_has_nothing_to_drain_and_gets_one_signal() -> No
         await found.stop_accepting(None)
         await found.drain(None)
         assert (keeper.signals, asyncio.get_running_loop().time()) == ([], 0)
-        asyncio.get_running_loop().call_later(5, found.ended, Exit.from_status(0))
+        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_status(0))
         assert (await found.stop(9, None)).ok
         assert keeper.signals == [signal.SIGTERM]
 
@@ -271,7 +271,7 @@ def test_status_0_of_an_adopted_process_counts_only_if_it_was_seen_or_is_a_job(
         found.adopt(reports=reports)
         if says:
             found.received({"event": "ready", "leaving": False, "resting": ""})
-        found.ended(Exit.from_status(0))
+        found.record_exit(Exit.from_status(0))
         found.answered.exception()
         assert found.exited.result().ok is not unseen
 
@@ -532,7 +532,7 @@ def test_program_is_looked_for_after_pauses_that_grow_to_a_fifth_of_a_second(sho
 def test_program_with_a_port_that_ends_before_it_listens_has_not_started(short_path: Path) -> None:
     async def scenario() -> None:
         found = worker(command=["serve"], bind=f"unix:{short_path}/program.sock")
-        asyncio.get_running_loop().call_later(5, found.ended, Exit.from_status(3))
+        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_status(3))
         with pytest.raises(WorkerFailed, match="exited with status 3 before it was ready"):
             await found.wait_until_ready([])
         assert asyncio.get_running_loop().time() == 5
@@ -742,7 +742,7 @@ async def running(
         worker.control_by(ours)
         await asyncio.wait_for(worker.imported, SECONDS)
         yield worker, StackReader(children(tally.fd), {worker.placement.id: worker})
-        worker.ended(Exit())
+        worker.record_exit(Exit())
     finally:
         process.kill()
         process.wait()
@@ -1280,7 +1280,7 @@ def test_worker_has_imported_its_application_when_it_is_ready() -> None:
     async def scenario() -> None:
         found = worker()
         assert found.adopted() == AdoptedWorker(found.placement, found.server, None, False, False, "")
-        found.answer()
+        found.mark_ready()
         assert found.imported.done()
         assert found.ready_at is not None
 
@@ -1331,7 +1331,7 @@ def test_connections_of_a_leaving_worker_go_to_workers_of_the_same_protocol(
 def test_drain_ends_when_the_worker_has_exited() -> None:
     async def scenario(it: Controlled) -> None:
         loop = asyncio.get_running_loop()
-        loop.call_later(2, it.worker.ended, Exit.from_status(0))
+        loop.call_later(2, it.worker.record_exit, Exit.from_status(0))
         await it.worker.drain(None)
         assert loop.time() == 2.0
 
@@ -1356,8 +1356,8 @@ def test_program_with_a_port_is_signalled_once_to_leave() -> None:
 def test_worker_that_has_not_answered_yet_is_stopped_by_a_signal_too(is_ready: bool) -> None:
     async def scenario(it: Controlled) -> None:
         if is_ready:
-            it.worker.answer()
-        asyncio.get_running_loop().call_later(4, it.worker.ended, Exit.from_status(0))
+            it.worker.mark_ready()
+        asyncio.get_running_loop().call_later(4, it.worker.record_exit, Exit.from_status(0))
         assert await it.worker.stop(5, None) == Exit.from_status(0)
         assert it.orders() == [({"order": "stop", "to": "none"}, 0)]
         assert it.keeper.signals == ([] if is_ready else [signal.SIGTERM])
@@ -1369,9 +1369,9 @@ def test_worker_that_has_not_answered_yet_is_stopped_by_a_signal_too(is_ready: b
 def test_worker_that_does_not_stop_in_time_is_killed_with_its_session(survives: bool) -> None:
     async def scenario(it: Controlled) -> None:
         loop = asyncio.get_running_loop()
-        it.worker.answer()
+        it.worker.mark_ready()
         if not survives:
-            loop.call_later(6, it.worker.ended, Exit.from_signal(9))
+            loop.call_later(6, it.worker.record_exit, Exit.from_signal(9))
             assert await it.worker.stop(5, None) == Exit.from_signal(9)
         else:
             with pytest.raises(TimeoutError):
@@ -1392,8 +1392,8 @@ def test_worker_that_exits_settles_everything_and_its_last_words_count(tmp_path:
         wire.send(it.end, {"event": "failed", "message": "no such table"})
         disowned: list[str] = []
         found.on_never_started = lambda: disowned.append("disowned")
-        found.ended(Exit.from_status(3))
-        found.ended(Exit.from_status(4))
+        found.record_exit(Exit.from_status(3))
+        found.record_exit(Exit.from_status(4))
         futures = (found.reported, found.begun, found.imported, found.left)
         assert all(future.done() for future in futures)
         assert found.exited.result() == Exit.from_status(3)
@@ -1431,7 +1431,7 @@ def test_worker_whose_zygote_lied_counts_as_exited_and_one_that_lies_is_killed_o
 def test_job_is_never_ready_and_a_failed_one_says_why(status: int) -> None:
     async def scenario() -> None:
         found = worker(command=["migrate"], job=True)
-        asyncio.get_running_loop().call_later(5, found.ended, Exit.from_status(status))
+        asyncio.get_running_loop().call_later(5, found.record_exit, Exit.from_status(status))
         with pytest.raises(WorkerFailed) as raised:
             await found.wait_until_ready([])
         assert asyncio.get_running_loop().time() == 5

@@ -339,7 +339,7 @@ def test_a_worker_begins_when_another_has_its_application() -> None:
         workers[1].received({"event": "imported"}, [])
         await a_moment()
         assert begun(workers) == [True, True, True, False]
-        workers[1].answer()  # ready as well: its turn was over before
+        workers[1].mark_ready()  # ready as well: its turn was over before
         await a_moment()
         assert begun(workers) == [True, True, True, False]
 
@@ -351,8 +351,8 @@ def test_a_worker_that_ends_gives_up_its_turn_and_one_that_ended_before_takes_no
         turns, workers = ImportLimit(at_once=1), [worker(index) for index in range(4)]
         for each in workers:
             turns.queue(each.begin, each.imported)
-        workers[1].ended(Exit(status=1))
-        workers[0].ended(Exit(status=1))
+        workers[1].record_exit(Exit(status=1))
+        workers[0].record_exit(Exit(status=1))
         await a_moment()
         assert begun(workers) == [True, True, True, False]
 
@@ -997,7 +997,7 @@ def test_process_that_has_ended_may_be_named_again(child: int) -> None:
         keeper = Keeper()
         assert keeper.children.add(child) is None
         keeper.children.confirm(Process(child, process_start(child)), lambda deed: None)
-        keeper.children.ended(child)
+        keeper.children.forget(child)
         assert (await keeper.children.verify({"pid": child}, None, None)).pid == child
         keeper.close()
 
