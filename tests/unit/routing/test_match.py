@@ -9,11 +9,12 @@ from contextlib import closing
 from itertools import product
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from poolctl.routing import route_table
-from poolctl.routing.match import explain
+from poolctl.routing.match import covers_wildcard, explain
 from poolctl.routing.normal_path import readings
 from poolctl.routing.route import HTTPS, Header, Redirect, Route, Target, passable
 from poolctl.routing.route_table import Match, RouteTable, write_table
@@ -230,3 +231,74 @@ def test_reason_of_a_match_names_the_host_by_its_kind_and_the_path() -> None:
         "a.*": "host a.* (pattern), path /p",
         "": "any host, path /p",
     }
+
+
+@pytest.mark.parametrize(
+    ("pattern", "host", "covers"),
+    [
+        ("a*a", "a", False),
+        ("a*a", "aa", False),
+        ("a*a", "aba", True),
+        ("a*b*c", "abbc", False),
+        ("a*b*c", "axbxc", True),
+        ("*", "", False),
+    ],
+)
+def test_each_star_of_a_pattern_stands_for_at_least_one_character(
+    pattern: str, host: str, covers: bool
+) -> None:
+    assert covers_wildcard(pattern, host) is covers
+
+
+def test_reason_of_a_route_that_does_not_match_names_what_the_request_lacks() -> None:
+    web = (Target(server="web"),)
+    routes = [
+        Route(alias="host", host="b.test", to=web),
+        Route(alias="path", path="/b", to=web),
+        Route(alias="upgrade", redirect=Redirect(to=HTTPS)),
+    ]
+    found = {step.route.alias: step.why for step in explain(routes, "a.test", "/a", secure=True)}
+    assert found == {
+        "host": "its host is b.test",
+        "path": "its path is /b",
+        "upgrade": "it redirects requests without TLS",
+    }
+
+
+def test_reason_of_a_route_behind_the_match_names_what_decided() -> None:
+    web = (Target(server="web"),)
+    routes = [
+        Route(alias="any", to=web),
+        Route(alias="short", host="a.test", to=web),
+        Route(alias="plain", host="a.test", path="/p", to=web),
+        Route(alias="taken", host="a.test", path="/p", to=web, methods=("GET",)),
+        Route(alias="later", host="a.test", path="/p/", to=web, methods=("GET",)),
+    ]
+    found = {step.route.alias: step.why for step in explain(routes, "a.test", "/p/x")}
+    assert found == {
+        "taken": "host a.test (exact), path /p",
+        "later": "taken comes first: it stands earlier in the file",
+        "plain": "taken comes first: it has more conditions",
+        "short": "taken comes first: its path is longer",
+        "any": "taken comes first: its host is more specific",
+    }
+    patterns = [Route(alias=alias, host=host, to=web) for alias, host in (("one", "a*"), ("two", "*t"))]
+    assert explain(patterns, "a.test", "/")[1].why == "one comes first: it stands earlier in the file"
+
+
+@pytest.mark.parametrize(
+    ("paths", "asked", "alias", "why"),
+    [
+        (["/v/w"], "/v//w", "/v/w", "read as /v/w, as some backends do, it would match"),
+        (["/v/"], "/v;p/w", "/v/", "read as /v/w, as some backends do, it would match"),
+        (["/v//w", "/v/w"], "/v//w", "/v//w", "read as /v/w, as some backends do, /v/w would match"),
+        (["/v//w"], "/v//w", "/v//w", "read as /v/w, as some backends do, no route would match"),
+    ],
+)
+def test_path_that_backends_read_differently_matches_no_route_and_the_reason_names_the_reading(
+    paths: list[str], asked: str, alias: str, why: str
+) -> None:
+    routes = [Route(alias=path, path=path, to=(Target(server="web"),)) for path in paths]
+    steps = explain(routes, "a.test", asked)
+    assert not any(step.matched for step in steps)
+    assert {step.route.alias: step.why for step in steps}[alias] == why
