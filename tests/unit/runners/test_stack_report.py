@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from poolctl.json_form import from_json, to_json
-from poolctl.runners.stack_report import FAULTHANDLER, PYTHON, ThreadStack, WorkerStacks, parse, place_of
+from poolctl.runners.stack_report import (
+    FAULTHANDLER,
+    PYTHON,
+    KernelThread,
+    ThreadStack,
+    WorkerStacks,
+    parse,
+    place_of,
+)
 
 DIRECTORIES = ("/srv/shop", "")
 WRITTEN = b"""\
@@ -107,3 +115,49 @@ def test_workers_own_calls_are_left_out_below_the_applications() -> None:
     (thread,) = stacks(written.encode()).threads
     assert isinstance(thread, ThreadStack)
     assert [frame.function for frame in thread.frames] == ["f"]
+
+
+def test_kernels_view_of_a_thread_names_only_what_can_be_read() -> None:
+    read = KernelThread(
+        tid=7, name="python", state="D", wchan="nfs_wait", syscall="0", stack=("nfs_wait+0x1", "vfs_read+0x2")
+    )
+    unreadable = KernelThread(tid=8, name="python", state="S", wchan="", syscall="", stack=())
+    found = WorkerStacks(
+        name="web", worker="web.1.0", pid=7, problem="it is blocked", kernel=(read, unreadable)
+    )
+    assert list(found.lines()) == [
+        "it is blocked",
+        "kernel, thread 7 python: state D, waits in nfs_wait, system call 0",
+        "  nfs_wait+0x1",
+        "  vfs_read+0x2",
+        "kernel, thread 8 python: state S",
+    ]
+    shortened = found.shortened(1, 1)
+    assert [(each.tid, each.stack) for each in shortened.kernel] == [(7, ("nfs_wait+0x1",))]
+
+
+def test_thread_without_a_name_and_a_single_task_are_named_as_they_are() -> None:
+    written = b"Thread 0x1 (most recent call first):\nTasks 1 [poll] sleeps (most recent call first):\n"
+    assert list(stacks(written).lines()) == ["thread:", "task poll, sleeps:"]
+
+
+def test_place_is_never_in_the_workers_own_code_or_a_frozen_module() -> None:
+    from poolctl.worker import worker_process
+
+    written = (
+        "Current thread 0x1 (most recent call first):\n"
+        '  File "<frozen importlib._bootstrap>", line 1 in _find\n'
+        f'  File "{worker_process.__file__}", line 2 in stop\n'
+        '  File "/srv/shop/a.py", line 3 in f\n'
+    )
+    assert place(written.encode()) == "f (a.py:3)"
+
+
+def test_loop_that_has_just_been_started_waits_for_events_too() -> None:
+    written = b"""\
+Current thread 0x1 (most recent call first):
+  File "/usr/lib/python3.11/asyncio/runners.py", line 118 in Runner.run
+  File "/srv/shop/a.py", line 3 in f
+"""
+    assert place(written) == ""
+    assert place(written.replace(b"Runner.run", b"Runner.close")) == "f (a.py:3)"
