@@ -85,11 +85,7 @@ class LogFile:
         now = self._clock.time()
         if self._fd < 0 or not self._size or not self._regular:
             return self._max_age
-        try:
-            born = seconds_of(self._born)
-        except ValueError:  # resembles a time, but is none
-            return self._max_age
-        return max(born + self._max_age, self._rotate_at) - now
+        return max(seconds_of(self._born) + self._max_age, self._rotate_at) - now
 
     def resume(self, block: bytes) -> int:
         """The number of bytes of `block`, in whole lines, that a writer stored before it was killed."""

@@ -69,20 +69,25 @@ def parse_line(raw: bytes, name: str = "") -> LogLine:
     if raw.startswith(b'{"time": '):
         try:
             found = json.loads(raw)
-            return LogLine(
-                str(found["line"]), time=str(found["time"]), name=name or found["name"], pid=found["pid"]
-            )
-        except (ValueError, KeyError):
-            pass
+            line, time = found["line"], found["time"]
+            if isinstance(line, str) and _is_stamp(time):
+                return LogLine(line, time=time, name=name or str(found["name"]), pid=found["pid"])
+        except (ValueError, KeyError, RecursionError):
+            pass  # another program wrote it
     text = raw.decode("utf-8", "backslashreplace")
-    if _has_stamp(raw):
+    if raw[_STAMP_WIDTH : _STAMP_WIDTH + 1] == b" " and _is_stamp(text[:_STAMP_WIDTH]):
         return LogLine(text[_STAMP_WIDTH + 1 :], time=text[:_STAMP_WIDTH], name=name)
     return LogLine(text, name=name)
 
 
-def _has_stamp(raw: bytes) -> bool:
-    marks = raw[4:5] + raw[10:11] + raw[_STAMP_WIDTH - 1 : _STAMP_WIDTH + 1]
-    return marks == b"-TZ " and raw[:4].isdigit()
+def _is_stamp(text: object) -> bool:
+    if not isinstance(text, str) or len(text) != _STAMP_WIDTH or text[10] + text[-1] != "TZ":
+        return False
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        return False
+    return True
 
 
 _TIMES = ("time", "timestamp", "ts", "@timestamp", "datetime", "date", "t")

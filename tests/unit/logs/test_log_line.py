@@ -56,6 +56,12 @@ def test_line_without_a_time_is_all_text() -> None:
         b"",
         b"2026",
         b"abcd-xxxxxTyyyyyyyyyyyyyyyZ ",
+        b"2026-99-99T99:99:99.000000Z x",
+        b"2026-11-20 08:47:34.123456Z x",
+        b"2026-11-20T08:47:34.123456Z",
+        b'{"time": "noon", "name": "a", "pid": 1, "line": "x"}',
+        b'{"time": "2026-11-20T08:47:34.123456Z", "name": "a.views", "pid": 1, "message": "x", "line": 12}',
+        b'{"time": ' + b"[" * 10_000,
     ):
         line = parse_line(raw, "web")
         assert (line.time, line.text) == ("", raw.decode())
