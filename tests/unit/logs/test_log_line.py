@@ -106,6 +106,23 @@ def test_a_record_is_level_time_message_and_the_rest(fields: dict[str, Any], lin
     assert rendered(**fields) == [line]
 
 
+@pytest.mark.parametrize("pino", [False, True])
+def test_number_of_a_level_means_what_its_library_means(pino: bool) -> None:
+    signs = {"pid": 7, "hostname": "h"} if pino else {}
+    numbers = (5, 10, 20, 25, 30, 40, 50, 60)
+    records = [parse_record(json.dumps({"level": number, "msg": "x", **signs})) for number in numbers]
+    assert [record.level for record in records if record is not None] == (
+        ["5", "TRACE", "DEBUG", "25", "INFO", "WARN", "ERROR", "FATAL"]
+        if pino
+        else ["5", "DEBUG", "INFO", "INFO", "WARNING", "ERROR", "CRITICAL", "CRITICAL"]
+    )
+
+
+@pytest.mark.parametrize("unit", [1, 1000, 1_000_000, 1_000_000_000])
+def test_time_of_a_record_may_be_in_any_unit_since_the_epoch(unit: int) -> None:
+    assert rendered(time=1769860800 * unit, msg="hi") == ["12:00:00.000 hi"]
+
+
 def test_a_traceback_stands_below_its_message() -> None:
     assert rendered(level="error", message="it\nbroke", exc_info="Traceback:\n  File\nValueError\n") == [
         "ERROR it",

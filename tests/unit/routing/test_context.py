@@ -67,6 +67,7 @@ def test_scope_carries_route_and_backend_and_the_original_stays_as_it_was() -> N
     ("url", "scheme", "host", "port", "host_port", "addr"),
     [
         ("https://example.com", "https", "example.com", 443, "example.com:443", "example.com:443"),
+        ("http://example.com", "http", "example.com", 80, "example.com:80", "example.com:80"),
         ("http://[::1]:81", "http", "::1", 81, "[::1]:81", "[::1]:81"),
         ("unix:/run/a.sock", "http", "", None, "", "unix:/run/a.sock"),
         ("http://h:99999", "", "", None, "", ""),
