@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextvars
 import marshal
 import os
+import pwd
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.runners import worker_spec as specs
+from poolctl.runners.runner_protocol import app_state
 from poolctl.runners.worker_spec import worker_spec
 from poolctl.worker.process_setup import spec_digest
 
@@ -149,3 +153,77 @@ def test_files_for_a_worker_are_closed_here_at_the_end() -> None:
     for fd in fds:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)
+
+
+def whole_spec(server: ServerConfig) -> dict[str, Any]:
+    return worker_spec(server, interpreter="python", listeners=1, tls_files=0, open_files=(1, 2))
+
+
+def test_program_shares_no_adoption_pair_and_an_application_does() -> None:
+    found = {
+        kind: whole_spec(server) for kind, server in (("app", server_of()), ("command", program_of("x")))
+    }
+    assert {kind: (spec["kind"], spec["adoption"]) for kind, spec in found.items()} == {
+        "app": ("app", True),
+        "command": ("command", False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("http", "settings"),
+    [
+        ({"access_log": False}, None),
+        ({"access_log": True}, {"log": "json", "answer": False}),
+        ({"access_log": "errors"}, {"log": None, "answer": False, "failed": "json"}),
+        ({"access_log": False, "request_id": True}, {"log": None, "answer": True}),
+    ],
+)
+def test_worker_logs_the_requests_that_its_server_asks_for(
+    http: dict[str, Any], settings: dict[str, Any] | None
+) -> None:
+    assert whole_spec(server_of(http=http, log={"format": "json"}))["requests"] == settings
+
+
+def test_pool_without_access_logs_logs_no_requests_of_any_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(specs.NO_ACCESS_LOG_VARIABLE, "1")
+    for access_log in (True, "errors"):
+        assert specs.logged_requests(server_of(http={"access_log": access_log})) is False
+    found = whole_spec(server_of(http={"access_log": True, "request_id": True}))
+    assert found["requests"] == {"log": None, "answer": True}
+
+
+def test_requests_in_progress_get_four_fifths_of_the_time_for_a_stop() -> None:
+    assert specs.stop_seconds(server_of(stop_timeout=10)) == 8
+
+
+def test_limits_of_the_http_table_are_those_of_the_workers_server() -> None:
+    http = {"head_timeout": 3, "max_head_size": 5000, "max_connections": 7}
+    assert specs.connection_limits(server_of(http=http)) == {
+        "head_seconds": 3, "head_bytes": 5000, "max_connections": 7, "http2": False,
+    }  # fmt: skip
+
+
+def test_values_of_the_context_are_copied_and_others_than_json_are_refused() -> None:
+    def state_of(values: dict[str, object]) -> object:
+        with_state = contextvars.copy_context()
+        with_state.run(app_state.set, values)
+        return with_state.run(whole_spec, server_of())["state"]
+
+    assert state_of({"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
+    with pytest.raises(ServerError, match="a value of its context cannot go to another process") as caught:
+        state_of({"a": object()})
+    assert caught.value.name == "web"
+
+
+def test_one_file_may_hold_certificate_and_key(tmp_path: Path) -> None:
+    (tmp_path / "both").write_text("both")
+    assert specs.tls_contents(server_of(tls={"cert": str(tmp_path / "both")})) == [b"both", b"both"]
+
+
+def test_only_root_runs_a_server_as_another_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = next(each.pw_name for each in pwd.getpwall() if each.pw_uid not in (0, os.geteuid()))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert specs.user_ids(server_of(user=other)) == (pwd.getpwnam(other).pw_uid, pwd.getpwnam(other).pw_gid)
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
+    with pytest.raises(ServerError, match=f"only root can run it as '{other}'"):
+        specs.user_ids(server_of(user=other))
