@@ -6,6 +6,7 @@ import contextvars
 import marshal
 import os
 import pwd
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.runners import worker_spec as specs
+from poolctl.runners.process_link import Descriptor
 from poolctl.runners.runner_protocol import app_state
 from poolctl.runners.worker_spec import worker_spec
-from poolctl.worker.process_setup import spec_digest
+from poolctl.worker.process_setup import read_spec, spec_digest
 
 
 def number(*, interpreter: str = "python", **keys: Any) -> int:
@@ -157,6 +159,12 @@ def test_files_for_a_worker_are_closed_here_at_the_end() -> None:
 
 def whole_spec(server: ServerConfig) -> dict[str, Any]:
     return worker_spec(server, interpreter="python", listeners=1, tls_files=0, open_files=(1, 2))
+
+
+def test_worker_reads_the_specification_from_its_file() -> None:
+    spec = whole_spec(server_of(env={"A": "\u00e9"}))
+    with closing(Descriptor(specs.spec_file(spec))) as file:
+        assert read_spec(file.fileno()) == spec
 
 
 def test_program_shares_no_adoption_pair_and_an_application_does() -> None:
