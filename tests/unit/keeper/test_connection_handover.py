@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import fcntl
 import os
@@ -323,3 +324,35 @@ def test_connection_with_further_descriptors_is_closed(pair: Pair) -> None:
             with pytest.raises(wire.WireError):
                 connection_handover.take(pair[1])
             assert client.recv(1) == b""
+
+
+def test_connection_is_restored_from_its_message_and_descriptors(pair: Pair) -> None:
+    client, accepted = socket.socketpair()
+    with client, connection_handover.Connection(fileno=accepted.detach()) as kept:
+        kept.until, kept.asked = 12.5, True
+        kept.routed = connection_handover.Routed("users", 7, received=b"GET / HTTP/1.1\r\n")
+        fields, (fd, *others) = kept.message()
+        assert (fd, others) == (kept.fileno(), [])
+        with connection_handover.from_message(fields, [os.dup(fd)]) as restored:
+            assert (restored.until, restored.asked, restored.routed) == (12.5, True, kept.routed)
+            assert restored.received == b"GET / HTTP/1.1\r\n"
+            restored.sendall(b"over")
+        assert client.recv(100) == b"over"
+
+
+class Transport(asyncio.Transport):
+    """A transport with this socket, or without one."""
+
+    def __init__(self, sock: socket.socket | None) -> None:
+        super().__init__({"socket": sock})
+
+
+def test_unread_bytes_are_those_in_the_receive_buffer_and_none_without_a_socket(pair: Pair) -> None:
+    client, accepted = socket.socketpair()
+    with client:
+        client.sendall(bytes(300))
+        assert connection_handover.unread_bytes(Transport(accepted)) == 300
+        accepted.recv(100)
+        assert connection_handover.unread_bytes(Transport(accepted)) == 200
+        accepted.close()
+    assert connection_handover.unread_bytes(Transport(None)) == 0
