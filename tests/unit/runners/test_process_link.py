@@ -592,6 +592,26 @@ def test_another_keeper_gets_the_entries_and_what_was_put_while_there_was_none()
     run_bare(work())
 
 
+def test_keeper_that_is_replaced_while_it_lives_is_not_reported_as_lost() -> None:
+    async def work() -> None:
+        lost: list[str] = []
+        receivers = Receiver(), Receiver()
+        for receiver, name in zip(receivers, ("old", "new"), strict=True):
+            receiver.lost = lambda name=name: lost.append(name)  # type: ignore[method-assign, misc]
+        (ours, old), (next_ours, new) = wire.pair(), wire.pair()
+        link = KeeperLink(ours, receivers[0])
+        link.reconnect(next_ours, receivers[1])
+        assert old.recv(1) == b"", "the link to the old one is closed"
+        new.close()
+        while not lost:
+            await asyncio.sleep(0)
+        assert lost == ["new"]
+        old.close()
+        link.close()
+
+    run_bare(work())
+
+
 def test_entries_of_an_earlier_supervisor_are_fetched_without_zygotes() -> None:
     async def work() -> None:
         peer = StoringPeer()
