@@ -148,7 +148,8 @@ class HttpServer:
     """Serves requests on its listeners.
 
     `what` names the requests in the log; `reserve` is a context manager that is entered for each connection. With
-    `watch`, a request is cancelled when its client disconnects. With `tls`, new connections use TLS.
+    `watch`, a request is cancelled when its client disconnects; each connection then serves one request, because bytes
+    that arrive meanwhile are discarded. With `tls`, new connections use TLS.
     """
 
     def __init__(
@@ -277,7 +278,8 @@ class HttpServer:
                 return
             if head is None:
                 return
-            keep_alive = head.keep_alive and head.http_1_1 and limits.keep_alive_seconds > 0
+            persistent = limits.keep_alive_seconds > 0 and not self._watch
+            keep_alive = head.keep_alive and head.http_1_1 and persistent
             response = Responder(head, writer, limits, keep_alive=keep_alive)
             tls = writer.get_extra_info("ssl_object")
             certified = tls is not None and bool(tls.getpeercert())

@@ -324,6 +324,18 @@ def test_server_that_watches_its_clients_answers_those_that_stay(tmp_path: Path)
     asyncio.run(scenario())
 
 
+def test_server_that_watches_its_clients_serves_one_request_on_each_connection(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with served(tmp_path / "s", PATIENT, watch=True):
+            stream, writer = await ask(tmp_path / "s", GET)
+            assert (
+                await stream.read() == b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n<>"
+            )
+            writer.close()
+
+    asyncio.run(scenario())
+
+
 def test_closing_server_accepts_no_more_and_lets_requests_finish(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with served(tmp_path / "s", PATIENT) as handler:
