@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from poolctl.http.messages import canonical_head
-from poolctl.routing.decision import passable_host_match, passable_match
+from poolctl.routing.decision import EVERY, admits, is_within, passable_host_match, passable_match
 from poolctl.routing.route import Header, Route, Target
 from poolctl.routing.route_table import RouteTable, write_table
 
@@ -78,3 +78,33 @@ def test_tls_is_passed_where_the_whole_host_belongs_to_one_route(table: RouteTab
 
 def head(host: str, target: str = "/") -> bytes:
     return f"GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("peer", "trusted", "admitted"),
+    [
+        ("10.1.2.3", False, True),
+        ("::ffff:10.1.2.3", False, True),  # IPv4 on a listener for both
+        ("10.1.2.3", True, False),  # a proxy that forwards requests of others
+        ("11.1.2.3", False, False),
+        ("2001:db8::1", False, True),
+        ("2001:db9::1", False, False),
+        ("", False, False),  # a Unix socket
+        ("a.test", False, False),
+    ],
+)
+def test_connection_is_passed_from_allowed_clients_that_come_directly(
+    peer: str, trusted: bool, admitted: bool
+) -> None:
+    allowed = Route(alias="users", to=USERS, allow=("10.0.0.0/8", "2001:db8::/32"))
+    assert admits(allowed, peer, trusted=trusted) is admitted
+    assert admits(Route(alias="users", to=USERS), peer, trusted=trusted), "every client is allowed"
+
+
+def test_star_contains_every_address_but_no_unix_socket() -> None:
+    found = {address: is_within(address, (EVERY,)) for address in ("10.1.2.3", "2001:db8::1", "", "a.test")}
+    assert found == {"10.1.2.3": True, "2001:db8::1": True, "": False, "a.test": False}
+    assert is_within("10.1.2.3", ("11.0.0.0/8", EVERY))
+    assert not is_within("10.1.2.3", ())
+    assert is_within("10.1.2.3", ("10.1.2.3",))
+    assert is_within("10.1.2.3", ("10.1.9.9/16",)), "the bits after the prefix do not matter"
