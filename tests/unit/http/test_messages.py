@@ -884,3 +884,11 @@ def test_chunk_of_nothing_is_no_chunk() -> None:
     assert (chunk(b""), chunk(b"a" * 26), chunk(memoryview(b"ab"))) == (
         b"", b"1a\r\n" + b"a" * 26 + b"\r\n", b"2\r\nab\r\n",
     )  # fmt: skip
+
+
+def test_trailers_that_would_change_the_message_are_left_out_whatever_their_spelling() -> None:
+    lines = (
+        b"X-Sum: 1\r\nCONTENT-LENGTH: 5\r\nx_forwarded_for: 1.1.1.1\r\nSet-Cookie: a\r\nServer-Timing: b\r\n"
+    )
+    assert messages.allowed_trailers(lines) == b"X-Sum: 1\r\nServer-Timing: b\r\n"
+    assert messages.allowed_trailers(b"Host: a\r\n") == messages.allowed_trailers(b"") == b""
