@@ -13,6 +13,7 @@ from poolctl.gateway.routes import (
     route_health,
     server_health,
 )
+from poolctl.routing.route_health import DEPTHS, health_in_depth
 
 
 @pytest.mark.parametrize(
@@ -58,6 +59,16 @@ def test_health_is_shown_in_three_degrees_of_detail() -> None:
     }  # fmt: skip
     assert all("detail" not in each for each in health_info_without_detail(healths).values())
     assert health_info_simple(healths) == {"users": "healthy", "orders": "error"}
+
+
+def test_depth_of_a_health_page_is_full_simple_or_a_summary() -> None:
+    healths = {"users": RouteHealth(status="error", detail="exited with status 3")}
+    found = {depth: health_in_depth(healths, depth) for depth in DEPTHS}
+    assert found == {
+        "full": health_info(healths),
+        "summary": health_info_without_detail(healths),
+        "simple": health_info_simple(healths),
+    }
 
 
 def test_only_healthy_and_napping_routes_serve() -> None:
