@@ -65,6 +65,30 @@ def test_numbers_continue_from_the_previous_supervisors_last(path: Path) -> None
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("earlier", "following"), [(7, 8), (1, 4)])
+def test_other_journal_gets_later_events_with_numbers_above_those_of_both(
+    tmp_path: Path, earlier: int, following: int
+) -> None:
+    before, after = tmp_path / "before.jsonl", tmp_path / "after.jsonl"
+    after.write_text(json.dumps({"time": TIME, "seq": earlier, "kind": "pool", "event": "old"}) + "\n")
+
+    async def scenario() -> None:
+        events = Events(ManualClock(), Journal(str(before)))
+        for name in ("one", "two", "three"):
+            events.record("pool", name)
+        events.write_to(Journal(str(after)))
+        assert [event["event"] for event in read(before)] == ["one", "two", "three"], "none waits any longer"
+        events.record("pool", "four")
+        events.close()
+
+    asyncio.run(scenario())
+    assert len(read(before)) == 3
+    assert [(event["seq"], event["event"]) for event in read(after)] == [
+        (earlier, "old"),
+        (following, "four"),
+    ]
+
+
 def test_a_torn_last_line_is_skipped_and_the_next_event_has_a_line_of_its_own(path: Path) -> None:
     path.parent.mkdir()
     path.write_text('{"time": "x", "seq": 7}\n7\n{"of": "another program"}\n{"time": "y", "se')
