@@ -10,7 +10,7 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config import EventsTable, Tables, json_schema, pool_variables
-from poolctl.config.model.pool_tables import made
+from poolctl.config.model.pool_tables import build_tables
 from poolctl.config.values.problems import Finding
 from poolctl.features.notify.table import Notify
 from poolctl.supervisor.takeover.state_store import StoredConfiguration, decoded, encoded
@@ -37,7 +37,7 @@ command = ["./tell", "--loud"]
 def notified(**keys: Any) -> str:
     """What is wrong with a [[notify]] of these keys."""
     findings: list[Finding] = []
-    tables = made({"notify": [keys]}, findings)
+    tables = build_tables({"notify": [keys]}, findings)
     assert len(tables.all(Notify)) == (not findings)
     return "; ".join(finding.message for finding in findings)
 
@@ -106,7 +106,7 @@ def test_receiver_needs_an_address_or_a_command(keys: dict[str, Any], words: str
 
 def test_two_receivers_of_the_same_name_are_a_problem() -> None:
     findings: list[Finding] = []
-    made({"notify": [{"type": "slack", "url_env": "A"}, {"type": "slack", "url_env": "B"}]}, findings)
+    build_tables({"notify": [{"type": "slack", "url_env": "A"}, {"type": "slack", "url_env": "B"}]}, findings)
     assert [(finding.path, finding.message) for finding in findings] == [
         (("notify", 1), "the name 'slack' is taken")
     ]

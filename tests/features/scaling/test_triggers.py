@@ -112,7 +112,7 @@ def test_figures_of_workers_are_those_of_the_sample() -> None:
 
 
 def test_queue_is_the_backlog_and_zero_where_it_cannot_be_read() -> None:
-    backlogs: Any = SimpleNamespace(waiting=lambda config: 4 if config.name == "web" else 0)
+    backlogs: Any = SimpleNamespace(queued_connections=lambda config: 4 if config.name == "web" else 0)
     sample = sample_of(entry_of())
     assert TRIGGERS["queue"](Capabilities(backlogs=backlogs)).measure(sample) == Part(4)
     assert TRIGGERS["queue"](Capabilities()).measure(sample) == Part(0)

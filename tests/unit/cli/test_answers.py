@@ -17,7 +17,7 @@ from poolctl.control.answers import (
     Result,
     StatusResult,
     Summary,
-    entries,
+    error_entries,
     failure,
 )
 from poolctl.control.answers import item as item_of
@@ -211,7 +211,9 @@ def test_error_entry_is_made_of_an_error_of_any_kind() -> None:
         "E",
         None,
     )
-    assert [each.message for each in entries(PoolStartError("x", [ServerError("1"), ServerError("2")]))] == [
+    assert [
+        each.message for each in error_entries(PoolStartError("x", [ServerError("1"), ServerError("2")]))
+    ] == [
         "1",
         "2",
     ]

@@ -18,7 +18,7 @@ import uvicorn
 
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Routed
-from poolctl.platform import has_left
+from poolctl.platform import peer_has_closed
 from poolctl.worker.serving import accepting
 from poolctl.worker.serving.accepting import (
     AcceptedConnections,
@@ -132,7 +132,7 @@ def test_woken_worker_executes_no_request_of_clients_that_have_left(
                     await client.send()
                 in_backlog[0].close()
                 leaves.close()
-                await until(lambda first=first: has_left(first))
+                await until(lambda first=first: peer_has_closed(first))
                 pair.hand_over(first)
                 pair.hand_over(second)
                 staying += [in_backlog[1], stays]
@@ -155,7 +155,7 @@ def test_client_that_closes_its_side_after_the_wake_is_served(
             client, sock = await accepted()
             await client.send()
             client.writer.write_eof()
-            await until(lambda: has_left(sock))
+            await until(lambda: peer_has_closed(sock))
             pair.hand_over(sock)
             await until(lambda: app.scopes)
 
