@@ -182,9 +182,7 @@ class _Generations:
                 self.over = True
                 message = raise_for_errors(_VERB, message["result"], PoolMonitorError)
                 self._generation = int(message.get("generation", 0))
-            elif (
-                "generation" in message
-            ):  # otherwise a notice, for example about a keeper that does not answer
+            elif "generation" in message:  # and not a notice, such as of a silent keeper
                 self._generation = int(message["generation"])
 
 
