@@ -123,9 +123,9 @@ class ChildProcess:
 
 
 class ChildOnDemand:
-    """A child started by `start` on demand, and ended when idle; it handles one request at a time.
+    """A child process for one request at a time: `start` makes one when a request needs it, and it is ended when idle.
 
-    `process` is the current child, possibly started earlier.
+    `process` is the current child, or None. The constructor may be given one that already runs.
     """
 
     def __init__(

@@ -176,9 +176,10 @@ def gateway_table(
     names: Iterable[str],
     dispensable: Sequence[str] = (),
 ) -> Outcome:
-    """The outcome with its text: a table, with a header even if empty, or names.
+    """The outcome with its text: a table, with a header even if empty, or with -o name the names.
 
-    Without -o wide, empty columns are omitted, and on a narrow terminal dispensable ones.
+    A table that is too wide for the terminal loses its empty columns first, then `dispensable` ones; -o wide keeps all.
+    An outcome with errors, or for another format, is returned as it is.
     """
     if outcome.errors:
         return outcome

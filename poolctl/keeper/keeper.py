@@ -386,7 +386,7 @@ class Shutdown:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
     def check(self, now: float, supervisor: int) -> bool:
-        """Perform the action that is due; returns whether the time limit has passed."""
+        """Perform the action that is due; returns whether there is nothing left to wait for."""
         if self.alone and not any(map(self._is_there, self._workers())):
             return True
         if self.due is None or now < self.due:

@@ -180,7 +180,7 @@ def _steps(
     taken: Route | None = None
     for route in ordered:
         why = _why_not(route, host, path, method, headers)
-        if not why and secure and route.only_plain:
+        if not why and secure and route.redirects_to_https:
             why = "it redirects requests without TLS"
         if why or taken is None:
             steps.append(ConsideredRoute(route, not why, why or _why(route)))
@@ -214,7 +214,7 @@ def in_order(routes: Iterable[Route]) -> list[Route]:
 
 def condition_rank(route: Route) -> tuple[bool, bool, int]:
     """The sort key that orders routes of the same host and path by their conditions."""
-    return not route.only_plain, not route.methods, -len(route.headers)
+    return not route.redirects_to_https, not route.methods, -len(route.headers)
 
 
 def _why(route: Route) -> str:

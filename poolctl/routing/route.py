@@ -174,8 +174,8 @@ class Route:
         return to_json(self)
 
     @property
-    def only_plain(self) -> bool:
-        """Whether the route matches only requests without TLS."""
+    def redirects_to_https(self) -> bool:
+        """Whether the route redirects to https, and so matches only requests without TLS."""
         return self.redirect is not None and self.redirect.to == HTTPS
 
     @property

@@ -316,7 +316,7 @@ class RouteTable:
                 if candidates is None:
                     candidates = self._candidates(group, prefix)
                 for each in candidates:
-                    if secure and each.route.only_plain:
+                    if secure and each.route.redirects_to_https:
                         continue
                     if not each.has_conditions or not missing_condition(each.route, method, headers):
                         return (each.first if first else each.later) if certain else each.perhaps
@@ -449,7 +449,7 @@ class RouteTable:
                 return ()
             offsets = self._json(offset)["routes"]
         routes = [self._route(each) for each in offsets]
-        alone = group.alone and sum(not each.only_plain for each in routes) == 1
+        alone = group.alone and sum(not each.redirects_to_https for each in routes) == 1
         found = tuple(_Candidate(each, alone=alone) for each in routes)
         if len(group.candidates) >= self._most:
             group.candidates.clear()

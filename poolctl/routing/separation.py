@@ -224,7 +224,7 @@ def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
         **{name: getattr(route, name) for name in _KNOWN},
         # Only the presence of a condition: it keeps the route from being passed.
         headers=tuple(Header(name=each.name) for each in route.headers),
-        redirect=Redirect(to=HTTPS) if route.only_plain else None,
+        redirect=Redirect(to=HTTPS) if route.redirects_to_https else None,
         mode=route.mode if passes else PROXY,
         to=tuple(Target(server=each.server) for each in to),
     )

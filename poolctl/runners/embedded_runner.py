@@ -73,7 +73,7 @@ class ProcessRunner(LocalRunner, Counters):
         self.tallies.mark_saved()  # no other supervisor adds them up again
 
     @property
-    def unsaved(self) -> list[str]:
+    def unsaved_workers(self) -> list[str]:
         return []
 
     def mark_saved(self) -> None:

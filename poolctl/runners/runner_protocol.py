@@ -162,7 +162,7 @@ class Counters(Protocol):
         """The worker's counts so far; None for a worker that does not count. Does not block."""
 
     @property
-    def unsaved(self) -> list[str]:
+    def unsaved_workers(self) -> list[str]:
         """The names passed to `add_up` since `mark_saved`; the next supervisor gets their counts again."""
 
     def mark_saved(self) -> None:

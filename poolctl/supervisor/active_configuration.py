@@ -557,8 +557,8 @@ class ActiveConfiguration:
         port = ledger.port(server.name, server.address, avoid={*taken, *_ports(self.tables)})
         return server.at(server.address.with_port(port))
 
-    def note_socket(self, entry: Entry) -> None:
-        """Record that the server's command opens its socket itself."""
+    def note_self_binding(self, entry: Entry) -> None:
+        """Remember for later starts of the pool that the server's command opens its socket itself, if it did."""
         if entry.observed.socket_found == "program":
             self._self_binding.remember(entry.config)
 

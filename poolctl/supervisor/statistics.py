@@ -142,7 +142,7 @@ class Totals:
             self._encode(name)
         self._stale.clear()
         # The pages of ended workers are kept until the totals are stored, so that a crash adds nothing twice.
-        added = self._counters.unsaved if self._counters is not None else []
+        added = self._counters.unsaved_workers if self._counters is not None else []
         members = [b'"%s": %s' % (kind.encode(), table.content()) for kind, table in self._encoded.items()]
         self._store.save_totals(b'{%s, "added": %s}' % (b", ".join(members), json.dumps(added).encode()))
         if self._counters is not None:

@@ -365,7 +365,7 @@ class Supervisor(Receiver, CoreEvents):
         os._exit(0)
 
     def _changed(self, entry: Entry) -> None:
-        self._configuration.note_socket(entry)
+        self._configuration.note_self_binding(entry)
         self._store.note_changed(entry)
         self._save_timer.note_change()
 

@@ -236,7 +236,7 @@ class WorkerProcess:
     def _watch_idleness(self, seconds: float | None) -> None:
         """Report when the worker has been idle for this time; without a time, stop reporting."""
         if self.idleness is not None:
-            self.idleness.end()
+            self.idleness.stop()
         self.idleness = IdleTimer(self.server.server_state, seconds, self._report_idle) if seconds else None
 
     def _report_idle(self, idle: bool) -> None:
@@ -490,7 +490,7 @@ def output_is_closed() -> bool:
 class IdleTimer:
     """Reports when a server has been idle, without request, WebSocket, stream or new connection, for a given time.
 
-    `on_change(True)` is called once when it becomes idle, and `on_change(False)` once when that ends, until `end`.
+    `on_change(True)` is called once when it becomes idle, and `on_change(False)` once when that ends, until `stop`.
     """
 
     def __init__(
@@ -505,7 +505,7 @@ class IdleTimer:
         server_state.on_activity = self._active
         self._timer = self._loop.call_later(seconds, self._check)
 
-    def end(self) -> None:
+    def stop(self) -> None:
         """Stop reporting."""
         self._server_state.on_activity = None
         self._timer.cancel()

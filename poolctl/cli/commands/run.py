@@ -216,7 +216,7 @@ class RunSession:
 
     @property
     def _prints_logs(self) -> bool:
-        """Whether the servers' output is printed; with a command or -o json that output is printed instead."""
+        """Whether the servers' output is printed: not with a command or -o, whose output takes its place."""
         return not self.command and not self.request.output
 
     def environment(self) -> Mapping[str, str]:

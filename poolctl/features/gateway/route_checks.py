@@ -343,7 +343,8 @@ def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Loc
     for (host, path), group in groups.items():
         before = _overriding_route(host, path, everything)
         ordered = sorted(
-            group, key=lambda each: (not _only_plain(each[1]), not each[1].methods, -len(each[1].headers))
+            group,
+            key=lambda each: (not _redirects_to_https(each[1]), not each[1].methods, -len(each[1].headers)),
         )
         for index, (route, config) in enumerate(ordered):
             earlier = ordered[max(0, index - MOST_COMPARED) : index]
@@ -363,13 +364,13 @@ def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Loc
                 )
 
 
-def _only_plain(route: RouteConfig) -> bool:
-    """Whether the route matches only requests that arrive without TLS."""
+def _redirects_to_https(route: RouteConfig) -> bool:
+    """Whether the route redirects to https, and so matches only requests that arrive without TLS."""
     return route.redirect is not None and route.redirect.to == HTTPS
 
 
 def _has_conditions(route: RouteConfig) -> bool:
-    return bool(route.methods or route.headers) or _only_plain(route)
+    return bool(route.methods or route.headers) or _redirects_to_https(route)
 
 
 def _key(config: RouteConfig) -> Path:
@@ -378,7 +379,7 @@ def _key(config: RouteConfig) -> Path:
 
 def _covers_all_of(first: RouteConfig, second: RouteConfig) -> bool:
     """Whether all requests that meet the conditions of the second route also meet the first route's."""
-    if _only_plain(first) and not _only_plain(second):
+    if _redirects_to_https(first) and not _redirects_to_https(second):
         return False
     if first.methods and not (second.methods and set(second.methods) <= set(first.methods)):
         return False

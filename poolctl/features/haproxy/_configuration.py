@@ -339,7 +339,7 @@ def _admission(route: Route) -> Iterator[str]:
     if route.redirect is not None:
         to, status = route.redirect.to, route.redirect.status
         where = _literal(to)
-        if route.only_plain:
+        if route.redirects_to_https:
             yield "    http-request deny deny_status 400 unless { var(txn.host) -m found }"
             where = "https://%[var(txn.host)]%[pathq]"
         elif not (parts := urlsplit(to)).path and not parts.query:
@@ -534,7 +534,7 @@ def _mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
     """
     exact = [each for each in routes if host_pattern(each.host).tier == EXACT]
     conditioned = {
-        normal_host(each.host) for each in exact if each.methods or each.headers or each.only_plain
+        normal_host(each.host) for each in exact if each.methods or each.headers or each.redirects_to_https
     }
     found = [each.alias for each in exact if normal_host(each.host) not in conditioned]
     return frozenset(found if len(found) > _FEW_ROUTES else ())
@@ -658,7 +658,7 @@ def _condition(route: Route) -> str:
         tests.append(_test("var(txn.host)", "reg", f"^{expression}$"))
     if (prefix := normal_prefix(route.path)) != "/":
         tests.append(_test("var(txn.path)", "beg", f"{prefix}/"))
-    if route.only_plain:
+    if route.redirects_to_https:
         tests.append("!" + _test("req.hdr(x-forwarded-proto,1)", "str -i", HTTPS))
     if route.methods:
         tests.append(_test("method", "str", *route.methods))

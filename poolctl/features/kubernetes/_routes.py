@@ -103,7 +103,7 @@ def compile_routes(
             found.problems.append(on_route(written, finding))
         found.ignored.extend(on_route(written, each) for each in _ignored_keys(config, pool))
         served.append((written, config, [(each.server, each.weight) for each in to if each.server]))
-    only_plain = {(config.host, config.path) for _, config, _ in served if _only_plain(config)}
+    only_plain = {(config.host, config.path) for _, config, _ in served if _redirects_to_https(config)}
     for written, config, backends in () if found.problems else served:
         namespace = {} if pool.settings.namespace is None else {"namespace": pool.settings.namespace}
         metadata = {"name": _object_name(pool, written.alias), **namespace, "labels": {POOL: pool.name}}
@@ -113,7 +113,7 @@ def compile_routes(
         else:
             listener = ""
             if (config.host, config.path) in only_plain:
-                listener = _PLAIN_LISTENER if _only_plain(config) else _TLS_LISTENER
+                listener = _PLAIN_LISTENER if _redirects_to_https(config) else _TLS_LISTENER
             made = _http_route(config, metadata, _parent(str(pool.settings.gateway), listener), ports)
         found.routes.append(ClusterRoute(written.alias, tuple(name for name, _ in backends), made))
     return found
@@ -130,7 +130,7 @@ def _headers(config: RouteConfig) -> Table:
     return {key: dict(getattr(config, key)) for key in _HEADERS if getattr(config, key)}
 
 
-def _only_plain(config: RouteConfig) -> bool:
+def _redirects_to_https(config: RouteConfig) -> bool:
     return config.redirect is not None and config.redirect.to == HTTPS
 
 

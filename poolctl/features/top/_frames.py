@@ -101,7 +101,8 @@ def _digits(number: float, *, short: bool = False) -> str:
 def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = True) -> str:
     """The newest values, right-aligned, one per column; a space for an unknown value.
 
-    With `from_zero` the lowest bar is 0; otherwise bars are centred.
+    With `from_zero` the lowest bar stands for 0; otherwise for the least value, except that values that differ little
+    get bars of middle height.
     """
     shown = list(values)[-width:] if width > 0 else []
     known = [value for value in shown if value is not None]

@@ -524,7 +524,7 @@ class Activator:
                 self._accept(sleeping, sleeping.sockets[fd])
 
     def _accept(self, sleeping: SleepingListener, listener: socket.socket) -> None:
-        """Accept from a listener that no application shares."""
+        """Accept connections from a listener that no application has as well, and hold them until a request comes."""
         for _ in range(self._limit.most_at_once):
             try:
                 sock, _ = listener.accept()

@@ -779,7 +779,7 @@ class Tallies(Counters):
         self._open.clear()
 
     @property
-    def unsaved(self) -> list[str]:
+    def unsaved_workers(self) -> list[str]:
         """The names of the workers whose counts were reported, but not saved yet."""
         return sorted(self._open)
 

@@ -161,7 +161,10 @@ class Lifecycle:
         return replace(await operation.conclude(chosen, call), unchanged=tuple(left_alone) or None)
 
     def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
-        """The dependencies of the stopped entries that are neither selected themselves nor disabled nor ready."""
+        """The servers that those of `entries` without a serving worker need, also indirectly, and that are not ready.
+
+        Selected and disabled servers are left out.
+        """
         graph = self._core.servers
         names = {entry.name for entry in chosen}
         needed = graph.closure(

@@ -128,7 +128,7 @@ class Upgrade:
 
 
 def refusal_of_older(version: str, protocol: object) -> Result | None:
-    """An error if the next version is older, and may not understand this version's state."""
+    """A refusal if the next version or its protocol is older: it may not understand this one's state. Else None."""
     spoken = protocol if isinstance(protocol, int) else OLDEST_PROTOCOL
     if spoken >= PROTOCOL and _release(version) >= _release(__version__):
         return None

@@ -570,7 +570,10 @@ class Upgrade:
         self._event = event
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker with the request's head; returns whether it moved."""
+        """Move the connection, with the head of its request, to another worker through this end of a pair.
+
+        Returns whether it moved; otherwise it stays here.
+        """
         connection = self._connection
         transport = connection.transport
         if not connection.idle or transport.is_closing():

@@ -139,7 +139,7 @@ def test_everything_is_sent_again_after_a_resync() -> None:
         peer.process.report_server(ServerFacts(name="web"), None)
         peer.process.resync()
         peer.process.report_server(ServerFacts(name="web"), None)
-        peer.process.begin()
+        peer.process.begin_serving()
         assert peer.kinds() == ["server", "resync", "server", "begin"]
 
     with_peer(scene)

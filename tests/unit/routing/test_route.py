@@ -88,9 +88,9 @@ def test_target_has_the_servers_name_or_its_url_as_key() -> None:
 
 
 def test_only_a_redirect_to_https_takes_only_requests_without_tls() -> None:
-    assert Route(alias="a").only_plain is False
-    assert Route(alias="a", redirect=Redirect(to="https://example.com")).only_plain is False
-    assert Route(alias="a", redirect=Redirect(to=HTTPS)).only_plain is True
+    assert Route(alias="a").redirects_to_https is False
+    assert Route(alias="a", redirect=Redirect(to="https://example.com")).redirects_to_https is False
+    assert Route(alias="a", redirect=Redirect(to=HTTPS)).redirects_to_https is True
 
 
 @pytest.mark.parametrize(

@@ -1603,16 +1603,16 @@ def test_counts_of_exited_workers_are_added_up_and_kept_until_they_are_saved() -
             ("web.1.1", "web", 3),
             ("web.1.0", "web", 2),
         ]
-        assert tallies.unsaved == ["web.1.0", "web.1.1"]
+        assert tallies.unsaved_workers == ["web.1.0", "web.1.1"]
         fd = tally.new_page()
         page = tally.map_page(fd)
         page[tally.STARTED] = page[tally.BUCKETS] = 4
         assert tallies.adopt("api.1.0", {"server": "api"}, [fd]) == []
         del page
         assert (added[-1][:2], added[-1][2][tally.STARTED]) == (("api.1.0", "api"), 4)
-        assert tallies.unsaved == ["api.1.0", "web.1.0", "web.1.1"]
+        assert tallies.unsaved_workers == ["api.1.0", "web.1.0", "web.1.1"]
         tallies.mark_saved()
         dropped = sorted(message["name"] for message, _ in keeper.sent if message["op"] == "drop")
         assert dropped == ["tally:api.1.0", "tally:web.1.0", "tally:web.1.1"]
-        assert tallies.unsaved == []
+        assert tallies.unsaved_workers == []
         assert tallies.counts(PLACEMENT) is None

@@ -141,7 +141,7 @@ class Counting:
 
     def __init__(self) -> None:
         self.pages: dict[int, list[int]] = {}
-        self.unsaved: list[str] = []
+        self.unsaved_workers: list[str] = []
         self.settlements = 0
 
     def counts(self, placement: Placement) -> list[int] | None:
@@ -149,7 +149,7 @@ class Counting:
 
     def mark_saved(self) -> None:
         self.settlements += 1
-        self.unsaved = []
+        self.unsaved_workers = []
 
 
 class Counted(SlowRunner):
@@ -325,7 +325,7 @@ def test_totals_keep_what_ended_workers_have_counted_for_this_supervisor_and_the
         shop.runner.counters.add_up("three", "gone", counts)
         assert shop.totals.counts_of_ended_workers(entry)[tally.STARTED] == 20
         assert shop.totals.passed_by_ended_workers(entry) == {mark: 8}
-        shop.runner.counters.unsaved = ["two"]
+        shop.runner.counters.unsaved_workers = ["two"]
         del shop.desk.core.entries["gone"]
         shop.totals.record_state_change(entry, "sleeping", "starting")
         entry.observed.called = True

@@ -752,7 +752,7 @@ def test_probe_is_answered_like_a_request_and_not_counted(
                 await asyncio.sleep(0)
             assert told == [True]
             assert not running.done()
-            idleness.end()
+            idleness.stop()
             server.drain()
             assert await client.at_end()
             await running

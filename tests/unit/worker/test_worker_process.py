@@ -220,7 +220,7 @@ async def watched(engine: Engine) -> AsyncIterator[tuple[Served, Told]]:
         try:
             yield serving, told
         finally:
-            idleness.end()
+            idleness.stop()
 
 
 def test_worker_without_traffic_reports_once_that_it_is_idle(engine: Engine) -> None:
@@ -304,7 +304,7 @@ def test_idleness_reports_nothing_once_it_has_ended(engine: Engine) -> None:
         async with watched(engine) as (serving, _):
             told = Told()
             idleness = IdleTimer(serving.server.server_state, SECONDS, told)
-            idleness.end()
+            idleness.stop()
             await Client.connect(serving.port)
             await asyncio.sleep(2 * SECONDS)
             assert told.news == []

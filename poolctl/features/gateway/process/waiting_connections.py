@@ -100,7 +100,10 @@ class WaitingConnections:
         return len(self._connections) >= self._most
 
     def add(self, waiting: WaitingConnection, seconds: float) -> None:
-        """Wait for at most `seconds`. Bytes that have already arrived are reported again."""
+        """Watch the connection, without blocking; bytes that have already arrived are reported to it, too.
+
+        If it still waits after `seconds`, its `on_deadline` is called.
+        """
         fd = waiting.sock.fileno()
         if self.is_full and not self.close_silent():
             self._end(next(iter(self._connections.values())))

@@ -396,7 +396,7 @@ class GatewayManager(SidecarManager):
         process = await self._new_process(plan)
         self.reports.follow(process)
         self._sync(process)
-        process.begin()
+        process.begin_serving()
         await process.wait_until_ready(self._environment.directory)
         self._use(process)
         # Send what has changed since it was spawned.
@@ -510,7 +510,7 @@ class GatewayManager(SidecarManager):
             await self.routes.wait_until_current()
             process.resync()
             self._sync(process)
-            process.begin()
+            process.begin_serving()
             self._watch(process)
 
     async def _adopt_zygote(self) -> None:

@@ -45,7 +45,7 @@ class GatewayProcess(SidecarProcess):
         self._sent.clear()
         self.link.send({"t": "resync"})
 
-    def begin(self) -> None:
+    def begin_serving(self) -> None:
         """Tell the process to serve: its whole state has been sent."""
         self.link.send({"t": "begin"})
 

@@ -63,7 +63,7 @@ def _location(route: Route, request: RequestHead) -> bytes:
     """The location that the client is redirected to; b"" if neither the request nor the route names a host."""
     assert route.redirect is not None
     to, target = route.redirect.to, b"/" if request.target == b"*" else request.target
-    if not route.only_plain:
+    if not route.redirects_to_https:
         parts = urlsplit(to)
         return to.encode() if parts.path or parts.query else to.encode() + target
     host = normal_host(request.host.decode("latin-1"))
