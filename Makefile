@@ -29,7 +29,7 @@ help:
 	@echo "make demo          an example pool with a live table; Ctrl-C ends it"
 	@echo "make test          the tests: about four minutes on two cores"
 	@echo "make test-all      every test but those of make heavy, with coverage"
-	@echo "make heavy         chaos, floods, long pauses, every benchmark once, variants of slow tests, and properties"
+	@echo "make heavy         chaos, floods, long pauses, every benchmark once, rarer failures, and properties"
 	@echo "make properties    the property tests with all of their examples, others each time"
 	@echo "make applications  real applications: Django, FastAPI, Celery, gunicorn, node and others, restarted under load"
 	@echo "make test-cluster  pools on a real Kubernetes, built once from Debian's packages; with nodes, as root"
@@ -74,10 +74,10 @@ test: dev
 test-all: dev
 	@$(MAKE) --no-print-directory --keep-going test-measured test-rest
 
-# Coverage shows which lines no fast unit test runs. Without it, in the other part, run the variants of a test, which
-# hardly run other lines than the first one, and tests through real processes, whose time coverage doubles.
+# Coverage shows which lines no fast unit test runs. Without it, in the other part, run the variants of a test and the
+# property tests, which hardly run other lines, and tests through real processes, whose time coverage doubles.
 # From Python 3.12 on coverage is measured by sys.monitoring, which costs a fifth as much.
-MEASURED := not (slow or heavy or integration or unmeasured or capability or variant)
+MEASURED := not (slow or heavy or integration or unmeasured or capability or variant or hypothesis)
 test-measured: dev
 	@# Other users write into it too; not directly below a directory of code that root runs, which a check warns of.
 	@rm -rf .coverage.d && mkdir .coverage.d && mkdir -m 1777 .coverage.d/all

@@ -60,6 +60,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         function, _, parameters = item.nodeid.partition("[")
         if parameters and function in seen:
             item.add_marker(pytest.mark.variant)
+            if item.get_closest_marker("heavy_variants"):
+                item.add_marker(pytest.mark.heavy)
         seen.add(function)
     if os.environ.get("CI"):
         listed = {config.rootpath / line for line in SECOND_TRY.read_text().split()}

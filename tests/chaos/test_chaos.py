@@ -59,6 +59,7 @@ def test_the_same_seed_is_the_same_program() -> None:
     assert len({line.split()[1] for line in first(1)}) > 8
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(120)
 def test_the_checks_detect_a_refused_request_an_unexcused_cut_and_leftovers(stage: Stage) -> None:
     stage.ok("start")

@@ -71,6 +71,7 @@ def test_the_journal_of_a_pool_is_readable_after_its_end(real_pool: RealPool) ->
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_following_goes_on_over_a_killed_supervisor_and_its_successor(real_pool: RealPool) -> None:
     real_pool.write_hello()
@@ -115,6 +116,7 @@ def test_following_goes_on_over_rotation(real_pool: RealPool) -> None:
     wait_until(following.seen("running", 5))
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_line_torn_by_a_kill_does_no_harm(real_pool: RealPool) -> None:
     real_pool.write_hello()

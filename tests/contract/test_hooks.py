@@ -174,6 +174,7 @@ def test_crash_runs_no_hook(real_pool: RealPool, until: Until) -> None:
     assert notes(real_pool) == ["before"]
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_hooks_of_a_sleeping_server_run_at_its_start_and_not_when_a_request_wakes_it(
     real_pool: RealPool, until: Until
@@ -189,6 +190,7 @@ def test_hooks_of_a_sleeping_server_run_at_its_start_and_not_when_a_request_wake
     assert notes(real_pool) == ["before", "after"]
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_reload_runs_the_hooks_of_servers_that_come_and_go(real_pool: RealPool) -> None:
     write(real_pool, BOTH)

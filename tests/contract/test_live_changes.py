@@ -275,6 +275,7 @@ JSON = """\
 """
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text", "lines", "workers"),

@@ -21,6 +21,7 @@ def run_program(text: str, **options: Any) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("app", ["hello", "stubborn"])
 def test_a_program_that_ends_while_servers_run_does_not_hang(app: str) -> None:
     done = run_program(
@@ -60,6 +61,7 @@ def test_lifespans_are_shut_down_when_the_program_ends() -> None:
     assert (done.returncode, done.stdout) == (0, "lifespan.startup\nlifespan.shutdown\n"), done.stderr
 
 
+@pytest.mark.heavy
 def test_an_import_that_hangs_keeps_no_program_from_ending(tmp_path: Path) -> None:
     (tmp_path / "hangs.py").write_text("import threading\nthreading.Event().wait()\n")
     done = run_program(
@@ -78,6 +80,7 @@ def test_an_import_that_hangs_keeps_no_program_from_ending(tmp_path: Path) -> No
     assert (done.returncode, done.stdout) == (0, "was not ready within 0.3 s\n"), done.stderr
 
 
+@pytest.mark.heavy
 def test_threads_of_sync_endpoints_keep_no_program_from_ending() -> None:
     pytest.importorskip("starlette")
     done = run_program(
@@ -128,6 +131,7 @@ def test_an_interrupt_of_a_blocking_start_reaches_the_caller() -> None:
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
 
 
+@pytest.mark.heavy
 def test_a_monitor_that_has_no_descriptor_left_is_a_pool_monitor_error() -> None:
     done = run_program(
         """

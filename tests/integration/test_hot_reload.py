@@ -105,6 +105,7 @@ def test_a_server_that_fails_or_is_invalid_serves_on_and_the_others_change(
     assert {server.state for server in pool.values()} == {State.RUNNING}
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("mode", ["keep_alive", "new_connection"])
 def test_apply_under_load_loses_no_request(pool: Pool, mode: str) -> None:
     servers = [

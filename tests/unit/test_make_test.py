@@ -70,6 +70,7 @@ def test_after() -> None:
 """
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_a_test_that_swallows_its_time_limit_is_ended_and_named(tmp_path: Path) -> None:
     file = tmp_path / "test_limit.py"

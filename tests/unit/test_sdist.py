@@ -16,6 +16,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.heavy
 def test_source_distribution_has_every_file_of_the_repository(tmp_path: Path) -> None:
     command = ["git", "-c", "safe.directory=*", "ls-files", "-z"]
     listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout

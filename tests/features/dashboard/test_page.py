@@ -248,6 +248,7 @@ def test_a_page_and_a_logger_that_hang_are_replaced(page: Page) -> None:
     assert page.servers(token).status == 200
 
 
+@pytest.mark.heavy
 @pytest.mark.integration
 @pytest.mark.parametrize("whom", ["supervisor_pid", "keeper_pid"])
 def test_page_stays_served_when_keeper_or_supervisor_is_killed(page: Page, whom: str) -> None:
@@ -262,6 +263,7 @@ def test_page_stays_served_when_keeper_or_supervisor_is_killed(page: Page, whom:
     assert page.process() == process
 
 
+@pytest.mark.heavy
 @pytest.mark.integration
 def test_dashboard_ends_with_keeper_and_supervisor_and_the_next_pool_serves_it_again(page: Page) -> None:
     page.start()
@@ -296,6 +298,7 @@ def test_reload_opens_moves_and_closes_the_dashboard(page: Page) -> None:
     page.until(lambda: page.process() is None)
 
 
+@pytest.mark.heavy
 @pytest.mark.integration
 def test_new_token_is_valid_after_a_reload(page: Page, until: Until) -> None:
     (page.pool.directory / "token").write_text("first-token\n")
@@ -338,6 +341,7 @@ def test_page_with_a_certificate_speaks_tls_only(page: Page) -> None:
     assert not page.answers()
 
 
+@pytest.mark.heavy
 @pytest.mark.integration
 def test_problem_of_a_dashboard_is_reported_before_anything_is_done(page: Page) -> None:
     page.write('bind = "0.0.0.0:9465"')

@@ -194,6 +194,7 @@ def test_a_runtime_directory_without_room(real_pool: RealPool, options: str, fil
     assert said in only(found, "runtime directory", "warning" if code == 0 else "problem")["message"]
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.integration
 @needs_root
 @pytest.mark.parametrize("keys", ["", '[events]\npath = "disk/events.jsonl"\n'])
@@ -258,6 +259,7 @@ def test_leftovers_of_a_killed_pool_are_found(real_pool: RealPool) -> None:
     only(found, "leftovers", "ok")
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.integration
 @pytest.mark.parametrize("kind", ["stale", "taken", "file", "nowhere"])
 def test_sockets_at_the_address_of_a_server(real_pool: RealPool, kind: str) -> None:

@@ -296,6 +296,7 @@ def ask(client: socket.socket, path: str) -> None:
     assert client.recv(65536).startswith(b"HTTP/1.1 200 ")
 
 
+@pytest.mark.heavy
 @pytest.mark.integration
 @pytest.mark.slow
 def test_killed_keeper_is_not_noticed_and_the_gateway_lives_on(gateway: GatewayPool) -> None:
@@ -392,6 +393,7 @@ def test_stop_and_start_of_a_server_reset_and_refuse_no_connection(shared: Gatew
     assert running.report.failed == 0, running.report
 
 
+@pytest.mark.heavy
 @pytest.mark.integration
 def test_disabled_host_stays_disabled_over_the_death_of_gateway_and_supervisor(gateway: GatewayPool) -> None:
     gateway.start()

@@ -33,6 +33,7 @@ def test_upgrade_replaces_the_gateway_and_fails_no_request(gateway: GatewayPool,
     assert (kept.report.failed, short.report.failed) == (0, 0), (kept.report, short.report)
 
 
+@pytest.mark.heavy
 def test_upgrade_to_another_build_of_the_same_version_replaces_the_gateway(gateway: GatewayPool) -> None:
     gateway.start(PROXIED)
     pid = gateway.until(gateway.process)

@@ -100,6 +100,7 @@ def test_variable_that_is_a_secret_of_the_pool_now_is_not_in_the_next_gateway(ga
         assert b"hooks.test" not in Path(f"/proc/{pid}/environ").read_bytes()
 
 
+@pytest.mark.heavy
 def test_next_supervisor_keeps_the_zygote_and_one_of_another_keeper_replaces_it(gateway: GatewayPool) -> None:
     pool, zygote = gateway.pool, zygote_of(gateway)
     supervisor = pool.info()["supervisor_pid"]
@@ -113,6 +114,7 @@ def test_next_supervisor_keeps_the_zygote_and_one_of_another_keeper_replaces_it(
     assert stat(following).parent == pool.info()["keeper_pid"] == stat(zygote_of(gateway)).parent
 
 
+@pytest.mark.heavy
 def test_zygote_ends_with_the_table_and_with_keeper_and_supervisor(gateway: GatewayPool) -> None:
     pool, zygote = gateway.pool, zygote_of(gateway)
     whole = (pool.directory / "pool.toml").read_text()

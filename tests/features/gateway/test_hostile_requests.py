@@ -143,6 +143,7 @@ async def ask_all(port: int, cases: Sequence[RequestCase] = REQUESTS) -> list[li
     return list(await asyncio.gather(*(ask(port, case, places) for case in cases)))
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
 def test_application_sees_each_request_once_and_nothing_smuggled(gateway: GatewayPool, parser: str) -> None:
     own_port = start(gateway, parser)
@@ -170,6 +171,7 @@ def test_application_sees_each_request_once_and_nothing_smuggled(gateway: Gatewa
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("collection", COLLECTIONS)
 @pytest.mark.parametrize("parser", ["h11", "httptools"])
 def test_application_is_sent_nothing_hostile_of_a_collection(

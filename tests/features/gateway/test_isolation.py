@@ -254,6 +254,7 @@ host = "inner.example.com"
 """
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("user", ["root", "nobody"])
 def test_table_of_a_worker_has_no_secret_of_the_routes(users: TwoUsers, user: str) -> None:
     users.pool.write("evil.py", SPY)

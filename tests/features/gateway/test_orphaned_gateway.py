@@ -59,6 +59,7 @@ def test_no_request_fails_while_both_are_gone_and_when_the_next_start_adopts_it(
         gateway.until(lambda: gateway.process() not in (None, pid))
 
 
+@pytest.mark.heavy
 def test_stop_ends_it_with_the_servers(gateway: GatewayPool) -> None:
     gateway.start(ROUTES)
     kill_both(gateway.pool, gateway.until)

@@ -174,6 +174,7 @@ def test_killed_gateway_loses_no_connection_that_it_has_passed(passing: tuple[Ga
             assert late.get().startswith("safe ")
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("action", ["disable", "drain"])
 def test_host_without_traffic_gives_passed_connections_back_between_two_requests(
     gateway: GatewayPool, action: str

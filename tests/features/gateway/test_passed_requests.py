@@ -85,6 +85,7 @@ def test_one_connection_is_served_by_the_workers_of_two_routes_in_turn(gateway: 
         assert ask(sock, "/two/y")["pid"] in pids["two"]
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("leave", ["stop", "remove"])
 def test_connections_outlive_the_server_that_had_their_last_request(gateway: GatewayPool, leave: str) -> None:
     start(gateway)

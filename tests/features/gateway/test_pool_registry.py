@@ -112,6 +112,7 @@ def test_registry_is_live_read_only_and_without_secrets(gateway: GatewayPool) ->
         client.registry()
 
 
+@pytest.mark.heavy
 def test_registry_is_empty_without_a_gateway_and_follows_one_that_a_reload_adds(gateway: GatewayPool) -> None:
     gateway.write()
     text = (gateway.pool.directory / "pool.toml").read_text()
@@ -127,6 +128,7 @@ def test_registry_is_empty_without_a_gateway_and_follows_one_that_a_reload_adds(
         gateway.until(lambda: registry.num_all == 0)
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif("registration" not in FEATURES, reason="there is no registration")
 def test_closed_registry_keeps_its_routes(gateway: GatewayPool) -> None:
     gateway.start()

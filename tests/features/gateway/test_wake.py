@@ -151,6 +151,7 @@ def test_probes_wake_no_server_and_a_browser_gets_a_page_until_its_server_is_rea
     assert gateway.get("/one/health").body.split()[1] == b"2"
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("path", ["/one", "/two"], ids=["passed", "proxied"])
 def test_request_whose_client_leaves_during_the_wake_is_not_executed(gateway: GatewayPool, path: str) -> None:
     gateway.pool.write("leaving.py", leaving_clients.APP)
@@ -176,6 +177,7 @@ def test_request_whose_client_leaves_during_the_wake_is_not_executed(gateway: Ga
     assert (gateway.pool.directory / "requests").read_text() == f"{path}/stays\n"
 
 
+@pytest.mark.heavy
 def test_half_a_head_and_a_closed_connection_wake_no_server(sleeper: GatewayPool) -> None:
     with socket.create_connection(("127.0.0.1", sleeper.port)) as half:
         half.sendall(b"GET /one HTTP/1.1\r\nHost: a\r\n")
@@ -237,6 +239,7 @@ def test_server_is_woken_and_stays_awake_for_whatever_is_open_through_the_gatewa
             assert state(gateway, name) == "running"
 
 
+@pytest.mark.heavy
 def test_server_that_gets_a_route_while_it_sleeps_is_woken_through_it(sleeper: GatewayPool) -> None:
     text = (sleeper.pool.directory / "pool.toml").read_text()
     sleeper.pool.write("pool.toml", text.replace('path = "/one"', 'path = "/none"'))

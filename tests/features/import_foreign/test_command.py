@@ -98,6 +98,7 @@ def test_what_cannot_be_imported_is_explained(
     assert words in said[2]
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize(
     ("name", "text", "what"),
     [

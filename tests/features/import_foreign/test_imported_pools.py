@@ -114,6 +114,7 @@ def test_compose_file_is_started(shop: RealPool) -> None:
     assert found == {"api": f"hello from {api}", "front": "static"}
 
 
+@pytest.mark.heavy
 def test_unit_and_command_line_are_started(shop: RealPool) -> None:
     port = claim_port()
     shop.write(

@@ -61,6 +61,7 @@ def test_walk_runs_the_command_in_the_first_ready_pod_of_each_server(
     assert [each["name"] for each in done.json["items"]] == ["users"]
 
 
+@pytest.mark.heavy
 def test_output_beyond_the_limit_is_an_error_of_its_server(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:

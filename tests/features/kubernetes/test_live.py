@@ -222,6 +222,7 @@ def test_reload_that_fails_says_why_and_the_former_workers_serve_on(
     assert poolctl("status").code == 0
 
 
+@pytest.mark.heavy
 def test_quota_is_a_failure_of_the_start(cluster: Cluster, write: Any, poolctl: Any) -> None:
     cluster.ask("quota/1")
     write(app("web", 8002, workers=2))
@@ -232,6 +233,7 @@ def test_quota_is_a_failure_of_the_start(cluster: Cluster, write: Any, poolctl: 
     assert poolctl("start").code == 0
 
 
+@pytest.mark.heavy
 def test_server_that_is_not_ready_in_time_is_its_own_failure(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
@@ -246,6 +248,7 @@ def test_server_that_is_not_ready_in_time_is_its_own_failure(
     assert done.code == 124
 
 
+@pytest.mark.heavy
 def test_new_server_waits_on_the_cluster_for_its_dependencies_and_its_start_timeout_begins_after_them(
     cluster: Cluster, write: Any, poolctl: Any, directory: Path
 ) -> None:
@@ -303,6 +306,7 @@ def test_objects_of_others_are_neither_changed_nor_deleted(
     assert {name.rpartition("-")[0] for name in cluster.objects("configmaps")} == {"shop-users"}
 
 
+@pytest.mark.heavy
 def test_objects_that_a_changed_server_no_longer_has_are_deleted(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
@@ -322,6 +326,7 @@ def test_objects_that_a_changed_server_no_longer_has_are_deleted(
 EDGE = POOL + 'gateway = "edge"\n'
 
 
+@pytest.mark.heavy
 def test_routes_are_applied_after_their_servers_and_deleted_with_the_file(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
@@ -360,6 +365,7 @@ def test_routes_are_applied_after_their_servers_and_deleted_with_the_file(
     assert cluster.objects("ingresses") == {}
 
 
+@pytest.mark.heavy
 def test_reload_reads_every_file_that_is_named(
     cluster: Cluster, write: Any, poolctl: Any, directory: Path
 ) -> None:
@@ -388,6 +394,7 @@ def backup(script: str, **keys: Any) -> str:
     return server("backup", command=["python3", "-c", script], job=True, every="0 3 * * *", **keys)
 
 
+@pytest.mark.heavy
 def test_job_with_a_schedule_is_a_cron_job_whose_runs_are_reported(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
@@ -450,6 +457,7 @@ def test_stop_ends_a_run_and_the_schedule_until_start(cluster: Cluster, write: A
     assert len(cluster.objects("jobs")) == 1
 
 
+@pytest.mark.heavy
 def test_fields_of_another_manager_are_a_conflict_that_names_it(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
@@ -516,6 +524,7 @@ def killed_node(cluster: Cluster, poolctl: Any) -> str:
     return node
 
 
+@pytest.mark.heavy
 def test_pod_on_a_killed_node_is_unknown_and_does_not_count(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
@@ -544,6 +553,7 @@ def test_servers_of_a_killed_node_answer_elsewhere(cluster: Cluster, write: Any,
     assert [get(f"{address}:8002").status for address in cluster.addresses("web")] == [200]
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize(
     "status",
     [
@@ -619,6 +629,7 @@ def test_command_under_way_ends_when_the_api_server_stops_answering(
     assert seconds < 10 + 20  # the machine may be busy
 
 
+@pytest.mark.heavy
 def test_stop_of_everything_is_refused_on_another_cluster_than_the_start(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:

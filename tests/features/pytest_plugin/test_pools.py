@@ -174,6 +174,7 @@ def test_session_pool_is_started_once_for_all_tests_of_an_xdist_worker(project: 
     assert len(notes) == len(workers) == len(pids)
 
 
+@pytest.mark.heavy
 def test_report_of_a_failed_test_has_the_logs_of_its_servers(project: pytest.Pytester) -> None:
     project.makepyfile(
         """
@@ -223,6 +224,7 @@ def test_report_of_a_failed_test_has_the_logs_of_its_servers(project: pytest.Pyt
     assert "Log of server" not in alone
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("processes", [True, False])
 def test_server_that_does_not_start_is_explained(project: pytest.Pytester, processes: bool) -> None:
     project.makepyfile(
@@ -244,6 +246,7 @@ def test_server_that_does_not_start_is_explained(project: pytest.Pytester, proce
     assert "pools.py" not in text, "no traceback through the plugin"
 
 
+@pytest.mark.heavy
 def test_configuration_that_is_not_valid_is_explained(project: pytest.Pytester) -> None:
     project.makefile(".toml", wrong='[[server]]\nname = "users"\nbinf = ":1"\napp = "shop:app"\n')
     project.makepyfile(

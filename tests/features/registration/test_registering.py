@@ -92,6 +92,7 @@ def test_service_registers_is_silent_returns_and_leaves_with_an_audit_trail(gate
     assert trail[2]["cause"] == "no heartbeat for 100ms"
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_services_and_their_probes_outlast_a_stop_of_the_pool(gateway: GatewayPool) -> None:
     pool = gateway.pool

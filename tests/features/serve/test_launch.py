@@ -46,6 +46,7 @@ def test_command_becomes_the_process(real_pool: RealPool, until: Any, free_port:
         assert (done.code, f"{option[0]} needs an app, and it is a command" in done.stderr) == (2, True)
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("args", "code", "words"),

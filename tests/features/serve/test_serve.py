@@ -35,6 +35,7 @@ def test_after_the_delay_it_drains(serve: Any, until: Any) -> None:
     assert web.process.wait(60) == 0
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signal_during_the_import_ends_it(serve: Any, until: Any, number: signal.Signals) -> None:
@@ -50,6 +51,7 @@ FAILING = HELLO_APP.replace(
 MISSING = "cannot import 'application:app': ModuleNotFoundError: No module named 'missing_library'"
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.integration
 @pytest.mark.parametrize(
     ("text", "reason"),

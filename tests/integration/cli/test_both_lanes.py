@@ -49,11 +49,13 @@ def assert_same(pool: RealPool, command: str) -> None:
     assert without_uptime(pool.run(*args)) == without_uptime(pool.run(*args, env=slow_lane(pool)))
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("command", FROM_THE_FILES)
 def test_without_a_supervisor(pool: RealPool, command: str) -> None:
     assert_same(pool, command)
 
 
+@pytest.mark.heavy
 @pytest.mark.timeout(180)
 def test_with_a_supervisor(pool: RealPool) -> None:
     pool.ok("start")

@@ -39,6 +39,7 @@ LINES = {
 }
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize(
     ("line", "module"),
     [

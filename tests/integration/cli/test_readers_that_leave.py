@@ -9,6 +9,7 @@ from tests.real_pool import RealPool
 FOLLOWERS = pytest.mark.parametrize("verb", ["logs", "events"])
 
 
+@pytest.mark.heavy_variants
 @FOLLOWERS
 def test_a_follower_ends_when_its_reader_does(real_pool: RealPool, verb: str) -> None:
     real_pool.write_hello("web")
@@ -16,6 +17,7 @@ def test_a_follower_ends_when_its_reader_does(real_pool: RealPool, verb: str) ->
     _gone_after_a_line(real_pool, verb)
 
 
+@pytest.mark.heavy_variants
 @FOLLOWERS
 def test_also_of_a_pool_that_has_ended(real_pool: RealPool, verb: str) -> None:
     real_pool.write_hello("web")

@@ -147,6 +147,7 @@ def test_a_name_of_two_running_pools_is_a_conflict_and_the_start_of_the_second_w
     assert running.returncode == 0
 
 
+@pytest.mark.heavy
 def test_a_chosen_port_is_still_shown_when_nothing_runs(pool: RealPool) -> None:
     port = claim_port()
     settings = f'[pool]\nport_range = "{port}-{port}"\n'

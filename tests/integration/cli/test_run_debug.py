@@ -122,6 +122,7 @@ def test_an_app_that_does_not_start_ends_with_its_traceback(real_pool: RealPool)
     assert "hello.py" in done.stderr
 
 
+@pytest.mark.heavy
 def test_debug_run_uses_the_servers_user(real_pool: RealPool, until: Any) -> None:
     real_pool.open_to_all()
     port = real_pool.write_hello("web", extra='user = "nobody"\ncwd = "/"\nenv = { PYTHONUTF8 = "1" }')["web"]

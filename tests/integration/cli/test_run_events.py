@@ -114,6 +114,7 @@ sys.exit(int(sys.argv[2]))
 """
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("code", [0, 3])
 def test_command_knows_its_pool_and_the_servers_that_died(pool: RealPool, code: int) -> None:
     (poolctl,) = pool.command()

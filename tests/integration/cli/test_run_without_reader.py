@@ -105,6 +105,7 @@ class Running:
             self._client.join(60)
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize(
     ("number", "leaves_first", "code", "stderr_too"),
     [
@@ -149,6 +150,7 @@ def test_second_signal_kills_remaining_processes_without_a_reader_too(real_pool:
     assert "killing the remaining processes" in running.errors.read_text()
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("kills", [False, True])
 def test_run_ends_although_the_reader_of_its_output_and_errors_takes_nothing(
     real_pool: RealPool, kills: bool

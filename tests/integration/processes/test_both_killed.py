@@ -138,6 +138,7 @@ def test_live_changes_are_in_force_after_a_takeover(pool: RealPool, until: Any, 
     assert pool.items()["gone"]["ready"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("order", [["stop"], ["stop", "a"]])
 def test_server_stopped_meanwhile_is_not_started_by_a_command_about_another(
     pool: RealPool, until: Any, order: list[str]
@@ -191,6 +192,7 @@ def test_output_printed_meanwhile_is_kept_and_so_is_later_output(pool: RealPool,
     assert lines() == [f"line-{number}" for number in range(20)]
 
 
+@pytest.mark.heavy
 def test_without_its_logger_too_it_serves_and_is_heard_again(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.write("chatty.py", CHATTY)
@@ -251,6 +253,7 @@ def test_programs_are_taken_over_where_the_system_allows_it(
     assert get(port).status == 200
 
 
+@pytest.mark.heavy
 def test_a_server_that_has_left_the_file_is_ended(pool: RealPool, until: Any) -> None:
     pool.write_hello("a", "b")
     pool.ok("start")
@@ -263,6 +266,7 @@ def test_a_server_that_has_left_the_file_is_ended(pool: RealPool, until: Any) ->
     assert list(pool.items()) == ["a"]
 
 
+@pytest.mark.heavy
 def test_a_server_whose_configuration_has_changed_is_replaced_and_no_other(
     pool: RealPool, until: Any
 ) -> None:
@@ -290,6 +294,7 @@ time.sleep(2.5)
 """
 
 
+@pytest.mark.heavy
 def test_one_that_could_not_be_found_at_first_is_taken_over_later(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.write("slow.py", SLOW)
@@ -307,6 +312,7 @@ def test_one_that_could_not_be_found_at_first_is_taken_over_later(pool: RealPool
     until(lambda: not pool.processes())
 
 
+@pytest.mark.heavy
 def test_a_start_with_a_broken_file_forgets_nothing_of_what_was_ordered_live(
     pool: RealPool, until: Any
 ) -> None:

@@ -38,6 +38,7 @@ def test_a_worker_that_floods_its_supervisor_fills_no_disk(real_pool: RealPool, 
     assert written < 4_000_000
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("name", ["helpers.log", "logger.log"])
 def test_a_helper_process_that_prints_without_end_fills_no_disk(
     real_pool: RealPool, until: Any, name: str

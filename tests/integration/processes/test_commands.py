@@ -91,6 +91,7 @@ def test_a_program_takes_the_socket_as_from_systemd(pool: RealPool, free_port: A
     assert get(port).json()["pid"] != found["pid"]
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("notify", [False, True])
 def test_a_program_that_binds_by_itself_ends_before_its_successor_starts(
     pool: RealPool, free_port: Any, notify: bool
@@ -140,6 +141,7 @@ def test_a_program_that_notifies_is_ready_when_it_says_so_and_is_replaced_withou
     assert get(port).json()["pid"] != first
 
 
+@pytest.mark.heavy
 def test_a_program_that_notifies_after_its_supervisor_was_killed_is_heard_by_the_next(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
@@ -177,6 +179,7 @@ def test_a_program_without_overlap_ends_before_its_successor_starts(pool: RealPo
     assert get(port).status == 200
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize(
     ("command", "words"),
     [
@@ -247,6 +250,7 @@ def test_a_job_that_fails_holds_up_what_depends_on_it(pool: RealPool, free_port:
         get(port)
 
 
+@pytest.mark.heavy
 def test_many_long_jobs_do_not_hold_up_the_servers(pool: RealPool) -> None:
     ports = pool.write_hello("a", "b")
     jobs = "".join(server(f"job{number}", job=True, command=["sleep", "50"]) for number in range(8))

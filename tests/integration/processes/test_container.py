@@ -131,6 +131,7 @@ def test_a_stop_is_over_before_the_container_is_killed(pool: RealPool, contain: 
     assert "killing the remaining processes" in stderr
 
 
+@pytest.mark.heavy
 def test_container_ends_in_time_even_if_the_stop_hangs(pool: RealPool, contain: Any, until: Any) -> None:
     pool.write_hello("web")
     container = contain("--stop-timeout", "1s")

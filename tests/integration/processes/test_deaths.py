@@ -121,6 +121,7 @@ def test_hanging_zygote_is_replaced_and_killed_also_by_a_supervisor_that_found_i
     until(lambda: not is_alive(zygote))
 
 
+@pytest.mark.heavy
 def test_a_zygote_that_is_killed_while_workers_are_asked_for_delays_them_only(
     pool: RealPool, until: Any
 ) -> None:
@@ -235,6 +236,7 @@ def test_terminating_the_keeper_stops_everything(pool: RealPool, until: Any) -> 
         assert list(pool.runtime.glob("*/control.sock")) == []
 
 
+@pytest.mark.heavy
 def test_terminating_the_keeper_in_the_middle_of_a_start_stops_everything(pool: RealPool, until: Any) -> None:
     names = [f"s{number}" for number in range(8)]
     pool.write_hello(*names)

@@ -309,6 +309,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.heavy
 def test_start_names_a_server_that_was_ready_and_is_not_when_it_returns(pool: RealPool) -> None:
     pool.write("crashing.py", CRASHING)
     pool.write("waits.py", WAITS)
@@ -354,6 +355,7 @@ def test_attribute_that_is_nearly_the_app_is_suggested(pool: RealPool, free_port
     assert "has no attribute 'appp'; did you mean 'app'?" in pool.run("start").stderr
 
 
+@pytest.mark.heavy
 def test_cause_of_a_server_that_is_given_up_is_kept_over_an_upgrade(pool: RealPool) -> None:
     crash_loop(pool, limit=2, ready=False)
     cause = f"{CAUSE.replace(':', ' before it was ready:', 1)}; given up after 2 restarts in 1m"

@@ -123,6 +123,7 @@ def secured(port: int, opened: list[HTTPSConnection]) -> HTTPSConnection:
     return made
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.heavy)])
 def test_tls_connections_are_even_and_a_worker_that_is_killed_loses_none_but_its_own(
     pool: RealPool, https: list[HTTPSConnection], loop: str
@@ -174,6 +175,7 @@ def test_new_tls_connections_lose_nothing_while_workers_come_and_go(
             https.extend(load.result())
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.heavy)])
 def test_websockets_among_short_connections_are_even(pool: RealPool, loop: str) -> None:
     port = claim_port()

@@ -148,6 +148,7 @@ def test_restart_by_name_runs_it_at_once_and_reports_how_it_ended(night: Night) 
     assert (command.returncode, "no space left" in err) == (1, True)
 
 
+@pytest.mark.heavy
 def test_supervisor_that_is_killed_during_a_run_leaves_one_run(night: Night) -> None:
     pool = night.pool
     pool.ok("start")
@@ -172,6 +173,7 @@ def test_supervisor_that_is_killed_during_a_run_leaves_one_run(night: Night) -> 
     assert len(night.runs) == 2
 
 
+@pytest.mark.heavy
 def test_run_that_ends_while_there_is_no_supervisor_is_not_repeated(night: Night) -> None:
     pool = night.pool
     pool.ok("start")

@@ -62,6 +62,7 @@ def test_a_slow_expression_is_refused_while_the_pool_goes_on(
     assert real_pool.processes() == {}
 
 
+@pytest.mark.heavy
 def test_a_slow_body_fails_the_probe_of_that_server_and_of_no_other(real_pool: RealPool) -> None:
     real_pool.write("app.py", APP)
     real_pool.write(

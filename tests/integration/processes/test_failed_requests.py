@@ -72,6 +72,7 @@ def test_failed_requests_are_in_the_log_by_default(real_pool: RealPool, http_get
     )
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("name", ["named", "all"])  # without and with preload
 def test_breakpoint_in_a_worker_names_the_way_to_stop_there(
     real_pool: RealPool, http_get: Any, until: Any, name: str

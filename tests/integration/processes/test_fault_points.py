@@ -42,6 +42,7 @@ def test_command_succeeds_when_repeated_after_any_process_was_killed(
         shutil.rmtree(runtime, ignore_errors=True)
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [1, 9, *(pytest.param(each, marks=pytest.mark.heavy) for each in (4, 14))])
 def test_a_supervisor_that_is_killed_while_it_fills_another_keeper_loses_nothing(
@@ -72,6 +73,7 @@ def test_a_supervisor_that_is_killed_while_it_fills_another_keeper_loses_nothing
         shutil.rmtree(runtime, ignore_errors=True)
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [5, pytest.param(2, marks=pytest.mark.heavy)])
 def test_supervisors_that_are_killed_one_after_the_other_lose_no_server(tmp_path: Path, number: int) -> None:

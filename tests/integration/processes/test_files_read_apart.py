@@ -77,6 +77,7 @@ def test_first_reader_holds_its_own_link_and_ends_with_its_supervisor(pool: Real
     assert READS not in command_line(successor), "it adopts what was read"
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("kills", ["first", "every"])
 def test_start_whose_reader_is_killed_reads_once_more_and_then_fails_with_the_reason(
     real_pool: RealPool, tmp_path: Path, kills: str
@@ -111,6 +112,7 @@ def test_reader_that_cannot_run_fails_the_first_start_with_the_reason(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.heavy
 def test_supervisor_of_a_gateway_is_prepared_for_registrations_before_the_first_one(pool: RealPool) -> None:
     pool.write_hello("a")
     with (pool.directory / "pool.toml").open("a") as file:
@@ -140,6 +142,7 @@ def by(installed: Path, pool: RealPool, *args: str) -> Done:
     return Done(args, done.returncode, done.stdout, done.stderr)
 
 
+@pytest.mark.heavy
 def test_replaced_package_is_no_reader_for_the_running_pool_until_it_is_upgraded(
     pool: RealPool, installed: Path
 ) -> None:

@@ -119,6 +119,7 @@ def test_stop_of_one_server_does_not_end_the_start(slow: SlowPool) -> None:
     }
 
 
+@pytest.mark.heavy
 def test_stop_ends_servers_of_a_killed_pool_whose_files_are_being_read_again(slow: SlowPool) -> None:
     slow.pool.ok("start")
     kill_both(slow.pool, wait_until)
@@ -139,6 +140,7 @@ def test_interrupted_start_goes_on_when_the_files_are_read(slow: SlowPool) -> No
     slow.pool.ok("wait", "--timeout", "40")
 
 
+@pytest.mark.heavy
 def test_run_is_stopped_at_once_while_the_files_are_being_read(slow: SlowPool) -> None:
     running = slow.spawn("run")
     running.send_signal(signal.SIGTERM)
@@ -163,6 +165,7 @@ def test_start_whose_supervisor_is_killed_during_the_reading_fails_and_leaves_no
     assert not [*slow.pool.runtime.glob("*/control.sock")]
 
 
+@pytest.mark.heavy
 def test_start_whose_reader_is_killed_at_work_reads_once_more(slow: SlowPool) -> None:
     starting = slow.spawn("start")
     (reader,) = children(slow.supervisor())

@@ -135,6 +135,7 @@ def kill_keeper_and_stop_its_supervisor(pool: RealPool, until: Any, info: dict[s
     return is_alive(supervisor)
 
 
+@pytest.mark.heavy
 def test_a_supervisor_that_is_stopped_while_it_fills_a_new_keeper_is_continued(
     pool: RealPool, until: Any
 ) -> None:

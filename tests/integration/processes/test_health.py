@@ -170,6 +170,7 @@ def test_a_worker_that_is_ko_leaves_the_accepting_to_the_others_until_it_is_the_
     wait_until(lambda: {answerer(port) for _ in range(12)} == {one, other}, what="both accept")
 
 
+@pytest.mark.heavy
 def test_probes_and_drains_go_on_under_the_next_supervisor(pool: RealPool) -> None:
     port = write(pool, READINESS, "workers = 2")
     pool.ok("start")
@@ -190,6 +191,7 @@ def test_probes_and_drains_go_on_under_the_next_supervisor(pool: RealPool) -> No
     health(pool, "ko")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("also_the_keeper", [False, True])
 def test_a_worker_that_has_not_passed_yet_has_to_under_another_supervisor_too(
     pool: RealPool, also_the_keeper: bool
@@ -300,6 +302,7 @@ def test_a_server_on_a_unix_socket_is_asked_like_any_other(shared_pool: RealPool
     health(shared_pool, "ko")
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize(
     ("probe", "binds_itself"),
     [

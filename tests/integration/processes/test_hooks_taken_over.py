@@ -61,6 +61,7 @@ def test_next_supervisor_waits_for_a_before_start_that_runs(pool: RealPool, unti
     assert "the end of before" in pool.ok("logs", "web").stdout
 
 
+@pytest.mark.heavy
 def test_next_supervisor_learns_that_a_before_start_has_failed(pool: RealPool, until: Any) -> None:
     write(pool, hook("before_start", "before", "status-1"))
     pool.ok("start", "--no-wait")
@@ -71,6 +72,7 @@ def test_next_supervisor_learns_that_a_before_start_has_failed(pool: RealPool, u
     assert len(pids(pool)) == 1
 
 
+@pytest.mark.heavy
 def test_next_supervisor_completes_a_stop_whose_hook_runs(pool: RealPool, until: Any) -> None:
     write(pool, hook("after_stop", "after"))
     pool.ok("start")
@@ -96,6 +98,7 @@ def test_next_supervisor_ends_a_before_start_whose_server_was_stopped(pool: Real
     assert pids(pool) == [running]
 
 
+@pytest.mark.heavy
 def test_start_after_the_end_of_keeper_and_supervisor_runs_the_hook_that_was_interrupted_again(
     pool: RealPool, until: Any
 ) -> None:

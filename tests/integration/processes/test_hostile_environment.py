@@ -39,6 +39,7 @@ def notes(pool: RealPool) -> Path:
     return notes
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("keys", ["", "preload = true\n"], ids=["", "preload"])
 def test_environment_of_a_servers_user_is_entered_as_that_user_only(
     pool: RealPool, notes: Path, until: Any, keys: str

@@ -117,6 +117,7 @@ def begin(pool: RealPool, attack: str, until: Until) -> None:
     assert is_alive(escaped(pool))
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("attack", list(ATTACKS))
 def test_application_that_shares_its_sockets_with_the_pool_holds_up_nothing(
     hostile: RealPool, until: Until, attack: str

@@ -63,6 +63,7 @@ def hostile(pool: RealPool) -> RealPool:
     return pool
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("attack", list(ATTACKS))
 def test_worker_that_floods_its_control_socket_is_cut_off_and_replaced(
     hostile: RealPool, until: Any, attack: str
@@ -231,6 +232,7 @@ LIES = {
 }
 
 
+@pytest.mark.heavy
 def test_orphans_that_lie_are_not_adopted_and_hinder_no_other(hostile: RealPool, until: Any) -> None:
     address = f"127.0.0.1:{hostile.ports['good']}"
     tables = [f'[[server]]\nname = "good"\nbind = "{address}"\napp = "hello:app"\n']
@@ -257,6 +259,7 @@ def test_orphans_that_lie_are_not_adopted_and_hinder_no_other(hostile: RealPool,
     hostile.ok("stop")
 
 
+@pytest.mark.heavy
 def test_stop_ends_orphans_that_say_nothing_or_lie(hostile: RealPool, until: Any) -> None:
     hostile.write("hostile.py", LIAR.replace("SAID", "{}, []"))
     hostile.ok("start")

@@ -77,6 +77,7 @@ SLOW_TO_IMPORT = "import time\ntime.sleep(0.5)\nfrom hello import app\n"
 HELD = "import os, time\nwhile os.path.exists('held'): time.sleep(0.02)\nfrom hello import app\n"
 
 
+@pytest.mark.heavy
 def test_reload_under_way_is_completed_by_the_next_supervisor(pool: RealPool, until: Any) -> None:
     pool.write_hello("web", extra="workers = 2")
     pool.write("slow.py", HELD)
@@ -98,6 +99,7 @@ def test_reload_under_way_is_completed_by_the_next_supervisor(pool: RealPool, un
     assert not pool.ok("status").stderr, "the file is in force"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("moment", ["rollout started", pytest.param("rollout: ", marks=pytest.mark.heavy)])
 def test_rollout_under_way_ends_in_a_promotion(pool: RealPool, until: Any, moment: str) -> None:
     pool.write_hello("web", extra="workers = 3")
@@ -144,6 +146,7 @@ def test_an_orphan_that_dies_is_replaced(pool: RealPool, until: Any) -> None:
     assert pool.items()["web"]["restarts"] == 1
 
 
+@pytest.mark.heavy
 def test_processes_left_in_an_orphans_group_end_with_it(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.write("pool.toml", (pool.directory / "pool.toml").read_text().replace("hello:app", "parent:app"))
@@ -177,6 +180,7 @@ def test_worker_that_died_unobserved_is_replaced(pool: RealPool, until: Any) -> 
     assert get(port).status == 200
 
 
+@pytest.mark.heavy
 def test_stopped_supervisor_goes_on_when_its_keeper_is_killed_and_sleepers_wake(
     pool: RealPool, until: Any
 ) -> None:
@@ -214,6 +218,7 @@ def test_supervisor_that_hangs_or_is_stopped_after_its_keepers_death_is_replaced
     assert pool.processes() == {}
 
 
+@pytest.mark.heavy
 def test_supervisor_that_is_stopped_at_its_start_ends_with_its_keeper_and_the_pool_can_be_started(
     pool: RealPool, until: Any
 ) -> None:
@@ -260,6 +265,7 @@ def test_programs_go_on_and_what_is_printed_is_kept(pool: RealPool, until: Any) 
     assert lines() == [f"line-{number}" for number in range(30)]
 
 
+@pytest.mark.heavy
 def test_keepers_that_are_killed_one_after_the_other(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     pool.ok("start")
@@ -283,6 +289,7 @@ def test_keepers_that_are_killed_one_after_the_other(pool: RealPool, until: Any)
     assert pool.items()["web"]["pids"] == before
 
 
+@pytest.mark.heavy
 def test_run_still_ends_with_its_lifeline(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     running = pool.spawn("run", "--quiet")

@@ -7,6 +7,8 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -74,6 +76,7 @@ def test_the_users_command_is_asked_to_end_and_the_status_is_the_servers(
     assert not pool.processes()
 
 
+@pytest.mark.heavy
 def test_a_mandatory_server_that_never_becomes_ready_ends_the_pool_that_start_has_begun(
     pool: RealPool,
 ) -> None:
@@ -88,6 +91,7 @@ def test_a_mandatory_server_that_never_becomes_ready_ends_the_pool_that_start_ha
     assert ran.code == 7, str(ran)
 
 
+@pytest.mark.heavy
 def test_a_server_that_is_not_mandatory_ends_nothing(pool: RealPool, until: Callable[..., Any]) -> None:
     write(pool, SERVES)
     path = pool.directory / "pool.toml"

@@ -108,6 +108,7 @@ def test_scrapes_are_not_refused_while_the_supervisor_is_replaced(pool: RealPool
         assert found[key] >= before[key]
 
 
+@pytest.mark.heavy
 def test_a_reload_moves_them_and_takes_them_away(pool: RealPool, exposed: int) -> None:
     path = pool.directory / "pool.toml"
     moved = claim_port()
@@ -170,6 +171,7 @@ def test_an_address_that_is_taken_keeps_no_pool_from_starting_and_is_tried_again
     wait_until(lambda: answers(port, "/metrics"))
 
 
+@pytest.mark.heavy
 def test_without_a_supervisor_there_are_none(pool: RealPool, monkeypatch: pytest.MonkeyPatch) -> None:
     pool.write_hello("web")
     assert pool.run("metrics").code == 6

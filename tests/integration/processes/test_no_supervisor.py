@@ -87,6 +87,7 @@ def test_connections_to_a_sleeping_server_wait_for_a_supervisor_and_are_served(
     assert get(ports["other"]).status == 200
 
 
+@pytest.mark.heavy
 def test_a_start_after_the_death_of_both_lets_servers_sleep_and_wake_as_before(
     pool: RealPool, until: Any
 ) -> None:

@@ -42,6 +42,7 @@ LATE_MODULES = {*late_modules()}
 LEEWAY = 8
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_restarts_reloads_and_live_changes_leave_no_objects(pool: RealPool, until: Any) -> None:
     counts, port = pool.directory / "counts", claim_port()

@@ -133,6 +133,7 @@ def test_orphans_of_the_oldest_version_are_adopted(pool: RealPool, oldest: Path)
     assert all(set(now[0]).isdisjoint(before[name][0]) for name, now in facts(pool).items())
 
 
+@pytest.mark.heavy
 def test_supervisor_of_the_oldest_version_is_followed_by_this_one_that_was_installed_over_it(
     real_pool: RealPool, oldest: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

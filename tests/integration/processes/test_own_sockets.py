@@ -118,6 +118,7 @@ def test_program_that_reads_port_is_started_again_without_the_pools_socket_and_t
     assert pool.ok("events", "-o", "json").stdout.count(said) == 1
 
 
+@pytest.mark.heavy
 def test_another_command_is_given_the_pools_socket_again(pool: RealPool, free_port: Any) -> None:
     bind = f"127.0.0.1:{free_port()}"
     pool.write("own.py", PROGRAM)
@@ -130,6 +131,7 @@ def test_another_command_is_given_the_pools_socket_again(pool: RealPool, free_po
     assert pool.ok("show", "-o", "json").json["items"][0]["config"]["socket"] == "pool"
 
 
+@pytest.mark.heavy
 def test_program_that_finds_another_address_in_use_is_given_the_pools_socket_again(
     pool: RealPool, free_port: Any
 ) -> None:
@@ -146,6 +148,7 @@ def test_program_that_finds_another_address_in_use_is_given_the_pools_socket_aga
     assert (item["state"], item["config"]["socket"]) == ("failed", "pool")
 
 
+@pytest.mark.heavy
 def test_failure_of_node_that_opens_its_own_socket_names_the_pool_as_the_holder_of_the_address(
     pool: RealPool, free_port: Any
 ) -> None:

@@ -187,6 +187,7 @@ UNSHARED = {
 }
 
 
+@pytest.mark.heavy
 def test_imports_that_no_fork_can_share_are_said_and_done_in_the_worker(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
@@ -208,6 +209,7 @@ def test_imports_that_no_fork_can_share_are_said_and_done_in_the_worker(
         assert said in pool.ok("show", server, "-o", "json").json["items"][0]["preload_problem"]
 
 
+@pytest.mark.heavy
 def test_threads_that_their_library_ends_before_a_fork_are_no_obstacle(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
@@ -242,6 +244,7 @@ async def app(scope, receive, send):
     assert all(asked(port)["right"] for _ in range(6))
 
 
+@pytest.mark.heavy
 def test_descriptor_that_an_import_has_closed_is_no_obstacle(pool: RealPool, free_port: Any) -> None:
     passing = (
         "import socket, subprocess, threading\nwith socket.socket(): pass\nsubprocess.run(['true'])\n"
@@ -299,6 +302,7 @@ def test_a_stop_does_not_wait_for_an_import(pool: RealPool, free_port: Any, unti
     until(lambda: not pool.processes())
 
 
+@pytest.mark.heavy
 def test_hanging_zygote_is_killed_when_another_has_replaced_it(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
@@ -326,6 +330,7 @@ def test_zygote_ends_when_the_last_server_that_needs_it_has_stopped(
     until(lambda: app_zygotes(pool) == [])
 
 
+@pytest.mark.heavy
 def test_dead_zygote_is_started_again_when_it_is_needed(pool: RealPool, free_port: Any, until: Any) -> None:
     port = write(pool, free_port)["web"]
     pool.ok("start")
@@ -368,6 +373,7 @@ def test_a_factory_and_handlers_are_called_in_the_worker(pool: RealPool, free_po
         assert answer["imported_in"] in app_zygotes(pool)
 
 
+@pytest.mark.heavy
 def test_variables_of_the_interpreter_are_honoured_by_one_that_is_started_afresh(
     pool: RealPool, free_port: Any
 ) -> None:
@@ -401,6 +407,7 @@ def test_a_server_that_sleeps_wakes_by_a_fork_and_after_a_restart_with_the_new_c
     until(lambda: not pool.processes())
 
 
+@pytest.mark.heavy
 def test_an_import_that_fails_for_several_servers_is_in_the_log_of_each(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
@@ -417,6 +424,7 @@ def test_an_import_that_fails_for_several_servers_is_in_the_log_of_each(
         assert log.count("NameError") == 1
 
 
+@pytest.mark.heavy
 def test_a_supervisor_that_is_killed_during_an_import_is_followed_by_one_that_waits_for_it(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:

@@ -151,6 +151,7 @@ def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> No
     assert not is_alive(before)
 
 
+@pytest.mark.heavy
 def test_hung_worker_is_only_reported_and_so_is_its_recovery(real_pool: RealPool) -> None:
     begin(real_pool, f'recovery = {{ strategy = "notify", {QUICK} }}')
     pid = pid_of(real_pool)
@@ -161,6 +162,7 @@ def test_hung_worker_is_only_reported_and_so_is_its_recovery(real_pool: RealPool
     assert pid_of(real_pool) == pid
 
 
+@pytest.mark.heavy
 def test_a_stuck_server_can_be_disabled(real_pool: RealPool) -> None:
     begin(real_pool, f'stop_timeout = "200ms"\nrecovery = {{ strategy = "disable", {QUICK} }}')
     os.kill(pid_of(real_pool), signal.SIGSTOP)
@@ -181,6 +183,7 @@ def test_hung_worker_is_only_reported_with_recovery_strategy_none(real_pool: Rea
     assert (reports(real_pool), pid_of(real_pool)) == ([], pid)
 
 
+@pytest.mark.heavy
 def test_a_recovery_is_gone_on_with_when_the_supervisor_is_killed_in_it(real_pool: RealPool) -> None:
     port = begin(real_pool, f'stop_timeout = "1s"\nrecovery = {{ {QUICK} }}')
     before = pid_of(real_pool)
@@ -203,6 +206,7 @@ def test_a_recovery_is_gone_on_with_when_the_supervisor_is_killed_in_it(real_poo
 ALIVE = '{ http = "/alive", interval = "50ms", fall_count_ko = 2 }'
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize(("strategy", "done"), [("restart", "restarted"), ("replace", "replaced")])
 def test_a_worker_whose_liveness_is_ko_is_recovered(real_pool: RealPool, strategy: str, done: str) -> None:
     port = begin(real_pool, f'health = {{ liveness = {ALIVE} }}\nrecovery = "{strategy}"')

@@ -321,6 +321,7 @@ def test_new_workers_get_the_certificate_in_use_while_the_one_in_the_file_has_ex
     assert served_certificate(port) != before
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("broken", ["fifo", "directory", "text"])
 def test_reload_reports_a_broken_certificate_also_after_a_restart_that_failed_because_of_it(
     pool: RealPool, broken: str

@@ -138,6 +138,7 @@ def test_a_server_with_tls_wakes_at_a_client_hello(shared_pool: RealPool) -> Non
     assert get(f"https://localhost:{port}").status == 200
 
 
+@pytest.mark.heavy
 def test_a_wake_does_not_use_an_expired_certificate_in_place_of_a_valid_one(pool: RealPool) -> None:
     cert, key = certificate(pool.directory)
     valid = cert.read_text()
@@ -150,6 +151,7 @@ def test_a_wake_does_not_use_an_expired_certificate_in_place_of_a_valid_one(pool
     assert "expired certificate not used" in pool.ok("events").stdout
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("bind", ["127.0.0.1:{port}", "unix:./web.sock"])
 def test_request_whose_client_leaves_during_the_wake_is_not_executed(
     shared_pool: RealPool, until: Until, bind: str
@@ -257,6 +259,7 @@ def test_connection_that_waits_for_a_failed_wake_is_closed_and_the_reason_report
     assert pool.ok("start").stdout.startswith("0 servers ready (1 sleeping)\n")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("victim", ["supervisor_pid", "keeper_pid"])
 def test_next_supervisor_goes_on_watching_and_loses_no_connection(
     pool: RealPool, until: Until, victim: str
@@ -336,6 +339,7 @@ def test_no_request_is_lost_at_whatever_moment_it_comes(pool: RealPool, mode: st
     assert slept() > 1, "it never came to it"
 
 
+@pytest.mark.heavy
 def test_next_supervisor_learns_which_workers_are_idle(pool: RealPool, until: Until) -> None:
     port = pool.write_hello(extra=SLEEPS)["web"]
     pool.ok("start")

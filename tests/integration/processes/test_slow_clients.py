@@ -93,6 +93,7 @@ def test_server_falls_asleep_despite_a_client_that_sends_half_a_head(pool: RealP
         assert all_of(slow).startswith(b"HTTP/1.1 408 ")
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize(("loop", "parser"), ENGINES)
 def test_more_clients_than_descriptors_wait_and_are_all_served_and_probes_have_room(
     pool: RealPool, until: Any, loop: str, parser: str

@@ -12,6 +12,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.http_get import get
 from tests.real_pool import RealPool
 
@@ -78,6 +80,7 @@ def test_starts_and_stops_at_once_all_end_and_the_last_one_holds(pool: RealPool)
     assert keepers(pool) == []
 
 
+@pytest.mark.heavy
 def test_a_stop_then_a_start_again_and_again(pool: RealPool) -> None:
     port = pool.write_hello()["web"]
     for _ in range(4):

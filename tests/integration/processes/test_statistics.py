@@ -102,6 +102,7 @@ def test_workers_that_die_with_their_supervisor_are_added_up_by_the_next_one(poo
     assert stats(pool)["requests_total"] == 3
 
 
+@pytest.mark.heavy
 def test_workers_that_lost_keeper_and_supervisor_are_counted_on(pool: RealPool) -> None:
     port = pool.write_hello("web")["web"]
     pool.write("hello.py", APP)

@@ -38,6 +38,7 @@ def kill_keeper(pool: RealPool, until: Any, keeper: int) -> int:
     return int(pool.info()["keeper_pid"])
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @pytest.mark.parametrize("first", ["supervisor", "keeper"])
 def test_all_servers_run_on_when_a_worker_crashes_between_two_deaths(

@@ -75,6 +75,7 @@ def succeeded(command: subprocess.Popen[str]) -> bool:
     return True
 
 
+@pytest.mark.heavy_variants
 @PRELOADED
 def test_a_replacement_that_still_imports_ends_when_another_is_ordered(
     pool: RealPool, free_port: Any, until: Any, preload: str
@@ -116,6 +117,7 @@ def test_worker_whose_startup_has_begun_is_ended(pool: RealPool, free_port: Any,
     assert succeeded(first)
 
 
+@pytest.mark.heavy_variants
 @PRELOADED
 def test_a_stop_waits_for_no_import(pool: RealPool, free_port: Any, until: Any, preload: str) -> None:
     write(pool, free_port(), "web", preload)

@@ -65,6 +65,7 @@ def make_venv(venv: Path) -> None:
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+@pytest.mark.heavy
 def test_worker_and_program_get_text_of_the_file_as_it_is_without_a_locale_for_it(
     pool: RealPool, free_port: Any
 ) -> None:
@@ -102,6 +103,7 @@ def test_paths_of_the_file_are_used_as_they_are_without_a_locale_for_them(
     wait_until((pool.directory / "größe" / "lög.log").exists)
 
 
+@pytest.mark.heavy
 def test_sockets_certificates_interpreters_and_journals_are_used_as_they_are_without_a_locale_for_them(
     pool: RealPool, free_port: Any
 ) -> None:

@@ -60,6 +60,7 @@ def test_desired_state_is_written_again_after_its_file_has_vanished(pool: RealPo
     assert pool.items()["web"]["pids"] == before["web"]["pids"]
 
 
+@pytest.mark.heavy
 def test_a_directory_that_cannot_be_made_is_tried_again(pool: RealPool, until: Any) -> None:
     pool.write_hello()
     pool.ok("start")

@@ -127,6 +127,7 @@ def test_a_section_that_is_added_takes_its_variable_from_the_servers_that_start_
     assert all(TOKEN in str(pools.of(name)) for name in pools.ports)
 
 
+@pytest.mark.heavy
 def test_a_name_that_cannot_be_seen_in_the_text_of_the_file_is_withheld_as_well(pool: RealPool) -> None:
     pools = Pool(pool)
     pools.write()

@@ -56,6 +56,7 @@ def test_every_mode_of_a_server_in_order_is_complete(mode: str) -> None:
     assert 0 < report.p50_seconds <= report.p99_seconds <= report.max_seconds
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("mode", ["keep_alive", "new_connection", "bodies", "websocket"])
 def test_tls_is_no_different(mode: str, tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
