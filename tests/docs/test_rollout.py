@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from poolctl.features.rollout._verdict import DEFAULT_CONDITIONS, FIGURES, condition
+from poolctl.features.rollout._verdict import DEFAULT_CONDITIONS, FIGURES, parse_condition
 from poolctl.features.rollout.command import COMMAND
 
 TEXT = (Path(__file__).parents[2] / "docs" / "rollout.md").read_text()
 
 
 def test_conditions_can_be_written_so() -> None:
-    found = [condition(text) for text in re.findall(r"[`']([a-z\d]+ > [^`']+)[`']", TEXT)]
+    found = [parse_condition(text) for text in re.findall(r"[`']([a-z\d]+ > [^`']+)[`']", TEXT)]
     assert {each.figure for each in found} == set(FIGURES)
 
 

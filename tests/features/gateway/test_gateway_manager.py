@@ -1056,7 +1056,7 @@ def test_adopted_process_is_sent_everything_again(monkeypatch: pytest.MonkeyPatc
         keeper: Any = manager._keeper
         keeper.call = call
         await manager._adopt()
-        assert orders.names == ["resync", "begin"], "nothing is planned"
+        assert orders.names == ["resync", "begin_serving"], "nothing is planned"
         process: Any = manager._process
         assert process is orders
         assert (manager._current, manager._served) == (None, ())

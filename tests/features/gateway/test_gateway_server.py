@@ -75,7 +75,7 @@ class Stage:
         process.report_server(self.facts, None)
         self.publish(1, Route(alias="web", to=(Target(server="web"),)))
         process.listen(self.binding, None, (1,), [self.listener])
-        process.begin()
+        process.begin_serving()
         await process.up.wait()
 
     def publish(self, generation: int, *routes: Route) -> None:
@@ -219,7 +219,7 @@ def test_listener_that_is_sent_again_after_a_resync_stays_open_and_others_are_cl
             stage.process.resync()
             stage.process.report_server(stage.facts, None)
             stage.process.listen(stage.binding, None, (1,), [stage.listener])
-            stage.process.begin()
+            stage.process.begin_serving()
             await stage.settled()
             assert stage.server._listeners == {stage.binding.key: before}
             assert binding.key not in stage.server._listeners

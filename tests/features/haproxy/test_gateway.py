@@ -74,7 +74,7 @@ class Stage:
         if certificates:
             self.certify(*certificates)
         self.process.listen(self.binding, None, (1,), [self.listener])
-        self.process.begin()
+        self.process.begin_serving()
         await self.process.up.wait()
         assert self.haproxy.process is not None
 
@@ -332,7 +332,7 @@ def test_process_is_over_when_haproxy_refuses_its_first_configuration_and_its_lo
         stage.process.configure(stage.settings)
         stage.certify(b"no certificate", b"no key")
         stage.process.listen(stage.binding, None, (1,), [stage.listener])
-        stage.process.begin()
+        stage.process.begin_serving()
         await stage.over
         await stage.close()
         assert "HAProxy cannot serve by the new configuration: " in caplog.text
