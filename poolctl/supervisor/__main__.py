@@ -1,4 +1,7 @@
-"""Runs the supervisor: `supervisor DIRECTORY FILE…`. The keeper starts it, and is linked to it by descriptor 3."""
+"""Runs the supervisor: `supervisor DIRECTORY FILE…`, linked to the keeper by descriptor 3.
+
+With CHECK or TRY as the first argument, it tests an upgrade instead.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _GARBAGE = (20_000, 20, 20)
 
 
 def main() -> None:
-    """Run the supervisor until its pool is stopped."""
+    """Run the supervisor until its pool is stopped, or the requested test of an upgrade; then exit."""
     disable_pydantic_plugins()
     if sys.argv[1] in (CHECK, TRY):
         from .takeover_trial import check, try_takeover_by

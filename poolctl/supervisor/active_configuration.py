@@ -67,7 +67,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ReaderFailed(Exception):
-    """The reader process could not answer. `installed` is its version if that differs from this version."""
+    """The reader process could not answer. `installed` is the version of that process if it is another one, else ""."""
 
     def __init__(self, message: str, hint: str, installed: str = "") -> None:
         super().__init__(message)
@@ -89,7 +89,7 @@ def _digests(reading: Reading) -> dict[str, str]:
 
 
 async def _answer(process: ChildProcess) -> Any:
-    """The answer to the request that was sent. Raises ChildEnded; ReaderFailed if another version answers."""
+    """Wait for the answer to the last request; returns it. Raises ChildEnded, or ReaderFailed if it is unusable."""
     line = await process.read_line(_LONGEST_LINE)
     match = _LINE.fullmatch(line)
     if match is None:
@@ -117,7 +117,7 @@ def _decoded(content: bytes) -> Any:
 
 
 async def _wait_unless_stalled(answer: Awaitable[Any], pid: int, stalled_seconds: float) -> Any:
-    """Wait for the answer. Raises _Stalled if the process makes no progress for that long."""
+    """Wait for the answer; returns it. Raises _Stalled if the process uses no processor time for `stalled_seconds`."""
     answering = asyncio.ensure_future(answer)
     used_ns, stalled_checks = None, 0
     try:
@@ -146,12 +146,12 @@ def _exit_reason(ended: ChildEnded) -> str:
 
 
 class ConfigurationReader:
-    """Runs the process that reads the files. Used on the running loop.
+    """Runs the process that reads the files. Must be used on the running event loop.
 
-    Requests are answered one after another; cancelling one ends the process. A process that is killed during a
-    request, for example because memory is exhausted, is replaced once.
+    Requests are answered one after another; cancelling one ends the process. If the process is killed during a
+    request, for example because memory is exhausted, the request is repeated once in a new process.
 
-    `directory` is where its errors are logged; `process` is one that was started before.
+    The process logs its errors in `directory`. `process` is a process that already runs, or None.
     """
 
     def __init__(
@@ -174,11 +174,10 @@ class ConfigurationReader:
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
     ) -> tuple[int, Reading]:
-        """Read these files; returns their configuration, and a number for later requests about it.
+        """Read these files; returns a number for `outside`, and the configuration or its problems.
 
-        `env` None means the environment of this process. The `first` reading of a pool is ended if the process makes
-        no progress, because the command that starts the pool waits for it. Raises ReaderFailed, like the other
-        methods.
+        `env` None means the environment of this process. With `first`, the command that starts the pool waits, so
+        the reading fails if the process makes no progress for some time. Raises ReaderFailed, like the other methods.
         """
         self._number += 1
         request = ("read", self._number, [*files], env and dict(env), access_log)
@@ -195,7 +194,10 @@ class ConfigurationReader:
         return request[1], found
 
     async def outside(self, number: int, names: Collection[str]) -> OutsideFindings:
-        """Check references of these servers outside the files; returns problems, and warnings about all servers."""
+        """Check the other files, users and programs that these servers name; returns problems and warnings.
+
+        `number` is the number of the reading, from `read`. The warnings concern all servers of the files.
+        """
         request = ("outside", number, [*names])
         found: OutsideFindings | None = await self._ask(*request)
         if found is None and number in self._readings:
@@ -215,7 +217,10 @@ class ConfigurationReader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig:
-        """The server defined by this table, which belongs to no file. Raises PoolValidateError."""
+        """The server defined by the table of a live `add`. Raises PoolValidateError.
+
+        Its paths are relative to `base_dir`.
+        """
         given = (surroundings, dict(table), base_dir, env and dict(env))
         found: ServerConfig | PoolError = await self._ask("added", *given, seconds=_ADD_SECONDS)
         if isinstance(found, PoolError):
@@ -225,7 +230,7 @@ class ConfigurationReader:
     async def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """The places in the files where these servers are configured; empty once the files have changed."""
+        """Where the files set each key of these servers, by server name; empty if the files differ from `marks`."""
         found: dict[str, dict[str, str] | None]
         found = await self._ask("origins", [*files], env and dict(env), marks, [*names])
         return found
@@ -292,7 +297,7 @@ class ResolvedConfig:
 
 
 def default_name(file: str) -> str:
-    """The default name of a pool: the directory's name for a file with a usual name, else the file's name."""
+    """The default name of a pool: the directory's name for a file like `pool.toml` (_USUAL), else the file's name."""
     directory, base = os.path.split(file)
     name = os.path.basename(directory) if base in _USUAL else os.path.splitext(base)[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pool"
@@ -314,9 +319,9 @@ class ActiveConfiguration:
     ) -> None:
         self.files = list(files)
         self.name = default_name(files[0])
-        self.missing: set[str] = set()  # names of servers of the files that were removed live
+        self.missing: set[str] = set()  # names of servers that were removed live but are in the files
         self.placed: dict[str, ServerConfig] = {}
-        # The ports that other programs took while the pool was stopped, and those chosen instead, by server.
+        # By server: the port that another program took while the pool was stopped, and the port chosen instead.
         self.moved_ports: dict[str, tuple[int, int]] = {}
         self.problems: list[ErrorEntry] = []
         self.exit_code = INVALID_CONFIGURATION  # the exit code of commands while there are `problems`
@@ -337,7 +342,7 @@ class ActiveConfiguration:
         self._reading: asyncio.Future[list[ServerConfig]] | None = None  # the first reading of the files
 
     async def take_over(self) -> list[ServerConfig] | None:
-        """The servers of the previous supervisor's configuration; None if there was no previous supervisor."""
+        """Take over the previous supervisor's configuration; returns its servers, or None if there is none."""
         stored = await self._store.configuration()
         if stored is None:
             return None
@@ -351,7 +356,7 @@ class ActiveConfiguration:
         return stored.servers
 
     async def read_first_servers(self) -> list[ServerConfig]:
-        """The servers of the files, once they have been read; empty if there are `problems`."""
+        """Read the files for the pool's start; returns their servers. If this fails, `problems` has the reasons."""
         self._reading = asyncio.ensure_future(self._read_first_servers())
         await asyncio.wait({self._reading})
         servers = []
@@ -365,7 +370,7 @@ class ActiveConfiguration:
         return servers
 
     def stop_reading(self) -> None:
-        """Make `read_first_servers` report a problem; has no effect once the files have been read."""
+        """Make `read_first_servers` return at once, with `problems`; has no effect once the files have been read."""
         if self._reading is not None:
             self._reading.cancel()
 
@@ -390,7 +395,7 @@ class ActiveConfiguration:
     def follow(self, follower: Callable[[Tables], None], *, every_reload: bool = False) -> None:
         """Call `follower` with the tables other than [[server]], now and after each change.
 
-        With `every_reload`, also when only files that the tables name may have changed.
+        With `every_reload`, also after reloads that change no table: files that the tables name may have changed.
         """
         self._followers.append((follower, every_reload))
         follower(self.tables)
@@ -403,11 +408,12 @@ class ActiveConfiguration:
         first: bool = False,
         stopped: bool = False,
     ) -> ResolvedConfig:
-        """Read the files. `environment` replaces the pool's own for `${VAR}`. Raises ReaderFailed.
+        """Read the files without activating them; returns servers or problems. Raises ReaderFailed.
 
-        The ports of `auto` addresses stay reserved for the servers in `keep`, even if the files do not have them.
-        `first`: see ConfigurationReader.read. If the pool was `stopped`, servers whose ports other programs now use
-        get new ports: see `moved_ports`.
+        `${VAR}` refers to `environment` if given, else to the pool's own environment. Servers in `keep` keep the ports
+        of their `auto` addresses reserved, even if they are no longer in the files. `first`: see
+        ConfigurationReader.read. If the pool was `stopped`, a server whose port is used by another program now gets a
+        new port (see `moved_ports`).
         """
         number, reading = await self._reader.read(
             self.files,
@@ -438,9 +444,9 @@ class ActiveConfiguration:
         )
 
     async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
-        """The problems of files, users and programs to which these servers refer. Raises ReaderFailed.
+        """The problems of other files, users and programs that these servers name. Raises ReaderFailed.
 
-        Afterwards `resolved` has the remarks about all of its servers.
+        Sets `resolved.remarks` to the warnings about all servers of `resolved`.
         """
         if not resolved.number:
             return []
@@ -448,7 +454,7 @@ class ActiveConfiguration:
         return [from_json(ErrorEntry, problem) for problem in problems]
 
     async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
-        """Where the files set the active configuration of these servers, as far as this can be found out."""
+        """Where the files set each key of these servers, by server name; empty if this cannot be found out."""
         if self.marks is None or not names:
             return {}
         try:
@@ -465,7 +471,7 @@ class ActiveConfiguration:
         keep: Collection[str],
         stopped: bool,
     ) -> list[ServerConfig]:
-        """The servers, with chosen ports for `auto` addresses. Raises ServerError."""
+        """The servers, with a port for each `auto` address (see `read`). Raises ServerError if no port is free."""
         if not any(server.address.auto for server in servers):
             return with_addresses(servers)
         ledger = self._port_ledger(port_range)
@@ -489,7 +495,7 @@ class ActiveConfiguration:
         return PortLedger(self._ledger, *port_range, key=pool_key(self.files[0]))
 
     def accept(self, resolved: ResolvedConfig, environment: Mapping[str, str] | None = None) -> None:
-        """Activate the configuration that was read, with the environment in which it was read."""
+        """Activate this configuration. `environment` is the one that was given to `read`, if any."""
         self.name = resolved.name
         self._surroundings, self._port_range = resolved.surroundings, resolved.port_range
         self._environment = environment or self._environment
@@ -518,7 +524,7 @@ class ActiveConfiguration:
         return os.environ if self._environment is None else self._environment
 
     async def _with_live_changes(self, servers: list[ServerConfig], saved: SavedState) -> list[ServerConfig]:
-        """The servers, after servers were added and removed as before keeper and supervisor were killed."""
+        """The servers, with the live additions and removals of a pool whose keeper and supervisor were killed."""
         there = {server.name: server for server in servers if server.name not in saved.missing}
         self.missing = {server.name for server in servers} - there.keys()
         for name, (table, base_dir) in saved.sources.items():
@@ -536,7 +542,7 @@ class ActiveConfiguration:
     async def resolve_added(
         self, table: Mapping[str, object], base_dir: str, there: Collection[ServerConfig]
     ) -> ServerConfig:
-        """The server to add, from its table; `there` are the existing servers.
+        """The server defined by the table of a live `add`, with a port; `there` are the existing servers.
 
         Raises PoolValidateError, ServerError when no port is free, and ReaderFailed.
         """
@@ -558,14 +564,14 @@ class ActiveConfiguration:
         return server.at(server.address.with_port(port))
 
     def note_self_binding(self, entry: Entry) -> None:
-        """Remember for later starts of the pool that the server's command opens its socket itself, if it did."""
+        """If the server's command was found to open its socket itself, remember this for later starts of the pool."""
         if entry.observed.socket_found == "program":
             self._self_binding.remember(entry.config)
 
     async def mark_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
-        """The names of servers about which `start` has already warned that their programs bind their own address.
+        """Record which of these servers have programs that bind their own address, because `start` warns of them.
 
-        The servers of this call are added to them, until the files change.
+        Returns the names that earlier calls have recorded since the files changed; empty if none is recorded now.
         """
         found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
         return await asyncio.to_thread(self._save_warned, found) if found else found
@@ -644,7 +650,7 @@ class SelfBindingPrograms:
             write_object(self._path, self._commands)
 
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
-        """The servers, completed by the records where their tables do not say who opens the socket."""
+        """The servers. Recorded servers get `socket = "program"`, unless their tables set `socket`."""
         return [server.but(socket="program") if self._opens_its_own(server) else server for server in servers]
 
     def _opens_its_own(self, server: ServerConfig) -> bool:
@@ -674,9 +680,9 @@ def _ports(tables: Tables) -> set[int]:
 def obstacles_to_adding(
     added: ServerConfig, there: Iterable[ServerConfig], tables: Tables
 ) -> tuple[int, list[Finding]] | None:
-    """The exit code and the problems that prevent adding the server to `there`, the existing servers, or None.
+    """None if the server can be added to the existing servers `there`; else the exit code and the problems.
 
-    Addresses of other tables count as in use.
+    Addresses in `tables`, the tables other than [[server]], count as in use.
     """
     together = [*there, added]
     names = [*named_addresses(tables), *((each.name, each.address) for each in together)]

@@ -53,23 +53,26 @@ class FeaturePart:
         return {}
 
     async def adopt_survivors(self) -> None:
-        """Give the new keeper a process that has outlived keeper and supervisor; called before workers are adopted."""
+        """Pass the part's process, which has outlived its keeper, to the new one; called before workers are adopted."""
 
     def follow(self, tables: Tables) -> None:
         """Apply these tables. Called at the start and after each change."""
 
     async def wait_for_opening(self) -> None:
-        """Wait until each address of the part is open or could not be opened; `problems` then has the reasons."""
+        """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until the part has applied a command's changes of servers; returns the command's result."""
+        """Wait until the part has applied the command's changes of servers; returns the command's result.
+
+        By default, only `start` waits, for `wait_for_opening`, and `problems` are added to the warnings.
+        """
         if verb != "start":
             return result
         await self.wait_for_opening()
         return replace(result, warnings=(*result.warnings, *self.problems))
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        """Add the part's data to the result of a verb, and return it."""
+        """The result of the verb, with the part's data added if it has any."""
         return result
 
     @property
@@ -127,14 +130,14 @@ class FeatureParts:
         return iter([*self._parts.values()])
 
     def begin(self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore) -> None:
-        """Create the parts for this core, those needed now and others later."""
+        """Create the parts that add keys to servers; the others are created when they are first needed."""
         self._site = PartSite(self._environment, core, self._events, samples, totals, store, self, self.over)
         for feature in _features():
             if feature.sections:
                 self._part(feature)
 
     async def adopt_survivors(self) -> None:
-        """Give the new keeper the features' processes that have outlived keeper and supervisor."""
+        """Pass the features' processes that have outlived their keeper to the new keeper."""
         for feature in _features():
             if feature.process is not None and await self._is_there(feature.process):
                 await self._part(feature).adopt_survivors()
@@ -148,7 +151,7 @@ class FeatureParts:
         return bool(fds)
 
     def follow(self, tables: Tables) -> None:
-        """Apply these tables. All parts are created before the first of them is called."""
+        """Let the parts apply these tables, after creating all parts that the tables need."""
         named = tables.by_name().keys()
         parts = [
             self._part(feature)
@@ -159,13 +162,13 @@ class FeatureParts:
             part.follow(tables)
 
     def add_to(self, verbs: Verbs) -> None:
-        """Register the verbs of the features."""
+        """Add the features' verbs to `verbs`."""
         for feature in _features():
             for name in feature.verbs:
                 verbs.add(name, partial(self._answer, feature, name))
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        """Add the features' data to the result of a verb, and return it."""
+        """The result of the verb, with the features' data added."""
         for part in self:
             result = await part.extend(verb, call, result)
         return result
@@ -175,7 +178,10 @@ class FeatureParts:
         return [part for part in self if isinstance(part, kind)]
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until all parts have applied a command's changes of servers; returns the command's result."""
+        """Wait until all parts have applied the command's changes of servers; returns the command's result.
+
+        The result also has the parts' warnings, and whether the pool serves clients without servers.
+        """
         for part in self:
             result = await part.conclude(verb, call, result)
         return replace(result, without_servers=self.serve_alone or None)
@@ -203,7 +209,7 @@ class FeatureParts:
 
 
 def modules() -> list[str]:
-    """The modules of the features' parts, which are imported only if the configuration needs them."""
+    """The names of the modules with the features' parts and engines; a start imports only those that it needs."""
     return [
         f"{feature.package}.{part.partition(':')[0]}"
         for feature in features()

@@ -4,8 +4,8 @@ Memory is measured only for servers with `limits.memory`.
 
 A worker is hung if its event loop does not run although its port still accepts. One timer sends heartbeats to all
 workers in turn. A worker answers by writing the time into a shared page of memory, not by a message. A worker that
-has not answered is not asked again, so that requests do not pile up. Neither is a worker that has only waited since
-its last answer; all of these are checked in one wake-up per interval.
+has not answered is not asked again, so that requests do not pile up. Neither is a worker that has been idle since its
+last answer; all idle workers are checked in one wake-up per interval.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _NS = 1_000_000_000
 
 
 def watch_health(core: Core, events: Events) -> None:
-    """Watch the core's workers, and continue the recoveries that the previous supervisor had begun."""
+    """From now on, check the core's workers and recover them; continue the recoveries of the previous supervisor."""
     recovery = WorkerRecovery(core, events)
     recovery.resume(core.entries.values())
     checks = [MemoryLimit(core.clock, recovery).entry_changed]
@@ -75,7 +75,7 @@ class Step(StrEnum):
     REPLACE = "replace"  # start a new generation, and stop the old one once the new one is ready
     DISABLE = "disable"
     WAIT = "wait"
-    GIVE_UP = "give up"  # until recoveries leave the window
+    GIVE_UP = "give up"  # no action until earlier recoveries leave the window
 
 
 _DONE = {
@@ -105,7 +105,10 @@ class Situation(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The action, the indexes of the workers, and the seconds until the next decision (0: at the next change)."""
+    """The next action, for the workers at the positions `chosen` of `Situation.histories`.
+
+    `again_seconds` is the time until the next decision, 0 if only a change requires one.
+    """
 
     step: Step
     chosen: Sequence[int] = ()
@@ -115,8 +118,8 @@ class Decision(NamedTuple):
 def decide(policy: Recovery, situation: Situation) -> Decision:
     """Decide the next action for the unhealthy workers.
 
-    The last ready worker of several is never stopped: if its replacements are unhealthy too, it may still serve
-    some requests.
+    Of a server with several workers, one ready worker is never stopped, even if it is unhealthy: it may still serve
+    some requests, and its replacement may be unhealthy, too.
     """
     everyone = range(len(situation.histories))
     if not everyone or situation.strategy == "none":
@@ -138,7 +141,7 @@ def decide(policy: Recovery, situation: Situation) -> Decision:
 
 
 def within(times: Sequence[float], window_seconds: float, now: float) -> list[float]:
-    """The times that lie within the window."""
+    """The times that are less than `window_seconds` before `now`."""
     return [moment for moment in times if now - moment < window_seconds]
 
 
@@ -147,7 +150,7 @@ def _is_spent(policy: Recovery, situation: Situation, history: Sequence[float]) 
 
 
 def _pause(policy: Recovery, situation: Situation, history: Sequence[float]) -> float:
-    """The seconds until the worker may be recovered; infinite if its limit never allows it."""
+    """The seconds until the worker may be recovered (0: now); infinite if the policy allows no recovery."""
     recent = within(history, policy.window, situation.now)
     if len(recent) >= policy.limit:
         return max(0.001, recent[-policy.limit] + policy.window - situation.now) if policy.limit else math.inf
@@ -162,7 +165,10 @@ def _finite(seconds: float) -> float:
 
 
 class WorkerProblem(NamedTuple):
-    """A worker's problem, the time when it began (seconds since the epoch), and the worker's stacks at that time."""
+    """A worker's problem: its `kind` (LIVENESS, HEARTBEAT or MEMORY), and its description in words, `seen`.
+
+    `since` is when it began, in seconds since the epoch, and `stacks` are the worker's stacks at that time, if known.
+    """
 
     worker: Worker
     kind: str
@@ -172,7 +178,7 @@ class WorkerProblem(NamedTuple):
 
     @property
     def sentence(self) -> str:
-        """The problem in words, with the place where the worker hangs."""
+        """The problem in words, with the place where the event loop hangs if it is known."""
         place = self.stacks.place if self.stacks is not None and self.kind == HEARTBEAT else ""
         return f"{self.seen}, in {place}" if place else self.seen
 
@@ -188,7 +194,7 @@ class Case:
 
 
 class WorkerRecovery:
-    """Recovers workers that are reported as unhealthy by health checks or by `notice`."""
+    """Recovers workers whose liveness probe fails, and workers that are reported to `notice`."""
 
     def __init__(self, core: Core, events: Events, chance: Random | None = None) -> None:
         self._core = core
@@ -201,7 +207,10 @@ class WorkerRecovery:
         core.observers.add(self.entry_changed)
 
     def notice(self, entry: Entry, worker: Worker, kind: str, seen: str) -> None:
-        """Report a worker's problem; a repeated report has no effect."""
+        """Recover a worker that has a problem, as its server's policy says. `kind` and `seen`: see WorkerProblem.
+
+        The worker's stacks are read first, if possible. A further problem of the same worker is ignored.
+        """
         case = self._cases.setdefault(entry.name, Case(self._chance.uniform(-1, 1)))
         known = case.problems.get(worker.id)
         if known is None or known.worker is not worker:
@@ -320,7 +329,7 @@ class WorkerRecovery:
             core.override(entry, replace(entry.desired.overrides, disabled=True))
 
     def _report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
-        """The facts recorded at the beginning of a recovery, in a form that a successor can read."""
+        """The facts at the beginning of a recovery, as JSON values. The workers' last output lines are added later."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
         report: Table = {
@@ -422,7 +431,7 @@ class MemoryLimit:
         self._set_timer()
 
     async def measure_due(self) -> None:
-        """Measure the workers that are due, in a thread, because measuring is slow."""
+        """Measure the workers that are due, in a thread because this is slow, and report those above their limit."""
         now = self._clock.monotonic()
         self._due = {name: each for name, each in self._due.items() if _is_measurable(each[1], each[2])}
         pids = {
@@ -456,7 +465,7 @@ def _history(entry: Entry, worker: Worker) -> list[float]:
 def _recovery_times(
     entry: Entry, step: Step, problems: list[WorkerProblem], now: float
 ) -> dict[str, list[float]]:
-    """The times of earlier recoveries, with the new one, by the worker's index or for all workers."""
+    """The times of recoveries within the window and of this one, by worker index or, for all workers, under "all"."""
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
     known = {
         key: within(times, entry.config.recovery.window, now)
@@ -590,7 +599,7 @@ class Heartbeat:
             self._timer = asyncio.get_running_loop().call_later(delay, self.tick)
 
     def tick(self) -> None:
-        """Send heartbeats to all workers that are due."""
+        """Check the answers of all workers that are due, and send them heartbeats."""
         now = self._clock.monotonic()
         if now - self._timer_at > _PAUSED_SECONDS:
             # The pause does not count as time for an answer: the workers were probably paused too.
@@ -608,7 +617,7 @@ class Heartbeat:
         self._set_timer()
 
     def _ask(self, state: HeartbeatState, now: float) -> float | None:
-        """Send a heartbeat to one worker, or check its answer; returns when to call this again, None for never."""
+        """Send a heartbeat to a worker, or check its answer; returns when to call this again, or None for never."""
         entry, worker = state.entry, state.worker
         policy = entry.config.recovery
         placement = worker.placement

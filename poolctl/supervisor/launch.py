@@ -40,11 +40,12 @@ class Launched(NamedTuple):
 
 
 def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> Launched:
-    """Start a supervisor for the pool of `files`, unless one is running; on return it accepts connections.
+    """Start a supervisor for the pool of `files`, unless one is running; on return the control socket accepts connections.
 
-    Whether the files are valid is reported by its first answer. With `lifeline` the pool ends when the returned
-    descriptor is closed, and a running supervisor is an error. Raises ControlError with exit code 8 for that, 7 for
-    an unusable directory or too few open files, and 1 for a /proc that shows no processes.
+    The supervisor's first answer reports whether the files are valid. With `lifeline` the pool ends when the returned
+    descriptor is closed. Raises ControlError: with exit code 8 if `lifeline` is given and a supervisor is already
+    running, 7 for an unusable directory or too few open files, 5 for an unknown runner, and 1 for a /proc that shows no
+    processes.
     """
     problem, fix = proc_problem()
     if problem:
@@ -71,7 +72,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 
 
 def _locked(env: Mapping[str, str], key: str) -> tuple[str, int]:
-    """Lock the pool's directory; returns its path and the lock's descriptor. Raises ControlError (7)."""
+    """Wait for the lock of the pool's directory; returns the path and the lock's descriptor. Raises ControlError."""
     while True:
         pool_directory = pool_paths.make_pool_dir(env, key)
         pool_paths.control_socket(pool_directory)
@@ -157,7 +158,7 @@ def _programs(
 
 
 def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
-    """The sockets that systemd passed to this process, and their names (sd_listen_fds(3))."""
+    """The descriptors of the sockets that systemd passed to this process, and their names (sd_listen_fds(3))."""
     if env.get("LISTEN_PID") != str(os.getpid()) or not env.get("LISTEN_FDS", "").isdecimal():
         return [], []
     count = int(env["LISTEN_FDS"])
@@ -173,7 +174,7 @@ def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
 
 
 def listen(path: str) -> socket.socket:
-    """Open the control socket, and replace its file. Only this user can connect to it."""
+    """Open the control socket at this path, replacing an existing file. Only this user can connect to it."""
     if os.path.lexists(path):
         os.unlink(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -209,13 +210,19 @@ def _unusable(pool_directory: str, error: OSError) -> ControlError:
 
 
 def remove_stale_files(pool_directory: str) -> None:
-    """Remove a dead control socket, `info.json` and the name, unless the pool runs or is starting. Never raises."""
+    """Remove the control socket, `info.json` and the link with the pool's name that a killed pool left behind.
+
+    Has no effect if the pool runs; waits while it is starting. Never raises.
+    """
     if os.path.lexists(f"{pool_directory}/{pool_paths.SOCKET_NAME}"):
         _unless_it_runs(pool_directory, _remove)
 
 
 def forget_desired_state(pool_directory: str, names: Collection[str] | None = None) -> None:
-    """Record that these servers, or all, were stopped on purpose, for the next start. Never raises."""
+    """Record for the pool's next start that these servers (None: all) were stopped on purpose.
+
+    Has no effect if the pool runs. Never raises.
+    """
     left = pool_files.read_desired(pool_directory)
     if not left:
         return

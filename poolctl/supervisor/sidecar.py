@@ -1,6 +1,6 @@
 """Starts, watches, replaces and ends a process next to the supervisor, such as the gateway.
 
-The keeper also holds its sockets and the link to it, so that the next supervisor can adopt it.
+The keeper also holds the sockets of the process and the link to it, so that the next supervisor can adopt it.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class SidecarProcess(Receiver):
 
     @classmethod
     async def spawn(cls, keeper: Link, directory: str, mark: str, part: str = "") -> Self:
-        """Let the keeper start the process, which waits for its first message. Raises LinkLost.
+        """Let the keeper start the process, which waits for a first message. Raises LinkLost.
 
-        `part` replaces the package that it usually runs.
+        Its log is in `directory`. It runs the package `part` or, if that is empty, the package of the class.
         """
         ours, theirs = wire.pair()
         argv = command(sys.executable, part or cls.part)
@@ -70,17 +70,20 @@ class SidecarProcess(Receiver):
 
     @classmethod
     async def adopt(cls, keeper: Link, entry: str) -> Self | None:
-        """The process whose link is in the keeper's store, or None. Raises LinkLost."""
+        """The process whose link is in the keeper's store as `entry`; None without such a link. Raises LinkLost."""
         reply, fds = await keeper.call({"op": "get", "name": entry})
         return cls(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"])) if fds else None
 
     def keep(self, keeper: Link, entry: str) -> None:
-        """Put the link into the keeper's store for the next supervisor."""
+        """Put the link into the keeper's store as `entry`, for the next supervisor."""
         meta = {**self.known, "mark": self.mark}
         keeper.send({"op": "put", "name": entry, "meta": meta}, [self.link.sock.fileno()])
 
     async def wait_until_ready(self, directory: str) -> None:
-        """Wait until the process serves. If it does not, end it and raise LinkLost or TimeoutError."""
+        """Wait until the process serves. If it exits or takes too long, end it and raise LinkLost or TimeoutError.
+
+        `directory` is where its log is.
+        """
         try:
             async with asyncio.timeout(UP_SECONDS):
                 await self.up.wait()
@@ -96,11 +99,14 @@ class SidecarProcess(Receiver):
         await self.link.call({"t": "performed"})
 
     def end(self) -> None:
-        """Ask the process to exit, and kill it later if it hangs: it would hold its listeners for ever."""
+        """Ask the process to exit, without waiting; it is killed later if it hangs.
+
+        A process that hangs would hold its listeners forever.
+        """
         self.end_with({"t": "end"}, _ENDS_SECONDS)
 
     def end_with(self, order: wire.Message, seconds: float) -> None:
-        """Send this last order, and kill the process if it has not ended after that time."""
+        """Send this last order, without waiting; the process is killed if it still runs after `seconds`."""
         self._stop_watching()
         self.link.send(order)
         self.link.close()
@@ -128,10 +134,10 @@ class SidecarProcess(Receiver):
 
 
 class SidecarManager:
-    """Keeps a process running as configured, restarts it with backoff; `problem` is why it is not up.
+    """Keeps a process running as configured, and restarts it with backoff; `problem` is why it is not up, or "".
 
-    No method raises: the pool does not depend on the process. A subclass applies the configuration in `_settle`,
-    which is called again, after a pause, when it has failed or the process has exited.
+    No method raises: the pool does not depend on the process. A subclass applies the configuration in `_settle`.
+    After a pause, `_settle` is called again if it has failed or the process has exited.
     """
 
     label: ClassVar[str]
@@ -166,7 +172,7 @@ class SidecarManager:
         return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
 
     async def wait_for_opening(self) -> None:
-        """Wait until the addresses are open or could not be opened; `problem` then has the reason."""
+        """Wait until the addresses are open or have failed to open; `problem` has the reason of a failure."""
         await self._tried.wait()
 
     async def aclose(self) -> None:

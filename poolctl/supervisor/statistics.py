@@ -51,7 +51,7 @@ WATCHED_SECONDS = 60.0
 _WINDOW = 5  # the number of intervals over which current rates and latencies are computed
 # Maximum time that one sample spends on reading memory; remaining processes are read in the next sample.
 _SAMPLE_SECONDS = 0.02
-# The figures that are unknown for programs, whose requests poolctl does not see, and without the runner's counters.
+# Figures that are unknown for programs, because poolctl does not see their requests, and if the runner counts nothing.
 _UNCOUNTED: Table = dict.fromkeys(
     ("requests_total", "requests_per_second", "responses_total", "errors_total", "disconnects_total", "in_flight",
      "connections", "connections_total", "websockets"),
@@ -61,7 +61,7 @@ _UNCOUNTED: Table = dict.fromkeys(
 class Totals:
     """Totals of each server over all workers, including exited ones, so that no counter ever decreases.
 
-    By server name; saved for a successor after each change. Only changed servers are encoded: encoding all of them at
+    They are saved for a successor after each change. Only changed servers are encoded: encoding all of them at
     each step would take longer than stopping thousands of servers.
     """
 
@@ -102,12 +102,15 @@ class Totals:
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
     def passed_by_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """Requests on passed connections that the server's exited workers have served, by tally.route_mark."""
+        """The numbers of requests that the server's exited workers got through a gateway, by tally.route_mark."""
         found = self.counts_by_route_of_ended_workers(entry)
         return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
 
     def counts_by_route_of_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """Requests on passed connections of exited workers, and errors among them (tally.error_mark), by route."""
+        """The numbers of requests that the server's exited workers got through a gateway, and of errors among them.
+
+        The keys are `tally.route_mark` for requests and `tally.error_mark` for errors.
+        """
         return self._passed.get(entry.name, {})
 
     def wakes(self, entry: Entry) -> int:
@@ -205,7 +208,7 @@ class History:
         self.memory_bytes: deque[int | None] = deque(maxlen=KEPT)
 
     def add_sample(self, now: float, seen: ServerSnapshot) -> None:
-        """Add the figures of the latest interval."""
+        """Add the figures since the last sample; the first sample only adds counts to compare with."""
         if self.counts:
             at, before = self.counts[-1]
             self.requests_per_second.append(request_rate(before, seen.total, now - at))
@@ -215,7 +218,10 @@ class History:
         self.counts.append((now, seen.total))
 
     def values(self, *, counted: bool, with_errors: bool) -> StatsHistory:
-        """The figures, oldest first; requests and errors only if they are counted."""
+        """The figures, oldest first. The rates of requests and errors are None for each interval unless `counted`.
+
+        Without `with_errors` there are no rates of errors.
+        """
         return StatsHistory(
             interval_seconds=INTERVAL_SECONDS,
             requests_per_second=_rounded(self.requests_per_second, counted=counted),
@@ -226,7 +232,10 @@ class History:
 
 
 class Statistics:
-    """Computes servers' figures. Samples them for a minute after each request, or always while a consumer is set."""
+    """Computes servers' figures.
+
+    Samples them for a minute after each call of `watch`, and always while `send_samples_to` has set a function.
+    """
 
     def __init__(self, core: Core, totals: Totals) -> None:
         self._take: TakeSample | None = None
@@ -297,7 +306,7 @@ class Statistics:
         return snapshot(entry, ended, self._counters, self._usage, now, memory=memory)
 
     def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> Stats:
-        """The server's figures."""
+        """The figures that `stats` reports, from this snapshot; rates of errors only `with_errors`."""
         entry = seen.entry
         history = self._histories.setdefault(entry.name, History())
         # Without an earlier sample, for the first request, latencies are computed since the start.
@@ -376,19 +385,19 @@ def errors(counts: Counts) -> int:
 
 
 def latency_seconds(counts: Counts, before: Counts, q: float) -> Figure:
-    """The latency that this share of the responses since `before` did not exceed; None if there were none."""
+    """The latency that the share `q` (0 to 1) of responses since `before` did not exceed; None without responses."""
     buckets = [max(0, counts[slot] - before[slot]) for slot in range(tally.BUCKETS, tally.COUNTED)]
     found = quantile(BOUNDS_SECONDS, buckets, q)
     return None if found is None else round(found, 6)
 
 
 def request_rate(before: Counts, after: Counts, seconds: float) -> float:
-    """Requests per second between these counts."""
+    """Requests per second between these counts, which were taken `seconds` apart."""
     return max(0, after[tally.STARTED] - before[tally.STARTED]) / seconds if seconds > 0 else 0.0
 
 
 def error_rate(before: Counts, after: Counts, seconds: float) -> float:
-    """Errors per second between these counts; see `errors`."""
+    """Errors (see `errors`) per second between these counts, which were taken `seconds` apart."""
     return max(0, errors(after) - errors(before)) / seconds if seconds > 0 else 0.0
 
 

@@ -92,7 +92,7 @@ class Supervisor(Receiver, CoreEvents):
     """Runs one pool: a core over a runner, with verbs, health checks and observers around it.
 
     A calm supervisor only adopts the running workers and serves commands. `reader` is the process that reads the
-    files, if it was already started.
+    files, or None if it has not been started.
     """
 
     def __init__(
@@ -113,7 +113,10 @@ class Supervisor(Receiver, CoreEvents):
         self._service: Service | None = None
 
     async def run(self) -> int:
-        """Manage the pool until it is stopped or its files prove invalid; returns the exit status."""
+        """Manage the pool until it is stopped or its files prove invalid; returns the exit status 0.
+
+        If another version takes over, this process exits instead.
+        """
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._begun, self._over = asyncio.Event(), asyncio.Event()
         self._early_exits: list[wire.Message] = []
@@ -241,7 +244,10 @@ class Supervisor(Receiver, CoreEvents):
             )  # fmt: skip
 
     async def _import_rest(self, *, is_watching: bool) -> None:
-        """Import modules that a start does not need, before an upgrade can replace the package's files."""
+        """Import modules that a start does not need, before an upgrade can replace the package's files.
+
+        Then begin the health checks, unless they have begun (`is_watching`) or the supervisor is calm.
+        """
         await asyncio.sleep(_AFTER_START_SECONDS)
         await self._verbs.build.digest()
         await import_slowly(late_modules())
@@ -394,7 +400,7 @@ class Supervisor(Receiver, CoreEvents):
         self._configuration.close()
 
     def _begin_to_stop(self) -> None:
-        """Stop every server in order, then end."""
+        """Begin to stop every server in order, after which the supervisor ends. Repeated calls have no effect."""
         if not self._terminated:
             self._terminated = True
             if self._service is not None:
@@ -416,7 +422,7 @@ class Supervisor(Receiver, CoreEvents):
             takeover.exit_reported(report)
 
     def _end_if_mandatory_failed(self, entry: Entry) -> None:
-        """If a mandatory server has failed, stop every server and exit with its status, for `poolctl run`."""
+        """If this server is mandatory and has failed, begin to end the pool; record the status for `poolctl run`."""
         ends_pool = entry.failed and entry.config.mandatory and not entry.removed
         if self._mandatory_failed or not ends_pool:
             return
@@ -440,13 +446,17 @@ class Supervisor(Receiver, CoreEvents):
         self.shut_down()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
-        """After the answer in progress, let another version take over, which these commands start."""
+        """Let another version take over after the answer in progress. These commands run its keeper and supervisor."""
         self._ending = True
         self._replacement = keeper, supervisor
         asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Add the features' data to a result. After a change, first wait until the features have applied it."""
+        """The verb's result, with the features' data.
+
+        After a change of servers, waits until the features have applied it. After `start`, the warnings name tables
+        that are not served.
+        """
         result = await self._parts.extend(verb, call, result)
         if verb not in CHANGING_VERBS or result.ended:
             return result
@@ -468,7 +478,7 @@ class Supervisor(Receiver, CoreEvents):
         return [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
 
     def shut_down(self) -> int:
-        """End the supervisor after the answer in progress; returns the pid of the keeper, which ends after it."""
+        """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
         if not self._ending:
             self._ending = True
             if self._service is not None:
@@ -489,11 +499,11 @@ class Supervisor(Receiver, CoreEvents):
             self.shut_down()
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        """Report that `count` bytes of the server's output could not be written to `path`."""
+        """Report lost output of the server: `count` bytes that could not be written to `path`."""
         self._lost.report(name, count, path, reason)
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """Record that a worker shows impossible counts, so its counts no longer change."""
+        """Record an event: a worker shows impossible counts, so that its counts no longer change."""
         message = f"worker {worker} shows impossible figures, which stay as they were: {reason}"
         if entry := self.core.entries.get(server):
             self.events.record(
@@ -548,7 +558,7 @@ class Supervisor(Receiver, CoreEvents):
         self._begin_to_stop()
 
     async def _replace(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
-        """Have the keeper execute another version of itself, which starts its own supervisor."""
+        """Have the keeper execute another version of itself, which starts its own supervisor; then exit."""
         logger.info("another version takes over: %s", supervisor)
         self._save()
         # The zygote would fork gateways of this build, and an earlier version does not know it.
@@ -581,7 +591,7 @@ class Supervisor(Receiver, CoreEvents):
         self._replace_keeper()
 
     def _replace_keeper(self, hung_at: FrameType | None = None) -> None:
-        """Give everything to a new keeper and exit; `hung_at` is the frame in which the event loop hangs."""
+        """Give everything to a new keeper and exit; `hung_at` is the frame in which the event loop hangs, or None."""
         if self._replacing or self._runtime_files.withdrawn:
             return
         self._replacing = True
@@ -636,8 +646,9 @@ async def adopt(
 ) -> int:
     """Pass the recorded desired state and the running workers to the core; returns the number of adopted workers.
 
-    A server that runs without a record is wanted. For the servers `searched`, workers that have lost keeper and
-    supervisor are searched for. Workers whose configuration has changed are replaced.
+    `placed` are the configurations of workers, by worker id, where they differ from the servers'. A server that runs
+    without a record is wanted. Workers of the servers `searched` that have lost keeper and supervisor are searched for
+    and, if their configuration has changed, replaced.
     """
     takeover = core.runner.capabilities.takeover
     orphans = await takeover.adopt_orphans(searched) if takeover is not None and searched is not None else {}
@@ -662,10 +673,10 @@ async def adopt(
 
 
 async def adopt_late_orphans(core: Core) -> bool:
-    """Search again for orphans that were not found at first, because they were importing or busy.
+    """Search for two minutes for orphans that were not found at first, because they were importing or busy.
 
-    Returns True if the keeper holds some that a successor of this supervisor should adopt. An orphan whose server
-    meanwhile serves without it is stopped.
+    Returns True once the keeper holds orphans that a successor of this supervisor should adopt, and False if none is
+    found. An orphan whose server meanwhile serves without it is stopped.
     """
     takeover = core.runner.capabilities.takeover
     if takeover is None:
@@ -733,7 +744,7 @@ class RuntimeFiles:
         self.withdrawn = False
 
     def publish(self, name: str) -> None:
-        """Publish the pool under this name instead of its previous name. A failure is only logged."""
+        """Write the files, and a link with this name instead of the pool's previous name. A failure is only logged."""
         if self.withdrawn:
             return
         before = self._complete
@@ -761,12 +772,12 @@ class RuntimeFiles:
         self._link_name()
 
     def rename(self, name: str) -> None:
-        """Publish the pool under another name."""
+        """Publish the pool under this name, if it is published under another."""
         if self._name and name != self._name:
             self.publish(name)
 
     async def restore_when_removed(self) -> AsyncIterator[socket.socket | None]:
-        """Restore files that were removed, until `withdraw`; yields after each time.
+        """Restore files that were removed, until `withdraw`; yields after each restoration.
 
         The yielded value is a new control socket to listen on, or None if the old socket is still there.
         """
@@ -798,7 +809,7 @@ class RuntimeFiles:
                 logger.warning("%s had vanished, at least in part, and was restored", self._directory)
 
     async def _wait_for_removal(self) -> None:
-        """Wait until files may have been removed.
+        """Wait until files may have been removed, for at most a minute.
 
         Returns at once if some are missing, or if removals cannot be watched.
         """

@@ -22,8 +22,8 @@ _PINGS_PER_PERIOD = 2  # as sd_watchdog_enabled(3) recommends
 class Service:
     """Notifies systemd of the pool's state, on the running event loop, until `stop`.
 
-    It runs in the supervisor. If the supervisor dies, its successor, which the keeper starts at once, repeats all
-    notifications. If it hangs, the watchdog is not notified, unless the keeper replaces the supervisor in time.
+    It runs in the supervisor. If the supervisor dies, the keeper starts a successor at once, and the successor repeats
+    all notifications. If the supervisor hangs, the watchdog is not notified until the keeper has replaced the supervisor.
     """
 
     def __init__(self, env: Mapping[str, str], core: Core) -> None:
@@ -40,7 +40,7 @@ class Service:
         self._schedule_notification()
 
     def wrap(self, handle: Handler) -> Handler:
-        """Wrap a request handler, so that systemd is notified of reloads."""
+        """The request handler, extended so that systemd is notified of the beginning and end of each reload."""
 
         async def notified(request: Request, progress: Progress) -> object:
             options = request.body.get("options")
@@ -58,7 +58,7 @@ class Service:
             self._timer = asyncio.get_running_loop().call_later(delay, self._notify)
 
     def stop(self) -> None:
-        """Notify systemd that the pool ends."""
+        """Notify systemd that the pool ends. From then on, only the watchdog is notified."""
         if not self._stopping:
             self._stopping = True
             sd_notify.notify(self._env, sd_notify.STOPPING, sd_notify.status("stopping"))
@@ -99,9 +99,10 @@ class Service:
 
 
 def _count_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
-    """The number of servers that should run, and the servers not ready; None before any server should run.
+    """The number of servers that should run, and those of them that are neither ready nor asleep.
 
-    A pool without servers has only a gateway.
+    The number is None if none of the servers that may run has been started yet, and 0 for a pool without servers, which
+    may have a gateway.
     """
     able = [
         entry

@@ -68,7 +68,7 @@ class TrialFailed(Exception):
 
 
 def check(files: list[str]) -> str | None:
-    """Check that this version can run this pool here; returns an error, or prints a TakeoverCheck to stdout.
+    """Check that this version can run this pool here; returns an error, or None after printing a TakeoverCheck.
 
     The active configuration is on stdin. Imports every module, and tries a takeover of a small pool unless the
     previous version does that. Raises the exceptions of the imports.
@@ -189,7 +189,7 @@ class _SmallPool:
         return {item.name: item.pids for item in self.ask(Result, "list").items}
 
     def check_answers(self) -> None:
-        """Send a request to each application. Raises TrialFailed."""
+        """Send a request to each application. Raises TrialFailed unless each answers with status 200."""
         for name, path in self._sockets.items():
             try:
                 status = asyncio.run(_status(path))
@@ -209,7 +209,7 @@ class _SmallPool:
         return found
 
     def kill_helpers(self, before: set[int]) -> None:
-        """Kill those helper processes of the previous version that still run, and empty their logs."""
+        """Kill the helper processes in `before` (from `helpers`) that still run, and empty the workers' logs."""
         for pid in self.helpers() & before:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -281,9 +281,9 @@ def _roots() -> list[str]:
 
 
 def _make_place() -> tuple[str, int]:
-    """Create a directory with a short path, for sockets, that the servers' users can enter.
+    """Create a directory for sockets, with a short path, that the servers' users can enter.
 
-    The returned descriptor locks it for as long as this process lives.
+    Returns the path, and a descriptor that locks the directory until it is closed.
     """
     place = tempfile.mkdtemp(prefix=_PREFIX, dir=_roots()[0])
     lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
@@ -312,7 +312,7 @@ def _too_late(number: int, frame: object) -> None:
 
 
 def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
-    """One server table for each combination of interpreter, user and protocol, by the name of the first server."""
+    """One server table for each combination of interpreter, user and protocol, by the name of its first server."""
     found: dict[str, tuple[str, Table]] = {}
     for server in servers:
         if server.command:

@@ -46,7 +46,10 @@ class EventRecorder:
         self._seen: dict[str, _RecordedState] = {}
 
     def begin(self, adopted: int, about: SupervisorIdentity) -> None:
-        """Start to record changes. The current state was already recorded by the previous supervisor."""
+        """Start to record changes. The current state is not recorded: the previous supervisor has done that.
+
+        `adopted` is the number of adopted workers.
+        """
         self._events.record(
             "pool",
             "supervisor started",
@@ -135,7 +138,7 @@ class EventRecorder:
         return window_text(entry, self._core.clock.time())
 
     def _ended(self, entry: Entry, seen: _RecordedState, worker: Worker) -> bool:
-        """Whether an event already reports the exit of this worker."""
+        """Record the exit of this worker; False if it had no process, so that no event was recorded."""
         exit_ = worker.exit or Exit()
         if worker.phase not in LEAVING:
             failure = worker.failure.message if worker.failure else ""
@@ -191,7 +194,7 @@ class EventRecorder:
 
 
 def _state_before(entry: Entry) -> str:
-    """The server's state under the previous supervisor. A sleeping server has not been armed again yet."""
+    """The server's state under the previous supervisor. A server that slept has the state STARTING now."""
     sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.sleeps
     return State.SLEEPING.value if sleeps else entry.state
 
@@ -222,7 +225,10 @@ class LostOutput:
         self._reported = ReportLimit()  # bytes, by server
 
     def report(self, name: str, count: int, path: str, reason: str) -> None:
-        """Report that `count` bytes of the server's output were not written to `path`."""
+        """Report lost output of the server: `count` bytes that could not be written to `path`.
+
+        The next command warns of all lost output, and events report it at most once a minute.
+        """
         entry = self._core.entries.get(name)
         if entry is None:
             return

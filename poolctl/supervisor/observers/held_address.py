@@ -62,9 +62,9 @@ Endpoint = TypeVar("Endpoint", bound=HttpEndpoint)
 
 
 class HeldAddress(Generic[Endpoint]):
-    """Serves an address, and tries again if it is in use; `problem` is why it is not served.
+    """Serves an address, and tries again after a failure; `problem` is why it is not served, or "".
 
-    `entry` is its name in the keeper's store; `what`, the name of its table, is used in messages.
+    `entry` is the listener's name in the keeper's store; `what`, the name of the table, is used in messages.
     """
 
     def __init__(self, keeper: Link, events: Events, entry: str, what: str) -> None:
@@ -101,9 +101,10 @@ class HeldAddress(Generic[Endpoint]):
         *,
         required: bool,
     ) -> None:
-        """Use this certificate for new connections, or none. `configure` is called again to look for renewed files.
+        """Use the certificate of `tls` for new connections of the server; False means plaintext.
 
-        With `ca`, clients may present certificates, and have to if `required`. Raises ServerError.
+        For use in `configure`, which is called again from time to time to load renewed files. If `tls` has a `ca`,
+        clients may present certificates; with `required` they must. Raises ServerError.
         """
         if not tls:
             server.tls, self._certificate = None, None
@@ -118,7 +119,7 @@ class HeldAddress(Generic[Endpoint]):
         await self._tried.wait()
 
     def serve_at(self, bind: str | None, mode: str = "") -> None:
-        """Serve this address from now on, a Unix socket with this octal mode; with None, stop serving."""
+        """Serve this address from now on; with None, stop serving. `mode` is the octal mode of a Unix socket, or ""."""
         address = None if bind is None else parse(bind)
         self._wanted = None if address is None else address.key
         self._mode = int(mode, 8) if address is not None and address.kind == "unix" and mode else None
@@ -240,7 +241,7 @@ class TableAddress(HeldAddress[Endpoint], Generic[Endpoint, OfTable]):
 
 
 def _bind_of(held: str) -> str:
-    """The address in an entry's value, in which the mode of a Unix socket may precede it."""
+    """The address in a value of the keeper's store, which has the form `[mode ]address`."""
     mode, _, bind = held.partition(" ")
     return bind if mode.isdigit() else held
 

@@ -78,7 +78,7 @@ class PoolMetrics:
         self._identity = identity
 
     async def text(self, openmetrics: bool, selector: Selector | None = None) -> str:
-        """The metrics of the pool, its servers and its features, or of the selected servers, as text."""
+        """The metrics of the pool, its servers and features as text; with a `selector`, of the pool and selected servers."""
         entries = list(self._core.entries.values()) if selector is None else selected(self._core, selector)
         totals = self._statistics.totals
         servers = [
@@ -131,14 +131,14 @@ class HealthOfPool(NamedTuple):
 
     @property
     def named(self) -> dict[str, tuple[str, RouteHealth]]:
-        """Kind and health by unique names: a route often has the name of its server."""
+        """ROUTE or SERVER, and the health, by a unique name; a server with the name of a route gets a suffix."""
         found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
         for name, health in self.servers.items():
             found[f"{name} (server)" if name in found else name] = SERVER, health
         return found
 
     def in_depth(self, depth: str) -> Table:
-        """The health as returned by `health_info`, or by one of its two short forms."""
+        """The health in the given depth: FULL as returned by `health_info`, SUMMARY or SIMPLE."""
         return health_in_depth({name: health for name, (_, health) in self.named.items()}, depth)
 
 
@@ -150,7 +150,7 @@ class PoolHealth:
         self._route_healths = route_healths
 
     async def health(self, *, routes_only: bool = False) -> HealthOfPool:
-        """The health of each route and each server."""
+        """The health of each route and, unless `routes_only`, of each server."""
         routes = await self._route_healths()
         entries = [] if routes_only else [*self._core.entries.values()]
         serves = all(each.serves for each in routes.values()) and not any(each.is_missing for each in entries)
@@ -204,7 +204,7 @@ class MetricsAddress(HeldAddress["MetricsServer"]):
         self._path = ""
 
     def follow(self, tables: Tables) -> None:
-        """Serve the address of this `[metrics]`; with None, stop serving."""
+        """Serve the address of the table [metrics] from now on; without this table, stop serving."""
         table = tables.metrics
         self._path = "" if table is None else table.path
         self.serve_at(None if table is None else table.bind)

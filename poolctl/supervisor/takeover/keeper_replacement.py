@@ -70,9 +70,9 @@ class KeeperWatch:
 
     @contextlib.contextmanager
     def report_to(self, follow: Callable[[str], object]) -> Iterator[None]:
-        """Ping the keeper at once for a waiting client.
+        """Context manager for the request of a client: ping the keeper at once, and report its problems.
 
-        Context manager: `follow` gets the keeper's problem, now and on each change.
+        `follow` is called with the keeper's problem, if it has one, and again whenever the problem changes.
         """
         self._ask()
         if self.problem:
@@ -161,9 +161,9 @@ def reason_irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -
 class KeeperEndWatch:
     """Calls `replace` with the frame where this process hangs, if the loop does not notice the keeper's exit for 10 s.
 
-    The keeper is its parent: the kernel sends SIGCONT when the keeper exits, and a timer every 2 s from then on. A
-    stopped process is continued by that. A hung process handles the signal, unless it is in native code or in a
-    system call that signals do not interrupt.
+    The keeper is the parent of this process: the kernel sends this process SIGCONT when the keeper exits, and a timer
+    every 2 s from then on. If this process was stopped, the signal continues it. If it hangs, the signal handler runs,
+    unless it is in native code or in a system call that signals do not interrupt.
     """
 
     def __init__(self, keeper_pid: int, replace: Callable[[FrameType | None], object]) -> None:
@@ -202,10 +202,11 @@ class _Refused(Exception):
 
 
 def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
-    """Hand everything over to a new keeper and the supervisor that it starts; then this process is not needed.
+    """Hand everything over to a new keeper, which starts a supervisor; then this process is not needed.
 
-    Blocks on purpose: the state must not change during the handover. Retries without limit. With `terminate` the new
-    keeper stops the pool.
+    `supervisor` is the supervisor's command. Blocks on purpose: the state must not change during the handover. Retries
+    without limit, unless new keepers report several times that another keeper exists. With `terminate` the new keeper
+    stops the pool.
     """
     refusals = 0
     for pause in chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1])):
@@ -269,10 +270,11 @@ def _send(
 
 
 def _await(link: socket.socket, event: str, keeper: Table | None = None) -> wire.Message:
-    """Wait for this message from the keeper. Raises OSError if it exits first, _Refused if another keeper exists.
+    """Block until the new keeper sends the message with this event; returns the message.
 
-    With `keeper`, its identity, there is no time limit: it gets SIGCONT meanwhile, because it may have been
-    stopped.
+    `keeper` is the new keeper's identity. With it there is no time limit; while the keeper is silent, it gets SIGCONT
+    every 2 s, because it may have been stopped. Without it, TimeoutError is raised after the timeout of `link`. Raises
+    OSError if the keeper exits first, and _Refused if another keeper exists.
     """
     while True:
         try:

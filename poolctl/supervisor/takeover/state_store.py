@@ -3,9 +3,11 @@
 The desired state is also written to a file, for a pool whose keeper is killed at the same time.
 
 The configuration is JSON with a version number. A table has only the keys that were given, named as in files, and
-values that files cannot give, so that a version with other keys or defaults can read it like a file. Supervisors of
-protocols 1 and 2 pickled the configuration: for a successor of another version the given keys with the class of each
-table, for one of the same version all values. If the module of a class has changed, the class is found by its name.
+values that files cannot give, so that a version with other keys or defaults can read it like a file.
+
+Supervisors of protocols 1 and 2 pickled the configuration. For a successor of the same version they pickled all values;
+for one of another version, only the keys that were given, with the class of each table. A class that has moved to
+another module since then is found by its name.
 """
 
 from __future__ import annotations
@@ -88,8 +90,8 @@ class EncodedTable:
 class StateStore:
     """Saves state for the next supervisor in the keeper's store, as files in memory that only the pool can reach.
 
-    The desired state is also written to a file in `directory`, which outlives the keeper, until `delete_file` is
-    called.
+    Until `delete_file` is called, the desired state is also written to a file in `directory`, which outlives the
+    keeper.
     """
 
     def __init__(self, keeper: Link, directory: str) -> None:
@@ -104,7 +106,7 @@ class StateStore:
         self._changed: dict[str, Entry] = {}
 
     async def configuration(self) -> StoredConfiguration | None:
-        """The configuration that the previous supervisor ran with; None if there was no previous supervisor."""
+        """The previous supervisor's configuration; None if it stored none, or this version cannot read it."""
         content = await self.read(fd_store.CONFIGURATION)
         if content is None:
             return None
@@ -122,9 +124,9 @@ class StateStore:
         self.write(fd_store.CONFIGURATION, encoded(configuration))
 
     async def restore(self, entries: dict[str, Entry]) -> set[str]:
-        """Restore the entries' desired state; returns the names of the entries that had a record.
+        """Restore the desired state of the entries that have a record; returns the names of all servers with a record.
 
-        All records are kept, so that a change of one entry does not lose the state of the others.
+        The next save contains these records too, so that a change of one entry does not lose the state of the others.
         """
         stored = await self.read(fd_store.WANTED)
         records: Table = self.saved_state().servers if stored is None else json.loads(stored)
@@ -141,7 +143,7 @@ class StateStore:
         """Store the desired state of the entries with these names, then the configuration if it has changed.
 
         In this order, because a supervisor may be killed in between: its successor then finds that the files have
-        changed. In the other order it would not know which servers were being replaced because of them.
+        changed. In the other order the successor could not know which servers were being replaced because of this.
         """
         if configuration is not None:
             self._missing, self._stale = configuration.missing, True
@@ -174,7 +176,10 @@ class StateStore:
         self._written, self._stale = b"", True
 
     def saved_state(self) -> SavedState:
-        """The content of the file: the state that a pool left when keeper and supervisor were killed together."""
+        """The content of the file: the state that a pool left when keeper and supervisor were killed together.
+
+        Empty if there is no such file.
+        """
         found = pool_files.read_desired(self.directory)
         return SavedState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
 
@@ -184,12 +189,12 @@ class StateStore:
         pool_files.remove_desired(self.directory)
 
     async def totals(self) -> Table:
-        """The totals counted by the previous supervisor."""
+        """The totals that the previous supervisor saved; empty if it saved none."""
         found: Table = json.loads(await self.read(fd_store.TOTALS) or b"{}")
         return found
 
     def save_totals(self, totals: bytes) -> None:
-        """Store the counts, a JSON object."""
+        """Store the totals, which are encoded as a JSON object, for the next supervisor."""
         self.write(fd_store.TOTALS, totals)
 
     def write(self, name: str, content: bytes) -> None:
@@ -216,10 +221,10 @@ def _json(value: object) -> bytes:
 
 
 class SaveTimer:
-    """Calls `save` soon after a change, at most a tenth of the loop's time: after a long call the next is delayed.
+    """Calls `save` soon after each change; the calls take at most a tenth of the loop's time.
 
-    Until then a successor knows less than this process. State that an answer reports is saved before the answer, by
-    `save_now`.
+    Until the call, a successor knows less than this process. State that an answer reports is saved before the answer,
+    by `save_now`.
     """
 
     def __init__(self, save: Callable[[], None], clock: Clock | None = None) -> None:
@@ -234,7 +239,7 @@ class SaveTimer:
             self._timer = asyncio.get_running_loop().call_later(self.pause_seconds, self.save_now)
 
     def save_now(self) -> None:
-        """Save before this returns."""
+        """Call `save` at once, instead of after the pause."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -356,7 +361,7 @@ class _Reader:
         return self._table(ServerConfig, {**document, "address": Address(address.pop("kind"), **address)})
 
     def table_of_files(self, name: str, document: Tree) -> Tree:
-        """A table, or a list of tables, other than [[server]], by its name in files."""
+        """The table, or the list of tables, of this name in files; not for [[server]]. Raises NotUnderstood."""
         model = model_of_table(name)
         if model is None:
             raise NotUnderstood(f"there is no [{name}] any more")
@@ -403,7 +408,7 @@ def _paths_from_environment(tree: Tree, path: Path = ()) -> Iterator[Path]:
 
 
 def _defaults(tree: Tree, from_environment: Collection[Path], path: Path = ()) -> Tree:
-    """The table [defaults], with lists as tuples, as when read from files."""
+    """The table [defaults] as when read from files: lists as tuples, and the strings at `from_environment` marked."""
     if isinstance(tree, dict):
         return {key: _defaults(value, from_environment, (*path, key)) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -426,7 +431,7 @@ def unpickled(content: bytes) -> StoredConfiguration:
     return found
 
 
-# Today's names of classes that a pickled configuration calls otherwise.
+# New names of renamed classes, by their names in a pickled configuration.
 _RENAMED = {"Patience": "RecoveryBackoff"}
 
 

@@ -161,9 +161,9 @@ class Lifecycle:
         return replace(await operation.conclude(chosen, call), unchanged=tuple(left_alone) or None)
 
     def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
-        """The servers that those of `entries` without a serving worker need, also indirectly, and that are not ready.
+        """The direct and indirect dependencies that are not ready, of all `entries` without a serving worker.
 
-        Selected and disabled servers are left out.
+        Servers in `chosen` and disabled servers are left out.
         """
         graph = self._core.servers
         names = {entry.name for entry in chosen}
@@ -362,7 +362,7 @@ class Lifecycle:
         return selected(self._core, call.selector)
 
     def _obstacles(self, config: ServerConfig) -> tuple[int, list[Finding]] | None:
-        """The exit code and the problems that prevent adding the server to the pool, or None."""
+        """None if the server can be added to the pool; else the exit code and the problems that prevent it."""
         there = self._core.entries.values()
         if any(entry.removed and entry.name == config.name for entry in there):
             return CONFLICT, [Finding(("name",), "a server of that name is still being removed", "try again")]
@@ -371,7 +371,7 @@ class Lifecycle:
 
 
 def _is_named(entry: Entry, call: Call) -> bool:
-    """Whether the user selected this entry by its name, not by a pattern."""
+    """Whether the user selected this entry by its name or address, not by a pattern."""
     targets = {target.casefold() for target in call.selector.targets}
     return not targets.isdisjoint((entry.name.casefold(), entry.config.key.casefold()))
 
@@ -397,7 +397,7 @@ def _not_drained(entry: Entry) -> str:
 
 
 def _cannot_have(entry: Entry, workers: int) -> ServerError | None:
-    """Why this number of workers is not possible for the server."""
+    """Why this number of workers is not possible for the server; None if it is possible."""
     config = entry.config
     if workers == 1 or not (config.job or config.binds_itself or not config.overlap):
         return None
@@ -438,7 +438,10 @@ class TooManyOpenFiles(Exception):
 
 
 def ensure_open_files(core: Core, coming: Iterable[tuple[ServerConfig, int]]) -> None:
-    """Raise TooManyOpenFiles if the limit of open files is too low for these further workers."""
+    """Raise TooManyOpenFiles if the limit of open files is too low for these servers in addition to the running ones.
+
+    `coming` has each server with its number of workers.
+    """
     wanted = {entry.name: (entry.config, size(entry)) for entry in core.entries.values() if _runs(entry)}
     _ensure(wanted, wanted | {server.name: (server, count) for server, count in coming})
 
@@ -481,9 +484,9 @@ def _runs(entry: Entry) -> bool:
 
 
 def expired(entry: Entry, config: ServerConfig, now: float) -> ServerError | None:
-    """Why the server keeps its current certificate: the one in `config`'s files has expired, the current one has not.
+    """The error if the certificate in the file has expired, and the one in use is still valid; else None.
 
-    Blocks on the disk.
+    `config` names the file. Blocks on the disk.
     """
     if (
         not entry.observed.workers
@@ -512,15 +515,15 @@ async def startup_warnings(
 ) -> list[str]:
     """The warnings of `poolctl validate` about the servers with these names, and about the pool's tables.
 
-    For servers in `warned`, the warning that a program binds its address itself is left out. Without `of_tables`, the
-    tables have not changed since `start` printed their warnings.
+    For servers in `warned`, the warning that a program binds its address itself is left out. Without `of_tables`,
+    warnings about the tables are left out, because `start` has printed them.
     """
     there = list(servers)
     chosen = [server for server in there if server.name in names]
     journal = tables.events is not None and tables.events.path
     tables_checked = of_tables and bool(journal or any(each.has_startup_warnings for _, each in tables))
     checked = tables_checked or any(map(_may_be_warned_of, chosen))
-    # Only if there is one of them: most pools have neither, and the check takes time.
+    # The check takes time, and most pools need none.
     pythons = {server.python or sys.executable for server in chosen if _runs_python_as_root(server)}
     if not (checked or pythons):
         return []

@@ -43,7 +43,7 @@ class Reading:
         return Result(items=items(self._core, selected(self._core, call.selector)))
 
     async def show(self, call: Call) -> Result:
-        """The selected servers with their configuration, its origins, and their latest events."""
+        """The selected servers with their configuration, its origins, and their workers; secrets only with `reveal`."""
         entries = selected(self._core, call.selector)
         reveal = call.options.get("reveal") is True
         found = await self._context.configuration.origins([each.name for each in entries if not each.added])
@@ -190,7 +190,7 @@ class Reading:
         return entry.observed.failure or self._blocked(entry)
 
     def _blocked(self, entry: Entry) -> ServerError | None:
-        """The error for a server that waits for a dependency that does not start, such as a disabled server."""
+        """The error if the server waits for a dependency that will not start, such as a disabled one; else None."""
         command = Goal(self._core, PoolMonitorError, [entry])
         return command.problem(entry) if entry.wanted and command.is_over(entry) else None
 
@@ -209,7 +209,7 @@ async def _stacks_of(stacks: Stacks, worker: Worker, turn: asyncio.Semaphore) ->
 
 
 def expiring(entry: Entry, now: float) -> str:
-    """The warning about a certificate that expires within `tls.warn_before`; "" if it is valid for longer."""
+    """The warning that a certificate in use has expired, or expires within `tls.warn_before`; "" if it does not."""
     ends, tls = entry.observed.certificate_ends, entry.config.tls
     if not entry.observed.workers or ends is None or not tls or tls is True:
         return ""
@@ -235,7 +235,7 @@ def _offer(queue: asyncio.Queue[JournalEvent], wanted: EventFilter, event: Journ
 
 
 def _wanted(names: Collection[str] | None, options: Table) -> tuple[EventFilter, int]:
-    """The filter and the number of lines from the options. Raises SelectorError for malformed options."""
+    """The filter for events of these servers (None: all) and the number of lines. Raises SelectorError."""
     lines = options.get("lines", MOST_LINES)
     wanted = parse_filter(
         servers=names, kinds=options.get("kind"), since=options.get("since"), after=options.get("after")

@@ -1,6 +1,6 @@
 """The verb `reload`: applies the files, and changes only servers whose configuration differs.
 
-Until then, other commands report how the files differ from the active configuration.
+Before a reload, other commands report how changed files differ from the active configuration.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Reload:
         self._turn = context.configuration.turn
 
     async def reload(self, call: Call) -> ReloadResult:
-        """Apply the changes in the files, or only list them. Files with problems are refused."""
+        """Apply the changes in the files or, with `dry_run`, only list them. Files with problems are refused."""
         force = bool(call.options.get("force"))
         async with self._turn:
             resolved = await self._configuration.read(call.options.get("env"), keep=self._core.entries)
@@ -89,7 +89,7 @@ class Reload:
             if call.options.get("dry_run"):
                 code = NOT_AS_DESIRED if lines else 0
                 return ReloadResult(
-                    items=self._items(), exit_code=code, warnings=tuple(resolved.remarks), changes=lines
+                    items=self._all_items(), exit_code=code, warnings=tuple(resolved.remarks), changes=lines
                 )
             ensure_open_files_for_all(self._core, resolved.servers)
             applied = _ReloadRun(self._core, changes, resolved.servers)
@@ -106,7 +106,7 @@ class Reload:
         errors += renewal
         warnings += [*self._exposed_to(exposed, applied.replaced), *resolved.remarks]
         return ReloadResult(
-            items=self._items(),
+            items=self._all_items(),
             errors=tuple(errors),
             exit_code=code or (FAILED if errors else 0),
             warnings=tuple(warnings),
@@ -114,7 +114,7 @@ class Reload:
         )
 
     async def apply_at_rest(self, call: Call) -> ReloadResult:
-        """Apply the differences to a pool in which no server runs; new servers are not started."""
+        """Apply the files to a pool in which no server runs; returns changes or errors. New servers are not started."""
         async with self._turn:
             resolved = await self._configuration.read(keep=self._core.entries)
             found = await self._difference(resolved)
@@ -174,7 +174,7 @@ class Reload:
     def _accept(
         self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _ReloadRun
     ) -> list[str]:
-        """Activate the configuration in the files; returns the variables that servers no longer get."""
+        """Activate the configuration in the files; returns environment variables that new workers no longer get."""
         known = withheld_variables()
         self._configuration.accept(resolved, environment)
         if environment:
@@ -222,7 +222,7 @@ class Reload:
                 yield _of_pool(f"[{name}]", keys, f"[{name}]: {key_list_text(keys)}")
 
     def _exposed_to(self, variables: Iterable[str], replaced: Collection[str]) -> Iterable[str]:
-        """Notes about running servers that still have variables that servers no longer get."""
+        """Warnings about running servers that still have these environment variables, except servers in `replaced`."""
         names = [
             entry.name
             for entry in self._core.entries.values()
@@ -233,9 +233,9 @@ class Reload:
                 yield f"{variable} is still in the environment of {', '.join(names)}; poolctl restart removes it"
 
     def _refused(self, problems: list[ErrorEntry]) -> ReloadResult:
-        return ReloadResult(items=self._items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION)
+        return ReloadResult(items=self._all_items(), errors=tuple(problems), exit_code=INVALID_CONFIGURATION)
 
-    def _items(self) -> tuple[Item, ...]:
+    def _all_items(self) -> tuple[Item, ...]:
         return items(self._core, self._core.entries.values())
 
 
@@ -291,7 +291,7 @@ class _ReloadRun:
         return entry
 
     def _awaited(self, entry: Entry) -> bool:
-        """Whether to wait for the server. False if it stays stopped for another reason, or is a scheduled job."""
+        """Whether to wait for the server: it has changes, should run now, and is not a scheduled job."""
         at_rest = entry.rests or entry.is_disabled or entry.on_schedule
         return entry.name in self._kinds and not at_rest
 
@@ -316,7 +316,7 @@ class _ReloadRun:
             self._core.forget(entry)
 
     async def conclude(self, call: Call) -> tuple[int, list[ErrorEntry], list[str]]:
-        """Exit code, errors and warnings, once every server has reached its goal or failed."""
+        """Wait until every server has reached its goal or failed; returns exit code, errors and warnings."""
         codes = await asyncio.gather(
             self._starting.wait_for_outcome(call), self._stopping.wait_for_outcome(call)
         )
@@ -333,7 +333,7 @@ def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
 
 
 def _changed(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
-    """The keys of a table that differ; for a list of tables the names of the differing tables."""
+    """The keys of the table `name` that differ; for a list of tables, the names of those that differ."""
     one, other = _named(before), _named(after)
     if not one or not other:
         return (name,)
@@ -353,7 +353,7 @@ def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
 
 
 class _ChangedInputs(NamedTuple):
-    """The changed files, and what they are compared with: the pool's servers and the variables in use."""
+    """The changed files, and the state that they are compared with: the servers' revision, and variables in use."""
 
     files: tuple[str, ...]
     stamps: tuple[Stamp, ...]
@@ -375,7 +375,7 @@ class ConfigurationDrift:
         self._variables: dict[tuple[str, ...], tuple[list[Stamp], str]] = {}
 
     async def report(self, verb: str, call: Call, result: Result) -> Result:
-        """Add the changed files to the result of a command that reports them."""
+        """The result, with the changed files added if the command reports them and there are any."""
         if not (verb in _REPORTING or call.options.get("files") is True) or result.ended:
             return result
         if (found := await self._find_changes()) is None:
@@ -390,9 +390,9 @@ class ConfigurationDrift:
         return replace(result, changed=to_json(_answer(found.files, difference)))
 
     async def apply_at_rest(self, call: Call) -> ReloadResult | None:
-        """Apply changed files if no server runs; None if a server runs, or nothing has changed.
+        """Apply changed files; None if a server runs, or nothing has changed.
 
-        Live changes stay in effect until a reload.
+        Also None if there are live changes, because these stay in effect until a reload.
         """
         if self._is_changed_live or self._runs or (found := await self._find_changes()) is None:
             return None
@@ -406,7 +406,7 @@ class ConfigurationDrift:
 
     @property
     def _runs(self) -> bool:
-        """Whether a server serves or is starting for the first time. One that keeps failing to start does not count."""
+        """Whether a server serves or is starting, without having failed to start before; True for an empty pool."""
         entries = self._core.entries.values()
         return not entries or any(
             entry.asleep
@@ -424,7 +424,7 @@ class ConfigurationDrift:
         )
 
     async def explain(self, call: Call, result: Result) -> Result:
-        """The result for a selection that matched nothing. It names matching servers in changed files."""
+        """For a selection that matched nothing: errors that name matching servers in changed files; else `result`."""
         if not call.selector.targets or (found := await self._find_changes()) is None:
             return result
         difference = await self._compared(found, _PATIENT_SECONDS)
@@ -448,7 +448,7 @@ class ConfigurationDrift:
         self._is_saving = True
 
     async def _find_changes(self) -> _ChangedInputs | None:
-        """The changed files; None if no file has changed, or a watcher is about to apply the changes."""
+        """The changed files; None if there are none, a watcher is about to apply them, or the disk does not answer."""
         if self._configuration.marks is None:
             return None
         if self._search is None or self._search.done():
@@ -469,7 +469,7 @@ class ConfigurationDrift:
     def _changed(
         self, in_use: set[tuple[tuple[str, ...], str]], revision: int, variables: frozenset[tuple[str, str]]
     ) -> _ChangedInputs | None:
-        """The changed files, or None.
+        """The changed files; None if no file has changed, or a watcher is about to apply the changes.
 
         `in_use` are env files with the digest of the contents that running workers have read.
         """
@@ -488,7 +488,7 @@ class ConfigurationDrift:
         return _ChangedInputs(tuple(files), stamps, revision, variables)
 
     def _differing(self, paths: tuple[str, ...], digest: str) -> list[str]:
-        """The env files that were modified: their combined contents no longer have this digest."""
+        """Those of the env files that were modified; empty while their combined contents have this digest."""
         before, known = self._variables.get(paths, ([], ""))
         now = [stamp_of(path) for path in paths]
         if now != before:

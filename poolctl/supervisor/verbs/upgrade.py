@@ -33,10 +33,10 @@ _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeoverCheck:
-    """The next version's answer to CHECK, with which it is sent the active configuration.
+    """The next version's answer to CHECK, after it has read the active configuration.
 
-    `problem` is why it cannot read that configuration, and would read the files instead; `errors` are then the errors
-    of the files.
+    `problem` is why it cannot use the active configuration and would read the files instead, or "". `errors` are the
+    errors of the configuration that it would use.
     """
 
     problem: str = ""
@@ -73,7 +73,7 @@ class Upgrade:
         return UpgradeResult(items=items(self._core, self._core.entries.values()), upgraded_from=os.getpid())
 
     async def _try(self, call: Call) -> Result | None:
-        """Why the next version cannot take over in this environment; None if it has taken over a small pool."""
+        """An error if the next version cannot take over here; None if it has taken over a small pool."""
         options, on_disk = call.options, not await self._build.is_replaced()
         in_force = encoded(self._configuration.snapshot(self._core))
         env = {**os.environ, TRIED: "1"} if on_disk else None
@@ -98,7 +98,7 @@ class Upgrade:
         return _refused(message, hint)
 
     async def _differs(self, call: Call, problem: str) -> Result | None:
-        """An error if the files, which the next version would read, differ from the active configuration."""
+        """An error if the files, which the next version would read, differ from the active configuration; else None."""
         why = (
             f"poolctl {call.options.get('version')} cannot go on with the configuration in force ({problem})"
         )
@@ -117,7 +117,10 @@ class Upgrade:
         return _refused(f"{why}, and the files differ from it", hint)
 
     async def _differs_by_marks(self, why: str) -> Result | None:
-        """An error if the files have changed since they were read. Used if the reader is of another version."""
+        """An error if files have changed since they were read, or servers were added or removed live; else None.
+
+        Used if the files can only be read by another version.
+        """
         configuration = self._configuration
         if changed := await asyncio.to_thread(changed_files, configuration.marks or {}, self._files):
             hint = f"undo the change and repeat poolctl upgrade, or {_STOP_AND_START}"
@@ -128,7 +131,7 @@ class Upgrade:
 
 
 def refusal_of_older(version: str, protocol: object) -> Result | None:
-    """A refusal if the next version or its protocol is older: it may not understand this one's state. Else None."""
+    """An error if the next version or its protocol is older, as it may not understand the saved state; else None."""
     spoken = protocol if isinstance(protocol, int) else OLDEST_PROTOCOL
     if spoken >= PROTOCOL and _release(version) >= _release(__version__):
         return None
@@ -147,7 +150,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 async def _run(command: list[str], given: bytes, env: dict[str, str] | None = None) -> tuple[str, str]:
-    """The output of the command, and the last line of its errors, which is empty only if its exit status is 0."""
+    """Run the command with `given` as its input; returns its output and "", or "" and why it failed."""
     try:
         process = await asyncio.create_subprocess_exec(
             *command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=env

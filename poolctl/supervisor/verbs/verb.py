@@ -51,25 +51,26 @@ class Daemon(Protocol):
         """The answer to a ping, and part of `status`: the pool's name and files, versions and pids."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Add the features' data to a result. After a change of servers, first wait until the features have applied it.
+        """The verb's result, with the features' data.
 
-        The result also names tables that are not served.
+        After a change of servers, waits until the features have applied it. After `start`, the warnings name tables
+        that are not served.
         """
 
     async def finish(self) -> None:
         """Let the features finish their last requests: all servers have stopped, and the pool is ending."""
 
     def shut_down(self) -> int:
-        """End the supervisor after the answer in progress; returns the pid of the keeper, which ends after it."""
+        """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
-        """After the answer in progress, let another version take over; these commands run its keeper and supervisor."""
+        """Let another version take over after the answer in progress. These commands run its keeper and supervisor."""
 
 
 class Call(NamedTuple):
     """A request for a verb: the selected servers, the options, and the receiver of progress lines.
 
-    `by` identifies the sender for the audit trail; `attach` sends a descriptor.
+    `by` returns the sender, for the audit trail; `attach` sends the client a descriptor.
     """
 
     selector: Selector
@@ -99,7 +100,7 @@ class RunningBuild:
         return self._found.result() if self._found is not None and self._found.done() else ""
 
     async def digest(self) -> str:
-        """The digest of the running build; "" if its files were replaced between its start and the first call."""
+        """The digest of the running build; "" if its files were replaced before the first call of this method."""
         if self._found is None:
             self._found = asyncio.ensure_future(asyncio.to_thread(self._find))
         return await asyncio.shield(self._found)
@@ -109,7 +110,7 @@ class RunningBuild:
         return "" if is_installed_since(self._began - _FILE_TIME_SECONDS) else found
 
     async def is_running(self, build: str) -> bool:
-        """Whether this digest is that of the running build."""
+        """Whether `build` is the digest of the running build; False if either is unknown."""
         return build != "" and build == await self.digest()
 
     async def is_replaced(self) -> bool:
@@ -138,7 +139,7 @@ class NothingMatched(Exception):
 
 
 async def match_expressions(core: Core, selector: Selector) -> None:
-    """Let another process match the selector's regular expressions. Raises SelectorError."""
+    """Match the selector's regular expressions in another process, and set its `matched`. Raises SelectorError."""
     given = [name for name in EXPRESSIONS if getattr(selector, name)]
     if not given or selector.matched is None:
         return
@@ -167,8 +168,8 @@ def selected(core: Core, selector: Selector) -> list[Entry]:
 def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], None]:
     """A function that sends a progress line for an entry, if the client wants progress.
 
-    `done` tells whether the command is complete for an entry: the state alone does not, because an entry that is
-    being restarted is running.
+    `done` returns whether the command is complete for an entry. The state alone does not show this: an entry that is
+    being restarted is running, too.
     """
     if not call.options.get("progress", True):
         return lambda entry: None
@@ -193,7 +194,10 @@ def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], Non
 
 
 class Operation(Goal):
-    """The goal of a command, whose outcome is the answer to its client. `problems` may hold problems found before."""
+    """The goal of a command, from which the answer to the client is made.
+
+    `problems` are the failures; the caller may add others, such as servers that the command has refused.
+    """
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
         super().__init__(core, kind, entries)
@@ -202,11 +206,11 @@ class Operation(Goal):
             core.clear_warnings(entry)
 
     async def conclude(self, chosen: list[Entry], call: Call) -> Result:
-        """Wait until each server has reached its goal or failed; returns the result, with every failure."""
+        """Wait as `wait_for_outcome` does; returns the result, with the `chosen` servers and every failure."""
         return self.result(chosen, await self.wait_for_outcome(call))
 
     def result(self, chosen: list[Entry], code: int) -> Result:
-        """The result, with every failure. `code` is the exit code from `wait_for_outcome`."""
+        """The result, with the `chosen` servers and every failure. `code` is the exit code from `wait_for_outcome`."""
         return Result(
             items=items(self._core, chosen),
             errors=tuple(self.errors),
@@ -215,7 +219,10 @@ class Operation(Goal):
         )
 
     async def wait_for_outcome(self, call: Call) -> int:
-        """Wait until each server has reached its goal or failed; returns the exit code."""
+        """Wait until each server has reached its goal or failed, or the timeout; returns the exit code.
+
+        If the option `wait` is false, returns 0 at once.
+        """
         if not call.options.get("wait", True):
             return 0
         await self.wait(call.options.get("timeout"), reporter(call, self.is_over))
@@ -240,7 +247,7 @@ def names_of(entries: list[Entry]) -> tuple[str, ...] | None:
 
 
 def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list[Entry]:
-    """The entries and all that depend on them. The client is warned of dependents that it did not select."""
+    """The entries and all their dependents. The client is warned of active dependents that it did not select."""
     graph = core.servers
     all_of_them = graph.closure(chosen, graph.dependents)
     names = {entry.name for entry in chosen}
@@ -353,7 +360,7 @@ def complaint_of(core: Core, entry: Entry) -> str:
 
 
 def error_of_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
-    """The error, with the error code of the command that failed."""
+    """The failure, with the error code of `kind`, the error of the command that failed."""
     return replace(ErrorEntry.of(failure), code=kind.code, error=kind.error)
 
 

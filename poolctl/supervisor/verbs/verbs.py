@@ -164,13 +164,16 @@ def _options(body: Table) -> Table:
 
 
 def modules() -> list[str]:
-    """The modules of this package."""
+    """The names of the modules of this package."""
     found = pkgutil.iter_modules(import_module(_PACKAGE).__path__, f"{_PACKAGE}.")
     return sorted(module.name for module in found)
 
 
 async def audited(events: Events, request: Request, call: Call, work: Work) -> Result:
-    """Perform the command; its beginning and its end are recorded in the audit trail, even if it fails."""
+    """Do the `work` of the request; returns its result.
+
+    If the verb is in AUDITED, the beginning and the end are recorded in the audit trail, even if the work fails.
+    """
     if request.verb not in AUDITED or call.options.get("dry_run"):
         return await work()
     by = peer(request)
@@ -207,7 +210,10 @@ async def audited(events: Events, request: Request, call: Call, work: Work) -> R
 
 
 def peer(request: Request) -> Table:
-    """The client's uid and pid (from the kernel), its user's name, and its command."""
+    """The client's uid and pid (from the kernel), its user's name, and its command.
+
+    A client that acts for another command, or for a browser, may state that command, or the browser's address.
+    """
     found: Table = {"uid": request.uid, "pid": request.pid, "user": user_name(request.uid)}
     try:
         with open(f"/proc/{request.pid}/comm", encoding="utf-8", errors="replace") as file:
@@ -218,7 +224,7 @@ def peer(request: Request) -> Table:
 
 
 def _on_behalf_of(by: object) -> Table:
-    """The command, or the address of a browser, for which the client says that it acts."""
+    """The command, or the address of a browser, that the client claims to act for; empty if it claims none."""
     if not isinstance(by, dict):
         return {}
     return {key: by[key][:200] for key in ("command", "address") if isinstance(by.get(key), str) and by[key]}
