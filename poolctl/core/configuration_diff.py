@@ -65,8 +65,8 @@ def plan(
 ) -> list[Change]:
     """The changes in the order of the files; servers removed from the files come first.
 
-    `written` are the servers of the files, `files` the digests of the files that they name, `missing` the
-    names of servers that were removed live.
+    `written` are the servers of the configuration files. `files` has, by server name, the digests of the env and
+    certificate files that they name (see `digests`). `missing` are the names of servers that were removed live.
     """
     there = {each.config.name: each for each in running}
     names = {server.name for server in written}
@@ -253,7 +253,10 @@ def digest_of(paths: Iterable[str]) -> str:
 
 
 def expired_message(config: ServerConfig, expired: float, *, passed_over: bool) -> str:
-    """The message about an expired certificate. `passed_over`: the server keeps its previous certificate instead."""
+    """The message about a certificate that expired at the time `expired`, in seconds since the epoch.
+
+    With `passed_over`, it says that the server keeps its previous certificate instead.
+    """
     tls = config.tls
     file = tls.cert if tls and tls is not True else ""
     message = f"{file}: the certificate expired on {date_text(expired)}; "
@@ -264,5 +267,5 @@ def expired_message(config: ServerConfig, expired: float, *, passed_over: bool) 
 
 
 def date_text(seconds: float) -> str:
-    """The date of a time in seconds, in UTC."""
+    """The date (YYYY-MM-DD) in UTC of a time in seconds since the epoch."""
     return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d}"

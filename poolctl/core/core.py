@@ -112,7 +112,7 @@ class Core:
             name = entry.name
             touched[name] = entry
             self._addresses.review(entry)
-            self._update_sleep(entry)
+            self._refresh_sleep_facts(entry)
             self._runs.review(entry)
             for action in self._decide(entry):
                 self._executor.perform(entry, action)
@@ -145,7 +145,8 @@ class Core:
             self._trace.decision(entry.name, view, actions, withheld=bool(decided) and not actions)
         return actions
 
-    def _update_sleep(self, entry: Entry) -> None:
+    def _refresh_sleep_facts(self, entry: Entry) -> None:
+        """Update the facts that decide whether the entry sleeps; stop watching a listener that is out of date."""
         kept = entry.kept
         entry.observed.needed = any(dependent.up for dependent in self.servers.dependents(entry))
         self._windows.review(entry)
@@ -187,10 +188,11 @@ class Core:
         retries: bool = True,
         after_stop: bool = False,
     ) -> None:
-        """Start the server, or let it run at the times of its schedule. Clears a failure or a backoff.
+        """Start the server, or let it run at the times of its schedule. Does not wait. Clears a failure or a backoff.
 
         Without `retries` the first failure before it is ready is final. With `after_stop` a stop in progress
-        ends first, and another stop meanwhile cancels this start; without it, the stop is cancelled.
+        ends first, and another stop meanwhile cancels this start; without `after_stop` this start cancels a stop in
+        progress. A server that is disabled or being removed is not started.
         """
         if entry.is_disabled or entry.removed:
             return
@@ -203,7 +205,7 @@ class Core:
             entry.observed.called = False
         if entry.rests:
             entry.desired.code_since = self.clock.monotonic()
-            entry.order_start()
+            entry.schedule_start_hook()
         if entry.config.every is None:
             entry.skip_leaving_generation()
             entry.become(Desired.RUN)
@@ -214,9 +216,9 @@ class Core:
         self.touch(entry)
 
     def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
-        """Stop the server. Its workers are killed at once with `kill`, otherwise after at most `limit_seconds`.
+        """Stop the server. Does not wait. With `kill` its workers are killed at once, and no hook runs.
 
-        With `kill` no hook runs.
+        Otherwise a worker that still runs is killed after its `stop_timeout` or, if that is shorter, after `limit_seconds`.
         """
         self._want_no_worker(entry, Desired.STOPPED)
         entry.desired.stop_seconds = limit_seconds
@@ -233,7 +235,7 @@ class Core:
 
     def _want_no_worker(self, entry: Entry, desired: Desired) -> None:
         """Set the desired state to one in which no worker runs. A removed server stays removed."""
-        entry.order_stop()
+        entry.schedule_stop_hook()
         entry.desired.stop_seconds, entry.desired.queued_start = None, None
         if not entry.removed:
             entry.become(desired)
@@ -252,7 +254,7 @@ class Core:
             if worker.phase in (Phase.PLACING, Phase.STARTING):
                 self._executor.kill(entry, worker)
         if entry.wanted and not self._executor.roll_back(entry):
-            entry.order_stop()
+            entry.schedule_stop_hook()
             entry.become(Desired.STOPPED if failure is None else Desired.FAILED)
         if failure is not None:
             entry.observed.failure = failure
@@ -282,9 +284,10 @@ class Core:
         return count
 
     def restart(self, entry: Entry, *, ignore_dependencies: bool = True, retries: bool = True) -> None:
-        """Replace the server's workers by a new generation without waiting for its dependencies.
+        """Replace the server's workers by a new generation, or start the server if it is stopped.
 
-        Starts a stopped server. A job with a schedule does not run because of this: see `run_now`.
+        Only a start waits for the server's dependencies, unless `ignore_dependencies`. `retries`: see `start`. A job
+        with a schedule does not run because of this: see `run_now`.
         """
         if entry.config.every is not None:
             self.start(entry, ignore_dependencies=ignore_dependencies)
@@ -306,9 +309,9 @@ class Core:
         self._runs.begin(entry)
 
     def renew(self, entry: Entry, generation: int) -> None:
-        """Replace the workers of this generation because their lifetime is over.
+        """Replace the workers of this generation, for example because their lifetime is over.
 
-        Counts neither as failure nor as restart.
+        Counts neither as failure nor as restart. Has no effect if the generation has been replaced already.
         """
         if entry.wanted and entry.desired.generation == generation:
             entry.next_generation()
@@ -328,7 +331,7 @@ class Core:
     def begin_recovery(
         self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool
     ) -> None:
-        """Note that a recovery begins, with the times of all recoveries. With `counts` it counts as a restart."""
+        """Record that a recovery begins: its report, and the times of all recoveries. Count a restart if `counts`."""
         entry.observed.recovering, entry.observed.recoveries = report, times
         entry.observed.restarts += counts
         self.touch(entry)
@@ -353,7 +356,7 @@ class Core:
     # Canaries.
 
     async def open_canary_address(self, config: ServerConfig) -> ServerConfig:
-        """Open a separate address on this machine; returns the configuration with it. Raises ServerError."""
+        """Open an unused local address for a canary; returns the configuration with it. Raises ServerError."""
         for attempt in range(_OPEN_ATTEMPTS):
             made = config.at(_unused_local_address(config.address))
             try:
@@ -366,7 +369,7 @@ class Core:
         return made
 
     def close_canary_address(self, config: ServerConfig) -> None:
-        """Close the separate address again, if no canary was started there."""
+        """Close an address from `open_canary_address` at which no canary was started."""
         self._executor.close(config)
 
     def begin_canary(
@@ -438,10 +441,10 @@ class Core:
         return canary
 
     def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
-        """Adopt the separate canary of a previous supervisor, on adoption of the first of its workers.
+        """Adopt the separate canary of a previous supervisor, if this is the first of its workers.
 
-        That supervisor's gateway sends requests to it until it is withdrawn here. A canary that was not
-        recorded yet has no share.
+        The gateway of that supervisor sends requests to the canary until the canary is withdrawn here. A canary that
+        was not recorded yet has the share 0.
         """
         desired = entry.desired
         is_apart = worker.config.key != entry.config.key and worker.generation > desired.generation
@@ -480,8 +483,7 @@ class Core:
         """Add a server without starting it.
 
         If a server of that name is being removed, it is kept, with this configuration. `source` is the table
-        and the directory of a server that was added live. The counts of restarts and failures continue from
-        the given counts.
+        and the directory of a server that was added live. `restarts` and `failures` are added to its counts.
         """
         entry = self.servers.add(config)
         entry.desired.source = source
@@ -522,7 +524,7 @@ class Core:
 
         It waits until the workers that depend on it have ended, unless `ignore_dependents`.
         """
-        entry.order_stop()
+        entry.schedule_stop_hook()
         entry.desired.ignore_dependencies = ignore_dependents
         self.servers.remove(entry)
         self._want_no_worker(entry, Desired.REMOVED)
@@ -531,8 +533,8 @@ class Core:
     def change(self, entry: Entry, config: ServerConfig, *, live: bool) -> None:
         """Give the server a new configuration from the files, under the same name.
 
-        With `live` its workers continue under it. Without, running workers are replaced by a new generation,
-        a failed or waiting server is tried again, and a stopped one stays stopped.
+        With `live` its workers continue, with the new configuration. Without `live`, running workers are replaced by a
+        new generation, a server that has failed or is in backoff is started again, and a stopped one stays stopped.
         """
         before, was_disabled = entry.config, entry.is_disabled
         self.withdraw_canary(entry)

@@ -272,7 +272,7 @@ class Arm:
 
 @dataclass(frozen=True, slots=True)
 class Disarm:
-    """Leave the listener and its waiting connections to the next workers."""
+    """Stop watching the listener; the next workers take its waiting connections."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -458,7 +458,7 @@ def restarts_within(count: int, policy: Restart) -> str:
 class Verdict:
     """The decision after an exit, the delay before a restart, and the reason for giving up.
 
-    `restarts` is set if there were too many restarts.
+    `restarts` is the number of restarts within the window if it was too large, else 0.
     """
 
     next: Next

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class HealthChecks:
     """Probes workers from the moment they are ready, and maintains `Worker.health`.
 
-    `unhealthy` is called with each worker whose liveness probe fails, and the reason.
+    Each function in `unhealthy` is called when a liveness probe fails, with the entry, the worker and the reason.
     """
 
     def __init__(self, runner: Runner, queue: Workqueue, recorder: Recorder) -> None:
@@ -35,9 +35,9 @@ class HealthChecks:
     async def wait_until_probes_pass(
         self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]
     ) -> None:
-        """Wait until the worker has passed its startup and readiness probes. The caller cancels this after a timeout.
+        """Wait until the worker has passed its startup and readiness probes. Has no time limit of its own.
 
-        Raises WorkerFailed if the worker ends before.
+        Raises WorkerFailed if the worker ends first; `ending` is the future of its exit.
         """
         await self._make_probes(entry, worker).wait_until_ready(ending, f"poolctl logs {entry.name}")
 

@@ -119,9 +119,9 @@ def failure_of(
     *,
     cause: Exception | None = None,
 ) -> ServerError:
-    """The failure of a server as an error, with the error code of the attempt.
+    """The failure of a server as an error, with the error code of `kind`. `cause` is the exception behind it, if any.
 
-    The server's output is the hint unless another hint is given.
+    Without a `hint`, the hint is the command that shows the server's output.
     """
     if hint is None:
         hint = f"poolctl logs {entry.name}"
@@ -282,7 +282,7 @@ class StackReports:
         return found
 
     async def record_start_timeout(self, entry: Entry, worker: Worker, message: str) -> str:
-        """Record the stacks of a worker that is not ready in time; returns the message with the place of the hang."""
+        """Record the stacks of a worker that is not ready in time; returns the message, with the place if known."""
         stacks = await self.take(entry, worker)
         if stacks is None:
             return message
@@ -321,7 +321,7 @@ _OWN_SOCKET = (
 
 
 class Executor:
-    """Performs actions: one task follows each worker for its whole life, and one runs each action on it.
+    """Performs actions. One task follows each worker for its whole life; each action on a worker has a further task.
 
     The entry shows the progress of its workers, and the consequences of their exits.
     """
@@ -426,7 +426,7 @@ class Executor:
         self._queue.run(self._runner.close(held.key))
 
     async def _check(self, entry: Entry, generation: int) -> None:
-        """Check that workers of the generation can be started. If not, it is abandoned and the running workers stay."""
+        """Check that workers of the generation can be started. If not, abandon it: the running workers stay."""
         try:
             async with asyncio.timeout(_CHECK_SECONDS):
                 await self._runner.check(entry.config)
@@ -490,7 +490,7 @@ class Executor:
             entry.listener.armed = None
 
     def wake(self, entry: Entry) -> None:
-        """Wake the server if it sleeps or is falling asleep, without a waiting connection."""
+        """Wake the server if it sleeps or is falling asleep, although no connection waits for it."""
         if entry.listener.armed is not None:
             self.disarm(entry)
             self._on_request(entry)
@@ -503,7 +503,7 @@ class Executor:
             self._on_request(entry)
 
     def idle_after(self, entry: Entry, seconds: float) -> None:
-        """Have the entry's workers report when they have had no traffic for the server's idle time."""
+        """Have the entry's workers report when they have had no traffic for this time."""
         for worker in entry.observed.workers.values():
             worker.idle = False
             if self._sleep is not None and worker.placement is not None:
@@ -635,7 +635,10 @@ class Executor:
         return exit_, hint
 
     async def _end_of_hook(self, hook: RunningHook, placement: Placement, limit_seconds: float) -> Exit:
-        """The exit of the hook; without status and signal if it exceeded its time limit."""
+        """Wait until the hook has ended; returns its exit.
+
+        After the time limit the hook is killed, and the returned exit has neither status nor signal.
+        """
         ending = asyncio.ensure_future(self._runner.wait_for_exit(placement))
         if hook.ends:
             # The end was ordered before the hook had a process.
@@ -799,7 +802,7 @@ class Executor:
         )
 
     async def _watch(self, entry: Entry, worker: Worker) -> Exit:
-        """Wait until the worker is ready (unless it is leaving already), and then until it ends."""
+        """Wait until the worker is ready (unless it is leaving already), and then until it ends; returns its exit."""
         assert worker.placement is not None
         ending = asyncio.ensure_future(self._runner.wait_for_exit(worker.placement))
         if worker.phase is Phase.STARTING:
@@ -958,7 +961,7 @@ class Executor:
             worker.next_step = observed.next_step
 
     def roll_back(self, entry: Entry) -> bool:
-        """Return to the older generation that still serves, because its replacement has failed; False without one."""
+        """Return to the older generation, because its replacement has failed; False if no older generation serves."""
         serving = [
             each
             for each in entry.observed.ready
@@ -976,9 +979,9 @@ class Executor:
         return True
 
     def _decide_after_exit(self, entry: Entry, exit_: Exit, *, was_ready: bool) -> None:
-        """Decide what follows when the server ended by itself or could not start.
+        """Decide on the server's next state, because it ended by itself or could not start.
 
-        It is then completed, failed, or in backoff.
+        It waits for its next scheduled run, is completed, has failed, is in backoff, or is restarted at once.
         """
         observed, now = entry.observed, self._clock.monotonic()
         observed.last_exit, observed.next_step = exit_, ""

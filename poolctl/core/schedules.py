@@ -85,7 +85,7 @@ def _period_of(awake: Sequence[str], asleep: Sequence[str], timezone: str, minut
 
 
 def asleep_until(entry: Entry) -> float | None:
-    """The time until which a window keeps the server asleep, in seconds since 1970 (0: forever); None if none does."""
+    """When the window that keeps the server asleep ends, in seconds since 1970 (0: never); else None."""
     return (entry.observed.window.until or 0.0) if entry.kept == ASLEEP and entry.wanted else None
 
 
@@ -108,7 +108,7 @@ _UNKNOWN_END = Exit(message="it ended while no supervisor ran, and its exit stat
 
 
 def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> str:
-    """The reason why a run that is due does not begin; "" if it begins. `blocker` is a reason to wait."""
+    """The reason why a run that is due does not begin; "" if it begins. `blocker` is why it cannot begin, or ""."""
     if now >= due + MINUTE_SECONDS:
         return "its time has passed: the machine was suspended, or its clock was set"
     if entry.desired.state is Desired.RUN or entry.observed.workers:
@@ -145,7 +145,7 @@ def failed_run_message(entry: Entry) -> str:
 
 
 def moment_text(seconds: float) -> str:
-    """The minute, in the pool's time zone, with the zone's name."""
+    """The date and minute of a time in seconds since the epoch, in the pool's time zone, with the zone's name."""
     return f"{datetime.fromtimestamp(seconds).astimezone():%Y-%m-%d %H:%M %Z}"
 
 
@@ -224,7 +224,7 @@ class ScheduledRuns:
             self.begin(entry)
 
     def _blocker(self, entry: Entry) -> str:
-        """The dependency that will not start, so that a run would wait forever, or ""."""
+        """A sentence about a dependency that will not start, so that a run would wait forever; "" without one."""
         if self._servers.may_start(entry):
             return ""
         blocking = (each for each in self._servers.dependencies(entry) if each.rests and not each.answers)

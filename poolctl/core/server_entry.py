@@ -58,7 +58,7 @@ def transient(default: Any = MISSING, *, factory: Any = MISSING) -> Any:
 
 @dataclass(slots=True)
 class Worker:
-    """One worker of a server, and the configuration it was started with. `ready_at` is in monotonic seconds."""
+    """One worker of a server, and the configuration that it runs with. `ready_at` is in monotonic seconds."""
 
     id: str
     generation: int
@@ -110,9 +110,9 @@ class Canary:
     """`count` workers of another generation of a server, with their configuration.
 
     `code_since` is the monotonic time of its start. `failure` is why one of its workers exited or did not start; then
-    no further worker is started. If it `is_apart` from the server, its workers have their own address and pair, and a
-    gateway sends them this `share` of the server's requests. `promoted` is the configuration that the server gets on
-    promotion. A canary that `is_lost` was begun by a previous supervisor.
+    no further worker is started. If it `is_apart` from the server, its workers have their own address and adoption
+    pair, and a gateway sends them this `share` of the server's requests. `promoted` is the configuration that the
+    server gets on promotion. A canary that `is_lost` was begun by a previous supervisor.
     """
 
     generation: int
@@ -253,7 +253,7 @@ class HookState:
 
 @dataclass(slots=True)
 class Entry:
-    """One server. Only the core assigns the attributes of its values, on its loop."""
+    """One server. Only the core changes `config` and the attributes of the other values, on its event loop."""
 
     config: ServerConfig
     desired: DesiredState = field(default_factory=DesiredState)
@@ -364,7 +364,7 @@ class Entry:
     def view(
         self, *, may_start: bool, may_stop: bool, may_open: bool, abandoned: tuple[str, ...] = ()
     ) -> View:
-        """The facts about the server that its next actions depend on."""
+        """The facts that the next actions for the server depend on. The arguments are included unchanged."""
         canary, hook = self.desired.canary, self.hooks.running
         return View(
             desired=self.desired.state,
@@ -411,9 +411,9 @@ class Entry:
 
     @property
     def kept(self) -> str:
-        """The effect of the server's current window, AWAKE or ASLEEP.
+        """The effect of the server's current window: AWAKE, ASLEEP, or "" if it has no effect.
 
-        Dependents need the server awake in any case.
+        No window affects a server that cannot sleep, and none keeps a server asleep while a dependent is up.
         """
         state = self.observed.window.state if self.sleepy else ""
         return "" if state == ASLEEP and self.observed.needed else state
@@ -512,7 +512,7 @@ class Entry:
 
     @property
     def health_of_workers(self) -> Status:
-        """The health of its ready workers; warn when they differ."""
+        """The health of its ready workers, warn when they differ. Without probes: ok if it is ready, else unknown."""
         ready = self.observed.ready
         if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
@@ -550,7 +550,7 @@ class Entry:
 
     @property
     def pids(self) -> list[int]:
-        """The pids of the server's workers; while it stops, of its leaving workers."""
+        """The pids of the server's workers; leaving workers are included only if all are leaving."""
         found = self.observed.staying or self.observed.workers.values()
         found = sorted(found, key=lambda worker: (worker.generation, worker.index))
         return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
@@ -599,8 +599,8 @@ class Entry:
         self.desired.newest += 1
         self.desired.generation = self.desired.newest
 
-    def order_start(self) -> None:
-        """Make the start hook due before the next worker, unless the server keeps running."""
+    def schedule_start_hook(self) -> None:
+        """Make the start hook due before the next worker. If a worker stays, cancel a due stop hook instead."""
         if self.observed.staying:
             self.hooks.after_stop_due = False
         else:
@@ -608,8 +608,11 @@ class Entry:
                 self.config.hooks.before_start
             )
 
-    def order_stop(self) -> None:
-        """Make the stop hook due after the last worker, if the server was started and its start hook is done."""
+    def schedule_stop_hook(self) -> None:
+        """Make the stop hook due after the last worker, if the server was started and its start hook is done.
+
+        The start hook is not due any longer.
+        """
         if self.wanted and not self.hooks.before_start_due and self.config.hooks is not None:
             self.hooks.after_stop_due = self.hooks.after_stop_due or bool(self.config.hooks.after_stop)
         self.hooks.before_start_due = False
@@ -671,7 +674,7 @@ _PLAIN = [each for each in _persisted() if each[1] not in ("state", "failure", "
 def record_of(entry: Entry) -> Table:
     """The record of the entry for the next supervisor.
 
-    The pause before an attempt is not part of it: a successor tries at once.
+    The rest of a backoff is not part of the record: a successor restarts the server at once.
     """
     found = {
         name: content

@@ -71,9 +71,9 @@ class Workqueue:
         return bool(self._progressed or self._others)
 
     def touch(self, entry: Entry, *, progressed: bool = False) -> None:
-        """Decide on the entry, which has changed, before the loop sleeps; it notes the cause of the change.
+        """Queue an entry that has changed, to be decided on before the loop sleeps; record the current cause in it.
 
-        `progressed`: an action of its own has finished.
+        `progressed`: an action on the entry has finished.
         """
         self.add(entry, progressed=progressed)
         self._changed[entry.name] = entry
@@ -104,18 +104,18 @@ class Workqueue:
         self._settle()
 
     def add(self, entry: Entry, *, progressed: bool = False) -> None:
-        """Queue the entry."""
+        """Queue the entry. It is decided on after the next call of `schedule`, or in the current batch."""
         (self._progressed if progressed else self._others)[entry.name] = entry
 
     def update(self, entries: Iterable[Entry]) -> None:
-        """Queue these entries."""
+        """Queue these entries, as `add` does."""
         for entry in entries:
             self.add(entry)
 
     def batch(self) -> Iterator[Entry]:
-        """Yield the entries to decide on before the loop continues, including those added meanwhile.
+        """Yield the next entries to decide on, at most BATCH, including entries added meanwhile.
 
-        The first is one without a finished action, so that none starves.
+        The first is an entry without a finished action, if there is any, so that these do not starve.
         """
         for place in range(BATCH):
             if not self:
@@ -272,7 +272,11 @@ class Addresses:
         self._endpoints.pop(key, None)
 
     def take_unneeded_listeners(self, entry: Entry) -> list[ServerConfig]:
-        """The previous listeners of a resting entry, which must be closed. Also forgets finished moves."""
+        """The open listener that was kept for this entry, as a list; empty unless it is no longer needed.
+
+        The caller closes the listener. It is needed unless the entry is at rest and no other server wants it. This also
+        notes whether the entry has released its previous addresses, for which other servers may wait.
+        """
         if entry.name in self._leaving and not self._holds_more(entry):
             del self._leaving[entry.name]
             for waiting in self._waiting.values():

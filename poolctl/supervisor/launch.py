@@ -40,7 +40,7 @@ class Launched(NamedTuple):
 
 
 def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> Launched:
-    """Start a supervisor for the pool of `files`, unless one is running; on return the control socket accepts connections.
+    """Start a supervisor for the pool of `files`, unless one is running; on return its control socket is open.
 
     The supervisor's first answer reports whether the files are valid. With `lifeline` the pool ends when the returned
     descriptor is closed. Raises ControlError: with exit code 8 if `lifeline` is given and a supervisor is already

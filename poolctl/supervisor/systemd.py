@@ -23,7 +23,8 @@ class Service:
     """Notifies systemd of the pool's state, on the running event loop, until `stop`.
 
     It runs in the supervisor. If the supervisor dies, the keeper starts a successor at once, and the successor repeats
-    all notifications. If the supervisor hangs, the watchdog is not notified until the keeper has replaced the supervisor.
+    all notifications. If the supervisor hangs, the watchdog is not notified until the keeper has replaced the
+    supervisor.
     """
 
     def __init__(self, env: Mapping[str, str], core: Core) -> None:

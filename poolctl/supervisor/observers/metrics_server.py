@@ -78,7 +78,10 @@ class PoolMetrics:
         self._identity = identity
 
     async def text(self, openmetrics: bool, selector: Selector | None = None) -> str:
-        """The metrics of the pool, its servers and features as text; with a `selector`, of the pool and selected servers."""
+        """The metrics of the pool, its servers and its features as text.
+
+        With a `selector`, only those of the pool and the selected servers.
+        """
         entries = list(self._core.entries.values()) if selector is None else selected(self._core, selector)
         totals = self._statistics.totals
         servers = [

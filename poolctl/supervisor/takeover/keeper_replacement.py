@@ -226,7 +226,7 @@ def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, t
 
 @contextlib.contextmanager
 def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, Table]]:
-    """Context manager: start a new keeper, and wait for its first message; yields the link and its identity."""
+    """Context manager: start a new keeper, and wait for its first message; yields link and identity of the keeper."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     plan = json.dumps({"supervisor": supervisor, "donor": 3, "donor_process": identity(os.getpid())})
     argv = bootstrap.command(sys.executable, "keeper", directory, plan, isolated=True)

@@ -689,16 +689,16 @@ def test_view_has_the_facts_of_the_entry() -> None:
 
 def test_start_hook_is_due_unless_the_server_keeps_running() -> None:
     server = entry(hooks=HOOKS)
-    server.order_start()
+    server.schedule_start_hook()
     assert server.hooks.before_start_due
     running = entry(Desired.RUN, hooks=HOOKS)
     add_worker(running)
     running.hooks.after_stop_due = True
-    running.order_start()
+    running.schedule_start_hook()
     assert (running.hooks.before_start_due, running.hooks.after_stop_due) == (False, False)
     for hooks in ({}, {"hooks": {"after_stop": ["true"]}}):
         without = entry(**hooks)
-        without.order_start()
+        without.schedule_start_hook()
         assert not without.hooks.before_start_due
 
 
@@ -710,11 +710,11 @@ def test_stop_hook_is_due_if_the_server_was_started_with_its_start_hook() -> Non
     ):
         server = entry(desired, hooks=HOOKS)
         server.hooks.before_start_due = before_start_due
-        server.order_stop()
+        server.schedule_stop_hook()
         assert (server.hooks.after_stop_due, server.hooks.before_start_due) == (due, False)
     for hooks in ({}, {"hooks": {"before_start": ["true"]}}):
         without = entry(Desired.RUN, **hooks)
-        without.order_stop()
+        without.schedule_stop_hook()
         assert not without.hooks.after_stop_due
 
 
