@@ -218,7 +218,8 @@ class Core:
     def stop(self, entry: Entry, *, kill: bool = False, limit_seconds: float | None = None) -> None:
         """Stop the server. Does not wait. With `kill` its workers are killed at once, and no hook runs.
 
-        Otherwise a worker that still runs is killed after its `stop_timeout` or, if that is shorter, after `limit_seconds`.
+        Otherwise a worker that still runs is killed after its `stop_timeout` or, if this is shorter, after
+        `limit_seconds`.
         """
         self._want_no_worker(entry, Desired.STOPPED)
         entry.desired.stop_seconds = limit_seconds
@@ -246,8 +247,8 @@ class Core:
     def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
         """Give up a start: kill the workers that are not ready, and start no others.
 
-        An older generation continues to serve. Without one the server is stopped, or failed if a failure is
-        given. A start that waits for a stop is cancelled.
+        An older generation continues to serve. Without an older generation the server is stopped, or failed if a
+        failure is given. A start that waits for a stop is cancelled.
         """
         entry.desired.queued_start = None
         for worker in entry.observed.workers.values():
@@ -347,7 +348,7 @@ class Core:
         self.touch(entry)
 
     def set_idle(self, entry: Entry, worker_id: str, idle: bool) -> None:
-        """Note that a worker has had no traffic for long enough to sleep, or has traffic again."""
+        """Note whether a worker is `idle`: it has had no traffic for long enough to let its server sleep."""
         worker = entry.observed.workers.get(worker_id)
         if worker is not None and worker.idle is not idle:
             worker.idle = idle
@@ -583,7 +584,7 @@ class Core:
             entry.become(Desired.SCHEDULED)
 
     def override(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
-        """Replace all live changes of the server, which override its configuration, by these."""
+        """Set the live changes that override the server's configuration; they replace all earlier ones."""
         was_disabled = entry.is_disabled
         if (
             overrides.workers is None
@@ -902,7 +903,7 @@ async def wait_until(
 ) -> list[Entry]:
     """Wait until `finished` is true for each entry, or the timeout. Returns the unfinished entries.
 
-    `report` gets an entry whenever something about it has changed. One callback serves all of them.
+    `report` is called with an entry whenever something about the entry has changed.
     """
     waiting = {entry.name: entry for entry in entries}
     everything = asyncio.get_running_loop().create_future()

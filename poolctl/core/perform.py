@@ -503,7 +503,7 @@ class Executor:
             self._on_request(entry)
 
     def idle_after(self, entry: Entry, seconds: float) -> None:
-        """Have the entry's workers report when they have had no traffic for this time."""
+        """Have the entry's workers report when they have had no traffic for this number of seconds."""
         for worker in entry.observed.workers.values():
             worker.idle = False
             if self._sleep is not None and worker.placement is not None:

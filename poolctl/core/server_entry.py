@@ -94,7 +94,7 @@ class Worker:
 
     @property
     def status(self) -> Status:
-        """The worker's health: the result of its probes; ok without probes."""
+        """The worker's health: ko if it is stuck, else the result of its probes; ok without probes."""
         if self.stuck:
             return Status.KO
         return self.health if self.config.health.probed else Status.OK
@@ -732,7 +732,7 @@ class Availability:
         self.fall += was_up and not self.is_up and status != Status.UNKNOWN and not was_off
 
     def settle(self, now: float) -> None:
-        """Add the time since the last update."""
+        """Add the time since the last update to `uptime` or `downtime`, unless the server is off."""
         passed, self._since = max(0.0, now - self._since), now
         status = self.status
         if status == Status.UNKNOWN:

@@ -441,7 +441,10 @@ class Servers:
         return [self.entries[name] for name in names if name in self.entries] if names else []
 
     def closure(self, entries: Iterable[Entry], step: Callable[[Entry], list[Entry]]) -> list[Entry]:
-        """The entries and their direct and indirect dependencies or dependents (`step`), in the order of the file."""
+        """The entries and all servers that `step` reaches from them, directly or indirectly, in the order of the file.
+
+        `step` is `dependencies` or `dependents`.
+        """
         seen: set[str] = set()
         ahead = list(entries)
         while ahead:
@@ -452,9 +455,9 @@ class Servers:
         return [entry for name, entry in self.entries.items() if name in seen]
 
     def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
-        """Record that these dependents were stopped because the named servers were disabled.
+        """Record that the servers named in `stopped` were stopped because those in `disabled` were disabled.
 
-        `stopped` maps each dependent to the servers because of which it was already stopped.
+        The value of each name in `stopped` is the list of disabled servers that the server was stopped with earlier.
         """
         names = [entry.name for entry in disabled]
         for name, before in stopped.items():
@@ -463,7 +466,7 @@ class Servers:
             self.entries[name].desired.stopped_with = [*before, *now]
 
     def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
-        """The entries that were stopped with these servers, and not also with another that is still disabled."""
+        """The entries stopped with these servers, except those also stopped with another that is still disabled."""
         names = {entry.name for entry in enabled}
         found = self.closure(filter(self.dependents, enabled), self.dependents)
         return [

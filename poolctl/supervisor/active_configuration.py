@@ -67,7 +67,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ReaderFailed(Exception):
-    """The reader process could not answer. `installed` is the version of that process if it is another one, else ""."""
+    """The reader process could not answer. `installed` is its version if that is not this one, else ""."""
 
     def __init__(self, message: str, hint: str, installed: str = "") -> None:
         super().__init__(message)
@@ -370,7 +370,7 @@ class ActiveConfiguration:
         return servers
 
     def stop_reading(self) -> None:
-        """Make `read_first_servers` return at once, with `problems`; has no effect once the files have been read."""
+        """Make `read_first_servers` return at once and set `problems`; has no effect once the files have been read."""
         if self._reading is not None:
             self._reading.cancel()
 

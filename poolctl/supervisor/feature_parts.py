@@ -95,7 +95,7 @@ class FeaturePart:
         return ()
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
-        """The health of each route that it serves, by the route's name."""
+        """The health of each route that the part serves, by the route's name."""
         return {}
 
     def flush(self) -> None:

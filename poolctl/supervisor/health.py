@@ -244,7 +244,7 @@ class WorkerRecovery:
                     self._core.drain_and_replace(entry, worker)
 
     def entry_changed(self, entry: Entry) -> None:
-        """Handle a change of the server: a recovery may be over, or another due."""
+        """Handle a change of the server: a recovery may be over, or a new one due."""
         case = self._cases.get(entry.name)
         if case is None and not entry.observed.recovering:
             return

@@ -35,7 +35,7 @@ logger = logging.getLogger("poolctl.supervisor")
 class SidecarProcess(Receiver):
     """The process at the other end of `sock`; `known` identifies it, `mark` identifies its version and settings.
 
-    `exited` is done when it has exited by itself. `part` is the package that it runs.
+    The future `exited` is done when the process has exited by itself. `part` is the package that it runs.
     """
 
     part: ClassVar[str]
@@ -55,7 +55,7 @@ class SidecarProcess(Receiver):
 
     @classmethod
     async def spawn(cls, keeper: Link, directory: str, mark: str, part: str = "") -> Self:
-        """Let the keeper start the process, which waits for a first message. Raises LinkLost.
+        """Let the keeper start the process, and return it; it waits for a first message. Raises LinkLost.
 
         Its log is in `directory`. It runs the package `part` or, if that is empty, the package of the class.
         """

@@ -289,7 +289,7 @@ class Statistics:
         )
 
     def watch(self) -> None:
-        """Take samples for one minute from now."""
+        """Take samples in the background until one minute from now."""
         self._asked_at = self._core.clock.monotonic()
         if self._timer is None:
             self._sample()
@@ -421,9 +421,10 @@ def _worker_stats(worker: Worker, counts: Counts | None, usage: Usage | None) ->
 
 
 def quantile(bounds: Sequence[float], buckets: Sequence[int], q: float) -> float | None:
-    """The latency that the share `q` (0 to 1) did not exceed, in the unit of `bounds`; None without values.
+    """The value that the share `q` (0 to 1) of the values did not exceed; None without values.
 
-    Computed as in Prometheus: values spread evenly within a bucket; values above the last bound count as that bound.
+    `buckets` are the numbers of values in the buckets with these upper `bounds`. Computed as in Prometheus: values
+    spread evenly within a bucket; values above the last bound count as that bound.
     """
     total = sum(buckets)
     if not total:

@@ -141,7 +141,7 @@ class HealthOfPool(NamedTuple):
         return found
 
     def in_depth(self, depth: str) -> Table:
-        """The health in the given depth: FULL as returned by `health_info`, SUMMARY or SIMPLE."""
+        """The health by the names of `named`, in this depth: FULL, SUMMARY or SIMPLE."""
         return health_in_depth({name: health for name, (_, health) in self.named.items()}, depth)
 
 

@@ -110,7 +110,7 @@ class Lifecycle:
         return replace(result, warnings=(*result.warnings, *await warnings, *sleepless, *asleep))
 
     async def restart(self, call: Call) -> Result:
-        """Replace the selected servers; the old processes of each stop when the new ones are ready.
+        """Replace the processes of the selected servers; old processes stop when the new ones are ready.
 
         Stopped servers are started after their dependencies. A job with a schedule runs once if it is selected by
         name: restarting a pool, or a part of it, is not meant to run its nightly jobs.
@@ -179,7 +179,7 @@ class Lifecycle:
     async def stop(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first; without a selection, also end the supervisor.
 
-        With the option `idle`, only if no server is wanted or running.
+        With the option `idle`, nothing is stopped if a selected server is wanted or running.
         """
         chosen = selected(self._core, call.selector)
         if call.options.get("idle") and any(entry.wanted or entry.observed.workers for entry in chosen):
@@ -309,7 +309,7 @@ class Lifecycle:
         return replace((await operation.conclude(chosen, call)), dependents=names_of(running))
 
     async def add(self, call: Call) -> Result:
-        """Add and start a server that no file has; returns when it is ready.
+        """Add and start a server that is in no file; returns when it is ready or has failed.
 
         Exit code 8 if its name or address is taken.
         """
@@ -388,7 +388,7 @@ def _without_triggers(entry: Entry) -> ServerError:
 
 
 def _not_drained(entry: Entry) -> str:
-    """Why the server is not draining now; "" if it is."""
+    """Why the server cannot drain now; "" if it can."""
     if not entry.config.listens:
         return f"{entry.name}: has no connections to drain; poolctl stop {entry.name} ends it"
     if entry.state in _RUNS:
@@ -459,7 +459,7 @@ def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> No
 
 
 def size(entry: Entry) -> int:
-    """The minimum number of workers of the server: 0 if it may sleep; with triggers, their minimum."""
+    """The number of workers set by a command or by triggers; else the server's minimum, 0 if it may sleep."""
     if entry.desired.overrides.workers is None and entry.desired.automatic is None:
         return entry.config.scale.min
     return entry.size

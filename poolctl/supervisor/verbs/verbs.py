@@ -72,7 +72,7 @@ class Verbs:
             self._is_complete = True
 
     def add(self, name: str, verb: Verb) -> None:
-        """Add another verb."""
+        """Add a verb, or replace the verb of this name."""
         self._verbs[name] = verb
 
     async def handle(self, request: Request, progress: Progress) -> object:
