@@ -98,7 +98,7 @@ _ERROR_LINE = (
     r"( \[\w+\])?: ?\S"
 )
 _ADDRESS_IN_USE = r"EADDRINUSE|AddrInUse|address (is )?already in use|port [0-9]+ (is|was) (already )?in use"
-# After a colon, "port" or the host of a tuple of Python.
+# The number after a colon, after "port", or after the host in a Python tuple.
 _PORT = r"(?:[:\]]|\bport[ =:]+|', )([0-9]{2,5})\b"
 _LEAST_PORT = 60  # numbers below 60 may belong to a time of day
 # Maximum time that commands and failure reports wait for the output of a server.

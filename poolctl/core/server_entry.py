@@ -170,7 +170,7 @@ class ObservedState:
     feasible: int = transient(0)  # the last generation that was checked: its workers can start
     checking: bool = transient(False)  # this check is in progress
     files: dict[str, str] = persisted(factory=dict)  # digests of the files that its newest worker has read
-    certificate_ends: float | None = persisted(None)  # when the certificate in use expires, since the epoch
+    certificate_ends: float | None = persisted(None)  # expiry of the one in use, in seconds since the epoch
     preload_problem: str = persisted("")  # why its workers import the application themselves
     # The socket that its command uses: "pool", "program" (one of its own), or "tried" during a start that finds
     # this out.
@@ -184,7 +184,7 @@ class ObservedState:
 
     timers: list[asyncio.TimerHandle] = transient(factory=list)  # timers of its backoff
     restart_times: list[float] = persisted(factory=list)  # the times of automatic restarts, monotonic
-    restarts: int = persisted(0)  # all restarts; those by command once the replacement is ready
+    restarts: int = persisted(0)  # all restarts; one by command counts once the replacement is ready
     failures: int = transient(0)  # the number of failed starts and stops
     failure: ServerError | None = persisted(None)  # the last failed start or stop
     # When the worker that ended last was placed, in seconds since the epoch.

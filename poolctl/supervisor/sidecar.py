@@ -158,7 +158,7 @@ class SidecarManager:
         self._work: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()  # set and replaced at each change
         self._tried = asyncio.Event()  # set once it is known whether it can listen
-        # The number of configurations so far, of the one being applied, and of the last one applied or failed.
+        # Numbers of configurations: the newest, the one being applied, and the last one that was applied or failed.
         self._configured_times = self._settling_times = self._attempted_times = 0
         self._retry: asyncio.TimerHandle | None = None
         self._over = False

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
-# After this time the memory has been freed that the start of many servers needs briefly.
+# After this time, the memory that the start of many servers needs briefly has been freed.
 _FREED_SECONDS = 10.0
 # Imported some time after the start, because no health check is due at once, and metrics may not be served at all.
 _LATE_MODULES = ("poolctl.supervisor.health", "poolctl.supervisor.observers.metrics_server")
@@ -486,8 +486,8 @@ class Supervisor(Receiver, CoreEvents):
             # No further supervisor may be started: it would have nothing to do.
             self._keeper.send({"op": "last"})
             if not self._configuration.problems:
-                # Kept with problems, when no worker was started: an earlier pool's state waits until its files are
-                # valid again.
+                # Kept if there are problems, because no worker was started: the state of an earlier pool waits until
+                # its files are valid again.
                 self._store.delete_file()
             self._runtime_files.withdraw()
             # Later, because the answer that reports the end must be sent first.
@@ -561,7 +561,7 @@ class Supervisor(Receiver, CoreEvents):
         """Have the keeper execute another version of itself, which starts its own supervisor; then exit."""
         logger.info("another version takes over: %s", supervisor)
         self._save()
-        # The zygote would fork gateways of this build, and an earlier version does not know it.
+        # The zygote would fork gateways of this build, and an earlier version does not know the zygote.
         self._keeper.send({"op": "drop", "name": fd_store.GATEWAY_ZYGOTE})
         for name, (meta, _) in [*self._keeper.entries.items()]:
             if isinstance(meta, dict) and "mark" in meta:

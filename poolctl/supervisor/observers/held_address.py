@@ -23,7 +23,7 @@ from poolctl.runners.process_link import Link, LinkLost
 from ..active_configuration import PoolEnvironment
 
 _RETRY_SECONDS = 5.0
-# The interval at which certificate files are checked, which other programs renew.
+# The interval of checks for certificate files that other programs have renewed.
 _RENEWAL_SECONDS = 30.0
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
