@@ -1,9 +1,9 @@
 """Runs the role that the first argument names, in the application's interpreter.
 
 `worker zygote`: fork workers on request. `worker serve N`: be a worker, with N descriptors after the control socket.
-`worker app`: import an application and fork its workers on request. `worker as UID GID COMMAND…`: switch to that user
-before another interpreter is started, in poolctl's own. `worker debug N`: serve in the terminal, with N
-descriptors after the specification.
+`worker app`: import an application and fork its workers on request. `worker as UID GID COMMAND…`: switch to this user
+and execute the command, another interpreter; only this role runs in poolctl's own interpreter. `worker debug N`: serve
+in the terminal, with N descriptors after the specification.
 """
 
 from __future__ import annotations

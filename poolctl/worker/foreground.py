@@ -1,4 +1,4 @@
-"""A process that serves in the foreground, without supervisor and fork: its inputs, and debugging."""
+"""Serves one server in the foreground, without supervisor or fork: reads the inputs of its process, and debugs it."""
 
 from __future__ import annotations
 
@@ -40,15 +40,14 @@ class Given(NamedTuple):
     more: list[socket.socket]
 
 
-def receive(part: str, *role: str, light: bool = False) -> Given:
-    """Read the specification, and apply it to this process: its limits, user, environment and directory.
+def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
+    """Read the specification, and apply its limits, user, environment and directory; returns the process's inputs.
 
-    Workers' modules are imported before, unless `light` leaves that to the application; a server's user always gets
-    them, because it may not be allowed to read them later.
+    The first argument of the process is the number of descriptors after the specification. Workers' modules are
+    imported first. With `light` they are not, unless the server has a user, who may not be allowed to read them later.
 
-    The first argument of the process is the number of descriptors after the specification. `part` and `role` run this
-    process again where its environment requires another interpreter. Exits with the reason where this machine cannot
-    support the specification.
+    If the environment requires a new interpreter, it replaces this one, and runs `part` of poolctl with the arguments
+    `role`. Exits with the reason if this machine cannot support the specification.
     """
     count, *applied = sys.argv[1:]
     spec = read_spec_after_exec(1 + int(count))
@@ -88,12 +87,12 @@ def close(listeners: Iterable[socket.socket]) -> None:
 
 
 def debug() -> NoReturn:
-    """Serve a server for debugging until Ctrl-C or SIGTERM, on the main thread.
+    """Serve one server for debugging, on the main thread, until Ctrl-C or SIGTERM; then exit.
 
     So `breakpoint()` works and reads from the terminal, Ctrl-C is an interrupt, and a profiler or a debugger that
     starts with the interpreter sees only the application. There is no restart and no handover.
     """
-    spec, listeners, tls_fds, _ = receive("worker", "debug")
+    spec, listeners, tls_fds, _ = read_and_apply_spec("worker", "debug")
     try:
         status = _live(spec, listeners, tls_fds)
     finally:

@@ -1,8 +1,8 @@
-"""Imports what workers need: common modules once, before the forks, and the server's application.
+"""Imports the modules of workers: common ones once, before the forks, and the server's application.
 
-The application is imported, picked from a mapping of handlers, or made by its factory. After an import before the
-forks, its framework does work once that it would otherwise do in the first request of each worker. That calls no code
-of the application: no lifespan, middleware or endpoint.
+The application is imported, picked from a mapping of handlers, or made by its factory. If it is imported before the
+forks, its framework also does once the work that it would otherwise do in the first request of each worker. This calls
+no code of the application: no lifespan, middleware or endpoint.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class ProvidedModules:
     application imports. They are loaded before the first fork: nothing is read from files that an upgrade may have
     replaced since, and workers whose applications do not import them pay nothing.
 
-    An interpreter's own poolctl takes precedence, because the application was written for it. It reads the scope by the
-    names of its parts, not by their classes. Modules missing from an older poolctl are found here.
+    An interpreter's own poolctl takes precedence, because the application was written for it. Its functions accept
+    the worker's routes, which they read by the names of fields. Modules that an older poolctl lacks are found here.
     """
 
     def __init__(self, modules: dict[str, ModuleType], exports: CodeType) -> None:
@@ -81,7 +81,7 @@ class ProvidedModules:
 
 
 def provide_modules() -> None:
-    """Make the modules importable in this process and its forks from now on."""
+    """Make `poolctl.gateway.routes` importable in this process and its forks from now on (see ProvidedModules)."""
     for kind in (Route, StreamRoute, ExcludedRoute):
         from_json(kind, {})  # resolves the types of fields now, while their modules are still in sys.modules
     modules = {
@@ -97,7 +97,7 @@ def provide_modules() -> None:
 
 
 def preload() -> None:
-    """Import uvicorn and its optional libraries that are installed; set up its logging; enable garbage collection."""
+    """Set the signal handlers for stack dumps, import uvicorn and the optional libraries found, and `end_imports`."""
     STACK_DUMP.prepare(SPEC_FD)  # the descriptor of the specification, which a worker has closed by then
     for name in _MODULES:
         try:
@@ -109,7 +109,7 @@ def preload() -> None:
 
 
 def end_imports() -> None:
-    """Set up uvicorn's logging and the output, and enable garbage collection, once a process has imported its part."""
+    """Set up uvicorn's logging, buffer the output by lines, and enable garbage collection, after poolctl's imports."""
     logging.config.dictConfig(uvicorn_parts.LOGGING_CONFIG)
     # The worker's output will be a pipe, in which lines would otherwise wait until a buffer is full.
     for stream in (sys.stdout, sys.stderr):
@@ -120,13 +120,16 @@ def end_imports() -> None:
 
 
 def prepare_for_forks() -> None:
-    """Prepare the process for its first fork; nothing of poolctl is imported afterwards."""
+    """Prepare the process for its first fork.
+
+    Afterwards poolctl's own code must import no further module of poolctl: the name `poolctl` is then left to the
+    application, whose interpreter may have another version.
+    """
     omit_uvicorns_lines()
     prepare()
     # Applications are imported from directories; if zip files were tried first, each worker would raise an error.
     sys.path_hooks.sort(key=lambda hook: hook is zipimport.zipimporter)
     provide_modules()
-    # The application may use a poolctl installed in its own interpreter.
     for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
         del sys.modules[name]
     gc.freeze()  # forks share these objects, and never scan them for garbage
@@ -159,7 +162,7 @@ def _is_machinery(filename: str) -> bool:
 
 
 def import_app(spec: Spec) -> Any:
-    """Import the application, or its factory or mapping, without calling it. Raises LoadFailed."""
+    """Import the application, its factory, or its function for handlers, and return it uncalled. Raises LoadFailed."""
     return _attribute(_path(spec))
 
 
@@ -227,7 +230,10 @@ def _call(function: Any, path: str) -> Any:
 
 
 def set_app_environment(spec: Spec) -> None:
-    """Set sys.argv and the import path for the application. A second call, after a preload, changes nothing."""
+    """Set sys.argv, the import path and the breakpoint hook for the application.
+
+    A second call, in a worker whose application was imported before the fork, changes nothing.
+    """
     sys.argv = [spec["app"] or spec["server"]]
     if sys.path[0] != spec["app_dir"]:
         sys.path.insert(0, spec["app_dir"])
@@ -244,7 +250,7 @@ def _pass_breakpoint(server: str, *args: object, **kwargs: object) -> None:
 
 
 def exit_status(code: object) -> int:
-    """The exit status for the argument of sys.exit(): an integer itself, 0 for None; a text is printed and gives 1."""
+    """The exit status for an argument of sys.exit(): an integer's low 8 bits, 0 for None; others are printed, and 1."""
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF
     print(code, file=sys.stderr)
@@ -271,7 +277,10 @@ def warm_up(app: object) -> None:
 
 
 def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth: int) -> None:
-    """Ask each route for a path that matches none, and read the files of the endpoints unless they are in `sources`."""
+    """Match each route with a path that no route has; cache the endpoints' source files that are not in `sources`.
+
+    With None for `sources` no files are read. `depth` is how many levels of nested routers are followed.
+    """
     with contextlib.suppress(Exception):  # an error will recur with the first request
         for route in getattr(router, "routes", ()) if depth else ():
             with contextlib.suppress(Exception):

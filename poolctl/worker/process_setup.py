@@ -59,7 +59,7 @@ class SetupFailed(Exception):
 
 
 def run_and_exit(run: Callable[[], int]) -> NoReturn:
-    """Run the function and exit with the status that it returns; an error is printed."""
+    """Run the function and exit with the status that it returns, or with 70 after an error, which is printed."""
     status = 70
     try:
         status = run()
@@ -91,14 +91,14 @@ def reset_signals() -> None:
 
 
 def needs_exec(spec: Spec) -> bool:
-    """Whether the environment contains variables that an interpreter reads only at its start."""
+    """Whether a new interpreter must be executed: only that can replace the environment, or read start variables."""
     return any(name.startswith(START_VARIABLES) for name in spec["env"]) or spec["env_base"] is not None
 
 
 def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments: str) -> NoReturn:
     """Replace this process by a new interpreter that runs `part` of poolctl with these arguments.
 
-    It inherits as many descriptors as `descriptors` says, numbered from SPEC_FD on.
+    The number of descriptors that it inherits is `descriptors`; they begin with SPEC_FD.
     """
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, True)
@@ -107,7 +107,7 @@ def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments:
 
 
 def read_spec_after_exec(descriptors: int) -> Spec:
-    """Read the specification after `start_interpreter_again`. Makes its `descriptors` non-inheritable."""
+    """The specification, after `start_interpreter_again` with as many `descriptors`, which become non-inheritable."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, False)
     return read_spec(SPEC_FD)
@@ -120,7 +120,7 @@ def read_spec(fd: int) -> Spec:
 
 
 def wait_for_go(control: int) -> None:
-    """Wait until the supervisor has recorded this worker; exit if it dies before, since the worker would be unknown."""
+    """Wait until the supervisor has recorded this process; exit if the supervisor ends before that."""
     if os.read(control, len(GO) + 1) != GO:
         os._exit(0)
 
@@ -133,7 +133,10 @@ def run_command(spec: Spec, output: int, listeners: list[int]) -> NoReturn:
 
 
 def become_program(spec: Spec, sockets: int) -> NoReturn:
-    """Execute the server's program. It gets `sockets` listening sockets, from descriptor 3 on."""
+    """Replace this process by the server's program; exits with 126 or 127 if the program cannot be executed.
+
+    The program gets its listening sockets, `sockets` in number, at the descriptors 3, 4 … (sd_listen_fds(3)).
+    """
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     apply_spec(spec)
     if sockets:
@@ -149,7 +152,10 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
 
 
 def place(fds: list[int], output: int, first: int = FIRST_FD) -> None:
-    """Move `fds` to `first` and the numbers that follow, `output` to 1 and 2, and close all other descriptors."""
+    """Move `fds` to `first` and the numbers that follow, `output` to 1 and 2, and close all other descriptors.
+
+    Descriptor 0 then reads /dev/null.
+    """
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + len(fds)) for fd in fds]
     os.dup2(output, 1)
     os.dup2(output, 2)
@@ -177,7 +183,7 @@ def clear_pool_variables() -> None:
 
 
 def apply_spec(spec: Spec) -> None:
-    """Apply the limits, then the rights of the server's user, then its environment and directory."""
+    """Apply the limits, the rights of the server's user, its environment and directory. Raises SetupFailed."""
     soft, hard = spec["open_files"]
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
@@ -229,7 +235,10 @@ def _failed(message: str, error: Exception) -> SetupFailed:
 
 
 def drop_rights(uid: int, gid: int) -> None:
-    """Switch to the user, with its groups, HOME, USER and LOGNAME. Raises OSError."""
+    """Switch to this user and group. Raises OSError.
+
+    If the user has an account, also set the account's further groups, and HOME, USER and LOGNAME.
+    """
     # A zygote that runs as the server's user already has its rights.
     done = os.getresuid() == (uid, uid, uid) and os.getresgid() == (gid, gid, gid)
     try:

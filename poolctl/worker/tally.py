@@ -3,16 +3,16 @@
 The worker only adds to integers; no message is sent, and no timer runs. The page is a file in memory that other
 processes hold too, so that the counts outlive a worker that is killed. Standard library only.
 
-Behind the page that file has room for the stacks of the worker's threads and tasks, which takes no memory until they
-are written. The supervisor's signal asks for them, without a message, so that a worker whose event loop hangs answers
-as well; the text is bounded there, and readable after the worker has been killed.
+Behind the page the file has room for the stacks of the worker's threads and tasks, which takes no memory until they
+are written. The supervisor asks for stacks by a signal, not by a message, so that a worker whose event loop hangs
+answers, too. Their text has a maximum size, and can be read after the worker has been killed.
 
 - ASK runs in the main thread between two bytecodes, also in a `time.sleep()`, a lock or a busy loop. It is safe at any
   time, writes tasks and the names of threads as well, and reports that it is done.
 - ASK_AGAIN is `faulthandler`'s, for a main thread that is inside a C function. It runs no Python and takes no lock, but
   reads the frames of other threads while these may run: it is sent only if ASK is not answered.
 
-By default the system ignores ASK (SIGURG, which Go's runtime uses alike): it never ends a process that has no handler.
+By default the system ignores ASK (SIGURG, as in Go's runtime): it never ends a process that has no handler.
 No variable's value is written: it may be a secret.
 """
 
@@ -64,9 +64,9 @@ BEAT_AT_NS = 50  # when the worker answered; 0 for one that does not answer hear
 _STACKS = 51  # 1 for a worker that writes its stacks when it is signalled
 BEAT_CPU_NS = 52  # processor time used by its process up to the answer
 
-# From here on pairs of slots count requests by route: the mark of its alias, and the requests that were passed to the
-# worker; or the mark for errors among these. A pair is allocated with the first request. The last pair is shared by
-# routes that found no free pair.
+# From here on each pair of slots has a mark and a count. The route mark of an alias counts the route's requests that
+# were passed to the worker; its error mark counts the errors among these. A pair is allocated for its first count. The
+# last pair is shared by routes that found no free pair.
 ROUTES = 64
 
 SIZE_BYTES = mmap.PAGESIZE
@@ -79,8 +79,8 @@ _FIRST_MARK, _FIRST_OF_ERRORS, _MARKS_END = 1 << 32, 1 << 33, 1 << 34
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _NOW = (OPEN_CONNECTIONS, OPEN_WEBSOCKETS)  # current values, which are not summed up
 
-# An application can write its page. Readers believe it up to these limits: each number fits twice into a signed one of
-# 64 bits, in which figures are kept; no worker counts faster than this; and no process has as many descriptors.
+# An application can write to its page, so readers limit its numbers: the sum of two must fit into the signed integers
+# of 64 bits that keep figures; no worker counts faster than MOST_PER_SECOND, and no process has MOST_OPEN descriptors.
 MOST = 2**62 - 1
 MOST_PER_SECOND = 10_000_000
 MOST_OPEN = 2**24
@@ -159,7 +159,7 @@ def writes_stacks(fd: int) -> bool:
 
 
 def clear_stacks(fd: int) -> None:
-    """Remove earlier stacks; new stacks begin at the file's position (see faulthandler)."""
+    """Remove earlier stacks, and set the file's position to their start, because faulthandler writes there."""
     written = len(read_stacks(fd))
     os.pwrite(fd, bytes(min(written + 1, STACK_BYTES)), STACKS_AT)
     os.lseek(fd, STACKS_AT, os.SEEK_SET)
@@ -182,12 +182,12 @@ def route_mark(alias: str) -> int:
 
 
 def error_mark(alias: str) -> int:
-    """The number that stands for the errors of a route on a page; versions without it ignore it."""
+    """The number that stands for the errors of a route on a page; older versions of poolctl ignore it."""
     return _FIRST_OF_ERRORS | crc32(alias.encode())
 
 
 def route_slot(page: memoryview, alias: str) -> int:
-    """The slot for the requests of this route; it stays the same for the life of the page."""
+    """The slot for the requests of this route, always the same; one shared by several routes if no pair is free."""
     if slot := _slot(page, route_mark(alias)):
         return slot
     page[_LAST_PAIR] = _OTHER_ROUTES
@@ -228,7 +228,7 @@ def by_route(counts: Counts) -> dict[int, int]:
 
 
 def completed(counts: Counts) -> Counts:
-    """The final counts of a worker that has exited, in which nothing is in progress or open."""
+    """The final counts of a worker that has exited: nothing is open, and requests in progress are DISCONNECTED."""
     left = [0, *counts[1:COUNTED]]
     left[DISCONNECTED] += in_flight(counts)
     for slot in _NOW:
@@ -279,7 +279,7 @@ class StackDump:
         )
 
     def prepare(self, fd: int) -> None:
-        """Set the signal handlers in this process and its forks. Each has its page file at descriptor `fd` later."""
+        """Set the signal handlers in this process and its forks; each handler writes to `fd`, prepared by `begin`."""
         self._fd = fd
         signal.signal(ASK, self._answer)
         faulthandler.register(ASK_AGAIN, file=fd, all_threads=True, chain=False)
@@ -291,7 +291,7 @@ class StackDump:
         promise_stacks(page_fd)  # no signal is sent before, when the number may be another file's
 
     def end(self) -> None:
-        """Restore the default handlers, in a child that the application forks, where the descriptor is another file."""
+        """Remove the handlers and close the descriptor, in a child that the application has forked."""
         if signal.getsignal(ASK) == self._answer:
             signal.signal(ASK, signal.SIG_DFL)
         faulthandler.unregister(ASK_AGAIN)
@@ -317,10 +317,11 @@ STACK_DUMP = StackDump()  # the only one in this process
 def describe(
     frame: FrameType | None, main: int | None = None, loop: asyncio.AbstractEventLoop | None = None
 ) -> Iterator[str]:
-    """The lines for all threads, beginning with `main` (default: the caller's), and for the tasks of its loop.
+    """The lines that describe the stacks of all threads, beginning with the main thread, and of the loop's tasks.
 
-    `frame` is the main thread's current frame. The format is faulthandler's (of Python 3.14, with the names
-    of threads); tasks with equal stacks are counted together.
+    `main` is the main thread's identifier and `loop` its event loop (default: the caller's). `frame` is the main
+    thread's current frame; None to look it up. The format is faulthandler's (of Python 3.14, with the names of
+    threads); tasks with equal stacks are counted together.
     """
     names = {ident: thread.name for ident, thread in list(threading._active.items())}  # type: ignore[attr-defined]
     frames = sys._current_frames()
@@ -364,7 +365,7 @@ def _waits_for(task: asyncio.Task[Any]) -> str:
 
 
 def _awaited(awaitable: object) -> Iterator[Location]:
-    """The place in a suspended coroutine, then the place in each coroutine that it awaits."""
+    """The place where a coroutine is suspended, then the place in the coroutine that it awaits, and so on."""
     for _ in range(_MOST_FRAMES):
         if not isinstance(awaitable, _GENERATORS):
             # Only the garbage collector knows the owner of an asynchronous generator's step or a coroutine's iterator.

@@ -87,7 +87,7 @@ class WorkerProcess:
         self.control = ControlSocket(CONTROL_FD, self, self.tally_fd + 1)
         self.signalled: int | None = None
         self.expired = False
-        self.accepting_ordered = False  # whether an order has said if it should accept
+        self.accepting_ordered = False  # whether an order has decided if this worker accepts
         self.idleness: IdleTimer | None = None
         self.ready_at: float | None = None
         STACK_DUMP.begin(self.tally_fd, lambda: self.control.send(_STACKS))
@@ -208,7 +208,7 @@ class WorkerProcess:
         return {"event": "ready", "leaving": self.server.should_exit, **resting}
 
     def _renew(self, tls: Tls, fds: list[int]) -> None:
-        """Use another certificate from now on. An unusable certificate has no effect."""
+        """Use another certificate for new connections, unless it is unusable; report to the supervisor which it is."""
         try:
             context = ssl_context(tls, fds)
         except (OSError, ValueError) as error:
@@ -218,7 +218,10 @@ class WorkerProcess:
         self.control.send({"event": "tls", "error": None})
 
     def _use_routes(self, fds: list[int], keeps: bool, context_key: str) -> None:
-        """Use this table to decide which requests are for this server, and return other connections to the gateway."""
+        """Switch to the route table in `fds` (see Routes.renew), and report its generation; log an unusable table.
+
+        Unless `keeps` is set, connections from the gateway return to it before their next request.
+        """
         try:
             self.routes.renew(fds, keeps=keeps, context_key=context_key)
         except (OSError, ValueError) as error:
@@ -234,7 +237,7 @@ class WorkerProcess:
             self.control.send({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:
-        """Report when the worker has been idle for this time; without a time, stop reporting."""
+        """Report to the supervisor from now on when the worker has been idle for `seconds`, or None: stop reporting."""
         if self.idleness is not None:
             self.idleness.stop()
         self.idleness = IdleTimer(self.server.server_state, seconds, self._report_idle) if seconds else None
@@ -283,8 +286,9 @@ class WorkerProcess:
 class ControlSocket:
     """Receives orders for the worker and sends its events.
 
-    When keeper and supervisor have both exited, the worker waits to be adopted. A socket may have been bound for that
-    before the worker started, as `bound_fd`; without it the worker's user can enter the directory itself.
+    When keeper and supervisor have both exited, the worker listens for a supervisor that adopts it: on a socket that it
+    binds itself, or on `bound_fd` if the specification says that this socket has been bound in advance, because the
+    worker's user cannot enter the pool's directory.
     """
 
     def __init__(self, fd: int, worker: WorkerProcess, bound_fd: int) -> None:
@@ -316,15 +320,18 @@ class ControlSocket:
         asyncio.get_running_loop().remove_reader(self._sock.fileno())
 
     def send(self, message: wire.Message | bytes) -> None:
-        """Send an event if there is room; a supervisor that does not read must not delay a request.
+        """Send an event, or drop it if the socket is full: a supervisor that does not read must not delay a request.
 
-        An encoded one can be sent without touching the memory of the JSON encoder, which a new fork shares.
+        An encoded event is sent without touching the memory of the JSON encoder, which a new fork shares.
         """
         with contextlib.suppress(OSError):
             wire.send(self._sock, message)
 
     def adopted(self, fd: int, bound: int | None) -> None:
-        """Take orders from this socket from now on. `bound` is the socket to listen on if it is orphaned again."""
+        """Take orders from the socket `fd` from now on: a supervisor has adopted this worker.
+
+        `bound` is the descriptor of the socket to listen on if the worker is orphaned again; None: it binds one itself.
+        """
         self._orphan = None
         self._bound = None if bound is None else socket.socket(fileno=bound)
         self._sock.close()
@@ -381,7 +388,7 @@ def begin(tally: memoryview | None) -> None:
 
 
 def answer(control: socket.socket, tally: memoryview | None) -> bool:
-    """If the next message on the control socket is a heartbeat, read and answer it; False for any other message."""
+    """Read and answer the next message if it is a heartbeat, and return True; leave any other unread (False)."""
     try:
         if control.recv(len(BEAT) + 1, socket.MSG_PEEK) != BEAT:
             return False
@@ -400,9 +407,11 @@ def answer(control: socket.socket, tally: memoryview | None) -> bool:
 class OrphanedWorker:
     """Waits for a new supervisor: listens in the pool's directory, and sends the worker's state to each client.
 
+    `bound` is a socket bound there in advance; with None it binds one itself.
+
     A client adopts the worker with the order `adopt`, which carries a new control socket; then this listener is closed.
-    The order also carries a new output pipe if the current one has no reader, and, for a worker that was given `bound`
-    because it cannot bind there itself, the socket to listen on when it is orphaned again.
+    The order also carries a new output pipe if the current one has no reader and, if `bound` was given, another such
+    socket for the time when the worker is orphaned again.
     """
 
     def __init__(self, control: ControlSocket, bound: socket.socket | None) -> None:
@@ -479,7 +488,7 @@ class OrphanedWorker:
 
 
 def output_is_closed() -> bool:
-    """Whether the reader of the output is gone, so that writing to it would fail."""
+    """Whether no process reads the output: its pipe has no reader, or it was redirected to /dev/null."""
     poll = select.poll()
     poll.register(1, select.POLLOUT)
     return any(events & select.POLLERR for _, events in poll.poll(0)) or (
@@ -490,7 +499,8 @@ def output_is_closed() -> bool:
 class IdleTimer:
     """Reports when a server has been idle, without request, WebSocket, stream or new connection, for a given time.
 
-    `on_change(True)` is called once when it becomes idle, and `on_change(False)` once when that ends, until `stop`.
+    `on_change(True)` is called whenever the server has been idle for `seconds`, and `on_change(False)` when it is
+    active again. `stop` ends the reports.
     """
 
     def __init__(
@@ -546,7 +556,7 @@ class ForkedChildren:
         )
 
     def loop_handles(self, number: int) -> None:
-        """Note that the event loop handles this signal, with the one handler it has for all signals."""
+        """Record the event loop's handler for this signal, the same for all its signals; a child resets it."""
         self._loop_handlers.append(signal.getsignal(number))
 
     def _hold_signals(self) -> None:
@@ -606,7 +616,7 @@ def run_after_exec() -> NoReturn:
 
 
 def _run(spec: Spec) -> int:
-    """Run the worker to its end, including exit handlers; returns the exit status."""
+    """Run the worker and its exit handlers; returns the exit status, or ends by the signal that stopped the worker."""
     worker = WorkerProcess(spec)
     status = worker.run()
     threading._shutdown()  # type: ignore[attr-defined]

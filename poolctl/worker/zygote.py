@@ -70,7 +70,7 @@ Roles = Mapping[str, Callable[[list[int]], NoReturn]]
 
 
 def serve_requests() -> None:
-    """Fork a worker for each request until the other end of the socket is closed."""
+    """Run the base zygote: fork a worker or app zygote for each request until the socket's other end is closed."""
     name_process("poolctl-zygote")
     requests = socket.socket(fileno=REQUESTS_FD)
     # Done here instead of in every worker, because Python's own handlers are meant for programs of one process.
@@ -99,7 +99,7 @@ def _set_up(fds: list[int]) -> int:
     apply_spec(spec)
     if needs_exec(spec):
         start_interpreter_again(spec, 2, "worker", "app")
-    return _run(spec)
+    return _import_and_serve_forks(spec)
 
 
 def run_after_exec() -> NoReturn:
@@ -108,10 +108,11 @@ def run_after_exec() -> NoReturn:
     name_process("poolctl-app")
     preload()
     prepare_for_forks()
-    run_and_exit(lambda: _run(spec))
+    run_and_exit(lambda: _import_and_serve_forks(spec))
 
 
-def _run(spec: Spec) -> int:
+def _import_and_serve_forks(spec: Spec) -> int:
+    """Import the application, report the result, and fork workers on request; returns the exit status."""
     requests = socket.socket(fileno=_APP_REQUESTS_FD)
     os.close(SPEC_FD)
     set_app_environment(spec)
@@ -220,9 +221,9 @@ def _refuse_next(requests: socket.socket, error: OSError) -> None:
 def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
     """Fork for the next request and for requests that follow closely, then exit.
 
-    The keeper becomes the parent. One such process for each worker would be a fifth of the cost of a start. It exits
-    soon after the first fork: the keeper cannot wait for a worker, or signal it by its pid, while this process is its
-    parent.
+    When this process exits, the keeper becomes the parent of its forks. It exits soon after the first fork, because
+    until then the keeper cannot wait for the worker, or signal it by its pid. It does not exit at once, because a
+    forker for each worker would be a fifth of the cost of a start.
     """
     more = select.poll()
     more.register(requests, select.POLLIN)
@@ -268,9 +269,9 @@ def _close_all(fds: list[int]) -> None:
 
 
 def _lead_session(group: int) -> None:
-    """Become the leader of a session. A process that already leads a group returns to `group` first (setsid(2)).
+    """Become the leader of a session. A process that leads a process group joins `group` first (setsid(2)).
 
-    It returns to it in any case: an error, even a caught one, makes a few more pages private.
+    It joins `group` even if it leads none: an error, even a caught one, makes a few more pages private.
     """
     for _ in range(2):
         try:
@@ -317,9 +318,9 @@ class ProcessSnapshot(NamedTuple):
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def left_since(self, origins: ThreadOrigins | None = None) -> str:
-        """A text about additions since then, which ends a sentence that begins with "its import"; "" if none.
+        """The additions since this snapshot, as the end of a sentence that begins with "its import"; "" if none.
 
-        `origins` knows which modules have started threads. This may fork once to find out.
+        `origins` names the modules that have started threads. Waits a moment for additions to end, and may fork once.
         """
         if self._native_threads(ProcessSnapshot.of_this_process()):
             _fork()
@@ -331,7 +332,7 @@ class ProcessSnapshot(NamedTuple):
         return found
 
     def fix(self) -> str:
-        """The setting that may prevent the current threads; "" if unknown."""
+        """A setting that may prevent the native threads started since this snapshot; "" without one or without them."""
         return thread_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
 
     def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
@@ -411,7 +412,7 @@ class ThreadOrigins:
     """Records, while entered, which module import has started which thread.
 
     `main` is the module that is imported first. This is a finder that finds nothing (sys.meta_path): unlike a wrapper
-    around each import it adds no frame to the traceback of a failing one.
+    around each import, it adds no frame to the traceback of an import that fails.
     """
 
     def __init__(self, main: str = "") -> None:
@@ -432,7 +433,7 @@ class ThreadOrigins:
         self._check(self._main)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Called when the import of `name` begins (importlib.abc.MetaPathFinder)."""
+        """Record new threads, because the import of `name` begins; finds nothing (importlib.abc.MetaPathFinder)."""
         self._check()
         self._last = name
 
@@ -463,7 +464,7 @@ def thread_advice() -> str:
 
 
 def thread_name(thread: int) -> str:
-    """The name of a thread of this process, as the kernel has it.
+    """The name of a thread of this process, as the kernel has it; "" if the thread has ended.
 
     It is the name of the process unless the thread's library has set another.
     """
@@ -477,7 +478,10 @@ def _threads() -> set[int]:
 
 
 def _first_reason(last: str, importing: str) -> str:
-    """The module that started a thread: `last`, imported last, or `importing`; both if that is uncertain."""
+    """The module that started a thread, or "A or B" if that is uncertain.
+
+    `last` is the module whose import began last, `importing` the module whose code runs the next import.
+    """
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):
         return last  # an extension module, whose libraries have been loaded
@@ -499,7 +503,7 @@ def _importing() -> str:
 
 
 def _module_of(thread: threading.Thread) -> str:
-    """The module of the function that a thread runs, unless it belongs to the standard library."""
+    """The module of the function that a thread runs; "" for a module of the standard library."""
     target = getattr(thread, "_target", None)
     module = str(getattr(target, "__module__", None) or type(thread).__module__)
     return "" if module.partition(".")[0] in sys.stdlib_module_names else module

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import uvicorn
 
-from poolctl.worker.foreground import Given, close, receive
+from poolctl.worker.foreground import Given, close, read_and_apply_spec
 from poolctl.worker.imports import LoadFailed, exit_status, explain, load_app, set_app_environment
 from poolctl.worker.serving.pool_server import PoolServer, StartupFailed, load_config
 from poolctl.worker.serving.uvicorn_parts import configure, set_log_level
@@ -116,4 +116,4 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 def main() -> None:
     """Serve as the command line has specified."""
-    sys.exit(ServeProcess(receive("features.serve", light=True)).run())
+    sys.exit(ServeProcess(read_and_apply_spec("features.serve", light=True)).run())

@@ -99,7 +99,7 @@ class HealthAddress:
         """The problem that one probe finds, or "". Without a probe of this kind the event loop has to answer."""
         values = self._probes.get(kind)
         if values is None:
-            return await with_timeout(application.loop_problem(), _TIMEOUT_SECONDS)
+            return await with_timeout(application.wait_until_loop_runs(), _TIMEOUT_SECONDS)
         # Imported only where it is needed: it takes 1.5 MB.
         from poolctl.config import Probe
         from poolctl.probes.prober import HttpProbeRequest, RequestProber
@@ -130,8 +130,8 @@ class Application:
         self._server = server
         self._loop = loop
 
-    async def loop_problem(self) -> str:
-        """Wait until the event loop has run once; returns "", or the problem if the loop has ended."""
+    async def wait_until_loop_runs(self) -> str:
+        """Wait until the application's event loop has run once, and return ""; the reason if that loop has ended."""
         turn: Future[str] = Future()
         try:
             self._loop.call_soon_threadsafe(turn.set_result, "")

@@ -226,7 +226,7 @@ def test_application_whose_event_loop_has_ended_is_not_healthy() -> None:
     application = Application(Answering(), ended)  # type: ignore[arg-type]
 
     async def work() -> None:
-        assert await application.loop_problem() == "Event loop is closed"
+        assert await application.wait_until_loop_runs() == "Event loop is closed"
         with pytest.raises(OSError, match="Event loop is closed"):
             await application.connect()
 

@@ -52,7 +52,7 @@ sys.argv = ["bootstrap.py", str(len(fds) - 1)]
 {act}
 """
 RECEIVE = """
-given = foreground.receive("worker", "debug", light={light})
+given = foreground.read_and_apply_spec("worker", "debug", light={light})
 print(given.spec["server"], [each.getsockname() for each in given.listeners], given.tls_fds, len(given.more))
 print("starlette.routing" in sys.modules, os.environ.get("A"), os.getcwd())
 """
