@@ -3,8 +3,8 @@
 Both are open while the worker should accept and has room. A full worker refuses nothing: connections wait in the
 backlog, or in the pair, for other workers.
 
-Without TLS the event loop's own server accepts. With TLS it would begin the handshake at once, and nothing could be
-decided about a connection before: so `TlsListener` accepts, and gives each connection to the worker as it is.
+Without TLS the event loop's own server accepts. With TLS it would begin the handshake at once, and a connection could
+no longer be handed over. So `TlsListener` accepts then, and gives each connection to the worker unread.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ class AcceptedConnections:
 class AdoptionPair(NamedTuple):
     """A socket pair through which workers hand over connections with their unread bytes, unnoticed by clients.
 
-    Neither end is made non-blocking here: that is a property of the open file, which all workers share.
+    A worker must not make an end non-blocking: it would change the open file, which all workers share.
     """
 
     give: socket.socket
@@ -231,9 +231,9 @@ class AdoptionPair(NamedTuple):
 class SharedListeners:
     """The listeners and the adoption pair of one worker.
 
-    `most` is how many connections it may have; None for as many as its descriptors allow, minus a reserve. `accepted`
-    are the connections from the pair that have no protocol yet. A worker that was `woken` closes the connections of
-    clients that have left meanwhile: their requests are in the socket, and must not be executed.
+    `most` is the maximum number of connections; None for the number of free descriptors, minus a reserve. `accepted`
+    are the connections without a protocol object yet. With `woken`, connections have waited for the worker to wake; it
+    closes those whose clients have left meanwhile, because their requests must not be executed.
     """
 
     def __init__(
@@ -282,7 +282,7 @@ class SharedListeners:
         return not self._tasks
 
     def set_accepting(self, accepting: bool) -> None:
-        """Accept new connections, or leave them to other workers."""
+        """Begin to accept connections, or stop and leave them to other workers; `settled` when that is done."""
         self._accepting = accepting
         self._run_in_turn(self._settle())
 
@@ -291,7 +291,7 @@ class SharedListeners:
         self._config.ssl = context
 
     async def end(self) -> None:
-        """Stop accepting permanently."""
+        """Stop accepting permanently; returns when the listeners are closed."""
         self._ended = True
         self._stop_taking()
         async with self._lock:
@@ -365,7 +365,7 @@ class SharedListeners:
             raise
 
     async def _accept_waiting(self) -> None:
-        """Accept from the backlog, because the event loop's own server would not check whether the client has left."""
+        """Accept the backlog, and close connections whose clients have left: the loop's own server would serve them."""
         asyncio.get_running_loop().call_later(_WAKE_SECONDS, self._end_wake)
         for listener in self._listeners:
             with SharedListener(listener, self._server_state) as backlog:
@@ -413,7 +413,7 @@ class SharedListeners:
             asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_one)
 
     def _stop_taking(self) -> None:
-        """Stop taking connections; waiting connections are left to other workers."""
+        """Stop taking connections from the pair; other workers take those that wait in it."""
         self._taking = False
         self.show_taking()
         if self._take_timer is not None:
@@ -451,7 +451,7 @@ class SharedListeners:
             self._adopt(taken)
 
     def _leaves_to_others(self, evenness: Evenness) -> bool:
-        """Whether to wait a moment, so that a worker with fewer connections can accept the next one."""
+        """Pause if a worker with fewer connections should take the next one; returns whether the pause has begun."""
         seconds = evenness.pause_seconds(len(self.accepted), self._pauses)
         self._pauses = self._pauses + 1 if seconds else 0
         if seconds and self._adoption is not None:
@@ -514,7 +514,7 @@ class AcceptedSocket(NamedTuple):
 
 
 class ReadBefore(asyncio.Protocol):
-    """A transport's protocol wrapper: it delivers the bytes that another worker has already read, then the rest."""
+    """A connection's first protocol: `protocol` replaces it, and first gets the bytes that another worker has read."""
 
     def __init__(self, protocol: asyncio.Protocol, received: bytes, server_state: PoolServerState) -> None:
         self._protocol = protocol

@@ -116,11 +116,11 @@ class Drainable:
     transport: Any
 
     def linger(self) -> None:
-        """Finish the response in progress, and close once that cannot lose a request."""
+        """Begin to close the connection: it closes after the response in progress, once that loses no request."""
         raise NotImplementedError
 
     def leave(self) -> None:
-        """Leave this worker, by a handover if possible, else by closing."""
+        """Begin to leave this worker: the connection is handed over if possible; otherwise as `linger`."""
         self.linger()
 
     def hand_over(self, end: socket.socket) -> bool:
@@ -131,7 +131,7 @@ class Drainable:
         """Return the connection to the gateway before its next request, if it came from there."""
 
     def stay(self) -> None:
-        """Undo `linger`, if that is possible."""
+        """Keep the connection open after `linger`, if it is not too late."""
 
     def end_events(self) -> None:
         """End event streams between two events; their clients reconnect."""
@@ -146,8 +146,8 @@ class Drainable:
 class Heads:
     """Limits the time for request heads on all connections of a worker, with one timer.
 
-    A connection has a `transport` (None while it is not connected), and is `idle` without a request in progress. When
-    its head is late, its `head_is_late` is called, which closes it or refuses the request. Times refer to the
+    Each connection has `transport` (None while it is not connected), `idle` (no request is in progress), and
+    `head_is_late`, which is called when its time is over, and closes it or refuses the request. Times refer to the
     monotonic clock.
     """
 
@@ -163,7 +163,7 @@ class Heads:
         return len(self.due)
 
     def wait(self, connection: Any, due: float | None = None) -> None:
-        """Close the connection, or respond with 408, if its head is not complete at `due`."""
+        """Set the time at which `head_is_late` is called, unless `end` is called before (default: in `seconds`)."""
         now = time.monotonic()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
@@ -206,8 +206,8 @@ class Heads:
 class PoolServerState(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
 
-    `changed` is set when the last connection, or the last task, has ended. `on_activity`
-    is called when a connection or a request begins, and when the last request has ended; `on_limit` at each multiple of
+    `changed` is set when the last connection, the last task or a TLS handshake has ended. `on_activity` is called when
+    a connection or a request begins, and when the last request has ended; `on_limit` at each multiple of
     `max_requests`.
     """
 
@@ -270,7 +270,7 @@ class PoolServerState(ServerState):
             self.evenness.publish()
 
     def handshake_is_over(self, connection: object) -> float | None:
-        """Note that the handshake is complete. Returns the time at which the first head is due, if one is set."""
+        """Note the end of a handshake. Returns the time at which the first head is due; None if there was none."""
         due = self.expected.pop(connection, None) if self.expected else None
         if due is not None:
             self.changed.set()
@@ -282,7 +282,7 @@ class PoolServerState(ServerState):
             self.connections.left()
 
     def note_activity(self) -> None:
-        """Note activity: a connection or request begins, or the last request has ended."""
+        """Call `on_activity`, because a connection or request begins, or the last request has ended."""
         if self.on_activity is not None:
             self.on_activity()
 

@@ -6,17 +6,17 @@ that does not matter; long-lived connections would stay where they are. A worker
 - hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. This also evens
   out connections that cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections
   last less than a moment: a handover costs as much as serving them.
-- hands over a WebSocket whose handshake has come, without TLS, if it has more than its share of WebSockets, so they are
-  evened out among short connections, too. With TLS that is too late; there a worker with clearly more WebSockets than
-  another worker hands over new connections, short or not, since a handover costs little compared with a handshake.
+- hands over a connection without TLS whose request opens a WebSocket, if it has more than its share of WebSockets: so
+  these are balanced even while most connections are short. With TLS that is too late; there a worker with clearly more
+  WebSockets than another hands over new connections, short or not, because TLS handshakes cost more than handovers.
 - hands over kept connections of HTTP/1.1 without TLS between two requests, while another worker has at least two fewer:
-  so a new worker gets some. It looks a moment after a connection or a request has come; nothing runs in an idle worker.
+  so a new worker gets some. It checks a moment after a connection or request arrives; nothing runs in an idle worker.
 
 Meanwhile workers that do not have the fewest leave the connections in the pair to others for a moment.
 
-The workers of one server see how many connections each of them has open on a page of memory. Each worker writes its
-own slot, and holds a lock on it (fcntl(2), F_SETLK) that the kernel releases when the worker ends, however it does: the
-slot of a worker that was killed does not count. Standard library only.
+A page of memory shows the workers of one server how many connections each of them has open. Each worker writes its own
+slot, and holds a lock on it (fcntl(2), F_SETLK), which the kernel releases even if the worker is killed: slots without
+a lock do not count. Standard library only.
 """
 
 from __future__ import annotations
@@ -143,9 +143,9 @@ class HasHandOver(Protocol):
 class Evenness:
     """One worker's part in balancing connections.
 
-    `state` is the PoolServerState; connections that can never move have no `hand_over`. `give` is the end of the
-    adoption pair through which it hands them over. It owns `counts`. With `kept`, connections can also move between
-    two requests.
+    `state` is the worker's PoolServerState. Its connections are handed over through `give`, an end of the adoption
+    pair; those that can never move have no `hand_over`. With `kept` they can also move between two requests. `close`
+    also closes `counts`.
     """
 
     def __init__(self, state: Any, give: socket.socket, counts: PeerCounts, *, kept: bool) -> None:
@@ -167,7 +167,7 @@ class Evenness:
         self.publish()
 
     def publish(self) -> None:
-        """Publish the number of connections. A worker out of rotation is given none."""
+        """Publish the number of connections, or that this worker takes none, as when it is out of rotation."""
         takes = self._accepting and not self._state.draining
         self._counts.publish(self._state.open_connections if takes else None, self._state.open_websockets)
 
@@ -178,7 +178,7 @@ class Evenness:
         self._counts.close()
 
     def arrived(self, connection: Any, *, unread: bool) -> None:
-        """Hand over a new connection if nothing of it has been read and this worker has too many."""
+        """Hand over a new connection if this worker has too many, and `unread`: none of its bytes has been read."""
         if self._counts.alone:
             return
         self.schedule_check()
@@ -218,9 +218,10 @@ class Evenness:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
-        """How long to leave connections in the pair to other workers, after `pauses` such pauses; 0 not to wait.
+        """The seconds for which to leave the connections in the pair to other workers; 0 to take one now.
 
-        `accepted` connections have no protocol yet.
+        `accepted` is the number of this worker's connections that have no protocol yet, `pauses` the number of pauses
+        since it took the last one.
         """
         others = self._counts.others() if self._counts.handover_announced else []
         more = 0
@@ -278,7 +279,7 @@ class Evenness:
         self._even_out()
 
     def _even_out(self) -> None:
-        """Hand over one connection for each worker with fewer, and check again when they have been taken."""
+        """Hand over one connection for each worker with at least two fewer; check again soon if any were needed."""
         self._timer = None
         others = self._counts.others() if self._accepting and self._kept else []
         mine = len(self._state.connections)

@@ -1,13 +1,13 @@
 """HTTP/1.1 connections that can be drained, counted and limited, with each of the parsers.
 
-A class for each parser combines it with uvicorn's protocol class. Requests are counted, and their heads limited.
+A class for each parser combines a common mixin with uvicorn's class. Requests are counted, and their heads limited.
 
 A connection that is between two requests can move to another worker: it is sent through the adoption pair with its
 unread bytes, and the copy here is dropped silently, since the connection itself lives on.
 
 A keep-alive connection that is closed while the client's next request is on its way loses that request (measured: 1–2 %
 of them). So a connection that cannot move to another worker lingers: each response says `Connection: close`, and an
-idle one is closed only after a quiet period with nothing in its receive buffer (RFC 9112 §9.6).
+idle connection is closed only after a quiet period with nothing in its receive buffer (RFC 9112 §9.6).
 
 The head of a request is limited in time and size. The time runs from the accept, including a TLS handshake, to the end
 of the first head, and later from a head's first byte to its end; between two requests the keep-alive timeout applies. A
@@ -106,16 +106,19 @@ class Http1Connection(Drainable, Http1Protocol):
 
     @property
     def routed_state(self) -> Routed | None:
-        """The state of a routed connection that another worker needs; None for an ordinary connection."""
+        """The state to send with a connection from the gateway to another worker; None for any other connection."""
         return None
 
     @property
     def body_follows(self) -> bool:
-        """Whether a response is complete although the body of its request has not been read to the end."""
+        """Whether the body of the newest request has not been read to its end; it may end after the response."""
         return self.cycle is not None and self.cycle.more_body
 
     def linger(self) -> None:
-        """Begin to leave: the current response is the last, and an idle connection closes once it is quiet."""
+        """Begin to close the connection: it closes when no byte arrives for QUIET_SECONDS while it is idle.
+
+        A response that has not begun yet says `Connection: close`, and closes the connection at its end.
+        """
         if self.transport is None or self.transport.is_closing():
             return
         if self.idle:
@@ -125,7 +128,10 @@ class Http1Connection(Drainable, Http1Protocol):
             self._answer_and_close()
 
     def stay(self) -> None:
-        """Undo `linger`, unless the last response has been announced already."""
+        """Undo `linger` for an idle connection: the keep-alive timeout applies again.
+
+        A connection with a request in progress is not changed: if the response says `Connection: close`, it closes.
+        """
         if self.transport is not None and not self.transport.is_closing() and self.idle:
             self.lingering = False
             self.close_when_quiet(self.timeout_keep_alive)
@@ -144,11 +150,11 @@ class Http1Connection(Drainable, Http1Protocol):
         self.transport.close()
 
     def last_chunk(self) -> bytes:
-        """The bytes that end the current response if it has no fixed length."""
+        """The bytes that end the current response if it is chunked; b"" otherwise."""
         return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
     def leave(self) -> None:
-        """Move to another worker as soon as possible; linger if no worker takes it."""
+        """Begin to move to another worker, once no request is in progress; `linger` if `moves_to` is None."""
         if self.server_state.moves_to is None:
             self.linger()
         else:
@@ -350,7 +356,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self.server_state.heads.end(self)
 
     def head_is_late(self) -> None:
-        """Close a connection without data, or respond to an incomplete head with 408."""
+        """Close a connection without data, or refuse an incomplete head: with 408, or with 431 if it is too large."""
         head = self.head
         if head is not None and head.size and not self.transport.is_closing():
             self.refuse(431 if head.size > self.server_state.heads.most_bytes else 408)
@@ -420,7 +426,7 @@ class Http1Connection(Drainable, Http1Protocol):
         self.loop.call_later(_READ_ON_SECONDS, transport.close)
 
     def close_when_quiet(self, seconds: float) -> None:
-        """Close the connection when no byte has arrived for this time."""
+        """Set the timer that closes the connection if no byte arrives within this time."""
         self.stop_timer()
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
@@ -458,7 +464,7 @@ class H11Connection(Http1Connection, H11Protocol):
 
     @property
     def body_follows(self) -> bool:
-        """Whether the response is complete but the request's body is not. uvicorn does not record the body's end."""
+        """As in Http1Connection; taken from h11, because uvicorn does not record the body's end."""
         return self.conn.their_state is h11.SEND_BODY
 
     def handle_events(self) -> None:
@@ -531,7 +537,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """Whether no request is in progress. Known only before the first byte."""
+        """Whether no byte has arrived yet: afterwards nothing shows whether the parser still holds data."""
         return self.head is FIRST
 
     def data_received(self, data: bytes) -> None:

@@ -109,7 +109,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
         self._until = until, asked
 
     def linger(self) -> None:
-        """Close if no data arrives for a moment. A request that arrives is the last."""
+        """Begin to close: the connection closes after QUIET_SECONDS if no data has arrived by then."""
         self._loop.call_later(QUIET_SECONDS, self._close_if_silent)
 
     def shutdown(self) -> None:

@@ -66,9 +66,10 @@ _CLASSES: list[tuple[type[asyncio.Protocol], tuple[UvicornParts, ...]]] = [
 
 
 def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-    """The class for connections that extends the given uvicorn class, or that class itself if it lacks a known part.
+    """poolctl's class that extends uvicorn's class `protocol`; `protocol` itself, after a warning, if there is none.
 
-    In that case a drain closes connections, and requests are not counted.
+    There is none for a class that is unknown or lacks a part that poolctl uses. Then a drain closes connections, which
+    may lose requests on their way, and requests are not counted.
     """
     for ours, parts in _CLASSES:
         if issubclass(ours, protocol) and not any(each.missing(protocol) for each in parts):
@@ -99,9 +100,9 @@ class StartupFailed(Exception):
 def load_config(
     config: uvicorn.Config, requests: Settings | None, tls: Tls | None, tls_fds: list[int]
 ) -> uvicorn.Config:
-    """Load the configuration, with access log and TLS as specified; closes the descriptors of the TLS files.
+    """Load and return the configuration, with access log and TLS as specified; closes the TLS files' descriptors.
 
-    Raises StartupFailed if the certificate cannot be used.
+    `requests` is as in watch_requests; None for `tls` means no TLS. Raises StartupFailed for an unusable certificate.
     """
     config.load()
     watch_requests(config, requests)
@@ -128,9 +129,9 @@ class PoolServer(uvicorn.Server):
     `set_accepting`. Requests are counted on the page `tally`; there is one page per process. The head of a request may
     take `head_seconds` and have `head_bytes`. At `max_connections` the server stops accepting until there is room again
     (None: as many as the process has descriptors for). With `http2` it also serves HTTP/2, by uvicorn's classes.
-    `routes` are for the connections that a gateway passes on. With `woken` connections have waited for this worker
-    since their server slept: connections whose clients have left meanwhile are closed, and their requests not executed.
-    `failed` is the form of the log lines of failed requests (see FailedRequests), or None to log no such lines.
+    `routes` are for the connections that a gateway passes on. With `woken`, connections have waited for this worker to
+    wake: those whose clients have left meanwhile are closed, and their requests are not executed. `failed` is the form of
+    the log lines of failed requests (see FailedRequests), or None to log no such lines.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class PoolServer(uvicorn.Server):
     async def run(self, listeners: Sequence[socket.socket], on_ready: Callable[[], None]) -> None:  # type: ignore[override]
         """Serve until `stop` or `drain` is called and every request is complete.
 
-        `on_ready` is called when the lifespan startup has completed and the listeners are being accepted from.
+        `on_ready` is called when the lifespan startup is complete and, unless `resting`, connections are accepted.
         Raises StartupFailed when the application cannot be loaded or its startup fails.
         """
         self._listeners = listeners
@@ -195,7 +196,7 @@ class PoolServer(uvicorn.Server):
             await self.shutdown()
 
     def stop(self, *, migrate: bool = False) -> None:
-        """Stop accepting, finish current requests, close idle connections. May be called more than once.
+        """Let `run` stop accepting, finish current requests, close idle connections, and return. May be repeated.
 
         With `migrate` connections wait in the adoption pair for later workers instead of being closed.
         """
@@ -225,12 +226,15 @@ class PoolServer(uvicorn.Server):
 
     @property
     def checks_routes(self) -> bool:
-        """Whether connections are checked, and returned to the gateway if their next request is for another server."""
+        """Whether no request for another server is served here: with TLS there is none, otherwise requests are checked.
+
+        Such a request returns to the gateway, with its connection.
+        """
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(kind, Http1Connection)
 
     def give_back_connections(self) -> None:
-        """Return each connection that the gateway passed on, before its next request."""
+        """Return to the gateway the connections that it passed on, each before its next request."""
         for connection in self._http_connections():
             connection.give_back()
 
@@ -267,7 +271,7 @@ class PoolServer(uvicorn.Server):
             self._page = None
 
     def answer_probe(self, question: Message, sock: socket.socket) -> None:
-        """Answer a probe on this connection in the requested way."""
+        """Answer a probe on `sock` as ProbeConnections does, or close `sock` if this server is stopping."""
         if self.should_exit:
             sock.close()
             return
@@ -276,7 +280,7 @@ class PoolServer(uvicorn.Server):
         self._probes.answer(question, sock)
 
     def set_in_rotation(self, in_rotation: bool) -> None:
-        """Take the worker out of rotation, so that each connection closes after its response, or put it back."""
+        """Put the worker into rotation (True), or take it out: then each connection closes after its response."""
         self._out = not in_rotation
         self._keep_connections(in_rotation and not self.resting)
 
@@ -381,7 +385,7 @@ class PoolServer(uvicorn.Server):
                 each.shutdown()
 
     async def _wait_until_empty(self, timeout_seconds: float, *, or_stopped: bool = False) -> None:
-        """Wait until no connection and no request is left or, with `or_stopped`, until `stop` is called."""
+        """Wait until no connection and no request is left, the time is over or, with `or_stopped`, `stop` is called."""
         server_state = self.server_state
 
         def something_left() -> bool:
@@ -437,9 +441,9 @@ async def _answer(connection: Any, cycle: Any) -> None:
 
 
 class ProbeConnections:
-    """Answers probes of one server's application. `listeners` are the listeners for its clients.
+    """Answers probes of one server's application, which sees the address of one of the server's `listeners`.
 
-    Their connections are served like any other, but not counted: they do not keep a worker from being idle, use up no
+    Probe connections are served like any other, but not counted: they do not keep a worker from being idle, use up no
     `max_requests`, and leave no line in an access log. A drain does not wait for them.
     """
 
@@ -458,9 +462,9 @@ class ProbeConnections:
         self._accepted = AcceptedConnections(self.server_state)
 
     def answer(self, question: Message, sock: socket.socket) -> None:
-        """Answer on the connection as requested: `echo`, or HTTP.
+        """Serve the probe's connection: as an echo if the `kind` of the question is "echo", else by HTTP.
 
-        `plain` means without TLS even if the server uses it. An echo shows that the event loop runs.
+        An echo shows that the event loop runs. If the question has `plain`, HTTP is served without TLS in any case.
         """
         if question.get("kind") == "echo":
             self._accepted.attach(EchoProtocol, sock)

@@ -39,7 +39,7 @@ from .uvicorn_parts import (
 
 logger = logging.getLogger("uvicorn.access")
 
-CUT = "the server stops"  # the message with which a request is cancelled that outlasts the stop timeout
+CUT = "the server stops"  # the message with which a request that outlasts the stop timeout is cancelled
 
 _NAME = b"x-request-id"
 # Request IDs of clients that are logged and sent on.
@@ -80,13 +80,13 @@ class RequestCounts:
         self.tally[slot] += 1
 
     def count_error(self, alias: str) -> None:
-        """Count an error among the requests on this route."""
+        """Count an error among the requests on this route; has no effect if the page has no room left."""
         if (slot := error_slot(self.tally, alias)) is not None:
             self.tally[slot] += 1
 
 
 def send_counted(connection: Any, cycle: Any, message: Message) -> Awaitable[None]:
-    """Call `send` of uvicorn's object for a request, and count the response by status when it begins."""
+    """Call `send` of uvicorn's object for a request; count the response, and log a failure, when it begins."""
     if not cycle.response_started and message["type"] == "http.response.start" and not cycle.disconnected:
         del cycle.send  # break the reference cycle between the object and this function
         status = message["status"]
@@ -174,7 +174,11 @@ class LoggedRequest:
         return kind == "http.response.body" and not message.get("more_body", False)
 
     def line(self) -> RequestLine:
-        """The line for the request as it is now. As in uvicorn, the status is 500 if the application sent none."""
+        """The line for the request as it is now.
+
+        Without a status from the application it is 499 if the client has left, 503 if the request was cancelled by a
+        stop, else 500 as in uvicorn.
+        """
         without = HTTPStatus.SERVICE_UNAVAILABLE if self.cut else HTTPStatus.INTERNAL_SERVER_ERROR
         status = self.status or (_CLIENT_LEFT if self.left else without)
         return RequestLine(self._scope, status, perf_counter() - self._begun, self.name)
@@ -259,7 +263,10 @@ def _write(form: str, level: str, line: RequestLine | str) -> None:
 
 
 def watch_requests(config: uvicorn.Config, wanted: dict[str, Any] | None) -> None:
-    """Add an access log to the application of uvicorn's loaded configuration; does nothing if `wanted` is None."""
+    """Add an access log to the application of uvicorn's loaded configuration, with the arguments in `wanted`.
+
+    Does nothing if `wanted` is None, or asks for neither lines nor request IDs in responses.
+    """
     if wanted is None or not (wanted["log"] or wanted["answer"]):
         return
     log, answer = wanted["log"], wanted["answer"]

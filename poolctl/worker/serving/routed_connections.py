@@ -6,8 +6,8 @@ parser gets one message at a time, and later bytes wait until the response befor
 
 Other connections use the class without this check.
 
-A connection whose worker leaves, and which no other worker of the server can take, goes back too once it is idle, since
-its next request may be for another server.
+When a worker leaves and no other worker of the server can take a connection, it goes back to the gateway, too, once it
+is idle, because its next request may be for another server.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class RoutedConnection(Http1Connection):
         self._return_when_idle()
 
     def leave(self) -> None:
-        """Move to another worker, or just close soon if connections may not stay with the workers."""
+        """Begin to move to another worker; `linger` if connections do not stay with workers between requests."""
         if self.routing.routes.keeps:
             super().leave()
         else:
@@ -124,7 +124,7 @@ class RoutedConnection(Http1Connection):
             super()._move()
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker through this end of a pair; returns whether it moved."""
+        """Move to another worker if connections stay with workers between requests; returns whether it moved."""
         return self.routing.routes.keeps and super().hand_over(end)
 
     def linger(self) -> None:
@@ -133,7 +133,7 @@ class RoutedConnection(Http1Connection):
             super().linger()
 
     def shutdown(self) -> None:
-        """Return to the gateway when the worker stops, if possible."""
+        """Return to the gateway, now or after the response in progress; if that is impossible, close."""
         if not self._return_when_idle():
             super().shutdown()
 
@@ -150,7 +150,7 @@ class RoutedConnection(Http1Connection):
         return self.routing.for_worker()
 
     def process_held(self) -> None:
-        """Process bytes that were held back."""
+        """Process the bytes that were held back, now that a response is complete or a table has arrived."""
         routing = self.routing
         if routing.pending and not self.transport.is_closing():
             self._stop_timer()
@@ -176,10 +176,7 @@ class RoutedConnection(Http1Connection):
         return head.end
 
     def _is_for_this_server(self, head: RequestHead) -> bool:
-        """Whether this server serves the request.
-
-        If not, the connection waits for a table, or returns to the gateway.
-        """
+        """Whether this server serves the request; if so, the connection gets the route and context of the request."""
         routing, routes = self.routing, self.routing.routes
         peer = self.client[0] if self.client else ""
         match = None if routes.table is None else passable_match(head, routes.table)
@@ -213,7 +210,7 @@ class RoutedConnection(Http1Connection):
             self._send_back()
 
     def _still_uses_this_protocol(self, rest: bytes) -> bool:
-        """Whether the connection still uses this protocol object after the parser has processed a message."""
+        """Whether the connection is open with this protocol object after a message; another object gets the `rest`."""
         protocol: Any = self.transport.get_protocol()
         if protocol is self:
             return not self.transport.is_closing()
@@ -234,7 +231,10 @@ class RoutedConnection(Http1Connection):
             self.wait_for_head(arrived, size)
 
     def _send_back(self) -> None:
-        """Return the connection to the gateway with a request for another server, now or when there is room."""
+        """Return the connection with a request for another server to the gateway, now or when there is room.
+
+        Otherwise refuse the request: with 503 if there was no room in time, else with 421.
+        """
         routing, transport = self.routing, self.transport
         if not routing.pending or transport.is_closing() or transport.get_protocol() is not self:
             return
@@ -308,7 +308,8 @@ class RoutedConnection(Http1Connection):
     def _give_back(self, routed: Routed, limits: dict[str, float | bool] | None = None) -> None:
         """Send the connection to the gateway.
 
-        Raises BlockingIOError if there is no room yet or a response is not written; OSError, WireError.
+        Raises BlockingIOError if the pair has no room yet or a response has not been written to the socket; OSError or
+        WireError if the connection cannot be sent.
         """
         transport, gateway = self.transport, self.routing.routes.gateway
         if gateway is None:
@@ -354,7 +355,9 @@ def make_routed(
 ) -> Any:
     """Create the protocol object for a connection that the gateway has passed on.
 
-    A TLS connection belongs to one server as a whole, so its requests are not checked.
+    Without TLS it checks whether each request is for this server, and returns the connection to the gateway if not.
+    A TLS connection belongs to one server as a whole, so its requests are not checked; nor are those of a protocol
+    class that poolctl does not know.
     """
     kind: Any = config.http_protocol_class
     if config.ssl is None and issubclass(kind, Http1Connection):

@@ -3,10 +3,10 @@
 The part of a configuration that workers share is prepared in the zygote. TLS contexts are made from files in memory:
 the supervisor reads the keys, so the worker's user needs no access to them.
 
-uvicorn documents few of its internals, and may change them. Every import from below `uvicorn` is made here, and each
-name that the protocol mixins and the closing of WebSockets use of uvicorn's classes is listed here. A test compares the
-lists with the code of this package and with the installed uvicorn; in a drain, connections of a protocol class that
-lacks a listed name are closed instead of moved.
+uvicorn documents few of its internals, and may change them. Every import from below `uvicorn` is made here. The names
+of uvicorn's classes on which the protocol mixins and the closing of WebSockets rely are listed here. A test compares
+the lists with the code of this package and with the installed uvicorn. If a protocol class lacks a listed name, a drain
+closes its connections instead of moving them.
 """
 
 from __future__ import annotations
@@ -218,9 +218,9 @@ async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def drainable(settings: Settings) -> Settings:
-    """Replace `auto` by a definite parser, because its meaning may change in uvicorn.
+    """The settings with a definite parser instead of `auto`, whose meaning may change in uvicorn.
 
-    Connections with these parsers can be drained without loss.
+    Connections with the chosen parser can be drained without loss.
     """
     if settings["http"] != "auto":
         return settings
@@ -243,7 +243,10 @@ def _make(app: App, settings: Settings) -> uvicorn.Config:
 
 
 def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:
-    """The TLS context from certificate, key and, with three descriptors, client CAs."""
+    """A server's TLS context, from its settings `tls` and from `fds`: certificate, key and, if a third is given, CAs.
+
+    The CAs are those of client certificates. Raises OSError (ssl.SSLError is one) or ValueError for unusable files.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls["min_version"]]
     renew_context(context, tls, fds)
@@ -285,9 +288,9 @@ def omit_uvicorns_lines() -> None:
 
 
 def set_log_level(settings: Settings) -> Settings:
-    """Set the configured log level before the application is imported, so that it can override it.
+    """Set the configured log level before the application is imported, so that the application can override it.
 
-    Returns the settings without it: uvicorn would set it again after the import.
+    Returns the settings without the level: uvicorn would set it again after the import.
     """
     level = settings.get("log_level")  # missing for uvicorn's default
     if level is None:

@@ -33,7 +33,8 @@ Context = dict[str, Any]
 class Routes:
     """The gateway's route table, and the end of the pair through which connections return to the gateway.
 
-    `server` is the name of its server in routes, the first of the `listeners` its own address.
+    `server` is the name of the worker's server in routes. The first of `listeners` is the address that applications
+    see, by https if `secure`.
     """
 
     def __init__(self, server: str, listeners: Sequence[socket.socket] = (), *, secure: bool = False) -> None:
@@ -51,10 +52,10 @@ class Routes:
         self._contexts: dict[str, Context] = {}
 
     def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
-        """Switch to this table and this end of the gateway's pair. The caller keeps ownership of both.
+        """Switch to another table, the first of `fds`, and another end of the gateway's pair, the second.
 
-        Without an end the present end stays in use. Raises OSError, and ValueError for a descriptor that is not a
-        table.
+        Without a second descriptor the previous end stays in use; without any, the gateway has ended. The caller closes
+        `fds`. Raises OSError, and ValueError for a descriptor that is not a table.
         """
         table, shown = (RouteTable(fds[0]), RouteTable(fds[0])) if fds else (None, None)
         if self.table is not None:
