@@ -45,9 +45,9 @@ class Routed(NamedTuple):
     """The routing data of a connection: the alias of its route, and the generation of the route table.
 
     `hops` counts the handovers since its last request, `received` holds the bytes of the next request that a
-    process has already read. If `decided`, that request belongs to this route; otherwise the next process decides.
-    The alias is "" for a connection without a route whose request has been read. The forwarded client address of a
-    `trusted` peer is used.
+    process has already read. If `decided`, the next request belongs to this route; otherwise the receiver decides.
+    `route` is "" for a connection without a route, sent because of `received`. A `trusted` peer is a proxy: the client
+    address that it forwards is used.
     """
 
     route: str
@@ -61,8 +61,8 @@ class Routed(NamedTuple):
 class Connection(socket.socket):
     """A connection with the deadline for its client, and its routing data if it belongs to a route.
 
-    `until`, a monotonic time, is the deadline for a complete request head, or if `asked` for the next request (a
-    response was sent, and no byte has arrived since). None means the usual time limit from now on.
+    `until`, a monotonic time, is the deadline for a complete request head. If `asked`, a response was sent and no byte
+    has arrived since: then it is the deadline for the next request to begin. None: the usual time limit, from now on.
     """
 
     # Plain numbers, because converting them to enumeration members takes a tenth of a handover's time.
@@ -138,7 +138,7 @@ def give(
 
 
 def unread_bytes(transport: asyncio.Transport) -> int:
-    """The number of bytes in the receive buffer of the transport's connection."""
+    """The number of bytes in the receive buffer of the transport's connection; 0 if its socket is closed."""
     sock = transport.get_extra_info("socket")
     if sock is None:
         return 0

@@ -13,7 +13,7 @@ new supervisor all reports that the old one has not acknowledged. PLAN is a JSON
 - `begun`: the names of the children whose pids are in BEGUN (see spawn.in_background), including the supervisor
 - `without`: the variables removed from the environment of the other children
 
-The descriptors of systemd's sockets and of the links to the children have the numbers after these.
+The next descriptors after `control` and `lifeline` are systemd's sockets, and then the links to the children.
 
 A plan for a supervisor that has lost its keeper has `supervisor`, `donor` (the descriptor of a link to that
 supervisor, which sends everything to the new keeper), and `donor_process` (its pid and start time).
@@ -111,7 +111,7 @@ class Store:
 def fill(store: Store, plan: wire.Message) -> tuple[int, int] | None:
     """Put the descriptors of the plan into the store. Returns the pid and link of a running supervisor, or None.
 
-    The supervisor starts any helper that could not be started here when it needs it.
+    A helper that could not be started gets no entry; the supervisor starts it when needed.
     """
     control, lifeline, names = plan["control"], plan.get("lifeline", -1), plan["inherited"]
     first = max(control, lifeline) + 1
@@ -264,7 +264,7 @@ class SupervisorProcess:
         self._adopted = False
 
     def start(self, now: float) -> socket.socket | None:
-        """Start the supervisor; returns our end of its link, or None if that fails and is to be tried again."""
+        """Start the supervisor; returns the keeper's end of its link, or None if that failed (`due`: the next try)."""
         self._started, self._adopted = now, False
         ours, theirs = wire.pair()
         with theirs:
@@ -372,7 +372,7 @@ class Shutdown:
         return self.due is not None
 
     def begin(self, now: float) -> None:
-        """Request the shutdown; the supervisor must confirm it."""
+        """Note that the shutdown is requested; the supervisor has ANSWER_SECONDS to confirm it (see `check`)."""
         if self.due is None:
             self._begun_at = now
             self.due = now + ANSWER_SECONDS
@@ -386,7 +386,10 @@ class Shutdown:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
     def check(self, now: float, supervisor: int) -> bool:
-        """Perform the action that is due; returns whether there is nothing left to wait for."""
+        """At the end of the supervisor's time, kill it and stop the workers; returns whether to stop waiting.
+
+        That is so when no worker is left, or when the workers' time is over, too. `supervisor` is a pid, or 0.
+        """
         if self.alone and not any(map(self._is_there, self._workers())):
             return True
         if self.due is None or now < self.due:
@@ -405,15 +408,17 @@ class Shutdown:
         return False
 
     def finish(self) -> None:
-        """Kill the watched processes and close every descriptor: readers of pipes and sockets see end of file."""
+        """Kill the watched processes and close every descriptor: readers of pipes and sockets see end of file.
+
+        After a shutdown that no supervisor has completed, also remove the desired state.
+        """
         if self.begun and not self.last:
-            # The shutdown was requested although no supervisor has confirmed it.
             pool_files.remove_desired(self._directory)
         self._reaper.watcher.kill_all(KILLED_SECONDS)
         self._store.clear()
 
     def remove_files(self) -> None:
-        """Remove all files except logs from the pool's directory, because no process of the pool is left."""
+        """Remove the pool's files (see remove_traces), because no process of the pool is left."""
         pool_files.remove_traces(self._directory)
 
     def _workers(self) -> list[int]:
@@ -494,7 +499,7 @@ class Keeper:
         )
 
     def begin(self, plan: wire.Message) -> None:
-        """Put the descriptors with which this process was started into the store."""
+        """Put the descriptors of this process into the store, or begin to receive others from the plan's donor."""
         if "donor" in plan:
             self._begin_from_donor(Donor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic()))
             return
@@ -506,12 +511,12 @@ class Keeper:
             self.attach(wire.over(link))
 
     def resume(self, file: int) -> None:
-        """Restore the state that the program executed before in this process left in `file`."""
+        """Restore the state in `file`, written by the keeper that this process was before execve(2)."""
         self._open_files = restore(file, self.store, self.reaper)
         self._take_lifeline()
 
     def _begin_from_donor(self, donor: Donor) -> None:
-        """Receive everything from a supervisor that has lost its keeper. Only one keeper at a time can do this."""
+        """Begin to receive everything from a donor; refuse, and end, if another keeper is doing so."""
         self._supervisor.due = None
         try:
             # Locked until this process exits: two supervisors may have lost the same keeper.
@@ -568,7 +573,7 @@ class Keeper:
             self._end_if_given_up()
 
     def _end_if_given_up(self) -> None:
-        """Exit if the supervisor cannot be started and the store holds no sockets or workers."""
+        """Let `run` end if the supervisor cannot be started and the store holds no sockets or workers."""
         if self._supervisor.given_up and not self.store.holds_work:
             self._shutdown.over = True
 
@@ -637,7 +642,7 @@ class Keeper:
             self._terminate()
 
     def _terminate(self) -> None:
-        """Ask the client to stop the pool; the time limit applies even if it does not answer."""
+        """Begin the shutdown: ask the client to stop the pool; without a client and work, let `run` end."""
         self._shutdown.begin(time.monotonic())
         if self._client is not None:
             self._client.send({"event": "terminate"})
@@ -758,7 +763,7 @@ class Keeper:
             raise ValueError(f"unknown operation {operation!r}")
 
     def _start_supervisor(self) -> None:
-        """Start the supervisor, now that the store is complete."""
+        """Let `run` start the supervisor, now that the store is complete."""
         self._take_lifeline()
         if not self._supervisor.pid:
             self._supervisor.due = time.monotonic()

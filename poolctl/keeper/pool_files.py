@@ -35,7 +35,7 @@ def forget(path: str) -> None:
 def sweep(directory: str) -> None:
     """Remove the files of sockets that no process has open. The pool of this directory must not be running.
 
-    A socket that is bound but not listening may belong to a worker that is still importing its application.
+    Sockets that are open but not listening are kept: a worker may still be importing its application.
     """
     files = _socket_files(directory, WORKER, LOGGER, GATEWAY)
     states = _socket_states() if files else {}
@@ -45,7 +45,7 @@ def sweep(directory: str) -> None:
 
 
 def find(directory: str, kind: str) -> list[str]:
-    """The paths of the pool's sockets on which something listens."""
+    """The paths of the pool's sockets of this kind on which a process listens; all of them if that is unknown."""
     files = _socket_files(directory, kind)
     states = _socket_states() if files else {}
     return [path for path in files if states is None or states.get(os.fsencode(path)) == _LISTENS]
@@ -72,13 +72,16 @@ def _socket_states() -> dict[bytes, bytes] | None:
 
 
 def write_desired(directory: str, content: bytes, name: str = DESIRED) -> None:
-    """Write the desired state, or the state `name`, to its file. `content` is a JSON object. Raises OSError."""
+    """Write a state, by default the desired one, to the file `name`. `content` is a JSON object. Raises OSError."""
     state = b'{"life": %s, "left": %s}' % (json.dumps(boot_identity()).encode(), content)
     replace_file(os.path.join(directory, name), state)
 
 
 def read_desired(directory: str, name: str = DESIRED) -> wire.Message:
-    """The state that a killed pool left; empty if the machine or container has been restarted since."""
+    """The state that a killed pool left in the file `name`.
+
+    Empty if there is no valid file, or if the machine or container has been restarted since.
+    """
     try:
         with open(os.path.join(directory, name), "rb") as file:
             found = json.loads(file.read())

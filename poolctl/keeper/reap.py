@@ -50,11 +50,14 @@ class Reaper:
         return fresh
 
     def ended(self) -> list[wire.Message]:
-        """Report the watched processes that have exited; the reports are also appended to `unacknowledged`."""
+        """The new reports for watched processes that have exited, which are also appended to `unacknowledged`."""
         return [self._report(pid, None, None) for pid in self.watcher.ended()]
 
     def watch(self, pid: int, start: int) -> wire.Message | None:
-        """Watch a process that is not a child; returns its exit report if it has exited already."""
+        """Watch a process; returns its exit report if it has exited already, else None.
+
+        None also for a child, whose exit `reap` reports.
+        """
         if is_child(pid) or self.watcher.watch(pid, start):
             return None
         if any(report["pid"] == pid for report in self.unacknowledged):
@@ -71,10 +74,10 @@ class Reaper:
         del waiting[:count]
 
     def signal(self, pid: int, number: int, *, group: bool, start: int | None = None) -> bool:
-        """Send a signal to a child that has not been reaped, or to a watched process, or its group.
+        """Send a signal to a child that has not been reaped or to a watched process, or with `group` to its group.
 
-        Returns False if it is neither, or has another start time. Only the parent, or the holder of a pidfd, can do
-        this without the risk of signalling another process that has reused the pid.
+        Returns False, and sends nothing, if the process is neither, or its start time is not `start`. Only the parent,
+        or the holder of a pidfd, can do this without the risk of signalling another process that has reused the pid.
         """
         if pid <= 1 or (start is not None and process_start(pid) not in (start, None)):
             return False
@@ -162,9 +165,9 @@ class Watcher:
         return pids
 
     def signal(self, pid: int, number: int, *, group: bool) -> bool:
-        """Send a signal to a watched process, or first to its group; False if it has exited or is unknown.
+        """Send a signal to a watched process, and with `group` to its group; False if it has exited or is unknown.
 
-        Uses the descriptor that watches it, so that a keeper without a free descriptor can still stop it.
+        Uses the process's existing pidfd, so that a keeper without a free descriptor can still stop it.
         """
         if pid not in self._pidfds:
             return False
@@ -208,7 +211,7 @@ def kill_group(pid: int) -> None:
 
 
 def signal_process(pid: int, start: int, number: int, *, group: bool = False) -> bool:
-    """Send a signal to the process with this start time, or first to its group; False if it has exited.
+    """Send a signal to the process with this start time, and with `group` to its group; False if it has exited.
 
     Sent by pidfd where available (not in every sandbox), so that a process that has reused the pid is never signalled.
     """

@@ -55,8 +55,8 @@ def accept(listener: socket.socket, uids: Collection[int]) -> socket.socket | No
 def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, Answer | None]]:
     """Connect to all listening sockets of this kind; returns each connection with its first message.
 
-    All are queried in parallel, within `seconds`. The message is None if it did not arrive in time, and empty if it
-    was invalid.
+    All are queried in parallel, within `seconds`. The message is None if it did not arrive in time or the connection
+    failed, and empty if it was invalid.
     """
     until = time.monotonic() + seconds
     asked = {sock.fileno(): sock for path in find(directory, kind) if (sock := connect(path)) is not None}

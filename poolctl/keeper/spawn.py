@@ -26,10 +26,11 @@ def spawn(
     session: bool,
     without: Container[str] = (),
 ) -> int:
-    """Start a program; returns its pid. `output` is the file for its stdout and stderr (appended to, 0600).
+    """Start a program as a child, with `fds` as its descriptors 3, 4 …; returns its pid.
 
-    `env` is its environment (None: this process's), without the variables in `without`. Raises OSError if the
-    program cannot be executed. The keeper's own descriptors are not inherited.
+    Its stdout and stderr are appended to the file `output` (created with mode 0600). `env` is its environment (None:
+    this process's), without the variables in `without`. With `session` it leads a new session. It inherits no other
+    descriptor of this process. Raises OSError if the program cannot be executed.
     """
     import signal  # imported late: a process that only calls in_background does not need it
 
@@ -94,10 +95,10 @@ def in_background(
 
     Returns its pid, or 0 if no process could be created.
 
-    Companions are started before the program itself is loaded. It then gets one more argument: a JSON object with
-    their `pids` (0 for a companion that could not be started) and `open_files`, the original soft and hard limits,
-    which are raised for all of them. Its stderr is the output file of the first companion, or /dev/null without
-    companions.
+    Companions are started, as its children, before the program itself is loaded. With companions the program gets one
+    more argument: a JSON object with their `pids` (0 for a companion that could not be started) and `open_files`, the
+    original soft and hard limits, which are raised for all of them. The program's stderr is the output file of the
+    first companion, or /dev/null without companions.
     """
     reads, writes = os.pipe()
     child = os.fork()
@@ -156,7 +157,7 @@ def _start(companion: Companion, fds: list[int], env: dict[str, str]) -> int:
 
 
 def log_failure(output: str, argv: Sequence[str], error: OSError) -> None:
-    """Append the reason why a program could not be executed to its own log."""
+    """Append the reason why the program `argv` could not be executed to its own log, the file `output`."""
     with contextlib.suppress(OSError), open(output, "a", opener=_open_log) as log:
         log.write(f"{argv[0]}: {error.strerror or error}\n")
 
@@ -172,7 +173,7 @@ MAX_SIZE_BYTES = 1024 * 1024
 
 
 def rotate_if_large(path: str) -> None:
-    """Move the end of a file larger than MAX_SIZE_BYTES to `path.1`, where repeated lines are replaced by a count.
+    """If a file is larger than MAX_SIZE_BYTES, move its last MAX_SIZE_BYTES to `path.1`, and count repeated lines.
 
     The file is truncated, not replaced: other processes keep it open (O_APPEND). On a full disk the content is
     dropped. Raises OSError, including FileNotFoundError.

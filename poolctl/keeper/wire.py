@@ -124,7 +124,8 @@ def _decode(payload: bytes, fds: list[int]) -> Message:
 def close(fd: int) -> None:
     """Close a descriptor. If it is a message socket, the descriptors in its unread messages are closed as well.
 
-    The kernel would close those with the last duplicate, and the sender could delay that (see close_promptly).
+    Otherwise the kernel would close them with the last duplicate of the socket, and the sender could control how long
+    that takes (see close_promptly).
     """
     try:
         sock = socket.socket(fileno=fd)
