@@ -23,7 +23,7 @@ _WITHOUT_INOTIFY_SECONDS = 1.0
 
 
 class InternalLog(logging.Handler):
-    """Writes to standard error, which the caller has redirected to the file `path`; keeps one old file, `path.1`.
+    """Writes records to standard error, which the caller has redirected to the file `path`; rotates it to `path.1`.
 
     A message that repeats the previous one is counted instead of written ("repeated 12,345 times"). Messages above
     the rate limit are dropped and counted. The interpreter's own tracebacks go to the same file. With `stamped`,

@@ -88,7 +88,7 @@ class LogFile:
         return max(seconds_of(self._born) + self._max_age, self._rotate_at) - now
 
     def resume(self, block: bytes) -> int:
-        """The number of bytes of `block`, in whole lines, that a writer stored before it was killed."""
+        """The number of bytes of `block` in whole lines that a killed writer has stored; cuts off an incomplete line."""
         self._prepare()
         stored = stored_part(self.path, block)
         whole = block.rfind(b"\n", 0, stored) + 1
@@ -245,7 +245,7 @@ def _exists(name: str, directory: int) -> bool:
 
 
 def stored_part(path: str, block: bytes) -> int:
-    """How many bytes of the block a killed writer has stored: the log ends with that part of the block."""
+    """The number of the block's first bytes with which the log ends, because a killed writer has stored them."""
     text = _ending(path, len(block))
     head = block[:_HEAD_BYTES]
     at = text.find(head)
@@ -259,7 +259,7 @@ def stored_part(path: str, block: bytes) -> int:
 
 
 def _ending(path: str, length: int) -> bytes:
-    """The last `length` bytes of a log, continued in its rotated files if it is shorter."""
+    """The last `length` bytes of a log, from rotated files, too, if the newest is shorter; fewer if the log is."""
     found = b""
     log = OpenLog(path, _MOST_FILES)
     for fd, size in log.parts:

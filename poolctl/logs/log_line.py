@@ -42,7 +42,7 @@ def seconds_of(stamp: str) -> float:
 
 
 def clock_time(stamp: str, *, with_millis: bool = True) -> str:
-    """A timestamp in the local time zone as HH:MM:SS.mmm or HH:MM:SS, with the date unless it is today."""
+    """The local time of a timestamp: HH:MM:SS.mmm, after the date unless that is today; HH:MM:SS without millis."""
     moment = datetime.fromisoformat(stamp).astimezone()
     text = f"{moment:%H:%M:%S}"
     if not with_millis:
@@ -65,7 +65,7 @@ def as_json(lines: bytes, now: str, name: str, pid: int) -> bytes:
 
 
 def parse_line(raw: bytes, name: str = "") -> LogLine:
-    """The parsed line of a log file in either form; `name` is the name of the file's server."""
+    """The parsed line of a log file; in another form than text or JSON it has no time. `name` is its server's name."""
     if raw.startswith(b'{"time": '):
         try:
             found = json.loads(raw)
@@ -127,7 +127,7 @@ class JsonRecord:
 
 
 def parse_record(text: str) -> JsonRecord | None:
-    """The parsed line; None for any other kind of line, including JSON without a message or a level."""
+    """The parsed JSON line; None for any other line, and for JSON with neither a message nor a level."""
     if not (text.startswith("{") and text.rstrip().endswith("}")):
         return None
     try:

@@ -468,7 +468,7 @@ class Merge:
 
     @property
     def holds(self) -> bool:
-        """Whether lines are held back: call `add` again SETTLE_SECONDS later."""
+        """Whether lines are held back; then the caller calls `add` again SETTLE_SECONDS later."""
         return bool(self._held)
 
     def add(self, lines: list[LogLine]) -> list[LogLine]:

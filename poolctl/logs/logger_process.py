@@ -185,7 +185,7 @@ class WriteAheadNote:
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
-        """Use these descriptors: a file, and the two ends of the pipe (which another version may not pass)."""
+        """Use these descriptors instead: a file, and both ends of a pipe, which another version may leave out."""
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
@@ -293,7 +293,7 @@ class OutputStream:
         self._underway.end()
 
     def finish(self, now: float) -> None:
-        """Store an incomplete last line, if any; the pipe has no other reader."""
+        """Store the remaining output, including an incomplete last line; no other process reads the pipe."""
         self.ended = True
         try:
             for _ in range(2):  # complete lines first, then the rest
@@ -303,7 +303,7 @@ class OutputStream:
         self.complete_cut_line(now)
 
     def complete_cut_line(self, now: float) -> None:
-        """Store the kept beginning of a line, whose rest is not in the pipe, with a line break."""
+        """Store, with a line break, the beginning of a line that was taken out of the pipe before the rest arrived."""
         if self._partial:
             self._store(self._partial + b"\n", stamp(now))
             self._partial = b""
@@ -433,7 +433,7 @@ class Logger:
         self._underway.close()
 
     def _await_takeover(self) -> None:
-        """Listen for a new pool that takes over the pipes, because no process is left that could start a new logger."""
+        """Begin to listen for a new pool, which takes over the pipes; no process is left to start another logger."""
         if self._directory is not None and self._streams:
             with contextlib.suppress(OSError):
                 self._handover = PipeHandover(self._directory, self._epoll)
@@ -499,7 +499,7 @@ class Logger:
             os.close(fd)
 
     def _add(self, order: wire.Message, fds: list[int]) -> None:
-        """Add a stream as ordered; its descriptor is removed from `fds`."""
+        """Add a stream, or change the known one with this `id`; its descriptor is removed from `fds` if it is kept."""
         fd, path = fds[0], str(order["path"])
         max_size, keep = int(order.get("max_size") or 0), int(order.get("keep") or 0)
         max_age = float(order.get("max_age") or 0)
@@ -648,7 +648,7 @@ class PipeHandover:
 
 
 def main() -> None:
-    """Serve the socket on descriptor 3 until it ends.
+    """Run the logger, with its control socket at descriptor 3, until it is ordered to end or has nothing to read.
 
     Signals that terminate a process group or a session are ignored, because the servers write their last output later.
     """
