@@ -95,8 +95,8 @@ def in_background(
 
     Returns its pid, or 0 if no process could be created.
 
-    Companions are started, as its children, before the program itself is loaded. With companions the program gets one
-    more argument: a JSON object with their `pids` (0 for a companion that could not be started) and `open_files`, the
+    Companions are started, as the program's children, before the program is loaded. With companions it gets one more
+    argument: a JSON object with their `pids` (0 for a companion that could not be started) and `open_files`, the
     original soft and hard limits, which are raised for all of them. The program's stderr is the output file of the
     first companion, or /dev/null without companions.
     """
@@ -173,10 +173,10 @@ MAX_SIZE_BYTES = 1024 * 1024
 
 
 def rotate_if_large(path: str) -> None:
-    """If a file is larger than MAX_SIZE_BYTES, move its last MAX_SIZE_BYTES to `path.1`, and count repeated lines.
+    """Move the last MAX_SIZE_BYTES of a larger file to `path.1`, and empty the file; do nothing for a smaller file.
 
-    The file is truncated, not replaced: other processes keep it open (O_APPEND). On a full disk the content is
-    dropped. Raises OSError, including FileNotFoundError.
+    In `path.1` a count replaces repeated lines. The file is truncated, not replaced: other processes keep it open
+    (O_APPEND). On a full disk the content is dropped. Raises OSError, including FileNotFoundError.
     """
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode) or status.st_size <= MAX_SIZE_BYTES:

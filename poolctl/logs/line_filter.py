@@ -75,7 +75,9 @@ _TRACEBACK = "Traceback (most recent call last):"
 
 
 class LineFilter:
-    """Passes lines that are not newer than `until`, have at least the level `least`, and whose text `matches`.
+    """Passes lines that are not newer than `until`, have at least the level `least`, and text that `matches` accepts.
+
+    A condition that is "" or None passes every line.
 
     A line without a level, such as a line of a traceback, has the level of the line that it continues. A traceback is
     at least an error. Use one filter per log.

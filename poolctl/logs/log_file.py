@@ -88,7 +88,7 @@ class LogFile:
         return max(seconds_of(self._born) + self._max_age, self._rotate_at) - now
 
     def resume(self, block: bytes) -> int:
-        """The number of bytes of `block` in whole lines that a killed writer has stored; cuts off an incomplete line."""
+        """The number of bytes of `block` in whole lines that a killed writer stored; cuts off an incomplete line."""
         self._prepare()
         stored = stored_part(self.path, block)
         whole = block.rfind(b"\n", 0, stored) + 1
@@ -259,7 +259,7 @@ def stored_part(path: str, block: bytes) -> int:
 
 
 def _ending(path: str, length: int) -> bytes:
-    """The last `length` bytes of a log, from rotated files, too, if the newest is shorter; fewer if the log is."""
+    """The last `length` bytes of a log and its rotated files, or all their bytes if they have fewer."""
     found = b""
     log = OpenLog(path, _MOST_FILES)
     for fd, size in log.parts:

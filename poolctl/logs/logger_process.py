@@ -99,7 +99,7 @@ class PipeReader:
             length -= os.splice(fd, self._dev_null, length)
 
     def enlarge(self, fd: int) -> bool:
-        """Enlarge the pipe so that it always holds 64 KiB; returns False where that is not allowed."""
+        """Enlarge the pipe so that it always holds 64 KiB; returns whether that was allowed."""
         return not self._blind and _resize(self._in, _LARGE_BYTES) and _resize(fd, _LARGE_BYTES)
 
     def restore(self, fd: int) -> None:
@@ -303,7 +303,7 @@ class OutputStream:
         self.complete_cut_line(now)
 
     def complete_cut_line(self, now: float) -> None:
-        """Store, with a line break, the beginning of a line that was taken out of the pipe before the rest arrived."""
+        """Store, with a line break, the beginning of a line that was taken out of the pipe without the rest, if any."""
         if self._partial:
             self._store(self._partial + b"\n", stamp(now))
             self._partial = b""

@@ -97,7 +97,7 @@ def provide_modules() -> None:
 
 
 def preload() -> None:
-    """Set the signal handlers for stack dumps, import uvicorn and the optional libraries found, and `end_imports`."""
+    """Set the signal handlers for stack dumps, import uvicorn and optional libraries, and call `end_imports`."""
     STACK_DUMP.prepare(SPEC_FD)  # the descriptor of the specification, which a worker has closed by then
     for name in _MODULES:
         try:
@@ -167,7 +167,7 @@ def import_app(spec: Spec) -> Any:
 
 
 def module_of(spec: Spec) -> str:
-    """The module that `import_app` imports."""
+    """The name of the module that `import_app` imports."""
     return _path(spec).partition(":")[0]
 
 
@@ -250,7 +250,10 @@ def _pass_breakpoint(server: str, *args: object, **kwargs: object) -> None:
 
 
 def exit_status(code: object) -> int:
-    """The exit status for an argument of sys.exit(): an integer's low 8 bits, 0 for None; others are printed, and 1."""
+    """The exit status for an argument of sys.exit(): the low 8 bits of an integer; 0 for None.
+
+    Any other argument is printed to stderr, and the status is 1.
+    """
     if code is None or isinstance(code, int):
         return (code or 0) & 0xFF
     print(code, file=sys.stderr)

@@ -91,7 +91,7 @@ def reset_signals() -> None:
 
 
 def needs_exec(spec: Spec) -> bool:
-    """Whether a new interpreter must be executed: only that can replace the environment, or read start variables."""
+    """Whether a new interpreter must be executed: `env_base` replaces the environment, or `env` has START_VARIABLES."""
     return any(name.startswith(START_VARIABLES) for name in spec["env"]) or spec["env_base"] is not None
 
 
@@ -107,7 +107,7 @@ def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments:
 
 
 def read_spec_after_exec(descriptors: int) -> Spec:
-    """The specification, after `start_interpreter_again` with as many `descriptors`, which become non-inheritable."""
+    """The specification, after `start_interpreter_again`; makes the inherited descriptors non-inheritable again."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, False)
     return read_spec(SPEC_FD)
@@ -215,7 +215,7 @@ def apply_spec(spec: Spec) -> None:
 
 
 def set_index(spec: Spec) -> None:
-    """Set the worker's index in its environment, unless the process imports for several workers."""
+    """Set the worker's index in its environment; no effect in an app zygote, which imports for several workers."""
     if "index" in spec:
         os.environ["POOLCTL_INDEX"] = str(spec["index"])
 

@@ -228,7 +228,7 @@ def by_route(counts: Counts) -> dict[int, int]:
 
 
 def completed(counts: Counts) -> Counts:
-    """The final counts of a worker that has exited: nothing is open, and requests in progress are DISCONNECTED."""
+    """The final counts of a worker that has exited: nothing is open, requests in progress count as DISCONNECTED."""
     left = [0, *counts[1:COUNTED]]
     left[DISCONNECTED] += in_flight(counts)
     for slot in _NOW:
@@ -279,7 +279,7 @@ class StackDump:
         )
 
     def prepare(self, fd: int) -> None:
-        """Set the signal handlers in this process and its forks; each handler writes to `fd`, prepared by `begin`."""
+        """Set the signal handlers in this process and its forks. They write to descriptor `fd`, set up by `begin`."""
         self._fd = fd
         signal.signal(ASK, self._answer)
         faulthandler.register(ASK_AGAIN, file=fd, all_threads=True, chain=False)

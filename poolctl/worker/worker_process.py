@@ -208,7 +208,7 @@ class WorkerProcess:
         return {"event": "ready", "leaving": self.server.should_exit, **resting}
 
     def _renew(self, tls: Tls, fds: list[int]) -> None:
-        """Use another certificate for new connections, unless it is unusable; report to the supervisor which it is."""
+        """Use another certificate for new connections; report to the supervisor that it is used, or why it is not."""
         try:
             context = ssl_context(tls, fds)
         except (OSError, ValueError) as error:
@@ -237,7 +237,7 @@ class WorkerProcess:
             self.control.send({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:
-        """Report to the supervisor from now on when the worker has been idle for `seconds`, or None: stop reporting."""
+        """From now on, report when the worker has been idle for `seconds`, and when that ends; None: do not report."""
         if self.idleness is not None:
             self.idleness.stop()
         self.idleness = IdleTimer(self.server.server_state, seconds, self._report_idle) if seconds else None
@@ -540,7 +540,7 @@ class IdleTimer:
 
 
 class ForkedChildren:
-    """Separates each child that the application forks from its worker: descriptors and signals.
+    """Separates from the worker each child that the application forks: its descriptors and signals.
 
     The loop learns of a signal by a byte in a socket pair, which a forked child shares: a SIGTERM to the child, as
     multiprocessing sends it, would stop the worker and leave the child running.

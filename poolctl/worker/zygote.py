@@ -332,7 +332,7 @@ class ProcessSnapshot(NamedTuple):
         return found
 
     def fix(self) -> str:
-        """A setting that may prevent the native threads started since this snapshot; "" without one or without them."""
+        """A setting that may prevent native threads, if any were started since this snapshot; "" if not or unknown."""
         return thread_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
 
     def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:

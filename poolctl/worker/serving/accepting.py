@@ -76,8 +76,8 @@ class SharedListener(socket.socket):
     """
 
     def __init__(self, like: socket.socket, server_state: PoolServerState) -> None:
-        # Not like.dup(): it makes the new socket blocking for a moment, and also, because they share one open file,
-        # the listener of every other worker; a worker that calls accept() at that moment blocks forever.
+        # Not like.dup(): for a moment it makes the new socket blocking, and with it every other worker's listener,
+        # because all share one open file; a worker that calls accept() at that moment blocks forever.
         numbers: Any = super(socket.socket, like)
         self._kind = numbers.family, numbers.type, numbers.proto
         super().__init__(*self._kind, fileno=os.dup(like.fileno()))

@@ -116,11 +116,11 @@ class Drainable:
     transport: Any
 
     def linger(self) -> None:
-        """Begin to close the connection: it closes after the response in progress, once that loses no request."""
+        """Begin to close the connection: after the response in progress, as soon as closing loses no request."""
         raise NotImplementedError
 
     def leave(self) -> None:
-        """Begin to leave this worker: the connection is handed over if possible; otherwise as `linger`."""
+        """Begin to leave this worker: hand the connection over if possible, otherwise `linger`."""
         self.linger()
 
     def hand_over(self, end: socket.socket) -> bool:
@@ -131,7 +131,7 @@ class Drainable:
         """Return the connection to the gateway before its next request, if it came from there."""
 
     def stay(self) -> None:
-        """Keep the connection open after `linger`, if it is not too late."""
+        """Keep the connection open after `linger`, unless its end has already been announced to the client."""
 
     def end_events(self) -> None:
         """End event streams between two events; their clients reconnect."""
@@ -163,7 +163,7 @@ class Heads:
         return len(self.due)
 
     def wait(self, connection: Any, due: float | None = None) -> None:
-        """Set the time at which `head_is_late` is called, unless `end` is called before (default: in `seconds`)."""
+        """Limit the time for a head: `head_is_late` is called at `due` (None: in `seconds`) unless `end` is before."""
         now = time.monotonic()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
@@ -270,7 +270,10 @@ class PoolServerState(ServerState):
             self.evenness.publish()
 
     def handshake_is_over(self, connection: object) -> float | None:
-        """Note the end of a handshake. Returns the time at which the first head is due; None if there was none."""
+        """Note the end of a TLS handshake. Returns the time at which the first head is due.
+
+        None if the connection was not in a handshake.
+        """
         due = self.expected.pop(connection, None) if self.expected else None
         if due is not None:
             self.changed.set()

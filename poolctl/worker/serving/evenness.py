@@ -36,7 +36,7 @@ _TAKEN_SECONDS = 0.02  # connections handed over earlier are already counted by 
 _REST_SECONDS = 1.0
 _LEAST_DIFFERENCE = 2
 _WEBSOCKETS_PART = 4
-# A worker with more connections than others pauses after each new one, with far too many for several pauses.
+# A worker with one connection more than another pauses once, with two or more it makes several long pauses.
 _PAUSE_SECONDS = 0.001
 _LONG_PAUSE_SECONDS = 0.005
 _MOST_PAUSES = 10
@@ -188,7 +188,7 @@ class Evenness:
     def hand_over_if_too_many(self, connection: HasHandOver) -> bool:
         """Hand over an accepted connection that is not counted yet, if the worker would have too many with it.
 
-        Returns whether it did.
+        Returns whether the connection was handed over.
         """
         if self._counts.alone:
             return False
@@ -199,7 +199,7 @@ class Evenness:
     def hand_over_websocket_if_too_many(self, connection: HasHandOver) -> bool:
         """Hand over a connection that becomes a WebSocket, if the worker would have too many with it.
 
-        Returns whether it did.
+        Returns whether the connection was handed over.
         """
         others = [] if self._counts.alone or not self._may_hand_over else self._counts.others_websockets()
         mine = self._state.open_websockets + 1
@@ -248,7 +248,10 @@ class Evenness:
         return mine > share and self._hand_over(connection, others)
 
     def _fair_share(self, mine: int, others: list[int], on_their_way: int = 0) -> int:
-        """This worker's fair share: the maximum number of connections it should have."""
+        """This worker's fair share of all connections: the maximum number that it should have.
+
+        `mine` is its present number, `others` are those of the other workers; no worker counts `on_their_way` yet.
+        """
         return -(-(mine + sum(others) + on_their_way) // (len(others) + 1))
 
     def _has_more_websockets(self) -> bool:
@@ -279,7 +282,7 @@ class Evenness:
         self._even_out()
 
     def _even_out(self) -> None:
-        """Hand over one connection for each worker with at least two fewer; check again soon if any were needed."""
+        """Hand over one connection for each worker with at least two fewer; check again later unless none can move."""
         self._timer = None
         others = self._counts.others() if self._accepting and self._kept else []
         mine = len(self._state.connections)

@@ -72,7 +72,7 @@ FIRST = Head()  # the head of a first request of which nothing has arrived yet
 class Http1Connection(Drainable, Http1Protocol):
     """Mixin that adds draining, counting and limits to one of uvicorn's protocol classes for HTTP/1.1.
 
-    It precedes that class among the bases of the class for its parser.
+    The class for each parser has it as the first base, before uvicorn's class.
     """
 
     # CPython's objects of a class share the names of up to thirty attributes, and uvicorn's already have twenty-eight.
@@ -154,7 +154,7 @@ class Http1Connection(Drainable, Http1Protocol):
         return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
     def leave(self) -> None:
-        """Begin to move to another worker, once no request is in progress; `linger` if `moves_to` is None."""
+        """Begin to move to another worker, once no request is in progress; `linger` if connections do not move now."""
         if self.server_state.moves_to is None:
             self.linger()
         else:
@@ -340,7 +340,7 @@ class Http1Connection(Drainable, Http1Protocol):
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
     def time_left(self) -> dict[str, float | bool]:
-        """The arguments for `take_over` in the next process, for a connection between two requests."""
+        """The arguments for `take_over` in the next process, for a connection between two requests; {} for no limit."""
         if self.head is not None:
             due = self.server_state.heads.due.get(self)
             return {} if due is None else {"until": due, "asked": False}
@@ -405,7 +405,7 @@ class Http1Connection(Drainable, Http1Protocol):
         return 0
 
     def refuse(self, status: int) -> None:
-        """Respond to a request that the parser has not received, then close once the client had time to read."""
+        """Respond to a request that the parser has not received; close later, when the client has had time to read."""
         transport, phrase = self.transport, _REFUSALS[status]
         lines = [b"HTTP/1.1 %d %b" % (status, phrase)]
         length = (b"content-length", b"%d" % len(phrase))
@@ -569,7 +569,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
 
 class Upgrade:
-    """A connection whose last request asks for a WebSocket. `event` is the parser's event for its head, or None."""
+    """A connection whose last request asks for a WebSocket. `event` is the parser's for the head; None: httptools."""
 
     def __init__(self, connection: Any, event: Any = None) -> None:
         self._connection = connection

@@ -209,7 +209,8 @@ class PoolServer(uvicorn.Server):
     def drain(self, *, migrate: bool = False) -> None:
         """Like `stop`, but no request is lost: connections are kept until they are quiet.
 
-        With `migrate` they move through the adoption pair to other workers as soon as they can.
+        With `migrate` they move through the adoption pair to other workers as soon as they can. Has no effect after
+        `stop`.
         """
         if not self.should_exit:
             self.should_exit = self.lingers = True
@@ -226,9 +227,9 @@ class PoolServer(uvicorn.Server):
 
     @property
     def checks_routes(self) -> bool:
-        """Whether no request for another server is served here: with TLS there is none, otherwise requests are checked.
+        """Whether a request for another server, on a connection from the gateway, would be returned to the gateway.
 
-        Such a request returns to the gateway, with its connection.
+        True also with TLS, where all requests on a connection are for one server.
         """
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(kind, Http1Connection)

@@ -47,7 +47,7 @@ _BAD_REQUEST = "Invalid HTTP request received."
 class RoutedConnection(Http1Connection):
     """Mixin for a connection from the gateway; it checks that each request is for this server.
 
-    It precedes the class of other connections among the bases of the class for its parser.
+    The class for each parser has it as the first base, before the class for other connections.
     """
 
     __slots__ = ()
@@ -210,7 +210,7 @@ class RoutedConnection(Http1Connection):
             self._send_back()
 
     def _still_uses_this_protocol(self, rest: bytes) -> bool:
-        """Whether the connection is open with this protocol object after a message; another object gets the `rest`."""
+        """Whether the connection is open and still uses this protocol object; if replaced, the new one gets `rest`."""
         protocol: Any = self.transport.get_protocol()
         if protocol is self:
             return not self.transport.is_closing()

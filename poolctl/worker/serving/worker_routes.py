@@ -33,8 +33,8 @@ Context = dict[str, Any]
 class Routes:
     """The gateway's route table, and the end of the pair through which connections return to the gateway.
 
-    `server` is the name of the worker's server in routes. The first of `listeners` is the address that applications
-    see, by https if `secure`.
+    `server` is the name of the worker's server in routes. The first of `listeners` gives the URL that applications see,
+    with https if `secure`.
     """
 
     def __init__(self, server: str, listeners: Sequence[socket.socket] = (), *, secure: bool = False) -> None:
