@@ -62,7 +62,7 @@ class ProcessRunner(LocalRunner, Counters):
         """The local runner's abilities except takeover, because workers do not outlive this program."""
         return Capabilities(sleep=self, stacks=self, logs=self, hooks=self, counters=self)
 
-    # The methods of Counters; `tallies` is created anew for each keeper.
+    # The methods of Counters. They use `tallies`, which LocalRunner.__init__ creates (see `_start`).
 
     def counts(self, placement: Placement) -> Counts | None:
         return self.tallies.counts(placement)
@@ -92,7 +92,7 @@ class ProcessRunner(LocalRunner, Counters):
             raise
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        """Run the hook; the keeper stays alive at least until it has ended."""
+        """Start the hook (see Hooks); the keeper keeps running at least until the hook has ended."""
         key = hook_id(server.name, hook)
         self._opened.add(key)
         self._cancel_idle_end()
@@ -134,11 +134,11 @@ class ProcessRunner(LocalRunner, Counters):
             self._ending = asyncio.ensure_future(self._end())
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """The server's last lines; none if the keeper could not be started."""
+        """The server's last lines (see Logs); empty if no keeper has been started yet."""
         return await super().logs(name, lines, since) if hasattr(self, "output") else []
 
     async def aclose(self) -> None:
-        """End every worker and the keeper; a server opened afterwards starts new ones."""
+        """End every worker and the keeper. A server that is opened afterwards starts another keeper."""
         if self._ending is None:
             self._opened.clear()
             self._ending = asyncio.ensure_future(self._end())
@@ -163,7 +163,7 @@ class ProcessRunner(LocalRunner, Counters):
             self._ending = None
 
     async def start(self) -> None:
-        """Start the keeper, unless it is running already."""
+        """Start the keeper, unless it is running already, and wait until it has answered."""
         while self._ending is not None:
             await asyncio.wait({self._ending})
         if self._started is None:
@@ -194,7 +194,7 @@ class ProcessRunner(LocalRunner, Counters):
             self._replacing = asyncio.ensure_future(self._replace_keeper(directory))
 
     async def _replace_keeper(self, directory: str) -> None:
-        """Give a new keeper the descriptors that the dead keeper held; the workers continue."""
+        """Start another keeper with the descriptors of the dead one; workers continue. Gives up after some attempts."""
         for pause in _REPLACEMENT_PAUSES_SECONDS:
             await asyncio.sleep(pause)
             ours, theirs = wire.pair()
@@ -210,9 +210,10 @@ class ProcessRunner(LocalRunner, Counters):
             return
 
     def forget_descriptors(self) -> None:
-        """Release the listeners and the keeper, which ends when its last link is closed.
+        """In a forked child, release the listeners and the link to the parent's keeper.
 
-        For a forked child, which has no servers and starts its own keeper when it opens servers.
+        The keeper ends only when every process has closed its link. The child then has no servers, and starts a keeper
+        of its own when it opens one.
         """
         if self._started is not None and hasattr(self, "keeper"):
             held = [fd for _, fds in self.keeper.held().values() for fd in fds]
@@ -241,9 +242,9 @@ class _Keeper(Receiver):
 
 
 async def _launch(directory: str, theirs: socket.socket, receiver: _Keeper) -> wire.Message:
-    """Start a keeper that holds the `theirs` end of the link, and return its first message.
+    """Start a keeper with the `theirs` end of its link, and return the first message that `receiver` gets from it.
 
-    `theirs` is closed in this process.
+    `theirs` is closed in this process. Raises OSError, or TimeoutError if no message arrives.
     """
     argv = command(sys.executable, "keeper", directory, "3", isolated=True)
     with theirs:

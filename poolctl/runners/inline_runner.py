@@ -45,7 +45,7 @@ from .runner_protocol import (
 
 _KILL_SIGNAL = 9
 
-# The keys that have no effect for a task of this process, and how to tell whether they are used.
+# The keys of a server that need a process of its own: a server that uses one of them is refused.
 _NEED_A_PROCESS = ("command", "job", "user", "umask", "env", "env_file", "hooks")
 
 
@@ -138,7 +138,7 @@ class InlineRunner(Runner, Sleep):
             worker.renew_tls(server)
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Do nothing: there is no other worker to leave the connections to."""
+        """Begin to drain the worker, because no other worker could take its connections. Does not wait."""
         if worker := self._workers.get(placement.id):
             worker.end(drain=True)
 
@@ -154,7 +154,7 @@ class InlineRunner(Runner, Sleep):
         """Do nothing: an idle worker has no process that could be ended."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """Watch the listener; any connection counts as a request, and is accepted by the next worker."""
+        """Watch the listeners; `on_request` is called once, at the first connection, which the next worker accepts."""
         sockets, _ = self._listeners[server.key]
 
         def request_arrived() -> None:
@@ -172,7 +172,7 @@ class InlineRunner(Runner, Sleep):
         """Do nothing: without a worker this runner accepts no connections."""
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
-        """Stop the worker. If it is still busy at the timeout, cancel it and reset its connections."""
+        """Stop the worker and return its exit. After the timeout it is cancelled, and its connections are reset."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
@@ -197,9 +197,9 @@ class InlineRunner(Runner, Sleep):
             await self.close(key)
 
     def forget_descriptors(self) -> None:
-        """Release every socket without touching the state shared with the parent process; for a forked child."""
+        """In a forked child, release every socket without touching the state shared with the parent process."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
-        release_in_child(accepted_from(sockets))  # and their listeners
+        release_in_child(accepted_from(sockets))  # the listeners too
         _of_parents.append((self._listeners, self._workers))
         self._listeners, self._workers = {}, {}
 

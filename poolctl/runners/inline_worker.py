@@ -1,4 +1,4 @@
-"""One server as a task of this process: load the application, serve, drain, end."""
+"""Serves one server as a task of this process: loads the application, serves it, drains and ends."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ _CANCEL_ATTEMPTS = 25
 
 
 class InlineWorker:
-    """Serves one server as a task of this process, beginning when it gets its `turn`.
+    """Serves one server as a task of this process. The semaphore `turn` limits how many applications load at once.
 
-    `begun`, `answered` and `exited` are futures that several tasks may await; they never raise.
+    The futures `begun` (it loads its application), `answered` (it is ready) and `exited` never raise; several tasks may
+    await them.
     """
 
     def __init__(
@@ -60,16 +61,17 @@ class InlineWorker:
         self._task: asyncio.Task[Exit]
 
     def start(self, listeners: Sequence[socket.socket]) -> None:
-        """Begin to load the application and to serve it."""
+        """Start the task that loads the application and serves it on these listeners."""
         # A separate context, because the values of the caller's context must not reach requests.
         work = self._load_and_serve(listeners)
         self._task = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
         self._task.add_done_callback(self._ended)
 
     def end(self, *, drain: bool) -> None:
-        """Stop accepting connections, finish current requests, then end. May be called more than once.
+        """Let the worker stop accepting, finish current requests and end. Does not wait; may be called again.
 
-        `drain`: idle connections get time before they are closed.
+        With `drain`, idle connections get time before they are closed; otherwise they are closed at once. A worker that
+        is still loading its application is cancelled.
         """
         if self._uvicorn is None:
             self._task.cancel()  # the application is still being loaded
@@ -112,7 +114,7 @@ class InlineWorker:
             raise ServerError(message, name=server.name, bind=server.bind, hint="check `tls`") from error
 
     async def kill(self, verdict: Exit) -> None:
-        """Cancel the worker's tasks, repeatedly if necessary; `exited` is set when this returns."""
+        """Cancel the worker's task, repeatedly if necessary; unless it has exited before, `verdict` becomes its exit."""
         self._verdict = verdict
         # Give it a moment first, because a task that has been asked to end may end cleanly.
         await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS / 4)

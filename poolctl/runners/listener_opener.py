@@ -41,9 +41,9 @@ class Opener:
     async def listen(
         self, address: Address, inherited: Inherited | None = None, mode: int | None = None
     ) -> list[socket.socket]:
-        """The open sockets of the address (see `open_listener`).
+        """Open the sockets of the address, and return them (see `open_listener`).
 
-        Raises ListenError. If cancelled, closes every socket that it has opened.
+        Raises ListenError, with the processes that hold an address in use. If cancelled, closes what it has opened.
         """
         open_it = functools.partial(open_listener, address, inherited=inherited, mode=mode)
         try:
@@ -54,13 +54,13 @@ class Opener:
             raise with_holders(error, await self._holders(error.taken)) from error.__cause__
 
     async def open_datagram_sockets(self, address: Address) -> list[socket.socket]:
-        """The UDP sockets of the address. Raises ListenError. If cancelled, closes every socket that it has opened."""
+        """Open the UDP sockets of the address, and return them. Raises ListenError. If cancelled, closes them."""
         return await _resolving(
             address, functools.partial(open_datagram_sockets, address), undo=close_listener
         )
 
     async def check_free(self, address: Address) -> None:
-        """Raise ListenError unless a program may bind the TCP address by itself."""
+        """Return if the TCP address is free for a program that binds it itself; otherwise raise ListenError."""
         if not await _resolving(address, functools.partial(is_free, address, address.port or 0)):
             # Connections in TIME_WAIT do not prevent listening. Another listener does, and the error names its process.
             close_listener(await self.listen(address))
@@ -89,7 +89,7 @@ class Opener:
 async def _resolving(
     address: Address, work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None
 ) -> T:
-    """Run `work`, in a thread if it has to resolve a host name; returns its result."""
+    """Run `work` and return its result: in a thread if `address` has a host name to resolve (see in_daemon_thread)."""
     if address.kind == "tcp" and address.host.strip("0123456789.") and not address.is_ipv6:
         return await in_daemon_thread(work, undo=undo)
     return work()

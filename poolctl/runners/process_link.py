@@ -48,7 +48,7 @@ class Malformed(Exception):
 
 
 def text_of(message: Message, key: str) -> str:
-    """The text under the key, "" if missing, shortened and without characters that control a terminal."""
+    """The text under the key, made `printable`; "" if it is missing. Raises Malformed for another type."""
     value = message.get(key)
     if value is None:
         return ""
@@ -58,7 +58,7 @@ def text_of(message: Message, key: str) -> str:
 
 
 def printable(value: str) -> str:
-    """The beginning of a text, with only printable characters and line breaks."""
+    """The beginning of a text. Characters other than printable ones, tabs and line breaks are replaced (U+FFFD)."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
         for each in value[:_MOST_CHARACTERS]
@@ -66,7 +66,7 @@ def printable(value: str) -> str:
 
 
 def flag_of(message: Message, key: str) -> bool:
-    """The boolean under the key, False if missing."""
+    """The boolean under the key; False if it is missing. Raises Malformed for another type."""
     value = message.get(key, False)
     if not isinstance(value, bool):
         raise _malformed_value(message, key)
@@ -74,7 +74,7 @@ def flag_of(message: Message, key: str) -> bool:
 
 
 def number_of(message: Message, key: str, least: int, most: int) -> int:
-    """The integer under the key, which must lie between these limits."""
+    """The integer under the key. Raises Malformed unless it is there and lies between `least` and `most`, inclusive."""
     value = message.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise _malformed_value(message, key)
@@ -116,16 +116,16 @@ class Descriptor:
 
 
 class Duplicate(Descriptor):
-    """A duplicate of a descriptor that was given by number only. Its holder closes it."""
+    """A duplicate, made by `owners_of`, of a descriptor that was given as a number. `close_duplicates` closes it."""
 
 
 def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
-    """Owners of these descriptors: given owners are kept, numbers are duplicated. Raises OSError."""
+    """The owner of each descriptor: the given owner or, for a number, a new Duplicate. Raises OSError."""
     return [Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
 
 
 def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
-    """Close the duplicates; the other owners belong to the caller."""
+    """Close every Duplicate among the owners; the others belong to the caller."""
     for owner in owners:
         if isinstance(owner, Duplicate):
             owner.close()
@@ -155,14 +155,14 @@ class Receiver:
     """Handles the events of a link."""
 
     def received(self, message: Message, fds: list[int]) -> None:
-        """Handle a message that is not a reply, with its descriptors. Raises Malformed for an invalid message."""
+        """Handle a message that is not a reply, and own its descriptors. Raises Malformed for an invalid message."""
         _close(fds)
 
     def lost(self) -> None:
         """Handle the loss of the other end. Called once, unless the link was closed at this end."""
 
     def breached(self, deed: str) -> None:
-        """Handle a violation of the protocol by an untrusted process ("sent …"). `lost` follows."""
+        """Handle a violation of the protocol: `deed` says what the process did ("sent …"). `lost` is called next."""
 
 
 class Link:
@@ -170,9 +170,9 @@ class Link:
 
     Messages that the other end has no room for wait here. Belongs to the running loop; not thread-safe.
 
-    A process that runs an application's code is not `trusted`: no descriptor is taken from it, and its sent and unread
-    messages are bounded. When it breaks these rules, or sends a message that the receiver finds Malformed, the link is
-    closed.
+    A process that runs an application's code is not `trusted`: no descriptor is taken from it, and there are limits on
+    the messages that it sends, and on those that it leaves unread. When it exceeds a limit, or sends a message that the
+    receiver finds Malformed, the link is closed.
     """
 
     def __init__(
@@ -236,9 +236,10 @@ class Link:
         *,
         patience_seconds: float | None = None,
     ) -> Reply:
-        """The reply to `message`. Raises LinkLost when the other end is gone, Refused when it reports an error.
+        """Send a message and return the reply, with its descriptors, which the caller closes.
 
-        If the other end sends no message at all for `patience_seconds`, the link is closed.
+        Raises LinkLost when the other end is gone, Refused when it reports an error. If the other end sends no message
+        at all for `patience_seconds`, the link is closed.
         """
         if self.sock.fileno() < 0:
             raise LinkLost("the other end is gone")
@@ -262,7 +263,7 @@ class Link:
         return reply, received
 
     def read_rest(self) -> None:
-        """Handle messages that have already arrived, before treating the sender as lost."""
+        """Handle the messages that have already arrived; for a caller that is about to treat the sender as lost."""
         if self.sock.fileno() >= 0:
             self._readable()
 
@@ -272,7 +273,7 @@ class Link:
         self._end()
 
     def cut_off(self, deed: str) -> None:
-        """Close the link to an untrusted process that violated the protocol ("sent …")."""
+        """Close the link if it is not trusted: its process violated the protocol, and `deed` says how ("sent …")."""
         if not self._trusted and self.sock.fileno() >= 0:
             self._receiver.breached(deed)
             self._end(f"it {deed}")
@@ -381,8 +382,8 @@ async def spawn(
 ) -> int:
     """Have the keeper start a program in a new session, with `theirs` as its descriptor 3, and return its pid.
 
-    `theirs` is closed here. `without` are the variables removed from its environment, by default the withheld ones.
-    Raises LinkLost.
+    `theirs` is closed here. The program's output is appended to the file `output`. The variables in `without`, by
+    default the withheld variables, are removed from its environment. Raises LinkLost.
     """
     left_out = withheld_variables() if without is None else without
     order = {"op": "spawn", "argv": argv, "output": output, "session": True, "without": left_out}
@@ -415,7 +416,7 @@ class KeeperLink(Link):
         super().send(message, fds)
 
     def share(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
-        """Record a keeper entry whose descriptors belong to these objects."""
+        """Record an entry of the keeper's store, with the objects that own its descriptors in this process."""
         self._forget(name)
         self.entries[name] = (meta, list(owners))
 
@@ -488,8 +489,8 @@ class ProcessWatchdog:
     """Pings a process over `link` until `close`, and kills it if it hangs. Used on the running loop.
 
     Any message passed to `received` counts as an answer. A process that waits for events is not pinged. `known` is its
-    `identity`, empty until the process has sent its pid; then `found` is called with the identity. A process that does
-    not send it (another version) is not killed. `name` is its name in the log; `watchdog` decides how often it is
+    `identity`, empty until the process has sent its pid; then `found` is called with the identity. A process of another
+    version may never send its pid, and is not killed. `name` is its name in the log; `watchdog` decides how often it is
     pinged, and how long an answer may take.
     """
 

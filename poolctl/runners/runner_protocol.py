@@ -33,7 +33,7 @@ app_state: ContextVar[Mapping[str, object]] = ContextVar("poolctl_app_state", de
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
-    """The addresses on which a server's listener is open."""
+    """The addresses on which the listeners of the server with this key are open."""
 
     key: str
     addresses: tuple[str, ...]
@@ -89,7 +89,7 @@ class Exit:
 
     @classmethod
     def reported(cls, status: int | None, number: int | None) -> Exit:
-        """The exit in a keeper's report; status and number are both None for a process that was not its child."""
+        """The exit in a keeper's report: a status or a signal's number, or both None if it was not the parent."""
         if number is not None:
             return cls.from_signal(number)
         if status is not None:
@@ -120,7 +120,7 @@ class WorkerFailed(Exception):
 
 
 class Sleep(Protocol):
-    """Optional ability: servers without workers, woken by their first request."""
+    """Optional ability: a server can sleep, that is, have no workers until a request wakes it."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         """Watch the open listener of a server without workers; `on_request` is called once, at the first request.
@@ -136,30 +136,30 @@ class Sleep(Protocol):
         """Close the connections that were accepted for the server, but not taken by a worker."""
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
-        """Call RunnerEvents.idle when the worker has had no traffic for `seconds`; 0 stops this."""
+        """Report to RunnerEvents.idle whenever the worker has had no traffic for `seconds`; 0 ends the reports."""
 
 
 class Heartbeats(Protocol):
     """Optional ability: a worker answers requests for a heartbeat while its event loop runs. No method blocks."""
 
     def beat(self, placement: Placement, asked_ns: int) -> bool:
-        """Request a heartbeat from a worker; False if it cannot be asked now."""
+        """Request a heartbeat from a worker at the time `asked_ns`. Returns False if it cannot be asked now."""
 
     def last_beat_ns(self, placement: Placement) -> int:
-        """The time of the worker's last heartbeat, by the system's monotonic clock; 0 without heartbeats."""
+        """The time of the worker's last heartbeat, by the system's monotonic clock; 0 if there was none."""
 
     def idle_since_answer(self, placement: Placement) -> bool:
-        """Whether the worker has only waited in its event loop since its last heartbeat."""
+        """Whether the worker has only waited in its event loop since its last heartbeat; False if that is unknown."""
 
 
 class Counters(Protocol):
     """Optional ability: counts of requests, connections and latencies of workers (see poolctl.worker.tally)."""
 
-    # Called with a unique name, the server's and the final counts of each worker that has ended.
+    # Called for each worker that has ended, with a unique name, its server's name and its final counts.
     add_up: Callable[[str, str, Counts], None] | None
 
     def counts(self, placement: Placement) -> Counts | None:
-        """The worker's counts so far; None for a worker that does not count. Does not block."""
+        """The worker's counts so far; None if it does not count, or has ended. Does not block."""
 
     @property
     def unsaved_workers(self) -> list[str]:
@@ -173,7 +173,7 @@ class Backlogs(Protocol):
     """Optional ability: the number of connections that no worker has accepted yet."""
 
     def queued_connections(self, server: ServerConfig) -> int:
-        """The number of connections that wait at the server's listeners and in its pair. Does not block."""
+        """The number of connections that wait at the server's listeners and in its adoption pair. Does not block."""
 
 
 class Logs(Protocol):
@@ -190,7 +190,7 @@ class Hooks(Protocol):
     """Optional ability: commands of servers that run before the first worker and after the last worker."""
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        """Run the command with this name in the server's `hooks`; it is watched and stopped like a worker.
+        """Start the command with this name in the server's `hooks`; it is watched and stopped like a worker.
 
         Its output goes to the same place as the workers' output. Raises ServerError or WorkerFailed.
         """
@@ -212,15 +212,15 @@ class AdoptedWorker:
     ready_at: float | None = None  # on the system's monotonic clock
     leaving: bool = False  # it was asked to drain or to stop
     idle: bool = False
-    resting: str = ""  # why it does not accept: "new" (it was never allowed to), or taken out by its probes
+    resting: str = ""  # why it does not accept: "new" (it was never ordered to), "told" (it was ordered not to)
 
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
     """The processes and listeners taken over from an earlier supervisor.
 
-    `hooks` has the name and the placement of the hook that runs, by server; `endpoints` the addresses of open
-    listeners, by key.
+    `hooks` maps the name of a server to its running hook, a name and a placement. `endpoints` maps the key of a server
+    to the addresses of its open listeners.
     """
 
     workers: Sequence[AdoptedWorker] = ()
@@ -243,10 +243,10 @@ class Takeover(Protocol):
     async def adopt_orphans(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
-        """Find workers without keeper and supervisor for the next `adopt`; workers of other servers are stopped.
+        """Find workers that have lost keeper and supervisor, so that the next `adopt` gets those of these servers.
 
-        Returns each server found, and whether its workers differ from the configuration. `late`: this supervisor has
-        already adopted its workers, so the found ones are left to the next supervisor.
+        Workers of other servers are stopped. Returns, by the name of each server found, whether its workers differ from
+        its configuration. `late`: this supervisor has already called `adopt`, so the next supervisor gets the workers.
         """
 
     def exit_reported(self, report: Table) -> None:
@@ -280,13 +280,13 @@ class RunnerEvents:
         """The worker has served its `max_requests` and should be replaced."""
 
     def idle(self, placement: Placement, idle: bool) -> None:
-        """The worker has had no traffic for the time set by `idle_after`, or has traffic again."""
+        """The worker had no traffic for the time set by `idle_after` or, if `idle` is False, has traffic again."""
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         """`count` bytes of the server's output could not be written to `path`."""
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """The worker's page shows impossible counts, so its counts no longer change. Called once per worker."""
+        """The worker has reported impossible counts, so its counts no longer change. Called once per worker."""
 
 
 class Runner(Protocol):
@@ -304,11 +304,11 @@ class Runner(Protocol):
     async def open(self, server: ServerConfig) -> Endpoints:
         """Open the server's listeners, unless they are open; returns their addresses.
 
-        Raises ServerError, which names the process that holds the port.
+        Raises ServerError, which names the holder of an address in use, if known.
         """
 
     async def close(self, key: str) -> None:
-        """Stop accepting connections at that address; return when done. Unknown keys are ignored."""
+        """Close the listeners of the server with this key; returns when they are closed. Ignores an unknown key."""
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
         """Import the application of a `preload` server ahead of `place`.
@@ -328,7 +328,7 @@ class Runner(Protocol):
         """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
 
     async def wait_until_begun(self, placement: Placement) -> None:
-        """Wait until the worker has begun or ended. A runner may delay workers while many others start."""
+        """Wait until the worker has begun to start, or ended. A runner may delay this while many others start."""
 
     async def wait_until_ready(self, placement: Placement) -> None:
         """Wait until the worker is ready. Raises WorkerFailed, with the reason, if it ends or gives up before.
@@ -337,7 +337,7 @@ class Runner(Protocol):
         """
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Stop the worker from accepting; return when it has stopped, or after drain_timeout."""
+        """Stop the worker from accepting; return when it has, or after drain_timeout. `replaced` as in `drain`."""
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Stop the worker from accepting; return when its connections are closed, or after drain_timeout.
@@ -346,9 +346,9 @@ class Runner(Protocol):
         """
 
     async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
-        """Take the worker out of rotation or put it back.
+        """Put the worker into rotation or, if `in_rotation` is False, take it out.
 
-        Out of rotation, it closes each connection after its answer.
+        Out of rotation, it closes each connection after the next response.
         """
 
     async def renew_tls(self, placement: Placement, server: ServerConfig) -> None:
@@ -358,13 +358,13 @@ class Runner(Protocol):
         """
 
     def force_certificate(self, name: str, generation: int) -> None:
-        """Give workers of this generation the certificate in the server's files, expired or not.
+        """Give workers of this generation of server `name` the certificate in its files, even if it has expired.
 
-        Otherwise a worker gets the previous certificate if only the certificate in the file has expired.
+        Without this call, workers get the previous certificate while it is valid and the one in the files has expired.
         """
 
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
-        """Let the worker accept connections or, if possible, leave them to its server's other workers.
+        """Let the worker accept connections; with False it leaves them, if possible, to its server's other workers.
 
         A worker of a server with a startup or readiness probe accepts nothing until this is called.
         """
@@ -392,12 +392,12 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PublishedRoutes:
-    """The route tables for workers, as files in memory (see `route_table`), and the pair that returns connections.
+    """The route tables for workers, as files in memory (see `route_table`), and the pair for returned connections.
 
-    The tables are indexed by the names of servers; the entry "" is for servers that no longer have a route. A
-    connection whose next request is for another server returns to the gateway through the pair with the end
-    `give_back`. The publisher closes the tables after it has published others. A request's statement about its route is
-    trusted if it has the server's key; the keys are indexed by server name.
+    `tables` has them by server name; the entry "" is for servers that no longer have a route. Their publisher closes
+    them after it has published others. A worker returns a connection whose next request is for another server to the
+    gateway, through the end `give_back`. It trusts a request's statement about its route only if the statement
+    contains the server's key; `context_keys` has these keys by server name.
     """
 
     generation: int
@@ -410,13 +410,13 @@ class Gateway(Protocol):
     """The gateway, as a runner uses it: it passes connections to workers of routed servers through adoption pairs."""
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
-        """Use this pair for the server's connections from now on. May be called again with the same pair."""
+        """Put the server's connections into this end of its pair from now on. May be called again with the same end."""
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Wait until no further connections are put into this pair, or a time limit has passed."""
+        """Stop using this pair: return when no further connections are put into it, or after a time limit."""
 
     async def leaving(self, server: str) -> None:
-        """Wait until the gateway knows that workers of the server leave, or a time limit has passed.
+        """Report to the gateway that workers of the server leave; return when it knows this, or after a time limit.
 
         Returns at once if other workers take over the waiting connections.
         """
@@ -428,20 +428,20 @@ class Routing(Protocol):
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
     ) -> None:
-        """Apply a route table to these servers; None if the gateway has ended.
+        """Send the workers of these servers their route table. `routes` is None if the gateway has ended.
 
-        Workers that are placed or adopted later get it too, and workers with an older table are updated. The gateway
-        gets the servers' pairs, now and whenever one is opened. Does not block.
+        Workers that are placed or adopted later get their table too, and workers of servers that had a route before are
+        updated. The gateway gets the servers' pairs, now and whenever one is opened. Does not block.
         """
 
     def release_connections_of(self, servers: Collection[str]) -> None:
-        """Make the workers of exactly these servers (by name) give connections back before their next request.
+        """Make workers of these servers only (by name) return each connection to the gateway before its next request.
 
-        The gateway passes no connections to them. Does not block; `wait_until_confirmed` waits for the workers.
+        The gateway must not pass them connections. Does not block; `wait_until_confirmed` waits for the workers.
         """
 
     def take_back(self, servers: Collection[str]) -> None:
         """Return the connections that wait in the pairs of these servers, by name, to the gateway. Does not block."""
 
     async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
-        """Wait until all workers use the last table. Returns the servers whose workers have not confirmed in time."""
+        """Wait until all workers use the last table, or for the limit. Returns the servers whose workers do not use it."""

@@ -1,8 +1,8 @@
 """The runners by name; each is imported only when it is chosen. Standard library only.
 
 A runner's module has `make(site)`, which gives the Runner of a supervisor. It may have more:
-- `companions(files, directory, env, without)`: the programs that are started with a pool's keeper, by the names under
-  which its store keeps the links to them;
+- `companions(files, directory, env, without)`: the programs to start with a pool's keeper. Their keys are the names of
+  entries in the keeper's store, which hold the links to them;
 - `orphans_exist(directory)` and `find_orphans(directory)`, for workers that serve on after their keeper and their
   supervisor have died. Processes of features do so as well, with any runner.
 """
@@ -65,8 +65,8 @@ _MODULES = {"local": "poolctl.runners.local"}
 class RunnerSite:
     """The pool that a runner works for. `open_files` are the soft and the hard limit of its processes.
 
-    `directory` contains the pool's runtime files. `environments` holds, by server, the variables that replace the
-    pool's own (`restart --env`); it changes while the pool runs.
+    `directory` contains the pool's runtime files. `environments` holds, by server name, the environments that replace
+    the pool's own (`restart --env`); it changes while the pool runs.
     """
 
     keeper: KeeperLink
@@ -78,7 +78,7 @@ class RunnerSite:
 
 
 class UnknownRunner(Exception):
-    """The variable names no known runner; the text says why."""
+    """POOLCTL_RUNNER does not name a runner; the text says why."""
 
 
 def make_runner(env: Mapping[str, str], site: RunnerSite) -> Runner:
@@ -90,8 +90,9 @@ def make_runner(env: Mapping[str, str], site: RunnerSite) -> Runner:
 def companions(
     env: Mapping[str, str], files: Sequence[str], directory: str, without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The programs to start with the keeper. Variables in `without` are removed from their environment.
+    """The programs that the runner wants started with the keeper, by the names of their entries in its store.
 
+    `files` are the pool's configuration files. Variables in `without` are removed from the programs' environments.
     Raises UnknownRunner.
     """
     find = getattr(_module(env), "companions", None)
@@ -100,9 +101,9 @@ def companions(
 
 
 def has_orphans(env: Mapping[str, str], directory: str) -> bool:
-    """Whether processes of this directory's pool, workers or those of features, run without keeper and supervisor.
+    """Whether workers or features' processes of this directory's pool run without keeper and supervisor.
 
-    An unknown runner has no workers.
+    Workers of an unknown runner are not found.
     """
     processes = [each.process for each in features() if each.process is not None]
     if any(pool_files.find(directory, each.socket) for each in processes):
@@ -112,7 +113,7 @@ def has_orphans(env: Mapping[str, str], directory: str) -> bool:
 
 
 def find_orphans(env: Mapping[str, str], directory: str) -> list[Orphan]:
-    """The orphaned workers of the pool of this directory; the caller closes them. Blocks."""
+    """The orphaned workers of this directory's pool; empty for an unknown runner. The caller closes them. Blocks."""
     find = _if_known(env, "find_orphans") if has_orphans(env, directory) else None
     found: list[Orphan] = [] if find is None else find(directory)
     return found
@@ -128,7 +129,7 @@ def _if_known(env: Mapping[str, str], function: str) -> Callable[[str], Any] | N
 
 
 def _module(env: Mapping[str, str]) -> ModuleType:
-    """The module of the runner that POOLCTL_RUNNER names, by default the local runner."""
+    """The module of the runner that POOLCTL_RUNNER names, by default the local runner. Raises UnknownRunner."""
     name = env.get(VARIABLE) or "local"
     try:
         # importlib.import_module would import `warnings` too

@@ -77,9 +77,9 @@ class KernelThread:
 class WorkerStacks:
     """The stacks of a worker.
 
-    `source` is python, faulthandler (no tasks, no names) or empty; `problem` says why. `place` is where its main thread
-    hangs, in the application's innermost call; empty if it waits for events. `kernel` is filled in if Python did not
-    answer. `name` is the name of its server.
+    `name` is its server's name. `source` says who wrote the stacks: "python", "faulthandler" (without tasks and names),
+    or "" if there are no stacks. `problem` is the reason why stacks or tasks are missing, or "". `place` is where the
+    main thread hangs, by the application's innermost call, or "". `kernel` is empty if Python has answered.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Stacks(Protocol):
 def parse(
     written: bytes, source: str, directories: Iterable[str]
 ) -> tuple[list[ThreadStack], list[TaskStack]]:
-    """The threads, the main thread first, and the tasks. `source` says who wrote the text.
+    """The threads, the main thread first, and the tasks in a text that PYTHON or FAULTHANDLER (`source`) wrote.
 
     Paths of files are relative to the first of the application's `directories` that has them.
     """
@@ -179,7 +179,7 @@ def parse(
 
 
 def place_of(threads: Iterable[ThreadStack]) -> str:
-    """The place where the main thread hangs; "" if it waits for events."""
+    """The place where the main thread hangs; "" if it waits for events or its calls are unknown."""
     frames = next((each.frames for each in threads if each.main), ())
     if not frames or (frames[0].file, frames[0].function.rpartition(".")[2]) in _IDLE:
         return ""
@@ -187,7 +187,7 @@ def place_of(threads: Iterable[ThreadStack]) -> str:
 
 
 def _without_own_frames(frames: list[Frame]) -> list[Frame]:
-    """The frames without the worker's own calls, which are the same in every thread of the application."""
+    """The frames up to the outermost call outside poolctl, which runs the application; all, if every call is inside."""
     calls = [place for place, frame in enumerate(frames, 1) if not frame.file.startswith("poolctl/")]
     return frames[: calls[-1]] if calls else frames
 

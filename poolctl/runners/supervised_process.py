@@ -79,9 +79,9 @@ class SupervisedProcess(Receiver):
         self.link.send({"t": "performed", "id": message["id"]})
 
     def await_adoption(self, directory: str, kind: str) -> None:
-        """Continue without keeper and supervisor, listening in the pool's directory as this kind of process.
+        """Listen in the pool's directory, as this kind of process, until a supervisor adopts this process.
 
-        Each connection is sent the process's messages and sockets.
+        Returns at once. Each connection is sent the `holdings`. If the socket cannot be bound, that is tried again.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -93,7 +93,7 @@ class SupervisedProcess(Receiver):
         loop.add_reader(self._orphan_listener.fileno(), self._accept_adopter, self._orphan_listener)
 
     def holdings(self) -> Holdings:
-        """The state and descriptors that an adopting supervisor cannot recreate."""
+        """The messages, with sockets, that give an adopting supervisor the state that it cannot recreate."""
         return ()
 
     def adopted(self, link: Link) -> None:
@@ -107,7 +107,7 @@ class SupervisedProcess(Receiver):
         self.adopted(connection.link)
 
     def forget(self, connection: _Connection) -> None:
-        """Remove a closed connection."""
+        """Forget a connection that has been closed."""
         self._orphan_connections.discard(connection)
 
     def _accept_adopter(self, listener: socket.socket) -> None:

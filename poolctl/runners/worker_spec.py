@@ -27,7 +27,7 @@ _MARSHAL_VERSION = 2
 
 
 def spec_file(spec: Spec) -> int:
-    """The descriptor of an in-memory file that holds the specification."""
+    """Write the specification to a new in-memory file; returns its descriptor, which the caller closes."""
     return memory_file("poolctl", marshal.dumps(spec, _MARSHAL_VERSION))
 
 
@@ -40,7 +40,10 @@ def worker_spec(
     open_files: tuple[int, int],
     env_base: Mapping[str, str] | None = None,
 ) -> Spec:
-    """The specification of one worker of `server`. Raises ServerError for a missing user or file."""
+    """The specification of one worker of `server`. Raises ServerError for a missing user or file.
+
+    `listeners` and `tls_files` are the numbers of such descriptors that it inherits.
+    """
     return {
         **app_spec(server, interpreter=interpreter, open_files=open_files, env_base=env_base),
         "kind": "command" if server.command else "app",
@@ -69,7 +72,7 @@ def hook_id(server: str, hook: str) -> str:
 
 
 def hook_config(server: ServerConfig, hook: str) -> ServerConfig:
-    """A configuration whose command and environment are those of the named program in the server's `hooks`."""
+    """The server's configuration with the named command of its `hooks` in place of its application or command."""
     words = () if server.hooks is None else getattr(server.hooks, hook) or ()
     return server.but(
         app=None,
@@ -98,7 +101,7 @@ def app_spec(
     open_files: tuple[int, int],
     env_base: Mapping[str, str] | None = None,
 ) -> Spec:
-    """The part of the specification that an import can see; servers with equal parts can share a zygote.
+    """The part of the specification that an import can see; servers with equal parts can share an app zygote.
 
     Raises ServerError as `worker_spec` does.
     """
@@ -113,7 +116,7 @@ def app_spec(
         "handlers": server.handlers,
         "env": environment(server),
         "env_base": environment_for_programs(env_base) if env_base is not None else None,
-        # Different if the environment of the process from which it is forked differs.
+        # An import does not see these variables: they are missing in the environment of the zygote.
         "without": withheld_variables(),
         "cwd": server.cwd,
         **({} if server.umask is None else {"umask": int(server.umask, 8)}),
@@ -130,7 +133,7 @@ def _import_path(server: ServerConfig) -> str | None:
 
 
 def _context_state(server: ServerConfig) -> Table:
-    """The pool context's values for the application's `scope["state"]`."""
+    """The pool context's values for the application's `scope["state"]`. Raises ServerError if one has no JSON form."""
     try:
         values: Table = json.loads(json.dumps(dict(app_state.get())))
     except (TypeError, ValueError) as error:
@@ -143,7 +146,7 @@ def _context_state(server: ServerConfig) -> Table:
 
 def environment(server: ServerConfig) -> dict[str, str]:
     """The environment variables that the server adds to the pool's own."""
-    # The pool's own variables are removed from env files, which may contain them, but not from `env`.
+    # Withheld variables are removed from env files, which may contain them, but not from `env`.
     env = environment_for_programs(server.environment()) | dict(server.env)
     address = server.address
     if server.command:
@@ -178,7 +181,7 @@ def _fill_placeholders(text: str, values: Mapping[str, str]) -> str:
 
 
 def user_ids(server: ServerConfig) -> tuple[int, int] | None:
-    """The uid and gid with which the worker runs; None for the pool's own. Raises ServerError."""
+    """The uid and gid with which the worker runs; None if they are the pool's own. Raises ServerError."""
     if server.user is None:
         return None
     try:
@@ -203,7 +206,7 @@ def user_id(server: ServerConfig) -> int:
 
 
 def find_user_id(server: ServerConfig) -> int | None:
-    """The uid of the server's processes; None if the user no longer exists."""
+    """The uid of the server's processes; None if the user does not exist, or only root may use it."""
     try:
         return user_id(server)
     except ServerError:
@@ -226,7 +229,7 @@ def tls_settings(server: ServerConfig) -> Table | None:
 
 
 def tls_contents(server: ServerConfig) -> list[bytes]:
-    """The contents of certificate, key and, if configured, client CAs, read now. Raises ServerError."""
+    """The contents of certificate, key and any client CAs, read now; empty without TLS. Raises ServerError."""
     tls = server.tls
     if not tls or tls is True:
         return []
@@ -243,7 +246,7 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
 
 @contextlib.contextmanager
 def memory_files(contents: Iterable[bytes]) -> Iterator[list[int]]:
-    """Context manager: files in memory with these contents, for a worker; closed here at the end."""
+    """Context manager: the descriptors of new in-memory files with these contents; closed here at the end."""
     with contextlib.ExitStack() as ours:
         fds = []
         for content in contents:
@@ -299,7 +302,7 @@ def _request_logging(server: ServerConfig) -> Table | None:
 
 
 def logged_requests(server: ServerConfig) -> bool | str:
-    """Which requests workers log: none if the pool was started without access logs."""
+    """Which requests workers log: True for all, "errors" for failed ones, False for none (`--no-access-log` too)."""
     return NO_ACCESS_LOG_VARIABLE not in os.environ and server.http.access_log
 
 
