@@ -89,7 +89,7 @@ class Exit:
 
     @classmethod
     def reported(cls, status: int | None, number: int | None) -> Exit:
-        """The exit in a keeper's report: a status or a signal's number, or both None if it was not the parent."""
+        """The exit in a keeper's report: a status or a signal's number; both None if another process was the parent."""
         if number is not None:
             return cls.from_signal(number)
         if status is not None:
@@ -444,4 +444,4 @@ class Routing(Protocol):
         """Return the connections that wait in the pairs of these servers, by name, to the gateway. Does not block."""
 
     async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
-        """Wait until all workers use the last table, or for the limit. Returns the servers whose workers do not use it."""
+        """Wait until all workers use the last table. At the limit, returns the servers whose workers do not."""

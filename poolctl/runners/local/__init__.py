@@ -40,7 +40,7 @@ def make(site: RunnerSite) -> LocalRunner:
 def companions(
     files: Sequence[str], directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The programs to start with the keeper: the logger, and the zygote of the default interpreter."""
+    """The programs to start with the keeper (see runner_registry): the logger and the default interpreter's zygote."""
     interpreter = default_interpreter(os.path.dirname(files[0]), env)
     zygote = bootstrap.command(interpreter, "worker", "zygote")
     logger = bootstrap.command(sys.executable, "logs", directory, isolated=True)
@@ -71,7 +71,7 @@ def find_orphans(directory: str) -> list[LocalOrphan]:
 def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
     """Whether root would run an interpreter that other users can change.
 
-    It must then run as the server's user, which is not known yet.
+    A zygote of such an interpreter must run as the user of its server, which is not known yet.
     """
     if os.geteuid() != 0:
         return False

@@ -80,9 +80,9 @@ class Fetched(NamedTuple):
 class AcceptHelper(Receiver):
     """Accepts connections for all servers through one helper process.
 
-    The keeper starts the process when it is first needed; it then keeps running. `returned` is called with the
-    connections that an earlier supervisor had requested, and the keys of their servers. Must be created on the
-    running loop; no method blocks.
+    The keeper starts the process when it is first needed; it then keeps running. `returned` is called for each
+    connection that an earlier supervisor had requested, with the key of its server. Must be created on the running
+    loop; no method blocks.
     """
 
     def __init__(self, keeper: Link, directory: str, returned: Callable[[str, Connection], None]) -> None:
@@ -98,7 +98,7 @@ class AcceptHelper(Receiver):
         self._timer: asyncio.TimerHandle | None = None
 
     def warm(self) -> None:
-        """Start the helper process before it is needed."""
+        """Begin to start the helper process, unless it runs or is starting."""
         if self._link is None:
             ours, theirs = wire.pair()
             self._up, self._pid = False, None
@@ -106,13 +106,13 @@ class AcceptHelper(Receiver):
             self._starting = asyncio.ensure_future(self._start(self._link, theirs))
 
     def adopt(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
-        """Adopt the previous supervisor's helper, with the messages from it that have not been read."""
+        """Adopt the previous supervisor's helper and its unread messages; returns the socket, which owns `fd`."""
         self._pid, self._up = int(meta["pid"]), True
         self._link = Link(wire.over(fd), self)
         return [self._link.sock]
 
     def fetch(self, fetch: Fetch, sock: HasDescriptor, most: int) -> None:
-        """Take connections from a listener or a pair."""
+        """Request up to `most` connections from a listener or a pair; `fetch` gets each of them, then the result."""
         self.warm()
         assert self._link is not None
         number = next(self._numbers)
@@ -122,7 +122,7 @@ class AcceptHelper(Receiver):
             self._set_timer()
 
     def close(self) -> None:
-        """Stop the helper process. Pending requests get no result."""
+        """Let the helper process end. Pending requests get no result."""
         self._requests.clear()
         if self._link is not None:
             self._link.close()
@@ -187,7 +187,10 @@ class AcceptHelper(Receiver):
         self._give_up(blocked=self._up)
 
     def _give_up(self, *, blocked: bool) -> None:
-        """Replace the helper process, unless it never started. Pending requests get no result."""
+        """Forget the helper process and, if it had started, start another. Pending requests end as failed.
+
+        `blocked`: the process was blocked by the socket of the first request.
+        """
         requests, self._requests = self._requests, {}
         was_up = self._up
         self._forget()
@@ -256,18 +259,18 @@ class HeldConnection:
 
     @classmethod
     def accepted(cls, sock: socket.socket, head_seconds: float) -> HeldConnection:
-        """A new connection, which takes ownership of `sock`."""
+        """A new connection with a time limit for its request's head. It takes ownership of `sock`."""
         made = cls(Connection(fileno=sock.detach()))
         made.give_time(head_seconds, asked=False)
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Start a time limit, unless one of the same kind is running."""
+        """Set a time limit, unless this one is set: for the next request if `asked`, otherwise for a request's head."""
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
 
     def set_timer(self, late: Callable[[], None]) -> None:
-        """Call `late` when the time limit expires."""
+        """Have `late` called when the time limit expires, if one is set."""
         until = self.sock.until
         if until is not None and until != self.until:
             self.cancel()
@@ -276,7 +279,7 @@ class HeldConnection:
             self.timer = asyncio.get_running_loop().call_later(seconds, late)
 
     def cancel(self) -> None:
-        """Remove the time limit."""
+        """Stop the timer. The connection keeps its time limit, for the process that gets it next."""
         self.until = None
         if self.timer is not None:
             self.timer.cancel()
@@ -312,10 +315,10 @@ class HeldLimit:
 class SleepingListener:
     """The activator's state for one server.
 
-    Without `accepts`, any connection wakes the server, and is not accepted before. `shared` means that an application
-    may hold the listeners as well. `left` is the socket to which workers pass their idle connections. A connection that
-    was answered may stay idle for `quiet_seconds`; any other has `head_seconds` for its request's head, as in a worker,
-    which continues with the remaining time.
+    Without `accepts`, any connection wakes the server, whose worker accepts it. `shared` means that an application may
+    hold the listeners as well. `left` is the take end of the server's pair, with the connections that workers left, or
+    None. A connection that was answered may stay idle for `quiet_seconds`; any other has `head_seconds` for its
+    request's head. These limits continue in the worker that gets the connection.
     """
 
     key: str
@@ -341,9 +344,9 @@ class SleepingListener:
         return {sock.fileno(): sock for sock in (*self.listeners, *left)}
 
     def expendable(self, newest: HeldConnection) -> HeldConnection | None:
-        """The connection to close first when there are too many; None if all are in the middle of a request.
+        """The connection to close first when there are too many; None if all but `newest` are sending a request.
 
-        Prefers the oldest connection that has never sent anything, then connections left by a worker.
+        That is the oldest one on which nothing was ever sent, or otherwise the oldest one left by a worker.
         """
         oldest = None
         for each in self.connections:
@@ -354,7 +357,7 @@ class SleepingListener:
         return oldest
 
     def wait(self, held: HeldConnection, late: Callable[[], None], *, begun: bool) -> None:
-        """Call `late` when the time limit for the connection's first byte, or for the rest of its request, expires."""
+        """Set the time limit for the first byte or, if `begun`, for the request's head; `late` is called at its end."""
         held.begun = begun
         if begun:
             held.give_time(self.head_seconds, asked=False)
@@ -427,7 +430,7 @@ class Activator:
         return True
 
     def watch_pair(self, key: str, left: socket.socket) -> None:
-        """Also take connections that a gateway puts into the armed server's pair."""
+        """If the server is armed, also watch the take end of its pair, into which a gateway puts connections."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is None:
             self._unwatch_listeners(sleeping)
@@ -436,7 +439,10 @@ class Activator:
             self._watch_listeners(sleeping)
 
     def clear(self, key: str) -> None:
-        """Take all connections that exited workers left in the server's pair."""
+        """Begin to take all connections that exited workers left in the server's pair.
+
+        SleepingServers.emptied is called when the pair is empty.
+        """
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
             self._fetch(Fetch(self, sleeping, sleeping.left, clears=True))
@@ -524,7 +530,7 @@ class Activator:
                 self._accept(sleeping, sleeping.sockets[fd])
 
     def _accept(self, sleeping: SleepingListener, listener: socket.socket) -> None:
-        """Accept connections from a listener that no application has as well, and hold them until a request comes."""
+        """Accept connections from a listener that no application shares, and hold them until one sends a request."""
         for _ in range(self._limit.most_at_once):
             try:
                 sock, _ = listener.accept()
@@ -615,7 +621,7 @@ class Activator:
     def _classify(
         self, sleeping: SleepingListener, held: HeldConnection, *, last: bool = False, late: bool = False
     ) -> None:
-        """Decide what to do with a connection.
+        """By the first bytes of a connection, wake the server, wait for more, or close the connection.
 
         `last`: the client has closed its side. `late`: its time limit has expired.
         """
@@ -687,7 +693,7 @@ class Activator:
 
 
 class Fetch:
-    """A pending request to the accept helper for a server. `wanted` becomes False when the server is stopped."""
+    """A pending request to the accept helper. `wanted`: its connections are kept; False once the server is stopped."""
 
     def __init__(
         self, activator: Activator, sleeping: SleepingListener, shared: socket.socket, *, clears: bool = False
@@ -745,9 +751,9 @@ class SleepingServers:
         self._activator.arm(sleeping)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """Close the sleeping server's pair once it is empty and the server's workers have exited.
+        """If the server sleeps and its `workers` have all exited, begin to empty its pair, which is then closed.
 
-        With a route it keeps the pair: a connection that a gateway puts into it wakes the server.
+        A server with a route keeps its pair, because a connection that a gateway puts into it wakes the server.
         """
         if not self._activator.is_armed(key) or self._adoptions.is_used_by_gateway(key):
             return
@@ -761,7 +767,7 @@ class SleepingServers:
             self._activator.watch_pair(key, left)
 
     def disarm(self, key: str) -> None:
-        """Stop watching. The server's next workers take all connections."""
+        """Stop watching. The server's next workers get all held connections, and accept the others."""
         self._activator.disarm(key)
 
     def close_waiting(self, key: str) -> None:
@@ -775,14 +781,14 @@ class SleepingServers:
         self._servers.pop(key, None)
 
     def close_all(self) -> None:
-        """Forget all servers."""
+        """Forget all servers, close the connections held for them, and end the accept helper."""
         self._activator.close()
         self._accept_helper.close()
 
     def adopt(
         self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
     ) -> list[HasDescriptor]:
-        """Adopt a connection that the previous supervisor held, and put it into the server's pair."""
+        """Adopt a held connection: move it from the keeper's store into its server's pair. Always returns []."""
         self.forget(f"{fd_store.HELD_CONNECTION}{number}")
         try:
             sock = from_message(meta, fds)
@@ -799,7 +805,7 @@ class SleepingServers:
     def adopt_acceptor(
         self, servers: Mapping[str, ServerConfig], meta: wire.Message, fd: int
     ) -> list[HasDescriptor]:
-        """Adopt the previous supervisor's accept helper; `servers` are the servers it may have accepted for."""
+        """Adopt the previous supervisor's accept helper, which may return connections of these servers."""
         self._servers.update(servers)
         return self._accept_helper.adopt(meta, fd)
 
@@ -811,12 +817,12 @@ class SleepingServers:
             close_promptly(sock.detach())
 
     def give(self, key: str, sock: Connection) -> bool:
-        """Send the connection to the server's next worker; False if there is no room."""
+        """Queue a duplicate of the connection for the server's next worker. Returns False if there is no room for it."""
         self._adoptions.open(self._servers[key])
         return self._adoptions.give(key, sock)
 
     def keep(self, key: str, sock: Connection) -> str:
-        """Store the connection in the keeper. Returns the name of its entry, "" on failure."""
+        """Store the connection in the keeper. Returns the name of its entry, or "" if that failed."""
         name = f"{fd_store.HELD_CONNECTION}{next(self._numbers)}"
         try:
             part, fds = sock.message()
@@ -832,11 +838,11 @@ class SleepingServers:
         return name
 
     def forget(self, name: str) -> None:
-        """Remove a connection from the keeper's store."""
+        """Remove a held connection from the keeper's store; `name` is the name of its entry."""
         self._keeper.send({"op": "drop", "name": name})
 
     def emptied(self, key: str) -> None:
-        """Note that the pair of a server without workers is empty: no further connection can arrive in it."""
+        """Close the empty pair of a server without workers; if a gateway may use the pair, watch it instead."""
         if self._adoptions.is_used_by_gateway(key):
             self.keep_pair(key)
         else:

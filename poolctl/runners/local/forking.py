@@ -1,6 +1,6 @@
 """Creates a worker process for a server, with everything that it inherits.
 
-Its certificate is the one in the server's files, or the last one in use while the files hold an expired one.
+A worker gets the certificate in its server's files or, if that one has expired, the server's last valid certificate.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Certificates:
         self._due: asyncio.TimerHandle | None = None
 
     def for_worker(self, server: ServerConfig, generation: int) -> CertificateFiles:
-        """The certificate for a new worker: from the files, or the server's last one if the files hold an expired one.
+        """The certificate for a new worker: from the server's files or, if that one has expired, the last valid one.
 
         A replacement of a valid certificate is kept once a worker is ready with it (`keep_if_ready`). Raises
         ServerError for a file that cannot be read.
@@ -91,7 +91,7 @@ class Certificates:
     def keep_if_ready(
         self, server: ServerConfig, generation: int, given: CertificateFiles, ready: asyncio.Future[None]
     ) -> None:
-        """Keep the certificate of this generation's workers, if the finished future `ready` has no exception."""
+        """Keep `given` as the server's last certificate if the worker's finished future `ready` has no exception."""
         if ready.cancelled() or ready.exception() is not None:
             return
         if self._forced.get(server.name) == generation:
@@ -99,12 +99,12 @@ class Certificates:
         self._keep_certificate(server, given)
 
     def read_current(self, server: ServerConfig) -> CertificateFiles:
-        """Read the current files, for running workers. Raises ServerError for an unreadable file."""
+        """Read the certificate in the server's files, for running workers, and keep it. Raises ServerError."""
         self._forced.pop(server.name, None)
         return self._keep_certificate(server, _read_certificate(server))
 
     def force(self, name: str, generation: int) -> None:
-        """Send the server's certificate, even an expired one, to its workers of this generation."""
+        """Let workers of this generation get the certificate in the files, even if it has expired."""
         self._forced[name] = generation
 
     async def load_saved(self, names: Collection[str]) -> None:
@@ -154,7 +154,7 @@ def _encoded(given: Mapping[str, CertificateFiles]) -> bytes:
 
 
 def _decoded(content: bytes) -> dict[str, CertificateFiles]:
-    """The certificates by server name. Raises an exception for a format that this version does not know."""
+    """The certificates in a successor's record, by server name. Raises an exception for an unknown format."""
     if not content.startswith(b"{"):
         # Written by a supervisor from before the record had a version.
         return {name: CertificateFiles(*each) for name, each in pickle.loads(content).items()}
@@ -221,7 +221,11 @@ class DescriptorBudget:
 
 
 class Forker:
-    """Makes worker processes. `open_files` are their soft and hard limits; `environments` replace the pool's own."""
+    """Makes worker processes. `open_files` are their soft and hard limits.
+
+    `environments`, by server name, replace the pool's own environment. Orphaned workers listen in `adoption_directory`;
+    if it is None they exit.
+    """
 
     def __init__(
         self,
@@ -262,9 +266,9 @@ class Forker:
     ) -> LocalWorker:
         """Fork a worker, with its control socket, its output pipe, and its entry in the keeper's store.
 
-        `woken`: no other worker has served since the server slept. With a `hook` the process runs this command of the
-        server's `hooks`, whose configuration `server` then is. Raises WorkerFailed, or ServerError if the machine lacks
-        something that the configuration names.
+        `sockets` are the listeners that it inherits. `woken`: no other worker has served since the server slept. With a
+        `hook`, the name of a command in the server's `hooks`, the process runs that command, and `server` is the hook's
+        configuration. Raises WorkerFailed, or ServerError if the machine lacks something that the configuration names.
         """
         await self.room.acquire()
         forked_from = self._source(server)
@@ -275,7 +279,7 @@ class Forker:
     async def check(self, server: ServerConfig) -> None:
         """Return if a worker could be forked, that is, if its interpreter, user, files and program exist.
 
-        Raises ServerError, WorkerFailed.
+        Otherwise raises ServerError or WorkerFailed.
         """
         forked_from = self._source(server)
         await self._zygotes.with_retry(forked_from, lambda: self._zygotes.wait_until_up(forked_from))
@@ -298,11 +302,11 @@ class Forker:
         return found if isinstance(found, str) else ""
 
     def warm(self, server: ServerConfig) -> None:
-        """Start the zygote for the server's workers before one is needed."""
+        """Begin to start the zygote for the server's workers, before one is needed."""
         self._zygotes.start(self._source(server))
 
     def need(self, server: ServerConfig) -> None:
-        """Prevent the zygote of the server's workers from being ended, if there is one."""
+        """Record that the server needs its app zygote, so that an adopted one is not ended as unneeded."""
         with contextlib.suppress(ServerError):
             self._app_zygotes.need(server, self._app_spec(server))
 
@@ -412,7 +416,7 @@ class Forker:
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
     ) -> list[int]:
-        """Create the descriptors that the worker inherits, and give it this process's ends of them.
+        """Create the descriptors that the process inherits, and return them; `worker` gets this process's ends.
 
         `afterwards` closes the worker's ends in this process, `if_failed` closes this process's own ends.
         """
@@ -441,7 +445,7 @@ class Forker:
     def _source(self, server: ServerConfig) -> Source:
         """The zygote from which the server's processes are forked.
 
-        It runs as the server's user if others can change its environment.
+        It runs as the server's user if other users can change the interpreter's files.
         """
         if server.command:
             # Any zygote can execute a command, which does not need the application's interpreter.
@@ -451,7 +455,7 @@ class Forker:
     def _place(
         self, server: ServerConfig, generation: int, index: int, output: str
     ) -> dict[str, object] | None:
-        """The place where an orphaned worker listens, and its description there; None if orphans should exit."""
+        """Where the worker listens as an orphan, and how it describes itself; None if an orphan should exit."""
         if self._adoption_directory is None:
             return None
         return {

@@ -128,7 +128,7 @@ class RoutedServers(Routing):
             self._adoptions.show(key)
 
     def send_routes(self, worker: LocalWorker) -> None:
-        """Send a worker that has begun the current route table, if its server has or had a route."""
+        """Send the worker the current route table, once it has begun, if its server has or had a route."""
         if not self._published or (worker.routes is None and worker.server.key not in self._adoptions.routed):
             return
         name = worker.server.name
@@ -296,7 +296,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self._ended(worker, Exit(message="was never started"))
 
     def _note(self, worker: LocalWorker) -> None:
-        """Record the worker's state in the keeper's store, for a later supervisor."""
+        """Record the worker's state in the keeper's store, and update the gateway's use of its server's pair."""
         self._routed.update_pair(worker.server.key)
         if not worker.exited.done():
             self.keeper.send(
@@ -368,12 +368,12 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         await worker.wait_until_ready(self.sockets.of(worker.server))
 
     async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
-        """Has no effect on a command."""
+        """Put the worker into rotation, or take it out. Has no effect on a command."""
         if placement.id in self._workers:
             self._workers[placement.id].set_in_rotation(in_rotation)
 
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
-        """Has no effect on a command."""
+        """Let the worker accept, or leave connections to other workers. Has no effect on a command."""
         if placement.id in self._workers:
             self._workers[placement.id].set_accepting(accepting)
 
@@ -390,7 +390,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             self._workers[placement.id].renew_tls(server, given.contents)
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Let the worker stop accepting connections; a command may continue to accept."""
+        """Stop the worker from accepting, and wait until it has stopped. A command may continue to accept."""
         if worker := self._workers.get(placement.id):
             if not replaced:
                 await self.adoptions.leaving(worker.server.key)
@@ -412,7 +412,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         return self.adoptions.protocol(worker.server.key) if replaced else None
 
     async def wait_for_exit(self, placement: Placement) -> Exit:
-        """Return the worker's exit, once the output of a worker that never became ready is in its log file."""
+        """Wait for the worker's exit and return it; if it was never ready, also wait for its output in the log file."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")

@@ -196,7 +196,7 @@ async def wait_for_first_connection(server: ServerConfig, listeners: Sequence[so
 
 
 async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
-    """A connection to the program, through the listener that it was given or at its address. Raises OSError."""
+    """A new connection to the program: at its listener `target`, or with None at its own address. Raises OSError."""
     loop = asyncio.get_running_loop()
     address = server.address.connect_address
     if target is not None:
@@ -219,7 +219,7 @@ async def connect(server: ServerConfig, target: socket.socket | None) -> socket.
 class NotifySocket:
     """The notification socket of one program. Only messages from its user `uid` and from root count.
 
-    The keeper holds it too, so that a later supervisor receives messages sent meanwhile.
+    The keeper holds it too, so that a later supervisor receives messages that arrive while none runs.
     """
 
     def __init__(self, sock: socket.socket, path: str, uid: int) -> None:
@@ -250,7 +250,7 @@ class NotifySocket:
         return self._sock.fileno()
 
     def start(self, on_ready: Callable[[], None]) -> None:
-        """Call `on_ready` when READY=1 is received."""
+        """Start to listen; `on_ready` is called for each READY=1 that is received."""
         self._on_ready = on_ready
         self._listen()
 
@@ -287,9 +287,10 @@ class NotifySocket:
 
 
 class WorkerRoutes:
-    """The message that gives workers a route table; without a table they serve every request themselves.
+    """The message that gives a worker its route table or, with `routes` None, lets it serve every request itself.
 
-    With a table they give each connection back before its next request, unless they keep connections.
+    `server` is the name of its server. If the worker `keeps` connections, one returns to the gateway only when its next
+    request is for another server; otherwise each connection returns before its next request.
     """
 
     def __init__(self, routes: PublishedRoutes | None, server: str = "", *, keeps: bool = True) -> None:
@@ -304,7 +305,7 @@ class WorkerRoutes:
             self._fds = [routes.tables.get(server) or routes.tables[""], routes.give_back]
 
     def send(self, control: Link) -> None:
-        """Send the table to a worker, unless the table is outdated and already closed."""
+        """Send the message to a worker; has no effect if its table is outdated and has been closed."""
         if all(fd.fileno() >= 0 for fd in self._fds):
             control.send(self._message, self._fds)
 
@@ -312,8 +313,8 @@ class WorkerRoutes:
 class LocalWorker(Receiver):
     """A worker process of this machine. `exited` and `answered` are futures that several tasks may await.
 
-    `output` is the key of its output pipe, `protocol` the protocol of its adoption pair, None without a pair. A program
-    has no control socket, so orders other than to stop have no effect on it.
+    `output` is the key of its output pipe. `protocol` describes its adoption pair (see `protocol` in server_sockets),
+    and is None without one. A program has no control socket, so orders other than to stop have no effect on it.
     """
 
     def __init__(
@@ -360,7 +361,7 @@ class LocalWorker(Receiver):
         self.follows_routes = False  # it gives back requests that its routes assign to other servers
         self._page: HasDescriptor | None = None  # see RunnerWorkers
         self._confirmed: asyncio.Future[None] | None = None  # done when it has confirmed its new `routes`
-        self.hook = ""  # if not "", it is no worker but runs this hook of its server
+        self.hook = ""  # the hook of its server that it runs; "" for a worker
         self.preloaded = False  # forked from a process that had already imported the application
         self._taken_over = False  # started by another supervisor
         self.idle_check = IdleCheck()
@@ -373,7 +374,7 @@ class LocalWorker(Receiver):
     def adopt(self, *, reports: bool) -> None:
         """Mark this worker as placed by another supervisor.
 
-        With `reports` its state arrives in a message. A program sends none, so `reported` is completed at once if its
+        With `reports` its state arrives in a message. Without (a program), `reported` is completed at once if the
         process still runs.
         """
         self._taken_over = True
@@ -382,7 +383,7 @@ class LocalWorker(Receiver):
             _settle(self.reported)
 
     def control_by(self, sock: socket.socket) -> None:
-        """Use this socket to control the worker and to receive its messages."""
+        """From now on, use this socket to control the worker and to receive its messages."""
         self.control = Link(sock, self, trusted=False)
 
     def received(self, message: Message, fds: Sequence[int] = ()) -> None:
@@ -614,7 +615,7 @@ class LocalWorker(Receiver):
         )
 
     def meta(self) -> Message:
-        """The facts that another supervisor needs to adopt it."""
+        """The value of this worker's entry in the keeper's store, from which a later supervisor adopts it."""
         placement = self.placement
         if self.start is None and placement.pid is not None:
             self.start = process_start(placement.pid)
@@ -642,7 +643,7 @@ class LocalWorker(Receiver):
         self.exited.add_done_callback(lambda _: notify.close())
 
     def record_exit(self, exit_: Exit) -> None:
-        """Record how the process exited."""
+        """Record how the process exited, and complete all futures of this worker. A second call has no effect."""
         if self.exited.done():
             return
         if self.place is not None:
@@ -675,9 +676,9 @@ def _settle(future: asyncio.Future[None] | None) -> None:
 class RunnerWorkers(dict[str, LocalWorker]):
     """All workers by id, and by the address of their server.
 
-    Workers of one server and user share a page of connection counts (see evenness). They keep it; here it is kept
-    for later workers only. A supervisor that adopts workers creates a new page and sends it to all. Changed only by
-    `add` and `remove`.
+    Workers of one server and user share a page of connection counts (see evenness). Each worker holds the page; this
+    object keeps it only for later workers. A supervisor that adopts workers creates a new page and sends it to all of
+    them. Changed only by `add` and `remove`.
     """
 
     def __init__(self) -> None:
@@ -722,8 +723,8 @@ class RunnerWorkers(dict[str, LocalWorker]):
 class Tallies(Counters):
     """Reads the counts of `workers`, by id, and of workers that have exited (see Counters).
 
-    The keeper holds the page of an exited worker until `mark_saved`, so that a successor can add up the rest.
-    `on_refused` is called once with the server and the name of a worker whose page is no longer trusted, and the
+    The keeper holds the page of an exited worker until `mark_saved`, so that a successor can add up unsaved counts.
+    `on_refused` is called once for each worker whose page is no longer trusted, with its server, its name and the
     reason.
     """
 
@@ -809,10 +810,10 @@ class IdleCheck:
     """Detects whether a worker's event loop is idle, without sending it a message.
 
     A worker is idle if its main thread waits for events in its loop, and all of its threads together have used no more
-    processor time since its last answer than that thread needs to go to sleep. From then on it is enough that the
-    processor time does not change, because a process that has not run is still waiting. Everything else (a request, a
-    timer, a thread that takes Python's lock, SIGSTOP and the freezer of a control group, which wake it up for a moment)
-    changes that time, and the worker is asked again.
+    processor time since its last heartbeat than that thread needs to go to sleep. From then on it is enough that the
+    processor time does not change, because a process that has not run is still waiting. Anything else changes this time
+    (a request, a timer, a thread that takes Python's lock; SIGSTOP and a control group's freezer wake the process for a
+    moment). Then the next heartbeat decides.
     """
 
     __slots__ = ("_answered_at_ns", "_idle_at_ns")
@@ -822,7 +823,7 @@ class IdleCheck:
         self._idle_at_ns: int | None = None
 
     def passes(self, pid: int, tally: Tally) -> bool:
-        """Whether a worker that has answered is idle; False if the kernel does not show it. Does not block."""
+        """Whether a worker that has sent a heartbeat is idle; False if the kernel does not show it. Does not block."""
         used_ns = process_cpu_ns(pid)
         if used_ns is None or used_ns == self._idle_at_ns:
             return used_ns is not None
@@ -849,7 +850,7 @@ class StackReader(Stacks):
         self._reading = asyncio.Semaphore(_MOST_READING)
 
     async def stacks(self, worker: str, seconds: float) -> WorkerStacks:
-        """The worker's stacks; concurrent requests share one answer."""
+        """The worker's stacks (see Stacks); concurrent requests share one answer."""
         found = self._workers.get(worker)
         if found is None or found.exited.done():
             name = worker.rsplit(".", 2)[0]
@@ -887,7 +888,7 @@ class StackReader(Stacks):
         )
 
     async def _signal(self, worker: LocalWorker, number: int, until: float) -> bool:
-        """Signal the worker to write its stacks. Returns whether it reported them in time."""
+        """Signal the worker to write its stacks. Returns, by the loop time `until`, whether it has written them."""
         assert worker.tally is not None
         worker.tally.clear_stacks()
         worker.wrote_stacks.clear()
@@ -911,7 +912,7 @@ class StackReader(Stacks):
 
 
 def _reason_not_to_ask(worker: LocalWorker) -> str:
-    """The reason why the worker cannot be asked; "" if it can."""
+    """The reason why the worker cannot be asked for its stacks; "" if it can."""
     if worker.server.command:
         return "a program has no Python stacks here; its threads, as the kernel sees them:"
     if status_of(worker.placement.pid or 0).get(b"State", b"").startswith((b"T", b"t")):
@@ -922,7 +923,7 @@ def _reason_not_to_ask(worker: LocalWorker) -> str:
 
 
 def _explain_missing_stacks(worker: LocalWorker, source: str) -> str:
-    """The reason why the answer is missing or incomplete; "" for a complete one."""
+    """The reason why the stacks are missing (`source` is "") or incomplete; "" if they are complete."""
     if source == PYTHON:
         return ""
     if worker.exited.done():

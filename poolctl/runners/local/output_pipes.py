@@ -30,7 +30,7 @@ _LONGEST_LINE = 4096
 
 
 class _Pipe(NamedTuple):
-    """An output pipe: its read end, the message that registers it with a logger, and whether it has been read."""
+    """An output pipe: its read end, the message that registers it with a logger, and an event set at end of file."""
 
     read: Descriptor
     message: wire.Message
@@ -38,7 +38,7 @@ class _Pipe(NamedTuple):
 
 
 class Output(Receiver):
-    """The output pipes of all workers, which the logger process copies into files.
+    """The output pipes of all workers; the logger process copies what arrives in them into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
     continues where it stopped. `events` is notified of output that could not be written, for example to a full disk.
@@ -89,7 +89,10 @@ class Output(Receiver):
         self._ask_reopen()
 
     async def _note(self) -> list[int]:
-        """Create the file and the pipe by which a killed logger leaves its unfinished write to its successor."""
+        """The file and the pipe (both ends) from which the successor of a killed logger learns of an unfinished write.
+
+        They are taken from the keeper's store, or created and put there. The caller closes the descriptors.
+        """
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
         if kept:
             return kept
@@ -115,7 +118,7 @@ class Output(Receiver):
         return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
 
     def registration_message(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
-        """The message that registers a pipe with the logger."""
+        """The message that registers the pipe with this key at the logger. The process `pid` writes into the pipe."""
         log = server.log
         return {
             "t": "add",
@@ -132,11 +135,11 @@ class Output(Receiver):
         }
 
     def new_key(self, server: ServerConfig) -> str:
-        """A new key for a pipe of the server. A worker and its replacement may have a pipe each for a while."""
+        """A new key for a pipe of the server; unique, because a worker and its replacement have a pipe each."""
         return f"{server.name}.{os.getpid()}.{next(self._numbers)}"
 
     def attach(self, server: ServerConfig) -> tuple[str, int]:
-        """Create a pipe for one worker: its key and its write end, which the caller closes once the worker has it."""
+        """Create a pipe for a worker; returns its key and its write end. The caller closes that end in this process."""
         read, write = os.pipe()
         os.set_blocking(read, False)
         self.paths[server.name] = self.path(server)
@@ -156,8 +159,8 @@ class Output(Receiver):
     ) -> None:
         """Start reading the pipe of a worker that now exists. `start` is its start time (see process_start).
 
-        A program that has lost its pool is found by this record alone. With a `hook` the process is that command, not a
-        worker.
+        If the pool dies, a program can be found only by what is recorded here. With a `hook` the process runs this
+        command of the server's `hooks`, and is not a worker.
         """
         read, message, _ = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}
@@ -177,7 +180,7 @@ class Output(Receiver):
     async def append_lines(self, server: ServerConfig, lines: Sequence[str]) -> None:
         """Append lines to the server's log as if one of its processes had printed them.
 
-        Returns when they are written.
+        Returns when they are written, or after a time limit. Lines that exceed the capacity of a pipe are dropped.
         """
         key, write = self.attach(server)
         os.set_blocking(write, False)
@@ -188,7 +191,7 @@ class Output(Receiver):
         await self.wait_until_stored(key, _APPEND_SECONDS)
 
     def adopt(self, key: str, message: wire.Message, fds: list[int]) -> list[Descriptor]:
-        """Take ownership of a pipe that the keeper held. Must be called before `start`."""
+        """Adopt a pipe from the keeper's store; returns the owner of its descriptor. Must be called before `start`."""
         read = Descriptor(fds[0])
         self._pipes[key] = _Pipe(read, message, asyncio.Event())
         self.paths[str(message["name"])] = str(message["path"])
@@ -215,7 +218,10 @@ class Output(Receiver):
             self._link.send({"t": "sync"})
 
     def close(self) -> None:
-        """Let the logger exit. Unread output is lost only if no other logger is started."""
+        """Close the pipes here, and order the logger to store what is in them and exit. Does not wait.
+
+        Output that workers write later is lost, unless another logger is started for this keeper.
+        """
         if self._restarting is not None:
             self._restarting.cancel()
         self._stop_watchdog()

@@ -34,7 +34,7 @@ _MOST_IN_A_PAIR = 1024
 
 
 class Sockets:
-    """Listening sockets by the canonical address of their server."""
+    """The pool's listening sockets, by the canonical address (`key`) of their server."""
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
@@ -49,9 +49,9 @@ class Sockets:
         return self._open.get(server.key, [])
 
     def lend(self, server: ServerConfig) -> list[socket.socket]:
-        """The listeners for a worker of the server.
+        """The server's listeners (see `of`), to be given to a new worker.
 
-        The application and its child processes may hold them from now on.
+        From now on they count as shared, because the application and its child processes may hold them.
         """
         key = server.key
         if key in self._open and not self.shared(key):
@@ -65,15 +65,18 @@ class Sockets:
         return key in self._shared or key.startswith("fd:")
 
     def keys(self) -> set[str]:
-        """The addresses that have a listener."""
+        """The keys of the servers that have listeners."""
         return set(self._open)
 
     def endpoints(self, key: str) -> list[str]:
-        """The addresses that are bound."""
+        """The addresses to which the listeners with this key are bound; empty if there are no listeners."""
         return [describe(sock) for sock in self._open.get(key, ())]
 
     async def open(self, server: ServerConfig) -> None:
-        """Open the server's listeners, unless they are open or the server has none. Raises ServerError."""
+        """Open the server's listeners, unless they are open or the server has none. Raises ServerError.
+
+        For a command that binds a TCP address itself, only checks that the address is free.
+        """
         key = server.key
         if not server.listens or key in self._open:
             return
@@ -117,7 +120,7 @@ class Sockets:
         await asyncio.gather(*(self.close(key) for key in list(self._open)))
 
     def adopt(self, key: str, meta: wire.Message, fds: list[int]) -> list[socket.socket]:
-        """Take ownership of the listeners that the keeper held."""
+        """Adopt a server's listeners from the keeper's store; returns the sockets, which own the descriptors."""
         if meta.get("shared", True):
             self._shared.add(key)
         # The socket's options stay unchanged, because processes that accept from it rely on them.
@@ -163,7 +166,12 @@ class AdoptionPairs:
     def publish(
         self, routed: Mapping[str, str], gateway: Gateway | None, give_back: socket.socket | None
     ) -> None:
-        """Let the gateway use the pairs of these servers (name by key)."""
+        """Record the gateway, and the servers that have a route: `routed` maps their keys to their names.
+
+        Only `show` gives the gateway their pairs. A server without a route counts as one whose pair no gateway uses.
+        `gateway` is None for a pool without one. `give_back` is the end through which connections return to the
+        gateway; None after the gateway has ended.
+        """
         self.routed, self._gateway, self._give_back = routed, gateway, give_back
         self._shown = {key: give for key, give in self._shown.items() if key in routed}
         if self._published is not None:
@@ -179,28 +187,28 @@ class AdoptionPairs:
         return key in self._withheld_keys
 
     def show(self, key: str) -> None:
-        """Let the gateway use the server's pair, if it has one, and each later one."""
+        """Give the gateway the server's pair, if the server has a route and a pair, and each pair opened later."""
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
             self._gateway.pair_opened(self.routed[key], self._shown[key])
 
     def hide(self, key: str) -> None:
-        """Withdraw the server's pair from the gateway, which then proxies the server's requests."""
+        """Withdraw the server's pair from the gateway, which then proxies the server's requests. Does not wait."""
         self._withheld_keys.add(key)
         give = self._shown.pop(key, None)
         if give is not None and self._gateway is not None:
             self._background(self._gateway.withdraw(self.routed[key], give))
 
     async def leaving(self, key: str) -> None:
-        """Wait until the gateway knows that workers of this server leave without replacement."""
+        """Report to the gateway that workers of this server leave without replacement; return when it knows this."""
         if self._published is not None:
             await self._published.wait()
         if self._gateway is not None and key in self.routed:
             await self._gateway.leaving(self.routed[key])
 
     def take_back(self, key: str) -> None:
-        """Return the connections that wait in the server's pair to the gateway."""
+        """Move the connections that wait in the server's pair back to the gateway; no effect without a gateway."""
         if self._give_back is not None and key in self._pairs:
             _move(self._pairs[key][2], self._give_back)
 
@@ -229,10 +237,10 @@ class AdoptionPairs:
     async def _retire(
         self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
     ) -> None:
-        """Close our ends after the gateway has stopped using the pair, and has got back the connections waiting in it.
+        """Close this process's ends once the gateway has stopped using the pair.
 
-        With `empty`, other connections that wait are closed; otherwise they are left to the workers that hold the
-        pair.
+        If the server has a route, the connections in the pair are first returned to the gateway. Those that
+        remain are closed with `empty`, and otherwise left to the workers that hold the pair.
         """
         with give, take:
             if self._published is not None:
@@ -252,7 +260,7 @@ class AdoptionPairs:
         task.add_done_callback(self._tasks.discard)
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
-        """The two ends (give, take) of the server's pair, for a worker; empty for a program."""
+        """The two ends (give, take) of the server's pair, which is opened if necessary; empty for a program."""
         if server.command:
             return ()
         self.open(server)
@@ -263,7 +271,7 @@ class AdoptionPairs:
         return self._pairs[key][0] if key in self._pairs else None
 
     def give(self, key: str, sock: socket.socket) -> bool:
-        """Queue the connection for a worker; False if there is no room. The caller still closes it."""
+        """Queue a duplicate of the connection for a worker. Returns False if there is no room, or no pair."""
         if key not in self._pairs:
             return False
         try:
@@ -276,7 +284,7 @@ class AdoptionPairs:
         return True
 
     def adopt(self, key: str, meta: wire.Message, fds: list[int]) -> list[socket.socket]:
-        """Take ownership of the pair that the keeper held."""
+        """Adopt a server's pair from the keeper's store; returns its two ends, which own the descriptors."""
         give, take = (socket.socket(fileno=fd) for fd in fds)
         self._pairs[key] = (str(meta["protocol"]), give, take)
         return [give, take]
@@ -305,7 +313,7 @@ class AdoptionPairs:
     async def close(self, key: str) -> None:
         """Close the pair here and in the keeper, with every connection queued in it.
 
-        A gateway first gets back the connections that it has put into it.
+        If the server has a route, the queued connections are first returned to the gateway.
         """
         if key not in self._pairs:
             return
@@ -315,7 +323,7 @@ class AdoptionPairs:
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     def drop(self, key: str) -> None:
-        """Close the empty pair of an address until one is needed again."""
+        """Close the empty pair of an address here and in the keeper. `open` creates another when it is needed."""
         for end in self._pairs.pop(key, ("",))[1:]:
             end.close()
         self._keeper.send({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
@@ -326,7 +334,7 @@ class AdoptionPairs:
 
 
 def _move(take: socket.socket, give: socket.socket | None) -> None:
-    """Move queued connections to the pair `give`. Excess connections are closed, or all of them if `give` is None."""
+    """Move the connections queued at `take` to the end `give`; without room, or if `give` is None, close them."""
     # At most as many as fit into the pair, because an application could keep filling it.
     for _ in range(_MOST_IN_A_PAIR):
         try:

@@ -37,8 +37,8 @@ logger = logging.getLogger("poolctl.supervisor")
 
 _REPORT_SECONDS = 0.2
 
-# Adopts an entry: gets its name without the prefix, its value and its descriptors; returns the new owners of the
-# descriptors, or nothing if the entry is no longer needed.
+# Adopts an entry: gets its name without the prefix, its value and its descriptors. Returns the new owners of the
+# descriptors, to be recorded with the entry; an empty sequence if no entry is to be recorded.
 Adopter = Callable[[str, wire.Message, list[int]], Sequence[HasDescriptor]]
 _ANSWER_SECONDS = 2.0
 _SILENCE = "nothing that can be read"
@@ -72,7 +72,7 @@ async def inherited_sockets(keeper: Link) -> dict[str, list[int]]:
 
 
 async def wait_for_reports(workers: Sequence[LocalWorker]) -> None:
-    """Wait briefly for the reports of the workers, whose state may be newer than the recorded state."""
+    """Wait briefly until the workers have reported their state, which may be newer than the recorded state."""
     waiting = [
         worker.answered if worker.control is None else worker.reported
         for worker in workers
@@ -84,7 +84,10 @@ async def wait_for_reports(workers: Sequence[LocalWorker]) -> None:
 
 @dataclass
 class WorkerAdoption:
-    """Adopts workers: each gets the configuration under its id in `placed`, or otherwise its server's."""
+    """Adopts workers. A worker gets the configuration under its id in `placed` or else its server's configuration.
+
+    Adopted workers are appended to `found`, running hooks to `hooks`.
+    """
 
     keeper: KeeperLink
     children: Children
@@ -97,7 +100,7 @@ class WorkerAdoption:
     def adopt(
         self, follow: Callable[[LocalWorker], None], name: str, meta: wire.Message, fds: list[int]
     ) -> Sequence[HasDescriptor]:
-        """Adopt a worker and register it with `follow`. A worker that belongs to no server is stopped."""
+        """Adopt a worker and register it with `follow`; stop a worker whose server is unknown. Always returns []."""
         if meta["server"] not in self.servers:
             self._end_unknown(name, meta, fds)
             return []
@@ -148,7 +151,7 @@ class WorkerAdoption:
             worker.mark_ready()
 
     def _end_unknown(self, name: str, meta: wire.Message, fds: list[int]) -> None:
-        """Stop a worker of an unknown server: its supervisor exited while the server was being added."""
+        """Stop a worker of an unknown server, which an earlier supervisor was still adding when it exited."""
         logger.warning("pid %d belongs to no server of the pool: stopping it", meta["pid"])
         if meta["notify"] is None and fds:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:
@@ -164,7 +167,8 @@ class WorkerAdoption:
 class LocalOrphan:
     """A worker without keeper and supervisor.
 
-    `sock` is a connection to it; programs, and workers that are too busy, have neither a socket nor descriptors.
+    `sock` is a connection to it. It is None for a program and for a worker that is too busy to answer, which have no
+    descriptors here either.
     `said` is its own report (server, key, generation, index, ready_at, output, protocol …). Only its form is checked:
     it may be forged, so callers check that `uid` is the server's user. If the report was rejected, `fault` is the
     reason, and `said` has only an empty server name.
@@ -181,7 +185,7 @@ class LocalOrphan:
     fault: str = ""
 
     def order(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> bool:
-        """Send the worker an order; True if it will read it."""
+        """Send the worker an order. Returns whether it was sent; False without a connection."""
         if self.sock is None:
             return False
         try:
@@ -196,7 +200,7 @@ class LocalOrphan:
             self._signal(int(self.said.get("stop_signal") or signal.SIGTERM))
 
     def await_end(self, timeout_seconds: float) -> bool:
-        """Wait until the worker has exited; returns False if it has not in time."""
+        """Wait until the worker has exited, or for `timeout_seconds`. Returns whether it has exited."""
         return await_exit(self.pid, self.start, timeout_seconds)
 
     def kill(self) -> None:
@@ -254,7 +258,7 @@ def _worker(sock: socket.socket, answer: rendezvous.Answer | None) -> LocalOrpha
     # The credentials of the process that began to listen.
     pid, uid, _ = peer_credentials(sock)
     start = process_start(pid)
-    # Root starts servers as other users; whether it is the server's is checked once the server is known.
+    # Root starts servers as other users; whether this is its server's user is checked once the server is known.
     if start is None or process_users(pid) != {uid} or os.geteuid() not in (0, uid):
         for fd in fds:
             close_promptly(fd)
@@ -294,7 +298,7 @@ def _checked_statement(message: wire.Message, pid: int) -> wire.Message:
 
 
 def _split_descriptors(fds: list[int], count: int) -> tuple[list[int], list[int], list[int]]:
-    """The listeners, the adoption pair and the page of counts among the descriptors. Raises Malformed."""
+    """The listeners (`count` of them), the adoption pair and the page of counts in `fds`. Raises Malformed."""
     listeners, pair, tally = fds[:count], fds[count : count + 2], fds[count + 2 :]
     if (
         (len(listeners), len(pair), len(tally)) != (count, 2, 1)
@@ -307,7 +311,7 @@ def _split_descriptors(fds: list[int], count: int) -> tuple[list[int], list[int]
 
 
 def _is_socket(fd: int, kind: int, *, listens: bool) -> bool:
-    """Whether the descriptor is a socket of this type and, if `listens`, one that listens."""
+    """Whether this is a socket of type `kind`: one that listens or, without `listens`, a Unix socket that does not."""
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
             families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if listens else (socket.AF_UNIX,)
@@ -410,9 +414,9 @@ class _Intake:
             self.found[server.name] = outdated or not (said is None or digest is None or said == digest)
 
     def _take_faulty(self, orphan: LocalOrphan) -> None:
-        """Kill an orphan of one of the servers' users that does not identify itself as a worker.
+        """Kill an orphan that does not identify itself as a worker, if it runs as the user of one of the servers.
 
-        A process that does not answer may be busy, and is asked again.
+        An orphan that does not answer at all may be busy. It is left alone, and can be asked again later.
         """
         ours = orphan.uid in {find_user_id(server) for server in self.servers.values()}
         killed = ours and _SILENCE not in orphan.fault
@@ -452,7 +456,7 @@ class _Intake:
         return True
 
     def _is_its_pipe(self, output: str, server: ServerConfig) -> bool:
-        """Whether the pipe belongs to the server in the logger's records, and to no other worker."""
+        """Claim this pipe for a worker. Returns whether it is known as the server's, and no other worker claimed it."""
         known = self.pipes.streams.get(output)
         if known is None or known[0].get("name") != server.name or output in self.outputs:
             return False
@@ -495,14 +499,14 @@ class _Intake:
         await self.keeper.call({"op": "watch", "pid": orphan.pid, "start": orphan.start})
 
     def put(self, name: str, meta: wire.Message, fds: list[int]) -> None:
-        """Put the entry into the keeper's store, unless it is there."""
+        """Put the entry into the keeper's store, unless this object has already done so."""
         if name not in self.done:
             self.done.add(name)
             self.keeper.send({"op": "put", "name": name, "meta": meta}, fds)
 
 
 def _may_belong_to(orphan: LocalOrphan, server: ServerConfig) -> bool:
-    """Whether this process may belong to the server: its user and its address must match."""
+    """Whether the orphan may belong to the server: its user, and the address of its listeners, must match."""
     return (
         orphan.uid == find_user_id(server)
         and orphan.said.get("key", server.key) == server.key

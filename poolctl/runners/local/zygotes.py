@@ -105,9 +105,10 @@ class Children:
             self._forks -= 1
 
     async def verify(self, reply: Message, uid: int | None, not_before: int | None) -> Process:
-        """Check the process named in a reply. Raises Forged if it is not new or does not run as `uid` (None: any user).
+        """The process that a zygote's reply names as its new fork. Raises Forged if it cannot be one.
 
-        Raises LinkLost if the keeper is gone.
+        It must be unknown so far, run as `uid` (None: any user), and have started no earlier than `not_before` (None:
+        at any time). Raises LinkLost if the keeper is gone.
         """
         try:
             pid = number_of(reply, "pid", 2, _MOST_PID)
@@ -225,7 +226,7 @@ class Source(NamedTuple):
 
     @classmethod
     def of(cls, key: str) -> Source:
-        """Parse a key (see `key`)."""
+        """The source with this `key`."""
         found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
         return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
 
@@ -281,7 +282,7 @@ class Zygotes:
         raise AssertionError("unreachable")
 
     def _worker_failed(self, source: Source, error: LinkLost | Forged) -> WorkerFailed:
-        """The error for an interpreter whose zygote does not start; the zygote's output gives the cause."""
+        """The error for a zygote that does not start or fork; its hint leads to the cause in the zygote's output."""
         hint = f"see {self._output}"
         if source.user is not None:
             # A process of another user may not write into the pool's files.
@@ -322,9 +323,10 @@ class Zygotes:
             asyncio.get_running_loop().call_later(END_SECONDS, self._children.kill, process)
 
     def start(self, source: Source) -> asyncio.Task[Link]:
-        """Start the zygote, or adopt it from the keeper, unless it is running.
+        """The task that starts the zygote, or adopts it from the keeper; it is done if the zygote is running already.
 
-        An adopted zygote may still send replies meant for a supervisor that has exited.
+        Its result is the link to the zygote. Does not wait. An adopted zygote may still send replies that are meant
+        for a supervisor that has exited.
         """
         key = source.key
         without = withheld_variables()
@@ -371,7 +373,7 @@ class Zygotes:
         self._end_process(zygote.link)
 
     async def _take_from_store(self, key: str) -> tuple[socket.socket, Process] | None:
-        """A zygote from the keeper's store, if it has the right environment; otherwise None."""
+        """The socket and process of the stored zygote; None if the store has none with the right environment."""
         reply, fds = await self._keeper.call({"op": "get", "name": f"{fd_store.ZYGOTE}{key}"})
         if not fds:
             return None
@@ -451,8 +453,9 @@ class ImportFailed(WorkerFailed):
 class AppZygote(Receiver):
     """A process that imports an application and forks workers from it.
 
-    `code_since` is a monotonic time in seconds: the imported code is at least as new; infinite before the import. `up`
-    gives the reason why the process cannot be used, "" if it can, and raises LinkLost if it exits before that.
+    `code_since` is a monotonic time in seconds: the imported code is at least as new; infinite before the import. The
+    result of the future `up` is "" once the process can fork workers, or the reason why it never can; its exception is
+    LinkLost if the process exits before that.
     """
 
     link: Link
@@ -495,7 +498,7 @@ class AppZygote(Receiver):
         return not self._ends and self.link.sock.fileno() >= 0
 
     def follow(self, sock: socket.socket) -> None:
-        """Receive the zygote's messages until it exits."""
+        """Use this socket as the link to the zygote, and register its process."""
         self.link = Link(sock, self, trusted=False)
         if (early := self._children.add(self.process.pid)) is not None:
             self.exited.set_result(early)
@@ -529,7 +532,7 @@ class AppZygote(Receiver):
     async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
         """Wait for the import to finish. Returns "", or the reason why the zygote cannot fork workers.
 
-        Raises ImportFailed, once the output from the `pipe` is in the log file. If cancelled, it ends the process.
+        Raises ImportFailed, once the output from `pipe` (its key) is in the log file. If cancelled, ends the process.
         """
         since = time.time()
         exit_ = None
@@ -615,14 +618,14 @@ class ImportLimit:
         self._waiting: deque[tuple[Callable[[], None], asyncio.Future[None]]] = deque()
 
     def queue(self, begin: Callable[[], None], imported: asyncio.Future[None]) -> None:
-        """Call `begin` when it is the process's turn; `imported` is done when it has imported, failed or exited."""
+        """Have `begin` called at the process's turn, perhaps at once; `imported` is done when the turn is over."""
         self._waiting.append((begin, imported))
         self._begin_next()
 
     def _begin_next(self) -> None:
         while self._free and self._waiting:
             begin, imported = self._waiting.popleft()
-            # A process that has exited while it waited is skipped.
+            # A process that has exited while it waited is not counted.
             if not imported.done():
                 self._free -= 1
                 imported.add_done_callback(self._end_import)
@@ -727,7 +730,7 @@ class AppZygotes:
         return [zygote.process for zygote in self._by_pid.values()]
 
     def adopt(self, _: str, meta: wire.Message, fds: list[int]) -> tuple[()]:
-        """Adopt another supervisor's zygote; the caller calls `end_unneeded` afterwards."""
+        """Adopt an earlier supervisor's app zygote. When all are adopted, the caller calls `end_unneeded`."""
         process = Process(int(meta["pid"]), meta.get("start"))
         code_since, server, uid = float(meta["asked_at"]), str(meta["server"]), meta.get("uid")
         zygote = AppZygote(self._keeper, self._children, meta["key"], process, uid, server, code_since)
