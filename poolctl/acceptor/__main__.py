@@ -6,9 +6,10 @@ of this may block the supervisor: a call that takes too long ends this process (
 a new one. Standard library only.
 
 A request names the operation on the socket that comes with it, `accept` or `take` (see keeper.connection_handover), the
-maximum number of times, the request's number `n` and the server's `key`. Each connection is a message of its own;
-`done` says whether the socket is empty, and whether it held anything but connections. The keeper holds the other end as
-well: the next supervisor reads the answers that the previous one left unread, including answers to its own requests.
+maximum number of connections, the request's number `n` and the server's `key`. Each connection is sent in a message of
+its own. The message `done` follows: `empty` if no connection is left in the socket, `junk` if it held anything but
+connections, `full` if there was no free descriptor. The keeper holds the supervisor's end of the link as well, so the
+next supervisor reads the answers that the previous one left unread.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _IN_FLIGHT_SECONDS = 0.002
 
 
 def main() -> None:
-    """Serve the socket on descriptor 3 until it ends."""
+    """Answer the requests that arrive on descriptor 3, until its other end is closed."""
     name_process("poolctl-accept")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
@@ -41,7 +42,7 @@ def main() -> None:
 
 
 def serve(requests: socket.socket) -> None:
-    """Answer requests until the peer closes the socket. Raises OSError when the answers cannot be sent."""
+    """Answer requests until the other end is closed. Raises OSError when an answer cannot be sent."""
     _send(requests, {"t": "up"})
     while (received := wire.receive(requests, wait=True)) is not None:
         message, (fd,) = received
@@ -50,7 +51,7 @@ def serve(requests: socket.socket) -> None:
 
 
 def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket) -> None:
-    """Answer one request."""
+    """Answer one request: send each connection that is taken from `shared`, then `done`."""
     empty = junk = full = False
     next_one = _accept_one if message["op"] == "accept" else connection_handover.take
     for _ in range(message["most"]):
