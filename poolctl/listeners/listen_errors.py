@@ -70,7 +70,7 @@ def explain_port(address: Address, host: str, error: OSError, kind: int = socket
 
 
 def explain(address: Address, what: str, error: OSError) -> ListenError:
-    """The ListenError for an OSError of any other kind, with a fix if one is known."""
+    """The ListenError for any OSError, with a fix if one is known. `what` says what failed, for the message."""
     hints = {
         errno.EMFILE: "raise the limit of open files: ulimit -n",
         errno.ENFILE: "raise the system's limit of open files: sysctl fs.file-max",
@@ -90,14 +90,14 @@ def unresolved_host(address: Address, reason: str) -> ListenError:
 
 
 def address_in_use(address: Address, place: Place) -> ListenError:
-    """The ListenError for a place in use. It does not name the process, because finding it is slow."""
+    """The ListenError for a place in use. It does not name the process there (see `with_holders`)."""
     what, command, another = _named(place)
     hint = f"find the process (as root): {command}, or choose another {another}"
     return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
 
 
 def with_holders(error: ListenError, holders: Sequence[Holder]) -> ListenError:
-    """The error with the names of the processes that use the place (see find_holders), and with the fix."""
+    """The error extended by the names of the processes that use its place, and by a fix; unchanged without holders."""
     if error.taken is None or not holders:
         return error
     what, command, another = _named(error.taken)
@@ -130,7 +130,7 @@ def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
 
 
 def name_holders(errors: Sequence[ListenError]) -> list[ListenError]:
-    """The errors with the names of the processes that use the places. One search for all; blocks for up to a second."""
+    """The errors, each with the processes that use its place, if found. Blocks for up to a second."""
     found = find_holders(each.taken for each in errors if each.taken is not None)
     return [
         with_holders(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors
@@ -174,7 +174,7 @@ class Holder(NamedTuple):
 
 
 def find_holders(places: Iterable[Place]) -> dict[Place, list[Holder]]:
-    """The processes that prevent each place from being bound. Connections are reported only if nothing listens.
+    """For each place, the processes that prevent binding it. Connections are reported only if nothing listens.
 
     Never raises. Blocks for about MOST_SECONDS at most; processes not found by then are omitted.
     """
@@ -238,7 +238,7 @@ def _overlap(one: bytes, other: bytes) -> bool:
 
 
 def _packed(host: str) -> bytes:
-    """The packed address (four bytes for IPv4). For a host name, the wildcard, which overlaps with every address."""
+    """The packed address (four bytes for IPv4). A host name gives the wildcard, which overlaps with every address."""
     for family in (socket.AF_INET, socket.AF_INET6):
         try:
             return socket.inet_pton(family, host.partition("%")[0])
@@ -265,7 +265,7 @@ def _of_user(uid: int, *, listens: bool = True) -> Holder:
 
 
 def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
-    """For each socket in `wanted`, the oldest process that has it open; unchanged if no process is found."""
+    """For each inode in `wanted`, the process with the lowest pid that has the socket open, or the given Holder."""
     missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
     found = dict(wanted)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():

@@ -100,7 +100,10 @@ def _listen_on_path(address: Address, mode: int | None) -> socket.socket:
 
 @contextlib.contextmanager
 def _directory(address: Address) -> Iterator[int]:
-    """Open the directory of the path without following links of other users. Raises ListenError."""
+    """Context manager: the descriptor of the path's directory, opened without following links of other users.
+
+    Raises ListenError.
+    """
     try:
         fd = open_directory(os.path.dirname(address.path))
     except OSError as error:
@@ -112,7 +115,7 @@ def _directory(address: Address) -> Iterator[int]:
 
 
 def _is_there(name: str, directory: int) -> bool:
-    """Whether the socket file is in this directory, and not where another user's link points to."""
+    """Whether the socket file is in this directory. If not, another user's link has led to another directory."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
@@ -132,9 +135,9 @@ def _set_mode(name: str, directory: int, mode: int) -> None:
 
 
 def identity_of(key: str) -> Identity | None:
-    """A value that identifies the socket file of a canonical address: a later file at the same path has another one.
+    """A value that identifies the socket file of a canonical address; it differs for a later file at the same path.
 
-    None for an address that is not a path, and if the file does not exist.
+    None if the address is not a path, or no socket file is there.
     """
     if not key.startswith("unix:"):
         return None
@@ -146,7 +149,7 @@ def identity_of(key: str) -> Identity | None:
 
 
 def remove_socket_file(path: str, only: Identity | None) -> bool:
-    """Remove the socket file if its identity is still `only`; returns whether it was removed."""
+    """Remove the socket file if it still has the identity `only`. Returns whether it was removed; False for None."""
     if only is None:
         return False
     name = os.path.basename(path)
@@ -168,7 +171,7 @@ def remove_socket_file(path: str, only: Identity | None) -> bool:
 
 
 def is_live(path: str) -> bool:
-    """Whether a process listens on the socket at `path`. The file is stale only if a connection is refused."""
+    """Whether a process listens on the socket at `path`: True unless the file is missing or a connection is refused."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)  # with a full backlog, connect gives EAGAIN instead of blocking
         try:
@@ -312,7 +315,7 @@ class BindTarget(NamedTuple):
 
 
 def targets(address: Address) -> list[BindTarget]:
-    """The sockets to open for a TCP address, IPv4 first, without duplicates; at least one.
+    """Descriptions of the sockets to open for a TCP address, IPv4 first, without duplicates; at least one.
 
     `:8080` means both IP versions, `localhost` only the loopback addresses of the name. Raises ListenError; blocks
     while a host name is resolved.
@@ -374,7 +377,7 @@ def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dic
 
 
 def take_inherited(address: Address, inherited: Inherited) -> list[socket.socket]:
-    """Duplicate the inherited listeners that `fd:3` or `fd:NAME` means. Raises ListenError."""
+    """Duplicates, at least one, of the inherited listeners for `fd:3` or `fd:NAME`. Raises ListenError."""
     descriptors = inherited.get(address.name)
     if not descriptors:
         have = ", ".join(f"fd:{name}" for name in inherited) or "none"
@@ -418,10 +421,10 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def accepted_from(listeners: Sequence[socket.socket]) -> list[int]:
-    """This process's descriptors of the listeners, of connections accepted from them, and of their duplicates.
+    """All descriptors of this process for the listeners and for connections accepted from them, duplicates included.
 
-    An event loop registers a connection only some iterations after accepting it. A caller that must not miss any,
-    such as a forked child, needs this instead: an accepted connection is recognised by its listener's local address.
+    An accepted connection is recognised by its local address, which is its listener's. An event loop registers it only
+    some iterations after accepting it, but a forked child must not miss any connection.
     """
     addresses = {_local_name(each) for each in listeners}
     found = []

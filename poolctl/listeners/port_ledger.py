@@ -25,11 +25,11 @@ _IN_USE_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 class PortLedger:
     """The ports of a pool's servers, from `first` to `last` (inclusive), stored in a JSON file.
 
-    A server keeps its port: the address is its key in the pool, and clients use it. `key`, a hash of the path of the
-    pool's file, identifies the pool; it is also the name of a directory in `path`, next to those of other pools. The
-    search starts at a port derived from `key`, and uses a port stored by another pool only if no other is free, so
-    that two checkouts of one file can run at the same time. A missing or damaged file counts as an empty ledger.
-    Not thread-safe; choosing a port blocks briefly.
+    A server keeps its port, because the pool and its clients know the server by its address. `key`, a hash of the path
+    of the pool's file, identifies the pool; the directory of this name in `path` lies beside the directories of other
+    pools. The search starts at a port derived from `key`, and uses a port stored by another pool only if no other port
+    is free, so that two checkouts of one file can run at the same time. A missing or damaged file counts as an empty
+    ledger. Not thread-safe; choosing a port blocks briefly.
     """
 
     def __init__(self, path: str, first: int, last: int, *, key: str) -> None:
@@ -48,8 +48,8 @@ class PortLedger:
         """The stored port of server `name`, or else a newly chosen one that is free on `address`.
 
         `avoid` holds the ports configured for other servers. `vacated` holds the ports of servers about to be removed:
-        they are still in use, and are chosen only if no other port is free. Raises ServerError if there is none, and
-        OSError if the choice cannot be stored.
+        they are still in use, and are chosen only if no other port is free. Raises ServerError if no port is
+        free, and OSError if the choice cannot be stored.
         """
         known = self._ports.get(name)
         if known is not None and self._first <= known <= self._last and known not in avoid:
@@ -75,9 +75,9 @@ class PortLedger:
         return self._ports.get(name)
 
     def forget_taken(self, name: str, address: Address) -> int | None:
-        """Forget the stored port of server `name` if another program uses it on `address`; returns it, or None.
+        """Forget the stored port of server `name` if it is in use on `address`. Returns the forgotten port, or None.
 
-        Call this only while the pool is not running.
+        Call this only while the pool is not running, because use by its own server would count as well.
         """
         known = self._ports.get(name)
         if known is None or is_free(address, known, lingering=True):
@@ -101,7 +101,7 @@ class PortLedger:
 
     @contextmanager
     def _ports_of_other_pools(self) -> Iterator[set[int]]:
-        """Context manager: the ports stored by the user's other pools, which cannot store any others meanwhile."""
+        """Context manager: the ports stored by the user's other pools, which cannot store further ports meanwhile."""
         root, _, own = self._path.partition(f"/{self._key}/")
         if not own:
             root = os.path.dirname(self._path)
@@ -131,7 +131,7 @@ def free_port(host: str) -> int:
 
 
 def is_free(address: Address, port: int, *, lingering: bool = False) -> bool:
-    """Whether `port` is unused on every address of `address`. `lingering` allows connections in TIME_WAIT."""
+    """Whether `port` is unused on every address of `address`. With `lingering`, TIME_WAIT does not count as use."""
     return all(_is_unused(target, port, lingering=lingering) for target in targets(address))
 
 

@@ -100,7 +100,7 @@ async def wait_until_accepted(probe: socket.socket, listener: socket.socket | No
 
 
 def _others_wait(listener: socket.socket) -> bool:
-    """Whether connections other than the probe wait in the accept queue; True if unknown (a Unix socket)."""
+    """Whether connections other than the probe wait in the accept queue; always True for a Unix socket."""
     return listener.family == socket.AF_UNIX or accept_queue(listener) > 1
 
 
@@ -201,7 +201,7 @@ def unix_listeners(until: float) -> Iterator[tuple[str, int]]:
 
 
 def accepted_connections(listener: socket.socket, until: float) -> Iterator[int]:
-    """The cookies of the open connections that processes have accepted from this listener. Blocks."""
+    """Yield the cookies of open connections accepted from this listener. Blocks, and ends early, like `tcp_sockets`."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         # The kernel does not list connections in the accept queue.
