@@ -33,9 +33,9 @@ _ENDED = "it closed the connection"
 
 
 class ProbeConnection(asyncio.Protocol):
-    """A connection for one probe at a time.
+    """A connection for one probe at a time. It owns `sock`, and uses TLS if it has a `context`.
 
-    `replies` counts received replies; once `closed` it cannot be reused. Belongs to the running loop.
+    `replies` counts received replies; once `closed`, the connection cannot be reused. Belongs to the running loop.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
@@ -51,7 +51,7 @@ class ProbeConnection(asyncio.Protocol):
         self._opening.add_done_callback(self._opened)
 
     def send(self, request: Request, on_result: OnResult) -> None:
-        """Send the request; `on_result` is called once. One request at a time."""
+        """Send the request, at once or when connected. `on_result` gets the problem, or "". One request at a time."""
         self._request, self._reply, self._on_result = request, request.new_reply(), on_result
         self.replying = False
         if self._transport is not None:
@@ -132,44 +132,44 @@ class ProbeConnection(asyncio.Protocol):
 
 @cache
 def unverified_context() -> ssl.SSLContext:
-    """A context that accepts any certificate, because the connection itself identifies the worker."""
+    """A TLS context that accepts any certificate, because the connection itself identifies the worker."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
-# Maximum unanswered probes, each on its own connection. Then no new ones are sent until the last is answered.
+# Maximum unanswered probes, each on its own connection. Then no other is sent until the last one is answered.
 _MAX_UNANSWERED = 3
-# The output is kept in memory until the program exits.
+# The maximum output of a probe's program, which is kept in memory until the program exits.
 _MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 
 
 class Prober(Protocol):
-    """Sends one kind of probe repeatedly."""
+    """Sends a probe of one kind to one worker each time `start` is called."""
 
     def start(self, on_result: OnResult) -> None:
-        """Send the probe; `on_result` is called once with the problem, or ""."""
+        """Begin a probe; `on_result` is called once, with the problem or with ""."""
 
     def cancel(self) -> None:
         """Stop waiting for the result: `on_result` will not be called."""
 
     def queued(self) -> bool:
-        """Whether the connection is known to wait in the worker's accept queue."""
+        """Whether the probe's connection waits in the worker's accept queue; False if that is unknown."""
 
     def close(self) -> None:
-        """Stop sending probes."""
+        """Cancel the probe in progress, and close the connection. No other probe follows."""
 
 
 class Connector(Protocol):
     """Creates connections for probes."""
 
     async def connect(self) -> socket.socket:
-        """A new connection. Raises OSError."""
+        """A new connection, which the caller closes. Raises OSError."""
 
 
 class WorkerConnector(NamedTuple):
-    """Creates connections to one worker. `kind` is "http" or "echo"; with `plain` they do not use TLS."""
+    """Creates connections to one worker. `kind` is "http" or "echo"; `plain` means without TLS (see Runner.connect)."""
 
     runner: Runner
     placement: Placement
@@ -177,7 +177,7 @@ class WorkerConnector(NamedTuple):
     plain: bool = True
 
     async def connect(self) -> socket.socket:
-        """A new connection. Raises OSError."""
+        """A new connection to the worker, which the caller closes. Raises OSError."""
         return await self.runner.connect(self.placement, self.kind, self.plain)
 
 
@@ -206,7 +206,7 @@ class RequestProber:
             connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
 
     def cancel(self) -> None:
-        """Stop waiting but keep the connection, so that a hung worker is not flooded with new ones."""
+        """Stop waiting. After several unanswered probes the connection is kept, so that a hung worker gets no more."""
         self._on_result = None
         if self._connecting is not None:
             self._connecting.cancel()
@@ -268,9 +268,9 @@ class RequestProber:
 
 
 class AcceptProber:
-    """Probes by opening a connection, which the program must accept; it is then closed at once.
+    """Probes by opening a connection, which is closed as soon as the program has accepted it.
 
-    A connection not accepted in time is reused by the next probe, so that a hung program is not flooded.
+    The next probe reuses a connection that was not accepted in time, so that a hung program is not flooded.
     """
 
     def __init__(self, connector: WorkerConnector) -> None:
@@ -315,7 +315,7 @@ class AcceptProber:
 
 
 class ProgramProber:
-    """Probes by running a program as the server's user. Its process group is killed if it takes too long."""
+    """Probes by running a program as the server's user, with the environment variables `values` added."""
 
     def __init__(self, argv: tuple[str, ...], server: ServerConfig, values: dict[str, str]) -> None:
         self._argv = argv
@@ -404,7 +404,7 @@ def make_prober(
     connector: WorkerConnector,
     env: dict[str, str],
 ) -> Prober:
-    """The prober that runs `probe` on one worker of `server`. `env` is added to the environment of a program."""
+    """The prober that runs `probe` on the worker behind `connector`. `env` is added to the environment of a program."""
     if probe.exec is not None:
         return ProgramProber(probe.exec, server, env)
     if probe.http is not None:
@@ -427,8 +427,8 @@ _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 class HttpProbeRequest:
     """An HTTP request to send as a probe, and the rules that judge its response.
 
-    `expose` is the server's public address, used for Host. Unless `reusable`, the connection is closed after the
-    response.
+    `expose` is the server's public address, for the field Host. Unless `reusable`, the request asks the server to close
+    the connection after the response.
     """
 
     __slots__ = ("_body", "_head_only", "_label", "_plain", "_slow_until", "_statuses", "payload")
@@ -449,7 +449,7 @@ class HttpProbeRequest:
         return ResponseReader(head_only=self._head_only, max_body_bytes=MAX_BODY_BYTES)
 
     def judge(self, reply: Reply, on_result: OnResult) -> None:
-        """Judge the response. Its body is matched against a regular expression in another process."""
+        """Judge the response; `on_result` gets the problem or "", later if a regular expression has to be matched."""
         found = f"{self._label}: status {reply.status}"
         if reply.status not in self._statuses:
             on_result(found)
@@ -491,7 +491,7 @@ class EchoExchange:
         on_result("")
 
     def feed(self, data: bytes) -> bool:
-        """Process received data; returns true, because the first byte completes the reply."""
+        """Process received data. Returns True, because the first byte completes the reply."""
         return True
 
     def end(self) -> bool:

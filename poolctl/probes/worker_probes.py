@@ -1,4 +1,4 @@
-"""The probes of one worker: it must pass them to become ready, and they are repeated from then on."""
+"""The probes of one worker, which must pass them to become ready. From then on the probes are repeated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Hysteresis:
         return f"<Hysteresis {self.status} {'-' if self.falling else '+'}{self._count}>"
 
     def record(self, succeeded: bool) -> Status:
-        """The status after one more result."""
+        """Record one more result; returns the new status."""
         if succeeded is not self._succeeded:
             self._succeeded, self._count = succeeded, 0
         if self.status is (Status.OK if succeeded else Status.KO):
@@ -69,7 +69,7 @@ class Hysteresis:
         return now or probe.interval
 
     def _step(self, succeeded: bool) -> tuple[int, Status]:
-        """How many equal results in a row change the status, and the status they lead to."""
+        """The number of such results in a row that change the status, and the status that follows."""
         probe = self._probe
         if succeeded:
             if self.status is Status.KO:
@@ -89,7 +89,7 @@ _QUEUE_PAUSE_SECONDS = 0.2
 
 
 def call_at(when: float, run: Callable[[], None]) -> asyncio.TimerHandle:
-    """Call `run` at about `when` on the loop's clock: at most 10 ms early or late, so that probes share wake-ups."""
+    """Schedule `run` for about `when` (loop time): up to 10 ms early or late, so that probes share wake-ups."""
     loop = asyncio.get_running_loop()
     moment = round(when / GRAIN_SECONDS) * GRAIN_SECONDS
     return loop.call_at(moment if moment > loop.time() else when, run)
@@ -141,7 +141,7 @@ class WorkerProbe:
             pause *= _FACTOR
 
     async def _run_once(self) -> str:
-        """Run the probe once; returns the problem, or "". Time in the accept queue does not count for its timeout."""
+        """Run the probe once; returns the problem, or "". The timeout does not include time in the accept queue."""
         result: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._prober.start(lambda problem: None if result.done() else result.set_result(problem))
         left = self.probe.timeout
@@ -164,7 +164,7 @@ class WorkerProbe:
         return self._timed_out
 
     def start(self, status: Status) -> None:
-        """Probe at regular intervals from now on, starting with this status; soon if it is not ok."""
+        """Start regular probes with this initial status; unless the status is ok, the first probe is sent soon."""
         longest = self.probe.interval
         if status is not Status.OK:
             longest = min(longest, _UNKNOWN_SECONDS)
@@ -215,7 +215,7 @@ _WORST_FIRST = (Status.KO, Status.WARN, Status.UNKNOWN)
 
 
 class WorkerProbes:
-    """The probes of one worker. `on_result` is called with every result after `start` was called."""
+    """The probes of one worker. After `start`, `on_result` gets this object and the probe at every result."""
 
     def __init__(
         self,
@@ -239,7 +239,7 @@ class WorkerProbes:
 
     @property
     def status(self) -> Status:
-        """The worst status of all probes."""
+        """The worst status of all probes; ok without probes."""
         found = {probe.status for probe in self.probes}
         return next((status for status in _WORST_FIRST if status in found), Status.OK)
 
@@ -252,7 +252,7 @@ class WorkerProbes:
 
     @property
     def latency_seconds(self) -> float | None:
-        """The latency of the first probe's last result."""
+        """The latency of the first probe's last result; None without one."""
         return self.probes[0].latency_seconds if self.probes else None
 
     def get(self, kind: str) -> WorkerProbe | None:
@@ -260,9 +260,9 @@ class WorkerProbes:
         return next((probe for probe in self.probes if probe.kind == kind), None)
 
     async def wait_until_ready(self, ending: asyncio.Future[Exit], hint: str = "") -> None:
-        """Return when the worker has passed its startup and readiness probes; the caller cancels it on a timeout.
+        """Return when the worker has passed its startup and readiness probes; there is no time limit.
 
-        Raises WorkerFailed, with `hint`, if the worker exits before that.
+        Raises WorkerFailed, with `hint`, if the worker exits before that (`ending` is its exit).
         """
         passing = asyncio.ensure_future(self._pass())
         either: set[asyncio.Future[Any]] = {passing, ending}
@@ -289,7 +289,7 @@ class WorkerProbes:
         self._admitting = None
 
     def start(self, status: Status) -> None:
-        """Probe from now on; `status` is the worker's known status."""
+        """Start all probes; those without a result so far begin with `status`, the worker's known status."""
         self.started = True
         for probe in self.probes:
             probe.start(probe.status if probe.status is not Status.UNKNOWN else status)
