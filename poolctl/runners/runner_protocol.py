@@ -444,4 +444,4 @@ class Routing(Protocol):
         """Return the connections that wait in the pairs of these servers, by name, to the gateway. Does not block."""
 
     async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
-        """Wait until all workers use the last table. At the limit, returns the servers whose workers do not."""
+        """Wait until all workers use the last table; returns the names of servers whose workers do not by the limit."""

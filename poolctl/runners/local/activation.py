@@ -817,7 +817,7 @@ class SleepingServers:
             close_promptly(sock.detach())
 
     def give(self, key: str, sock: Connection) -> bool:
-        """Queue a duplicate of the connection for the server's next worker. Returns False if there is no room for it."""
+        """Queue a duplicate of the connection for the server's next worker. Returns False if there is no room."""
         self._adoptions.open(self._servers[key])
         return self._adoptions.give(key, sock)
 
