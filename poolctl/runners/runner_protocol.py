@@ -76,7 +76,7 @@ class Exit:
         return self.status == 0
 
     def before_ready(self, reason: str) -> str:
-        """The message for a worker that ended before it was ready. `reason` is the worker's own, or ""."""
+        """The message for a worker that ended before it was ready. `reason` is the one that the worker gave, or ""."""
         message = f"{self.message} before it was ready"
         return f"{message}: {reason}" if reason else message
 
@@ -136,7 +136,7 @@ class Sleep(Protocol):
         """Close the connections that were accepted for the server, but not taken by a worker."""
 
     def idle_after(self, placement: Placement, seconds: float) -> None:
-        """Report to RunnerEvents.idle whenever the worker has had no traffic for `seconds`; 0 ends the reports."""
+        """Have RunnerEvents.idle called whenever the worker has had no traffic for `seconds`; 0 ends this."""
 
 
 class Heartbeats(Protocol):
@@ -328,7 +328,7 @@ class Runner(Protocol):
         """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
 
     async def wait_until_begun(self, placement: Placement) -> None:
-        """Wait until the worker has begun to start, or ended. A runner may delay this while many others start."""
+        """Wait until the worker begins to load its application, which may be delayed while others start, or ends."""
 
     async def wait_until_ready(self, placement: Placement) -> None:
         """Wait until the worker is ready. Raises WorkerFailed, with the reason, if it ends or gives up before.
@@ -395,9 +395,9 @@ class PublishedRoutes:
     """The route tables for workers, as files in memory (see `route_table`), and the pair for returned connections.
 
     `tables` has them by server name; the entry "" is for servers that no longer have a route. Their publisher closes
-    them after it has published others. A worker returns a connection whose next request is for another server to the
-    gateway, through the end `give_back`. It trusts a request's statement about its route only if the statement
-    contains the server's key; `context_keys` has these keys by server name.
+    them after it has published others. If the next request of a connection is for another server, the worker returns
+    the connection to the gateway, through the end `give_back`. A request's statement about its route is trusted only if
+    it contains the server's key; `context_keys` has these keys by server name.
     """
 
     generation: int

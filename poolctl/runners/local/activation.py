@@ -265,7 +265,7 @@ class HeldConnection:
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Set a time limit, unless this one is set: for the next request if `asked`, otherwise for a request's head."""
+        """Set the time limit for the next request (`asked`) or for a request's head, unless that limit is set already."""
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
 
@@ -273,12 +273,12 @@ class HeldConnection:
         """Have `late` called when the time limit expires, if one is set."""
         until = self.sock.until
         if until is not None and until != self.until:
-            self.cancel()
+            self.stop_timer()
             self.until = until
             seconds = max(0.0, until - time.monotonic())
             self.timer = asyncio.get_running_loop().call_later(seconds, late)
 
-    def cancel(self) -> None:
+    def stop_timer(self) -> None:
         """Stop the timer. The connection keeps its time limit, for the process that gets it next."""
         self.until = None
         if self.timer is not None:
@@ -402,7 +402,7 @@ class Activator:
             self._watch_held(sleeping, held)
 
     def is_armed(self, key: str) -> bool:
-        """Whether the server's listener is armed."""
+        """Whether the server is watched for its first request."""
         return key in self._sleeping
 
     def disarm(self, key: str) -> None:
@@ -414,7 +414,7 @@ class Activator:
         self._unwatch_listeners(sleeping)
         for held in sleeping.connections:
             self._unwatch(held.sock.fileno())
-            held.cancel()
+            held.stop_timer()
         self._hand_over(key, sleeping.connections)
 
     def hold(self, key: str, sock: socket.socket) -> bool:
@@ -682,7 +682,7 @@ class Activator:
 
     def _release(self, held: HeldConnection) -> None:
         """Close a connection here and in the keeper's store."""
-        held.cancel()
+        held.stop_timer()
         close_promptly(held.sock.detach())
         self._drop_from_store(held)
 

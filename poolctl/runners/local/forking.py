@@ -154,7 +154,7 @@ def _encoded(given: Mapping[str, CertificateFiles]) -> bytes:
 
 
 def _decoded(content: bytes) -> dict[str, CertificateFiles]:
-    """The certificates in a successor's record, by server name. Raises an exception for an unknown format."""
+    """The certificates, by server name, in an earlier supervisor's record. An unknown format raises an exception."""
     if not content.startswith(b"{"):
         # Written by a supervisor from before the record had a version.
         return {name: CertificateFiles(*each) for name, each in pickle.loads(content).items()}
@@ -352,7 +352,7 @@ class Forker:
             if not hook:
                 spec["index"] = index
             spec["woken"] = woken
-            spec["orphanage"] = self._place(server, generation, index, output)
+            spec["orphanage"] = self._orphan_description(server, generation, index, output)
             spoken = None if server.command else protocol(server)
             placement = Placement.of(server.name, generation, index)
             worker = LocalWorker(self._children, self._events, placement, server, output, spoken)
@@ -452,7 +452,7 @@ class Forker:
             return Source(sys.executable)
         return Source.for_user(_interpreter(server), user_ids(server))
 
-    def _place(
+    def _orphan_description(
         self, server: ServerConfig, generation: int, index: int, output: str
     ) -> dict[str, object] | None:
         """Where the worker listens as an orphan, and how it describes itself; None if an orphan should exit."""

@@ -54,7 +54,7 @@ _LAST_WORDS_SECONDS = 0.2  # short for a worker that was ready, whose replacemen
 
 
 class RoutedServers(Routing):
-    """Connects the runner's servers that have a route with the gateway. `workers` are all workers of the runner."""
+    """Gives the gateway the adoption pairs of servers that have a route, and sends their workers the route table."""
 
     def __init__(
         self,

@@ -147,7 +147,7 @@ class Tally:
             os.pwrite(self.fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), BEAT_ASKED_NS * _SLOT_BYTES)
 
     def last_beat_ns(self) -> int:
-        """The time of the worker's last heartbeat; 0 for a worker without heartbeats."""
+        """The time of the worker's last heartbeat; 0 if there was none, or the page has another layout."""
         if not self._legible:
             self._legible = self.fd >= 0 and read_page(self.fd) is not None
             if not self._legible:
@@ -456,7 +456,7 @@ class LocalWorker(Receiver):
         _settle(self.begun)
 
     def route(self, routes: WorkerRoutes) -> None:
-        """Send the worker these routes, once it has begun."""
+        """Send the worker these routes, now or when it begins."""
         self.routes = routes
         if self.begun.done() and self.control is not None:
             routes.send(self.control)
@@ -465,7 +465,7 @@ class LocalWorker(Receiver):
                 self._confirmed = asyncio.get_running_loop().create_future()
 
     def share_page(self, page: HasDescriptor) -> None:
-        """Send the worker, once it has begun, the page of connection counts that it shares with others."""
+        """Send the worker, now or when it begins, the page of connection counts that it shares with others."""
         if page is not self._page:
             self._page = page
             if self.begun.done():
@@ -581,7 +581,11 @@ class LocalWorker(Receiver):
             self.control.send({"order": order, "to": "pair" if same else "none"})
 
     async def wait_until_ready(self, listeners: Sequence[socket.socket]) -> None:
-        """Wait until the worker has reported ready or, for a job, exited with 0. Raises WorkerFailed."""
+        """Wait until the worker is ready. Raises WorkerFailed if it exits before.
+
+        Without a report, a job is ready when it has exited with 0, a program when it accepts a connection or, without a
+        port, when it has run for a moment.
+        """
         server = self.server
         if server.job:
             exit_ = await asyncio.shield(self.exited)
@@ -637,7 +641,7 @@ class LocalWorker(Receiver):
         }
 
     def listen(self, notify: NotifySocket) -> None:
-        """Receive the program's own readiness message, until it exits."""
+        """Listen on this socket until the program exits; its message READY=1 marks the program as ready."""
         self.notify = notify
         notify.start(self.mark_ready)
         self.exited.add_done_callback(lambda _: notify.close())
@@ -687,7 +691,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
         self._pages: dict[str, tuple[str, Descriptor]] = {}
 
     def add(self, worker: LocalWorker) -> None:
-        """Add a new or adopted worker. From a server's second worker on, all of its workers share a page."""
+        """Add a new or adopted worker. If its server has several workers, or is to have several, they share a page."""
         key, protocol = worker.server.key, worker.protocol
         self[worker.placement.id] = worker
         self._by_key.setdefault(key, {})[worker] = None
@@ -764,7 +768,7 @@ class Tallies(Counters):
         tally.close()
 
     def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
-        """Adopt the page of a worker that exited before this process started."""
+        """Add up the counts of a worker that exited before this process started. Always returns []."""
         tally = Tally(fds[0])
         counts = tally.counts()
         tally.close()

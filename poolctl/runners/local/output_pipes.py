@@ -76,7 +76,7 @@ class Output(Receiver):
         if kept:
             self._link = Link(wire.over(kept[0]), self)
         else:
-            note = await self._note()
+            note = await self._write_ahead_note()
             self._link = Link(await self._spawn(), self)
             self._link.send({"t": "underway"}, note)
             for fd in note:
@@ -88,7 +88,7 @@ class Output(Receiver):
             self._link.send(pipe.message, [pipe.read])
         self._ask_reopen()
 
-    async def _note(self) -> list[int]:
+    async def _write_ahead_note(self) -> list[int]:
         """The file and the pipe (both ends) from which the successor of a killed logger learns of an unfinished write.
 
         They are taken from the keeper's store, or created and put there. The caller closes the descriptors.

@@ -436,7 +436,7 @@ class _Intake:
             if user_ids(server) is not None:
                 bound, place = rendezvous.bind(self.directory, pool_files.WORKER)
                 fds.append(closing.enter_context(bound).fileno())
-            if said["deaf"] or not self._is_its_pipe(said["output"], server):
+            if said["deaf"] or not self._claim_pipe(said["output"], server):
                 said["output"] = self.output.new_key(server)
                 read, write = os.pipe()
                 closing.callback(os.close, write)
@@ -455,7 +455,7 @@ class _Intake:
             await self._put_worker(name, orphan, [control.fileno(), *orphan.tally], place)
         return True
 
-    def _is_its_pipe(self, output: str, server: ServerConfig) -> bool:
+    def _claim_pipe(self, output: str, server: ServerConfig) -> bool:
         """Claim this pipe for a worker. Returns whether it is known as the server's, and no other worker claimed it."""
         known = self.pipes.streams.get(output)
         if known is None or known[0].get("name") != server.name or output in self.outputs:

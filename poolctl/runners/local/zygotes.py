@@ -671,7 +671,7 @@ class AppZygotes:
         self._users: defaultdict[str, set[str]] = defaultdict(set)
 
     async def get(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
-        """A zygote with code not older than `since` (monotonic seconds), or the reason why there is none.
+        """A zygote with code not older than `since` (monotonic seconds), or the reason why no zygote can be used.
 
         Raises WorkerFailed if the application cannot be imported.
         """

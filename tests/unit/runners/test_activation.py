@@ -1055,7 +1055,7 @@ def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same(
         assert (connection.sock.until, connection.begun, connection.timer) == (508.0, True, timer)
         await asyncio.sleep(8)
         assert late == [8.0]
-        connection.cancel()
+        connection.stop_timer()
         connection.sock.until = None
         sleeping.wait(connection, is_late, begun=False)
         assert (connection.sock.until, connection.sock.asked, connection.begun) == (549.0, True, False)
@@ -1067,7 +1067,7 @@ def test_time_limit_of_a_held_connection_is_kept_while_its_kind_is_the_same(
         connection.set_timer(is_late)
         await asyncio.sleep(0.5)
         assert late == [8.0, 14.0, 15.0]
-        connection.cancel()
+        connection.stop_timer()
         assert (connection.timer, connection.until) == (None, None)
         connection.sock.close()
 
