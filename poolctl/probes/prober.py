@@ -419,7 +419,7 @@ def make_prober(
 
 
 MAX_BODY_BYTES = 1024 * 1024  # a longer body is cut off, and the connection is closed
-# How long a regular expression is not tried after a timeout: the application controls the body it is matched with.
+# The pause after a regular expression has timed out, because the application controls the matched body.
 _SLOW_PAUSE_SECONDS = 60.0
 _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 

@@ -186,7 +186,7 @@ class Link:
         self._most_bytes, self._most_descriptors = limits
         self._loop = asyncio.get_running_loop()
         self._allowance = message_allowance()
-        # Unique across processes: a successor may read answers to the calls of this one from the same socket.
+        # Unique across processes: a successor may read replies to this process's calls from the same socket.
         self._numbers = itertools.count(time.monotonic_ns())
         self._pending_calls: dict[int, asyncio.Future[Reply]] = {}
         self._outbox: deque[tuple[Message, list[HasDescriptor]]] = deque()

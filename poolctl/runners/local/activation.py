@@ -265,7 +265,7 @@ class HeldConnection:
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Set the time limit for the next request (`asked`) or for a request's head, unless that limit is set already."""
+        """Set the time limit for a request's head or, if `asked`, for the next request. Keeps one of the same kind."""
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
 

@@ -351,7 +351,7 @@ class LocalWorker(Receiver):
         self.on_never_started: Callable[[], None] = lambda: None
         self.on_follows_routes: Callable[[], None] = lambda: None
         self._expired = False  # it has served `max_requests` requests
-        self._renewing = False  # it has not answered yet to the renewal of its certificate
+        self._renewing = False  # it has not answered the order to renew its certificate
         self.breach = ""  # how it, or its zygote, broke the protocol
         self.ready_at: float | None = None  # on the system's monotonic clock, which all processes share
         self.leaving = False

@@ -109,7 +109,7 @@ class WorkerAdoption:
         if hook:
             server = hook_config(server, hook)
         if (key := str(meta.get("key", server.key))) != server.key:
-            # Its configuration was not saved yet: at least its address must be right, where it shares a pair.
+            # Its configuration was not saved. At least the address must be right, because it selects the shared pair.
             with contextlib.suppress(AddressError):
                 server = server.at(parse(key))
         pid = int(meta["pid"])
@@ -367,7 +367,7 @@ async def adopt_orphans(
         if intake.found or not late:
             for key, (message, fd) in pipes.streams.items():
                 intake.put(f"{fd_store.OUTPUT}{key}", message, [fd])
-            # The answer says that everything has arrived: if we die now, another supervisor finds it at the keeper.
+            # The reply shows that the keeper has all entries: if this process dies now, another supervisor gets them.
             await keeper.call({"op": "list", "after": "\U0010ffff"})
             pipes.take()
     finally:
@@ -395,7 +395,7 @@ class _Intake:
             self._take_faulty(orphan)
             return
         if orphan.said.get("hook"):
-            # Nothing limits its time since the pool died; the start that it belongs to runs the hook again.
+            # It has had no time limit since the pool died, and the next start of its server runs the hook again.
             logger.warning("pid %d runs a hook of a pool that has died: it is killed", orphan.pid)
             orphan.kill()
             return
@@ -410,7 +410,7 @@ class _Intake:
         if await (self._take_program if orphan.sock is None else self._take_worker)(orphan, server):
             outdated = self.found.get(server.name, False)
             said, digest = orphan.said.get("likeness"), worker_digest(server)
-            # Taken from the configuration, because it cannot be observed.
+            # A program reports no digest, and counts as equal to the configuration.
             self.found[server.name] = outdated or not (said is None or digest is None or said == digest)
 
     def _take_faulty(self, orphan: LocalOrphan) -> None:
