@@ -67,8 +67,8 @@ def __getattr__(name: str) -> object:
 def disable_pydantic_plugins() -> None:
     """Make pydantic load no plugins in this process, which must run only poolctl's own code.
 
-    Even with PYDANTIC_DISABLE_PLUGINS, its loader imports the search in all installed distributions: 32 modules or
-    more, a tenth of the imports before files can be read.
+    Even with PYDANTIC_DISABLE_PLUGINS, pydantic imports the modules that search all installed distributions for
+    plugins: 32 or more, a tenth of the imports before files can be read.
     """
     name = "pydantic.plugin._loader"
     loader = type(sys)(name)

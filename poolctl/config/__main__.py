@@ -1,6 +1,6 @@
 """Reads configuration files for the supervisor: `config`. Standard input is the link to the supervisor.
 
-A separate process, because validation needs memory and libraries that load slowly. It exits with the supervisor.
+A separate process, because validation needs memory and libraries that load slowly. It exits when the supervisor does.
 
 A request is its length (8 bytes) and a pickled tuple: the name of a method of Reader and its arguments. An answer is
 a line, `poolctl VERSION LENGTH`, and a pickled value of that length. Both are sent only over a socket pair of this
@@ -52,7 +52,7 @@ def encode_request(request: tuple[object, ...]) -> bytes:
 
 
 def main() -> None:
-    """Answer requests until the other end is closed."""
+    """Answer the supervisor's requests until it closes the link."""
     import pickle
 
     name_process("poolctl-config")
@@ -74,7 +74,7 @@ def main() -> None:
                 try:
                     name, *arguments = pickle.loads(request)
                 except (ImportError, AttributeError):
-                    content = b""  # a supervisor of another version names modules of its own
+                    content = b""  # a supervisor of another version names modules that are missing here
                 else:
                     content = pickle.dumps(getattr(reader, name)(*arguments))
                 # This process may have read files of two versions.
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _end_with(link: int) -> None:
-    """Exit as soon as the supervisor has exited, even during a blocking call."""
+    """End this process as soon as the supervisor has exited, even during a blocking call of another thread."""
     poll = select.poll()
     poll.register(link, 0)  # a hang-up is always reported
     poll.poll()
@@ -95,7 +95,7 @@ def _end_with(link: int) -> None:
 
 
 class Reader:
-    """Answers the requests: each public method is one. Exceptions that belong to an answer are returned, not raised."""
+    """Answers the requests: each public method is one kind of request. Errors that belong to an answer are returned."""
 
     def __init__(self) -> None:
         self._kept: dict[int, Configuration] = {}
@@ -103,9 +103,10 @@ class Reader:
     def read(
         self, number: int, files: Sequence[str], env: Mapping[str, str] | None, access_log: bool
     ) -> Reading:
-        """Read the configuration from these files.
+        """The servers and tables of these files, or only the problems if a file or server is invalid.
 
-        `number` identifies the result in later requests. With `env` None this process's environment is used.
+        A valid configuration is kept under `number` for later requests. With `env` None this process's environment is
+        used. `access_log` is the default of http.access_log.
         """
         from poolctl.config import Reading, Surroundings, load, marks_of
         from poolctl.errors import PoolError, ServerError
@@ -130,7 +131,10 @@ class Reader:
         )  # fmt: skip
 
     def outside(self, number: int, names: Collection[str]) -> tuple[list[dict[str, Any]], list[str]] | None:
-        """Problems outside the files for these servers, and warnings for all; None if that result is no longer kept."""
+        """Problems of files, users and programs that these servers refer to, and warnings about all servers.
+
+        Uses the configuration that `read` kept under `number`; None if it is no longer kept.
+        """
         config = self._kept.get(number)
         if config is None:
             return None
@@ -144,7 +148,10 @@ class Reader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig | PoolError:
-        """The server defined by this table, which belongs to no file."""
+        """The server defined by this table, which is in no file; the error if it is invalid.
+
+        With `env` None this process's environment is used.
+        """
         from poolctl.config import added_server
         from poolctl.errors import PoolError
 
@@ -156,7 +163,10 @@ class Reader:
     def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """The places in the files that configure these servers; empty once the files have changed."""
+        """The places in the files that set each server's keys, by the server's name.
+
+        Empty if the files differ from `marks` or cannot be loaded.
+        """
         from poolctl.config import changed_files, load
         from poolctl.errors import PoolError, ServerError
 
@@ -170,7 +180,7 @@ class Reader:
 
 
 def _files_of(servers: Sequence[ServerConfig]) -> dict[str, str]:
-    """The file of each server by its name, if there are several files."""
+    """The file of each server, by the server's name; empty unless there are several files."""
     origins = servers[0].origins if servers else None
     if origins is None or len(origins.documents) < 2:
         return {}

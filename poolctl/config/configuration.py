@@ -1,6 +1,6 @@
 """The content of configuration files: the servers of a pool, and the problems of invalid servers.
 
-The process that reads the files sends it to the supervisor as a `Reading`.
+The process that reads the files sends the content to the supervisor as a `Reading`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ServerConfig(ServerKeys):
 
         Blocks for as long as the app takes to import. Raises PoolValidateError with every problem.
         """
-        # Loading files does without it.
+        # Imported here, because loading files does not need it.
         from poolctl.config.checks.external_checks import ExternalChecks
 
         checks = ExternalChecks(os.environ, withheld=pool_variables([self], Tables()))
@@ -54,7 +54,7 @@ class ServerConfig(ServerKeys):
 
 
 class Configuration(Sequence[ServerConfig]):
-    """The valid servers in their order; `problems` belong to the other servers and to the pool."""
+    """The valid servers, in the files' order; `problems` are those of invalid servers and of the other tables."""
 
     def __init__(self, servers: Iterable[ServerConfig] = (), tables: Tables | None = None) -> None:
         self.settings = PoolSettings()
@@ -102,7 +102,7 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def warnings(self) -> list[ServerError]:
-        """Findings that do not prevent a server from running. `outside` and `validate` add those outside the files."""
+        """Problems that do not prevent a server from running, including those found by the last call of `outside`."""
         found = list(shared_users(self._servers))
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
@@ -115,7 +115,10 @@ class Configuration(Sequence[ServerConfig]):
         return [*problems, *self._outside_warnings]
 
     def located(self, found: Iterable[tuple[ServerKeys | None, Finding]]) -> list[Problem]:
-        """Findings about servers or tables of the files, with their places."""
+        """The findings as problems, with their places in the files.
+
+        Each finding comes with its server, or with None if its path begins with a table.
+        """
         return [
             self._of_table(finding) if owner is None else self._located(owner, finding)
             for owner, finding in found
@@ -127,9 +130,11 @@ class Configuration(Sequence[ServerConfig]):
         return pool_variables(self._servers, self.tables, self.defaults)
 
     def outside(self, *, import_apps: bool = False, names: Container[str] | None = None) -> list[ServerError]:
-        """Problems of the servers' files, certificates and interpreters, and on request of their apps.
+        """Problems of the files, certificates and interpreters that servers and tables refer to.
 
-        Only for the servers with these names, if any are given; warnings are found for all servers.
+        With `import_apps`, apps are imported on trial, too.
+        With `names`, only these servers are checked for problems. Warnings about all servers are added to `warnings`.
+        Blocks.
         """
         from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 
@@ -200,9 +205,9 @@ LISTENING = frozenset(
 
 
 def unserved(server: ServerKeys, handler: bool = False, tls: bool = False) -> Iterator[Finding]:
-    """The problems of a server without an app, command or handlers, or without its certificate.
+    """The problems of a server that has no app, command or handlers, or has `tls = true` without a certificate.
 
-    `handler` and `tls` are true if the pool has a handler, or a default certificate, set from Python.
+    `handler` is true if Python code has set a handler for the pool, `tls` if it has set a default certificate.
     """
     if not (handler or server.app is not None or server.command or server.handlers):
         hint = 'add app = "module:attribute", command = […], or [pool] handlers = "module:function"'
@@ -252,7 +257,7 @@ _DESCRIPTORS_OF_PAIR = 2
 # an earlier keeper is not the worker's parent and also holds a pidfd of it, if there is room.
 _DESCRIPTORS_OF_WORKER = 3
 _DESCRIPTORS_OF_PROGRAM = 2
-# When many are restarted, the others wait until there are free descriptors.
+# Number of workers that may be replaced at once; further replacements wait for free descriptors.
 REPLACED_AT_ONCE = 16
 
 
@@ -274,7 +279,7 @@ def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The defaults that servers depend on: [defaults] as read, and the handlers of [pool]."""
+    """The defaults of servers: [defaults] as read from a file in `base_dir`, and the handlers of [pool]."""
 
     defaults: dict[str, Tree] = field(default_factory=dict)
     base_dir: str = ""
@@ -283,7 +288,7 @@ class Surroundings:
 
 @dataclass
 class Reading:
-    """The content of a pool's files: servers and tables, or `problems` as in JSON documents.
+    """The content of a pool's files: servers and tables, or only `problems`, in the form of JSON output.
 
     `name` and `port_range` come from [pool]; with several files, `files` names each server's file.
     """
@@ -296,5 +301,5 @@ class Reading:
     port_range: tuple[int, int] = (0, 0)
     tables: Tables = field(default_factory=Tables)
     files: Mapping[str, str] = field(default_factory=dict)
-    # Problems of env files, with which a pool does not begin; a running one goes on.
+    # Problems of env files: a pool does not start with them, but a running pool continues.
     unreadable: list[dict[str, Tree]] = field(default_factory=list)

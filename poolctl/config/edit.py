@@ -49,7 +49,7 @@ class FileChanged(Exception):
 class Draft:
     """The files of a pool with changes that are not written yet. Blocks on the disk.
 
-    Raises PoolValidateError when a file cannot be read or parsed, or cannot be changed in this way.
+    Raises PoolValidateError when a file cannot be read or parsed, or when a change cannot be made in a file.
     """
 
     def __init__(self, files: Sequence[str], env: Mapping[str, str]) -> None:
@@ -69,17 +69,20 @@ class Draft:
         self._asked: list[tuple[Callable[..., None], tuple[Tree, ...]]] = []
 
     def entry(self, name: str) -> ServerTable | None:
-        """The server of that name, as written in the files."""
+        """The server of that name, ignoring case, as written in the files; None if no file has it."""
         return self._entries.get(name.casefold())
 
     def set(self, name: str, path: Path, value: Tree) -> None:
-        """Set a key of a server, in the last file that has the key. KeyError if there is no such server."""
+        """Set the server's key at `path`, in the last file that has the key, or else the server.
+
+        Raises KeyError if there is no such server, as the next three methods do.
+        """
         self._asked.append((Draft.set, (name, path, value)))
         document, table = self._source_of(self._existing(name), path)
         self._set(document, table, _own_path(document, table, path) or path, value)
 
     def reset(self, name: str, key: str, default: Tree) -> None:
-        """Set a server's key to its default: removes the key if that has the same effect and loses no comment."""
+        """Give a server's key its default: remove it if that has the same effect and loses no comment, else set it."""
         self._asked.append((Draft.reset, (name, key, default)))
         entry = self._existing(name)
         document, table = self._source_of(entry, (key,))
@@ -89,7 +92,7 @@ class Draft:
         self._set(document, table, own, REMOVED if alone else default)
 
     def scale(self, name: str, workers: int) -> None:
-        """Set a server's number of workers; a `scale.min` of 0 is kept, so that it may still sleep."""
+        """Set a server's number of workers; a `scale.min` of 0 is kept, so that the server may still sleep."""
         self._asked.append((Draft.scale, (name, workers)))
         document, table = self._source_of(self._existing(name), ("scale",))
         own = _own_path(document, table, ("scale",))
@@ -115,7 +118,7 @@ class Draft:
         self._changes_of(self.file_for_new_server()).added.append(table)
 
     def file_for_new_server(self) -> Document:
-        """The file that add() writes to."""
+        """The file that `add` writes to: the last one that has servers, or else the last one."""
         homes = [
             each
             for each in self.documents
@@ -135,14 +138,14 @@ class Draft:
         return draft
 
     def manual_changes(self) -> list[Problem]:
-        """The changes to make by hand, one for each key or server; empty if only TOML files change."""
+        """The changes as instructions for a person, one for each key or server; empty if only TOML files change."""
         changed = self._changed()
         if all(document.kind == "toml" for document in changed):
             return []
         return [each for document in changed for each in _by_hand(document, self._changes[document.path])]
 
     def texts(self) -> dict[str, str]:
-        """The new text of each file that changes. PoolValidateError if not all of them can be changed."""
+        """The new text of each file that changes, by path. Raises PoolValidateError if one cannot be changed."""
         if self._texts is None:
             if problems := self.manual_changes():
                 raise PoolValidateError("only TOML files are changed", problems)
@@ -163,7 +166,7 @@ class Draft:
         return config
 
     def _in_files(self, problem: ServerError) -> ServerError:
-        """The problem with its line in the current file, or with the change if no file has it yet."""
+        """The problem with its line in the current file; if that does not have the line, its line in the new text."""
         for document in self.documents:
             if isinstance(problem, Problem) and problem.file == document.path in self.texts():
                 before, after = document.text.splitlines(), self.texts()[document.path].splitlines()
@@ -185,7 +188,10 @@ class Draft:
         return masked_file("".join(lines))
 
     def write(self) -> list[str]:
-        """Write the changed files; returns their paths. Raises FileChanged for a file modified since it was read."""
+        """Write the changed files; returns their paths, together with the paths written before a `rebase`.
+
+        Raises FileChanged for a file modified since it was read, and OSError.
+        """
         texts = self.texts()
         for document in self.documents:
             if document.path in texts:
@@ -200,7 +206,10 @@ class Draft:
         return entry
 
     def _source_of(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
-        """The last file that has the key; otherwise the last with the table around it, or with the server."""
+        """The last file that has the key, or else a table around it, or else the server.
+
+        Also returns the server's path in this file.
+        """
         for length in range(len(path), 0, -1):
             for document, table in reversed(entry.parts):
                 if document.exact((*table, *path[:length])) is not None:
@@ -319,8 +328,8 @@ def _without_empty(data: Tree) -> Tree:
 def replace(path: str, before: str, after: str) -> None:
     """Atomically replace the file's text `before` by `after`; mode, owner and byte order mark stay.
 
-    A symbolic link stays: its target is replaced. Blocks until the text is on disk. Raises FileChanged and
-    OSError.
+    A symbolic link stays: its target is replaced. Blocks until the text is on disk. Raises FileChanged if the file's
+    text is no longer `before`, and OSError.
     """
     target = os.path.realpath(path)
     held = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
@@ -391,7 +400,7 @@ class Changes:
         self.added: list[dict[str, Tree]] = []
 
     def apply(self, servers: Tree, convert: Callable[[Tree], Tree] = _unconverted) -> None:
-        """Change the servers of a parsed file; `convert` turns a plain value into its library's representation."""
+        """Change the servers of a parsed file; `convert` turns new values into values of the library that parsed it."""
         for index, pairs in self.pairs.items():
             assign(servers[index], pairs, convert)
         for index in sorted(self.removed, reverse=True):
@@ -400,7 +409,7 @@ class Changes:
             servers.append(convert(table))
 
     def first(self) -> Path:
-        """The path of the first changed server or key, within the list of servers."""
+        """The path of the first changed server or key, within the list of servers; () if servers are only added."""
         for index, pairs in self.pairs.items():
             return (index, *pairs[0][0])
         return tuple(sorted(self.removed)[:1])
@@ -424,7 +433,7 @@ def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _unconve
 
 
 def list_at(data: Tree, servers: Path) -> Tree:
-    """The list of servers in a parsed file; an empty list is inserted if the file has no servers."""
+    """The list of servers at the path `servers` of a parsed file; an empty list is inserted if there is none."""
     for number, key in enumerate(servers, 1):
         if data.get(key) is None:
             data[key] = [] if number == len(servers) else {}
@@ -433,7 +442,7 @@ def list_at(data: Tree, servers: Path) -> Tree:
 
 
 class ServerLines(NamedTuple):
-    """The lines of a server, `first` up to `end`; with its comments, `comments_start` up to `comments_end`."""
+    """The lines of a server, from `first` up to, not including, `end`; the other two lines include its comments."""
 
     first: int
     end: int
@@ -513,7 +522,10 @@ class Parts:
         self._new[start:end] = [text] + [""] * (end - start - 1)
 
     def _remove(self, part: ServerLines) -> None:
-        """Remove a server, its comments, and a gap next to it: the gap below if there is also one above."""
+        """Remove a server with its comments, and empty lines around it, so that no double gap is left.
+
+        The empty lines below are removed if there are some above, too; at the end of the file, those above.
+        """
         start, end = part.comments_start, part.comments_end
         if start == 0 or self._is_blank(start - 1):
             while self._is_blank(end):
@@ -580,7 +592,7 @@ _bare_key = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def value_text(value: object) -> str:
-    """One value; tables within are written inline."""
+    """The value in TOML on one line; tables are written inline."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -601,7 +613,7 @@ def key_text(key: str) -> str:
 
 
 def table_text(head: str, table: Mapping[str, object]) -> str:
-    """A table under its head (`[pool]`, `[[server]]`), unset keys left out."""
+    """The table in TOML, below the line `head` (`[pool]`, `[[server]]`); keys whose value is None are omitted."""
     lines = [head, *(f"{key_text(k)} = {value_text(v)}" for k, v in table.items() if v is not None)]
     return "\n".join(lines) + "\n"
 

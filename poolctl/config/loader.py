@@ -86,7 +86,7 @@ NOT_FOR_SCHEDULES = frozenset({"hooks", "mandatory"})
 
 
 class Defaults:
-    """The keys that servers inherit. `findings` are the problems of the table itself."""
+    """The keys that servers inherit. `findings` are the problems of the table [defaults] itself."""
 
     def __init__(self, table: dict[str, Tree], base_dir: str) -> None:
         self.findings: list[Finding] = []
@@ -108,7 +108,7 @@ class Defaults:
         if "command" in trial:
             trial.pop("app")
         else:
-            trial.pop("stop_signal", None)  # for those servers that are commands
+            trial.pop("stop_signal", None)  # it applies only to servers with a command
         trial.setdefault("bind", "127.0.0.1:1")
         for key in ("job", "every"):
             trial.pop(key, None)
@@ -133,7 +133,7 @@ class Defaults:
         return bad
 
     def merged_with(self, own: dict[str, Tree]) -> dict[str, Tree]:
-        """A new table: the server's own keys, and the defaults for the other keys."""
+        """A new table: the server's `own` keys, and the defaults for the other keys; nested tables are merged."""
         if not self.ready and self.tls is None and not self._tls_is_invalid:
             return dict(own)
         table = {**self.ready, **own}
@@ -278,7 +278,7 @@ class _Loader:
             (each for index, each in enumerate(self.servers) if each and index not in excluded), tables
         )
         config._excluded = [each for index in sorted(excluded) if (each := self.servers[index])]
-        # The problem of a default is one, however many servers have it.
+        # A problem of a default is reported once, not for each server that inherits it.
         distinct: dict[object, Problem] = {}
         for problem in self.problems:
             distinct.setdefault((problem.place, problem.message), problem)

@@ -20,7 +20,7 @@ BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 def check_certificates(
     tls: TLSConfig, env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
-    """Problems and warnings of one TLS table. Blocks on the disk."""
+    """Problems and warnings of one TLS table; `env` has the password of the key. Blocks on the disk."""
     texts: dict[str, str] = {}
     problems: list[Finding] = []
     for field, path in (("cert", tls.cert), ("key", tls.key), ("ca", tls.ca)):
@@ -112,7 +112,10 @@ def _expiry(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
 
 
 def certificate_validity(text: str) -> tuple[datetime, datetime] | None:
-    """The validity period of the first certificate in a PEM file, the server's own; None if it cannot be read."""
+    """First and last moment at which the first certificate in a PEM file is valid; None if it cannot be read.
+
+    The first certificate of a chain is the server's own.
+    """
     try:
         # RFC 5280 §4.1: [version], serial, algorithm, issuer, validity.
         fields = _fields(text)
@@ -123,15 +126,15 @@ def certificate_validity(text: str) -> tuple[datetime, datetime] | None:
         return None
 
 
-# RFC 5280 §4.2.1.6: subjectAltName is 2.5.29.17; only these two of its names are hosts.
+# RFC 5280 §4.2.1.6: subjectAltName is 2.5.29.17; only these two kinds of its names are hosts.
 _SUBJECT_ALT_NAME = b"\x55\x1d\x11"
 _DNS_NAME, _IP_ADDRESS = 0x82, 0x87
 
 
 def certificate_names(text: str) -> list[str]:
-    """The host names of the first certificate in a PEM file, including wildcards; empty if it has none.
+    """The host names of the first certificate in the text of a PEM file, including wildcards and IP addresses.
 
-    IPv6 addresses are in brackets.
+    IPv6 addresses are in brackets. Empty if the certificate has no names or cannot be read.
     """
     from ipaddress import ip_address
 
@@ -160,7 +163,7 @@ def _fields(text: str) -> list[tuple[int, bytes]]:
 
 
 def _inner(data: bytes) -> list[tuple[int, bytes]]:
-    """The elements inside the first of these elements."""
+    """Tag and content of each element inside the first DER element of the data."""
     (_, content), *_ = _elements(data)
     return list(_elements(content))
 

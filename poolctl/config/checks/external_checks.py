@@ -1,6 +1,6 @@
 """Checks of the objects that servers and tables refer to: files, directories, programs, users, certificates, apps.
 
-Interpreters are asked whether they can run servers, and import apps; never this process.
+The servers' own interpreters are asked whether they can run servers, and import the apps; this process imports no app.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ JOURNAL_PATH = ("events", "path")
 
 
 class ExternalChecks:
-    """Collects `(server, finding)` pairs. A path that many servers share is checked once.
+    """Collects (server, finding) pairs in `problems` and `warnings`. A path that many servers share is checked once.
 
-    Apps are imported without the variables `withheld`.
+    `default_tls` is the certificate of servers with `tls = true`. Apps are imported without the variables `withheld`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class ExternalChecks:
             self._collect(server, _check_env_file, path, index, bool(server.user))
 
     def collect_warnings(self, servers: Sequence[ServerKeys]) -> None:
-        """Collect only warnings for these servers."""
+        """Collect only warnings for these servers; a log file that cannot be written becomes a warning."""
         known = len(self.problems)
         for server in servers:
             self._check_server(server)
@@ -123,9 +123,9 @@ class ExternalChecks:
         using: dict[str, str | None] = {}
         for server in servers:
             if server.python and not server.command and not callable(server.app):
-                # A server of root runs it as root in any case.
+                # None, this process's own user, if any server without a user has this interpreter.
                 using[server.python] = server.user if using.get(server.python, "") is not None else None
-        using.pop(sys.executable, None)  # poolctl's own has uvicorn: it depends on it
+        using.pop(sys.executable, None)  # poolctl's own interpreter has uvicorn, which poolctl needs
         apps = [each for each in servers if not each.command]
         zttp = {
             each.python or sys.executable: each.user for each in apps if each.http.implementation == "zttp"
@@ -155,7 +155,7 @@ class ExternalChecks:
         env = {name: value for name, value in self.env.items() if name not in self.withheld}
         for job, finding in check_imports(list(jobs), env):
             if jobs[job][0].app is None:
-                # They are configured in [pool] handlers, which is not a key of a server.
+                # Its handlers are configured in [pool], not in a key of the server.
                 finding = finding._replace(
                     path=("handler_key",), message=f"[pool] handlers: {finding.message}"
                 )
@@ -163,7 +163,7 @@ class ExternalChecks:
 
 
 def runs_python_as_root(server: ServerKeys) -> bool:
-    """Whether root runs the interpreter of the server's application."""
+    """Whether root runs the interpreter of the server's application; False for a command, or an unknown user."""
     if os.geteuid() != 0 or server.command or callable(server.app):
         return False
     try:
@@ -214,7 +214,10 @@ def _check_user(user: str) -> Found:
 def check_tables(
     tables: Tables, env: Mapping[str, str], servers: Sequence[ServerKeys]
 ) -> tuple[list[Finding], list[Finding]]:
-    """Problems and warnings of tables other than servers; paths begin with the table. Blocks on the disk."""
+    """Problems and warnings of all tables but the servers; the path of a finding begins with the table's name.
+
+    Blocks on the disk.
+    """
     problems: list[Finding] = []
     warnings: list[Finding] = []
     for rules in rules_of(tables.by_name()):
@@ -236,7 +239,10 @@ def _check_log(path: str) -> Found:
 
 
 def unwritable(key: tuple[str | int, ...], path: str) -> list[Finding]:
-    """The problem, as a list, if this user cannot append to the file named by the key; else empty. Changes nothing."""
+    """A list with the problem if this process cannot append to the file at `path`, else an empty list.
+
+    `key` is the configuration key that names the file. Changes nothing.
+    """
     try:
         check_appendable(path)
     except UnsafePath as refused:
@@ -273,7 +279,7 @@ LONGEST_MESSAGE = 300
 
 
 class ImportJob(NamedTuple):
-    """An import to check."""
+    """An app (`target`) to import on trial, and the interpreter, user, directories and variables for the import."""
 
     python: str
     target: str
@@ -287,9 +293,10 @@ class ImportJob(NamedTuple):
 def check_interpreters(
     pythons: Mapping[str, str | None], with_zttp: Collection[str] = ()
 ) -> list[tuple[str, Finding]]:
-    """The interpreters that cannot run a server as its user, each with the reason.
+    """The interpreters that cannot run a server, each with the reason.
 
-    Interpreters in `with_zttp` need that parser as well. Blocks; all are checked in parallel.
+    `pythons` maps each interpreter to the user of a server, None for this process's user. Interpreters in `with_zttp`
+    need the parser zttp as well. Blocks; all are checked in parallel.
     """
     wanted = [each in with_zttp for each in pythons]
     with ThreadPoolExecutor(max_workers=max(1, min(len(pythons), os.cpu_count() or 1))) as threads:
@@ -345,7 +352,7 @@ def _without_zttp(python: str, uvicorn: str, has_zttp: bool) -> Finding | None:
 
 
 def check_imports(jobs: Sequence[ImportJob], env: Mapping[str, str]) -> Iterator[tuple[ImportJob, Finding]]:
-    """The imports that fail, with the reason. As many run at once as there are CPUs.
+    """The imports that fail, each with the reason. As many run at once as there are CPUs.
 
     Blocks until the last import is done or has timed out.
     """

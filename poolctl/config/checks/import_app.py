@@ -1,6 +1,7 @@
 """Imports one app and writes the result. Run by the app's own interpreter, in which poolctl need not be installed.
 
-Its argument is a job. Its answer is a table, `{}` for an app that can be imported. Standard library only.
+The argument is a JSON table: target, app_dir, cwd and user. The result is a JSON table, too: `{}` for an app that can
+be imported, otherwise the reason. Standard library only.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ def main() -> None:
 
 
 def import_app(job: dict[str, Any]) -> dict[str, Any]:
-    """Import the app of the job; returns the reason for a failure, or {}."""
+    """Import the app of the job. Returns {}, or the reason if the module has no such app, or the app is not callable.
+
+    Exceptions of the import are raised.
+    """
     import importlib
 
     if job["user"]:
@@ -76,7 +80,7 @@ def _failure(error: BaseException, app_dir: str) -> dict[str, Any]:
 
 
 def _place(error: BaseException, app_dir: str) -> str:
-    """The innermost line of the traceback that is in the app's own code."""
+    """`FILE:LINE` of the innermost line of the traceback in the app's own code; "" if there is no such line."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     place = ""

@@ -1,7 +1,7 @@
 """Which Python or program runs a server, and which users can modify the code that Python runs at startup.
 
-If another user may change the files, packages or .pth files of an interpreter, root does not start it; a server of
-that user does. Standard library only.
+If users other than root may change the files, packages or .pth files of an interpreter, root starts it as the server's
+user; a server that runs as root gets a warning. Standard library only.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def interpreter(python: str | None, base_dir: str, env: Mapping[str, str]) -> st
 
 
 def default_interpreter(base_dir: str, env: Mapping[str, str]) -> str:
-    """`$VIRTUAL_ENV`, then `.venv` next to the file, then the interpreter that runs poolctl."""
+    """The interpreter of `$VIRTUAL_ENV`, or else of `.venv` in `base_dir`, or else the one that runs poolctl."""
     for directory in (env.get("VIRTUAL_ENV", ""), os.path.join(base_dir, ".venv")):
         if directory:
             found = _of_environment(directory)
@@ -47,14 +47,20 @@ def _of_environment(directory: str) -> str:
 def enter_as(
     interpreter: str, user: tuple[int, int] | None, env: Mapping[str, str]
 ) -> tuple[int, int] | None:
-    """The (uid, gid) with which to start the interpreter for a server of this user; None to keep this process's."""
+    """The (uid, gid) with which to start the interpreter for a server of this user; None to keep the current user.
+
+    Only root changes the user, and only if other users may change the interpreter's files.
+    """
     if user is None or os.geteuid() != 0 or not changed_by(interpreter, env):
         return None
     return user
 
 
 def start_options(interpreter: str, user: str | None, env: Mapping[str, str]) -> dict[str, Any]:
-    """The subprocess options with which the interpreter is started for a server of this user, USER or USER:GROUP."""
+    """The subprocess options that start the interpreter for a server of this user, USER or USER:GROUP.
+
+    Empty if the interpreter keeps the current user (see `enter_as`), or if the given user is unknown.
+    """
     try:
         as_user = user is not None and enter_as(interpreter, ids_of(user), env) is not None
     except KeyError:
@@ -63,7 +69,7 @@ def start_options(interpreter: str, user: str | None, env: Mapping[str, str]) ->
 
 
 def user_options(user: str, env: Mapping[str, str]) -> dict[str, Any]:
-    """The subprocess options that start a program as this user, USER or USER:GROUP. Raises KeyError."""
+    """The subprocess options that start a program as this user, USER or USER:GROUP. Raises KeyError if unknown."""
     uid, gid = ids_of(user)
     return {
         "user": uid,
@@ -74,17 +80,17 @@ def user_options(user: str, env: Mapping[str, str]) -> dict[str, Any]:
 
 
 def ids_of(user: str) -> tuple[int, int]:
-    """The (uid, gid) of USER or USER:GROUP. Raises KeyError."""
+    """The (uid, gid) of USER or USER:GROUP. Raises KeyError if the user or the group is unknown."""
     name, _, group = user.partition(":")
     account = pwd.getpwnam(name)
     return account.pw_uid, grp.getgrnam(group).gr_gid if group else account.pw_gid
 
 
 def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
-    """The first path that users other than root and this one may change, or ""; missing paths are ignored.
+    """The first of the interpreter's paths that users other than root and the current user may change, or "".
 
-    Checks the interpreter, its library, the directories on its path and their direct entries. Reads a few hundred
-    entries: 2 ms.
+    Checks the interpreter, its library, the directories on its import path and their direct entries; missing paths are
+    ignored. Reads a few hundred entries: 2 ms.
     """
     seen: dict[str, bool] = {}
     for path in _directories(interpreter, env):
@@ -98,7 +104,7 @@ def changed_by(interpreter: str, env: Mapping[str, str]) -> str:
 
 
 def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]:
-    """Why root must not run this interpreter, because other users would gain its rights, and the fix; else "" twice."""
+    """(reason, fix) if other users can change code that this interpreter would run as root; else ("", "")."""
     path = changed_by(interpreter, env)
     if not path:
         return "", ""
@@ -120,7 +126,10 @@ def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]
 def missing_program(
     server: ServerKeys, env: Mapping[str, str], path: Path = ("command",), words: Sequence[str] | None = None
 ) -> Finding | None:
-    """The problem if the program of `command`, or of the `words` at `path`, is missing; `env` is its environment."""
+    """The problem if the program of the server's command cannot be found or executed, else None.
+
+    If `words`, the value of the key at `path`, are given, they are checked instead. `env` is the program's environment.
+    """
     import shutil
 
     from poolctl.config.values.problems import Finding
@@ -170,7 +179,10 @@ def _libraries(base: str, start: str) -> list[str]:
 
 
 def _entries(directory: str, start: str = "", end: str = "") -> list[str]:
-    """The paths in the directory with this prefix and suffix of their names. Avoids `glob`, which is slow to import."""
+    """The paths of the directory's entries whose names start and end like this; empty if it cannot be read.
+
+    Avoids `glob`, which is slow to import.
+    """
     try:
         names = os.listdir(directory)
     except OSError:
@@ -204,7 +216,7 @@ def _named_by_pth(site: str) -> Iterator[str]:
 
 
 def _replaceable_component(path: str, seen: dict[str, bool]) -> str:
-    """The first component of the path, after following links, that other users may replace; "" for none."""
+    """The first component of the path, or of a link's target, that other users may replace; "" if there is none."""
     rest, path = os.path.abspath(path).split("/"), ""
     links = 0
     while rest:

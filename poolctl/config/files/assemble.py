@@ -72,7 +72,7 @@ class Document:
         return self._positions
 
     def exact(self, path: Path) -> Path | None:
-        """The path with its keys spelled as in the file; None if the file does not have it."""
+        """The whole path, with its keys spelled as in the file; None if the file has no value at this path."""
         known = self.positions()
         whole = (*self.prefix, *path)
         if whole in known:
@@ -104,7 +104,7 @@ class Document:
         return tuple(found)
 
     def place(self, path: Path) -> Place:
-        """The place of a path, or of the nearest table around it; the key is the whole path."""
+        """The place of the value at a path, or else of the nearest table around it; `key` is always the whole path."""
         known = self.positions()
         for length in range(len(path), -1, -1):
             found = self.exact(path[:length])
@@ -166,7 +166,7 @@ class Assembly:
         self._by_name: dict[str, ServerTable] = {}
 
     def add(self, document: Document) -> None:
-        """Merge one file over the files before it."""
+        """Merge one file over the files before it; its problems are added to `problems`."""
         self.documents.append(document)
         findings: list[Finding] = []
         data = document.data
@@ -301,7 +301,10 @@ LONG_FORMS = {written: key for key, written in SYNONYMS.items()}
 
 
 class Origins:
-    """Finds where the values of a pool's servers are set. All instances compare equal, so that equal servers do."""
+    """Finds where the values of a pool's servers are set.
+
+    All instances compare equal, so that servers with the same keys are equal wherever they are set.
+    """
 
     def __init__(
         self,
@@ -321,7 +324,7 @@ class Origins:
     __hash__ = None  # type: ignore[assignment]
 
     def place(self, entry: ServerTable | str, path: Path) -> Place:
-        """The place of a server's key, or of its table for a key that is in no file."""
+        """The place of a server's key, or of the server's table if no file has the key."""
         entry = self._entries[entry] if isinstance(entry, str) else entry
         document, table = entry.parts[0]
         return _place([*self._defaults, *entry.parts], path) or document.place((*table, *path))
@@ -343,7 +346,7 @@ class Origins:
         return self._entries[name].parts[0][0].path
 
     def of(self, name: str) -> dict[str, str]:
-        """`{"http.loop": "/etc/pool.toml:7", …}` for every key that a file gives to the server."""
+        """`{"http.loop": "/etc/pool.toml:7", …}` for every key that a file sets for the server; {} if unknown."""
         found: dict[str, str] = {}
         entry = self._entries.get(name)
         if entry is None:
@@ -361,7 +364,10 @@ class Origins:
         return found
 
     def _keys_by_table(self, document: Document) -> dict[Path, list[tuple[Path, int]]]:
-        """The keys of each server's table of a file, with their lines; made once for all servers."""
+        """(key path, line) for each key in a table of the file, by the path of the table: a server's or the defaults.
+
+        Computed once for each file.
+        """
         known = self._by_table.get(document.path)
         if known is None:
             known = self._by_table[document.path] = {}
@@ -376,7 +382,7 @@ class Origins:
 
 
 def _place(sources: list[Source], path: Path) -> Place | None:
-    """The place of a path in the last source that has it, else of its longest prefix in any source."""
+    """The place of a path in the last source that has it, or else of its longest prefix; None if no source has one."""
     for length in range(len(path), 0, -1):
         for document, table in reversed(sources):
             if document.exact((*table, *path[:length])) is not None:

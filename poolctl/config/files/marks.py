@@ -29,7 +29,7 @@ Marks = dict[str, Mark]
 
 
 def stamp_of(path: str) -> Stamp:
-    """The stamp of a file from stat(2), which follows links."""
+    """The stamp of a file from stat(2), which follows links; None if there is no such file."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -43,9 +43,9 @@ def marks_of(paths: Iterable[str]) -> Marks:
 
 
 def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
-    """The files that differ from their marks, are new, or gone. Blocks on the disk.
+    """The files that differ from their marks, have no mark, or are no longer there. Blocks on the disk.
 
-    The content is read only if the stamp differs; if the content is the same, the mark gets the new stamp.
+    A file's content is read only if its stamp differs; if the content is the same, `marks` gets the new stamp.
     """
     here = _expanded(paths)
     changed = [path for path in marks if path not in here]
@@ -85,7 +85,7 @@ def _mark(path: str) -> Mark:
 
 
 def _section_of(content: bytes) -> bytes:
-    """The pool's part of a pyproject.toml: the rest changes with every dependency."""
+    """The pool's part of a pyproject.toml, because the rest changes with every dependency; all of it if invalid."""
     import tomllib
 
     try:

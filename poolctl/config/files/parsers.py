@@ -46,7 +46,7 @@ _OF_STRINGS = (
 _TRUTHS = {"true": "true", "yes": "true", "on": "true", "false": "false", "no": "false", "off": "false"}
 _NOTHING = ("none", "null", "nil", "undefined")
 
-# The offset of a mistake, its message and its fix.
+# The offset of a mistake, its message and its fix; None if the mistake is not one of the commonest.
 Explained = tuple[int, str, str] | None
 
 
@@ -69,7 +69,7 @@ def parse(text: str, kind: str) -> Tree:
             if error.hint:
                 raise
             raise _explained(text, kind, error) from None
-    except RecursionError:  # also of the explanation: Python 3.13 reads JSON to any depth
+    except RecursionError:  # `_explained` may raise it, too: Python 3.13 reads JSON to any depth
         raise ParseError("nested too deeply", hint="a configuration needs five levels") from None
 
 
@@ -87,7 +87,7 @@ def positions(text: str, kind: str) -> dict[Path, tuple[int, int]]:
 
 
 def parse_toml(text: str) -> Tree:
-    """The value of the text. Raises ParseError."""
+    """The value of a TOML text. Raises ParseError."""
     import tomllib
 
     for number, row in enumerate(text.split("\n"), 1):
@@ -109,7 +109,7 @@ def parse_toml(text: str) -> Tree:
 
 
 def parse_json(text: str) -> Tree:
-    """The value of the text. Raises ParseError."""
+    """The value of a JSON text. Raises ParseError."""
     try:
         return json.loads(text, object_pairs_hook=_table, parse_constant=_refused)
     except json.JSONDecodeError as error:
@@ -150,7 +150,7 @@ class Lines:
         self._starts = [0, *(match.end() for match in re.finditer("\n", text))]
 
     def place(self, offset: int) -> tuple[int, int]:
-        """Line and column, both from 1."""
+        """Line and column of the offset, both counted from 1."""
         line = bisect_right(self._starts, offset)
         return line, offset - self._starts[line - 1] + 1
 
@@ -166,14 +166,14 @@ class Scanner:
         self.text = text
         self.lines = Lines(text)
         self.found: dict[Path, tuple[int, int]] = {}
-        # The offsets of brackets that are not closed, and the first key of a table that was there before.
+        # The offsets of brackets that are not closed, and the first key that its table already has, with its offset.
         self.open: list[int] = []
         self.repeated: tuple[str, int] | None = None
         # The number of tables in each array of tables so far.
         self._counts: dict[Path, int] = {}
 
     def scan(self, kind: str) -> dict[Path, tuple[int, int]]:
-        """Line and column of every key, header and element; the first where one is repeated."""
+        """Line and column of every key, header and element; for a repeated one, of its first occurrence."""
         table: Path = ()
         here = self._skip(_blank, 0)
         if kind == "json" and here < len(self.text):
@@ -269,7 +269,7 @@ def _unquoted(key: str) -> str:
     try:
         return str(json.loads(key))
     except ValueError:
-        import tomllib  # its escapes are more
+        import tomllib  # TOML has more escapes than JSON
 
         return next(iter(tomllib.loads(f"{key} = 0")))
 
@@ -353,7 +353,10 @@ def _explained_json(text: str, message: str, start: int) -> Explained:
 
 
 def _unquoted_word(text: str, start: int, *, json: bool = False) -> Explained:
-    """The mistake of a word without quotes, which is not a value, or in JSON not a key."""
+    """The mistake that the word at `start` has no quotes: it is not a value, or in JSON not a key.
+
+    None if there is no word.
+    """
     match = re.compile(_WORD).match(text, start)
     if match is None:
         return None

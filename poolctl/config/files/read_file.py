@@ -43,10 +43,11 @@ class ConfigNotFound(Exception):
 def find_config(
     paths: Sequence[str] = (), env: Mapping[str, str] | None = None, cwd: str | None = None
 ) -> list[str]:
-    """Absolute paths of the configuration files, symbolic links unresolved, in the order they override.
+    """Absolute paths of the configuration files, symbolic links unresolved; later files override earlier ones.
 
     `paths` (from -c) take precedence over $POOLCTL_CONFIG, and both over files in the working directory. Given paths
-    need not exist, so that a running pool is found even if its file is gone. Raises ConfigNotFound.
+    need not exist, so that a running pool is found even if its file is gone. Raises ConfigNotFound if there is no file,
+    or if a given path is empty.
     """
     cwd = os.getcwd() if cwd is None else cwd
     env = os.environ if env is None else env
@@ -66,7 +67,7 @@ def find_config(
 
 
 def _near_miss(cwd: str) -> str:
-    """The file with the most similar name, such as poolctl.toml or Pool.yaml, or ""."""
+    """The name of a file that resembles a configuration file's name, such as poolctl.toml or Pool.yaml, or ""."""
     endings = tuple(name.removeprefix("pool") for name in FILE_NAMES)
     try:
         names = [name for name in sorted(os.listdir(cwd)) if name.lower().startswith("pool")]
@@ -94,7 +95,7 @@ SUFFIXES = {".toml": "toml", ".yaml": "yaml", ".yml": "yaml", ".json": "json"}
 _NO_FILE = "there is no such file"
 _TYPES = {"d": "a directory", "p": "a FIFO", "s": "a socket", "c": "a device", "b": "a device"}
 _OTHER_BYTE_ORDER_MARKS = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
-# A variable that is named by a key that ends in _env.
+# A key whose name ends in _env, and its value: the name of a variable.
 _NAMED = rb"""_env["']?\s*[=:]\s*["']?([A-Za-z_][A-Za-z0-9_]*)"""
 _CHUNK_BYTES = 1024 * 1024
 
@@ -106,10 +107,10 @@ class NotRegular(OSError):
 def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user: bool = False) -> bytes:
     """The first `most_bytes` of a file. Raises NotRegular, other OSErrors, and ValueError for a NUL in the path.
 
-    `for_another_user`: the content goes to a server of another user, whose links must not lead to our files.
-    BlockingIOError means a kernel file without data at present, such as /proc/kmsg.
+    With `for_another_user` the content is for a server of another user: a link of that user is followed only to that
+    user's own files. BlockingIOError means a kernel file without data at present, such as /proc/kmsg.
     """
-    # A FIFO would wait for its writer, a terminal become the controlling one.
+    # Opening a FIFO would wait for a writer, and opening a terminal could make it the controlling terminal.
     if for_another_user:
         descriptor = open_to_read(path)
     else:
@@ -131,9 +132,9 @@ def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user
 
 
 def read_text(path: str, *, for_another_user: bool = False, is_configuration: bool = False) -> str:
-    """The whole file as text, without its byte order mark. Blocks on no special file. Raises Problem.
+    """The whole file as text, without its byte order mark. Does not wait for special files. Raises Problem.
 
-    `for_another_user` as in `read_regular`; with `is_configuration` a missing file may be one that `init` writes.
+    `for_another_user` as in `read_regular`; with `is_configuration` the problem of a missing file suggests `init`.
     """
     try:
         content = read_regular(path, LARGEST_BYTES + 1, for_another_user=for_another_user)
@@ -201,7 +202,7 @@ def _suffix(name: str) -> str:
 def platform_of(paths: Iterable[str], env: Mapping[str, str]) -> str:
     """The platform that runs the pool of these files: $POOLCTL_PLATFORM, or `platform` of [pool], or "local".
 
-    Blocks on the disk. A file with problems does not count: they are reported when it is loaded.
+    Blocks on the disk. A file with problems is ignored here: its problems are reported when it is loaded.
     """
     found = env.get(PLATFORM_VARIABLE) or ""
     for path in () if found else paths:
@@ -224,7 +225,8 @@ def missing_file(path: str) -> Problem:
 
 
 def variables_named_in(paths: Iterable[str]) -> set[str]:
-    """The variables that `*_env` keys seem to name. Found without parsing, for processes started before it."""
+    """The variables that `*_env` keys in these files or directories seem to name; found without parsing the files."""
+    # Some processes start before the files are parsed.
     found: set[str] = set()
     for path in paths:
         names = [path]
@@ -239,7 +241,7 @@ def variables_named_in(paths: Iterable[str]) -> set[str]:
 
 
 def _problem(path: str, message: str, hint: str, before: str | None = None) -> Problem:
-    """A problem with a file, or with the character after the text `before` in it."""
+    """A problem with a file: with the character after the text `before`, or with the whole file if that is None."""
     # Not imported by processes that only read bytes.
     from poolctl.config.values.problems import Place, Problem
 
@@ -292,15 +294,15 @@ def read_env_file(path: str, *, for_another_user: bool) -> dict[str, str]:
 
 
 def default_env_file(base_dir: str) -> tuple[str, ...]:
-    """The default of a server's env_file: `.env` in the directory of its file, if it exists."""
+    """The default of a server's env_file: `.env` in the directory of its configuration file, or () if missing."""
     path = os.path.join(base_dir, ".env")
     return (path,) if os.path.isfile(path) else ()
 
 
 def variables_of(server: ServerKeys) -> dict[str, str]:
-    """The variables that a server adds to the pool's: from its env_file, then its env. Blocks on the disk.
+    """The variables that a server adds to the pool's environment, from env_file and from env, which takes precedence.
 
-    Raises ServerError for a file that cannot be read.
+    Blocks on the disk. Raises ServerError for a file that cannot be read.
     """
     found: dict[str, str] = {}
     for path in server.env_file:
@@ -334,7 +336,7 @@ _NAMES = {
 
 
 def foreign_format(path: str, data: Tree = None) -> str:
-    """The format of another tool's file, by its name, or by its content as YAML or JSON; "" for others."""
+    """The format of another tool's file, by the file's name, or by its content `data` if given; "" for other files."""
     if isinstance(data, dict):
         if "server" in data or "pool" in data:
             return ""

@@ -27,7 +27,7 @@ _float = re.compile(
 _PLAIN_TAGS = {None, "!", "tag:yaml.org,2002:str", "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"}
 _NUMBER_STARTS = frozenset("0123456789+-.")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-# One of PyYAML's: which attributes it has depends on its class.
+# An event of PyYAML; its attributes depend on its class.
 Event = Any
 _TOO_DEEP = f"nested more than {DEEPEST} levels deep", "a configuration needs five"
 MERGE = "<<"
@@ -35,7 +35,11 @@ MERGE = "<<"
 
 @dataclass(slots=True)
 class Frame:
-    """A collection that is being read."""
+    """A table or list that is being read.
+
+    `waiting`: its `key` has been read, and the key's value has not. `merging`: that key is `<<`, and `merges` are the
+    tables to merge. `start` is the number of values before it.
+    """
 
     values: Tree
     anchor: str | None
@@ -82,14 +86,17 @@ def _explained(text: str, error: yaml.MarkedYAMLError) -> ParseError:
 
 
 def yaml_positions(text: str) -> dict[Path, tuple[int, int]]:
-    """Line and column of every key and element of a valid text; a repeated value has the position of its alias."""
+    """Line and column of every key and list item of a valid text.
+
+    An alias in a list has its own position; the keys and items inside of a repeated value have none.
+    """
     builder = _Builder()
     builder.build(yaml.parse(text, Loader=_LOADER))
     return builder.positions
 
 
 class _Builder:
-    """Builds the value of a document, and records the position of each key and element."""
+    """Builds the value of a document, and records the position of each key and list item."""
 
     def __init__(self) -> None:
         self.positions: dict[Path, tuple[int, int]] = {}
@@ -188,7 +195,11 @@ class _Builder:
             frame.merges += tables
 
     def note(self, event: Event, value: Tree) -> Path:
-        """Record the position of the value, and return its path. A merged table has the path of its table."""
+        """The path of the key, list item or value at this event; () for the root. A key is given as `value`.
+
+        The position of a key (except `<<`) or list item is recorded; a value has no position of its own. A table that
+        `<<` merges has the path of the table around it.
+        """
         if not self.stack:
             return ()
         frame = self.stack[-1]
@@ -201,7 +212,7 @@ class _Builder:
 
 
 def _merges(event: Event) -> bool:
-    """Whether the event is the merge key `<<`, which merges in a table; in quotes it is an ordinary key."""
+    """Whether the event is the merge key `<<`; in quotes, it would be an ordinary key."""
     return getattr(event, "value", None) == MERGE and not event.style
 
 

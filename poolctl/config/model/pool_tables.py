@@ -83,7 +83,7 @@ class EventsTable(Table):
 
 
 MODELS: dict[str, type[Table]] = {"metrics": MetricsTable, "events": EventsTable}
-# The names of lists in the `Tables` of earlier versions, which take over these values.
+# The names of lists in the saved state of earlier versions, which `Tables` still accepts.
 _FORMER_NAMES = {"routes": "route", "streams": "stream"}
 
 
@@ -136,16 +136,16 @@ class Tables:
         return sum(table.stop_seconds for _, table in self)
 
     def get(self, model: type[AnyTable]) -> AnyTable | None:
-        """The table of this model; None where the files have none."""
+        """The table of this model; None if the files do not have it."""
         return self._tables.get(model.table_name)
 
     def all(self, model: type[AnyTable]) -> tuple[AnyTable, ...]:
-        """All tables of this model, for a model that files define as a list."""
+        """All tables of this model, which files define as a list; () if the files have none."""
         tables: tuple[AnyTable, ...] = self._tables.get(model.table_name, ())
         return tables
 
     def __iter__(self) -> Iterator[tuple[Path, Table]]:
-        """Each table with its place in the files."""
+        """The path of each table, such as `("route", 0)`, and the table."""
         for name, found in self.by_name().items():
             if isinstance(found, tuple):
                 yield from (((name, index), table) for index, table in enumerate(found))
@@ -179,7 +179,7 @@ def pool_variables(
     found = set(_named(defaults or {}))
     for _, table in tables:
         found.update(_named(table))
-    # Of a server only its certificate has such a key; `env` is a table of names that are its own.
+    # In a server only the TLS table has such a key; the names in `env` are the server's own variables.
     for server in servers:
         if server.tls and server.tls is not True and server.tls.password_env:
             found.add(server.tls.password_env)
@@ -187,7 +187,7 @@ def pool_variables(
 
 
 def _named(table: Section | Mapping[str, Tree]) -> Iterator[str]:
-    # Their documents are not searched: the documents of many routes would take seconds.
+    # Searches the tables, not the results of their `to_dict`, which would take seconds for many routes.
     for key, value in table if isinstance(table, Section) else table.items():
         if isinstance(value, str):
             if key.endswith("_env"):
@@ -203,9 +203,9 @@ Located = tuple[ServerKeys | None, Finding]
 
 
 class Unfinished(NamedTuple):
-    """The servers that have problems of their own, by names and tags: references to them are not reported.
+    """The names and tags of invalid servers: a reference to one of them is not reported as a second problem.
 
-    `tables` names the lists in which some tables have problems of their own.
+    `tables` names the lists in which some tables are invalid.
     """
 
     names: Collection[str] = ()
@@ -217,7 +217,7 @@ NONE = Unfinished()
 
 
 class BoundAddress(NamedTuple):
-    """An address that a table binds: its place in the file, and the name of the table in messages."""
+    """An address that a table binds (for UDP if `datagrams`), the path of its key, and the table's name in messages."""
 
     path: Path
     name: str
@@ -229,9 +229,9 @@ class TableRules:
     """The rules between tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
     def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-        """The valid tables of the feature, by name. Problems of other tables are added to the findings.
+        """The valid tables of the feature, by name. Problems of invalid tables are added to the findings.
 
-        Tables missing in the result are validated one by one.
+        The caller validates each table that is missing in the result on its own.
         """
         return {}
 
@@ -242,7 +242,7 @@ class TableRules:
         return ()
 
     def warnings(self, servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterable[Located]:
-        """Problems that do not prevent a start. With `complete`, no server is missing because of its own problems."""
+        """Problems that do not prevent a start. `complete` is true if all servers of the files are valid, and given."""
         return ()
 
     def unusable(self, tables: Tables) -> Iterable[Finding]:
@@ -256,7 +256,7 @@ class TableRules:
         return [], []
 
     def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute] | None:
-        """The routes of these servers and tables in their order of precedence; None if it has none at all."""
+        """The routes of these servers and tables in order of precedence; None if the feature does not define routes."""
         return None
 
     def probed_targets(self, tables: Tables) -> Mapping[str, Probe]:
@@ -287,7 +287,7 @@ def rules_of(names: Iterable[str], labels: Iterable[str] = ()) -> Iterator[Table
 
 
 def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...] | None:
-    """The routes of these servers and tables in the order of their precedence; None for a pool without a gateway."""
+    """The routes of these servers and tables in order of precedence; None for a pool without a gateway."""
     found = [rules.routes(servers, tables) for rules in rules_of(tables.by_name())]
     routes = [each for each in found if each is not None]
     return tuple(route for each in routes for route in each) if routes else None
@@ -303,7 +303,7 @@ def probed_targets(tables: Tables) -> dict[str, Probe]:
 
 
 def build_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
-    """The valid tables of the merged files. Problems of other tables are added to the findings."""
+    """The valid tables of the merged files. Problems of invalid tables are added to the findings."""
     values: dict[str, Tree] = {}
     for rules in rules_of(raw):
         values |= rules.build(raw, findings)

@@ -71,7 +71,7 @@ def hidden(default: Tree = REQUIRED) -> Tree:
 
 
 class _KeySignature:
-    """The `__signature__` of a table, whose constructor takes any keyword: its keys, for help() and inspect."""
+    """The `__signature__` of a table's class, for help() and inspect: its keys; the constructor takes any keyword."""
 
     def __get__(self, instance: object, owner: type[Section]) -> Signature:
         from inspect import Parameter, Signature  # not needed by commands
@@ -110,7 +110,7 @@ class Section:
     keys_of: ClassVar[Mapping[str, Key]] = {}
     # The class that declares the keys and their validation.
     declaration: ClassVar[type[Section]]
-    # Its name in files, where keys of other tools are known for it.
+    # The name of the table in files, by which `problems.OTHER_TOOLS` lists keys of other tools; "" for a server's.
     table: ClassVar[str] = ""
     given: set[str]
 
@@ -135,7 +135,7 @@ class Section:
 
     @classmethod
     def unchecked(cls, values: Mapping[str, Tree]) -> Self:
-        """A table with these values, which are known to be valid."""
+        """A table with these values, which are known to be valid, and the defaults of the other keys."""
         found = {name: values.get(name, key.default) for name, key in cls.keys_of.items()}
         return cls.from_values(
             {name: each for name, each in found.items() if each is not REQUIRED}, set(values)
@@ -217,7 +217,10 @@ class Section:
 
     @classmethod
     def nested(cls, value: Tree) -> Self:
-        """Validate a table by its own model, which few files need; an instance is returned unchanged."""
+        """The section built from a table and validated by this class; an instance of it is returned unchanged.
+
+        Raises pydantic's ValidationError.
+        """
         return value if isinstance(value, cls) else _build(cls, value)
 
 
@@ -230,7 +233,7 @@ def _as_written(value: Tree, *, given: bool) -> Tree:
 
 
 def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -> NoReturn:
-    """Raise the findings as an error about a value that was created in Python."""
+    """Raise PoolValidateError with the findings about a value made in Python, which `what` names in the message."""
     problems = [problem_of(finding, name=name, bind=bind) for finding in findings]
     raise PoolValidateError(
         f"{what} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems
@@ -242,7 +245,7 @@ class Table(Section):
 
     # Its name in files.
     table_name: ClassVar[str] = ""
-    # Whether a file has a list of them, which replaces the list of an earlier file.
+    # Whether files define a list of such tables; a later file's list replaces earlier ones, unless `merged_by` is set.
     listed: ClassVar[bool] = False
     # In a list, a later file's table is merged into the earlier table with the same value of this key, or added.
     merged_by: ClassVar[str] = ""
@@ -265,9 +268,9 @@ class Table(Section):
     def from_file(
         cls, table: Mapping[str, Tree], written: Mapping[str, Tree], base_dir: str
     ) -> dict[str, Tree]:
-        """The table of a file in this directory, with absolute paths.
+        """The table with absolute paths; relative paths start at `base_dir`, the directory of its file.
 
-        `written` is the table before references were replaced.
+        `written` is the table before references to variables were replaced.
         """
         from poolctl.config.values.normalise import NORMALISERS, absolute
 
@@ -284,7 +287,7 @@ class Table(Section):
         return ()
 
     def findings_among(self, tables: Mapping[str, Tree]) -> Iterable[Finding]:
-        """Problems with other tables, given by their names in `Tables` (None if invalid); paths as for `findings`."""
+        """Contradictions with other tables, given by name (None if invalid); their paths are relative to this table."""
         return ()
 
     @property
@@ -335,9 +338,9 @@ _lock = RLock()  # the first servers may be made by several threads at once
 def validated(
     kind: type[Kind], table: dict[str, Tree], findings: list[Finding], *, forget: bool = False
 ) -> Kind | None:
-    """The table as a value; None if it is invalid: the reasons are added to the findings, one for each value.
+    """The table as an instance of `kind`; None if it is invalid: then `findings` gets a problem for each bad value.
 
-    `forget` resets the count of suggestions, which are limited in number per file.
+    With `forget`, the count of suggestions, which is limited per file, starts again.
     """
     from pydantic import ValidationError
 
@@ -355,7 +358,7 @@ def validated(
 
 
 def _build(kind: type[Kind], table: Tree) -> Kind:
-    """The table as a value. Raises pydantic's ValidationError."""
+    """The table as an instance of `kind`. Raises pydantic's ValidationError."""
     if table == {} and not any(key.default is REQUIRED for key in kind.keys_of.values()):
         return kind.with_defaults()  # without a model, which takes milliseconds to make
     made = model_of(kind).__pydantic_validator__.validate_python(table)
@@ -389,7 +392,7 @@ def _new_model(kind: type[Section]) -> type[BaseModel]:
         keys[name] = annotations[name], described
     rules = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
     with warnings.catch_warnings():
-        # pydantic means the method `register` of its metaclass, which no table has.
+        # The warning is about a method `register` of pydantic's metaclass, which no table uses.
         warnings.filterwarnings("ignore", 'Field name "register"')
         return create_model(kind.__name__, __config__=rules, __doc__=kind.__doc__, **keys)
 

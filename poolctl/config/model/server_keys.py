@@ -164,7 +164,7 @@ class ServerKeys(Section):
 
     @classmethod
     def written_keys(cls) -> tuple[str, ...]:
-        """The keys that files can give, short forms and other tools' words among them."""
+        """The keys that files can set, including the short form `workers` and the other name `listen`."""
         names = list(super().written_keys())
         names.insert(names.index("scale"), "workers")  # of scale
         names.insert(names.index("bind") + 1, "listen")  # golib's word
@@ -182,7 +182,7 @@ class ServerKeys(Section):
 
     @property
     def workers(self) -> int:
-        """The number of workers when it runs."""
+        """The minimum number of workers while it runs: scale.min, or 1 for a server that may sleep."""
         return max(self.scale.min, 1)
 
     @property
@@ -197,7 +197,7 @@ class ServerKeys(Section):
 
     @property
     def binds_itself(self) -> bool:
-        """Whether its command gets the address and binds it itself."""
+        """Whether its command is given the address, and opens the listening socket itself."""
         return binds_itself(self.command, self.env, self.socket)
 
     @property
@@ -215,7 +215,10 @@ class ServerKeys(Section):
 
     @property
     def origin(self) -> dict[str, str] | None:
-        """`{"http.loop": "/etc/pool.toml:7", …}` for the keys that files give; None when made in Python."""
+        """`{"http.loop": "/etc/pool.toml:7", …}` for the keys that files set; None if the files are not known here.
+
+        They are unknown for a server that was made in Python, or sent by another process.
+        """
         return None if self.origins is None else self.origins.of(self.name)
 
     def to_dict(self) -> dict[str, Tree]:
@@ -240,12 +243,12 @@ class ServerKeys(Section):
         made = type(self)(**(given | changes))
         kept = {key: getattr(self, key) for key in ("base_dir", "handlers", "origins")}
         if made.bind == self.bind and not changes.keys() & {"bind", "listen"}:
-            # `:8080` and `0.0.0.0:8080` have one key.
+            # `:8080` and `0.0.0.0:8080` are different addresses with the same key.
             kept["address"] = self.address
         return made.but(**kept)
 
     def at(self, address: Address) -> Self:
-        """A copy of the server with this address, such as the port chosen for `auto`."""
+        """A copy of the server with another address, for example with the port that was chosen for `auto`."""
         changes: dict[str, Tree] = {"address": address, "bind": address.key}
         if self.derived_expose:
             changes["expose"] = exposed_url(address, bool(self.tls))

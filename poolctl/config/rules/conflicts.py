@@ -1,7 +1,8 @@
 """Rules between the servers of a pool: unique names and addresses, separate users, satisfiable dependencies.
 
-And references: `${server.NAME.url}` in a server's `env` and `command` is the address of a server of the pool, once its
-port is chosen. Until then the value keeps its references, and a literal `${server.` is `$${server.`.
+References are checked and replaced here, too: `${server.NAME.url}` in a server's `env` and `command` becomes the
+address of that server once its port is chosen. Until then a value keeps its references, and a literal `${server.` is
+written `$${server.`.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class _TakenAddress(NamedTuple):
 
 
 def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflict]:
-    """(the later server's index, the earlier one's, the finding) for each server that conflicts with another.
+    """(index, earlier index, finding) for each server whose name or address conflicts with an earlier server.
 
-    A server is given by its name and address; "" and None are reported elsewhere.
+    A server is given by its name and address. A missing name ("") or address (None) conflicts with no other.
     """
     names: dict[str, int] = {}
     taken: dict[str, _TakenAddress] = {}
@@ -52,7 +53,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
             message = f"the address {address.key} is taken by {servers[earlier.order][0]!r}"
             yield index, earlier.order, Finding(("bind",), message, "choose another address", address.key)
             continue
-        # Addresses with four numbers overlap only with others.
+        # Numeric IPv4 addresses do not overlap each other, unless one is a wildcard.
         wide = wide or address.is_wildcard or not address.host[:1].isdigit()
         if wide and (found := overlapping(address, taken, ports)) is not None:
             message = f"{_spelt(address)} overlaps {_spelt(found.address)} of {servers[found.order][0]!r}"
@@ -130,7 +131,7 @@ def dependency_findings(
 
 
 def unknown_dependencies(written: Tree, names: Collection[str]) -> Iterator[Finding]:
-    """Unknown names in the `depends_on` of a server that has other problems."""
+    """The unknown names in `written`, the unchecked `depends_on` of a server that has other problems."""
     for index, wanted in enumerate(written if isinstance(written, (list, tuple)) else ()):
         name = wanted.get("name") if isinstance(wanted, dict) else wanted
         if isinstance(name, str) and name not in names:
@@ -147,7 +148,7 @@ def _near(name: str, names: Collection[str]) -> str:
 
 
 def cycles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
-    """Cycles of the graph, not every one, but none only if it has none. Not recursive: chains may be long."""
+    """Some cycles of the graph, at least one if it has any. Not recursive, because chains may be long."""
     done: set[str] = set()
     for start in graph:
         if start in done:
@@ -171,9 +172,9 @@ def cycles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
 
 
 def longest_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float = 0.0) -> float:
-    """The maximum duration of a stop in dependency order: the longest chain, with every server's limit used up.
+    """The maximum duration of a stop in dependency order: the longest chain, if every server takes its maximum time.
 
-    Afterwards features stop, within `more_seconds`.
+    Includes `more_seconds`, within which features stop after the servers.
     """
     by_name = {server.name: server for server in servers}
     chains: dict[str, float] = {}
@@ -214,7 +215,7 @@ def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
 def table_conflicts(
     tables: Tables, servers: list[tuple[str, Address | None]]
 ) -> Iterator[tuple[Path, str, Finding]]:
-    """Tables whose address is taken: the place of each, the name of the other server or table, and the finding."""
+    """(path, name, finding) for each table whose address a server, or an earlier table, of this name has taken."""
     there = [*_addresses(tables)]
     own, datagrams = ([each for each in there if each.datagrams is kind] for kind in (False, True))
     for among, tables_there in ((servers, own), ([], datagrams)):
@@ -249,7 +250,7 @@ def reference_findings(table: Mapping[str, Tree], servers: Mapping[str, Named]) 
 
 
 def with_addresses(servers: Iterable[_Server], others: Iterable[ServerKeys] = ()) -> list[_Server]:
-    """The servers, with references to themselves or to `others` replaced by addresses.
+    """The servers, with references to one of them or of `others` replaced by addresses.
 
     A reference to a server whose port is not chosen yet stays.
     """

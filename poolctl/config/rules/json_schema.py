@@ -84,7 +84,7 @@ def json_schema() -> Schema:
         "title": "poolctl configuration",
         "description": "A pool of HTTP servers. A list of servers alone is allowed as well.",
         "anyOf": [{"type": "object", "properties": tables, "additionalProperties": False}, servers],
-        # Editors complete these, and nothing within a choice.
+        # Editors complete these keys, but no keys inside of `anyOf`.
         "properties": tables,
         "$defs": definitions,
     }
@@ -111,7 +111,7 @@ def _definition(model: type[Section], definitions: dict[str, Schema], hidden: Co
 
 
 def _readable_default(key: Schema) -> None:
-    """Write durations and sizes as people do; remove a default that means "not given"."""
+    """Write the default of a key as in a file, with units; remove a default that means "not given"."""
     default = key.pop("default", None)
     if isinstance(default, dict):
         default = {}  # a table that is left out is a table without keys
@@ -124,7 +124,7 @@ def _readable_default(key: Schema) -> None:
 
 
 def _allow_interpolation(key: Schema) -> None:
-    """`${VAR}` may stand for a number or a truth value."""
+    """Let the schema of a key accept `${VAR}` in place of a number, a truth value or one of several words."""
     if key.get("type") in ("integer", "number", "boolean") or "enum" in key:
         kept = {name: key.pop(name) for name in ("type", "minimum", "maximum", "enum") if name in key}
         key["anyOf"] = [kept, INTERPOLATED]

@@ -60,7 +60,7 @@ def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], pa
     """The value with its references replaced; an invalid reference is a finding.
 
     Defaults apply if a variable is unset or empty, as in a shell; `$${` is a literal `${`. The value of a variable
-    is not interpolated again. A value without references is returned itself.
+    is not interpolated again. A text without references is returned unchanged.
     """
     if isinstance(value, str):
         return _text(value, env, findings, path)
@@ -116,7 +116,7 @@ def _of_server(path: Path) -> Path:
 
 
 def normalise(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> dict[str, Tree]:
-    """A copy of the table of a server (or of the defaults) in its long form."""
+    """A copy of the table of a server (or of the defaults) with every key in its long form; problems are findings."""
     found = dict(table)
     for key, value in table.items():
         if key in NORMALISERS:
@@ -149,7 +149,7 @@ def _expand_workers(table: dict[str, Tree]) -> Iterator[Finding]:
 
 
 def absolute(value: Tree, base_dir: str) -> Tree:
-    """The path made absolute from the directory of its file; the model checks values of other types."""
+    """The path made absolute from the directory of its file; a value that is not a path is returned unchanged."""
     if not isinstance(value, str) or not value:
         return value
     if value == "~" or value.startswith("~/"):
@@ -268,7 +268,7 @@ def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, 
         if key in found and "${" not in str(found[key]):
             value = NORMALISERS[key](found[key], base_dir)
             found[key] = list(value) if isinstance(value, tuple) else value
-    # Their defaults there would be others.
+    # In `new_dir` their defaults would be different.
     found.setdefault("cwd", base_dir)
     if "command" not in found:
         found.setdefault("app_dir", base_dir)
@@ -386,7 +386,7 @@ _user = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\$?(?::[A-Za-z0-9_][A-Za-z0-9_.-
 
 
 def app_findings(app: Tree) -> list[Finding]:
-    """The problem with the text that names an app."""
+    """A list with the problem of a value of `app`; empty if the value is valid."""
     if app is None or callable(app):
         return []
     if not isinstance(app, str):
@@ -409,7 +409,7 @@ def app_findings(app: Tree) -> list[Finding]:
 
 
 def missing_address(table: dict[str, Tree]) -> Finding | None:
-    """Why a server that is not a job needs a `bind`, which is missing; None for a program without a port."""
+    """The problem of a table without `bind` that needs one; None for a program that needs no address."""
     command = table.get("command")
     if command is None:
         return Finding(("bind",), "'bind' is missing", 'add bind = "127.0.0.1:8080", or another address')

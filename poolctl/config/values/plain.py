@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from poolctl.config.values.problems import Tree
 
 NAME_PATTERN = r"^[A-Za-z0-9._-]{1,200}$"
-# Values that a server carries, and files cannot give.
 LOCAL = "local"  # the platform of a pool that a supervisor on this machine runs
+# Values that a server carries, and files cannot give.
 INTERNAL = frozenset({"address", "base_dir", "handlers", "derived_expose", "origins"})
 PORTS = {"http": 80, "https": 443}
 # The placeholders of a command that binds its address itself.
@@ -104,14 +104,17 @@ EMPTY = FrozenDict()
 
 
 def binds_itself(command: Tree, env: Tree = None, socket: Tree = None) -> bool:
-    """Whether the program binds the address itself, given in its command or environment, and gets no socket."""
+    """Whether the program opens its listening socket itself, and gets the address in its command or environment.
+
+    False if `command` is not a list of words.
+    """
     if not isinstance(command, (list, tuple)):
         return False
     return socket == "program" or any(map(placeholders, (*command, *values_in(env))))
 
 
 def placeholders(text: Tree) -> list[str]:
-    """The placeholders of an address in a word of a command, or in a variable of its environment."""
+    """The placeholders for an address ({port}, {host}, {bind}) in a text; empty for a value that is not a text."""
     return [mark for mark in PLACEHOLDERS if mark in text] if isinstance(text, str) else []
 
 
@@ -123,8 +126,8 @@ def values_in(env: Tree) -> Iterable[Tree]:
 def exposed_url(address: Address, tls: bool) -> str:
     """The address that clients use, as far as the bind address determines it.
 
-    Wildcards become localhost; Unix and inherited sockets are shown as bound; jobs and processes have no address; a
-    port that is not chosen yet is `auto`.
+    A wildcard becomes localhost. The address of a Unix or inherited socket stays as it is. For a job or process without
+    an address it is "". A port that is not chosen yet is `auto`.
     """
     if address.kind != "tcp":
         return address.key if address.listens else ""

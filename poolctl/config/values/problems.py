@@ -111,7 +111,7 @@ def _without_secrets(key: str, message: str, hint: str, found: str) -> tuple[str
 
 
 def problem_of(finding: Finding, place: Place | None = None, *, name: str = "", bind: str = "") -> Problem:
-    """A finding as a problem of a server, at its place in a file if it is in one."""
+    """The finding as a Problem: at `place` (None if it is in no file), of the server `name` ("" if of no server)."""
     path, message, hint, found, allowed = finding
     place = place if place and place.key else (place or NOWHERE)._replace(key=dotted(path))
     return Problem(message, place=place, name=name, bind=bind, hint=hint, found=found, allowed=allowed)
@@ -148,7 +148,7 @@ def shown(value: object) -> str:
 
 
 def shorter(file: str) -> str:
-    """The path as a person in the working directory would write it."""
+    """The path, relative to the working directory if it is below that."""
     try:
         here = os.getcwd()
     except OSError:
@@ -260,7 +260,10 @@ SIMILAR = 0.75
 
 
 def unknown_key(path: Path, known: tuple[str, ...], table: str) -> Finding:
-    """The finding of a key that the model does not have; `table` is the model's, "" for a server's."""
+    """The finding about a key that is not one of the `known` keys of its table.
+
+    `table` is the table's name in OTHER_TOOLS, "" for a server's.
+    """
     key = str(path[-1])
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), table)
     word = key[:60].replace("_", "").lower()
@@ -301,7 +304,7 @@ def _similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> l
 
 
 def similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> list[str]:
-    """The known words that were probably meant, at most this number.
+    """The known words that were probably meant, at most `number`; each is similar at least to the degree `cutoff`.
 
     Empty after MOST_SUGGESTIONS different searches, until `reset_suggestions` is called: a file full of unknown keys
     would take minutes.

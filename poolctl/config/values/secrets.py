@@ -45,7 +45,7 @@ def is_secret_key(path: Sequence[str | int]) -> bool:
 
 
 def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[str] = ()) -> Any:
-    """The value or table for display: secrets are replaced by MASK, and `hidden` values everywhere."""
+    """The value of the key `path`, for display: MASK replaces secrets, and `hidden` texts wherever they occur."""
     if isinstance(value, dict):
         return {key: masked(each, (*path, key), hidden=hidden) for key, each in value.items()}
     if value is None or isinstance(value, bool):
@@ -58,20 +58,20 @@ def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[s
 
 
 def values_of(variables: Iterable[str], env: Mapping[str, str]) -> list[str]:
-    """The values of these variables, the longest first; short ones are left out, as they occur in any text."""
+    """The values of these variables, the longest first; short values are left out, as they occur in any text."""
     found = {env.get(name, "") for name in variables}
     return sorted((each for each in found if len(each) >= _SHORTEST_HIDDEN), key=len, reverse=True)
 
 
 def masked_text(text: str, hidden: Collection[str] = ()) -> str:
-    """The text without the passwords of URLs in it, and without the `hidden` values."""
+    """The text with passwords in URLs and all `hidden` values replaced by MASK."""
     for value in hidden:
         text = text.replace(value, MASK)
     return re.sub(_URL, rf"\1{MASK}", text) if "://" in text and "@" in text else text
 
 
 def masked_arguments(arguments: Sequence[Any]) -> list[Any]:
-    """A program's arguments without the values of options such as `--password VALUE` and `--token=VALUE`."""
+    """A program's arguments with MASK for the values of options such as `--password VALUE` and `--token=VALUE`."""
     found: list[Any] = []
     secret = False
     for argument in arguments:
@@ -87,7 +87,7 @@ def masked_arguments(arguments: Sequence[Any]) -> list[Any]:
 
 
 def masked_file(text: str) -> str:
-    """Lines of a configuration file without its secrets; references to variables stay."""
+    """Lines of a configuration file with secrets replaced by MASK; references to variables stay."""
 
     def pair(match: re.Match[str]) -> str:
         quote, key, between, value = match.groups()
@@ -105,5 +105,5 @@ def masked_file(text: str) -> str:
 
 
 def masked_quotes(text: str, line: str) -> str:
-    """A message about a line of a file; its quotations are masked if the line has a secret."""
+    """The message `text` about `line` of a file: its quotations are masked if the line may have a secret."""
     return re.sub(_QUOTED, f"'{MASK}'", masked_text(text)) if is_secret(line) else masked_text(text)

@@ -192,7 +192,7 @@ else:
     Duration = _duration(0.0)  # 0 means "none" or "at once"
     Positive = _duration(0.001)  # for keys for which 0 is meaningless: a timeout, an interval
     Size = _size(1, LARGEST_BYTES, "1 byte to 1 EiB")
-    # uvicorn's parsers are given at least as much in one piece; and no client needs more.
+    # uvicorn's parsers are given at least the minimum in one piece; no client needs more than the maximum.
     HeadSize = _size(4096, 2**30, "4KiB to 1GiB")
 AtLeastOne = Annotated[int, Field(ge=1), _from_text]
 Count = Annotated[int, Field(ge=1, le=1000), _from_text]
@@ -399,7 +399,8 @@ def findings_of(
 ) -> list[Finding]:
     """Every error as a finding, in the order of the file's keys.
 
-    `keys_at` knows the keys of the table at a path; `table` is its name, "" for a server's.
+    `keys_at` returns the keys of the table at a path; `table` is the name of the outermost table in
+    `problems.OTHER_TOOLS`, "" for a server's.
     """
     return [_finding(details, keys_at, table) for details in error.errors(include_url=False)]
 
