@@ -189,7 +189,7 @@ class PlannedChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadResult(Result):
-    """The answer of `reload`; without a plan if the files have problems."""
+    """The answer of `reload`: the planned `changes`, or None if the files have problems."""
 
     PRINTED: ClassVar[tuple[str, ...]] = ("changes",)
 

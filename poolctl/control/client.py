@@ -1,8 +1,8 @@
 """Clients of a running supervisor: one HTTP request over its control socket, JSON lines back.
 
-`Client` blocks; `ask_async` and `messages_async` are for an event loop. Below them, the processes of a pool as seen
-from outside: their exit, its reason, and why the supervisor does not answer. Standard library only: the fast commands
-import this module.
+`Client` blocks; `ask_async` and `messages_async` are for an event loop. Other functions observe the processes of a pool
+from outside: whether and why they have exited, or why the supervisor does not answer. Standard library only: the fast
+commands import this module.
 """
 
 from __future__ import annotations
@@ -278,14 +278,17 @@ class Client:
                 hint += f", or set {pool_paths.RUNTIME_VARIABLE} to a directory of your own"
             message = f"not permitted to use {self.socket_path}"
             return ControlError(message, exit_code=exit_codes.NOT_PERMITTED, hint=hint)
-        # Without a number: the path is too long for a socket, so nothing can listen there.
+        # An error without a number: the path is too long for a socket, so nothing can listen there.
         absent = (FileNotFoundError, ConnectionRefusedError, NotADirectoryError)
         if isinstance(error, absent) or error.errno is None:
             return NoSupervisor()
         return ControlError(f"cannot use {self.socket_path}: {error}", exit_code=exit_codes.CONFLICT, hint="")
 
     def _chunks(self, connection: socket, deadline: float | None) -> Iterator[bytes]:
-        """Yield the data until the end; when none arrives for a while, check with a ping that the supervisor lives."""
+        """Yield the data until the connection ends. While none arrives, check with pings that the supervisor lives.
+
+        Raises ControlError (124) at the deadline, and the errors of `ping`.
+        """
         while True:
             wait = self._silence_seconds
             if deadline is not None:
@@ -345,7 +348,10 @@ async def messages_async(
 async def ask_async(
     kind: type[Answer], socket_path: str, verb: str, body: Mapping[str, object], *, timeout_seconds: float
 ) -> Answer:
-    """Return the supervisor's result for `verb`. Raises as `messages_async` does, ControlError, and TimeoutError."""
+    """Return the supervisor's result for `verb`.
+
+    Raises TimeoutError, ControlError for an answer that is not understood, and the errors of `messages_async`.
+    """
     import asyncio
     import contextlib
 
@@ -384,7 +390,7 @@ def _send(connection: socket, verb: str, body: Mapping[str, object]) -> None:
         # HTTP/1.0, so that the lines arrive unchunked.
         connection.sendall(request_head("POST", f"/v1/{verb}", fields, version="1.0") + payload)
     except (BrokenPipeError, ConnectionResetError):
-        pass  # its answer, sent before it closed the connection, can still be read
+        pass  # the supervisor's answer, sent before it closed the connection, can still be read
     except TimeoutError:
         raise ControlError(
             "the supervisor accepts no commands", exit_code=exit_codes.CONFLICT, hint="try again"
@@ -437,7 +443,7 @@ def progress_line(document: Table) -> ProgressLine:
 
 
 def value_of(kind: type[Answer], document: object) -> Answer:
-    """The answer in a document. Raises ControlError."""
+    """The document as a value of this class. Raises ControlError if the document does not have its form."""
     # Imported late, as the classes of answers are, because it takes as long as the rest of a short command.
     from poolctl.json_form import from_json
 
@@ -452,7 +458,10 @@ def value_of(kind: type[Answer], document: object) -> Answer:
 def raise_for_errors(
     verb: str, result: Table, failure: type[PoolError], accepted: Sequence[int] = (exit_codes.DONE,)
 ) -> Table:
-    """The result if its exit code is accepted; else raises the error, which is a `failure` if servers failed."""
+    """Return the result if its exit code is accepted; otherwise raise its errors.
+
+    The error is a `failure` if servers failed, else PoolParamError, PoolValidateError or ControlError, by the code.
+    """
     code = result.get("exit_code", exit_codes.DONE)
     if code in accepted:
         return result
@@ -527,7 +536,7 @@ def _silence_error(socket_path: str, seconds: float) -> ControlError:
 
 
 def _state(pid: int) -> str:
-    """The process's state letter; empty when there is none."""
+    """The state letter of the process (proc(5)); "" if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
             return file.read().rpartition(")")[2].split()[0]
@@ -536,9 +545,9 @@ def _state(pid: int) -> str:
 
 
 def last_words(log: str, start: int = 0) -> str:
-    """The reason why a program has ended, from its log after this position; "" if it has written nothing.
+    """The reason why a program has ended, from its log after the position `start`; "" if nothing was written since.
 
-    If an interpreter could not run, its fatal error with the exception; else the last line.
+    The reason is the last line, or the fatal error and the exception of an interpreter that could not run.
     """
     try:
         with open(log, "rb") as file:

@@ -51,9 +51,9 @@ Handler = Callable[[Request, Progress], Awaitable[object]]
 
 
 class DescriptorReserve:
-    """Keeps `count` descriptors free for commands: the soft limit is that much lower, except within this context.
+    """Keeps `count` descriptors free for commands: outside of this context the soft limit is lower by that number.
 
-    Contexts may be nested. Does nothing if the hard limit is too small for it.
+    Contexts may be nested. Does nothing if the hard limit is less than about twice `count`.
     """
 
     def __init__(self, count: int = OPEN_FILES_RESERVE) -> None:
@@ -80,8 +80,8 @@ class ControlServer:
     """Answers `POST /v1/VERB` (a JSON body) and `GET /v1/VERB` with JSON lines: progress, then the result.
 
     `handle` is awaited for each request with a function that sends one line of progress. It is cancelled when the
-    client goes away; when it raises ConnectionError the connection is closed without an answer. `reserve`, descriptors
-    for when there are no others, is entered for each request.
+    client goes away; when it raises ConnectionError the connection is closed without an answer. `reserve` is entered
+    for each connection, so that commands are answered even if no other descriptors are left.
     """
 
     def __init__(self, handle: Handler, reserve: DescriptorReserve | None = None) -> None:
@@ -97,7 +97,7 @@ class ControlServer:
         self._server.listen(listener, BACKLOG)
 
     async def close(self) -> None:
-        """Stop accepting, and let current requests finish."""
+        """Stop accepting, and wait at most a second until current requests are finished."""
         await self._server.close(_GRACE_SECONDS)
 
     def admit(self, sock: socket.socket) -> None:

@@ -27,7 +27,8 @@ class RoutesResult(Result):
     """The answer of `routes`: every route, including excluded ones.
 
     `generation` is the number of the current table, 0 without a table. `refused` counts requests without a route that
-    the gateway has refused, by status; "tls" stands for handshakes. It is left out while the gateway does not answer.
+    the gateway has refused, by status; "tls" stands for handshakes. `refused` is left out while the gateway does not
+    answer.
     """
 
     PRINTED: ClassVar[tuple[str, ...]] = ("generation", "refused")
@@ -39,17 +40,19 @@ class RoutesResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryResult(Result):
-    """The answer of `registry`: the table's generation, 0 for no table. The table's descriptor is sent before it."""
+    """The answer of `registry`: the generation of the route table, 0 without a table.
+
+    A descriptor of the table is sent before this answer.
+    """
 
     generation: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidatesResult(Result):
-    """The answer of `routes` with the operation "explain": the routes that a request may take, of `total`.
+    """The answer of `routes` with the operation "explain": those of the `total` routes that a request may take.
 
-    The header `header_for_host` of the request names its host. `excluded` are known routes of that host that are
-    not served.
+    The request's host is in its header `header_for_host`. `excluded` are known routes of this host that are not served.
     """
 
     header_for_host: str = "Host"

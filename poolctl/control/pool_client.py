@@ -124,10 +124,10 @@ class PoolClient:
     def filter(
         self, field: Field | str, pattern: str = "", regex: str = "", *, selector: Selection = None
     ) -> Table:
-        """Return the servers whose field equals the pattern, ignoring case, or contains a match of the expression.
+        """Return the servers whose field equals `pattern`, ignoring case, or contains a match of `regex`.
 
-        As in `Pool.filter`: nothing matches when both are empty; PoolParamError for an invalid expression.
-        The expression is matched in the caller's thread, without a time limit.
+        Nothing matches when both are empty. `regex` is matched in the caller's thread, without a time limit. Raises
+        PoolParamError if it is invalid.
         """
         from poolctl.selection.field_filter import Row, matching
 
@@ -137,7 +137,10 @@ class PoolClient:
         return {**document, "items": [item for item in document["items"] if item["bind"] in found]}
 
     def walk(self, fn: Callable[[Table], object], *targets: str, selector: Selection = None) -> bool:
-        """Call `fn` with each selected server as it is now, in order; False stops. Returns whether all were visited."""
+        """Call `fn` with each selected server as it is now, in order, until it returns False.
+
+        Returns False if `fn` did, otherwise True.
+        """
         return all(fn(item) is not False for item in self.list(*targets, selector=selector)["items"])
 
     def logs(
@@ -167,7 +170,7 @@ class PoolClient:
             yield {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
 
     def show(self, *targets: str, selector: Selection = None, reveal: bool = False) -> Table:
-        """Return everything about the selected servers, effective configuration and its origins included.
+        """Return everything about the selected servers, including the effective configuration and its origins.
 
         Values of secret-looking keys and passwords in URLs are masked unless `reveal`.
         """
@@ -235,10 +238,10 @@ class PoolClient:
         wait: bool = True,
         on_progress: Callable[[Table], None] | None = None,
     ) -> Table:
-        """Start the selected servers and return when each is ready; PoolStartError with every failure.
+        """Start the selected servers and return when all are ready, or without `wait` at once.
 
-        `timeout` is in seconds, or "1m30s", or a timedelta; when it passes, the children of the error have a
-        TimeoutError as cause.
+        Raises PoolStartError with every failure. `timeout` is in seconds, or "1m30s", or a timedelta; when it passes,
+        the children of the error have a TimeoutError as cause. Without `deps` only the selected servers are started.
         """
         options = {"timeout": timeout, "deps": deps, "wait": wait}
         return self._ask("start", PoolStartError, targets, selector, options, on_progress)
@@ -252,7 +255,10 @@ class PoolClient:
         wait: bool = True,
         on_progress: Callable[[Table], None] | None = None,
     ) -> Table:
-        """Stop the selected servers; without a selection the supervisor too. PoolStopError with every failure."""
+        """Stop the selected servers; without a selection, the supervisor too.
+
+        Raises PoolStopError with every failure.
+        """
         options = {"timeout": timeout, "deps": deps, "wait": wait}
         result = self._ask("stop", PoolStopError, targets, selector, options, on_progress)
         if result.get("ended"):
@@ -270,7 +276,7 @@ class PoolClient:
         force: bool = False,
         on_progress: Callable[[Table], None] | None = None,
     ) -> Table:
-        """Replace the selected servers without refusing a connection; PoolRestartError with every failure.
+        """Replace the selected servers without refusing a connection. Raises PoolRestartError with every failure.
 
         A server whose certificate has expired on disk, but not the one in use, is restarted only with `force`.
         """
@@ -290,8 +296,8 @@ class PoolClient:
         """Apply the changed files and return the `"changes"`; with `dry_run` only report them.
 
         A dry run's `"exit_code"` is 3 when there is a difference. `env` is the environment to read the files with
-        from now on. Raises PoolValidateError with every problem of the files, and changes nothing. Without `force`, a
-        certificate that has expired on disk, but not the one in use, is a problem.
+        from now on. Raises PoolValidateError with every problem of the files; then nothing is changed. Without `force`,
+        a certificate that has expired on disk, but not the one in use, is a problem.
         """
         given = None if env is None else dict(env)
         options = {"dry_run": dry_run, "env": given, "timeout": timeout, "wait": wait, "force": force}
@@ -310,10 +316,11 @@ class PoolClient:
         force: bool = False,
         wait: bool = True,
     ) -> Table:
-        """Try new code or configuration of a server on this share of its traffic, from 0 to 1; return the outcome.
+        """Try new code or configuration of a server on the share `canary` of its traffic, 0 to 1; return the outcome.
 
-        Its `"items"` hold the state, the reason, and the figures of both generations. PoolRestartError if it was
-        withdrawn; PoolParamError for an invalid condition. Without `wait` it returns once the canary serves.
+        The outcome's `"items"` hold the state, the reason, and the figures of both generations. Without `wait`, returns
+        once the canary serves. Raises PoolRestartError if the canary was withdrawn, PoolParamError for an invalid
+        condition.
         """
         limit = seconds_of("seconds", seconds)
         options: Table = {
@@ -380,7 +387,7 @@ class PoolClient:
         timeout: Timeout = None,
         wait: bool = True,
     ) -> Table:
-        """Enable the selected servers and start them, until a reload; PoolStartError with every failure."""
+        """Enable the selected servers, until a reload, and start them. Raises PoolStartError with every failure."""
         options = {"timeout": timeout, "wait": wait, "all": all}
         return self._ask("enable", PoolStartError, targets, selector, options)
 
@@ -407,7 +414,7 @@ class PoolClient:
     ) -> Table:
         """Add a server, until a reload, and return when it is ready.
 
-        Its keys, as in a file, are given in a mapping or as keyword arguments; paths are relative to `base_dir`.
+        Its keys, as in a file, are given in a mapping or as keyword arguments; paths are relative to `base_dir`. Raises
         PoolValidateError for an invalid server, ControlError (8) for a name or an address that is taken.
         """
         place = os.path.abspath(base_dir)
@@ -431,7 +438,7 @@ class PoolClient:
     def wait(
         self, *targets: str, selector: Selection = None, timeout: Timeout = None, until: str = "ready"
     ) -> Table:
-        """Return when the selected servers are `until` (ready, stopped, healthy, or any state)."""
+        """Return when all selected servers are in the state `until`: ready, stopped, healthy, or any other state."""
         return self._ask("wait", PoolMonitorError, targets, selector, {"timeout": timeout, "for": until})
 
     def upgrade(self, *, force: bool = False) -> Table:
@@ -463,7 +470,8 @@ class PoolClient:
     def disable_host(self, *hosts: str, for_seconds: Timeout = None) -> Table:
         """Send the traffic of these hosts elsewhere, for a time (default: the gateway's `traffic_re_enable`).
 
-        0 means until they are enabled. Raises PoolParamError for an unknown host, as the other two methods do.
+        0 means until they are enabled. `disable_host`, `enable_host` and `drain_host` raise PoolParamError for an
+        unknown host.
         """
         return self._host("disable", hosts, seconds_of("for_seconds", for_seconds))
 
@@ -505,7 +513,7 @@ class PoolClient:
         """Register the URL of a service as a backend of the route `name`, and return when the gateway uses it.
 
         With a `ttl`, repeat the call as a heartbeat, or use a `with` block, which sends heartbeats and unregisters at
-        the end. `host` or `path` make a separate route; `probe` is a path, or a table like a server's readiness.
+        the end. `host` or `path` make a separate route; `probe` is a path, or a table like a server's readiness. Raises
         PoolParamError or ControlError (8) for a refused service, PoolValidateError for an invalid one.
         """
         given = {"ttl": seconds_of("ttl", ttl), "host": host, "path": path, "probe": probe}
@@ -515,7 +523,10 @@ class PoolClient:
         return service
 
     def unregister(self, name: str, to: str = "") -> Table:
-        """Remove this URL from a route, or all registered URLs. Raises PoolParamError if it is not registered."""
+        """Remove the URL `to` from the route `name`, or without `to` all its registered URLs.
+
+        Raises PoolParamError if nothing is registered under that name or URL.
+        """
         options = {"name": name, "to": absolute_url(to) if to else ""}
         return self._ask("unregister", PoolMonitorError, (), None, options)
 
@@ -593,7 +604,7 @@ class RegisteredAs:
 
 
 def seconds_of(argument: str, value: Timeout) -> float | None:
-    """The value of this argument in seconds. Raises PoolParamError."""
+    """The value of this argument in seconds; None for None. Raises PoolParamError for an invalid value."""
     try:
         return None if value is None else parse_duration(value)
     except ValueError as wrong:

@@ -111,7 +111,10 @@ def make_pool_dir(env: Mapping[str, str], key: str) -> str:
 
 
 def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
-    """Return the directory of the running pool with this name or key, or None. ControlError (8) if several have it."""
+    """Return the directory of the pool with this name or key; None if there is no such pool.
+
+    If several pools have the name, only running ones count. Raises ControlError (8) if several run.
+    """
     found = pool_dirs_named(env, name)
     if len(found) > 1:
         found = [path for path in found if _listens(path)]
@@ -126,7 +129,7 @@ def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
 
 
 def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
-    """Return the directories of the pools with this name, or of the one with that key; some may not be running.
+    """Return the directories of the pools with this name, or only of the pool with this key; some may not be running.
 
     The name is read from the info.json of each supervisor: the link `@NAME` can belong to one pool only.
     """
@@ -183,7 +186,7 @@ def _listens(path: str) -> bool:
 
 
 def control_socket(directory: str) -> str:
-    """Return the path of the control socket in a pool's directory; ControlError (7) if it is too long."""
+    """Return the path of the control socket in a pool's directory. Raises ControlError (7) if it is too long."""
     path = f"{directory}/{SOCKET_NAME}"
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
         raise _not_permitted(
@@ -196,8 +199,8 @@ def control_socket(directory: str) -> str:
 def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
     """Return the directory for files that outlive a pool's processes (logs, chosen ports), created on request.
 
-    `$POOLCTL_STATE_DIR/KEY`, beside the sockets when only `$POOLCTL_RUNTIME_DIR` is set, /var/lib for root,
-    else the user's state directory; where that cannot be written, below the pool's runtime directory.
+    This is `$POOLCTL_STATE_DIR/KEY`, or next to the socket if only `$POOLCTL_RUNTIME_DIR` is set, or else in /var/lib
+    for root, in the user's state directory for others. If it cannot be written, it is next to the socket, too.
     """
     fallback = f"{pool_dir(env, key)}/state"
     preferred = _preferred_state_dir(env, key) or fallback
@@ -226,7 +229,7 @@ def _preferred_state_dir(env: Mapping[str, str], key: str) -> str | None:
 
 
 def make_private(path: str) -> None:
-    """Create the directory, or make it private (0700) if it is ours. Raises OSError."""
+    """Create the directory, or make it private (0700) if it belongs to this user. Raises OSError."""
     os.makedirs(path, mode=0o700, exist_ok=True)
     status = os.lstat(path)
     if stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and status.st_mode & 0o077:
@@ -235,7 +238,7 @@ def make_private(path: str) -> None:
 
 
 def check_private(path: str) -> None:
-    """Raise ControlError (7) unless `path` is a directory of ours, not a link, that no other user can enter."""
+    """Raise ControlError (7) unless `path` is this user's own directory, not a link, and closed to other users."""
     try:
         status = os.lstat(path)
     except OSError as error:

@@ -117,7 +117,7 @@ class PoolRegistry(TableRegistry):
             self._reported = reported
 
     def _fetch(self, generation: int) -> None:
-        """Map the supervisor's table if it differs from the one in use."""
+        """Map the supervisor's table, unless the table in use already has this generation."""
         if generation == (0 if self._latest is None else self._latest.generation):
             return
         fd = _table_of(self._client)
@@ -149,14 +149,18 @@ class _Generations:
         self._socket = client.open(_VERB, {"options": {"follow": True}})
 
     def first(self) -> int:
-        """The current generation. Raises ControlError and TimeoutError."""
+        """Wait for the first report, and return its generation. Raises the errors of `newest`, and TimeoutError."""
         while self._generation is None:
             self._read(self._socket.recv(_READ_BYTES))
         self._socket.setblocking(False)
         return self._generation
 
     def newest(self) -> int:
-        """The generation that was last reported. Does not wait. Raises ControlError."""
+        """The generation that was last reported; 0 before the first report. Does not wait.
+
+        Raises SupervisorEnded once the connection has ended, ControlError for a refusal or an answer that is not
+        understood, PoolError for an answer with errors, OSError if the connection is broken.
+        """
         with contextlib.suppress(BlockingIOError):
             while True:
                 self._read(self._socket.recv(_READ_BYTES))
@@ -182,7 +186,7 @@ class _Generations:
                 self.over = True
                 message = raise_for_errors(_VERB, message["result"], PoolMonitorError)
                 self._generation = int(message.get("generation", 0))
-            elif "generation" in message:  # and not a notice, such as of a silent keeper
+            elif "generation" in message:  # other messages are notices, for example about a silent keeper
                 self._generation = int(message["generation"])
 
 

@@ -108,7 +108,7 @@ class StatsHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStats:
-    """The figures of one worker; the figures that workers count are left out if it counts none (see Stats)."""
+    """The figures of one worker; those from `requests_total` on are left out for a worker that counts no requests."""
 
     id: str
     pid: int | None
@@ -180,7 +180,7 @@ class Observed:
 
 @dataclass(frozen=True, kw_only=True)
 class Monitored(Item):
-    """A server with its snapshot."""
+    """A server with its status and availability."""
 
     monitor: Observed
 
@@ -201,7 +201,7 @@ class MetricsResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """The health of one route or server; see route_health.RouteHealth. Fields that its depth does not show are missing.
+    """The health of one route or server (see route_health); fields that the requested depth does not have are missing.
 
     `kind` is "route" or "server"; the name of a server is followed by " (server)" if a route has it too. A latency
     that was not measured is null in JSON.
