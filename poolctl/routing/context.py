@@ -93,39 +93,39 @@ def registry_of(scope: Scope) -> TableRegistry:
 
 
 def upstream_name(scope: Scope) -> str:
-    """The name of the server that serves the request, or for a URL the alias of the route."""
+    """The name of the server that serves the request, or the alias of a route to a URL; "" without a route."""
     return _context(scope).name
 
 
 def upstream_scheme(scope: Scope) -> str:
-    """How the backend is reached: "http" or "https"."""
+    """How the backend is reached: "http" or "https"; "" without a route."""
     return _parts(scope)[0]
 
 
 def upstream_host(scope: Scope) -> str:
-    """The host of the backend: a name or an address, without brackets. Empty for a Unix socket."""
+    """The host of the backend: a name or an address, without brackets; "" for a Unix socket or without a route."""
     return _parts(scope)[1]
 
 
 def upstream_port(scope: Scope) -> int | None:
-    """The port of the backend; None for a Unix socket."""
+    """The port of the backend; None for a Unix socket or without a route."""
     return _parts(scope)[2]
 
 
 def upstream_host_port(scope: Scope) -> str:
-    """Host and port of the backend ("127.0.0.1:8081", "[::1]:8081"). Empty for a Unix socket."""
+    """Host and port of the backend ("127.0.0.1:8081", "[::1]:8081"); "" for a Unix socket or without a route."""
     _, host, port = _parts(scope)
     return "" if port is None else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def upstream_addr(scope: Scope) -> str:
-    """The address of the backend: host and port, or "unix:/PATH"."""
+    """The address of the backend: host and port, or "unix:/PATH"; "" without a route."""
     url = upstream_url(scope)
     return url if url.startswith("unix:") else upstream_host_port(scope)
 
 
 def upstream_url(scope: Scope) -> str:
-    """The URL of the backend."""
+    """The URL of the backend; "" without a route."""
     return _context(scope).url
 
 
@@ -150,7 +150,7 @@ def context_line(alias: str, key: str) -> bytes:
 
 
 def alias_of_context(value: bytes, key: str) -> str | None:
-    """The alias in the value of such a line; None if it has another key."""
+    """The alias in the value of a CONTEXT_FIELD header; None unless the value begins with this key."""
     given, _, alias = value.partition(b" ")
     return unquote(alias.decode("latin-1")) if key and compare_digest(given, key.encode()) else None
 

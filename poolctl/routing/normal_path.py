@@ -18,8 +18,9 @@ Backends confuse paths that RFC 3986 distinguishes:
 | `%00`, other controls, bytes beyond ASCII, a backslash | end the text there, or guess | refused |
 | `%` without two hex digits, `#` | guess | refused |
 
-Kept, because clients need them (`/@scope%2Fpackage`, `/fetch/https://example.com`), and read both ways: such a path has
-several `readings`, and takes a route only if all of them take it. A second decoding ("%252F") is nowhere foreseen.
+Some of these paths are kept, because clients need them (`/@scope%2Fpackage`, `/fetch/https://example.com`). A path that
+is read both ways has several `readings`, and takes a route only if all its readings take that route. Backends that
+decode twice ("%252F") are not considered.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _PARAMETERS = re.compile(r";[^/]*+")
 _SEPARATOR = re.compile(r"%(?:2F|5C)")
 _SLASHES = re.compile(r"//++")
 _AMBIGUOUS = ";", "//", "%2F", "%5C"
-# A path with more places that may be read in two ways is refused: each makes work for all of its readings.
+# A path with more places that may be read in two ways is refused: each place costs work in every reading.
 MOST_AMBIGUOUS = 256
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 _HEX_DIGITS = "0123456789ABCDEFabcdef"

@@ -100,11 +100,11 @@ class _RegistryReader:
         return iter([*self.iter_active(), *self.excluded])
 
     def get(self, alias: str) -> Route | StreamRoute | None:
-        """The route of this alias, for HTTP or else for streams; never an excluded one."""
+        """The served route of this alias, for HTTP or else for streams; None if no served route has it."""
         return self.http.get(alias) or self.stream.get(alias)
 
     def get_http_route_or_exact(self, alias: str, host: str) -> Route | None:
-        """The route for HTTP of this alias, or else one whose alias or host is exactly `host`."""
+        """The route for HTTP of this alias, or else one whose alias or host is exactly `host`, or else None."""
         return self.http.get(alias) or self.http.get(host) or self.http.get_by_host(host)
 
     def by_provider(self) -> dict[str, list[AnyRoute]]:

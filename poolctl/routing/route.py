@@ -129,7 +129,7 @@ class Route:
 
     `host` is exact ("users.example.com"), "*.example.com" for every name below it, a bare first label ("users"), a
     pattern with "*" elsewhere, or "" for every host. `path` is a prefix in whole segments, in normal form: "/v1"
-    covers /v1 and /v1/users, not /v10. A request must have each of the `headers`; "" stands for any value. One that
+    covers /v1 and /v1/users, not /v10. A request must have each of the `headers`; "" stands for any value. A route that
     redirects to https takes only requests without TLS.
     """
 

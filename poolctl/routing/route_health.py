@@ -12,7 +12,7 @@ FULL, SUMMARY, SIMPLE = DEPTHS = ("full", "summary", "simple")
 UNKNOWN, HEALTHY, NAPPING, STARTING, UNHEALTHY, ERROR = (
     "unknown", "healthy", "napping", "starting", "unhealthy", "error",
 )  # fmt: skip
-# Of several backends the best one counts: a route with one healthy backend serves. It is unknown only where all are.
+# From best to worst. Of several backends the best one counts, because a route with one healthy backend serves.
 STATUSES = HEALTHY, STARTING, NAPPING, UNHEALTHY, ERROR, UNKNOWN
 
 # With these statuses no request is refused for lack of a backend.
@@ -83,7 +83,7 @@ def health_info_simple(healths: Mapping[str, RouteHealth]) -> dict[str, str]:
 
 
 def health_in_depth(healths: Mapping[str, RouteHealth], depth: str) -> dict[str, Any]:
-    """Return the result of one of the three functions above: full, summary or simple."""
+    """The health in this depth: `health_info` (full), `health_info_without_detail` (summary), `health_info_simple`."""
     if depth == SIMPLE:
         return health_info_simple(healths)
     return health_info(healths) if depth == FULL else health_info_without_detail(healths)

@@ -82,7 +82,7 @@ def stream_key(alias: str) -> str:
 def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = False) -> RouteReport:
     """A report from the route alone: its state is unknown, and its figures are 0.
 
-    `tls`: its servers speak TLS, so that connections are passed by their host.
+    `tls`: the route's servers speak TLS, so that connections are passed by their host.
     """
     if isinstance(route, ExcludedRoute):
         return RouteReport(
@@ -100,7 +100,7 @@ def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = Fals
 
 
 class HostState(StrEnum):
-    """The ordered state of a host. A draining host gets only requests whose sticky cookie names it."""
+    """The state that was requested for a host. A draining host gets only requests whose sticky cookie names it."""
 
     ACTIVE = "active"
     DISABLED = "disabled"
@@ -108,7 +108,7 @@ class HostState(StrEnum):
 
 
 class BreakerState(StrEnum):
-    """The state of a host's circuit breaker; half-open while a few requests try whether it has recovered."""
+    """The state of a host's circuit breaker; half-open while a few requests test whether the host has recovered."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -119,10 +119,10 @@ class BreakerState(StrEnum):
 class HostReport:
     """One host. `since` and `until` are times (ISO 8601, UTC) or "".
 
-    `state` is the ordered HostState; `health`, one of route_health.STATUSES, says how it is; `available` whether it
-    gets requests now, `why` the reason if it does not. `breaker` is a BreakerState, "" before the first request.
+    `state` is the HostState that was requested, `health` one of route_health.STATUSES. `available` is whether the host
+    gets requests now; if not, `why` is the reason. `breaker` is a BreakerState, "" before the first request.
     `connections` counts the connections of a server's workers, or the gateway's own connections to any other host;
-    `in_flight` are requests that it proxies, `waiting` requests in the queues of its routes.
+    `in_flight` counts requests that the gateway proxies to the host, `waiting` requests in the queues of its routes.
     """
 
     host: str
@@ -154,8 +154,8 @@ STARTING, SERVING, FAILING, SILENT = "starting", "serving", "failing", "silent"
 class RegistrationReport:
     """One service, registered as a backend of the route `name`. `state` is starting, serving, failing or silent.
 
-    `why` is the problem of the last probe, or says that it is silent. `since` is the time of the last change of state
-    (ISO 8601, UTC). `left_seconds` is the rest of its time-to-live, None without one.
+    `why` is the problem of the last probe, or says that the service is silent. `since` is the time of the last change
+    of state (ISO 8601, UTC). `left_seconds` is the rest of the time-to-live, None without one.
     """
 
     name: str

@@ -1,16 +1,20 @@
 """The route table: routes in one sealed file in memory, which processes map and read without parsing it.
 
 It is a constant hash, like cdb's: a process finds the entries of a host, or of an alias, by their keys and decodes only
-those. The file never changes; a change of the routes makes a new one of a higher generation, and a reader keeps the
-table that it has until it closes it.
+those. The file never changes: a change of the routes makes a new file with a higher generation. A process may read the
+old table until it closes it.
 
 The file: a header, the entries, the slots. An entry is the length of its key, the length of its value, and both; values
 are JSON; a route's JSON omits fields with default values. A slot is the hash of a key and the offset of its entry, 4
 bytes each; an empty one is 0, and the slots of keys that collide follow each other.
 
-Keys are the keys of `match.HostPattern`; "@", "~" or "#" and the alias of a route for HTTP, of a stream or of an
-excluded route, whose entries follow each other in this order; for a host pattern with many paths "/", its key, NUL and
-the path; for patterns with "*" elsewhere than in front "%", their prefix, NUL, and their suffix.
+The keys, and what their entries hold:
+
+- "@", "~" or "#" and an alias: a route for HTTP, a stream, or an excluded route; they come first, in this order
+- the key of a `match.HostPattern`: the offsets of its routes, by path
+- "/", such a key, NUL and a path: the offsets of the routes with that path, if the host pattern has many paths
+- "%", a prefix, NUL and a suffix: the host patterns with "*" elsewhere than in front that begin and end like this
+- "!": values for the table as a whole
 """
 
 from __future__ import annotations
@@ -105,7 +109,7 @@ class _Writer:
         self._add(ROOT, json.dumps(root))
 
     def _add_others(self, kind: str, routes: Iterable[StreamRoute | ExcludedRoute]) -> tuple[int, int]:
-        """Add the first route of each alias; return where they begin, and how many they are."""
+        """Add the first route of each alias; return the offset of the first entry, and the number of routes added."""
         start, aliases = len(self._content), set()
         for route in routes:
             if route.alias not in aliases:
@@ -114,7 +118,7 @@ class _Writer:
         return start, len(aliases)
 
     def _add_wildcards(self, patterns: list[HostPattern]) -> list[tuple[int, int]]:
-        """Add each pattern, with its rank, under its prefix and suffix; return the lengths of both."""
+        """Add each pattern, with its rank, under its prefix and suffix; return each pair of their lengths once."""
         found: dict[tuple[str, str], list[tuple[int, str]]] = {}
         for rank, pattern in enumerate(sorted(patterns, key=lambda each: -each.weight)):
             both = pattern.text.partition("*")[0], pattern.text.rpartition("*")[2]
@@ -183,7 +187,7 @@ def _in_json(field: object) -> object:
     return [_in_json(each) for each in field] if isinstance(field, tuple) else field
 
 
-_LONGEST_HOST = 255  # longer ones are no names, and not worth keeping
+_LONGEST_HOST = 255  # the result for a longer host, which cannot be a name, is not kept
 
 
 class TableError(ValueError):
@@ -325,7 +329,7 @@ class RouteTable:
         return None
 
     def by_alias(self, alias: str) -> Match | None:
-        """The route of this alias, or None; `passes` and `whole_host` of the match are false."""
+        """A match for the route of this alias, with `passes` and `whole_host` false; None if there is no such route."""
         offset = self._find(ALIAS + alias)
         return None if offset is None else _Candidate(self._route(offset), alone=False).perhaps
 
@@ -375,7 +379,7 @@ class RouteTable:
 
     @cached_property
     def _root(self) -> dict[str, Any]:
-        """What belongs to the table as a whole."""
+        """The values for the whole table, as `_Writer` wrote them. Raises TableError if the table has none."""
         offset = self._find(ROOT)
         if offset is None:
             raise TableError("the route table has no root")
@@ -389,7 +393,7 @@ class RouteTable:
         return found
 
     def candidates(self, host: str, path: str, *, most: int = 1000) -> list[Route]:
-        """Every route in its order; from a table with more than `most`, the routes that cover this host and path."""
+        """Every route, in the table's order; of more than `most` routes, only those that cover this host and path."""
         if len(self) <= most:
             return list(self)
         groups = self._hosts.get(host) or self._groups_of(host)

@@ -1,13 +1,13 @@
 """Decides which routes keep their connections in the gateway, because later requests may be for another user's server.
 
-A worker reads all later bytes of the client on a connection that was passed to it. So a connection is passed only where
-every request that may come on it leads to servers of one user: on a listener without TLS all requests, with and without
-a route; within TLS, which is passed by its host, all requests for that host. URLs, and requests without a route, count
-as another user's as soon as the pool's servers have several users.
+A worker reads all later bytes of the client on a connection that was passed to it. So a connection is passed only if
+every request that may arrive on it leads to servers of one user. Without TLS, these are all requests to the listener,
+with and without a route. A TLS connection is passed by its host, so these are all requests for that host. URLs, and
+requests without a route, count as another user's as soon as the pool's servers have several users.
 
 Workers get only the fields of routes that decide whether a later request is theirs: an application may run as another
-user than the pool, and its worker maps the table. So it has no headers, variables, URLs or limits, and where servers
-run as several users only the routes to servers of the worker's own.
+user than the pool, and its worker maps the table. So a worker's table has no headers, variables, URLs or limits; if
+servers run as several users, it has only the routes to servers of the worker's user.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CHANGING = (
 
 
 def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
-    """The routes; a route whose connections must stay in the gateway because of later requests has the reason.
+    """The routes, with the reason in `other_user` and `other_user_tls` if connections must stay in the gateway.
 
     `users` maps every server of the pool to its user, including servers without a route.
     """
@@ -88,14 +88,14 @@ class KeptHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """The connections that workers may still hold: those without TLS on servers of one user, and TLS ones by host."""
+    """Connections that workers may still hold: without TLS, by the servers of one user; TLS connections, by host."""
 
     user: str = ""
     servers: tuple[str, ...] = ()
     hosts: tuple[KeptHost, ...] = ()
 
     def with_earlier(self, earlier: Kept, users: Mapping[str, str]) -> Kept:
-        """These connections, plus earlier ones that are still open, if their servers still exist."""
+        """These connections, and `earlier` ones unless their server was removed or now runs as another user."""
         servers = dict.fromkeys((*self.servers, *(earlier.servers if self.user == earlier.user else ())))
         known = {(each.host, each.server) for each in self.hosts}
         hosts = [each for each in earlier.hosts if (each.host, each.server) not in known]
@@ -106,7 +106,7 @@ class Kept:
         )
 
     def without(self, servers: Collection[str]) -> Kept:
-        """These connections after the connections of these servers were ended."""
+        """A copy without the connections of `servers`, which were ended."""
         return Kept(
             user=self.user,
             servers=tuple(each for each in self.servers if each not in servers),
@@ -116,7 +116,7 @@ class Kept:
     def must_close(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
         """The servers whose kept connections must be closed before the next routes apply.
 
-        `after` is what those routes allow to be kept; `users` maps each server to the user that it runs as.
+        `after` are the connections that those routes allow to be kept; `users` maps each server to its user.
         """
         found = set(self.servers if self.servers and self.user != after.user else ())
         only = _only_user(users.values())
@@ -193,12 +193,12 @@ _KNOWN = ("alias", "host", "path", "methods", "provider", "allow")
 _LEFT_OUT = [
     (field.name, field.default)
     for field in fields(Route)
-    if field.name not in (*_KNOWN, "headers", "mode", "to")  # of a redirect, whether it takes requests by TLS
+    if field.name not in (*_KNOWN, "headers", "mode", "to")
 ]
 
 
 def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None = None) -> list[Route]:
-    """The routes for the workers of these servers of one user; without `servers`, for all workers of a pool.
+    """The routes for the workers of `servers`, which run as one user; with None, for all workers of the pool.
 
     Each route's `mode` is proxy if its connections are not passed, and its `to` contains only servers.
     """
@@ -224,6 +224,7 @@ def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
         **{name: getattr(route, name) for name in _KNOWN},
         # Only the presence of a condition: it keeps the route from being passed.
         headers=tuple(Header(name=each.name) for each in route.headers),
+        # Such a redirect takes no requests within TLS.
         redirect=Redirect(to=HTTPS) if route.redirects_to_https else None,
         mode=route.mode if passes else PROXY,
         to=tuple(Target(server=each.server) for each in to),
