@@ -26,8 +26,8 @@ Fields = list[tuple[bytes, bytes]]  # names in lower case, and values
 class ClientReport:
     """The fields about one connection's client that are reported with each of its requests.
 
-    `peer` is its address, "" for a Unix socket. A `trusted` peer is a proxy: its own fields about the client are kept
-    and extended. The fields of any other peer are replaced.
+    `peer` is the address at the other end, "" for a Unix socket. A `trusted` peer is a proxy: its own fields about the
+    client are kept and extended. The fields of any other peer are replaced.
     """
 
     __slots__ = ("_node", "_peer", "_scheme", "_trusted")
@@ -39,7 +39,10 @@ class ClientReport:
         self._node = (f'"[{peer}]"' if ":" in peer else peer or "unknown").encode()
 
     def fields(self, host: bytes, values: Callable[[bytes], Sequence[bytes]]) -> Fields:
-        """The fields to report with a request for this host, or b"". `values` finds the fields of the request."""
+        """The fields to report with a request for `host` (b"" if unknown).
+
+        `values` returns the values of the request's fields with a given lower-case name.
+        """
         if self._trusted:
             hops = b", ".join([*values(_FOR), *([self._peer] if self._peer else [])])
             scheme = b", ".join(values(_PROTO)) or self._scheme

@@ -1,8 +1,8 @@
 """One request on a connection of its own, and its streamed response: for clients on an asyncio loop.
 
-Forward proxies are named by environment variables, HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, as for curl and
-Python's urllib, also in lower case. For https a tunnel is requested (RFC 9110 §9.3.6): the proxy does not see its
-contents.
+Forward proxies are named by the environment variables HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY, in upper or
+lower case, as for curl and Python's urllib. For https a tunnel is requested (RFC 9110 §9.3.6): the proxy does not see
+its contents.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ async def exchange(
 ) -> AsyncIterator[StreamedResponse]:
     """Send one request to a Unix socket's path, or to a host and a port, and yield its response.
 
-    With `proxy` it is sent through that: with `tls` in a tunnel, otherwise as a request to the proxy with a URL as its
-    target.
+    With `proxy` the request goes through that proxy: in a tunnel with `tls`, otherwise as a request to the proxy, whose
+    `target` must be a URL.
 
     With `tls` the certificate must be valid for the host, unless the context says otherwise. Redirects are not
     followed, failures are not retried, and there is no time limit except the caller's `asyncio.timeout`. Raises
@@ -118,13 +118,13 @@ class ForwardProxy(NamedTuple):
 
     @property
     def fields(self) -> list[tuple[str, str]]:
-        """The header fields for the proxy itself."""
+        """The header fields for the proxy itself; empty without `authorization`."""
         return [("proxy-authorization", self.authorization)] if self.authorization else []
 
     async def open_tunnel(
         self, host: str, port: int, tls: ssl.SSLContext, *, limit: int
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Connect to the host through a tunnel of the proxy, with TLS. Raises OSError, such as ProxyError."""
+        """Return the streams of a TLS connection to the host through the proxy. Raises ProxyError, other OSErrors."""
         stream, writer = await asyncio.open_connection(self.host, self.port, limit=limit)
         try:
             authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -36,7 +36,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ClientGone(ConnectionError):
-    """The client does not read the response."""
+    """The client does not read the response, or has closed the connection."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ class Responder:
             self._writer.write(chunk(data) if self._chunked else data)
 
     def attach(self, sock: socket.socket, fd: int, data: bytes) -> None:
-        """Send a piece of the response with a descriptor, over a Unix socket. Raises ClientGone if it is not read."""
+        """Send a piece of the response with a descriptor, over a Unix socket. Raises ClientGone unless sent at once."""
         data = chunk(data) if self._chunked else data
         if self._writer.transport.get_write_buffer_size():
             raise ClientGone("the client does not read")
@@ -112,7 +112,7 @@ class Responder:
         await self._drain()
 
     async def send(self, status: int, fields: Fields, body: bytes) -> None:
-        """Send a complete response, and wait until it is sent. Raises ClientGone."""
+        """Send a complete response, and wait until it is sent. Raises ClientGone when the client takes too long."""
         self._head(status, [*fields, ("content-length", str(len(body)))])
         if not self._bodiless:
             self._writer.write(body)
@@ -197,7 +197,7 @@ class HttpServer:
             task.cancel()
 
     async def close(self, grace_seconds: float) -> None:
-        """Stop accepting, and let current requests finish within that time."""
+        """Stop accepting, and wait until current requests are finished, at most `grace_seconds`."""
         self.stop_accepting()
         pending = self._connections.keys() - {asyncio.current_task()}
         if pending:
@@ -309,9 +309,10 @@ class HttpServer:
     async def _refuse(
         self, error: BadMessage, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Answer, then read for a moment, because closing with unread data would reset the connection (§9.6).
+        """Answer, then read for a moment: closing with unread data would reset the connection (RFC 9112 §9.6).
 
-        A client that keeps sending is reset: after the limit of a head if its head was too large, else a megabyte.
+        Returns after a second, or as soon as the client has disconnected or has sent a megabyte; if its head was too
+        large, as soon as it has sent the maximum size of a head.
         """
         status, kind, body = self._handler.refuse(error)
         response = Responder(None, writer, self._limits, keep_alive=False)
@@ -326,7 +327,10 @@ class HttpServer:
 async def _receive(
     message: RequestReader, rest: bytes, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> RequestHead | None:
-    """The head of the next request once it is complete; None if the client has closed its side. Raises BadMessage."""
+    """The head of the next request, when the whole request has arrived. `rest` are bytes read before.
+
+    None if the client has closed its side before the request began. Raises BadMessage, also for an incomplete request.
+    """
     continued = False
     while not (rest and message.feed(rest)):
         if message.head is not None and not continued and message.head.expects_continue:

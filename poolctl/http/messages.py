@@ -189,8 +189,8 @@ class MessageHead:
     def _combine(self, sent: list[tuple[bytes, bytes]]) -> tuple[dict[bytes, bytes], bool]:
         """The values of these fields by lower-case name; repeated ones are joined by a comma.
 
-        Also returns whether no field was repeated or had whitespace after its value. Raises BadMessage for a
-        repeated field that may occur only once.
+        Also returns True if no field was repeated, and none had whitespace after its value; otherwise False. Raises
+        BadMessage for a repeated field that may occur only once.
         """
         decisive: dict[bytes, bytes] = {}
         plain = True
@@ -223,9 +223,9 @@ class RequestHead(MessageHead):
     asks to change to, or b"" (RFC 9110 §7.8). `expects_continue`: the client waits for 100 before it sends the body
     (RFC 9110 §10.1.1).
 
-    `canonical`: httptools (llhttp) and h11 read it alike, the same method, target, host and end of the message. So a
-    process can decide about the request and leave the bytes to a server with either parser. Where the parsers, or
-    applications behind them, differ, this form is stricter than RFC 9112:
+    `canonical`: httptools (llhttp) and h11 find the same method, target, host and end of the message. So a process can
+    decide about the request and leave the bytes to a server with either parser. Where the parsers, or applications
+    behind them, differ, this form is stricter than RFC 9112:
 
     - llhttp's methods without CONNECT; a target in origin form, or `OPTIONS *`. The absolute form names a second host,
       and uvicorn's two protocols give an application different paths for it.
@@ -382,7 +382,7 @@ def _values_of(name: bytes) -> Callable[[bytes], list[bytes]]:
 
 
 def _body_of(decisive: dict[bytes, bytes]) -> int | None:
-    """The Content-Length, or CHUNKED; None if the head has neither (RFC 9112 §6.3)."""
+    """The Content-Length, or CHUNKED; None if the head has neither (RFC 9112 §6.3). Raises BadMessage."""
     length, coding = decisive.get(b"content-length"), decisive.get(b"transfer-encoding")
     if coding is not None:
         if coding.lower() != b"chunked":
@@ -462,8 +462,8 @@ _NOT_IN_TRAILERS = frozenset(
 class ChunkedBody:
     """Reads a chunked body: `feed` returns the part to be passed on, as chunks or, with `decode`, as plain data.
 
-    At its end `done` is true and `trailers` holds the lines of its trailer section. `rest` are the bytes after it, or
-    the bytes left by the last call. `size` is the number of bytes of data so far. With
+    At the end of the body `done` is true, and `trailers` holds the lines of its trailer section. `rest` are the bytes
+    after the body, or those that the last call has left unread. `size` is the number of bytes of data so far. With
     `most_a_second` 0 the rate of chunks is not limited.
     """
 
@@ -569,7 +569,7 @@ class ChunkedBody:
         return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
 
     def _check_end(self, data: bytes, at: int, left: int, taken: int) -> None:
-        """Raise BadMessage unless the chunk ends with CRLF, as far as the `taken` of its `left` bytes show it."""
+        """Raise BadMessage if the chunk does not end with CRLF. Only `taken` of its last `left` bytes have arrived."""
         begin = at + max(0, left - 2)
         if begin < at + taken:
             expected = b"\r\n"[max(0, 2 - left) :]
@@ -587,7 +587,8 @@ class ChunkedBody:
         self._buffer = line
 
     def _is_unfit(self, data: bytes, at: int) -> bool:
-        """Whether the bytes from this offset on cannot be text. The previous call may have ended with a CR."""
+        """Whether the bytes from this offset on contain a control character, or a CR or LF without the other."""
+        # The previous call may have ended with a CR.
         return unfit(data, max(at, self._scanned - 1)) is not None
 
     def _count_extension(self, size: int) -> None:
@@ -606,7 +607,7 @@ class ChunkedBody:
             raise BadMessage(f"more than {self._most_a_second} chunks a second")
 
     def _read_trailers(self, data: bytes, at: int) -> Buffer:
-        """Read the trailer section, which starts at `at`; it is passed on only when complete."""
+        """Read the trailer section, which starts at `at`; returns the bytes to pass on, b"" until it is complete."""
         if data.startswith(b"\r\n", at):
             end = at
         else:
@@ -782,7 +783,7 @@ class ResponseReader(MessageReader):
         return usable and self.head is not None and self.head.reusable
 
     def end(self) -> bool:
-        """Whether the response is complete now that the connection has ended."""
+        """Note that the connection has ended; returns whether the response is complete."""
         self.complete = self.complete or self._left == UNTIL_CLOSE
         return self.complete
 
