@@ -67,7 +67,7 @@ class Events:
     ) -> None:
         """Record an event. The arguments must not be changed afterwards.
 
-        `kind` is one of journal.KINDS, `event` a single word; JournalEvent describes the others.
+        `kind` is one of journal.KINDS, `event` a few words; JournalEvent describes the other arguments.
         """
         if server and not self._may_record(server):
             return
@@ -102,7 +102,7 @@ class Events:
             self._timer = loop.call_at(due, self.flush)
 
     def _may_record(self, server: str) -> bool:
-        """Whether the rate limit allows another event of this server; if so, records how many were dropped."""
+        """Whether the rate limit allows another event of this server; if so, records how many were dropped before."""
         if len(self._allowances) > _MOST_SERVERS:
             self._allowances.clear()  # mostly of removed servers
         allowance = self._allowances.setdefault(server, RateLimit(_BURST, _PER_SECOND))
@@ -116,7 +116,10 @@ class Events:
         return True
 
     def write_to(self, journal: Journal) -> None:
-        """Write events to this journal from now on. Numbering continues after the larger of both last numbers."""
+        """Write events to this journal from now on.
+
+        Their numbers continue after the newest event of this queue or of the journal, whichever is higher.
+        """
         self.close()
         self.journal = journal
         with contextlib.suppress(OSError):  # a journal that cannot be read can rarely be written
@@ -132,7 +135,7 @@ class Events:
         return f"{count} could not be written to {journal.path}: {journal.error}"
 
     def subscribe(self, fn: Subscriber) -> Callable[[], None]:
-        """Call `fn` with each event that is recorded from now on. Returns a function that ends the subscription."""
+        """Register `fn` to be called with each event from now on. Returns a function that ends the subscription."""
         self._subscribers.append(fn)
 
         def end() -> None:

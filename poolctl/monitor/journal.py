@@ -72,7 +72,7 @@ class JournalEvent(NamedTuple):
         )
 
     def to_json(self) -> Table:
-        """The event as a line of the journal."""
+        """The event as the JSON object on a line of the journal."""
         time, *others, detail = self
         return {"time": time, "schema": SCHEMA, **dict(zip(_FIELDS[2:], others, strict=True)), **detail}
 
@@ -122,7 +122,7 @@ class JournalEvent(NamedTuple):
 
     @property
     def severity(self) -> str:
-        """The severity of this event, or else of its kind."""
+        """info, warning or error: the severity given in the event, or else the usual one of its kind and state."""
         own = self.detail.get("severity")
         if own in SEVERITIES:
             return str(own)

@@ -57,7 +57,10 @@ class Family:
     def add_histogram(
         self, bounds: Sequence[float], counts: Sequence[int], total: float, **labels: str
     ) -> None:
-        """Add a histogram. `counts` holds the count of each bucket; the last bucket is above all bounds."""
+        """Add a histogram. `counts` holds the count of each bucket; the last bucket is above all bounds.
+
+        `total` is the sum of the observed values.
+        """
         below = 0
         for bound, count in zip((*bounds, math.inf), counts, strict=True):
             below += count
@@ -189,10 +192,10 @@ def snapshot(
     memory: bool = True,
     own_pid: int | None = None,
 ) -> ServerSnapshot:
-    """The server's figures at `now`, in monotonic seconds. Without `memory`, memory usage may be some seconds old.
+    """The server's figures at `now`, in monotonic seconds. Without `memory`, memory is not measured again.
 
-    `ended` holds the counts of exited workers, and is updated to the total. The caller keeps `usages`, by pid, from
-    one call to the next. Workers inside the process `own_pid` have no usage of their own.
+    `ended` holds the counts of exited workers; the counts of the others are added to it. The caller keeps `usages`, by
+    pid, from one call to the next. Workers inside the process `own_pid` have no usage of their own.
     """
     workers: list[WorkerUsage] = []
     for worker in entry.observed.workers.values():
