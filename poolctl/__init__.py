@@ -1,4 +1,4 @@
-"""poolctl: a pool of HTTP servers by bind address, from a file, the command line or Python.
+"""poolctl: a pool of HTTP servers, keyed by bind address; defined in a file, on the command line or in Python.
 
 All names are imported on first use, so that small processes and fast commands import little.
 """
@@ -15,7 +15,7 @@ if sys.argv[0].rpartition("/")[2] == "poolctl" or (
     from os import _exit
 
     if _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
-        # Until install_ctrl_c() has run: while it is imported, the interpreter's own handler would raise.
+        # Until install_ctrl_c() has run, because the interpreter's own handler would raise during the import below.
         _signal.signal(_signal.SIGINT, lambda number, frame: _exit(130))
 
         from poolctl.cli.main import install_ctrl_c

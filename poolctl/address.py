@@ -54,8 +54,9 @@ class AddressError(ValueError):
 class Address(_Fields):
     """A bind address; equal to another when the canonical keys are equal.
 
-    `kind` is tcp, unix, fd, job or process. `port` is None while `auto` is true and for the other kinds. `dual`:
-    written without a host (`:8080`), so `[::]:8080` (V6ONLY) is opened as well where the machine has IPv6.
+    `kind` is tcp, unix, fd, job or process. `auto` means that a port is still to be chosen. `port` is None until then,
+    and for kinds other than tcp. `dual` means written without a host (`:8080`): `[::]:8080` (V6ONLY) is opened as well
+    if the machine has IPv6.
     """
 
     # A tuple, because every validation of a large file creates thousands of addresses.
@@ -80,7 +81,7 @@ class Address(_Fields):
         name: str = "",
         dual: bool = False,
     ) -> Self:
-        """The address with these parts, which are already canonical."""
+        """The address with these parts, which must be canonical."""
         if kind == "tcp":
             key = f"{f'[{host}]' if ':' in host else host}:{'auto' if port is None else port}"
         else:
@@ -129,12 +130,12 @@ class Address(_Fields):
 
     @property
     def connect_address(self) -> Address:
-        """The address on which this machine can connect to it; a wildcard becomes a loopback address."""
+        """The address to connect to from this machine: a loopback address for a wildcard, else this address."""
         host = _LOOPBACK_OF.get(self.host)
         return self if host is None else Address("tcp", host=host, port=self.port)
 
     def with_port(self, port: int) -> Address:
-        """The same host with this port."""
+        """The same host with this port. Raises AddressError for a kind without a port."""
         if self.kind != "tcp":
             raise AddressError(f"{self.key} has no port")
         return Address("tcp", host=self.host, port=port, dual=self.dual)
@@ -171,7 +172,10 @@ def _host_name(text: str) -> str:
 
 
 def canonical_ipv6(text: str) -> str:
-    """The compressed form with any zone; an IPv4-mapped address becomes IPv4. Raises AddressError."""
+    """The IPv6 address in compressed form, with its zone if it has one; an IPv4-mapped address becomes IPv4.
+
+    Raises AddressError.
+    """
     bare, percent, zone = text.partition("%")
     if percent and not re.fullmatch(_ZONE, zone):
         raise AddressError(f"{text[:80]!r} has no usable zone", 'write "[fe80::1%eth0]:8080"')
@@ -187,15 +191,14 @@ def canonical_ipv6(text: str) -> str:
 
 
 def canonical(text: str, *, base_dir: str | None = None) -> str:
-    """The canonical spelling of an address, the key of a server in the pool. Raises AddressError."""
+    """The canonical spelling of the address that `parse` returns: a server's key in the pool. Raises AddressError."""
     return parse(text, base_dir=base_dir).key
 
 
 def parse(text: str, *, base_dir: str | None = None) -> Address:
-    """The address described by `text`; a relative socket path is relative to `base_dir`.
+    """The address described by `text`; a relative socket path is relative to `base_dir` (default: working directory).
 
-    Without it the working directory is used. Service names are looked up in services(5); host names are not
-    resolved. Raises AddressError.
+    Service names are looked up in services(5); host names are not resolved. Raises AddressError.
     """
     if not isinstance(text, str):
         raise AddressError(f"an address is a string, and this is {text!r}")
@@ -354,7 +357,7 @@ def _covers(a: Address, b: Address) -> bool:
 
 
 class UsedPorts:
-    """The number of addresses on each TCP port, counted only once a wildcard needs it."""
+    """The number of items on each TCP port; counting begins when a wildcard address first needs it."""
 
     __slots__ = ("_counts",)
 
@@ -362,25 +365,26 @@ class UsedPorts:
         self._counts: Counter[int | None] | None = None
 
     def has(self, port: int, items: Mapping[str, Item]) -> bool:
-        """Whether any item uses this port."""
+        """Whether any item uses this port; `items` are all items, counted by the first call."""
         if self._counts is None:
             self._counts = Counter(item.address.port for item in items.values())
         return self._counts[port] > 0
 
     def count(self, address: Address, step: int) -> None:
-        """Count an added (1) or removed (-1) item with this address."""
+        """Update the count after an item with this address was added (`step` is 1) or removed (-1)."""
         if self._counts is not None:
             self._counts[address.port] += step
 
     def reset(self) -> None:
-        """Forget the counts after all items were removed; they are rebuilt on demand."""
+        """Forget the counts after the items were removed or replaced; `has` counts again."""
         self._counts = None
 
 
 def overlapping(address: Address, items: Mapping[str, Item], ports: UsedPorts) -> Item | None:
-    """An item whose address overlaps with this one but has a different key; `items` maps address keys to items.
+    """An item whose address overlaps with `address` but has a different key, or None. `ports` counts `items`.
 
-    The cost does not depend on the number of items.
+    `items` maps address keys to items; all of them are compared only for link-local addresses, and for a wildcard whose
+    port is in use.
     """
     if address.kind != "tcp" or address.port is None or address.auto:
         return None

@@ -1,8 +1,8 @@
 """Runs a part of poolctl in any interpreter: `python /path/to/poolctl/bootstrap.py PART [ARGUMENT…]`.
 
 The keeper, the logger and the workers run in interpreters in which poolctl need not be installed (the application's
-virtual environment, if poolctl itself was installed with pipx). This file makes its own package importable there
-without adding that package's directory to the path, which may hold other versions of the application's libraries.
+virtual environment, if poolctl itself was installed with pipx). This file makes its own package importable there, but
+does not add the directory of that package to the path: it may hold other versions of the application's libraries.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import sys
 # The oldest supported versions for workers.
 OLDEST_PYTHON = (3, 11)
 OLDEST_UVICORN = (0, 41)
-# Parts by the names that supervisors of earlier versions start them by.
+# Parts that supervisors of earlier versions start by another name.
 _FORMER_PARTS = {"gateway.haproxy": "features.haproxy", "web": "features.dashboard"}
 
 
 def main() -> None:
-    """Import `poolctl.PART.__main__` and call its `main()`."""
+    """Run the part named by the first argument: import `poolctl.PART.__main__` and call its `main()`."""
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     __import__("poolctl")
     del sys.path[0]
@@ -35,14 +35,14 @@ def main() -> None:
 def command(interpreter: str, part: str, *arguments: str, isolated: bool = False) -> list[str]:
     """The argument vector that runs `part` in `interpreter`.
 
-    `isolated` ignores the environment's PYTHON* variables and the user's site directory (`python -I`).
+    With `isolated` the interpreter ignores PYTHON* variables and the user's site directory (`python -I`).
     """
     flags = "-I" if isolated else "-P"
     return [interpreter, flags, os.path.abspath(__file__), part, *arguments]
 
 
 def installed_version() -> str:
-    """The version of poolctl on disk, which may have been replaced while this process runs; "?" if missing."""
+    """The version of poolctl on disk, which may have been replaced while this process runs; "?" if unreadable."""
     try:
         with open(os.path.join(os.path.dirname(__file__), "__init__.py"), encoding="utf-8") as file:
             return file.read().partition('__version__ = "')[2].partition('"')[0] or "?"
@@ -71,7 +71,7 @@ def installed_build() -> str:
 
 
 def is_installed_since(moment: float) -> bool:
-    """Whether a file of the package on disk was changed or replaced at this Unix time or later."""
+    """Whether a file of the package on disk was changed or replaced at this Unix time or later, or disappears now."""
     try:
         return any(os.stat(path).st_ctime >= moment for path in _installed_files())
     except OSError:
@@ -92,7 +92,10 @@ def as_user(uid: int, gid: int, argv: list[str]) -> list[str]:
 
 
 def uvicorn_problem(python: str, version: str | None) -> tuple[str, str] | None:
-    """The problem with this uvicorn version in an interpreter, and the fix; None if it is new enough."""
+    """The problem with the uvicorn of the interpreter `python`, and the fix; None if it is new enough.
+
+    `version` is None if uvicorn is missing. A version that is not numeric is accepted.
+    """
     if version is None:
         return "has no uvicorn", f"install it there: {python} -m pip install uvicorn"
     try:

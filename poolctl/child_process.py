@@ -1,6 +1,7 @@
 """A child process that answers requests over a socket, its standard input; started on demand, ended when idle.
 
-It ends with its object, and with this process. Callers apply their own timeouts. Standard library only.
+It is killed when its object is freed, and when this process exits. Callers apply their own timeouts. Standard library
+only.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _EXIT_SECONDS = 5.0
 class ChildEnded(Exception):
     """The process has ended, or has closed its end of the socket.
 
-    `status` is its exit status, or the negative number of the signal that killed it; None if it has not ended.
+    `ChildOnDemand.ask` sets `status` to its exit status, or to the negative number of the signal that killed it; it is
+    None if the process has not ended.
     """
 
     def __init__(self, process: ChildProcess) -> None:
@@ -39,13 +41,15 @@ class ChildEnded(Exception):
 class ChildProcess:
     """A child of this process, started at once, for requests from the running loop.
 
-    `end` kills it, except in a fork of this process. Its output follows `output_start` in the file `output`.
+    `end` kills it; in a fork of this process it does nothing. The child's output begins at the position `output_start`
+    of the file `output`.
     """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None, output: str = "") -> None:
-        """Execute a program, with this environment (default: this process's). Raises OSError.
+        """Execute a program with this environment (default: this process's). Raises OSError.
 
-        Its output is appended to the file `output`; by default it shares this process's standard error.
+        Its output is appended to the file `output`. Without a file, its standard output is discarded, and its standard
+        error is this process's.
         """
         self.output = output
         with contextlib.ExitStack() as stack:
@@ -68,7 +72,7 @@ class ChildProcess:
         self._link.setblocking(False)
         self._received = bytearray()
         self.pid = self._process.pid
-        # Even if `end` was not called, because its loop may be gone.
+        # Kills the process even if `end` was not called, because the caller's loop may be gone.
         self.end = weakref.finalize(self, _end_process, self._link, self._process, os.getpid())
         self.has_answered = False
 
@@ -80,7 +84,7 @@ class ChildProcess:
             raise ChildEnded(self) from error
 
     async def read_line(self, most_bytes: int) -> bytes:
-        """The next line without its line break, or the first bytes of a longer one. Raises ChildEnded."""
+        """The next line without its line break; the first `most_bytes` of a longer line. Raises ChildEnded."""
         while (end := self._received.find(b"\n", 0, most_bytes)) < 0 and len(self._received) < most_bytes:
             await self._receive()
         found = self._consume(end if end >= 0 else most_bytes)
@@ -95,7 +99,7 @@ class ChildProcess:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has ended by itself, or was killed by another process."""
+        """Whether the process has exited or was killed."""
         return self._process.poll() is not None
 
     async def wait_for_exit(self) -> int | None:
@@ -140,9 +144,10 @@ class ChildOnDemand:
         self._idle: TimerHandle | None = None
 
     async def ask(self, exchange: Callable[[ChildProcess], Awaitable[T]]) -> T:
-        """The result of `exchange`; an exception ends the process. Raises ChildEnded, with its status.
+        """Call `exchange` with the child, started if necessary, once earlier requests are done; returns its result.
 
-        Also raises the exceptions of `start`.
+        If `exchange` raises or is cancelled, the child is ended. Raises ChildEnded with the exit status, and the
+        exceptions of `start`.
         """
         async with self._turn:
             if self._idle is not None:
@@ -172,7 +177,7 @@ class ChildOnDemand:
 
 
 def _running_loop() -> AbstractEventLoop:
-    import asyncio  # not at the top: a supervisor starts its first child before it loads this
+    import asyncio  # not at the top: a supervisor starts its first child before it loads asyncio
 
     return asyncio.get_running_loop()
 
@@ -183,7 +188,7 @@ def _open_private(path: str, flags: int) -> int:
 
 def _end_process(link: socket.socket, process: subprocess.Popen[bytes], owner: int) -> None:
     if os.getpid() != owner:
-        process.returncode = 0  # nothing to warn of: it belongs to the parent
+        process.returncode = 0  # so that Popen gives no ResourceWarning: the process belongs to the parent
         return
     link.close()
     process.kill()

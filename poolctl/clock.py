@@ -18,7 +18,7 @@ class Clock:
 
 
 class RateLimit:
-    """Allows bursts of `burst`, and `per_second` in the long run. All times are on one monotonic clock."""
+    """Allows an amount of `burst` at once, and `per_second` on average. All times are on one monotonic clock."""
 
     __slots__ = ("_at", "_burst", "_left", "_per_second")
 
@@ -46,7 +46,7 @@ class ReportLimit:
         self._next: dict[str, float] = {}
 
     def add(self, now: float, count: int = 1, key: str = "") -> int:
-        """The count since the key's last report, if it may be reported now; otherwise 0."""
+        """Count events; returns the key's count since its last report if it may be reported now, otherwise 0."""
         total = self._counts.pop(key, 0) + count
         if not total or now < self._next.get(key, now):
             self._counts[key] = total
@@ -56,7 +56,7 @@ class ReportLimit:
 
 
 def aligned(now: float, interval_seconds: float) -> float:
-    """The next multiple of the interval, a tenth of it from now at the earliest.
+    """The first multiple of the interval that is at least a tenth of the interval after `now`.
 
     Periodic tasks aligned in this way to the system's monotonic clock share one wake-up.
     """
@@ -73,10 +73,11 @@ _LATE_CHECKS = 2
 
 
 class Watchdog:
-    """Detects a hung process: it is pinged periodically, and any message within a time limit counts as an answer.
+    """Detects a hung process: the caller pings it periodically, and any message within a time limit is an answer.
 
     Only time in which the watching process itself ran counts: a pause of the container, or of the whole machine,
-    does not shorten the time for an answer. All times are on one monotonic clock. A first message is expected.
+    does not shorten the time for an answer. All times are on one monotonic clock. The first message is expected without
+    a ping.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class Watchdog:
         self._ping_at = now
         self._awaited = True
         self._checked = now
-        self.waited_seconds = 0.0  # deadline of the expected answer
+        self.waited_seconds = 0.0  # time spent waiting for the expected answer
 
     def received(self, now: float) -> None:
         """The process has sent a message."""
@@ -99,13 +100,13 @@ class Watchdog:
 
     @property
     def due(self) -> float:
-        """When to check again."""
+        """The time at which to call `is_silent` and `should_ping` again."""
         if not self._awaited:
             return self._ping_at
         return self._checked + min(self._check_seconds, self._patience - self.waited_seconds)
 
     def is_silent(self, now: float) -> bool:
-        """Whether it was pinged and has not answered in time; must be called no later than `due`."""
+        """Whether the expected message has not come in time: the process hangs. Must be called no later than `due`."""
         if not self._awaited:
             return False
         passed, self._checked = now - self._checked, now
@@ -116,11 +117,11 @@ class Watchdog:
 
     @property
     def is_late(self) -> bool:
-        """Whether the expected answer is overdue."""
+        """Whether a fifth of the time limit has passed without the expected answer: an early sign of a hung process."""
         return self.waited_seconds >= _LATE_CHECKS * self._check_seconds
 
     def should_ping(self, now: float, *, early: bool = False) -> bool:
-        """Whether to ping it now; if so, it counts as pinged. With `early` even after a recent message."""
+        """Whether to ping the process now; if so, an answer is expected. `early` allows it after a recent message."""
         if self._awaited or (now < self._ping_at and not early):
             return False
         self._awaited, self._checked = True, now

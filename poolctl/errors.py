@@ -1,4 +1,4 @@
-"""poolctl's exceptions: one code and one name per cause, one child per server."""
+"""poolctl's exceptions: for each kind of operation a group with a code and a name; its children are the failures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ SHOWN_CHILDREN = 3
 class ServerError(Exception):
     """One server's failure, with a hint at the fix.
 
-    `code` and `error` identify the failed operation (contract: 1320 to 1326); a group fills them in where they are
-    empty. `__cause__` is the cause, if any.
+    `code` (1320 to 1326) and `error` are number and name of the kind of failed operation; a PoolError sets them in
+    children that have none. `__cause__` is the cause, if any.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class PoolParamError(PoolError):
 
 
 class PoolAddError(PoolError):
-    """At least one server could not be added; `pool` holds the servers that could, or is None."""
+    """At least one server could not be added; `pool` is the pool with all other servers, or None."""
 
     code = 1321
     error = "ErrorPoolAdd"

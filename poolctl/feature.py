@@ -37,9 +37,10 @@ class LastingProcess:
     """A process of a feature that continues to serve clients without a supervisor.
 
     The keeper holds the link to it as `entry`; without a keeper it is found by its socket, whose name begins with
-    `socket` (see keeper.pool_files). The feature's part is made for it, whatever the files say now. `end` refers to a
-    function that ends the processes without a keeper in a pool's directory, within a limit in seconds, and returns a
-    pid for each and whether it ended by itself.
+    `socket` (see keeper.pool_files). If one runs when a supervisor starts, the feature's part is created for it, even
+    if the files no longer need that part. `label` names the process in messages. `end` refers to a function of a pool's
+    directory and a time limit in seconds: it ends the directory's processes that have no keeper, and returns the pid of
+    each, and whether the process ended by itself.
     """
 
     label: str
@@ -50,9 +51,10 @@ class LastingProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How a feature with a process takes part in the trial of an upgrade, in a pool of its own.
+    """How the trial of an upgrade checks a feature's process, in a small pool of its own.
 
-    `tables` are added to the pool's file; `verb` fails unless the process works that another version has started.
+    `tables` are added to that pool's file. `verb` is a request that fails unless the process, which the other version
+    started, works.
     """
 
     tables: Mapping[str, Mapping[str, object]]
@@ -61,9 +63,10 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Starter:
-    """A starter file that `init` writes if its option is given: the option's help, an example of it, and its module.
+    """A starter file that `init` writes if its option is given, for which `help` and `example` are shown.
 
-    The module has the file's template, `POOL`, and `warnings()`, which lists the libraries that its pool lacks.
+    `module` has the template of the file, `POOL`, and a function `warnings()`, which returns a list of warnings about
+    missing libraries.
     """
 
     help: str
@@ -78,26 +81,27 @@ class Feature:
     package: str
     commands: Mapping[str, str] = field(default_factory=dict)  # the module of each command
     tables: Mapping[str, str] = field(default_factory=dict)  # the config.Table of each table of files
-    # Its rules between its tables, others and the servers, a config.TableRules; asked where one of its tables, or a
-    # label of a server with one of these prefixes, is used.
+    # A config.TableRules: the rules between its tables, other tables and the servers. They apply if one of its tables
+    # is used, or if a label of a server begins with one of the prefixes in `labels`.
     rules: str = ""
     labels: tuple[str, ...] = ()
-    # The class of a table within a server's, by its name in the core, from which it inherits: with more keys.
+    # Classes that add keys to tables within a server's table, by the name of the class that each inherits from.
     sections: Mapping[str, str] = field(default_factory=dict)
     supervisor: str = ""  # the class of its part of the supervisor: see supervisor.feature_parts.FeaturePart
     needed_with: tuple[str, ...] = ()  # tables besides its own that need this part
     verbs: tuple[str, ...] = ()  # verbs handled by this part
     process: LastingProcess | None = None  # started by this part
-    changing: tuple[str, ...] = ()  # those that change the pool: recorded, and completed if the caller leaves
+    changing: tuple[str, ...] = ()  # verbs that change the pool: recorded, and completed even if the caller leaves
     # The class of its part of the gateway's process: see features.gateway.process.edge.EdgePart.
     gateway: str = ""
-    # An Engine of the gateway each: see features.gateway.engines.
+    # Engines of the gateway, by name: see features.gateway.engines.Engine.
     engines: Mapping[str, str] = field(default_factory=dict)
-    # The systems that `export` writes files for: functions from its request to cli.commands.export.Files.
+    # The systems that `export` writes files for: functions that make cli.commands.export.Files from its request.
     exports: Mapping[str, str] = field(default_factory=dict)
-    # The platforms that run a pool instead of a supervisor: classes as control.client.Platform, made of its files.
+    # The platforms that run a pool instead of a supervisor: classes that implement control.client.Platform, made from the
+    # pool's files.
     platforms: Mapping[str, str] = field(default_factory=dict)
-    # The function that `stacks` calls where no supervisor runs: from the pool's directory to the WorkerStacks there.
+    # The function that `stacks` calls if no supervisor runs: it returns the WorkerStacks for the pool's directory.
     stacks: str = ""
     trial: Trial | None = None
     starters: Mapping[str, Starter] = field(default_factory=dict)  # by the name of the option of `init`

@@ -23,9 +23,10 @@ _Form = tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable
 
 
 class _FieldForm(NamedTuple):
-    """A field: `missing` stands for a value that a document lacks, `types` are the types that JSON may have there.
+    """How a field is converted: `missing` is its value if a document lacks it, `types` are the valid types in JSON.
 
-    `read` makes a value of JSON, and `write` makes JSON of a value; None where they are the same.
+    `read` converts JSON to the value, and `write` the value to JSON; None if both are the same. A None is left out of
+    documents if `is_optional`.
     """
 
     name: str
@@ -39,7 +40,7 @@ class _FieldForm(NamedTuple):
 def to_json(record: object, *names: str) -> Table:
     """The record as a JSON document; with names, only these fields.
 
-    A class with a rule of its own has a method `finish_json`, which changes the document.
+    If its class has a method `finish_json`, that is called with the document and may change it.
     """
     table: Table = {}
     kind: Any = type(record)
@@ -57,7 +58,7 @@ def to_json(record: object, *names: str) -> Table:
 
 
 def from_json(kind: type[Record], table: Mapping[str, object]) -> Record:
-    """The record of this class that a document holds. Raises ValueError for a field of another type."""
+    """A record of this class with the values of a JSON document. Raises ValueError for a value of the wrong type."""
     values: Table = {}
     for form in _forms(kind):  # type: ignore[arg-type]
         value = table.get(form.name)
@@ -78,7 +79,7 @@ def field_names(kind: Any) -> tuple[str, ...]:
 
 @cache
 def _forms(kind: Any) -> tuple[_FieldForm, ...]:
-    # Kept, because a worker takes the modules that have the types out of sys.modules.
+    # Cached, because a worker removes the modules that define the types from sys.modules.
     types = get_type_hints(kind)
     found = []
     for field in fields(kind):

@@ -51,10 +51,10 @@ def continue_when_parent_ends() -> None:
 
 
 def continue_periodically(seconds: int) -> None:
-    """Have the kernel send this process SIGCONT repeatedly (timer_create(2)). Never fails.
+    """Have the kernel send this process SIGCONT every `seconds` seconds (timer_create(2)). Never fails.
 
-    A stopped process is resumed by it, while signals of setitimer(2) would stay pending. SIGCONT needs a handler:
-    Linux 6.13 and later suspend a timer whose signal is ignored.
+    SIGCONT resumes a stopped process, while signals of setitimer(2) would stay pending. It needs a handler: Linux 6.13
+    and later suspend a timer whose signal is ignored.
     """
     import ctypes
     from signal import SIGCONT
@@ -94,7 +94,10 @@ def enable_sender_credentials(sock: socket.socket) -> None:
 
 
 def sender_credentials(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int, int] | None:
-    """The (pid, uid, gid) of a message's sender, from its ancillary data: only root can claim to be another process."""
+    """The (pid, uid, gid) of a message's sender, from its ancillary data; None if it holds no credentials.
+
+    Only root can send those of another process.
+    """
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):
             pid, uid, gid = _PEER_CREDENTIALS.unpack_from(data)
@@ -157,7 +160,7 @@ def bounded_file(name: str, size_bytes: int) -> int:
 
 
 def last_line(fd: int) -> str:
-    """The last line written to such a file, cut to fit into a message."""
+    """The last line written to a file made by `bounded_file`, up to 200 characters; "" if all lines are blank."""
     size = os.lseek(fd, 0, os.SEEK_CUR)
     text = os.pread(fd, _LAST_BYTES, max(0, size - _LAST_BYTES)).rstrip(b"\0")
     lines = text.decode(errors="replace").split("\n")
@@ -181,9 +184,9 @@ def peer_has_closed(sock: socket.socket) -> bool:
 
 
 def close_promptly(fd: int) -> None:
-    """Close a descriptor that an application has held as well, without waiting.
+    """Close a descriptor to which an application had access, without waiting.
 
-    With SO_LINGER, close(2) waits until all data is sent, even on a non-blocking socket (tcp(7)).
+    If the application has set SO_LINGER, close(2) waits until all data is sent, even on a non-blocking socket (tcp(7)).
     """
     try:
         # Given family and type, so that the kernel is not asked for them.
@@ -229,11 +232,11 @@ def user_name(uid: int) -> str:
 
 
 def await_readable(fd: int, timeout_seconds: float | None, reader: int, wakeup: int = -1) -> bool:
-    """Whether `fd` becomes readable within the timeout. Raises BrokenPipeError when `reader` has lost its reader.
+    """Wait until `fd` is readable; returns False if the timeout passes, or a signal is in `wakeup`, before that.
 
-    `reader` is a pipe or a socket, for which poll(2) always reports that (POLLERR, POLLHUP), or -1. `wakeup` is a pipe
-    that signal.set_wakeup_fd() writes to; False is returned when a signal has arrived. A signal that arrives just
-    before poll(2) does not interrupt it.
+    `reader` is a pipe or socket for output, or -1; BrokenPipeError is raised when its other end has been closed, which
+    poll(2) always reports (POLLERR, POLLHUP). `wakeup` is the pipe to which signal.set_wakeup_fd() writes, or -1: a
+    signal that arrives just before poll(2) would not interrupt it.
     """
     poll = select.poll()
     for each, events in ((fd, select.POLLIN), (reader, 0), (wakeup, select.POLLIN)):
@@ -281,7 +284,7 @@ def boot_identity() -> list[object]:
 def memory_bytes(pid: int) -> int | None:
     """The memory of a process in bytes, with shared pages divided among their users (PSS; proc(5), smaps_rollup).
 
-    Slow, because the kernel walks the whole memory. None if the process has exited or is not ours.
+    Slow, because the kernel walks the whole memory. None if the process has exited, or belongs to another user.
     """
     rows = _read_quietly(f"/proc/{pid}/smaps_rollup").splitlines()
     return next((int(row.split()[1]) * 1024 for row in rows if row.startswith(b"Pss:")), None)
@@ -302,7 +305,7 @@ def age_seconds(pid: int) -> float:
 
 
 def process_cpu_ns(pid: int) -> int | None:
-    """The processor time that the threads of a process have used; while it is unchanged, no thread has run.
+    """The processor time, in nanoseconds, that the threads of a process have used: if unchanged, no thread has run.
 
     A single system call, without files (clock_getcpuclockid(3)). None if there is no such process.
     """
@@ -333,7 +336,7 @@ def waits_for_events(pid: int) -> bool:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether a signal such as SIGSTOP has stopped a process or one of its children (proc(5), stat); not a debugger."""
+    """Whether a signal such as SIGSTOP, not a debugger, has stopped a process or a child of it (proc(5), stat)."""
     children = _read_quietly(f"/proc/{pid}/task/{pid}/children").split()
     return any(_stat_fields(each)[:1] == [b"T"] for each in (pid, *map(int, children)))
 
@@ -345,10 +348,10 @@ def status_of(pid: int) -> dict[bytes, bytes]:
 
 
 def kernel_threads(pid: int, most: int) -> list[dict[str, Any]]:
-    """The kernel state of the threads of a process, the main thread first. May block.
+    """The kernel state of at most `most` threads of a process, the main thread first; [] if it has exited. May block.
 
-    Each has tid, name, state, and if permitted the function it waits in (wchan), the number of its system call, and
-    the kernel's stack (proc(5)).
+    Each has a tid, name and state; and, empty if not permitted, the function in which it waits (wchan), the number of
+    its system call (syscall), and its stack in the kernel (proc(5)).
     """
     try:
         tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))
@@ -405,10 +408,10 @@ def _read_quietly(path: str) -> bytes:
 
 
 def make_room_for_descriptors(count: int = 16_384) -> None:
-    """Grow the kernel's descriptor table of this process to its final size; call it while there is only one thread.
+    """Grow the kernel's table of this process's descriptors to `count`, but no further than the soft limit.
 
-    In a process of several threads the kernel stops all of them for 10 to 20 ms each time the table grows, at
-    64, 128, 256 … descriptors (expand_fdtable() waits for an RCU grace period).
+    Call it while there is only one thread: in a process of several threads the kernel stops all of them for 10 to
+    20 ms each time the table grows, at 64, 128, 256 … descriptors (expand_fdtable() waits for an RCU grace period).
     """
     import fcntl
     import resource
@@ -441,9 +444,9 @@ def _write_quietly(path: str, content: bytes) -> None:
 
 
 def tee(source: int, target: int, length: int) -> int:
-    """Copy the content of one pipe into another without consuming it; the number of bytes, 0 at its end (tee(2)).
+    """Copy up to `length` bytes of one pipe into another, without consuming them; returns their number (tee(2)).
 
-    Raises OSError, BlockingIOError when the source is empty or the target full.
+    Returns 0 at the source's end. Raises OSError; BlockingIOError if the source is empty or the target is full.
     """
     import ctypes
 
@@ -451,7 +454,7 @@ def tee(source: int, target: int, length: int) -> int:
 
 
 def _checked(result: int) -> int:
-    """The result of a function of the C library. Raises OSError."""
+    """The result of a C library function. Raises OSError with its errno if the result is negative."""
     if result < 0:
         import ctypes
 

@@ -22,7 +22,7 @@ _WRITABLE_BY_OTHERS = 0o022
 class UnsafePath(OSError):
     """Another user may have prepared the path; `strerror` names the place.
 
-    If the reason is a symbolic link, `owner` is its owner's uid, else -1.
+    If the reason is another user's symbolic link, `owner` is that user's uid, otherwise -1.
     """
 
     def __init__(self, message: str, owner: int = -1) -> None:
@@ -32,10 +32,10 @@ class UnsafePath(OSError):
 
 @contextlib.contextmanager
 def directory_of(path: str, *, make: bool = False, follow_last: bool = False) -> Iterator[tuple[int, str]]:
-    """A descriptor of the directory of a file, and the file's name in it.
+    """Context manager: a descriptor of the directory of a file, closed at the end, and the file's name in it.
 
     With `make` missing directories are created; with `follow_last` a link at the end of the path is followed.
-    Raises OSError, UnsafePath for a link of another user.
+    Raises OSError; UnsafePath for a link that another user may have created.
     """
     fd, name = _walk(path, make=make, follow_last=follow_last)
     try:
@@ -126,7 +126,7 @@ def open_directory(path: str) -> int:
 
 
 def _open_of_link_owner(path: str, flags: int, refused: UnsafePath) -> int:
-    """Open the target of a refused link if the link's owner owns it too. Raises OSError, UnsafePath."""
+    """A descriptor of a refused link's target, if the link's owner owns it too. Raises OSError, otherwise `refused`."""
     if refused.owner < 0:
         raise refused
     fd = os.open(path, flags)
@@ -179,7 +179,7 @@ def _step(fd: int, name: str, *, make: bool) -> int:
 
 
 def _link(directory: int, name: str) -> str | None:
-    """The target of the symbolic link with this name; None if it is not a link."""
+    """The target of the symbolic link with this name, or None. Raises UnsafePath if another user can make the link."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:

@@ -43,7 +43,7 @@ class Status(StrEnum):
 
     @classmethod
     def of_all(cls, found: Iterable[Status]) -> Status | None:
-        """The common status of several workers: warn if the known statuses differ; None without workers."""
+        """The common status of several workers: WARN if their known statuses differ; None without workers."""
         statuses = set(found)
         if len(statuses) > 1:
             statuses.discard(cls.UNKNOWN)

@@ -1,8 +1,8 @@
 """Time windows in cron's notation: whether a time is within one, when that changes, and the next minute in one.
 
-A window has five fields: minute, hour, day of the month, month, day of the week. A minute is in it if it matches
-all of them; if both days are restricted, one of them suffices, as in crontab(5). Times are local: an hour repeated
-when clocks are set back matches twice, and a skipped hour never.
+A window has five fields: minute, hour, day of the month, month, day of the week. A minute that matches all fields is in
+the window; if both days are restricted, it must match only one of these two, as in crontab(5). Times are local: an hour
+repeated when clocks are set back matches twice, and a skipped hour never.
 """
 
 from __future__ import annotations
@@ -44,7 +44,10 @@ _HORIZON_DAYS = 8 * 366 + 1
 
 
 class Window(NamedTuple):
-    """One window. `minutes` has a bit for each minute of the day that any day of the window contains."""
+    """One window: `minutes` has a bit for each minute of the day, the other fields say on which days these are in it.
+
+    With `either_day` a day must match only one of `days` and `weekdays`.
+    """
 
     minutes: int
     days: frozenset[int]
@@ -53,7 +56,7 @@ class Window(NamedTuple):
     either_day: bool
 
     def of(self, day: date) -> int:
-        """The minutes of this day within the window, one bit each."""
+        """The minutes of this day that are in the window, one bit each; 0 if there are none."""
         if day.month not in self.months:
             return 0
         in_month, in_week = day.day in self.days, day.isoweekday() % 7 in self.weekdays
@@ -108,7 +111,7 @@ def _parse_number(text: str, name: str, least: int, most: int, names: tuple[str,
 
 
 class Period(NamedTuple):
-    """The `state` at a time, "" outside all windows, and its end in seconds since 1970, None if it has no end."""
+    """A state, "" outside all windows, and its end: `until` in seconds since 1970, or None if it has no end."""
 
     state: str = ""
     until: float | None = None
@@ -130,10 +133,11 @@ def time_zone(name: str) -> tzinfo | None:
 
 
 def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None:
-    """The next minute of this window after the current one, in seconds since 1970; None if it is years away or never.
+    """The first minute of the window `text` that begins after `now`; None if there is none in the next eight years.
 
-    A time repeated when clocks are set back counts once, unless the window has minutes of every hour: a daily task
-    runs once on that day. Without `zone` times are in the machine's local time (TZ).
+    Both times are in seconds since 1970. A time repeated when clocks are set back counts once, unless the window has
+    minutes of every hour: a daily task runs once on that day. Without `zone` the window is in the machine's local time
+    (TZ).
     """
     window = parse_window(text)
     is_hourly = all(window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
@@ -158,7 +162,7 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
 
 
 def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
-    """The first of these minutes at or after `since`, on a day without a clock change."""
+    """The first of these minutes at or after `since`, or None; for a day without a clock change."""
     skipped = int((since - begins) // 60)
     left = bits >> skipped
     return begins + 60 * (skipped + (left & -left).bit_length() - 1) if left else None
@@ -167,7 +171,7 @@ def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
 def _first_within(
     since: float, ends: float, zone: tzinfo | None, wanted: Callable[[datetime], bool]
 ) -> float | None:
-    """The first wanted minute between these times, on a day on which clocks are set forward or back."""
+    """The first wanted minute between these times, or None; for a day on which clocks are set forward or back."""
     minutes = (since + 60 * each for each in range(ceil((ends - since) / 60)))
     return next((each for each in minutes if wanted(datetime.fromtimestamp(each, zone))), None)
 
@@ -177,7 +181,7 @@ def _minute_bit(moment: datetime) -> int:
 
 
 def until_text(until: float | None, now: float, zone: tzinfo | None = None) -> str:
-    """A text such as `until 18:00`, with the day or date if that is not today; "" for None."""
+    """A text such as `until 18:00`, with the weekday or date if it is not today; "" for None."""
     if until is None:
         return ""
     end, moment = datetime.fromtimestamp(until, zone), datetime.fromtimestamp(now, zone)
@@ -187,9 +191,10 @@ def until_text(until: float | None, now: float, zone: tzinfo | None = None) -> s
 
 
 def period_at(windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tzinfo | None = None) -> Period:
-    """The state at this time (seconds since 1970) and its end: the first state with a window that contains the time.
+    """The state at the time `now` (seconds since 1970), and when that state ends.
 
-    `windows` pairs states with the texts of their windows; without `zone` they are in the machine's local time (TZ).
+    `windows` pairs states with the texts of their windows. The state is the first one with a window that contains the
+    time, or "". Without `zone` the windows are in the machine's local time (TZ).
     """
     parsed = [(state, [parse_window(text) for text in texts]) for state, texts in windows]
     moment = datetime.fromtimestamp(now, zone)
@@ -218,7 +223,7 @@ def _start_of_day(day: date, zone: tzinfo | None) -> float:
 
 
 def _masks(parsed: _Parsed, day: date) -> dict[str, int]:
-    """The minutes of the day in each state; each minute belongs to one state."""
+    """The minutes of the day in each state, one bit each; a minute belongs to the first state that has it, or to ""."""
     rest, found = _WHOLE_DAY, {}
     for state, windows in parsed:
         bits = 0

@@ -94,7 +94,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_size(size_bytes: int) -> str:
-    """The size in the largest unit that shows at most one decimal place: `10MiB`, `1.5KiB`, `999B`."""
+    """The size in the largest unit of which there is at least one, to one decimal place: `10MiB`, `1.5KiB`, `999B`."""
     size = float(size_bytes)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(size) < 1024:

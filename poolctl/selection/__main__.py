@@ -1,7 +1,8 @@
 """The matching process: reads one question per line from its standard input, a socket, and answers with one line.
 
-`re` holds the interpreter's lock for as long as it matches, which would stop all threads of the asking process. It
-checks for signals while it matches, but rarely in a long text: a first timer ends the matching, a second this process.
+`re` holds the interpreter's lock for as long as it matches, which would stop all threads of the asking process. While
+it matches, `re` checks for signals, but rarely in a long text: a first timer interrupts the matching; if that takes
+too long, a second timer kills this process.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ class _TooSlow(BaseException):
 
 
 def main() -> None:
-    """Answer questions until the other end is closed."""
+    """Answer questions until the asking process closes its end of the socket."""
     name_process("poolctl-match")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, _end)
     signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Of `[[`, which may mean something else in a later version.
+    # Warnings about `[[`, which may mean something else in a later version of Python.
     warnings.simplefilter("ignore", FutureWarning)
     connection = socket.socket(fileno=0)
     try:
@@ -45,7 +46,7 @@ def main() -> None:
 
 
 def answer(expressions: list[str], texts: list[str]) -> list[Any]:
-    """The positions of the texts in which an expression is found, or the problem and its fix."""
+    """[positions, "", ""] with the positions of the texts in which any expression is found, or [[], problem, fix]."""
     try:
         try:
             signal.setitimer(signal.ITIMER_VIRTUAL, 2 * LIMIT_SECONDS)

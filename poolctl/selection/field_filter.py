@@ -45,10 +45,10 @@ _EXPOSE: Callable[[Named], str] = attrgetter("_expose")
 
 
 def matching(members: dict[str, Member], field: Field | str, pattern: str, regex: str) -> dict[str, Member]:
-    """The members that match, in their order.
+    """The members, keyed by bind address, whose field equals `pattern` or contains a match of `regex`, in order.
 
-    If `pattern` and `regex` are both empty, nothing matches. The expression is matched in this thread without a time
-    limit. Raises PoolParamError for an unknown field or a bad expression.
+    An empty `pattern` or `regex` matches nothing. The expression is matched in this thread without a time limit. Raises
+    PoolParamError for an unknown field or a bad expression.
     """
     field = checked(field)
     search = _compiled(regex)

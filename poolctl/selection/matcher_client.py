@@ -20,7 +20,7 @@ _STUCK_SECONDS = 10.0
 # Idle time after which the process is stopped.
 _IDLE_SECONDS = 60.0
 _MOST_ANSWER_BYTES = 1 << 26
-# An interpreter that was built as a shared library is found with it.
+# Needed to find the library of an interpreter that was built as a shared one.
 _ENVIRONMENT = ("LD_LIBRARY_PATH",)
 
 
@@ -40,7 +40,7 @@ _EXITED = Answer(_NOTHING, "the process that matches regexes has exited")
 class Matcher:
     """Sends questions to the matching process, which answers them in order; the first question starts the process.
 
-    Must be created on the running loop.
+    Must be created and used on the same running loop.
     """
 
     def __init__(self, *, stuck_seconds: float = _STUCK_SECONDS, idle_seconds: float = _IDLE_SECONDS) -> None:
@@ -51,7 +51,7 @@ class Matcher:
     def ask(
         self, expressions: Sequence[str], texts: Sequence[str], on_answer: Callable[[Answer], None]
     ) -> None:
-        """Call `on_answer` once, later, with the texts in which one of the expressions is found."""
+        """Send a question, and return at once; `on_answer` is called once, later, unless `close` is called before."""
 
         async def ask() -> None:
             on_answer(await self.answer(expressions, texts))
@@ -61,7 +61,7 @@ class Matcher:
         task.add_done_callback(self._asked.discard)
 
     async def answer(self, expressions: Sequence[str], texts: Sequence[str]) -> Answer:
-        """The texts in which one of the expressions is found."""
+        """Ask in which texts any of the expressions is found; returns the answer, or the problem. Does not raise."""
         question = json.dumps([[*expressions], [*texts]]).encode() + b"\n"
 
         async def exchange(process: ChildProcess) -> bytes:
@@ -80,7 +80,7 @@ class Matcher:
         return TOO_SLOW if problem == SLOW else Answer(frozenset(found), problem, hint)
 
     def close(self) -> None:
-        """Stop the process; pending questions are not answered."""
+        """Stop the process; pending questions get no answer."""
         for task in self._asked:
             task.cancel()
         self.child.close()
@@ -96,7 +96,7 @@ _matchers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Matcher] = weakr
 
 
 def matcher() -> Matcher:
-    """The running loop's matcher."""
+    """The running loop's matcher, created by the first call."""
     loop = asyncio.get_running_loop()
     found = _matchers.get(loop)
     if found is None:

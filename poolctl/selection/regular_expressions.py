@@ -1,6 +1,6 @@
 """Regular expressions that users write: the problem of an invalid one, its place, and the fix.
 
-Matching one may take unbounded time; callers that must not wait use the matcher.
+Matching one may take unbounded time; callers that must not wait use `matcher_client`.
 """
 
 from __future__ import annotations
@@ -66,5 +66,5 @@ def compiled(expression: str) -> re.Pattern[str]:
 
 
 def is_plain(expression: str) -> bool:
-    """Whether it has no special characters, so that `in` gives the same result."""
+    """Whether the expression has no special characters, so that `expression in text` gives the same result."""
     return _SPECIAL.isdisjoint(expression)

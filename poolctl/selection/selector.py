@@ -37,7 +37,7 @@ _LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
 # The fields that regular expressions select by.
 EXPRESSIONS = ("name", "bind", "expose")
 _NEAR_NAMES = 3
-# Near names of thousands of words, such as a shell's for `*`, would hold up the supervisor.
+# A shell may replace `*` by thousands of words: the search for names near all of them would hold up the supervisor.
 _SHOWN_WORDS = 10
 _LONGEST_WORD = 200
 
@@ -75,9 +75,10 @@ class Selector:
         allow_empty: bool = False,
         compiles: bool = True,
     ) -> None:
-        """Raises SelectorError for a regular expression that does not compile and for unknown states.
+        """Raises SelectorError for a regular expression that does not compile, and for an unknown state or health.
 
-        Expressions are not compiled here: that is up to the code that sets `matched` (by field, the matching values).
+        With `compiles=False` expressions are not compiled here, and match nothing until `matched` is set: for each
+        field the values that match.
         """
         self.targets = list(targets)
         self.name = list(name)
@@ -94,9 +95,9 @@ class Selector:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Selector:
-        """The selector for a JSON form. Raises SelectorError for unknown keys and wrong types.
+        """The selector for a form made by `to_dict`. Raises SelectorError for unknown keys, values and wrong types.
 
-        Its expressions are neither compiled nor matched here: until `matched` is filled, they match nothing.
+        Its expressions are not compiled here, and match nothing until `matched` is set.
         """
         lists = {key: _list_of_words(key, data.get(key)) for key in _LISTS}
         unknown = sorted(set(data) - {*_LISTS, "not", "allow_empty"})
@@ -128,7 +129,10 @@ class Selector:
 
 
 def selection_needed(verb: str, count: int | None) -> SelectorError:
-    """The error if a command gets no selection but never defaults to all servers; `count` is their number, if known."""
+    """The error for a command that got no selection and must not default to all servers.
+
+    `count` is the number of servers in the pool, or None if it is unknown.
+    """
     servers = "the only server" if count == 1 else "all servers" if count is None else f"all {count} servers"
     return SelectorError(
         f"{verb} without a selection would change {servers} of the pool",
@@ -137,7 +141,10 @@ def selection_needed(verb: str, count: int | None) -> SelectorError:
 
 
 def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], Unmatched | None]:
-    """The chosen items in their order, or nothing and the reason why (exit 4)."""
+    """The selected items in their order, and None; if nothing matches, an empty list and the reason (exit 4).
+
+    If the selector's `allow_empty` is true, options that match nothing give an empty list and None.
+    """
     everything = list(items)
     if selector.selects_all:
         return everything, None
@@ -179,7 +186,7 @@ def _places_of(target: str, places: Mapping[str, list[int]]) -> list[int]:
         import fnmatch
         import re
 
-        # Its expressions have atomic groups: many asterisks take no exponential time. `[` is no wildcard here.
+        # fnmatch uses atomic groups: many asterisks take no exponential time. `[` is no wildcard here.
         match = re.compile(fnmatch.translate(target.casefold().replace("[", "[[]"))).match
         found += [at for word, spots in places.items() if match(word.casefold()) for at in spots]
     return found
@@ -289,19 +296,22 @@ class Unmatched:
 
 
 def unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """Targets that name no server, the first targets with similar names."""
+    """The reason for targets that name no server, with similar names for the first ten."""
     return Unmatched(unknown, {target: _similar_targets(target, items) for target in unknown[:_SHOWN_WORDS]})
 
 
 def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """Options that match no server; for unknown tags, similar tags, because tags are compared with case."""
+    """The reason for options that match no server, with similar tags for the first ten unknown ones.
+
+    A similar tag may differ in case only, because tags are case-sensitive.
+    """
     known = dict.fromkeys(tag for item in items for tag in item.tags)
     unknown = [tag for tag in tags if tag not in known]
     return Unmatched([], {tag: similar_words(tag, known) for tag in unknown[:_SHOWN_WORDS]}, options)
 
 
 def similar_words(word: str, words: Iterable[str]) -> list[str]:
-    """The words that resemble the given word, ignoring case."""
+    """At most three of `words` that resemble `word`, ignoring case, the most similar first."""
     import difflib
 
     by_fold = {each.casefold(): each for each in words}
@@ -310,7 +320,7 @@ def similar_words(word: str, words: Iterable[str]) -> list[str]:
 
 
 def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
-    """Names, then addresses, that look like the target; wildcards in it are left out of the comparison."""
+    """Names like the target; without any, addresses with its port, or else addresses like it. Ignores wildcards."""
     bare = target.replace("*", "").replace("?", "")
     names = [item.name for item in items]
     binds = [item.bind for item in items]
