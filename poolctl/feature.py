@@ -98,8 +98,8 @@ class Feature:
     engines: Mapping[str, str] = field(default_factory=dict)
     # The systems that `export` writes files for: functions that make cli.commands.export.Files from its request.
     exports: Mapping[str, str] = field(default_factory=dict)
-    # The platforms that run a pool instead of a supervisor: classes that implement control.client.Platform, made from the
-    # pool's files.
+    # The platforms that run a pool instead of a supervisor: classes that implement control.client.Platform, created
+    # with the pool's files.
     platforms: Mapping[str, str] = field(default_factory=dict)
     # The function that `stacks` calls if no supervisor runs: it returns the WorkerStacks for the pool's directory.
     stacks: str = ""

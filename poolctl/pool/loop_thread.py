@@ -21,8 +21,8 @@ from poolctl.runners.runner_protocol import Runner
 from poolctl.selection.matcher_client import close_matcher
 
 # One lock for all pools of the process. It is held for a few dictionary operations only, so sharing it costs nothing;
-# two pools that are merged into each other cannot deadlock; and a fork holds it, so that a child never inherits it
-# locked by a thread that it lacks.
+# two pools that are merged into each other cannot deadlock; and it is held during a fork, so that a child never
+# inherits it locked by a thread that does not exist in the child.
 LOCK = threading.RLock()
 
 T = TypeVar("T")
@@ -35,7 +35,7 @@ _of_parents: list[Engine] = []
 
 
 class Engine:
-    """A thread with an event loop. It ends when no task or order is left and no `hold` is in force."""
+    """A thread with an event loop. It ends when all work given to `order` is done and each `hold` is released."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop
@@ -65,7 +65,10 @@ class Engine:
         close_matcher()
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
-        """Run `work` on the loop and return its future. Cancelling the future cancels the work. Call it under LOCK."""
+        """Schedule `work` on the loop; returns a future of its result. To be called under LOCK.
+
+        Cancelling the future cancels the work.
+        """
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._orders += 1
         self.loop.call_soon_threadsafe(self._begin, work, future, context=contextvars.Context())
@@ -99,7 +102,7 @@ class Engine:
             self._holds += 1
 
     def release(self) -> None:
-        """Undo one `hold`. May be called from any thread, also by a finalizer while another thread holds LOCK."""
+        """Undo one `hold`. May be called from any thread, even by a finalizer while another thread holds LOCK."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self._release)
 
@@ -118,7 +121,7 @@ class Engine:
         self._over.set()
 
     def finish(self) -> None:
-        """Stop all servers and end the thread, within EXIT_SECONDS. Called when the process exits."""
+        """Stop all servers and end the thread, within EXIT_SECONDS; blocks. Called when the process exits."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(lambda: self.loop.create_task(self._finish()))
         self.thread.join(EXIT_SECONDS + 1)
@@ -154,18 +157,18 @@ def engine() -> Engine:
 
 
 def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
-    """Run `work` on the engine and return its future."""
+    """Schedule `work` on the engine, without waiting; returns a future of its result."""
     with LOCK:
         return engine().order(work)
 
 
 async def run(work: Coroutine[None, None, T]) -> T:
-    """Run `work` on the engine and await it in the caller's own loop."""
+    """The result of `work`, which runs on the engine; awaited in the caller's own loop."""
     return await asyncio.wrap_future(submit(work))
 
 
 def run_sync(work: Coroutine[None, None, T]) -> T:
-    """Run `work` on the engine and block until it is done. Raises RuntimeError on the engine's own thread."""
+    """The result of `work`, which runs on the engine; blocks. Raises RuntimeError on the engine's own thread."""
     try:
         refuse_own_thread()
     except RuntimeError:
@@ -180,7 +183,7 @@ def run_sync(work: Coroutine[None, None, T]) -> T:
 
 
 def call(work: Callable[[], T]) -> T:
-    """The result of `work`, called on the engine's thread; called directly on that thread or without an engine."""
+    """The result of `work`, called on the engine's thread; blocks. On that thread, or without one, called directly."""
     if _current is None or is_own_thread():
         return work()
 

@@ -98,7 +98,7 @@ Servers = Iterable[ServerConfig | Mapping[str, Any]]
 
 
 def configurations(servers: Servers) -> tuple[list[ServerConfig], list[ServerError]]:
-    """The configurations of a list, and the problems of its other members. Raises TypeError for a non-list."""
+    """The configurations of a list's valid members, and the problems of the others. Raises TypeError for a non-list."""
     made: list[ServerConfig] = []
     problems: list[ServerError] = []
     for index, server in enumerate(servers):
@@ -119,9 +119,10 @@ def configurations(servers: Servers) -> tuple[list[ServerConfig], list[ServerErr
 def with_ports(
     configuration: Configuration, in_use: Mapping[str, ServerConfig]
 ) -> tuple[list[ServerConfig], list[ServerError]]:
-    """The servers of a configuration with ports in place of `auto`, and the problems of all others.
+    """The configuration's servers that can run, with chosen ports in place of `auto`; and all problems.
 
-    A server `in_use`, by its name, keeps its port.
+    These are the configuration's own problems, and missing certificates and ports. `in_use` maps names to the
+    configurations of existing servers, which keep their ports.
     """
     port_range = "-".join(map(str, configuration.settings.port_range))
     problems: list[ServerError] = [*configuration._problems]
@@ -146,9 +147,9 @@ Visit = Callable[[str, Server], object]
 class Pool(Mapping[str, Server], StartAndStop):
     """Servers keyed by canonical bind address, in the order in which they were added. Thread-safe.
 
-    They live in this process unless a `runner` is given. Every function that takes an address takes any spelling.
+    They run in this process unless a `runner` is given. Every function that takes an address takes any spelling.
     A server that was ready and ends by itself is restarted as its restart policy says; a start or a restart that fails
-    is raised, and not tried again.
+    raises an error, and is not repeated.
     """
 
     _started = False  # whether the pool was started and not stopped since
@@ -270,7 +271,7 @@ class Pool(Mapping[str, Server], StartAndStop):
                     self._stop_removed([old])
 
     def store_new(self, config: ServerConfig | Mapping[str, Any]) -> Server:
-        """Create a server from `config` and add it as `store` does.
+        """Create a server from `config`, add it as `store` does, and return it.
 
         Raises PoolAddError; PoolValidateError for a mapping that is no configuration of a server.
         """
@@ -286,7 +287,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def _store_all(
         self, servers: Iterable[Server | ServerConfig], problems: Iterable[ServerError] = ()
     ) -> None:
-        """Add the servers. Raises PoolAddError with these problems, and those of servers that cannot be added."""
+        """Add the servers that can be added. Raises PoolAddError with `problems` and the failures, if there are any."""
         errors = [*problems]
         for server in servers:
             try:
@@ -310,7 +311,10 @@ class Pool(Mapping[str, Server], StartAndStop):
         self.load_and_delete(bind)
 
     def load_and_delete(self, bind: str) -> Server | None:
-        """Remove and return the server with that address; only one of several callers gets it."""
+        """Remove the server with that address as `delete` does, and return it; None if it is not in the pool.
+
+        If several threads call this at once, only one of them gets the server.
+        """
         with LOCK:
             server = self.load(bind)
             if server is not None:
@@ -331,9 +335,9 @@ class Pool(Mapping[str, Server], StartAndStop):
                 self._stop_removed(servers)
 
     def _arrange(self, servers: Sequence[Server]) -> list[Server]:
-        """Replace the servers by these, in this order, and return those that are no longer included.
+        """Make these the pool's servers, in this order; returns the removed servers, which are ordered to stop.
 
-        Their addresses must not overlap. Called under LOCK.
+        The addresses of `servers` must not overlap. Called under LOCK.
         """
         staying = set(servers)
         gone = [server for server in self._servers.values() if server not in staying]
@@ -421,13 +425,13 @@ class Pool(Mapping[str, Server], StartAndStop):
             return matching(self._servers, field, pattern, regex)
 
     def filter(self, field: Field, pattern: str = "", regex: str = "") -> Pool:
-        """A view of the matching servers. It shares their objects; removing one from it leaves this pool unchanged.
+        """A view of the matching servers: it has the same objects. Removing one from it leaves this pool unchanged.
 
-        A server removed from this pool stays in the view, whose `start` and `restart` skip it.
+        A server removed from this pool stays in the view, but the view's `start` and `restart` skip it.
 
-        `pattern` equals the field ignoring case, or `regex` is found in it; both empty match nothing. For BIND the
-        pattern may be any spelling of an address, for EXPOSE it may leave out the scheme. Raises PoolParamError.
-        `regex` runs in the caller's thread without a time limit.
+        A server matches if `pattern` equals its field, ignoring case, or if `regex` is found in its field. An empty
+        `pattern` or `regex` matches nothing. For BIND the pattern may be any spelling of an address, for EXPOSE it may
+        leave out the scheme. `regex` is matched in the caller's thread, without a time limit. Raises PoolParamError.
         """
         view = Pool.__new__(Pool)
         view._set_up(self._shared, seen_of=self._source_pool)
@@ -436,7 +440,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return view
 
     def list(self, source: Field, target: Field, pattern: str = "", regex: str = "") -> builtins.list[str]:
-        """The `target` field of each server whose `source` field matches as in `filter`, without a time limit."""
+        """The `target` field of each server whose `source` field matches `pattern` or `regex`, as in `filter`."""
         target = checked(target)
         return [*values(self._matching(source, pattern, regex), target)]
 
@@ -457,10 +461,10 @@ class Pool(Mapping[str, Server], StartAndStop):
         return twin
 
     def merge(self, other: Pool) -> None:
-        """Take over the other pool's servers: new addresses are added, existing ones get its configuration.
+        """Add the other pool's servers; a server whose address this pool already has gets the other's configuration.
 
-        A running server continues unchanged, `stale`, until its next start or restart. Raises PoolAddError for servers
-        that overlap, after the others were added.
+        If it runs, it continues with the old configuration (`stale`) until its next start or restart. Raises
+        PoolAddError for servers whose addresses overlap, after the others were added.
         """
         if not isinstance(other, Pool):
             raise PoolParamError(f"a pool is merged with another pool, and this is {other!r}")
@@ -475,9 +479,9 @@ class Pool(Mapping[str, Server], StartAndStop):
             self._store_all(new)
 
     def handler(self, fn: Handler | None) -> None:
-        """Let ``fn() -> {key: app}`` provide the apps of servers without their own, from their next start on.
+        """Set the function that provides apps for servers without their own, from their next start on.
 
-        None removes the handler.
+        It is called as ``fn() -> {key: app}``, with the servers' handler keys. None removes it.
         """
         if fn is not None and not callable(fn):
             raise PoolParamError(
@@ -557,7 +561,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     @property
     def uptime(self) -> timedelta:
-        """The longest uptime of its servers."""
+        """The longest uptime of its servers; zero if none is ready."""
         return max((server.uptime for server in self.values()), default=timedelta())
 
     def monitor_names(self) -> builtins.list[str]:
@@ -565,19 +569,19 @@ class Pool(Mapping[str, Server], StartAndStop):
         return [server.name for server in self.values()]
 
     def stacks(self) -> builtins.list[WorkerStacks]:
-        """The stacks of the threads and tasks of each running server's workers, even of hung workers; these continue.
+        """The current stacks of the threads and tasks of each running server's workers; the workers continue.
 
-        Workers in this process share its threads. Workers in other processes are asked, which takes at most a few
-        seconds.
+        A hung worker has stacks, too. Workers in this process share its threads. Workers in other processes are asked,
+        which blocks for at most a few seconds.
         """
         return _stacks_of(self.values())
 
     def metrics(self) -> str:
         """The metrics of the pool's servers now, in Prometheus' text format, under the names of `poolctl metrics`.
 
-        Requests are counted in workers that are processes of their own. Without a supervisor there are no metrics of
-        its processes, and of no gateway. May be called by an application that the pool serves; elsewhere it blocks
-        until the loop that serves the pool has answered.
+        Requests are counted only in workers that are processes of their own. Metrics of a supervisor and of a gateway
+        are missing, because the pool has neither. May be called by an application that the pool serves; elsewhere it
+        blocks until the loop that serves the pool has answered.
         """
         observed = loop_thread.call(lambda: list(_observed(self.values())))
         families: builtins.list[Family] = [*pool_families("", platform.python_version(), observed)]
@@ -586,7 +590,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return render(families)
 
     def monitor(self) -> builtins.list[Monitor]:
-        """A snapshot of each server; one connection to each that runs. Raises PoolMonitorError with every failure."""
+        """A snapshot of each server, as from `Server.monitor`; blocks. Raises PoolMonitorError with every failure."""
         found: builtins.list[Monitor] = []
         errors: builtins.list[ServerError] = []
         for server in self.values():
@@ -601,13 +605,13 @@ class Pool(Mapping[str, Server], StartAndStop):
     def health_info(self) -> dict[str, Table]:
         """Return the status, uptime, latency and detail of each server, by its name; sends no probe.
 
-        A status is unknown, healthy, napping, starting, unhealthy or error. Of several servers with one name, the later
-        ones are numbered, as in `web~2`.
+        A status is unknown, healthy, napping, starting, unhealthy or error. If several servers have the same name, the
+        later ones are numbered, as in `web~2`.
         """
         return health_info(self._healths())
 
     def health_info_without_detail(self) -> dict[str, Table]:
-        """Return the status, uptime and latency of each server, by its name, without errors."""
+        """Return the status, uptime and latency of each server, by its name; errors and other details are left out."""
         return health_info_without_detail(self._healths())
 
     def health_info_simple(self) -> dict[str, str]:
@@ -633,7 +637,7 @@ def _health_of(server: Server) -> RouteHealth:
 
 
 def _numbered(servers: Iterable[Server]) -> Iterator[tuple[str, Server]]:
-    """The servers by unique names: of several servers with one name, the later ones are numbered, as in `web~2`."""
+    """Pairs of a unique name and a server: if several have the same name, later ones are numbered, as in `web~2`."""
     names: dict[str, int] = {}
     for server in servers:
         number = names[server.name] = names.get(server.name, 0) + 1
@@ -730,13 +734,14 @@ def _unknown_stacks(config: ServerConfig, placement: Placement, problem: str) ->
 
 
 class HotReload:
-    """One reload of a pool. New servers are started if the pool `runs`.
+    """One call of `Pool.apply`. With `runs` new servers are started.
 
-    A server whose new configuration is invalid stays as it is; no server is removed while a problem names no server.
+    A server whose new configuration is invalid stays unchanged. If a problem names no server, it may belong to any of
+    them, so no server is removed.
     """
 
     def __init__(self, pool: Pool, configuration: Configuration, *, runs: bool) -> None:
-        """Blocks on the disk: certificates and env files may have changed."""
+        """Reads certificates and env files, which may have changed; blocks on the disk."""
         self._pool = pool
         self._configuration = configuration
         self._runs = runs
@@ -750,7 +755,7 @@ class HotReload:
         self._files = {server.name: digests(_with_tls(server, tls)) for server in configuration}
 
     async def run(self) -> None:
-        """Apply the new configurations; returns when each server has its own.
+        """Apply the new configurations; returns when each server uses its new one, or has failed.
 
         Raises PoolRestartError with every failure.
         """
@@ -806,7 +811,10 @@ class HotReload:
         self._stops |= {future for each in gone if (handle := live_handle(each)) for future in handle.stops}
 
     def _compatible_configs(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
-        """The new configurations that fit together and with the unchanged servers; and the unchanged servers."""
+        """The configurations of `written` without address conflicts, and the servers that stay unchanged.
+
+        A server stays unchanged if a problem prevents its change. Conflicts are added to the errors.
+        """
         while True:
             names = {server.name for server in written}
             invalid = {problem.name for problem in self._errors}
@@ -930,7 +938,10 @@ class PoolConfig(Configuration):
         return [server for index, server in enumerate(servers) if index not in out]
 
     def set_handler(self, handler: Handler | None) -> None:
-        """Let `handler` provide the applications of servers without one, as `{handler_key: ASGI app}`."""
+        """Set the function that returns the applications of servers without their own, `{handler_key: ASGI app}`.
+
+        None removes it.
+        """
         if handler is not None and not callable(handler):
             raise PoolParamError(
                 f"{shown(handler)} is no handler", hint="give it a function: () -> {key: app}"
@@ -938,7 +949,7 @@ class PoolConfig(Configuration):
         self._handler = handler
 
     def set_default_tls(self, tls: TLSConfig | Mapping[str, Any] | None) -> None:
-        """Use these certificates for the servers that ask for TLS without their own (`tls=True`)."""
+        """Set the certificates for servers that ask for TLS without their own (`tls=True`); None removes them."""
         if isinstance(tls, Mapping):
             tls = TLSConfig(**tls)
         if tls is not None and not isinstance(tls, TLSConfig):

@@ -1,7 +1,8 @@
 """One server of a pool: its configuration and state, its handle in a core, and its start and stop.
 
-An order attempts all of its servers, dependencies first, and raises every failure. The settings that the servers of a
-pool share are here too: values for applications, a way to stop all, a handler, TLS, a runner.
+An order (a start, stop or restart of servers) attempts all of them, in the order of their dependencies, and raises
+every failure. The settings that the servers of a pool share are here too: values for applications, a way to stop all, a
+handler, TLS, a runner.
 """
 
 from __future__ import annotations
@@ -85,7 +86,10 @@ class PoolContext:
             end()
 
     def attach(self, key: object, end: Callable[[], object]) -> None:
-        """Call `end` when the context is cancelled, or at once if it already is."""
+        """Have `end` called when the context is cancelled, or now if it already is; returns at once.
+
+        `detach` with the same `key` withdraws it.
+        """
         with LOCK:
             self._endings[key] = end
             if self._watcher is None or not self._watcher.is_alive():  # no thread survives a fork
@@ -132,9 +136,9 @@ class Shared:
         return self.context.values if self.context is not None else {}
 
     def prepare(self, config: ServerConfig) -> ServerConfig:
-        """The configuration to start with, completed by the shared handler and default TLS.
+        """The configuration to start with: `config`, completed by the shared handler's app and the default TLS.
 
-        Raises ServerError for a server that must not be started.
+        Raises ServerError for a server that must not, or cannot, be started.
         """
         if self.context is not None and self.context.cancelled:
             raise _problem(config, "its context was cancelled", "make a new PoolContext")
@@ -195,8 +199,8 @@ class Monitor:
     `status` is the result of the probes; without probes it is OK, WARN (between two states) or KO. `latency` is the
     duration of the last answer or connection; None without an answer. `uptime` and `downtime` are totals since the
     first start, without the time for which the server was stopped; `sli` is the share of uptime, 0 to 1. `rise` and
-    `fall` are the total times on the way to ok and to ko; `rises` and `falls` count how often the server became ready
-    and ceased to be.
+    `fall` are the total times spent coming up and going down; `rises` and `falls` count how often the server started
+    and stopped answering.
     """
 
     name: str
@@ -235,9 +239,9 @@ class Monitor:
 
 
 def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
-    """The latency of a connection to the first endpoint, or the reason why it failed.
+    """The latency of a connection to the first endpoint, and ""; if it failed, None and the reason. Blocks.
 
-    Raises OSError without a socket.
+    Without endpoints None and "". Raises OSError if no socket can be opened.
     """
     if not endpoints:
         return None, ""
@@ -274,7 +278,7 @@ class StartAndStop:
     __slots__ = ()
 
     def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
-        """The servers to act on; for a pool also a function that tells whether a server still belongs to it."""
+        """The servers to act on, and a function that tells whether a server is still in the pool; None without a pool."""
         raise NotImplementedError
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
@@ -285,23 +289,24 @@ class StartAndStop:
         return stop(self._chosen()[0], seconds(timeout))
 
     async def start(self, *, timeout: Timeout = None) -> None:
-        """Return when the server answers; for a pool, when all enabled servers answer, dependencies first.
+        """Start the server, or all enabled servers of a pool, dependencies first; returns when all of them answer.
 
         Raises PoolStartError with every failure; failures due to the timeout have a TimeoutError as cause.
         """
         await loop_thread.run(self._start(timeout))
 
     async def stop(self, *, timeout: Timeout = None) -> None:
-        """Return when all servers have ended; each is killed after its `stop_timeout`, or `timeout`.
+        """Stop the server, or all servers of a pool, each before its dependencies; returns when all have ended.
 
-        Raises PoolStopError.
+        A server that still runs after its `stop_timeout`, or after `timeout` if that is shorter, is killed. Raises
+        PoolStopError.
         """
         await loop_thread.run(self._stop(timeout))
 
     async def restart(self, *, timeout: Timeout = None) -> None:
-        """Return when a new instance answers on the same listener; a stopped server is started.
+        """Replace the server, or all servers of a pool; returns when a new instance of each answers on its listener.
 
-        Raises PoolRestartError; a server whose restart failed keeps its old instance.
+        A stopped server is started. Raises PoolRestartError; a server whose restart failed keeps its old instance.
         """
         await loop_thread.run(self._start(timeout, PoolRestartError))
 
@@ -401,7 +406,7 @@ class Server(StartAndStop):
 
     @property
     def pids(self) -> list[int]:
-        """The processes that serve it, each once; this process's for servers that run inside it."""
+        """The ids of the processes that serve it, without duplicates; this process's id if the server runs in it."""
         handle = live_handle(self)
         return list(handle.observed.pids) if handle is not None else []
 
@@ -434,7 +439,7 @@ class Server(StartAndStop):
     def monitor(self) -> Monitor:
         """A snapshot; for a server without probes one connection measures the latency. Blocks for at most a second.
 
-        Raises PoolMonitorError.
+        Raises PoolMonitorError if no socket can be opened.
         """
         handle, state = live_handle(self), self.state
         known = handle.availability_now() if handle is not None else Availability()
@@ -490,7 +495,10 @@ class Server(StartAndStop):
 
 
 def with_port(config: ServerConfig, port_range: str = "") -> ServerConfig:
-    """The configuration, with a free port of the range in place of `auto`, kept from now on. Raises ServerError."""
+    """The configuration, with a free port of the range in place of `auto`; no other call returns the same port.
+
+    `port_range` is "FIRST-LAST" or "" for the default. Raises ServerError if no port is free.
+    """
     address = config.address
     if not address.auto:
         return config
@@ -530,8 +538,8 @@ class Snapshot:
 class Handle:
     """The running part of one server; created at its first start, with an entry in a core while not at rest.
 
-    Written on the engine's loop only, read from any thread. The engine holds it, and it holds no reference to the
-    server: if the program drops a running server and its pool, the server is stopped.
+    Written on the engine's loop only, read from any thread. The engine keeps the handle alive, but not the server, to
+    which the handle has only a weak reference: if the program drops a running server and its pool, it is stopped.
     """
 
     def __init__(self, server: Server) -> None:
@@ -593,7 +601,7 @@ class Handle:
 
     @property
     def busy(self) -> bool:
-        """Whether the server has something to stop."""
+        """Whether the server is not at rest, or an order for it is in progress: a stop would have to wait."""
         entry = self.entry
         return bool(self.orders or self.stops) or (entry is not None and not entry.at_rest)
 
@@ -616,14 +624,14 @@ class Handle:
         return host.core.health.latency_seconds(entry) if host is not None and entry is not None else None
 
     def availability_now(self) -> Availability:
-        """The times that the server has been up and down until now."""
+        """How long the server has been up and down, until now."""
         with LOCK:
             found = replace(self.availability)
             found.settle(self._clock.monotonic())
         return found
 
     def observe(self, observed: Snapshot) -> None:
-        """Record the server's current state."""
+        """Record `observed` as the server's current state, for readers and for the times that it was up and down."""
         with LOCK:
             self.observed = observed
             state, health, known = observed.state.value, observed.health.value, self.availability
@@ -631,7 +639,7 @@ class Handle:
                 known.note(self._clock.monotonic(), state=state, health=health)
 
     def refuse(self, error: ServerError | None) -> None:
-        """Record that a start has failed, unless the server runs; None means that it is only stopped."""
+        """Record why a start has failed, or with None a stop; the state of a server that is not at rest stays."""
         self.refusal = error
         if self.entry is None or self.entry.at_rest:
             self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
@@ -684,10 +692,11 @@ class CoreHost(CoreEvents):
         return text
 
     def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool) -> bool:
-        """Create the server's entry with this configuration, or update its entry.
+        """Create the server's entry in the core with this configuration, or update it; returns whether it has changed.
 
-        Returns whether the entry has changed. A running server gets the configuration if its own has changed since, or
-        for a restart: a handler may give a new application each time. With `live` its workers continue under it.
+        The entry of a running server is updated only if the server's own configuration has changed since, or for a
+        restart (`replace`), because a handler may return a new application each time. With `live` the workers continue
+        under the new configuration.
         """
         source = handle.config
         if handle.entry is None:
@@ -708,7 +717,7 @@ class CoreHost(CoreEvents):
         return True
 
     def stop(self, handle: Handle) -> None:
-        """Stop the server if it is running."""
+        """Order the core to stop the server, if this host has it; returns at once."""
         if handle.host is self and handle.entry is not None:
             self.core.stop(handle.entry)
 
@@ -732,9 +741,10 @@ class CoreHost(CoreEvents):
             handle.config_sources.append((handle.entry.config, before))
 
     def record_state(self, handle: Handle) -> None:
-        """Record the server's current state.
+        """Copy the server's current state from its entry in the core to its handle.
 
-        Drops its entry if the server is at rest and neither an order nor another server needs it.
+        If the server is at rest, and neither an order nor another server needs it, its entry is removed; then the same
+        is done for its dependencies.
         """
         ahead = [handle]
         while ahead:
@@ -795,7 +805,10 @@ class CoreHost(CoreEvents):
 def dependencies_among(
     handles: Sequence[Handle], names: dict[Handle, str]
 ) -> dict[Handle, tuple[Dependency, ...]]:
-    """The dependencies of each server among these, by their names in the core, without circular dependencies."""
+    """For each server its dependencies among these servers, with their `names` in the core.
+
+    A dependency that would close a circle is left out.
+    """
     by_name = {handle.name: handle for handle in handles}
     edges: dict[Handle, list[Handle]] = {}
     found: dict[Handle, tuple[Dependency, ...]] = {}
@@ -825,7 +838,7 @@ def _reaches(start: Handle, goal: Handle, edges: dict[Handle, list[Handle]]) -> 
 
 
 def is_leaving(entry: Entry) -> bool:
-    """Whether replaced workers are still finishing their requests."""
+    """Whether the server has replaced workers that are still finishing their requests."""
     return any(worker.phase in LEAVING for worker in entry.observed.workers.values())
 
 
@@ -837,16 +850,13 @@ def _message(entry: Entry, state: State) -> str:
 
 
 def live_handle(server: Server) -> Handle | None:
-    """The server's handle in this process, or None.
-
-    There is none before the first start, and none in a forked child, where nothing of the server is left.
-    """
+    """The server's handle in this process; None before the first start, and in a forked child, which runs no server."""
     handle = server._handle
     return handle if handle is not None and handle.epoch == loop_thread.epoch else None
 
 
-# The core host of each runner on the current engine, held by its running servers. It holds the runner, so nothing else
-# here may hold a runner, or it would never be freed.
+# The core host of each runner on the current engine, kept alive by its running servers. A host keeps its runner alive;
+# nothing else here may do that, or the runner would never be freed.
 _hosts: weakref.WeakValueDictionary[int, CoreHost] = weakref.WeakValueDictionary()
 _engines_of_runners: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = weakref.WeakKeyDictionary()
 
@@ -860,7 +870,7 @@ def core_host_of(shared: Shared) -> CoreHost:
 
         runner = current.own_runner = current.own_runner or InlineRunner()
     elif _engines_of_runners.get(runner) is not current:
-        # A runner may belong to this loop, because its user may call it there as well.
+        # The engine lives as long as the runner, which may be bound to its loop: the user may call the runner, too.
         _engines_of_runners[runner] = current
         current.hold()
         weakref.finalize(runner, current.release).atexit = False
@@ -878,7 +888,7 @@ _KILL_SECONDS = 5.0
 
 
 def seconds(timeout: Timeout) -> float | None:
-    """The timeout in seconds. Raises PoolParamError."""
+    """The timeout in seconds; None for None, which is no limit. Raises PoolParamError if it is not a duration."""
     if timeout is None:
         return None
     try:
@@ -888,7 +898,7 @@ def seconds(timeout: Timeout) -> float | None:
 
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:
-    """Stop the servers, each before its dependencies; return when all have ended. Raises PoolStopError."""
+    """Stop the servers, each before its dependencies; returns when all have ended. Raises PoolStopError."""
     future = order_stop([handle for server in servers if (handle := live_handle(server)) is not None], limit)
     if future is not None:
         # Shielded, so that no server is left half stopped if the caller gives up waiting.
@@ -898,7 +908,10 @@ async def stop(servers: Sequence[Server], limit: float | None) -> None:
 def order_stop(
     handles: Sequence[Handle], limit: float | None = None
 ) -> concurrent.futures.Future[None] | None:
-    """Order a stop from any thread without blocking. Returns its future; None without handles."""
+    """Order the servers to stop; returns at once, with a future that is done when all have ended.
+
+    The future's result may be a PoolStopError. Without handles None is returned. Any thread may call this.
+    """
     if not handles:
         return None
     with LOCK:
@@ -943,7 +956,7 @@ async def _stop(
     errors = []
     for goal, handle in goals:
         entry = handle.entry
-        # A start follows the end of a stop: a server that is wanted has been stopped before.
+        # A start begins only after a stop has ended: a server that is wanted again has been stopped.
         if entry is None or (goal.is_overtaken(entry) and not goal.has_failed(entry)):
             continue
         if (problem := goal.problem(entry)) is not None:
@@ -968,9 +981,10 @@ class _PendingServer:
 class StartOrder:
     """One order to start or restart servers, dependencies first, on the engine's loop.
 
-    With PoolRestartError as `kind` it is done when all have been replaced. Without `holds` a single server is started
-    without its dependencies. The workers of `live` servers apply their configuration instead of being replaced. The
-    servers in `beside` may be dependencies, and continue unchanged.
+    `kind` is the error to raise; PoolRestartError makes it a restart. `limit` is the timeout in seconds. `holds` tells
+    whether a server still belongs to the pool; without it a single server is started without its dependencies. The
+    workers of `live` servers apply their configuration instead of being replaced. The servers in `beside` continue
+    unchanged; others may depend on them.
     """
 
     def __init__(
@@ -997,10 +1011,7 @@ class StartOrder:
         self._handles: list[Handle] = []
 
     async def run(self) -> None:
-        """Perform the order; returns when all servers answer.
-
-        Raises an error of the requested kind with every failure.
-        """
+        """Perform the order; returns when all servers answer. Raises an error of class `kind` with every failure."""
         try:
             ordered = self._prepared()
             goals = self._begin(ordered)
@@ -1100,7 +1111,10 @@ class StartOrder:
         names: dict[Handle, str],
         needed: dict[Handle, tuple[Dependency, ...]],
     ) -> ServerConfig:
-        """The configuration for the core, with the core's names and only the dependencies that start together."""
+        """The configuration for the core, with the core's names and only the dependencies in `needed`.
+
+        A server that is started alone keeps the dependencies that it has in the core, if any.
+        """
         dependencies = needed[each.handle]
         if self._holds is None:
             dependencies = each.entry.config.depends_on if each.handle.entry is not None else ()
@@ -1143,7 +1157,10 @@ class StartOrder:
                 each.handle.awaiting.discard(self)
 
     def _give_up(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
-        """Abandon the start unless another order waits for it as well; returns whether it was abandoned."""
+        """Abandon the start unless another order waits for it as well; returns whether its workers have to end now.
+
+        False if it was not abandoned, or had not begun because it waits for the end of a stop.
+        """
         handle = each.handle
         handle.awaiting.discard(self)
         if handle.host is None or handle.awaiting or not each.startable or each.live:
