@@ -1,10 +1,10 @@
 """The command line: the declarations of commands and options, and parsing into a CommandRequest.
 
-Every module of `poolctl.cli.commands`, and each feature's command module, declares a `COMMAND`. The fast lane, the
-Typer application, the help and the shell completions are all generated from it, so a new command needs only one new
-file. The fast lane parses plain spellings here. Everything else (help, option clusters, values that look like options)
-is left to Typer, which also reports mistakes. Standard library only, without `typing` and `dataclasses`, because every
-command imports it at its start.
+Every module of `poolctl.cli.commands`, and each feature's command module, declares a `COMMAND`. The parser, the Typer
+application, the help and the shell completions all use these declarations, so a new command needs only one new file.
+The parser here, the fast lane, reads plain spellings. Everything else (help, option clusters, values that look like
+options) is left to Typer, which also reports mistakes. This module uses the standard library only, without `typing` and
+`dataclasses`, because every command imports it at its start.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "wide", "json", "jsonl", "name")
 LINE_FORMATS = FORMATS[:4]  # for commands that print lines as they arrive; both JSON forms are JSON lines
-# The fields of an Item that are always there; the class would take as long to import as all else that a command needs.
+# The fields that every Item has; importing that class would take as long as everything else that a command needs.
 FIELDS = (
     "name", "bind", "expose", "state", "ready", "health", "pids", "workers", "uptime_seconds", "restarts", "tags",
 )  # fmt: skip
@@ -36,18 +36,18 @@ GOALS = ("ready", "stopped", "healthy", "running", *(s for s in STATES if s not 
 BACKEND_ACTIONS = ("disable", "enable", "drain")
 # Aliases of commands, hidden from help and completion.
 ALIASES = {"hosts": "backends"}
-# Commands that differ in little, all in `poolctl.cli.live_change`; every other one has a file of its own.
+# Similar commands, all in `poolctl.cli.live_change`; every other command has a file of its own.
 _LIVE_CHANGES = ("disable", "drain", "enable", "remove", "scale", "undrain")
 # Headings of `poolctl --help`, in order.
 SECTIONS = ("Get started", "Lifecycle", "Look", "Change", "Files", "Machine")
 
 
 class Option:
-    """An option, spelled "-n, --lines", or an argument, spelled by its key.
+    """An option with spellings such as "-n, --lines", or an argument, whose only spelling is its key.
 
-    `key` names its value in a request, by default as its first long spelling does. `words` lists fixed values for
-    completion, `completes` names values to query from the pool or file system; `old` lists spellings of an earlier
-    release, which are accepted with a note and shown nowhere.
+    `key` is the name of its value in a request; it defaults to the first long spelling. For completion, `words` lists
+    fixed values, and `completes` names the kind of values to look up in the pool or the file system. `old` lists
+    spellings of an earlier release, which are accepted with a note and shown nowhere.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ VERSION_OPTION = flag("--version", "Show the version and exit.")
 
 
 def output(help: str = "table, wide, json, jsonl, name, or FIELD,FIELD…", *words: str) -> Option:
-    """The option -o, with the forms offered by completion."""
+    """The option -o; completion offers `words`, by default all forms."""
     return Option("-o, --output", "FORM", help, words=words or FORMATS)
 
 
@@ -154,13 +154,13 @@ ALL = flag("--all", "Act on every server of the pool.")
 ALLOW_EMPTY = flag("--allow-empty", "Do not fail when nothing matches.")
 CALLER_ENV = flag("--env", "Use this command's environment instead of the supervisor's.")
 ALLOW_EXPIRED = flag("--allow-expired", "Let expired certificates replace valid ones.", key="force")
-# Here it was the previous name of --allow-expired.
+# In an earlier release --force was the name of --allow-expired, whose key is still `force`.
 TAKE_OVER = flag("--force", "On a cluster, also change fields that another manager has set.", key="take_over")
 REVEAL = flag("--reveal", "Show secrets instead of masking them.")
 WATCH = flag("--watch", "Keep running; reload when the configuration or code changes.")
 SAVE = flag("--save", "Also write the change to the TOML file, keeping its comments.")
 SAVE_DRY_RUN = flag("--dry-run", "Print what --save would write; exit 3 if the file would change.")
-# For commands that wait for what they have asked for.
+# For commands that wait for the result.
 WAIT_OPTIONS = (OUTPUT, TIMEOUT, NO_WAIT)
 # For changes that last until a reload unless they are saved.
 CHANGE_OPTIONS = (*WAIT_OPTIONS, SAVE, SAVE_DRY_RUN)
@@ -211,7 +211,7 @@ def command_named(verb: str) -> Command | None:
 
 
 def module_of(verb: str) -> Any:
-    """Import the module of a command; None if there is no such command."""
+    """The module of a command, or an object with the same members; None if there is no such command."""
     verb = ALIASES.get(verb, verb)
     if not verb.isidentifier():
         return None
@@ -228,7 +228,7 @@ def module_of(verb: str) -> Any:
     return next(found, None)
 
 
-# Options before the command whose next word is a value, not the command.
+# Options that may precede the command, and whose next word is their value, not the command.
 _SPELLINGS_WITH_VALUE = tuple(
     spelling for option in COMMON if option.takes_value for spelling in option.spellings
 )
@@ -270,7 +270,7 @@ class CommandRequest:
 
     @property
     def output(self) -> str:
-        """The form of the output, "" by default. UsageError for an unknown form."""
+        """The form given by -o, or the field given by --field; "" by default. Raises UsageError if it is unknown."""
         output = self.values.get("output")
         field = self.values.get("field")
         if field is not None:
@@ -291,7 +291,7 @@ class CommandRequest:
         )
 
     def selector(self) -> Selector:
-        """The selection. SelectorError for a bad regular expression, an unknown state or health."""
+        """The selection. Raises SelectorError for a bad regular expression, and for an unknown state or health."""
         from poolctl.selection.selector import Selector
 
         get = self.values.get
@@ -308,7 +308,10 @@ class CommandRequest:
         )
 
     def seconds(self, key: str, spelling: str = "") -> float | None:
-        """A duration in seconds, None if not given. UsageError, which names the option by `spelling` or its key."""
+        """The duration given by the option `key` in seconds; None if it is not given.
+
+        Raises UsageError, which names the option `spelling` (default: as its key).
+        """
         text = self.values.get(key)
         if text is None:
             return None
@@ -320,7 +323,10 @@ class CommandRequest:
             raise UsageError(f"{spelling or '--' + key.replace('_', '-')}: {error}") from None
 
     def options(self) -> Mapping[str, object]:
-        """The options of the supervisor's request, besides the selection."""
+        """Only the options that belong in the request to the supervisor, under the supervisor's names for them.
+
+        The selection is not included. Raises UsageError for an invalid value.
+        """
         options: Table = {"timeout": self.seconds("timeout")}
         if "no_wait" in self.values:
             options["wait"] = not self.values["no_wait"]
@@ -340,7 +346,10 @@ class CommandRequest:
         return options
 
     def lines(self) -> int | None:
-        """The number of lines or events for -n; None for all, the default with --since."""
+        """The number of lines or events for -n, by default 100; None for all, which is the default with --since.
+
+        Raises UsageError.
+        """
         text = self.get("lines")
         if text is None:
             return None if self.get("since") else DEFAULT_LINES
@@ -375,7 +384,7 @@ class CommandRequest:
 
 
 def parse(args: Sequence[str]) -> CommandRequest | None:
-    """The request of a command line in plain spelling; None for any other."""
+    """The request of a command line in plain spelling; None if Typer must parse the line, or report its mistake."""
     given: Table = {}
     words = list(args)
     if "--" in words:
@@ -419,7 +428,10 @@ def by_spelling(options: Sequence[Option]) -> dict[str, Option]:
 
 
 def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Table) -> bool:
-    """Put the option into `given`, with its value from the end of `rest`; False if it is not in plain spelling."""
+    """Put the option `word` into `given`, taking its value from the end of `rest` if it is a word of its own.
+
+    Returns False if the option is unknown or not in plain spelling: Typer must parse the line.
+    """
     name, equals, value = word.partition("=")
     if not word.startswith("--") and len(word) > 2:
         name, equals, value = word[:2], "=", word[2:].removeprefix("=")
@@ -441,7 +453,7 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Ta
 
 
 def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The command line with old spellings of options replaced, and a note for each."""
+    """The command line with old spellings of options replaced by current ones, and a note to print for each."""
     words = list(args)
     verb = verb_of(words)
     command = command_named(verb)
@@ -462,7 +474,7 @@ def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def split_user_command(args: Sequence[str]) -> tuple[list[str], Table]:
-    """The words for poolctl, and the user's command after `--` if the command takes one."""
+    """The words for poolctl, and `{"command": …}` with the words after `--`, or {} if the command takes none."""
     command = command_named(verb_of(args))
     end = args.index("--") if "--" in args else len(args)
     table = by_spelling(command.options if command else COMMON)
@@ -473,7 +485,7 @@ def split_user_command(args: Sequence[str]) -> tuple[list[str], Table]:
 
 
 def _without_equals(word: str, table: Mapping[str, Option]) -> str:
-    """Replace `-o=json` by `-ojson`, as most other tools read it."""
+    """The word, with `-o=json` replaced by `-ojson`: most other tools accept both, Typer only the second."""
     letters, equals, value = word.partition("=")
     option = table.get(f"-{letters[-1:]}")
     if equals and value and option and option.takes_value and letters[:1] == "-" and letters[:2] != "--":
@@ -482,7 +494,7 @@ def _without_equals(word: str, table: Mapping[str, Option]) -> str:
 
 
 def help_as_option(words: Sequence[str]) -> list[str]:
-    """Replace `help`, `help --all` or `help COMMAND` by the equivalent option."""
+    """The words, with `help`, `help --all` or `help COMMAND` replaced by the equivalent option."""
     at = _verb_at(words)
     if words[at : at + 1] != ["help"]:
         return list(words)
@@ -518,7 +530,7 @@ def wants_json(args: Sequence[str]) -> bool:
 
 
 def saves(request: CommandRequest) -> bool:
-    """Whether a live change is written to the files as well. UsageError for --dry-run without --save."""
+    """Whether --save is given: a live change is written to the files, too. UsageError for --dry-run without --save."""
     if request.get("dry_run") and not request.get("save"):
         raise UsageError("--dry-run shows what --save would write", hint="add --save")
     return bool(request.get("save"))
@@ -527,7 +539,10 @@ def saves(request: CommandRequest) -> bool:
 def one_of(
     option: str, word: str, accepted: tuple[str, ...], final: tuple[str, ...] | None = None, hint: str = ""
 ) -> str:
-    """The word if it is in `final` (default: `accepted`), else UsageError with similar names or this hint."""
+    """The word, if it is in `final` (default: `accepted`). Otherwise raises UsageError, which names the option.
+
+    The error suggests a similar word of `accepted`; without one it has the hint, or lists `accepted`.
+    """
     final = final or accepted
     if word in final:
         return word
@@ -538,7 +553,7 @@ def one_of(
 
 
 def check_line_format(request: CommandRequest) -> None:
-    """UsageError unless the form of the output suits a command that prints lines as they arrive."""
+    """Raise UsageError unless the form of the output suits a command that prints lines as they arrive."""
     if request.output not in ("", *LINE_FORMATS):
         raise UsageError(
             f"{request.verb} -o: unknown form {request.output!r}", hint=f"one of: {', '.join(LINE_FORMATS)}"
@@ -546,7 +561,7 @@ def check_line_format(request: CommandRequest) -> None:
 
 
 def nearest_word(typed: str, known: Sequence[str]) -> str:
-    """The word that was probably meant: it has this prefix, or differs by one or two typos; else ""."""
+    """The known word that was probably meant: it begins with `typed`, or differs by one or two typos; else ""."""
     if len(typed.lstrip("-")) > 2 and (longer := [word for word in known if word.startswith(typed)]):
         return min(longer, key=len)
     found = min(known, key=lambda word: edit_distance(typed, word), default="")
@@ -554,7 +569,7 @@ def nearest_word(typed: str, known: Sequence[str]) -> str:
 
 
 def edit_distance(typed: str, word: str) -> int:
-    """The edit distance with swaps of neighbouring letters (optimal string alignment)."""
+    """The number of typos between the words; a swap of neighbouring letters is one (optimal string alignment)."""
     before, row = [0] * (len(word) + 1), list(range(len(word) + 1))
     for at, letter in enumerate(typed):
         two_before, before, row = before, row, [at + 1]
@@ -567,7 +582,7 @@ def edit_distance(typed: str, word: str) -> int:
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Perform the request. Raises the exceptions handled by outcome_of()."""
+    """Perform the request and return its outcome, which is still to be printed. Raises what outcome_of() handles."""
     output = request.output  # an unknown form is reported before anything is done
     outcome: Outcome = module_of(request.verb).perform(request)
     outcome.form = output or outcome.form

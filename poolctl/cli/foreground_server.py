@@ -33,10 +33,10 @@ _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 
 
 def only_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerConfig:
-    """The one server that the request selects, which does not run in the pool; `command` is for the messages.
+    """The configuration of the only server that the request selects; messages suggest `command`.
 
-    Raises UsageError if it selects several, PoolValidateError if this machine cannot run it, Failure, and
-    ControlError (8) if it runs.
+    Raises UsageError if several servers are selected, Failure if the configuration is invalid or no server is selected,
+    PoolValidateError if this machine cannot run the server, and ControlError (exit 8) if it already runs in the pool.
     """
     config = load(pool)
     withhold_variables(config.pool_variables, only=True)
@@ -99,8 +99,9 @@ class ForegroundServer:
     def become(self, part: str, *role: str, more: Iterable[socket.socket] = ()) -> NoReturn:
         """Turn this process into the server's command, or into `part` of poolctl in the application's interpreter.
 
-        That part gets the descriptors of the specification, the listeners, the TLS files and `more`, in this order
-        from SPEC_FD on, and the number of those after the specification as its last argument. Raises Failure.
+        `part` is run with the arguments `role`, and with the descriptors of the specification, the listeners, the TLS
+        files and `more`, in this order from SPEC_FD on. A last argument is the number of descriptors after the
+        specification. Raises Failure.
         """
         for name in withheld_variables():
             del os.environ[name]
@@ -157,7 +158,10 @@ _NOT_WITH = {
 
 
 def debug(request: CommandRequest) -> NoReturn:
-    """Run the selected server alone in this process, as its user, until Ctrl-C. Raises Failure with the reason."""
+    """Run the selected server alone in this process, as the user in its configuration, until Ctrl-C.
+
+    Raises UsageError for options of a whole pool, and the exceptions of `only_server` and `ForegroundServer`.
+    """
     for option, said in _NOT_WITH.items():
         if request.get(option):
             raise UsageError(f"--debug and {said} cannot be combined", hint="poolctl run --debug NAME")

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 # A change that was made is saved, even if not for every server or not in time.
 _SAVED_EXIT_CODES = (exit_codes.DONE, exit_codes.FAILED, exit_codes.TIMED_OUT)
 
-# Maximum number of concurrent edits by other commands.
+# Maximum number of attempts to write, because other commands may edit the files at the same time.
 _ATTEMPTS = 20
 
 # Maximum number of servers named in a suggested command.
@@ -62,8 +62,9 @@ def change(
 ) -> Outcome:
     """Change the selected servers; returns when the change is made, and with --save written.
 
-    `report` returns the final line about the servers. `write` applies the change to the files; None for a change that
-    files have no key for. With `works_offline`, only the files are changed if no supervisor runs.
+    `report` returns the final line about the servers. `write` applies the change to the draft of the files; None for a
+    change for which files have no key. With `works_offline`, only the files are changed if no supervisor runs. With
+    `removes`, servers that are only in the files are removed from them.
     """
     save = saves(request)
     pool = find_pool(request)
@@ -89,7 +90,7 @@ def change(
 
 
 def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
-    """Raises UsageError without a selection or --all: these commands never apply to all servers by default."""
+    """Raise UsageError unless there is either a selection or --all: these commands have no default selection."""
     if not request.selector().selects_all:
         if request.get("all"):
             raise UsageError(f"{request.verb}: --all and a selection cannot be combined")
@@ -99,7 +100,7 @@ def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
 
 
 def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
-    """The number of servers in the pool; None if neither a supervisor nor the files are readable."""
+    """The number of servers in the pool; None if no supervisor answers and the files cannot be used."""
     asked = CommandRequest(
         "list", {"config": request.get("config"), "pool": request.get("pool"), "quiet": True}
     )
@@ -112,7 +113,10 @@ def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
 def _selected(
     files: WriteBack, request: CommandRequest, pool: PoolRef, *, works_offline: bool, removes: bool
 ) -> tuple[Sequence[Item], bool]:
-    """The selected servers, and whether a running pool is changed. Failure for a bad selection."""
+    """The selected servers, and whether the running pool is to be changed: otherwise only the files.
+
+    Raises Failure if nothing is selected, and NoSupervisor unless the change `works_offline`.
+    """
     from poolctl.cli.offline import select_from_files
 
     if not files.supervised:
@@ -147,10 +151,10 @@ def _final_line(result: Result, report: Callable[[Result], str]) -> str:
 
 
 class WriteBack:
-    """The files of a pool, their configuration, and the changed draft."""
+    """A change of a pool's files: `now` is their configuration before the change, `draft` has the changed files."""
 
     def __init__(self, pool: PoolRef, request: CommandRequest) -> None:
-        """Read the files. PoolValidateError for unreadable files, Failure (5) for invalid ones."""
+        """Read the files. Raises PoolValidateError for unreadable files, Failure (exit 5) for invalid ones."""
         self.pool = pool
         self.request = request
         from poolctl.cli.offline import load
@@ -167,20 +171,20 @@ class WriteBack:
         self.now = load(PoolRef(self.draft.files, pool.directory), allow_empty=True)
 
     def names_in_files(self, names: Sequence[str]) -> list[str]:
-        """The servers that are in the files; warns about the others."""
+        """Those of `names` that are servers in the files; adds a warning about each other name."""
         why = "is not in any file: nothing to write (poolctl add --save writes it)"
         self.warnings += [f"{name} {why}" for name in names if self.draft.entry(name) is None]
         return [name for name in names if self.draft.entry(name) is not None]
 
     def scale(self, names: Sequence[str], workers: int) -> None:
-        """Set the number of workers of servers."""
+        """Set the number of workers of these servers in the draft."""
         as_wanted = {server.name for server in self.now if server.workers == workers}
         for name in self.names_in_files(names):
             if name not in as_wanted:
                 self.draft.scale(name, workers)
 
     def disable(self, names: Sequence[str], disabled: bool) -> None:
-        """Disable or enable servers."""
+        """Disable these servers in the draft, or enable them if `disabled` is false."""
         as_wanted = {server.name for server in self.now if server.disabled == disabled}
         for name in self.names_in_files(names):
             if name in as_wanted:
@@ -191,13 +195,16 @@ class WriteBack:
                 self.draft.reset(name, "disabled", False)
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove servers; a server added live may be in no file."""
+        """Remove these servers from the draft; a server that was added live may be in no file, and is ignored."""
         for name in names:
             if self.draft.entry(name) is not None:
                 self.draft.remove(name)
 
     def check(self) -> Configuration:
-        """The changed configuration. Failure: 2 for files other than TOML, 5 if invalid, 7 if not writable."""
+        """The changed configuration, if it can be written. Raises PoolValidateError if it is invalid.
+
+        Raises Failure with exit code 2 for files other than TOML, 5 without any server, 7 if a file is not writable.
+        """
         if instructions := self.draft.manual_changes():
             raise Failure(self._refusal(instructions))
         config = self.draft.check()
@@ -232,7 +239,10 @@ class WriteBack:
         return Outcome(errors=[first, *others], exit_code=exit_codes.USAGE)
 
     def finish(self, live: Callable[[], Outcome]) -> Outcome:
-        """Check, change the running servers, write. A dry run only shows the change of the files."""
+        """Check the draft, call `live` to change the running servers, and write the files; returns the whole outcome.
+
+        A dry run only shows the change of the files.
+        """
         self.check()
         if self.request.get("dry_run"):
             difference = self.draft.difference()
@@ -361,7 +371,7 @@ def _command(
 
 
 def _count(done: Sequence[bool], words: str) -> str:
-    """A line such as `2 of 3 servers disabled`; each server counts for which the condition is true."""
+    """A line such as `2 of 3 servers disabled`: the number of true values in `done`, then `words`."""
     return f"{servers(sum(done), len(done))} {words}"
 
 

@@ -26,7 +26,7 @@ _COLOURS = ("36", "33", "32", "35", "34", "96", "93", "92", "95", "94")
 
 
 NO_TIMES, SHORT_TIMES, STAMPS = "", "short", "stamps"
-# A line that contains a time of its own.
+# A line that begins with a time of its own.
 _TIMED = re.compile(r"\[?(\d{4}[-/]\d\d[-/]\d\d[T ])?\d\d:\d\d:\d\d")
 # The end of an access log line: status, duration, request ID.
 _REQUEST_ID = re.compile(r"(HTTP/[\d.]+\" \d{3}[A-Za-z' -]* [\d.]+ms) \S+$")
@@ -37,7 +37,7 @@ class PrefixedLines:
 
     With `records`, JSON lines are rendered for people. `times`: STAMPS prefixes each line with its time,
     SHORT_TIMES prefixes lines without a time of their own with the time of day. Access logs of servers not in
-    `request_ids` are shown without request IDs; None shows all of them.
+    `request_ids` are shown without request IDs; None shows the IDs of all servers.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class PrefixedLines:
             }
 
     def line(self, line: LogLine) -> str:
-        """The rendered line, with its line break."""
+        """The line as text with a line break; a JSON record may become several lines."""
         with_id = self._request_ids is None or line.name in self._request_ids
         record = parse_record(line.text) if self._records and line.text.startswith("{") else None
         before = f"{self._prefixes.get(line.name, line.name + ' | ')}{self._time(line, record)}"
@@ -161,7 +161,10 @@ _HARMLESS = "\t\u200c\u200d"
 
 
 def terminal_text(text: str, *, colours: bool = True) -> str:
-    """The line with control characters except tabs escaped (`\\x1b`); colours are kept and closed, or removed."""
+    """The line with control characters except tabs escaped (`\\x1b`).
+
+    With `colours`, its colours are kept, and reset at its end; otherwise they are removed.
+    """
     if not _SPECIAL.search(text):
         return text
     parts = _COLOUR.split(text)

@@ -3,7 +3,7 @@
 The fast lane handles plain spellings of frequent commands with the standard library alone, because importing Typer
 takes several times as long as a bare interpreter start. Other spellings go to the Typer application.
 
-Loaded before the rest of the command, hence without the slow import of `signal`.
+It is loaded before the rest of the command, so that Ctrl-C is handled during all other imports.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _ctrl_c_raises = False  # otherwise Ctrl-C kills the process at once
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code, and never raises. Without `args` it exits the process instead."""
+    """Run the command line `args` and return its exit code; never raises. Without `args` it runs sys.argv and exits."""
     global _ctrl_c_raises
     if args is None:
         # Imports create no garbage, and collections took a tenth of a short command's time.
@@ -94,7 +94,7 @@ def _perform(words: list[str]) -> Outcome:
 
 
 def _finish(outcome: Outcome) -> int:
-    """Print the outcome. A reader that has closed the pipe (`| head`) is not a failure."""
+    """Print the outcome; returns the exit code. A reader that has closed the pipe (`| head`) is not a failure."""
     from poolctl.cli.render import show
 
     if outcome.changed is not None:
@@ -162,7 +162,7 @@ def _prepare_streams() -> None:
 
 
 def _stdout_is_full() -> bool:
-    """Whether a write to the descriptor would block."""
+    """Whether a write to standard output would block."""
     import select
 
     from poolctl.cli.render import stdout_fd
@@ -205,7 +205,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """Handle a KeyboardInterrupt raised where Python can only report it, such as in a weak reference's callback."""
+    """Exit on a KeyboardInterrupt raised where Python can only report it, such as in a weak reference's callback."""
     if isinstance(unraisable.exc_value, KeyboardInterrupt):
         os._exit(INTERRUPTED)
     sys.__unraisablehook__(unraisable)

@@ -33,7 +33,10 @@ Server = TypeVar("Server", bound=Item)
 
 
 def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
-    """The pool's configuration. Failure (5) with all problems, or if it has no servers."""
+    """The pool's configuration from its files. Raises PoolValidateError if a file is unreadable.
+
+    Raises Failure (exit 5) with all problems, and for a pool without servers unless `allow_empty`.
+    """
     from poolctl.config import load as load_files
 
     config = load_files(ref.files, os.environ)
@@ -54,14 +57,14 @@ def invalid_outcome(config: Configuration) -> Outcome:
 
 
 def no_server_error(ref: PoolRef) -> ErrorEntry:
-    """The problem of files without any server."""
+    """The error for files without any server."""
     files = ", ".join(os.path.relpath(file) for file in ref.files)
     hint = "add a [[server]], or a [[route]] to a URL; or use --allow-empty"
     return error(exit_codes.INVALID_CONFIGURATION, f"{files}: no server is configured", hint)
 
 
 def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
-    """The items selected by the request. Failure (4) if nothing matches."""
+    """The items selected by the request. Raises Failure (exit 4) if nothing matches."""
     selector = request.selector()
     with expressions_limited():
         chosen, unmatched = select(items, selector)
@@ -71,13 +74,16 @@ def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
 
 
 def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
-    """The selected servers from the files, all stopped."""
+    """The selected servers in the files, stopped or still served by surviving workers. Raises Failure as `choose`."""
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
     return choose(items_of(servers_of(config, ref), ref), request)
 
 
 def servers_of(config: Configuration, ref: PoolRef, *, choose_ports: bool = False) -> list[ServerConfig]:
-    """The configured servers, with `auto` ports as chosen by an earlier start, or else now."""
+    """The configured servers, with the ports that an earlier start chose for `auto`.
+
+    A port that was not chosen yet stays `auto`, or with `choose_ports` is chosen now.
+    """
     servers = list(config)
     if not any(server.address.auto for server in servers):
         return servers
@@ -105,7 +111,10 @@ def described(server: ServerConfig) -> Described:
 
 
 def described_from_files(request: CommandRequest, ref: PoolRef) -> list[Described]:
-    """Descriptions of the selected servers from the files; secrets are masked unless `--reveal` is given."""
+    """Descriptions of the selected servers in the files; secrets are masked unless `--reveal` is given.
+
+    Raises Failure if nothing matches.
+    """
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
     items = [described(server) for server in servers_of(config, ref)]
     items = _with_routes(items, config)
@@ -128,7 +137,7 @@ def _with_routes(items: list[Described], config: Configuration) -> list[Describe
 
 
 def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
-    """The state of the servers: stopped, or still served by workers without a supervisor."""
+    """The servers with their state: stopped or disabled, or served by workers that have survived their supervisor."""
     from poolctl.keeper import pool_files
     from poolctl.runners.runner_registry import find_orphans, has_orphans
 
@@ -165,7 +174,7 @@ def summary_of(items: list[Item], ref: PoolRef) -> Table:
 
 
 def _runs_as_server_user(orphan: Orphan, server: ServerConfig) -> bool:
-    """Whether the worker runs as the server's user: its own claims are not trusted."""
+    """Whether the worker runs as the server's user: the server that a worker itself names is not trusted."""
     from poolctl.runners.worker_spec import find_user_id
 
     return orphan.uid == find_user_id(server)
@@ -188,9 +197,10 @@ def _running(server: ServerConfig, its: list[Orphan], restarts: int) -> Item:
 
 @contextmanager
 def expressions_limited(problem: str = "", place: Callable[[], int | None] = lambda: 0) -> Iterator[None]:
-    """Raise UsageError if the block takes too long: `re` checks for signals while matching in the main thread.
+    """Context manager: raises UsageError with `problem` if regular expressions in the block take too long.
 
-    With `place`, the number (from 1 on) of the text that is being searched, the limit applies to each text.
+    `place` returns the number (from 1 on) of the text that is being searched, or None: the limit then applies to each
+    text. `re` checks for signals while it matches in the main thread; in other threads there is no limit.
     """
     before: int | None = 0
 

@@ -25,7 +25,7 @@ class UsageError(Exception):
 
 
 class Failure(Exception):
-    """Ends the command with this outcome."""
+    """Raised to end the command with this outcome."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.errors[0].message if outcome.errors else "")
@@ -35,8 +35,8 @@ class Failure(Exception):
 class JsonObject(SimpleNamespace):
     """An object of the supervisor's answer with its members as attributes; missing members are None.
 
-    It stands for a Result, Item or ErrorEntry, because importing `dataclasses` takes longer than all else that `list`
-    or `status` does.
+    It stands for a Result, Item or ErrorEntry, because importing `dataclasses` takes longer than everything else that
+    `list` or `status` does.
     """
 
     PRINTED = ()

@@ -27,9 +27,9 @@ _OF_FILES = frozenset({"config", "doctor", "export", "serve", "validate", "versi
 
 
 class PoolRef:
-    """A pool's files and its runtime directory, which need not exist.
+    """A pool's files and its runtime directory; the directory need not exist.
 
-    `platform` names the platform that runs the pool.
+    `platform` names the platform that runs the pool, by default a supervisor on this machine (LOCAL).
     """
 
     def __init__(self, files: list[str], pool_directory: str) -> None:
@@ -42,7 +42,7 @@ class PoolRef:
 
     @property
     def key(self) -> str:
-        """The pool's key."""
+        """The pool's key: the name of its runtime directory."""
         return os.path.basename(self.directory)
 
     @property
@@ -51,7 +51,7 @@ class PoolRef:
         return f"{self.directory}/{pool_paths.SOCKET_NAME}"
 
     def client(self) -> Platform:
-        """A client for commands: of the supervisor, or of the platform that runs the pool. Raises ControlError."""
+        """A client of the supervisor, or of the platform that runs the pool. ControlError for an unknown platform."""
         if self.platform == LOCAL:
             return Client(self.socket)
         from poolctl.feature import features, platform_names
@@ -72,9 +72,9 @@ def find_pool(
 ) -> PoolRef:
     """The pool named by -c, --pool, $POOLCTL_CONFIG or the working directory.
 
-    Raises ConfigNotFound or Failure (5) if there is no file and no running pool of this path, NoSupervisor for an
-    unknown --pool. A pool that runs without its file is found, with a warning. With `missing_ok` named files are
-    not checked.
+    A running pool is found even if its files are missing; a warning is printed then. If it does not run, raises
+    ConfigNotFound without a file, Failure (exit 5) for a missing file, and NoSupervisor for an unknown --pool. With
+    `missing_ok` missing files named by -c are neither an error nor a warning.
     """
     paths = request.get("config") or []
     name = request.get("pool")
@@ -126,7 +126,7 @@ def _is_missing(path: str) -> bool:
 
 
 def _is_running(pool: PoolRef) -> bool:
-    """Whether a supervisor listens there, or workers have survived it."""
+    """Whether a supervisor listens in the pool's directory, or workers have survived it."""
     from poolctl.control.client import Client, NoSupervisor
     from poolctl.errors import ControlError
     from poolctl.runners.runner_registry import has_orphans

@@ -1,6 +1,6 @@
 """Watch mode: reloads whenever the configuration or the code changes.
 
-Files are applied once complete; a broken configuration is only reported.
+A change is applied once writing has paused; a broken configuration is only reported.
 """
 
 from __future__ import annotations
@@ -47,10 +47,9 @@ class PoolWatcher:
     def __init__(
         self, request: CommandRequest, pool: PoolRef, say: Callable[[str], None], since: float
     ) -> None:
-        """Start watching; `since` is when the watch began (Unix time).
+        """Start watching. Code saved before `since` (Unix time) restarts no server, even if it is newer than a worker.
 
-        Raises Failure if that is impossible, NoSupervisor. Code saved before that restarts no server, even if it is
-        newer than a worker.
+        Raises Failure if files cannot be watched, NoSupervisor if the pool does not run.
         """
         self._since = since
         self._request = request
@@ -71,7 +70,10 @@ class PoolWatcher:
             fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def changes(self, over: Callable[[], bool] = lambda: False, *, now: bool = False) -> Iterator[Result]:
-        """Apply changes, and yield each outcome, until the pool ends or `over` is true; `now`: earlier ones too."""
+        """Wait for changes, apply each and yield its result, until the pool ends or `over` returns true.
+
+        With `now` the configuration is reloaded first.
+        """
         if now or self._is_late:
             yield from self._apply_configuration()
         yield from self._restart({})
@@ -85,7 +87,7 @@ class PoolWatcher:
             yield from self._apply(paths)
 
     def _wait_until_quiet(self, poll: select.poll) -> set[str] | None:
-        """The changed paths, once changes have stopped; None if the kernel dropped some."""
+        """The changed paths, once no more change or LONGEST_SECONDS have passed; None if the kernel dropped some."""
         deadline = monotonic() + LONGEST_SECONDS
         found: set[str] | None = set()
         while True:
@@ -105,14 +107,14 @@ class PoolWatcher:
             yield from self._restart({})
 
     def _apply_configuration(self) -> Generator[Result, None, set[str]]:
-        """Reload; returns the names of started or replaced servers."""
+        """Reload the configuration and yield the result; returns the names of servers that were started or replaced."""
         result = self._ask(ReloadResult, "reload", {"dry_run": False})
         self._refresh_sources()
         yield result
         return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
     def _restart(self, changed: Changed) -> Iterator[Result]:
-        """Replace these servers if they run, and servers whose code changed unnoticed."""
+        """Restart these servers if they run, and yield the result; then servers whose code changed unnoticed."""
         while changed := {**self._missed, **changed}:
             self._missed = {}
             listed = self._ask(Result, "list", {}, [*changed])
@@ -125,7 +127,7 @@ class PoolWatcher:
             changed = {}
 
     def _refresh_sources(self) -> ShowResult:
-        """Watch the current files and directories of the pool; returns its current sources."""
+        """Begin to watch the pool's current files and directories; returns at once, with the answer that lists them."""
         shown = self._ask(ShowResult, "show", {})
         self._sources = WatchSet(self._files, shown.items, self._sources)
         new: list[str] = []
@@ -161,7 +163,7 @@ class PoolWatcher:
 # Directories without code of the application.
 SKIPPED = frozenset({"__pycache__", "node_modules", "site-packages"})
 CODE = ".py"
-# Scripts named in a command. Other files in it may be its output.
+# The endings of scripts that a command names. Other files that it names may be its output.
 SCRIPTS = (CODE, ".sh", ".js", ".mjs", ".cjs", ".ts", ".rb", ".pl", ".php", ".lua")
 Stamp = tuple[int, int, int] | None
 # Server names, each with the files of its changed code, empty if unknown.
@@ -169,7 +171,10 @@ Changed = dict[str, list[str]]
 
 
 class WatchSet:
-    """The files of a pool and its servers, and their state at the last check (initially `before`)."""
+    """The files of a pool and its servers, and their state at the last check.
+
+    Files that the earlier set `before` has, too, initially have their state in `before`.
+    """
 
     def __init__(
         self, files: Sequence[str], items: Sequence[Details], before: WatchSet | None = None
@@ -232,7 +237,7 @@ class WatchSet:
         return before != self._stamps
 
     def changed_servers(self, paths: Iterable[str] | None) -> Changed:
-        """The servers with files among the paths; None: all servers with watched files."""
+        """The servers whose files are among the paths, each with its files; for None all servers that are watched."""
         if paths is None:
             including = [name for name, patterns in self._included.items() if patterns]
             watched = (*self._code.values(), *self._scripts.values(), including)
@@ -258,7 +263,7 @@ class WatchSet:
         yield from (name for name, patterns in self._included.items() if _matches(patterns, places))
 
     def newer_than_workers(self, directories: Iterable[str], since: float) -> Changed:
-        """The servers with code in these directories that is newer than `since` and than their oldest worker."""
+        """The servers with files in these directories that are newer than `since` and than the oldest worker."""
         saved = {path: time for directory in directories for path, time in _file_times(directory)}
         found = {
             name: [path for path in paths if saved[path] > max(since, self._placed.get(name, math.inf))]

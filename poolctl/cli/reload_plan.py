@@ -23,7 +23,7 @@ KINDS = {
 
 
 def change_lines(result: Result, colours: bool = False) -> list[str]:
-    """The lines for a detected change: the plan of a reload, or `~ users: code`."""
+    """The lines that report an applied change: the plan of a reload, or `~ users: code` for a restart."""
     if isinstance(result, ReloadResult):
         return plan_text(result, colours, with_code=True).splitlines()
     return [f"~ {printable(item.name)}: code" for item in result.items if item.ready]
@@ -32,7 +32,10 @@ def change_lines(result: Result, colours: bool = False) -> list[str]:
 def plan_text(
     result: ReloadResult, colours: bool = False, *, dry_run: bool = False, with_code: bool = False
 ) -> str:
-    """The plan, one line per change, and its summary. `with_code`: changed code is detected as well."""
+    """The plan, one line per change, and its summary; "" if the reload failed before it had a plan.
+
+    `with_code` leaves out the remark that code is not compared.
+    """
     if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
         return ""
     changes = result.changes or ()
@@ -62,7 +65,7 @@ def _detail(change: PlannedChange) -> str:
 
 def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
     counts: dict[str, int] = {}
-    names = set()  # a server may have several of them
+    names = set()  # a server may have several changes
     for change in changes:
         counts[change.change] = counts.get(change.change, 0) + 1
         names.add(change.name)
@@ -83,7 +86,10 @@ def drift_line(table: Table) -> str:
 
 
 def public_drift_line(table: Table, directory: str) -> str:
-    """Like `drift_line` without quoted values, for readers who may not see the configuration; relative paths."""
+    """Like `drift_line`, but with only the place of a problem, for readers who must not see values of the files.
+
+    Paths below `directory` are relative to it.
+    """
     found = from_json(ChangedFiles, table)
     place = ""
     if found.problem is not None:

@@ -1,4 +1,4 @@
-"""Renders outcomes, and the lines of several commands, for both lanes. Standard library only.
+"""Renders outcomes, and the lines of several commands, for the fast lane and for Typer. Standard library only.
 
 Results go to standard output, everything else to standard error. JSON is always one document.
 """
@@ -33,7 +33,7 @@ RIGHT = frozenset((
     "workers", "cpu", "memory", "uptime", "restarts", "conn", "in_flight", "waiting", "requests", "passed", "proxied",
     "refused", "errors", "p50", "p99",
 ))  # fmt: skip
-HEADINGS = {"first_pid": "pids"}  # the first is next to the number of workers
+HEADINGS = {"first_pid": "pids"}  # only the first pid is shown, next to the number of workers
 # Columns shown if a server is a job with a schedule; the second only in a wide table.
 NEXT_RUN, LAST_RUN = "next_run", "last_run"
 KEPT = "kept"  # a column shown if a window keeps a server awake or asleep
@@ -150,7 +150,10 @@ def text_of(items: Sequence[object], output: str, colours: bool = False, width: 
 def fitted_table(
     items: Sequence[object], columns: Sequence[str], dispensable: Sequence[str], colours: bool, width: int
 ) -> str:
-    """A table that fits into `width` columns, with shorter cells and without dispensable columns; 0: any width."""
+    """The items as a table that fits into `width` characters, if possible; 0 means any width.
+
+    Long cells are shortened; if that is not enough, `dispensable` columns are left out in this order.
+    """
     if not width or not items:
         return table(items, columns, colours)
     lengths = {column: [len(_cell(item, column)) for item in items] for column in columns}
@@ -201,7 +204,10 @@ _SHORT, _SHORTEST = 16, 12  # cells are shortened to the second limit only when 
 
 
 def _limits(lengths: Mapping[str, list[int]], width: int, least: int) -> tuple[dict[str, int], bool]:
-    """The maximum cell width of each column, shortening the widest first, and whether the table then fits."""
+    """The maximum cell width of each column, and whether the table then fits into `width`.
+
+    The widest columns are shortened first, and none to less than `least`.
+    """
     limits = {column: max(len(HEADINGS.get(column, column)), *cells) for column, cells in lengths.items()}
     excess = sum(limits.values()) + 2 * (len(limits) - 1) - width
     while excess > 0:
@@ -331,7 +337,7 @@ def _place_of_error(each: ErrorEntry) -> str:
 
 
 def relative_to_cwd(path: str) -> str:
-    """The path, relative to the working directory if it is below it."""
+    """The path, relative to the working directory if it lies in it, otherwise unchanged."""
     try:
         return relative_to(path, os.getcwd())
     except OSError:
@@ -339,13 +345,13 @@ def relative_to_cwd(path: str) -> str:
 
 
 def relative_to(path: str, directory: str) -> str:
-    """The path, relative to the directory if it is below it."""
+    """The path, relative to the directory if it lies in it, otherwise unchanged."""
     here = directory.rstrip("/") + "/"
     return path[len(here) :] if here != "/" and path.startswith(here) else path
 
 
 def duration(seconds: float | None) -> str:
-    """A short duration for people: "4.2s", "3m12s", "5h07m", "12d04h"."""
+    """A short duration for people: "4.2s", "3m12s", "5h07m", "12d04h"; "-" for None."""
     if seconds is None:
         return "-"
     if seconds < 10:
@@ -366,7 +372,7 @@ def count_text(number: float) -> str:
 
 
 def latency(seconds: float | None) -> str:
-    """A short time: "850µs", "4.2ms", "1.2s"; "" for an unknown one."""
+    """A short time: "850µs", "4.2ms", "1.2s"; "" for None."""
     if seconds is None:
         return ""
     if seconds < 0.001:
@@ -414,7 +420,10 @@ def local_time(text: str, form: str) -> str:
 
 
 def printable(text: str, *, keep_lines: bool = False) -> str:
-    """The text without control characters: output of files or apps must not control the terminal."""
+    """The text with control characters escaped, because output of files or apps must not control the terminal.
+
+    With `keep_lines` line breaks and tabs stay.
+    """
     if text.isprintable():
         return text
     return "".join(
@@ -459,7 +468,7 @@ def servers(count: int, of: int | None = None) -> str:
 
 
 def abbreviated_list(words: Sequence[str], most: int, noun: str = "") -> str:
-    """A list such as `a, b and 38 more`."""
+    """The first `most` words, and the number of others: `a, b and 38 more`, with `noun` `a, b and 38 more files`."""
     more = f" and {len(words) - most} more{noun and ' ' + noun}" if len(words) > most else ""
     return f"{', '.join(words[:most])}{more}"
 
@@ -503,7 +512,10 @@ def count_ready(items: Iterable[Item]) -> tuple[int, int]:
 
 
 def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
-    """`3 servers ready` or `3 servers restarted`, with servers in other intended states in brackets."""
+    """A line such as `3 servers ready` or, if `restarted`, `3 servers restarted`; other intended states in brackets.
+
+    Unless `waited` it says how many servers are still starting. Without servers it says why, or is "" on failure.
+    """
     # A restart has a line of its own for each job with a schedule.
     items = [item for item in result.items if not (restarted and item.next_run_at)]
     if not items:
@@ -564,7 +576,7 @@ def serves_line(gateway: Table) -> str:
 
 
 def gateway_line(gateway: Table, width: int = 0) -> str:
-    """The gateway's state, addresses, routes and known figures, wrapped at this width."""
+    """The gateway's state, addresses, routes and known figures, wrapped at this width (0: on one line)."""
     words = [f"[gateway] {gateway['state']}", *gateway["addresses"]]
     words.append(_counted(gateway["routes"], "route"))
     if gateway["pid"] is not None:

@@ -47,7 +47,11 @@ _LAUNCHES = 4  # maximum launches of a pool that other commands stop at once
 def ask(
     request: CommandRequest, pool: PoolRef, verb: str = "", more: Mapping[str, object] | None = None
 ) -> Result:
-    """The supervisor's answer; `more` is added to the options. Raises NoSupervisor, UsageError for a bad selector."""
+    """Send the request, show its progress, and return the answer of the supervisor, or of the pool's platform.
+
+    `verb` replaces the command's name, `more` is added to its options. Raises SelectorError or UsageError for a bad
+    value, NoSupervisor or another ControlError, and Failure on Ctrl-C if the change continues in the background.
+    """
     document = _document(request, pool, verb, more)
     try:
         items = [JsonObject(**each) for each in document.get("items") or ()]
@@ -71,7 +75,7 @@ def ask_for(
     verb: str = "",
     more: Mapping[str, object] | None = None,
 ) -> Answer:
-    """Like `ask`, for a verb with an answer of this class."""
+    """Like `ask`, but returns an instance of `kind`, the class of the verb's answer."""
     result = value_of(kind, _document(request, pool, verb, more))
     await_pool_end(result)
     return result
@@ -101,7 +105,7 @@ def _document(request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[s
 
 
 def await_pool_end(result: Result) -> None:
-    """Return when the last process of the pool has exited, if this answer ends the pool."""
+    """Wait until the pool's last process has exited, if this answer says that the pool ends; else return at once."""
     if result.ended:
         wait_for_exit(result.keeper_pid or 0)
 
@@ -109,7 +113,7 @@ def await_pool_end(result: Result) -> None:
 def _call(
     pool: PoolRef, verb: str, body: Mapping[str, object], progress: Progress, timeout: float | None
 ) -> Table:
-    """The answer of the current supervisor, or of its successor if it was about to exit; or of the platform."""
+    """The answer of the pool's platform or supervisor; if a supervisor was about to exit, of its successor."""
     client = pool.client()
     while True:
         before = _socket_identity(pool.socket)
@@ -130,7 +134,10 @@ def _socket_identity(path: str) -> tuple[int, int] | None:
 
 
 def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
-    """Like ask(), but launches a missing supervisor. The supervisor itself validates the files."""
+    """Like ask(), but launches a missing supervisor, which validates the files itself.
+
+    Also raises ControlError if it cannot start, and Failure (exit 5) for a pool without servers.
+    """
     try:
         return ask(request, pool)
     except (NoSupervisor, SupervisorEnded):  # the previous one may have been about to exit
@@ -161,7 +168,7 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
 
 
 def is_empty(result: Result) -> bool:
-    """Whether a start found neither servers nor routes."""
+    """Whether a start succeeded but found neither servers nor routes."""
     return not (result.items or result.exit_code or result.without_servers)
 
 
@@ -214,7 +221,10 @@ def refuse_without_linux() -> None:
 
 
 def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) -> Result:
-    """The servers now, with figures if `measured` and a supervisor runs. Failure if none is selected."""
+    """The selected servers with their current state, from the supervisor, or from the files if none runs.
+
+    If `measured` the supervisor adds their figures, such as memory. Raises Failure if nothing is selected.
+    """
     result: Result
     try:
         if measured:
@@ -237,7 +247,10 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 
 
 def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Described], Result | None]:
-    """The selected servers with details: the supervisor's, with its answer, or the files'. Failure if none."""
+    """The selected servers with details, and the supervisor's answer; without a supervisor, from the files, and None.
+
+    Raises Failure if nothing is selected.
+    """
     from poolctl.control.server_answers import ShowResult
 
     try:
@@ -254,7 +267,11 @@ def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Describe
 
 
 def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
-    """If this is a service's main process, report the keeper to systemd as the new one, so that it can be stopped."""
+    """Report the keeper to systemd as the service's main process, with which systemd can stop the service.
+
+    Does nothing unless this process is the main process of a systemd service. If `ready`, the service is also reported
+    as ready.
+    """
     from poolctl.control import sd_notify
 
     if os.environ.get("NOTIFY_SOCKET") and sd_notify.is_main(os.environ):

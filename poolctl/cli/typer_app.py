@@ -257,7 +257,7 @@ OTHER_COMMANDS = {
     "update": "reload",
     "check": "validate",
 }
-# Their options: our option that the command must have ("" for none), and how to use it.
+# Options of those tools: the option of poolctl that the command must have, and how to write it.
 OTHER_OPTIONS = {
     "--format": ("-o", "-o FORM"),
     "--json": ("-o", "-o json"),
@@ -314,7 +314,10 @@ def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
 
 
 def _after_command(option: str, words: Sequence[str]) -> str:
-    """The command line with the option moved after the command that has it; "" if it is in its place."""
+    """The command line with the options before the command moved behind it, if the command has this option.
+
+    "" if no option precedes the command, or it has no such option.
+    """
     at = next((at for at, word in enumerate(words) if command_named(word)), 0)
     command = command_named(words[at])
     if not at or command is None or not any(option in each.spellings for each in command.options):

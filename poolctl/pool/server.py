@@ -278,7 +278,7 @@ class StartAndStop:
     __slots__ = ()
 
     def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
-        """The servers to act on, and a function that tells whether a server is still in the pool; None without a pool."""
+        """The servers to act on, and for a pool a function that tells whether a server is still in it, else None."""
         raise NotImplementedError
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:

@@ -73,7 +73,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
-    """Failure (8) for a name or address that is taken."""
+    """Raise Failure (exit 8) if the name or address of a new server is taken."""
     from poolctl.config import conflicts
 
     servers = [(server.name, server.address) for server in files.now]
@@ -84,7 +84,7 @@ def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
 
 
 def _refuse_invalid(files: WriteBack, table: Table, base_dir: str) -> None:
-    """PoolValidateError with the problems of the server itself, without places in a file."""
+    """Raise PoolValidateError if the new server itself is invalid; its problems have no place in a file."""
     from poolctl.config import Surroundings, added_server
 
     first = files.draft.documents[0].base_dir if files.draft.documents else base_dir
@@ -215,7 +215,7 @@ def _add_one(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str
 
 
 def _combined(outcomes: list[Outcome]) -> Outcome:
-    """Combine several outcomes: all servers, all failures, and the most severe exit code."""
+    """One outcome for several: all servers, errors and warnings; its exit code is FAILED if any is, else the first."""
     whole = Outcome()
     for each in outcomes:
         whole.items += each.items

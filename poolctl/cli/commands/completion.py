@@ -2,7 +2,7 @@
 
 `poolctl __complete WORD...` completes the last word: each line is a word with the prefix typed so far, followed by a
 tab and a description if there is one. `:files`, `:directories` and `:command` leave the word to the shell: a path, or a
-command after `--`. It must be fast, and never fails or prints anything else: it runs on every press of Tab.
+command after `--`. `__complete` runs on every press of Tab: it must be fast, never fails, and prints nothing else.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The script as text, or the files written."""
+    """The script as text; with --install it is written to files, which the message names."""
     shell = request.get("shell") or os.path.basename(os.environ.get("SHELL", ""))
     if not shell:
         raise UsageError("no shell is given, and $SHELL is not set", hint=f"one of: {', '.join(SCRIPTS)}")
@@ -149,7 +149,10 @@ _MARK = "# completion of poolctl"
 
 
 def _install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
-    """Write the script and the line that loads it; returns the changed paths. Failure for another user's home."""
+    """Write the script and the line that loads it; returns the paths of changed files.
+
+    Raises Failure if they belong to another user, or cannot be written.
+    """
     home = os.path.expanduser("~")
     script, start_file, line = _places(shell, home, env)
     try:
@@ -166,7 +169,7 @@ def _install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
 
 
 def _places(shell: str, home: str, env: Mapping[str, str]) -> tuple[str, str, str]:
-    """The script's path, the shell's startup file ("" if none is needed), and the line for it."""
+    """The script's path, the shell's startup file, and the line there that loads the script; "" twice for fish."""
     data = env.get("XDG_DATA_HOME") or f"{home}/.local/share"
     if shell == "fish":
         config = env.get("XDG_CONFIG_HOME") or f"{home}/.config"
@@ -194,7 +197,7 @@ def _refuse_if_foreign(path: str) -> None:
 
 
 def _write(path: str, text: str) -> bool:
-    """Replace the file's content; False if it is unchanged."""
+    """Give the file this content; returns whether that has changed the file."""
     if _content_of_file(path) == text:
         return False
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -204,7 +207,7 @@ def _write(path: str, text: str) -> bool:
 
 
 def _append(path: str, line: str) -> bool:
-    """Add the line to the file; False if it is already there."""
+    """Add the line to the file unless it is already there; returns whether it was added."""
     before = _content_of_file(path)
     if line in before.splitlines(keepends=True):
         return False
@@ -270,7 +273,10 @@ def _commands(begun: str) -> list[Offer]:
 
 
 class _CommandLine:
-    """The parsed words before the last: the command, its options and arguments, and an option awaiting its value."""
+    """The words before the one to complete, parsed: the command, its options, and the number of its arguments.
+
+    `awaiting` is the option whose value is the word to complete, or None.
+    """
 
     def __init__(self, words: Sequence[str]) -> None:
         self.verb = ""
@@ -300,7 +306,10 @@ class _CommandLine:
                 self.options = by_spelling((*self.command.options, HELP_OPTION))
 
     def split(self, word: str) -> tuple[Option | None, str, str | None]:
-        """The option in a word, the text before its value, and the value; None if it has no option with a value."""
+        """The option in the word (None if there is none), the text before its value, and the value.
+
+        The value is None if the word does not contain it.
+        """
         name, equals, value = word.partition("=")
         if not word.startswith("--") and len(word) > 2:
             name, equals, value = word[:2], "=" * (word[2] == "="), word[2:].removeprefix("=")
@@ -359,7 +368,7 @@ def _pool_values(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
 
 
 def _ask_pool(pool: PoolRef, verb: str) -> list[Table] | None:
-    """The answer of a running pool to this verb; None if it does not answer soon."""
+    """The items in a running pool's answer to this verb; None if it does not answer within ANSWER_SECONDS."""
     from poolctl.control.client import Client
     from poolctl.errors import ControlError
 

@@ -77,7 +77,10 @@ class _EventStream:
         self.path, self._last = self._find_journal(pool)
 
     def _find_journal(self, pool: PoolRef) -> tuple[str, int]:
-        """The journal's path and its last event's number, from the supervisor, else from the files or by default."""
+        """The journal's path and its last event's number, from the supervisor's answer.
+
+        Without an answer the path is the configured or the default one, and the number is read from that file.
+        """
         try:
             answer = self._client.ask(EventsResult, "events", {"options": {"lines": 0}}, timeout=5)
             if answer.path:
@@ -97,7 +100,7 @@ class _EventStream:
         sys.stdout.flush()
 
     def follow(self, write: Callable[[JournalEvent], None]) -> None:
-        """Print new events, of a later supervisor too, until interrupted. BrokenPipeError if the reader is gone."""
+        """Print new events, also from later supervisors, until Ctrl-C. BrokenPipeError if the reader is gone."""
         from poolctl.platform import await_readable
 
         reader = stdout_fd()

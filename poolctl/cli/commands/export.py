@@ -44,7 +44,7 @@ COMMAND = Command(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """The texts of files by name. Each begins with the words `made_by`."""
+    """The texts of files by name. The first line of each contains `made_by`."""
 
     texts: Mapping[str, str]
     made_by: str
@@ -239,7 +239,7 @@ def _environment_file(pool: ServicePool, *, of_user: bool) -> str:
 
 
 def stop_seconds(servers: Sequence[ServerConfig], more_seconds: float = 0.0) -> int:
-    """The maximum duration of a stop in dependency order: the longest chain with all limits used up."""
+    """The maximum seconds for a stop in dependency order: the longest chain, with all limits used up, and a margin."""
     return int(longest_stop_seconds(servers, more_seconds)) + _MARGIN_SECONDS
 
 
@@ -282,7 +282,10 @@ def _socket(pool: ServicePool, stem: str, servers: Sequence[ServerConfig], name:
 
 
 def _listen(pool: ServicePool, server: ServerConfig) -> str:
-    """The address for systemd to listen on: the given one, else the servers' `expose` if it is local."""
+    """The address for systemd to listen on: the one from --listen, else the server's `expose` if that has one.
+
+    A host name other than localhost does not count. Raises ValueError without an address.
+    """
     name = server.address.name
     if said := pool.listen.get(name) or pool.listen.get(server.name):
         return said
@@ -306,7 +309,7 @@ Section = tuple[str, Sequence[tuple[str, str]]]
 
 
 def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
-    """The text of a unit file. The key "#" makes its value a comment, "" an empty line."""
+    """The text of a unit file, with `comments` at its top. The key "#" makes its value a comment."""
     lines = [f"# {comment}" for comment in comments]
     for name, entries in sections:
         lines += ["", f"[{name}]"]
@@ -316,14 +319,17 @@ def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
 
 
 def text(value: str) -> str:
-    """A value used verbatim up to the end of the line. ValueError for line breaks, and for spaces at its ends."""
+    """A value that extends to the end of the line, with `%` doubled.
+
+    Raises ValueError for control characters, spaces at its ends, and a backslash at its end.
+    """
     if re.search(r"[\x00-\x1f\x7f]", value) or value != value.strip() or value.endswith("\\"):
         raise ValueError(f"{value!r} cannot be written into a unit file")
     return value.replace("%", "%%")
 
 
 def word(value: str) -> str:
-    """One word of a list, quoted if necessary."""
+    """One word of a list, with `%` doubled, and quoted if necessary. Raises ValueError for a NUL."""
     if "\0" in value:
         raise ValueError(f"{value!r} cannot be written into a unit file")
     value = value.replace("%", "%%")

@@ -73,7 +73,10 @@ def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | Non
 
 
 def _spellings(field: str, pattern: str, value: str) -> list[str]:
-    """The spellings matched by the pattern: any spelling of an address; an exposed address also without its scheme."""
+    """The texts of which `value` must equal one to match: the pattern, and other spellings of an address.
+
+    For `bind` these are its canonical spelling, for `expose` the pattern with the scheme that `value` has.
+    """
     if field == "bind":
         from poolctl.address import canonical
 

@@ -126,7 +126,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _target_path(request: CommandRequest) -> str:
-    """The file to write: the path given by -c, else pool.toml in the directory. UsageError for an unsuitable one."""
+    """The path of the file to write: from -c, else pool.toml in the directory. UsageError for an unsuitable path."""
     named = request.get("config") or []
     directory = request.get("directory")
     if not named:

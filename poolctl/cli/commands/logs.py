@@ -109,7 +109,7 @@ def perform(request: CommandRequest) -> Outcome:
 def _of_platform(
     request: CommandRequest, pool: PoolRef, lines: int | None, since: str, wanted: LineFilter | None
 ) -> Outcome:
-    """Print the lines that the platform has of the selected servers."""
+    """Print the selected servers' lines, which the platform sends, with -f until interrupted."""
     listed = ask(request, pool, "list")
     if listed.exit_code:
         raise Failure(Outcome.of(listed))
@@ -227,7 +227,10 @@ def _reopen(request: CommandRequest) -> Outcome:
 
 
 def _described(request: CommandRequest, pool: PoolRef) -> Sequence[Described]:
-    """The selected servers with their configuration. Failure if nothing matches, or one has no log files here."""
+    """The selected servers with their configuration.
+
+    Raises Failure if nothing is selected, or if a server has no log files on this machine.
+    """
     items, _ = described(request, pool)
     for item in items:
         if isinstance(item, Details) and item.log_files is False:
@@ -250,7 +253,10 @@ def _document(line: LogLine) -> str:
 
 
 class LineSearch:
-    """Whether one of the user's regular expressions matches in a text. UsageError for an invalid one."""
+    """A function of a text: whether any of the user's regular expressions is found in it.
+
+    The constructor raises UsageError, which names `option`, for an invalid expression.
+    """
 
     def __init__(self, option: str, expressions: Sequence[str]) -> None:
         try:
@@ -268,5 +274,5 @@ class LineSearch:
         return found
 
     def place(self) -> int | None:
-        """The number of the text that is being searched, None between two of them."""
+        """The number of the text that is being searched, from 1 on; None if no search is in progress."""
         return self._texts if self._is_searching else None

@@ -67,7 +67,10 @@ def _directories() -> Iterator[str]:
 
 
 def _pool(path: str) -> tuple[RunningPool, str] | None:
-    """One pool, with its ready and expected servers; from its info file if it is silent; None without a listener."""
+    """The pool in this directory, and a text with its ready and expected servers, `2/3`; None if no supervisor listens.
+
+    If the supervisor does not answer, the pool is read from its info file, and the text is `?`.
+    """
     client = Client(f"{path}/{pool_paths.SOCKET_NAME}", silence_seconds=ANSWER_SECONDS)
     info = pool_paths.read_info(path)
     servers = ready = message = None

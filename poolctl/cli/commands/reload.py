@@ -57,7 +57,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
-    """A warning if other files are named than the pool was started with. A platform reads those that are named."""
+    """A warning if -c names other files than the pool was started with, else []. A platform reads the named files."""
     if len(request.get("config") or ()) < 2 or pool.platform != LOCAL:
         return []
     files = Client(pool.socket).ping().files or pool.files

@@ -65,7 +65,10 @@ def _done_line(result: Result, *, waited: bool) -> str:
 
 
 def _restarted_line(result: Result) -> str:
-    """Count only replaced servers: if the replacement failed, the old process is still ready."""
+    """A line such as `2 of 3 servers restarted`, or "" without servers.
+
+    Only replaced servers count: if a replacement failed, the old process is still ready.
+    """
     failed = {error.name for error in result.errors}
     restarted = [item for item in result.items if item.ready and item.name not in failed]
     return f"{servers(len(restarted), len(result.items))} restarted" if result.items else ""

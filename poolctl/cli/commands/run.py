@@ -181,7 +181,7 @@ _ALIVE = ("running", "starting", "backoff", "draining")
 
 
 class RunSession:
-    """One `run` with its pool, which runs while this process holds the lifeline.
+    """One `run` and its pool; the pool runs as long as this process holds the lifeline.
 
     `limit_seconds` limits the whole stop. `wakeup` is the wake-up pipe of StopSignals.
     """
@@ -230,7 +230,10 @@ class RunSession:
         return os.environ
 
     def start(self) -> bool:
-        """Start the selected servers; returns whether there is anything to wait for."""
+        """Start the selected servers; returns whether to go on: False means that `outcome` is final.
+
+        After a failure it is True only without a command, and if some server is alive.
+        """
         body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
         if self._prints_logs:
             self._printer = LogPrinter(
@@ -257,7 +260,7 @@ class RunSession:
         return alive and self.outcome.exit_code == FAILED and not self.command
 
     def watch(self) -> None:
-        """Apply changes from now on, if requested; returns at once."""
+        """With --watch, begin to apply changes of files in a thread; returns at once."""
         if self.request.get("watch"):
             from poolctl.cli.reload_on_change import PoolWatcher
 
@@ -266,7 +269,7 @@ class RunSession:
             start_with_signals_blocked(thread)
 
     def reload(self) -> None:
-        """Apply the changed file; returns at once."""
+        """Begin to apply the changed files in a thread, which prints the outcome; returns at once."""
         start_with_signals_blocked(threading.Thread(target=self._reload, name="reload", daemon=True))
 
     def _reload(self) -> None:
@@ -299,7 +302,7 @@ class RunSession:
         print_diagnostics(outcome)
 
     def wait_for_end(self, lifeline: int, signals: StopSignals) -> int:
-        """Wait until the pool has ended, or a signal is raised; returns the exit code if the pool ended."""
+        """Print addresses and problems, then wait until the pool has ended; returns 0. A signal raises meanwhile."""
         expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
         ready = sum(item.ready for item in expected)
         line = f"{servers(ready, len(expected))} ready"
@@ -316,14 +319,14 @@ class RunSession:
         return DONE
 
     def report(self) -> None:
-        """Print the problems so far; a JSON document has them at the end."""
+        """Print and forget the problems so far; with -o json they stay, for the document at the end."""
         if self.request.output != "json":
             self.outcome.quiet = self.request.quiet
             print_diagnostics(self.outcome)
             self.outcome.errors, self.outcome.warnings = [], []
 
     def run_command(self, path: str, lifeline: int) -> int:
-        """Run the user's command; returns its exit code. With -o json its output goes to standard error."""
+        """Run the user's command; returns its exit code. With -o its output goes to standard error."""
         stdout = sys.stderr.fileno() if self.request.output else None
         environment = command_environment(self.pool, self.client.ask(Result, "list").items)
         self._ran = True
@@ -334,7 +337,7 @@ class RunSession:
         )
 
     def status_of_pool(self, code: int) -> int:
-        """The exit status of the pool itself, if a mandatory server has failed."""
+        """The pool's own exit status if it has ended by itself, because a mandatory server failed; else `code`."""
         left = read_exit(self.pool.directory)
         if not left:
             return code
@@ -346,7 +349,7 @@ class RunSession:
         return bool(read_exit(self.pool.directory))
 
     def _conclude(self, code: int) -> None:
-        """Collect explanations for the failure of the command or its servers while the pool still exists."""
+        """Find out, while the pool still exists, which logs explain a failure of the command or of servers."""
         self._events.finish()
         if not self.command:
             return
@@ -364,7 +367,11 @@ class RunSession:
             self._last_logs = {name: paths[name] for name in chosen if name in paths}
 
     def print_conclusion(self) -> None:
-        """Name the servers that died while the command ran, and print the last lines of the relevant servers."""
+        """After a command, print which servers died while it ran, and the last lines of logs that explain a failure.
+
+        These are the logs of servers that died or did not start; if only the command failed, of all servers. At most
+        ten are printed. Without a command nothing is printed.
+        """
         if not self.command:
             return
         if self._ran:
@@ -431,7 +438,7 @@ _LAST_SECONDS = 2.0
 
 
 class PoolEvents:
-    """Follows the pool's events, and reports the line and level of each problem once."""
+    """Follows the pool's events, and calls `report` once for each problem: with the event, a line and its level."""
 
     def __init__(self, client: Client, report: Callable[[JournalEvent, str, str], None]) -> None:
         self._client = client
@@ -502,14 +509,14 @@ LAST_OUTPUT_SECONDS = 2.0
 
 @contextlib.contextmanager
 def stream_of_its_own(stream: TextIO) -> Iterator[TextIO]:
-    """Temporarily replace a stream by another with the same descriptor.
+    """Context manager: another stream with the same descriptor, closed at the end.
 
-    A thread that is blocked in a write holds the lock of its stream: a flush of that stream would wait for it.
+    A thread that is blocked in a write holds the lock of its stream, so a flush of a shared stream would wait for it.
     """
     try:
         descriptor = stream.fileno()
     except (OSError, ValueError, AttributeError):
-        yield stream  # without a descriptor a string takes everything
+        yield stream  # without a descriptor it is in memory, and never blocks
         return
     stream.flush()
     own = open(descriptor, "w", encoding=stream.encoding, errors=stream.errors, closefd=False)  # noqa: SIM115
@@ -545,7 +552,7 @@ class BackgroundStream:
             self._hand_over("").acquire(timeout=END_SECONDS)
 
     def write(self, text: str) -> int:
-        """Pass the text to the thread."""
+        """Pass the text to the thread, and wait until it is written unless the reader hangs; returns its length."""
         if self._texts.qsize() < MOST_TEXTS:
             written = self._hand_over(text)
             if not self._stuck:
@@ -595,7 +602,7 @@ class LogPrinter:
         self._thread = threading.Thread(target=self._print, name="logs", daemon=True)
 
     def start(self) -> None:
-        """Start; returns at once."""
+        """Start printing in a thread; returns at once."""
         start_with_signals_blocked(self._thread)
 
     def finish(self) -> None:
@@ -630,7 +637,10 @@ class LogPrinter:
 def command_environment(
     pool: PoolRef, items: Sequence[Item], base: Mapping[str, str] = os.environ
 ) -> dict[str, str]:
-    """`base` with POOLCTL_CONFIG, and URL and PORT of each server. Failure (5) if two would have one name."""
+    """`base` with POOLCTL_CONFIG, and the URL and port of each server.
+
+    Raises Failure (exit 5) if variables of two servers would have the same name.
+    """
     there = [item for item in items if item.state != "disabled" and item.expose]
     known: dict[str, Item] = {}
     for item in there:
@@ -682,7 +692,10 @@ def deaths_of(died: Mapping[str, Sequence[str]], command: str) -> Iterator[str]:
 def last_lines(
     paths: Mapping[str, str], since: str, env: Mapping[str, str] = os.environ, *, objects: bool
 ) -> str:
-    """The lines of each server's log since then, under a heading that GitHub and GitLab can fold."""
+    """The last lines of each log in `paths`, not older than `since`, under a heading that GitHub and GitLab can fold.
+
+    With `objects` they are JSON lines, without headings.
+    """
     from poolctl.logs.log_tail import tail
 
     texts: list[str] = []
@@ -731,7 +744,7 @@ _WATCHED = (signal.SIGCHLD, *FORWARDED_SIGNALS)
 
 
 def program(command: Sequence[str], env: Mapping[str, str]) -> str:
-    """The path of the program. Failure with 127 if it does not exist, with 126 if it cannot be executed."""
+    """The program's path. Raises Failure with exit code 127 if it does not exist, 126 if it cannot be executed."""
     name = command[0]
     found = shutil.which(name, path=env.get("PATH", os.defpath)) if name else None
     if found:
@@ -755,7 +768,8 @@ def run_to_end(
 ) -> int:
     """Run the user's command; returns its exit status, 128 + N if signal N killed it. Passes signals on to it.
 
-    If the other end of `lifeline` is closed and the command is then `unwanted`, it gets SIGTERM.
+    When the other end of `lifeline` is closed, `unwanted` is called; if it returns true, the command gets SIGTERM.
+    Raises Failure (exit 126 or 127) if the command cannot be run.
     """
     watched = (signal.SIGCHLD, signal.SIGIO, *FORWARDED_SIGNALS)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)
@@ -786,7 +800,10 @@ def run_to_end(
 
 
 def _start_sigio(lifeline: int) -> bool:
-    """Whether the other end of the pipe is closed; if not, SIGIO will report its closing (fcntl(2), O_ASYNC)."""
+    """Have the kernel send SIGIO when the other end of the pipe is closed (fcntl(2), O_ASYNC).
+
+    Returns whether it is closed already.
+    """
     fcntl.fcntl(lifeline, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
     poll = select.poll()
@@ -802,7 +819,7 @@ def _stop_sigio(lifeline: int) -> None:
 
 
 def continue_in_child(limit_seconds: float) -> None:
-    """Return in a child. This process passes signals on, reaps, and exits with the child's status.
+    """Fork, and return in the child only. This process passes signals on, reaps, and exits with the child's status.
 
     It exits at the latest `limit_seconds` after a signal that ends the pool; the kernel then kills everything else.
     """
@@ -821,7 +838,10 @@ class _InitProcess:
         self._status: int | None = None
 
     def run(self) -> int:
-        """Wait until the child has exited and, if it was killed, until its pool has ended as well."""
+        """Wait until the child has exited and, if it was killed, until its pool has ended, too; returns its status.
+
+        If the limit passes before the child has exited, 137 is returned, as for SIGKILL.
+        """
         while True:
             patience = 3600.0 if self._due is None else self._due - monotonic()
             came = signal.sigtimedwait(_WATCHED, max(0.0, patience))
@@ -906,9 +926,9 @@ class StopSignals:
         os.close(self._waker)
 
     def wait_for_end(self, fd: int) -> None:
-        """Return when the other end of the pipe is closed; signals raise in the meantime.
+        """Wait until the other end of the pipe `fd` is closed; signals raise in the meantime.
 
-        A signal just before poll(2) is in the wake-up pipe; otherwise poll(2) would keep waiting.
+        A signal that arrives just before poll(2) does not interrupt it, but is found in the wake-up pipe.
         """
         poll = select.poll()
         poll.register(fd, 0)  # errors are always reported
@@ -930,9 +950,10 @@ class StopSignals:
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Raise an exception again, after a moment, that a finalizer or a weak reference's callback has discarded.
+        """Raise a signal's exception again that was discarded in a finalizer or a weak reference's callback.
 
-        Such callbacks run wherever an object is freed, also in every import; a signal may arrive in one.
+        Such callbacks run wherever an object is freed, even during imports, and a signal may arrive in one. The
+        exception is raised a moment later, when the callback has returned.
         """
         discarded = unraisable.exc_type
         if (
@@ -957,7 +978,7 @@ class StopSignals:
 
 @contextmanager
 def deferred_signals() -> Iterator[None]:
-    """Let this block complete: a first signal takes effect after it, a second one at once."""
+    """Context manager: a first signal takes effect only after the block, a second one at once."""
     before = {int(number): handler for number in _STOPPING if callable(handler := signal.getsignal(number))}
     came: list[int] = []
 

@@ -70,7 +70,10 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
 
 
 def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item]) -> Sequence[Item]:
-    """The selected servers of the files; without a selection, a broken file does not prevent the stop."""
+    """The selected servers in the files; `otherwise` if the files are broken and nothing is selected.
+
+    Broken files must not prevent a stop of everything. With a selection they raise Failure or PoolError.
+    """
     from poolctl.cli.offline import select_from_files
 
     try:
@@ -82,7 +85,7 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
 
 
 def _without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
-    """Stop the selected servers that still serve, without a selection the rest too."""
+    """Stop selected servers that still serve; without a selection, all of them and the features' processes."""
     from poolctl.runners.runner_registry import has_orphans
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 

@@ -64,7 +64,7 @@ def _not_imported(config: Configuration, request: CommandRequest) -> str:
 
 
 def _withheld(config: Configuration) -> list[str]:
-    """The variables that are not passed to servers: a server that relies on one would fail only in production."""
+    """A note that names the variables not passed to servers, or []: a server that relies on one would fail later."""
     names = sorted(config.pool_variables)
     if not names:
         return []

@@ -31,7 +31,10 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Return when the selected servers match `--for`; keeps trying while there is no supervisor."""
+    """Wait until the selected servers match `--for`, or time out (exit 124).
+
+    While no supervisor runs it keeps trying, except that the servers then count as `stopped`.
+    """
     seconds = request.seconds("timeout")
     deadline = None if seconds is None else monotonic() + seconds
     goal = str(request.options().get("for") or "ready")

@@ -70,7 +70,10 @@ class Walk:
         self.start_lock = threading.Lock()
 
     def runs(self, items: Sequence[Item]) -> Iterator[ServerRun]:
-        """The runs as they complete. Stops all children when interrupted."""
+        """Run the command for each item, `jobs` at once, and yield each run when it has ended.
+
+        If it is interrupted, all children are stopped.
+        """
         from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
         waiting = list(reversed(items))
@@ -173,7 +176,10 @@ def perform(request: CommandRequest) -> Outcome:
 def _run_on_platform(
     pool: PoolRef, walk: Walk, items: Sequence[Item], complete: Callable[[ServerRun, str, str], None]
 ) -> None:
-    """Run the command where the servers run. Blocks. Raises ControlError."""
+    """Run the command where the servers run; blocks. Raises ControlError.
+
+    `complete` is called with each run, and with a problem and its hint, or "" for both.
+    """
     known = {item.name: item for item in items}
     runs = {
         item.name: {"command": arguments(walk.command, item), "variables": environment(item, {})}
@@ -219,7 +225,7 @@ def _print_group(run: ServerRun, *, quiet: bool) -> None:
 
 
 def _failure(run: ServerRun, problem: str, hint: str) -> ErrorEntry:
-    """The error of a run that has failed, or of one that could not begin because of a problem."""
+    """The error for a run that failed, or for a run that could not begin because of `problem`."""
     last = (run.stderr or run.stdout).rstrip("\n").rpartition("\n")[2]
     message = problem or f"the command exited with {run.exit_code}" + (f": {last}" if last else "")
     entry = error(FAILED, message, hint, name=run.name, bind=run.bind)
