@@ -381,10 +381,10 @@ class UsedPorts:
 
 
 def overlapping(address: Address, items: Mapping[str, Item], ports: UsedPorts) -> Item | None:
-    """An item whose address overlaps with `address` but has a different key, or None. `ports` counts `items`.
+    """An item whose address overlaps with `address` but has a different key, or None.
 
-    `items` maps address keys to items; all of them are compared only for link-local addresses, and for a wildcard whose
-    port is in use.
+    `items` maps address keys to items, and `ports` counts them. All items are compared only if `address` is link-local,
+    or a wildcard whose port is in use.
     """
     if address.kind != "tcp" or address.port is None or address.auto:
         return None

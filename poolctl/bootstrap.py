@@ -2,7 +2,7 @@
 
 The keeper, the logger and the workers run in interpreters in which poolctl need not be installed (the application's
 virtual environment, if poolctl itself was installed with pipx). This file makes its own package importable there, but
-does not add the directory of that package to the path: it may hold other versions of the application's libraries.
+does not add the package's directory to the path: that directory may hold other versions of the application's libraries.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def installed_version() -> str:
 
 
 def installed_build() -> str:
-    """A digest of the package's files on disk, because two builds may have the same version; "" if one is unreadable.
+    """A digest of the package's files on disk, because two builds may have the same version.
 
-    Blocks while it reads all files.
+    Returns "" if a file is unreadable. Blocks while it reads all files.
     """
     from hashlib import blake2b  # loads OpenSSL, which a start does not need
 
@@ -71,7 +71,10 @@ def installed_build() -> str:
 
 
 def is_installed_since(moment: float) -> bool:
-    """Whether a file of the package on disk was changed or replaced at this Unix time or later, or disappears now."""
+    """Whether a file of the package on disk was changed or replaced at this Unix time or later.
+
+    Also True if a file cannot be examined.
+    """
     try:
         return any(os.stat(path).st_ctime >= moment for path in _installed_files())
     except OSError:

@@ -28,8 +28,8 @@ _EXIT_SECONDS = 5.0
 class ChildEnded(Exception):
     """The process has ended, or has closed its end of the socket.
 
-    `ChildOnDemand.ask` sets `status` to its exit status, or to the negative number of the signal that killed it; it is
-    None if the process has not ended.
+    `ChildOnDemand.ask` sets `status` to the process's exit status, or to the negative number of the signal that killed
+    it; None means that the process has not ended.
     """
 
     def __init__(self, process: ChildProcess) -> None:

@@ -38,9 +38,9 @@ class LastingProcess:
 
     The keeper holds the link to it as `entry`; without a keeper it is found by its socket, whose name begins with
     `socket` (see keeper.pool_files). If one runs when a supervisor starts, the feature's part is created for it, even
-    if the files no longer need that part. `label` names the process in messages. `end` refers to a function of a pool's
-    directory and a time limit in seconds: it ends the directory's processes that have no keeper, and returns the pid of
-    each, and whether the process ended by itself.
+    if the files no longer need that part. `label` names the process in messages. `end` refers to a function that is
+    called with a pool's directory and a limit in seconds: it ends the processes there that have no keeper, and returns
+    the pid of each, and whether the process ended by itself.
     """
 
     label: str

@@ -160,7 +160,7 @@ def bounded_file(name: str, size_bytes: int) -> int:
 
 
 def last_line(fd: int) -> str:
-    """The last line written to a file made by `bounded_file`, up to 200 characters; "" if all lines are blank."""
+    """The last line that is not blank in a file made by `bounded_file`, cut to 200 characters; "" without one."""
     size = os.lseek(fd, 0, os.SEEK_CUR)
     text = os.pread(fd, _LAST_BYTES, max(0, size - _LAST_BYTES)).rstrip(b"\0")
     lines = text.decode(errors="replace").split("\n")
@@ -232,7 +232,7 @@ def user_name(uid: int) -> str:
 
 
 def await_readable(fd: int, timeout_seconds: float | None, reader: int, wakeup: int = -1) -> bool:
-    """Wait until `fd` is readable; returns False if the timeout passes, or a signal is in `wakeup`, before that.
+    """Wait until `fd` is readable (returns True), the timeout has passed, or a signal is in `wakeup` (returns False).
 
     `reader` is a pipe or socket for output, or -1; BrokenPipeError is raised when its other end has been closed, which
     poll(2) always reports (POLLERR, POLLHUP). `wakeup` is the pipe to which signal.set_wakeup_fd() writes, or -1: a

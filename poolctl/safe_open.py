@@ -100,9 +100,9 @@ def _check_access(name: str, directory: int, mode: int) -> None:
 
 
 def open_to_read(path: str) -> int:
-    """A descriptor for reading a file on behalf of another user's server, without following that user's links.
+    """A descriptor for reading a file on behalf of another user's server.
 
-    A link to a file of the link's owner is allowed, since that user can read it anyway. Raises OSError, UnsafePath.
+    That user's links are followed only to files of the same user, who can read them anyway. Raises OSError, UnsafePath.
     """
     flags = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
     try:

@@ -310,7 +310,7 @@ class CommandRequest:
     def seconds(self, key: str, spelling: str = "") -> float | None:
         """The duration given by the option `key` in seconds; None if it is not given.
 
-        Raises UsageError, which names the option `spelling` (default: as its key).
+        Raises UsageError, which names the option by `spelling` (default: derived from `key`).
         """
         text = self.values.get(key)
         if text is None:
@@ -474,7 +474,7 @@ def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def split_user_command(args: Sequence[str]) -> tuple[list[str], Table]:
-    """The words for poolctl, and `{"command": …}` with the words after `--`, or {} if the command takes none."""
+    """The words for poolctl, and the words after `--` as `{"command": …}`; {} if this command runs no other command."""
     command = command_named(verb_of(args))
     end = args.index("--") if "--" in args else len(args)
     table = by_spelling(command.options if command else COMMON)
@@ -509,7 +509,7 @@ def verb_of(words: Sequence[str]) -> str:
 
 
 def _verb_at(words: Sequence[str]) -> int:
-    """The index of the command's name, or the length of the line without one."""
+    """The index of the command's name; the number of words if there is none."""
     at = 0
     while at < len(words) and words[at] != "--":
         if not words[at].startswith("-"):
@@ -519,7 +519,7 @@ def _verb_at(words: Sequence[str]) -> int:
 
 
 def wants_json(args: Sequence[str]) -> bool:
-    """Whether a possibly invalid command line asks for JSON: its error is then a document as well."""
+    """Whether a possibly invalid command line asks for JSON: its error is then printed as JSON, too."""
     words = list(args[: args.index("--")]) if "--" in args else list(args)
     return any(
         word == "--output=json"

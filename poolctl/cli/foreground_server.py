@@ -100,7 +100,7 @@ class ForegroundServer:
         """Turn this process into the server's command, or into `part` of poolctl in the application's interpreter.
 
         `part` is run with the arguments `role`, and with the descriptors of the specification, the listeners, the TLS
-        files and `more`, in this order from SPEC_FD on. A last argument is the number of descriptors after the
+        files and `more`, in this order from SPEC_FD on. Its last argument is the number of descriptors after the
         specification. Raises Failure.
         """
         for name in withheld_variables():

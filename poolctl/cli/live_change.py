@@ -113,9 +113,9 @@ def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
 def _selected(
     files: WriteBack, request: CommandRequest, pool: PoolRef, *, works_offline: bool, removes: bool
 ) -> tuple[Sequence[Item], bool]:
-    """The selected servers, and whether the running pool is to be changed: otherwise only the files.
+    """The selected servers, and whether to change the running pool (otherwise only the files).
 
-    Raises Failure if nothing is selected, and NoSupervisor unless the change `works_offline`.
+    Raises Failure if nothing is selected; NoSupervisor if no supervisor runs, unless the change `works_offline`.
     """
     from poolctl.cli.offline import select_from_files
 

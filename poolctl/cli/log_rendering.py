@@ -96,7 +96,7 @@ def with_coloured_level(text: str) -> str:
 
 
 def json_line(line: LogLine) -> str:
-    """The line as an object with `time`, `server`, `message`, and `level` if recognised, with a line break.
+    """The line as a JSON object with `time`, `server`, `message`, and `level` if recognised, with a line break.
 
     A line that is a JSON record keeps its members; its own time becomes `logged`.
     """

@@ -3,7 +3,7 @@
 The fast lane handles plain spellings of frequent commands with the standard library alone, because importing Typer
 takes several times as long as a bare interpreter start. Other spellings go to the Typer application.
 
-It is loaded before the rest of the command, so that Ctrl-C is handled during all other imports.
+This module is loaded before the rest of the command, so that Ctrl-C is handled during all other imports.
 """
 
 from __future__ import annotations

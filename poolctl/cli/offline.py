@@ -74,7 +74,10 @@ def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:
 
 
 def select_from_files(request: CommandRequest, ref: PoolRef) -> list[Item]:
-    """The selected servers in the files, stopped or still served by surviving workers. Raises Failure as `choose`."""
+    """The selected servers in the files, stopped or still served by surviving workers.
+
+    Raises the exceptions of `load` and `choose`.
+    """
     config = load(ref, allow_empty=bool(request.get("allow_empty")))
     return choose(items_of(servers_of(config, ref), ref), request)
 
@@ -153,7 +156,7 @@ def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
             if each.said["server"] == server.name and _runs_as_server_user(each, server)
         ]
         restarts = records.get(server.name, {}).get("restarts", 0)
-        items.append(_running(server, its, restarts) if its else item(server))
+        items.append(_running_item(server, its, restarts) if its else item(server))
     for orphan in found:
         orphan.close()
     return items
@@ -174,13 +177,13 @@ def summary_of(items: list[Item], ref: PoolRef) -> Table:
 
 
 def _runs_as_server_user(orphan: Orphan, server: ServerConfig) -> bool:
-    """Whether the worker runs as the server's user: the server that a worker itself names is not trusted."""
+    """Whether the worker runs as the server's user. Otherwise it may only claim to be a worker of this server."""
     from poolctl.runners.worker_spec import find_user_id
 
     return orphan.uid == find_user_id(server)
 
 
-def _running(server: ServerConfig, its: list[Orphan], restarts: int) -> Item:
+def _running_item(server: ServerConfig, its: list[Orphan], restarts: int) -> Item:
     ready = [each.said.get("ready_at") for each in its if not server.job]
     since = [float(at) for at in ready if at is not None]
     uptime = time.monotonic() - min(since) if since else 0.0

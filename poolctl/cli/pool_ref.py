@@ -72,9 +72,10 @@ def find_pool(
 ) -> PoolRef:
     """The pool named by -c, --pool, $POOLCTL_CONFIG or the working directory.
 
-    A running pool is found even if its files are missing; a warning is printed then. If it does not run, raises
-    ConfigNotFound without a file, Failure (exit 5) for a missing file, and NoSupervisor for an unknown --pool. With
-    `missing_ok` missing files named by -c are neither an error nor a warning.
+    A running pool is found even if its files are missing; a warning is printed then. For a pool that does not run,
+    raises ConfigNotFound without a file, and Failure (exit 5) for a missing file. With `missing_ok` missing files named
+    by -c are neither an error nor a warning. Raises NoSupervisor for an unknown --pool, and UsageError for --pool with
+    -c.
     """
     paths = request.get("config") or []
     name = request.get("pool")

@@ -87,7 +87,7 @@ class PoolWatcher:
             yield from self._apply(paths)
 
     def _wait_until_quiet(self, poll: select.poll) -> set[str] | None:
-        """The changed paths, once no more change or LONGEST_SECONDS have passed; None if the kernel dropped some."""
+        """The changed paths, once writing has paused, or LONGEST_SECONDS passed; None if the kernel dropped some."""
         deadline = monotonic() + LONGEST_SECONDS
         found: set[str] | None = set()
         while True:
@@ -114,7 +114,10 @@ class PoolWatcher:
         return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
     def _restart(self, changed: Changed) -> Iterator[Result]:
-        """Restart these servers if they run, and yield the result; then servers whose code changed unnoticed."""
+        """Restart these servers if they run, and yield each result.
+
+        Servers whose code changed in a directory that was not watched yet are restarted as well.
+        """
         while changed := {**self._missed, **changed}:
             self._missed = {}
             listed = self._ask(Result, "list", {}, [*changed])
@@ -173,7 +176,7 @@ Changed = dict[str, list[str]]
 class WatchSet:
     """The files of a pool and its servers, and their state at the last check.
 
-    Files that the earlier set `before` has, too, initially have their state in `before`.
+    `before` is an earlier set: for files that are in both, its state is taken over.
     """
 
     def __init__(
@@ -263,7 +266,7 @@ class WatchSet:
         yield from (name for name, patterns in self._included.items() if _matches(patterns, places))
 
     def newer_than_workers(self, directories: Iterable[str], since: float) -> Changed:
-        """The servers with files in these directories that are newer than `since` and than the oldest worker."""
+        """The servers with files in these directories that are newer than `since` and than the server's workers."""
         saved = {path: time for directory in directories for path, time in _file_times(directory)}
         found = {
             name: [path for path in paths if saved[path] > max(since, self._placed.get(name, math.inf))]

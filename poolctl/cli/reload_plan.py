@@ -77,7 +77,7 @@ def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
 
 
 def drift_line(table: Table) -> str:
-    """`pool.toml has changed since the pool read it; …`, from an answer's `changed`."""
+    """A line such as `pool.toml has changed since the pool read it; …`; `table` is the `changed` of an answer."""
     found = from_json(ChangedFiles, table)
     place = ""
     if found.problem is not None:

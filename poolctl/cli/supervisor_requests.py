@@ -49,10 +49,10 @@ def ask(
 ) -> Result:
     """Send the request, show its progress, and return the answer of the supervisor, or of the pool's platform.
 
-    `verb` replaces the command's name, `more` is added to its options. Raises SelectorError or UsageError for a bad
+    `verb` replaces the command's name, `more` is added to the options. Raises SelectorError or UsageError for a bad
     value, NoSupervisor or another ControlError, and Failure on Ctrl-C if the change continues in the background.
     """
-    document = _document(request, pool, verb, more)
+    document = _answer_document(request, pool, verb, more)
     try:
         items = [JsonObject(**each) for each in document.get("items") or ()]
         errors = [JsonObject(**each) for each in document.get("errors") or ()]
@@ -76,12 +76,14 @@ def ask_for(
     more: Mapping[str, object] | None = None,
 ) -> Answer:
     """Like `ask`, but returns an instance of `kind`, the class of the verb's answer."""
-    result = value_of(kind, _document(request, pool, verb, more))
+    result = value_of(kind, _answer_document(request, pool, verb, more))
     await_pool_end(result)
     return result
 
 
-def _document(request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[str, object] | None) -> Table:
+def _answer_document(
+    request: CommandRequest, pool: PoolRef, verb: str, more: Mapping[str, object] | None
+) -> Table:
     options = {**request.options(), **(more or {})}
     with Progress(request.verb, quiet=request.quiet, verbose=request.verbose) as progress:
         body = {
@@ -247,7 +249,7 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 
 
 def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Described], Result | None]:
-    """The selected servers with details, and the supervisor's answer; without a supervisor, from the files, and None.
+    """The selected servers with details, and the supervisor's answer; if none runs, the servers in the files, and None.
 
     Raises Failure if nothing is selected.
     """
@@ -267,10 +269,10 @@ def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Describe
 
 
 def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
-    """Report the keeper to systemd as the service's main process, with which systemd can stop the service.
+    """Report the keeper to systemd as the service's main process, so that systemd stops the pool with the service.
 
-    Does nothing unless this process is the main process of a systemd service. If `ready`, the service is also reported
-    as ready.
+    If `ready`, the service is also reported as ready. Does nothing unless this process is the main process of a systemd
+    service.
     """
     from poolctl.control import sd_notify
 

@@ -294,7 +294,7 @@ def _command_hint(verb: str) -> str:
 
 
 def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
-    """The option's equivalent here, or the option probably meant; "" if there is no similar one."""
+    """A hint that names the option's equivalent here, or the option probably meant; "" if there is neither."""
     if moved := _after_command(option, words):
         return f"options come after the command: {moved}"
     command = command_named(verb)
@@ -314,9 +314,9 @@ def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
 
 
 def _after_command(option: str, words: Sequence[str]) -> str:
-    """The command line with the options before the command moved behind it, if the command has this option.
+    """The command line with the words before the command moved to its end, if the command accepts `option`.
 
-    "" if no option precedes the command, or it has no such option.
+    "" if no word precedes the command, or it does not accept the option.
     """
     at = next((at for at, word in enumerate(words) if command_named(word)), 0)
     command = command_named(words[at])

@@ -194,7 +194,7 @@ def call(work: Callable[[], T]) -> T:
 
 
 def is_own_thread() -> bool:
-    """Whether this is the thread of the engine."""
+    """Whether the caller runs on the engine's thread."""
     return _current is not None and _current.thread is threading.current_thread()
 
 

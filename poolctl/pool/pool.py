@@ -121,7 +121,7 @@ def with_ports(
 ) -> tuple[list[ServerConfig], list[ServerError]]:
     """The configuration's servers that can run, with chosen ports in place of `auto`; and all problems.
 
-    These are the configuration's own problems, and missing certificates and ports. `in_use` maps names to the
+    The problems are the configuration's own, and missing certificates and ports. `in_use` maps names to the
     configurations of existing servers, which keep their ports.
     """
     port_range = "-".join(map(str, configuration.settings.port_range))
@@ -147,7 +147,7 @@ Visit = Callable[[str, Server], object]
 class Pool(Mapping[str, Server], StartAndStop):
     """Servers keyed by canonical bind address, in the order in which they were added. Thread-safe.
 
-    They run in this process unless a `runner` is given. Every function that takes an address takes any spelling.
+    Servers run in this process unless a `runner` is given. Every function that takes an address takes any spelling.
     A server that was ready and ends by itself is restarted as its restart policy says; a start or a restart that fails
     raises an error, and is not repeated.
     """
@@ -375,7 +375,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def _endings(self) -> set[concurrent.futures.Future[None]]:
         context = self._shared.context
         if context is not None and context.cancelled:
-            context.cancel()  # its event has ordered them to stop, even if its watcher has not noticed it yet
+            context.cancel()  # its event, once set, orders them to stop, even if its watcher has not noticed it yet
         with LOCK:
             self._departed = {handle for handle in self._departed if handle.stops or handle.ending}
             present = [handle for each in self._servers.values() if (handle := live_handle(each)) is not None]
@@ -425,9 +425,10 @@ class Pool(Mapping[str, Server], StartAndStop):
             return matching(self._servers, field, pattern, regex)
 
     def filter(self, field: Field, pattern: str = "", regex: str = "") -> Pool:
-        """A view of the matching servers: it has the same objects. Removing one from it leaves this pool unchanged.
+        """A view of the matching servers, which are the same objects as in this pool.
 
-        A server removed from this pool stays in the view, but the view's `start` and `restart` skip it.
+        A server removed from the view stays in this pool. A server removed from this pool stays in the view, but the
+        view's `start` and `restart` skip it.
 
         A server matches if `pattern` equals its field, ignoring case, or if `regex` is found in its field. An empty
         `pattern` or `regex` matches nothing. For BIND the pattern may be any spelling of an address, for EXPOSE it may
@@ -463,7 +464,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def merge(self, other: Pool) -> None:
         """Add the other pool's servers; a server whose address this pool already has gets the other's configuration.
 
-        If it runs, it continues with the old configuration (`stale`) until its next start or restart. Raises
+        A running server continues with the old configuration (`stale`) until its next start or restart. Raises
         PoolAddError for servers whose addresses overlap, after the others were added.
         """
         if not isinstance(other, Pool):
@@ -755,7 +756,7 @@ class HotReload:
         self._files = {server.name: digests(_with_tls(server, tls)) for server in configuration}
 
     async def run(self) -> None:
-        """Apply the new configurations; returns when each server uses its new one, or has failed.
+        """Apply the new configurations; returns when each server uses its new configuration, or has failed.
 
         Raises PoolRestartError with every failure.
         """

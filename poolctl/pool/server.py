@@ -539,7 +539,7 @@ class Handle:
     """The running part of one server; created at its first start, with an entry in a core while not at rest.
 
     Written on the engine's loop only, read from any thread. The engine keeps the handle alive, but not the server, to
-    which the handle has only a weak reference: if the program drops a running server and its pool, it is stopped.
+    which the handle has only a weak reference: a running server that the program drops, with its pool, is stopped.
     """
 
     def __init__(self, server: Server) -> None:
@@ -601,7 +601,7 @@ class Handle:
 
     @property
     def busy(self) -> bool:
-        """Whether the server is not at rest, or an order for it is in progress: a stop would have to wait."""
+        """Whether the server is not at rest, or an order to start or stop it is in progress."""
         entry = self.entry
         return bool(self.orders or self.stops) or (entry is not None and not entry.at_rest)
 
@@ -631,7 +631,7 @@ class Handle:
         return found
 
     def observe(self, observed: Snapshot) -> None:
-        """Record `observed` as the server's current state, for readers and for the times that it was up and down."""
+        """Record `observed` as the server's current state, and update the times that it was up and down."""
         with LOCK:
             self.observed = observed
             state, health, known = observed.state.value, observed.health.value, self.availability
@@ -639,7 +639,7 @@ class Handle:
                 known.note(self._clock.monotonic(), state=state, health=health)
 
     def refuse(self, error: ServerError | None) -> None:
-        """Record why a start has failed, or with None a stop; the state of a server that is not at rest stays."""
+        """Record why a start has failed; None records a stop. The state of a server that is not at rest stays."""
         self.refusal = error
         if self.entry is None or self.entry.at_rest:
             self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
@@ -694,7 +694,7 @@ class CoreHost(CoreEvents):
     def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool) -> bool:
         """Create the server's entry in the core with this configuration, or update it; returns whether it has changed.
 
-        The entry of a running server is updated only if the server's own configuration has changed since, or for a
+        The entry of a running server is updated only if the user has changed the server's configuration, or for a
         restart (`replace`), because a handler may return a new application each time. With `live` the workers continue
         under the new configuration.
         """
@@ -910,7 +910,7 @@ def order_stop(
 ) -> concurrent.futures.Future[None] | None:
     """Order the servers to stop; returns at once, with a future that is done when all have ended.
 
-    The future's result may be a PoolStopError. Without handles None is returned. Any thread may call this.
+    The future may raise PoolStopError. Without handles None is returned. Any thread may call this.
     """
     if not handles:
         return None
@@ -1159,7 +1159,7 @@ class StartOrder:
     def _give_up(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
         """Abandon the start unless another order waits for it as well; returns whether its workers have to end now.
 
-        False if it was not abandoned, or had not begun because it waits for the end of a stop.
+        False also for an abandoned start that has not begun, because it waits for the end of a stop.
         """
         handle = each.handle
         handle.awaiting.discard(self)

@@ -1,6 +1,6 @@
 """Choosing servers: the one selector language of every command.
 
-Works on any object with the fields of an item, so that the command line's fast lane and the supervisor choose alike.
+Works on any objects that are Selectable, so that the command line's fast lane and the supervisor choose alike.
 Slow imports (`re`, `difflib`, addresses) happen only when a selection needs them.
 """
 
@@ -209,19 +209,19 @@ def _tests(selector: Selector) -> list[Test]:
         tags = set(selector.tag)
         tests.append(lambda item: not tags.isdisjoint(item.tags))
     tests += [
-        _state_test(field, words) for field in ("state", "health") if (words := set(getattr(selector, field)))
+        _is_one_of(field, words) for field in ("state", "health") if (words := set(getattr(selector, field)))
     ]
     return tests
 
 
 def _expression_test(selector: Selector, field: str) -> Test:
     if selector.matched is not None:
-        return _state_test(field, selector.matched.get(field, frozenset()))
+        return _is_one_of(field, selector.matched.get(field, frozenset()))
     searches = _compiled(field, getattr(selector, field))
     return lambda item: any(search(getattr(item, field) or "") for search in searches)
 
 
-def _state_test(field: str, words: AbstractSet[str]) -> Test:
+def _is_one_of(field: str, words: AbstractSet[str]) -> Test:
     return lambda item: getattr(item, field) in words
 
 

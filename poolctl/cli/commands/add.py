@@ -215,7 +215,7 @@ def _add_one(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str
 
 
 def _combined(outcomes: list[Outcome]) -> Outcome:
-    """One outcome for several: all servers, errors and warnings; its exit code is FAILED if any is, else the first."""
+    """One outcome for several: all servers, errors and warnings, and FAILED or else the first exit code but 0."""
     whole = Outcome()
     for each in outcomes:
         whole.items += each.items

@@ -169,7 +169,7 @@ def _install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
 
 
 def _places(shell: str, home: str, env: Mapping[str, str]) -> tuple[str, str, str]:
-    """The script's path, the shell's startup file, and the line there that loads the script; "" twice for fish."""
+    """The script's path, the shell's startup file, and the line there that loads the script; for fish both are ""."""
     data = env.get("XDG_DATA_HOME") or f"{home}/.local/share"
     if shell == "fish":
         config = env.get("XDG_CONFIG_HOME") or f"{home}/.config"

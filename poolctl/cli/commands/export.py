@@ -282,9 +282,9 @@ def _socket(pool: ServicePool, stem: str, servers: Sequence[ServerConfig], name:
 
 
 def _listen(pool: ServicePool, server: ServerConfig) -> str:
-    """The address for systemd to listen on: the one from --listen, else the server's `expose` if that has one.
+    """The address for systemd to listen on: from --listen, else from the server's `expose`, if that was configured.
 
-    A host name other than localhost does not count. Raises ValueError without an address.
+    In `expose` only an IP address or localhost, with a port, counts. Raises ValueError without an address.
     """
     name = server.address.name
     if said := pool.listen.get(name) or pool.listen.get(server.name):

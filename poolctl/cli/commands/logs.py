@@ -82,7 +82,7 @@ def perform(request: CommandRequest) -> Outcome:
     pool = find_pool(request)
     if pool.platform != LOCAL:
         with expressions_limited(f"--grep: {SLOW}", search.place):
-            return _of_platform(request, pool, lines, since, wanted)
+            return _print_from_platform(request, pool, lines, since, wanted)
     paths, request_ids = _logs(request, pool)
     text_of = _line_formatter(request, list(paths), request_ids)
     from poolctl.logs.log_tail import follow, merged_tail
@@ -106,7 +106,7 @@ def perform(request: CommandRequest) -> Outcome:
     return outcome
 
 
-def _of_platform(
+def _print_from_platform(
     request: CommandRequest, pool: PoolRef, lines: int | None, since: str, wanted: LineFilter | None
 ) -> Outcome:
     """Print the selected servers' lines, which the platform sends, with -f until interrupted."""
@@ -196,7 +196,7 @@ def _line_formatter(
     request: CommandRequest, names: list[str], request_ids: Set[str]
 ) -> Callable[[LogLine], str]:
     if request.output.startswith("json"):
-        return _document
+        return _json_line
     if request.get("raw"):
         if not sys.stdout.isatty():
             return lambda line: f"{line.text}\n"
@@ -241,7 +241,7 @@ def _described(request: CommandRequest, pool: PoolRef) -> Sequence[Described]:
     return items
 
 
-def _document(line: LogLine) -> str:
+def _json_line(line: LogLine) -> str:
     document: Table = {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
     if line.text.startswith("{"):
         from poolctl.logs.log_line import parse_record

@@ -348,7 +348,7 @@ class RunSession:
     def _ended_by_itself(self) -> bool:
         return bool(read_exit(self.pool.directory))
 
-    def _conclude(self, code: int) -> None:
+    def _find_failure_logs(self, code: int) -> None:
         """Find out, while the pool still exists, which logs explain a failure of the command or of servers."""
         self._events.finish()
         if not self.command:
@@ -391,7 +391,7 @@ class RunSession:
             if self._limit_seconds is not None:
                 patience = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)
                 signal.setitimer(signal.ITIMER_REAL, max(patience, 0.001))
-            self._conclude(code)
+            self._find_failure_logs(code)
             self._stop({})
         except (KeyboardInterrupt, Terminated):
             self.say("killing the remaining processes")
@@ -950,7 +950,7 @@ class StopSignals:
         raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
     def _unraisable(self, unraisable: sys.UnraisableHookArgs) -> None:
-        """Raise a signal's exception again that was discarded in a finalizer or a weak reference's callback.
+        """Raise again a signal's exception that was discarded in a finalizer or a weak reference's callback.
 
         Such callbacks run wherever an object is freed, even during imports, and a signal may arrive in one. The
         exception is raised a moment later, when the callback has returned.

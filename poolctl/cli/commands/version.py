@@ -23,7 +23,7 @@ def perform(request: CommandRequest) -> Outcome:
         "version": __version__,
         "python": python,
         "platform": platform.platform(),
-        "supervisor": _of_supervisor(request),
+        "supervisor": _supervisor_version(request),
     }
     lines = [f"poolctl {__version__}"]
     if request.verbose:
@@ -31,7 +31,7 @@ def perform(request: CommandRequest) -> Outcome:
     return Outcome(text="\n".join(lines) + "\n", extra=versions)
 
 
-def _of_supervisor(request: CommandRequest) -> str:
+def _supervisor_version(request: CommandRequest) -> str:
     from poolctl.config import ConfigNotFound
     from poolctl.control.client import Client
 
