@@ -96,7 +96,7 @@ def enable_sender_credentials(sock: socket.socket) -> None:
 def sender_credentials(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, int, int] | None:
     """The (pid, uid, gid) of a message's sender, from its ancillary data; None if it holds no credentials.
 
-    Only root can send those of another process.
+    Only root can claim to be another process.
     """
     for level, kind, data in ancillary:
         if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS):

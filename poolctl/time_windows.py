@@ -44,7 +44,7 @@ _HORIZON_DAYS = 8 * 366 + 1
 
 
 class Window(NamedTuple):
-    """One window: `minutes` has a bit for each minute of the day, the other fields say on which days these are in it.
+    """One window: `minutes` has a bit for each minute of the day; the other fields select the days.
 
     With `either_day` a day must match only one of `days` and `weekdays`.
     """
@@ -56,7 +56,7 @@ class Window(NamedTuple):
     either_day: bool
 
     def of(self, day: date) -> int:
-        """The minutes of this day that are in the window, one bit each; 0 if there are none."""
+        """The minutes of this day that are in the window, one bit each; 0 on a day outside the window."""
         if day.month not in self.months:
             return 0
         in_month, in_week = day.day in self.days, day.isoweekday() % 7 in self.weekdays
@@ -133,7 +133,7 @@ def time_zone(name: str) -> tzinfo | None:
 
 
 def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None:
-    """The first minute of the window `text` that begins after `now`; None if there is none in the next eight years.
+    """The first minute of the window `text` that begins after `now`; None if it is more than eight years away.
 
     Both times are in seconds since 1970. A time repeated when clocks are set back counts once, unless the window has
     minutes of every hour: a daily task runs once on that day. Without `zone` the window is in the machine's local time

@@ -509,7 +509,7 @@ def verb_of(words: Sequence[str]) -> str:
 
 
 def _verb_at(words: Sequence[str]) -> int:
-    """The index of the command's name; the number of words if there is none."""
+    """The index of the command's name; the number of words if no command is named."""
     at = 0
     while at < len(words) and words[at] != "--":
         if not words[at].startswith("-"):

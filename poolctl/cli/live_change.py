@@ -90,7 +90,7 @@ def change(
 
 
 def _require_selection(request: CommandRequest, pool: PoolRef) -> None:
-    """Raise UsageError unless there is either a selection or --all: these commands have no default selection."""
+    """Raise UsageError unless there is either a selection or --all, because a live change has no default selection."""
     if not request.selector().selects_all:
         if request.get("all"):
             raise UsageError(f"{request.verb}: --all and a selection cannot be combined")

@@ -474,7 +474,7 @@ def abbreviated_list(words: Sequence[str], most: int, noun: str = "") -> str:
 
 
 def dependents_text(result: Result, done: str = "") -> str:
-    """The dependents of the selected servers, to follow a count: `, and 2 that depend on it`; "" if there are none.
+    """The dependents of the selected servers, to follow a count: `, and 2 that depend on it`; "" without dependents.
 
     `done`, such as "stopped", is appended.
     """

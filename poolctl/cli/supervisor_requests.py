@@ -188,7 +188,7 @@ def _launch_and_ask(request: CommandRequest, pool: PoolRef) -> Result:
 
 
 def log_size(pool: PoolRef) -> int:
-    """The size of the supervisor's log in bytes, 0 if there is none: the next supervisor's log begins there."""
+    """The size of the supervisor's log in bytes, 0 without a log: the next supervisor's log begins there."""
     try:
         return os.stat(f"{pool.directory}/supervisor.log").st_size
     except OSError:

@@ -805,7 +805,7 @@ class CoreHost(CoreEvents):
 def dependencies_among(
     handles: Sequence[Handle], names: dict[Handle, str]
 ) -> dict[Handle, tuple[Dependency, ...]]:
-    """For each server its dependencies among these servers, with their `names` in the core.
+    """For each of the servers its dependencies that are also among them, under their `names` in the core.
 
     A dependency that would close a circle is left out.
     """

@@ -215,7 +215,10 @@ def _add_one(request: CommandRequest, pool: PoolRef, table: Table, base_dir: str
 
 
 def _combined(outcomes: list[Outcome]) -> Outcome:
-    """One outcome for several: all servers, errors and warnings, and FAILED or else the first exit code but 0."""
+    """One outcome for several, with all their servers, errors and warnings.
+
+    Its exit code is FAILED if one of them has that code, else the first code that is not 0.
+    """
     whole = Outcome()
     for each in outcomes:
         whole.items += each.items

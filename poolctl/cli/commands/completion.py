@@ -169,7 +169,10 @@ def _install(shell: str, text: str, env: Mapping[str, str]) -> list[str]:
 
 
 def _places(shell: str, home: str, env: Mapping[str, str]) -> tuple[str, str, str]:
-    """The script's path, the shell's startup file, and the line there that loads the script; for fish both are ""."""
+    """The paths of the script and of the shell's startup file, and the line there that loads the script.
+
+    The last two are "" for fish, which needs no such line.
+    """
     data = env.get("XDG_DATA_HOME") or f"{home}/.local/share"
     if shell == "fish":
         config = env.get("XDG_CONFIG_HOME") or f"{home}/.config"
@@ -306,9 +309,10 @@ class _CommandLine:
                 self.options = by_spelling((*self.command.options, HELP_OPTION))
 
     def split(self, word: str) -> tuple[Option | None, str, str | None]:
-        """The option in the word (None if there is none), the text before its value, and the value.
+        """The option in the word, the text before its value, and the value.
 
-        The value is None if the word does not contain it.
+        The option is None if it is unknown, or takes no value although the word has one. The value is None if the word
+        does not contain it.
         """
         name, equals, value = word.partition("=")
         if not word.startswith("--") and len(word) > 2:

@@ -100,7 +100,7 @@ class _EventStream:
         sys.stdout.flush()
 
     def follow(self, write: Callable[[JournalEvent], None]) -> None:
-        """Print new events, also from later supervisors, until Ctrl-C. BrokenPipeError if the reader is gone."""
+        """Print new events, even from later supervisors, until Ctrl-C. BrokenPipeError if the reader is gone."""
         from poolctl.platform import await_readable
 
         reader = stdout_fd()
@@ -123,7 +123,7 @@ class _EventStream:
 
 
 def _configured_path(pool: PoolRef) -> str:
-    """The journal's path from [events]; "" if there is none or the files are invalid: the default path is read then."""
+    """The journal's path from [events]; "" if the files have no path or are invalid, so that the default is used."""
     from poolctl.config import load
 
     try:

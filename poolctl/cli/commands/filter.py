@@ -75,7 +75,7 @@ def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | Non
 def _spellings(field: str, pattern: str, value: str) -> list[str]:
     """The texts of which `value` must equal one to match: the pattern, and other spellings of an address.
 
-    For `bind` these are its canonical spelling, for `expose` the pattern with the scheme that `value` has.
+    The other spelling for `bind` is the canonical one, and for `expose` the pattern with the scheme of `value`.
     """
     if field == "bind":
         from poolctl.address import canonical

@@ -64,7 +64,10 @@ def _not_imported(config: Configuration, request: CommandRequest) -> str:
 
 
 def _withheld(config: Configuration) -> list[str]:
-    """A note that names the variables not passed to servers, or []: a server that relies on one would fail later."""
+    """A list with a note about variables that are not passed to servers, or [].
+
+    A server that relies on such a variable would fail only in production.
+    """
     names = sorted(config.pool_variables)
     if not names:
         return []
