@@ -61,7 +61,7 @@ class Matcher:
         task.add_done_callback(self._asked.discard)
 
     async def answer(self, expressions: Sequence[str], texts: Sequence[str]) -> Answer:
-        """Ask in which texts any of the expressions is found; returns the answer, or the problem. Does not raise."""
+        """Ask in which texts any of the expressions is found; returns their positions, or the problem."""
         question = json.dumps([[*expressions], [*texts]]).encode() + b"\n"
 
         async def exchange(process: ChildProcess) -> bytes:

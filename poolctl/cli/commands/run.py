@@ -349,7 +349,7 @@ class RunSession:
         return bool(read_exit(self.pool.directory))
 
     def _find_failure_logs(self, code: int) -> None:
-        """Find out, while the pool still exists, which logs explain a failure of the command or of servers."""
+        """Report the last events; with a command, find the logs that explain a failure, while the pool still exists."""
         self._events.finish()
         if not self.command:
             return
@@ -367,7 +367,7 @@ class RunSession:
             self._last_logs = {name: paths[name] for name in chosen if name in paths}
 
     def print_conclusion(self) -> None:
-        """After a command, print which servers died while it ran, and the last lines of logs that explain a failure.
+        """With a command, print which servers died while it ran, and the last lines of logs that explain a failure.
 
         These are the logs of servers that died or did not start; if only the command failed, of all servers. At most
         ten are printed. Without a command nothing is printed.
