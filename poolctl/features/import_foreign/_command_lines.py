@@ -52,9 +52,9 @@ def _modules(words: list[str]) -> list[str]:
 
 
 def set_command(server: ForeignServer, words: list[str], line: int, port: str = "") -> None:
-    """Set the server's app or command, and the keys equivalent to the options.
+    """Set the server's app or command from the words, and the keys that are equivalent to the options.
 
-    `{port}` in the words stands for `port`, as assigned by the other tool, or "".
+    `port` is assigned by the other tool, or "" if it assigns none; `{port}` in the words stands for it.
     """
     words, variables = _without_prefix(words)
     for name, value in variables.items():
@@ -79,7 +79,10 @@ def set_command(server: ForeignServer, words: list[str], line: int, port: str = 
 
 
 def set_quoted_command(server: ForeignServer, text: str, line: int) -> None:
-    """Set app, command and options from words with quotes and backslashes, split by the other tool without a shell."""
+    """Call `set_command` with the words of a line, which the other tool splits without a shell.
+
+    A server whose line cannot be split is left out.
+    """
     try:
         set_command(server, shlex.split(text), line)
     except ValueError as problem:
@@ -88,7 +91,10 @@ def set_quoted_command(server: ForeignServer, text: str, line: int) -> None:
 
 
 def set_shell_command(server: ForeignServer, text: str, line: int, port: str = "") -> None:
-    """Set app, command and options from a shell command line; `port` is the value of its $PORT."""
+    """Call `set_command` with the words of a shell command line; `port` is the value of its $PORT, "" if not set.
+
+    A server whose line cannot be split is left out.
+    """
     with_port = re.sub(r"\$PORT\b|\$\{PORT(:?-[^}]*)?\}", PORT, text)
     try:
         words = shlex.split(with_port)
@@ -121,7 +127,7 @@ def _without_prefix(words: list[str]) -> tuple[list[str], dict[str, str]]:
         if words[0] == "exec" or (words[0] == "env" and len(words) > 1 and _assignment.fullmatch(words[1])):
             del words[0]
         elif words[:2] == ["uv", "run"] and len(words) > 2 and not words[2].startswith("-"):
-            del words[:2]  # its environment is also the default for an app
+            del words[:2]  # poolctl runs an app in the same environment by default
         elif _assignment.fullmatch(words[0]):
             name, _, variables[name] = words.pop(0).partition("=")
         else:
@@ -130,7 +136,7 @@ def _without_prefix(words: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _program(words: list[str]) -> tuple[str, str, list[str]]:
-    """The program's name, its interpreter if known, and the arguments."""
+    """The name of the program or `-m` module, its Python interpreter ("" if unknown), and the arguments."""
     first = words[0] if words else ""
     directory, name = os.path.split(first)
     if _python.fullmatch(name) and words[1:2] == ["-m"] and len(words) > 2:
@@ -146,7 +152,10 @@ def _parsed(
     flags: Iterable[str] = (),
     switches: Iterable[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """The given options by their long names, with the app, and the unknown options. Raises _NotParsed."""
+    """The given options by their long names, including the argument `app`, and the unknown options.
+
+    `values` take a value, `repeated` may be given several times, `switches` also exist as `--no-…`. Raises _NotParsed.
+    """
     parser = _Parser(add_help=False, allow_abbrev=False)
     actions: list[tuple[Any, Iterable[str]]] = [
         ("store", values), ("append", repeated), ("store_true", flags), (argparse.BooleanOptionalAction, switches),
@@ -165,7 +174,7 @@ def _proxies(value: str) -> list[str]:
 
 
 def _stop_timeout(value: str) -> str:
-    # Requests in progress get 0.8 of the timeout.
+    # Of poolctl's stop_timeout, requests in progress get 0.8.
     return f"{math.ceil(float(value) / 0.8)}s"
 
 
@@ -245,7 +254,7 @@ _FLAGS_OF_GUNICORN = (
     "--strip-header-spaces",
 )  # fmt: skip
 _SHORT = {"--workers": "-w", "--config": "-c", "--pid": "-p", "--umask": "-m"}
-# For a program that starts its own workers.
+# Removed, with this number of values, from a gunicorn that poolctl runs as a program with its own workers.
 _OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
 
 
@@ -378,7 +387,7 @@ def _without_options(words: list[str], options: Mapping[str, int]) -> list[str]:
 
 
 def _bind(text: str) -> str:
-    """An address in gunicorn's notation: HOST, HOST:PORT, unix:PATH."""
+    """The value of `bind` for an address in gunicorn's notation (HOST, HOST:PORT, unix:PATH). Raises _NotParsed."""
     if text.startswith("unix:"):
         return "unix:" + text.removeprefix("unix:").removeprefix("//")
     if text.startswith("fd://"):
@@ -391,7 +400,7 @@ def _bind(text: str) -> str:
 
 
 def bind_address(host: str, port: str) -> str:
-    """`HOST:PORT` in the notation of `bind`."""
+    """The value of `bind` for this host and port; without a host if that means all interfaces."""
     host = host.strip("[]")
     if host in ("", "0.0.0.0", "*"):
         return f":{port}"
@@ -424,7 +433,7 @@ def pool_of_procfile(text: str) -> ForeignPool:
         set_shell_command(server, command, line, port)
         words = server.keys.get("command", [])
         if name == WEB and "bind" not in server.keys and words:
-            # It reads PORT and binds the port itself.
+            # The program reads PORT and binds the port itself.
             server.add_env("PORT", PORT)
             server.set("bind", f"127.0.0.1:{port}")
     if not entries:

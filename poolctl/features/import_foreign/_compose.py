@@ -25,7 +25,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "environment": (dict, list), "depends_on": (dict, list), "healthcheck": (dict,), "deploy": (dict,),
     "labels": (dict, list), "profiles": (list,),
 }  # fmt: skip
-# Keys that have been read, or that always apply here.
+# Keys that need no remark: they are read together with others, or poolctl always behaves that way.
 READ = (
     "command", "entrypoint", "build", "image", "ports", "environment", "env_file", "depends_on", "healthcheck",
     "restart", "deploy", "scale", "stop_grace_period", "stop_signal", "user", "labels", "profiles", "expose",
@@ -47,7 +47,7 @@ class _Reader:
         return self.document.place(path).line
 
     def read(self) -> ForeignPool:
-        """All services except those without a command, and dependencies on them."""
+        """The pool with a server for each service; a service without a command is marked as left out."""
         data = self.document.data
         services = {}
         for name, service in data["services"].items():
@@ -76,7 +76,7 @@ class _Reader:
             self._health(server, service["healthcheck"], inner)
 
     def _command(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> str:
-        """Take over the command; returns its port within the container, "" if unknown."""
+        """Set the server's app or command; returns the port that it has within the container, "" if unknown."""
         words = [*_words(service.get("entrypoint")), *_words(service.get("command"))]
         server.at = line = self.line("services", name, "command" if service.get("command") else "entrypoint")
         image, build = service.get("image"), service.get("build")
@@ -106,7 +106,7 @@ class _Reader:
         return bind.rpartition(":")[2] if bind and not bind.startswith("unix:") else ""
 
     def _words_of_image(self, server: ForeignServer, build: Any, command: list[str]) -> list[str]:
-        """The image's start command; the service's variables take precedence over its ENV."""
+        """The Dockerfile's ENTRYPOINT, and `command` or else its CMD; adds the variables of its ENV to the server."""
         table = build if isinstance(build, dict) else {"context": build}
         file = os.path.join(str(table.get("context", ".")), str(table.get("dockerfile", "Dockerfile")))
         entrypoint, own, env = start_of_image(
@@ -118,7 +118,10 @@ class _Reader:
         return [*map(escaped, entrypoint), *(command or map(escaped, own))]
 
     def _ports(self, server: ForeignServer, ports: Any, inner: str, line: int) -> None:
-        """The published address of the command's port, or of the only published port."""
+        """Set `bind` to the address that publishes the port `inner`, else to the first that `_with_port` accepts.
+
+        The other published ports become remarks.
+        """
         found = [each for each in map(_published, ports if isinstance(ports, list) else []) if each]
         chosen = next((each for each in found if each[2] == inner), None)
         if chosen is not None:
@@ -176,7 +179,7 @@ class _Reader:
             server.set("env", {**server.keys.get("env", {}), **env})
 
     def _replace_service_hosts(self, server: ForeignServer) -> None:
-        """Replace hosts named after other services by addresses of this machine."""
+        """In the server's variables, replace hosts named after services by 127.0.0.1 and the published port."""
         for name, text in server.keys.get("env", {}).items():
             for other, ports in self.published.items():
                 host = re.escape(other)
@@ -281,7 +284,10 @@ def _words(value: Any) -> list[str]:
 
 
 def _with_port(server: ForeignServer, host: str, published: str, target: str) -> bool:
-    """Make the program bind the published port if its words or a variable such as PORT contain the inner port."""
+    """Have the program bind the port `published` in place of the inner port `target`, and set `bind` to it.
+
+    Returns False, and changes nothing, unless exactly one word, or one variable such as PORT, contains `target`.
+    """
     whole = re.compile(rf"(?<![\w.]){target}(?![\w.])|(?<=:){target}(?![\w.])")
     words = [str(word) for word in server.keys["command"]]
     with_port = [index for index, word in enumerate(words) if index and whole.search(word)]
@@ -304,7 +310,7 @@ def _pair(entry: Any) -> tuple[str, str | None]:
 
 
 def _expanded(text: str) -> str:
-    """The text with compose's references in poolctl's notation; in compose an unset variable is empty."""
+    """The text with compose's references to variables in poolctl's notation; an unset one is empty, as in compose."""
 
     def replaced(match: re.Match[str]) -> str:
         if match[0].startswith("$$"):
@@ -354,7 +360,7 @@ _from = re.compile(r"(?i)(?:--\S+\s+)*(\S+)(?:\s+AS\s+(\S+))?\s*")
 
 
 class ImageStart(NamedTuple):
-    """ENTRYPOINT, CMD and ENV of a stage."""
+    """ENTRYPOINT, CMD and ENV of a Dockerfile's stage."""
 
     entrypoint: list[str]
     command: list[str]
@@ -365,7 +371,7 @@ NO_START = ImageStart([], [], {})
 
 
 def start_of_image(path: str, target: str = "") -> ImageStart:
-    """The start command of the stage `target` (default: the last); empty if there is no such file."""
+    """How a Dockerfile's stage `target`, or else its last stage, starts; NO_START if the file cannot be read."""
     try:
         text = read_text(path)
     except Problem:

@@ -29,14 +29,14 @@ class Unreadable(Exception):
 
 
 class Remark(NamedTuple):
-    """A setting that was not taken over, and its line, 0 in a command line."""
+    """A note, such as on a setting without an equivalent, and the line that it concerns; 0 for a command line."""
 
     line: int
     text: str
 
 
 class ForeignServer:
-    """A server of the other tool. Strings in `keys` use poolctl's notation: `$${` is `${`."""
+    """A server to be written: `keys` are its keys in pool.toml, with strings in its notation (`$${` means `${`)."""
 
     def __init__(self, name: str, line: int) -> None:
         self.name = _invalid_characters.sub("-", name).strip("-")[:200] or "server"
@@ -67,7 +67,7 @@ class ForeignServer:
         self.remarks.append(Remark(line, text))
 
     def leave_out(self, why: str) -> None:
-        """Write the server only as a comment, with the first reason given."""
+        """Mark the server to be written only as a comment, which shows the first reason given."""
         self.unusable = self.unusable or why
 
 
@@ -80,7 +80,7 @@ class ForeignPool:
         self.env_file = ""  # the other tool reads it automatically
 
     def add(self, name: str, line: int) -> ForeignServer:
-        """A new server, renamed if the name is taken."""
+        """Add and return a server; a number is appended to a name that is taken."""
         server = ForeignServer(name, line)
         taken = {each.name.lower() for each in self.servers}
         plain, number = server.name, 2
@@ -126,7 +126,7 @@ def signal_name(text: str) -> str:
     return f"SIG{text.upper().removeprefix('SIG')}"
 
 
-# Without these a server is invalid, or a different server.
+# A server with a problem in one of these keys is left out: without the key it would be invalid, or another server.
 ESSENTIAL = ("name", "bind", "app", "command")
 ORDER = ("bind", "app", "command")
 MOST_ROUNDS = 20
@@ -136,7 +136,11 @@ _place = re.compile(r"server\[(\d+)\](?:\.(\w+))?")
 
 @dataclass
 class PoolText:
-    """The text of a pool.toml, the numbers of servers and remarks in it, and the warnings for its user."""
+    """The text of a pool.toml, the numbers of servers and remarks in it, and the warnings for its user.
+
+    `left_out` are servers written as comments, `unset` variables that the text refers to, and `missing` problems
+    outside the file, such as a program that does not exist.
+    """
 
     text: str
     servers: int
@@ -183,7 +187,7 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
 
 
 def _comment_out(servers: Sequence[ForeignServer], problems: Sequence[ServerError]) -> None:
-    """Remove the keys with these problems from their servers."""
+    """Replace each key with a problem by a remark; leave out its server if the key is essential."""
     for problem in problems:
         place = _place.match(getattr(problem, "key", ""))
         if place is None:

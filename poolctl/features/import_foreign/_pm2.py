@@ -26,7 +26,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "script": (str,), "args": (str, list), "env": (dict,), "interpreter": (str,), "interpreter_args": (str, list),
     "node_args": (str, list),
 }  # fmt: skip
-# Keys that have been read with others, or that always apply here.
+# Keys that need no remark: they are read together with others, or poolctl always behaves that way.
 READ = (
     "name", "script", "args", "interpreter", "interpreter_args", "node_args", "cwd", "env", "uid", "gid", "exec_mode",
     "error_file", "err_file", "merge_logs", "combine_logs", "time", "log_date_format", "source_map_support",
@@ -100,7 +100,7 @@ class _AppReader:
             server.set("cwd", escaped(str(app["cwd"])))
         set_command(server, words, line)
         if port.isdigit() and "bind" not in server.keys:
-            # It reads PORT and binds the port itself.
+            # The program reads PORT and binds the port itself.
             server.add_env("PORT", PORT)
             server.set("bind", f":{port}")
         elif port:

@@ -24,7 +24,8 @@ OWN_SECTIONS = (
     "inet_http_server",
     "rpcinterface:supervisor",
 )
-# Keys that are read with others, or always apply here: a group is stopped as a whole, a log has both streams.
+# Keys that need no remark: they are read together with others, or poolctl always behaves that way (a process group
+# is stopped as a whole, a log has both streams).
 IMPLIED = (
     "stopasgroup", "killasgroup", "redirect_stderr", "process_name", "numprocs", "numprocs_start", "priority",
     "stdout_capture_maxbytes", "stderr_capture_maxbytes",
@@ -53,7 +54,7 @@ Section = dict[str, Value]
 
 
 def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
-    """The pool of a supervisord.conf and its included files, which are read here. Raises Unreadable."""
+    """The pool of a supervisord.conf in `directory`; files that it includes become remarks. Raises Unreadable."""
     pool = ForeignPool()
     sections = list(_sections(text))
     included = [values for name, _, values in sections if name == "include"]
@@ -88,7 +89,7 @@ def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
 
 
 def _sections(text: str) -> Iterator[tuple[str, int, Section]]:
-    """Name, line and values of each section; the last of several equal keys counts, as in supervisord."""
+    """Name, line and values of each section; a key's last value counts, as in supervisord. Raises Unreadable."""
     name, start, values, key = "", 0, Section(), ""
     for line, row in enumerate(text.splitlines(), 1):
         content = re.sub(r"(?:^|\s)[;#].*", "", row).rstrip()
@@ -115,7 +116,7 @@ def _sections(text: str) -> Iterator[tuple[str, int, Section]]:
 def _servers(
     pool: ForeignPool, program: str, line: int, values: Section, inherited: Section, directory: str
 ) -> Iterator[ForeignServer]:
-    """Add one server, or several if the command contains the number of the process."""
+    """Add and yield the program's server, or one server per process if the command contains the process number."""
     count = values.get("numprocs", Value("1", line)).text
     number = int(count) if count.isdigit() else 1
     command = values.get("command", Value("", line)).text
@@ -139,7 +140,10 @@ def _servers(
 def _apply_settings(
     server: ForeignServer, values: Section, inherited: Section, known: Mapping[str, object]
 ) -> None:
-    """Take over the program's settings, which override the settings for all programs."""
+    """Set the server's keys, first from the settings `inherited` from [supervisord], then from the program's own.
+
+    `known` are the values of expressions such as `%(here)s`.
+    """
     if "command" not in values:
         server.leave_out("it has no command")
         return

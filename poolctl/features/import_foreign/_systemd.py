@@ -18,7 +18,7 @@ _RESTART = {
     "no": "no", "always": "always", "on-failure": "on-failure", "on-abnormal": "on-failure",
     "on-abort": "on-failure", "on-watchdog": "on-failure", "on-success": "always",
 }  # fmt: skip
-# Settings that always apply here.
+# Settings that need no remark: poolctl always behaves that way, or has no use for them.
 IMPLIED = (
     "Description", "Documentation", "WantedBy", "ExecReload", "KillMode", "NotifyAccess", "RemainAfterExit",
 )  # fmt: skip
@@ -78,7 +78,7 @@ def pool_of_unit(text: str, name: str) -> ForeignPool:
 
 
 def _settings(text: str) -> Iterator[Setting]:
-    """The settings in order; a line that ends with a backslash continues on the next line."""
+    """The settings in order; a line that ends with a backslash continues on the next line. Raises Unreadable."""
     section, whole, start = "", "", 0
     for line, row in enumerate(text.splitlines(), 1):
         if not whole:
@@ -153,7 +153,7 @@ def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory
 
 
 def _apply_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
-    """Take over one command before the start and one after the stop; systemd allows several of each."""
+    """Set a hook from ExecStartPre or ExecStopPost; of several such commands, all but the first become remarks."""
     hook, line = _HOOKS[setting.name], setting.value.lstrip(_PREFIXES)
     prefixes = setting.value[: len(setting.value) - len(line)]
     what = f"{setting.name}={_specifiers(setting.value, stem)}"
@@ -184,7 +184,7 @@ def _apply_type(server: ForeignServer, value: str, line: int) -> None:
 
 
 def _listen_stream(path: str) -> str:
-    """The address of a socket unit, "" if there is no such file."""
+    """The ListenStream of a socket unit in the notation of `bind`; "" if the file cannot be read or has none."""
     try:
         settings = _settings(read_text(path))
     except Problem:
@@ -210,7 +210,7 @@ def _memory(text: str) -> str:
     return size[1] + (f"{size[2]}iB" if size[2] else "B") if size else ""
 
 
-# Settings with a value that is not understood have no equivalent.
+# A setting whose value is not understood (converted to "" or None) becomes a remark.
 _KEYS: Keys = {
     "WorkingDirectory": ("cwd", lambda value: value.removeprefix("-")),
     "Restart": ("restart.policy", lambda value: _RESTART.get(value, "on-failure")),
@@ -230,12 +230,12 @@ _KEYS: Keys = {
 
 
 def _for_shell(line: str, stem: str) -> str:
-    """The line as a shell reads it: `$$` is a dollar sign in systemd, and the process id in a shell."""
+    """The command line for `sh -c`: `$$`, a dollar sign in systemd but the process id in a shell, is escaped."""
     return _specifiers(line.replace("$$", r"\$"), stem)
 
 
 def _specifiers(text: str, stem: str) -> str:
-    """The text with those specifiers replaced that are known without systemd (systemd.unit(5))."""
+    """The text escaped for pool.toml, with the specifiers replaced whose values are known here (systemd.unit(5))."""
     known = {
         "%": "%",
         "n": f"{stem}.service",

@@ -114,7 +114,7 @@ def _of_file(path: str) -> ForeignPool:
 
 
 def _as_json(name: str) -> str:
-    """The shell command by which node prints the file as JSON."""
+    """A hint with the shell command by which node converts the file to JSON."""
     if name.endswith(".mjs"):
         script = f'import("./{name}").then(it => console.log(JSON.stringify(it.default)))'
         return f"node -e {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"
@@ -123,7 +123,7 @@ def _as_json(name: str) -> str:
 
 
 def _outcome(found: PoolText, into: str | None) -> Outcome:
-    """Print or write the text. Fails with exit code 1 if it contains no server."""
+    """Write the text to `into`, or return it to be printed if that is None. Raises Failure, also without servers."""
     if not found.servers:
         raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(found.left_out)))
     warnings = [f"left out: {each}" for each in found.left_out]
