@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RouteRow(NamedTuple):
-    """A route, with requests and errors per second since the last result (None at first)."""
+    """A route, with its requests and errors per second since the previous result; None without a previous result."""
 
     report: RouteReport
     requests_per_second: float | None = None
@@ -31,7 +31,7 @@ class RouteRow(NamedTuple):
 
 
 class Order(NamedTuple):
-    """An order of the rows: its key, the compared figure, and whether the largest value comes first."""
+    """An order of the rows: its key on the keyboard, the compared figure, and whether the largest value comes first."""
 
     key: str
     figure: Callable[[Any], float | None]
@@ -128,7 +128,10 @@ class Board(Generic[Row]):
         self.top = min(max(self.top, self._at - self.height + 1), self._at, last_top)
 
     def _in_order(self, rows: list[Row]) -> list[Row]:
-        """The sorted rows: equal rows by name, problems in file order, unknown figures last."""
+        """The rows in the current order, unknown figures last.
+
+        Rows with equal figures are sorted by name, or in file order if problems come first.
+        """
         figure = self.orders[self.sort].figure
         if self.sort == "problems":
             return sorted(rows, key=lambda row: figure(row) or 0.0, reverse=self.reverse)
@@ -161,13 +164,13 @@ def _place(order: Sequence[str], word: str) -> float:
     return order.index(word) if word in order else len(order)
 
 
-def _unknown(row: Any) -> None:
-    """For orders without a figure."""
+def _no_figure(row: Any) -> None:
+    """The `figure` of an order that compares none, such as `name` and `file`: None for every row."""
 
 
 SERVER_ORDERS: Mapping[str, Order] = {
     "problems": Order("P", _problem_of_server),
-    "name": Order("N", _unknown),
+    "name": Order("N", _no_figure),
     "state": Order("S", lambda row: _place(_STATES, row.state)),
     "health": Order("H", lambda row: _place(_HEALTH, row.health)),
     "requests": Order("R", lambda row: row.stats.requests_per_second, falling=True),
@@ -177,7 +180,7 @@ SERVER_ORDERS: Mapping[str, Order] = {
     "cpu": Order("C", lambda row: row.stats.cpu_percent, falling=True),
     "uptime": Order("U", lambda row: row.uptime_seconds, falling=True),
     "restarts": Order("X", lambda row: row.restarts, falling=True),
-    "file": Order("F", _unknown),
+    "file": Order("F", _no_figure),
 }
 
 
@@ -199,12 +202,12 @@ _PROBLEMS = {ERROR: 0.0, UNHEALTHY: 0.0, STARTING: 1.0}  # states that are not p
 
 ROUTE_ORDERS: Mapping[str, Order] = {
     "problems": Order("P", lambda row: _PROBLEMS.get(row.report.state, 2.0)),
-    "name": Order("N", _unknown),
+    "name": Order("N", _no_figure),
     "requests": Order("R", lambda row: _rate(row.requests_per_second, row.report.requests), falling=True),
     "waiting": Order("W", lambda row: row.report.waiting, falling=True),
     "errors": Order("E", lambda row: _rate(row.errors_per_second, row.report.errors), falling=True),
     "latency": Order("L", lambda row: row.report.p99_seconds, falling=True),
-    "file": Order("F", _unknown),
+    "file": Order("F", _no_figure),
 }
 
 
@@ -240,13 +243,16 @@ def _rate(per_second: float | None, total: int) -> float:
 
 
 class PoolView:
-    """The pool as shown: `servers`, or `routes` if they are given; `gateway` is None if servers were selected."""
+    """The pool, and the boards of its servers and, if they are shown instead, of its routes.
+
+    `gateway` is None if the pool has none, or if only selected servers are shown.
+    """
 
     def __init__(
         self, ref: PoolRef, selector: Mapping[str, object], interval_seconds: float, servers: ServerBoard
     ) -> None:
         self.ref = ref
-        # Options of the verb `stats`: data for the view in addition to `-o json`.
+        # For the verb `stats`; `errors` asks for figures that `-o json` does not print.
         self.request = {"selector": selector, "options": {"errors": True}}
         self.client = Client(ref.socket)
         self.pool = self.client.ping().name or "pool"

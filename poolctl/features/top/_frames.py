@@ -54,7 +54,7 @@ FAINT = "bright_black"
 
 
 def format_count(number: float | None) -> str:
-    """A number without a unit: "0", "4.2", "847", "12.3k", "1.2M"."""
+    """A number without a unit: "0", "4.2", "847", "12.3k", "1.2M"; "-" for None."""
     if number is None:
         return _UNKNOWN
     for suffix in ("", "k", "M"):
@@ -65,7 +65,7 @@ def format_count(number: float | None) -> str:
 
 
 def format_seconds(number: float | None) -> str:
-    """A short time: "850µs", "4.2ms", "320ms", "1.2s", "95s"."""
+    """A short time: "850µs", "4.2ms", "320ms", "1.2s", "95s"; "-" for None."""
     if number is None:
         return _UNKNOWN
     if number < 0.0009995:
@@ -76,7 +76,7 @@ def format_seconds(number: float | None) -> str:
 
 
 def format_size(number: float | None) -> str:
-    """An amount of memory: "640K", "23.4M", "1.2G"."""
+    """An amount of memory in bytes: "640K", "23.4M", "1.2G"; "-" for None."""
     if number is None:
         return _UNKNOWN
     number /= 1024
@@ -88,7 +88,7 @@ def format_size(number: float | None) -> str:
 
 
 def format_percent(number: float | None) -> str:
-    """A share: "0.4%", "12%"."""
+    """A percentage: "0.4%", "12%"; "-" for None."""
     return _UNKNOWN if number is None else f"{_digits(number, short=True)}%"
 
 
@@ -99,7 +99,7 @@ def _digits(number: float, *, short: bool = False) -> str:
 
 
 def sparkline(values: Sequence[float | None], width: int, *, from_zero: bool = True) -> str:
-    """The newest values, right-aligned, one per column; a space for an unknown value.
+    """Bars for the newest values, right-aligned, one per column; a space for an unknown value.
 
     With `from_zero` the lowest bar stands for 0; otherwise for the least value, except that values that differ little
     get bars of middle height.
@@ -124,13 +124,16 @@ Styled = tuple[str, str]  # a text, and its style
 
 
 class Column(NamedTuple):
-    """Columns with lower `priority` are placed first. A chart fills free space; its heading shows its time span."""
+    """A column of the table. Columns with a lower `priority` get space first, and charts share the space left.
+
+    `sort` is the order that its heading marks, "" for none; a chart's heading shows its time span.
+    """
 
     title: str
     sort: str
     width: int
     priority: int
-    cell: Callable[[Any, int], Styled]  # of a row, with this width
+    cell: Callable[[Any, int], Styled]  # draws a row's cell in this width
     right: bool = False
     chart: bool = False
 
@@ -236,7 +239,7 @@ ROUTE_COLUMNS = (
 def fit_columns(width: int, names: int, all_columns: Sequence[Column]) -> list[tuple[Column, int]]:
     """The columns that fit on a screen of this width, with their widths.
 
-    The first column is for names, at most `names` wide.
+    The first column holds the names; `names` is the width of the longest.
     """
     longest = min(max(names, _SHORTEST_NAME), _LONGEST_NAME)
     name = min(longest, max(_SHORTEST_NAME, width // 4))
@@ -264,7 +267,7 @@ def table_lines(
     *,
     is_printed: bool = False,
 ) -> list[Text]:
-    """The header, and the rows on the screen with the selected one highlighted, or all rows if it is printed."""
+    """The header and the rows: all if `is_printed`, else those on the screen, with the selected one highlighted."""
     rows = board.shown if is_printed else board.visible
     longest = max((cell_len(row.name) for row in board.rows), default=0)
     columns = fit_columns(width, longest, all_columns)
@@ -327,7 +330,7 @@ def _states(rows: Sequence[Measured], pool: str, width: int) -> Text:
 
 
 def _counts(rows: Sequence[Measured], pool: str, words: bool) -> Text:
-    """The number of servers in each state, with its name or only its sign."""
+    """The number of servers in each state; with `words` the state is named, else only its sign is shown."""
     counts = Counter(row.state for row in rows)
     line = Text().append(f" {pool} ", "bold reverse")
     line.append(f"  {servers(len(rows))}", "bold")
@@ -403,7 +406,7 @@ def _add(line: Text, title: str, value: str, style: str = "bold") -> None:
 
 
 def _sum(figures: Iterable[float | None]) -> float | None:
-    """The sum of the known values; None if all are unknown."""
+    """The sum of the known values; None if all are unknown, 0 if there are no values."""
     found = list(figures)
     known = [figure for figure in found if figure is not None]
     return sum(known) if known or not found else None
@@ -487,7 +490,7 @@ def _last_line(board: Board[Any], hints: Hints, notice: Notice | None, typing: b
 
 
 def hints_line(hints: Hints, at_right: str, width: int, always: Hints = ()) -> Text:
-    """As many key hints as fit, followed by the hints in `always`."""
+    """A line with as many of the `hints` as fit, all of `always`, and the text `at_right`."""
     left = width - len(at_right) - 2 - sum(map(_hint_width, always))
     shown = []
     for hint in hints:
@@ -542,7 +545,7 @@ _KEYS_WIDTH = 21
 
 
 def help_frame(size: tuple[int, int], start: int) -> list[Text]:
-    """The explanation of the keys."""
+    """The explanation of the keys, scrolled down by `start` lines."""
     width, height = size
     lines = []
     for keys, meaning in _KEYS[start : start + height - 2]:
@@ -590,9 +593,9 @@ _FOUND = "black on yellow"
 
 
 class LogPane:
-    """The last and new lines of a file. `back` is the number of lines scrolled up.
+    """The log of one server on the screen: the last lines of its file, and the lines added since.
 
-    `least` is the minimum level of the shown lines; `words` is the search text.
+    `back` is the number of lines scrolled up, `least` the minimum level of the shown lines, `words` the search text.
     """
 
     def __init__(self, name: str, path: str) -> None:
@@ -612,7 +615,7 @@ class LogPane:
         return f"<LogPane {self.path}, {len(self._lines)} lines>"
 
     def fileno(self) -> int:
-        """A descriptor that is readable when there may be new lines; -1: poll periodically."""
+        """A descriptor that is readable when there may be new lines; -1 if the caller has to poll."""
         return self._follower.fileno()
 
     def read(self) -> bool:
@@ -623,7 +626,7 @@ class LogPane:
         self._follower.close()
 
     def press(self, key: str, page: int) -> bool:
-        """Handle a key; returns False if it leaves the log. `page` is the number of lines on the screen."""
+        """Handle a key; returns False for a key that closes the log. `page` is the number of lines on the screen."""
         if self.typing:
             self._type(key)
             return True
@@ -658,7 +661,7 @@ class LogPane:
         self._show(self._kept)
 
     def find(self, step: int, *, here: bool = False) -> None:
-        """Scroll up to the next match, or down if `step` is negative; with `here` including the last shown line."""
+        """Scroll to the next match above the last shown line, or below if `step` is -1; `here` includes that line."""
         lines = list(self._lines)
         at = len(lines) - 1 - self.back - (0 if here else step)
         while 0 <= at < len(lines):
@@ -669,7 +672,7 @@ class LogPane:
 
     @property
     def found(self) -> int:
-        """The number of lines that contain the words."""
+        """The number of lines that match the search; 0 without a search."""
         return sum(self._matches(line) for line in self._lines) if self.words else 0
 
     def visible(self, width: int, height: int) -> list[Text]:

@@ -34,7 +34,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
 class Action(NamedTuple):
-    """A verb for one server. `question` asks for confirmation if it stops something."""
+    """A verb for one server. Notices show `doing` and `done`; a `question`, if any, has to be confirmed first."""
 
     verb: str
     name: str
@@ -49,7 +49,7 @@ class Action(NamedTuple):
 
 
 def action_of(key: str, item: Item) -> Action | None:
-    """The action of a key for a server in this state; None for a key without one."""
+    """The action that a key starts for a server in this state; None if it starts none."""
     name, state = item.name, item.state
     if key == "r":
         return Action("restart", name, "restarting", "restarted")
@@ -89,7 +89,7 @@ class LiveView:
         self._notice_end: asyncio.TimerHandle | None = None
         self._trouble = ""
         self._news = asyncio.Event()  # there is something to draw
-        self._due = asyncio.Event()  # the next update need not wait for its time
+        self._due = asyncio.Event()  # update at once instead of after the interval
         self._tasks: set[asyncio.Task[None]] = set()
         self._over = False
         self._ended_by = 0
@@ -214,7 +214,7 @@ class LiveView:
 
     async def _update_routes(self) -> None:
         if (board := self._view.routes) is not None:
-            # The servers' own request reports why there is no answer.
+            # The concurrent request for the servers reports why there is no answer.
             with contextlib.suppress(ControlError):
                 board.receive((await self._ask(RoutesResult, "routes", {})).items, monotonic())
             self._news.set()
@@ -337,7 +337,7 @@ class LiveView:
                 self._start_task(self._act(action))
 
     def _move(self, key: str) -> bool:
-        """Move the selection if the key does so; returns whether it does."""
+        """Move the selection if this key moves it; returns whether it does."""
         board = self._board
         steps = {"up": -1, "down": 1, "page up": -board.height, "page down": board.height}
         if key in steps:

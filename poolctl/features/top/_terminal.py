@@ -18,7 +18,7 @@ from rich.text import Text
 # The alternate screen without a cursor; mouse and wrapping are unchanged (xterm's control sequences, DECSET).
 _ENTER = "\x1b[?1049h\x1b[?25l\x1b[2J"
 _LEAVE = "\x1b[?25h\x1b[?1049l"
-# Terminals that support it show a frame once it is complete; others ignore it.
+# Terminals that know these sequences show a frame only once it is complete; others ignore them.
 _BEGIN_FRAME, _END_FRAME = "\x1b[?2026h", "\x1b[?2026l"
 _LEAVE_SECONDS = 1.0
 _ASCII = str.maketrans("●◐◑◒↻✗◌○⊘▁▂▃▄▅▆▇…▾▴µ↑↓←→", "*oooo" + "x.o-" + "_.-:=+#" + "~v^u^v<>")
@@ -140,7 +140,7 @@ class Screen:
 
 
 def _non_blocking(fd: int) -> int:
-    """The terminal, reopened because the mode of `fd` is shared with the shell; `fd` itself if not allowed."""
+    """A new descriptor of the terminal, since the mode of `fd` is shared with the shell; `fd` if opening it fails."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -173,7 +173,7 @@ class Keys:
 
     @property
     def pending(self) -> bool:
-        """Whether an incomplete escape sequence has been read, which after a moment counts as the Escape key."""
+        """Whether the bytes end within an escape sequence; if no more arrive for a moment, the caller calls `flush`."""
         return bool(self._begun)
 
     def feed(self, data: bytes) -> list[str]:
@@ -184,7 +184,7 @@ class Keys:
         return _key_names(_KEY.findall(text.removesuffix(self._begun)))
 
     def flush(self) -> list[str]:
-        """The keys left if no more bytes follow: Escape and the characters after it."""
+        """The incomplete escape sequence as keys: Escape and the characters after it."""
         text, self._begun = self._begun, ""
         return _key_names(text)
 
