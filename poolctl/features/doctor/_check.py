@@ -32,7 +32,7 @@ class CheckContext:
 
     Data that cannot be read is empty, and `problems` or `supervisor_problem` give the reason. `pool` is None if no file
     was given or found. `items` are the servers of the running supervisor. `still_served` are the names of servers that
-    still serve without a supervisor; the gateway may do so as well.
+    still serve although their supervisor is gone.
     """
 
     def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:
@@ -85,12 +85,12 @@ class CheckContext:
 
     @property
     def servers(self) -> Sequence[ServerConfig]:
-        """The servers in the files that should run."""
+        """The configured servers that are not disabled."""
         return [server for server in self.config or () if not server.disabled]
 
     @property
     def processes(self) -> int:
-        """The number of processes of the pool when all servers run."""
+        """The number of processes of the pool when all servers run at their largest scale."""
         return _OWN_PROCESSES + sum(server.scale.max for server in self.servers)
 
     @property
@@ -100,10 +100,10 @@ class CheckContext:
 
     @property
     def addresses(self) -> dict[str, Address]:
-        """The addresses to check, by name, except `auto` addresses.
+        """The addresses to check, by name: those of servers and, unless a supervisor answers, of tables.
 
-        For a running pool these are only the servers' addresses. If a process of a feature has outlived its pool,
-        addresses other than the servers' are omitted.
+        `auto` addresses are omitted. If a process of a feature has outlived its pool, it may hold addresses: then only
+        tables with a single `bind` are included.
         """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
@@ -133,14 +133,14 @@ def read_text(path: str) -> str:
 
 
 def read_number(path: str) -> int | None:
-    """The number in such a file; None for any other content, such as `max`."""
+    """The number in a system file; None for any other content, such as `max`, and if it cannot be read."""
     text = read_text(path)
     return int(text) if text.isdecimal() else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """`check` names the checked object, `fix` says what to do if it is not ok. Commands identify items by `name`."""
+    """`check` and `name`, which are the same, name the checked object; `fix` says what to do if it is not ok."""
 
     name: str
     check: str

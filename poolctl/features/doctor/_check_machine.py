@@ -1,7 +1,7 @@
 """Checks of the machine: kernel, /proc, logind, the limits of the user and its control group, and server addresses.
 
-It also checks the pool's directories and files: owners, permissions, file systems, free space, and files that dead
-pools have left behind.
+Further checks concern the directories and files of the pool: owners, permissions, file systems, free space, and files
+left behind by dead pools.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def open_files(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def processes(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether this user and this control group may have as many more processes as the pool needs."""
+    """Whether the limits of this user and this control group leave room for the processes that the pool needs."""
     need = context.processes
     limit, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     if (
@@ -242,7 +242,7 @@ def _mib(count: int) -> str:
 
 
 def ports(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether each server that has not opened its address could do so now."""
+    """Whether each server whose address is not open could open it now."""
     served = context.served
     failures: dict[str, ListenError] = {}
     free = 0
@@ -270,7 +270,7 @@ def _socket_directory(name: str, path: str) -> Iterator[CheckResult]:
 
 
 def backlog(context: CheckContext) -> Iterator[CheckResult]:
-    """The number of connections that can queue while a server restarts or wakes; the kernel's limit caps it."""
+    """Whether the kernel lets enough connections queue while a server restarts or wakes."""
     most = read_text(f"{_NET}/core/somaxconn")
     if most.isdecimal() and int(most) < BACKLOG:
         said = f"only {most} connections may wait while a server restarts, not {BACKLOG}"
@@ -309,8 +309,8 @@ def _ranges(text: str) -> list[tuple[int, int]]:
     return found
 
 
-def sockets(context: CheckContext) -> Iterator[CheckResult]:
-    """Socket files at the addresses of servers that are not running."""
+def leftover_sockets(context: CheckContext) -> Iterator[CheckResult]:
+    """Whether the Unix addresses of servers that do not run are free; a leftover socket file counts as free."""
     for name, address in context.addresses.items():
         if address.kind != "unix" or name in context.served or not os.path.lexists(address.path):
             continue
@@ -360,7 +360,7 @@ def runtime(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _root(context: CheckContext) -> str:
-    """The directory itself, or its nearest existing ancestor. Raises ControlError if it cannot be used."""
+    """The first usable runtime directory, or its nearest existing ancestor. Raises ControlError if none is usable."""
     explicit = bool(context.env.get(pool_paths.RUNTIME_VARIABLE))
     refused = ""
     for path in pool_paths.candidates(context.env):
@@ -512,5 +512,5 @@ def _names(root: str) -> list[str]:
         return []
 
 
-_MACHINE = (features, proc, logout, open_files, processes, memory, ports, sockets, backlog, ephemeral)
-CHECKS = (*_MACHINE, runtime, state, disks, files, leftovers)
+_MACHINE = (features, proc, logout, open_files, processes, memory, ports, leftover_sockets)
+CHECKS = (*_MACHINE, backlog, ephemeral, runtime, state, disks, files, leftovers)

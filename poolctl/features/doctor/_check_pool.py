@@ -1,4 +1,4 @@
-"""Checks the pool itself: its configuration, supervisor, servers, and all versions."""
+"""Checks the pool itself: its configuration, supervisor and servers, and versions of poolctl, Python and uvicorn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from poolctl.json_form import Table, from_json
 from ._check import CheckContext, CheckResult, ok, problem, warning
 
 _ASK_SECONDS = 20.0
-# The keys of servers and tables, and of the gateway's listeners, which may have several.
+# The key of a certificate in servers, tables and the gateway's listeners, which may have several certificates.
 _CERTIFICATE = re.compile(r"\btls(\[\d+\])?\.cert$")
 _ASK = """
 import json, sys
@@ -76,7 +76,7 @@ def interpreters(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def supervisor(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether the supervisor and its keeper answer, and which of the pool's own endpoints it cannot serve."""
+    """Whether the supervisor and its keeper answer, and which of the pool's own endpoints are not served."""
     about = context.about
     if context.supervisor_problem:
         yield problem(
@@ -109,7 +109,7 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _fix(table: str, why: str) -> str:
-    """How to fix an endpoint that is not served for this reason. The supervisor retries by itself."""
+    """How to fix a table's endpoint that is not served for the reason `why`. The supervisor retries by itself."""
     if why.endswith(INSTALL_GATEWAY):
         return INSTALL_GATEWAY
     if table == "[events]":
@@ -124,7 +124,7 @@ def _fix(table: str, why: str) -> str:
 
 
 def servers(context: CheckContext) -> Iterator[CheckResult]:
-    """Servers of a running pool with problems."""
+    """The servers of a running pool that have failed, or are in backoff or unhealthy."""
     bad = 0
     for item in context.items:
         name, state = item.name, item.state
@@ -177,7 +177,7 @@ def packages(context: CheckContext) -> Iterator[CheckResult]:
 
 def _package_result(python: str, servers: list[ServerConfig]) -> CheckResult:
     names = [server.name for server in servers]
-    # One of root's servers runs it as root in any context.
+    # None, for the own user, if at least one server runs the interpreter as that user.
     user = None if any(server.user is None for server in servers) else servers[0].user
     found = _query_packages(python, user)
     whose = f"{names[0]} and {len(names) - 1} more" if len(names) > 1 else names[0]
