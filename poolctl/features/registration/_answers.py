@@ -10,6 +10,6 @@ from poolctl.routing.route_report import RegistrationReport
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistrationsResult(Result):
-    """The result of `register` and `unregister`: the services that were named."""
+    """The result of `register` and `unregister`: the services that were registered or removed."""
 
     items: tuple[RegistrationReport, ...] = ()  # type: ignore[assignment]

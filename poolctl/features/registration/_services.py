@@ -33,11 +33,11 @@ if TYPE_CHECKING:
 
 KINDS = "poolctl.features.registration._value_types"
 MOST_SERVICES = 10_000
-# One client of [registration] may use only part of them.
+# The maximum for one client of [registration].
 MOST_OF_CLIENT = 1_000
 # Time for which a silent service stays listed, and its route answers with 503 instead of 404.
 FORGOTTEN_SECONDS = 3600.0
-# No heartbeat arrives while one supervisor takes over from another.
+# Minimum time left to a service after a takeover, during which no heartbeat arrives.
 _GRACE_SECONDS = 2.0
 
 REGISTERED, CHANGED, RECOVERED, REFRESHED = "registered", "changed", "recovered", "refreshed"
@@ -74,7 +74,7 @@ class Registration(Table):
 
 
 def registration_of(given: dict[str, Tree], findings: list[Finding]) -> Registration | None:
-    """The registration with these keys; None if it is invalid: the reasons are added to the findings."""
+    """The registration with these keys; None if it is invalid, with the reasons added to `findings`."""
     made = validated(Registration, given, findings)
     if made is not None and made.probe is not None:
         try:
@@ -94,7 +94,7 @@ class RegistrationRefused(Exception):
 
 
 class RegisteredService:
-    """One service.
+    """A registered service.
 
     `deadline`, on the monotonic clock, is when it becomes silent or, if it already is, when it is removed. `owner` is
     the client of [registration] that has registered it, "" for the control socket. `record` is its state in JSON for
@@ -172,7 +172,7 @@ class Registrations:
     def __init__(self, clock: Clock, most: int = MOST_SERVICES, most_of_owner: int = MOST_OF_CLIENT) -> None:
         self._clock = clock
         self._most, self._most_of_owner = most, most_of_owner
-        self._by_name: dict[str, dict[str, RegisteredService]] = {}  # and by URL
+        self._by_name: dict[str, dict[str, RegisteredService]] = {}  # by name, then by URL
 
     def __len__(self) -> int:
         return sum(map(len, self._by_name.values()))
@@ -193,7 +193,7 @@ class Registrations:
         return [*self._by_name]
 
     def register(self, settings: Registration, owner: str = "") -> tuple[RegisteredService, str]:
-        """The service, and the result: registered, changed, recovered, or refreshed by a heartbeat.
+        """Register a service; returns it with the result: registered, changed, recovered, or refreshed by a heartbeat.
 
         A known service keeps its probe if the request names no probe. Raises RegistrationRefused if it contradicts
         another service of its name, belongs to another owner, or exceeds the limit. The owner "" may change all
@@ -254,7 +254,7 @@ class Registrations:
         return None if due == math.inf else due
 
     def expire(self) -> tuple[list[RegisteredService], list[RegisteredService]]:
-        """The services that have become silent by now, and the silent services that are removed."""
+        """Mark services without a heartbeat as silent, and remove services silent for too long; returns both lists."""
         silent, forgotten = [], []
         now = self._clock.monotonic()
         for service in self:
@@ -309,8 +309,9 @@ class Registrations:
     def restore(self, table: JsonTable, *, whole: bool = False, stopped: bool = False) -> None:
         """Continue with a service of the previous supervisor; ignored if it is not valid.
 
-        Deadlines are of the same clock; `whole`: begin the time-to-live again, since heartbeats were not saved.
-        `stopped`: the pool was stopped meanwhile, and a service with a probe has to pass it again.
+        Its deadline is a time of the monotonic clock, which both supervisors share. `whole` begins its time-to-live
+        again, because the last heartbeats were not saved. `stopped` means that the pool was stopped in between, so a
+        service with a probe has to pass it again.
         """
         settings = registration_of(table.get("settings") or {}, [])
         if settings is None or table.get("state") not in _STATES:
@@ -329,7 +330,7 @@ class Registrations:
             self._schedule_expiry(service, min(max(left, least), most))
 
     def _check_place(self, settings: Registration) -> None:
-        """All services of one name share a host and path; a service without them takes the others'."""
+        """Raise RegistrationRefused if another service of this name, which shares its route, has another place."""
         if not settings.has_place:
             return
         for other in self.of(settings.name):
@@ -366,7 +367,7 @@ class Registrations:
         service.state, service.since, service.why = state, self._clock.time(), ""
 
     def _schedule_expiry(self, service: RegisteredService, seconds: float) -> None:
-        """Set the time after which the service becomes silent, or is removed if it is silent already."""
+        """Let the service become silent after `seconds`, or be removed then if it is silent already."""
         service.deadline = self._clock.monotonic() + seconds
 
 
@@ -384,10 +385,9 @@ def with_registrations(
     tables: Tables,
     registered: Iterable[Registered],
 ) -> tuple[AnyRoute, ...]:
-    """The routes of these servers; routes of the files with their registered backends; then services' own routes.
+    """The `routes`, with registered backends added to those that accept them, and then the services' own routes.
 
-    Registrations without a route, and routes whose place is taken, are excluded with the reason. Other routes take
-    precedence.
+    A service without a route, and an own route whose host and path are taken, are excluded with the reason.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None:
@@ -457,7 +457,7 @@ class _Places:
         paths.setdefault(route.path, []).append(route)
 
     def problem(self, host: str, path: str) -> str:
-        """Why a route cannot be here: it would take another route's requests, or get no requests; else ""."""
+        """Why a route for this host and path would take another route's requests, or get none; "" if it may exist."""
         other = next(self._others(host_pattern(host), path), None)
         if other is None:
             return ""

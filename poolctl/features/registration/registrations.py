@@ -161,7 +161,7 @@ class TargetRegistration(GatewayPart):
         if self._gateway is None:
             return
         await self._address.close()
-        with contextlib.suppress(Exception):  # which every route table has reported
+        with contextlib.suppress(Exception):  # a failure has been reported with each route table
             await self._resumed
         self._probes.close()
         for timer in (self._expiry, self._saving):
@@ -172,7 +172,7 @@ class TargetRegistration(GatewayPart):
     # The services for the gateway's routes (ServiceSource).
 
     async def route_extender(self) -> WithServices:
-        """Return a function that adds the registered services to routes."""
+        """Wait until the services are restored; return a function that adds the registered services to routes."""
         await self._resumed
         return partial(with_registrations, registered=self.services.backends())
 
@@ -274,7 +274,7 @@ class TargetRegistration(GatewayPart):
         self._probes.watch(service)
 
     async def _route_problem(self, gateway: GatewayManager, name: str) -> str:
-        """Why the services of this name have no route after the current computation; "" if they have a route."""
+        """Recompute the routes; returns why the services of this name have no route, or "" if they have one."""
         routes = gateway.routes
         routes.recompute()
         await routes.wait_until_current()
@@ -286,7 +286,7 @@ class TargetRegistration(GatewayPart):
         self._events.flush()
         await gateway.routes.wait_until_current()
         if (process := gateway.gateway) is not None:
-            # It was sent the table; other changes need not be awaited.
+            # The process was sent the new table; other pending changes need not be awaited.
             with contextlib.suppress(LinkLost, TimeoutError):
                 async with asyncio.timeout(_PERFORMED_SECONDS):
                     await process.wait_until_performed()
@@ -421,7 +421,7 @@ class TargetRegistration(GatewayPart):
 
 
 def _pop_stopped(path: str) -> list[Table]:
-    """Remove this file and return the services in it."""
+    """Remove this file and return the services in it; [] if it cannot be read or removed."""
     try:
         with open(path, encoding="utf-8") as file:
             found = json.load(file)
@@ -466,7 +466,7 @@ class Client:
         self.requests = RateLimit(_BURST, _REQUESTS_PER_SECOND)
 
     def allows(self, ip: Ip) -> bool:
-        """Whether the client may send requests from this address, and register services there."""
+        """Whether the client may send requests from this address, and register services at it."""
         return not self.networks or any(ip in network for network in self.networks)
 
     def target_problem(self, url: str, peer: Peer) -> str:
@@ -503,7 +503,7 @@ class Peer(NamedTuple):
 
 
 class WrongTokens:
-    """Addresses that recently sent too many wrong tokens. Bounded: the address quiet for longest is dropped first."""
+    """The wrong tokens that each address has sent recently. Bounded: the address quiet for longest is dropped first."""
 
     def __init__(self) -> None:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many wrong tokens, and when
@@ -528,7 +528,7 @@ class WrongTokens:
 
 
 class Refused(Exception):
-    """A request is refused with this status."""
+    """A request is refused: it is answered with this status, message and header fields."""
 
     def __init__(self, status: int, message: str, **fields: str) -> None:
         super().__init__(message)
@@ -610,7 +610,7 @@ class RegistrationEndpoint(HttpEndpoint):
         return found
 
     def _report_refusal(self, peer: Peer, why: str) -> None:
-        """Report at most one refusal a minute as an event."""
+        """Count a refusal; the refusals are recorded as at most one event a minute."""
         if count := self._refusals.add(self.clock.monotonic()):
             where = peer.ip or "a Unix socket"
             message = f"{count} registrations refused, the last one from {where}: {why}"
@@ -672,7 +672,7 @@ def read_options(body: bytes, verb: str) -> Table:
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """The client of a connection. All addresses of one 64-bit IPv6 network count as one client."""
+    """The client of a connection. Addresses of one /64 IPv6 network share a key. Raises Refused if it has left."""
     if sock.family == socket.AF_UNIX:
         return Peer(None, f"uid {peer_credentials(sock)[1]}")
     try:
