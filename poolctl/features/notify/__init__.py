@@ -1,4 +1,4 @@
-"""Notifications: tells receivers when a pool's problems begin and end; `poolctl notify test` tests them."""
+"""Notifies receivers when a pool's problems begin and end; `poolctl notify test` sends a test notification."""
 
 from poolctl.feature import Feature
 

@@ -118,13 +118,13 @@ class TrackedProblem:
 
     @classmethod
     def from_dict(cls, document: Table) -> TrackedProblem:
-        """The problem of a predecessor."""
+        """The problem that `to_dict` returned in a predecessor."""
         rest = (document[key] for key in ("severity", "since", "told", "told_at"))
         return cls(JournalEvent.from_json(document["event"]), *rest)
 
 
 class ProblemTracker:
-    """The open problems of one receiver, and when which message about them is due."""
+    """The open problems that concern one receiver; composes the messages about them when they are due."""
 
     def __init__(self, notify: Notify, facts: PoolFacts) -> None:
         self._notify = notify
@@ -135,7 +135,7 @@ class ProblemTracker:
         self._delayed_since: float | None = None
 
     def record(self, event: JournalEvent, now: float) -> None:
-        """Record an event; `due` returns the resulting message later."""
+        """Record an event; if it concerns the receiver, a message that `due` returns later contains it."""
         if event.kind == "lifecycle" and event.state in _GONE:
             self._resolve(f"health {event.server}", event, now)
         if not self._concerns(event):
@@ -177,7 +177,7 @@ class ProblemTracker:
 
     def _open_problem(self, key: str, event: JournalEvent, level: str, now: float) -> None:
         if key in self._over:
-            # It had ended too briefly for a message.
+            # It ended and began again before a message about its end was due.
             self._open[key], _, _ = self._over.pop(key)
         problem = self._open.setdefault(key, TrackedProblem(event, level, now))
         if _rank(level) >= _rank(problem.severity):
@@ -190,7 +190,7 @@ class ProblemTracker:
             self._delayed_since = now
 
     def next_at(self) -> float | None:
-        """The earliest time at which a message is due; None if none is."""
+        """The earliest time at which a message is due; None if no message is pending."""
         times = [] if self._delayed_since is None else [self._delayed_since + self._notify.delay]
         if self._notify.repeat:
             sent = [each.sent_at for each in self._open.values() if each.sent]
@@ -198,7 +198,7 @@ class ProblemTracker:
         return min(times, default=None)
 
     def due(self, now: float, *, at_once: bool = False) -> Message | None:
-        """The message to send now, or None."""
+        """Compose the message that is due, or with `at_once` pending; else None. Its problems then count as sent."""
         at = self.next_at()
         if at is None or (now < at and not at_once):
             return None

@@ -122,7 +122,7 @@ class Sender:
         return self._tls
 
     def _secret(self, what: str) -> str:
-        """The url or the token, from the environment or a file; "" when neither is configured."""
+        """The url or the token (`what`) from a variable or file; "" if neither is configured. Raises SendFailed."""
         name, path = getattr(self._notify, f"{what}_env"), getattr(self._notify, f"{what}_file")
         if name:
             if not self._facts.environment.get(name):
@@ -255,7 +255,7 @@ def _escaped(text: str) -> str:
 
 
 class FixedFacts(NamedTuple):
-    """A pool without a supervisor, for test notifications."""
+    """The facts of a pool without a supervisor, for test notifications."""
 
     name: str
     environment: Mapping[str, str]
@@ -285,7 +285,7 @@ class NotifyResult(Result):
 
 
 async def send_test(receivers: Sequence[Notify], names: Sequence[str], facts: PoolFacts) -> NotifyResult:
-    """Send a test notification to the receivers with these names (default: all); the result of each."""
+    """Send a test notification to the receivers with these names, or to all; the result has an outcome for each."""
     known = [each.label for each in receivers]
     if not known or not set(names) <= {*known}:
         unknown = next((name for name in names if name not in known), "")

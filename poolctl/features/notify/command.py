@@ -23,7 +23,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Send through the supervisor with its environment, or without one from this command with its own."""
+    """Have the supervisor send test notifications; if none runs, send them with this command's environment."""
     action, *names = request.get("words") or [""]
     if action != "test":
         problem = f"unknown action {action!r}" if action else "the action is missing"

@@ -37,7 +37,7 @@ _LAST_SECONDS = 2.0
 
 
 class Outbox:
-    """A queue of messages in order; `retry_for` and times are in seconds."""
+    """The messages to one receiver, oldest first. Each is tried for at most `retry_for` seconds after it was queued."""
 
     def __init__(self, retry_for: float) -> None:
         self._retry_for = retry_for
@@ -49,7 +49,7 @@ class Outbox:
         return len(self._waiting)
 
     def put(self, message: Message, now: float) -> Message | None:
-        """Queue a message; returns the oldest one, which is dropped, when too many are waiting."""
+        """Queue a message. If too many are waiting, the oldest is dropped and returned; otherwise returns None."""
         self._waiting.append((message, now))
         if len(self._waiting) <= MAX_WAITING:
             return None
@@ -61,20 +61,21 @@ class Outbox:
         return self._not_before if self._waiting else None
 
     def due(self, now: float) -> Message | None:
-        """The message to send now, or None."""
+        """The first message if an attempt to send it is due, else None. It stays in the queue."""
         return self._waiting[0][0] if self._waiting and now >= self._not_before else None
 
     def remove_sent(self) -> None:
-        """Remove the first message, because it was delivered."""
+        """Remove the first message, because it was delivered or is given up."""
         self._waiting.popleft()
         self._attempts, self._not_before = 0, 0.0
 
     def record_failure(
         self, now: float, *, again: bool = True, after_seconds: float = 0.0, jitter: float = 0.0
     ) -> bool:
-        """Handle a failed attempt; returns whether it is retried, after at least `after_seconds`, or dropped.
+        """Schedule another attempt for the first message and return True, or drop the message and return False.
 
-        `jitter` is a random number from -1 to 1.
+        Without `again` it is dropped. The attempt is due after `after_seconds` or later. `jitter` is a random number
+        from -1 to 1.
         """
         since = self._waiting[0][1]
         delay = min(INITIAL_SECONDS * 2.0 ** min(self._attempts, 30), MAX_DELAY_SECONDS)
@@ -125,7 +126,7 @@ class DeliveryTask:
             self._news.set()
 
     def compose_now(self) -> None:
-        """Compose the due message now, because the supervisor is exiting."""
+        """Compose and queue the pending message before it is due, because the supervisor is exiting."""
         message = self._problems.due(self._clock.time(), at_once=True)
         if message is not None:
             self._put(message)
@@ -144,7 +145,7 @@ class DeliveryTask:
                     await self._attempt(message)
 
     def to_dict(self) -> Table:
-        """The state for a successor; may be empty. Problems are named "state SERVER" or "health SERVER"."""
+        """The state for a successor, {} if there is none. The keys of `open` are "state SERVER" or "health SERVER"."""
         found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
         return found if any(found.values()) else {}
 
@@ -307,7 +308,7 @@ class Notifications(FeaturePart):
             self.site.core.observers.discard(self._server_changed)
 
     async def _test(self, call: Call) -> NotifyResult:
-        """Send a test notification to each receiver, or to those in `receivers`; the answer holds each result."""
+        """Send a test notification to each receiver, or to those named in `receivers`; returns the result of each."""
         names = call.options.get("receivers") or []
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise SelectorError("notify: no such receivers", hint="receivers is a list of names")

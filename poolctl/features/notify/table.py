@@ -110,7 +110,7 @@ class Notify(Table):
         return True
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Warn if no notification could be sent, because a variable is not set here or a file cannot be read."""
+        """No problems, and warnings about variables that are not set here and files that cannot be read."""
         return [], [*self._missing_variables(env), *self._missing_files()]
 
     def _missing_variables(self, env: Mapping[str, str]) -> Iterator[Finding]:
