@@ -6,5 +6,5 @@ FEATURE = Feature(
     package=__name__,
     tables={"operator": "table:OperatorTable"},
     supervisor="pool_operator:PoolOperator",
-    gateway="client:ReportedRequests",
+    gateway="client:RequestReporter",
 )

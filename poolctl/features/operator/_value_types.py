@@ -17,7 +17,7 @@ _ALLOWED = '"http://HOST:PORT", "https://HOST:PORT", either with a path, or "uni
 
 
 def _operator_url(text: str) -> str:
-    """An operator's address. Errors do not repeat it, as it may hold a password."""
+    """The normalised address of an operator. Raises BadValue, without quoting the address: it may hold a password."""
     if text.lower().startswith("unix:"):
         try:
             address = parse(text)

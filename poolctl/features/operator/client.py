@@ -38,7 +38,7 @@ TIMEOUT_SECONDS = 10.0
 MOST_PAUSE_SECONDS = 300.0
 # Maximum number of requests to the operator in progress, over all services.
 REQUESTS_AT_ONCE = 16
-# Within this time only one service that cannot be reported is recorded as an event.
+# At most one event about a service that cannot be reported is recorded within this time.
 _REPORT_SECONDS = 60.0
 # Interval at which other processes of the pool are checked for their end and their reports.
 _OTHERS_SECONDS = 1.0
@@ -143,11 +143,11 @@ class OperatorClient:
 
     @property
     def unsent(self) -> int:
-        """How many requests the operator has not confirmed yet, of all services."""
+        """The number of requests, over all services, that the operator has not confirmed yet."""
         return sum(map(self._unsent, self._services.values()))
 
     def snapshot(self) -> Table:
-        """The requests `delivered`, those `unsent` by service, and why the last report of a service failed."""
+        """The number of requests `delivered`, the numbers `unsent` by service, and the errors of `failing` services."""
         services = [*self._services.values()]
         return {
             "delivered": self._delivered,
@@ -156,7 +156,7 @@ class OperatorClient:
         }
 
     def configure(self, settings: OperatorSettings) -> None:
-        """Follow these settings from the next request on."""
+        """Use these settings from the next request to the operator on."""
         if settings != self._settings:
             self._settings = settings
             self._tls = None
@@ -225,7 +225,7 @@ class OperatorClient:
     # Sending.
 
     def _schedule(self, service: _Service) -> None:
-        """Report the service when it is due."""
+        """Schedule the service's next report for the time when it is due, unless sending has stopped."""
         if service.sending is not None:
             service.sending.cancel()
         if not self._stopped:
@@ -367,8 +367,8 @@ def _parsed_url(url: str) -> tuple[str | tuple[str, int], str, str]:
     return (parts.hostname, parts.port or _PORTS[parts.scheme]), parts.netloc, parts.path
 
 
-class ReportedRequests:
-    """Counts the requests of each route, and lets the operator client send them. Implements EdgePart."""
+class RequestReporter:
+    """Counts the requests of each route; its OperatorClient sends the counts to the operator. Implements EdgePart."""
 
     def __init__(self, edge: Edge, settings: Table) -> None:
         def report(kind: str, message: str, severity: str) -> None:
@@ -422,7 +422,7 @@ class UnsentCounts:
         return f"<UnsentCounts: {self.words[1]} services{', ' if self._path else ''}{self._path}>"
 
     def slot(self, service: str) -> int:
-        """Allocate a place for the counts of a new service."""
+        """Allocate a slot for a new service; returns its index in `words`."""
         name = service.encode()
         slot = self._free.pop() if self._free else self._new()
         # A process killed here leaves a place without a count.

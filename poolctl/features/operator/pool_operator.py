@@ -1,7 +1,7 @@
 """The supervisor's part: settings for the operator that is informed, and the pool as the operator of others.
 
-The endpoint has the form of KubeElasti's: requests for a service are reported, and it is scaled up. Permission to
-report is checked for each request. No slow or hostile client can hold up the others.
+The endpoint has the form of KubeElasti's: clients report requests for a service, and the service is scaled up.
+Permission to report is checked for each request. No slow or hostile client can hold up the others.
 """
 
 from __future__ import annotations
@@ -52,7 +52,10 @@ class Scaling(Protocol):
 
 
 class Access(NamedTuple):
-    """Permissions to report requests: for clients of a Unix socket (`open_to_all`), and for others."""
+    """Who may report requests: with `open_to_all` every client, as of a Unix socket.
+
+    Otherwise a client needs the token, a trusted address, or a certificate of the address's authorities.
+    """
 
     open_to_all: bool = False
     token: str = ""
@@ -90,9 +93,10 @@ class Report(NamedTuple):
 
 
 class OperatorEndpoint(HttpEndpoint):
-    """Answers `POST endpoint`.
+    """Answers POST requests to the path `endpoint`.
 
-    `endpoint`, `access`, `tls` and `namespace` may be changed at any time; with a namespace others are not served.
+    `endpoint`, `access`, `tls` and `namespace` may be changed at any time. If `namespace` is not None, reports for
+    others are answered with 404.
     """
 
     def __init__(self, scaling: Scaling, events: Events) -> None:
@@ -102,7 +106,7 @@ class OperatorEndpoint(HttpEndpoint):
         self.namespace: str | None = None
         self._scaling = scaling
         self._events = events
-        self.clock = Clock()  # of events
+        self.clock = Clock()  # limits the rate of events
         self._requests = ReportLimit()  # by service
         self._refusals = ReportLimit()
 
@@ -142,7 +146,7 @@ class OperatorEndpoint(HttpEndpoint):
         self._report(report, workers)
         return 200, ANSWER
 
-    # Events: how many there are does not depend on how often clients report.
+    # Events, whose number is limited, however often clients report.
 
     def _report(self, report: Report, workers: int) -> None:
         name = report.service

@@ -29,7 +29,7 @@ from poolctl.features.operator.client import (
     REQUESTS_AT_ONCE,
     TIMEOUT_SECONDS,
     OperatorSettings,
-    ReportedRequests,
+    RequestReporter,
     UnsentCounts,
 )
 from poolctl.json_form import to_json
@@ -533,7 +533,7 @@ def test_requests_of_a_route_are_reported_as_those_of_its_alias(tmp_path: Path) 
         async with Operator().serving() as operator:
             edge: Any = SimpleNamespace(event=event, settings=SimpleNamespace(directory=str(tmp_path)))
             route: Any = SimpleNamespace(alias="users")
-            reported = ReportedRequests(edge, {"url": "operator:1"})
+            reported = RequestReporter(edge, {"url": "operator:1"})
             (name,) = os.listdir(tmp_path)
             assert name.startswith(PREFIX)
             reported.request_arrived(route)
