@@ -115,5 +115,5 @@ def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def main() -> None:
-    """Serve as the command line has specified."""
+    """Serve the server that `poolctl serve` has prepared, and exit with the status of `run`."""
     sys.exit(ServeProcess(read_and_apply_spec("features.serve", light=True)).run())

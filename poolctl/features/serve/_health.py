@@ -21,10 +21,9 @@ READY, ALIVE = "/health", "/health/live"
 
 
 class HealthAddress:
-    """Serves `/health`, which is 200 while the application takes requests, and `/health/live`, while it is alive.
+    """Answers `/health` with 200 while the application is ready, and `/health/live` with 200 while it is alive.
 
-    Otherwise the answer is 503, with the reason as its text. `probes` are the server's probes that make a request, by
-    their kind.
+    Otherwise the answer is 503 with the reason as its text. `probes` are the server's HTTP probes by kind.
     """
 
     def __init__(self, listeners: Sequence[socket.socket], probes: Mapping[str, Table], expose: str) -> None:
@@ -90,7 +89,7 @@ class HealthAddress:
         return await self._probe_problem("readiness", self._application)
 
     async def _liveness_problem(self) -> str:
-        """Why the process should be replaced, or "". A start and a stop are limited elsewhere."""
+        """Why the process should be replaced, or "", also during a start or stop, which have limits of their own."""
         if self._is_stopping or self._application is None or not self._started:
             return ""
         return await self._probe_problem("liveness", self._application)
@@ -124,7 +123,7 @@ async def with_timeout(problem: Awaitable[str], seconds: float) -> str:
 
 
 class Application:
-    """A started application, probed from another thread than that of its event loop."""
+    """A started application, as seen by probes in a thread other than its event loop's."""
 
     def __init__(self, server: PoolServer, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
@@ -140,7 +139,7 @@ class Application:
         return await asyncio.shield(asyncio.wrap_future(turn))
 
     async def connect(self) -> socket.socket:
-        """A new connection, not over the application's listeners, which may be full or require certificates."""
+        """A connection that bypasses the listeners, which may be full or require certificates. Raises OSError."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)

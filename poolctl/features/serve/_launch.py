@@ -71,12 +71,12 @@ def _health_listeners(address: str) -> list[socket.socket]:
 
 
 def _stacks_socket(pool: PoolRef) -> list[socket.socket]:
-    """The socket of this process in the pool's directory, which is closed to other users; [] if there can be none."""
+    """A socket for `poolctl stacks` in the pool's directory, which other users cannot enter; [] if that fails."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         path = socket_path(make_pool_dir(os.environ, pool.key), os.getpid())
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)  # of an earlier process: in a container each has the same number
+            os.unlink(path)  # left by an earlier process: in a container each has the same pid
         listener.bind(path)
         os.chmod(path, 0o600)
         listener.listen()
@@ -87,7 +87,7 @@ def _stacks_socket(pool: PoolRef) -> list[socket.socket]:
 
 
 def _http_probes(server: ServerConfig) -> Table:
-    """The server's probes that make a request, by their kind, as plain values."""
+    """The values of the server's HTTP probes, by kind."""
     probes = {kind: getattr(server.health, kind) for kind in ("startup", "readiness", "liveness")}
     return {
         kind: {name: _plain(value) for name, value in vars(probe).items()}

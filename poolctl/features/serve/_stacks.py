@@ -40,7 +40,7 @@ class StacksSocket:
         threading.Thread(target=self._serve, name=THREAD, daemon=True).start()
 
     def close(self) -> None:
-        """Answer no more, and remove the socket's path."""
+        """Stop answering, and remove the socket's path."""
         self._ended.set()
         close([self._listener])
 
