@@ -29,8 +29,8 @@ PROMOTED, WITHDRAWN = "promoted", "withdrawn"
 class RolloutPlan(NamedTuple):
     """A requested rollout: `canaries` workers of `config`, judged after at least `seconds` and `min_requests`.
 
-    With `apart` the gateway gives them exactly their share; otherwise each canary gets the share of any other worker,
-    and `why` gives the reason if the server has routes.
+    With `apart` the gateway gives the canaries exactly `share`; otherwise each canary gets as much traffic as any other
+    worker, and `why` gives the reason if the server has routes.
     """
 
     config: ServerConfig
@@ -81,7 +81,7 @@ class CanaryRollout:
 
     @property
     def generation(self) -> int:
-        """The generation of its canary."""
+        """The generation of the canary's workers."""
         return self._canary.generation
 
     @property
@@ -135,7 +135,7 @@ class CanaryRollout:
         return f"waits until its workers have had {self.plan.min_requests} requests"
 
     def promote(self, reason: str) -> None:
-        """Replace the other workers by the new generation."""
+        """Begin to replace the other workers by the new generation, unless the rollout is over or being promoted."""
         if self._state in (STARTING, RUNNING):
             self._start_measuring()
             self._state, self.reason = PROMOTING, reason
@@ -144,7 +144,7 @@ class CanaryRollout:
             self._target = self.entry.desired.generation
 
     def withdraw(self, reason: str) -> None:
-        """End the canary; the other workers keep serving."""
+        """End the canary, unless the rollout is over or being promoted; the other workers keep serving."""
         if self._state in (STARTING, RUNNING):
             self._start_measuring()
             with caused_by(f"rollout: {reason}"):
@@ -282,7 +282,7 @@ class GenerationFigures:
         self._now = dict(self._began)
 
     def measure(self) -> RolloutFigures:
-        """The current figures of the canary and of the other workers."""
+        """The current figures of the generation."""
         workers = list(self._workers())
         for worker in workers:
             if (counts := self._counts(worker)) is not None:

@@ -46,10 +46,11 @@ class RolloutFigures:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutReport:
-    """A rollout: `state` is starting, running, paused, promoting, promoted or withdrawn, `reason` why it ended.
+    """A rollout: `state` is starting, running, paused, promoting, promoted or withdrawn.
 
-    `share_asked` and `share` are from 0 to 1 and equal behind a gateway; otherwise whole workers determine `share`.
-    `canary` are the figures of the new generation, `before` those of the other one in the same time.
+    `reason` says why it ended, or what it waits for. `share_asked` and `share` are from 0 to 1 and equal behind a
+    gateway; otherwise whole workers determine `share`. `canary` are the figures of the new generation, `before` the
+    figures of the other workers in the same time.
     """
 
     name: str
@@ -80,7 +81,7 @@ class RolloutResult(Result):
 
 
 class Figure(NamedTuple):
-    """A figure that conditions compare: its value, its text, and whether it is known only after requests."""
+    """A figure that conditions compare: how it is read, parsed and shown, and whether it needs requests."""
 
     of: Callable[[RolloutFigures], float | None]
     parse: Callable[[str], float]
@@ -116,7 +117,7 @@ FIGURES = {
 
 
 class Condition(NamedTuple):
-    """The condition for withdrawing a rollout: the figure exceeds `factor` times its earlier value, plus `limit`."""
+    """A condition for withdrawing a rollout: a canary's figure exceeds `factor` times the others' plus `limit`."""
 
     text: str
     figure: str
@@ -171,10 +172,10 @@ def verdict(
     min_requests: int,
     is_over: bool,
 ) -> tuple[Verdict, str]:
-    """The verdict with its reason; `is_over`: its time has passed.
+    """The verdict and its reason, "" for WAIT; `is_over` means that the rollout's time has passed.
 
-    A condition on requests is judged from a minimum number of requests on, in both generations if it compares them. A
-    canary with fewer requests is not promoted either.
+    A condition on requests is judged only after `min_requests`, of both generations if it compares them. A canary with
+    fewer requests is not promoted.
     """
     for each in conditions:
         if reason := each.exceeded(canary, before, min_requests):
@@ -186,7 +187,7 @@ def verdict(
 
 
 def canaries_for(share: float, workers: int) -> int:
-    """The number of workers, in addition to the other workers, whose share of the traffic is nearest to this share."""
+    """The number of canaries, at least 1, whose share of the traffic beside `workers` others is nearest to `share`."""
     exact = share * workers / (1 - share)
     near = max(1, int(exact)), int(exact) + 1
     return min(near, key=lambda count: abs(count / (workers + count) - share))

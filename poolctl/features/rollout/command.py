@@ -65,7 +65,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The outcome of the rollout, or its progress. Raises NoSupervisor."""
+    """Begin, change or show rollouts; the outcome has their reports. Raises NoSupervisor."""
     first, *rest = request.get("words") or [""]
     action, names = (first, rest) if first in ACTIONS else ("begin", [first, *rest])
     if action == "status":

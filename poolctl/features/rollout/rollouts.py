@@ -83,7 +83,7 @@ class Rollouts(FeaturePart):
         return RolloutResult(items=tuple(each.report() for each in running))
 
     async def rollouts(self, call: Call) -> RolloutResult:
-        """The current or last rollout of each selected server that had a rollout."""
+        """The current or last rollout of each selected server; servers that had no rollout are omitted."""
         names = {entry.name for entry in selected(self._core, call.selector)}
         reports = (each.report() for name, each in self._rollouts.items() if name in names)
         return RolloutResult(items=tuple(reports))
@@ -197,7 +197,10 @@ class Rollouts(FeaturePart):
             )
 
     async def _outcome(self, rollouts: list[CanaryRollout], call: Call, *, aborted: bool) -> RolloutResult:
-        """The outcome of these rollouts; without waiting, their states once their canaries serve or have failed."""
+        """Wait until these rollouts are over, or until their canaries serve if the option `wait` is false.
+
+        Returns their reports, with an error for each that was withdrawn, unless they were `aborted`.
+        """
         wait = call.options.get("wait", True)
         for each in rollouts:
             await (each.over if wait else each.begun).wait()
@@ -233,7 +236,10 @@ def _plan_of_options(entry: Entry, options: Table) -> RolloutPlan:
 
 
 def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
-    """The plan for the configuration in the files, or for new code if a reload would apply the files' changes live."""
+    """The plan for the changed configuration in the files, or for new code if no change needs new workers.
+
+    Raises _NoRollout if a key has changed that all workers of the server share.
+    """
     keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
         message = f"{entry.name}: {key_list_text(common)} changed, which all of its workers have in common"
