@@ -37,20 +37,20 @@ from .engine import POLICIES
 
 # The longest time that HAProxy supports, in place of no limit.
 _NO_LIMIT = "24d"
-# Responses of HAProxy's own.
+# Responses that HAProxy itself sends.
 _TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
 _UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
 _MISDIRECTED = "status 421 content-type text/plain string 'Misdirected Request'"
-# At the end of the name of a certificate list in which a certificate demands a client certificate.
+# The end of a certificate's key (see `_shown`) if the certificate asks for a client certificate.
 _DEMANDS = "+"
 _NETWORKS_A_LINE = 20
-# In the names of binds where trusted proxies report their clients.
+# Part of the names of binds on which trusted proxies report their clients.
 _REPORTING = "accept-proxy-protocol"
 _is_host_name = re.compile(r"(?:\*\.)?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*").fullmatch
 # In place of names, for a certificate that has no names: no client asks for this one.
 _NO_NAME = "-"
 READY, DRAIN, MAINTENANCE = "ready", "drain", "maint"
-# Options of servers that cannot be added at run time: the program knows no cookie for them, nor a place.
+# With one of these lines a backend gets no servers at run time: HAProxy knows neither their cookie nor their place.
 _FIXED = ("    cookie ", "    balance first")
 
 
@@ -141,9 +141,9 @@ class HaproxyListener(NamedTuple):
     def misdirection_rules(self) -> Iterator[str]:
         """Rules that set txn.shown and txn.wanted, keys of the certificates for the handshake's and the request's host.
 
-        If they differ, the request is refused where the wanted one asks for a client certificate: a client could
-        otherwise avoid that by naming another host in the handshake (RFC 9110 §7.4). See ServerContext.admits; needs
-        txn.host.
+        The caller refuses a request if they differ and the wanted certificate asks for a client certificate. Otherwise
+        a client could avoid presenting one by naming another host in the handshake (RFC 9110 §7.4). The rules need
+        txn.host. See ServerContext.admits.
         """
         if not self.asks_for_certificate:
             return
@@ -158,7 +158,7 @@ class HaproxyListener(NamedTuple):
             yield f"    http-request set-var(txn.{variable}) str({self._shown([0])}) if {here} !{known}"
 
     def _shown(self, numbers: Sequence[int]) -> str:
-        """A key that is equal for certificates of the same name, among which HAProxy chooses by key type."""
+        """The common key of these certificates of the same name, among which HAProxy chooses by key type."""
         demands = any(self.certificates[number].asks_for_certificate for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
 
@@ -213,7 +213,7 @@ class HaproxyBackend(NamedTuple):
 
 
 class HaproxyConfiguration(NamedTuple):
-    """A configuration in its parts: `lines` come before the backends; `files` are the crt-lists by name."""
+    """A configuration in its parts: `lines` come before the backends; `files` are crt-lists and maps by file name."""
 
     lines: tuple[str, ...]
     backends: tuple[HaproxyBackend, ...]
@@ -252,7 +252,7 @@ class _UniqueNames:
 
 
 def _quoted(text: str) -> str:
-    """A word of a configuration with any characters except line breaks."""
+    """The text, which has no line breaks, as one word of a configuration."""
     return text if re.fullmatch(r"[A-Za-z0-9_./:@=,+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
 
 
@@ -348,7 +348,7 @@ def _admission(route: Route) -> Iterator[str]:
 
 
 def _client_limit(limit: Limit | None, table: str) -> Iterator[str]:
-    """The rate limit per client address, or per network for IPv6. Refused requests are not counted."""
+    """Rules that limit each client, by address or IPv6 network. Refused requests are not counted."""
     if limit is None:
         return
     client = "var(txn.client),ipmask(32,64)"
@@ -373,7 +373,7 @@ def _route_limit(limit: Limit | None) -> Iterator[str]:
 
 
 def _queue_timeout(limit: Limit | None) -> Iterator[str]:
-    """How long a request waits for a backend that is at its limit."""
+    """The line that limits how long a request waits for a backend at its limit; none without a limit."""
     if limit is not None and limit.concurrency:
         yield f"    timeout queue {_duration(limit.queue_seconds if limit.queue else 0.001)}"
 
@@ -381,8 +381,8 @@ def _queue_timeout(limit: Limit | None) -> Iterator[str]:
 def _retries(route: Route) -> Iterator[str]:
     """Send a failed request to another server: always if it was not sent, otherwise only if it may be repeated.
 
-    A request without a byte of an answer is always repeated once: a server that stops closes idle connections,
-    perhaps just when it is sent.
+    Even without retries in the route, a request that may be repeated is sent once more if not a byte of an answer has
+    arrived: a server that stops closes idle connections, perhaps just when the request is sent.
     """
     failures = " junk-response response-timeout 502 503 504" if route.retries else ""
     yield f"    retries {route.retries or 1}"
@@ -421,7 +421,8 @@ def _servers(
         if limit is not None and limit.concurrency:
             options += [f"maxconn {limit.concurrency}", f"maxqueue {limit.queue or 1}"]
         if target.url and route.breaker.failures:
-            # Only connections are observed: answers could take out the last server, as HAProxy knows no share for them.
+            # Only connections are observed: answers could take out the last server, since HAProxy does not limit the
+            # share of servers that are taken out.
             options.append(
                 f"check inter {_duration(route.breaker.open_seconds)} fall 2 rise 1 observe layer4 "
                 f"error-limit {route.breaker.failures} on-error mark-down"
@@ -435,7 +436,7 @@ def _servers(
 
 
 def _address_of(endpoint: Endpoint | None) -> str:
-    """The address of a server, or a placeholder where nothing listens until the address is known."""
+    """The address of a server in HAProxy's syntax; if it is not known yet, one at which nothing listens."""
     if endpoint is not None and endpoint.kind == "unix":
         return _quoted(f"unix@{endpoint.path}")
     if endpoint is None or not endpoint.port:
@@ -457,9 +458,9 @@ def _options(endpoint: Endpoint | None) -> Iterator[str]:
         yield "ssl verify none"
 
 
-# Fields through which applications trust a proxy's report.
+# Header fields in which applications expect a proxy's report.
 _REPORTS = "^(forwarded|proxy|x[-_](forwarded|poolctl)[-_].*|x[-_]real[-_]ip)$"  # see http.client_report
-# Fields that are not trusted from trusted proxies either.
+# Header fields that are removed even if a trusted proxy has sent them.
 _NEVER_BELIEVED = "^(proxy|x_forwarded[-_].*|x-forwarded_.*|x[-_]poolctl[-_].*|x[-_]real[-_]ip)$"
 # Paths that backends read in two ways, and characters that no path may contain.
 _AMBIGUOUS = r"//|;|%2f|%5c"
@@ -632,7 +633,7 @@ def _forwarding_headers(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _client_address(trusted: Sequence[str]) -> Iterator[str]:
-    """The lines that set txn.client to the client's address, the last one that is not a trusted proxy's."""
+    """Rules that set txn.client to the client's address: the last reported address that is no trusted proxy's."""
     yield "    http-request set-var(txn.client) src"
     if EVERY in trusted:
         return  # otherwise any client could claim an address
@@ -644,7 +645,7 @@ def _client_address(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _condition(route: Route) -> str:
-    """The condition under which a request matches this route, if none of the routes before it has matched."""
+    """The condition of the route, if no route before it has matched: " if …", or "" if it matches every request."""
     tests = []
     pattern = host_pattern(route.host)
     if pattern.tier == EXACT:
@@ -697,12 +698,12 @@ class HaproxySetup(NamedTuple):
         return [number for number, _ in self.descriptors]
 
     def drain_commands(self) -> list[str]:
-        """The commands for a HAProxy that has started with this text, where servers that drain are still disabled."""
+        """The commands to send after a start of HAProxy with `text`, in which servers that drain are disabled."""
         return [_state_command(place, state) for place, state in self.states.items() if state == DRAIN]
 
 
 class HeldListener(NamedTuple):
-    """A listener with its sockets; a stream's has its route."""
+    """A listener with its sockets; `route` is None unless it is the listener of a stream."""
 
     settings: ListenerSettings
     route: StreamRoute | None
@@ -749,7 +750,7 @@ def _listener(
     bundles: dict[str, bytes],
     authorities: dict[str, bytes],
 ) -> HaproxyListener:
-    """The listener, whose files are added to the others."""
+    """The listener; the contents of its files are added to `bundles` and `authorities`."""
     found = []
     for names, (tls, (cert, key, *rest)) in certificates:
         name = f"certificate-{len(bundles) + 1}.pem"
@@ -858,7 +859,7 @@ def _differences(place: str, before: HaproxyServer, after: HaproxyServer) -> Ite
     if before.address != after.address:
         host, _, port = after.address.rpartition(":")
         host = host.rpartition("@")[2]
-        # Neither sockets nor names to be resolved.
+        # A path of a socket, or a name to be resolved, cannot be set at run time.
         if "unix@" in before.address + after.address or host.strip("0123456789abcdef.:"):
             yield None
         yield f"set server {place} addr {host} port {port}"

@@ -157,7 +157,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         return task
 
     def _reply_when_applied(self, reply: wire.Message) -> None:
-        """Send the reply once HAProxy has applied everything that has arrived."""
+        """Start a task that sends the reply once HAProxy has applied everything that has arrived."""
 
         async def send() -> None:
             while self._following is not None:
@@ -274,7 +274,7 @@ _STATUSES = ("hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx")
 
 
 class HaproxyStatistics:
-    """Adds the counts of successive HAProxy processes to `counts`, which never fall when a new process starts at 0."""
+    """Adds up the counts of successive HAProxy processes in `counts`, although each new process counts from 0."""
 
     def __init__(self, counts: Counts) -> None:
         self.connections = 0
@@ -287,7 +287,7 @@ class HaproxyStatistics:
         self._seen.clear()
 
     def add(self, text: str, sections: Iterable[HaproxyBackend], backends: Backends) -> None:
-        """Add the increase since the last call."""
+        """Add the increase since the last call, and set the backends' states; `text` is the output of `show stat`."""
         known = {each.name: each for each in sections}
         in_flight: dict[str, int] = {}
         down: dict[str, set[str]] = {name: set() for name in known}

@@ -25,7 +25,7 @@ _EXIT_SECONDS = 5.0
 _POLL_SECONDS = 0.1
 _MOST_ALERTS = 3
 SHOW_STATISTICS = "show stat"
-# Its responses to a performed command; anything else is a refusal.
+# HAProxy's responses to a performed command; anything else is a refusal.
 _PERFORMED = re.compile(
     r"\s*(New server registered|Server deleted|IP changed|port changed|no need to change|Transaction created"
     r"|Committing [^\n]*\n?\.?\s*Success|$)"
@@ -39,7 +39,7 @@ class HaproxyRefusal(Exception):
 
 
 class HaproxyProcess:
-    """A process of the program; `exited` is done when it has ended."""
+    """A HAProxy process; the future `exited` is done when it has ended."""
 
     def __init__(self, process: asyncio.subprocess.Process, socket_path: str) -> None:
         self.pid = process.pid
@@ -89,7 +89,7 @@ class HaproxyProcess:
             ) from None
 
     async def await_listeners_closed(self) -> None:
-        """Return once the process accepts no more connections after SIGUSR1; it closes its runtime socket last."""
+        """Wait until the process, after SIGUSR1, accepts no more connections: its runtime socket closes last."""
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(_ANSWER_SECONDS):
                 while await self.ask("show info"):
@@ -97,7 +97,7 @@ class HaproxyProcess:
 
 
 class HaproxyProgram:
-    """Keeps one process of the program running that serves by the last setup; earlier processes finish their requests.
+    """Keeps one HAProxy process running, which serves by the last setup; earlier processes finish their requests.
 
     `directory` is for its files, which hold keys; only the user of the pool may read it.
     """
@@ -138,7 +138,7 @@ class HaproxyProgram:
         self.process, self.setup = await self._start(setup), setup
         if before is not None:
             self._retire(before)
-            # Both accept until then, each by its own routes.
+            # Until its listeners are closed, both processes accept connections, each with its own routes.
             await before.await_listeners_closed()
         os.rename(self.process.socket_path, self.socket_path)
         self.process.socket_path = self.socket_path
@@ -200,7 +200,7 @@ class HaproxyProgram:
         return process
 
     async def _await_serving(self, process: HaproxyProcess) -> None:
-        """Wait until the process serves, which is when its runtime socket answers."""
+        """Wait until the process serves: its runtime socket answers. Raises HaproxyRefusal if it ends first."""
         answer = asyncio.ensure_future(process.ask("show info"))
         either: list[asyncio.Future[Any]] = [answer, process.exited]
         done, _ = await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -225,13 +225,13 @@ class HaproxyProgram:
         await self.end()
 
     async def finish(self, seconds: float) -> None:
-        """Stop as soon as the requests in progress have ended, or after that time; no other process takes over.
+        """End HAProxy once no requests are in progress, or after `seconds`; no other process takes over.
 
         Streams and idle connections are closed as well.
         """
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(seconds):
-                # It reports no event for that.
+                # HAProxy reports no event when its last request ends.
                 while self.process is not None and await self._is_serving(self.process):
                     await asyncio.sleep(_POLL_SECONDS)
         await self.end()

@@ -23,7 +23,7 @@ POLICIES = {
     "random-two": "random(2)",
     "first": "first",
 }
-# Keys of routes; the last key of each path may be a table.
+# Keys of routes that HAProxy does not support, and why; the last key of each path may be a table.
 KEYS_OF_ROUTES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("waiting_page",), "HAProxy shows no waiting page: its clients wait"),
     (("probe_responses",), "HAProxy does not answer probes for a sleeping server"),
