@@ -35,7 +35,8 @@ KINDS = {
     "ReplicaSet": ("apps", "v1", "replicasets"),
     "Pod": ("", "v1", "pods"),
 }
-# With the time between two lists of a command that waits: every command ends within ten seconds without an answer.
+# Together with the time between two lists of a command that waits, it ends every command within ten seconds if the
+# cluster does not answer.
 _REQUEST_SECONDS = 6.0
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT = 401, 403, 404, 409
 _GONE = 410
@@ -88,8 +89,8 @@ class Cluster:
             assert config is not None  # no default is given
             timeout = httpx2.Timeout(_REQUEST_SECONDS)
             self._client = AsyncClient(config, namespace=namespace, field_manager=MANAGER, timeout=timeout)
-            # For what lasts. lightkube leaves out why the API server has refused it, and watches on by itself from a
-            # version that the API server may no longer have.
+            # For watches, logs and commands in pods. lightkube does not report why the API server refuses one, and
+            # resumes a watch by itself from a version that the API server may no longer have.
             parameters = client_adapter.ConnectionParams(timeout=timeout)
             self._streams = client_adapter.AsyncClient(config, parameters)
             self._streams.event_hooks = {"response": [self._explain_refusal]}
@@ -126,7 +127,7 @@ class Cluster:
             return [_as_table(each) async for each in found], found.resourceVersion
 
     async def find(self, kind: str, name: str) -> Table | None:
-        """The object with this name, or None."""
+        """The object of this kind and name; None if there is none."""
         try:
             async with self._request(f"get {kind} {name}"):
                 return _as_table(await self._client.get(_resource(kind), name))
@@ -191,7 +192,7 @@ class Cluster:
     async def log(
         self, pod: str, *, lines: int | None, since_seconds: int | None, follow: bool
     ) -> AsyncIterator[str]:
-        """The log lines of a pod's server; each begins with its time."""
+        """The last `lines` log lines of a pod's server, or all, each after its time; with `follow` also new lines."""
         what = f"read the log of pod {pod}"
         given: Table = {"follow": follow, "sinceSeconds": since_seconds, "tailLines": lines}
         parameters = {name: value for name, value in given.items() if value is not None}
@@ -220,9 +221,10 @@ class Cluster:
     async def run(
         self, pod: str, command: Sequence[str], *, most_bytes: int, seconds: float | None = None
     ) -> Execution:
-        """Run a command in the container of a pod's server until it ends; cancelling it closes its standard input.
+        """Run a command in the container of a pod's server until it ends.
 
-        Raises ControlError, also if it prints more than `most_bytes`, or does not end within `seconds`.
+        Raises ControlError, also if the command prints more than `most_bytes` or does not end within `seconds`. If this
+        call is cancelled, the command's standard input is closed.
         """
         from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
         from httpx2.websockets import HTTPXWSException, WebSocketUpgradeError
@@ -306,7 +308,10 @@ class Cluster:
                 raise ValueError(f"channel {channel}")
 
     def _exit_code(self, what: str, message: bytes) -> int:
-        """The exit code in the command's status. Raises ControlError if it could not run, ValueError, LookupError, …"""
+        """The exit code in the command's status. Raises ControlError if the command could not run.
+
+        Raises ValueError, LookupError or TypeError for an invalid message.
+        """
         status = json.loads(message)
         if status["status"] == "Success":
             return 0

@@ -23,7 +23,7 @@ from poolctl.json_form import Table
 from poolctl.supervisor.active_configuration import default_name
 
 from ._keys import ignored_keys, is_label, secret_keys, settings_problems, unsupported_keys
-from ._objects import KubernetesPool, objects_of, pod_configuration, with_service_addresses
+from ._objects import SharedSettings, objects_of, pod_configuration, with_service_addresses
 from ._routes import ClusterRoute, CompiledRoutes, compile_routes
 from .table import Kubernetes
 
@@ -34,10 +34,10 @@ _GATEWAY, _ROUTE = "gateway", "route"  # names of tables
 class CompiledPool(NamedTuple):
     """A pool compiled for a cluster: servers and objects by server name, dependencies first, and its routes.
 
-    `warnings` name the keys that are ignored.
+    `warnings` name the keys that are ignored, and the routes and tables that are not exported.
     """
 
-    pool: KubernetesPool
+    pool: SharedSettings
     servers: dict[str, ServerConfig]  # with their addresses on the cluster
     objects: dict[str, list[Table]]
     routes: list[ClusterRoute]
@@ -62,7 +62,7 @@ def compile_pool(config: Configuration, files: Sequence[str]) -> CompiledPool:
     """Compile the pool. Raises Failure (5) with all unsupported keys; ServerError for a bad `env_file`."""
     settings = settings_of(config)
     handlers = next((each.handlers for each in config if each.handlers), "")
-    pool = KubernetesPool(pool_name(config, files), settings, handlers)
+    pool = SharedSettings(pool_name(config, files), settings, handlers)
     servers = _in_order(config)
     _refuse(config, _problems(servers, pool))
     moved = with_service_addresses(servers)
@@ -111,9 +111,9 @@ def _refuse(config: Configuration, found: Iterable[Located]) -> None:
 
 
 def _in_order(config: Configuration) -> list[ServerConfig]:
-    """The servers, the start of the longest chain of dependencies first, those outside any chain last.
+    """The servers: those that begin the longest chains of dependencies come first, those outside any chain last.
 
-    So the pods that others wait for start before the rest of the pool keeps the nodes busy.
+    In this order, pods that others wait for start before the rest of the pool keeps the nodes busy.
     """
     servers = {each.name: each for each in config}
     needed = {
@@ -127,7 +127,7 @@ def _in_order(config: Configuration) -> list[ServerConfig]:
     return sorted(servers.values(), key=lambda each: (-waiting[each.name], not needed[each.name]))
 
 
-def _problems(servers: Sequence[ServerConfig], pool: KubernetesPool) -> Iterator[Located]:
+def _problems(servers: Sequence[ServerConfig], pool: SharedSettings) -> Iterator[Located]:
     if pool.settings.image is None and not all(server.image for server in servers):
         fix = 'write image = "registry.example.com/shop:1.4"'
         yield None, Finding(("kubernetes", "image"), "the pods have no image", fix)
@@ -145,7 +145,7 @@ def _problems(servers: Sequence[ServerConfig], pool: KubernetesPool) -> Iterator
             yield server, Finding(("name",), f"no CronJob can be named {name!r}", fix)
 
 
-def _secrets(server: ServerConfig, pool: KubernetesPool, hidden: Sequence[str]) -> Iterator[Finding]:
+def _secrets(server: ServerConfig, pool: SharedSettings, hidden: Sequence[str]) -> Iterator[Finding]:
     """The keys of the server whose values are secrets and would end up in its ConfigMap."""
     (table,) = pod_configuration(server, pool)["server"]
     return secret_keys(table, hidden)

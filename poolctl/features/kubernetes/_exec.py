@@ -19,7 +19,7 @@ from ._objects import CONFIG_DIRECTORY, CONFIG_FILE
 from ._state import Pod, Workload
 
 # Run in the pod by `python3`: a process in a pod outlives the connection that it was started by, unless it notices the
-# end of its standard input. It counts towards the pod's memory limit.
+# end of its standard input. The launcher counts towards the pod's memory limit.
 _LAUNCHER = """\
 import os, signal, subprocess, sys, threading, time
 merged, count = sys.argv[1] == "merged", int(sys.argv[2])
@@ -56,8 +56,8 @@ async def execute(
 ) -> Execution:
     """Run a command in the pod with these variables in its environment, and without standard input.
 
-    `merged`: its standard error goes to its standard output. When cancelled it is ended, and killed 5 s later. Raises
-    ControlError.
+    `merged` sends its standard error to its standard output. If this call is cancelled, the command gets SIGTERM, and
+    SIGKILL 5 s later. Raises ControlError.
     """
     given = [f"{name}={value}" for name, value in variables.items()]
     launcher = ["python3", "-I", "-c", _LAUNCHER, "merged" if merged else "apart", str(len(given))]
@@ -119,10 +119,10 @@ async def stacks_of_pods(cluster: Cluster, workloads: Iterable[Workload]) -> lis
 async def run_in_pods(
     cluster: Cluster, workloads: Sequence[Workload], options: Table, progress: Callable[[Table], None]
 ) -> None:
-    """Run the command that `options` have for each server in its first ready pod, and report each run.
+    """Run each server's command in `options` in the first ready pod of the server, and report each run to `progress`.
 
-    A server without a ready pod has a run with the exit code NOT_EXECUTABLE and a problem, and so has one whose command
-    cannot be run. Raises ControlError (7) if no command may be run.
+    If there is no ready pod, or the command cannot be run, the run has the exit code NOT_EXECUTABLE and a problem.
+    Raises ControlError (7) if the user may not run commands.
     """
     turns = asyncio.Semaphore(min(int(options["jobs"]), _MOST_AT_ONCE))
     failed = False

@@ -56,8 +56,9 @@ def is_label(name: str) -> bool:
 def cron_schedule(every: str) -> str | None:
     """The schedule of a CronJob for the times of `every`, or None if no schedule has the same times.
 
-    In crontab(5) a day that begins with * does not restrict, even */2; to Kubernetes it does, and then one of the
-    two days suffices. Nor does Kubernetes know 7 for Sunday. So the schedule has numbers and ranges alone.
+    The schedule has only numbers, ranges and a plain *, because Kubernetes reads others differently. In crontab(5) a
+    day field that begins with *, such as */2, is unrestricted, so both day fields have to match; in Kubernetes it is
+    restricted, so one of them suffices. Kubernetes does not know 7 for Sunday, either.
     """
     window = parse_window(every)
     hours = {hour: window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24)}
@@ -90,7 +91,7 @@ def _numbers(found: set[int], every_one: range) -> str:
 
 
 def secret_keys(table: Table, hidden: Sequence[str]) -> Iterator[Finding]:
-    """The keys with secrets, or with values of the environment (`hidden`), that everybody could read in an object."""
+    """The keys with secrets or values of the environment (`hidden`), which anybody could read in an object."""
     for key, value in table.items():
         if masked({key: value}, hidden=hidden) != {key: value}:
             fix = "give it to the server in env, or write the value itself if everybody may read it"

@@ -28,14 +28,14 @@ from .table import Kubernetes
 CONFIG_DIRECTORY, CONFIG_FILE = "/etc/poolctl", "pool.json"
 _HEALTH_PORT = 9000
 _LIVENESS_SECONDS, _LIVENESS_FAILURES = 10, 3
-# Of an app without a readiness probe, whose event loop answers. Often, because kubelets before 1.22 ask for the first
-# time up to a whole period after the startup probe has succeeded.
+# For an app without a readiness probe, whose event loop answers. The period is short, because kubelets before 1.22 ask
+# for the first time up to a whole period after the startup probe has succeeded.
 _READINESS_SECONDS, _READINESS_FAILURES = 1, 10
 _GRACE_MARGIN_SECONDS = 5  # for the application's own shutdown
 _DIGEST_BYTES = 5
 # A run that could not begin at its time is dropped after this time; the CronJob controller looks every 10 s.
 _LATEST_RUN_SECONDS = 30
-_RUNS_KEPT = 3  # with their output, of those that succeeded and of those that failed
+_RUNS_KEPT = 3  # with their output: successful runs, and as many failed ones
 _NO_RIGHTS = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -48,8 +48,8 @@ _CARRIED = (
 )  # fmt: skip
 
 
-class KubernetesPool(NamedTuple):
-    """What all servers of a pool share: its name, its [kubernetes] table, and its handler function."""
+class SharedSettings(NamedTuple):
+    """The settings that all servers' objects share: the pool's name, table [kubernetes] and handler function."""
 
     name: str
     settings: Kubernetes
@@ -78,7 +78,7 @@ def with_service_addresses(servers: Iterable[ServerConfig]) -> list[ServerConfig
 
 
 def objects_of(
-    server: ServerConfig, pool: KubernetesPool, places: Mapping[str, str] = EMPTY
+    server: ServerConfig, pool: SharedSettings, places: Mapping[str, str] = EMPTY
 ) -> Iterator[Table]:
     """The objects for a server that `with_service_addresses` returned. Raises ServerError for an unreadable `env_file`.
 
@@ -175,7 +175,7 @@ def digest_of(content: Mapping[str, object]) -> str:
     return blake2b(text, digest_size=_DIGEST_BYTES).hexdigest()
 
 
-def pod_configuration(server: ServerConfig, pool: KubernetesPool) -> Table:
+def pod_configuration(server: ServerConfig, pool: SharedSettings) -> Table:
     """A configuration file with this server alone, for use inside the image."""
     values = server.to_dict()
     table = {key: values[key] for key in _CARRIED if key in server.given and key in values}
@@ -191,7 +191,7 @@ def pod_configuration(server: ServerConfig, pool: KubernetesPool) -> Table:
 
 
 def _in_image(path: str, base: str, directory: str) -> str:
-    """The path in the image that corresponds to a path on this machine."""
+    """The path in the image for a path on this machine: `base` becomes `directory`, other paths stay unchanged."""
     inside = posixpath.relpath(path, base or "/")
     return path if inside.startswith("..") else posixpath.normpath(posixpath.join(directory, inside))
 
@@ -325,7 +325,7 @@ def _startup_times(server: ServerConfig, probe: Probe | None) -> Table:
 def _probe_times(
     probe: Probe | None, period_seconds: int = _LIVENESS_SECONDS, failures: int = _LIVENESS_FAILURES
 ) -> Table:
-    """Period, timeout and failure threshold; those given here apply if the probe is not configured."""
+    """Period, timeout and failure threshold; `period_seconds` and `failures` apply if no probe is configured."""
     if probe is None:
         return {
             "periodSeconds": period_seconds,

@@ -17,10 +17,10 @@ from poolctl.routing.match import DOMAIN, LABEL, WILDCARD, host_pattern, is_ip_a
 from poolctl.routing.route import HTTPS
 
 from ._keys import is_label, secret_keys
-from ._objects import KubernetesPool, digest_of
+from ._objects import SharedSettings, digest_of
 from ._state import POOL
 
-# Compiled; those of the second set by an HTTPRoute alone, because an Ingress has no equal.
+# Keys that are compiled; the second set only into an HTTPRoute, because an Ingress has no equivalent.
 ROUTE_MAPPED = frozenset(("alias", "host", "path", "to", "policy", "timeouts"))
 HTTP_ROUTE_ONLY = frozenset((
     "methods", "headers", "strip_path", "host_header", "add_headers", "set_headers", "remove_headers",
@@ -65,7 +65,7 @@ class ClusterRoute(NamedTuple):
 
 
 class CompiledRoutes(NamedTuple):
-    """The routes that have an object, the problems of all routes, and their keys that are ignored."""
+    """The routes that have an object, problems and ignored keys of all routes, and warnings about omitted routes."""
 
     routes: list[ClusterRoute]
     problems: list[Located]
@@ -77,11 +77,13 @@ def compile_routes(
     servers: Sequence[ServerConfig],
     moved: Mapping[str, ServerConfig],
     tables: Tables,
-    pool: KubernetesPool,
+    pool: SharedSettings,
     hidden: Sequence[str] = (),
 ) -> CompiledRoutes:
-    """Compile the routes of files, labels and `expose`. `moved` are the servers at their addresses on the cluster,
-    `hidden` the values of the environment, which nobody may read in an object.
+    """Compile the routes of files, labels and `expose`; none if one of them has a problem.
+
+    `moved` are the servers at their addresses on the cluster. `hidden` are values of environment variables, which must
+    not appear in an object.
     """
     found = CompiledRoutes([], list(_problems_of_gateway(tables)), [], [])
     if tables.get(GatewayConfig) is None:
@@ -134,7 +136,7 @@ def _redirects_to_https(config: RouteConfig) -> bool:
     return config.redirect is not None and config.redirect.to == HTTPS
 
 
-def _unsupported(config: RouteConfig, to: Collection[Any], pool: KubernetesPool) -> Iterator[Finding]:
+def _unsupported(config: RouteConfig, to: Collection[Any], pool: SharedSettings) -> Iterator[Finding]:
     for key, (reason, fix) in ROUTE_UNSUPPORTED.items():
         if _is_used(config, key):
             yield Finding((key,), reason, fix)
@@ -194,14 +196,14 @@ def _unsupported_by_http_route(config: RouteConfig, to: Collection[Any]) -> Iter
 
 
 def _is_used(config: RouteConfig, key: str) -> bool:
-    """Whether the key is given, in the route or as a default, and not with the value that turns it off."""
+    """Whether the key is given, in the route or as a default of routes, with a value that has an effect."""
     value = getattr(config, key)
     if hasattr(value, "given"):
         return bool(value.given)
     return bool(value) and value != RouteConfig.keys_of[key].default
 
 
-def _ignored_keys(config: RouteConfig, pool: KubernetesPool) -> Iterator[Finding]:
+def _ignored_keys(config: RouteConfig, pool: SharedSettings) -> Iterator[Finding]:
     for key, reason in ROUTE_IGNORED.items():
         if _is_used(config, key):
             yield Finding((key,), reason)
@@ -215,7 +217,7 @@ def _ignored_keys(config: RouteConfig, pool: KubernetesPool) -> Iterator[Finding
         yield Finding(("timeouts",), f"{', '.join(names)}: the cluster's gateway has limits of its own")
 
 
-def _object_name(pool: KubernetesPool, alias: str) -> str:
+def _object_name(pool: SharedSettings, alias: str) -> str:
     name = f"{pool.name}-{alias}"
     if is_label(name):
         return name
@@ -304,7 +306,7 @@ def _filters(config: RouteConfig) -> Iterator[Table]:
 
 
 def _timeout(timeouts: RouteTimeouts) -> Table:
-    """The time limit of a request, as a duration of the Gateway API (GEP-2257)."""
+    """The field `timeouts` of a rule, a duration of the Gateway API (GEP-2257); {} without a time limit."""
     if not timeouts.total:
         return {}
     left, parts = max(1, round(timeouts.total * 1000)), []

@@ -20,7 +20,7 @@ POOL, SERVER, REVISION = f"{_LABEL}/pool", f"{_LABEL}/server", f"{_LABEL}/revisi
 APPLIED, WORKERS, STOPPED = f"{_LABEL}/applied", f"{_LABEL}/workers", f"{_LABEL}/stopped"
 RESTARTED = f"{_LABEL}/restarted-at"  # annotation of its pods
 
-# Reasons why a container waits that mean a problem and not a normal start.
+# Reasons for which a container waits; unlike those of a normal start, these are problems.
 _WAITING_PROBLEMS = frozenset((
     "ErrImagePull", "ImagePullBackOff", "ImageInspectError", "ErrImageNeverPull", "InvalidImageName",
     "CreateContainerConfigError", "CreateContainerError", "RunContainerError",
@@ -115,7 +115,7 @@ class Pod:
         return ended or _member(_member(self._container, "lastState"), "terminated")
 
     def problem(self) -> Problem | None:
-        """Why this pod is not ready and will not be soon."""
+        """Why this pod will not be ready soon; None if it is ready or leaving, or may still become ready."""
         if self.is_ready or self.is_leaving:
             return None
         for container in (*self._init, self._container):
@@ -173,7 +173,7 @@ class Workload:
 
     @property
     def live_workers(self) -> int | None:
-        """The number of workers if it was changed since the last apply, by a command or a controller; else None."""
+        """The number of workers set by a command or controller after the last apply; None if unchanged or stopped."""
         applied = self.annotations.get(WORKERS)
         if (
             self.found is None
@@ -186,7 +186,7 @@ class Workload:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every wanted worker is available, and no worker of an earlier revision is left."""
+        """Whether all wanted workers are available, and none of an earlier revision is left; of a job: it succeeded."""
         if self.config.job:
             return _number(self._status.get("succeeded")) > 0
         if not self._is_seen:
@@ -267,7 +267,7 @@ class Workload:
 
 
 class Run(NamedTuple):
-    """One run of a scheduled job: its Job's name, when it began and ended, and what ended it."""
+    """One run of a scheduled job: its Job's name, when it began and ended (or ""), why it failed, and its exit code."""
 
     job: str
     began: str
@@ -288,7 +288,7 @@ class ScheduledWorkload(Workload):
         self.ended_runs = sorted((each for each in runs if each.ended), key=lambda run: run.ended)
 
     def _run(self, job: Table) -> Run:
-        """The run of a Job; one in progress has a failure, too, if its pod cannot start."""
+        """The run of a Job; a run in progress has a failure if its pod cannot start."""
         metadata, status = _member(job, "metadata"), _member(job, "status")
         name = str(metadata.get("name", ""))
         began = str(status.get("startTime") or metadata.get("creationTimestamp") or "")
@@ -313,7 +313,7 @@ class ScheduledWorkload(Workload):
         return Run(name, began, failure=next(filter(None, problems), None))
 
     def run(self, job: str) -> Run | None:
-        """The run of this Job, or None if it is not there."""
+        """The run of this Job, or None if there is no such Job."""
         return next((each for each in (*self.runs_in_progress, *self.ended_runs) if each.job == job), None)
 
     @property
@@ -416,7 +416,7 @@ def server_of(found: Mapping[str, object]) -> str:
 
 
 def template_owner(spec: Table) -> Table:
-    """The part of a workload's spec with the template of its pods; a CronJob has it in its Job's."""
+    """The spec that contains the template of the pods: in a CronJob the spec of its Jobs, else `spec` itself."""
     return _member(_member(spec, "jobTemplate"), "spec") or spec
 
 
@@ -455,7 +455,7 @@ def _timestamp(seconds: float) -> str:
 
 
 def _seconds(text: object) -> float | None:
-    """An API timestamp (RFC 3339) in seconds since the epoch."""
+    """An API timestamp (RFC 3339) in seconds since the epoch; None for anything else."""
     try:
         return datetime.fromisoformat(str(text)).timestamp()
     except ValueError:

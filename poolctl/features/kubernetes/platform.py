@@ -1,7 +1,7 @@
 """Runs a pool's commands against a Kubernetes cluster, which takes the place of the supervisor.
 
-No poolctl process stays running between commands. A command compiles the files into objects, applies those of
-its servers, and watches the cluster until each server has reached its goal or has failed with a reason.
+No poolctl process stays running between commands. A command compiles the files into objects, applies the
+objects of its servers, and watches the cluster until each server has reached its goal or has failed with a reason.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ _COMMANDS = frozenset((
     "filter", "list", "logs", "reload", "restart", "scale", "show", "stacks", "start", "status", "stop", "wait",
     "walk",
 ))  # fmt: skip
-# Kinds with one object for a server, which is deleted when its table no longer has it.
+# Kinds of which a server has at most one object; it is deleted when the server's configuration needs it no longer.
 _PRUNED = ("HorizontalPodAutoscaler", "Deployment", "CronJob", "Service")
 _ROUTES = ("HTTPRoute", "Ingress")
 _NO_ROUTES = (
@@ -126,7 +126,7 @@ class ClusterStatus(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterResult(Result):
-    """The answer of every other verb."""
+    """The answer of verbs that list servers, or that change them."""
 
     items: tuple[ClusterItem, ...] = ()
 
@@ -290,7 +290,7 @@ class _ClusterPool:
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
-        """Context manager: keep the objects up to date; a failure to do so is raised in the block."""
+        """Keep the objects up to date within the block; if that fails, the block is cancelled and the error raised."""
         try:
             async with asyncio.TaskGroup() as group:
                 watches = [group.create_task(self._watch(kind)) for kind in _WATCHED]
@@ -324,7 +324,7 @@ class _ClusterPool:
     async def wait_until(
         self, call: Call, names: Iterable[str], is_over: Callable[[Workload], bool]
     ) -> list[str]:
-        """Wait until each server is done; returns the names of the servers that were not done in time."""
+        """Wait until `is_over` is true for each server, and report progress; returns the names of late servers."""
         names = list(names)
         seen: dict[str, tuple[str, bool, bool]] = {}
         deadline = None if call.timeout is None else time.monotonic() + call.timeout
@@ -423,7 +423,7 @@ class _ClusterPool:
         )
 
     async def wait(self, call: Call) -> Result:
-        """Return when the selected servers have reached the requested state."""
+        """Wait until the selected servers have reached the requested state, or the time limit has passed."""
         found = await self.refresh()
         names = self._selected(call, found)
         goal = str(call.options.get("for") or "ready")
@@ -603,7 +603,7 @@ class _ClusterPool:
                     raise self._name_conflict(kind, called)
 
     async def apply(self, name: str, *, restart: bool, force: bool, is_stopped: bool) -> int:
-        """Apply a server's objects; returns the new generation of its Deployment or CronJob."""
+        """Apply a server's objects; returns the new generation of its Deployment or CronJob, 0 for a Job."""
         workload = self.workloads()[name]
         generation = 0
         for each in self.compiled.objects[name]:
@@ -656,9 +656,9 @@ class _ClusterPool:
             return await self._cluster.apply(wanted, force=True)
 
     def _workload(self, wanted: Table, workload: Workload, *, restart: bool, is_stopped: bool) -> Table:
-        """The Deployment or CronJob to apply, stopped if it is; a Deployment has the current number of workers.
+        """The Deployment or CronJob to apply: with `is_stopped` without workers, or suspended.
 
-        Its pods have the time of the last restart.
+        Otherwise a Deployment has the current number of workers. The pods carry the time of the last restart.
         """
         spec: Table = dict(wanted["spec"])
         if "suspend" in spec:
@@ -759,7 +759,7 @@ class _ClusterPool:
         return self._result(chosen, PoolStartError, late=bringing.late, errors=[*refused, *bringing.errors])
 
     async def reload(self, call: Call) -> Result:
-        """Make the cluster match the files: apply changed servers, remove those no longer there."""
+        """Make the cluster match the files: apply changed servers, remove servers that are no longer in the files."""
         found = await self.refresh()
         if not self._has_schedules:  # a server that is no longer in the file may have one
             for each in await self._list_if_allowed("CronJob"):
@@ -840,9 +840,9 @@ class _ClusterPool:
         return changes
 
     async def _apply_routes(self, call: Call, bringing: _BringUp) -> None:
-        """Apply the changed routes to servers that have not failed, and delete those no longer in the file.
+        """Apply the changed routes whose servers have not failed, and delete routes that are no longer in the file.
 
-        Raises ControlError (8) if an object of another owner has the name of one.
+        Raises ControlError (8) if another owner's object has the name of a route's object.
         """
         there = await self._routes_there()
         for route in self.compiled.routes:
@@ -877,9 +877,10 @@ class _ClusterPool:
                     await self._cluster.delete(kind, each["metadata"]["name"])
 
     async def _list_if_allowed(self, kind: str, labels: Mapping[str, str] = EMPTY) -> list[Table]:
-        """The pool's objects of this kind; none of a kind that the cluster does not have.
+        """The pool's objects of this kind; [] if the cluster does not have the kind.
 
-        Nor any that may not be listed, unless the pool has such objects: an earlier Role may lack the kind.
+        Also [] if they may not be listed, because an earlier Role may lack the kind. If the pool needs objects of the
+        kind, ControlError is raised instead.
         """
         try:
             return (await self._cluster.list(kind, {**self._labels, **labels}))[0]
@@ -945,7 +946,7 @@ class _ClusterPool:
 class _BringUp:
     """Brings up servers, dependencies first.
 
-    A server that has pods keeps them until its dependencies are ready, and is applied then. One that has none is
+    A server that has pods keeps them until its dependencies are ready, and is applied then. A server without pods is
     applied at once: its init container waits for the dependencies while the nodes fetch its image.
     """
 
@@ -966,7 +967,7 @@ class _BringUp:
     async def apply(
         self, names: Sequence[str], restart: frozenset[str] | set[str], *, stopped: Iterable[str] = ()
     ) -> None:
-        """Apply the servers in order, and wait for all of them."""
+        """Apply the servers in order, and wait for all except those in `stopped`, which stay stopped."""
         waits, still = self._call.options.get("wait", True), set(stopped)
         servers = self._pool.compiled.servers
         for name in names:
@@ -1002,7 +1003,7 @@ class _BringUp:
         return frozenset(self._generations) - self.not_ready
 
     async def await_all(self, names: Sequence[str]) -> None:
-        """Wait until each server is complete or has failed."""
+        """Wait until each server is complete or has failed; servers that exceed the call's time limit are in `late`."""
         self.late = await self._pool.wait_until(self._call, names, self._is_over)
 
     def _is_over(self, workload: Workload) -> bool:
@@ -1017,7 +1018,7 @@ class _BringUp:
         if name in self._failed or self._is_blocked(name):
             return True
         if workload.generation < self._generations.get(name, 0):
-            return False  # not seen yet
+            return False  # the watch has not reported the change yet
         if isinstance(workload, ScheduledWorkload):
             return self._has_run(workload)
         if workload.is_complete:
@@ -1035,14 +1036,14 @@ class _BringUp:
         return name in self._failed
 
     def _is_blocked(self, name: str) -> bool:
-        """Whether a server that this one waits for has failed; then it fails as well."""
+        """Whether a dependency that the server waits for has failed; the server then fails, too."""
         blocker = next((on for on in self._needed.get(name, ()) if on in self._failed), None)
         if blocker is not None:
             self._fail(name, f"waits for {blocker}: {self._failed[blocker]}", f"poolctl logs {blocker}")
         return blocker is not None
 
     def _has_run(self, workload: ScheduledWorkload) -> bool:
-        """Whether the run that `restart` began has ended, or there is none."""
+        """Whether the run that `restart` began has ended; without such a run, whether the schedule is in force."""
         job, name = self._runs.get(workload.config.name), workload.config.name
         if job is None:
             return workload.is_complete

@@ -19,7 +19,7 @@ from poolctl.feature import FEATURES
 from poolctl.features.kubernetes._keys import cron_schedule, unsupported_keys
 from poolctl.features.kubernetes._objects import (
     RESTARTED,
-    KubernetesPool,
+    SharedSettings,
     _quantity,
     objects_of,
     pod_configuration,
@@ -79,7 +79,7 @@ settings = st.fixed_dictionaries(
 def test_every_server_becomes_valid_objects(keys: dict[str, Any], given_settings: dict[str, Any]) -> None:
     server = ServerConfig(name="web", **keys)
     assert list(unsupported_keys(server)) == []
-    pool = KubernetesPool("shop", Kubernetes(**given_settings))
+    pool = SharedSettings("shop", Kubernetes(**given_settings))
     (moved,) = with_service_addresses([server])
     objects = list(objects_of(moved, pool))
     for each in objects:
@@ -172,7 +172,7 @@ def made(
     """The objects of a server by their kinds."""
     (server,) = with_service_addresses([ServerConfig(name="web", **keys)])
     settings = Kubernetes(**{"image": "shop:1", **table})
-    found = objects_of(server, KubernetesPool("shop", settings, handlers), places)
+    found = objects_of(server, SharedSettings("shop", settings, handlers), places)
     return {each["kind"]: each for each in found}
 
 
@@ -441,7 +441,7 @@ def test_paths_and_handlers_are_those_of_the_image(tmp_path: Path) -> None:
         '[[server]]\nname = "b"\nbind = ":81"\napp = "a:b"\ncwd = "/elsewhere"\n'
     )
     first, second = with_service_addresses(load(tmp_path / "pool.toml", {}))
-    pool = KubernetesPool("shop", Kubernetes(image="i", directory="/srv"), "apps:all")
+    pool = SharedSettings("shop", Kubernetes(image="i", directory="/srv"), "apps:all")
     found = pod_configuration(first, pool)
     assert found["pool"] == {"name": "shop", "handlers": "apps:all"}
     assert [found["server"][0][key] for key in ("app_dir", "cwd", "handler_key")] == ["/srv/lib", "/srv", "x"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from poolctl.config.model.section import validated
 from poolctl.features.gateway.table import RouteConfig
-from poolctl.features.kubernetes._objects import KubernetesPool
+from poolctl.features.kubernetes._objects import SharedSettings
 from poolctl.features.kubernetes._routes import (
     HTTP_ROUTE_ONLY,
     ROUTE_IGNORED,
@@ -298,7 +298,7 @@ def test_every_route_that_is_not_refused_is_valid(keys: Object, weights: list[in
     config = validated(RouteConfig, {**keys, "to": ("web",)}, findings)
     if config is None or findings:
         return
-    if list(_unsupported(config, [], KubernetesPool("shop", Kubernetes(gateway="edge")))):
+    if list(_unsupported(config, [], SharedSettings("shop", Kubernetes(gateway="edge")))):
         return
     backends = [(f"web-{number}", 8000, weight) for number, weight in enumerate(weights)]
     made = _http_route(config, {"name": "a"}, {"name": "edge"}, backends)
