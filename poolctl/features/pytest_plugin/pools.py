@@ -70,7 +70,7 @@ class PoolUnderTest:
             run_sync(self._runner.aclose())
 
     def _await_logger(self) -> None:
-        """Wait until all output of the servers up to now has been written to the logs."""
+        """Wait, at most two seconds, until the logs no longer grow: they then have the output up to now."""
         paths = [path for path in map(self._log_path, self._servers) if path]
         sizes, deadline = [-1], time.monotonic() + MOST_LOGGER_SECONDS
         while paths and time.monotonic() < deadline:
@@ -132,7 +132,7 @@ class Pools:
                 shutil.rmtree(self._directory, ignore_errors=True)
 
     def sections(self, since: float) -> list[tuple[str, str]]:
-        """The sections of a report."""
+        """The sections of a report: the log of each server with output, of all pools."""
         return [section for started in self._started.values() for section in started.sections(since)]
 
     def _files(self, source: Any) -> list[str]:
