@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 from ._triggers import TRIGGERS
 from .keys import Scale
 
-# An increase is decided on over a part of the window, so that a new worker answers soon.
+# The short part of the window, on which an increase is decided, so that a new worker answers soon.
 _SHORT_WINDOW_SHARE = 0.1
-# A decrease requires that the load of the remaining workers stays below this part of the target, on average and in the
-# short part.
+# A decrease requires that the load of the remaining workers stays below these parts of the target: over the whole
+# window, and over its short part.
 _MARGIN = 0.8
 _FAST_MARGIN = 0.9
-# After a longer time without samples this process or the machine was paused.
+# A longer time without samples means that this process or the machine was paused.
 _PAUSED_SECONDS = 2.0
 _MOST_PATIENCE = 8.0
 _ROUNDING = 1e-9
@@ -54,7 +54,7 @@ class Decision(NamedTuple):
 class _Window:
     def __init__(self, seconds: float, triggers: Iterable[str]) -> None:
         self.seconds = seconds
-        self.demand = 0  # requests that wait elsewhere, all of that time
+        self.demand = 0  # requests that wait elsewhere, reported within the window
         self._samples: deque[Load] = deque()
         self._sums: dict[str, Any] = {name: TRIGGERS[name].sums() for name in triggers}
 
@@ -129,7 +129,7 @@ class Autoscale:
         if load.demand or self._early_demand:
             demand, self._early_demand = load.demand + self._early_demand, 0
             if not is_known:
-                # It counts once there is an average.
+                # Demand counts once there is an average.
                 self._early_demand, demand = demand, 0
             load = load._replace(demand=demand)
         self._short_window.add(load)
@@ -222,13 +222,17 @@ class Autoscale:
             self._patience = max(self._patience / 2, 1.0)
         self._decreased_at, self._regretted = now, False
         self._restart_cooldown(now)
-        # At most half of them at once, and only one if decided by latencies, which say too little about the others.
+        # At most half of the workers end at once, and only one if latencies are targets: they do not tell how many
+        # are needed.
         step = 1 if self._has_latencies else max(size // 2, 1)
         after = max(highest.workers, self._least, size - step)
         return Decision(size, after, highest.trigger, highest.value, highest.target, self._window)
 
     def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
-        """The smallest number of workers that keeps the figure below its target by the margins of both windows."""
+        """The smallest number of workers that keeps the figure below its target by the margins of both windows.
+
+        For a latency, that is 1 if the latency is below its target, else `size`.
+        """
         if TRIGGERS[trigger].is_latency:
             value, fast = self._long_window.value(trigger) or 0.0, self._short_window.value(trigger) or 0.0
             under = value < target * _MARGIN and fast <= target and self._short_window.least_ready() >= size

@@ -1,7 +1,4 @@
-"""Samples the servers with triggers, and sets the number of workers that their load requires.
-
-This is the part of the supervisor.
-"""
+"""The feature's part of the supervisor: samples servers with triggers, and sets the workers that their load needs."""
 
 from __future__ import annotations
 
@@ -29,7 +26,7 @@ _AT_ONCE = 32
 
 
 class ServerLoad:
-    """Samples of one server with these triggers, from `now` on."""
+    """Takes samples of one server's load for these triggers; the first one covers the time since `now`."""
 
     def __init__(self, core: Core, triggers: Iterable[str], now: float) -> None:
         capabilities = core.runner.capabilities
@@ -39,7 +36,7 @@ class ServerLoad:
         self._at = now
 
     def sample(self, entry: Entry, now: float) -> Load:
-        """The load now, and since the previous sample; new workers have no figures yet."""
+        """The load now and since the previous sample; a new worker's counts begin with its second sample."""
         seen: dict[str, Counts] = {}
         counted = [0] * tally.COUNTED
         in_flight, serves = 0, False
@@ -76,14 +73,14 @@ class _ScaledServer:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether these triggers still determine its number of workers."""
+        """Whether `scale` still determines the server's number of workers."""
         entry = self.entry
         automatic = entry.desired.overrides.workers is None and entry.config.scale is self.scale
         return bool(automatic and entry.observed.workers and not entry.desired.state.rests)
 
 
 class Autoscaler(FeaturePart):
-    """One timer for all servers with triggers, while they have workers and no command has set their number.
+    """Scales all servers with triggers by one timer, while they have workers and no command has set their number.
 
     In a calm supervisor the numbers of workers stay as they are.
     """
@@ -105,7 +102,7 @@ class Autoscaler(FeaturePart):
         self._servers.clear()
 
     def _watch(self, entry: Entry) -> None:
-        """Start to scale the server automatically."""
+        """Begin to scale the server if it has triggers and workers. Called on each change of a server."""
         scale = entry.config.scale
         if not (entry.scales and entry.observed.workers and isinstance(scale, Scale)):
             return
@@ -152,7 +149,7 @@ class Autoscaler(FeaturePart):
         load = server.load.sample(entry, self._core.clock.monotonic())
         may_grow = load.serves and entry.desired.state is Desired.RUN
         if may_grow:
-            # Waiting requests count only once it answers.
+            # Waiting requests count only once the server answers.
             load = load._replace(demand=self._core.take_demand(entry))
         decision = server.autoscale.decide(load, entry.size, may_grow=may_grow)
         if decision is not None:

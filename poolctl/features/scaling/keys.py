@@ -83,7 +83,7 @@ class Scale(section.Scale):
 
     @classmethod
     def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
-        """The keys that the server does not inherit: triggers, if its number of workers is fixed."""
+        """The keys that the server does not inherit: if its number of workers is fixed, the keys about triggers."""
         scale = own.get("scale", {})
         if not isinstance(scale, dict) or "triggers" in scale:
             return ()
