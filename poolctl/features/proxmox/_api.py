@@ -113,7 +113,7 @@ class ProxmoxApi:
         ]
 
     async def addresses(self, guest: Guest) -> frozenset[str]:
-        """The addresses of its interfaces while it runs, else the static addresses in its configuration."""
+        """The addresses of the guest's interfaces while it runs, else the static addresses in its configuration."""
         if guest.status != RUNNING:
             return configured_addresses(await self._get(f"{guest.path}/config"))
         if guest.kind == LXC:

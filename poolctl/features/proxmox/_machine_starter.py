@@ -43,7 +43,7 @@ Activities = Callable[[], Awaitable[Mapping[str, Activity] | None]]
 
 
 async def unknown_activities() -> Mapping[str, Activity] | None:
-    """Report that no activity is known, so that machines never count as idle."""
+    """Return None, because no activity is known; machines then never count as idle."""
     return None
 
 
@@ -51,14 +51,14 @@ class _StartState:
     """The start of one machine: in progress, failed, or allowed again."""
 
     def __init__(self) -> None:
-        self.state = ""  # that differs from the inventory's: starting, failed or unknown
+        self.state = ""  # instead of the inventory's state: starting, stopped, failed or unknown; or ""
         self.why = ""
         self.retry_seconds = 0.0
         self.failures = 0  # in a row
-        self.unanswered = False  # the last question about its start
+        self.unanswered = False  # the API has not answered the last question about its start
         self.not_before = 0.0  # when it may be started again
         self.answers = 0
-        self.asked = False  # while it is being stopped
+        self.asked = False  # a request has asked for it while it was being stopped
         self.work: asyncio.Task[None] | None = None
         self.retry: asyncio.TimerHandle | None = None
 
@@ -98,7 +98,7 @@ class MachineStarter:
         self._watch_if_needed()
 
     def follow(self, guests: Mapping[str, Guest], *, read: bool) -> None:
-        """Manage these machines, which are behind these URLs. `read`: their states have just been read."""
+        """Manage these machines, by the URLs that lead to them. `read` means that their states have just been read."""
         if not read:
             # States that were seen since the inventory was read are newer.
             seen = {each.vmid: each.status for each in self._guests.values()}
@@ -124,7 +124,7 @@ class MachineStarter:
         return (case and case.state) or guest.status
 
     def start_if_needed(self, url: str) -> None:
-        """Start the machine behind this URL if it is stopped, because a request needs it; report its state."""
+        """Begin to start the machine behind this URL if it is stopped; call `changed` once its state is known."""
         guest = self._guests.get(url)
         if guest is None or self._api is None:
             return
@@ -135,7 +135,7 @@ class MachineStarter:
             case.asked = True
 
     def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
-        """Stop the machine if it was started here and is idle; requests are made to wait before this is checked."""
+        """Begin to stop the machine if it was started here and is idle; requests wait once `is_idle` is called."""
         guest = next((each for each in self._guests.values() if each.vmid == vmid), None)
         case = self._start_states.setdefault(vmid, _StartState())
         if guest is not None and self._api is not None and case.work is None and vmid in self.started:
@@ -158,7 +158,7 @@ class MachineStarter:
             host=url,
             state=case.state or state,
             why=case.why,
-            # As it was when that was reported: otherwise it would be another report each time.
+            # As first reported: with the time that is left, each report would differ from the previous one.
             retry_seconds=case.retry_seconds if case.state == MachineState.FAILED else 0.0,
             start_seconds=table.start_timeout,
             answers=case.answers,
@@ -168,7 +168,7 @@ class MachineStarter:
         try:
             await self._start_if_stopped(api, guest, case)
         except ApiError:
-            # Whether it runs is not known: the request tries it.
+            # Whether the machine runs is unknown, so the request tries to connect.
             self._set_state(case, MachineState.UNKNOWN)
         except Exception:
             logger.exception("the %s could not be started", guest.title)
@@ -180,7 +180,7 @@ class MachineStarter:
     async def _stop(
         self, api: ProxmoxApi, guest: Guest, case: _StartState, is_idle: Callable[[], Awaitable[bool]]
     ) -> None:
-        """Stop the machine if it is idle; if a request arrives meanwhile, it is started again."""
+        """Stop the machine if it is idle, and start it again if a request arrives in the meantime."""
         case.asked = False
         self._set_state(case, MachineState.STOPPED)  # requests wait from now on
         self._changed()
@@ -203,7 +203,7 @@ class MachineStarter:
         self._changed()
 
     async def _was_started_here(self, api: ProxmoxApi, guest: Guest) -> bool:
-        """Whether the machine has run without interruption since it was started here."""
+        """Whether the machine has run without interruption since it was started here; if not, it is left alone."""
         status, uptime_seconds = await api.status_and_uptime(guest)
         since = time.time() - self.started.get(guest.vmid, 0.0)
         if status == RUNNING and (uptime_seconds is None or uptime_seconds + _UPTIME_SLACK_SECONDS >= since):
@@ -292,7 +292,7 @@ class MachineStarter:
         self._record("machine start failed", guest, why, severity="warning")
 
     async def _start_and_wait(self, api: ProxmoxApi, guest: Guest, case: _StartState) -> bool:
-        """Start the machine; returns when it runs, with False if the API refused because someone else started it.
+        """Start the machine and wait until it runs; returns False if someone else has started it.
 
         Raises ApiError if the start is refused or fails.
         """
@@ -322,7 +322,7 @@ class MachineStarter:
                 self._guests[url] = each._replace(status=status)
 
     def _fail(self, case: _StartState, why: str, pause_seconds: float) -> None:
-        """Refuse requests to the machine for this time."""
+        """Refuse requests to the machine for `pause_seconds`."""
         self._set_state(case, MachineState.FAILED, why)
         case.retry_seconds = round(pause_seconds, 1)
         case.retry = asyncio.get_running_loop().call_later(pause_seconds, self._retry, case)
@@ -373,11 +373,11 @@ class MachineStarter:
             if activity is None or activity.in_progress or activity != known:
                 self._idle_since[vmid] = activity or Activity(0, 0), now
             elif now - since >= idle_seconds:
-                self._idle_since[vmid] = activity, now  # if that fails, the next attempt is as much later
+                self._idle_since[vmid] = activity, now  # if that fails, the next attempt is one idle time later
                 self.stop(vmid, partial(self._is_idle, vmid, activity))
 
     async def _is_idle(self, vmid: int, known: Activity) -> bool:
-        """Whether no request has arrived since then. Requests that arrive from now on wait."""
+        """Whether the machine's activity is still `known`: no request has arrived since it was read."""
         return self._activity(vmid, await self._activities()) == known
 
     def _activity(self, vmid: int, found: Mapping[str, Activity] | None) -> Activity | None:

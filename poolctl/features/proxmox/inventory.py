@@ -1,6 +1,6 @@
 """Links the routes of a pool to the machines of a Proxmox VE cluster; the feature's part in the supervisor.
 
-While the API does not answer, the last inventory stays in use: no route depends on it.
+While the API does not answer, the last inventory stays in use, so no route depends on the API.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from ._api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
 from ._machine_starter import Activities, MachineStarter, unknown_activities
 from .table import ProxmoxTable
 
-# Addresses that were asked for since are not asked for again, unless the machine was started or stopped.
+# Known addresses are not asked for again within this time, unless the machine was started or stopped.
 _ADDRESSES_SECONDS = 300.0
 _AT_ONCE = 4
-# Up to 40 µs each; more are linked in a thread.
+# Linking a route takes up to 40 µs; more routes than this are linked in a thread.
 _MOST_LINKED_AT_ONCE = 200
 _NODE = "node"
 
@@ -81,10 +81,10 @@ class Inventory:
         return f"<Inventory: {len(self.nodes)} nodes, {len(self.guests)} guests>"
 
     def find(self, host: str, alias: str = "") -> MachineLink | None:
-        """The machine that the host of a target names, or else the alias of its route: a node before a guest.
+        """The machine named by the host of a target, or else by the alias of its route; None if there is none.
 
-        A host is a name or an IP address; names are compared without case. One with a domain, "wiki.lan", is the
-        machine of that name, or else the one named "wiki".
+        Nodes are searched before guests. A host is a name or an IP address; names are compared without case. A name
+        with a domain, such as "wiki.lan", means the machine of that name, or else the machine "wiki".
         """
         words = [canonical(word) for word in (host, alias) if word]
         labels = [label for word in words if (label := first_label(word))]
@@ -186,7 +186,7 @@ class ProxmoxInventory:
         self._newly_read = False
 
     def follow(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
-        """Read the inventory from now on with the settings of this table; its token is read again."""
+        """Read the inventory regularly with the settings of this table, and its token again; None stops reading."""
         self._table = table
         self._api = None if table is None else ProxmoxApi(table, environment)
         self.starter.configure(table, self._api)
@@ -213,11 +213,11 @@ class ProxmoxInventory:
         return self.starter.states
 
     def ask(self, url: str) -> None:
-        """Start the machine behind this URL if it is stopped."""
+        """Begin to start the machine behind this URL if it is stopped."""
         self.starter.start_if_needed(url)
 
     def close(self) -> None:
-        """Stop reading."""
+        """Stop reading the inventory, and starting and stopping machines."""
         for task in (self._reading, self._linking):
             if task is not None:
                 task.cancel()
@@ -326,7 +326,7 @@ class ProxmoxInventory:
             self._linking = asyncio.ensure_future(self._link_many())
 
     async def _link_many(self) -> None:
-        """Link in a thread; repeats while routes or inventory change meanwhile."""
+        """Link the routes in a thread, and again if routes or inventory have changed in the meantime."""
         routes: Sequence[Route | StreamRoute] = ()
         inventory = None
         while routes is not self._routes or inventory is not self.inventory:

@@ -72,7 +72,7 @@ class ProxmoxTable(Table):
             yield Finding((), "the API token is missing", hint)
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Warn about problems that prevent links to machines; routes are served even without links."""
+        """No problems, and warnings about obstacles to links: routes are served without links, too."""
         return [], [*_no_route(names), *self._token(env), *self._ca()]
 
     def _token(self, env: Mapping[str, str]) -> Iterator[Finding]:
