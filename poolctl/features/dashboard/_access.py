@@ -63,7 +63,7 @@ class Session(NamedTuple):
 
 
 class Sessions:
-    """Opens and recognises sessions. `key` is the pool's, so that dashboards on one host do not share a cookie."""
+    """Opens and recognises sessions. The cookie's name has the pool's `key`: dashboards on one host share no cookie."""
 
     def __init__(self, token: str, key: str, clock: Clock, ended: EndedSessions | None = None) -> None:
         self._token = token.encode()
@@ -83,7 +83,7 @@ class Sessions:
         return session, f"{session.id}.{session.expires}.{self._mac('session', session.id, session.expires)}"
 
     def find(self, cookie: str) -> Session | None:
-        """The session of this cookie, unless it has expired or was ended."""
+        """The session of this cookie; None if the cookie is invalid, or the session has expired or was ended."""
         number, _, rest = cookie.partition(".")
         expires, _, mac = rest.partition(".")
         if not (expires.isascii() and expires.isdigit() and len(expires) < 16):
@@ -110,9 +110,9 @@ def _digest(value: bytes) -> bytes:
 
 
 class EndedSessions:
-    """The sessions that were logged out before they expired, stored in the file at `path`; "" is memory only.
+    """The sessions that were logged out before they expired, stored in the file `path`, or only in memory if it is "".
 
-    The file has their identifiers with the expiry in seconds since the epoch. Another process may change it meanwhile.
+    The file has their identifiers and expiry in seconds since the epoch. Another process may change it at any time.
     """
 
     def __init__(self, path: str, clock: Clock) -> None:
@@ -210,7 +210,7 @@ class Guard:
 
 
 def _is_same_origin(headers: Headers, host: str) -> bool:
-    """Whether Sec-Fetch-Site and Origin, if sent, are those of this page. Only browsers send them."""
+    """Whether the headers Sec-Fetch-Site and Origin, which only browsers send, name this page or are missing."""
     site = headers.get("sec-fetch-site", "same-origin")
     origin = headers.get("origin")
     return site in ("same-origin", "none") and (origin is None or urlsplit(origin).netloc == host)

@@ -28,7 +28,7 @@ class DashboardResult(Result):
 class HistoryResult(Result):
     """The answer of `history`: the values of each figure in the ended slots, oldest first, None if unknown.
 
-    There are `slots` of `slot_seconds` each; the last is the current one.
+    There are `slots` slots of `slot_seconds` each; the last one is the current slot, which has no values yet.
     """
 
     slot_seconds: float

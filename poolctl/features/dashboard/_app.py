@@ -59,9 +59,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class PageSettings(NamedTuple):
-    """`key` and `name` are the pool's; `tls` holds the paths cert and key, and the password of the key.
+    """The settings that the supervisor sends; `key` and `name` are those of the pool.
 
-    `ended_path` is the file of the ended sessions.
+    `tls` holds the paths `cert` and `key`, and the password of the key. `ended_path` is the file of the ended sessions.
     """
 
     socket_path: str
@@ -186,7 +186,7 @@ class _Page:
         return self._streamed(self._hub.view())
 
     async def _logs(self, request: Request) -> Response:
-        """Stream the log files of these servers (default: all)."""
+        """Stream the log files of the servers in the query, or of all."""
         wanted = set(request.query_params.getlist("server"))
         result = await self._hub.ask(ShowResult, "show", [], {})
         paths = {

@@ -61,7 +61,7 @@ class FigureRing:
         self._begun: dict[str, _Begun] = {}
 
     def add_sample(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
-        """Record the servers' figures at this time. Returns whether a slot has ended and is complete."""
+        """Record the servers' figures at this time. Returns whether a slot has ended, which then has its figures."""
         slot, before = int(now // self.span.slot_seconds), self.slot
         ended = before is not None and slot > before
         if before is None or slot > before:
@@ -115,7 +115,7 @@ _UNKNOWN = (nan,) * len(FIGURES)
 
 
 def _figures(seen: ServerSnapshot, begun: _Begun, now: float) -> tuple[float, ...]:
-    """The figures in the order of FIGURES."""
+    """A server's figures for the slot that ends, in the order of FIGURES; nan for unknown ones."""
     before: Counts = begun.counts  # type: ignore[assignment]
     seconds = now - begun.at
     latency = latency_seconds(seen.total, before, 0.99) if seen.counted else None
@@ -191,7 +191,7 @@ class FigureHistory:
         self._resuming: asyncio.Task[None] | None = None
 
     def set_enabled(self, enabled: bool) -> None:
-        """Start or stop collecting figures. It starts with the figures that the previous supervisor saved."""
+        """Start collecting figures, in addition to those that the previous supervisor saved; or stop, and drop all."""
         if enabled and self._rings is None:
             self._rings = FigureRings()
             self._resuming = asyncio.ensure_future(self._resume(self._rings))

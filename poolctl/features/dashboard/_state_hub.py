@@ -60,7 +60,7 @@ logger = logging.getLogger("poolctl.dashboard")
 
 
 def level(state: str, ready: bool, health: str = "") -> str:
-    """`ok warn ko busy asleep off` for a server in this state."""
+    """The level of a server in this state: ok, warn, ko, busy, asleep or off."""
     if state in _RESTING:
         return _RESTING[state]
     if health in (KO, WARN):
@@ -69,7 +69,7 @@ def level(state: str, ready: bool, health: str = "") -> str:
 
 
 class Levels:
-    """The changes of every server's level. The time before the first one is unknown."""
+    """The changes of each server's level. The level before a server's first change is unknown."""
 
     def __init__(self) -> None:
         self._changes: dict[str, Changes] = {}
@@ -98,7 +98,7 @@ class Levels:
             self._changes.pop(name, None)
 
     def since(self, now: float) -> dict[str, Changes]:
-        """By server, its level an hour before `now`, if known, and the changes since then."""
+        """For each server, its level an hour before `now`, if known, followed by its changes since then."""
         return {name: _recent(changes, now - SPAN_SECONDS) for name, changes in self._changes.items()}
 
 
@@ -110,7 +110,7 @@ def _recent(changes: Changes, begin: float) -> Changes:
 class Hub:
     """Queries the pool's state for all viewers.
 
-    Each viewer has a queue of messages, the first of which hold the whole state.
+    Each viewer has a queue of messages; the whole state comes first.
     """
 
     def __init__(self, socket_path: str, clock: Clock) -> None:
@@ -136,7 +136,7 @@ class Hub:
         self._query_wanted, self._again = asyncio.Event(), asyncio.Event()
 
     async def view(self) -> AsyncGenerator[str]:
-        """The messages for one viewer, as server-sent events; ends when it is too slow for them."""
+        """The messages for one viewer, as server-sent events; ends if the viewer reads them too slowly."""
         queue: asyncio.Queue[str | None] = asyncio.Queue(_MOST_WAITING)
         if self._gone is None:
             queue.put_nowait(self._whole_state())
@@ -226,7 +226,7 @@ class Hub:
             self._send_event("files", {"message": files})
 
     def _about_files(self, result: StatsResult) -> str:
-        """The line of the commands, "pool.toml has changed since the pool read it; …"; "" if no file has changed."""
+        """The line "pool.toml has changed since the pool read it; …", as in commands; "" if no file has changed."""
         if result.changed is None:
             return ""
         first = (self._about.get("files") or [""])[0]
@@ -258,7 +258,7 @@ class Hub:
         return changed, removed, news
 
     async def _explain(self, changed: Iterable[str]) -> None:
-        """Query the reason for each changed server that is failing."""
+        """Query the reasons of the changed servers that are failing."""
         failing = []
         for name in changed:
             word = self._items[name]["level"]
@@ -303,7 +303,7 @@ class Hub:
             await self._read({"since": since, "after": self._last})
 
     async def _follow(self) -> None:
-        """Follow the events. Starts again when the supervisor does."""
+        """Follow the events, also after a restart of the supervisor. Never returns."""
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_SECONDS):

@@ -128,7 +128,7 @@ class WebServer(uvicorn.Server):
 
 
 class DashboardConnection(H11Protocol):
-    """A connection to the dashboard. It is closed when a request takes too long to arrive, or to make room.
+    """A connection to the dashboard, closed if a request takes too long to arrive or a new connection needs its place.
 
     Parsed by h11, which limits the size of a request's head; uvicorn's other parser does not.
     """

@@ -48,7 +48,7 @@ _HINT = "add [dashboard] to the pool's file, then poolctl reload"
 class DashboardPart(FeaturePart):
     """Serves the page as configured, and keeps the figures of its charts.
 
-    A supervisor that serves commands only leaves the page's process alone.
+    A calm supervisor, which only serves commands, leaves the page's process alone.
     """
 
     def __init__(self, site: PartSite) -> None:
@@ -65,7 +65,7 @@ class DashboardPart(FeaturePart):
         self._table = tables.get(Dashboard)
         if self.site.core.calm:
             return
-        # A page that is opened shows the last two minutes at once, and the last day.
+        # Collected before a page is opened, so that it shows the past at once.
         self._history.set_enabled(self._table is not None)
         if self._page is None and self._table is not None:
             self._page = DashboardPage(self.site.environment, self.site.events)
@@ -122,7 +122,7 @@ class DashboardPage(SidecarManager):
         self._configured()
 
     async def settings(self) -> Settings | None:
-        """The settings of its process once it serves; None if it cannot, and `problem` then has the reason."""
+        """Wait until the page is served, and return its settings; None if it cannot be served, or is not configured."""
         while self._process is None and not self.problem and self.table is not None:
             await self._changed.wait()
         if self.problem or self.table is None:
@@ -199,7 +199,7 @@ class DashboardProcess(SidecarProcess):
         mark: str,
         sockets: Sequence[socket.socket],
     ) -> Self:
-        """Start a process and wait until it serves. Raises LinkLost or TimeoutError, and ends it, when it does not."""
+        """Start a process and wait until it serves. If it does not, end it and raise LinkLost or TimeoutError."""
         process = await cls.spawn(keeper, directory, mark)
         begin = {"t": "begin", "bind": settings.bind, "directory": directory, "settings": settings.values}
         process.link.send(begin, [sock.fileno() for sock in sockets])
@@ -242,7 +242,7 @@ def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
         "ended_path": os.path.join(state_directory, ENDED_FILE),
     }
     if table.tls:
-        # It loads OpenSSL, which most supervisors do without.
+        # Importing this loads OpenSSL, which most supervisors do not need.
         from poolctl.config.checks.certificate_checks import check_certificates
 
         tls = table.tls
@@ -257,7 +257,7 @@ def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
 
 
 def url_of(table: Dashboard) -> str:
-    """The URL of the page for a browser on this machine; for a Unix socket its address, for a proxy."""
+    """The URL of the page for a browser on this machine; the address of a Unix socket, which only a proxy can use."""
     address = parse(table.bind)
     if address.kind == "unix":
         return address.key
@@ -285,7 +285,7 @@ def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> st
 
 
 def _create_token_file(path: str) -> None:
-    """Create the file with the token, once. Anyone who can read it can do everything that the page can."""
+    """Create the file with a new token unless it exists. Its readers can do everything that the page can."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n")
