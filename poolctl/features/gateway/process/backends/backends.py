@@ -41,21 +41,22 @@ class Backends:
         self.now = now
         self.random = random or Random()
         self._event = event
-        # Called for each connection that a route passes which balances by load; `set_worker_connections` corrects it.
+        # Called after each passed connection of a route that balances by load; the passed connections are counted as
+        # open until `set_worker_connections` brings the real number.
         self.on_passed: Callable[[], None] = lambda: None
         self._counts = counts or Counts()
         self._routes: dict[str, tuple[AnyRoute, RouteBackends]] = {}
         self._backends: dict[str, Backend] = {}
         self._servers: Mapping[str, ServerFacts] = {}
         self._probes: dict[str, ProbeState] = {}  # of URLs
-        self._ranks: dict[str, tuple[int, BackendVerdict | None]] = {}  # of URLs that are not simply ready
+        self._ranks: dict[str, tuple[int, BackendVerdict | None]] = {}  # by URL; a ready URL has no entry
         hosts.subscribe(self._host_changed)
 
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
         """Apply these routes and facts about servers. Backends that remain keep their state.
 
-        None keeps the current routes. Other routes are added by their first request, so that for a very large table
-        only the routes in `aliases` have to be passed.
+        With None, the current routes stay. A route that is left out is removed, and added again by its next request, so
+        that for a very large table only the routes in `aliases` have to be passed.
         """
         self._servers = servers
         affected: dict[RouteBackends, bool] = {}  # whether weights have changed
@@ -88,7 +89,7 @@ class Backends:
         self._counts.keep([route.alias for route in wanted.values()], self._backends)
 
     def of(self, route: AnyRoute) -> RouteBackends:
-        """The route's backends, configured as in this route object."""
+        """The backends of the route, made by the first call, and configured as this route object says."""
         name = route_key(route)
         known = self._routes.get(name)
         if known is not None and known[0] is route:
@@ -105,12 +106,15 @@ class Backends:
 
     @property
     def aliases(self) -> list[str]:
-        """The HTTP routes that have backends: those that were applied, or have had a request."""
+        """The aliases of the HTTP routes that have backends, because they were applied or have had a request."""
         return [route.alias for route, _ in self._routes.values() if isinstance(route, Route)]
 
     @property
     def by_load(self) -> list[str]:
-        """The servers whose routes balance by load, and whose passed connections may have ended."""
+        """The servers of routes that balance by load, if connections of their workers are counted: some may have ended.
+
+        Their current numbers are to be passed to `set_worker_connections`.
+        """
         routes = [found for _, found in self._routes.values() if found.by_load]
         return sorted(
             {each.key for route in routes for each in route.members if each.backend.worker_connections}
@@ -136,9 +140,10 @@ class Backends:
         *,
         is_stream: bool,
     ) -> None:
-        """Record which backends of this route another program, which balances it, considers `down`.
+        """Apply the verdicts of another program, such as HAProxy, that balances this route; `label` is its name.
 
-        Backends are given by key. Those in `answered` have answered at least once.
+        `down` has the keys of the backends that it cannot reach: their breakers are open until a call without them.
+        `answered` has the keys of backends that have answered at least once. `is_stream`: the alias is a stream's.
         """
         known = self._routes.get(stream_key(alias) if is_stream else alias)
         for member in () if known is None else known[1].members:
@@ -168,7 +173,7 @@ class Backends:
         self._probes.clear()
 
     def set_rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set the rank of the URL's backend and, in `blocked`, why it gets no requests; None if it gets some."""
+        """Set the rank (see RANKS) of the backend with this URL. `blocked` is why it gets no requests, or None."""
         self._ranks[url] = rank, blocked
         backend = self._backends.get(url)
         if backend is not None and not backend.is_server:
@@ -194,7 +199,7 @@ class Backends:
         return [to_json(self._row(each, now)) for each in self._backends.values()]
 
     def healths(self) -> dict[str, dict[str, Table]]:
-        """The health of each backend on each route that already has backends (see `aliases`).
+        """The health of each backend, by route and then by the backend's key; only for streams and routes in `aliases`.
 
         The name of a stream has a prefix, because an HTTP route may have the same alias.
         """

@@ -1,7 +1,7 @@
 """Load balancing policies: which backend of a route gets the next request or connection.
 
-Small objects without clocks and sockets. A policy gets all backends of a route, and asks those that it considers
-whether they are usable now; it keeps no state that has to be returned.
+Small objects without clocks and sockets. A policy gets all backends of a route, and asks whether a backend is usable
+before it chooses it. It is not notified when a request ends.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 
 from poolctl.routing.route import POLICIES
 
-# The policies that read `load`. The gateway counts passed connections only for their routes.
+# The policies that read `load`. The gateway counts passed connections only for routes with these policies.
 BY_LOAD = ("least-connections", "random-two")
 
 # Points on the circle for each unit of weight: shares of equal backends differ by about a tenth.

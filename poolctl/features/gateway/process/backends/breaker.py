@@ -3,9 +3,8 @@
 It opens after consecutive failures, or when too large a share of the requests in a window fails. After `open_seconds`
 it is half-open: successful probes close it, a failed probe opens it again. Each call has the time as an argument.
 
-While the breaker of an unreachable backend is open, the backend gets no requests. A backend that answers with errors
-may only be answering one client's broken requests: its breaker opens only if other backends of its routes can take
-the requests.
+While its breaker is open, a backend gets no requests. Requests without an answer open it in any case. Error responses
+may be due to one client's broken requests: they open it only if other backends of its routes can take the requests.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ _PROBING_RETRY_SECONDS = 1.0
 
 
 class Breaker:
-    """One backend's breaker. A request admitted by `enter` reports back once: success, failure or neither.
+    """One backend's breaker. After `enter`, the end of the request is recorded once: success, failure or no result.
 
-    `is_closed` is the usual case, in which `enter` does nothing. `rule` may be replaced at any time. `is_dispensable`
-    tells whether other backends can take the requests, so that error responses alone may open the breaker.
+    `is_closed` is the usual case, in which `enter` changes nothing. `rule` may be replaced at any time.
+    `on_change(state, reason)` is called after each change. `is_dispensable` returns whether other backends can take the
+    requests; otherwise error responses do not open the breaker.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class Breaker:
         self.state = BreakerState.CLOSED
         self.is_closed = True
         self.why = ""
-        self.by_answers = False  # it opened although the backend was reached
-        self.period = 0  # changes with each state; results from an earlier period are not judged
+        self.by_answers = False  # it was opened by error responses: the backend can be reached
+        self.period = 0  # increases with each change of state; results of requests from earlier periods are ignored
         self._on_change = on_change
         self._is_dispensable = is_dispensable
         self._forget()
@@ -57,7 +57,7 @@ class Breaker:
         return 0.0 if self._probes < self.rule.probes else _PROBING_RETRY_SECONDS
 
     def enter(self) -> int:
-        """Admit a request, after `refused_seconds` returned 0; returns the period that its result is recorded for."""
+        """Admit a request, after `refused_seconds` returned 0; returns the `period` with which its end is recorded."""
         if not self.is_closed:
             if self.state is BreakerState.OPEN:
                 self._become(BreakerState.HALF_OPEN, "a request is tried")
@@ -76,7 +76,7 @@ class Breaker:
         return f"breaker open: {self.why}, {f'{left} s left' if left > 0 else 'the next request tries it'}"
 
     def record_success(self, now: float, period: int) -> None:
-        """Record a success."""
+        """Record that a request succeeded. As a probe, it closes the breaker if it is the last one needed."""
         if period != self.period:
             return
         if self.is_closed:
@@ -91,7 +91,7 @@ class Breaker:
             self.close("it answers again")
 
     def record_failure(self, now: float, period: int, *, answered: bool) -> None:
-        """Record a failure: no answer, or with `answered` an error response."""
+        """Record that a request failed: without an answer or, if `answered`, with an error response."""
         if period != self.period:
             return
         if not self.is_closed:
@@ -129,7 +129,7 @@ class Breaker:
         self._become(BreakerState.CLOSED, why)
 
     def probe_now(self, now: float) -> None:
-        """Try probes at once, because the backend may have recovered."""
+        """Let the next request probe the backend at once, because it may have recovered."""
         self._open_until = now
 
     def _too_many(self, consecutive: int, failed: int) -> str:

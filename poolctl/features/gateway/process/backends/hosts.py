@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from poolctl.json_form import Table, from_json, to_json
 from poolctl.routing.route_report import HostState
 
-# Ten years: longer than any pause that is meant, and still a date.
+# Ten years: longer than any intended pause, and short enough for a valid date.
 _MOST_SECONDS = 10 * 365 * 86_400.0
 
 Listener = Callable[[str, HostState, str], None]
@@ -19,7 +19,7 @@ Listener = Callable[[str, HostState, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRecord:
-    """The state of a host. `since` and `until` are seconds since 1970, 0 for none."""
+    """The state of a host: `since` when, and `until` when if it ends by itself. Both in seconds since 1970, or 0."""
 
     host: str
     state: str = HostState.ACTIVE
@@ -29,7 +29,7 @@ class HostRecord:
 
 
 class UnknownHost(LookupError):
-    """No host has this name; `hint` has similar names."""
+    """No host has this name, or several match it; `hint` names similar ones."""
 
     def __init__(self, name: str, known: Iterable[str]) -> None:
         self.message = f"no backend is called {name!r}"
@@ -75,7 +75,7 @@ class HostManager:
         self._records: dict[str, HostRecord] = {}
         self._until: dict[str, float] = {}  # the monotonic times at which hosts become active again
         self._listeners: list[Listener] = []
-        self.next_expiry = math.inf  # the earliest of these times
+        self.next_expiry = math.inf  # the earliest time in `_until`
 
     def configure(self, re_enable_seconds: float, header_for_host: str) -> None:
         """Set how long hosts are disabled by default, and which header names the host of a request."""
@@ -98,23 +98,23 @@ class HostManager:
         return self._records.get(host) or HostRecord(host=host)
 
     def remaining_seconds(self, host: str) -> float:
-        """The seconds until the host becomes active again; 0 if it is active, or stays inactive."""
+        """The seconds until the host becomes active again; 0 if it is active, or inactive until it is enabled."""
         until = self._until.get(host)
         return 0.0 if until is None else max(0.0, until - self._now())
 
     def reactivation_time(self, host: str) -> float:
-        """When the host becomes active again, on the monotonic clock; 0 if it is active, or will not be by itself."""
+        """The monotonic time at which the host becomes active again; 0 if it is active, or inactive until enabled."""
         return self._until.get(host, 0.0)
 
     def records(self) -> list[HostRecord]:
-        """Every host whose state was ever changed, and that is still known."""
+        """The records of all hosts whose state was ever changed, without forgotten ones."""
         self.expire()
         return [*self._records.values()]
 
     def disable(self, host: str, for_seconds: float | None = None) -> HostRecord:
-        """Send the host's traffic elsewhere for this time (default: `re_enable_seconds`); 0 means until it is enabled.
+        """Send the host's traffic elsewhere for `for_seconds` (default: `re_enable_seconds`); returns its new record.
 
-        Requests in flight are completed.
+        0 means until it is enabled. Requests in flight are completed. Raises ValueError for a negative time.
         """
         seconds = self.re_enable_seconds if for_seconds is None else for_seconds
         if not seconds >= 0:

@@ -14,7 +14,7 @@ WARN_SHARE = 0.5
 _BUSY_RETRY_SECONDS = 1.0
 # Rounding errors of the times of requests, far below the time between two of them.
 _EPSILON_SECONDS = 1e-9
-# Maximum number of clients; the one without a request for the longest time makes room for another.
+# Maximum number of clients. At the maximum, a new client replaces the client whose last request is longest ago.
 MOST_CLIENTS = 32_768
 # An IPv6 client has its own /64 network, and may use any address in it (RFC 6177).
 _IPV6_CLIENT_BITS = 64
@@ -85,7 +85,7 @@ class ClientLimits:
         return len(self._limiters)
 
     def limiter(self, client: str) -> Limiter | None:
-        """The limiter of the client with this address; None if it has no limit."""
+        """The limiter of the client with this address; None for "", the address of clients of a Unix socket."""
         key = _key(client)
         if not key:
             return None

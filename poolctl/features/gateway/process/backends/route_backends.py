@@ -29,7 +29,7 @@ from .limiter import WARN_SHARE, ClientLimits, Limiter
 # Tolerance for shares of a number, which are not exact as binary fractions: three tenths of ten are three.
 _ROUNDING = 1e-9
 _RANDOM = Random()
-# Retry-After for clients when it is not known when a host is back.
+# Retry-After for clients when it is not known when a host will be available again.
 DOWN_RETRY_SECONDS = 5.0
 # Retry-After when a window keeps a server asleep for ever.
 KEPT_RETRY_SECONDS = 86_400.0
@@ -47,7 +47,7 @@ _BREAKER_ORDER = (BreakerState.OPEN, BreakerState.HALF_OPEN, BreakerState.CLOSED
 # uvloop's timers and its clock count milliseconds: with shorter pauses the loop would spin.
 _LEAST_PAUSE_SECONDS = 0.001
 
-# Requests whose host another header names are proxied.
+# If `header_for_host` is another header than this, all requests are proxied.
 _PASSED_BY = "host"
 
 AnyRoute = Route | StreamRoute
@@ -56,9 +56,9 @@ AnyRoute = Route | StreamRoute
 class CanaryTurns:
     """Decides which requests of a server go to its canary; the first requests go to the server.
 
-    When the canary is due a request, one of the next 1 / `share` requests is chosen at random, so that a client that
-    repeats a sequence of requests does not always send the same one to the canary. After n requests the canary has
-    had its share of n, rounded down, or one less. A turn that is not used is lost.
+    Whenever the canary is entitled to another request, it gets a random one of the next 1 / `share` requests, so that a
+    client that repeats a sequence of requests does not always send the same one to the canary. After n requests the
+    canary has had its share of n, rounded down, or one less. A turn counts even if it is not used, unless it is undone.
     """
 
     def __init__(self, share: float, random: Random = _RANDOM) -> None:
@@ -68,7 +68,7 @@ class CanaryTurns:
         self._passed_over: int | None = None  # requests left before the canary's next turn
 
     def next(self) -> bool:
-        """Whether the next request goes to the canary."""
+        """Count the next request; returns whether it goes to the canary."""
         self._requests += 1
         if self._due < 1:
             return False
@@ -87,13 +87,13 @@ class CanaryTurns:
         self._turns += 1
 
     def stay(self) -> None:
-        """Count a request of a client that stays with the server. At most one turn is saved for new clients."""
+        """Count a request of a client that stays with the server. The canary makes up for at most one missed turn."""
         self._requests += 1
         if self._due >= 2:
             self._turns += 1
 
     def undo(self, *, of_canary: bool) -> None:
-        """Note that a request was not sent after all; the next request takes its turn."""
+        """Take back a counted request that was not sent (`of_canary`: to the canary); the next one takes its turn."""
         self._requests -= 1
         self._turns -= of_canary
 
@@ -109,12 +109,12 @@ class RequestOutcome(Enum):
     FAILED = auto()  # no connection, closed too early, no answer in time, no valid response
     CANCELLED = auto()  # the client left, or the request was not sent after all
     UNUSED = auto()  # nothing was sent: the gateway answered, or chose another way
-    PASSED = auto()  # the connection was handed over; the worker counts what becomes of it
+    PASSED = auto()  # the connection was handed to a worker, which counts its requests
 
 
 # In Python 3.11 looking up a member of an enumeration takes longer than calling a function.
 ANSWERED, FAILED, CANCELLED, UNUSED, PASSED = RequestOutcome
-# A 500 may be about one request: a route that knows better names it in its breaker.
+# A 500 may concern only one request. A route can add it in the `statuses` of its breaker.
 _FAILURES = frozenset((502, 503, 504))
 
 
@@ -129,10 +129,11 @@ def sticky_value(key: str) -> str:
 
 
 class BackendVerdict(NamedTuple):
-    """Whether a host gets requests now, and if not, why.
+    """Whether a host gets requests now (`ok`) and, if not, `why`, and when to try again.
 
-    `may_wait`: room will become free; `by_time`: after `retry_after_seconds`, without any other event. `until` is
-    when that time ends, on the clock of requests. `by_command`: a command has caused this.
+    The next try is after `retry_after_seconds` or, if `until` is not 0, at that time of the monotonic clock. `by_time`:
+    the host then gets requests without any other event; otherwise the time is an estimate. `may_wait`: room will become
+    free, so a request may wait in a queue. `by_command`: the cause is a command or a configured window, not a fault.
     """
 
     ok: bool
@@ -154,9 +155,9 @@ AVAILABLE = BackendVerdict(True)
 class Backend:
     """A host of one or several routes: a server of the pool, or a URL.
 
-    `in_flight` counts the gateway's requests to it and connections of streams; `open_connections` counts the proxy's
-    connections, and is maintained by the proxy. `worker_connections` counts connections that its workers serve
-    directly, as last reported, plus those passed since; only for routes that balance by load.
+    `in_flight` counts proxied requests to it and connections of streams; `open_connections` counts the proxy's
+    connections to it, and is updated by the proxy. `worker_connections` is the last reported number of its workers'
+    connections, plus the connections passed since; it is kept only for routes that balance by load.
     """
 
     def __init__(self, key: str, counts: Traffic, is_server: bool) -> None:
@@ -168,13 +169,13 @@ class Backend:
         self.canary: CanaryBackend | None = None
         self.endpoint = Endpoint("none")
         self.in_flight = self.open_connections = self.worker_connections = 0
-        self.answered = False  # a request, or a probe, at least once
+        self.answered = False  # whether it has answered a request or a probe at least once
         self.rank = READY
-        # Why no route may use it, apart from breakers and limits; None in the usual case. Kept by `update`.
+        # Why no route may use it, apart from breakers and limits; None in the usual case. Set by `update`.
         self.blocked: BackendVerdict | None = None
         self.draining = False
         self.members: dict[RouteBackends, Member] = {}
-        # Routes with requests that wait, among others for this backend.
+        # The routes that lead here and have queued requests.
         self.queued: dict[RouteBackends, None] = {}
         self._breakers: dict[BreakerRule, Breaker] = {}
         self._limiters: dict[Limit, Limiter] = {}
@@ -212,11 +213,11 @@ class Backend:
 
     @property
     def share(self) -> float:
-        """The factor for its limits: less than 1 while its health is warn."""
+        """The share of its rate limits that is granted now: less than 1 while its health is warn, otherwise 1."""
         return WARN_SHARE if self.facts is not None and self.facts.health == Status.WARN else 1.0
 
     def available(self, now: float) -> BackendVerdict:
-        """The best of the verdicts for the routes that may use the backend."""
+        """The best verdict of its routes: `ok` if at least one of them may use the backend now."""
         verdicts = [
             each.passing_verdict() if route.passes else each.verdict(now)
             for route, each in self.members.items()
@@ -274,7 +275,7 @@ class Backend:
         return self.key
 
     def set_rank(self, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set the rank of the URL, derived from the machine behind it; `blocked`: why no request may be sent there."""
+        """Set the rank of the URL by the state of its machine. `blocked` is why it gets no requests, or None."""
         if self.endpoint.kind != "none":
             self.rank, self._facts_verdict = rank, blocked
 
@@ -284,7 +285,7 @@ class Backend:
         self._probe_verdict = BackendVerdict(False, state.why, DOWN_RETRY_SECONDS) if state.why else None
 
     def update(self, hosts: HostManager) -> None:
-        """Apply the ordered state of the host, and decide whether it may be used at all."""
+        """Set `draining` and `blocked` by the host's state (active, disabled or draining), facts and probe results."""
         record = hosts.record(self.key)
         known = self._facts_verdict or self._probe_verdict
         self.draining = record.state == HostState.DRAINING and known is None
@@ -311,9 +312,10 @@ class Backend:
     def breaker(
         self, rule: BreakerRule, previous: Member | None, on_change: Callable[[BreakerState, str], None]
     ) -> Breaker:
-        """The breaker with this rule, which all routes with an equal rule share.
+        """The breaker with this rule, which all routes with an equal rule share; made if there is none.
 
-        If the `previous` member's breaker is used by no other route, it continues under the new rule, with its state.
+        `previous` is the backend's earlier member of the same route, if any. If no other route uses the breaker of that
+        member, the breaker gets the new rule and keeps its state.
         """
         found = self._breakers.get(rule)
         if found is None:
@@ -326,11 +328,14 @@ class Backend:
         return found
 
     def _is_dispensable(self, breaker: Breaker | None) -> bool:
-        """Whether every route with this breaker has another backend that serves."""
+        """Whether every route with this breaker can spare this backend (see `can_spare`)."""
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
     def limiter(self, limit: Limit | None, previous: Member | None) -> Limiter | None:
-        """The shared limiter for this limit, or None."""
+        """The limiter with this limit, which all routes with an equal limit share; None without a limit.
+
+        `previous` is as in `breaker`.
+        """
         if limit is None:
             return None
         found = self._limiters.get(limit)
@@ -365,7 +370,7 @@ class CanaryBackend(Backend):
         self.context_key = facts.context_key
         self.endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
         self.cookie = sticky_value(self.key)
-        # Of proxied requests, and of connections that are passed on.
+        # The turns of proxied requests, and of passed connections.
         self.requests, self.connections = CanaryTurns(facts.canary_share), CanaryTurns(facts.canary_share)
         self._server_key = of.key
         self._share = facts.canary_share
@@ -382,7 +387,7 @@ class CanaryBackend(Backend):
     def gets(self, cookie: str, servers: str) -> bool:
         """Whether this request goes to the canary; a sticky client stays where its cookie points.
 
-        `servers` is the value of the server's own cookie.
+        `cookie` is the value of the client's sticky cookie, or ""; `servers` is the value that names the server itself.
         """
         if not cookie:
             return self.requests.next()
@@ -445,7 +450,7 @@ class Member:
     def verdict(self, now: float, *, resumed: bool = False) -> BackendVerdict:
         """Whether the backend may get a request of the route: enabled, ready, breaker not open, limiter not full.
 
-        `resumed`: the request is from a client whose cookie names the backend, which it serves even while draining.
+        `resumed`: the client's sticky cookie names the backend, which serves such clients even while it drains.
         """
         backend = self.backend
         if backend.blocked is not None and not (resumed and backend.draining):
@@ -469,7 +474,8 @@ class Member:
 class NoBackend(Exception):
     """No backend can take the request now. The client gets `status`, with Retry-After.
 
-    `may_wait`: `RouteBackends.wait` may find a backend.
+    `may_wait`: `RouteBackends.wait` may find a backend. `next_try_seconds` is the time after which a backend may become
+    available without any other event, or None.
     """
 
     status = 503
@@ -485,10 +491,10 @@ class NoBackend(Exception):
 
 
 class Lease:
-    """The right to send one request, or to hold one connection, to `backend`. It must be released, once.
+    """The right to send one request to `backend`, or to hold one connection to it. It must be released, once.
 
-    `cookie` is the value of the route's sticky cookie to set, or "". If a server's requests are `shared` with its
-    canary, the backend is the canary or the server.
+    `cookie` is the value of the route's sticky cookie to set, or "". `shared` is the canary if a server's requests are
+    divided between both; `backend` is then the server or the canary.
     """
 
     def __init__(
@@ -508,9 +514,9 @@ class Lease:
         self.cookie = cookie
 
     def record_accepted(self, status: int = 0) -> None:
-        """Record that the backend has accepted a long-lived request: a breaker's probe succeeds even before its end.
+        """Record that the backend has accepted a long-lived request: as a breaker's probe, it succeeds before its end.
 
-        `status` is the status of the response that begins.
+        `status` is the status of the response that has begun, or 0 for a stream or a tunnel.
         """
         route, breaker = self._route, self._member.breaker
         if route is None or self._period < 0 or is_failure(ANSWERED, status, breaker.rule):
@@ -676,18 +682,19 @@ class RouteBackends:
             member.backend.leave(self)
 
     def acquire(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease | NoBackend:
-        """A lease for a request of this client, or why there is none now; never of a backend in `tried`, by its key.
+        """A lease for a request of this client, or the reason why it gets no backend now.
 
-        `client` is its IP address, `cookie` the value of its sticky cookie for the route.
+        `client` is the client's IP address, `cookie` the value of its sticky cookie for the route, or "". `tried` has
+        the keys of backends that are not to be used.
         """
         if self._queue:
             return NoBackend("others wait already", self._queue_seconds, may_wait=True)
         return self._assign(client, cookie, tried)
 
     def choose(self, client: str) -> Backend | NoBackend:
-        """Choose a backend for a connection that is passed on.
+        """A backend for a connection that is passed on, or the reason why there is none now.
 
-        There is no lease, because only the worker learns how its requests end. Routes with a limit pass nothing on.
+        There is no lease, because only the worker learns how requests end. Routes with a limit pass nothing on.
         """
         now = self.now()
         if now >= self._hosts.next_expiry:
@@ -698,9 +705,10 @@ class RouteBackends:
         return self._refusal(now, [(each.key, each.passing_verdict()) for each in self.members])
 
     async def wait(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease:
-        """Wait for a backend, after earlier requests, for at most the route's `queue_seconds`. Raises NoBackend.
+        """A lease, after waiting in the route's queue behind earlier requests. Raises NoBackend.
 
-        Cancel it when the client leaves: its place in the queue is then free.
+        It waits at most for the `queue_seconds` of the limit. The arguments are as in `acquire`. Cancel the call when
+        the client leaves, to free its place in the queue.
         """
         if not self._queue:
             found = self._assign(client, cookie, tried)
@@ -721,7 +729,7 @@ class RouteBackends:
         try:
             return await waiter.answer
         except asyncio.CancelledError:
-            # It may have got a lease at the moment at which the client left.
+            # The request may have got a lease in the iteration in which the client left.
             if not waiter.answer.cancelled() and waiter.answer.exception() is None:
                 waiter.answer.result().release(CANCELLED)
             raise
@@ -830,7 +838,7 @@ class RouteBackends:
         return Lease(self, member, period, self._new_cookie(member.cookie, cookie), backend)
 
     def _shared(self, canary: CanaryBackend, member: Member, period: int, cookie: str) -> Lease:
-        """A lease of the server, or of its canary, whose results do not count for the breaker."""
+        """A lease of the server or of its canary. Results of the canary do not count for the breaker."""
         if not canary.gets(cookie if self._sticky else "", member.cookie):
             return Lease(
                 self, member, period, self._new_cookie(member.cookie, cookie), member.backend, canary
@@ -842,7 +850,7 @@ class RouteBackends:
         return value if self._sticky and value != cookie else ""
 
     def _of_canary(self, cookie: str) -> Member | None:
-        """The backend whose canary the client's cookie names."""
+        """The member whose canary the client's cookie names, or None."""
         for member in self.members:
             if member.backend.canary is not None and member.backend.canary.cookie == cookie:
                 return member
