@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from poolctl.features.gateway.process.proxy import client_connection
-from poolctl.features.gateway.process.proxy.serving import SharedTransport, drain, serve
+from poolctl.features.gateway.process.proxy.serving import SharedSocketTransport, drain, serve
 from poolctl.features.gateway.process.tls import BUFFER_BYTES, ListenerCertificates
 from poolctl.keeper.connection_handover import Connection
 from tests.certificates import certificate
@@ -352,7 +352,7 @@ class Ends:
         self.recorder = Recorder(**options)
         self.calls = self.recorder.calls
         self.connection = Connection(fileno=theirs.detach())
-        self.transport = SharedTransport(self.loop, self.connection, self.recorder)
+        self.transport = SharedSocketTransport(self.loop, self.connection, self.recorder)
 
     async def until_called(self, *calls: object) -> None:
         await until(lambda: self.calls == [*calls])

@@ -111,7 +111,7 @@ class Waits(WaitingConnection):
         self.ended.append(ended)
         return not ended and b"\n" not in self.sock.recv(100, socket.MSG_PEEK)
 
-    def serve(self) -> None:
+    def proceed(self) -> None:
         self.served = self.sock.recv(100)
         self.sock.close()
 

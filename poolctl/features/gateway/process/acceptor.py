@@ -47,7 +47,7 @@ _HTTP_1_1 = "http/1.1"
 
 
 class _ConnectionSource:
-    """A socket from which connections are taken; it stays open when this is closed."""
+    """Takes connections from `sock` whenever it is readable. `close` leaves the socket open."""
 
     def __init__(self, edge: Edge, sock: socket.socket) -> None:
         self._edge = edge
@@ -115,9 +115,9 @@ class Acceptor(_ConnectionSource):
 
 
 class ReturnedConnections(_ConnectionSource):
-    """Takes connections that workers give back, and connections left in a pair that was closed.
+    """Takes and routes again the connections that workers give back, or that were left in a closed pair.
 
-    They are routed again, as are connections queued for a withdrawn server and connections that leave the proxy.
+    Connections queued for a withdrawn server, and connections that leave the proxy, are routed again here, too.
     """
 
     def __init__(self, edge: Edge, take_end: socket.socket) -> None:
@@ -152,7 +152,10 @@ class ReturnedConnections(_ConnectionSource):
         self._route(sock, routed, usual if seconds is None else seconds, is_new=False)
 
     def _route(self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool) -> None:
-        """Route the connection again. `is_new`: it has not yet been counted as open."""
+        """Route the connection by its next request, which has to arrive within `seconds`.
+
+        `is_new`: it comes from a worker, so that it is not yet counted as open here.
+        """
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:
             # Closing must not block, even if an application has set SO_LINGER (socket(7)).
@@ -185,7 +188,7 @@ class ReturnedConnections(_ConnectionSource):
         return not edge.descriptors.is_low() or edge.evict()
 
     def _refuse(self, sock: socket.socket, first: bytes) -> None:
-        """Answer with an error, because a connection left in the pair would wait without a limit."""
+        """Close the connection, with an error if the client has sent something: in the pair it would wait for ever."""
         if first == _TLS_HANDSHAKE:
             self._edge.passing.refuse_tls(sock)
         elif first:
@@ -211,7 +214,10 @@ class ArrivingConnection(WaitingConnection):
         return self.edge.settings.head_seconds
 
     def peek(self, most_bytes: int) -> bytes | None:
-        """The unread bytes in the socket, which stay there; None before any have arrived, b"" at end of file."""
+        """At most `most_bytes` of the socket's unread bytes, which stay there.
+
+        None if no byte has arrived yet, b"" at end of file or after an error.
+        """
         try:
             data = self.sock.recv(_PEEK_BYTES, _PEEK)
             return data if len(data) < _PEEK_BYTES else self.sock.recv(most_bytes, _PEEK)
@@ -223,9 +229,10 @@ class ArrivingConnection(WaitingConnection):
     def pass_on(
         self, match: Match, head: RequestHead | None = None, hops: int = 0, received: bytes = b""
     ) -> bool:
-        """Pass the connection to a worker, or refuse it; returns False if the proxy has to serve it.
+        """Pass the connection to a worker, or refuse it, and return True; False if the proxy has to serve it.
 
-        `head` is the head of the request; a connection without a head has TLS.
+        `head` is the head of the request, None for TLS. Workers have given the connection back `hops` times, the last
+        one after it had read the bytes `received`.
         """
         edge, passing, tls = self.edge, self.edge.passing, head is None
         if self.reported is not None:
@@ -301,7 +308,7 @@ class PlainConnection(ArrivingConnection):
         self.data = data
         return False
 
-    def serve(self) -> None:
+    def proceed(self) -> None:
         edge, data = self.edge, self.data
         if not data:
             self.close()
@@ -335,7 +342,7 @@ class PlainConnection(ArrivingConnection):
 
 
 class TlsConnection(ArrivingConnection):
-    """A connection with TLS, on the listener with this address ("" if that is not known)."""
+    """A connection with TLS. `bind` is the address of its listener, "" if the connection is routed again."""
 
     __slots__ = ("bind", "hello")
 
@@ -358,7 +365,7 @@ class TlsConnection(ArrivingConnection):
             self.data = b""
         return False
 
-    def serve(self) -> None:
+    def proceed(self) -> None:
         edge, hello = self.edge, self.hello
         if not self.data:
             self.close()
@@ -399,7 +406,7 @@ class ProxyHeaderConnection(ArrivingConnection):
             return False
         return bool(data) and self.header is None and not ended
 
-    def serve(self) -> None:
+    def proceed(self) -> None:
         edge, header = self.edge, self.header
         if header is None:
             self.close()
@@ -432,8 +439,8 @@ def is_full(edge: Edge) -> bool:
 
 
 def _serve_or_wait(connection: ArrivingConnection, seconds: float) -> None:
-    """Serve the connection now if enough bytes have arrived, otherwise once they have."""
+    """Let the connection proceed now if enough bytes have arrived, otherwise once they have, within `seconds`."""
     if connection.on_readable(ended=False):
         connection.edge.passing.waiting.add(connection, seconds)
     else:
-        connection.serve()
+        connection.proceed()

@@ -20,7 +20,7 @@ _ENDS = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 _EVENTS_AT_ONCE = 256
 _NEVER = float("inf")
 _PEEK = socket.MSG_PEEK | socket.MSG_DONTWAIT
-# Silent connections for one that can be closed: something has just arrived from the others.
+# Maximum number of silent connections examined to find one to close: from the others, something has just arrived.
 _LOOKED_AT = 32
 # After a refusal: maximum time to wait for the client to close, and maximum bytes read meanwhile.
 _LINGER_SECONDS = 2.0
@@ -46,12 +46,12 @@ class WaitingConnection:
     def on_readable(self, *, ended: bool) -> bool:
         """Handle new bytes, or with `ended` the client's end of file; returns whether to wait for more.
 
-        If not, `serve` is called, when the connection is no longer watched.
+        After False, the connection is no longer watched, and `proceed` is called.
         """
         raise NotImplementedError
 
-    def serve(self) -> None:
-        """Continue with the bytes that have arrived. Takes ownership of the socket."""
+    def proceed(self) -> None:
+        """Called once waiting is over: use the bytes that have arrived, or close. Takes ownership of the socket."""
         raise NotImplementedError
 
     @property
@@ -136,7 +136,7 @@ class WaitingConnections:
             refused.close()
 
     def close_silent(self) -> bool:
-        """Close the oldest connection that has sent nothing; False if there is no such connection."""
+        """Close the oldest connection that has sent nothing; returns False if there is no such connection."""
         for fd in islice(self._silent, _LOOKED_AT):
             waiting = self._connections[fd]
             if not waiting.has_unread():
@@ -180,7 +180,7 @@ class WaitingConnections:
                 del self._silent[fd]
             if not waiting.on_readable(ended=bool(events & _ENDS)):
                 self._remove(waiting)
-                waiting.serve()
+                waiting.proceed()
             elif was_silent:
                 self._shorten_deadline(waiting)
 
@@ -245,5 +245,5 @@ class _RefusedConnection(WaitingConnection):
             pass
         return False
 
-    def serve(self) -> None:
+    def proceed(self) -> None:
         self.close()

@@ -1,4 +1,4 @@
-"""Starts to serve clients' sockets, and ends their connections."""
+"""Makes proxied client connections from sockets, after a TLS handshake if necessary, and drains them."""
 
 from __future__ import annotations
 
@@ -28,17 +28,18 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 def serve(edge: Edge, sock: socket.socket, received: bytes = b"", reported: Peer | None = None) -> None:
-    """Serve the connection, of which these bytes have already been read. Takes ownership of the socket.
+    """Start to serve the connection, and return at once. Takes ownership of the socket.
 
-    `reported` is the client's address if a trusted proxy has reported it.
+    `received` are bytes that were already read from it. `reported` is the client's address if a trusted proxy has
+    reported it.
     """
     edge.pool.start(_serve(edge, sock, received, None, reported))
 
 
 def serve_tls(edge: Edge, sock: socket.socket, context: ssl.SSLContext, reported: Peer | None = None) -> None:
-    """Serve the connection after a TLS handshake, with the certificate that the context chooses.
+    """Start a TLS handshake, after which the connection is served, and return at once. Takes ownership of the socket.
 
-    At the maximum number of handshakes in progress, the oldest is aborted.
+    The context chooses the certificate. At the maximum number of handshakes in progress, the oldest is aborted.
     """
     handshakes = edge.pool.handshakes
     if len(handshakes) >= edge.descriptors.of_handshakes:
@@ -71,7 +72,7 @@ async def _serve(
 ) -> None:
     if isinstance(sock, Connection) and context is None:
         try:
-            SharedTransport(edge.loop, sock, ClientConnection(edge, "http", received, reported))
+            SharedSocketTransport(edge.loop, sock, ClientConnection(edge, "http", received, reported))
         except OSError:
             close_promptly(sock.detach())
         return
@@ -98,10 +99,10 @@ def _protocol(edge: Edge, received: bytes, reported: Peer | None, *, secure: boo
     return TlsReader(ClientConnection(edge, "https", reported=reported), edge.pool.tls_buffer)
 
 
-class SharedTransport(asyncio.Transport):
-    """Serves the protocol over the connection, and owns it. No call blocks, even if other processes clear O_NONBLOCK.
+class SharedSocketTransport(asyncio.Transport):
+    """A transport over a socket that workers may share: no call blocks, even if another process clears O_NONBLOCK.
 
-    Raises OSError if the connection has already ended; the caller then still owns it.
+    It owns the connection, unless its constructor raises OSError because the connection has already ended.
     """
 
     def __init__(
@@ -114,9 +115,9 @@ class SharedTransport(asyncio.Transport):
         self._protocol = protocol
         self._unsent = bytearray()
         self._reading = False
-        self._wanted = True  # reading, by the protocol
-        self._ended = False  # the client closed its side
-        self._paused = False  # the protocol, which waits for unsent bytes
+        self._wanted = True  # whether the protocol wants to read
+        self._ended = False  # whether the client has closed its side
+        self._paused = False  # whether the protocol was asked to pause writing
         self._eof = self._closing = self._over = False
         protocol.connection_made(self)
         if self._wanted:
