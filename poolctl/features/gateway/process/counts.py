@@ -15,7 +15,7 @@ from poolctl.worker import tally
 # Why a request failed: no connection, closed too early, no answer in time, refused by a limit or for want of a
 # backend, no valid response.
 CONNECT, RESET, TIMEOUT, REFUSED, PROTOCOL = ERRORS = ("connect", "reset", "timeout", "refused", "protocol")
-# Used in place of a status.
+# Used in place of a status: a refused handshake.
 TLS = "tls"
 
 
@@ -33,7 +33,7 @@ class Traffic:
         self.slots[tally.STARTED] += 1
 
     def count_response(self, status: int, seconds: float) -> None:
-        """Count a complete response with this status, and the time since the request."""
+        """Count a complete response with this status, which has ended `seconds` after the request began."""
         slots, latency_ns = self.slots, int(seconds * 1e9)
         slots[tally.LATENCY_NS] += latency_ns
         slots[tally.BUCKETS + bisect_left(tally.BOUNDS_NS, latency_ns)] += 1
@@ -84,9 +84,9 @@ class Counts:
         self._former_refused = 0
 
     def count_refusal(self, code: str, alias: str = "", times: int = 1) -> None:
-        """Count a refused request by its status or, if that is known, for its route.
+        """Count a refused request for the route `alias` or, if its route is not known, under `code`, its status.
 
-        TLS in place of a status is a refused handshake. `times` is for requests without a route.
+        The code TLS stands for a refused handshake. Without an alias, `times` requests are counted.
         """
         if alias:
             traffic = self.route(alias)

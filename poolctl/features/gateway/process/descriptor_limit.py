@@ -11,11 +11,11 @@ from typing import Protocol
 
 # This process, or the machine, is short of something: no backend and no client is at fault.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-# Descriptors that clients leave free, at most (a quarter of a low limit): for connections to backends, and for the
-# supervisor's messages.
+# Maximum number of descriptors that clients leave free (a quarter of a low limit) for connections to backends and for
+# the supervisor's messages.
 _MOST_RESERVED = 1024
 _RESERVED_PART = 4
-# Connections to backends leave these: an order brings a route table, listeners, a pair.
+# Connections to backends leave these free: an order brings descriptors of a route table, listeners or a pair.
 _OF_ORDERS = 16
 _STREAMS_PART = 2
 _OF_STREAM = 2  # the client's and the backend's
@@ -43,7 +43,7 @@ class DescriptorLimit:
         self.of_handshakes = max(_LEAST_HANDSHAKES, min(_MOST_HANDSHAKES, self.limit // _HANDSHAKES_PART))
 
     def is_low(self) -> bool:
-        """Whether only reserved descriptors are left."""
+        """Whether only the descriptors reserved for backends and for the supervisor's orders are left."""
         return lowest_free() >= self.mark
 
     def exhausted(self) -> bool:
@@ -62,9 +62,9 @@ class UdpSessions(Protocol):
 
 
 class StreamShare:
-    """The descriptors of all streams together, so that routes always get some.
+    """Counts and limits the descriptors of all streams together, so that routes always get some.
 
-    UDP streams end their oldest sessions to make room for new sessions; TCP streams wait.
+    UDP streams end their oldest sessions to make room for new sessions; TCP streams wait for room.
     """
 
     def __init__(self, descriptors: DescriptorLimit) -> None:
@@ -99,7 +99,7 @@ class StreamShare:
     # UDP.
 
     def add_stream(self, stream: UdpSessions) -> None:
-        """Count the sessions of the stream."""
+        """Register a UDP stream: `make_room` may end its sessions."""
         self._udp.add(stream)
 
     def remove_stream(self, stream: UdpSessions) -> None:
@@ -107,7 +107,7 @@ class StreamShare:
         self._udp.discard(stream)
 
     def make_room(self) -> None:
-        """Make room for another session: if all are in use, the stream with the most sessions ends one."""
+        """Make room for another session: at the maximum, the stream with the most sessions ends its oldest."""
         descriptors = self._descriptors
         while self._sessions >= descriptors.of_sessions or (
             self.used >= descriptors.of_streams and self._sessions >= descriptors.least_sessions

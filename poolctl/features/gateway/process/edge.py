@@ -1,7 +1,7 @@
 """State shared by all connections of the gateway: settings, route table, backends, pairs, pools and counts.
 
-There is one Edge per process. This module imports the parts that it holds; the parts that serve connections
-(accepting, passing, proxying, streams) get it as their first argument.
+There is one Edge per process. This module imports only what the Edge holds; the code that serves connections
+(accepting, proxying, streams) gets the Edge as its first argument.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from .tls import ListenerCertificates
 
 # Minimum time between reports of an event that an application can cause at any rate.
 _REPORT_SECONDS = 10.0
-# An idle connection that was closed has its descriptor for one or two turns of the loop.
+# A closed idle connection keeps its descriptor for one or two more turns of the loop.
 _CONNECT_ATTEMPTS = 4
 _RETRY_AFTER_SECONDS = 1.0
 
 
 class EdgePart(Protocol):
-    """The part of a feature in the gateway's process. It is created with the Edge and its settings."""
+    """The part of a feature in the gateway's process. It is created with the Edge and with the part's settings."""
 
     def configure(self, settings: Table) -> None:
         """Apply these settings."""
@@ -67,12 +67,12 @@ class Edge:
         self.access_log: GatewayAccessLog | None = None
         self.loop = asyncio.get_running_loop()
         self._report = report
-        self._reported: dict[str, float] = {}  # from when on an event is reported again
-        self.draining = False  # no new connection is accepted; answers on open ones close them
+        self._reported: dict[str, float] = {}  # by kind of event: when the next one may be reported
+        self.draining = False  # no new connection is accepted, and open ones are closed after their response
         self.table = _empty_table()
         # Whether workers may have connections without TLS; if not, plain connections that come back are closed.
         self.workers_keep = True
-        # Has the supervisor wake a server that sleeps, without a request to it. Never blocks.
+        # Asks the supervisor to wake the sleeping server, or to start the machine behind the URL. Never blocks.
         self.wake: Callable[[str], None] = lambda server: None
         self.hosts = HostManager(self.loop.time)
         self.counts = Counts()
@@ -82,7 +82,7 @@ class Edge:
         self.certificates = ListenerCertificates()
         self.descriptors = DescriptorLimit()
         self.stream_share = StreamShare(self.descriptors)
-        self.evicted = 0  # idle connections that were closed for others
+        self.evicted = 0  # number of idle connections that were closed to make room for others
         self.parts: dict[str, EdgePart] = {}  # of features, by their packages
         self.machines = Machines(self)
 
@@ -124,7 +124,7 @@ class Edge:
         self._report(kind, data)
 
     def throttled_event(self, kind: str, **data: object) -> None:
-        """Report an event, but at a limited rate, because an application can cause it at any rate."""
+        """Report an event that an application can cause at any rate; dropped within 10 s after another of its kind."""
         now = self.now()
         if now >= self._reported.get(kind, now):
             self._reported[kind] = now + _REPORT_SECONDS
@@ -139,7 +139,10 @@ class Edge:
         return self._evicted(self.passing.waiting.close_silent() or self.pool.close_idle_client())
 
     def evict(self) -> bool:
-        """Free a descriptor: close the client connection idle longest, or else an idle backend connection."""
+        """Close the client connection idle longest, or else an idle backend connection; returns False if none is idle.
+
+        Reports the shortage of descriptors as an event.
+        """
         done = self.evict_client() or self._evicted(self.pool.close_idle_backend())
         what = "idle ones are closed for new ones" if done else "new ones have to wait, as none is idle"
         message = f"connections take nearly all {self.descriptors.limit} descriptors of the gateway: {what}"
@@ -168,11 +171,11 @@ class Edge:
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
     def connect_seconds(self, backend: Backend, seconds: float) -> float:
-        """The time limit for connecting to the backend; 0 if `reach` has its own limit."""
+        """The time limit for `reach`: `seconds`, or 0 (none) for a machine, for which `reach` has its own limit."""
         return 0.0 if backend.key in self.machines else seconds
 
     async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
-        """Connect to a backend; if necessary, the machine behind its URL is started first."""
+        """Connect to a backend, after starting the machine behind its URL if necessary. Raises OSError or NoBackend."""
         if backend.key in self.machines:
             return await self.machines.connect(backend, connect_seconds)
         return await self.connect(backend.endpoint)
@@ -204,13 +207,13 @@ class Edge:
         return {**found, "parts": parts} if parts else found
 
     def drain(self) -> None:
-        """Begin to drain: idle connections end now, others after their response."""
+        """Close connections after their next response from now on, and stop the parts of features."""
         self.draining = True
         for part in self.parts.values():
             part.drain()
 
     def close(self) -> None:
-        """End every connection."""
+        """End all connections, and close the access log, the parts of features and the route table."""
         self.passing.close()
         self.pool.close()
         self._log_requests("")

@@ -39,10 +39,10 @@ L = TypeVar("L", bound=OwnedListener)
 
 
 class OrderedGateway(SupervisedProcess, Generic[L]):
-    """Follows the supervisor's messages. Each message is a method of the same name, here or in the subclass.
+    """Follows the supervisor's messages: "pair" is handled by `_pair`, and so on, here or in the subclass.
 
-    It keeps no state that the supervisor could not send again. After "resync", a supervisor sends everything again,
-    and state that it has not sent before "begin" is discarded.
+    It keeps no state that the supervisor could not send again. After "resync", a supervisor sends everything again;
+    its "begin" discards the servers and listeners that were not sent again.
     """
 
     ORDERS: ClassVar[tuple[str, ...]] = (
@@ -58,13 +58,13 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         raise NotImplementedError
 
     def configure(self) -> None:
-        """Apply these settings."""
+        """Apply `settings`, which are new or have changed."""
         raise NotImplementedError
 
     async def drain(self, seconds: float, *, last: bool) -> None:
         """Stop accepting; returns when the last connections have ended, at most `seconds` later.
 
-        Another process accepts new connections. If this is the `last` process, streams end at once.
+        New connections go to another process. The `last` process of a pool has no successor: its streams end at once.
         """
         raise NotImplementedError
 
@@ -74,10 +74,11 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         self._own_pair: list[socket.socket] = []  # give, for the next supervisor, and take
         self._servers: dict[str, ServerFacts] = {}
         self._listeners: dict[str, L] = {}
-        self._stale: set[tuple[str, str]] = set()  # the orders, with keys, that undo anything not sent again
+        # After "resync": for each server and listener not sent again yet, the order that removes it, and its key.
+        self._stale: set[tuple[str, str]] = set()
         self._has_settings = self._begun = False
         self._draining: asyncio.Task[None] | None = None
-        self._expiry: asyncio.TimerHandle | None = None  # of hosts' time out of service
+        self._expiry: asyncio.TimerHandle | None = None  # reactivates hosts whose disable time is over
         self._restoring = False
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:

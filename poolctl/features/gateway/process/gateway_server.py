@@ -28,7 +28,7 @@ from .streams.udp import UdpStream
 
 # With more routes than this, a route's backends are created by its first request.
 _MOST_LISTED_ROUTES = 1000
-# Interval at which the supervisor is asked for the number of passed connections, and to wake the same server.
+# Minimum interval between requests to the supervisor for the workers' connection counts, or to wake the same server.
 _LOADS_SECONDS = _WAKE_SECONDS = 1.0
 # Time allowed for incomplete heads when the pool ends; browsers and scanners keep them open for longer.
 _LAST_HEADS_SECONDS = 2.0
@@ -79,14 +79,17 @@ class OpenListener:
             sock.close()
 
     async def drain(self, seconds: float) -> None:
-        """Close once the connections of a stream have ended, at most `seconds` later."""
+        """Stop accepting; close the sockets when the stream's connections have ended, at most `seconds` later."""
         self.stop()
         if self.stream is not None:
             await self.stream.drain(seconds)
         self.close()
 
     def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
-        """Apply a changed route to a stream; returns whether the listener needs a new acceptor."""
+        """Apply the route of a stream; returns True if anything else differs, so that the listener is to be replaced.
+
+        `fds` are the sockets that the listener should have.
+        """
         same = [os.fstat(fd).st_ino for fd in fds] == [
             os.fstat(sock.fileno()).st_ino for sock in self.sockets
         ]
@@ -119,7 +122,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         return self._edge
 
     def performed(self, message: wire.Message) -> None:
-        """Confirm the orders received so far once they apply to the next request."""
+        """Apply the orders received so far to the next request, then confirm them to the supervisor."""
         self._apply()
         super().performed(message)
 
@@ -235,7 +238,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
                 known = map(self.edge.table.by_alias, self.edge.backends.aliases)
                 listed += [match.route for match in known if match is not None]
         self._routes_changed = False
-        # Another mapping each time: unchanged servers are known by being the same object as before.
+        # A new mapping each time: unchanged servers are recognised because their facts are the same objects as before.
         self.edge.backends.apply(listed, {**self._servers})
 
     # Listeners.
@@ -280,7 +283,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         super()._host(message, fds)
 
     def _schedule_load_request(self) -> None:
-        """Request the workers' connection counts at intervals, because only workers see passed connections end."""
+        """Request the workers' connection counts in a second: only the workers see passed connections end."""
         if self._asking is None:
             self._asking = self.edge.loop.call_later(_LOADS_SECONDS, self._ask_for_loads)
 
@@ -313,7 +316,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self.link.send({"t": "event", "kind": kind, "data": data})
 
     def _report(self, message: wire.Message, fds: list[int]) -> None:
-        """The counts of this process; passed requests are counted by the workers."""
+        """Send the supervisor the counts of this process. Passed requests are counted by the workers."""
         self._apply()
         edge = self.edge
         report = {
@@ -324,7 +327,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self._send_report(message["id"], report)
 
     def _figures(self, message: wire.Message, fds: list[int]) -> None:
-        """The totals of the counts; their size does not depend on the number of routes."""
+        """Send the supervisor the totals of the counts. The message does not grow with the number of routes."""
         edge, streams = self.edge, [each.snapshot() for each in self._streams]
         open_streams = sum(each["open"] for each in streams)
         figures: Table = {

@@ -48,12 +48,12 @@ class _Machine:
     def __init__(self, state: MachineState) -> None:
         self.state = state
         self.changed = asyncio.Event()
-        self.started_until = 0.0  # its service may not accept connections before
-        self.answered_at = -math.inf  # when the supervisor last looked at it
+        self.started_until = 0.0  # before this time, its service may not accept connections yet
+        self.answered_at = -math.inf  # when the supervisor last answered a wake
 
     @property
     def is_up(self) -> bool:
-        """Whether the machine runs, according to the last report."""
+        """Whether the machine runs according to the last report, or its state is not known."""
         return self.state.state in (MachineState.RUNNING, MachineState.UNKNOWN)
 
 
@@ -118,7 +118,7 @@ class Machines:
         ends = edge.now() + machine.state.start_seconds
         pause, waited = _FIRST_PAUSE_SECONDS, False
         while True:
-            # Another supervisor reports it again.
+            # It is another object after `clear`, when a new supervisor has reported it.
             machine = self._machines.get(backend.key, machine)
             state = machine.state
             if state.state == MachineState.FAILED:

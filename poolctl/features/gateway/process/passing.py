@@ -37,7 +37,7 @@ _INTERNAL_ERROR, _UNRECOGNIZED_NAME = 80, 112
 
 
 def tls_alert(description: int) -> bytes:
-    """A fatal alert before the handshake."""
+    """The record of this fatal TLS alert, as sent before a handshake."""
     return bytes((21, 3, 3, 0, 2, 2, description))
 
 
@@ -56,8 +56,8 @@ class _Server:
         self.end: socket.socket | None = None  # None: the pair was closed, and its successor is not here yet
         self.tls = False
         self.queue: deque[_Queued] = deque()
-        self.full = False  # which was reported
-        self.watched = False  # for room
+        self.full = False  # whether it was reported that the queue is full
+        self.watched = False  # whether the loop watches the end for room
         self.retry: asyncio.TimerHandle | None = None
         self.timer: asyncio.TimerHandle | None = None
 
@@ -86,12 +86,12 @@ class Passing:
         self._messages: dict[tuple[str, int, int, bool], tuple[Routed, bytes]] = {}
         self.queued_connections = 0  # of all servers
         self.waiting = WaitingConnections()
-        # Called for a connection queued for a withdrawn server, or leaving the proxy, to route it again when its next
-        # request has arrived within the given seconds (None: the usual time for a head).
+        # Routes a connection again that was queued for a withdrawn server, or that leaves the proxy. Its next request
+        # has to arrive within the given seconds (None: the usual time for a head).
         self.route_again: Callable[[socket.socket, Routed, float | None], None] | None = None
 
     def passes(self, server: str, *, tls: bool = False) -> bool:
-        """Whether connections of this kind can be passed to the server.
+        """Whether connections with TLS (`tls`) or without it can be passed to the server.
 
         A pair carries either plaintext or TLS connections.
         """
@@ -128,9 +128,11 @@ class Passing:
         tls: bool = False,
         trusted: bool = False,
     ) -> bool:
-        """Send or queue the connection; otherwise refuse and close it, and return False. Takes ownership of `sock`.
+        """Send the connection to the server, or queue it; if neither is possible, refuse it and return False.
 
-        `trusted`: the peer is a trusted proxy, so the client address that it reports is used.
+        Takes ownership of `sock`. The worker gets the other arguments with it: the route's alias, the `generation` of
+        the route table, how often workers have given the connection back (`hops`), and the bytes `received` by one of
+        them. `trusted`: the peer is a trusted proxy, so the client address that it reports is used.
         """
         found = self._servers.get(server)
         if found is None:
@@ -163,12 +165,15 @@ class Passing:
     def refuse(
         self, sock: socket.socket, status: int, retry_after_seconds: int = 0, *, route: str = ""
     ) -> None:
-        """Refuse a request that no backend can take, and close its connection. `route` is the alias, if known."""
+        """Send an error response with this status, close the connection, and count a refusal for the alias `route`.
+
+        If the route is not known, the refusal is counted by its status.
+        """
         self._counts.count_refusal(str(status), route)
         self.waiting.refuse(sock, whole_response(status, retry_after_seconds=retry_after_seconds))
 
     def refuse_tls(self, sock: socket.socket, *, unknown_name: bool = False, route: str = "") -> None:
-        """Refuse a handshake."""
+        """Send a TLS alert in place of a handshake, close the connection, and count a refused handshake."""
         self._counts.count_refusal(TLS, route)
         self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
 
@@ -201,9 +206,10 @@ class Passing:
         self.waiting.close()
 
     def _send(self, found: _Server, sock: socket.socket, routed: Routed, message: bytes) -> bool:
-        """Try to send the connection; returns False if there is no room.
+        """Try to send the connection; returns False if it has to wait for room, or for a new pair.
 
-        `message` is the encoded `routed`, or empty: then it is encoded here.
+        `message` is the encoded `routed`, or empty: then it is encoded here. A connection with too many received bytes
+        is closed.
         """
         if found.end is None:
             return False
@@ -308,7 +314,7 @@ class Passing:
             self._unwatch(found)
 
     def _report_full(self, server: str, found: _Server) -> None:
-        """Report the full queue, once until it has had room again."""
+        """Report that the queue is full, once until it has been empty again."""
         if not found.full:
             found.full = True
             message = f"{server} takes no connections: {len(found.queue)} wait, and new ones get 503"

@@ -30,7 +30,10 @@ class NoProxyHeader(Exception):
 
 
 class ProxyHeader(NamedTuple):
-    """A complete header: its length, and the client's address and port; "" for a connection of the proxy itself."""
+    """A complete header: its length, and the client's address and port, or "" and 0 if it names no client.
+
+    A proxy's own connections, such as its probes, have no client.
+    """
 
     size: int
     client: str = ""
@@ -77,7 +80,7 @@ def _version_2(data: bytes) -> ProxyHeader | None:
     if command not in (_LOCAL, _PROXY) or size > MOST_BYTES:
         raise NoProxyHeader
     if command == _PROXY and (needed is None or length < needed):
-        raise NoProxyHeader  # datagrams among them
+        raise NoProxyHeader  # also for datagrams
     if len(data) < size:
         return None
     if command == _LOCAL or family in (_UNSPECIFIED, _UNIX):

@@ -18,8 +18,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class ListenerSettings:
     """One address of the gateway, in canonical form, and the number of its sockets.
 
-    `dual`: it is open for IPv4 and IPv6, as ":8080" means. A stream's listener has the alias of its route; `tls` says
-    that certificates exist for it, or that connections are passed to servers with TLS by the name in their ClientHello.
+    `dual`: it is open for IPv4 and IPv6, as ":8080" means. A stream's listener has the `alias` of its route. `tls`: it
+    has certificates, or passes connections to servers with TLS by the name in the ClientHello.
     `accept_proxy`: trusted proxies begin their connections with a header of the PROXY protocol.
     """
 
@@ -48,7 +48,7 @@ class GatewaySettings:
 
     `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
     are trusted to forward a client's address. `access_log` is the path of that file, or "". `program` is the path of
-    the `engine`, if that is another program. `http2`: HTTP/2 is offered to clients that use TLS. `parts` are the
+    the `engine`'s executable, "" for poolctl's own. `http2`: HTTP/2 is offered to clients that use TLS. `parts` are the
     settings of features' parts (`Feature.gateway`) by package; they may hold secrets.
     """
 
@@ -70,7 +70,7 @@ class GatewaySettings:
 
     @property
     def mark(self) -> str:
-        """The settings that can only be changed by starting another process."""
+        """A text that differs if the settings require another process: poolctl's version, and the program."""
         return f"{__version__} {self.program}".rstrip()
 
 
@@ -115,10 +115,10 @@ class Endpoint(NamedTuple):
 class ServerFacts:
     """The supervisor's report about a routed server.
 
-    `bind` is the address where it listens. No request wakes it before `asleep_until` (seconds since 1970, 0 is never).
-    `canary` is the name under which the pair of its canary is known, "" without a canary; it listens at `canary_bind`
-    and gets `canary_share` of the server's requests. The `context_key` authenticates the route context sent to its
-    workers; "" for a server that gets no context.
+    `bind` is the address where it listens. No request wakes it before `asleep_until` (in seconds since 1970; 0: never;
+    None: every request may). `canary` is the name of its canary's socket pair, "" without a canary, which listens at
+    `canary_bind` and gets `canary_share` of the server's requests. `context_key` authenticates the route context sent
+    to its workers; it is "" for a server that gets no context.
     """
 
     name: str
@@ -139,8 +139,8 @@ class ServerFacts:
 class MachineState:
     """The supervisor's report about the container or virtual machine behind a URL (`host`).
 
-    `why` is the reason why it could not be started, with the seconds until the next attempt is allowed. A start may
-    take `start_seconds`, and requests wait up to that time. `answers` counts the answers to a wake. An empty `state`
+    `why` is the reason why it could not be started; the next attempt is allowed after `retry_seconds`. A start may take
+    `start_seconds`, and requests wait no longer. `answers` counts the supervisor's answers to wakes. An empty `state`
     means that there is no such machine.
     """
 

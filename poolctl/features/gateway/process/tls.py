@@ -13,7 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 from poolctl.json_form import Table
 from poolctl.platform import memory_file
 
-# A usual one has 300 to 2,000 bytes; several key shares for post-quantum algorithms make it no larger than this.
+# Of a ClientHello. A usual one has 300 to 2,000 bytes; even several post-quantum key shares stay below this.
 MOST_BYTES = 32 * 1024
 _HANDSHAKE, _MAJOR, _CLIENT_HELLO = 0x16, 3, 1
 _RECORD_HEADER_BYTES, _MOST_RECORD_BYTES = 5, 2**14  # RFC 8446 §5.1
@@ -162,7 +162,7 @@ class ServerContext(ssl.SSLContext):
 
 
 class ListenerCertificates:
-    """The TLS contexts of each listener, by each of the certificate's names; the first one is the default.
+    """The TLS contexts of each listener, by the host names of their certificates; the first one is the default.
 
     A renewed certificate applies to later handshakes; open connections continue.
     """
@@ -171,7 +171,7 @@ class ListenerCertificates:
         self._listeners: dict[str, _TlsListener] = {}
 
     def put(self, bind: str, names: Sequence[str], tls: Table, contents: Sequence[bytes]) -> None:
-        """Use this certificate for these names: "www.example.com", "*.example.com", or none for the default.
+        """Use this certificate of the listener for these names ("www.example.com", "*.example.com"; none: the default).
 
         `contents` are the files of the certificate chain, of its key and, if clients have to present certificates, of
         their CAs. Raises OSError (ssl.SSLError is one) when they do not match; the previous certificate then stays in
@@ -190,7 +190,7 @@ class ListenerCertificates:
             self._listeners[bind].keep(certificates)
 
     def context(self, bind: str, name: str) -> ssl.SSLContext | None:
-        """The context for a new connection of the listener, whose client requests this name."""
+        """The context for a new connection whose client requests this name; None if the listener has no certificate."""
         listener = self._listeners.get(bind)
         return listener.context_for(name.lower().rstrip(".")) if listener is not None else None
 
@@ -220,9 +220,10 @@ class _TlsListener:
         self._by_name = {name: context for given, context in kept.items() for name in given}
 
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
-        """Called by OpenSSL in the handshake. Without a matching certificate the default one is presented.
+        """Called by OpenSSL in the handshake: switch to the certificate for this name; returns None, or an alert.
 
-        Whether the client must present a certificate depends on the context with which the connection began.
+        The rule for client certificates cannot be changed any more: if the chosen context has another one than the
+        context with which the connection began, the handshake is refused.
         """
         chosen = self.context_for((name or "").lower().rstrip("."))
         if chosen is not context:

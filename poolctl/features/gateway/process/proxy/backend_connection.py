@@ -22,7 +22,7 @@ from ..settings import Endpoint
 from .response_head import Response, read_response
 
 _NEVER = float("inf")
-# The body's bytes to read, 0 for none; CHUNKED, UNTIL_CLOSE; or one of:
+# What is expected next: a number of bytes of the body, 0 for none; CHUNKED, UNTIL_CLOSE; or one of:
 _HEAD, _TUNNEL = -3, -4
 # After a tunnel: time that the backend may take to accept the rest of the client's bytes.
 _SENDING_SECONDS = 60.0
@@ -113,7 +113,7 @@ class ResponseReceiver(Protocol):
 
 
 class BackendConnection(asyncio.Protocol):
-    """A connection to a backend. `requests` counts the requests sent.
+    """A connection to a backend. `requests` counts the requests that were sent on it.
 
     `answered`: bytes of the current response have arrived. `reusable`: the last response was complete, and the
     backend keeps the connection open.
@@ -152,9 +152,9 @@ class BackendConnection(asyncio.Protocol):
         return self._timer.deadline
 
     def reuse(self, *, certain: bool) -> bool:
-        """Take the connection out of its list; returns whether it is usable.
+        """Stop the idle timeout of the connection, which was taken out of its list; returns whether it is usable.
 
-        `certain`: also ask the kernel whether it was closed.
+        `certain`: the kernel is asked, too, whether the backend has closed the connection.
         """
         self._idle_in = None
         self._timer.stop()
@@ -180,8 +180,8 @@ class BackendConnection(asyncio.Protocol):
     ) -> None:
         """Send the head of a request, with the part of the body that has arrived.
 
-        `head_only`: the response has no body, even if its fields announce one. `decode`: the chunks of its body are
-        decoded.
+        `head_only`: the response has no body, even if its fields announce one. `decode`: the receiver gets the data of
+        a chunked body without the framing. `may_switch`: the request asks for another protocol.
         """
         self._receiver = receiver
         self._head_only, self._decode, self._may_switch = head_only, decode, may_switch
@@ -228,7 +228,7 @@ class BackendConnection(asyncio.Protocol):
     # Callbacks of the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's have no common base class
 
     def pause_writing(self) -> None:
         if self._receiver is not None:
@@ -394,11 +394,11 @@ class BackendConnection(asyncio.Protocol):
 
 
 def close_writing(transport: asyncio.Transport) -> None:
-    """Close one direction after the buffered bytes. TLS cannot do that: there the connection is closed."""
+    """Close the sending direction after the buffered bytes; with TLS, which cannot do that, the whole connection."""
     if not transport.can_write_eof():
         transport.close()
     elif not transport.is_closing():
         try:
             transport.write_eof()
-        except OSError:  # asyncio's, for a connection that was reset just now
+        except OSError:  # asyncio raises it if the connection was reset just now
             transport.abort()

@@ -53,22 +53,22 @@ from .response_head import Response, whole_response
 # A close frame of a server with status 1012, service restart.
 _CLOSE_1012 = b"\x88\x02" + (1012).to_bytes(2, "big")
 _LONGER, _LONGEST = 126, 127
-# Frames of one read that are followed. A server that sends more, of less than some hundred bytes each, is copied and
-# not followed any longer: looking at each of them would hold up the other connections.
+# Maximum number of frames tracked in one read. If a server sends more, of less than some hundred bytes each, its
+# frames are no longer tracked: examining each of them would delay other connections.
 MOST_FRAMES_AT_ONCE = 1024
 _MASKED = 0x80
 # Maximum bytes of a request's body kept until the response begins, for a retry or until there is a backend.
 MOST_KEPT_BYTES = 64 * 1024
 _TRY_ANOTHER = (502, 503, 504)
-# After this time a connection without TLS waits with the connections that have sent nothing yet, for a sixth of the
-# memory.
+# After this time an idle connection without TLS leaves the proxy, and waits with the connections that have sent nothing
+# yet: that takes a sixth of the memory.
 IDLE_SECONDS = 5.0
 # After this number of consecutive passable requests the next request is passed. A connection whose requests are passed
 # and proxied in turn stays: going to a worker and back costs as much as proxying some requests.
 MOST_PASSABLE = 3
 # Maximum bytes read ahead while a request is in progress.
 MOST_READ_AHEAD = 64 * 1024
-# Requests in a row, in one turn of the loop, that are answered without a backend; and bytes, before the last of them.
+# Maximum number of requests, and of bytes before the last of them, that are begun in one turn of the loop.
 MOST_REQUESTS_AT_ONCE = 4
 MOST_BYTES_AT_ONCE = 8 * 1024
 # After a response to a request that was not read to its end: the maximum time and bytes for reading and dropping its
@@ -222,19 +222,19 @@ class Exchange:
             self._log_entry = AccessLogEntry(edge.access_log, request, sender, side.http_version)
             self._head = self._log_entry.head_with_id(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
-        self._of_client: Limiter | None = None  # among whose requests in flight it is
+        self._of_client: Limiter | None = None  # the client's limiter, while it counts this request as in flight
         self._connection: BackendConnection | None = None
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None  # waits for a place, or connects
-        self._kept: bytes | None = b""  # of the body, all that has come; None when it became too much
+        self._kept: bytes | None = b""  # the body received so far; None if it is too long to keep
         self._tried: list[str] = []
         self._retries = route.retries
         self._status = 0
         self._received = self._sent = 0  # bytes of the bodies
         self._paused = False  # the client accepts no bytes of the response for now
         self._stuck = False  # the backend accepts no bytes of the request for now
-        self.begun = False  # the response
-        self.complete = False  # the request
+        self.begun = False  # whether the response has begun
+        self.complete = False  # whether the request was received completely
         self.tunnel = self._half_closed = False  # bytes of another protocol are copied
         self._started = self._assigned_at = monotonic()
         self._ends = self._started + route.timeouts.total if route.timeouts.total else 0.0
@@ -447,7 +447,7 @@ class Exchange:
         self._one_end_closed()
 
     def _one_end_closed(self) -> None:
-        """One side of the tunnel has closed; the exchange ends when both have."""
+        """Handle that one side of the tunnel has closed; the exchange ends when both have."""
         if not self._half_closed:
             self._half_closed = True
             return
@@ -494,7 +494,10 @@ class Exchange:
     # Its end.
 
     def _failed(self, error: str, status: int, *, sent: bool) -> None:
-        """The backend has failed: try another backend if the request may be sent again, or report it to the client."""
+        """Handle a failure of the backend: try another if the request may be sent again, or else answer with `status`.
+
+        `error` is one of ERRORS, for the counts. `sent`: the backend may have received the request.
+        """
         lease, self._lease = self._lease, None
         assert lease is not None
         self._release_connection(keep=False)
@@ -613,13 +616,13 @@ class ClientConnection(asyncio.Protocol):
         self._request: RequestHead | None = None
         self._exchange: Exchange | None = None
         self._body: RequestBody | None = None  # of the request, as long as more of it is to come
-        self._keep = True  # the connection, after the response
+        self._keep = True  # whether the connection stays open after the response
         self._wraps = False  # the response's body is put into chunks
         self._frames: FrameBoundary | None = None  # of a WebSocket, from the server
         self._writable = self._reading = self._body_wanted = True
         self._turn_due = False  # the buffer is processed further in the loop's next turn
         self._advancing, self._passable = False, 0  # requests in a row that could have been passed
-        self._dropped: int | None = None  # bytes since the last response of the connection
+        self._dropped: int | None = None  # bytes dropped after the connection's last response; None before its end
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self._exchange or 'idle'}>"
@@ -631,7 +634,7 @@ class ClientConnection(asyncio.Protocol):
     # Callbacks of the loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's are of no common class
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's have no common base class
         peer = transport.get_extra_info("peername")
         address, port = self._reported or (peer[:2] if isinstance(peer, tuple) else ("", 0))
         self._forwarding = Forwarding(address, self._scheme, self._edge.settings.trusted_proxies, port)
@@ -691,7 +694,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Begin the next request if it has arrived and the client has taken the responses before it."""
-        if self._advancing:  # its exchange has already ended: the loop goes on
+        if self._advancing:  # called because an exchange has ended at once: the loop below goes on
             return
         self._advancing = True
         try:
@@ -738,7 +741,7 @@ class ClientConnection(asyncio.Protocol):
         return True
 
     def _begin(self, request: RequestHead, routed: RoutedRequest) -> None:
-        # A worker would take the proxy that reports its clients for all of them.
+        # A worker would take the trusted proxy for the client that it has reported.
         self._passable = self._passable + 1 if routed.servers and self._reported is None else 0
         if (
             self._passable > MOST_PASSABLE
@@ -806,7 +809,7 @@ class ClientConnection(asyncio.Protocol):
     # Responses.
 
     def interim(self, response: Response) -> None:
-        if self.takes_chunks:  # a client of HTTP/1.0 knows none
+        if self.takes_chunks:  # HTTP/1.0 has no interim responses
             self._transport.write(response.lines + b"\r\n")
 
     def respond(self, response: Response) -> None:
@@ -904,9 +907,10 @@ class ClientConnection(asyncio.Protocol):
             self._timer.start(seconds, self._end)
 
     def _hand_over(self, received: bytes, seconds: float) -> bool:
-        """Hand the connection over to be routed again, with these bytes of its next request; returns False if it stays.
+        """Take the connection out of the proxy to be routed again; returns False if it stays.
 
-        It waits for at most `seconds`. It stays if it uses TLS, has unsent bytes, or there is no room.
+        `received` are bytes of its next request, which has to arrive within `seconds`. The connection stays if it uses
+        TLS or has unsent bytes, if the process drains, or if there is no room.
         """
         edge, transport = self._edge, self._transport
         route_again = edge.passing.route_again
@@ -963,7 +967,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.write(self._frames.end())
 
     def close_idle(self) -> bool:
-        """Close the idle connection, unless bytes wait to be read or sent."""
+        """Close the idle connection; returns False, and leaves it open, if bytes wait to be read or sent."""
         transport = self._transport
         if transport.get_write_buffer_size() or unread_bytes(transport):
             return False

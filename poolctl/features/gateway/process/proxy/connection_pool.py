@@ -17,15 +17,15 @@ from .backend_connection import BackendConnection
 MOST_IDLE = 128
 # Shorter than the keep-alive of most servers, so that few requests meet a connection that is being closed.
 IDLE_SECONDS = 55.0
-# Idle clients for one that can be closed: bytes wait in the others.
+# Maximum number of idle clients examined to find one to close: on the others, bytes wait to be read or sent.
 _LOOKED_AT = 32
 
 
 class ProxiedClient(Protocol):
-    """A client connection, as far as the pool needs it to close it."""
+    """The methods of a client connection that the pool calls."""
 
     def drain(self) -> None:
-        """Close after the response in progress, or now without one."""
+        """Close after the response in progress, or soon if there is none."""
 
     def end_now(self) -> None:
         """Close now; a WebSocket gets a close frame (1012) if one can be inserted."""
@@ -43,10 +43,10 @@ class ConnectionPool:
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.clients: set[ProxiedClient] = set()
-        # Those between two requests, the least recently used first.
+        # Client connections between two requests, the least recently used first.
         self.idle_clients: dict[ProxiedClient, None] = {}
-        self.arriving = 0  # connections of clients that are not among these yet
-        # Of TLS, in the order of their beginning.
+        self.arriving = 0  # number of accepted connections that are not among `clients` yet
+        # TLS handshakes in progress, the oldest first.
         self.handshakes: dict[asyncio.Task[None], socket.socket] = {}
         self._idle: dict[Endpoint, list[BackendConnection]] = {}
         self._emptied: asyncio.Future[None] | None = None
@@ -85,7 +85,7 @@ class ConnectionPool:
         return made
 
     def give_back(self, connection: BackendConnection) -> None:
-        """Keep the connection, which is between two messages, for another request."""
+        """Keep the connection, whose response is complete, for another request; close it if there are enough."""
         idle = self._idle.setdefault(connection.endpoint, [])
         if len(idle) >= MOST_IDLE:
             connection.close()
@@ -159,7 +159,7 @@ class ConnectionPool:
         return task
 
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext:
-        """The TLS context. Verifies backends by the system's CAs; this pool's own servers are not verified."""
+        """The TLS context for this endpoint: it verifies backends by the system's CAs, except this pool's servers."""
         context = self._contexts.get(bool(endpoint.server_name))
         if context is None:
             context = ssl.create_default_context()

@@ -55,11 +55,11 @@ class GatewayAccessLog:
             self._timer = self._loop.call_later(_GATHER_SECONDS, self._write)
 
     def reopen(self) -> asyncio.Future[None]:
-        """Close the file, so that the next lines reopen its path; returns when no write is in progress."""
+        """Close the file, so that later lines reopen its path; the returned future is done when it is closed."""
         return self._loop.run_in_executor(self._writer, self._file.reopen)
 
     def close(self) -> None:
-        """Write all buffered lines before the process exits."""
+        """Write the buffered lines in the background; the process does not exit before they are written."""
         if self._timer is not None:
             self._timer.cancel()
         self._writer.submit(self._store, self._take())

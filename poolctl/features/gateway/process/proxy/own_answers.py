@@ -36,7 +36,7 @@ _PAGE = f"""\
 </main>
 </html>
 """.encode()
-# Of what is true only until the server is ready. Browsers ask for an icon again if this is not stored.
+# Fields of responses that are right only until the server is ready. Not stored, an icon is requested again later.
 _NOT_STORED = b"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
 _PAGE_FIELDS = (
     _NOT_STORED
@@ -48,7 +48,7 @@ _PAGE_FIELDS = (
 
 
 def answer_of_route(route: Route, request: RequestHead, client: str) -> Response | None:
-    """The response to this client's request; None if a backend gives it."""
+    """The route's own response, a refusal or a redirect, to this client's request; None if a backend has to respond."""
     if route.allow and not is_within(client, route.allow):
         return _response(403, request)
     if route.redirect is None:

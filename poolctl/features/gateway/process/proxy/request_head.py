@@ -34,7 +34,7 @@ _REMOVED = re.compile(
     + rb"):[^\r\n]*+"
 )
 _EXPECT_LINE = re.compile(rb"\r\n(?i:expect):[^\r\n]*+")
-_MOST_HOPS = 64  # of X-Forwarded-For that are looked at
+_MOST_HOPS = 64  # maximum number of addresses in X-Forwarded-For that are examined
 _token = re.compile(TOKEN).fullmatch
 _PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings"))
 # Fields on which the next recipient's reading depends: a client cannot have them removed.
@@ -114,8 +114,8 @@ class _Reading:
 class Forwarding:
     """The common properties of the requests of one client connection: the client, and the transport.
 
-    `peer` is its address, "" for a Unix socket. A `trusted` peer is a proxy whose own report of the client is kept and
-    extended; the report of any other peer is replaced.
+    `peer` is the address of the connection's other end, "" for a Unix socket. A `trusted` peer is a proxy whose own
+    report of the client is kept and extended; the report of any other peer is replaced.
     """
 
     def __init__(self, peer: str, scheme: str, trusted_networks: tuple[str, ...], port: int) -> None:
@@ -129,7 +129,7 @@ class Forwarding:
     def client(self, request: RequestHead) -> str:
         """The client's address: the last address on the way here that is not a trusted proxy.
 
-        If there are more proxies than are examined, it is the peer's address, because no other can be trusted.
+        It is the peer's address if all examined addresses are trusted proxies.
         """
         if not self.trusted:
             return self.peer
@@ -188,7 +188,7 @@ def _added(route: Route) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _replaced(route: Route) -> re.Pattern[bytes]:
-    """A regular expression for header fields that clients may not send to the route, also under CGI's variants."""
+    """A regular expression for the lines of fields that the route sets or removes, whether named with - or with _."""
     return _lines_named([*(header.name for header in route.set_headers), *route.remove_headers])
 
 
@@ -201,7 +201,7 @@ class ResponseFields(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def response_fields(headers: tuple[Header, ...]) -> ResponseFields:
-    """The given fields as lines."""
+    """The lines of these fields, and the regular expression for the backend's lines that they replace."""
     return ResponseFields(_lines_of(headers), _lines_named([header.name for header in headers]))
 
 
@@ -219,7 +219,7 @@ def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
 
 
 def context_lines(route: Route, backend: Backend) -> bytes:
-    """The header lines that tell the backend the request's route, for a route with that option."""
+    """The header lines that describe the route to the backend, for routes with `context_headers`."""
     name = backend.name if backend.is_server else route.alias
     context = RouteContext(route, name, url_of(backend.endpoint))
     return b"".join(f"{name}: {value}\r\n".encode() for name, value in context_headers(context))
@@ -272,9 +272,9 @@ class _Fields(Mapping[str, str]):
 def route_request(
     edge: Edge, request: RequestHead, forwarding: Forwarding, certificate: ServerContext | None = None
 ) -> RoutedRequest:
-    """Route a request that came over a connection with this certificate, or None without TLS.
+    """The request with its route. Raises BadMessage, with the status of the response, if it cannot be routed.
 
-    Raises BadMessage with the status of the response if there is no route.
+    `certificate` is the TLS context of the connection, None without TLS.
     """
     if request.method in _REFUSED_METHODS:
         raise BadMessage("the method is not served", 405)

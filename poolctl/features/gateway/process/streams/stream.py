@@ -49,7 +49,7 @@ class IdleOrder(Generic[Key, Item]):
         self._items: OrderedDict[Key, Item] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
         self._emptied: asyncio.Future[None] | None = None
-        # Read with every datagram.
+        # Called for every datagram.
         self.get = self._items.get
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class IdleOrder(Generic[Key, Item]):
         return iter(list(self._items.values()))
 
     def add(self, key: Key, item: Item) -> None:
-        """Add the item, or mark it as used last."""
+        """Add an item with a new key, as the item that was used last."""
         item.used = self._now()
         self._items[key] = item
         if self._timer is None:
@@ -130,7 +130,7 @@ class _ResolvedName:
 
 
 class BackendAddresses:
-    """The addresses of endpoints, for sockets of one kind.
+    """The addresses of endpoints, for sockets of one kind (SOCK_STREAM or SOCK_DGRAM).
 
     A name is resolved in a thread, once for all waiting callers.
     """
@@ -147,7 +147,7 @@ class BackendAddresses:
                 name.resolving.cancel()
 
     def known(self, endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
-        """The addresses, or None for a name that is not resolved yet (see `wait`)."""
+        """The addresses of the endpoint, or None for a name that was not resolved yet (see `wait`)."""
         if (literal := _literal(endpoint)) is not None:
             return literal
         name = self._names.setdefault(endpoint, _ResolvedName())
@@ -171,7 +171,7 @@ class BackendAddresses:
             found = await self._loop.getaddrinfo(endpoint.host, endpoint.port, type=self._kind)
             name.addresses = tuple(SocketAddress(family, address) for family, _, _, _, address in found)
         except (OSError, UnicodeError) as error:
-            # The addresses of before go on serving: a name server that is away takes no backend down.
+            # The previous addresses stay in use: the failure of a name server takes no backend down.
             problem, seconds = str(error), _TRY_AGAIN_SECONDS
             if problem != name.problem:
                 logger.warning("cannot resolve %s: %s", endpoint.host, error)
@@ -181,7 +181,7 @@ class BackendAddresses:
 
 @functools.lru_cache(256)
 def _literal(endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
-    """The address of an endpoint that needs no name resolution."""
+    """The address of an endpoint without name resolution; None if its host is a name, empty if it has no address."""
     if endpoint.kind == "unix":
         return (SocketAddress(socket.AF_UNIX, endpoint.path),)
     if endpoint.kind != "tcp":

@@ -194,7 +194,7 @@ class TcpStream:
         self.update_accepting()
 
     def update_accepting(self) -> None:
-        """Watch the listeners, or stop it, as the state requires."""
+        """Start or stop accepting, as the number of connections, the descriptors and the state of the stream allow."""
         room = not self.route.max_connections or len(self.open) < self.route.max_connections
         wanted = room and not self._closed and self._held_off is None
         wanted = wanted and self.edge.stream_share.may_accept(self.update_accepting)
@@ -274,7 +274,10 @@ class _StreamedConnection:
         return self._down.copied if self._down else 0
 
     def await_header(self) -> None:
-        """Wait for the header of the PROXY protocol at the start of the connection, then connect."""
+        """Connect once the header of the PROXY protocol has arrived, and reset the connection if it does not.
+
+        Returns at once.
+        """
         self._awaits_header = True
         self._timer = self._loop.call_later(self._stream.edge.settings.head_seconds, self.reset)
         self._loop.add_reader(self._client.fileno(), self._read_header)
@@ -313,7 +316,10 @@ class _StreamedConnection:
                 self._timer = None
 
     def connect(self) -> None:
-        """Try backends one after another, until one accepts the connection."""
+        """Try backends one after another until one accepts the connection.
+
+        Does not block: it is called again when a name is resolved, or an attempt has ended.
+        """
         while not (self._closed or self._backend or self._up or self._resolving):
             if self._addresses:
                 self._try(self._addresses.pop(0))
@@ -332,7 +338,7 @@ class _StreamedConnection:
         self._lease, self._began = lease, self._stream.edge.now()
         self._tried += (lease.backend.key,)
         endpoint = lease.backend.endpoint
-        # A worker would take the proxy that has reported the client for it.
+        # A worker would take the trusted proxy for the client that it has reported.
         if (
             endpoint.tls
             and not self._reported
@@ -352,7 +358,7 @@ class _StreamedConnection:
         self.connect()
 
     def _pass_on(self, lease: Lease) -> None:
-        """Hand the client's connection to a worker; this wakes a sleeping server."""
+        """Pass the client's connection to a worker; its arrival wakes a sleeping server."""
         self._closed = True
         self._release(RequestOutcome.PASSED)
         client = self._client

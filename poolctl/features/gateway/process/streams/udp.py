@@ -93,7 +93,10 @@ class UdpStream:
     def begin(
         self, key: object, listener: _DatagramSocket, client: Any, local: Any, tried: tuple[str, ...] = ()
     ) -> _Session | None:
-        """A new session for the client, or None if no backend is available now."""
+        """A new session for the client, or None if no backend is available now.
+
+        `tried` has the keys of backends that are not to be used.
+        """
         while len(self.sessions) >= self._most_sessions:
             self.evict()
         self.edge.stream_share.make_room()
