@@ -53,7 +53,7 @@ class RouteSet(NamedTuple):
     users: tuple[tuple[str, str], ...] = ()  # each server's name and user
 
     def without_passing(self, servers: frozenset[str]) -> RouteSet:
-        """The routes to use while connections that these servers' workers keep are closed: none is passed to them."""
+        """The routes to use while these servers' kept connections are being ended: nothing is passed to the servers."""
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
         http = tuple(without_passing(self.http, servers))
         return self._replace(http=http, kept=replace(self.kept, user=user))
@@ -67,10 +67,10 @@ class RouteSet(NamedTuple):
 class ComputedRoutes:
     """Computes routes and the route table in a thread, one at a time, and calls `changed` after each computation.
 
-    `services` adds services to the routes; call `recompute` when they change. If a connection that a worker has kept
-    could lead to a server of another user under the new table, `end_kept` first ends the connections of these servers
-    (with `adopted`, only those of workers of an earlier supervisor). Files in `directory` record kept connections for
-    the next supervisor, and the secret from which the `context_keys` of servers are derived.
+    `services` adds services to the routes; call `recompute` when they change. Workers keep connections that were passed
+    to them; if later requests on these could be for another user's server under a new table, `end_kept` ends the
+    connections of the affected servers first. Files in `directory` record kept connections for the next supervisor, and
+    the secret from which the `context_keys` of servers are derived.
     Generation numbers increase even when supervisor and keeper are replaced, because workers and gateways that outlive
     both remember older generations.
     """
@@ -102,7 +102,7 @@ class ComputedRoutes:
         self._computed = asyncio.Event()  # set at the end of the computation in progress; then replaced
 
     def compute(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
-        """Schedule a computation of the routes from what `source` returns at that time."""
+        """Schedule a computation of the routes. When it begins, `source` is called for the servers and the tables."""
         self._source = self._wanted = source
         self._asked += 1
         if self._work is None or self._work.done():
@@ -118,7 +118,7 @@ class ComputedRoutes:
         return any(each.alias == alias for each in self.routes.http)
 
     async def wait_until_current(self) -> None:
-        """Wait until the routes match the configuration at the time of this call. Later changes are not waited for."""
+        """Wait until the computations requested before this call are done, or have failed (see `problem`)."""
         asked = self._asked
         while self._answered < asked:
             await self._computed.wait()
@@ -257,7 +257,11 @@ def _users_of(routes: RouteSet) -> list[str]:
 
 
 def _write_tables(routes: RouteSet, generation: int) -> list[int]:
-    """Write the route tables: the gateway's, one for workers without routes, and one for each user's workers."""
+    """Write the route tables, and return their descriptors.
+
+    The first is for the gateway, the second for workers of servers without a route, the others for the workers of each
+    user, in the order of `_users_of`.
+    """
     made: list[int] = []
     try:
         made.append(write_table(routes.http, generation, streams=routes.streams, excluded=routes.excluded))
@@ -293,7 +297,7 @@ def _secret(path: str) -> bytes:
 
 
 def _key(secret: bytes, server: str, user: str) -> str:
-    """The context key of a server. It depends on the user: processes of the server's previous user do not know it."""
+    """The context key of a server that runs as this user. Processes of the server's previous user do not know it."""
     return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
 
 
@@ -313,7 +317,7 @@ def _write(path: str, kept: Kept) -> None:
 
 
 def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
-    """Write the route table without secrets, and close `whole`; if the routes have no secrets, return `whole`."""
+    """A descriptor of the route table without secrets; of the `whole` table, if it has none. Closes `whole`."""
     try:
         shown = tuple(map(masked_route, routes.http))
         if shown == routes.http:
@@ -324,10 +328,10 @@ def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
 
 
 def masked_route(route: Route) -> Route:
-    """The route without secrets; the route itself if it has no secrets.
+    """The route without secrets; the route itself if it has no headers.
 
-    Masked are the values of all headers that the route adds, because they may contain resolved variables, and in its
-    conditions the values of headers whose name suggests a secret.
+    The values of all headers that the route adds are masked, because they may contain resolved variables. In its
+    conditions, the values of headers whose name suggests a secret are masked.
     """
     changes: dict[str, Any] = {
         name: tuple(_masked_header(each, is_condition=name == "headers") for each in headers)

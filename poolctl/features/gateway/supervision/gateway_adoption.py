@@ -31,7 +31,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 @dataclass(eq=False)
 class OrphanedGateway:
-    """An orphaned gateway, connected by `sock`. `mark` is its version, or "" if it has not answered in time."""
+    """An orphaned gateway, linked by `sock`. `mark` is as in GatewaySettings, "" if it has not answered in time."""
 
     pid: int
     start: int
@@ -55,7 +55,7 @@ class OrphanedGateway:
         return False
 
     def close(self) -> None:
-        """Close our descriptors; the gateway continues to serve."""
+        """Close this process's descriptors of the gateway, which continues to serve."""
         for fd in [*self.pair, *(fd for _, fds in self.listeners for fd in fds)]:
             os.close(fd)
         self.pair, self.listeners = [], []
@@ -106,9 +106,9 @@ class GatewaySearch:
         self._silent_since = 0.0
 
     async def search(self) -> OrphanedGateway | None:
-        """Return an orphaned gateway that has answered, to be passed to `keep`, or None.
+        """An orphaned gateway that has answered, to be passed to `keep`, or None.
 
-        Several exist only if the pool was killed while one gateway replaced another; the others drain.
+        If there are several, because the pool was killed while one gateway replaced another, all but this one drain.
         """
         if not pool_files.find(self._directory, pool_files.GATEWAY):
             self.silent = False
@@ -125,7 +125,7 @@ class GatewaySearch:
         return answered[0] if answered else None
 
     async def keep(self, orphan: OrphanedGateway) -> None:
-        """Put the gateway into the keeper's store, where a GatewayManager finds it, and close our descriptors."""
+        """Put the gateway into the keeper's store, where a GatewayManager finds it, and close the descriptors here."""
         with contextlib.closing(orphan):
             await self._put(orphan)
 
@@ -152,7 +152,7 @@ class GatewaySearch:
             keeper.send({"op": "put", "name": fd_store.GATEWAY_PAIR}, orphan.pair)
         _, links = await keeper.call({"op": "get", "name": fd_store.GATEWAY_LINK})
         for fd in links:
-            # This is the process that the orphan was to replace. Only closing its link would orphan it too.
+            # The process that the orphan was to replace. If only its link were closed, it would become an orphan, too.
             with wire.over(fd) as link, contextlib.suppress(OSError):
                 wire.send(link, {"t": "drain", "seconds": _DRAIN_SECONDS})
         known = {"pid": orphan.pid, "start": orphan.start}

@@ -89,7 +89,7 @@ class GatewayManager(SidecarManager):
 
     @property
     def why_unavailable(self) -> str:
-        """Why the gateway's process does not answer; "" if it answers."""
+        """The reason for a message about a gateway that does not answer: its problem, or that it is starting."""
         return self.problem or "its process is starting"
 
     @property
@@ -109,7 +109,10 @@ class GatewayManager(SidecarManager):
         return () if self._current is None else self._current.listeners.values()
 
     async def wait_until_serving(self) -> GatewayProcess | None:
-        """Wait until the process serves, and return it; None if it cannot serve, and `problem` says why."""
+        """The gateway's process, after waiting until it serves; None if it cannot serve, or does not within 10 s.
+
+        `why_unavailable` has the reason. Does not wait if the pool has no gateway.
+        """
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_SERVES_SECONDS):
                 while (
@@ -119,9 +122,10 @@ class GatewayManager(SidecarManager):
         return self.gateway
 
     async def wait_until_in_force(self, limit_seconds: float | None = None) -> str:
-        """Wait until the current configuration is in force; returns "", or a warning after the limit.
+        """Wait until the current configuration is in force or has failed; returns "", or a warning at the time limit.
 
-        Parts that had failed are tried again. If that fails, `failures` has the reasons.
+        After a failure, it returns "" as well, and `failures` has the reasons. What had failed before is tried again
+        first. The limit is `limit_seconds`, but at most 20 s, which is also the default.
         """
         if self.failures:
             self._configured()
@@ -158,7 +162,7 @@ class GatewayManager(SidecarManager):
         return self._attempted_times == self._configured_times
 
     def follow(self, tables: Tables) -> None:
-        """Apply these tables in the background."""
+        """Start to apply these tables, and return at once."""
         self.tables = tables
         self.probes.follow(tables)
         self._recompute()
@@ -172,7 +176,7 @@ class GatewayManager(SidecarManager):
         self._report(server)
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Wait until the gateway puts no more connections into this pair, or a time limit has passed."""
+        """Have the gateway stop putting connections into this pair; returns when it has, or after a time limit."""
         if self._servers.pairs.get(server) is give:
             del self._servers.pairs[server]
         if (process := self.gateway) is not None:
@@ -185,7 +189,7 @@ class GatewayManager(SidecarManager):
             process.report_probes(self.probes.reports)
 
     def find_machines(self, machines: MachineSource) -> None:
-        """Associate routes with these machines, and let requests start machines."""
+        """Use `machines` for the URLs of routes from now on: requests may start the machines behind them."""
         self.machines = machines
         self.reports.on_machine_needed = machines.ask
         machines.follow_routes(self.routes.routes.served)
@@ -196,7 +200,7 @@ class GatewayManager(SidecarManager):
             process.report_machines(self.machines.states)
 
     async def activities(self) -> dict[str, Activity] | None:
-        """The requests of each host; None while the process does not answer."""
+        """The number of requests of each host, by its key; None if the process does not answer."""
         try:
             report = None if self.gateway is None else await self.gateway.report()
         except (LinkLost, TimeoutError):
@@ -207,7 +211,11 @@ class GatewayManager(SidecarManager):
         return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
 
     async def leaving(self, server: str) -> None:
-        """Wait until the gateway knows that workers of the server leave, or a time limit has passed."""
+        """Report to the gateway that workers of the server leave; returns when this is applied, or after a time limit.
+
+        Returns at once if other workers accept the waiting connections: unless they belong to a canary, or another
+        engine serves the clients.
+        """
         is_canary = server_of(server) != server
         process = await self.wait_until_serving() if is_canary else self.gateway
         if process is None or not (is_canary or self._engine):
@@ -220,7 +228,7 @@ class GatewayManager(SidecarManager):
             await asyncio.sleep(_ARRIVES_SECONDS)
 
     def split_obstacle(self, server: str) -> str | None:
-        """Why the server's requests cannot be split between versions; "" if they can, None without a gateway."""
+        """Why the server's requests cannot be split between versions; "" if they can, None if it has no route."""
         if self.tables.get(GatewayConfig) is None or server not in self.routes.routes.servers:
             return None
         return f"{self._engine.label} serves its routes" if self._engine else ""
@@ -257,22 +265,26 @@ class GatewayManager(SidecarManager):
         routing.publish(self._servers.configs, routes, self)
 
     def _release_connections(self) -> None:
-        """Take passed connections back from servers that, as hosts, are disabled or drained."""
+        """Have workers give back the connections that they may not keep (see `_unkept_servers`)."""
         if (routing := self._core.runner.capabilities.routing) is not None:
             routing.release_connections_of(self._unkept_servers)
 
     @property
     def _unkept_servers(self) -> Collection[str]:
-        """The names of the servers whose workers may not keep plaintext connections."""
+        """The names of servers whose workers may not keep connections without TLS.
+
+        These are all routed servers if such a connection may carry requests for servers of several users, otherwise
+        only hosts that are disabled or drained.
+        """
         routes = self.routes.routes
         return self.reports.unavailable_hosts if routes.kept.user else routes.servers
 
     async def _end_kept_connections(self, servers: frozenset[str], *, adopted: bool) -> None:
         """End the connections that were passed to workers of these servers; returns when none is left.
 
-        With `adopted`, only workers of an earlier supervisor are affected. Connections that workers give back are shut
-        down in the gateway's process. An application's statement that it has no others cannot be trusted, so the
-        workers are replaced, and killed if they have not exited in time.
+        With `adopted`, only workers of an earlier supervisor are affected. The gateway's process shuts down connections
+        that workers give back. An application cannot be trusted to give all of them back, so its workers are replaced,
+        and killed if they have not exited in time.
         """
         while (process := self.gateway) is not None:
             try:
@@ -392,7 +404,7 @@ class GatewayManager(SidecarManager):
         raise ServerError("; ".join(problem))
 
     async def _start(self, plan: GatewayPlan, before: GatewayProcess | None) -> None:
-        """Start a process. When it serves, its predecessor drains."""
+        """Start a process, and wait until it serves; its predecessor `before` then drains."""
         process = await self._new_process(plan)
         self.reports.follow(process)
         self._sync(process)
@@ -437,7 +449,7 @@ class GatewayManager(SidecarManager):
         self._zygote = zygote
 
     def _schedule_zygote(self, seconds: float = _ZYGOTE_SECONDS) -> None:
-        """Start a zygote shortly. When the current gateway exits, the zygote forks its successor."""
+        """Start a zygote after `seconds`. When the current gateway exits, the zygote forks its successor."""
         if self._zygote_timer is not None:
             self._zygote_timer.cancel()
         self._zygote_timer = asyncio.get_running_loop().call_later(seconds, self._prepare)
@@ -529,7 +541,7 @@ class GatewayManager(SidecarManager):
             if self._search.silent and self._process is None:
                 raise TimeoutError("the gateway that outlived keeper and supervisor does not answer yet")
             return
-        # Before the keeper gets a new link and closes the current one.
+        # This must happen before the keeper gets the new link, because it then closes the current one.
         if (before := self.gateway) is not None and self._current is not None:
             self._process = None
             before.drain(self._current.settings.drain_seconds)

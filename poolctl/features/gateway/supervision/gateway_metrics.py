@@ -1,7 +1,7 @@
 """The metrics of a gateway and its routes, streams and hosts.
 
-Requests and bytes are those of the traffic that the gateway proxies. Requests on passed connections are counted by
-the workers that serve them; for routes, only their number is known.
+Requests and bytes count proxied traffic only. Requests on passed connections are counted by the workers that serve
+them; the metrics of routes include only their number.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plans what a gateway serves, from the configuration, and opens its listening sockets."""
+"""Plans the listeners, certificates and settings of a gateway from the configuration, and opens its sockets."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ class Certificate(NamedTuple):
 
 
 class GatewayPlan(NamedTuple):
-    """The listeners, certificates and settings that a gateway should have. `listeners` are by key.
+    """The listeners, certificates and settings that a gateway should have.
 
-    If a listener is for a stream, `streams` has its route.
+    `listeners` are by key. `streams` has the routes of those that are for a stream, by the same keys.
     """
 
     settings: GatewaySettings
@@ -61,7 +61,7 @@ class GatewayPlan(NamedTuple):
     def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
         """The part of the plan that these open listeners can serve.
 
-        An address that is no longer planned is included until its replacement is open.
+        An open listener that is no longer planned is included until its replacement is open.
         """
         missing = {each.role: key for key, each in self.listeners.items() if key not in open_listeners}
         kept = {
@@ -133,7 +133,7 @@ def plan_of(
 
 
 def settings_of(gateway: Any, directory: str = "", state_directory: str = "") -> GatewaySettings:
-    """The settings of [gateway] for all routes."""
+    """The settings of the gateway's process from [gateway], without the parts of features."""
     engine = other_engine(gateway.engine)
     return GatewaySettings(
         directory=directory,
@@ -177,7 +177,7 @@ def _certificates(gateway: Any, env: Mapping[str, str]) -> Iterable[Certificate]
 
 
 class GatewayListeners:
-    """The open sockets of listeners, by the listeners' keys (see ListenerSettings). `settings` has the same keys."""
+    """Opens and closes listeners. `settings` has the settings of the open ones by their keys (see ListenerSettings)."""
 
     def __init__(self, keeper: Link) -> None:
         self._keeper = keeper
@@ -209,14 +209,17 @@ class GatewayListeners:
             after = names[-1]
 
     async def open(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
-        """Open the listeners that are not open yet; returns the errors of those that could not be opened."""
+        """Open the listeners that are not open yet; returns the errors of listeners that could not be opened.
+
+        An outdated listener that is in the way is closed before, and opened again after an error.
+        """
         problems = []
         for key, listener in wanted.items():
             if key in self._open and self.settings[key].dual == listener.dual:
                 if self.settings[key] != listener:
                     self._keep(key, listener)
                 continue
-            # A wider or narrower address would keep the port.
+            # A listener on a wider or narrower address would still hold the port.
             outdated = [
                 each
                 for each, other in self.settings.items()

@@ -31,7 +31,7 @@ _FORKS_SECONDS = 2.0
 
 
 class GatewayProcess(SidecarProcess):
-    """Sends the gateway's process its state in parts, and leaves out parts that it already has."""
+    """Sends the gateway's process its state in parts, except parts that it already has."""
 
     part, label, output = "features.gateway.process", "the gateway", "gateway.log"
 
@@ -41,7 +41,7 @@ class GatewayProcess(SidecarProcess):
         super().__init__(sock, known, mark)
 
     def resync(self) -> None:
-        """Start to send everything again. State that is not sent before the next `begin` is discarded."""
+        """Start to send everything again. At `begin_serving`, the process discards state that was not sent again."""
         self._sent.clear()
         self.link.send({"t": "resync"})
 
@@ -61,7 +61,10 @@ class GatewayProcess(SidecarProcess):
         self._send("settings", settings, {"t": "settings", "settings": to_json(settings)})
 
     def take_back(self, give: socket.socket, take: socket.socket) -> None:
-        """Receive the connections that workers give back over this pair. Both ends are kept for the next supervisor."""
+        """Have the process take the connections that workers give back over this pair.
+
+        It also holds both ends for the next supervisor.
+        """
         self._send("pair", pair_number(give), {"t": "pair"}, [give, take])
 
     def listen(
@@ -113,7 +116,11 @@ class GatewayProcess(SidecarProcess):
             self._send(f"certified {bind}", message["names"], message)
 
     def publish(self, generation: int, table: HasDescriptor, *, keeps: bool = True) -> None:
-        """Route requests by this table. Unless `keeps`, connections without TLS that workers have kept are ended."""
+        """Have the process route requests by this table.
+
+        `keeps`: workers may keep connections without TLS. If not, the process closes such connections when workers give
+        them back.
+        """
         message = {"t": "table", "generation": generation, "keeps": keeps}
         self._send("table", generation, message, [table])
 
@@ -143,7 +150,7 @@ class GatewayProcess(SidecarProcess):
                 await self.wait_until_performed()
 
     async def report(self) -> Table:
-        """Ask for the counts of routes, hosts and connections. Raises LinkLost or TimeoutError."""
+        """The current counts of routes, hosts and connections, from the process. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_REPORT_SECONDS):
             _, (fd,) = await self.link.call({"t": "report"})
         try:
@@ -153,7 +160,7 @@ class GatewayProcess(SidecarProcess):
             os.close(fd)
 
     async def figures(self) -> Table:
-        """Ask for the total counts, and the number of connections. Raises LinkLost or TimeoutError."""
+        """The current totals and the number of connections, from the process. Raises LinkLost or TimeoutError."""
         async with asyncio.timeout(_FIGURES_SECONDS):
             reply, _ = await self.link.call({"t": "figures"})
         return reply
@@ -170,7 +177,7 @@ class GatewayProcess(SidecarProcess):
         return reply
 
     def restore_hosts(self, states: Table) -> None:
-        """Restore the states of hosts that this process or its predecessor has reported."""
+        """Send the states of hosts that this process, or its predecessor, has reported, to restore them."""
         self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
 
     def report_machines(self, states: Mapping[str, MachineState]) -> None:
@@ -219,7 +226,7 @@ class GatewayProcess(SidecarProcess):
 class GatewayZygote(SidecarProcess):
     """A process with all imports done that forks a new gateway when the current one exits.
 
-    It has the environment of its own start: if its mark differs from the current one, it is obsolete.
+    Its forks have the environment of its start. It is obsolete if its mark is not `mark_for` the next gateway.
     """
 
     part, label, output = "features.gateway.process", "the gateway's zygote", "gateway.log"
@@ -227,7 +234,7 @@ class GatewayZygote(SidecarProcess):
 
     @staticmethod
     def mark_for(mark: str) -> str:
-        """The mark of a zygote that forks gateways with this mark, without the currently withheld variables."""
+        """The mark of a zygote for gateways with this mark, if started now: it names the withheld variables, too."""
         return " ".join([mark, *withheld_variables()])
 
     @property

@@ -39,7 +39,10 @@ def server_of(name: str) -> str:
 
 
 def pair_facts(entry: Entry) -> ServerFacts | None:
-    """The name of the pair of the server's canary and its address; None if there is no canary with an address."""
+    """The facts about the server's canary: the name of its pair, and its address; None without a canary.
+
+    A canary without an address counts as none.
+    """
     config = entry.config_apart
     if config is None:
         return None
@@ -92,7 +95,7 @@ def connections_of(core: Core, entry: Entry) -> int:
 
 
 class ServerReports:
-    """Reports the servers that have a route. `pairs` holds their give ends by name, which the runner owns."""
+    """Reports routed servers to the gateway's process. `pairs` has their give ends by name; the runner owns these."""
 
     def __init__(self, core: Core, routes: ComputedRoutes) -> None:
         self.pairs: dict[str, socket.socket] = {}
@@ -101,7 +104,7 @@ class ServerReports:
         self._canaries: dict[str, ServerConfig] = {}  # the canaries found by the last check, by server
 
     def canary_changed(self, entry: Entry) -> bool:
-        """Whether the server's canary has changed or ended since the last check."""
+        """Whether the server's canary has begun, changed or ended since the last call for this server."""
         config = entry.config_apart
         if config is self._canaries.get(entry.name):
             return False

@@ -214,8 +214,8 @@ def _uptime(known: Table) -> float:
 class RouteFigures:
     """Creates the reports of routes from one `report` of the gateway's process.
 
-    Workers count passed requests and their errors by route, but latencies only by server, over all of its requests
-    that were not proxied.
+    Workers count passed requests and their errors by route, but latencies only by server, for all requests that were
+    not proxied to it.
     """
 
     def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, report: Table) -> None:
@@ -290,7 +290,10 @@ class RouteFigures:
         return replace(report, **changes)
 
     def health(self, route: Route | StreamRoute) -> RouteHealth:
-        """The health of the route's best backend. Services that currently get no requests count, too."""
+        """The health of the route's best backend; ERROR if the gateway does not answer.
+
+        Registered services count, too, even if they get no requests now.
+        """
         if self._healths is None:
             return RouteHealth(
                 status=ERROR, detail=f"the gateway does not answer: {self._gateway.why_unavailable}"
@@ -308,7 +311,7 @@ class RouteFigures:
         return route_health([*found, *(each.health for each in services if not each.is_serving)])
 
     def of_excluded(self, route: ExcludedRoute) -> RouteReport:
-        """The report of a route that is not served. If registered services are the cause, it lists them."""
+        """The report of a route that is not served. It lists the route's services if these have defined it."""
         report = route_report(route)
         if self._services is None or route.provider != REGISTRATION:
             return report
@@ -387,9 +390,10 @@ class RouteFigures:
         return self._of_servers[server]
 
     def _health(self, key: str, server: str, verdict: Table | None) -> RouteHealth:
-        """The health of a target, from the gateway's `verdict` and from what the supervisor knows about the server.
+        """The health of a target, from the gateway's `verdict` on it and the supervisor's knowledge of the server.
 
-        In a large table a route has no verdict before its first request: then only the state of its hosts is known.
+        In a large table a route has no verdicts before its first request: then `verdict` is None, and the gateway only
+        knows whether the host is disabled or draining.
         """
         entry, row = self._core.entries.get(server), self._hosts.get(key, {})
         if verdict is None and row.get("state", HostState.ACTIVE) != HostState.ACTIVE:

@@ -271,7 +271,7 @@ class ProbeSettings(NamedTuple):
 
 
 class ProbedTarget:
-    """A target and the result of its probes. It gets requests unless a probe has failed."""
+    """A target and the results of its probes. It gets requests unless its `state` is FAILING, after enough failures."""
 
     def __init__(self, settings: ProbeSettings) -> None:
         self.settings = settings
@@ -281,7 +281,7 @@ class ProbedTarget:
         self.latency_seconds: float | None = None
 
     def record(self, problem: str, latency_seconds: float) -> None:
-        """Record the result of a probe: a problem, or ""."""
+        """Record the result of a probe, which took `latency_seconds`: the problem, or "" for a success."""
         status = self.hysteresis.record(not problem)
         self.latency_seconds = None if problem else latency_seconds
         self.why = problem
@@ -334,7 +334,7 @@ class TargetProbes:
         return {url: each.report for url, each in self._targets.items()}
 
     def latency_seconds(self, url: str) -> float | None:
-        """How long the last answer of this URL took; None if not measured."""
+        """How long the last probe of this URL took; None if it failed, or the URL is not probed."""
         target = self._targets.get(url)
         return None if target is None else target.latency_seconds
 

@@ -192,7 +192,10 @@ class GatewayVerbs:
         return replace(found, connections=self.gateway.reports.connections(found.host)) if known else found
 
     async def host(self, call: Call) -> HostsResult:
-        """Disable, enable or drain hosts. If one of them is unknown, nothing is changed. Raises SelectorError."""
+        """Disable, enable or drain hosts; returns their new states. Raises SelectorError.
+
+        If one of them is unknown, nothing is changed, and the result has the error.
+        """
         order = host_order(call.options)
         if self.gateway.tables.get(GatewayConfig) is None:
             hint = "a [gateway] or a [[route]] in the file adds one"
@@ -251,7 +254,7 @@ def host_order(options: Table) -> Table:
 
 
 class PoolGateway(FeaturePart):
-    """Runs a gateway while the configuration has one, or a process of an earlier one is left."""
+    """Runs a gateway if the configuration has one, or a process may be left of an earlier configuration's gateway."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
