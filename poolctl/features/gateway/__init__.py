@@ -1,4 +1,4 @@
-"""The gateway: routes requests to servers by host and path, as [gateway], [[route]] and [[stream]] configure."""
+"""The gateway: routes requests to servers by host and path, as configured in [gateway], [[route]] and [[stream]]."""
 
 from poolctl.feature import Feature, LastingProcess, Starter
 

@@ -1,4 +1,4 @@
-"""Values of routes in their canonical forms: hosts, paths and targets. Each raises BadValue for another text."""
+"""The canonical forms of hosts, paths and targets of routes. The functions raise BadValue for an invalid text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def route_host(text: str) -> str:
 
 
 def route_path(text: str) -> str:
-    """The prefix of a route in its canonical form: no / at its end."""
+    """The path prefix of a route in its canonical form: without a / at its end, except "/" itself."""
     if not text.startswith("/"):
         raise BadValue(f"{shown(text)} does not begin with /", PATH_ALLOWED)
     if re.search(r"[\x00-\x20\x7f?#]", text):
@@ -62,7 +62,7 @@ def route_path(text: str) -> str:
 
 
 def _is_server_or_tag(text: str) -> bool:
-    """Whether a target is a server or a tag of the pool."""
+    """Whether the text has the form of a server's name or tag:TAG; False for an address."""
     if text.startswith(TAG):
         if not re.fullmatch(r"[^\s,]+", text[len(TAG) :]):
             raise BadValue(f"{shown(text)} names no tag", '"tag:TAG"')
@@ -71,7 +71,7 @@ def _is_server_or_tag(text: str) -> bool:
 
 
 def target_of(text: str) -> str:
-    """A target of a route; for a URL its canonical form, with its port."""
+    """The target of a route in its canonical form: a server's name or tag:TAG as given, a URL with its port."""
     if _is_server_or_tag(text):
         return text
     scheme, separator, rest = text.partition("://")
@@ -113,7 +113,7 @@ def redirect_target(text: str) -> str:
 
 
 def stream_target_of(text: str) -> str:
-    """A target of a stream; for an address its canonical form."""
+    """The target of a stream in its canonical form: a server's name or tag:TAG as given, or an address."""
     if _is_server_or_tag(text):
         return text
     scheme, separator, _ = text.partition("://")

@@ -47,7 +47,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The supervisor's answer. Raises NoSupervisor."""
+    """The backends or, after an action, the states of the named ones. Raises UsageError and NoSupervisor."""
     action, *names = request.get("words") or [""]
     if action:
         return _change(request, one_of("backends", action, BACKEND_ACTIONS), names)
@@ -97,7 +97,7 @@ def _sentence(host: HostReport) -> str:
 
 
 def _local_time(stamped: str) -> str:
-    """The time in this machine's time zone, with the date unless that is today."""
+    """The time in this machine's time zone, with its date unless it is today; "" for ""."""
     if not stamped:
         return ""
     moment = time.localtime(seconds_of(stamped))

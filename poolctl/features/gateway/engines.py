@@ -29,11 +29,11 @@ class Engine:
     install: str
     # The part of poolctl that follows the supervisor and runs the program.
     part: str
-    # The keys that it does not support; each is found in a server's labels, or in a table of the file.
+    # Returns the given keys that it does not support: each with the server whose label it is, or with None for a table.
     problems: Callable[[Iterable[ServerKeys], Tables], Iterator[tuple[ServerKeys | None, Finding]]]
 
     def path(self, given: str | None) -> str:
-        """The path of its executable, by default as installed; the file need not exist."""
+        """The path of its executable: `given`, or else where it is or would be installed; the file need not exist."""
         places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
         return given or shutil.which(self.program, path=places) or f"{_PLACES[0]}/{self.program}"
 
@@ -46,7 +46,7 @@ class Engine:
 
 
 def other_engine(name: str) -> Engine | None:
-    """The engine with this name; None for poolctl's own."""
+    """The feature's engine with this name; None for poolctl's own, or an unknown name."""
     found = (feature.load(feature.engines[name]) for feature in features() if name in feature.engines)
     return next(found, None)
 
@@ -64,7 +64,10 @@ def libraries_problem() -> str:
 
 
 def engine_problem(name: str, program: str) -> tuple[str, str] | None:
-    """Why this engine, with this program if given, cannot serve clients, and the fix; None if it can."""
+    """Why this engine cannot serve clients, and the fix; None if it can.
+
+    `program` is the path of its executable; poolctl's own engine has none.
+    """
     if engine := other_engine(name):
         return engine.unusable(program)
     if name != OWN_ENGINE:

@@ -58,7 +58,10 @@ SHOWN_NAMES = 3
 def route_problems(
     servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished = NONE
 ) -> Iterator[Located]:
-    """The problems that keep the routes of these servers and tables from being served as written."""
+    """The problems that keep the routes of these servers and tables from being served as written.
+
+    Names and tags in `unfinished` are not reported as unknown: problems of their tables are reported elsewhere.
+    """
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         return
@@ -144,7 +147,7 @@ def _target_problems(
 
 
 def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
-    """Addresses where the PROXY protocol cannot be accepted."""
+    """Report the addresses where the PROXY protocol cannot be accepted."""
     places: list[tuple[Path, str, GatewayListener | StreamConfig]] = [
         (("gateway", "bind", index), each.bind, each) for index, each in enumerate(gateway.bind)
     ]
@@ -178,7 +181,10 @@ def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
 
 
 def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe]) -> Iterator[Finding]:
-    """Problems of targets' probes: superfluous, unsupported for URLs, or contradicting `every`."""
+    """Report probes of the route that have no effect, that its targets do not support, or that contradict others.
+
+    `every` has the probe in force of each target outside the pool.
+    """
     targets: list[RouteTarget | StreamTarget] = [*route.to]
     outside = [is_outside(target.to) for target in targets]
     if route.health is not None and not any(outside):
@@ -331,7 +337,7 @@ def _all_servers_disabled(route: RouteConfig, known: ServerIndex) -> bool:
 
 
 def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Located]:
-    """Routes whose requests are all taken by another route."""
+    """Report the routes whose requests are all taken by another route."""
     groups: dict[tuple[str, str], list[tuple[WrittenRoute, RouteConfig]]] = {}
     for each in served:
         groups.setdefault((each[1].host, each[1].path), []).append(each)
@@ -393,7 +399,10 @@ def _covers_all_of(first: RouteConfig, second: RouteConfig) -> bool:
 def _overriding_route(
     host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
 ) -> WrittenRoute | None:
-    """The route without conditions that takes all requests of this host pattern, because its pattern comes first."""
+    """The route that takes all requests of this wildcard host and path, because its host comes first; or None.
+
+    `everything` has the routes without conditions, by host and path.
+    """
     pattern = host_pattern(host)
     if pattern.tier != WILDCARD:
         return None
@@ -416,7 +425,7 @@ def _overriding_route(
 
 
 def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
-    """The reasons against `mode = "pass"`; a host that no listener can serve."""
+    """Report the reasons against `mode = "pass"` or, in other modes, that no listener can serve the route."""
     if route.mode == "pass":
         sticky = ("policy",) if route.policy == STICKY and not route.sticky else ()
         for key in (*NEEDS_PROXY, *sticky):
@@ -448,7 +457,7 @@ def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfi
 
 
 def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: ServerIndex) -> Iterator[Located]:
-    """Routes with `mode = "pass"` of which a connection may carry requests for another user's server later."""
+    """Report routes with `mode = "pass"` if later requests on their connections may be for another user's server."""
     if not any(config.mode == "pass" for _, config in served):
         return
     routes = []
@@ -505,7 +514,7 @@ def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) 
 def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterator[Located]:
     """Warnings about routes that are served in an unexpected way, or not at all.
 
-    Unless the servers are `complete`, one that is not among them is reported with the problems.
+    Unless the servers are `complete`, routes to unknown servers are left out, as these are reported as problems.
     """
     known = ServerIndex(servers)
     gateway = tables.get(GatewayConfig)
@@ -539,7 +548,7 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
 
 
 def _without_effect(route: RouteConfig, known: ServerIndex) -> Iterator[Finding]:
-    """Keys that are allowed but do not have the expected effect."""
+    """Report keys that are allowed but do not have the expected effect."""
     if "*" in route.path:
         plain = route.path.partition("*")[0].rstrip("/") or "/"
         message = f"* in {printable(route.path)} stands for itself: the path is a prefix"
@@ -557,7 +566,7 @@ def _without_effect(route: RouteConfig, known: ServerIndex) -> Iterator[Finding]
 
 
 def _problems_of_own_engine(gateway: GatewayConfig) -> Iterator[Finding]:
-    """The given keys of [gateway] that only other engines support, not poolctl's own."""
+    """Report the given keys of [gateway] that poolctl's own engine does not support."""
     others = {name: engine for name in engine_names() if (engine := other_engine(name))}
     labels = " or ".join(each.label for each in others.values()) or "another engine"
     if gateway.program:
@@ -594,7 +603,7 @@ def check_gateway(
 
 
 def unusable_engine(tables: Tables) -> Iterator[Finding]:
-    """The problem if the gateway's engine cannot run on this machine."""
+    """Report that the gateway's engine cannot run on this machine, if so."""
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         return
@@ -618,9 +627,10 @@ def _names_of(tls: TLSConfig) -> list[str]:
 def _other_hosts(
     tables: Tables, servers: list[ServerKeys], names: Mapping[str, list[str]]
 ) -> Iterator[Finding]:
-    """Hosts of routes for which a listener has no certificate, as one finding: clients refuse the certificate they get.
+    """Report hosts of routes for which a listener, or the server itself, has no certificate: clients refuse these.
 
-    It is only a warning, because the host may be for another listener.
+    It is only a warning, because the host may be for another listener. `names` has the host names of the certificates
+    of each listener.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None or not any(each.tls for each in gateway.bind):

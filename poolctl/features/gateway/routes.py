@@ -96,7 +96,10 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
 
 
 def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
-    """The routes; HTTP routes carry the data that keeps servers of different users apart (see routing.separation)."""
+    """The routes, of which HTTP routes have `other_user` set: why their connections must stay in the gateway, or "".
+
+    See routing.separation.
+    """
     apart = iter(separated([each for each in routes if isinstance(each, Route)], users_of(servers)))
     return tuple(next(apart) if isinstance(each, Route) else each for each in routes)
 
@@ -130,7 +133,7 @@ class ServerIndex:
                 self.by_tag.setdefault(tag, []).append(server)
 
     def servers(self, target: str) -> list[ServerKeys] | None:
-        """The servers that a target refers to; None for an address outside the pool."""
+        """The servers that a target refers to, which may be none; None for an address outside the pool."""
         if target.startswith(TAG):
             return [each for each in self.by_tag.get(target.removeprefix(TAG), ()) if each.listens]
         if ":" in target:
@@ -163,7 +166,7 @@ class ServerIndex:
 def written_routes(
     known: ServerIndex, tables: Tables, findings: list[tuple[ServerKeys, Finding]] | None = None
 ) -> list[WrittenRoute]:
-    """The routes of the files, of labels, of `expose`; bad labels are added to the findings."""
+    """The routes of the files, then of labels, then of `expose`. Problems of labels are added to `findings`."""
     found = [WrittenRoute(each.label, each, ("route", each.index)) for each in tables.all(RouteConfig)]
     gateway = tables.get(GatewayConfig)
     defaults = gateway.defaults_of_routes() if gateway else {}

@@ -77,12 +77,12 @@ class ExplainedRoute:
 
     @property
     def match(self) -> str:
-        """The explanation for people."""
+        """Whether the route matches, as "yes" or "no", for the table."""
         return "yes" if self.matched else "no"
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The routes from the supervisor (raises NoSupervisor), or the explanation."""
+    """The routes, as the supervisor reports them, or the explanation for a URL. Raises UsageError and NoSupervisor."""
     action, *words = request.get("words") or [""]
     if action:
         one_of("routes", action, ("explain",))
@@ -203,7 +203,7 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
 
 
 def _candidates(request: CommandRequest, asked: ExplainedRequest) -> CandidatesResult:
-    """The routes of the active table, or of the files."""
+    """The routes that may match: from the supervisor's active table or, without a supervisor, from the files."""
     pool = find_pool(request)
     try:
         options = {"op": "explain", "host": asked.host, "path": asked.normal, "headers": asked.headers}

@@ -238,7 +238,7 @@ class GatewayConfig(_WithAddresses):
         return {key: value for key, value in self.as_given().items() if key in keys}
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it, without a limit that nothing sets."""
+        """The table as a file could have it, without limits of which no key was given."""
         return _without_unset_limits(self, super().to_dict())
 
 
@@ -341,7 +341,7 @@ class RouteConfig(_WithAddresses):
         return f"redirect-{self.host}" if self.host else "redirect"
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it, without empty keys and limits that nothing sets."""
+        """The table as a file could have it, without empty keys, and without limits of which no key was given."""
         found = {
             key: value
             for key, value in _without_unset_limits(self, super().to_dict()).items()

@@ -39,9 +39,9 @@ StreamPolicy = Literal[_STREAM_POLICIES]  # type: ignore[valid-type]
 
 
 class ShortForm:
-    """Annotates `tuple[table, ...]`: a list of tables, a single table, or only the value of that table's main key.
+    """Annotates `tuple[table, ...]`, for which a file may have a list of tables, a single table, or a string.
 
-    `allowed` describes the values of that key.
+    A string, also in the list, stands for a table with this `key`. `allowed` describes the values of the key.
     """
 
     def __init__(self, key: str, allowed: str) -> None:
