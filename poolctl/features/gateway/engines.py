@@ -1,4 +1,4 @@
-"""The engines of the gateway, the programs that serve its clients: poolctl's own, and those that features declare."""
+"""The engines of the gateway, which serve its clients: poolctl's own, and other programs, declared by features."""
 
 from __future__ import annotations
 

@@ -627,9 +627,9 @@ def _names_of(tls: TLSConfig) -> list[str]:
 def _other_hosts(
     tables: Tables, servers: list[ServerKeys], names: Mapping[str, list[str]]
 ) -> Iterator[Finding]:
-    """Report hosts of routes for which a listener, or the server itself, has no certificate: clients refuse these.
+    """Report hosts of routes for which a listener, or a server that gets connections passed, has no certificate.
 
-    It is only a warning, because the host may be for another listener. `names` has the host names of the certificates
+    These are only warnings, because a host may be for another listener. `names` has the host names of the certificates
     of each listener.
     """
     gateway = tables.get(GatewayConfig)

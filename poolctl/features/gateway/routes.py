@@ -54,9 +54,10 @@ _SCHEMES = ("http", "https", "ws", "wss")
 
 
 class WrittenRoute(NamedTuple):
-    """A route before its targets are resolved, from a table, or from a server's labels or `expose`.
+    """A route as written in a table, or in a server's labels or `expose`, before its targets are resolved.
 
-    `key` is its place in the file or in the server's table. A route that is not served has a `reason`.
+    `key` is its place in the file or in the server's table. A route that is not served has a `reason`; if the labels
+    are invalid, `config` is None.
     """
 
     alias: str

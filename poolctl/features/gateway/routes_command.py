@@ -249,7 +249,7 @@ def _sentence(asked: ExplainedRequest, match: Match | None, header_for_host: str
         to, status = match.route.redirect.to, match.route.redirect.status
         return f"{asked} takes the route {match.route.alias}, which redirects to {to} ({status})"
     targets = ", ".join(target.key for target in match.route.to) or "nothing"
-    within = asked.tls and match.whole_host  # proxied by its host
+    within = asked.tls and match.whole_host  # its connection is passed by its host alone
     why = proxy_reason(match.route, tls=within)
     if not why and asked.normal != asked.path:
         why = f"the path is sent as {asked.normal}"

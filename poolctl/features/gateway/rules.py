@@ -31,7 +31,7 @@ def gateway_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str
     defaults = gateway.defaults_of_routes() if gateway else {}
     routes = _list_of(RouteConfig, "route", [merged(defaults, each) for each in raw.get("route", ())], own)
     streams = _list_of(StreamConfig, "stream", raw.get("stream", ()), own)
-    # The key of a short form is not written.
+    # In a short form the key is not written, so the path ends before it.
     findings += [
         each._replace(path=each.path[:-1]) if each.path[-3::2] in (("to", "to"), ("bind", "bind")) else each
         for each in own
@@ -109,7 +109,7 @@ class GatewayRules(TableRules):
             yield BoundAddress(place, name, parse(stream.bind), stream.protocol == "udp")
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:
-        """Add short forms, and the keys of a route that replace each other, to the JSON Schema."""
+        """Add to the JSON Schema the short forms, and that a route has `to`, or else `register` and `alias`."""
         tls = definitions["GatewayListener"]["properties"]["tls"]
         kept = {name: tls.pop(name) for name in ("type", "items") if name in tls}
         tls["anyOf"] = [{"type": "boolean"}, kept["items"], kept]

@@ -99,7 +99,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
     def lost(self) -> None:
         """Await adoption, unless the process is draining. Exit if it has not begun to serve: its predecessor serves."""
         if not self._begun:
-            self.over.set()  # its predecessor serves on
+            self.over.set()
         elif self._draining is None:
             self.await_adoption(self.settings.directory, pool_files.GATEWAY)
 

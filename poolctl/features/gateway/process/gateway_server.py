@@ -283,7 +283,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         super()._host(message, fds)
 
     def _schedule_load_request(self) -> None:
-        """Request the workers' connection counts in a second: only the workers see passed connections end."""
+        """Schedule a request for the workers' connection counts: only the workers see passed connections end."""
         if self._asking is None:
             self._asking = self.edge.loop.call_later(_LOADS_SECONDS, self._ask_for_loads)
 

@@ -104,7 +104,7 @@ class Machines:
             seconds = state.retry_seconds or DOWN_RETRY_SECONDS
             blocked = BackendVerdict(False, state.why, seconds, until=self._edge.now() + seconds)
         if state.state not in (MachineState.RUNNING, MachineState.UNKNOWN):
-            # Open connections lead nowhere, and a request on them would wait for long.
+            # Idle connections to it are dead: a request on one of them would wait for a long time.
             self._edge.pool.close_idle_to(Endpoint.of_url(state.host))
         self._edge.backends.set_rank(state.host, _RANKS.get(state.state, READY), blocked)
 

@@ -44,7 +44,7 @@ class ListenerSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewaySettings:
-    """The table [gateway] as the process needs it, with the listeners in the order of their descriptors.
+    """The table [gateway] as the process needs it.
 
     `directory` is the pool's runtime directory, for the process's log. Networks in `trusted_proxies` ("10.0.0.0/8")
     are trusted to forward a client's address. `access_log` is the path of that file, or "". `program` is the path of

@@ -266,10 +266,7 @@ def _server_context(tls: Table, contents: Sequence[bytes]) -> ServerContext:
 
 
 class TlsReader(asyncio.BufferedProtocol, Generic[P]):
-    """A protocol between the transport and `protocol`.
-
-    Received data stays in a shared buffer only until it is processed.
-    """
+    """Passes a transport's callbacks on to `protocol`. Data is received in a buffer that all connections share."""
 
     def __init__(self, protocol: P, buffer: memoryview) -> None:
         self.protocol = protocol

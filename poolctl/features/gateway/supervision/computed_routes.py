@@ -65,7 +65,7 @@ class RouteSet(NamedTuple):
 
 
 class ComputedRoutes:
-    """Computes routes and the route table in a thread, one at a time, and calls `changed` after each computation.
+    """Computes the routes in a thread, one computation at a time, and calls `changed` when there is a new route table.
 
     `services` adds services to the routes; call `recompute` when they change. Workers keep connections that were passed
     to them; if later requests on these could be for another user's server under a new table, `end_kept` ends the

@@ -200,7 +200,7 @@ class GatewayManager(SidecarManager):
             process.report_machines(self.machines.states)
 
     async def activities(self) -> dict[str, Activity] | None:
-        """The number of requests of each host, by its key; None if the process does not answer."""
+        """The requests of each host, so far and in progress, by its key; None if the process does not answer."""
         try:
             report = None if self.gateway is None else await self.gateway.report()
         except (LinkLost, TimeoutError):
@@ -213,8 +213,8 @@ class GatewayManager(SidecarManager):
     async def leaving(self, server: str) -> None:
         """Report to the gateway that workers of the server leave; returns when this is applied, or after a time limit.
 
-        Returns at once if other workers accept the waiting connections: unless they belong to a canary, or another
-        engine serves the clients.
+        This is only for canaries, or if another engine serves the clients. Otherwise it returns at once, because other
+        workers accept the waiting connections.
         """
         is_canary = server_of(server) != server
         process = await self.wait_until_serving() if is_canary else self.gateway

@@ -57,7 +57,7 @@ class GatewayProcess(SidecarProcess):
             self.link.send(message, fds)
 
     def configure(self, settings: GatewaySettings) -> None:
-        """Apply these settings."""
+        """Have the process apply these settings."""
         self._send("settings", settings, {"t": "settings", "settings": to_json(settings)})
 
     def take_back(self, give: socket.socket, take: socket.socket) -> None:
@@ -74,7 +74,10 @@ class GatewayProcess(SidecarProcess):
         mark: tuple[int, ...],
         sockets: Sequence[socket.socket],
     ) -> None:
-        """Accept connections or datagrams on these sockets of the listener."""
+        """Have the process accept connections or datagrams on these sockets of the listener.
+
+        `route` is the route of a stream, None for HTTP. `mark` identifies the sockets.
+        """
         message = {
             "t": "listener",
             "listener": to_json(listener),
@@ -83,7 +86,7 @@ class GatewayProcess(SidecarProcess):
         self._send(f"listener {listener.key}", (listener, route, mark), message, sockets)
 
     def close_listener(self, key: str) -> None:
-        """Stop accepting on this listener."""
+        """Have the process stop accepting on this listener."""
         if self._sent.pop(f"listener {key}", None) is not None:
             self.link.send({"t": "unlisten", "key": key})
 
@@ -103,12 +106,15 @@ class GatewayProcess(SidecarProcess):
     def use_certificate(
         self, bind: str, names: Sequence[str], tls: Table, mark: object, fds: Sequence[int]
     ) -> None:
-        """Use this certificate on the listener for these host names. The first one sent is also the default."""
+        """Have the process use this certificate on the listener for these host names; the first one is the default.
+
+        `mark` identifies its contents, and `fds` are its files.
+        """
         message = {"t": "certificate", "bind": bind, "names": list(names), "tls": tls}
         self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
 
     def keep_certificates(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:
-        """Use only the certificates with these names, by listener. A renewed certificate may have lost names."""
+        """Have the process use only certificates with these names, by listener: a renewed one may have lost names."""
         for bind, of_listener in names.items():
             for names_before in self._keys(f"certificate {bind}") - {*map(" ".join, of_listener)}:
                 del self._sent[f"certificate {bind} {names_before}"]
@@ -131,7 +137,7 @@ class GatewayProcess(SidecarProcess):
         self._send(f"server {facts.name}", (facts, pair), message, [] if give is None else [give])
 
     def forget(self, server: str) -> None:
-        """Remove a server that no longer has a route."""
+        """Have the process forget a server that no longer has a route."""
         if self._sent.pop(f"server {server}", None) is not None:
             self.link.send({"t": "forget", "server": server})
 

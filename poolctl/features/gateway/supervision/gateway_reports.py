@@ -34,7 +34,7 @@ def canary_name(server: str) -> str:
 
 
 def server_of(name: str) -> str:
-    """The name of the server to which this pair, or this canary's pair, belongs."""
+    """The name of the server whose pair, or whose canary's pair, has this name."""
     return name.removesuffix(_SUFFIX)
 
 
@@ -115,7 +115,7 @@ class ServerReports:
 
     @property
     def configs(self) -> list[ServerConfig]:
-        """The configurations of all servers and canaries. A canary's has the name of its pair."""
+        """The configurations of all routed servers and their canaries; a canary is named after its pair."""
         names, found = self._routes.routes.servers, []
         for name, entry in self._core.entries.items():
             if name in names:
@@ -125,7 +125,10 @@ class ServerReports:
         return found
 
     def send(self, process: GatewayProcess, name: str) -> None:
-        """Send the changed facts of the server or canary with this name, if the server has a route."""
+        """Send the changed facts of a server and its canary, by the name of either.
+
+        If the server has no route, the process is to forget both.
+        """
         server = server_of(name)
         entry = self._core.entries.get(server)
         if entry is None or server not in self._routes.routes.servers:
@@ -143,7 +146,7 @@ class ServerReports:
             process.forget(canary_name(server))
 
     def send_all(self, process: GatewayProcess) -> None:
-        """Send the changed facts of every server."""
+        """Send the changed facts of every routed server and its canary."""
         for server in self._routes.routes.servers:
             if server in self._core.entries:
                 self.send(process, server)

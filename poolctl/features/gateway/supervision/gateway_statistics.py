@@ -84,7 +84,7 @@ class GatewayStatistics:
 
     @property
     def serving_pid(self) -> int | None:
-        """The pid of the process that serves clients: the gateway's own process or the program that it runs."""
+        """The pid of the gateway's process or, with another engine, of the program that it runs; None without one."""
         process = self._manager.gateway
         return None if process is None else self._program_pid or process.known.get("pid")
 

@@ -111,9 +111,9 @@ class Backends:
 
     @property
     def by_load(self) -> list[str]:
-        """The servers of routes that balance by load, if connections of their workers are counted: some may have ended.
+        """The servers of routes that balance by load whose workers had connections when last counted.
 
-        Their current numbers are to be passed to `set_worker_connections`.
+        Some of these may have ended, so the servers' current numbers have to be passed to `set_worker_connections`.
         """
         routes = [found for _, found in self._routes.values() if found.by_load]
         return sorted(

@@ -19,7 +19,7 @@ Listener = Callable[[str, HostState, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRecord:
-    """The state of a host: `since` when, and `until` when if it ends by itself. Both in seconds since 1970, or 0."""
+    """The state of a host, with its start (`since`) and its planned end (`until`) in seconds since 1970; 0: none."""
 
     host: str
     state: str = HostState.ACTIVE
@@ -107,7 +107,7 @@ class HostManager:
         return self._until.get(host, 0.0)
 
     def records(self) -> list[HostRecord]:
-        """The records of all hosts whose state was ever changed, without forgotten ones."""
+        """The records of all hosts whose state was ever changed, except those removed by `forget`."""
         self.expire()
         return [*self._records.values()]
 
@@ -156,7 +156,7 @@ class HostManager:
         return {"hosts": [to_json(each) for each in records]}
 
     def restore(self, table: Table) -> None:
-        """Restore the states that a predecessor has left. Listeners are called for states that still apply.
+        """Restore the states from a predecessor's `to_json`. Listeners are called for states that still apply.
 
         Times refer to the system's clock, because the monotonic clock may have restarted. Invalid entries are ignored.
         """

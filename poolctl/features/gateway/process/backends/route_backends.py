@@ -275,7 +275,7 @@ class Backend:
         return self.key
 
     def set_rank(self, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set the rank of the URL by the state of its machine. `blocked` is why it gets no requests, or None."""
+        """Set the rank of the URL, which its machine's state decides. `blocked` is why it gets no requests, or None."""
         if self.endpoint.kind != "none":
             self.rank, self._facts_verdict = rank, blocked
 
@@ -285,7 +285,7 @@ class Backend:
         self._probe_verdict = BackendVerdict(False, state.why, DOWN_RETRY_SECONDS) if state.why else None
 
     def update(self, hosts: HostManager) -> None:
-        """Set `draining` and `blocked` by the host's state (active, disabled or draining), facts and probe results."""
+        """Set `draining` and `blocked` from the state in `hosts` (disabled, …), known facts and the last probe."""
         record = hosts.record(self.key)
         known = self._facts_verdict or self._probe_verdict
         self.draining = record.state == HostState.DRAINING and known is None
@@ -314,8 +314,8 @@ class Backend:
     ) -> Breaker:
         """The breaker with this rule, which all routes with an equal rule share; made if there is none.
 
-        `previous` is the backend's earlier member of the same route, if any. If no other route uses the breaker of that
-        member, the breaker gets the new rule and keeps its state.
+        `previous` is the Member of the same route that is being replaced, if any. If no other route uses its breaker,
+        the breaker gets the new rule and keeps its state.
         """
         found = self._breakers.get(rule)
         if found is None:
@@ -401,7 +401,7 @@ class CanaryBackend(Backend):
 
 
 class Member:
-    """A backend as part of a route: its weight, the rule for its breaker, and its limit."""
+    """A backend as part of a route, with its weight, breaker and limiter there. The last two may be shared."""
 
     def __init__(self, backend: Backend, weight: int, breaker: Breaker, limiter: Limiter | None) -> None:
         self.backend = backend

@@ -97,7 +97,7 @@ class ResponseReceiver(Protocol):
         """
 
     def response_data(self, data: Buffer) -> None:
-        """Called with bytes of the body. A chunked body arrives as chunks, or parts of them, unless it is decoded."""
+        """Called with bytes of the body, or of a tunnel. A chunked body includes the framing, unless it is decoded."""
 
     def response_ends(self, trailers: bytes) -> None:
         """Called when the response is complete."""
@@ -106,7 +106,7 @@ class ResponseReceiver(Protocol):
         """Called when the backend has closed its side of the tunnel."""
 
     def backend_lost(self, error: Exception | None) -> None:
-        """Called if the connection is lost before the response is complete, or its bytes are invalid (BadMessage)."""
+        """Called if the connection is lost before the response is complete, or the response is invalid (BadMessage)."""
 
     def backend_writable(self, writable: bool) -> None:
         """Called when the backend stops accepting bytes, or accepts them again."""
@@ -148,7 +148,7 @@ class BackendConnection(asyncio.Protocol):
 
     @property
     def idle_until(self) -> float:
-        """When the idle connection is closed unless it is used before."""
+        """The loop's time at which the idle connection is closed, unless it is used before."""
         return self._timer.deadline
 
     def reuse(self, *, certain: bool) -> bool:

@@ -35,9 +35,10 @@ class ProxiedClient(Protocol):
 
 
 class ConnectionPool:
-    """Connections to backends by endpoint. The most recently used is reused first, so that surplus ones expire.
+    """Idle connections to backends, by endpoint, and all proxied connections of clients.
 
-    Must be created on the loop that uses it.
+    The most recently used backend connection is reused first, so that surplus ones expire. Must be created on the loop
+    that uses it.
     """
 
     def __init__(self) -> None:
@@ -71,7 +72,7 @@ class ConnectionPool:
         return None
 
     async def connect(self, endpoint: Endpoint) -> BackendConnection:
-        """A new connection. Raises OSError (ssl.SSLError is one)."""
+        """A new connection to the endpoint. Raises OSError (ssl.SSLError is one)."""
         made = BackendConnection(self.loop)
         context = self._context(endpoint) if endpoint.tls else None
         name = endpoint.server_name or "localhost" if endpoint.tls else None

@@ -73,12 +73,12 @@ def _location(route: Route, request: RequestHead) -> bytes:
 
 
 def spares_server(route: Route, method: bytes, path: bytes) -> bool:
-    """Whether the gateway answers the request itself and wakes no server: a probe, or a request for an icon."""
+    """Whether the gateway answers the request for a sleeping server and does not wake it: a probe, or for an icon."""
     return method in (b"GET", b"HEAD") and (path.endswith(b"/favicon.ico") or _is_probe(route, path))
 
 
 def report_arrival(edge: Edge, route: Route, method: bytes, path: bytes) -> None:
-    """Report the request to features with a part in this process, except a request that wakes no server."""
+    """Report the request to the features' parts in this process, unless it wakes no server (see `spares_server`)."""
     if edge.parts and not spares_server(route, method, path):
         for part in edge.parts.values():
             part.request_arrived(route)
@@ -87,7 +87,7 @@ def report_arrival(edge: Edge, route: Route, method: bytes, path: bytes) -> None
 def own_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead) -> Response | None:
     """The gateway's response while the backend sleeps or starts; None if the request waits for the backend.
 
-    Wakes the server, unless the request spares it.
+    A sleeping server is woken, except by a request that spares it (see `spares_server`).
     """
     sleeps = backend.rank == SLEEPING
     if sleeps and spares_server(route, request.method, request.path):

@@ -63,7 +63,7 @@ class Response(ResponseHead):
 def read_response(data: bytes, scanned: int, *, head_only: bool) -> Response | None:
     """The response whose head is at the start of these bytes; None if it is incomplete. Raises BadMessage.
 
-    `head_only`: it answers a HEAD request. An earlier call has found it incomplete up to the offset `scanned`.
+    `head_only`: the response is to a HEAD request. An earlier call has found no end of the head before `scanned`.
     """
     response = Response.read(data, scanned)
     if response is None:

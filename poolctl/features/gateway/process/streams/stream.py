@@ -14,7 +14,7 @@ from ..settings import Endpoint
 
 logger = logging.getLogger("poolctl.gateway")
 
-# A name is resolved again in the background when it is used after this time; until then its last addresses serve.
+# A name that is used after this time is resolved again in the background; meanwhile its last addresses are used.
 FRESH_SECONDS = 30.0
 _TRY_AGAIN_SECONDS = 1.0
 

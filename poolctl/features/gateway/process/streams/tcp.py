@@ -106,7 +106,7 @@ class Flow:
             self.resume()
 
     def _discard(self) -> None:
-        """Discard data for a target that accepts none. Its last answer is still delivered by the other direction."""
+        """Discard data for a target that accepts none. The target's last answer still flows in the other direction."""
         self.stop()
         self.ended, self._waiting = True, b""
         self._connection.flow_ended()
