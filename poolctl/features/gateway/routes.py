@@ -97,7 +97,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
 
 
 def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
-    """The routes, of which HTTP routes have `other_user` set: why their connections must stay in the gateway, or "".
+    """The routes; in HTTP routes, `other_user` is set to why their connections must stay in the gateway, or to "".
 
     See routing.separation.
     """

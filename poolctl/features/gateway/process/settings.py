@@ -115,10 +115,10 @@ class Endpoint(NamedTuple):
 class ServerFacts:
     """The supervisor's report about a routed server.
 
-    `bind` is the address where it listens. No request wakes it before `asleep_until` (in seconds since 1970; 0: never;
-    None: every request may). `canary` is the name of its canary's socket pair, "" without a canary, which listens at
-    `canary_bind` and gets `canary_share` of the server's requests. `context_key` authenticates the route context sent
-    to its workers; it is "" for a server that gets no context.
+    `bind` is the address where it listens. No request wakes it before `asleep_until`: seconds since 1970, 0 for ever,
+    None without such a window. `canary` is the name of the socket pair of its canary, "" without a canary; the canary
+    listens at `canary_bind` and gets `canary_share` of the server's requests. `context_key` authenticates the route
+    context sent to its workers; it is "" for a server that gets no context.
     """
 
     name: str

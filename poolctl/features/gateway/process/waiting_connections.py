@@ -51,7 +51,7 @@ class WaitingConnection:
         raise NotImplementedError
 
     def proceed(self) -> None:
-        """Called once waiting is over: use the bytes that have arrived, or close. Takes ownership of the socket."""
+        """Use the bytes that have arrived, or close: called after `on_readable` has returned False. Owns the socket."""
         raise NotImplementedError
 
     @property

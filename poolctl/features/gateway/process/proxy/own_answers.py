@@ -73,7 +73,7 @@ def _location(route: Route, request: RequestHead) -> bytes:
 
 
 def spares_server(route: Route, method: bytes, path: bytes) -> bool:
-    """Whether the gateway answers the request for a sleeping server and does not wake it: a probe, or for an icon."""
+    """Whether the gateway itself answers the request instead of waking a sleeping server: a probe, or an icon."""
     return method in (b"GET", b"HEAD") and (path.endswith(b"/favicon.ico") or _is_probe(route, path))
 
 
