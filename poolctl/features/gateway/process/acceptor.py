@@ -261,7 +261,7 @@ class ArrivingConnection(WaitingConnection):
             return False
         self._count(route, head)
         if backend.rank == SLEEPING:
-            edge.wake(server)  # woken here, because waiting for the connection to do it takes longer
+            edge.wake(server)  # the connection wakes it, too, but later
         canary = backend.canary
         if canary is not None and passing.passes(canary.key, tls=tls) and canary.connections.next():
             server = canary.key

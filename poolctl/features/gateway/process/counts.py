@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from poolctl.json_form import Table
 from poolctl.worker import tally
 
-# Why a request failed: no connection, closed too early, no answer in time, refused by a limit or for want of a
+# Why a request failed: no connection, closed too early, no answer in time, refused by a limit or without an available
 # backend, no valid response.
 CONNECT, RESET, TIMEOUT, REFUSED, PROTOCOL = ERRORS = ("connect", "reset", "timeout", "refused", "protocol")
 # Used in place of a status: a refused handshake.

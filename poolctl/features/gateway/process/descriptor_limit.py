@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Protocol
 
-# This process, or the machine, is short of something: no backend and no client is at fault.
+# This process, or the machine, is short of a resource: no backend and no client is at fault.
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # Maximum number of descriptors that clients leave free (a quarter of a low limit) for connections to backends and for
 # the supervisor's messages.

@@ -112,7 +112,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self._pairs: dict[str, int] = {}  # the number of each server's pair
         self._applying: asyncio.Handle | None = None
         self._routes_changed = False
-        self._asking: asyncio.TimerHandle | None = None  # for loads
+        self._asking: asyncio.TimerHandle | None = None  # sends the next request for connection counts
         self._waking: set[str] = set()
 
     @property

@@ -53,7 +53,7 @@ class _Server:
     """A server's give end, and the connections that wait for room in it, in order of arrival."""
 
     def __init__(self) -> None:
-        self.end: socket.socket | None = None  # None: the pair was closed, and its successor is not here yet
+        self.end: socket.socket | None = None  # None: the pair was closed, and the next one has not arrived yet
         self.tls = False
         self.queue: deque[_Queued] = deque()
         self.full = False  # whether it was reported that the queue is full
@@ -225,7 +225,7 @@ class Passing:
             return True
         except OSError as error:
             if not is_exhausted(error):
-                # No process takes from the pair any longer: a new pair follows, or the server is withdrawn.
+                # The other end is closed: a new pair follows, or the server is withdrawn.
                 self._close_end(found)
             return False
         if isinstance(sock, Connection):  # an application has held it too

@@ -222,8 +222,8 @@ class _TlsListener:
     def _choose(self, connection: ssl.SSLObject, name: str | None, context: ssl.SSLContext) -> int | None:
         """Called by OpenSSL in the handshake: switch to the certificate for this name; returns None, or an alert.
 
-        The rule for client certificates cannot be changed any more: if the chosen context has another one than the
-        context with which the connection began, the handshake is refused.
+        The handshake is refused if the chosen context has another rule for client certificates than the context with
+        which the connection began, because the rule can no longer be changed.
         """
         chosen = self.context_for((name or "").lower().rstrip("."))
         if chosen is not context:

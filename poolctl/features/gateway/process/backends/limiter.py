@@ -8,7 +8,7 @@ from ipaddress import IPv6Address, ip_address
 
 from poolctl.routing.route import Limit
 
-# While a backend's health is warn it gets this share of the requests a second.
+# While a backend's health is warn, it gets this share of its requests per second.
 WARN_SHARE = 0.5
 # Retry-After when only the end of a request in flight can make room.
 _BUSY_RETRY_SECONDS = 1.0

@@ -598,7 +598,7 @@ class RouteBackends:
         self.members: tuple[Member, ...] = ()
         self._limiter: Limiter | None = None
         self.clients: ClientLimits | None = None
-        # Not a plain dictionary: finding its first entry passes over all that were removed before it.
+        # Not a plain dictionary: finding its first entry steps over every entry that was removed before it.
         self._queue: OrderedDict[_Waiter, None] = OrderedDict()
         self._queue_size, self._queue_seconds = 0, 0.0
         self._retry: asyncio.TimerHandle | None = None
@@ -754,7 +754,7 @@ class RouteBackends:
     def admit_queued(self, backend: Backend) -> None:
         """Serve waiting requests of all routes that can use this backend."""
         for route in [*backend.queued]:
-            # The others get their turn first next time.
+            # Moved to the end: the other routes come first next time.
             if route in backend.queued:
                 del backend.queued[route]
                 backend.queued[route] = None

@@ -529,7 +529,7 @@ class Exchange:
             else:
                 self._give_up(CANCELLED, 504, TIMEOUT)
         elif self._paused if self.begun else not self.complete and not self._stuck:
-            self.refuse(408)  # the client does not go on
+            self.refuse(408)  # the client does not continue
         else:
             self._failed(TIMEOUT, 504, sent=True)
 

@@ -36,7 +36,7 @@ _PAGE = f"""\
 </main>
 </html>
 """.encode()
-# Fields of responses that are right only until the server is ready. Not stored, an icon is requested again later.
+# Fields of responses that are valid only until the server is ready. If not stored, an icon is requested again later.
 _NOT_STORED = b"Cache-Control: no-store\r\nX-Content-Type-Options: nosniff\r\n"
 _PAGE_FIELDS = (
     _NOT_STORED

@@ -37,7 +37,7 @@ _EXPECT_LINE = re.compile(rb"\r\n(?i:expect):[^\r\n]*+")
 _MOST_HOPS = 64  # maximum number of addresses in X-Forwarded-For that are examined
 _token = re.compile(TOKEN).fullmatch
 _PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade", b"te", b"http2-settings"))
-# Fields on which the next recipient's reading depends: a client cannot have them removed.
+# Fields that decide how the next recipient reads the request: a client cannot have them removed.
 _NO_OPTIONS = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
 # CONNECT asks for a tunnel to anywhere. TRACE would return the fields that the gateway adds to the request.
 _REFUSED_METHODS = frozenset((b"CONNECT", b"TRACE"))
@@ -55,7 +55,7 @@ def read_request(data: bytes, max_head_bytes: int, scanned: int) -> RequestHead 
         return None
     if not request.canonical:
         request = _canonical_request(request, data[: request.end])
-    if request.upgrade.lower() == b"h2c":  # its requests would go on unseen (RFC 9113 §3.1)
+    if request.upgrade.lower() == b"h2c":  # later requests would be hidden (RFC 9113 §3.1)
         request.upgrade = b""
     return request
 

@@ -22,7 +22,7 @@ HANDSHAKE_SECONDS = 10.0
 CLOSING_SECONDS = CLOSE_FRAME_SECONDS + 0.5
 _FLAGS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
 _READ_BYTES = 64 * 1024
-# The protocol is asked to pause above the first number of unsent bytes, and to go on at the second.
+# The protocol is asked to pause above the first number of unsent bytes, and to continue at the second.
 _HIGH_BYTES, _LOW_BYTES = 64 * 1024, 16 * 1024
 _RESET = struct.pack("ii", 1, 0)
 
@@ -248,7 +248,7 @@ class SharedSocketTransport(asyncio.Transport):
             resets = self._connection.getsockopt(socket.SOL_SOCKET, socket.SO_LINGER, len(_RESET)) == _RESET
         except OSError:
             resets = False
-        if resets:  # which does not wait
+        if resets:  # closing does not wait then
             os.close(self._connection.detach())
         else:
             close_promptly(self._connection.detach())

@@ -19,7 +19,7 @@ _NOT_BLOCKING = int(socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 _AT_ONCE = 32  # datagrams read in one iteration of the loop
 _BUFFER = bytearray(64 * 1024)  # more than any datagram holds
 _VIEW = memoryview(_BUFFER)
-# The bound for a route without one: a flood from forged addresses must not take all descriptors of the gateway.
+# The maximum for a route without its own: a flood from forged addresses must not take all descriptors of the gateway.
 _MOST_SESSIONS = 16_384
 _WILDCARDS = ("0.0.0.0", "::")
 _IP_PKTINFO = 8
