@@ -91,7 +91,7 @@ class Feature:
     needed_with: tuple[str, ...] = ()  # tables besides its own that need this part
     verbs: tuple[str, ...] = ()  # verbs handled by this part
     process: LastingProcess | None = None  # started by this part
-    changing: tuple[str, ...] = ()  # verbs that change the pool: recorded, and completed even if the caller leaves
+    changing: tuple[str, ...] = ()  # verbs that change the pool: completed even if the caller leaves
     # The class of its part of the gateway's process: see features.gateway.process.edge.EdgePart.
     gateway: str = ""
     # Engines of the gateway, by name: see features.gateway.engines.Engine.

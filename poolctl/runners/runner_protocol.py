@@ -212,7 +212,7 @@ class AdoptedWorker:
     ready_at: float | None = None  # on the system's monotonic clock
     leaving: bool = False  # it was asked to drain or to stop
     idle: bool = False
-    resting: str = ""  # why it does not accept: "new" (it was never ordered to), "told" (it was ordered not to)
+    resting: str = ""  # why it does not accept: "new" (never ordered to) or "told" (ordered not to)
 
 
 @dataclass(frozen=True, slots=True)

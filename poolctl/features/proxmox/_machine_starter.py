@@ -373,7 +373,7 @@ class MachineStarter:
             if activity is None or activity.in_progress or activity != known:
                 self._idle_since[vmid] = activity or Activity(0, 0), now
             elif now - since >= idle_seconds:
-                self._idle_since[vmid] = activity, now  # if that fails, the next attempt is one idle time later
+                self._idle_since[vmid] = activity, now  # after a failure it is tried one idle time later
                 self.stop(vmid, partial(self._is_idle, vmid, activity))
 
     async def _is_idle(self, vmid: int, known: Activity) -> bool:

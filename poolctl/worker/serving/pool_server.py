@@ -130,8 +130,8 @@ class PoolServer(uvicorn.Server):
     take `head_seconds` and have `head_bytes`. At `max_connections` the server stops accepting until there is room again
     (None: as many as the process has descriptors for). With `http2` it also serves HTTP/2, by uvicorn's classes.
     `routes` are for the connections that a gateway passes on. With `woken`, connections have waited for this worker to
-    wake: those whose clients have left meanwhile are closed, and their requests are not executed. `failed` is the form of
-    the log lines of failed requests (see FailedRequests), or None to log no such lines.
+    wake: those whose clients have left meanwhile are closed, and their requests are not executed. `failed` is the form
+    of the log lines of failed requests (see FailedRequests), or None to log no such lines.
     """
 
     def __init__(

@@ -53,7 +53,7 @@ class _Server:
     """A server's give end, and the connections that wait for room in it, in order of arrival."""
 
     def __init__(self) -> None:
-        self.end: socket.socket | None = None  # None: the pair was closed, and the next one has not arrived yet
+        self.end: socket.socket | None = None  # None until the next pair arrives
         self.tls = False
         self.queue: deque[_Queued] = deque()
         self.full = False  # whether it was reported that the queue is full

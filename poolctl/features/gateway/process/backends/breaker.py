@@ -40,7 +40,7 @@ class Breaker:
         self.is_closed = True
         self.why = ""
         self.by_answers = False  # it was opened by error responses: the backend can be reached
-        self.period = 0  # increases with each change of state; results of requests from earlier periods are ignored
+        self.period = 0  # increases with each change of state; results of earlier periods are ignored
         self._on_change = on_change
         self._is_dispensable = is_dispensable
         self._forget()

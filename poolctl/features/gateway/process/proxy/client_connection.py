@@ -222,7 +222,7 @@ class Exchange:
             self._log_entry = AccessLogEntry(edge.access_log, request, sender, side.http_version)
             self._head = self._log_entry.head_with_id(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
-        self._of_client: Limiter | None = None  # the client's limiter, while it counts this request as in flight
+        self._of_client: Limiter | None = None  # the client's, while it counts this request
         self._connection: BackendConnection | None = None
         self._lease: Lease | None = None
         self._task: asyncio.Task[None] | None = None  # waits for a place, or connects
@@ -622,7 +622,7 @@ class ClientConnection(asyncio.Protocol):
         self._writable = self._reading = self._body_wanted = True
         self._turn_due = False  # the buffer is processed further in the loop's next turn
         self._advancing, self._passable = False, 0  # requests in a row that could have been passed
-        self._dropped: int | None = None  # bytes dropped after the connection's last response; None before its end
+        self._dropped: int | None = None  # bytes dropped after the last response; None before it
 
     def __repr__(self) -> str:
         return f"<ClientConnection {self._exchange or 'idle'}>"
