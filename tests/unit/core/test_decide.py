@@ -192,6 +192,10 @@ EXAMPLES = {
 }  # fmt: skip
 
 
+def test_servers_want_workers_unless_they_are_idle_stopped_or_removed() -> None:
+    assert [each for each in Desired if not each.wanted] == [Desired.IDLE, Desired.STOPPED, Desired.REMOVED]
+
+
 @pytest.mark.parametrize(("facts", "actions"), EXAMPLES.values(), ids=list(EXAMPLES))
 def test_decision_on_a_view_is_the_expected_one(facts: View, actions: list[Any]) -> None:
     assert decide(facts) == actions

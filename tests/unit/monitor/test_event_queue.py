@@ -143,6 +143,25 @@ def test_a_full_disk_loses_events_counts_them_and_says_so_when_there_is_room_aga
     assert events.problem == ""
 
 
+def test_end_of_a_loss_is_in_the_journal_when_it_is_closed_at_once(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        link = tmp_path / "events.jsonl"
+        link.symlink_to("/dev/full")
+        events = Events(ManualClock(), journal := Journal(str(link)))
+        events.record("pool", "one")
+        events.flush()
+        link.unlink()
+        journal.close()
+        events.record("pool", "two")
+        events.close()
+        assert [(event["event"], event.get("lost")) for event in read(link)] == [
+            ("two", None),
+            ("events lost", 1),
+        ]
+
+    asyncio.run(scenario())
+
+
 def test_directory_in_place_of_the_journal_costs_the_events_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
