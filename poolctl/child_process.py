@@ -39,10 +39,10 @@ class ChildEnded(Exception):
 
 
 class ChildProcess:
-    """A child of this process, started at once, for requests from the running loop.
+    """A child process that is started at once, and to which the running loop sends requests.
 
-    `end` kills it; in a fork of this process it does nothing. The child's output begins at the position `output_start`
-    of the file `output`.
+    `end` kills the child, except when called in a fork of this process. The child's output begins at the position
+    `output_start` of the file `output`.
     """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None, output: str = "") -> None:

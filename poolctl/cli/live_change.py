@@ -115,7 +115,8 @@ def _selected(
 ) -> tuple[Sequence[Item], bool]:
     """The selected servers, and whether to change the running pool (otherwise only the files).
 
-    Raises Failure if nothing is selected; NoSupervisor if no supervisor runs, unless the change `works_offline`.
+    Only the files are changed if no supervisor runs, and if a change that `removes` servers finds none of them in the
+    running pool. Raises NoSupervisor if none runs, unless the change `works_offline`; Failure if the selection fails.
     """
     from poolctl.cli.offline import select_from_files
 

@@ -244,7 +244,10 @@ def _ask(question: bytes) -> bytes | None:
 
 
 def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
-    """Yield the answers to a query about many sockets until the time `until`. Raises OSError."""
+    """Yield all answers to a query about many sockets. Blocks until `until` at most, a time on the monotonic clock.
+
+    At that time it ends early, or raises TimeoutError. Raises OSError if the kernel refuses the query.
+    """
     with _netlink() as netlink:
         netlink.send(_message(question, _REQUEST_ALL))
         while (left := until - time.monotonic()) > 0:

@@ -28,11 +28,10 @@ def passable_match(head: RequestHead, table: RouteTable) -> Match | None:
 
 
 def admits(route: Route, peer: str, *, trusted: bool) -> bool:
-    """Whether the route's `allow` list permits passing a connection from this peer to a worker.
+    """Whether a connection from this peer may be passed to a worker of the route.
 
-    With `allow`, only connections that come directly from an allowed client are passed. A trusted proxy forwards
-    requests of all kinds of clients, so the gateway's proxy checks each of them; it also answers clients that are not
-    allowed.
+    Always without `allow`; with it only if the peer is in that list and is not a `trusted` proxy, which forwards the
+    requests of many clients. The gateway keeps the other connections, and checks or refuses the client of each request.
     """
     return not route.allow or (not trusted and is_within(peer, route.allow))
 

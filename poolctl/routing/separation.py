@@ -129,9 +129,9 @@ class Kept:
 
 
 def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: Collection[str]) -> Kept:
-    """The connections that workers may keep under these routes, which `separated` has returned.
+    """The connections that workers may keep. `routes` are a result of `separated`.
 
-    `secure` are the servers that speak TLS.
+    `users` maps each server of the pool to its user; `secure` has the servers that speak TLS.
     """
     only = _only_user(users.values())
     user = only if only is not None else _only_user(_first_of_each_user(routes, users))

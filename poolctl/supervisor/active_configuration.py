@@ -370,7 +370,10 @@ class ActiveConfiguration:
         return servers
 
     def stop_reading(self) -> None:
-        """Make `read_first_servers` return at once and set `problems`; has no effect once the files have been read."""
+        """Cancel `read_first_servers`, which then returns no servers, and says in `problems` that the pool was stopped.
+
+        Has no effect while the files are not being read.
+        """
         if self._reading is not None:
             self._reading.cancel()
 

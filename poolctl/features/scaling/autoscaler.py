@@ -80,9 +80,9 @@ class _ScaledServer:
 
 
 class Autoscaler(FeaturePart):
-    """Scales all servers with triggers by one timer, while they have workers and no command has set their number.
+    """Sets the number of workers of each server that has triggers and workers, unless a command has set it.
 
-    In a calm supervisor the numbers of workers stay as they are.
+    One timer serves all servers. A supervisor that is calm, because it has died too often, changes no number.
     """
 
     def __init__(self, site: PartSite) -> None:

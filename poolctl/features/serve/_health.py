@@ -95,7 +95,10 @@ class HealthAddress:
         return await self._probe_problem("liveness", self._application)
 
     async def _probe_problem(self, kind: str, application: Application) -> str:
-        """The problem that one probe finds, or "". Without a probe of this kind the event loop has to answer."""
+        """The problem that the probe of this kind finds, or ""; a timeout is a problem, too.
+
+        Without such a probe, the application's event loop only has to run once.
+        """
         values = self._probes.get(kind)
         if values is None:
             return await with_timeout(application.wait_until_loop_runs(), _TIMEOUT_SECONDS)

@@ -243,7 +243,7 @@ def _rate(per_second: float | None, total: int) -> float:
 
 
 class PoolView:
-    """The pool, and the boards of its servers and, if they are shown instead, of its routes.
+    """The pool with the board of its servers. `routes` is the board of its routes if that is shown instead, else None.
 
     `gateway` is None if the pool has none, or if only selected servers are shown.
     """

@@ -67,7 +67,8 @@ _ENDS = select.EPOLLRDHUP | select.EPOLLHUP
 class Fetched(NamedTuple):
     """The result of a request to the accept helper.
 
-    `failed`: the socket's state is unknown. `blocked`: it is unknown because a call on the socket blocks.
+    `failed`: the helper was lost during the request, so the state of its socket is unknown. `blocked`, only with
+    `failed`: probably because a call on this socket has blocked.
     """
 
     empty: bool = False
@@ -344,9 +345,9 @@ class SleepingListener:
         return {sock.fileno(): sock for sock in (*self.listeners, *left)}
 
     def expendable(self, newest: HeldConnection) -> HeldConnection | None:
-        """The connection to close first when there are too many; None if all but `newest` are sending a request.
+        """The connection to close first when too many are held: not `newest`, and none that is sending a request.
 
-        That is the oldest one on which nothing was ever sent, or otherwise the oldest one left by a worker.
+        It is the oldest on which nothing was ever sent; without one, the oldest that a worker has left; else None.
         """
         oldest = None
         for each in self.connections:

@@ -143,9 +143,9 @@ class HasHandOver(Protocol):
 class Evenness:
     """One worker's part in balancing connections.
 
-    `state` is the worker's PoolServerState. Its connections are handed over through `give`, an end of the adoption
-    pair; those that can never move have no `hand_over`. With `kept` they can also move between two requests. `close`
-    also closes `counts`.
+    `state` is the worker's PoolServerState. The worker hands over connections through `give`, an end of the adoption
+    pair. A connection without a method `hand_over` never moves; with `kept`, the others may also move between two
+    requests. `close` also closes `counts`.
     """
 
     def __init__(self, state: Any, give: socket.socket, counts: PeerCounts, *, kept: bool) -> None:

@@ -504,7 +504,7 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """Whether no request is in progress. A scope without a method belongs to an incomplete head."""
+        """Whether no request is in progress: no head has begun, and no body is still being received."""
         if not self.idle or self.pipeline or (self.scope is not None and "method" not in self.scope):
             return False
         return self.cycle is None or not self.cycle.more_body

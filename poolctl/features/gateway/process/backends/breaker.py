@@ -119,7 +119,7 @@ class Breaker:
             self._probes -= 1
 
     def keep_open(self, why: str) -> None:
-        """Keep the breaker open until `close` is called, because another program decides about the backend."""
+        """Open the breaker until `close` is called, because another program decides about the backend."""
         self._open_until, self.by_answers, self.why = math.inf, False, why
         self._become(BreakerState.OPEN, why)
 

@@ -413,7 +413,7 @@ class Member:
 
     @property
     def load(self) -> int:
-        """The load of the backend."""
+        """The backend's requests in flight from the gateway, and the connections of its workers."""
         return self.backend.load
 
     @property
