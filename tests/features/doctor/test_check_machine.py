@@ -742,7 +742,7 @@ def test_file_at_the_address_of_a_server_is_a_socket_that_is_stale(machine: Mach
         Path(paths["served"]).touch()
         machine.context.addresses = {name: parse(f"unix:{path}") for name, path in paths.items()}
         machine.context.served = {"served"}
-        results = list(_check_machine.sockets(machine.context))
+        results = list(_check_machine.leftover_sockets(machine.context))
     assert [(each.status, each.message, each.fix) for each in results] == [
         ("problem", f"file: {paths['file']} exists and is not a socket", f"move {paths['file']} away"),
         ("ok", f"stale: {paths['stale']} is stale and will be replaced", ""),
