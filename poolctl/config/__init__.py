@@ -34,7 +34,7 @@ _MODULES = {
     "checks.interpreter": "changed_by default_interpreter enter_as ids_of interpreter missing_program start_options",
     "configuration": "BINDS_ITSELF Configuration Reading ServerConfig Surroundings no_certificate open_files_needed",
     "edit": "Draft FileChanged escaped table_text value_text",
-    "files.assemble": "Document read_documents",
+    "files.assemble": "Document read_documents variables_in_files",
     "files.marks": "Marks Stamp changed_files marks_of stamp_of",
     "files.read_file": "COMPOSE ConfigNotFound ECOSYSTEM FILE_NAMES JAVASCRIPT PROCFILE PYPROJECT SUPERVISORD UNIT "
     "candidate_files default_env_file find_config foreign_format missing_file platform_of read_regular read_text "

@@ -13,7 +13,7 @@ from poolctl.cli.command_line import Command, CommandRequest, Option, flag, one_
 from poolctl.cli.offline import load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import find_pool
-from poolctl.config import ServerConfig, longest_stop_seconds, read_documents, referenced_variables
+from poolctl.config import ServerConfig, longest_stop_seconds, variables_in_files
 from poolctl.control.pool_paths import RUNTIME_VARIABLE, STATE_VARIABLE
 from poolctl.exit_codes import CONFLICT, FAILED, INVALID_CONFIGURATION, NOT_PERMITTED, USAGE
 from poolctl.feature import features
@@ -192,10 +192,7 @@ def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
 
 def missing_variables(pool: ServicePool) -> list[str]:
     """The variables without a default that the files use and a service lacks."""
-    found: dict[str, None] = {}
-    for document in read_documents([*pool.files])[0]:
-        found.update(dict.fromkeys(referenced_variables(document.text)))
-    return [name for name in found if name not in _PASSED_VARIABLES]
+    return [name for name in variables_in_files(pool.files) if name not in _PASSED_VARIABLES]
 
 
 def _service(pool: ServicePool, sockets: list[str], *, of_user: bool) -> str:

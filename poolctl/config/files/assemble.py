@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from poolctl.config.files.parsers import parse, positions
@@ -20,7 +20,7 @@ from poolctl.config.files.read_file import (
 )
 from poolctl.config.model.pool_tables import is_listed, model_of_table, table_names
 from poolctl.config.model.section import Table
-from poolctl.config.values.normalise import interpolate, merged, normalise
+from poolctl.config.values.normalise import interpolate, merged, normalise, referenced_variables
 from poolctl.config.values.problems import (
     Finding,
     ParseError,
@@ -135,6 +135,15 @@ def read_documents(
                 except Problem as problem:
                     problems.append(problem)
     return documents, problems
+
+
+def variables_in_files(paths: Iterable[str]) -> list[str]:
+    """The variables that the files (including files of directories) refer to without a default, each once.
+
+    Files that cannot be read or parsed are left out.
+    """
+    documents, _ = read_documents([*paths])
+    return list(dict.fromkeys(name for document in documents for name in referenced_variables(document.text)))
 
 
 # A file, and the path of a table in it.

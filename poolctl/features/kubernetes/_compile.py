@@ -12,9 +12,8 @@ from poolctl.config import (
     Configuration,
     Finding,
     ServerConfig,
-    read_documents,
-    referenced_variables,
     values_of,
+    variables_in_files,
 )
 from poolctl.config.model.pool_tables import Located
 from poolctl.control.answers import ErrorEntry
@@ -153,7 +152,4 @@ def _secrets(server: ServerConfig, pool: SharedSettings, hidden: Sequence[str]) 
 
 def _environment_values(files: Iterable[str]) -> list[str]:
     """The values of the environment variables that the files use."""
-    names: set[str] = set()
-    for document in read_documents([*files])[0]:
-        names.update(referenced_variables(document.text))
-    return values_of(names, os.environ)
+    return values_of(variables_in_files(files), os.environ)
