@@ -172,7 +172,7 @@ class WriteBack:
         self.now = load(PoolRef(self.draft.files, pool.directory), allow_empty=True)
 
     def names_in_files(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` that are servers in the files; adds a warning about each other name."""
+        """The `names` of servers in the files; adds a warning about each name that is not in them."""
         why = "is not in any file: nothing to write (poolctl add --save writes it)"
         self.warnings += [f"{name} {why}" for name in names if self.draft.entry(name) is None]
         return [name for name in names if self.draft.entry(name) is not None]

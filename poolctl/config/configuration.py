@@ -54,7 +54,7 @@ class ServerConfig(ServerKeys):
 
 
 class Configuration(Sequence[ServerConfig]):
-    """The valid servers, in the files' order; `problems` are those of invalid servers and of the other tables."""
+    """The valid servers, in the files' order; `problems` get what is wrong with the other servers and the tables."""
 
     def __init__(self, servers: Iterable[ServerConfig] = (), tables: Tables | None = None) -> None:
         self.settings = PoolSettings()

@@ -433,7 +433,7 @@ def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _unconve
 
 
 def list_at(data: Tree, servers: Path) -> Tree:
-    """The list of servers at the path `servers` of a parsed file; an empty list is inserted if there is none."""
+    """The list of servers at the path `servers` of a parsed file; an empty list is inserted if it is missing."""
     for number, key in enumerate(servers, 1):
         if data.get(key) is None:
             data[key] = [] if number == len(servers) else {}

@@ -40,7 +40,7 @@ def bind(directory: str, kind: str) -> tuple[socket.socket, str]:
 
 
 def accept(listener: socket.socket, uids: Collection[int]) -> socket.socket | None:
-    """The next connection; None if there is none, or if its peer's user is not in `uids`."""
+    """The next connection; None if no connection waits, or if its peer's user is not in `uids`."""
     try:
         connection, _ = listener.accept()
     except OSError:

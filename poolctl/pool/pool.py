@@ -562,7 +562,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     @property
     def uptime(self) -> timedelta:
-        """The longest uptime of its servers; zero if none is ready."""
+        """The longest uptime of its servers; zero while no server is ready."""
         return max((server.uptime for server in self.values()), default=timedelta())
 
     def monitor_names(self) -> builtins.list[str]:

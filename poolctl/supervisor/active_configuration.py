@@ -342,7 +342,7 @@ class ActiveConfiguration:
         self._reading: asyncio.Future[list[ServerConfig]] | None = None  # the first reading of the files
 
     async def take_over(self) -> list[ServerConfig] | None:
-        """Take over the previous supervisor's configuration; returns its servers, or None if there is none."""
+        """Take over the previous supervisor's configuration; returns its servers, or None without one."""
         stored = await self._store.configuration()
         if stored is None:
             return None

@@ -216,7 +216,7 @@ def _named_by_pth(site: str) -> Iterator[str]:
 
 
 def _replaceable_component(path: str, seen: dict[str, bool]) -> str:
-    """The first component of the path, or of a link's target, that other users may replace; "" if there is none."""
+    """The first component of the path, or of a link's target, that other users may replace; or ""."""
     rest, path = os.path.abspath(path).split("/"), ""
     links = 0
     while rest:

@@ -241,7 +241,7 @@ def variables_named_in(paths: Iterable[str]) -> set[str]:
 
 
 def _problem(path: str, message: str, hint: str, before: str | None = None) -> Problem:
-    """A problem with a file: with the character after the text `before`, or with the whole file if that is None."""
+    """A problem with a file: at the character after the text `before`, or without it with the whole file."""
     # Not imported by processes that only read bytes.
     from poolctl.config.values.problems import Place, Problem
 

@@ -59,7 +59,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class PageSettings(NamedTuple):
-    """The settings that the supervisor sends; `key` and `name` are those of the pool.
+    """The settings that the supervisor sends; `key` and `name` identify the pool.
 
     `tls` holds the paths `cert` and `key`, and the password of the key. `ended_path` is the file of the ended sessions.
     """

@@ -360,7 +360,7 @@ def runtime(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _root(context: CheckContext) -> str:
-    """The first usable runtime directory, or its nearest existing ancestor. Raises ControlError if none is usable."""
+    """The first usable runtime directory, or its nearest existing parent. Raises ControlError if neither is usable."""
     explicit = bool(context.env.get(pool_paths.RUNTIME_VARIABLE))
     refused = ""
     for path in pool_paths.candidates(context.env):

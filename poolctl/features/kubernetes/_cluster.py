@@ -127,7 +127,7 @@ class Cluster:
             return [_as_table(each) async for each in found], found.resourceVersion
 
     async def find(self, kind: str, name: str) -> Table | None:
-        """The object of this kind and name; None if there is none."""
+        """The object of this kind and name, or None."""
         try:
             async with self._request(f"get {kind} {name}"):
                 return _as_table(await self._client.get(_resource(kind), name))

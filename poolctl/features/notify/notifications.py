@@ -145,7 +145,7 @@ class DeliveryTask:
                     await self._attempt(message)
 
     def to_dict(self) -> Table:
-        """The state for a successor, {} if there is none. The keys of `open` are "state SERVER" or "health SERVER"."""
+        """The state for a successor; {} without any. The keys of `open` are "state SERVER" or "health SERVER"."""
         found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
         return found if any(found.values()) else {}
 

@@ -80,7 +80,7 @@ class PoolMetrics:
     async def text(self, openmetrics: bool, selector: Selector | None = None) -> str:
         """The metrics of the pool, its servers and its features as text.
 
-        With a `selector`, only those of the pool and the selected servers.
+        With a `selector`, only the metrics of the pool and of the selected servers.
         """
         entries = list(self._core.entries.values()) if selector is None else selected(self._core, selector)
         totals = self._statistics.totals

@@ -488,7 +488,7 @@ class ConfigurationDrift:
         return _ChangedInputs(tuple(files), stamps, revision, variables)
 
     def _differing(self, paths: tuple[str, ...], digest: str) -> list[str]:
-        """Those of the env files that were modified; empty while their combined contents have this digest."""
+        """The env files that were modified; empty while their combined contents have this digest."""
         before, known = self._variables.get(paths, ([], ""))
         now = [stamp_of(path) for path in paths]
         if now != before:

@@ -250,7 +250,7 @@ class Evenness:
     def _fair_share(self, mine: int, others: list[int], on_their_way: int = 0) -> int:
         """This worker's fair share of all connections: the maximum number that it should have.
 
-        `mine` is its present number, `others` are those of the other workers; no worker counts `on_their_way` yet.
+        `mine` is its present number, `others` the numbers of the other workers; no worker counts `on_their_way` yet.
         """
         return -(-(mine + sum(others) + on_their_way) // (len(others) + 1))
 

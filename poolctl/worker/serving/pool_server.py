@@ -66,10 +66,10 @@ _CLASSES: list[tuple[type[asyncio.Protocol], tuple[UvicornParts, ...]]] = [
 
 
 def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-    """poolctl's class that extends uvicorn's class `protocol`; `protocol` itself, after a warning, if there is none.
+    """poolctl's class that extends uvicorn's class `protocol`; `protocol` itself, after a warning, without one.
 
-    There is none for a class that is unknown or lacks a part that poolctl uses. Then a drain closes connections, which
-    may lose requests on their way, and requests are not counted.
+    poolctl has no class for an unknown one, nor for one without a part that it uses. Then a drain closes connections,
+    which may lose requests on their way, and requests are not counted.
     """
     for ours, parts in _CLASSES:
         if issubclass(ours, protocol) and not any(each.missing(protocol) for each in parts):

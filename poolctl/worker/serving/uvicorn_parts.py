@@ -245,7 +245,7 @@ def _make(app: App, settings: Settings) -> uvicorn.Config:
 def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:
     """A server's TLS context, from its settings `tls` and from `fds`: certificate, key and, if a third is given, CAs.
 
-    The CAs are those of client certificates. Raises OSError (ssl.SSLError is one) or ValueError for unusable files.
+    The CAs are for client certificates. Raises OSError (ssl.SSLError is one) or ValueError for unusable files.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls["min_version"]]

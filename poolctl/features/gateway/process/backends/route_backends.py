@@ -312,7 +312,7 @@ class Backend:
     def breaker(
         self, rule: BreakerRule, previous: Member | None, on_change: Callable[[BreakerState, str], None]
     ) -> Breaker:
-        """The breaker with this rule, which all routes with an equal rule share; made if there is none.
+        """The breaker with this rule, which all routes with an equal rule share; it is created on first use.
 
         `previous` is the Member of the same route that is being replaced, if any. If no other route uses its breaker,
         the breaker gets the new rule and keeps its state.
@@ -692,7 +692,7 @@ class RouteBackends:
         return self._assign(client, cookie, tried)
 
     def choose(self, client: str) -> Backend | NoBackend:
-        """A backend for a connection that is passed on, or the reason why there is none now.
+        """A backend for a connection that is passed on, or the reason why no backend is available now.
 
         There is no lease, because only the worker learns how requests end. Routes with a limit pass nothing on.
         """
