@@ -732,7 +732,7 @@ def test_call_with_an_output_is_answered_and_pings_a_silent_supervisor(path: Pat
     pinged = asyncio.Event()
     read, write = os.pipe()
     with stand_in(path, answer) as requests:
-        assert Client(str(path), output=write, silence_seconds=0.05).call("list")["items"]
+        assert Client(str(path), output=write, silence_seconds=0.5).call("list")["items"]
     os.close(read)
     os.close(write)
     assert requests == [("list", {}), ("ping", {})]
