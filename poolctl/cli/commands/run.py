@@ -311,10 +311,10 @@ class RunSession:
                 self.say(address)
         if self._gateway is not None and (serves := serves_line(self._gateway)):
             self.say(serves)
+        if not self.outcome.exit_code:  # before the line that invites a reload: RELOADING=1 may not come first
+            sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
         self.say(f"{line}, Ctrl-C to stop")
         self.report()  # failures are printed now, while other servers run
-        if not self.outcome.exit_code:
-            sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
         signals.wait_for_end(lifeline)  # the keeper holds the other end
         return DONE
 
