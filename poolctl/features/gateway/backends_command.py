@@ -47,7 +47,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The backends or, after an action, the states of the named ones. Raises UsageError and NoSupervisor."""
+    """List the backends, or perform an action on the named ones and list these. Raises UsageError and NoSupervisor."""
     action, *names = request.get("words") or [""]
     if action:
         return _change(request, one_of("backends", action, BACKEND_ACTIONS), names)

@@ -33,7 +33,7 @@ class Engine:
     problems: Callable[[Iterable[ServerKeys], Tables], Iterator[tuple[ServerKeys | None, Finding]]]
 
     def path(self, given: str | None) -> str:
-        """The path of its executable: `given`, or else where it is or would be installed; the file need not exist."""
+        """The executable's path: `given` if set, else the installed one, else a default. The file may not exist."""
         places = os.pathsep.join((os.environ.get("PATH", os.defpath), *_PLACES))
         return given or shutil.which(self.program, path=places) or f"{_PLACES[0]}/{self.program}"
 
@@ -46,7 +46,7 @@ class Engine:
 
 
 def other_engine(name: str) -> Engine | None:
-    """The feature's engine with this name; None for poolctl's own, or an unknown name."""
+    """The engine with this name that a feature declares; None for poolctl's own engine and unknown names."""
     found = (feature.load(feature.engines[name]) for feature in features() if name in feature.engines)
     return next(found, None)
 

@@ -58,9 +58,9 @@ SHOWN_NAMES = 3
 def route_problems(
     servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished = NONE
 ) -> Iterator[Located]:
-    """The problems that keep the routes of these servers and tables from being served as written.
+    """Report the errors in [gateway], the routes and the streams, including routes from servers' labels and `expose`.
 
-    Names and tags in `unfinished` are not reported as unknown: problems of their tables are reported elsewhere.
+    References to names and tags in `unfinished` are not reported as unknown: their tables have errors of their own.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None:
@@ -181,9 +181,9 @@ def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
 
 
 def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe]) -> Iterator[Finding]:
-    """Report probes of the route that have no effect, that its targets do not support, or that contradict others.
+    """Report probes that have no effect, that the route's targets do not support, or that conflict with other probes.
 
-    `every` has the probe in force of each target outside the pool.
+    `every` maps each probed address outside the pool to the probe that is used for it.
     """
     targets: list[RouteTarget | StreamTarget] = [*route.to]
     outside = [is_outside(target.to) for target in targets]
@@ -310,7 +310,7 @@ def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: ServerIndex)
 
 
 def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: ServerIndex) -> bool:
-    """Whether the route would be named after a server that does not exist, which is reported separately."""
+    """Whether the route has no alias, and its first target is an unknown server or tag: another check reports this."""
     return not route.alias and bool(route.to) and known.servers(route.to[0].to) == []
 
 
@@ -322,7 +322,7 @@ def _taken(alias: str, other: str, label: str, route: RouteConfig | StreamConfig
 
 
 def _name_of(written: WrittenRoute) -> str:
-    """The name of a route in a message about another route."""
+    """How a message about another route refers to this one, such as `route[2]`."""
     if written.server is not None:
         return f"the route in the {written.key[0]} of {written.server.name!r}"
     return f"route[{written.key[1]}]"
@@ -399,9 +399,9 @@ def _covers_all_of(first: RouteConfig, second: RouteConfig) -> bool:
 def _overriding_route(
     host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
 ) -> WrittenRoute | None:
-    """The route that takes all requests of this wildcard host and path, because its host comes first; or None.
+    """The route that gets all requests for this wildcard host and path because its host has precedence, or None.
 
-    `everything` has the routes without conditions, by host and path.
+    `everything` maps a host and path to the route without conditions that has them.
     """
     pattern = host_pattern(host)
     if pattern.tier != WILDCARD:
@@ -425,7 +425,7 @@ def _overriding_route(
 
 
 def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
-    """Report the reasons against `mode = "pass"` or, in other modes, that no listener can serve the route."""
+    """Report why the route cannot use `mode = "pass"` or, in another mode, that no listener can serve it."""
     if route.mode == "pass":
         sticky = ("policy",) if route.policy == STICKY and not route.sticky else ()
         for key in (*NEEDS_PROXY, *sticky):
@@ -457,7 +457,7 @@ def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfi
 
 
 def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: ServerIndex) -> Iterator[Located]:
-    """Report routes with `mode = "pass"` if later requests on their connections may be for another user's server."""
+    """Report `mode = "pass"` on routes whose connections may later carry requests for servers of another user."""
     if not any(config.mode == "pass" for _, config in served):
         return
     routes = []
@@ -495,7 +495,7 @@ def _is_whole_host(route: RouteConfig) -> bool:
 
 
 def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) -> str:
-    """Why a connection can never be handed to a server; "" if it can."""
+    """Why no connection of the route can ever be passed to this server; "" if one can."""
     name = repr(printable(server.name))
     if server.command:
         return f"{name} runs a command, which cannot take over connections"
@@ -512,9 +512,9 @@ def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) 
 
 
 def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterator[Located]:
-    """Warnings about routes that are served in an unexpected way, or not at all.
+    """Warnings about routes that do not work as expected, or are not served at all.
 
-    Unless the servers are `complete`, routes to unknown servers are left out, as these are reported as problems.
+    If the servers are not `complete`, routes with an unknown target are skipped: these are reported as problems.
     """
     known = ServerIndex(servers)
     gateway = tables.get(GatewayConfig)
@@ -585,7 +585,7 @@ def _problems_of_own_engine(gateway: GatewayConfig) -> Iterator[Finding]:
 def check_gateway(
     tables: Tables, servers: Iterable[ServerKeys], env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
-    """Problems and warnings about the engine and the certificates; paths begin with the table. Blocks on the disk."""
+    """The errors and the warnings about the engine and certificates, with full key paths. Reads files, so it blocks."""
     problems = [*unusable_engine(tables)]
     warnings: list[Finding] = []
     names: dict[str, list[str]] = {}  # of the certificates of each listener
@@ -603,7 +603,7 @@ def check_gateway(
 
 
 def unusable_engine(tables: Tables) -> Iterator[Finding]:
-    """Report that the gateway's engine cannot run on this machine, if so."""
+    """Report the gateway's engine if it cannot run on this machine."""
     gateway = tables.get(GatewayConfig)
     if gateway is None:
         return
@@ -627,10 +627,10 @@ def _names_of(tls: TLSConfig) -> list[str]:
 def _other_hosts(
     tables: Tables, servers: list[ServerKeys], names: Mapping[str, list[str]]
 ) -> Iterator[Finding]:
-    """Report hosts of routes for which a listener, or a server that gets connections passed, has no certificate.
+    """Report hosts of routes that no certificate of a listener, or of the server that terminates TLS, is valid for.
 
-    These are only warnings, because a host may be for another listener. `names` has the host names of the certificates
-    of each listener.
+    These are only warnings, because a host may be for another listener. `names` maps each listener to the host names of
+    its certificates.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None or not any(each.tls for each in gateway.bind):

@@ -54,10 +54,10 @@ _SCHEMES = ("http", "https", "ws", "wss")
 
 
 class WrittenRoute(NamedTuple):
-    """A route as written in a table, or in a server's labels or `expose`, before its targets are resolved.
+    """A route as given in a table, a server's labels or `expose`, before its targets are resolved.
 
-    `key` is its place in the file or in the server's table. A route that is not served has a `reason`; if the labels
-    are invalid, `config` is None.
+    `key` is its path in the file or in the server's table. `reason` is why it is not served, or ""; `config` is None if
+    the labels are invalid.
     """
 
     alias: str
@@ -68,9 +68,9 @@ class WrittenRoute(NamedTuple):
 
 
 def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...]:
-    """The routes of these servers and tables in the order of their precedence; empty for a pool without a gateway.
+    """All routes of the pool in order of precedence; empty for a pool without a gateway.
 
-    A route without an enabled target, or whose name or place is taken, is excluded with the reason.
+    A route without enabled targets, or with a taken alias or host and path, becomes an ExcludedRoute with the reason.
     """
     if tables.get(GatewayConfig) is None:
         return ()
@@ -97,7 +97,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
 
 
 def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
-    """The routes; in HTTP routes, `other_user` is set to why their connections must stay in the gateway, or to "".
+    """The routes; in HTTP routes, `other_user` is set to why connections must not be passed to workers, or to "".
 
     See routing.separation.
     """
@@ -134,7 +134,7 @@ class ServerIndex:
                 self.by_tag.setdefault(tag, []).append(server)
 
     def servers(self, target: str) -> list[ServerKeys] | None:
-        """The servers that a target refers to, which may be none; None for an address outside the pool."""
+        """The servers with this name or tag (an empty list if unknown); None for an address outside the pool."""
         if target.startswith(TAG):
             return [each for each in self.by_tag.get(target.removeprefix(TAG), ()) if each.listens]
         if ":" in target:
@@ -236,7 +236,7 @@ def _route_of_labels(
 
 
 def kind_without_address(server: ServerKeys) -> str:
-    """How messages describe a server without an address."""
+    """The kind of a server without an address, for messages: "a job" or "a program without a port"."""
     return "a job" if server.job else "a program without a port"
 
 
@@ -247,7 +247,7 @@ def _validated_route(
 
 
 def _exposed_host_and_path(server: ServerKeys) -> tuple[str, str] | None:
-    """Host and path of an `expose` that leads to the gateway; None for one that names the server's own address."""
+    """Host and path of an `expose` URL that the gateway serves; None for the server's own address or any IP address."""
     scheme, separator, rest = server.expose.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
         return None
@@ -276,7 +276,7 @@ def _route_of(written: WrittenRoute, known: ServerIndex) -> Route | ExcludedRout
 
 
 def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider: str) -> Route:
-    """The route of a table, with these targets."""
+    """Create the route that `config` describes, with these resolved targets."""
     cookie = config.sticky or (DEFAULT_COOKIE if config.policy == STICKY else "")
     return Route(
         alias=alias,

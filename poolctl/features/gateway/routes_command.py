@@ -231,7 +231,7 @@ def _candidates_of_files(pool: PoolRef, asked: ExplainedRequest) -> CandidatesRe
 
 
 def _match(known: CandidatesResult, asked: ExplainedRequest) -> Match | None:
-    """The route that the gateway's own matching finds among the known routes; None if none matches."""
+    """Match the request against the known routes as the gateway does; None if no route matches."""
     fd = write_table(known.routes, known.generation)
     try:
         table = RouteTable(fd)

@@ -109,7 +109,7 @@ class GatewayRules(TableRules):
             yield BoundAddress(place, name, parse(stream.bind), stream.protocol == "udp")
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:
-        """Add to the JSON Schema the short forms, and that a route has `to`, or else `register` and `alias`."""
+        """Extend the JSON Schema: allow short forms, and require `to`, or else `register` and `alias`, in a route."""
         tls = definitions["GatewayListener"]["properties"]["tls"]
         kept = {name: tls.pop(name) for name in ("type", "items") if name in tls}
         tls["anyOf"] = [{"type": "boolean"}, kept["items"], kept]

@@ -111,7 +111,7 @@ class WholeRouteLimit(RouteLimit):
 
 
 class RouteRedirect(Section):
-    """The URL that clients are redirected to; a string is `to` alone."""
+    """Redirects clients to a URL; a plain string sets only `to`."""
 
     to: RedirectText = required(
         description='"https" for the same URL with https, or a URL; a URL without a path gets the path of the '
@@ -123,7 +123,7 @@ class RouteRedirect(Section):
 
 
 class StreamBreaker(Section):
-    """When a failing target gets no more connections."""
+    """The circuit breaker of a stream: when a failing target gets no more connections."""
 
     failures: Number = field(5, "Consecutive failures that open the breaker; 0 turns this off.")
     rate: Share = field(
@@ -138,7 +138,7 @@ class StreamBreaker(Section):
 
 
 class RouteBreaker(StreamBreaker):
-    """When a failing backend gets no more requests."""
+    """The circuit breaker of a route: when a failing backend gets no more requests."""
 
     statuses: Statuses = field(
         (), "Statuses of responses that count as failures, in addition to 502, 503 and 504."
@@ -233,12 +233,12 @@ class GatewayConfig(_WithAddresses):
         return self.drain_timeout
 
     def defaults_of_routes(self) -> dict[str, Tree]:
-        """The keys that routes inherit from [gateway] as defaults, in the form in which a file has them."""
+        """The keys given in [gateway] that routes inherit as defaults, as they would be written in a file."""
         keys = ("mode", "timeouts", "backend_limit", "breaker")
         return {key: value for key, value in self.as_given().items() if key in keys}
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it, without limits of which no key was given."""
+        """The table as it would be written in a file, without limits in which no key was given."""
         return _without_unset_limits(self, super().to_dict())
 
 
@@ -248,7 +248,7 @@ def _without_unset_limits(table: Table, found: dict[str, Tree]) -> dict[str, Tre
 
 
 class RouteTarget(Section):
-    """A target of a route; a string is `to` alone."""
+    """A target of a route; a plain string sets only `to`."""
 
     to: TargetText = required(description="A server's name, tag:TAG for the servers with that tag, or a URL.")
     weight: Weight = field(1, "Its share of the traffic, relative to the other targets.")
@@ -258,7 +258,7 @@ class RouteTarget(Section):
 
 
 class StreamTarget(Section):
-    """A target of a stream; a string is `to` alone."""
+    """A target of a stream; a plain string sets only `to`."""
 
     to: StreamTargetText = required(
         description="A server's name, tag:TAG for the servers with that tag, or HOST:PORT."
@@ -268,7 +268,7 @@ class StreamTarget(Section):
 
 
 class RouteConfig(_WithAddresses):
-    """[[route]]: a set of requests, and the servers that answer them."""
+    """[[route]]: which requests it matches, and the servers that answer them."""
 
     table: ClassVar[str] = "route"
     table_name: ClassVar[str] = "route"
@@ -341,7 +341,7 @@ class RouteConfig(_WithAddresses):
         return f"redirect-{self.host}" if self.host else "redirect"
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it, without empty keys, and without limits of which no key was given."""
+        """The table as it would be written in a file, without empty keys, and limits in which no key was given."""
         found = {
             key: value
             for key, value in _without_unset_limits(self, super().to_dict()).items()

@@ -39,9 +39,9 @@ StreamPolicy = Literal[_STREAM_POLICIES]  # type: ignore[valid-type]
 
 
 class ShortForm:
-    """Annotates `tuple[table, ...]`, for which a file may have a list of tables, a single table, or a string.
+    """Annotation for `tuple[table, ...]`: in a file, the value may be a list of tables, one table, or a string.
 
-    A string, also in the list, stands for a table with this `key`. `allowed` describes the values of the key.
+    A string, also in the list, is short for a table with only this `key`. `allowed` describes valid values in messages.
     """
 
     def __init__(self, key: str, allowed: str) -> None:

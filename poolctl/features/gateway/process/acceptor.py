@@ -1,7 +1,7 @@
-"""Accepts clients, takes connections back from workers, and passes each to a worker or to the proxy.
+"""Accepts connections, takes connections back from workers, and assigns each to a worker or to the proxy.
 
-The request's head is peeked at and stays unread in the socket. If its route allows it, the client's own descriptor goes
-to a worker; the proxy serves everything else. A TLS connection is passed by the host in its ClientHello.
+A request's head is only peeked at and stays unread in the socket. If the route allows it, the socket's descriptor is
+sent to a worker; the proxy serves all other connections. A TLS connection is routed by the host in its ClientHello.
 """
 
 from __future__ import annotations
@@ -115,9 +115,9 @@ class Acceptor(_ConnectionSource):
 
 
 class ReturnedConnections(_ConnectionSource):
-    """Takes and routes again the connections that workers give back, or that were left in a closed pair.
+    """Routes connections again that workers give back, or that were still in a socket pair when it was closed.
 
-    Connections queued for a withdrawn server, and connections that leave the proxy, are routed again here, too.
+    It also routes again connections that were queued for a withdrawn server, or that leave the proxy.
     """
 
     def __init__(self, edge: Edge, take_end: socket.socket) -> None:
@@ -188,7 +188,7 @@ class ReturnedConnections(_ConnectionSource):
         return not edge.descriptors.is_low() or edge.evict()
 
     def _refuse(self, sock: socket.socket, first: bytes) -> None:
-        """Close the connection, with an error if the client has sent something: in the pair it would wait for ever."""
+        """Close a connection for which there is no room; send an error first if the client has sent something."""
         if first == _TLS_HANDSHAKE:
             self._edge.passing.refuse_tls(sock)
         elif first:
@@ -229,10 +229,10 @@ class ArrivingConnection(WaitingConnection):
     def pass_on(
         self, match: Match, head: RequestHead | None = None, hops: int = 0, received: bytes = b""
     ) -> bool:
-        """Pass the connection to a worker, or refuse it, and return True; False if the proxy has to serve it.
+        """Pass the connection to a worker or refuse it, and return True; return False if the proxy has to serve it.
 
-        `head` is the head of the request, None for TLS. Workers have given the connection back `hops` times, the last
-        one after it had read the bytes `received`.
+        `head` is the request head, None for TLS. `hops` is how often workers have given the connection back, and
+        `received` are the bytes that the last of them had read.
         """
         edge, passing, tls = self.edge, self.edge.passing, head is None
         if self.reported is not None:
@@ -439,7 +439,7 @@ def is_full(edge: Edge) -> bool:
 
 
 def _serve_or_wait(connection: ArrivingConnection, seconds: float) -> None:
-    """Let the connection proceed now if enough bytes have arrived, otherwise once they have, within `seconds`."""
+    """Process the connection now if enough bytes have arrived, otherwise wait for them for at most `seconds`."""
     if connection.on_readable(ended=False):
         connection.edge.passing.waiting.add(connection, seconds)
     else:

@@ -1,7 +1,7 @@
 """Counts requests, errors, bytes and latencies of proxied traffic, by route and backend.
 
-The slots are the same as in a worker's tally, so that counts of passed requests (from workers) and of proxied
-requests can be added. Passed requests are never counted here.
+The counts have the same layout as those of workers (`tally`), so that both can be added. Requests on connections that
+were passed to workers are counted only by the workers.
 """
 
 from __future__ import annotations
@@ -55,16 +55,16 @@ class Traffic:
 
     @property
     def requests(self) -> int:
-        """The number of requests that have begun and were not taken back."""
+        """The number of requests that have begun, except those undone by `undo_start`."""
         return self.slots[tally.STARTED]
 
     @property
     def failures(self) -> int:
-        """The requests without a complete response, unless the client left, and the requests answered with 5xx."""
+        """The number of requests answered with 5xx or not completely answered, except those that the client aborted."""
         return self.slots[tally.BROKEN] + self.slots[tally.STATUS + 5]
 
     def to_json(self) -> Table:
-        """The counts so far; `slots` in the layout of a worker's tally."""
+        """The counts so far; `slots` has the layout of a worker's counts (see `tally`)."""
         return {
             "slots": [*self.slots],
             "errors": {**self.errors},
@@ -74,7 +74,7 @@ class Traffic:
 
 
 class Counts:
-    """The traffic of all routes and backends. The results of `route` and `backend` may be kept."""
+    """The traffic of all routes and backends. Callers may keep the objects that `route` and `backend` return."""
 
     def __init__(self) -> None:
         self._routes: dict[str, Traffic] = {}
@@ -84,9 +84,9 @@ class Counts:
         self._former_refused = 0
 
     def count_refusal(self, code: str, alias: str = "", times: int = 1) -> None:
-        """Count a refused request for the route `alias` or, if its route is not known, under `code`, its status.
+        """Count a refused request for the route `alias` or, if its route is not known, by its status `code`.
 
-        The code TLS stands for a refused handshake. Without an alias, `times` requests are counted.
+        The code TLS means a refused handshake. Without an alias, `times` requests are counted.
         """
         if alias:
             traffic = self.route(alias)

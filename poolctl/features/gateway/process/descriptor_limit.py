@@ -26,11 +26,11 @@ _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
 
 
 class DescriptorLimit:
-    """The limit of open files of this process, `limit`, and its shares.
+    """This process's limit of open files (`limit`), and the shares into which it is divided.
 
-    A new descriptor gets the lowest free number: if that is `mark` or more, only the reserve is left. All streams
-    together use at most `of_streams`, and UDP sessions at most `of_sessions` of these; `least_sessions` are available
-    to UDP regardless of TCP. At most `of_handshakes` TLS handshakes are in progress.
+    A new descriptor gets the lowest free number: from `mark` on, only the reserve is left. All streams together use at
+    most `of_streams`, and UDP sessions at most `of_sessions` of these; `least_sessions` are always available to UDP. At
+    most `of_handshakes` TLS handshakes are in progress.
     """
 
     def __init__(self, limit: int = 0) -> None:

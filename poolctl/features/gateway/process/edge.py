@@ -38,7 +38,7 @@ _RETRY_AFTER_SECONDS = 1.0
 
 
 class EdgePart(Protocol):
-    """The part of a feature in the gateway's process. It is created with the Edge and with the part's settings."""
+    """The part of a feature that runs in the gateway's process. It is created with the Edge and its own settings."""
 
     def configure(self, settings: Table) -> None:
         """Apply these settings."""
@@ -47,7 +47,7 @@ class EdgePart(Protocol):
         """Called for each request that needs a backend. Must not block."""
 
     def snapshot(self) -> Table:
-        """The feature's part of the process's report."""
+        """The data that the feature adds to this process's report to the supervisor."""
 
     def drain(self) -> None:
         """Stop working, because a successor process does the work from now on."""
@@ -124,7 +124,7 @@ class Edge:
         self._report(kind, data)
 
     def throttled_event(self, kind: str, **data: object) -> None:
-        """Report an event that an application can cause at any rate; dropped within 10 s after another of its kind."""
+        """Report an event that may occur very often: of each kind, at most one is sent every 10 s."""
         now = self.now()
         if now >= self._reported.get(kind, now):
             self._reported[kind] = now + _REPORT_SECONDS
@@ -171,7 +171,7 @@ class Edge:
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
     def connect_seconds(self, backend: Backend, seconds: float) -> float:
-        """The time limit for `reach`: `seconds`, or 0 (none) for a machine, for which `reach` has its own limit."""
+        """The caller's timeout for `reach` in seconds; 0 (none) for a machine, for which `reach` has its own."""
         return 0.0 if backend.key in self.machines else seconds
 
     async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
@@ -193,7 +193,7 @@ class Edge:
         return bool(self.settings.trusted_proxies) and is_within(peer, self.settings.trusted_proxies)
 
     def snapshot(self) -> Table:
-        """The counts so far, and the current state."""
+        """The counts and the current state of this process, for the supervisor's reports."""
         found: Table = {
             "counts": self.counts.snapshot(),
             "hosts": self.backends.snapshot(),
@@ -207,7 +207,7 @@ class Edge:
         return {**found, "parts": parts} if parts else found
 
     def drain(self) -> None:
-        """Close connections after their next response from now on, and stop the parts of features."""
+        """From now on close each client connection after its next response; also stop the parts of features."""
         self.draining = True
         for part in self.parts.values():
             part.drain()

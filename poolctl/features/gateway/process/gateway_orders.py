@@ -39,10 +39,10 @@ L = TypeVar("L", bound=OwnedListener)
 
 
 class OrderedGateway(SupervisedProcess, Generic[L]):
-    """Follows the supervisor's messages: "pair" is handled by `_pair`, and so on, here or in the subclass.
+    """Base of gateway processes: dispatches the supervisor's messages to methods, for example "pair" to `_pair`.
 
-    It keeps no state that the supervisor could not send again. After "resync", a supervisor sends everything again;
-    its "begin" discards the servers and listeners that were not sent again.
+    It keeps no state that the supervisor could not send again. After "resync", the supervisor sends everything again;
+    "begin" then discards the servers and listeners that were not sent.
     """
 
     ORDERS: ClassVar[tuple[str, ...]] = (
@@ -97,7 +97,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             yield {"t": "listener", "listener": to_json(listener.settings)}, listener.sockets
 
     def lost(self) -> None:
-        """Await adoption, unless the process is draining. Exit if it has not begun to serve: its predecessor serves."""
+        """Handle the loss of keeper and supervisor: exit if not serving yet, else wait for adoption unless draining."""
         if not self._begun:
             self.over.set()
         elif self._draining is None:

@@ -86,7 +86,7 @@ class OpenListener:
         self.close()
 
     def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
-        """Apply the route of a stream; returns True if anything else differs, so that the listener is to be replaced.
+        """Apply a stream's changed route; returns True if anything else differs: the listener must then be replaced.
 
         `fds` are the sockets that the listener should have.
         """
@@ -122,7 +122,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         return self._edge
 
     def performed(self, message: wire.Message) -> None:
-        """Apply the orders received so far to the next request, then confirm them to the supervisor."""
+        """Put the orders received so far into effect, then confirm this to the supervisor."""
         self._apply()
         super().performed(message)
 
@@ -184,7 +184,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         self._apply_soon()
 
     def _withdraw(self, message: wire.Message, fds: list[int]) -> None:
-        """Stop putting connections into a pair that is about to be closed. Its replacement may already have arrived."""
+        """Stop sending connections to a socket pair that will be closed, and confirm it; a newer pair stays in use."""
         name, reply = message["server"], {"t": "withdrawn", "id": message["id"]}
         if self._pairs.get(name) != message["pair"]:
             self.link.send(reply)
@@ -283,7 +283,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         super()._host(message, fds)
 
     def _schedule_load_request(self) -> None:
-        """Schedule a request for the workers' connection counts: only the workers see passed connections end."""
+        """Schedule a query to the supervisor for the workers' connection counts, which are not known here."""
         if self._asking is None:
             self._asking = self.edge.loop.call_later(_LOADS_SECONDS, self._ask_for_loads)
 
@@ -344,7 +344,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         return [each.stream for each in self._listeners.values() if each.stream is not None]
 
     async def drain(self, seconds: float, *, last: bool) -> None:
-        """Stop accepting, and finish the connections. In the last process, incomplete heads get little time."""
+        """Stop accepting, and finish connections within `seconds`. If `last`, incomplete heads get less time."""
         edge, listeners = self.edge, list(self._listeners.values())
         for listener in listeners:
             listener.stop()

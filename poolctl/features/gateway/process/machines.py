@@ -88,7 +88,7 @@ class Machines:
         changed.set()
 
     def clear(self) -> None:
-        """Forget all machines; waiting requests try to connect."""
+        """Remove all machines; requests that wait for one then try to connect."""
         for url in [*self._machines]:
             self.remove(url)
 
@@ -156,7 +156,7 @@ class Machines:
             raise NoBackend("its machine is still starting", DOWN_RETRY_SECONDS) from None
 
     async def _ask_whether_stopped(self, url: str, machine: _Machine) -> bool:
-        """Ask the supervisor about the machine; returns whether it is stopped, or was only just started."""
+        """Ask the supervisor for the machine's state; returns whether it is stopped, or has only just been started."""
         edge, answers = self._edge, machine.state.answers
         if edge.now() >= machine.answered_at + _HOLDS_SECONDS:
             edge.wake(url)

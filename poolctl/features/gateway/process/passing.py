@@ -1,7 +1,7 @@
-"""Passes connections to workers: each client's own descriptor goes through the adoption pair of a server.
+"""Passes connections to workers: sends the client's socket over a socket pair that the server's workers read.
 
-The gateway has the give end of each routed server's pair. A server that is slow to take connections gets its own queue,
-bounded in number and time, and delays no other server. A descriptor is closed here as soon as it is sent.
+The gateway has the sending ("give") end of each routed server's pair. Connections for a server that is slow to take
+them wait in a queue of its own, bounded in number and time. A descriptor is closed here as soon as it is sent.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _INTERNAL_ERROR, _UNRECOGNIZED_NAME = 80, 112
 
 
 def tls_alert(description: int) -> bytes:
-    """The record of this fatal TLS alert, as sent before a handshake."""
+    """The bytes of a fatal TLS alert with this description code, in the form used before a handshake."""
     return bytes((21, 3, 3, 0, 2, 2, description))
 
 
@@ -50,7 +50,7 @@ class _Queued(NamedTuple):
 
 
 class _Server:
-    """A server's give end, and the connections that wait for room in it, in order of arrival."""
+    """The sending end of a server's socket pair, and the connections that wait for room in it, oldest first."""
 
     def __init__(self) -> None:
         self.end: socket.socket | None = None  # None until the next pair arrives
@@ -63,7 +63,7 @@ class _Server:
 
 
 class Passing:
-    """Passes connections to servers through the give ends of their pairs. Must be created on the running loop.
+    """Passes connections to servers over their socket pairs. Must be created on the running loop.
 
     `event(kind, **data)` reports a full queue. Refusals are added to `counts`.
     """
@@ -99,7 +99,7 @@ class Passing:
         return found is not None and found.tls is tls
 
     def set_pair(self, server: str, end: socket.socket, *, tls: bool) -> None:
-        """Pass connections to the server through this give end, which this object now owns."""
+        """Pass connections to the server over this sending end of a socket pair, which this object now owns."""
         found = self._servers.setdefault(server, _Server())
         self._close_end(found)
         changed, found.end, found.tls = found.tls is not tls, end, tls
@@ -130,9 +130,9 @@ class Passing:
     ) -> bool:
         """Send the connection to the server, or queue it; if neither is possible, refuse it and return False.
 
-        Takes ownership of `sock`. The worker gets the other arguments with it: the route's alias, the `generation` of
-        the route table, how often workers have given the connection back (`hops`), and the bytes `received` by one of
-        them. `trusted`: the peer is a trusted proxy, so the client address that it reports is used.
+        Takes ownership of `sock`. The worker is also sent the route's alias, the `generation` of the route table, how
+        often workers have given the connection back (`hops`), and the bytes `received` that one of them had read.
+        `trusted`: the peer is a trusted proxy, so the client address that it reports is used.
         """
         found = self._servers.get(server)
         if found is None:
@@ -208,8 +208,8 @@ class Passing:
     def _send(self, found: _Server, sock: socket.socket, routed: Routed, message: bytes) -> bool:
         """Try to send the connection; returns False if it has to wait for room, or for a new pair.
 
-        `message` is the encoded `routed`, or empty: then it is encoded here. A connection with too many received bytes
-        is closed.
+        `message` is `routed` in encoded form, or b"" to encode it here. If `routed` has too many bytes to send, the
+        connection is closed.
         """
         if found.end is None:
             return False
@@ -314,7 +314,7 @@ class Passing:
             self._unwatch(found)
 
     def _report_full(self, server: str, found: _Server) -> None:
-        """Report that the queue is full, once until it has been empty again."""
+        """Report that the queue is full; not repeated until it has been empty."""
         if not found.full:
             found.full = True
             message = f"{server} takes no connections: {len(found.queue)} wait, and new ones get 503"

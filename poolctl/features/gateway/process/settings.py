@@ -18,9 +18,9 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 class ListenerSettings:
     """One address of the gateway, in canonical form, and the number of its sockets.
 
-    `dual`: it is open for IPv4 and IPv6, as ":8080" means. A stream's listener has the `alias` of its route. `tls`: it
-    has certificates, or passes connections to servers with TLS by the name in the ClientHello.
-    `accept_proxy`: trusted proxies begin their connections with a header of the PROXY protocol.
+    `dual`: it is open for both IPv4 and IPv6 (":8080"). `alias` is the route of a stream's listener. `tls`: it has
+    certificates, or passes connections to servers with TLS by the name in the ClientHello. `accept_proxy`: trusted
+    proxies begin their connections with a header of the PROXY protocol.
     """
 
     bind: str
@@ -38,7 +38,7 @@ class ListenerSettings:
 
     @property
     def role(self) -> tuple[str, str]:
-        """The purpose of the listener. A listener with the same role and another address replaces it."""
+        """The protocol and the stream's alias. A new listener replaces one with the same role and another address."""
         return self.protocol, self.alias
 
 
@@ -70,7 +70,7 @@ class GatewaySettings:
 
     @property
     def mark(self) -> str:
-        """A text that differs if the settings require another process: poolctl's version, and the program."""
+        """The version of poolctl and the program; if they change, another gateway process is needed."""
         return f"{__version__} {self.program}".rstrip()
 
 
@@ -115,10 +115,10 @@ class Endpoint(NamedTuple):
 class ServerFacts:
     """The supervisor's report about a routed server.
 
-    `bind` is the address where it listens. No request wakes it before `asleep_until`: seconds since 1970, 0 for ever,
-    None without such a window. `canary` is the name of the socket pair of its canary, "" without a canary; the canary
-    listens at `canary_bind` and gets `canary_share` of the server's requests. `context_key` authenticates the route
-    context sent to its workers; it is "" for a server that gets no context.
+    `bind` is its address. Until `asleep_until` (seconds since 1970, 0: for ever) requests do not wake it; None if they
+    may. `canary` is the name of its canary's socket pair, "" without a canary; the canary listens at `canary_bind` and
+    gets `canary_share` of the server's requests. `context_key` authenticates the route context sent to its workers; it
+    is "" for a server that gets no context.
     """
 
     name: str
@@ -140,8 +140,8 @@ class MachineState:
     """The supervisor's report about the container or virtual machine behind a URL (`host`).
 
     `why` is the reason why it could not be started; the next attempt is allowed after `retry_seconds`. A start may take
-    `start_seconds`, and requests wait no longer. `answers` counts the supervisor's answers to wakes. An empty `state`
-    means that there is no such machine.
+    `start_seconds`; requests do not wait longer. `answers` counts the supervisor's answers to requests to start it. If
+    `state` is empty, there is no such machine.
     """
 
     RUNNING: ClassVar[str] = "running"
@@ -160,7 +160,7 @@ class MachineState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeState:
-    """The supervisor's probe result for the backend with this URL: `why` it fails, or that it has `answered`."""
+    """The result of probing the URL `host`: `why` it fails, "" if it does not, and whether it has `answered`."""
 
     host: str
     why: str = ""

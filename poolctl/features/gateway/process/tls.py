@@ -135,7 +135,7 @@ def _items(content: bytes) -> list[bytes]:
 
 
 def _vector(data: bytes, length_bytes: int) -> tuple[bytes, bytes]:
-    """The content after a length field, and the rest (RFC 8446 §3.4). Raises IndexError if it is incomplete."""
+    """The content of a length-prefixed vector, and the bytes after it (RFC 8446 §3.4). IndexError if incomplete."""
     end = length_bytes + int.from_bytes(data[:length_bytes], "big")
     if len(data) < max(end, length_bytes):
         raise IndexError
@@ -171,11 +171,11 @@ class ListenerCertificates:
         self._listeners: dict[str, _TlsListener] = {}
 
     def put(self, bind: str, names: Sequence[str], tls: Table, contents: Sequence[bytes]) -> None:
-        """Use this certificate of the listener for these names ("www.example.com", "*.example.com"; none: the default).
+        """Use this certificate for these host names of the listener; without names, as the default certificate.
 
-        `contents` are the files of the certificate chain, of its key and, if clients have to present certificates, of
-        their CAs. Raises OSError (ssl.SSLError is one) when they do not match; the previous certificate then stays in
-        use.
+        Names may be wildcards ("*.example.com"). `contents` are the files of the certificate chain, of its key and, if
+        clients must present certificates, of their CAs. Raises OSError (ssl.SSLError is one) if they do not match; the
+        previous certificate then stays in use.
         """
         context = _server_context(tls, contents)
         context.set_alpn_protocols(PROTOCOLS)

@@ -51,12 +51,12 @@ class WaitingConnection:
         raise NotImplementedError
 
     def proceed(self) -> None:
-        """Use the bytes that have arrived, or close: called after `on_readable` has returned False. Owns the socket."""
+        """Use the received bytes or close the socket, owned from now on. Called after `on_readable` returned False."""
         raise NotImplementedError
 
     @property
     def most_seconds(self) -> float:
-        """The maximum wait for the rest once the first bytes have arrived."""
+        """The maximum time in seconds to wait for further bytes after the first ones have arrived."""
         return _NEVER
 
     def has_unread(self) -> bool:
@@ -145,10 +145,9 @@ class WaitingConnections:
         return False
 
     async def drain(self, seconds: float) -> None:
-        """Wait for incomplete heads, for at most `seconds`, and close the remaining connections.
+        """Wait for incomplete heads, for at most `seconds`, then close the remaining connections.
 
-        Connections that have sent nothing are closed earlier: after a quiet time in which bytes on their way can
-        arrive.
+        Connections that have sent nothing are closed earlier, after a short time for bytes that are still under way.
         """
         if not self._connections:
             return

@@ -43,7 +43,7 @@ EndKept = Callable[..., Awaitable[None]]
 
 
 class RouteSet(NamedTuple):
-    """All routes of a pool, the names of their servers, and which connections workers may keep."""
+    """All routes of a pool, the names of their servers, and the connections that workers may keep (`kept`)."""
 
     http: tuple[Route, ...] = ()
     streams: tuple[StreamRoute, ...] = ()
@@ -53,7 +53,7 @@ class RouteSet(NamedTuple):
     users: tuple[tuple[str, str], ...] = ()  # each server's name and user
 
     def without_passing(self, servers: frozenset[str]) -> RouteSet:
-        """The routes to use while these servers' kept connections are being ended: nothing is passed to the servers."""
+        """A copy that passes no connections to these servers, for the time until their existing ones are ended."""
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
         http = tuple(without_passing(self.http, servers))
         return self._replace(http=http, kept=replace(self.kept, user=user))
@@ -67,12 +67,11 @@ class RouteSet(NamedTuple):
 class ComputedRoutes:
     """Computes the routes in a thread, one computation at a time, and calls `changed` when there is a new route table.
 
-    `services` adds services to the routes; call `recompute` when they change. Workers keep connections that were passed
-    to them; if later requests on these could be for another user's server under a new table, `end_kept` ends the
-    connections of the affected servers first. Files in `directory` record kept connections for the next supervisor, and
-    the secret from which the `context_keys` of servers are derived.
-    Generation numbers increase even when supervisor and keeper are replaced, because workers and gateways that outlive
-    both remember older generations.
+    `services` adds registered services; call `recompute` when they change. Workers keep connections that were passed to
+    them. If later requests on these could go to another user's server under a new table, `end_kept` is called before to
+    end them. Files in `directory` keep, for the next supervisor, which connections these are, and the secret from which
+    the `context_keys` of servers are derived. Generation numbers increase even across a new supervisor and keeper,
+    because surviving workers and gateways remember the earlier ones.
     """
 
     def __init__(self, changed: Callable[[], None], end_kept: EndKept, directory: str) -> None:
@@ -143,7 +142,7 @@ class ComputedRoutes:
 
     @contextlib.contextmanager
     def subscribed(self, follow: Callable[[int], object]) -> Iterator[None]:
-        """Context manager: call `follow` with the generation of each new table, before the changing command returns."""
+        """Context manager: call `follow` with each new table's generation before the command that caused it returns."""
         self._followers.append(follow)
         try:
             yield
@@ -297,7 +296,7 @@ def _secret(path: str) -> bytes:
 
 
 def _key(secret: bytes, server: str, user: str) -> str:
-    """The context key of a server that runs as this user. Processes of the server's previous user do not know it."""
+    """The key by which this server checks the gateway's route information; it is another for each user it runs as."""
     return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
 
 
@@ -317,7 +316,7 @@ def _write(path: str, kept: Kept) -> None:
 
 
 def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
-    """A descriptor of the route table without secrets; of the `whole` table, if it has none. Closes `whole`."""
+    """A descriptor of the table without secrets: a duplicate of `whole` if that has none. Closes `whole`."""
     try:
         shown = tuple(map(masked_route, routes.http))
         if shown == routes.http:

@@ -31,7 +31,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 @dataclass(eq=False)
 class OrphanedGateway:
-    """An orphaned gateway, linked by `sock`. `mark` is as in GatewaySettings, "" if it has not answered in time."""
+    """A gateway without a supervisor, connected by `sock`. `mark`: see GatewaySettings; "" if it has not answered."""
 
     pid: int
     start: int

@@ -89,7 +89,7 @@ class GatewayManager(SidecarManager):
 
     @property
     def why_unavailable(self) -> str:
-        """The reason for a message about a gateway that does not answer: its problem, or that it is starting."""
+        """Why the gateway does not answer, for messages: its problem, or that its process is starting."""
         return self.problem or "its process is starting"
 
     @property
@@ -122,10 +122,10 @@ class GatewayManager(SidecarManager):
         return self.gateway
 
     async def wait_until_in_force(self, limit_seconds: float | None = None) -> str:
-        """Wait until the current configuration is in force or has failed; returns "", or a warning at the time limit.
+        """Wait until the current configuration is applied or has failed; returns "", or a warning at the time limit.
 
-        After a failure, it returns "" as well, and `failures` has the reasons. What had failed before is tried again
-        first. The limit is `limit_seconds`, but at most 20 s, which is also the default.
+        After a failure it also returns "", and `failures` has the reasons. What had failed earlier is tried again
+        first. The time limit is `limit_seconds`, at most and by default 20 s.
         """
         if self.failures:
             self._configured()
@@ -142,7 +142,7 @@ class GatewayManager(SidecarManager):
         return ""
 
     async def _wait_for_step(self) -> bool:
-        """Wait for one step towards the current configuration; returns True once it is in force, or cannot be."""
+        """Wait for one step of applying the configuration; returns True if none is left, or none can succeed."""
         if self._revision != self._core.servers.revision:
             self._recompute()
         await self.routes.wait_until_current()
@@ -189,7 +189,7 @@ class GatewayManager(SidecarManager):
             process.report_probes(self.probes.reports)
 
     def find_machines(self, machines: MachineSource) -> None:
-        """Use `machines` for the URLs of routes from now on: requests may start the machines behind them."""
+        """Use this source for the machines behind the URLs of routes: requests may start them from now on."""
         self.machines = machines
         self.reports.on_machine_needed = machines.ask
         machines.follow_routes(self.routes.routes.served)
@@ -211,10 +211,10 @@ class GatewayManager(SidecarManager):
         return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
 
     async def leaving(self, server: str) -> None:
-        """Report to the gateway that workers of the server leave; returns when this is applied, or after a time limit.
+        """Tell the gateway that workers of the server will stop; returns when it has applied this, or at a time limit.
 
-        This is only for canaries, or if another engine serves the clients. Otherwise it returns at once, because other
-        workers accept the waiting connections.
+        This is only for canaries and other engines. Otherwise it returns at once, because the server's other workers
+        accept the connections in the backlog.
         """
         is_canary = server_of(server) != server
         process = await self.wait_until_serving() if is_canary else self.gateway
@@ -274,7 +274,7 @@ class GatewayManager(SidecarManager):
         """The names of servers whose workers may not keep connections without TLS.
 
         These are all routed servers if such a connection may carry requests for servers of several users, otherwise
-        only hosts that are disabled or drained.
+        only those that are disabled or drained.
         """
         routes = self.routes.routes
         return self.reports.unavailable_hosts if routes.kept.user else routes.servers
@@ -282,9 +282,9 @@ class GatewayManager(SidecarManager):
     async def _end_kept_connections(self, servers: frozenset[str], *, adopted: bool) -> None:
         """End the connections that were passed to workers of these servers; returns when none is left.
 
-        With `adopted`, only workers of an earlier supervisor are affected. The gateway's process shuts down connections
-        that workers give back. An application cannot be trusted to give all of them back, so its workers are replaced,
-        and killed if they have not exited in time.
+        The workers are replaced, and killed if they do not exit in time, because an application may keep a connection.
+        The gateway closes those that workers give back. If `adopted`, this affects only workers of an earlier
+        supervisor.
         """
         while (process := self.gateway) is not None:
             try:
@@ -389,9 +389,9 @@ class GatewayManager(SidecarManager):
         )
 
     async def _check_engine(self, plan: GatewayPlan) -> None:
-        """Raise ServerError if the plan needs a program that is not installed.
+        """Raise ServerError if the plan's engine cannot run, for example because its program is not installed.
 
-        Checked before listeners are opened, so that connections are refused and do not wait in vain.
+        Called before listeners are opened, so that clients are refused and do not wait in vain.
         """
         process = self.gateway
         if process is not None and process.mark == plan.settings.mark:
@@ -535,7 +535,7 @@ class GatewayManager(SidecarManager):
             self._end_zygote()
 
     async def _adopt_gateway(self) -> None:
-        """Adopt a gateway that has outlived keeper and supervisor: it may hold the addresses that are in use."""
+        """Adopt a gateway that survived keeper and supervisor, because it may still hold the addresses."""
         found = await self._search.search()
         if found is None:
             if self._search.silent and self._process is None:

@@ -42,7 +42,7 @@ class Certificate(NamedTuple):
 class GatewayPlan(NamedTuple):
     """The listeners, certificates and settings that a gateway should have.
 
-    `listeners` are by key. `streams` has the routes of those that are for a stream, by the same keys.
+    `listeners` is by key. `streams` maps the keys of stream listeners to their routes.
     """
 
     settings: GatewaySettings
@@ -59,9 +59,9 @@ class GatewayPlan(NamedTuple):
         return found
 
     def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
-        """The part of the plan that these open listeners can serve.
+        """The part of the plan that can be served with these open listeners.
 
-        An open listener that is no longer planned is included until its replacement is open.
+        An open listener that is no longer planned stays in it until its replacement is open.
         """
         missing = {each.role: key for key, each in self.listeners.items() if key not in open_listeners}
         kept = {
@@ -209,9 +209,9 @@ class GatewayListeners:
             after = names[-1]
 
     async def open(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
-        """Open the listeners that are not open yet; returns the errors of listeners that could not be opened.
+        """Open those listeners that are not open yet; returns the errors of those that could not be opened.
 
-        An outdated listener that is in the way is closed before, and opened again after an error.
+        An outdated listener that occupies the address is closed first, and is reopened after an error.
         """
         problems = []
         for key, listener in wanted.items():

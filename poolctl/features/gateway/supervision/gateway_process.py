@@ -31,7 +31,7 @@ _FORKS_SECONDS = 2.0
 
 
 class GatewayProcess(SidecarProcess):
-    """Sends the gateway's process its state in parts, except parts that it already has."""
+    """The supervisor's link to the gateway's process. State that the process already has is not sent again."""
 
     part, label, output = "features.gateway.process", "the gateway", "gateway.log"
 
@@ -61,10 +61,7 @@ class GatewayProcess(SidecarProcess):
         self._send("settings", settings, {"t": "settings", "settings": to_json(settings)})
 
     def take_back(self, give: socket.socket, take: socket.socket) -> None:
-        """Have the process take the connections that workers give back over this pair.
-
-        It also holds both ends for the next supervisor.
-        """
+        """Have the process take back workers' connections over this pair, and keep both ends for a new supervisor."""
         self._send("pair", pair_number(give), {"t": "pair"}, [give, take])
 
     def listen(
@@ -114,7 +111,7 @@ class GatewayProcess(SidecarProcess):
         self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
 
     def keep_certificates(self, names: Mapping[str, Sequence[Sequence[str]]]) -> None:
-        """Have the process use only certificates with these names, by listener: a renewed one may have lost names."""
+        """Have the process drop, for each listener, all certificates except those with these host names."""
         for bind, of_listener in names.items():
             for names_before in self._keys(f"certificate {bind}") - {*map(" ".join, of_listener)}:
                 del self._sent[f"certificate {bind} {names_before}"]
@@ -131,7 +128,7 @@ class GatewayProcess(SidecarProcess):
         self._send("table", generation, message, [table])
 
     def report_server(self, facts: ServerFacts, give: socket.socket | None) -> None:
-        """Send the state of a server, and the give end of its pair if connections can be passed to it."""
+        """Send the state of a server, and the sending end of its socket pair if connections can be passed to it."""
         pair = 0 if give is None else pair_number(give)
         message = {"t": "server", "facts": to_json(facts), "pair": pair}
         self._send(f"server {facts.name}", (facts, pair), message, [] if give is None else [give])
@@ -230,9 +227,9 @@ class GatewayProcess(SidecarProcess):
 
 
 class GatewayZygote(SidecarProcess):
-    """A process with all imports done that forks a new gateway when the current one exits.
+    """A process with all modules imported, which forks a new gateway when the current one exits.
 
-    Its forks have the environment of its start. It is obsolete if its mark is not `mark_for` the next gateway.
+    Its forks inherit its environment. It is outdated if its mark is not `mark_for` the next gateway.
     """
 
     part, label, output = "features.gateway.process", "the gateway's zygote", "gateway.log"
@@ -240,12 +237,12 @@ class GatewayZygote(SidecarProcess):
 
     @staticmethod
     def mark_for(mark: str) -> str:
-        """The mark of a zygote for gateways with this mark, if started now: it names the withheld variables, too."""
+        """The mark of a zygote started now for gateways with this mark, followed by the names of withheld variables."""
         return " ".join([mark, *withheld_variables()])
 
     @property
     def is_of_keeper(self) -> bool:
-        """Whether the zygote is a child of the keeper; if so, its forks are, too."""
+        """Whether the keeper is the parent of the zygote; then it is also the parent of the forks."""
         return process_parent(int(self.known["pid"])) == (os.getppid(), self.known["start"])
 
     async def fork(self, mark: str) -> GatewayProcess:
@@ -267,5 +264,5 @@ class GatewayZygote(SidecarProcess):
 
 
 def pair_number(give: socket.socket) -> int:
-    """A number that identifies a socket pair: the inode of its give end."""
+    """A number that identifies a socket pair: the inode of its sending end."""
     return os.fstat(give.fileno()).st_ino

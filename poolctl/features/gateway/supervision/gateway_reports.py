@@ -34,15 +34,12 @@ def canary_name(server: str) -> str:
 
 
 def server_of(name: str) -> str:
-    """The name of the server whose pair, or whose canary's pair, has this name."""
+    """The server that a socket pair with this name belongs to; the pair may be that of the server's canary."""
     return name.removesuffix(_SUFFIX)
 
 
 def pair_facts(entry: Entry) -> ServerFacts | None:
-    """The facts about the server's canary: the name of its pair, and its address; None without a canary.
-
-    A canary without an address counts as none.
-    """
+    """The name of the canary's socket pair and its address; None without a canary that has its own address."""
     config = entry.config_apart
     if config is None:
         return None
@@ -95,7 +92,7 @@ def connections_of(core: Core, entry: Entry) -> int:
 
 
 class ServerReports:
-    """Reports routed servers to the gateway's process. `pairs` has their give ends by name; the runner owns these."""
+    """Reports routed servers to the gateway's process. `pairs` has the sending ends of their socket pairs, by name."""
 
     def __init__(self, core: Core, routes: ComputedRoutes) -> None:
         self.pairs: dict[str, socket.socket] = {}
@@ -115,7 +112,7 @@ class ServerReports:
 
     @property
     def configs(self) -> list[ServerConfig]:
-        """The configurations of all routed servers and their canaries; a canary is named after its pair."""
+        """The configurations of all routed servers and of their canaries, which are named after their socket pairs."""
         names, found = self._routes.routes.servers, []
         for name, entry in self._core.entries.items():
             if name in names:
@@ -125,9 +122,9 @@ class ServerReports:
         return found
 
     def send(self, process: GatewayProcess, name: str) -> None:
-        """Send the changed facts of a server and its canary, by the name of either.
+        """Send the changed facts of a server and its canary; `name` is the server's or that of the canary's pair.
 
-        If the server has no route, the process is to forget both.
+        If the server has no route, the process is told to forget both.
         """
         server = server_of(name)
         entry = self._core.entries.get(server)

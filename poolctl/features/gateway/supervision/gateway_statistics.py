@@ -1,4 +1,4 @@
-"""The figures of the gateway and of its routes, for list, status, stats and routes."""
+"""Statistics of the gateway and its routes, for the commands list, status, stats and routes."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Sample(NamedTuple):
 
 
 class GatewayStatistics:
-    """Samples the figures of the gateway's process at an interval and on request."""
+    """Samples the counts of the gateway's process at an interval and on request."""
 
     def __init__(self, manager: GatewayManager, core: Core, totals: Totals) -> None:
         self._manager = manager
@@ -84,12 +84,12 @@ class GatewayStatistics:
 
     @property
     def serving_pid(self) -> int | None:
-        """The pid of the gateway's process or, with another engine, of the program that it runs; None without one."""
+        """The pid of the program that serves clients: the gateway's process or another engine. None if none runs."""
         process = self._manager.gateway
         return None if process is None else self._program_pid or process.known.get("pid")
 
     def status(self) -> GatewayStatus:
-        """The state of the gateway, without its figures."""
+        """The state of the gateway (running, starting or failed), without its request statistics."""
         manager, routes = self._manager, self._manager.routes.routes
         process = manager.gateway
         state = "running" if process is not None else "failed" if manager.problem else "starting"
@@ -104,7 +104,7 @@ class GatewayStatistics:
         )
 
     async def stats(self) -> GatewayStats | None:
-        """The gateway's figures; None while its process does not answer."""
+        """The gateway's request statistics and resource usage; None while its process does not answer."""
         now = await self._sample()
         if now is None:
             return None
@@ -164,7 +164,7 @@ class GatewayStatistics:
         return sample
 
     async def passed_requests(self) -> dict[int, int]:
-        """The number of requests that workers have served on passed connections, by route mark."""
+        """The number of requests that workers have served on passed connections, by `tally.route_mark`."""
         counters, total = self._core.runner.capabilities.counters, dict[int, int]()
 
         def add(found: Mapping[int, int]) -> None:
@@ -206,16 +206,16 @@ def _url(listener: ListenerSettings) -> str:
 
 
 def _uptime(known: Table) -> float:
-    """Seconds since the start of the process, which may be older than this supervisor."""
+    """Seconds since the process started, which may have been before this supervisor started."""
     started = (known.get("start") or 0) / os.sysconf("SC_CLK_TCK")
     return round(max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started), 3)
 
 
 class RouteFigures:
-    """Creates the reports of routes from one `report` of the gateway's process.
+    """Creates the reports of routes from one `report` of the gateway's process and from workers' counts.
 
-    Workers count passed requests and their errors by route, but latencies only by server, for all requests that were
-    not proxied to it.
+    On passed connections, workers count requests and errors by route, but latencies only by server, for all requests
+    that the gateway did not proxy.
     """
 
     def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, report: Table) -> None:
@@ -311,14 +311,14 @@ class RouteFigures:
         return route_health([*found, *(each.health for each in services if not each.is_serving)])
 
     def of_excluded(self, route: ExcludedRoute) -> RouteReport:
-        """The report of a route that is not served. It lists the route's services if these have defined it."""
+        """The report of an excluded route; if registered services defined the route, it lists them."""
         report = route_report(route)
         if self._services is None or route.provider != REGISTRATION:
             return report
         return replace(report, registrations=self._services.reports(route.alias) or None)
 
     def _is_kept_within_tls(self, route: Route) -> bool:
-        """Whether only TLS connections are passed: its servers use TLS, and workers may not keep other connections."""
+        """Whether only TLS connections are passed, because others could carry requests for another user's server."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         return bool(route.other_user) and all(entry is not None and entry.config.tls for entry in entries)
 
@@ -328,7 +328,7 @@ class RouteFigures:
         return self._services.of(route.alias)
 
     def _hindrances(self, route: Route) -> Iterator[str]:
-        """The reasons why no connection of the route is passed now, although its rules allow it."""
+        """The reasons why no connection of the route is passed at present, although its configuration allows it."""
         gateway = self._gateway.tables.get(GatewayConfig)
         if gateway is not None and (engine := other_engine(gateway.engine)):
             yield f"{engine.label} proxies every connection"
@@ -370,7 +370,7 @@ class RouteFigures:
         return ""
 
     def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
-        """The counts of the server's workers without proxied requests, and its passed requests by route mark."""
+        """The counts of the server's workers without proxied requests, and their requests and errors by tally mark."""
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), dict[int, int]()
             if entry is not None:
@@ -390,7 +390,7 @@ class RouteFigures:
         return self._of_servers[server]
 
     def _health(self, key: str, server: str, verdict: Table | None) -> RouteHealth:
-        """The health of a target, from the gateway's `verdict` on it and the supervisor's knowledge of the server.
+        """The health of a target: the gateway's `verdict` on it, combined with the supervisor's state of the server.
 
         In a large table a route has no verdicts before its first request: then `verdict` is None, and the gateway only
         knows whether the host is disabled or draining.

@@ -1,4 +1,4 @@
-"""Targets outside the pool: interfaces of the features that manage them, and their probes."""
+"""Targets outside the pool: their probes, and the interfaces of features that manage such targets."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class RoutedService(Protocol):
 
 
 class ServiceSource(Protocol):
-    """A feature that adds targets to routes while the pool runs. After a change it requests new routes."""
+    """A feature that adds services to routes while the pool runs. After a change it has the routes recomputed."""
 
     async def route_extender(self) -> WithServices:
         """Return a function that adds the current services to routes."""
@@ -301,7 +301,7 @@ class ProbedTarget:
 
 
 class TargetProbes:
-    """Probes the URLs that the file has as targets. Calls `changed` when one starts to fail or recovers."""
+    """Probes the URLs that are targets in the configuration. Calls `changed` when one starts to fail or recovers."""
 
     def __init__(self, changed: Callable[[], None]) -> None:
         self._changed = changed

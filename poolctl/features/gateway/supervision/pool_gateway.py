@@ -54,7 +54,7 @@ _SERVERS_NAMED = 3
 
 
 class GatewayVerbs:
-    """The verbs of the gateway, answered from the reports of its process and the counts of the workers."""
+    """The control commands of the gateway, answered from its process's reports and the workers' counts."""
 
     def __init__(self, site: PartSite) -> None:
         self.gateway = GatewayManager(site.environment, site.core, site.events)
@@ -64,7 +64,7 @@ class GatewayVerbs:
         self._over = site.over
 
     async def routes(self, call: Call) -> Result:
-        """Every route with its figures; for the operation "explain", the routes that a request may take."""
+        """All routes with their counts; for the operation "explain", only those that may match a given request."""
         await self.gateway.routes.wait_until_current()
         if call.options.get("op") == "explain":
             return await self._candidates(call.options)
@@ -118,7 +118,7 @@ class GatewayVerbs:
         return found
 
     async def warn(self, result: Result) -> Result:
-        """The result of `status`, with a warning about routes that do not serve."""
+        """Add to the result of `status` a warning about routes that do not serve."""
         found = {name: health for name, health in (await self.healths()).items() if not health.serves}
         if not found:
             return result
@@ -254,7 +254,7 @@ def host_order(options: Table) -> Table:
 
 
 class PoolGateway(FeaturePart):
-    """Runs a gateway if the configuration has one, or a process may be left of an earlier configuration's gateway."""
+    """Runs the gateway if one is configured, or if one of an earlier configuration may still be running."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
@@ -399,7 +399,7 @@ async def _empty_answer(call: Call) -> Result:
 
 
 async def no_gateway_to_change(call: Call) -> Result:
-    """An error: routes and backends cannot be changed, because the pool has no gateway."""
+    """Return an error: the pool has no gateway whose routes or backends could be changed."""
     hint = "a [gateway] or [[route]] in the file adds one"
     error = ErrorEntry(code=NOTHING_MATCHED, error="ErrorUsage", message="the pool has no gateway", hint=hint)
     return Result(errors=(error,), exit_code=NOTHING_MATCHED)

@@ -53,10 +53,10 @@ class Backends:
         hosts.subscribe(self._host_changed)
 
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
-        """Apply these routes and facts about servers. Backends that remain keep their state.
+        """Apply these routes, or keep the current ones if None, and apply the states of these servers.
 
-        With None, the current routes stay. A route that is left out is removed, and added again by its next request, so
-        that for a very large table only the routes in `aliases` have to be passed.
+        Backends that remain keep their state. A route that is left out is removed, and is added again by its next
+        request: for a very large table it is enough to pass the routes in `aliases`.
         """
         self._servers = servers
         affected: dict[RouteBackends, bool] = {}  # whether weights have changed
@@ -89,7 +89,7 @@ class Backends:
         self._counts.keep([route.alias for route in wanted.values()], self._backends)
 
     def of(self, route: AnyRoute) -> RouteBackends:
-        """The backends of the route, made by the first call, and configured as this route object says."""
+        """The backends of this route; created by the first call, and updated if the route has changed."""
         name = route_key(route)
         known = self._routes.get(name)
         if known is not None and known[0] is route:
@@ -111,9 +111,9 @@ class Backends:
 
     @property
     def by_load(self) -> list[str]:
-        """The servers of routes that balance by load whose workers had connections when last counted.
+        """The servers whose workers had connections at the last count, in routes that balance by load.
 
-        Some of these may have ended, so the servers' current numbers have to be passed to `set_worker_connections`.
+        These counts may be outdated: pass the servers' current numbers to `set_worker_connections`.
         """
         routes = [found for _, found in self._routes.values() if found.by_load]
         return sorted(

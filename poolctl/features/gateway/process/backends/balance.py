@@ -1,7 +1,7 @@
 """Load balancing policies: which backend of a route gets the next request or connection.
 
-Small objects without clocks and sockets. A policy gets all backends of a route, and asks whether a backend is usable
-before it chooses it. It is not notified when a request ends.
+They use neither clocks nor sockets. A policy gets all backends of a route, and asks whether a backend is usable before
+it chooses it. It is not notified when a request ends.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class SmoothWeighted(Policy[C]):
 
 
 class LeastConnections(Policy[C]):
-    """The backend with the least load relative to its weight; among equals in turn."""
+    """The backend with the least load relative to its weight; backends with equal load take turns."""
 
     def __init__(self, candidates: Sequence[C]) -> None:
         super().__init__(candidates)
@@ -98,7 +98,7 @@ class LeastConnections(Policy[C]):
 
 
 class RandomTwo(Policy[C]):
-    """The less loaded of two backends drawn at random by weight; nearly as even as least connections."""
+    """The less loaded of two backends drawn at random by weight; balances nearly as evenly as LeastConnections."""
 
     def __init__(self, candidates: Sequence[C], random: Random) -> None:
         super().__init__(candidates)

@@ -22,11 +22,11 @@ _PROBING_RETRY_SECONDS = 1.0
 
 
 class Breaker:
-    """One backend's breaker. After `enter`, the end of the request is recorded once: success, failure or no result.
+    """One backend's circuit breaker. For each request call `enter`, and at its end one of the `record_` methods.
 
-    `is_closed` is the usual case, in which `enter` changes nothing. `rule` may be replaced at any time.
-    `on_change(state, reason)` is called after each change. `is_dispensable` returns whether other backends can take the
-    requests; otherwise error responses do not open the breaker.
+    While the breaker `is_closed`, `enter` changes nothing. `rule` may be replaced at any time. `on_change(state,
+    reason)` is called after each change. `is_dispensable` returns whether other backends can take the requests;
+    otherwise error responses do not open the breaker.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Breaker:
         return 0.0 if self._probes < self.rule.probes else _PROBING_RETRY_SECONDS
 
     def enter(self) -> int:
-        """Admit a request, after `refused_seconds` returned 0; returns the `period` with which its end is recorded."""
+        """Admit a request, after `refused_seconds` returned 0; returns the `period` to pass when recording its end."""
         if not self.is_closed:
             if self.state is BreakerState.OPEN:
                 self._become(BreakerState.HALF_OPEN, "a request is tried")
@@ -76,7 +76,7 @@ class Breaker:
         return f"breaker open: {self.why}, {f'{left} s left' if left > 0 else 'the next request tries it'}"
 
     def record_success(self, now: float, period: int) -> None:
-        """Record that a request succeeded. As a probe, it closes the breaker if it is the last one needed."""
+        """Record a successful request. In a half-open breaker it counts as a probe: enough of these close it."""
         if period != self.period:
             return
         if self.is_closed:

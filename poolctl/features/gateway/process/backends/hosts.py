@@ -19,7 +19,7 @@ Listener = Callable[[str, HostState, str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostRecord:
-    """The state of a host, with its start (`since`) and its planned end (`until`) in seconds since 1970; 0: none."""
+    """A host's state, and when it began (`since`) and will end (`until`): seconds since 1970, or 0 if not set."""
 
     host: str
     state: str = HostState.ACTIVE
@@ -54,11 +54,10 @@ def find_host(name: str, known: Iterable[str]) -> str:
 
 
 class HostManager:
-    """Holds the state of each host, by the key of its backends: a server's name, or a URL.
+    """The state of each host (active, disabled or draining); a host is a server's name or a URL.
 
-    A host that was disabled for a limited time becomes active again when the time is over. `expire`, to be called at
-    `due`, reports this to the callbacks; `state` is correct even before. `now` is a monotonic clock, `wall` returns
-    seconds since 1970.
+    A host that was disabled for a limited time becomes active again when the time is over. Call `expire` at `due` to
+    notify the listeners; `state` is correct even before. `now` is a monotonic clock, `wall` returns seconds since 1970.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class HostManager:
         self.next_expiry = math.inf  # the earliest time in `_until`
 
     def configure(self, re_enable_seconds: float, header_for_host: str) -> None:
-        """Set how long hosts are disabled by default, and which header names the host of a request."""
+        """Set the default time for which hosts are disabled, and the request header that contains the host name."""
         self.re_enable_seconds = re_enable_seconds
         self.header_for_host = header_for_host
 

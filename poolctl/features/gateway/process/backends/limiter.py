@@ -21,11 +21,10 @@ _IPV6_CLIENT_BITS = 64
 
 
 class Limiter:
-    """Counts requests in flight, and admits requests at a rate with a burst.
+    """Limits the number of requests in flight, and the rate of requests with a burst.
 
-    The rate needs a single number: the time at which the bucket is full again (GCRA, as in ATM networks and
-    redis-cell). This is exact, and as cheap as a counter. `limit` and `share` (of the rate; 1 is all of it) may be
-    replaced at any time.
+    For the rate it stores a single number: the time at which the token bucket is full again (GCRA, as in redis-cell).
+    This is exact and cheap. `limit` and `share` (the fraction of the rate to grant) may be replaced at any time.
     """
 
     def __init__(self, limit: Limit) -> None:

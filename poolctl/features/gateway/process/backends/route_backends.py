@@ -56,9 +56,9 @@ AnyRoute = Route | StreamRoute
 class CanaryTurns:
     """Decides which requests of a server go to its canary; the first requests go to the server.
 
-    Whenever the canary is entitled to another request, it gets a random one of the next 1 / `share` requests, so that a
-    client that repeats a sequence of requests does not always send the same one to the canary. After n requests the
-    canary has had its share of n, rounded down, or one less. A turn counts even if it is not used, unless it is undone.
+    Each turn of the canary is at a random one of 1 / `share` requests, so that a client that repeats a sequence of
+    requests does not always send the same one to the canary. After n requests the canary has had n * `share` turns,
+    rounded down, or one less. A turn counts even if its request is not sent, unless `undo` is called.
     """
 
     def __init__(self, share: float, random: Random = _RANDOM) -> None:
@@ -87,13 +87,13 @@ class CanaryTurns:
         self._turns += 1
 
     def stay(self) -> None:
-        """Count a request of a client that stays with the server. The canary makes up for at most one missed turn."""
+        """Count a request that a sticky cookie keeps on the server. The canary makes up for at most one missed turn."""
         self._requests += 1
         if self._due >= 2:
             self._turns += 1
 
     def undo(self, *, of_canary: bool) -> None:
-        """Take back a counted request that was not sent (`of_canary`: to the canary); the next one takes its turn."""
+        """Undo the count of a request that was not sent. `of_canary`: it was meant for the canary."""
         self._requests -= 1
         self._turns -= of_canary
 
@@ -119,7 +119,7 @@ _FAILURES = frozenset((502, 503, 504))
 
 
 def is_failure(outcome: RequestOutcome, status: int, rule: BreakerRule) -> bool:
-    """Whether the outcome counts against the backend. This is the only rule of passive health checks."""
+    """Whether this is a failure of the backend: no complete response, or status 502, 503, 504 or one in `rule`."""
     return outcome is FAILED or (outcome is ANSWERED and (status in _FAILURES or status in rule.statuses))
 
 
@@ -131,9 +131,9 @@ def sticky_value(key: str) -> str:
 class BackendVerdict(NamedTuple):
     """Whether a host gets requests now (`ok`) and, if not, `why`, and when to try again.
 
-    The next try is after `retry_after_seconds` or, if `until` is not 0, at that time of the monotonic clock. `by_time`:
-    the host then gets requests without any other event; otherwise the time is an estimate. `may_wait`: room will become
-    free, so a request may wait in a queue. `by_command`: the cause is a command or a configured window, not a fault.
+    That is after `retry_after_seconds` or, if `until` is not 0, at that monotonic time. `by_time`: the host is then
+    available without any other event; otherwise the time is an estimate. `may_wait`: room will become free, so a
+    request may wait in a queue. `by_command`: the cause is a command or a configured window, not a fault.
     """
 
     ok: bool
@@ -193,7 +193,7 @@ class Backend:
 
     @property
     def load(self) -> int:
-        """The load of the backend: requests of the gateway, and connections of its workers."""
+        """The proxied requests and streams in flight to the backend, plus the connections of its workers."""
         return self.in_flight + self.worker_connections
 
     @property
@@ -208,12 +208,12 @@ class Backend:
 
     @property
     def weight(self) -> int:
-        """The server's own weight, which multiplies the weight of each target."""
+        """The server's weight (1 for a URL); the weight of each target in a route is multiplied by it."""
         return self.facts.weight if self.facts is not None else 1
 
     @property
     def share(self) -> float:
-        """The share of its rate limits that is granted now: less than 1 while its health is warn, otherwise 1."""
+        """The fraction of its rate limits to grant: less than 1 while the server's health is "warn", otherwise 1."""
         return WARN_SHARE if self.facts is not None and self.facts.health == Status.WARN else 1.0
 
     def available(self, now: float) -> BackendVerdict:
@@ -271,11 +271,11 @@ class Backend:
 
     @property
     def name(self) -> str:
-        """The backend's name for other programs; a canary has its server's name."""
+        """The backend's name as shown to other programs; for a canary, its server's name."""
         return self.key
 
     def set_rank(self, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set the rank of the URL, which its machine's state decides. `blocked` is why it gets no requests, or None."""
+        """Set the rank of a URL (see RANKS) by its machine's state. `blocked` is why it gets no requests, or None."""
         if self.endpoint.kind != "none":
             self.rank, self._facts_verdict = rank, blocked
 
@@ -285,7 +285,7 @@ class Backend:
         self._probe_verdict = BackendVerdict(False, state.why, DOWN_RETRY_SECONDS) if state.why else None
 
     def update(self, hosts: HostManager) -> None:
-        """Set `draining` and `blocked` from the state in `hosts` (disabled, …), known facts and the last probe."""
+        """Set `draining` and `blocked` from the host's state (disabled, …), the server's state and the last probe."""
         record = hosts.record(self.key)
         known = self._facts_verdict or self._probe_verdict
         self.draining = record.state == HostState.DRAINING and known is None
@@ -328,7 +328,7 @@ class Backend:
         return found
 
     def _is_dispensable(self, breaker: Breaker | None) -> bool:
-        """Whether every route with this breaker can spare this backend (see `can_spare`)."""
+        """Whether every route with this breaker has other backends for its requests (see `can_spare`)."""
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
     def limiter(self, limit: Limit | None, previous: Member | None) -> Limiter | None:
@@ -360,9 +360,9 @@ class Backend:
 
 
 class CanaryBackend(Backend):
-    """The canary of a server: other workers, which get a share of its requests on every route.
+    """The canary of a server: separate workers that get a share of the server's requests on every route.
 
-    It has the server's counts and limits. Its failures do not count for a breaker: the rollout judges them.
+    It uses the server's counts and limits. Its failures do not open a breaker; the rollout evaluates them.
     """
 
     def __init__(self, of: Backend, facts: ServerFacts) -> None:
@@ -380,14 +380,14 @@ class CanaryBackend(Backend):
         return self._server_key
 
     def follows(self, facts: ServerFacts) -> bool:
-        """Whether these facts are about this canary."""
+        """Whether these facts still describe this canary: its name, endpoint and share have not changed."""
         endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
         return (self.key, self.endpoint, self._share) == (facts.canary, endpoint, facts.canary_share)
 
     def gets(self, cookie: str, servers: str) -> bool:
-        """Whether this request goes to the canary; a sticky client stays where its cookie points.
+        """Count a request; returns whether it goes to the canary. The client's sticky cookie decides if it has one.
 
-        `cookie` is the value of the client's sticky cookie, or ""; `servers` is the value that names the server itself.
+        `cookie` is the value of that cookie, or ""; `servers` is the value that names the server itself.
         """
         if not cookie:
             return self.requests.next()
@@ -401,7 +401,7 @@ class CanaryBackend(Backend):
 
 
 class Member:
-    """A backend as part of a route, with its weight, breaker and limiter there. The last two may be shared."""
+    """A backend of one route, with its weight, breaker and limiter there; other routes may share the last two."""
 
     def __init__(self, backend: Backend, weight: int, breaker: Breaker, limiter: Limiter | None) -> None:
         self.backend = backend
@@ -491,10 +491,10 @@ class NoBackend(Exception):
 
 
 class Lease:
-    """The right to send one request to `backend`, or to hold one connection to it. It must be released, once.
+    """Permission to send one request to `backend`, or to hold one connection to it. It must be released, once.
 
-    `cookie` is the value of the route's sticky cookie to set, or "". `shared` is the canary if a server's requests are
-    divided between both; `backend` is then the server or the canary.
+    `cookie` is the sticky cookie's value to set, or "". `shared` is the canary if requests are divided between a server
+    and its canary; `backend` is the one chosen.
     """
 
     def __init__(
@@ -514,7 +514,7 @@ class Lease:
         self.cookie = cookie
 
     def record_accepted(self, status: int = 0) -> None:
-        """Record that the backend has accepted a long-lived request: as a breaker's probe, it succeeds before its end.
+        """Record that the backend accepted a long-lived request; a half-open breaker counts this as a success at once.
 
         `status` is the status of the response that has begun, or 0 for a stream or a tunnel.
         """
@@ -640,7 +640,7 @@ class RouteBackends:
         self.refresh()
 
     def refresh(self) -> None:
-        """Update after a change of the backends' health, state or number."""
+        """Recompute limits and breakers, and admit waiting requests, after a change of the backends."""
         self.close_breakers_if_none_serves()
         if self._limiter is not None and self.members:
             self._limiter.share = sum(each.backend.share for each in self.members) / len(self.members)
@@ -650,7 +650,7 @@ class RouteBackends:
             self.admit()
 
     def can_spare(self, backend: Backend) -> bool:
-        """Whether this backend may be taken out: another one serves, and `max_open` of the route is not exceeded."""
+        """Whether this backend's breaker may open: another backend serves, and at most `max_open` are then open."""
         others = [each for each in self.members if each.backend is not backend]
         left_alone = 1 + sum(not each.breaker.is_closed for each in others)
         most = max((each.breaker.rule.max_open for each in self.members), default=0.0) * len(self.members)
@@ -838,7 +838,7 @@ class RouteBackends:
         return Lease(self, member, period, self._new_cookie(member.cookie, cookie), backend)
 
     def _shared(self, canary: CanaryBackend, member: Member, period: int, cookie: str) -> Lease:
-        """A lease of the server or of its canary. Results of the canary do not count for the breaker."""
+        """A lease for the server or its canary, as `canary` decides. The canary's results do not affect the breaker."""
         if not canary.gets(cookie if self._sticky else "", member.cookie):
             return Lease(
                 self, member, period, self._new_cookie(member.cookie, cookie), member.backend, canary
@@ -850,7 +850,7 @@ class RouteBackends:
         return value if self._sticky and value != cookie else ""
 
     def _of_canary(self, cookie: str) -> Member | None:
-        """The member whose canary the client's cookie names, or None."""
+        """The member to whose canary the client's sticky cookie refers, or None."""
         for member in self.members:
             if member.backend.canary is not None and member.backend.canary.cookie == cookie:
                 return member

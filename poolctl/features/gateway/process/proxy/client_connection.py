@@ -92,11 +92,10 @@ Peer = tuple[str, int]  # address and port
 
 
 class RequestBody:
-    """The body of a request, which is `length` bytes long or CHUNKED. A body longer than `most` is refused with 413.
+    """The body of a request: `length` bytes, or chunks if CHUNKED. More than `most` bytes (0: no limit) get 413.
 
-    `feed` returns the bytes to pass on. When the body is complete, `done` is true and `rest` has the bytes after it;
-    before that, `rest` has bytes not processed yet, because they hold too many chunks for one loop iteration. `most`
-    0 means no limit.
+    `feed` returns the bytes to forward. When the body is complete, `done` is true and `rest` has the bytes after it.
+    Before that, `rest` has bytes not processed yet, because they hold too many chunks for one loop iteration.
     """
 
     def __init__(self, length: int, most: int) -> None:
@@ -474,7 +473,7 @@ class Exchange:
         self._failed(PROTOCOL if isinstance(error, BadMessage) else RESET, 502, sent=True)
 
     def _try_another(self) -> bool:
-        """Try another backend because of this response's status; returns whether one gets the request."""
+        """Send the request to another backend because of the response's status; returns False if that is impossible."""
         lease = self._lease
         assert lease is not None
         if self._kept is None or not self._request.idempotent:
@@ -596,11 +595,11 @@ class Exchange:
 
 
 class ClientConnection(asyncio.Protocol):
-    """A client connection, with one exchange at a time; each ends with `finish`, `refuse` or `cut_off`.
+    """A client connection with one exchange at a time; each ends with `finish`, `refuse` or `cut_off`.
 
-    `takes_chunks`: bodies of unknown length are sent to the client as chunks, otherwise as plain data. A bounded
-    number of further requests is read ahead. They are answered in order: the next exchange begins when the previous
-    one has ended and its response is being sent.
+    `takes_chunks`: the client accepts chunked bodies (HTTP/1.1); without it, bodies of unknown length end with the
+    connection. A bounded number of pipelined requests is read ahead. They are answered in order: the next exchange
+    begins when the previous one has ended and its response is being sent.
     """
 
     def __init__(self, edge: Edge, scheme: str, received: bytes = b"", reported: Peer | None = None) -> None:
@@ -863,7 +862,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.abort()
 
     def set_accepts_body(self, take: bool) -> None:
-        """Set whether more of the request's body can be taken now; otherwise reading pauses."""
+        """Resume reading the request's body if `take` is true, otherwise pause it."""
         self._body_wanted = take
         if take and self._body is not None and self._buffer:
             self._go_on_soon()

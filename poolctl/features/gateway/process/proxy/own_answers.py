@@ -73,21 +73,21 @@ def _location(route: Route, request: RequestHead) -> bytes:
 
 
 def spares_server(route: Route, method: bytes, path: bytes) -> bool:
-    """Whether the gateway itself answers the request instead of waking a sleeping server: a probe, or an icon."""
+    """Whether the request is a probe or for a favicon: the gateway answers it and does not wake a sleeping server."""
     return method in (b"GET", b"HEAD") and (path.endswith(b"/favicon.ico") or _is_probe(route, path))
 
 
 def report_arrival(edge: Edge, route: Route, method: bytes, path: bytes) -> None:
-    """Report the request to the features' parts in this process, unless it wakes no server (see `spares_server`)."""
+    """Notify the features' parts in this process of the request, unless it wakes no server (see `spares_server`)."""
     if edge.parts and not spares_server(route, method, path):
         for part in edge.parts.values():
             part.request_arrived(route)
 
 
 def own_answer(edge: Edge, backend: Backend, route: Route, request: RequestHead) -> Response | None:
-    """The gateway's response while the backend sleeps or starts; None if the request waits for the backend.
+    """The gateway's own response while the backend sleeps or starts; None if the request waits for the backend.
 
-    A sleeping server is woken, except by a request that spares it (see `spares_server`).
+    Wakes a sleeping server, unless `spares_server` is true for the request.
     """
     sleeps = backend.rank == SLEEPING
     if sleeps and spares_server(route, request.method, request.path):

@@ -48,7 +48,7 @@ _USUAL_HOST_HEADER = "Host"
 def read_request(data: bytes, max_head_bytes: int, scanned: int) -> RequestHead | None:
     """The request whose head is at the start of these bytes; None if it is incomplete. Raises BadMessage.
 
-    An earlier call has found it incomplete up to the offset `scanned`.
+    Earlier calls have searched the first `scanned` bytes for the end of the head.
     """
     request = RequestHead.read(data, scanned, max_head_bytes)
     if request is None:
@@ -61,7 +61,7 @@ def read_request(data: bytes, max_head_bytes: int, scanned: int) -> RequestHead 
 
 
 def _canonical_request(head: RequestHead, raw: bytes) -> RequestHead:
-    """The request in the form that all parsers read alike. Raises BadMessage if there is no such form."""
+    """The request, rewritten so that all parsers read it alike. Raises BadMessage if that is not possible."""
     _check_with_llhttp(head, raw)
     target, host, fields = head.target, head.host, head.fields
     if head.get(b"expect").lower() not in (b"", b"100-continue"):
@@ -146,7 +146,7 @@ class Forwarding:
         return (said.partition(b",")[0].strip().lower() or self.scheme.encode()) == b"https"
 
     def sender_of(self, request: RequestHead) -> str:
-        """The client as named in logs: with its port, unless only a proxy knows the port."""
+        """The client's address for logs; with its port if the client is connected directly."""
         client = self.client(request)
         return f"{client}:{self._port}" if client == self.peer and self._port else client
 
@@ -188,7 +188,7 @@ def _added(route: Route) -> bytes:
 
 @lru_cache(maxsize=1024)
 def _replaced(route: Route) -> re.Pattern[bytes]:
-    """A regular expression for the lines of fields that the route sets or removes, whether named with - or with _."""
+    """A regular expression for the header lines that the route sets or removes; - and _ in names are alike."""
     return _lines_named([*(header.name for header in route.set_headers), *route.remove_headers])
 
 
@@ -201,7 +201,7 @@ class ResponseFields(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def response_fields(headers: tuple[Header, ...]) -> ResponseFields:
-    """The lines of these fields, and the regular expression for the backend's lines that they replace."""
+    """The header lines to add to a response, and a regular expression for the backend's lines that they replace."""
     return ResponseFields(_lines_of(headers), _lines_named([header.name for header in headers]))
 
 
@@ -234,10 +234,10 @@ def url_of(endpoint: Endpoint) -> str:
 
 
 class RoutedRequest(NamedTuple):
-    """A request with its route. `client` is the client's address, `head` the head of the request for the backend.
+    """A request with its route. `client` is the client's address, `head` the head to send to the backend.
 
-    `backends` and `counts` belong to the route. `servers` are the servers to which the connection could have been
-    passed with this request; empty if the proxy has to serve it.
+    `backends` and `counts` are those of the route. `servers` are the servers to which the connection could be passed
+    with this request; empty if the proxy has to serve it.
     """
 
     route: Route

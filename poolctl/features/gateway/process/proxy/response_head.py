@@ -16,11 +16,7 @@ _PHRASES = {413: "Content Too Large"}
 
 
 class Response(ResponseHead):
-    """The head of a response, and the first bytes of its body.
-
-    `first` are the bytes of the body that came with the head. `lines` are the status line and the fields that may be
-    passed on, each with its line end, without the framing fields.
-    """
+    """The head of a response, and the part of its body that was received with it (`first`)."""
 
     first: Buffer
     _lines: bytes
@@ -63,7 +59,7 @@ class Response(ResponseHead):
 def read_response(data: bytes, scanned: int, *, head_only: bool) -> Response | None:
     """The response whose head is at the start of these bytes; None if it is incomplete. Raises BadMessage.
 
-    `head_only`: the response is to a HEAD request. An earlier call has found no end of the head before `scanned`.
+    `head_only`: it answers a HEAD request. The first `scanned` bytes were already searched for the end of the head.
     """
     response = Response.read(data, scanned)
     if response is None:
@@ -86,8 +82,7 @@ def whole_response(
 ) -> bytes:
     """A complete HTTP/1.1 response; by default its body is the status as text.
 
-    Without `keep_alive` it is the last one on its connection. `fields` are the lines of further fields, each with its
-    end.
+    Without `keep_alive` it has `Connection: close`. `fields` are further header lines, each with its line end.
     """
     phrase = phrase_of(status)
     body = body or f"{status} {phrase}\n".encode()

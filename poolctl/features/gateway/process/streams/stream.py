@@ -56,7 +56,7 @@ class IdleOrder(Generic[Key, Item]):
         return len(self._items)
 
     def __iter__(self) -> Iterator[Item]:
-        """A snapshot: items may be removed meanwhile."""
+        """Iterate over a snapshot, so that items may be removed meanwhile."""
         return iter(list(self._items.values()))
 
     def add(self, key: Key, item: Item) -> None:
@@ -181,7 +181,7 @@ class BackendAddresses:
 
 @functools.lru_cache(256)
 def _literal(endpoint: Endpoint) -> tuple[SocketAddress, ...] | None:
-    """The address of an endpoint without name resolution; None if its host is a name, empty if it has no address."""
+    """The endpoint's address if no name must be resolved; None if its host is a name, () if it has no address."""
     if endpoint.kind == "unix":
         return (SocketAddress(socket.AF_UNIX, endpoint.path),)
     if endpoint.kind != "tcp":

@@ -106,7 +106,7 @@ class Flow:
             self.resume()
 
     def _discard(self) -> None:
-        """Discard data for a target that accepts none. The target's last answer still flows in the other direction."""
+        """End this direction because the target accepts no more data; the other direction continues."""
         self.stop()
         self.ended, self._waiting = True, b""
         self._connection.flow_ended()
@@ -194,7 +194,7 @@ class TcpStream:
         self.update_accepting()
 
     def update_accepting(self) -> None:
-        """Start or stop accepting, as the number of connections, the descriptors and the state of the stream allow."""
+        """Start or stop accepting: it stops when closed, at the maximum of connections, or short of descriptors."""
         room = not self.route.max_connections or len(self.open) < self.route.max_connections
         wanted = room and not self._closed and self._held_off is None
         wanted = wanted and self.edge.stream_share.may_accept(self.update_accepting)
@@ -274,10 +274,7 @@ class _StreamedConnection:
         return self._down.copied if self._down else 0
 
     def await_header(self) -> None:
-        """Connect once the header of the PROXY protocol has arrived, and reset the connection if it does not.
-
-        Returns at once.
-        """
+        """Connect when the client's PROXY protocol header arrives, and reset at a timeout. Does not block."""
         self._awaits_header = True
         self._timer = self._loop.call_later(self._stream.edge.settings.head_seconds, self.reset)
         self._loop.add_reader(self._client.fileno(), self._read_header)
@@ -422,7 +419,7 @@ class _StreamedConnection:
         self._down.resume()
 
     def mark_used(self) -> None:
-        """Note that bytes were copied."""
+        """Restart the idle time, because bytes were copied."""
         self._stream.open.use(self, self)
 
     def flow_ended(self) -> bool:

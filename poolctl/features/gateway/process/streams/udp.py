@@ -60,7 +60,7 @@ class UdpStream:
         return self.route.max_connections or min(_MOST_SESSIONS, self.edge.descriptors.of_sessions)
 
     def close(self) -> None:
-        """Stop reading datagrams of clients, which a successor reads. Answers to earlier datagrams are still sent."""
+        """Stop reading clients' datagrams, which a successor reads. Replies of backends are still forwarded."""
         for listener in self._listeners:
             listener.close()
 
