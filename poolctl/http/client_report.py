@@ -1,8 +1,8 @@
-"""Fields in which a proxy reports a request's client. Applications trust them, so clients may not set them.
+"""Header fields that describe a request's client. Applications trust them, so clients may not set them.
 
-A proxy and a worker that serves a client's own connection report the same: `X-Forwarded-For`, `X-Forwarded-Proto`,
-`X-Forwarded-Host` and `Forwarded` (RFC 7239). Every other field of that kind is removed, under names with underscores
-too, since CGI and WSGI do not distinguish them. `Proxy` becomes HTTP_PROXY there.
+The proxy, and a worker that serves a client directly, set `X-Forwarded-For`, `X-Forwarded-Proto`, `X-Forwarded-Host`
+and `Forwarded` (RFC 7239). Similar fields of the request are removed, also if written with underscores, which CGI and
+WSGI do not distinguish. So is `Proxy`, from which CGI would make the variable HTTP_PROXY.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class ClientReport:
         )
 
     def _element(self, host: bytes) -> bytes:
-        """The element of Forwarded (RFC 7239 §4); the host must not contain quotation marks."""
+        """The element that is added to `Forwarded` (RFC 7239 §4). `host` must not contain quotation marks."""
         named = b';host="' + host + b'"' if host else b""
         return b"for=" + self._node + b";proto=" + self._scheme + named
 

@@ -145,7 +145,7 @@ class ForwardProxy(NamedTuple):
 
 
 def proxy_for(scheme: str, host: str, port: int, environment: Mapping[str, str]) -> ForwardProxy | None:
-    """The proxy for a request to the host; None for a direct one. Raises ProxyError for an unusable value."""
+    """The proxy for a request to the host; None for a direct connection. Raises ProxyError for an unusable value."""
     for name in (f"{scheme}_proxy", "all_proxy"):
         value = environment.get(name) or environment.get(name.upper())
         if value:

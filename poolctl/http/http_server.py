@@ -1,7 +1,7 @@
 """A small asyncio server that reads whole requests, and writes responses whole or piece by piece.
 
-It is for the pool's own addresses: commands, metrics. No client can block it: time and bytes of a request are limited,
-and a refused connection is closed in a way that lets the client read the reason.
+It serves the pool's own endpoints, such as commands and metrics. No client can block it: time and bytes of a request
+are limited, and a refused connection is closed in a way that lets the client read the reason.
 """
 
 from __future__ import annotations
@@ -87,14 +87,14 @@ class Responder:
         self._head(status, [*fields, framing])
 
     def write(self, data: bytes) -> None:
-        """Send a piece of the response without waiting. Raises ClientGone when far too much of it is unread."""
+        """Send a piece of the response without waiting. Raises ClientGone above `unread_bytes` of unsent data."""
         if self._writer.transport.get_write_buffer_size() > self._limits.unread_bytes:
             raise ClientGone("the client does not read")
         if not self._bodiless:
             self._writer.write(chunk(data) if self._chunked else data)
 
     def attach(self, sock: socket.socket, fd: int, data: bytes) -> None:
-        """Send a piece of the response with a descriptor, over a Unix socket. Raises ClientGone unless sent at once."""
+        """Send a piece of the response with a file descriptor (SCM_RIGHTS). Raises ClientGone if it would block."""
         data = chunk(data) if self._chunked else data
         if self._writer.transport.get_write_buffer_size():
             raise ClientGone("the client does not read")
@@ -177,7 +177,7 @@ class HttpServer:
         self._connections: dict[asyncio.Task[None], socket.socket | None] = {}
 
     def listen(self, listener: socket.socket, backlog: int) -> None:
-        """Accept from this socket too; it is closed with the server."""
+        """Also accept connections on this listening socket, which is closed with the server."""
         listener.setblocking(False)
         listener.listen(backlog)
         self._listeners.append(listener)
@@ -309,10 +309,9 @@ class HttpServer:
     async def _refuse(
         self, error: BadMessage, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Answer, then read for a moment: closing with unread data would reset the connection (RFC 9112 §9.6).
+        """Send the error, then discard input: closing with unread data would reset the connection (RFC 9112 §9.6).
 
-        Returns after a second, or as soon as the client has disconnected or has sent a megabyte; if its head was too
-        large, as soon as it has sent the maximum size of a head.
+        Returns after a second, on disconnect, or after a megabyte of input (`head_bytes` if the head was too large).
         """
         status, kind, body = self._handler.refuse(error)
         response = Responder(None, writer, self._limits, keep_alive=False)
@@ -327,9 +326,9 @@ class HttpServer:
 async def _receive(
     message: RequestReader, rest: bytes, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> RequestHead | None:
-    """The head of the next request, when the whole request has arrived. `rest` are bytes read before.
+    """Read the next request completely into `message`, and return its head. `rest` are bytes read before.
 
-    None if the client has closed its side before the request began. Raises BadMessage, also for an incomplete request.
+    None if the client has closed the connection before it. Raises BadMessage, also for an incomplete request.
     """
     continued = False
     while not (rest and message.feed(rest)):

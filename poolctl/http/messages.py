@@ -1,4 +1,4 @@
-"""Reads HTTP/1.1 messages as their bytes arrive, however they are split, and writes them, in all processes alike.
+"""Reads HTTP/1.1 messages, which may arrive in pieces of any size, and writes them. Used by all processes.
 
 Every limit applies while the message is still arriving: a head without an end, a chunk without a size or a trailer
 section without an end is refused as soon as it exceeds its limit.
@@ -8,8 +8,8 @@ that determines the end or the recipient of the message occurs at most once. Onl
 
 If proxy and recipient read a chunk's size differently, the recipient takes a part of the body for the next message
 (RFC 9112 §7.1). So a size line with extensions, excessive leading zeros or anything else is rewritten in plain
-digits. Chunks in canonical form, by far the most frequent, are passed on without being copied. The work that a sender
-can cause is also bounded in chunks: each one costs as much as a thousand bytes.
+digits. Chunks in canonical form, by far the most frequent, are passed on without being copied. The number of
+chunks per second is limited too, because each costs as much work as a thousand bytes.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ class MessageHead:
     options: frozenset[bytes]
 
     def __init__(self, raw: bytes) -> None:
-        """Raises BadMessage if these bytes are not a whole head."""
+        """Parse a complete head. Raises BadMessage for anything else."""
         raise NotImplementedError
 
     @classmethod
@@ -569,7 +569,7 @@ class ChunkedBody:
         return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
 
     def _check_end(self, data: bytes, at: int, left: int, taken: int) -> None:
-        """Raise BadMessage if the chunk does not end with CRLF. Only `taken` of its last `left` bytes have arrived."""
+        """Check that the chunk ends with CRLF: `taken` of its last `left` bytes are in `data`, from `at` on."""
         begin = at + max(0, left - 2)
         if begin < at + taken:
             expected = b"\r\n"[max(0, 2 - left) :]
@@ -645,8 +645,7 @@ def allowed_trailers(lines: bytes) -> bytes:
 class MessageReader:
     """Reads a message; call `feed` until it is complete.
 
-    With `max_body_bytes` None the body has no limit, neither in bytes nor in chunks a second: for callers that take it
-    as it arrives.
+    With `max_body_bytes` None neither the size nor the rate of the body is limited; take it with `take_body`.
     """
 
     # The state of a reader that has read nothing; set on an instance only where it changes. A supervisor makes a
@@ -704,7 +703,7 @@ class MessageReader:
         raise NotImplementedError
 
     def _body_too_large(self) -> bool:
-        """Whether a body that is too large completes the message. Raises BadMessage if it is an error instead."""
+        """Handle a body that is too large: return True to accept its beginning as complete, or raise BadMessage."""
         raise NotImplementedError
 
     def _frame(self, body: int) -> None:
@@ -783,7 +782,7 @@ class ResponseReader(MessageReader):
         return usable and self.head is not None and self.head.reusable
 
     def end(self) -> bool:
-        """Note that the connection has ended; returns whether the response is complete."""
+        """Record that the connection has ended; returns whether the response is complete."""
         self.complete = self.complete or self._left == UNTIL_CLOSE
         return self.complete
 

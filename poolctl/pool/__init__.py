@@ -1,4 +1,4 @@
-"""The pool of the Python API, whose servers are keyed by address."""
+"""The pool classes of the Python API: Pool, Server, Monitor and PoolContext."""
 
 from __future__ import annotations
 

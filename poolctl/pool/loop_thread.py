@@ -1,6 +1,6 @@
-"""Runs the event loop for the cores of this process in a thread, which exists only while a server runs.
+"""The engine: a background thread with the event loop that manages this process's servers, while there are any.
 
-Every lifecycle method does its work here, so that it may be called from any thread and any loop. The thread is a
+Every start, stop and restart runs on it, so that it may be called from any thread and any event loop. The thread is a
 daemon, and servers that still run when the main thread ends are stopped within EXIT_SECONDS, so that exiting never
 hangs.
 """
@@ -97,7 +97,7 @@ class Engine:
         self._end_if_idle()
 
     def hold(self) -> None:
-        """Keep the engine alive until the matching `release`, for running servers and their runners."""
+        """Keep the engine's thread alive until the matching `release`, for a running server or a runner in use."""
         with LOCK:
             self._holds += 1
 
@@ -183,7 +183,7 @@ def run_sync(work: Coroutine[None, None, T]) -> T:
 
 
 def call(work: Callable[[], T]) -> T:
-    """The result of `work`, called on the engine's thread; blocks. On that thread, or without one, called directly."""
+    """Call `work` on the engine's thread and return its result; blocks. Without an engine, call it in this thread."""
     if _current is None or is_own_thread():
         return work()
 
@@ -199,7 +199,7 @@ def is_own_thread() -> bool:
 
 
 def refuse_own_thread() -> None:
-    """Raise RuntimeError on the engine's own thread, where waiting for servers would block them."""
+    """Raise RuntimeError if called on the engine's thread: a wait for servers there would never end."""
     if is_own_thread():
         raise RuntimeError(
             "this would block the loop that serves the pool; use the coroutine of the same name"

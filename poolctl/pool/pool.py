@@ -1,4 +1,4 @@
-"""Pool: servers by their bind address; and PoolConfig: the servers of a pool, from files or from Python."""
+"""`Pool`, a mapping of bind addresses to servers; and `PoolConfig`, the configuration of a pool."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ Servers = Iterable[ServerConfig | Mapping[str, Any]]
 
 
 def configurations(servers: Servers) -> tuple[list[ServerConfig], list[ServerError]]:
-    """The configurations of a list's valid members, and the problems of the others. Raises TypeError for a non-list."""
+    """Convert mappings to configurations; returns the valid ones and all problems. Raises TypeError for a non-list."""
     made: list[ServerConfig] = []
     problems: list[ServerError] = []
     for index, server in enumerate(servers):
@@ -119,10 +119,10 @@ def configurations(servers: Servers) -> tuple[list[ServerConfig], list[ServerErr
 def with_ports(
     configuration: Configuration, in_use: Mapping[str, ServerConfig]
 ) -> tuple[list[ServerConfig], list[ServerError]]:
-    """The configuration's servers that can run, with chosen ports in place of `auto`; and all problems.
+    """Return the servers that can run, each `auto` port replaced by a chosen one, and all problems.
 
-    The problems are the configuration's own, and missing certificates and ports. `in_use` maps names to the
-    configurations of existing servers, which keep their ports.
+    A problem is an error in the configuration, a missing certificate or the lack of a free port. `in_use` maps names
+    to the configurations of existing servers, which keep their ports.
     """
     port_range = "-".join(map(str, configuration.settings.port_range))
     problems: list[ServerError] = [*configuration._problems]
@@ -162,9 +162,9 @@ class Pool(Mapping[str, Server], StartAndStop):
         context: PoolContext | None = None,
         runner: Runner | None = None,
     ) -> None:
-        """Raises PoolAddError when addresses overlap; a later server replaces an earlier one of the same address.
+        """Create a pool of these servers; a later server replaces an earlier one with the same address.
 
-        Raises PoolParamError for an argument that is not a list of servers, a handler, a context or a runner.
+        Raises PoolAddError if different addresses overlap or no port is free, PoolParamError for a wrong argument.
         """
         if isinstance(servers, (Server, ServerConfig)) or not isinstance(servers, Iterable):
             raise PoolParamError(f"a pool takes a list of servers, and this is {servers!r}", hint="Pool([…])")
@@ -349,7 +349,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return gone
 
     def _stop_removed(self, servers: Iterable[Server]) -> None:
-        """Order removed servers that run to stop. Called under LOCK."""
+        """Begin to stop those of the removed servers that run; does not wait. Called under LOCK."""
         busy = [handle for server in servers if (handle := live_handle(server)) is not None and handle.busy]
         order_stop(busy)
         self._departed.update(busy)
@@ -402,7 +402,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def walk_limit(self, fn: Visit, *binds: str) -> bool:
         """Like `walk`, but only for the servers with these addresses, in that order. Unknown addresses are skipped.
 
-        No address means all.
+        Without addresses all servers are visited.
         """
         if not binds:
             return self.walk(fn)
@@ -411,7 +411,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
 
     def _holds(self, server: Server) -> bool:
-        """Whether the server is still in the original pool, or was stored in this view itself."""
+        """Whether the pool still has the server; for a view: whether it, or its original pool, does."""
         return server in self._own or self._source_pool._servers.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:
@@ -430,7 +430,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         A server removed from the view stays in this pool. A server removed from this pool stays in the view, but the
         view's `start` and `restart` skip it.
 
-        A server matches if `pattern` equals its field, ignoring case, or if `regex` is found in its field. An empty
+        A server matches if its `field` equals `pattern`, ignoring case, or contains a match of `regex`. An empty
         `pattern` or `regex` matches nothing. For BIND the pattern may be any spelling of an address, for EXPOSE it may
         leave out the scheme. `regex` is matched in the caller's thread, without a time limit. Raises PoolParamError.
         """
@@ -448,9 +448,9 @@ class Pool(Mapping[str, Server], StartAndStop):
     # Whole pools.
 
     def clone(self) -> Pool:
-        """An independent pool of new, stopped servers of the same configuration, handler and runner.
+        """Return an independent pool of new, stopped servers with the same configurations, handler and runner.
 
-        Its context has the same values and a `stop` of its own.
+        Its context has the same values and a new `stop` event.
         """
         shared = self._shared
         context = PoolContext(shared.context.values) if shared.context is not None else None
@@ -462,7 +462,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return twin
 
     def merge(self, other: Pool) -> None:
-        """Add the other pool's servers; a server whose address this pool already has gets the other's configuration.
+        """Add the other pool's servers; if both pools have an address, this pool's server gets the other configuration.
 
         A running server continues with the old configuration (`stale`) until its next start or restart. Raises
         PoolAddError for servers whose addresses overlap, after the others were added.
@@ -482,7 +482,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def handler(self, fn: Handler | None) -> None:
         """Set the function that provides apps for servers without their own, from their next start on.
 
-        It is called as ``fn() -> {key: app}``, with the servers' handler keys. None removes it.
+        It takes no arguments and returns a dict of apps by handler key. None removes it.
         """
         if fn is not None and not callable(fn):
             raise PoolParamError(
@@ -497,8 +497,8 @@ class Pool(Mapping[str, Server], StartAndStop):
 
         `configs` are ServerConfigs, mappings or a PoolConfig; servers are known by their names. A running server is
         replaced as by `restart`, or applies the change live where `poolctl reload` would do so; a stopped server stays
-        stopped, and removed servers stop. A server with a new name is another server: the stop of the former one closes
-        connections on which no request has arrived yet, even if both have the same address. New servers start if the
+        stopped, and removed servers stop. A server with a new name is a new server, even if it has the address of a
+        removed one, whose stop closes connections on which no request has arrived yet. New servers start if the
         pool was started and not stopped since, or if one of its servers runs. Returns when all of that is done. Raises
         PoolRestartError with every failure, after all servers were attempted: a server whose configuration is invalid,
         or whose replacement fails, continues as before. Raises PoolParamError for an argument that is not a list, and
@@ -581,8 +581,8 @@ class Pool(Mapping[str, Server], StartAndStop):
         """The metrics of the pool's servers now, in Prometheus' text format, under the names of `poolctl metrics`.
 
         Requests are counted only in workers that are processes of their own. Metrics of a supervisor and of a gateway
-        are missing, because the pool has neither. May be called by an application that the pool serves; elsewhere it
-        blocks until the loop that serves the pool has answered.
+        are missing, because the pool has neither. Blocks until the engine's thread has answered; on that thread, which
+        runs the pool's own applications, it returns at once.
         """
         observed = loop_thread.call(lambda: list(_observed(self.values())))
         families: builtins.list[Family] = [*pool_families("", platform.python_version(), observed)]
@@ -606,8 +606,8 @@ class Pool(Mapping[str, Server], StartAndStop):
     def health_info(self) -> dict[str, Table]:
         """Return the status, uptime, latency and detail of each server, by its name; sends no probe.
 
-        A status is unknown, healthy, napping, starting, unhealthy or error. If several servers have the same name, the
-        later ones are numbered, as in `web~2`.
+        A status is unknown, healthy, napping (asleep until a request comes), starting, unhealthy or error. If several
+        servers have the same name, the later ones are numbered, as in `web~2`.
         """
         return health_info(self._healths())
 
@@ -671,7 +671,7 @@ def _live_snapshot(handle: Handle) -> ServerSnapshot:
 
 
 def _snapshot_at_rest(server: Server, handle: Handle | None) -> ServerSnapshot:
-    """The figures of a server that does not run, and is therefore not known to the core."""
+    """The values for the metrics of a server that is not running, with the totals of its earlier runs."""
     if handle is None:
         return ServerSnapshot(Entry(server.config), [], [], counts=False)
     desired = DesiredState(Desired.COMPLETED if handle.observed.ready else Desired.IDLE)
@@ -735,10 +735,10 @@ def _unknown_stacks(config: ServerConfig, placement: Placement, problem: str) ->
 
 
 class HotReload:
-    """One call of `Pool.apply`. With `runs` new servers are started.
+    """One call of `Pool.apply`. New servers are started if `runs` is true.
 
-    A server whose new configuration is invalid stays unchanged. If a problem names no server, it may belong to any of
-    them, so no server is removed.
+    A server whose new configuration is invalid stays unchanged. If a problem names no server, no server is removed,
+    since the problem may concern any of them.
     """
 
     def __init__(self, pool: Pool, configuration: Configuration, *, runs: bool) -> None:
@@ -890,7 +890,7 @@ _LOOP_SECONDS = 5.0  # the loop asks processes; it may hang because of a server 
 
 
 class PoolConfig(Configuration):
-    """The valid servers in their order; `.problems` are the problems of the others. The constructor never raises."""
+    """A pool's configuration: its valid servers, and all errors in `.problems`. The constructor never raises."""
 
     def __init__(self, servers: Servers = ()) -> None:
         super().__init__()

@@ -1,8 +1,7 @@
-"""One server of a pool: its configuration and state, its handle in a core, and its start and stop.
+"""One server of a pool: its configuration, its state, its start and stop; and the settings shared within a pool.
 
-An order (a start, stop or restart of servers) attempts all of them, in the order of their dependencies, and raises
-every failure. The settings that the servers of a pool share are here too: values for applications, a way to stop all, a
-handler, TLS, a runner.
+An order to start, stop or restart several servers attempts each of them, in the order of their dependencies, and then
+raises one error with all failures.
 """
 
 from __future__ import annotations
@@ -55,9 +54,9 @@ _LINGER_SECONDS = 5.0
 
 
 class PoolContext:
-    """Values that reach applications in ``scope["state"]``, and `cancel`, which ends the servers.
+    """Values passed to applications in ``scope["state"]``, and `cancel`, which stops all servers of a pool.
 
-    Setting `stop`, an event that may be shared with other parts of a program, cancels as well.
+    Setting `stop`, an event that may be shared with other parts of a program, stops them as well.
     """
 
     def __init__(
@@ -86,7 +85,7 @@ class PoolContext:
             end()
 
     def attach(self, key: object, end: Callable[[], object]) -> None:
-        """Have `end` called when the context is cancelled, or now if it already is; returns at once.
+        """Call `end` when the context is cancelled, or now if it already is. Does not wait for that.
 
         `detach` with the same `key` withdraws it.
         """
@@ -278,7 +277,7 @@ class StartAndStop:
     __slots__ = ()
 
     def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
-        """The servers to act on, and for a pool a function that tells whether a server is still in it, else None."""
+        """The servers to act on, and for a pool a function that tells whether it still has a server, otherwise None."""
         raise NotImplementedError
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
@@ -349,12 +348,12 @@ class Server(StartAndStop):
 
     @property
     def name(self) -> str:
-        """Its name, unique in a configuration."""
+        """The server's name, which is unique within a configuration."""
         return self._name
 
     @property
     def bind(self) -> str:
-        """The canonical bind address: its key in the pool."""
+        """The canonical bind address, which is the server's key in the pool."""
         return self._config.bind
 
     @property
@@ -536,10 +535,10 @@ class Snapshot:
 
 
 class Handle:
-    """The running part of one server; created at its first start, with an entry in a core while not at rest.
+    """The runtime state of one server, created at its first start; while it is active, `entry` is its record in a core.
 
-    Written on the engine's loop only, read from any thread. The engine keeps the handle alive, but not the server, to
-    which the handle has only a weak reference: a running server that the program drops, with its pool, is stopped.
+    Written on the engine's loop only, read from any thread. The engine keeps the handle alive, which has only a weak
+    reference to its server: if the program drops a running server and its pool, the server is stopped.
     """
 
     def __init__(self, server: Server) -> None:
@@ -569,7 +568,7 @@ class Handle:
 
     @property
     def config(self) -> ServerConfig:
-        """The configuration of the server; the last known configuration if the server is lost."""
+        """The server's configuration, or the last known one if the server object was garbage-collected."""
         server = self._server()
         if server is not None:
             self._config = server.config
@@ -601,7 +600,7 @@ class Handle:
 
     @property
     def busy(self) -> bool:
-        """Whether the server is not at rest, or an order to start or stop it is in progress."""
+        """Whether the server is active (see `Entry.at_rest`), or an order to start or stop it is in progress."""
         entry = self.entry
         return bool(self.orders or self.stops) or (entry is not None and not entry.at_rest)
 
@@ -639,21 +638,21 @@ class Handle:
                 known.note(self._clock.monotonic(), state=state, health=health)
 
     def refuse(self, error: ServerError | None) -> None:
-        """Record why a start has failed; None records a stop. The state of a server that is not at rest stays."""
+        """Record why a start has failed, or with None a stop. An inactive server becomes failed or stopped."""
         self.refusal = error
         if self.entry is None or self.entry.at_rest:
             self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
 
 
 class _NullRecorder:
-    """Drops the events of a core: a program has no journal."""
+    """Discards the events that a core records, because a pool in a Python program has no journal."""
 
     def record(self, kind: str, event: str, **detail: object) -> None:
         """Ignore the event."""
 
 
 class CoreHost(CoreEvents):
-    """A runner's core on one engine, and the handles of its servers. Used on the engine's loop."""
+    """A `Core` with its runner, and the handles of the servers that it manages. Used on the engine's loop only."""
 
     def __init__(self, runner: Runner, clock: Clock, on: loop_thread.Engine) -> None:
         self.core = Core((), runner, clock, _NullRecorder(), trace=Trace.configured(os.environ))
@@ -669,7 +668,7 @@ class CoreHost(CoreEvents):
             tally.add(handle.ended, counts)
 
     def reserve(self, handle: Handle) -> str:
-        """Register the server under a free name in the core, its own if possible; returns that name."""
+        """Register the server in the core under its own name, or one like `web~2` if that is taken; returns it."""
         if handle.entry is not None:
             return handle.entry.name
         if not self._handles:
@@ -694,9 +693,9 @@ class CoreHost(CoreEvents):
     def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool) -> bool:
         """Create the server's entry in the core with this configuration, or update it; returns whether it has changed.
 
-        The entry of a running server is updated only if the user has changed the server's configuration, or for a
-        restart (`replace`), because a handler may return a new application each time. With `live` the workers continue
-        under the new configuration.
+        The entry of a running server is updated only for a restart (`replace`), or if the user has changed the server's
+        configuration. A new application from a handler is no such change. With `live` the workers are not replaced,
+        and apply the new configuration.
         """
         source = handle.config
         if handle.entry is None:
@@ -743,7 +742,7 @@ class CoreHost(CoreEvents):
     def record_state(self, handle: Handle) -> None:
         """Copy the server's current state from its entry in the core to its handle.
 
-        If the server is at rest, and neither an order nor another server needs it, its entry is removed; then the same
+        If the server is inactive and no order in progress or other server needs it, its entry is removed; then the same
         is done for its dependencies.
         """
         ahead = [handle]
@@ -798,16 +797,16 @@ class CoreHost(CoreEvents):
         )
 
     def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
-        """The user's configuration from which the core's configuration was made, or None."""
+        """The user's configuration from which `config`, one given to the core, was made; None if it is unknown."""
         return next((source for made, source in handle.config_sources if made is config), None)
 
 
 def dependencies_among(
     handles: Sequence[Handle], names: dict[Handle, str]
 ) -> dict[Handle, tuple[Dependency, ...]]:
-    """For each of the servers its dependencies that are also among them, under their `names` in the core.
+    """Map each server to its dependencies that are also in `handles`, under their `names` in the core.
 
-    A dependency that would close a circle is left out.
+    A dependency that would close a cycle is left out.
     """
     by_name = {handle.name: handle for handle in handles}
     edges: dict[Handle, list[Handle]] = {}
@@ -838,7 +837,7 @@ def _reaches(start: Handle, goal: Handle, edges: dict[Handle, list[Handle]]) -> 
 
 
 def is_leaving(entry: Entry) -> bool:
-    """Whether the server has replaced workers that are still finishing their requests."""
+    """Whether a worker of the server is draining or stopping."""
     return any(worker.phase in LEAVING for worker in entry.observed.workers.values())
 
 
@@ -862,7 +861,7 @@ _engines_of_runners: weakref.WeakKeyDictionary[Runner, loop_thread.Engine] = wea
 
 
 def core_host_of(shared: Shared) -> CoreHost:
-    """The host of a pool's runner on the current engine; pools without a runner share the host of this process."""
+    """Return the CoreHost for a pool's runner, created if necessary; all pools without a runner share one."""
     current = loop_thread.engine()
     runner = shared.runner
     if runner is None:
@@ -888,7 +887,7 @@ _KILL_SECONDS = 5.0
 
 
 def seconds(timeout: Timeout) -> float | None:
-    """The timeout in seconds; None for None, which is no limit. Raises PoolParamError if it is not a duration."""
+    """Convert a timeout to seconds; None means no limit. Raises PoolParamError if it is not a duration."""
     if timeout is None:
         return None
     try:
@@ -981,10 +980,10 @@ class _PendingServer:
 class StartOrder:
     """One order to start or restart servers, dependencies first, on the engine's loop.
 
-    `kind` is the error to raise; PoolRestartError makes it a restart. `limit` is the timeout in seconds. `holds` tells
-    whether a server still belongs to the pool; without it a single server is started without its dependencies. The
-    workers of `live` servers apply their configuration instead of being replaced. The servers in `beside` continue
-    unchanged; others may depend on them.
+    `kind` is the error class to raise; PoolRestartError makes it a restart. `limit` is the timeout in seconds. `holds`
+    tells whether a server still belongs to the pool; it is None for a single server, which starts without its
+    dependencies. Workers of servers in `live` apply the new configuration without being replaced. Servers in `beside`
+    continue unchanged, and may be dependencies of those in `servers`.
     """
 
     def __init__(
@@ -1111,9 +1110,9 @@ class StartOrder:
         names: dict[Handle, str],
         needed: dict[Handle, tuple[Dependency, ...]],
     ) -> ServerConfig:
-        """The configuration for the core, with the core's names and only the dependencies in `needed`.
+        """The configuration to give to the core: with the core's server names, and only the dependencies in `needed`.
 
-        A server that is started alone keeps the dependencies that it has in the core, if any.
+        A server that is started alone keeps the dependencies that its entry in the core has, if any.
         """
         dependencies = needed[each.handle]
         if self._holds is None:
@@ -1157,9 +1156,9 @@ class StartOrder:
                 each.handle.awaiting.discard(self)
 
     def _give_up(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
-        """Abandon the start unless another order waits for it as well; returns whether its workers have to end now.
+        """Abandon the start unless another order waits for it too; returns whether to wait for the end of its workers.
 
-        False also for an abandoned start that has not begun, because it waits for the end of a stop.
+        False if nothing was abandoned, or if the start had not begun because a stop is still in progress.
         """
         handle = each.handle
         handle.awaiting.discard(self)

@@ -1,4 +1,4 @@
-"""Which route a request takes: routes, their table, the match, and a request's route context. Standard library only.
+"""Selects the route of each HTTP request: route definitions, the table of routes, and the lookup.
 
-Gateway and workers use the same table and the same match, so that both decide alike.
+Gateway and workers use the same table and lookup, so that they always agree. Standard library only.
 """

@@ -58,9 +58,9 @@ def with_route(scope: Scope, route: Route, *, name: str = "", url: str = "") -> 
 def extension(
     route: Route, *, name: str = "", url: str = "", table: Callable[[], RouteTable | None] | None = None
 ) -> dict[str, Any]:
-    """The extension that `with_route` puts into a scope, for a server that creates it once for all requests of a route.
+    """The extension that `with_route` puts into a scope; a server may reuse it for all requests of the route.
 
-    `table` returns the table in force, for `try_get_table`.
+    `table` is a function that returns the current route table; `try_get_table` calls it.
     """
     target = route.to[0] if len(route.to) == 1 else Target()
     name = name or target.server or (route.alias if target.url else "")
@@ -86,8 +86,8 @@ def try_get_table(scope: Scope) -> RouteTable | None:
 def registry_of(scope: Scope) -> TableRegistry:
     """The gateway's current routes, read-only; empty if the request bypassed the gateway.
 
-    They come from the worker's own table. It has the fields needed to match requests, but no added headers and no
-    streams.
+    Only what this worker needs to match requests: no streams or added headers, and no routes to servers that run as
+    another user.
     """
     return TableRegistry(lambda: try_get_table(scope))
 
@@ -130,7 +130,7 @@ def upstream_url(scope: Scope) -> str:
 
 
 def context_headers(context: RouteContext) -> list[tuple[str, str]]:
-    """The context as headers for a backend: names, and values in visible ASCII."""
+    """The headers that describe the context to a backend: names and percent-encoded values, without empty ones."""
     route = context.route
     fields = {
         _ROUTE: route.alias,
@@ -145,12 +145,12 @@ def context_headers(context: RouteContext) -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=1024)
 def context_line(alias: str, key: str) -> bytes:
-    """The header line that passes the alias of a request's route to the workers of a server."""
+    """The header line that tells a server's workers the alias of the request's route; `key` is a shared secret."""
     return f"{CONTEXT_FIELD}: {key} {quote(alias, safe=_SAFE)}\r\n".encode()
 
 
 def alias_of_context(value: bytes, key: str) -> str | None:
-    """The alias in the value of a CONTEXT_FIELD header; None unless the value begins with this key."""
+    """The alias in the value of a CONTEXT_FIELD header; None if the value does not begin with the secret `key`."""
     given, _, alias = value.partition(b" ")
     return unquote(alias.decode("latin-1")) if key and compare_digest(given, key.encode()) else None
 

@@ -30,8 +30,8 @@ def passable_match(head: RequestHead, table: RouteTable) -> Match | None:
 def admits(route: Route, peer: str, *, trusted: bool) -> bool:
     """Whether a connection from this peer may be passed to a worker of the route.
 
-    Always without `allow`; with it only if the peer is in that list and is not a `trusted` proxy, which forwards the
-    requests of many clients. The gateway keeps the other connections, and checks or refuses the client of each request.
+    True for a route without an `allow` list. Otherwise the peer must be in the list and not be a `trusted` proxy, which
+    forwards requests of many clients. The gateway keeps all other connections, and checks the client of each request.
     """
     return not route.allow or (not trusted and is_within(peer, route.allow))
 

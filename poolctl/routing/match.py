@@ -1,7 +1,7 @@
-"""Which of several routes a request takes.
+"""Selects the route of a request by its host, path, method and headers.
 
 The host decides first: the exact name, then its first label ("users"), then the longest domain ("*.example.com"), then
-patterns with "*" elsewhere (most literal characters first, then as the file has them), then the routes without a host.
+patterns with "*" elsewhere (most literal characters first, then in file order), then the routes without a host.
 An IP address has neither labels nor domains. Among the routes of one host pattern the longest path prefix wins, in
 whole segments; among routes of one path, a redirect to https, then a route with a method condition, then the route with
 most header conditions, then the first of the file. If no route of a pattern takes the request, the next pattern is
@@ -99,7 +99,7 @@ def covers_path(prefix: str, path: str) -> bool:
 
 
 def prefixes(path: str, depth: int) -> list[str]:
-    """The path's prefixes of at most this number of segments, longest first, ending with "/"."""
+    """The prefixes of the path with at most `depth` segments, longest first; the last one is "/"."""
     found = ["/"]
     end = 0
     for _ in range(depth):

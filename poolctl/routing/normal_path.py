@@ -1,10 +1,10 @@
-"""The normal form of a request's path, and the other ways in which a backend may read it.
+"""The normal form of a request's path, and the other ways in which a backend may interpret it.
 
-Rules about paths (which route, which server) are only as good as the agreement between gateway and backend on what a
-path means. So the gateway compares paths in normal form: escaped unreserved characters are decoded, the escapes that
-remain are in upper case, dot segments are removed (RFC 3986 §6.2.2). A request whose path is not in normal form is
-forwarded in normal form, or refused. Its connection is passed to a worker, which sees the path as it was sent, only if
-nothing but the spelling of escapes differs.
+If gateway and backend interpret a path differently, a client can evade rules about paths. So the gateway compares paths
+in normal form: escaped unreserved characters are decoded, the escapes that remain are in upper case, dot segments are
+removed (RFC 3986 §6.2.2). A request whose path is not in normal form is forwarded in normal form, or refused. Its
+connection is passed to a worker, which sees the path as it was sent, only if nothing but the spelling of escapes
+differs.
 
 Backends confuse paths that RFC 3986 distinguishes:
 

@@ -1,7 +1,7 @@
-"""Routes by alias: for HTTP, for streams, and excluded.
+"""Registries of routes, by alias: HTTP routes, streams (TCP and UDP), and excluded routes.
 
 A `Registry` holds the routes that a process adds. A `TableRegistry` reads the routes of a running pool from its route
-table, and cannot be changed. Any thread may use both; an iteration gets the routes of the moment at which it began.
+table, and cannot be changed. Any thread may use both; an iteration uses a snapshot.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class RoutePool(Generic[Kind]):
         return self._routes.get(alias)
 
     def add(self, route: Kind) -> None:
-        """Add a route; one of the same alias is replaced in its place."""
+        """Add a route; it replaces a route with the same alias, and takes over its position."""
         with self._lock:
             self._routes[route.alias] = route
 
@@ -116,7 +116,7 @@ class _RegistryReader:
 
 
 class Registry(_RegistryReader):
-    """Every route: `http`, `stream`, and `excluded`, which are known and not served."""
+    """A registry to which routes can be added: to `http`, `stream`, or `excluded` (known, but not served)."""
 
     http: HTTPRoutePool
     stream: RoutePool[StreamRoute]
@@ -244,5 +244,5 @@ class TableRegistry(_RegistryReader):
 
 
 def _as_own_class(kind: type[Kind], route: Kind) -> Kind:
-    """The route as a value of this interpreter's poolctl version; the table's values may be of the worker's version."""
+    """Convert the route to `kind`: a worker may run another version of poolctl, with classes of its own."""
     return route if isinstance(route, kind) else from_json(kind, route.to_json())

@@ -170,7 +170,7 @@ class Route:
     other_user_tls: str = ""
 
     def to_json(self) -> Table:
-        """The route as JSON, for a poolctl of another version in an application's interpreter."""
+        """The route as a JSON-compatible dict, for another poolctl version in the same process."""
         return to_json(self)
 
     @property
@@ -186,7 +186,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamRoute:
-    """A route for TCP connections or UDP datagrams: `bind` is the gateway's own address for it, in canonical form."""
+    """A route for TCP connections or UDP datagrams: the gateway listens for them on `bind`."""
 
     alias: str
     bind: str
@@ -201,7 +201,7 @@ class StreamRoute:
     breaker: BreakerRule = BreakerRule()
 
     def to_json(self) -> Table:
-        """The route as JSON, for a poolctl of another version in an application's interpreter."""
+        """The route as a JSON-compatible dict, for another poolctl version in the same process."""
         return to_json(self)
 
 
@@ -215,12 +215,12 @@ class ExcludedRoute:
     provider: str = FILE
 
     def to_json(self) -> Table:
-        """The route as JSON, for a poolctl of another version in an application's interpreter."""
+        """The route as a JSON-compatible dict, for another poolctl version in the same process."""
         return to_json(self)
 
 
 def passable(route: Route, *, tls: bool = False) -> bool:
-    """Whether connections of the route can be passed to a worker: its targets are servers and nothing needs the proxy.
+    """Whether connections of the route can be passed to a worker: its targets are servers and no setting needs a proxy.
 
     With `tls` the gateway cannot see requests before it passes the connection, so the route must cover the whole host.
     """

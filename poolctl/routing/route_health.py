@@ -1,4 +1,4 @@
-"""The health of routes: values that a page, a probe or a script reads."""
+"""Computes the health of routes from that of their servers, and returns it as JSON-compatible documents."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def server_health(
     latency_seconds: float | None = None,
     why: str = "",
 ) -> RouteHealth:
-    """The health of a route to a server with this state and verdict of its probes.
+    """The health of a route to one server, from its `state` and the result of its probes, `health`.
 
     A sleeping server is napping: the next request wakes it. A server that runs without being ready is unhealthy, a
     server that failed for good is an error, and a server that never ran, or was drained, is unknown.
@@ -83,7 +83,7 @@ def health_info_simple(healths: Mapping[str, RouteHealth]) -> dict[str, str]:
 
 
 def health_in_depth(healths: Mapping[str, RouteHealth], depth: str) -> dict[str, Any]:
-    """The health in this depth: `health_info` (full), `health_info_without_detail` (summary), `health_info_simple`."""
+    """The health of each route, by alias: all values ("full"), without detail ("summary"), or the status ("simple")."""
     if depth == SIMPLE:
         return health_info_simple(healths)
     return health_info(healths) if depth == FULL else health_info_without_detail(healths)

@@ -142,7 +142,7 @@ class HostReport:
 
     @property
     def backend(self) -> str:
-        """The host as shown in the table's column `backend`."""
+        """The name of the host, as the column `backend` of the printed table."""
         return self.host
 
 
@@ -155,7 +155,7 @@ class RegistrationReport:
     """One service, registered as a backend of the route `name`. `state` is starting, serving, failing or silent.
 
     `why` is the problem of the last probe, or says that the service is silent. `since` is the time of the last change
-    of state (ISO 8601, UTC). `left_seconds` is the rest of the time-to-live, None without one.
+    of state (ISO 8601, UTC). `left_seconds` is the remaining time-to-live, None without one.
     """
 
     name: str

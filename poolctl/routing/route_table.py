@@ -118,7 +118,7 @@ class _Writer:
         return start, len(aliases)
 
     def _add_wildcards(self, patterns: list[HostPattern]) -> list[tuple[int, int]]:
-        """Add each pattern, with its rank, under its prefix and suffix; return each pair of their lengths once."""
+        """Add each pattern with its rank under its prefix and suffix; return the distinct pairs of their lengths."""
         found: dict[tuple[str, str], list[tuple[int, str]]] = {}
         for rank, pattern in enumerate(sorted(patterns, key=lambda each: -each.weight)):
             both = pattern.text.partition("*")[0], pattern.text.rpartition("*")[2]
@@ -209,7 +209,7 @@ class Match(NamedTuple):
 
 
 class _Candidate:
-    """A route of a host pattern, with its `Match` for each case: considered first, later, or under conditions."""
+    """A route of a host pattern, with the three variants of its `Match` that a search may return."""
 
     def __init__(self, route: Route, *, alone: bool) -> None:
         self.route = route
@@ -217,7 +217,7 @@ class _Candidate:
         servers = frozenset(target.server for target in route.to if target.server)
         passes = passable(route)
         whole_host = alone and not self.has_conditions and normal_prefix(route.path) == "/"
-        # Considered first; considered when the patterns before it have no such path; others depend on conditions.
+        # In the first host pattern; in a later one; after a route whose conditions the request does not meet.
         self.first = Match(route, passes, whole_host, servers)
         self.later = Match(route, passes, False, servers)
         self.perhaps = Match(route, False, False, servers)
@@ -388,12 +388,12 @@ class RouteTable:
 
     @property
     def _others(self) -> list[list[int]]:
-        """The offset and number of the streams and of the excluded routes."""
+        """The offset of the first entry and the number of entries, for streams and for excluded routes."""
         found: list[list[int]] = self._root.get("others") or [[0, 0], [0, 0]]
         return found
 
     def candidates(self, host: str, path: str, *, most: int = 1000) -> list[Route]:
-        """Every route, in the table's order; of more than `most` routes, only those that cover this host and path."""
+        """All routes, in the table's order; if there are more than `most`, only those that cover this host and path."""
         if len(self) <= most:
             return list(self)
         groups = self._hosts.get(host) or self._groups_of(host)

@@ -51,7 +51,7 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
 
 
 def _first_of_each_user(routes: Iterable[Route], users: Mapping[str, str]) -> dict[str, str]:
-    """For each user, one target that requests on a listener may reach; the key "" stands for targets without a user."""
+    """For each user, the description of one target of the routes; the key "" is for targets without a user."""
     found: dict[str, str] = {}
     unanswered = True
     for route in routes:
@@ -78,7 +78,7 @@ def _listed(users: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptHost:
-    """A host whose TLS connections a server holds. `others` are hosts within it that belong to other users."""
+    """A host pattern whose TLS connections `server` may hold. `others` are overlapping patterns of other users."""
 
     host: str
     server: str
@@ -88,14 +88,14 @@ class KeptHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """Connections that workers may still hold: without TLS, by the servers of one user; TLS connections, by host."""
+    """Connections that workers may hold: plain ones by `servers`, which run as one user; TLS ones by `hosts`."""
 
     user: str = ""
     servers: tuple[str, ...] = ()
     hosts: tuple[KeptHost, ...] = ()
 
     def with_earlier(self, earlier: Kept, users: Mapping[str, str]) -> Kept:
-        """These connections, and `earlier` ones unless their server was removed or now runs as another user."""
+        """Return these and `earlier` connections, without servers that were removed or now run as another user."""
         servers = dict.fromkeys((*self.servers, *(earlier.servers if self.user == earlier.user else ())))
         known = {(each.host, each.server) for each in self.hosts}
         hosts = [each for each in earlier.hosts if (each.host, each.server) not in known]

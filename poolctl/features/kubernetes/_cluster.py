@@ -285,7 +285,7 @@ class Cluster:
         return outcome
 
     def _check_handshake(self, what: str, response: Any) -> None:
-        """Raise ControlError unless the response accepts the WebSocket with these channels (RFC 6455 section 4.1)."""
+        """Raise ControlError unless the response accepts the WebSocket and its subprotocol (RFC 6455 section 4.1)."""
         key = response.request.headers["sec-websocket-key"].encode()
         accept = base64.b64encode(hashlib.sha1(key + _ACCEPT_SUFFIX, usedforsecurity=False).digest()).decode()
         found = response.headers
@@ -323,7 +323,7 @@ class Cluster:
         return min(max(code, 1), 255)
 
     async def _explain_refusal(self, response: Any) -> None:
-        """Raise ControlError with the reason in the response, which cannot be read later."""
+        """Raise ControlError with the reason in an error response, whose body cannot be read later; not after a 401."""
         # A token may have to be read again after a 401.
         if not response.is_error or response.status_code == _UNAUTHORIZED:
             return
@@ -404,7 +404,7 @@ class Cluster:
 
 
 def _first_exception(raised: BaseException) -> BaseException:
-    """The first exception of a group, or of a group in it."""
+    """The first exception in a group, which may be nested; `raised` itself if it is no group."""
     while isinstance(raised, BaseExceptionGroup):
         raised = raised.exceptions[0]
     return raised

@@ -110,9 +110,9 @@ def _refuse(config: Configuration, found: Iterable[Located]) -> None:
 
 
 def _in_order(config: Configuration) -> list[ServerConfig]:
-    """The servers: those that begin the longest chains of dependencies come first, those outside any chain last.
+    """The servers in the order to start them: first those with the longest chains of servers that wait for them.
 
-    In this order, pods that others wait for start before the rest of the pool keeps the nodes busy.
+    Servers without dependencies or dependents come last, so that their pods do not delay the others.
     """
     servers = {each.name: each for each in config}
     needed = {

@@ -91,7 +91,7 @@ def _numbers(found: set[int], every_one: range) -> str:
 
 
 def secret_keys(table: Table, hidden: Sequence[str]) -> Iterator[Finding]:
-    """The keys with secrets or values of the environment (`hidden`), which anybody could read in an object."""
+    """Problems of keys whose value is a secret or contains one of `hidden`, the values of environment variables."""
     for key, value in table.items():
         if masked({key: value}, hidden=hidden) != {key: value}:
             fix = "give it to the server in env, or write the value itself if everybody may read it"
@@ -121,7 +121,7 @@ def ignored_keys(server: ServerConfig, *, is_routed: bool = False) -> Iterator[F
 
 
 def unsupported_keys(server: ServerConfig) -> Iterator[Finding]:
-    """The problems of a server that needs something a pod does not have."""
+    """Problems of a server whose name or keys are not supported on Kubernetes."""
     for key, (is_used, reason, fix) in UNSUPPORTED.items():
         if is_used(getattr(server, key)):
             yield Finding((key,), reason, fix)

@@ -57,7 +57,7 @@ _path = re.compile(r"(?:[-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9a-fA-F]{2})+")
 
 
 class ClusterRoute(NamedTuple):
-    """A route's object, and the names of the servers that it leads to."""
+    """The Kubernetes object of a route, and the names of the servers that the route leads to."""
 
     alias: str
     servers: tuple[str, ...]
@@ -80,9 +80,9 @@ def compile_routes(
     pool: SharedSettings,
     hidden: Sequence[str] = (),
 ) -> CompiledRoutes:
-    """Compile the routes of files, labels and `expose`; none if one of them has a problem.
+    """Compile the routes from files, labels and `expose`; if any of them has a problem, no routes are returned.
 
-    `moved` are the servers at their addresses on the cluster. `hidden` are values of environment variables, which must
+    `moved` are the servers with their cluster addresses. `hidden` are values of environment variables, which must
     not appear in an object.
     """
     found = CompiledRoutes([], list(_problems_of_gateway(tables)), [], [])

@@ -38,7 +38,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PodDetails:
-    """A pod, shown as a worker."""
+    """A pod, as commands show it in a server's list of workers."""
 
     id: str
     node: str
@@ -186,7 +186,7 @@ class Workload:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all wanted workers are available, and none of an earlier revision is left; of a job: it succeeded."""
+        """Whether the wanted workers are available and no older revision is left; for a job: whether it succeeded."""
         if self.config.job:
             return _number(self._status.get("succeeded")) > 0
         if not self._is_seen:
@@ -218,11 +218,11 @@ class Workload:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether the server should be ready: neither the file nor `stop` keeps it down."""
+        """Whether the server should be ready: it is neither disabled in the file nor stopped by `stop`."""
         return not (self.config.disabled or STOPPED in self.annotations)
 
     def item(self, now: float) -> ClusterItem:
-        """The server for output; without pids, which mean nothing on another machine."""
+        """The server as commands show it; without pids, since its processes run on other machines."""
         ready = [each for each in self.pods if each.is_ready]
         since = [each.ready_since for each in ready if each.ready_since is not None]
         done = self.config.job and self.is_complete
@@ -323,7 +323,7 @@ class ScheduledWorkload(Workload):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the schedule is in force."""
+        """Whether the CronJob exists and is not suspended."""
         return not self.is_stopped
 
     def failure(self) -> Problem | None:
@@ -336,7 +336,7 @@ class ScheduledWorkload(Workload):
         return Problem(f"its last run failed ({last.began}): {last.failure.message}", last.failure.hint)
 
     def item(self, now: float) -> ClusterItem:
-        """The server for output. Between its runs it sleeps, and is ready."""
+        """The server as commands show it. Between its runs its state is sleeping, and it counts as ready."""
         active = [each for each in self.pods if not each.has_ended]
         if self.is_stopped:
             state = State.DISABLED if self.config.disabled else State.STOPPED

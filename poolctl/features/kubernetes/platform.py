@@ -246,7 +246,7 @@ def not_on_a_cluster(verb: str) -> ControlError:
 
 
 class _Unmatched(Exception):
-    """The selection is empty, or names a server that does not exist; carries the answer."""
+    """The selection is empty, or names a server that does not exist; `result` is the command's answer."""
 
     def __init__(self, result: Result) -> None:
         super().__init__("nothing matched")
@@ -364,12 +364,12 @@ class _ClusterPool:
     # Verbs that change nothing
 
     async def listing(self, call: Call) -> Result:
-        """The selected servers."""
+        """List the selected servers with their current states."""
         found = await self.refresh()
         return ClusterResult(items=self._items(found, self._selected(call, found)))
 
     async def status(self, call: Call) -> Result:
-        """The pool in one line; exit 3 if a server that should run is not ready."""
+        """Summarize the selected servers; exit code 3 if one that should run is not ready."""
         found = await self.refresh()
         names = self._selected(call, found)
         items = self._items(found, names)
@@ -656,9 +656,9 @@ class _ClusterPool:
             return await self._cluster.apply(wanted, force=True)
 
     def _workload(self, wanted: Table, workload: Workload, *, restart: bool, is_stopped: bool) -> Table:
-        """The Deployment or CronJob to apply: with `is_stopped` without workers, or suspended.
+        """The Deployment or CronJob to apply; with `is_stopped`, scaled to 0 replicas or suspended.
 
-        Otherwise a Deployment has the current number of workers. The pods carry the time of the last restart.
+        Otherwise a Deployment keeps replicas set by `scale` or an autoscaler. `restart` replaces its pods.
         """
         spec: Table = dict(wanted["spec"])
         if "suspend" in spec:
@@ -879,8 +879,8 @@ class _ClusterPool:
     async def _list_if_allowed(self, kind: str, labels: Mapping[str, str] = EMPTY) -> list[Table]:
         """The pool's objects of this kind; [] if the cluster does not have the kind.
 
-        Also [] if they may not be listed, because an earlier Role may lack the kind. If the pool needs objects of the
-        kind, ControlError is raised instead.
+        Also [] if they may not be listed and the pool uses none: the Role of an earlier version may lack the kind. If
+        the pool uses some, raises ControlError.
         """
         try:
             return (await self._cluster.list(kind, {**self._labels, **labels}))[0]
@@ -1043,7 +1043,7 @@ class _BringUp:
         return blocker is not None
 
     def _has_run(self, workload: ScheduledWorkload) -> bool:
-        """Whether the run that `restart` began has ended; without such a run, whether the schedule is in force."""
+        """Whether the run that `restart` began has ended; without such a run, whether the CronJob is active."""
         job, name = self._runs.get(workload.config.name), workload.config.name
         if job is None:
             return workload.is_complete
@@ -1059,7 +1059,7 @@ class _BringUp:
 
 
 def _on_cluster(server: ServerConfig) -> ServerConfig:
-    """The server with its public address on the cluster; it keeps the key that it has in the file."""
+    """The server with the URL of its Service as default for `expose`; its bind address stays that of the file."""
     if not (server.listens and server.derived_expose):
         return server
     return server.but(expose=server.at(parse(f"{server.name}:{server.address.port}")).expose)

@@ -1,4 +1,4 @@
-"""`poolctl serve`: one server as one process. `_launch` becomes `__main__`; `_health` and `_stacks` answer for it."""
+"""`poolctl serve`: runs one server as one process. `_launch` executes `__main__`, which also answers health probes."""
 
 from poolctl.feature import Feature
 

@@ -110,7 +110,7 @@ class ServeProcess:
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> NoReturn:
-    """Abort the import of the application, because nothing has been served yet."""
+    """Exit with status 0 if a signal comes while the application is imported."""
     sys.exit(0)
 
 

@@ -89,7 +89,7 @@ class HealthAddress:
         return await self._probe_problem("readiness", self._application)
 
     async def _liveness_problem(self) -> str:
-        """Why the process should be replaced, or "", also during a start or stop, which have limits of their own."""
+        """Why the process should be restarted, or "". Always "" during startup and shutdown."""
         if self._is_stopping or self._application is None or not self._started:
             return ""
         return await self._probe_problem("liveness", self._application)

@@ -1,4 +1,4 @@
-"""Prepares the process of `poolctl serve`: its listeners, its specification, and the probes that it answers."""
+"""Prepares the process of `poolctl serve`: opens its listeners, and collects its settings and probes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OF_APPS = {"health_address": "--health", "stop_delay": "--stop-delay"}
 
 
 def become_server(request: CommandRequest) -> NoReturn:
-    """Become the selected server. Raises UsageError, Failure with the reason, and what `only_server` raises."""
+    """Replace this process by the selected server (exec). Raises UsageError, Failure, and errors of `only_server`."""
     pool = find_pool(request)
     server = only_server(request, pool, "poolctl serve")
     delay_seconds = request.seconds("stop_delay") or 0.0
@@ -87,7 +87,7 @@ def _stacks_socket(pool: PoolRef) -> list[socket.socket]:
 
 
 def _http_probes(server: ServerConfig) -> Table:
-    """The values of the server's HTTP probes, by kind."""
+    """The settings of the server's HTTP probes, by kind: startup, readiness, liveness."""
     probes = {kind: getattr(server.health, kind) for kind in ("startup", "readiness", "liveness")}
     return {
         kind: {name: _plain(value) for name, value in vars(probe).items()}
