@@ -357,7 +357,7 @@ def _covers(a: Address, b: Address) -> bool:
 
 
 class UsedPorts:
-    """The number of items on each TCP port; counting begins when a wildcard address first needs it."""
+    """Counts the items on each TCP port. Counting begins with the first call of `has`."""
 
     __slots__ = ("_counts",)
 

@@ -90,7 +90,7 @@ def _installed_files() -> list[str]:
 
 
 def as_user(uid: int, gid: int, argv: list[str]) -> list[str]:
-    """An argument vector that runs `argv` with the rights of this user, from the interpreter's start on."""
+    """An argument vector that switches to this user and group, and then executes `argv`."""
     return command(sys.executable, "worker", "as", str(uid), str(gid), *argv, isolated=True)
 
 

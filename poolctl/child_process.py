@@ -127,9 +127,9 @@ class ChildProcess:
 
 
 class ChildOnDemand:
-    """A child process for one request at a time: `start` makes one when a request needs it, and it is ended when idle.
+    """A child process that handles one request at a time: created by `start` when needed, ended when idle.
 
-    `process` is the current child, or None. The constructor may be given one that already runs.
+    `process` is the running child, or None. The constructor accepts a child that already runs.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""An injectable clock, so that tests need not wait; limits of rates and reports, and a watchdog."""
+"""The system's clock, which tests can replace; rate limits for events and reports; a watchdog for hung processes."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ _LATE_CHECKS = 2
 
 
 class Watchdog:
-    """Detects a hung process: the caller pings it periodically, and any message within a time limit is an answer.
+    """Detects a hung process: the caller pings it periodically, and it must send any message within a time limit.
 
     Only time in which the watching process itself ran counts: a pause of the container, or of the whole machine,
-    does not shorten the time for an answer. All times are on one monotonic clock. The first message is expected without
-    a ping.
+    does not shorten the limit. All times are on one monotonic clock. The first message must come without a ping, within
+    60 seconds or the limit, whichever is longer.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Watchdog:
         return self.waited_seconds >= _LATE_CHECKS * self._check_seconds
 
     def should_ping(self, now: float, *, early: bool = False) -> bool:
-        """Whether to ping the process now; if so, an answer is expected. `early` allows it after a recent message."""
+        """Whether to ping the process now; if so, an answer is expected. `early` permits a ping before it is due."""
         if self._awaited or (now < self._ping_at and not early):
             return False
         self._awaited, self._checked = True, now

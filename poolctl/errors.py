@@ -1,4 +1,4 @@
-"""poolctl's exceptions: for each kind of operation a group with a code and a name; its children are the failures."""
+"""poolctl's exceptions: an exception group for each kind of operation, which contains one error for each failure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN_CHILDREN = 3
 class ServerError(Exception):
     """One server's failure, with a hint at the fix.
 
-    `code` (1320 to 1326) and `error` are number and name of the kind of failed operation; a PoolError sets them in
+    `code` (1320 to 1326) and `error` are number and name of the failed operation: a PoolError sets its own values in
     children that have none. `__cause__` is the cause, if any.
     """
 

@@ -1,7 +1,7 @@
-"""The features of poolctl, and the declaration of their parts.
+"""The list of poolctl's features, and the classes that declare their parts.
 
 A feature is a package of `poolctl.features` that exports a `FEATURE`. The command line, the configuration and the
-supervisor find its parts here; without its line in `FEATURES` and its folder, everything else still works.
+supervisor find its parts here. To remove a feature, delete its folder and its line in `FEATURES`.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ FEATURES = (
 
 @dataclass(frozen=True, kw_only=True)
 class LastingProcess:
-    """A process of a feature that continues to serve clients without a supervisor.
+    """A process of a feature that continues to serve clients while no supervisor runs.
 
-    The keeper holds the link to it as `entry`; without a keeper it is found by its socket, whose name begins with
-    `socket` (see keeper.pool_files). If one runs when a supervisor starts, the feature's part is created for it, even
-    if the files no longer need that part. `label` names the process in messages. `end` refers to a function that is
-    called with a pool's directory and a limit in seconds: it ends the processes there that have no keeper, and returns
-    the pid of each, and whether the process ended by itself.
+    The keeper holds the process's connection under the name `entry`. Without a keeper the process is found by its
+    socket file, whose name begins with `socket` (see keeper.pool_files). A supervisor that finds such a process at its
+    start creates the feature's part for it, even if the configuration no longer needs that part. `label` names the
+    process in messages. `end` names a function (pool directory, limit in seconds) that ends the processes without a
+    keeper, and returns the pid of each, and whether it ended by itself.
     """
 
     label: str
@@ -51,10 +51,10 @@ class LastingProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How the trial of an upgrade checks a feature's process, in a small pool of its own.
+    """How the trial of an upgrade, in a small pool of its own, tests a feature's process.
 
-    `tables` are added to that pool's file. `verb` is a request that fails unless the process, which the other version
-    started, works.
+    `tables` are added to that pool's file. `verb` is a request to the supervisor; it fails if the process, which the
+    other version started, does not work.
     """
 
     tables: Mapping[str, Mapping[str, object]]

@@ -1,7 +1,7 @@
-"""Frozen dataclasses as JSON: answers and orders between processes, and files that another version may read.
+"""Converts dataclasses to JSON and back: messages between processes, and files that another version may read.
 
-A field whose default is None is left out while it is None. A field that a document lacks gets its default, or without
-one an empty value ("", 0, an empty tuple); members without a field are ignored, so that versions understand each other.
+A field whose default is None is left out while it is None. So that versions understand each other, a field missing from
+a document gets its default, or without one an empty value ("", 0, an empty tuple), and unknown members are ignored.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _Form = tuple[object, tuple[type, ...], Callable[[Any], object] | None, Callable
 class _FieldForm(NamedTuple):
     """How a field is converted: `missing` is its value if a document lacks it, `types` are the valid types in JSON.
 
-    `read` converts JSON to the value, and `write` the value to JSON; None if both are the same. A None is left out of
-    documents if `is_optional`.
+    `read` converts from JSON and `write` to JSON; None means no conversion. If `is_optional`, a field that is None is
+    left out of documents.
     """
 
     name: str

@@ -126,7 +126,7 @@ def open_directory(path: str) -> int:
 
 
 def _open_of_link_owner(path: str, flags: int, refused: UnsafePath) -> int:
-    """A descriptor of a refused link's target, if the link's owner owns it too. Raises OSError, otherwise `refused`."""
+    """Open a refused link's target if both have the same owner; else raise `refused`. Also raises OSError."""
     if refused.owner < 0:
         raise refused
     fd = os.open(path, flags)

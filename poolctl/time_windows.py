@@ -111,7 +111,7 @@ def _parse_number(text: str, name: str, least: int, most: int, names: tuple[str,
 
 
 class Period(NamedTuple):
-    """A state, "" outside all windows, and its end: `until` in seconds since 1970, or None if it has no end."""
+    """A state ("" outside all windows) and the time when it ends: `until`, in seconds since 1970; None for never."""
 
     state: str = ""
     until: float | None = None
@@ -162,7 +162,7 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
 
 
 def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
-    """The first of these minutes at or after `since`, or None; for a day without a clock change."""
+    """The first minute in `bits` at or after `since`, or None. The day starts at `begins`, without a clock change."""
     skipped = int((since - begins) // 60)
     left = bits >> skipped
     return begins + 60 * (skipped + (left & -left).bit_length() - 1) if left else None
@@ -171,7 +171,7 @@ def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
 def _first_within(
     since: float, ends: float, zone: tzinfo | None, wanted: Callable[[datetime], bool]
 ) -> float | None:
-    """The first wanted minute between these times, or None; for a day on which clocks are set forward or back."""
+    """The first minute from `since` to `ends` that is `wanted`, or None. Slower, but handles clock changes."""
     minutes = (since + 60 * each for each in range(ceil((ends - since) / 60)))
     return next((each for each in minutes if wanted(datetime.fromtimestamp(each, zone))), None)
 

@@ -1,8 +1,8 @@
-"""A pool's configuration: files become servers, or a list of problems. Other packages use only the names here.
+"""Reads, validates and edits a pool's configuration files. The names for other packages are imported on first use.
 
-Five subpackages: `values` (values of keys), `model` (tables and their keys as plain values), `rules` (between keys,
-servers, tables and routes), `files` (text to tables with places), `checks` (the files, users and programs that
-servers refer to). `edit` writes changes back.
+Subpackages: `files` (parse files, record line numbers), `values` (types and ranges of values), `model` (immutable
+classes for tables), `rules` (conflicts between servers and tables), `checks` (whether the files, users and programs
+that servers refer to can be used). `edit` changes the files.
 """
 
 # ruff: noqa: F403 (the names are in _MODULES)
@@ -65,10 +65,10 @@ def __getattr__(name: str) -> object:
 
 
 def disable_pydantic_plugins() -> None:
-    """Make pydantic load no plugins in this process, which must run only poolctl's own code.
+    """Stop pydantic from loading plugins, so that this process runs only poolctl's own code.
 
-    Even with PYDANTIC_DISABLE_PLUGINS, pydantic imports the modules that search all installed distributions for
-    plugins: 32 or more, a tenth of the imports before files can be read.
+    Setting PYDANTIC_DISABLE_PLUGINS is not enough: pydantic would still import the modules that search for plugins,
+    at least 32, a tenth of all imports needed to read files.
     """
     name = "pydantic.plugin._loader"
     loader = type(sys)(name)

@@ -44,7 +44,7 @@ def reader_command() -> list[str]:
 
 
 def encode_request(request: tuple[object, ...]) -> bytes:
-    """The encoded request, with its length."""
+    """Pickle a request, and put the length of the result (8 bytes, big-endian) before it."""
     import pickle  # slow, and not needed by the command that starts the pool
 
     content = pickle.dumps(request)
@@ -95,7 +95,7 @@ def _end_with(link: int) -> None:
 
 
 class Reader:
-    """Answers the requests: each public method is one kind of request. Errors that belong to an answer are returned."""
+    """Handles the supervisor's requests, one public method each. Errors in a configuration are returned, not raised."""
 
     def __init__(self) -> None:
         self._kept: dict[int, Configuration] = {}
@@ -148,7 +148,7 @@ class Reader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig | PoolError:
-        """The server defined by this table, which is in no file; the error if it is invalid.
+        """Validate the table of a server that is in no file; returns the server, or the error if it is invalid.
 
         With `env` None this process's environment is used.
         """
@@ -163,9 +163,9 @@ class Reader:
     def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """The places in the files that set each server's keys, by the server's name.
+        """The place (FILE:LINE) where each key of these servers is set, by server name and key.
 
-        Empty if the files differ from `marks` or cannot be loaded.
+        Empty if the files have changed since `marks` were taken, or cannot be loaded.
         """
         from poolctl.config import changed_files, load
         from poolctl.errors import PoolError, ServerError

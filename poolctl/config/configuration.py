@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class ServerConfig(ServerKeys):
-    """One server of the pool.
+    """One server of the pool. All paths are absolute, durations in seconds, sizes in bytes.
 
-    The constructor raises PoolValidateError with every problem for bad values and unknown keywords.
-    Durations are seconds, sizes bytes, paths absolute; relative paths start at the working directory.
+    The constructor resolves relative paths from the working directory. For invalid values and unknown keywords it
+    raises PoolValidateError, which lists every problem.
     """
 
     if TYPE_CHECKING:  # each key may have every form that a file may give it, or be a timedelta
@@ -54,7 +54,7 @@ class ServerConfig(ServerKeys):
 
 
 class Configuration(Sequence[ServerConfig]):
-    """The valid servers, in the files' order; `problems` get what is wrong with the other servers and the tables."""
+    """The valid servers, in the files' order. `problems` lists what is wrong with other servers and with tables."""
 
     def __init__(self, servers: Iterable[ServerConfig] = (), tables: Tables | None = None) -> None:
         self.settings = PoolSettings()
@@ -93,10 +93,10 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def problems(self) -> list[ServerError]:
-        """The problems of the servers and tables, in the files' order.
+        """The problems that make servers or tables invalid.
 
-        Each server in a file needs an app, a command or handlers. A list made in Python may get its handler later, so
-        only `validate` requires it.
+        A server from a file without an app, a command or handlers is a problem. A server made in Python is not: its
+        handler may be set later.
         """
         return self._problems + (self._unserved() if self.files else [])
 
@@ -115,9 +115,9 @@ class Configuration(Sequence[ServerConfig]):
         return [*problems, *self._outside_warnings]
 
     def located(self, found: Iterable[tuple[ServerKeys | None, Finding]]) -> list[Problem]:
-        """The findings as problems, with their places in the files.
+        """Convert findings to problems, with file and line if known.
 
-        Each finding comes with its server, or with None if its path begins with a table.
+        A finding comes with its server, or with None if it concerns a table other than a server.
         """
         return [
             self._of_table(finding) if owner is None else self._located(owner, finding)
@@ -130,11 +130,10 @@ class Configuration(Sequence[ServerConfig]):
         return pool_variables(self._servers, self.tables, self.defaults)
 
     def outside(self, *, import_apps: bool = False, names: Container[str] | None = None) -> list[ServerError]:
-        """Problems of the files, certificates and interpreters that servers and tables refer to.
+        """Problems of the files, certificates and interpreters that servers and tables refer to. Blocks.
 
-        With `import_apps`, apps are imported on trial, too.
-        With `names`, only these servers are checked for problems. Warnings about all servers are added to `warnings`.
-        Blocks.
+        With `import_apps`, each app is imported as a test. With `names`, only these servers are checked for problems.
+        Warnings about all servers are stored for `warnings`.
         """
         from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 
@@ -262,9 +261,9 @@ REPLACED_AT_ONCE = 16
 
 
 def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
-    """The number of open files that keeper and supervisor each need for servers with these numbers of workers.
+    """The number of open files that keeper and supervisor each need for these pairs of server and number of workers.
 
-    A sleeping server without workers still has its listener.
+    A sleeping server has no workers, but its listening socket stays open.
     """
     workers, total = 0, OPEN_FILES_OF_POOL
     for server, count in servers:
@@ -279,7 +278,7 @@ def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """The defaults of servers: [defaults] as read from a file in `base_dir`, and the handlers of [pool]."""
+    """What a server added at runtime inherits: [defaults], [pool] handlers, and the directory of the first file."""
 
     defaults: dict[str, Tree] = field(default_factory=dict)
     base_dir: str = ""

@@ -75,7 +75,7 @@ class Draft:
     def set(self, name: str, path: Path, value: Tree) -> None:
         """Set the server's key at `path`, in the last file that has the key, or else the server.
 
-        Raises KeyError if there is no such server, as the next three methods do.
+        Raises KeyError if there is no such server; `reset`, `scale` and `remove` do so, too.
         """
         self._asked.append((Draft.set, (name, path, value)))
         document, table = self._source_of(self._existing(name), path)
@@ -166,7 +166,7 @@ class Draft:
         return config
 
     def _in_files(self, problem: ServerError) -> ServerError:
-        """The problem with its line in the current file; if that does not have the line, its line in the new text."""
+        """Translate the problem's line number from the new text to the current file, if the line exists in both."""
         for document in self.documents:
             if isinstance(problem, Problem) and problem.file == document.path in self.texts():
                 before, after = document.text.splitlines(), self.texts()[document.path].splitlines()
@@ -206,10 +206,7 @@ class Draft:
         return entry
 
     def _source_of(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
-        """The last file that has the key, or else a table around it, or else the server.
-
-        Also returns the server's path in this file.
-        """
+        """The last file that has the key, or else a table around it, or else the server; and the server's path."""
         for length in range(len(path), 0, -1):
             for document, table in reversed(entry.parts):
                 if document.exact((*table, *path[:length])) is not None:
@@ -271,7 +268,7 @@ def _pair_text(kind: str, key: str, value: Tree) -> str:
 
 
 def _servers_text(document: Document, servers: Path, tables: list[dict[str, Tree]], count: int) -> str:
-    """The text of new servers to be written after the `count` servers of a file."""
+    """The text of the new servers (`tables`), in the style of a file that already has `count` servers."""
     if document.kind == "toml":
         head = f"[[{'.'.join(map(str, (*document.prefix, 'server')))}]]"
         return "\n".join(table_text(head, table) for table in tables).rstrip("\n")
@@ -318,7 +315,7 @@ def edited(document: Document, changes: Changes) -> str:
 
 
 def _without_empty(data: Tree) -> Tree:
-    """The data without empty tables and lists: when the last server is removed, its list may be removed as well."""
+    """The data without empty tables and lists, for comparison: removing the last server may also remove its list."""
     if isinstance(data, dict):
         kept = {key: _without_empty(value) for key, value in data.items()}
         return {key: value for key, value in kept.items() if value not in ({}, [])}
@@ -392,7 +389,7 @@ def _unconverted(value: Tree) -> Tree:
 
 
 class Changes:
-    """New values of keys by the index of their server, servers to remove, and tables to add as servers."""
+    """The changes to a file: new values by server index (`pairs`), indexes of servers to remove, and servers to add."""
 
     def __init__(self) -> None:
         self.pairs: dict[int, Pairs] = {}
@@ -400,7 +397,7 @@ class Changes:
         self.added: list[dict[str, Tree]] = []
 
     def apply(self, servers: Tree, convert: Callable[[Tree], Tree] = _unconverted) -> None:
-        """Change the servers of a parsed file; `convert` turns new values into values of the library that parsed it."""
+        """Apply the changes to a parsed list of servers; `convert` makes new values into the parser's own objects."""
         for index, pairs in self.pairs.items():
             assign(servers[index], pairs, convert)
         for index in sorted(self.removed, reverse=True):
@@ -416,7 +413,7 @@ class Changes:
 
 
 def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _unconverted) -> None:
-    """Set or (REMOVED) remove keys of a table; missing tables on their paths are created."""
+    """Set keys of a table, or remove those whose new value is REMOVED; missing tables on their paths are created."""
     for path, value in pairs:
         at = table
         for number, key in enumerate(path[:-1], 1):
@@ -442,7 +439,7 @@ def list_at(data: Tree, servers: Path) -> Tree:
 
 
 class ServerLines(NamedTuple):
-    """The lines of a server, from `first` up to, not including, `end`; the other two lines include its comments."""
+    """The lines of a server (from 0, ends not included), without and with the comments that belong to it."""
 
     first: int
     end: int
@@ -506,7 +503,7 @@ class Parts:
         return self.lines[at].lstrip().startswith("#")
 
     def change(self, changes: Changes, edit: Callable[[str, Pairs], str], added: str) -> str:
-        """Apply the changes; returns the new text. `edit` returns a server's new text, `added` are the new servers."""
+        """Apply the changes; returns the new text. `edit` sets keys in a server's text; `added` are the new servers."""
         for index, pairs in changes.pairs.items():
             part = self.servers[index]
             text = edit("".join(self.lines[part.first : part.end]), pairs)
@@ -522,9 +519,9 @@ class Parts:
         self._new[start:end] = [text] + [""] * (end - start - 1)
 
     def _remove(self, part: ServerLines) -> None:
-        """Remove a server with its comments, and empty lines around it, so that no double gap is left.
+        """Remove a server, its comments, and the empty lines that would leave a double gap.
 
-        The empty lines below are removed if there are some above, too; at the end of the file, those above.
+        These are the lines below it if there is an empty line above it, and the lines above it at the end of the file.
         """
         start, end = part.comments_start, part.comments_end
         if start == 0 or self._is_blank(start - 1):
@@ -619,9 +616,9 @@ def table_text(head: str, table: Mapping[str, object]) -> str:
 
 
 def escaped(value: Tree) -> Tree:
-    """The value with its strings escaped, so that interpolation restores them unchanged.
+    """The value with `${` in its strings escaped as `$${`, so that interpolation restores it.
 
-    References to servers stay unchanged: interpolation leaves them to code that knows the ports.
+    References to servers (`${server.NAME.url}`) stay, because interpolation ignores them.
     """
     if isinstance(value, str):
         return re.sub(r"\$\{(?!server\.)", "$${", value)

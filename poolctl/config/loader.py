@@ -1,4 +1,4 @@
-"""Turns configuration files, and the tables of added servers, into servers, or problems with their places."""
+"""Builds validated servers from configuration files, or from the table of a server added at runtime."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class Defaults:
         return table
 
     def _leave_out_addresses(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
-        """Remove defaults that need an address (variables, probes, sleep) from a program that has none."""
+        """For a program without an address, leave out inherited variables, probes and sleep settings that need one."""
         for key, needs in (("env", _needs_address), ("health", _needs_port), ("scale", _sleeps)):
             if key in self.raw_tables:
                 mine = own.get(key, {})

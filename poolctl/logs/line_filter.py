@@ -63,7 +63,7 @@ def stated_level(text: str) -> str:
 
 
 def without_control(text: str) -> str:
-    """The text without terminal escape sequences, such as colours."""
+    """The text without terminal escape sequences, such as colors."""
     return _CONTROL.sub("", text) if "\x1b" in text else text
 
 

@@ -245,7 +245,7 @@ def _exists(name: str, directory: int) -> bool:
 
 
 def stored_part(path: str, block: bytes) -> int:
-    """The number of the block's first bytes with which the log ends, because a killed writer has stored them."""
+    """The number of bytes of `block` that a killed writer has stored: the log ends with this beginning of the block."""
     text = _ending(path, len(block))
     head = block[:_HEAD_BYTES]
     at = text.find(head)

@@ -324,7 +324,7 @@ class TailedFile:
 
 
 def _finished(status: os.stat_result) -> Finished:
-    """The identity of a file that is no longer written to. Not only the inode number, which is soon reused."""
+    """Identifies a file that is no longer written to. The inode number alone is not enough: it is soon reused."""
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 

@@ -103,7 +103,7 @@ class PipeReader:
         return not self._blind and _resize(self._in, _LARGE_BYTES) and _resize(fd, _LARGE_BYTES)
 
     def restore(self, fd: int) -> None:
-        """Restore the pipe's default size unless it holds more: all pipes of a user share one limit."""
+        """Restore the pipe's default size, 64 KiB, unless it holds more: a user's pipes share a limit on their size."""
         _resize(fd, MOST_BYTES)
 
     def forget(self, fd: int) -> None:
@@ -185,7 +185,7 @@ class WriteAheadNote:
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
-        """Use these descriptors instead: a file, and both ends of a pipe, which another version may leave out."""
+        """Use these descriptors from now on: a file, and both ends of a pipe. Another version may pass fewer."""
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
@@ -303,7 +303,7 @@ class OutputStream:
         self.complete_cut_line(now)
 
     def complete_cut_line(self, now: float) -> None:
-        """Store, with a line break, the beginning of a line that was taken out of the pipe without the rest, if any."""
+        """Store, with a line break, the part of an overlong line that was already taken out of the pipe, if any."""
         if self._partial:
             self._store(self._partial + b"\n", stamp(now))
             self._partial = b""
@@ -372,7 +372,7 @@ def _with_line_break(lines: bytes) -> bytes:
 
 
 class Logger:
-    """Carries out orders from one control socket, in one thread, without wake-ups while nothing is printed."""
+    """Executes the orders from a control socket, and stores output. One thread, which sleeps until an event occurs."""
 
     def __init__(self, control: socket.socket, directory: str | None = None) -> None:
         self._directory = directory
@@ -433,7 +433,7 @@ class Logger:
         self._underway.close()
 
     def _await_takeover(self) -> None:
-        """Begin to listen for a new pool, which takes over the pipes; no process is left to start another logger."""
+        """Listen for a new pool that takes over the pipes: no process is left that could start another logger."""
         if self._directory is not None and self._streams:
             with contextlib.suppress(OSError):
                 self._handover = PipeHandover(self._directory, self._epoll)
@@ -541,7 +541,7 @@ class Logger:
         return moved > 0
 
     def _drain(self, stream: OutputStream) -> None:
-        """Move the pipe's current content; bounded, because the server may continue writing."""
+        """Move the pipe's current content, at most _SYNC_BYTES, because the server may continue writing."""
         for _ in range(_SYNC_BYTES // MOST_BYTES):
             if not self._pump(stream):
                 return
@@ -578,7 +578,7 @@ class Logger:
             self._reports.append({"t": "dropped", "id": stream.id, "bytes": lost, "error": stream.file.error})
 
     def _send_reports(self) -> None:
-        """Send as many reports as the socket takes, and the rest later: a hung supervisor must not delay logging."""
+        """Send queued reports, but never wait for a hung supervisor: reports that the socket refuses stay queued."""
         if not self._open:
             return
         try:
@@ -595,9 +595,9 @@ class Logger:
 
 
 class PipeHandover:
-    """A listener in the logger's loop, for new pools. Each client receives all streams with their pipes, then `over`.
+    """Listens for new pools, and sends each client all streams with their pipes, then the message `over`.
 
-    The client that answers `taken` owns the streams; `taken` is then true, and the logger exits.
+    `taken` becomes true when a client answers `taken`: that client now owns the streams, and the logger exits.
     """
 
     def __init__(self, directory: str, epoll: select.epoll) -> None:

@@ -1,4 +1,4 @@
-"""The ways to probe a worker: a request over a connection, an accepted connection, or a program."""
+"""Probes a worker in one of three ways: by a request, by a connection that it must accept, or by a program."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _ENDED = "it closed the connection"
 
 
 class ProbeConnection(asyncio.Protocol):
-    """A connection for one probe at a time. It owns `sock`, and uses TLS if it has a `context`.
+    """A connection for one probe at a time, with TLS if it has a `context`. Closes `sock` when it is closed.
 
-    `replies` counts received replies; once `closed`, the connection cannot be reused. Belongs to the running loop.
+    `replies` counts received replies; once `closed`, the connection cannot be reused. Needs a running event loop.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
@@ -58,7 +58,7 @@ class ProbeConnection(asyncio.Protocol):
             self._transport.write(request.payload)
 
     def is_accepted(self) -> bool | None:
-        """Whether a process has accepted the other end; None if the kernel does not report it."""
+        """Whether the worker has accepted the connection; None if the kernel does not report it."""
         return is_accepted(self._sock)
 
     def close(self) -> None:
@@ -206,7 +206,10 @@ class RequestProber:
             connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
 
     def cancel(self) -> None:
-        """Stop waiting. After several unanswered probes the connection is kept, so that a hung worker gets no more."""
+        """Stop waiting for the result, and close the connection.
+
+        After three unanswered probes the connection is kept, and no more probes are sent until a reply arrives on it.
+        """
         self._on_result = None
         if self._connecting is not None:
             self._connecting.cancel()
@@ -477,7 +480,7 @@ class HttpProbeRequest:
 
 
 class EchoExchange:
-    """Sends one byte, which the worker echoes without involving the application. Serves as request and as reply."""
+    """Sends one byte, which the worker echoes without involving the application. Both a Request and its Reply."""
 
     payload = b"?"
     status = 0

@@ -1,4 +1,4 @@
-"""The probes of one worker, which must pass them to become ready. From then on the probes are repeated."""
+"""The probes of one worker: repeated quickly until it is ready, and at regular intervals from then on."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Hysteresis:
         return now or probe.interval
 
     def _step(self, succeeded: bool) -> tuple[int, Status]:
-        """The number of such results in a row that change the status, and the status that follows."""
+        """How many successes (or failures) in a row change the status, and the status to which they change it."""
         probe = self._probe
         if succeeded:
             if self.status is Status.KO:
@@ -215,7 +215,7 @@ _WORST_FIRST = (Status.KO, Status.WARN, Status.UNKNOWN)
 
 
 class WorkerProbes:
-    """The probes of one worker. After `start`, `on_result` gets this object and the probe at every result."""
+    """All probes of one worker. After `start`, each result is passed to `on_result`, with this object and the probe."""
 
     def __init__(
         self,

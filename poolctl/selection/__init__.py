@@ -1,1 +1,1 @@
-"""Which servers are meant: the selector language, filters by one field, and the process that matches expressions."""
+"""Selects servers: the selector language, filters by one field, and the process that matches regular expressions."""

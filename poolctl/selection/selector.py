@@ -1,7 +1,7 @@
-"""Choosing servers: the one selector language of every command.
+"""The selector language, by which all commands select servers.
 
-Works on any objects that are Selectable, so that the command line's fast lane and the supervisor choose alike.
-Slow imports (`re`, `difflib`, addresses) happen only when a selection needs them.
+Works on any objects that are Selectable: in the supervisor, and in fast commands, which import little. Slow imports
+(`re`, `difflib`, addresses) happen only when a selection needs them.
 """
 
 from __future__ import annotations
@@ -52,10 +52,7 @@ class SelectorError(ValueError):
 
 
 class Selector:
-    """A selection of servers.
-
-    Values in a list widen it (or), different lists narrow it (and), ``invert`` negates it.
-    """
+    """Selects servers that match at least one value in each list that is not empty; `invert` selects the others."""
 
     __slots__ = (
         "allow_empty", "bind", "expose", "health", "invert", "matched", "name", "state", "tag", "targets",
@@ -75,10 +72,10 @@ class Selector:
         allow_empty: bool = False,
         compiles: bool = True,
     ) -> None:
-        """Raises SelectorError for a regular expression that does not compile, and for an unknown state or health.
+        """Raise SelectorError for a regular expression that does not compile, and for an unknown state or health.
 
-        With `compiles=False` expressions are not compiled here, and match nothing until `matched` is set: for each
-        field the values that match.
+        With `compiles=False` expressions are not compiled here, and match nothing until the caller sets `matched`: the
+        matching values of each field.
         """
         self.targets = list(targets)
         self.name = list(name)
@@ -320,7 +317,7 @@ def similar_words(word: str, words: Iterable[str]) -> list[str]:
 
 
 def _similar_targets(target: str, items: Sequence[Selectable]) -> list[str]:
-    """Names like the target; without any, addresses with its port, or else addresses like it. Ignores wildcards."""
+    """At most three similar names, or else addresses with the same port, or else similar addresses. Ignores * and ?."""
     bare = target.replace("*", "").replace("?", "")
     names = [item.name for item in items]
     binds = [item.bind for item in items]

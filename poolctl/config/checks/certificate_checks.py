@@ -1,6 +1,6 @@
 """Checks that the certificates of a server are usable: readable, matching their key, and not expired.
 
-OpenSSL is loaded only for these checks: the supervisor, which reads expiry times, does without it.
+Only these checks load OpenSSL. The supervisor reads expiry times without it.
 """
 
 from __future__ import annotations
@@ -95,7 +95,10 @@ def _reason(error: Exception) -> str:
 
 
 def _expiry(tls: TLSConfig, text: str, now: datetime) -> list[Finding]:
-    """Findings about expiry. An expired certificate is only a warning, so that a pool starts after a power failure."""
+    """A warning if the certificate has expired, is not valid yet, or expires within `tls.warn_before` seconds; else [].
+
+    Expiry is never an error: a pool must be able to start again, for example after a power failure.
+    """
     times = certificate_validity(text)
     if times is None:
         return []

@@ -44,7 +44,8 @@ JOURNAL_PATH = ("events", "path")
 class ExternalChecks:
     """Collects (server, finding) pairs in `problems` and `warnings`. A path that many servers share is checked once.
 
-    `default_tls` is the certificate of servers with `tls = true`. Apps are imported without the variables `withheld`.
+    `default_tls` is the certificate of servers with `tls = true`. Variables in `withheld` are removed from the
+    environment in which apps are imported.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class ExternalChecks:
             self._collect(server, _check_env_file, path, index, bool(server.user))
 
     def collect_warnings(self, servers: Sequence[ServerKeys]) -> None:
-        """Collect only warnings for these servers; a log file that cannot be written becomes a warning."""
+        """Check these servers for warnings only: an unwritable log file counts as one, other problems are discarded."""
         known = len(self.problems)
         for server in servers:
             self._check_server(server)
@@ -214,7 +215,7 @@ def _check_user(user: str) -> Found:
 def check_tables(
     tables: Tables, env: Mapping[str, str], servers: Sequence[ServerKeys]
 ) -> tuple[list[Finding], list[Finding]]:
-    """Problems and warnings of all tables but the servers; the path of a finding begins with the table's name.
+    """Problems and warnings of all tables except servers. The path of a finding begins with the table's name.
 
     Blocks on the disk.
     """

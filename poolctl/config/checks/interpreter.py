@@ -179,7 +179,7 @@ def _libraries(base: str, start: str) -> list[str]:
 
 
 def _entries(directory: str, start: str = "", end: str = "") -> list[str]:
-    """The paths of the directory's entries whose names start and end like this; empty if it cannot be read.
+    """The paths of a directory's entries whose names begin with `start` and end with `end`; [] if it cannot be read.
 
     Avoids `glob`, which is slow to import.
     """

@@ -90,7 +90,7 @@ class Document:
         return None
 
     def as_written(self, path: Path) -> Path:
-        """The path as written in the file, which may be a short form: `bind = ":80"` for a list of one table."""
+        """The path without the parts that the file omits by a short form, such as `bind = ":80"` instead of a list."""
         here, found = self.data, []
         for part in path:
             if (isinstance(here, (dict, str)) and part == 0) or isinstance(here, str):
@@ -248,7 +248,7 @@ class Assembly:
         ]
 
     def _merge(self, model: type[Table], document: Document, tables: list[dict[str, Tree]]) -> None:
-        """Add the tables of a file to the earlier ones; a table with the name of an earlier one is merged into it."""
+        """Add a file's tables to those of earlier files; a table with the name of an earlier one is merged into it."""
         name, written = model.table_name, document.data[model.table_name]
         known = self.tables.setdefault(name, [])
         earlier = {

@@ -19,7 +19,7 @@ Stamp = tuple[int, int, int, int] | None
 
 
 class Mark(NamedTuple):
-    """The state of a file when it was read. Without a stamp, changes are detected only by content."""
+    """The state of a file when it was read. If `stamp` is None, changes are detected only by the content's digest."""
 
     stamp: Stamp
     digest: str
@@ -29,7 +29,7 @@ Marks = dict[str, Mark]
 
 
 def stamp_of(path: str) -> Stamp:
-    """The stamp of a file from stat(2), which follows links; None if there is no such file."""
+    """Inode, change time, modification time and size of a file, following links; None if there is no such file."""
     try:
         found = os.stat(path)
     except (OSError, ValueError):
@@ -38,7 +38,7 @@ def stamp_of(path: str) -> Stamp:
 
 
 def marks_of(paths: Iterable[str]) -> Marks:
-    """The marks of these configuration files, and of the files in these directories. Blocks on the disk."""
+    """The Mark of each of these configuration files, and of each file in these directories. Blocks on the disk."""
     return {path: _mark(path) for path in _expanded(paths)}
 
 
@@ -85,7 +85,7 @@ def _mark(path: str) -> Mark:
 
 
 def _section_of(content: bytes) -> bytes:
-    """The pool's part of a pyproject.toml, because the rest changes with every dependency; all of it if invalid."""
+    """The content of [tool.poolctl] in a pyproject.toml, so that other changes are ignored; all of it if invalid."""
     import tomllib
 
     try:

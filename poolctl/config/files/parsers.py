@@ -156,10 +156,10 @@ class Lines:
 
 
 class Scanner:
-    """Walks over a valid TOML or JSON text, or the part of one before an error.
+    """Records the positions of keys and elements in a TOML or JSON text, which may be cut off before an error.
 
-    Each method reads one element from the offset `here` on and returns the offset after it. JSON is read as a TOML
-    value in which only the sign between key and value differs.
+    The private methods parse one element at the offset `here`, and return the offset after it. JSON is parsed like a
+    TOML value, with a colon in place of the equals sign.
     """
 
     def __init__(self, text: str) -> None:
@@ -353,10 +353,7 @@ def _explained_json(text: str, message: str, start: int) -> Explained:
 
 
 def _unquoted_word(text: str, start: int, *, json: bool = False) -> Explained:
-    """The mistake that the word at `start` has no quotes: it is not a value, or in JSON not a key.
-
-    None if there is no word.
-    """
+    """The error for a word at `start` that needs quotes: a value, or in JSON a key; None if there is no word."""
     match = re.compile(_WORD).match(text, start)
     if match is None:
         return None

@@ -1,8 +1,8 @@
 """Finds and reads the files of a pool.
 
-Files are read with a size limit, only if they are regular, and as UTF-8; each failure is a problem with its fix. Env
-files are read here, too: `NAME=value` lines, as written by shells, compose and systemd. Files of other tools, which
-`poolctl import` reads, are recognised.
+Files must be regular, UTF-8 and not too large; each failure is reported with its fix. This module also reads env
+files (`NAME=value` lines, as written by shells, compose and systemd), and recognizes files of other tools, which
+`poolctl import` converts.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ def variables_named_in(paths: Iterable[str]) -> set[str]:
 
 
 def _problem(path: str, message: str, hint: str, before: str | None = None) -> Problem:
-    """A problem with a file: at the character after the text `before`, or without it with the whole file."""
+    """A problem with a file, located where the text `before` ends; None means a problem with the whole file."""
     # Not imported by processes that only read bytes.
     from poolctl.config.values.problems import Place, Problem
 

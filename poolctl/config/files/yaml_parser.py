@@ -37,8 +37,8 @@ MERGE = "<<"
 class Frame:
     """A table or list that is being read.
 
-    `waiting`: its `key` has been read, and the key's value has not. `merging`: that key is `<<`, and `merges` are the
-    tables to merge. `start` is the number of values before it.
+    `waiting` is true after a `key` until its value has been read; `merging` is true if that key is `<<`. `merges` are
+    the tables to merge. `start` is the number of values in the document before this one.
     """
 
     values: Tree
@@ -195,10 +195,10 @@ class _Builder:
             frame.merges += tables
 
     def note(self, event: Event, value: Tree) -> Path:
-        """The path of the key, list item or value at this event; () for the root. A key is given as `value`.
+        """Record the position of a key (except `<<`) or list item, and return its path; () for the root.
 
-        The position of a key (except `<<`) or list item is recorded; a value has no position of its own. A table that
-        `<<` merges has the path of the table around it.
+        `value` is the key, if the event is a key. For the value of a key only the path is returned; a table merged by
+        `<<` has the path of the table around it.
         """
         if not self.stack:
             return ()

@@ -1,1 +1,1 @@
-"""The tables of a configuration and their keys: plain values that do not change."""
+"""Immutable classes for the tables of a configuration."""

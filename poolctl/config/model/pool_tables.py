@@ -1,6 +1,6 @@
-"""The tables of a file other than its servers, and the features' rules between them and the servers.
+"""The tables of a file other than its servers, and the interface by which features check their own tables.
 
-Tables of features have modules of their own, imported when a file has such a table.
+A feature's tables are in modules of the feature, which are imported only when a file has such a table.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class MetricsTable(Table):
 
 
 class EventsTable(Table):
-    """[events]: the journal."""
+    """[events]: the file to which the pool's events are logged."""
 
     table_name: ClassVar[str] = "events"
     paths: ClassVar[tuple[str, ...]] = ("path",)
@@ -203,9 +203,9 @@ Located = tuple[ServerKeys | None, Finding]
 
 
 class Unfinished(NamedTuple):
-    """The names and tags of invalid servers: a reference to one of them is not reported as a second problem.
+    """The names and tags of invalid servers, so that references to these servers are not reported as well.
 
-    `tables` names the lists in which some tables are invalid.
+    `tables` has the names of lists, such as "route", in which some tables are invalid.
     """
 
     names: Collection[str] = ()
@@ -226,23 +226,23 @@ class BoundAddress(NamedTuple):
 
 
 class TableRules:
-    """The rules between tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
+    """Builds and checks the tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
     def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-        """The valid tables of the feature, by name. Problems of invalid tables are added to the findings.
+        """Validate tables of the feature that depend on each other; returns them by name (None: invalid).
 
-        The caller validates each table that is missing in the result on its own.
+        Problems are added to `findings`. The caller validates each table that is not in the result by itself.
         """
         return {}
 
     def problems(
         self, servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished
     ) -> Iterable[Located]:
-        """Problems between the tables and the servers."""
+        """Problems found by comparing the tables with each other and with the servers."""
         return ()
 
     def warnings(self, servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterable[Located]:
-        """Problems that do not prevent a start. `complete` is true if all servers of the files are valid, and given."""
+        """Problems that do not prevent a start. `complete` is false if invalid servers are missing from `servers`."""
         return ()
 
     def unusable(self, tables: Tables) -> Iterable[Finding]:
@@ -260,14 +260,11 @@ class TableRules:
         return None
 
     def probed_targets(self, tables: Tables) -> Mapping[str, Probe]:
-        """The probe of each probed target outside the pool, by its URL."""
+        """The probes of targets outside the pool, by the target's URL; targets without a probe are left out."""
         return {}
 
     def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
-        """The addresses that the tables bind.
-
-        A table's `bind` that is a single address is left out, because the caller adds it.
-        """
+        """The addresses that the tables bind, except a `bind` key with one address: the caller adds that."""
         return ()
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:
@@ -275,7 +272,7 @@ class TableRules:
 
 
 def rules_of(names: Iterable[str], labels: Iterable[str] = ()) -> Iterator[TableRules]:
-    """The rules of the features that own these tables, or these labels of servers."""
+    """The rules of features that define one of these tables, or use one of these server labels."""
     names, labels = set(names), [*labels]
     for feature in features():
         used = not names.isdisjoint(feature.tables) or any(
@@ -294,7 +291,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
 
 
 def probed_targets(tables: Tables) -> dict[str, Probe]:
-    """The probe of each probed target outside the pool, by its URL."""
+    """The probes of targets outside the pool, by the target's URL; targets without a probe are left out."""
     return {
         url: probe
         for rules in rules_of(tables.by_name())

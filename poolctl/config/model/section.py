@@ -1,7 +1,7 @@
-"""The tables within a server's table, and the base of every table of a configuration: plain values that do not change.
+"""The base class of a configuration's tables, and the tables within a server's table. Instances are immutable.
 
-Each is validated by a pydantic model, made of the keys of its class when it is first needed: a process that only uses
-validated tables does without pydantic.
+Tables are validated by pydantic models, which are made from these classes on first use: a process that only uses
+validated tables does not import pydantic.
 """
 
 # ruff: noqa: F403, F405 (the types of keys)
@@ -56,22 +56,22 @@ class Key(NamedTuple):
 
 
 def field(default: Tree, description: str, *, json_schema_extra: Mapping[str, Tree] | None = None) -> Tree:
-    """A key that may be left out."""
+    """Declare an optional key of a table."""
     return Key(default, description, json_schema_extra or {})
 
 
 def required(*, description: str, derived: bool = False) -> Tree:
-    """A key that must be given, unless it can be derived."""
+    """Declare a key that must be given, unless it can be derived from other keys."""
     return Key(REQUIRED, description, derived=derived)
 
 
 def hidden(default: Tree = REQUIRED) -> Tree:
-    """A value of a table that files cannot give."""
+    """Declare a value of a table that cannot be set in files."""
     return Key(default, hidden=True)
 
 
 class _KeySignature:
-    """The `__signature__` of a table's class, for help() and inspect: its keys; the constructor takes any keyword."""
+    """The signature of a table's constructor for help() and inspect: its keys, instead of `**data`."""
 
     def __get__(self, instance: object, owner: type[Section]) -> Signature:
         from inspect import Parameter, Signature  # not needed by commands
@@ -233,7 +233,7 @@ def _as_written(value: Tree, *, given: bool) -> Tree:
 
 
 def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -> NoReturn:
-    """Raise PoolValidateError with the findings about a value made in Python, which `what` names in the message."""
+    """Raise PoolValidateError with the findings; `what` names the invalid object in the message."""
     problems = [problem_of(finding, name=name, bind=bind) for finding in findings]
     raise PoolValidateError(
         f"{what} has {len(problems)} problem{'s' * (len(problems) > 1)}", problems
@@ -241,7 +241,7 @@ def refuse(what: str, findings: list[Finding], name: str = "", bind: str = "") -
 
 
 class Table(Section):
-    """The base of optional tables of a file, with the rules for such a table."""
+    """The base class of a file's optional tables, with methods that check such a table."""
 
     # Its name in files.
     table_name: ClassVar[str] = ""
@@ -338,9 +338,9 @@ _lock = RLock()  # the first servers may be made by several threads at once
 def validated(
     kind: type[Kind], table: dict[str, Tree], findings: list[Finding], *, forget: bool = False
 ) -> Kind | None:
-    """The table as an instance of `kind`; None if it is invalid: then `findings` gets a problem for each bad value.
+    """The table as an instance of `kind`, or None if it is invalid: each bad value then adds a problem to `findings`.
 
-    With `forget`, the count of suggestions, which is limited per file, starts again.
+    With `forget`, the limit on spelling suggestions is reset, as for a new file.
     """
     from pydantic import ValidationError
 
@@ -428,7 +428,7 @@ class Scale(Section):
 
     @classmethod
     def rules(cls, server: Mapping[str, Tree]) -> Iterable[Finding]:
-        """The problems of a feature's keys in a server's table, whose values are not validated yet."""
+        """Problems with the keys that a feature adds, found in a server's table before it is validated."""
         return ()
 
     @classmethod
@@ -535,9 +535,9 @@ class Backoff(Section):
     jitter: Share = field(0.1, "The random share of a delay: 0.1 varies it by up to 10 %.")
 
     def delay_seconds(self, before: int, chance: float) -> float:
-        """The delay before the next restart.
+        """The delay before the next restart; `before` is the number of earlier restarts in the window.
 
-        `before` counts earlier restarts in the window, `chance` is from -1 to 1.
+        `chance`, a random number from -1 to 1, selects the jitter: -1 gives the shortest delay.
         """
         # Past this exponent the maximum is reached in any case, and a float would overflow.
         delay = min(self.max, self.initial * self.factor ** min(max(0, before - 1), 64))

@@ -40,10 +40,10 @@ else:
 
 
 class ServerKeys(Section):
-    """One server of the pool.
+    """One server of the pool. All paths are absolute, durations in seconds, sizes in bytes.
 
-    The constructor raises PoolValidateError with every problem for bad values and unknown keywords.
-    Durations are seconds, sizes bytes, paths absolute; relative paths start at the working directory.
+    The constructor resolves relative paths from the working directory. For invalid values and unknown keywords it
+    raises PoolValidateError, which lists every problem.
     """
 
     name: Name = required(description="Unique in the pool; letters, digits, dots, underscores and hyphens.")
@@ -172,22 +172,22 @@ class ServerKeys(Section):
 
     @property
     def stop_signal_number(self) -> int:
-        """The number of the signal that stops its processes."""
+        """The number of the signal that stops the server's processes."""
         return signal.Signals[self.stop_signal or "SIGTERM"]
 
     @property
     def key(self) -> str:
-        """The canonical bind address, `job:NAME` or `process:NAME`."""
+        """The server's key in the pool: its canonical bind address, `job:NAME` or `process:NAME`."""
         return self.bind
 
     @property
     def workers(self) -> int:
-        """The minimum number of workers while it runs: scale.min, or 1 for a server that may sleep."""
+        """The minimum number of workers while the server is awake: scale.min, or 1 if scale.min is 0."""
         return max(self.scale.min, 1)
 
     @property
     def idle_seconds(self) -> float:
-        """The seconds without traffic after which it sleeps; 0 means never."""
+        """The seconds without traffic after which the server sleeps; 0 means never."""
         return 0.0 if self.scale.min else self.scale.idle
 
     @property
@@ -197,16 +197,16 @@ class ServerKeys(Section):
 
     @property
     def binds_itself(self) -> bool:
-        """Whether its command is given the address, and opens the listening socket itself."""
+        """Whether the server's command is given the address, and opens the listening socket itself."""
         return binds_itself(self.command, self.env, self.socket)
 
     @property
     def may_overlap(self) -> bool:
-        """Whether its old and new workers may run at the same time.
+        """Whether old and new workers may run at the same time during a restart. Never if `overlap` is false.
 
-        Two programs cannot bind one address. A program that does not notify counts as ready when its port answers, and
-        the old one would answer for the new one. A program without a port may be a scheduler, which must not run twice,
-        unless it has several workers anyway.
+        A program may overlap only if it notifies when it is ready and does not bind its address itself, or if it has
+        several workers and no port. Otherwise both would need one address, or the old one would answer probes of the
+        new one, or a scheduler would run twice.
         """
         if not self.command:
             return self.overlap

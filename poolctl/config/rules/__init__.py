@@ -1,1 +1,1 @@
-"""The tables of files become values or findings, and the rules between servers, tables and routes."""
+"""Rules that compare servers and tables with each other, and the JSON Schema of configuration files."""

@@ -110,7 +110,7 @@ def dependency_findings(
 ) -> Iterator[tuple[Server, Finding]]:
     """Each server whose dependencies cannot be satisfied, with the reason.
 
-    `others` are names of servers that have problems of their own: depending on one is not a second problem.
+    `others` are names of invalid servers: a dependency on one of them is not reported.
     """
     by_name = {server.name: server for server in servers}
     depending = [server for server in servers if server.depends_on]
@@ -215,7 +215,7 @@ def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
 def table_conflicts(
     tables: Tables, servers: list[tuple[str, Address | None]]
 ) -> Iterator[tuple[Path, str, Finding]]:
-    """(path, name, finding) for each table whose address a server, or an earlier table, of this name has taken."""
+    """(path, name, finding) for each table whose address is already in use by `name`, a server or an earlier table."""
     there = [*_addresses(tables)]
     own, datagrams = ([each for each in there if each.datagrams is kind] for kind in (False, True))
     for among, tables_there in ((servers, own), ([], datagrams)):
@@ -250,7 +250,7 @@ def reference_findings(table: Mapping[str, Tree], servers: Mapping[str, Named]) 
 
 
 def with_addresses(servers: Iterable[_Server], others: Iterable[ServerKeys] = ()) -> list[_Server]:
-    """The servers, with references to one of them or of `others` replaced by addresses.
+    """The servers, with references in `env` and `command` to these servers or `others` replaced by addresses.
 
     A reference to a server whose port is not chosen yet stays.
     """

@@ -1,1 +1,1 @@
-"""The values of keys: kinds, ranges, short forms; and the problems of a value."""
+"""The types, ranges and short forms of values in configuration files, and the problems of invalid values."""

@@ -109,7 +109,7 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: Path
 
 
 def _of_server(path: Path) -> Path:
-    """The part of the path that lies within the table of a server, or of the defaults."""
+    """The path within the server's table or [defaults]: `("server", 0, "http")` becomes `("http",)`."""
     if path[:1] == ("defaults",):
         return path[1:]
     return path[2:] if path[:1] == ("server",) else path[isinstance(path[0] if path else "", int) :]

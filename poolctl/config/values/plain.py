@@ -1,4 +1,4 @@
-"""Parts of the types of keys that need no pydantic: limits, texts from the environment, frozen tables, addresses."""
+"""What types of values need besides pydantic: limits, strings from the environment, frozen tables, addresses."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def exposed_url(address: Address, tls: bool) -> str:
 
 
 def address_parts(expose: str, address: Address) -> dict[str, str]:
-    """The `url`, `host` and `port` of a server, without the parts that it lacks."""
+    """The `url`, `host` and `port` of a server: no `url` if `expose` is empty, `host` and `port` only for TCP."""
     parts = {"url": expose} if expose else {}
     if address.kind == "tcp":
         parts |= {"host": address.connect_address.host, "port": str(address.port)}

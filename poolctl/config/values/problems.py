@@ -1,6 +1,6 @@
-"""One problem of a configuration: its place, the found value, the allowed values, and the fix.
+"""Describes a problem of a configuration: its place, the value found, the allowed values, and the fix.
 
-The fix for an unknown key is a near miss, or the equivalent of another tool's key.
+For an unknown key, the fix is a similar key, or the equivalent of another tool's key.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ParseError(ValueError):
 
 
 class Place(NamedTuple):
-    """A position in a file; lines and columns count from 1, 0 is unknown. `key` is the path in it."""
+    """A position in a file; lines and columns count from 1, 0 is unknown. `key` is the dotted path of the key."""
 
     file: str = ""
     line: int = 0
@@ -304,7 +304,7 @@ def _similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> l
 
 
 def similar(word: str, known: tuple[str, ...], number: int, cutoff: float) -> list[str]:
-    """The known words that were probably meant, at most `number`; each is similar at least to the degree `cutoff`.
+    """At most `number` known words that resemble `word`; `cutoff` is the least similarity, from 0 to 1 (difflib).
 
     Empty after MOST_SUGGESTIONS different searches, until `reset_suggestions` is called: a file full of unknown keys
     would take minutes.
@@ -320,5 +320,5 @@ def nearest(word: str, known: tuple[str, ...]) -> str:
 
 
 def reset_suggestions() -> None:
-    """Reset the count of suggestions, for another file or another server made in Python."""
+    """Allow MOST_SUGGESTIONS searches of `similar` again, for another file or another server made in Python."""
     _similar.cache_clear()

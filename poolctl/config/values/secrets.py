@@ -105,5 +105,5 @@ def masked_file(text: str) -> str:
 
 
 def masked_quotes(text: str, line: str) -> str:
-    """The message `text` about `line` of a file: its quotations are masked if the line may have a secret."""
+    """The message `text`, with its quoted parts masked if `line`, the line of the file at fault, may have a secret."""
     return re.sub(_QUOTED, f"'{MASK}'", masked_text(text)) if is_secret(line) else masked_text(text)

@@ -261,7 +261,7 @@ Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterVali
 class TruthOr:
     """Annotates `table | bool`, or `tuple[table, ...] | bool` for a table or a list of tables.
 
-    A plain union would report the problems of both its sides.
+    For a plain union, pydantic would report an error of each alternative.
     """
 
     def __init__(self, allowed: str) -> None:
