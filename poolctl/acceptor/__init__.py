@@ -1,1 +1,1 @@
-"""The accept helper: a process that may be blocked by an application, so that the supervisor never is."""
+"""The accept helper: a process for calls on shared sockets that could block, so that the supervisor never blocks."""

@@ -1,15 +1,15 @@
 """Accepts connections from sockets that an application shares, and sends them to the supervisor.
 
 An application that has its server's listener can make it blocking and take the connection that poll(2) has just
-announced: accept(2) then blocks. It can also put a descriptor into the adoption pair whose close(2) blocks (FUSE). None
-of this may block the supervisor: a call that takes too long ends this process (setitimer(2)), and the supervisor starts
-a new one. Standard library only.
+announced: accept(2) then blocks. It can also put a descriptor whose close(2) blocks (FUSE) into the socket pair that
+hands over connections. The supervisor must not block, so a call that takes too long ends this process (setitimer(2)),
+and the supervisor starts a new one. Standard library only.
 
-A request names the operation on the socket that comes with it, `accept` or `take` (see keeper.connection_handover), the
+A request comes with a socket, and names the operation on it (`accept`, or `take` from keeper.connection_handover), the
 maximum number of connections, the request's number `n` and the server's `key`. Each connection is sent in a message of
 its own. The message `done` follows: `empty` if no connection is left in the socket, `junk` if it held anything but
-connections, `full` if there was no free descriptor. The keeper holds the supervisor's end of the link as well, so the
-next supervisor reads the answers that the previous one left unread.
+connections, `full` if no descriptor was free. The keeper also holds the supervisor's end of the link, so the next
+supervisor reads the answers that the previous one left unread.
 """
 
 from __future__ import annotations

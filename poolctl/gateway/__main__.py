@@ -1,4 +1,4 @@
-"""The gateway's process, as supervisors of earlier versions start it."""
+"""The entry point of the gateway's process for supervisors of earlier versions, which start this module."""
 
 from runpy import run_module
 

@@ -1,4 +1,4 @@
-"""Informs an operator of incoming requests, so that it can scale services up: a public name of a feature's client.
+"""Public API: informs an operator of incoming requests, so that it can scale services up.
 
     from poolctl.gateway.operator import OperatorClient, OperatorSettings
 

@@ -11,13 +11,13 @@ In an application behind the gateway, in any handler or middleware that has the 
   `upstream_port`, `upstream_host_port`, `upstream_addr`, `upstream_url`. A backend that is not of this pool reads it
   from the headers of a route with `context_headers`: `context_of_headers(scope["headers"])`.
 - Routes as values: `Route`, `StreamRoute`, `ExcludedRoute`, `Target`, `Header`, `passable`.
-- All of them: `registry_of(request.scope)` holds the routes of the table by which the worker decides, `Registry` the
-  routes that a process adds itself; with `http`, `stream` and `excluded`. `poolctl.connect("shop").registry()` holds
-  the routes of a running pool.
-- The route of a request: `try_get_table(request.scope)` is the worker's own `RouteTable`, for applications behind
-  it, with `find(host, path, method)`, `by_alias("users")` and iteration. `write_table` makes one; `normal_host`,
-  `normal_path`; `explain` for the reasons.
-- Their health: `server_health`, `route_health`, `health_info`, `health_info_without_detail`, `health_info_simple`.
+- All routes, in attributes `http`, `stream` and `excluded`: `registry_of(request.scope)` has the gateway's current
+  routes, `Registry` the routes that a process adds itself, and `poolctl.connect("shop").registry()` the routes of a
+  running pool.
+- Route matching: `try_get_table(request.scope)` is the `RouteTable` that the gateway currently uses, with
+  `find(host, path, method)`, `by_alias("users")` and iteration. `write_table` creates a table, `normal_host` and
+  `normal_path` normalize what it compares, and `explain` tells why a route is chosen.
+- Health of routes: `server_health`, `route_health`, `health_info`, `health_info_without_detail`, `health_info_simple`.
 
 It needs only the standard library, not the gateway's dependencies.
 """

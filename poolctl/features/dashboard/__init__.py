@@ -1,4 +1,4 @@
-"""The dashboard: a page about the pool in a process of its own, which is a client of the supervisor like any other."""
+"""The dashboard: a web page about the pool, served by a process that queries the supervisor's control socket."""
 
 from poolctl.feature import Feature, Trial
 

@@ -1,4 +1,4 @@
-"""The process of a dashboard, as its supervisor starts it."""
+"""The entry point of the dashboard's process, which the supervisor starts."""
 
 from ._web_server import main
 

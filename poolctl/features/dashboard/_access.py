@@ -1,8 +1,8 @@
-"""Access to the page: by the token at login, where attempts are limited, then by a session cookie.
+"""Access to the page: a login with the pool's token, whose attempts are limited, then a session cookie.
 
 A guard checks every request before it is handled, and adds the security headers to every response. Cookie and CSRF
-token are derived from the token by HMAC, so that they outlive this process, and end with the token. Only logged-out
-sessions are stored.
+token are derived from the pool's token by HMAC: they stay valid after a restart, until the token changes. Only
+logged-out sessions are stored.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Session(NamedTuple):
 
 
 class Sessions:
-    """Opens and recognises sessions. The cookie's name has the pool's `key`: dashboards on one host share no cookie."""
+    """Creates and verifies sessions. The cookie's name contains the pool's `key`: all ports of a host share cookies."""
 
     def __init__(self, token: str, key: str, clock: Clock, ended: EndedSessions | None = None) -> None:
         self._token = token.encode()
@@ -149,7 +149,7 @@ class EndedSessions:
 
 
 class LoginAttempts:
-    """Counts wrong tokens of all clients together: behind a proxy they share one address."""
+    """Limits wrong tokens, for all clients together: behind a proxy they have the same address."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -167,9 +167,9 @@ class LoginAttempts:
 
 
 class Guard:
-    """Refuses requests for an unknown host, and changes requested by another site's page.
+    """Refuses requests whose `Host` is unknown, and changing requests from pages of other sites.
 
-    A foreign DNS name that points to this machine arrives in `Host` (DNS rebinding). An address and `localhost`
+    A foreign DNS name that points to this machine arrives in `Host` (DNS rebinding). IP addresses and `localhost`
     cannot be redirected; other names are accepted only if they are in `hosts`.
     """
 

@@ -26,9 +26,9 @@ class DashboardResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryResult(Result):
-    """The answer of `history`: the values of each figure in the ended slots, oldest first, None if unknown.
+    """The answer of `history`: `series` has each figure's values in past time slots, oldest first; None if unknown.
 
-    There are `slots` slots of `slot_seconds` each; the last one is the current slot, which has no values yet.
+    A slot lasts `slot_seconds`. There are `slots` slots including the current one, which has no values yet.
     """
 
     slot_seconds: float
@@ -38,6 +38,6 @@ class HistoryResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutResult(Result):
-    """The answer of `rollout` and `rollouts`; the page gets the rollouts as the supervisor reports them."""
+    """The answer of `rollout` and `rollouts`, in which each rollout is a plain JSON object."""
 
     items: tuple[Table, ...] = ()  # type: ignore[assignment]

@@ -75,7 +75,7 @@ class PageSettings(NamedTuple):
 
 
 def _is_name(text: object) -> bool:
-    """Whether it is a valid server name, not an address or a wildcard."""
+    """Whether `text` is a valid server name, not an address or a wildcard."""
     return isinstance(text, str) and re.fullmatch(NAME_PATTERN, text) is not None
 
 
@@ -99,7 +99,7 @@ class _Page:
         self._over = over
 
     def routes(self) -> list[BaseRoute]:
-        """The routes of the page; those below COOKIE_PATH get the cookie."""
+        """The page's URL routes. Browsers send the session cookie only for paths below COOKIE_PATH."""
         own = {
             "session": (self._session, "GET"),
             "stream": (self._stream, "GET"),
@@ -225,7 +225,7 @@ class _Page:
         return JSONResponse({"items": found.items})
 
     async def _routes(self, request: Request) -> Response:
-        """Respond with the gateway, its first routes and hosts, and the numbers of further ones."""
+        """Respond with the gateway's state, its first 500 routes and hosts, and how many more of each there are."""
         gateway = (await self._hub.ask(Result, "status", [], {})).gateway
         routes = (await self._hub.ask(RoutesResult, "routes", [], {})).items
         hosts = await self._hub.ask(HostsResult, "hosts", [], {})

@@ -1,8 +1,8 @@
-"""Figures of the last hour and the last day for charts: rings of fixed size, of each server and of the whole pool.
+"""The history of each server's and the pool's figures for charts: an hour in minutes, a day in quarter hours.
 
-The hour has 60 minutes and the day 96 quarters of an hour, each with five numbers of four bytes: 3,120 bytes a server,
-with the counts at the beginning of the present minute and quarter 3.9 KB, so 1,000 servers take 3.9 MB. A copy of the
-numbers (3.1 MB) is saved for a successor each minute.
+Each of the 60 + 96 time slots has five numbers of four bytes: 3,120 bytes a server, or 3.9 KB with the counts at the
+beginning of the current slots, so 1,000 servers take 3.9 MB. Each minute a copy of the numbers (3.1 MB) is saved for
+the next supervisor.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SPANS = (HOUR, DAY)
 
 
 class _Begun(NamedTuple):
-    """The counts of a server at the beginning of a slot."""
+    """The counters of a server at the beginning of a time slot."""
 
     at: float
     counts: array[int]
@@ -52,7 +52,7 @@ class _Begun(NamedTuple):
 
 
 class FigureRing:
-    """The figures of each ended slot of one span. Times are of the monotonic clock, which a successor shares."""
+    """The figures of each past slot of one span. Times are of the monotonic clock, which the next supervisor shares."""
 
     def __init__(self, span: Span) -> None:
         self.span = span
@@ -61,7 +61,7 @@ class FigureRing:
         self._begun: dict[str, _Begun] = {}
 
     def add_sample(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
-        """Record the servers' figures at this time. Returns whether a slot has ended, which then has its figures."""
+        """Record the servers' figures at time `now`. Returns whether a slot has ended, so that it now has figures."""
         slot, before = int(now // self.span.slot_seconds), self.slot
         ended = before is not None and slot > before
         if before is None or slot > before:
@@ -80,7 +80,7 @@ class FigureRing:
         return ended
 
     def series(self, name: str) -> dict[str, list[float | None]]:
-        """The figures of a server, or of the POOL, in the ended slots, oldest first; None for unknown ones."""
+        """Each figure's values in the ended slots of a server, or of the pool (POOL), oldest first; None if unknown."""
         values = self.values.get(name, array("f"))[len(FIGURES) :]
         return {
             figure: [None if isnan(value) else round(value, _DIGITS) for value in values[at :: len(FIGURES)]]
@@ -129,7 +129,7 @@ def _figures(seen: ServerSnapshot, begun: _Begun, now: float) -> tuple[float, ..
 
 
 def _total(figures: Sequence[Sequence[float]]) -> list[float]:
-    """The figures of several servers as one: their sums, and the slowest latency."""
+    """The pool's figures from those of its servers, in the order of FIGURES: sums, but the highest latency."""
     found = []
     for at, name in enumerate(FIGURES):
         known = [each[at] for each in figures if not isnan(each[at])]
@@ -151,7 +151,7 @@ class FigureRings:
         return any(ended)
 
     def to_bytes(self) -> bytes:
-        """The ended slots, for `restore`."""
+        """The figures of the ended slots, serialized for `restore`."""
         head, parts = [], []
         for ring in self.rings.values():
             head.append([*ring.span, ring.slot, list(ring.values)])
@@ -181,7 +181,7 @@ class FigureRings:
 
 
 class FigureHistory:
-    """The history of a pool's figures: collected from samples while it is enabled, and saved for a successor."""
+    """The history of a pool's figures: collected from samples while enabled, and saved for the next supervisor."""
 
     def __init__(self, core: Core, samples: GiveSamples, store: StateStore) -> None:
         self._core = core
@@ -191,7 +191,7 @@ class FigureHistory:
         self._resuming: asyncio.Task[None] | None = None
 
     def set_enabled(self, enabled: bool) -> None:
-        """Start collecting figures, in addition to those that the previous supervisor saved; or stop, and drop all."""
+        """Start collecting, continuing the figures that the previous supervisor saved; or stop, and delete them all."""
         if enabled and self._rings is None:
             self._rings = FigureRings()
             self._resuming = asyncio.ensure_future(self._resume(self._rings))

@@ -1,4 +1,4 @@
-"""The pool's state and its recent history, queried once for all viewers, and not at all without any."""
+"""The pool's state and recent history: queried once for all viewers, and only while there are viewers."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Levels:
         self._changes: dict[str, Changes] = {}
 
     def add_event(self, event: JournalEvent) -> None:
-        """Add a server's change from an event of the journal."""
+        """Record the server's new level if the journal event reports one."""
         word = ""
         if event.kind in ("lifecycle", "wake") and event.state in STATES:
             word = level(event.state, event.state == "running")
@@ -108,10 +108,7 @@ def _recent(changes: Changes, begin: float) -> Changes:
 
 
 class Hub:
-    """Queries the pool's state for all viewers.
-
-    Each viewer has a queue of messages; the whole state comes first.
-    """
+    """Queries the pool's state for all viewers. Each viewer gets the whole state first, then messages about changes."""
 
     def __init__(self, socket_path: str, clock: Clock) -> None:
         self._socket_path = socket_path
@@ -161,12 +158,12 @@ class Hub:
         *,
         timeout_seconds: float = _ANSWER_SECONDS,
     ) -> Answer:
-        """The supervisor's result. Raises ControlError, TimeoutError."""
+        """Send the verb to the supervisor and return its answer. Raises ControlError, TimeoutError."""
         body = {"selector": {"targets": targets}, "options": options, "by": by or {}}
         return await ask_async(kind, self._socket_path, verb, body, timeout_seconds=timeout_seconds)
 
     async def _watch(self) -> None:
-        """Query while there are viewers, and a little longer, so that a reloaded page finds everything."""
+        """Query the pool until five seconds after the last viewer has left, so that a reloaded page finds the data."""
         following = asyncio.ensure_future(self._follow())
         unwatched = 0.0
         try:
@@ -226,7 +223,7 @@ class Hub:
             self._send_event("files", {"message": files})
 
     def _about_files(self, result: StatsResult) -> str:
-        """The line "pool.toml has changed since the pool read it; …", as in commands; "" if no file has changed."""
+        """The notice that files have changed since the pool read them, as in commands; "" if none has changed."""
         if result.changed is None:
             return ""
         first = (self._about.get("files") or [""])[0]
@@ -258,7 +255,7 @@ class Hub:
         return changed, removed, news
 
     async def _explain(self, changed: Iterable[str]) -> None:
-        """Query the reasons of the changed servers that are failing."""
+        """Query why servers among `changed` are failing, and store the reasons."""
         failing = []
         for name in changed:
             word = self._items[name]["level"]

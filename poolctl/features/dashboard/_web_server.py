@@ -41,10 +41,7 @@ _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class WebServer(uvicorn.Server):
-    """Serves an ASGI application until `over` is set. Raises OSError for an unusable certificate.
-
-    It waits for the end without waking up, where uvicorn polls ten times a second.
-    """
+    """Serves an ASGI application until `over` is set, without polling. Raises OSError for an unusable certificate."""
 
     def __init__(self, app: ASGIApp, over: asyncio.Event, tls: Table | None = None) -> None:
         config = uvicorn.Config(
@@ -232,7 +229,7 @@ def _opened(tls: Table) -> Iterator[list[int]]:
 
 
 class DashboardServer(SupervisedProcess):
-    """Serves the dashboard once the order `begin` has brought the listeners."""
+    """Serves the dashboard, once the message `begin` has brought its settings and listening sockets."""
 
     _serving: asyncio.Future[None] | None = None
 

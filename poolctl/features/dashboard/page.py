@@ -1,6 +1,6 @@
-"""The dashboard's part of the supervisor: its listener and the process that serves it, and the verb `dashboard`.
+"""The dashboard's part of the supervisor: its listening sockets, its process, and the verb `dashboard`.
 
-The keeper holds the listener and the link to the process as well, so that both outlive this supervisor.
+The keeper also holds the sockets and the link to the process, so both survive this supervisor.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _HINT = "add [dashboard] to the pool's file, then poolctl reload"
 
 
 class DashboardPart(FeaturePart):
-    """Serves the page as configured, and keeps the figures of its charts.
+    """Serves the page as configured, and collects the figures for its charts.
 
-    A calm supervisor, which only serves commands, leaves the page's process alone.
+    In calm mode (after repeated crashes, the supervisor only serves commands) the page's process is left alone.
     """
 
     def __init__(self, site: PartSite) -> None:
@@ -85,7 +85,7 @@ class DashboardPart(FeaturePart):
             await self._page.aclose()
 
     async def _link(self, call: Call) -> DashboardResult:
-        """The page's URL and its token, for clients that may use the control socket anyway."""
+        """The page's URL and login token. Clients of the control socket may have them: they have full access anyway."""
         if self._table is None:
             return _failed("this pool has no dashboard", _HINT)
         if self._page is None:
@@ -158,7 +158,7 @@ class DashboardPage(SidecarManager):
         )
 
     async def _adopt(self) -> None:
-        """Adopt the listener and the process that the keeper holds."""
+        """Take over the listening sockets and the process of the previous supervisor from the keeper."""
         self._adopted = True
         reply, fds = await self._keeper.call({"op": "get", "name": _LISTENER})
         if not fds:
@@ -210,7 +210,7 @@ class DashboardProcess(SidecarProcess):
 class Settings(NamedTuple):
     """The settings of the dashboard's process.
 
-    `bind` is canonical; `mark` changes with any setting that needs another process; `url` is for a browser.
+    `bind` is the address in canonical form; a different `mark` requires a new process; `url` is for a browser.
     """
 
     bind: str
@@ -257,7 +257,7 @@ def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
 
 
 def url_of(table: Dashboard) -> str:
-    """The URL of the page for a browser on this machine; the address of a Unix socket, which only a proxy can use."""
+    """The URL of the page for a browser on this machine; for a Unix socket, which only a proxy can use, its address."""
     address = parse(table.bind)
     if address.kind == "unix":
         return address.key
@@ -285,7 +285,7 @@ def _token(table: Dashboard, state_directory: str, env: Mapping[str, str]) -> st
 
 
 def _create_token_file(path: str) -> None:
-    """Create the file with a new token unless it exists. Its readers can do everything that the page can."""
+    """Create the file with a random token unless it exists. Whoever can read it has full access to the page."""
     try:
         with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
             file.write(f"{secrets.token_urlsafe(_TOKEN_BYTES)}\n")

@@ -100,9 +100,9 @@ class CheckContext:
 
     @property
     def addresses(self) -> dict[str, Address]:
-        """The addresses to check, by name: those of servers and, unless a supervisor answers, of tables.
+        """The addresses to check, by name: those of servers and, if no supervisor answers, of tables such as [gateway].
 
-        `auto` addresses are omitted. If a process of a feature has outlived its pool, it may hold addresses: then only
+        `auto` addresses are omitted. A feature's process that has outlived its pool may still hold addresses: then only
         tables with a single `bind` are included.
         """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
@@ -140,7 +140,7 @@ def read_number(path: str) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """`check` and `name`, which are the same, name the checked object; `fix` says what to do if it is not ok."""
+    """The result of a check. `name` and `check` are both the name of the checked object; `fix` is "" if it is ok."""
 
     name: str
     check: str

@@ -109,7 +109,7 @@ def supervisor(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _fix(table: str, why: str) -> str:
-    """How to fix a table's endpoint that is not served for the reason `why`. The supervisor retries by itself."""
+    """How to fix the endpoint of a table, such as [metrics], that is not served because of `why`."""
     if why.endswith(INSTALL_GATEWAY):
         return INSTALL_GATEWAY
     if table == "[events]":

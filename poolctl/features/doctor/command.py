@@ -38,7 +38,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
-    """The pool, or None if it is missing or inaccessible; and a problem with the reason, except if none was named."""
+    """The pool and no problem, or None and the reason as a problem; no problem if none was named and none was found."""
     try:
         return find_pool(request, missing_ok=True), []
     except ConfigNotFound as missing:

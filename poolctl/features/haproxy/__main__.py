@@ -1,4 +1,4 @@
-"""The process of a gateway that HAProxy serves."""
+"""The entry point of the gateway's process that runs HAProxy."""
 
 from __future__ import annotations
 

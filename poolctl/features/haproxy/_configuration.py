@@ -1,4 +1,4 @@
-"""HAProxy's configuration and setup, made of everything the supervisor has sent, and the steps to the next setup.
+"""Builds HAProxy's configuration and files from what the supervisor sent, and commands to update a running HAProxy.
 
 Routes are considered in the order of `routing.match`; the first route that matches a request serves it. Needs HAProxy
 2.6.
@@ -55,9 +55,9 @@ _FIXED = ("    cookie ", "    balance first")
 
 
 class HaproxyCertificate(NamedTuple):
-    """A certificate of a listener: the file with certificate and key, and the rules for client certificates.
+    """A listener's TLS certificate: the file with certificate and key, and the rules for client certificates.
 
-    `names` is only needed on listeners where some certificate requires a client certificate.
+    `names` are its host names, needed only on listeners where some certificate requires a client certificate.
     """
 
     file: str
@@ -81,7 +81,7 @@ class HaproxyCertificate(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Its line in a crt-list file."""
+        """The certificate's line in a crt-list file."""
         options = [f"ssl-min-ver TLSv{self.min_version}"]
         if self.asks_for_certificate:
             options.append(f"verify {self.client_auth} ca-file {self.ca_file}")
@@ -139,7 +139,7 @@ class HaproxyListener(NamedTuple):
             yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
 
     def misdirection_rules(self) -> Iterator[str]:
-        """Rules that set txn.shown and txn.wanted, keys of the certificates for the handshake's and the request's host.
+        """Rules that identify two certificates: txn.shown, for the handshake's host, and txn.wanted, for the request's.
 
         The caller refuses a request if they differ and the wanted certificate asks for a client certificate. Otherwise
         a client could avoid presenting one by naming another host in the handshake (RFC 9110 §7.4). The rules need
@@ -158,7 +158,7 @@ class HaproxyListener(NamedTuple):
             yield f"    http-request set-var(txn.{variable}) str({self._shown([0])}) if {here} !{known}"
 
     def _shown(self, numbers: Sequence[int]) -> str:
-        """The common key of these certificates of the same name, among which HAProxy chooses by key type."""
+        """One identifier for certificates of one name; ends in _DEMANDS if one asks for a client certificate."""
         demands = any(self.certificates[number].asks_for_certificate for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
 
@@ -172,7 +172,7 @@ def _proxy_protocol_rules(listeners: Iterable[HaproxyListener], trusted: Sequenc
 
 
 def _network_groups(networks: Sequence[str]) -> Iterator[str]:
-    """The networks as words of a configuration, in groups of at most _NETWORKS_A_LINE."""
+    """The networks, separated by spaces, in groups of at most _NETWORKS_A_LINE."""
     if EVERY in networks:
         networks = ("0.0.0.0/0", "::/0")
     for start in range(0, len(networks), _NETWORKS_A_LINE):
@@ -203,7 +203,7 @@ class HaproxyServer(NamedTuple):
 
 
 class HaproxyBackend(NamedTuple):
-    """The section of a route, or of a stream: `lines` has everything except its servers."""
+    """The section of a route or a stream: `lines` has everything except the lines of its servers."""
 
     name: str
     alias: str
@@ -252,7 +252,7 @@ class _UniqueNames:
 
 
 def _quoted(text: str) -> str:
-    """The text, which has no line breaks, as one word of a configuration."""
+    """The text as one word of a configuration, quoted if necessary. It must not contain line breaks."""
     return text if re.fullmatch(r"[A-Za-z0-9_./:@=,+-]+", text) else "'" + text.replace("'", "'\\''") + "'"
 
 
@@ -267,7 +267,7 @@ def _duration(seconds: float) -> str:
 
 
 def _longest_duration(times: Iterable[float]) -> str:
-    """The longest of several time limits, where 0 means no limit."""
+    """The longest of several time limits in HAProxy's syntax; a limit of 0 means no limit."""
     found = [*times]
     return _duration(0.0 if 0.0 in found else max(found))
 
@@ -331,7 +331,7 @@ def _balance(policy: str) -> Iterator[str]:
 
 
 def _admission(route: Route) -> Iterator[str]:
-    """Rules that refuse clients, and that redirect requests if the route is a redirect."""
+    """Rules that refuse clients outside `route.allow`, and that redirect requests if the route is a redirect."""
     if route.allow and EVERY not in route.allow:
         for networks in _network_groups(route.allow):
             yield f"    acl client_is_allowed var(txn.client) -m ip {networks}"
@@ -348,7 +348,7 @@ def _admission(route: Route) -> Iterator[str]:
 
 
 def _client_limit(limit: Limit | None, table: str) -> Iterator[str]:
-    """Rules that limit each client, by address or IPv6 network. Refused requests are not counted."""
+    """Rules that limit each client, by IPv4 address or /64 IPv6 network. Refused requests are not counted."""
     if limit is None:
         return
     client = "var(txn.client),ipmask(32,64)"
@@ -379,10 +379,10 @@ def _queue_timeout(limit: Limit | None) -> Iterator[str]:
 
 
 def _retries(route: Route) -> Iterator[str]:
-    """Send a failed request to another server: always if it was not sent, otherwise only if it may be repeated.
+    """Lines that retry a failed request on another server: always if it was not sent, otherwise only if idempotent.
 
-    Even without retries in the route, a request that may be repeated is sent once more if not a byte of an answer has
-    arrived: a server that stops closes idle connections, perhaps just when the request is sent.
+    Even without retries in the route, an idempotent request is sent once more if the server closed the connection
+    without a response: a stopping server closes idle connections, perhaps just when the request is sent.
     """
     failures = " junk-response response-timeout 502 503 504" if route.retries else ""
     yield f"    retries {route.retries or 1}"
@@ -529,7 +529,7 @@ def configuration_of(
 
 
 def _mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
-    """The aliases of the routes that a map looks up: routes with an exact host and no conditions, if there are many.
+    """The aliases of the routes to look up in a map: with an exact host and no conditions, if there are many.
 
     Only a route with a longer path could take precedence over one of these, and a map finds the longest path.
     """
@@ -645,7 +645,7 @@ def _client_address(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _condition(route: Route) -> str:
-    """The condition of the route, if no route before it has matched: " if …", or "" if it matches every request."""
+    """The condition that selects the route, after the rules of earlier routes: " if …", or "" if it is always true."""
     tests = []
     pattern = host_pattern(route.host)
     if pattern.tier == EXACT:
@@ -674,11 +674,11 @@ def _test(fetch: str, method: str, *values: str) -> str:
 
 
 class HaproxySetup(NamedTuple):
-    """A configuration with its sockets and files.
+    """A configuration with its files and sockets.
 
-    `states` are the server states by the names of backend and server. `bundles` are the contents of certificates with
-    their keys, and `authorities` the contents of CA files, both by file name. `descriptors` are the sockets that the
-    `bind` lines name. Each has its inode, because the number may later be reused for a different socket.
+    `states` are keyed by backend and server. `bundles` are the certificates with their keys, and `authorities` the CA
+    files: contents by file name. `descriptors` are the sockets in the `bind` lines, each as its number and inode,
+    because the number may later be reused for a different socket.
     """
 
     configuration: HaproxyConfiguration
@@ -698,7 +698,7 @@ class HaproxySetup(NamedTuple):
         return [number for number, _ in self.descriptors]
 
     def drain_commands(self) -> list[str]:
-        """The commands to send after a start of HAProxy with `text`, in which servers that drain are disabled."""
+        """Commands that drain servers after HAProxy was started with `text`, in which draining servers are disabled."""
         return [_state_command(place, state) for place, state in self.states.items() if state == DRAIN]
 
 
@@ -726,7 +726,7 @@ def setup_of(
     backends: Backends,
     withdrawn: Collection[str],
 ) -> HaproxySetup:
-    """The setup to run. `withdrawn` servers get no new requests; certificates are keyed by address and names."""
+    """The setup to run. `withdrawn` servers get no new requests; `certificates` are by listener address and hosts."""
     bundles: dict[str, bytes] = {}
     authorities: dict[str, bytes] = {}
     listeners = []
@@ -773,7 +773,7 @@ def _states(
     backends: Backends,
     withdrawn: Collection[str],
 ) -> Mapping[tuple[str, str], str]:
-    """The state of each server. Only the best available ones get traffic: ready, else starting, else sleeping."""
+    """Each server's state by backend and server. Starting servers are used if none is ready, then sleeping ones."""
     known: dict[tuple[bool, str], Route | StreamRoute] = {(False, each.alias): each for each in routes}
     known |= {(True, each.alias): each for each in streams}
     states = {}

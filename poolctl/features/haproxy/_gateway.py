@@ -274,7 +274,7 @@ _STATUSES = ("hrsp_1xx", "hrsp_2xx", "hrsp_3xx", "hrsp_4xx", "hrsp_5xx")
 
 
 class HaproxyStatistics:
-    """Adds up the counts of successive HAProxy processes in `counts`, although each new process counts from 0."""
+    """Sums up in `counts` the counts of successive HAProxy processes, each of which counts from 0."""
 
     def __init__(self, counts: Counts) -> None:
         self.connections = 0

@@ -97,9 +97,9 @@ class HaproxyProcess:
 
 
 class HaproxyProgram:
-    """Keeps one HAProxy process running, which serves by the last setup; earlier processes finish their requests.
+    """Keeps one HAProxy process running with the latest setup; replaced processes finish their requests.
 
-    `directory` is for its files, which hold keys; only the user of the pool may read it.
+    `directory` is for its files, including private keys: only the pool's user may read it.
     """
 
     def __init__(self, program: str, directory: str) -> None:

@@ -1,4 +1,4 @@
-"""HAProxy as an engine of the gateway: its policies, and the keys that it does not support."""
+"""HAProxy as an engine of the gateway: its load-balancing policies, and the keys that it does not support."""
 
 from __future__ import annotations
 

@@ -52,9 +52,9 @@ def _modules(words: list[str]) -> list[str]:
 
 
 def set_command(server: ForeignServer, words: list[str], line: int, port: str = "") -> None:
-    """Set the server's app or command from the words, and the keys that are equivalent to the options.
+    """Set the server's app or command from the words, and the keys of pool.toml that correspond to the options.
 
-    `port` is assigned by the other tool, or "" if it assigns none; `{port}` in the words stands for it.
+    `port` is the one that the other tool assigns, "" if none; `{port}` in the words stands for it.
     """
     words, variables = _without_prefix(words)
     for name, value in variables.items():
@@ -91,7 +91,7 @@ def set_quoted_command(server: ForeignServer, text: str, line: int) -> None:
 
 
 def set_shell_command(server: ForeignServer, text: str, line: int, port: str = "") -> None:
-    """Call `set_command` with the words of a shell command line; `port` is the value of its $PORT, "" if not set.
+    """Set the server's command from a shell command line, run by `sh -c` only if needed; `port` is its $PORT or "".
 
     A server whose line cannot be split is left out.
     """
@@ -351,7 +351,7 @@ def _set_given(server: ForeignServer, given: Mapping[str, Any], keys: Keys) -> N
 def _remark(
     server: ForeignServer, line: int, given: Mapping[str, Any], options: Sequence[str], unknown: list[str]
 ) -> None:
-    """Add remarks for given options without an equivalent."""
+    """Add a remark for each of the `options` that was given, and each `unknown` one: they have no equivalent."""
     for option in (*options, "--reload"):
         if option in given and _DEFAULTS.get(option, option) not in (given[option], None):
             value = given[option]

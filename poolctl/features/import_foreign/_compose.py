@@ -1,4 +1,4 @@
-"""A docker-compose.yml (https://docs.docker.com/reference/compose-file/): services that have a command."""
+"""A docker-compose.yml (https://docs.docker.com/reference/compose-file/): each service with a command is a server."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ class _Reader:
         return [*map(escaped, entrypoint), *(command or map(escaped, own))]
 
     def _ports(self, server: ForeignServer, ports: Any, inner: str, line: int) -> None:
-        """Set `bind` to the address that publishes the port `inner`, else to the first that `_with_port` accepts.
+        """Set `bind` to the published address of the port `inner`, else of the first port that `_with_port` accepts.
 
         The other published ports become remarks.
         """

@@ -1,4 +1,4 @@
-"""The pool that readers make of another tool's file, and its text: a pool.toml that validates."""
+"""A pool as read from another tool's file, and its conversion to the text of a valid pool.toml."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Remark(NamedTuple):
 
 
 class ForeignServer:
-    """A server to be written: `keys` are its keys in pool.toml, with strings in its notation (`$${` means `${`)."""
+    """A server to be written: `keys` are its keys in pool.toml, with strings escaped (`$${` means a literal `${`)."""
 
     def __init__(self, name: str, line: int) -> None:
         self.name = _invalid_characters.sub("-", name).strip("-")[:200] or "server"

@@ -98,7 +98,7 @@ def _noun(status: str, count: int) -> str:
 
 @dataclass(slots=True)
 class TrackedProblem:
-    """A lasting problem. `sent` is the severity with which it was last sent, "" if it was not sent yet."""
+    """A problem that has not ended. `sent` is its severity when it was last sent to the receiver, "" if never."""
 
     event: JournalEvent
     severity: str
@@ -107,7 +107,7 @@ class TrackedProblem:
     sent_at: float = 0.0
 
     def to_dict(self) -> Table:
-        """The problem for a successor, possibly of another version."""
+        """The problem as JSON for the next supervisor, possibly of another version."""
         return {
             "event": self.event.to_json(),
             "severity": self.severity,
@@ -118,7 +118,7 @@ class TrackedProblem:
 
     @classmethod
     def from_dict(cls, document: Table) -> TrackedProblem:
-        """The problem that `to_dict` returned in a predecessor."""
+        """The problem that the previous supervisor saved by `to_dict`."""
         rest = (document[key] for key in ("severity", "since", "told", "told_at"))
         return cls(JournalEvent.from_json(document["event"]), *rest)
 
@@ -198,7 +198,7 @@ class ProblemTracker:
         return min(times, default=None)
 
     def due(self, now: float, *, at_once: bool = False) -> Message | None:
-        """Compose the message that is due, or with `at_once` pending; else None. Its problems then count as sent."""
+        """Return the message that is due, or with `at_once` any pending one, else None. Marks its problems as sent."""
         at = self.next_at()
         if at is None or (now < at and not at_once):
             return None
@@ -233,7 +233,7 @@ class ProblemTracker:
         ]
 
     def to_dict(self) -> Table:
-        """The problems that were sent and are not resolved, for a successor."""
+        """The problems that were sent and are not resolved, by key, as JSON for the next supervisor."""
         return {key: each.to_dict() for key, each in self._open.items() if each.sent}
 
     def restore(self, document: Table) -> None:
@@ -265,7 +265,7 @@ def _text(event: JournalEvent) -> str:
 
 
 def _text_with_stacks(event: JournalEvent) -> str:
-    """The text, with the innermost calls of the first hung worker; the journal has all hung workers."""
+    """The event's text and the innermost calls of the first hung worker, if any; the journal has all hung workers."""
     stacks = event.detail.get("stacks")
     if not isinstance(stacks, list) or not stacks:
         return _text(event)

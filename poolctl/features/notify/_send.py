@@ -46,7 +46,7 @@ _COLOURS = {"error": "#d00000", "warning": "#e8a317", "info": "#2eb886"}
 
 
 class SendFailed(Exception):
-    """The attempt failed. With `again` a retry may succeed, but not before `after_seconds`."""
+    """An attempt to send has failed. If `again` is true, it may be repeated, but only after `after_seconds`."""
 
     def __init__(self, message: str, *, again: bool = True, after_seconds: float = 0.0) -> None:
         super().__init__(message)
@@ -210,7 +210,7 @@ def _exit_text(returncode: int) -> str:
 
 
 def document(message: Message, pool: str) -> Table:
-    """The body for a webhook, also the standard input of a command."""
+    """The message as JSON: the body for a webhook, and the standard input of a command."""
     return {
         "schema": 1,
         "pool": pool,

@@ -1,7 +1,4 @@
-"""The notifications of a pool's problems: what the feature does in the supervisor.
-
-Sends messages to each configured receiver, retries, and leaves unsent messages to a successor.
-"""
+"""The feature's part of the supervisor: sends notifications, retries, and saves unsent ones for the next supervisor."""
 
 from __future__ import annotations
 
@@ -72,10 +69,9 @@ class Outbox:
     def record_failure(
         self, now: float, *, again: bool = True, after_seconds: float = 0.0, jitter: float = 0.0
     ) -> bool:
-        """Schedule another attempt for the first message and return True, or drop the message and return False.
+        """Schedule a retry of the first message and return True; if expired or not `again`, drop it and return False.
 
-        Without `again` it is dropped. The attempt is due after `after_seconds` or later. `jitter` is a random number
-        from -1 to 1.
+        The delay doubles with each failure, and is at least `after_seconds`. `jitter` is a random number from -1 to 1.
         """
         since = self._waiting[0][1]
         delay = min(INITIAL_SECONDS * 2.0 ** min(self._attempts, 30), MAX_DELAY_SECONDS)
@@ -88,14 +84,14 @@ class Outbox:
         return True
 
     def to_list(self) -> list[object]:
-        """The waiting messages, for a successor."""
+        """The waiting messages as JSON, for `restore`."""
         return [
             [[*message[:-1], [event.to_json() for event in message.events]], since]
             for message, since in self._waiting
         ]
 
     def restore(self, waiting: list[Any]) -> None:
-        """Continue with the messages that a predecessor could not send."""
+        """Add the messages that an earlier outbox could not send, from its `to_list`."""
         for (status, severity, title, lines, time, events), since in waiting:
             found = tuple(map(JournalEvent.from_json, events))
             self._waiting.append((Message(status, severity, title, tuple(lines), time, found), since))
@@ -105,7 +101,7 @@ class DeliveryTask:
     """Sends to one receiver and retries in its own task, so that receivers do not delay each other."""
 
     def __init__(self, notify: Notify, part: Notifications, left: Table) -> None:
-        """`left` is the state left by a predecessor."""
+        """`left` is the state that an earlier task for this receiver left by `to_dict`, or {}."""
         self.notify = notify
         self._part = part
         self._problems = ProblemTracker(notify, part)
@@ -145,7 +141,7 @@ class DeliveryTask:
                     await self._attempt(message)
 
     def to_dict(self) -> Table:
-        """The state for a successor; {} without any. The keys of `open` are "state SERVER" or "health SERVER"."""
+        """The state for the next task, or {}. Keys of `open`, the problems, are "state SERVER" or "health SERVER"."""
         found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
         return found if any(found.values()) else {}
 
@@ -243,7 +239,7 @@ class Notifications(FeaturePart):
             delivery.compose_now()
 
     async def aclose(self) -> None:
-        """Try for two seconds to send the pending messages; the rest is left to a successor."""
+        """Try for two seconds to send the pending messages, and save the others for the next supervisor."""
         if self._unsubscribe is None:
             return
         self._unsubscribe()
@@ -252,7 +248,7 @@ class Notifications(FeaturePart):
         self.save()
 
     def save(self) -> None:
-        """Write the deliveries' state for a successor."""
+        """Write the open problems and unsent messages to a file for the next supervisor."""
         found = {label: left for label, delivery in self._deliveries.items() if (left := delivery.to_dict())}
         # Notifications are sent even if the disk is full.
         with contextlib.suppress(OSError):

@@ -17,7 +17,7 @@ _ALLOWED = '"http://HOST:PORT", "https://HOST:PORT", either with a path, or "uni
 
 
 def _operator_url(text: str) -> str:
-    """The normalised address of an operator. Raises BadValue, without quoting the address: it may hold a password."""
+    """The normalized URL of an operator. Raises BadValue, whose message omits the URL: it may hold a password."""
     if text.lower().startswith("unix:"):
         try:
             address = parse(text)

@@ -84,7 +84,7 @@ class OperatorSettings:
 
 
 class _Service:
-    """The state of one service; its count is in the page at `slot`."""
+    """The state of one service; `slot` is the index of its count in UnsentCounts.words."""
 
     __slots__ = ("failures", "name", "sending", "slot", "why")
 
@@ -98,11 +98,11 @@ class _Service:
 
 
 class OperatorClient:
-    """Reports to one operator: one request in flight per service, and at most one per `retry_seconds`.
+    """Reports request counts to one operator: one report in flight per service, and at most one per `retry_seconds`.
 
-    Unsent counts in `directory` outlive this process: the next client there continues with them, and does not report
-    services that its predecessor has just reported. `report(kind, message, severity)` is called once when the operator
-    becomes unreachable, and once when it is reachable again. Create and use it on the running loop.
+    Unsent counts are kept in `directory` when this process ends. The next client there sends them, and also waits
+    `retry_seconds` after the last reports. `report(kind, message, severity)` is called once when the operator becomes
+    unreachable, and once when it is reachable again. Create and use the client on the running loop.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class OperatorClient:
                 self._postpone(service)
 
     def stop_sending(self) -> None:
-        """Stop sending but continue counting, because a successor sends. A request in progress is completed."""
+        """Stop sending but continue counting, because a new process sends. A report in progress is completed."""
         self._stopped = True
         for service in self._services.values():
             if isinstance(service.sending, asyncio.TimerHandle):
@@ -198,7 +198,7 @@ class OperatorClient:
         return service
 
     def _forget_idle(self) -> None:
-        """Free the places of idle services for new ones. Only the oldest two are examined per new service."""
+        """Free the slots of idle services. Called for each new service, and examines only the two oldest ones."""
         now = self._loop.time()
         for service in [*self._services.values()][:2]:
             del self._services[service.name]
@@ -218,7 +218,7 @@ class OperatorClient:
         self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
 
     def _bounded(self, due: float) -> float:
-        """The time recorded by another process, limited to the longest possible pause from now."""
+        """`due`, a time recorded by another process, but no later than the longest possible pause from now."""
         most = max(MOST_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
         return min(due, self._loop.time() + most)
 
@@ -344,7 +344,7 @@ class OperatorClient:
         other.remove()
 
     def _postpone_until(self, due_ns: Mapping[str, int]) -> None:
-        """Report these services no earlier than the time at which another process would have reported them again."""
+        """Postpone these services' reports to the times at which another process would have sent them, if later."""
         for name in due_ns.keys() & self._services.keys():
             service, due = self._services[name], self._bounded(due_ns[name] / 1e9)
             if due > self._due_time(service):
@@ -352,7 +352,7 @@ class OperatorClient:
                 self._postpone(service)
 
     def _postpone(self, service: _Service) -> None:
-        """Reschedule the service's report, whose time has changed, unless it is in progress."""
+        """Reschedule the service's report after its due time has changed, unless the report is in progress."""
         if isinstance(service.sending, asyncio.TimerHandle):
             self._schedule(service)
 
@@ -386,11 +386,11 @@ class RequestReporter:
         self.client.count(route.alias)
 
     def snapshot(self) -> Table:
-        """The counts for the process's report."""
+        """The counts of the client, for the report of the gateway's process."""
         return self.client.snapshot()
 
     def drain(self) -> None:
-        """Stop reporting, because a successor process reports from now on."""
+        """Stop reporting, because a new gateway process reports from now on."""
         self.client.stop_sending()
 
     def close(self) -> None:
@@ -399,11 +399,11 @@ class RequestReporter:
 
 
 class UnsentCounts:
-    """A page of counts, one slot per service.
+    """The counts of unreported requests, in an array with one slot per service.
 
-    `words[slot]` is the count of a service, and `words[slot + DUE_NS]` the time when it may be reported. With a
-    directory the page is a file there, locked by this process; otherwise it is private memory. `words` is replaced when
-    the page grows.
+    `words[slot]` is the count of a service, `words[slot + DUE_NS]` the monotonic time when it may be reported. With a
+    directory the array is in a file there, locked by this process; otherwise it is in private memory. `words` is
+    replaced when the array grows.
     """
 
     def __init__(self, directory: str) -> None:
@@ -505,7 +505,7 @@ class UnsentCounts:
 
 
 class OtherCounts:
-    """The counts of another process, which this process may take over when the other has ended."""
+    """The counts in the file of another process, which this process may take over once the other has ended."""
 
     def __init__(self, path: str, fd: int, words: memoryview) -> None:
         self.path = path
@@ -516,7 +516,7 @@ class OtherCounts:
         return f"<OtherCounts {self.path}>"
 
     def due_ns(self) -> dict[str, int]:
-        """When each of its services may be reported again."""
+        """For each service, the monotonic time in nanoseconds at which it may be reported again."""
         return {name: self._words[slot + DUE_NS] for name, _, slot in _records(self._words)}
 
     def has_ended(self) -> bool:
@@ -528,7 +528,7 @@ class OtherCounts:
         return True
 
     def counts(self) -> list[tuple[str, int, int]]:
-        """The services with a count, the counts, and their slots for `clear`."""
+        """Service, count and slot for each count that is not 0; `clear` takes the slot."""
         return [each for each in _records(self._words) if each[1]]
 
     def clear(self, slot: int) -> None:

@@ -1,6 +1,6 @@
-"""The supervisor's part: settings for the operator that is informed, and the pool as the operator of others.
+"""The feature's part of the supervisor: an endpoint for reports of requests, and settings to report to an operator.
 
-The endpoint has the form of KubeElasti's: clients report requests for a service, and the service is scaled up.
+The endpoint is compatible with KubeElasti's: clients report requests for a service, and the service is scaled up.
 Permission to report is checked for each request. No slow or hostile client can hold up the others.
 """
 
@@ -52,9 +52,9 @@ class Scaling(Protocol):
 
 
 class Access(NamedTuple):
-    """Who may report requests: with `open_to_all` every client, as of a Unix socket.
+    """Who may report requests. `open_to_all` admits every client, for a Unix socket, which has a file mode instead.
 
-    Otherwise a client needs the token, a trusted address, or a certificate of the address's authorities.
+    Otherwise a client needs the token, an address in `trusted`, or a certificate of the configured CA.
     """
 
     open_to_all: bool = False
@@ -95,8 +95,8 @@ class Report(NamedTuple):
 class OperatorEndpoint(HttpEndpoint):
     """Answers POST requests to the path `endpoint`.
 
-    `endpoint`, `access`, `tls` and `namespace` may be changed at any time. If `namespace` is not None, reports for
-    others are answered with 404.
+    `endpoint`, `access`, `tls` and `namespace` may be changed at any time. Unless `namespace` is None, reports for
+    other namespaces are answered with 404.
     """
 
     def __init__(self, scaling: Scaling, events: Events) -> None:
@@ -115,7 +115,7 @@ class OperatorEndpoint(HttpEndpoint):
         return error.status, "application/json", _message(f"not a request: {error}")
 
     async def handle(self, request: ReceivedRequest, response: Responder) -> None:
-        """Answer a request of an operator's client."""
+        """Scale the service for which the client reports requests, and send a response; refuses invalid requests."""
         fields = [("content-type", "application/json")]
         status, message = self._answer(request)
         if status == 401:
@@ -206,7 +206,7 @@ def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
 
 
 def read_report(body: bytes) -> Report:
-    """The report in the body. A missing count is one request, a missing namespace the empty one. Raises ValueError."""
+    """Parse the body of a report. The count is 1 if missing, the namespace "". Raises ValueError."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
@@ -236,7 +236,7 @@ def _peer(sock: socket.socket) -> str:
 
 
 class PoolOperator(GatewayPart):
-    """Serves the address, and gives the gateway's process the settings of the operator that it informs."""
+    """Serves the address `bind`, and gives the gateway's process the settings of the operator at `url`."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)

@@ -1,4 +1,4 @@
-"""[operator]: an operator that is informed of incoming requests, and the pool as the operator of others."""
+"""[operator]: the operator that the gateway informs of requests (`url`), and this pool as an operator (`bind`)."""
 
 from __future__ import annotations
 

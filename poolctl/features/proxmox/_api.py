@@ -1,6 +1,6 @@
-"""The API of Proxmox VE: each request uses its own connection, and answers are converted to plain values.
+"""A client of the Proxmox VE API: each request uses its own connection, and answers are converted to plain values.
 
-No error, and no representation, names the token. https://pve.proxmox.com/pve-docs/api-viewer/
+Error messages and representations never contain the token. https://pve.proxmox.com/pve-docs/api-viewer/
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ class ProxmoxApi:
 
 
 def interface_addresses(interfaces: Any) -> frozenset[str]:
-    """The addresses of a container's interfaces, or those that a virtual machine's agent reports."""
+    """The addresses in a list of interfaces, as the API reports it for a container or a virtual machine's agent."""
     texts: list[object] = []
     for each in _rows(interfaces or [], "name"):
         texts += [each.get("inet"), each.get("inet6")]
@@ -260,7 +260,7 @@ def _identifying(texts: list[object]) -> list[str]:
 
 
 def _rows(data: Any, key: str) -> list[Table]:
-    """The objects of a list that have this key as text. Raises ApiError for anything but a list."""
+    """The objects in the list `data` that have a string as `key`. Raises ApiError if `data` is not a list."""
     if not isinstance(data, list):
         raise ApiError("its answer has another form than that of Proxmox VE", 200)
     return [each for each in _dicts(data) if isinstance(each.get(key), str)]

@@ -48,7 +48,7 @@ async def unknown_activities() -> Mapping[str, Activity] | None:
 
 
 class _StartState:
-    """The start of one machine: in progress, failed, or allowed again."""
+    """The state of starting or stopping one machine, and when it may be started again."""
 
     def __init__(self) -> None:
         self.state = ""  # instead of the inventory's state: starting, stopped, failed or unknown; or ""
@@ -98,7 +98,7 @@ class MachineStarter:
         self._watch_if_needed()
 
     def follow(self, guests: Mapping[str, Guest], *, read: bool) -> None:
-        """Manage these machines, by the URLs that lead to them. `read` means that their states have just been read."""
+        """Manage these machines, by target URL. `read` means that the API has just reported their states."""
         if not read:
             # States that were seen since the inventory was read are newer.
             seen = {each.vmid: each.status for each in self._guests.values()}
@@ -135,7 +135,7 @@ class MachineStarter:
             case.asked = True
 
     def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
-        """Begin to stop the machine if it was started here and is idle; requests wait once `is_idle` is called."""
+        """Begin to stop the machine if it was started here and `is_idle` returns True; requests wait meanwhile."""
         guest = next((each for each in self._guests.values() if each.vmid == vmid), None)
         case = self._start_states.setdefault(vmid, _StartState())
         if guest is not None and self._api is not None and case.work is None and vmid in self.started:
@@ -377,7 +377,7 @@ class MachineStarter:
                 self.stop(vmid, partial(self._is_idle, vmid, activity))
 
     async def _is_idle(self, vmid: int, known: Activity) -> bool:
-        """Whether the machine's activity is still `known`: no request has arrived since it was read."""
+        """Whether the machine's activity still equals `known`: no request has arrived since that was measured."""
         return self._activity(vmid, await self._activities()) == known
 
     def _activity(self, vmid: int, found: Mapping[str, Activity] | None) -> Activity | None:

@@ -1,6 +1,6 @@
-"""Links the routes of a pool to the machines of a Proxmox VE cluster; the feature's part in the supervisor.
+"""The feature's part of the supervisor: links the routes of a pool to the machines of a Proxmox VE cluster.
 
-While the API does not answer, the last inventory stays in use, so no route depends on the API.
+While the API does not answer, the last inventory stays in use, and all routes are served.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class MachineLink(NamedTuple):
 
 
 class Inventory:
-    """The machines by name and by address. A name or address shared by several machines of a kind finds none."""
+    """The machines by name and by address. Ignores a name or address that several machines of a kind share."""
 
     def __init__(self, nodes: Iterable[Node] = (), guests: Iterable[Guest] = ()) -> None:
         self.nodes = tuple(nodes)
@@ -155,10 +155,10 @@ def _unambiguous(machines: Sequence[tuple[str, frozenset[str], MachineLink]]) ->
 
 
 class ProxmoxInventory:
-    """Reads the inventory, and links routes to it; `problem` is why it cannot be read now, or "".
+    """Reads the inventory regularly, and links routes to it; `problem` is why it cannot be read now, or "".
 
-    `starter` starts machines, and has their states. `changed` is called when links or states may have changed. With
-    `activities` of targets, idle machines are stopped.
+    `starter` starts and stops machines. `changed` is called when links or states may have changed. Idle machines are
+    stopped only if `activities` returns the activity of targets.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class ProxmoxInventory:
         self._newly_read = False
 
     def follow(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
-        """Read the inventory regularly with the settings of this table, and its token again; None stops reading."""
+        """Apply this table and read its token again: the inventory is read regularly; None stops this."""
         self._table = table
         self._api = None if table is None else ProxmoxApi(table, environment)
         self.starter.configure(table, self._api)
@@ -201,7 +201,7 @@ class ProxmoxInventory:
             self._reading = asyncio.ensure_future(self._read_periodically())
 
     def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
-        """Link these routes, which are the current ones."""
+        """Link these routes to machines, in place of the previous routes."""
         if has_addresses(routes) and not has_addresses(self._routes):
             self._due.set()
         self._routes = routes
@@ -318,7 +318,7 @@ class ProxmoxInventory:
         self.problem = why
 
     def _link(self, *, read: bool) -> None:
-        """Find the machines of the routes in the inventory. `read`: the inventory was just read."""
+        """Link the routes to machines in the inventory. `read` means that the inventory was just read."""
         self._newly_read = self._newly_read or read
         if len(self._routes) <= _MOST_LINKED_AT_ONCE:
             self._use_links(links_of(self._routes, self.inventory))
@@ -365,7 +365,7 @@ class ProxmoxInventory:
 
 
 class Machines(GatewayPart):
-    """Links the gateway's routes to machines, once the pool has a gateway."""
+    """Links the gateway's routes to machines, as soon as the pool has a gateway."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)

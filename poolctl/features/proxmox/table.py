@@ -1,4 +1,4 @@
-"""[proxmox]: the API of Proxmox VE that knows the machines behind routes."""
+"""[proxmox]: the API of Proxmox VE, from which routes are linked to machines."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ProxmoxTable(Table):
             yield Finding((), "the API token is missing", hint)
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """No problems, and warnings about obstacles to links: routes are served without links, too."""
+        """Return no problems, only warnings about what prevents links: routes are served without links, too."""
         return [], [*_no_route(names), *self._token(env), *self._ca()]
 
     def _token(self, env: Mapping[str, str]) -> Iterator[Finding]:

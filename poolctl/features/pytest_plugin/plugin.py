@@ -1,6 +1,6 @@
 """Fixtures with running pools, and their servers' logs in the reports of failed tests.
 
-pytest imports this module in every run of every project with poolctl installed, so it imports nothing else.
+pytest imports this module in every run of every project with poolctl installed, so `pools` is imported on first use.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class PoolUnderTest:
         )
 
     def sections(self, since: float) -> list[tuple[str, str]]:
-        """The sections of a report: the log of each server with output."""
+        """Titles and texts for a test report: each server's log since a time.time() value, if it has output."""
         self._await_logger()
         logs = {name: self.log(name, since) for name in self._servers}
         return [(f"Log of server {name}", "\n".join(lines)) for name, lines in logs.items() if lines]
@@ -132,7 +132,7 @@ class Pools:
                 shutil.rmtree(self._directory, ignore_errors=True)
 
     def sections(self, since: float) -> list[tuple[str, str]]:
-        """The sections of a report: the log of each server with output, of all pools."""
+        """Titles and texts for a test report: the log of each server of all pools, if it has output."""
         return [section for started in self._started.values() for section in started.sections(since)]
 
     def _files(self, source: Any) -> list[str]:

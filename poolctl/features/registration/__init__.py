@@ -1,4 +1,4 @@
-"""Registration: services become backends of routes while the pool runs, by command or at the address [registration]."""
+"""Registration: services become backends of routes at run time, by `poolctl register` or over HTTP ([registration])."""
 
 from poolctl.feature import Feature
 

@@ -69,7 +69,7 @@ class Registration(Table):
 
     @property
     def has_place(self) -> bool:
-        """Whether the service defines the host or the path of its own route."""
+        """Whether the service asks for a route of its own, by a host or a path."""
         return self.host is not None or self.path is not None
 
 
@@ -98,7 +98,7 @@ class RegisteredService:
 
     `deadline`, on the monotonic clock, is when it becomes silent or, if it already is, when it is removed. `owner` is
     the client of [registration] that has registered it, "" for the control socket. `record` is its state in JSON for
-    a successor, updated after each change.
+    the next supervisor, updated after each change.
     """
 
     __slots__ = (
@@ -144,12 +144,12 @@ class RegisteredService:
 
     @property
     def problem(self) -> str:
-        """Why the service gets no requests."""
+        """Why the service gets no requests: the reason if known, else its state."""
         return self.why or self.state
 
     @property
     def is_probed(self) -> bool:
-        """Whether the service's state is the result of a probe."""
+        """Whether the service has a probe."""
         return self.hysteresis is not None
 
     @property
@@ -195,9 +195,9 @@ class Registrations:
     def register(self, settings: Registration, owner: str = "") -> tuple[RegisteredService, str]:
         """Register a service; returns it with the result: registered, changed, recovered, or refreshed by a heartbeat.
 
-        A known service keeps its probe if the request names no probe. Raises RegistrationRefused if it contradicts
-        another service of its name, belongs to another owner, or exceeds the limit. The owner "" may change all
-        services.
+        A known service keeps its probe if the request names no probe. Raises RegistrationRefused if another service of
+        its name has another host or path, the service has another owner, or a limit is reached. The owner "" may change
+        all services.
         """
         self._check_place(settings)
         service = self._by_name.get(settings.name, {}).get(settings.to)
@@ -249,7 +249,7 @@ class Registrations:
 
     @property
     def due(self) -> float | None:
-        """The next time at which `expire` has something to do, on the monotonic clock."""
+        """The monotonic time at which `expire` next has something to do; None if never."""
         due = min((each.deadline for each in self), default=math.inf)
         return None if due == math.inf else due
 
@@ -307,11 +307,11 @@ class Registrations:
         }
 
     def restore(self, table: JsonTable, *, whole: bool = False, stopped: bool = False) -> None:
-        """Continue with a service of the previous supervisor; ignored if it is not valid.
+        """Restore a service from the state that the previous supervisor saved; ignored if the state is invalid.
 
-        Its deadline is a time of the monotonic clock, which both supervisors share. `whole` begins its time-to-live
-        again, because the last heartbeats were not saved. `stopped` means that the pool was stopped in between, so a
-        service with a probe has to pass it again.
+        Its deadline is a time of the monotonic clock, which both supervisors share. `whole` restarts its time-to-live,
+        because the last heartbeats were not saved. `stopped` means that the pool was stopped in between, so a service
+        with a probe has to pass it again.
         """
         settings = registration_of(table.get("settings") or {}, [])
         if settings is None or table.get("state") not in _STATES:
@@ -330,7 +330,7 @@ class Registrations:
             self._schedule_expiry(service, min(max(left, least), most))
 
     def _check_place(self, settings: Registration) -> None:
-        """Raise RegistrationRefused if another service of this name, which shares its route, has another place."""
+        """Raise RegistrationRefused if another service of this name, and so of its route, has another host or path."""
         if not settings.has_place:
             return
         for other in self.of(settings.name):
@@ -385,9 +385,9 @@ def with_registrations(
     tables: Tables,
     registered: Iterable[Registered],
 ) -> tuple[AnyRoute, ...]:
-    """The `routes`, with registered backends added to those that accept them, and then the services' own routes.
+    """The `routes` with registered services added as backends, followed by the services' own routes.
 
-    A service without a route, and an own route whose host and path are taken, are excluded with the reason.
+    A service without a route, or with a host and path that are taken, becomes an ExcludedRoute with the reason.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None:

@@ -49,7 +49,7 @@ def perform(request: CommandRequest) -> Outcome:
 def ask_about(
     request: CommandRequest, options: Table, sentence: Callable[[RegistrationReport], str]
 ) -> Outcome:
-    """Send the request; the outcome's text has a `sentence` for each service in the answer. Raises NoSupervisor."""
+    """Send the request to the supervisor; the output has a `sentence` for each service. Raises NoSupervisor."""
     result = ask_for(RegistrationsResult, request, find_pool(request), more=options)
     outcome = Outcome.of(result, "\n".join(map(sentence, result.items)))
     if request.output == "name":

@@ -1,4 +1,4 @@
-"""Services register as backends of routes, and leave: the verbs, the events, and the state for a successor.
+"""Manages services that register as backends of routes: the verbs, the events, and the state for the next supervisor.
 
 A service that has left, is silent or fails is taken out of the route table at once. Only such changes produce a new
 table; a heartbeat does not. At the address [registration] services register by HTTP, with the token of a client that
@@ -354,10 +354,10 @@ class TargetRegistration(GatewayPart):
     # State for the next supervisor.
 
     async def _resume(self) -> None:
-        """Continue with the services of the previous supervisor.
+        """Restore the services of the previous supervisor.
 
-        If it was killed together with its keeper, they are in a file of the runtime directory. If the pool was stopped,
-        they are in a file of the state directory, which is valid for one start and is removed.
+        Their state is in the keeper or, if that was killed too, in a file of the runtime directory. If the pool was
+        stopped, it is in a file of the state directory, which is valid for one start and is removed.
         """
         _, fds = await self._keeper.call({"op": "get", "name": fd_store.REGISTRATIONS})
         stopped = _pop_stopped(self._path)
@@ -454,7 +454,7 @@ def _refusal(code: int, message: str, hint: str) -> RegistrationsResult:
 
 
 class Client:
-    """A client with the digest of its token, and its permissions. Without networks any address is allowed."""
+    """A client of [registration]: its token's digest, routes, and networks; without networks any address is allowed."""
 
     def __init__(self, name: str, token: str, routes: tuple[str, ...], allow: tuple[str, ...] = ()) -> None:
         self.name = name
@@ -672,7 +672,7 @@ def read_options(body: bytes, verb: str) -> Table:
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """The client of a connection. Addresses of one /64 IPv6 network share a key. Raises Refused if it has left."""
+    """The client of a connection. IPv6 addresses of one /64 network share a key. Raises Refused if it disconnected."""
     if sock.family == socket.AF_UNIX:
         return Peer(None, f"uid {peer_credentials(sock)[1]}")
     try:

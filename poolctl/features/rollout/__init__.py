@@ -1,4 +1,4 @@
-"""Rollouts: new code or configuration for a share of a server's traffic, promoted or withdrawn by its figures."""
+"""Rollouts: a canary serves a share of a server's traffic, and is promoted or withdrawn by its measurements."""
 
 from poolctl.feature import Feature
 

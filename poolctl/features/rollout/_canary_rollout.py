@@ -27,10 +27,10 @@ PROMOTED, WITHDRAWN = "promoted", "withdrawn"
 
 
 class RolloutPlan(NamedTuple):
-    """A requested rollout: `canaries` workers of `config`, judged after at least `seconds` and `min_requests`.
+    """A requested rollout: `canaries` workers of `config`, promoted after at least `seconds` and `min_requests`.
 
-    With `apart` the gateway gives the canaries exactly `share`; otherwise each canary gets as much traffic as any other
-    worker, and `why` gives the reason if the server has routes.
+    With `apart`, an address of their own, the gateway gives the canaries exactly `share`; otherwise each canary gets as
+    much traffic as any other worker, and `why` gives the reason if the server has routes.
     """
 
     config: ServerConfig
@@ -152,7 +152,7 @@ class CanaryRollout:
             self._conclude(WITHDRAWN, reason)
 
     def _server_changed(self, entry: Entry) -> None:
-        """Called by the core when a server has changed."""
+        """Continue or withdraw the rollout, depending on the server's new state. Called on each change of a server."""
         if entry is not self.entry or self.is_over:
             return
         if self._state == PROMOTING:
@@ -266,7 +266,7 @@ class CanaryRollout:
 
 
 class GenerationFigures:
-    """The figures of one generation's workers since the object was created, from their tally pages.
+    """Measures the workers of one generation from the creation of this object on, by their request counters.
 
     Workers that have ended stay counted with their figures from the last `measure`.
     """

@@ -27,8 +27,8 @@ _CONDITION = re.compile(
 class RolloutFigures:
     """The figures of one generation's workers since the rollout began; None if unknown.
 
-    Errors are responses with a 5xx status, and responses that the application aborted. `memory_bytes` is the memory
-    of the largest worker.
+    Errors are responses with a 5xx status, and responses that the application aborted. `memory_bytes` is the memory of
+    the worker that uses most.
     """
 
     workers: int = 0
@@ -48,9 +48,9 @@ class RolloutFigures:
 class RolloutReport:
     """A rollout: `state` is starting, running, paused, promoting, promoted or withdrawn.
 
-    `reason` says why it ended, or what it waits for. `share_asked` and `share` are from 0 to 1 and equal behind a
-    gateway; otherwise whole workers determine `share`. `canary` are the figures of the new generation, `before` the
-    figures of the other workers in the same time.
+    `reason` says why it ended, or what it waits for. `share_asked` is the requested share of the traffic, from 0 to 1,
+    and `share` the actual one, which differs if no gateway splits the traffic between the workers. `canary` are the
+    figures of the new generation, `before` the figures of the other workers in the same time.
     """
 
     name: str
@@ -172,9 +172,9 @@ def verdict(
     min_requests: int,
     is_over: bool,
 ) -> tuple[Verdict, str]:
-    """The verdict and its reason, "" for WAIT; `is_over` means that the rollout's time has passed.
+    """The decision and its reason, "" for WAIT; `is_over` means that the rollout's time has passed.
 
-    A condition on requests is judged only after `min_requests`, of both generations if it compares them. A canary with
+    A condition on requests is checked only after `min_requests`, of both generations if it compares them. A canary with
     fewer requests is not promoted.
     """
     for each in conditions:

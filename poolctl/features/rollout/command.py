@@ -129,7 +129,7 @@ def _shown(request: CommandRequest, result: RolloutResult) -> Outcome:
 
 
 def _line(rollout: RolloutReport) -> SimpleNamespace:
-    """A row of the table: figures of the new workers / of the other workers."""
+    """A row of the table, in which a figure is shown as `canary / other workers`."""
     both = rollout.canary, rollout.before
 
     def pair(of: str) -> str:

@@ -37,7 +37,7 @@ _LAST_CANARY_SECONDS = 5.0
 
 
 class Rollouts(FeaturePart):
-    """The rollouts of this supervisor, one per server at a time. A successor withdraws them."""
+    """The rollouts of this supervisor, one per server at a time. After a restart the next supervisor withdraws them."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
@@ -178,7 +178,7 @@ class Rollouts(FeaturePart):
             self._core.observers.discard(look)
 
     def _refuse_unfit(self, entry: Entry) -> None:
-        """Raise _NoRollout if the server cannot have a rollout now."""
+        """Raise _NoRollout if the server cannot have a rollout now, for example a job or a stopped server."""
         name, config = entry.name, entry.config
         if config.job or config.command:
             kind = "a job" if config.job else "a program, whose requests poolctl does not count"
@@ -236,9 +236,9 @@ def _plan_of_options(entry: Entry, options: Table) -> RolloutPlan:
 
 
 def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
-    """The plan for the changed configuration in the files, or for new code if no change needs new workers.
+    """The plan with the changed configuration `written`, or for new code if no change needs new workers.
 
-    Raises _NoRollout if a key has changed that all workers of the server share.
+    Raises _NoRollout if a changed key applies to all workers of the server.
     """
     keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:

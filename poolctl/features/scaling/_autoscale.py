@@ -28,7 +28,7 @@ _ROUNDING = 1e-9
 
 
 class Load(NamedTuple):
-    """A sample of a server's load over all its ready workers; `figures` are the measures of its triggers."""
+    """A sample of a server's load over all its ready workers; `figures` are the measurements by trigger."""
 
     at: float
     ready: int
@@ -38,7 +38,7 @@ class Load(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """A change of the number of workers, and the figure that caused it: per worker, or a latency in seconds.
+    """A change of the number of workers. `value` is the trigger's figure per worker, or a latency in seconds.
 
     `after` equals `before` if more workers are needed than `scale.max` allows.
     """
@@ -74,7 +74,7 @@ class _Window:
         return min(load.ready for load in self._samples)
 
     def value(self, trigger: str) -> float | None:
-        """The average of all workers together, or the latency in seconds; None if unknown."""
+        """The trigger's average figure for all workers together, or its latency in seconds; None if unknown."""
         found: float | None = self._sums[trigger].value
         return found
 
@@ -229,7 +229,7 @@ class Autoscale:
         return Decision(size, after, highest.trigger, highest.value, highest.target, self._window)
 
     def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
-        """The smallest number of workers that keeps the figure below its target by the margins of both windows.
+        """The fewest workers that keep the figure below its target with a margin, in the long and the short window.
 
         For a latency, that is 1 if the latency is below its target, else `size`.
         """

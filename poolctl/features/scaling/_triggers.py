@@ -22,7 +22,7 @@ _LEAST_RESPONSES = 20
 
 
 class Sample(NamedTuple):
-    """Figures of a server's ready workers; `counted` are their counts since the last sample, `seconds` ago."""
+    """Figures of a server's ready workers; `counted` is how far their counters have risen in the last `seconds`."""
 
     entry: Entry
     now: float
@@ -126,7 +126,7 @@ class RequestsPerSecond(WorkerFigure):
 
 
 class Cpu(WorkerFigure):
-    """Processor cores: the average between the last two measurements, half a second apart if the server is busy."""
+    """Processor cores in use, measured every half second if the server is busy, else every second."""
 
     def __init__(self, capabilities: Capabilities) -> None:
         super().__init__(capabilities)
@@ -171,7 +171,7 @@ class Latency:
         return Quantile(cls.share)
 
     def measure(self, sample: Sample) -> Sequence[int]:
-        """The number of responses by their latency; empty without responses."""
+        """The number of responses in each bucket of latencies; empty without responses."""
         responses = sample.counted[tally.BUCKETS : tally.COUNTED]
         return responses if any(responses) else ()
 

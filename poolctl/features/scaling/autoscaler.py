@@ -1,4 +1,4 @@
-"""The feature's part of the supervisor: samples servers with triggers, and sets the workers that their load needs."""
+"""The feature's part of the supervisor: samples the load of servers with triggers, and sets their number of workers."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class ServerLoad:
 
 
 class _ScaledServer:
-    """A sampled server, and the table `scale` that applies to the samples."""
+    """A server whose number of workers is decided from samples of its load, by its table `scale`."""
 
     def __init__(self, core: Core, entry: Entry, scale: Scale, now: float) -> None:
         self.entry = entry
@@ -82,7 +82,7 @@ class _ScaledServer:
 class Autoscaler(FeaturePart):
     """Sets the number of workers of each server that has triggers and workers, unless a command has set it.
 
-    One timer serves all servers. A supervisor that is calm, because it has died too often, changes no number.
+    One timer serves all servers. In calm mode, after repeated crashes of the supervisor, nothing is changed.
     """
 
     def __init__(self, site: PartSite) -> None:

@@ -1,4 +1,4 @@
-"""The keys of a server's table `scale` by which its load changes the number of workers."""
+"""The keys in a server's table `scale` that make the number of workers depend on its load."""
 
 from __future__ import annotations
 

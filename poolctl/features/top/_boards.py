@@ -99,7 +99,7 @@ class Board(Generic[Row]):
         self._select(self._at)
 
     def set_filter(self, text: str) -> None:
-        """Show only rows that contain all of these words, ignoring case."""
+        """Show only rows that contain all words of `text`, ignoring case."""
         self.filter = text
         self._arrange()
 
@@ -152,7 +152,7 @@ _HEALTH = ("ko", "warn", "unknown", "ok")
 
 
 def _problem_of_server(row: Measured) -> float:
-    """The rank of a server: 0 failing, 1 possibly failing, 2 in transition, 3 otherwise."""
+    """The server's rank by problems: 0 failed or unhealthy, 1 warning or not ready, 2 in transition, 3 otherwise."""
     if row.state in ("failed", "backoff") or row.health == "ko":
         return 0.0
     if row.health == "warn" or (row.state == "running" and not row.ready):
@@ -165,7 +165,7 @@ def _place(order: Sequence[str], word: str) -> float:
 
 
 def _no_figure(row: Any) -> None:
-    """The `figure` of an order that compares none, such as `name` and `file`: None for every row."""
+    """The function `figure` of orders that compare none, such as `name` and `file`: returns None."""
 
 
 SERVER_ORDERS: Mapping[str, Order] = {
@@ -212,7 +212,7 @@ ROUTE_ORDERS: Mapping[str, Order] = {
 
 
 class RouteBoard(Board[RouteRow]):
-    """The routes as rows; filters search alias, host, path, targets, way and state."""
+    """The routes as rows; filters search alias, host, path, targets, way (such as pass or proxy) and state."""
 
     orders = ROUTE_ORDERS
 
@@ -221,7 +221,7 @@ class RouteBoard(Board[RouteRow]):
         self._at_seconds = 0.0
 
     def receive(self, reports: Iterable[RouteReport], now: float) -> None:
-        """Show this result, which arrived at `now` in seconds, with the rates since the previous one."""
+        """Show these reports, received at `now` in seconds, with the rates since the previous ones."""
         seconds = now - self._at_seconds
         before = {row.name: row.report for row in self.rows}
         rows = [RouteRow(report) for report in reports]
@@ -238,7 +238,7 @@ class RouteBoard(Board[RouteRow]):
 
 
 def _rate(per_second: float | None, total: int) -> float:
-    """The rate, or the total as long as the rate is unknown."""
+    """The rate per second or, while that is unknown, the total count."""
     return total if per_second is None else per_second
 
 

@@ -1,7 +1,7 @@
 """Frames: the lines shown on the screen, or printed without a terminal.
 
-The table's columns are selected by width; their cells hold figures and sparklines. A server's log has a search and a
-level filter.
+The screen's width decides which columns a table has; their cells hold figures and sparklines. A log can be searched,
+and filtered by level.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ Styled = tuple[str, str]  # a text, and its style
 class Column(NamedTuple):
     """A column of the table. Columns with a lower `priority` get space first, and charts share the space left.
 
-    `sort` is the order that its heading marks, "" for none; a chart's heading shows its time span.
+    `sort` is the sort order for which the heading is highlighted, "" for none; a chart's heading shows its time span.
     """
 
     title: str
@@ -564,7 +564,7 @@ _TEXT_WIDTH = 120
 def frame_text(
     board: ServerBoard, pool: str, gateway: GatewayStatus | None = None, routes: RouteBoard | None = None
 ) -> str:
-    """The totals and the whole table of servers (or routes, if given); coloured only for a terminal."""
+    """The totals and the whole table of servers (or routes, if given); colored only for a terminal."""
     width = shutil.get_terminal_size((_TEXT_WIDTH, 24)).columns
     colours = coloured(sys.stdout)
     out = io.StringIO()
@@ -661,7 +661,7 @@ class LogPane:
         self._show(self._kept)
 
     def find(self, step: int, *, here: bool = False) -> None:
-        """Scroll to the next match above the last shown line, or below if `step` is -1; `here` includes that line."""
+        """Scroll to the next match above the bottom line, or below it if `step` is -1; `here` includes that line."""
         lines = list(self._lines)
         at = len(lines) - 1 - self.back - (0 if here else step)
         while 0 <= at < len(lines):

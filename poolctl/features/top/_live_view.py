@@ -34,7 +34,7 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 
 
 class Action(NamedTuple):
-    """A verb for one server. Notices show `doing` and `done`; a `question`, if any, has to be confirmed first."""
+    """A command for one server. Notices show `doing` and `done`; a `question`, if any, has to be confirmed first."""
 
     verb: str
     name: str
@@ -182,7 +182,7 @@ class LiveView:
     async def _ask(
         self, kind: type[Answer], verb: str, body: dict[str, Any], seconds: float = SILENCE_SECONDS
     ) -> Answer:
-        """The supervisor's answer. Raises ControlError."""
+        """Send the verb to the supervisor and return its answer, within `seconds`. Raises ControlError."""
         try:
             return await ask_async(kind, self._view.ref.socket, verb, body, timeout_seconds=seconds)
         except TimeoutError:

@@ -27,8 +27,8 @@ _ASCII = str.maketrans("●◐◑◒↻✗◌○⊘▁▂▃▄▅▆▇…▾�
 class Screen:
     """`with Screen() as screen`: keys arrive at once and without echo; on exit the terminal is always restored.
 
-    A terminal that accepts no output (Ctrl-S, a hung connection) delays frames, but neither keys nor the exit: `unsent`
-    is the rest of a frame, to be flushed once the descriptor `output` is writable.
+    If the terminal accepts no output (Ctrl-S, a hung connection), frames are delayed, but neither keys nor the exit:
+    `unsent` is the rest of a frame, to be flushed once the descriptor `output` is writable.
     """
 
     def __init__(self) -> None:
@@ -140,7 +140,7 @@ class Screen:
 
 
 def _non_blocking(fd: int) -> int:
-    """A new descriptor of the terminal, since the mode of `fd` is shared with the shell; `fd` if opening it fails."""
+    """A non-blocking descriptor of the terminal, leaving `fd`, shared with the shell, unchanged; `fd` if this fails."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
