@@ -1,8 +1,7 @@
 """Answers of a supervisor: typed values, from the verb that makes them to the command that prints them.
 
-A verb whose answer has more fields than `Result` has its own class, and the command reads the answer as that. The
-classes of a family of verbs are in a module of their own, because each class takes a millisecond to make: a command
-imports only those that it needs.
+A verb whose answer has more fields than `Result` has an answer class of its own. Classes of related verbs are in
+separate modules, because each class takes a millisecond to create: a command imports only those that it needs.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class ErrorEntry:
         return from_json(cls, problem.to_dict())
 
     def to_error(self) -> ServerError:
-        """The error to raise. An exit code of the command line is left out: the error's group fills in its own code."""
+        """The error to raise. A `code` up to 255 is an exit code and is left out: the group of errors sets its own."""
         code, error = (self.code, self.error) if self.code > 255 else (0, "")
         return ServerError(
             self.message, name=self.name, bind=self.bind, hint=self.hint, code=code, error=error
@@ -201,7 +200,7 @@ class ChangedFiles:
     """The files that have changed, and how many servers and tables a reload would add, remove and change.
 
     The numbers are None while unknown. If files are invalid, `problems` is the number of problems and `problem` the
-    first one. `applied`: no server ran, and the command has read the files again.
+    first one. `applied`: the command has applied the files itself, because no server ran.
     """
 
     files: tuple[str, ...]
@@ -227,7 +226,7 @@ class ServerStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressLine:
-    """A line before the result, with one of these fields; a rollout's notice also has its canary's `generation`."""
+    """A line sent before the result; one field is set. A rollout's notice also has the canary's `generation`."""
 
     progress: ServerStep | None = None
     warning: str | None = None
@@ -237,7 +236,7 @@ class ProgressLine:
 
 
 def item(config: ServerConfig) -> Item:
-    """A server as the files describe it, without a supervisor."""
+    """A server of the files, as it is shown while no supervisor runs."""
     return Item(
         name=config.name,
         bind=config.key,

@@ -87,7 +87,7 @@ if TYPE_CHECKING:
             """The result of `verb` as a document, as from `Client.call`."""
 
         def refuse_unknown(self, command: str) -> None:
-            """Raise ControlError (2) for a command that this platform does not have."""
+            """Raise ControlError (exit code 2) for a command that this platform does not have."""
 
 
 class Client:
@@ -121,11 +121,11 @@ class Client:
         on_progress: Callable[[Table], None] | None = None,
         timeout: float | None = None,
     ) -> Table:
-        """Return the supervisor's result for `verb`. Blocks for at most `timeout` seconds and a short grace.
+        """Return the supervisor's result for `verb`. Blocks for at most `timeout` seconds and a short grace period.
 
-        `on_progress` gets every message that comes before the result. Raises NoSupervisor when nothing
-        listens, ControlError (8) when the supervisor is silent or ends, ControlError (124) when the time is over. Some
-        commands are sent once more to the next supervisor, which completes the work of the first one.
+        `on_progress` gets every message that comes before the result. Raises NoSupervisor if nothing listens, and
+        ControlError: exit code 8 if the supervisor is silent or ends, 124 after the timeout. Some commands are sent
+        once more to the next supervisor, which completes the work of the first one.
         """
         end = None if timeout is None else monotonic() + timeout
         request: Table = {**(body or {})}
@@ -194,7 +194,7 @@ class Client:
     def ping(self, timeout: float | None = None) -> PingResult:
         """Return the supervisor's version and process ids. If it ends before it answers, its successor is asked.
 
-        Raises ControlError (8) if no answer comes within `timeout` seconds, SupervisorEnded if the successor ends too.
+        Raises ControlError (exit code 8) after `timeout` seconds, and SupervisorEnded if the successor ends too.
         """
         limit = self._silence_seconds if timeout is None else timeout
         answer = self._ping_once(limit) or self._ping_once(limit)
@@ -287,7 +287,7 @@ class Client:
     def _chunks(self, connection: socket, deadline: float | None) -> Iterator[bytes]:
         """Yield the data until the connection ends. While none arrives, check with pings that the supervisor lives.
 
-        Raises ControlError (124) at the deadline, and the errors of `ping`.
+        Raises ControlError (exit code 124) at the deadline, and the errors of `ping`.
         """
         while True:
             wait = self._silence_seconds
@@ -568,7 +568,7 @@ def last_words(log: str, start: int = 0) -> str:
 
 
 def write_exit(directory: str, *, status: int, reason: str, keeper_pid: int) -> None:
-    """Record why a pool ends without a command, for its `poolctl run`: exit status, and the process that exits last."""
+    """Record for `poolctl run` why the pool ends by itself: status, reason, and the process that exits last."""
     try:
         with open(f"{directory}/{_STATUS}", "w", encoding="utf-8") as file:
             file.write(json.dumps({"status": status, "reason": reason, "keeper_pid": keeper_pid}))

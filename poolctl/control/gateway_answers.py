@@ -1,4 +1,4 @@
-"""Answers of a supervisor about its gateway, and the part of other answers that describes it."""
+"""Answers of a supervisor about its gateway, and the gateway's parts of other answers."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class RegistryResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidatesResult(Result):
-    """The answer of `routes` with the operation "explain": those of the `total` routes that a request may take.
+    """The answer of `routes` with the operation "explain": the routes, out of `total`, that may match a request.
 
-    The request's host is in its header `header_for_host`. `excluded` are known routes of this host that are not served.
+    `header_for_host` is the header with the host. `excluded` are known routes of this host that are not served.
     """
 
     header_for_host: str = "Host"
@@ -93,9 +93,9 @@ def routes_to_servers(routes: Iterable[Route | StreamRoute]) -> dict[str, tuple[
 class GatewayStats:
     """The figures of the gateway; None means unknown.
 
-    Passed requests are those that workers have served on connections from the gateway. A stream's connections count
-    as proxied requests; refused requests may have had no route. Latencies are of proxied requests; rates are over the
-    last seconds.
+    Passed requests are those that workers served on client connections that the gateway passed to them. A stream's
+    connections count as proxied requests. Refused requests include those without a route. Latencies are of proxied
+    requests; rates are over the last seconds.
     """
 
     requests_total: int

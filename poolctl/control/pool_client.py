@@ -1,4 +1,4 @@
-"""A running pool as a Python object: the verbs of the command line, with the errors of `Pool`."""
+"""A running pool as a Python object: a method for each command, with the errors that `Pool` raises."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _SHARE = 1 / 3
 
 
 class Change(TypedDict):
-    """The change that a reload makes to a server. `keys` are the differing keys; `override` undoes a live change."""
+    """A change made by a reload. `keys` are the differing keys; `override` undoes a change made by a command."""
 
     name: str
     bind: str
@@ -74,7 +74,7 @@ def connect(config_or_name: str | os.PathLike[str] | None = None) -> PoolClient:
 
 
 def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
-    """The path of the control socket that a pool has or would have. Raises NoSupervisor for an unknown name."""
+    """The path of a pool's control socket, even if none exists; see `connect`. Raises NoSupervisor for a wrong name."""
     if config_or_name is None:
         from poolctl.config import ConfigNotFound, find_config
 
@@ -415,7 +415,7 @@ class PoolClient:
         """Add a server, until a reload, and return when it is ready.
 
         Its keys, as in a file, are given in a mapping or as keyword arguments; paths are relative to `base_dir`. Raises
-        PoolValidateError for an invalid server, ControlError (8) for a name or an address that is taken.
+        PoolValidateError for an invalid server, ControlError (exit code 8) for a name or an address that is taken.
         """
         place = os.path.abspath(base_dir)
         table = {**_table(server), **keys}
@@ -444,9 +444,8 @@ class PoolClient:
     def upgrade(self, *, force: bool = False) -> Table:
         """Upgrade the pool to this version of poolctl, and return when it is done; the servers' processes keep running.
 
-        A pool that already has this build is left unchanged without `force`.
-
-        Raises ControlError (8) when the running version refuses, PoolValidateError for files with problems.
+        A pool that already has this build is left unchanged without `force`. Raises ControlError (exit code 8) when the
+        running version refuses, PoolValidateError for files with problems.
         """
         return raise_for_errors("upgrade", to_json(self._client.upgrade(force=force)), PoolRestartError)
 
@@ -514,7 +513,7 @@ class PoolClient:
 
         With a `ttl`, repeat the call as a heartbeat, or use a `with` block, which sends heartbeats and unregisters at
         the end. `host` or `path` make a separate route; `probe` is a path, or a table like a server's readiness. Raises
-        PoolParamError or ControlError (8) for a refused service, PoolValidateError for an invalid one.
+        PoolParamError or ControlError (exit code 8) for a refused service, PoolValidateError for an invalid one.
         """
         given = {"ttl": seconds_of("ttl", ttl), "host": host, "path": path, "probe": probe}
         options = {"name": name, "to": absolute_url(to), "weight": weight, **given}
@@ -612,7 +611,7 @@ def seconds_of(argument: str, value: Timeout) -> float | None:
 
 
 def request_body(targets: Sequence[str], selector: Selection, options: Table) -> Table:
-    """The body of a request. Raises PoolParamError for an invalid timeout."""
+    """The JSON body of a request, with the timeout in seconds. Raises PoolParamError if the timeout is invalid."""
     if "timeout" in options:
         options = {**options, "timeout": seconds_of("timeout", options["timeout"])}
     return {"selector": {**(selector or {}), "targets": [*targets]}, "options": options}

@@ -57,7 +57,7 @@ def candidates(env: Mapping[str, str]) -> list[str]:
 
 
 def runtime_root(env: Mapping[str, str]) -> str:
-    """Return the runtime directory for a new pool, created if missing. Raises ControlError (7) if none can be used."""
+    """Return a new pool's runtime directory, created if missing. Raises ControlError (exit code 7) if none works."""
     refused = ""
     for path in candidates(env):
         try:
@@ -91,7 +91,7 @@ def pool_dir(env: Mapping[str, str], key: str) -> str:
 
 
 def make_pool_dir(env: Mapping[str, str], key: str) -> str:
-    """Return the pool's directory, created if missing. Raises ControlError (7) if that fails, or it is not private."""
+    """Return the pool's private directory, created if missing. Raises ControlError (exit code 7) on failure."""
     found = pool_dir(env, key)
     if os.path.isdir(found):
         check_private(found)
@@ -113,7 +113,7 @@ def make_pool_dir(env: Mapping[str, str], key: str) -> str:
 def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
     """Return the directory of the pool with this name or key; None if there is no such pool.
 
-    If several pools have the name, only running ones count. Raises ControlError (8) if several run.
+    If several pools have the name, only running ones count. Raises ControlError (exit code 8) if several run.
     """
     found = pool_dirs_named(env, name)
     if len(found) > 1:
@@ -129,9 +129,9 @@ def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
 
 
 def pool_dirs_named(env: Mapping[str, str], name: str) -> list[str]:
-    """Return the directories of the pools with this name, or only of the pool with this key; some may not be running.
+    """Return the directories of the pools with this name, or of the one pool with this key, whether they run or not.
 
-    The name is read from the info.json of each supervisor: the link `@NAME` can belong to one pool only.
+    The name is read from each pool's info.json, because only one of several pools can have the link `@NAME`.
     """
     if not name or "/" in name or name.startswith((".", "@")):
         return []
@@ -186,7 +186,7 @@ def _listens(path: str) -> bool:
 
 
 def control_socket(directory: str) -> str:
-    """Return the path of the control socket in a pool's directory. Raises ControlError (7) if it is too long."""
+    """Return the path of the control socket in a pool's directory. Raises ControlError (exit code 7) if too long."""
     path = f"{directory}/{SOCKET_NAME}"
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
         raise _not_permitted(
@@ -238,7 +238,7 @@ def make_private(path: str) -> None:
 
 
 def check_private(path: str) -> None:
-    """Raise ControlError (7) unless `path` is this user's own directory, not a link, and closed to other users."""
+    """Raise ControlError (exit code 7) unless `path` is this user's own directory, not a link, and private."""
     try:
         status = os.lstat(path)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""The routes of a running pool as a registry: live, and read only.
+"""The routes of a running pool as a registry: always current, and read only.
 
-The supervisor hands out its route table without secrets as a sealed file in memory, which is mapped here: look-ups stay
-in this process. On a connection that stays open the supervisor reports the generation of each later table, by which a
-look-up sees whether its table is outdated.
+The supervisor sends its route table, without secrets, as a sealed file in memory. It is mapped into this process, so
+that look-ups are local. On a connection that stays open, the supervisor reports the generation of each new table; a
+look-up then fetches that table first.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _FD_BYTES = array.array("i").itemsize
 
 
 class PoolRegistry(TableRegistry):
-    """The routes of a running pool, always those in force; secrets in them are masked. Close it, or use `with`.
+    """The current routes of a running pool; secrets in them are masked. Close it, or use `with`.
 
-    While no supervisor answers, the routes are those of the last answer. A pool without a gateway has none.
+    While no supervisor answers, it keeps the last known routes. It is empty for a pool without a gateway.
     """
 
     def __init__(self, client: Client) -> None:
@@ -137,7 +137,7 @@ class PoolRegistry(TableRegistry):
 
 
 class _Generations:
-    """The generations of the route table as a supervisor reports them on one connection."""
+    """Receives the generations of the route table that a supervisor reports on one connection."""
 
     def __init__(self, client: Client) -> None:
         self.pid = os.getpid()

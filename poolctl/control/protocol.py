@@ -1,6 +1,6 @@
-"""The version of answers and requests, verbs, and the words by which two versions of poolctl start each other.
+"""Versions of the control protocol, verbs, and the options with which two versions of poolctl start each other.
 
-Separate from `answers`, because most commands need these and few need its classes.
+Separate from `answers`, because most commands need these constants and few need the answers' classes.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class WorkerDetails:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveChanges:
-    """The live changes that override the configuration."""
+    """The changes by commands that override the configuration."""
 
     workers: int | None = None
     disabled: bool | None = None
@@ -46,7 +46,7 @@ class LiveChanges:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouteToServer:
-    """A route that leads to the server: `protocol` is http, tcp or udp; a stream's `host` is the gateway's address."""
+    """A route to the server; `protocol` is http, tcp or udp. For tcp and udp, `host` is the gateway's address."""
 
     alias: str
     protocol: str
@@ -56,7 +56,7 @@ class RouteToServer:
 
 @dataclass(frozen=True, kw_only=True)
 class Described(Item):
-    """A server with its effective configuration and the origin of each value; `routes` only with a gateway."""
+    """A server with its effective configuration and the origin of each value. `routes` is None without a gateway."""
 
     config: Table
     origin: dict[str, str] | None
@@ -108,7 +108,7 @@ class StatsHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStats:
-    """The figures of one worker; those from `requests_total` on are left out for a worker that counts no requests."""
+    """The figures of one worker; `requests_total` and later fields are left out if the worker counts no requests."""
 
     id: str
     pid: int | None
@@ -124,7 +124,7 @@ class WorkerStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """The figures of a server over all its workers, None if unknown; `counted` is False for programs."""
+    """The figures of a server over all its workers; None means unknown. `counted`: whether requests are counted."""
 
     requests_total: int | None
     requests_per_second: float | None
@@ -201,10 +201,10 @@ class MetricsResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HealthReport:
-    """The health of one route or server (see route_health); fields that the requested depth does not have are missing.
+    """The health of one route or server (see route_health), without fields that the requested depth leaves out.
 
-    `kind` is "route" or "server"; the name of a server is followed by " (server)" if a route has it too. A latency
-    that was not measured is null in JSON.
+    `kind` is "route" or "server". " (server)" is added to the name of a server that a route has too. A latency that was
+    not measured is null in JSON.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""One lifecycle for all pools: desired state and actual state of each server, and the actions between the two."""
+"""The lifecycle of servers: their desired state, their actual state, and the actions that reconcile the two."""

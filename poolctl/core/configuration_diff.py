@@ -49,7 +49,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class CurrentServer:
-    """A current server: its configuration, its live changes, and digests of the files that it has read."""
+    """A current server: its configuration, changes made by commands, and digests of the files that it has read."""
 
     config: ServerConfig
     overrides: Overrides = NO_OVERRIDES
@@ -63,10 +63,10 @@ def plan(
     files: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     missing: Collection[str] = (),
 ) -> list[Change]:
-    """The changes in the order of the files; servers removed from the files come first.
+    """The changes that a reload makes, in the order of the files; servers removed from the files come first.
 
     `written` are the servers of the configuration files. `files` has, by server name, the digests of the env and
-    certificate files that they name (see `digests`). `missing` are the names of servers that were removed live.
+    certificate files that they name (see `digests`). `missing` are the names of servers removed by a command.
     """
     there = {each.config.name: each for each in running}
     names = {server.name for server in written}
@@ -116,7 +116,7 @@ def server_changes(before: CurrentServer, server: ServerConfig, files: Mapping[s
 
 
 def _agreed_keys(before: CurrentServer, server: ServerConfig) -> set[str]:
-    """The keys of live changes whose values are now the same in the file."""
+    """The keys that a command has changed to the value that they now also have in the file."""
     return {
         key
         for key, live, written in (
@@ -128,7 +128,7 @@ def _agreed_keys(before: CurrentServer, server: ServerConfig) -> set[str]:
 
 
 def _fixed_workers(server: ServerConfig) -> int | None:
-    """The number of workers in the file; None where triggers control it."""
+    """The number of workers in the file; None if the server is scaled automatically."""
     return None if server.scale.is_automatic else server.scale.min
 
 
@@ -202,7 +202,7 @@ def _asks_for_client_certificates(config: ServerConfig) -> bool:
 
 
 def key_list_text(keys: Sequence[str]) -> str:
-    """The first keys as text, with the number of further ones."""
+    """The first four keys as text, followed by the number of further keys, if any."""
     shown = ", ".join(keys[:4])
     return f"{shown} and {len(keys) - 4} more" if len(keys) > 4 else shown
 

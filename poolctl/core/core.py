@@ -55,7 +55,7 @@ class TrafficSplit(Protocol):
 
 
 class Core:
-    """The servers of a pool, and the decisions about them, which follow each change before the loop sleeps.
+    """The servers of a pool. After each change, the next actions are chosen before the event loop sleeps.
 
     `calm`: only commands have effects. `observers` are called with each entry that may have changed.
     """
@@ -93,7 +93,7 @@ class Core:
         self._summaries: dict[str, tuple[object, ...]] = {}
 
     def touch(self, entry: Entry) -> None:
-        """Note that the entry has changed; it is decided on before the loop sleeps."""
+        """Note that the entry has changed; its next actions are chosen before the event loop sleeps."""
         self._queue.touch(entry)
 
     def take_changed(self) -> list[Entry]:
@@ -146,7 +146,7 @@ class Core:
         return actions
 
     def _refresh_sleep_facts(self, entry: Entry) -> None:
-        """Update the facts that decide whether the entry sleeps; stop watching a listener that is out of date."""
+        """Update the facts that decide whether the server sleeps; stop watching a listener of an old configuration."""
         kept = entry.kept
         entry.observed.needed = any(dependent.up for dependent in self.servers.dependents(entry))
         self._windows.review(entry)
@@ -188,11 +188,11 @@ class Core:
         retries: bool = True,
         after_stop: bool = False,
     ) -> None:
-        """Start the server, or let it run at the times of its schedule. Does not wait. Clears a failure or a backoff.
+        """Start the server or, if it has a schedule, let it run at its times. Does not wait. Ends a failure or backoff.
 
-        Without `retries` the first failure before it is ready is final. With `after_stop` a stop in progress
-        ends first, and another stop meanwhile cancels this start; without `after_stop` this start cancels a stop in
-        progress. A server that is disabled or being removed is not started.
+        Without `retries` a failure before the server is ready is final. With `after_stop` a stop in progress is
+        completed first, and another stop meanwhile cancels this start; without `after_stop` this start cancels a stop
+        in progress. A server that is disabled or being removed is not started.
         """
         if entry.is_disabled or entry.removed:
             return
@@ -235,7 +235,7 @@ class Core:
         self.touch(entry)
 
     def _want_no_worker(self, entry: Entry, desired: Desired) -> None:
-        """Set the desired state to one in which no worker runs. A removed server stays removed."""
+        """Set the desired state to one without workers, and end the canary. A server being removed keeps its state."""
         entry.schedule_stop_hook()
         entry.desired.stop_seconds, entry.desired.queued_start = None, None
         if not entry.removed:
@@ -287,8 +287,8 @@ class Core:
     def restart(self, entry: Entry, *, ignore_dependencies: bool = True, retries: bool = True) -> None:
         """Replace the server's workers by a new generation, or start the server if it is stopped.
 
-        Only a start waits for the server's dependencies, unless `ignore_dependencies`. `retries`: see `start`. A job
-        with a schedule does not run because of this: see `run_now`.
+        Without `ignore_dependencies`, a start waits for the server's dependencies; a replacement never does. `retries`:
+        see `start`. A job with a schedule keeps to its times; `run_now` runs it at once.
         """
         if entry.config.every is not None:
             self.start(entry, ignore_dependencies=ignore_dependencies)
@@ -332,7 +332,7 @@ class Core:
     def begin_recovery(
         self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool
     ) -> None:
-        """Record that a recovery begins: its report, and the times of all recoveries. Count a restart if `counts`."""
+        """Record the start of a recovery: its `report` and the times of all recoveries. Count a restart if `counts`."""
         entry.observed.recovering, entry.observed.recoveries = report, times
         entry.observed.restarts += counts
         self.touch(entry)
@@ -384,8 +384,8 @@ class Core:
     ) -> Canary:
         """Run `count` workers of a new generation with this configuration, alongside the server's own workers.
 
-        With the configuration `apart` they have an address of their own (see `open_canary_address`) and get
-        this `share` of the requests.
+        `apart` is a configuration with an address of their own (see `open_canary_address`), to which this `share` of
+        the requests goes; None: they use the server's address.
         """
         desired = entry.desired
         desired.newest += 1
@@ -399,9 +399,9 @@ class Core:
         return desired.canary
 
     def promote_canary(self, entry: Entry) -> None:
-        """Replace the server's code and configuration by the canary's. Old workers leave once all others are ready.
+        """Give the server the canary's code and configuration. Old workers leave once all new ones are ready.
 
-        The workers of a canary that is apart continue until it is withdrawn: they cannot move to the server's
+        If the canary has its own address, its workers continue until it is withdrawn: they cannot move to the server's
         address.
         """
         desired, observed = entry.desired, entry.observed
@@ -442,10 +442,10 @@ class Core:
         return canary
 
     def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
-        """Adopt the separate canary of a previous supervisor, if this is the first of its workers.
+        """Adopt a previous supervisor's canary with its own address, if this is the first worker found of it.
 
-        The gateway of that supervisor sends requests to the canary until the canary is withdrawn here. A canary that
-        was not recorded yet has the share 0.
+        The previous gateway sends requests to the canary until the canary is withdrawn here. The share of a canary that
+        was not recorded is 0.
         """
         desired = entry.desired
         is_apart = worker.config.key != entry.config.key and worker.generation > desired.generation
@@ -483,8 +483,8 @@ class Core:
     ) -> Entry:
         """Add a server without starting it.
 
-        If a server of that name is being removed, it is kept, with this configuration. `source` is the table
-        and the directory of a server that was added live. `restarts` and `failures` are added to its counts.
+        If a server of that name is being removed, it is kept, with this configuration. `source` is the table of a
+        server added by a command, and the directory of its paths. `restarts` and `failures` are added to its counts.
         """
         entry = self.servers.add(config)
         entry.desired.source = source
@@ -505,7 +505,7 @@ class Core:
         return next((each for each in others if not each.rests), None)
 
     def forget(self, entry: Entry) -> None:
-        """Remove a server that is at rest."""
+        """Remove a server that has no active worker, hook or listener."""
         self.servers.forget(entry)
         self._summaries.pop(entry.name, None)
         if self._trace is not None:
@@ -584,7 +584,7 @@ class Core:
             entry.become(Desired.SCHEDULED)
 
     def override(self, entry: Entry, overrides: Overrides = NO_OVERRIDES) -> None:
-        """Set the live changes that override the server's configuration; they replace all earlier ones."""
+        """Set the changes that commands have made to the server's configuration; they replace all earlier ones."""
         was_disabled = entry.is_disabled
         if (
             overrides.workers is None
@@ -598,9 +598,9 @@ class Core:
         self.touch(entry)
 
     def scale(self, entry: Entry, workers: int | None, figures: Table | None = None) -> None:
-        """Set the server's number of workers as its triggers demand, within its bounds; None means the minimum.
+        """Set the number of workers that the scaling triggers demand; None means the minimum.
 
-        `figures` are the figures behind the decision, recorded in its event.
+        It is kept within the configured bounds. `figures`, the measurements behind the decision, go into its event.
         """
         entry.desired.automatic, entry.desired.scaling = workers, figures or {}
         self.touch(entry)
@@ -618,7 +618,7 @@ class Core:
         self.override(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
 
     def _apply_disabled(self, entry: Entry, was_disabled: bool) -> None:
-        """Apply a change of `disabled`: stop the server, or start it with the dependents that stopped with it.
+        """Stop a server that has become disabled; start an enabled one, with the dependents that stopped with it.
 
         A server stopped by a command stays stopped.
         """
@@ -643,7 +643,7 @@ class Core:
     # Causes and warnings.
 
     def forget_cause(self, entry: Entry) -> None:
-        """Stop attributing the server's changes to the current cause, because its command is complete."""
+        """Stop attributing the server's further changes to the last command, because that is complete."""
         entry.desired.cause = None
 
     def warn(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
@@ -659,7 +659,7 @@ class Core:
     # Takeover from the previous supervisor.
 
     def expect_running(self, entry: Entry) -> None:
-        """Mark a server that was found running as wanted, unless a command stopped it."""
+        """Set the desired state of a server that was found running to RUN, unless it is STOPPED or REMOVED."""
         if entry.desired.state not in (Desired.STOPPED, Desired.REMOVED):
             entry.become(Desired.RUN)
             self._queue.note(entry)
@@ -669,7 +669,7 @@ class Core:
         self._addresses.adopt(entry, config, endpoints)
 
     def adopt_worker(self, entry: Entry, worker: Worker, *, recorded: bool = True) -> None:
-        """Adopt a running worker. Its generation becomes the serving one unless the entry's state was `recorded`."""
+        """Adopt a running worker. If the entry's state was not `recorded`, the newest adopted generation serves."""
         if not recorded and worker.phase is not Phase.DRAINING:
             entry.desired.generation = max(entry.desired.generation, worker.generation)
         if entry.removed:
@@ -699,7 +699,7 @@ class Core:
         self._executor.run_hook(entry, RunningHook(name, placement))
 
     def resume(self, entry: Entry) -> None:
-        """Continue managing an adopted server, whose serving generation may be newer than recorded, or be leaving."""
+        """Continue managing an adopted server; if no worker of the recorded generation stays, a newer one serves."""
         self._queue.note(entry)
         staying = {worker.generation for worker in entry.observed.staying}
         if entry.observed.workers and entry.desired.generation not in staying:
@@ -744,9 +744,9 @@ _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
 class Goal:
     """The state that a command wants its servers to reach.
 
-    Must be created before the command changes the core, so that later failures count as the command's own.
-    `kind` is the error that the command raises: for a PoolStopError the servers are to stop, for any other
-    error they are to run, and for a PoolRestartError no earlier process may be left.
+    Create it before the command changes the core, so that only later failures count. `kind` is the error that the
+    command raises: for a PoolStopError the servers are to stop, for any other error they are to run, and for a
+    PoolRestartError no earlier process may be left.
     """
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:

@@ -1,8 +1,8 @@
 """Decides the next actions for one server, and the consequence of a worker's exit. Pure functions.
 
-No clock, no I/O, no memory: time comes as facts (a backoff), and the executor reports the outcome of the
-actions as new facts. `decide` is called again after every change until it returns no action. With
-POOLCTL_TRACE=decisions each decision is logged with its reasons.
+They read no clock and do no I/O: the caller passes times and the results of earlier actions as facts. `decide` is
+called again after every change until it returns no action. With POOLCTL_TRACE=decisions each decision is logged with
+its reasons.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger("poolctl.supervisor")
 class Desired(StrEnum):
     """The desired state of a server.
 
-    `wanted`: commands want it to run, whether it does or not. `rests`: it should have no worker now.
+    `wanted`: by command it should run, even if it has failed or completed. `rests`: it should have no worker now.
     """
 
     wanted: bool
@@ -86,7 +86,7 @@ class ImpossibleChange(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """Live changes that override the configuration until a reload removes them."""
+    """Changes made by commands, which override the configuration until a reload removes them."""
 
     workers: int | None = None
     disabled: bool | None = None
@@ -178,7 +178,7 @@ class View:
 
     @property
     def staying(self) -> list[WorkerView]:
-        """The workers that are not leaving."""
+        """The workers that are not draining or stopping."""
         return [worker for worker in self.workers if worker.phase not in LEAVING]
 
     @property
@@ -194,7 +194,7 @@ class View:
 
     @property
     def falls_asleep(self) -> bool:
-        """Whether the server may fall asleep: it is complete, and no worker had traffic for its `scale.idle`."""
+        """Whether the server may fall asleep: all of its workers run and had no traffic for its `scale.idle`."""
         return (
             self.sleepy
             and not self.needed
@@ -252,7 +252,7 @@ class Rotate:
 
 @dataclass(frozen=True, slots=True)
 class Accept:
-    """Let a worker accept connections, or leave them to other workers."""
+    """Let a worker accept connections or, if not `accepting`, leave them to the server's other workers."""
 
     worker: str
     accepting: bool
@@ -328,7 +328,7 @@ def _decide_running(view: View) -> list[Action]:
 
 
 def _run_hooks(view: View) -> list[Action]:
-    """The action that runs the hook of an unfinished stop or, if none is due, the hook of the start."""
+    """The actions for a due hook: stop the workers, then run AFTER_STOP if it is due, else BEFORE_START."""
     if view.hook:
         return []
     if view.workers:
@@ -510,7 +510,7 @@ class Trace:
         return cls() if environment.get("POOLCTL_TRACE") == "decisions" else None
 
     def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
-        """Log the decision unless it repeats the last one. `withheld`: a calm supervisor does not perform it."""
+        """Log the decision unless it repeats the last one. `withheld`: not performed, as only commands take effect."""
         changed = ", ".join(_changes(self._views.get(name), view))
         self._views[name] = view
         if not (changed or actions):

@@ -148,7 +148,7 @@ def message_and_hint(error: Exception) -> tuple[str, str]:
 
 
 def restart_text(delay_seconds: float, count: int) -> str:
-    """A sentence about the restart after an exit: its delay, and its number within the window."""
+    """A sentence about the restart after an exit: its delay, and its number within the restart window if above 1."""
     # Rounded, because pauses have a random part.
     pause = format_duration(round(delay_seconds, 2 if delay_seconds < 1 else 1))
     when = f"restarting in {pause}" if delay_seconds > 0 else "restarting"
@@ -188,10 +188,10 @@ class OutputCause(NamedTuple):
 
 
 def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True) -> OutputCause:
-    """The reason that a server's program gave in its output before it ended.
+    """The reason for an exit, as found in the last output of the server's program.
 
-    An error about its own address takes precedence, then the last error, then the last line if the program
-    `refused` to continue.
+    An error about its own address takes precedence, then the last error. If there is none, it is the last line with
+    `refused` (the program failed before it was ready), else "".
     """
     found = [line.strip() for line in explanatory_lines(lines)]
     taken = [line for line in found if re.search(_ADDRESS_IN_USE, line, re.IGNORECASE)]
@@ -282,7 +282,7 @@ class StackReports:
         return found
 
     async def record_start_timeout(self, entry: Entry, worker: Worker, message: str) -> str:
-        """Record the stacks of a worker that is not ready in time; returns the message, with the place if known."""
+        """Record the stacks of a worker not ready in time; returns `message`, plus where it hangs if that is known."""
         stacks = await self.take(entry, worker)
         if stacks is None:
             return message
@@ -321,9 +321,9 @@ _OWN_SOCKET = (
 
 
 class Executor:
-    """Performs actions. One task follows each worker for its whole life; each action on a worker has a further task.
+    """Performs actions in tasks: one for the whole life of each worker, and a further one for each action on it.
 
-    The entry shows the progress of its workers, and the consequences of their exits.
+    They record the progress of workers and the consequences of exits in the entry.
     """
 
     def __init__(
@@ -580,7 +580,7 @@ class Executor:
             self._queue.run(self._stop_hook(entry.hooks.running.placement, entry.config.stop_timeout))
 
     def kill_hook(self, entry: Entry) -> None:
-        """Kill the running hook at once, and run none after the stop in progress."""
+        """Kill the running hook at once, and cancel the after_stop hook of the stop in progress."""
         if entry.hooks.after_stop_due:
             entry.observed.warnings.append(
                 f"{entry.name}: was killed: hooks.after_stop was not run to its end"
@@ -699,9 +699,10 @@ class Executor:
         await self._record_end(entry, worker, await self._watch(entry, worker))
 
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """Add the last line that the worker printed to its exit, if nothing else explains the exit.
+        """Add the cause found in the worker's output to its failure, if nothing else explains the exit.
 
-        The output is not read for the first death within the window, after which the worker is replaced at once.
+        The output is not read for the first exit of a ready worker within the restart window, since a restart follows
+        at once.
         """
         failure, config = worker.failure, worker.config
         since = self._clock.monotonic() - config.restart.window
@@ -723,7 +724,7 @@ class Executor:
     # Programs that bind a socket of their own instead of using the pool's.
 
     def _may_retry_without_listener(self, entry: Entry, worker: Worker) -> bool:
-        """Whether the program may be started again without the pool's listener, which prevents it from binding."""
+        """Whether to start the program again without the pool's listener, which may prevent it from binding."""
         config = worker.config
         return (
             not (entry.observed.socket_found or "socket" in config.given or config.binds_itself or config.job)
@@ -1036,7 +1037,7 @@ class Executor:
     def _fail(self, entry: Entry) -> None:
         """Mark the server as failed.
 
-        A server that sleeps without traffic sleeps again after the restart window; a request then wakes it.
+        If it may sleep, it goes to sleep after the restart window, and a request then wakes it.
         """
         entry.become(Desired.FAILED)
         restart = entry.config.restart

@@ -48,7 +48,7 @@ class _Timer:
 
 
 class SleepWindows:
-    """The windows of all servers; an entry is queued when one of its windows begins or ends."""
+    """The awake and asleep windows of all servers. When one begins or ends, its server is queued for a decision."""
 
     def __init__(self, clock: Clock, queue: Workqueue) -> None:
         self._clock = clock
@@ -58,7 +58,7 @@ class SleepWindows:
         self._period_of = lru_cache(maxsize=100)(_period_of)  # most servers share the windows of [defaults]
 
     def review(self, entry: Entry) -> None:
-        """Update the entry's window for the current time; called before each decision about the entry."""
+        """Update `entry.observed.window` for the current time; called before each decision about the entry."""
         scale = entry.config.scale
         if not (scale.awake or scale.asleep) or entry.removed:
             if self._entries.pop(entry.name, None) is not None:
@@ -85,7 +85,7 @@ def _period_of(awake: Sequence[str], asleep: Sequence[str], timezone: str, minut
 
 
 def asleep_until(entry: Entry) -> float | None:
-    """When the window that keeps the server asleep ends, in seconds since 1970 (0: never); else None."""
+    """The end of the window that keeps the server asleep, in epoch seconds (0: it has no end); None without one."""
     return (entry.observed.window.until or 0.0) if entry.kept == ASLEEP and entry.wanted else None
 
 
@@ -108,7 +108,7 @@ _UNKNOWN_END = Exit(message="it ended while no supervisor ran, and its exit stat
 
 
 def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> str:
-    """The reason why a run that is due does not begin; "" if it begins. `blocker` is why it cannot begin, or ""."""
+    """Why to skip a run that is due; "" to begin it. `blocker` is an obstacle that the caller has found, or ""."""
     if now >= due + MINUTE_SECONDS:
         return "its time has passed: the machine was suspended, or its clock was set"
     if entry.desired.state is Desired.RUN or entry.observed.workers:
@@ -150,7 +150,7 @@ def moment_text(seconds: float) -> str:
 
 
 class ScheduledRuns:
-    """Begins the runs of all jobs with a schedule when they are due, unless the supervisor is `calm`."""
+    """Begins the runs of all jobs with a schedule when they are due. With `calm`, it begins none."""
 
     def __init__(
         self, clock: Clock, queue: Workqueue, servers: Servers, recorder: Recorder, *, calm: bool
@@ -175,7 +175,7 @@ class ScheduledRuns:
             entry.schedule.next_run = None
 
     def resume(self, entry: Entry) -> None:
-        """Continue after another supervisor. A run that was due in between is dropped."""
+        """Continue a schedule after a supervisor has been replaced. A run that was due meanwhile is skipped."""
         planned, now = entry.schedule.next_run, self._clock.time()
         if entry.config.every is None or not entry.on_schedule:
             entry.schedule.next_run = None

@@ -110,9 +110,9 @@ class Canary:
     """`count` workers of another generation of a server, with their configuration.
 
     `code_since` is the monotonic time of its start. `failure` is why one of its workers exited or did not start; then
-    no further worker is started. If it `is_apart` from the server, its workers have their own address and adoption
-    pair, and a gateway sends them this `share` of the server's requests. `promoted` is the configuration that the
-    server gets on promotion. A canary that `is_lost` was begun by a previous supervisor.
+    no further worker is started. If it `is_apart`, its workers have their own address, and a gateway sends them this
+    `share` of the server's requests; otherwise they share the server's address. `promoted` is the configuration that
+    the server gets on promotion. A canary that `is_lost` was begun by a previous supervisor.
     """
 
     generation: int
@@ -135,7 +135,7 @@ class QueuedStart(NamedTuple):
 
 @dataclass(slots=True)
 class DesiredState:
-    """The state that commands, live changes and triggers request."""
+    """The state of a server that commands and scaling triggers request."""
 
     state: Desired = persisted(Desired.IDLE)
     overrides: Overrides = persisted(NO_OVERRIDES)
@@ -253,7 +253,7 @@ class HookState:
 
 @dataclass(slots=True)
 class Entry:
-    """One server. Only the core changes `config` and the attributes of the other values, on its event loop."""
+    """One server: configuration and state. Only the core changes `config` and the other values, on its event loop."""
 
     config: ServerConfig
     desired: DesiredState = field(default_factory=DesiredState)
@@ -292,7 +292,7 @@ class Entry:
 
     @property
     def is_disabled(self) -> bool:
-        """Whether a live change or the configuration prevents the server from being started."""
+        """Whether the server must not be started: a command decides this, or else the configuration."""
         overridden = self.desired.overrides.disabled
         return self.config.disabled if overridden is None else overridden
 
@@ -303,7 +303,7 @@ class Entry:
 
     @property
     def added(self) -> bool:
-        """Whether the server was added live and is not in the files."""
+        """Whether the server was added by a command and is not in the configuration files."""
         return self.desired.source is not None
 
     @property
@@ -336,7 +336,7 @@ class Entry:
 
     @property
     def has_serving_generation(self) -> bool:
-        """Whether the server is wanted and its serving generation has a worker that a restart would replace."""
+        """Whether the server is wanted and has workers of its serving generation, which a restart would replace."""
         return self.wanted and any(
             each.generation == self.desired.generation for each in self.observed.workers.values()
         )
@@ -364,7 +364,7 @@ class Entry:
     def view(
         self, *, may_start: bool, may_stop: bool, may_open: bool, abandoned: tuple[str, ...] = ()
     ) -> View:
-        """The facts that the next actions for the server depend on. The arguments are included unchanged."""
+        """The facts that the next actions for the server depend on. The arguments become fields of the result."""
         canary, hook = self.desired.canary, self.hooks.running
         return View(
             desired=self.desired.state,
@@ -476,7 +476,7 @@ class Entry:
 
     @property
     def answers(self) -> bool:
-        """Whether the server serves requests, in rotation or not, and is not ko.
+        """Whether a ready worker, in rotation or not, is neither stuck nor failing its probes.
 
         A job counts once it has ended with 0, or while its schedule is in force.
         """
@@ -535,7 +535,7 @@ class Entry:
 
     @property
     def complete(self) -> bool:
-        """Whether all workers of the newest generation are ready, in rotation or not, and no other worker accepts."""
+        """Whether all workers of the serving generation are ready, in rotation or not, and no draining one accepts."""
         if self.on_schedule:
             return True
         if self.desired.state.rests:
@@ -556,14 +556,14 @@ class Entry:
         return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
 
     def uptime_seconds(self, now: float) -> float:
-        """How long the server has been ready without interruption, as far as its current workers show."""
+        """The seconds since the oldest of the ready workers became ready; 0 if no worker is ready."""
         since = [worker.ready_at for worker in self.observed.ready if worker.ready_at is not None]
         return now - min(since) if since else 0.0
 
     def summary(self) -> tuple[object, ...]:
-        """All properties on which decisions about neighbouring servers depend.
+        """The properties on which decisions about dependencies, dependents and servers at the same address depend.
 
-        The neighbours are decided on when it changes.
+        Decisions about these servers are repeated when the result changes.
         """
         runs = bool(self.observed.workers), self.cleans_up
         return self.desired.state, self.answers, self.ready, runs, self.started, self.up
@@ -623,7 +623,7 @@ class Entry:
         self.desired.restarting = self.desired.generation
 
     def skip_leaving_generation(self) -> None:
-        """Begin a new generation if a worker of the current one is leaving, because that worker keeps its name."""
+        """Begin a new generation if a worker of the current one is draining or stopping: its id is not free yet."""
         if any(
             each.generation == self.desired.generation and each.phase in LEAVING
             for each in self.observed.workers.values()
@@ -631,7 +631,7 @@ class Entry:
             self.next_generation()
 
     def count_restart(self, worker: Worker) -> None:
-        """Count a restart by command if this is the first ready worker after it."""
+        """Count a restart by command when the first worker of its generation is ready."""
         if worker.generation == self.desired.restarting:
             self.observed.restarts, self.desired.restarting = self.observed.restarts + 1, 0
 

@@ -1,8 +1,8 @@
-"""Indexes the pool's servers by name, address and dependency, and queues those to decide on.
+"""Indexes the pool's servers by name, address and dependency, and queues servers for decisions.
 
-Listeners while addresses change: where possible the new listener opens before the old listener closes. A
-reload that renames a server, or swaps two, moves an address from one server to another. Its listener then
-stays open: connections wait for its new server and are not refused.
+If a server's address changes, the new listener opens before the old listener closes, where possible. If a reload moves
+an address to another server, by a rename or a swap, the listener stays open: connections wait for the new server and
+are not refused.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Recorder(Protocol):
     def record(self, kind: str, event: str, **detail: Any) -> None:
         """Record the event; never raises, never blocks.
 
-        `detail` has the `server` and its `bind`, `message`, `cause`, `by`, `before` and `after`, perhaps a
-        worker.
+        `detail` has the name of the `server`, and may have `bind`, `message`, `cause`, `by`, `before`, `after` and
+        `worker`.
         """
 
 
@@ -51,14 +51,14 @@ def caused_by(cause: str, by: Mapping[str, object] | None = None) -> Iterator[No
 
 
 class Workqueue:
-    """Entries that may have changed, each once, in the order of the changes.
+    """A queue of entries that may have changed, each once, in the order of the changes.
 
-    Entries with a finished action come first: of a hundred servers, the first are being forked while the
-    sockets of the last are opened.
+    Entries with a finished action come first, so that the first of many servers fork workers while sockets of the last
+    are still being opened.
     """
 
     def __init__(self, settle: Callable[[], None] | None = None) -> None:
-        """`settle` is called before the loop sleeps, whenever an entry is queued."""
+        """`settle` is called before the event loop sleeps, if an entry has been queued."""
         self.commanded: set[str] = set()  # the names of servers that a command or a request has selected
         self._changed: dict[str, Entry] = {}
         self._progressed: dict[str, Entry] = {}
@@ -104,7 +104,7 @@ class Workqueue:
         self._settle()
 
     def add(self, entry: Entry, *, progressed: bool = False) -> None:
-        """Queue the entry. It is decided on after the next call of `schedule`, or in the current batch."""
+        """Queue the entry for a decision, in the current batch or after the next call of `schedule`."""
         (self._progressed if progressed else self._others)[entry.name] = entry
 
     def update(self, entries: Iterable[Entry]) -> None:
@@ -115,7 +115,7 @@ class Workqueue:
     def batch(self) -> Iterator[Entry]:
         """Yield the next entries to decide on, at most BATCH, including entries added meanwhile.
 
-        The first is an entry without a finished action, if there is any, so that these do not starve.
+        The first is an entry without a finished action, if there is any: otherwise such entries might never be reached.
         """
         for place in range(BATCH):
             if not self:
@@ -144,7 +144,7 @@ def same_listener(one: ServerConfig, other: ServerConfig) -> bool:
 
 
 class Addresses:
-    """Tracks which server holds or waits for which address, and queues servers that can continue.
+    """Tracks which server holds or waits for which address, and queues waiting servers when one is released.
 
     Maintains the entries' `bound`, `previous_configs` and `vacates`.
     """
@@ -191,11 +191,11 @@ class Addresses:
         self._queue.touch(entry)
 
     def note_leaving(self, entry: Entry) -> None:
-        """Note that the entry is about to release its address."""
+        """Note that the entry is about to release its address, so that servers that wait for it are queued then."""
         self._leaving[entry.name] = entry
 
     def review(self, entry: Entry) -> None:
-        """Update the entry after its configured address may have changed."""
+        """Update the entry's listeners if its configured address has changed."""
         listener = entry.listener
         if listener.state in (Listener.OPENING, Listener.CLOSING) or entry.config.job:
             return
@@ -272,10 +272,10 @@ class Addresses:
         self._endpoints.pop(key, None)
 
     def take_unneeded_listeners(self, entry: Entry) -> list[ServerConfig]:
-        """The open listener that was kept for this entry, as a list; empty unless it is no longer needed.
+        """The open listener that was kept for this entry, as a list, if it is no longer needed; the caller closes it.
 
-        The caller closes the listener. It is needed unless the entry is at rest and no other server wants it. This also
-        notes whether the entry has released its previous addresses, for which other servers may wait.
+        Empty unless the entry is at rest and no other server wants the listener. Also queues the servers that wait for
+        an address if the entry has released its previous addresses.
         """
         if entry.name in self._leaving and not self._holds_more(entry):
             del self._leaving[entry.name]
@@ -455,7 +455,7 @@ class Servers:
         return [entry for name, entry in self.entries.items() if name in seen]
 
     def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
-        """Record that the servers named in `stopped` were stopped because those in `disabled` were disabled.
+        """Record, for each server named in `stopped`, which of the `disabled` servers it was stopped with.
 
         The value of each name in `stopped` is the list of disabled servers that the server was stopped with earlier.
         """
@@ -466,7 +466,7 @@ class Servers:
             self.entries[name].desired.stopped_with = [*before, *now]
 
     def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
-        """The entries stopped with these servers, except those also stopped with another that is still disabled."""
+        """The servers stopped because the `enabled` ones were disabled, unless one still disabled also stopped them."""
         names = {entry.name for entry in enabled}
         found = self.closure(filter(self.dependents, enabled), self.dependents)
         return [

@@ -61,7 +61,7 @@ class JournalEvent(NamedTuple):
 
     @classmethod
     def from_json(cls, table: Table) -> JournalEvent:
-        """Parse an event that was read from the journal, from an answer of the supervisor, or from a predecessor."""
+        """Parse an event from the journal, from an answer of the supervisor, or from a previous supervisor's state."""
         detail = {name: value for name, value in table.items() if name not in _FIELDS}
         time, kind, word, server, message, cause = (str(table.get(name) or "") for name in _TEXTS)
         by, seq = table.get("by"), int(table.get("seq") or 0)
@@ -233,7 +233,7 @@ class EventFilter(NamedTuple):
     until: int = 0
 
     def matches(self, event: JournalEvent) -> bool:
-        """Whether the event passes."""
+        """Whether the filter selects this event."""
         return (
             (self.servers is None or self._concerns(event, self.servers))
             and (not self.kinds or event.kind in self.kinds)

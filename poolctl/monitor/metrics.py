@@ -221,7 +221,7 @@ def loop_lag_seconds(counts: Counts | None) -> Figure:
 
 
 class ObservedServer(NamedTuple):
-    """The state of a server at one time, with its name in metrics."""
+    """The figures of a server at one time; `name` is its name in metrics."""
 
     name: str
     state: str
@@ -379,7 +379,7 @@ def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 
 
 def _staying(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
-    """One worker for each index: during a replacement, the worker that stays."""
+    """One worker for each index: while a worker is being replaced, its replacement."""
     workers = sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation))
     return {worker[0].index: _WorkerSnapshot(*worker) for worker in workers}.values()
 
@@ -401,7 +401,7 @@ def family_of(name: str, kind: str, text: str) -> Family:
 def families_of(
     rows: Iterable[Row[Subject]], subjects: Sequence[tuple[Subject, Mapping[str, str]]]
 ) -> Iterable[Family]:
-    """A family for each row, with a sample for each subject under its labels."""
+    """Yield a metric for each row, with one sample for each subject, which has that subject's labels."""
     for name, kind, text, value in rows:
         family = family_of(name, kind, text)
         for subject, labels in subjects:

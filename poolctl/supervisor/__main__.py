@@ -1,4 +1,4 @@
-"""Runs the supervisor: `supervisor DIRECTORY FILE…`, linked to the keeper by descriptor 3.
+"""Runs the supervisor: `supervisor DIRECTORY FILE…`. File descriptor 3 is a socket to the keeper, its parent process.
 
 With CHECK or TRY as the first argument, it tests an upgrade instead.
 """
@@ -20,7 +20,7 @@ _GARBAGE = (20_000, 20, 20)
 
 
 def main() -> None:
-    """Run the supervisor until its pool is stopped, or the requested test of an upgrade; then exit."""
+    """Run the supervisor until its pool is stopped, or run the requested test of an upgrade; then exit."""
     disable_pydantic_plugins()
     if sys.argv[1] in (CHECK, TRY):
         from .takeover_trial import check, try_takeover_by

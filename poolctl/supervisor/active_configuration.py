@@ -1,7 +1,7 @@
 """The configuration that the pool runs with: read from files or taken over, and saved for the next supervisor.
 
-Files are read, and servers validated, in a separate process (poolctl/config/__main__.py). It is started when it is
-needed, unless the supervisor was started with one, and ends when it has not been used for a while.
+Files are read, and servers validated, in a separate process (poolctl/config/__main__.py). The process is started with
+the supervisor or when it is needed, and ends when it has not been used for a while.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ReaderFailed(Exception):
-    """The reader process could not answer. `installed` is its version if that is not this one, else ""."""
+    """The reader process could not answer. `installed` is the version on disk if it differs from this one, else ""."""
 
     def __init__(self, message: str, hint: str, installed: str = "") -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ class ReaderFailed(Exception):
 
     @property
     def result(self) -> Result:
-        """The error response for a command that needed an answer of the reader process."""
+        """The error response to a command that needed an answer from the reader process."""
         return Result(errors=(failure(PoolValidateError, str(self), self.hint),), exit_code=CONFLICT)
 
 
@@ -148,10 +148,9 @@ def _exit_reason(ended: ChildEnded) -> str:
 class ConfigurationReader:
     """Runs the process that reads the files. Must be used on the running event loop.
 
-    Requests are answered one after another; cancelling one ends the process. If the process is killed during a
-    request, for example because memory is exhausted, the request is repeated once in a new process.
-
-    The process logs its errors in `directory`. `process` is a process that already runs, or None.
+    Requests are answered one after another; cancelling one ends the process. If the process is killed during a request,
+    for example because memory is exhausted, the request is repeated once in a new process.
+    The process logs its errors in `directory`. `process` is one that already runs; None: start one later.
     """
 
     def __init__(
@@ -217,9 +216,9 @@ class ConfigurationReader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig:
-        """The server defined by the table of a live `add`. Raises PoolValidateError.
+        """Validate the `table` of the command `add`; returns the server. Raises PoolValidateError.
 
-        Its paths are relative to `base_dir`.
+        Paths in the table are relative to `base_dir`.
         """
         given = (surroundings, dict(table), base_dir, env and dict(env))
         found: ServerConfig | PoolError = await self._ask("added", *given, seconds=_ADD_SECONDS)
@@ -230,7 +229,7 @@ class ConfigurationReader:
     async def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """Where the files set each key of these servers, by server name; empty if the files differ from `marks`."""
+        """Where the files set each key of these servers, by server name; empty if the files no longer match `marks`."""
         found: dict[str, dict[str, str] | None]
         found = await self._ask("origins", [*files], env and dict(env), marks, [*names])
         return found
@@ -297,14 +296,14 @@ class ResolvedConfig:
 
 
 def default_name(file: str) -> str:
-    """The default name of a pool: the directory's name for a file like `pool.toml` (_USUAL), else the file's name."""
+    """A pool's default name: the directory's name if the file has a usual name (pool.toml …), else the file's name."""
     directory, base = os.path.split(file)
     name = os.path.basename(directory) if base in _USUAL else os.path.splitext(base)[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "pool"
 
 
 class ActiveConfiguration:
-    """The configuration that a pool runs with. Its servers are entries of the core; everything else is here.
+    """The configuration that a pool runs with, except the servers themselves, which are entries of the core.
 
     `environments` holds the variables that commands have set for servers.
     """
@@ -342,7 +341,7 @@ class ActiveConfiguration:
         self._reading: asyncio.Future[list[ServerConfig]] | None = None  # the first reading of the files
 
     async def take_over(self) -> list[ServerConfig] | None:
-        """Take over the previous supervisor's configuration; returns its servers, or None without one."""
+        """Take over the previous supervisor's configuration; returns its servers, or None if none was stored."""
         stored = await self._store.configuration()
         if stored is None:
             return None
@@ -415,7 +414,7 @@ class ActiveConfiguration:
 
         `${VAR}` refers to `environment` if given, else to the pool's own environment. Servers in `keep` keep the ports
         of their `auto` addresses reserved, even if they are no longer in the files. `first`: see
-        ConfigurationReader.read. If the pool was `stopped`, a server whose port is used by another program now gets a
+        ConfigurationReader.read. With `stopped` (no server runs), a server whose port another program has taken gets a
         new port (see `moved_ports`).
         """
         number, reading = await self._reader.read(
@@ -447,7 +446,7 @@ class ActiveConfiguration:
         )
 
     async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
-        """The problems of other files, users and programs that these servers name. Raises ReaderFailed.
+        """Check the other files, users and programs that these servers name; returns the problems. Raises ReaderFailed.
 
         Sets `resolved.remarks` to the warnings about all servers of `resolved`.
         """
@@ -527,7 +526,7 @@ class ActiveConfiguration:
         return os.environ if self._environment is None else self._environment
 
     async def _with_live_changes(self, servers: list[ServerConfig], saved: SavedState) -> list[ServerConfig]:
-        """The servers, with the live additions and removals of a pool whose keeper and supervisor were killed."""
+        """Apply the `add` and `remove` commands that a killed pool saved to the files' servers; returns the result."""
         there = {server.name: server for server in servers if server.name not in saved.missing}
         self.missing = {server.name for server in servers} - there.keys()
         for name, (table, base_dir) in saved.sources.items():
@@ -545,7 +544,7 @@ class ActiveConfiguration:
     async def resolve_added(
         self, table: Mapping[str, object], base_dir: str, there: Collection[ServerConfig]
     ) -> ServerConfig:
-        """The server defined by the table of a live `add`, with a port; `there` are the existing servers.
+        """Validate the `table` of the command `add`; returns the server, with a port. `there` are the existing servers.
 
         Raises PoolValidateError, ServerError when no port is free, and ReaderFailed.
         """
@@ -572,9 +571,9 @@ class ActiveConfiguration:
             self._self_binding.remember(entry.config)
 
     async def mark_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
-        """Record which of these servers have programs that bind their own address, because `start` warns of them.
+        """Record the servers whose programs bind their own address, so that `start` warns of each only once.
 
-        Returns the names that earlier calls have recorded since the files changed; empty if none is recorded now.
+        Returns the names recorded by earlier calls since the files last changed; empty if `servers` needs no warning.
         """
         found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
         return await asyncio.to_thread(self._save_warned, found) if found else found
@@ -653,7 +652,7 @@ class SelfBindingPrograms:
             write_object(self._path, self._commands)
 
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
-        """The servers. Recorded servers get `socket = "program"`, unless their tables set `socket`."""
+        """Return the servers, with `socket = "program"` added to recorded servers whose tables do not set `socket`."""
         return [server.but(socket="program") if self._opens_its_own(server) else server for server in servers]
 
     def _opens_its_own(self, server: ServerConfig) -> bool:

@@ -53,7 +53,7 @@ class FeaturePart:
         return {}
 
     async def adopt_survivors(self) -> None:
-        """Pass the part's process, which has outlived its keeper, to the new one; called before workers are adopted."""
+        """Pass the part's process, if it has outlived its keeper, to the new keeper. Workers are adopted later."""
 
     def follow(self, tables: Tables) -> None:
         """Apply these tables. Called at the start and after each change."""
@@ -62,9 +62,9 @@ class FeaturePart:
         """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until the part has applied the command's changes of servers; returns the command's result.
+        """Wait until the part has applied the command's changes to servers; returns the command's result.
 
-        By default, only `start` waits, for `wait_for_opening`, and `problems` are added to the warnings.
+        By default, only `start` waits: until `wait_for_opening` returns; then `problems` are added to the warnings.
         """
         if verb != "start":
             return result
@@ -77,7 +77,7 @@ class FeaturePart:
 
     @property
     def problems(self) -> Iterable[str]:
-        """Messages about tables that cannot be served now."""
+        """A message for each table of the feature that cannot be served now, for example if its address is in use."""
         return ()
 
     @property
@@ -99,7 +99,7 @@ class FeaturePart:
         return {}
 
     def flush(self) -> None:
-        """Save everything for a successor, which may take over at any moment."""
+        """Save all state for the next supervisor, which may take over at any moment."""
 
     async def finish(self) -> None:
         """Finish the last requests: all servers have stopped, and the pool is ending."""
@@ -130,7 +130,7 @@ class FeatureParts:
         return iter([*self._parts.values()])
 
     def begin(self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore) -> None:
-        """Create the parts that add keys to servers; the others are created when they are first needed."""
+        """Create the parts of features that add keys to servers' tables; other parts are created when first needed."""
         self._site = PartSite(self._environment, core, self._events, samples, totals, store, self, self.over)
         for feature in _features():
             if feature.sections:
@@ -178,9 +178,9 @@ class FeatureParts:
         return [part for part in self if isinstance(part, kind)]
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until all parts have applied the command's changes of servers; returns the command's result.
+        """Wait until all parts have applied the command's changes to servers; returns the command's result.
 
-        The result also has the parts' warnings, and whether the pool serves clients without servers.
+        Adds the parts' warnings to the result, and whether the pool serves clients although it has no servers.
         """
         for part in self:
             result = await part.conclude(verb, call, result)
@@ -209,7 +209,7 @@ class FeatureParts:
 
 
 def modules() -> list[str]:
-    """The names of the modules with the features' parts and engines; a start imports only those that it needs."""
+    """The names of all modules with supervisor parts or gateway engines of features, whether imported or not."""
     return [
         f"{feature.package}.{part.partition(':')[0]}"
         for feature in features()

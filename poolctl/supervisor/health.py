@@ -107,7 +107,7 @@ class Situation(NamedTuple):
 class Decision(NamedTuple):
     """The next action, for the workers at the positions `chosen` of `Situation.histories`.
 
-    `again_seconds` is the time until the next decision, 0 if only a change requires one.
+    `again_seconds` is the time until the next decision; 0 means that none is due until the situation changes.
     """
 
     step: Step
@@ -118,8 +118,8 @@ class Decision(NamedTuple):
 def decide(policy: Recovery, situation: Situation) -> Decision:
     """Decide the next action for the unhealthy workers.
 
-    Of a server with several workers, one ready worker is never stopped, even if it is unhealthy: it may still serve
-    some requests, and its replacement may be unhealthy, too.
+    A restart always leaves one ready worker of a server with several workers, even if that worker is unhealthy: it may
+    still serve some requests, and its replacement may be unhealthy, too.
     """
     everyone = range(len(situation.histories))
     if not everyone or situation.strategy == "none":
@@ -329,7 +329,7 @@ class WorkerRecovery:
             core.override(entry, replace(entry.desired.overrides, disabled=True))
 
     def _report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
-        """The facts at the beginning of a recovery, as JSON values. The workers' last output lines are added later."""
+        """Describe the recovery that begins, as JSON for its event. The workers' last output lines are added later."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
         report: Table = {
@@ -395,7 +395,7 @@ class WorkerRecovery:
 
 
 class MemoryLimit:
-    """Measures the workers of servers passed to `entry_changed`, and reports workers above the limit to `recovery`."""
+    """Watches the memory use of the workers of given servers; reports workers above their limit to `recovery`."""
 
     def __init__(self, clock: Clock, recovery: WorkerRecovery) -> None:
         self._clock = clock
@@ -405,7 +405,7 @@ class MemoryLimit:
         self._measuring: asyncio.Task[None] | None = None
 
     def entry_changed(self, entry: Entry) -> None:
-        """Measure the memory of the server's workers from now on, if it is limited."""
+        """Measure the memory of the server's workers repeatedly from now on, if the server has a memory limit."""
         if entry.config.limits.memory is None:
             return
         for worker in entry.observed.workers.values():
@@ -431,7 +431,7 @@ class MemoryLimit:
         self._set_timer()
 
     async def measure_due(self) -> None:
-        """Measure the workers that are due, in a thread because this is slow, and report those above their limit."""
+        """Measure the memory of due workers, in a thread because this is slow; report those above their limit."""
         now = self._clock.monotonic()
         self._due = {name: each for name, each in self._due.items() if _is_measurable(each[1], each[2])}
         pids = {
@@ -465,7 +465,7 @@ def _history(entry: Entry, worker: Worker) -> list[float]:
 def _recovery_times(
     entry: Entry, step: Step, problems: list[WorkerProblem], now: float
 ) -> dict[str, list[float]]:
-    """The times of recoveries within the window and of this one, by worker index or, for all workers, under "all"."""
+    """The recovery times within the window and `now`, by worker index, or "all" if all workers are replaced."""
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
     known = {
         key: within(times, entry.config.recovery.window, now)
@@ -617,7 +617,7 @@ class Heartbeat:
         self._set_timer()
 
     def _ask(self, state: HeartbeatState, now: float) -> float | None:
-        """Send a heartbeat to a worker, or check its answer; returns when to call this again, or None for never."""
+        """Send a heartbeat to a worker, or check its answer; returns the time of the next call, None if none is due."""
         entry, worker = state.entry, state.worker
         policy = entry.config.recovery
         placement = worker.placement

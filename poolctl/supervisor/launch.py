@@ -33,7 +33,7 @@ _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 class Launched(NamedTuple):
-    """The keeper's pid (0 if the pool was already running), and the lifeline's descriptor (-1 without one)."""
+    """The keeper's pid, 0 if the pool already ran; `lifeline`: a descriptor whose closing ends the pool, or -1."""
 
     keeper_pid: int = 0
     lifeline: int = -1
@@ -145,7 +145,7 @@ def _launch(
 def _programs(
     files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The programs started together with the keeper, by the names of their links in the keeper's store."""
+    """The supervisor and the runner's companion processes, by the names of their links in the keeper's store."""
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     programs = {
         fd_store.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),

@@ -33,9 +33,9 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class SidecarProcess(Receiver):
-    """The process at the other end of `sock`; `known` identifies it, `mark` identifies its version and settings.
+    """The process connected by `sock`; `known` is its pid and start time, `mark` identifies its version and settings.
 
-    The future `exited` is done when the process has exited by itself. `part` is the package that it runs.
+    The future `exited` is done when the process has exited by itself. `part` is the Python package that it runs.
     """
 
     part: ClassVar[str]
@@ -55,9 +55,9 @@ class SidecarProcess(Receiver):
 
     @classmethod
     async def spawn(cls, keeper: Link, directory: str, mark: str, part: str = "") -> Self:
-        """Let the keeper start the process, and return it; it waits for a first message. Raises LinkLost.
+        """Have the keeper start the process, which then waits for a first message. Raises LinkLost.
 
-        Its log is in `directory`. It runs the package `part` or, if that is empty, the package of the class.
+        Its log is in `directory`. It runs the package `part`, by default `cls.part`.
         """
         ours, theirs = wire.pair()
         argv = command(sys.executable, part or cls.part)
@@ -95,7 +95,7 @@ class SidecarProcess(Receiver):
             raise
 
     async def wait_until_performed(self) -> None:
-        """Wait until the process has performed every order sent so far. Raises LinkLost."""
+        """Wait until the process has carried out every order sent so far. Raises LinkLost."""
         await self.link.call({"t": "performed"})
 
     def end(self) -> None:
@@ -172,7 +172,7 @@ class SidecarManager:
         return f"its process has ended {_UNSTABLE_ENDS} times within {format_duration(_UNSTABLE_SECONDS)}"
 
     async def wait_for_opening(self) -> None:
-        """Wait until the addresses are open or have failed to open; `problem` has the reason of a failure."""
+        """Wait until the process has opened its addresses or failed to; `problem` has the reason of a failure."""
         await self._tried.wait()
 
     async def aclose(self) -> None:

@@ -102,23 +102,23 @@ class Totals:
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
     def passed_by_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """The numbers of requests that the server's exited workers got through a gateway, by tally.route_mark."""
+        """The numbers of requests that a gateway passed to the server's exited workers, keyed by tally.route_mark."""
         found = self.counts_by_route_of_ended_workers(entry)
         return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
 
     def counts_by_route_of_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """The numbers of requests that the server's exited workers got through a gateway, and of errors among them.
+        """The numbers of requests that a gateway passed to the server's exited workers, and of their errors, by route.
 
         The keys are `tally.route_mark` for requests and `tally.error_mark` for errors.
         """
         return self._passed.get(entry.name, {})
 
     def wakes(self, entry: Entry) -> int:
-        """How often a request has woken the server."""
+        """The number of times that a request has woken the sleeping server."""
         return self._wakes.get(entry.name, 0)
 
     def availability(self, entry: Entry) -> Availability:
-        """How long the server has been up and down, until now."""
+        """How long the server has been up and down so far."""
         found = self._availability.setdefault(entry.name, Availability())
         # Changes that happened without a supervisor have not been noted.
         state, health = entry.state, entry.health.value
@@ -208,7 +208,7 @@ class History:
         self.memory_bytes: deque[int | None] = deque(maxlen=KEPT)
 
     def add_sample(self, now: float, seen: ServerSnapshot) -> None:
-        """Add the figures since the last sample; the first sample only adds counts to compare with."""
+        """Add the rates since the last sample; the first call only stores the counts, for comparison with the next."""
         if self.counts:
             at, before = self.counts[-1]
             self.requests_per_second.append(request_rate(before, seen.total, now - at))
@@ -218,9 +218,9 @@ class History:
         self.counts.append((now, seen.total))
 
     def values(self, *, counted: bool, with_errors: bool) -> StatsHistory:
-        """The figures, oldest first. The rates of requests and errors are None for each interval unless `counted`.
+        """The figures, oldest first. Unless `counted`, the rates of requests and errors are None for every interval.
 
-        Without `with_errors` there are no rates of errors.
+        Unless `with_errors`, the rates of errors are left out.
         """
         return StatsHistory(
             interval_seconds=INTERVAL_SECONDS,
@@ -234,7 +234,7 @@ class History:
 class Statistics:
     """Computes servers' figures.
 
-    Samples them for a minute after each call of `watch`, and always while `send_samples_to` has set a function.
+    Takes samples for a minute after each call of `watch`, and always while `send_samples_to` has a receiver for them.
     """
 
     def __init__(self, core: Core, totals: Totals) -> None:
@@ -385,7 +385,7 @@ def errors(counts: Counts) -> int:
 
 
 def latency_seconds(counts: Counts, before: Counts, q: float) -> Figure:
-    """The latency that the share `q` (0 to 1) of responses since `before` did not exceed; None without responses."""
+    """The `q` quantile (0 to 1) of the latencies of responses since `before`; None without responses."""
     buckets = [max(0, counts[slot] - before[slot]) for slot in range(tally.BUCKETS, tally.COUNTED)]
     found = quantile(BOUNDS_SECONDS, buckets, q)
     return None if found is None else round(found, 6)
@@ -421,7 +421,7 @@ def _worker_stats(worker: Worker, counts: Counts | None, usage: Usage | None) ->
 
 
 def quantile(bounds: Sequence[float], buckets: Sequence[int], q: float) -> float | None:
-    """The value that the share `q` (0 to 1) of the values did not exceed; None without values.
+    """The `q` quantile (0 to 1) of the values; None without values.
 
     `buckets` are the numbers of values in the buckets with these upper `bounds`. Computed as in Prometheus: values
     spread evenly within a bucket; values above the last bound count as that bound.

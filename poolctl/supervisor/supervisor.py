@@ -89,10 +89,10 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Supervisor(Receiver, CoreEvents):
-    """Runs one pool: a core over a runner, with verbs, health checks and observers around it.
+    """Runs one pool: the core that controls its servers, the commands, the health checks and the observers.
 
-    A calm supervisor only adopts the running workers and serves commands. `reader` is the process that reads the
-    files, or None if it has not been started.
+    A `calm` supervisor, started after repeated crashes, only adopts the running workers and serves commands. `reader`
+    is the process that reads the files, or None if it has not been started.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Supervisor(Receiver, CoreEvents):
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
 
     async def _begin(self, listener: socket.socket) -> None:
-        """Load the configuration and start to answer requests. Problems, if any, are the answer to the first request.
+        """Load the configuration and start to answer requests; the first answer reports its problems, if any.
 
         The first supervisor of a pool accepts requests while it reads the files; a ping reports that it is reading.
         """
@@ -246,7 +246,7 @@ class Supervisor(Receiver, CoreEvents):
     async def _import_rest(self, *, is_watching: bool) -> None:
         """Import modules that a start does not need, before an upgrade can replace the package's files.
 
-        Then begin the health checks, unless they have begun (`is_watching`) or the supervisor is calm.
+        Then begin the health checks, unless they have begun (`is_watching`) or the supervisor is calm (see Supervisor).
         """
         await asyncio.sleep(_AFTER_START_SECONDS)
         await self._verbs.build.digest()
@@ -339,7 +339,7 @@ class Supervisor(Receiver, CoreEvents):
         return answer
 
     async def _wait_to_begin(self, request: Request) -> None:
-        """Wait until the pool has begun. A stop of the whole pool cancels reading the files."""
+        """Wait until the supervisor can handle commands. A request to stop the whole pool cancels reading the files."""
         if _stops_everything(request) and not has_orphans(os.environ, self.directory):
             self._configuration.stop_reading()
         try:
@@ -365,7 +365,7 @@ class Supervisor(Receiver, CoreEvents):
             self._exit_for_successor()
 
     def _exit_for_successor(self) -> None:
-        """Exit as if killed, so that the keeper starts a successor that adopts everything."""
+        """Save the state and exit without stopping anything; the keeper then starts a successor, which takes over."""
         self._save()
         logging.shutdown()
         os._exit(0)
@@ -446,7 +446,7 @@ class Supervisor(Receiver, CoreEvents):
         self.shut_down()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
-        """Let another version take over after the answer in progress. These commands run its keeper and supervisor."""
+        """Let another version take over after the answer in progress; the arguments are the commands that start it."""
         self._ending = True
         self._replacement = keeper, supervisor
         asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
@@ -454,8 +454,8 @@ class Supervisor(Receiver, CoreEvents):
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """The verb's result, with the features' data.
 
-        After a change of servers, waits until the features have applied it. After `start`, the warnings name tables
-        that are not served.
+        After a command that changes servers, waits until the features have applied its changes. `start` also adds
+        warnings about tables (such as [metrics]) that cannot be served.
         """
         result = await self._parts.extend(verb, call, result)
         if verb not in CHANGING_VERBS or result.ended:
@@ -503,7 +503,7 @@ class Supervisor(Receiver, CoreEvents):
         self._lost.report(name, count, path, reason)
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """Record an event: a worker shows impossible counts, so that its counts no longer change."""
+        """Record an event: a worker reports impossible counts, so that the last valid counts stay in use."""
         message = f"worker {worker} shows impossible figures, which stay as they were: {reason}"
         if entry := self.core.entries.get(server):
             self.events.record(
@@ -530,7 +530,7 @@ class Supervisor(Receiver, CoreEvents):
         )
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        """Handle a message of the keeper."""
+        """Handle a message from the keeper."""
         event = message.get("event")
         if event == "hello":
             self._hello.set_result(message)
@@ -625,7 +625,7 @@ async def import_slowly(names: Iterable[str]) -> None:
 
 
 def _failed_status(exit_: Exit | None) -> int:
-    """The exit status that a shell reports for this exit; never 0, because it is a failure."""
+    """The exit status that a shell reports for this exit; FAILED instead of 0 or if it is unknown (None)."""
     if exit_ is None:
         return FAILED
     if exit_.signal is not None:
@@ -646,9 +646,9 @@ async def adopt(
 ) -> int:
     """Pass the recorded desired state and the running workers to the core; returns the number of adopted workers.
 
-    `placed` are the configurations of workers, by worker id, where they differ from the servers'. A server that runs
-    without a record is wanted. Workers of the servers `searched` that have lost keeper and supervisor are searched for
-    and, if their configuration has changed, replaced.
+    `placed` has, by worker id, the configuration of each worker that differs from its server's. A running server
+    without a recorded state is kept running. Orphans, workers whose keeper and supervisor have died, are adopted too if
+    they belong to a server in `searched`, and replaced if their configuration has changed. None: no search.
     """
     takeover = core.runner.capabilities.takeover
     orphans = await takeover.adopt_orphans(searched) if takeover is not None and searched is not None else {}
@@ -673,10 +673,10 @@ async def adopt(
 
 
 async def adopt_late_orphans(core: Core) -> bool:
-    """Search for two minutes for orphans that were not found at first, because they were importing or busy.
+    """Search for two minutes for orphans (see `adopt`) that did not answer before, because they were importing or busy.
 
     Returns True once the keeper holds orphans that a successor of this supervisor should adopt, and False if none is
-    found. An orphan whose server meanwhile serves without it is stopped.
+    found. An orphan whose server already runs again is stopped.
     """
     takeover = core.runner.capabilities.takeover
     if takeover is None:

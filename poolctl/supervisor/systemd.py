@@ -100,10 +100,10 @@ class Service:
 
 
 def _count_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
-    """The number of servers that should run, and which of these are neither ready nor asleep.
+    """The number of servers that should run, and those of them that are neither ready nor asleep.
 
-    The number is None if none of the servers that may run has been started yet, and 0 for a pool without servers, which
-    may have a gateway.
+    The number is None if servers are enabled but none has been started yet, and 0 for a pool without servers, which may
+    have a gateway.
     """
     able = [
         entry

@@ -1,7 +1,7 @@
 """Tries a takeover by another version of poolctl on a small temporary pool, before the real pool is changed.
 
-The small pool has its own directory. Its servers have the interpreters, users and protocols of the real servers, and
-an application that answers every request: a failure here predicts a failure there.
+The small pool has its own directory. Its servers have the interpreters, users and protocols of the real servers, and an
+application that answers every request. If its takeover fails, the real one would probably fail, too.
 """
 
 from __future__ import annotations
@@ -68,10 +68,10 @@ class TrialFailed(Exception):
 
 
 def check(files: list[str]) -> str | None:
-    """Check that this version can run this pool here; returns an error, or None after printing a TakeoverCheck.
+    """Check that this version can run this pool on this host; returns an error, or None after printing a TakeoverCheck.
 
-    The active configuration is on stdin. Imports every module, and tries a takeover of a small pool unless the
-    previous version does that. Raises the exceptions of the imports.
+    The active configuration is on stdin. Imports every module, and tries a takeover of a small pool unless TRIED is
+    set: then the running version tries it. Raises the exceptions of the imports.
     """
     problem, errors = "", []
     servers: Sequence[ServerConfig]
@@ -120,7 +120,7 @@ def _import_everything() -> None:
 
 
 def try_takeover_by(options: str, *files: str) -> str | None:
-    """Let the version named by `options` take over a small pool of this version; returns the error, or None.
+    """Let the version that `options` describes take over a small pool of this version; returns the error, or None.
 
     The active configuration is on stdin.
     """

@@ -194,7 +194,7 @@ class EventRecorder:
 
 
 def _state_before(entry: Entry) -> str:
-    """The server's state under the previous supervisor. A server that slept has the state STARTING now."""
+    """The server's state under the previous supervisor: SLEEPING for a server that was asleep and is STARTING now."""
     sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.sleeps
     return State.SLEEPING.value if sleeps else entry.state
 

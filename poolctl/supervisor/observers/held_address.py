@@ -247,7 +247,7 @@ def _bind_of(held: str) -> str:
 
 
 def _context_of(tls: TLSConfig, env: Mapping[str, str], required: bool, table: str) -> ssl.SSLContext:
-    """The TLS context for these settings. Blocks on the disk. Raises ServerError."""
+    """The TLS context for `tls`; blocks on the disk. `required` demands client certificates. Raises ServerError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.min_version]
     # Without a password OpenSSL would ask for one on the terminal.

@@ -63,7 +63,7 @@ RouteHealths = Callable[[], Awaitable[Mapping[str, RouteHealth]]]
 
 
 class PoolMetrics:
-    """Collects the metrics of one core; `identity` returns the current identity of its supervisor."""
+    """Collects the metrics of one pool; `identity` returns the current identity of its supervisor."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class PoolMetrics:
 class HealthOfPool(NamedTuple):
     """The health of all routes, by alias, and of all servers, by name.
 
-    `serves`: whether every route, and every server that should run, serves.
+    `serves` is True if all routes serve, and all servers that should run.
     """
 
     routes: dict[str, RouteHealth]
@@ -134,14 +134,14 @@ class HealthOfPool(NamedTuple):
 
     @property
     def named(self) -> dict[str, tuple[str, RouteHealth]]:
-        """ROUTE or SERVER, and the health, by a unique name; a server with the name of a route gets a suffix."""
+        """ROUTE or SERVER, and the health, by name; " (server)" is added to a server's name that a route has too."""
         found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
         for name, health in self.servers.items():
             found[f"{name} (server)" if name in found else name] = SERVER, health
         return found
 
     def in_depth(self, depth: str) -> Table:
-        """The health by the names of `named`, in this depth: FULL, SUMMARY or SIMPLE."""
+        """The health of each route and server, by the names of `named`. `depth` is FULL, SUMMARY or SIMPLE."""
         return health_in_depth({name: health for name, (_, health) in self.named.items()}, depth)
 
 

@@ -161,9 +161,9 @@ def reason_irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -
 class KeeperEndWatch:
     """Calls `replace` with the frame where this process hangs, if the loop does not notice the keeper's exit for 10 s.
 
-    The keeper is the parent of this process: the kernel sends this process SIGCONT when the keeper exits, and a timer
-    every 2 s from then on. If this process was stopped, the signal continues it. If it hangs, the signal handler runs,
-    unless it is in native code or in a system call that signals do not interrupt.
+    The keeper is this process's parent: when it exits, the kernel sends this process SIGCONT, which a timer then
+    repeats every 2 s. SIGCONT resumes a stopped process. In a hung process its handler runs anyway, unless the process
+    is in native code or in a system call that signals do not interrupt.
     """
 
     def __init__(self, keeper_pid: int, replace: Callable[[FrameType | None], object]) -> None:
@@ -202,11 +202,11 @@ class _Refused(Exception):
 
 
 def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
-    """Hand everything over to a new keeper, which starts a supervisor; then this process is not needed.
+    """Hand everything over to a new keeper, which starts a supervisor; the caller should then exit.
 
-    `supervisor` is the supervisor's command. Blocks on purpose: the state must not change during the handover. Retries
-    without limit, unless new keepers report several times that another keeper exists. With `terminate` the new keeper
-    stops the pool.
+    `supervisor` is the new supervisor's command. Blocks on purpose: the state must not change during the handover.
+    Retries without limit, unless new keepers report several times that another keeper exists. With `terminate` the new
+    keeper stops the pool.
     """
     refusals = 0
     for pause in chain(_PAUSES_SECONDS, repeat(_PAUSES_SECONDS[-1])):

@@ -1,10 +1,8 @@
 """Saves a supervisor's state in the keeper's store for its successor: configuration, desired state, totals.
 
 The desired state is also written to a file, for a pool whose keeper is killed at the same time.
-
-The configuration is JSON with a version number. A table has only the keys that were given, named as in files, and
-values that files cannot give, so that a version with other keys or defaults can read it like a file.
-
+The configuration is JSON with a version number. Each table is stored with only the keys that were set, named as in
+files, and with internal values. A version with other keys or defaults can therefore read it like a file.
 Supervisors of protocols 1 and 2 pickled the configuration. For a successor of the same version they pickled all values;
 for one of another version, only the keys that were given, with the class of each table. A class that has moved to
 another module since then is found by its name.
@@ -55,14 +53,14 @@ Kind = TypeVar("Kind", bound=Section)
 
 @dataclass
 class SavedState:
-    """The desired state of servers by name, and the names of servers that were removed live."""
+    """The desired state of each server, by name; `missing` names the servers that the command `remove` removed."""
 
     servers: dict[str, Table]
     missing: list[str]
 
     @property
     def sources(self) -> dict[str, Source]:
-        """The definitions of the servers that were added live."""
+        """The definitions of the servers that the command `add` has added, by server name."""
         found = {name: values.get("source") for name, values in self.servers.items()}
         return {name: source for name, source in found.items() if source}
 
@@ -119,7 +117,7 @@ class StateStore:
             return None
 
     def save_first_configuration(self, configuration: StoredConfiguration) -> None:
-        """Store the configuration of a pool that begins, before anything is started."""
+        """Store the configuration of a new pool, before anything is started."""
         self._missing, self._stale = configuration.missing, True
         self.write(fd_store.CONFIGURATION, encoded(configuration))
 
@@ -142,8 +140,8 @@ class StateStore:
     def save(self, entries: Iterable[str], configuration: StoredConfiguration | None = None) -> None:
         """Store the desired state of the entries with these names, then the configuration if it has changed.
 
-        In this order, because a supervisor may be killed in between: its successor then finds that the files have
-        changed. In the other order the successor could not know which servers were being replaced because of this.
+        The order matters if the supervisor is killed in between: its successor then sees that the files have changed.
+        If it had only the new configuration, it could not know which servers were being replaced because of the change.
         """
         if configuration is not None:
             self._missing, self._stale = configuration.missing, True
@@ -223,8 +221,7 @@ def _json(value: object) -> bytes:
 class SaveTimer:
     """Calls `save` soon after each change; the calls take at most a tenth of the loop's time.
 
-    Until the call, a successor knows less than this process. State that an answer reports is saved before the answer,
-    by `save_now`.
+    A successor does not know of unsaved changes. Therefore `save_now` saves a state before a client is told of it.
     """
 
     def __init__(self, save: Callable[[], None], clock: Clock | None = None) -> None:
@@ -257,7 +254,7 @@ class NotUnderstood(Exception):
 
 @dataclass
 class StoredConfiguration:
-    """The configuration that a pool runs with, even if its files have changed. `servers` includes those added live."""
+    """The configuration that a pool runs with, even if its files have changed; includes servers added by `add`."""
 
     name: str
     servers: list[ServerConfig]
@@ -334,7 +331,7 @@ def _configuration(document: Table, reader: _Reader) -> StoredConfiguration:
 
 
 def _written(section: Tree) -> Table:
-    """A table as JSON: the keys that were given, and the values that files cannot give."""
+    """A table as a JSON object: the keys that were set, and internal values that files cannot set."""
     if not isinstance(section, Section):
         raise TypeError(f"{type(section).__name__} has no form in JSON")
     values, given = section.__getstate__()
@@ -361,7 +358,7 @@ class _Reader:
         return self._table(ServerConfig, {**document, "address": Address(address.pop("kind"), **address)})
 
     def table_of_files(self, name: str, document: Tree) -> Tree:
-        """The table, or the list of tables, of this name in files; not for [[server]]. Raises NotUnderstood."""
+        """Decode the table, or list of tables, called `name` in files; not for [[server]]. Raises NotUnderstood."""
         model = model_of_table(name)
         if model is None:
             raise NotUnderstood(f"there is no [{name}] any more")
@@ -408,7 +405,7 @@ def _paths_from_environment(tree: Tree, path: Path = ()) -> Iterator[Path]:
 
 
 def _defaults(tree: Tree, from_environment: Collection[Path], path: Path = ()) -> Tree:
-    """The table [defaults] as when read from files: lists as tuples, and the strings at `from_environment` marked."""
+    """The table [defaults] as if read from files: with tuples, and Interpolated at the paths `from_environment`."""
     if isinstance(tree, dict):
         return {key: _defaults(value, from_environment, (*path, key)) for key, value in tree.items()}
     if isinstance(tree, list):

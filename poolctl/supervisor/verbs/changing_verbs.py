@@ -161,9 +161,9 @@ class Lifecycle:
         return replace(await operation.conclude(chosen, call), unchanged=tuple(left_alone) or None)
 
     def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
-        """The direct and indirect dependencies that are not ready, of all `entries` without a serving worker.
+        """The direct and indirect dependencies of those `entries` that have no serving workers.
 
-        Servers in `chosen` and disabled servers are left out.
+        Dependencies that are ready or disabled, or are in `chosen`, are left out.
         """
         graph = self._core.servers
         names = {entry.name for entry in chosen}
@@ -179,7 +179,7 @@ class Lifecycle:
     async def stop(self, call: Call) -> Result:
         """Stop the selected servers, their dependents first; without a selection, also end the supervisor.
 
-        With the option `idle`, nothing is stopped if a selected server is wanted or running.
+        With the option `idle`, nothing is stopped if a selected server runs or should run.
         """
         chosen = selected(self._core, call.selector)
         if call.options.get("idle") and any(entry.wanted or entry.observed.workers for entry in chosen):
@@ -289,7 +289,7 @@ class Lifecycle:
         return replace(result, dependents=names_of(also), unchanged=unchanged)
 
     async def disable(self, call: Call) -> Result:
-        """Disable the selected servers, after stopping their dependents; returns when they have stopped."""
+        """Stop the dependents of the selected servers, then stop and disable these; returns when all have stopped."""
         chosen = self._chosen("disable", call)
         selected_names = {entry.name for entry in chosen}
         all_of_them = with_dependents(self._core, chosen, call.progress)
@@ -413,7 +413,7 @@ def _cannot_have(entry: Entry, workers: int) -> ServerError | None:
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
-    """The verbs of this module."""
+    """The functions that handle this module's verbs, by verb."""
     lifecycle = Lifecycle(context)
     return {
         "start": lifecycle.start,
@@ -459,7 +459,7 @@ def ensure_open_files_for_all(core: Core, servers: Iterable[ServerConfig]) -> No
 
 
 def size(entry: Entry) -> int:
-    """The number of workers set by a command or by triggers; else the server's minimum, 0 if it may sleep."""
+    """The number of workers set by a command or by autoscaling; if none is set, `scale.min` (0 if it may sleep)."""
     if entry.desired.overrides.workers is None and entry.desired.automatic is None:
         return entry.config.scale.min
     return entry.size
@@ -562,7 +562,7 @@ def _listed(names: list[str]) -> str:
 
 
 def kept_asleep(entries: Iterable[Entry], now: float) -> list[str]:
-    """Warnings about servers that are kept asleep by a window."""
+    """Warnings about servers that a scheduled time window keeps asleep now."""
     return [
         f"{entry.name} is {window_text(entry, now)}; `poolctl scale {entry.name} 1` runs it in spite of that"
         for entry in entries

@@ -246,7 +246,7 @@ def _wanted(names: Collection[str] | None, options: Table) -> tuple[EventFilter,
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
-    """The verbs of this module."""
+    """The functions that handle this module's verbs, by verb."""
     reading = Reading(context)
     return {
         "list": reading.listing,

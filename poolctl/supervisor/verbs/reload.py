@@ -353,7 +353,7 @@ def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
 
 
 class _ChangedInputs(NamedTuple):
-    """The changed files, and the state that they are compared with: the servers' revision, and variables in use."""
+    """The changed files, and the pool's state to compare them with: the servers' revision and env files in use."""
 
     files: tuple[str, ...]
     stamps: tuple[Stamp, ...]
@@ -392,7 +392,7 @@ class ConfigurationDrift:
     async def apply_at_rest(self, call: Call) -> ReloadResult | None:
         """Apply changed files; None if a server runs, or nothing has changed.
 
-        Also None if there are live changes, because these stay in effect until a reload.
+        Also None if commands have changed servers, because such changes stay in effect until a reload.
         """
         if self._is_changed_live or self._runs or (found := await self._find_changes()) is None:
             return None
@@ -406,7 +406,7 @@ class ConfigurationDrift:
 
     @property
     def _runs(self) -> bool:
-        """Whether a server serves or is starting, without having failed to start before; True for an empty pool."""
+        """Whether a server serves, sleeps, is scheduled, or starts without failures so far; True for an empty pool."""
         entries = self._core.entries.values()
         return not entries or any(
             entry.asleep
@@ -424,7 +424,7 @@ class ConfigurationDrift:
         )
 
     async def explain(self, call: Call, result: Result) -> Result:
-        """For a selection that matched nothing: errors that name matching servers in changed files; else `result`."""
+        """For a selection that matched nothing: errors naming servers in changed files that match; else `result`."""
         if not call.selector.targets or (found := await self._find_changes()) is None:
             return result
         difference = await self._compared(found, _PATIENT_SECONDS)
@@ -444,11 +444,11 @@ class ConfigurationDrift:
         return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result
 
     def ignore_next_change(self) -> None:
-        """Ignore the next change of the files, because a command is about to save its live change to them."""
+        """Ignore the next change of the files, in which a command is about to save a change that it has made."""
         self._is_saving = True
 
     async def _find_changes(self) -> _ChangedInputs | None:
-        """The changed files; None if there are none, a watcher is about to apply them, or the disk does not answer."""
+        """The changed files; None if there are none, a `--watch` process applies them, or the disk does not answer."""
         if self._configuration.marks is None:
             return None
         if self._search is None or self._search.done():
@@ -469,9 +469,9 @@ class ConfigurationDrift:
     def _changed(
         self, in_use: set[tuple[tuple[str, ...], str]], revision: int, variables: frozenset[tuple[str, str]]
     ) -> _ChangedInputs | None:
-        """The changed files; None if no file has changed, or a watcher is about to apply the changes.
+        """The changed files; None if no file has changed, or a `--watch` process is about to apply the changes.
 
-        `in_use` are env files with the digest of the contents that running workers have read.
+        `in_use` are the env files of running workers, with the digest of the contents that the workers have read.
         """
         named = self._configuration.files
         files = changed_files(self._configuration.marks or {}, named)
@@ -519,7 +519,7 @@ class ConfigurationDrift:
 
 
 def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
-    """The numbers of servers and tables added, removed and changed. Live changes do not count."""
+    """The numbers of servers and tables added, removed and changed. Undoing changes by commands does not count."""
     kinds = (("add",), ("remove",), ("restart", "update"))
     added, removed, changed = (len({each.name for each in changes if each.change in kind}) for kind in kinds)
     return added, removed, changed
@@ -530,7 +530,7 @@ def _is_empty(difference: Difference) -> bool:
 
 
 def _is_watched(directory: str) -> bool:
-    """Whether a watcher holds its lock on the pool's runtime directory."""
+    """Whether `reload --watch` or `run --watch` watches the pool's files: it locks the pool's runtime directory."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
@@ -561,5 +561,5 @@ def _answer(files: tuple[str, ...], difference: Difference | None) -> ChangedFil
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
-    """The verb of this module."""
+    """The function that handles the verb `reload`."""
     return {"reload": Reload(context).reload}

@@ -54,7 +54,7 @@ class Upgrade:
         self._build = context.build
 
     async def upgrade(self, call: Call) -> Result:
-        """Hand over to the next version, or refuse with the reason. The options come from the client's `upgrade`."""
+        """Hand over to the next version, or refuse with the reason. The options are made by Client.upgrade."""
         version, python = str(call.options.get("version")), str(call.options.get("python"))
         if older := refusal_of_older(version, call.options.get("protocol")):
             return older
@@ -117,7 +117,7 @@ class Upgrade:
         return _refused(f"{why}, and the files differ from it", hint)
 
     async def _differs_by_marks(self, why: str) -> Result | None:
-        """An error if files have changed since they were read, or servers were added or removed live; else None.
+        """An error if files have changed since they were read, or commands have added or removed servers; else None.
 
         Used if the files can only be read by another version.
         """
@@ -178,5 +178,5 @@ def _refused(message: str, hint: str) -> Result:
 
 
 def verbs(context: VerbContext) -> dict[str, Verb]:
-    """The verb of this module."""
+    """The function that handles the verb `upgrade`."""
     return {"upgrade": Upgrade(context).upgrade}

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 class Daemon(Protocol):
-    """The supervisor and the keeper of one pool, as verbs see them."""
+    """The supervisor and keeper of one pool, as far as verbs use them."""
 
     def identity(self) -> SupervisorIdentity:
         """The answer to a ping, and part of `status`: the pool's name and files, versions and pids."""
@@ -53,8 +53,8 @@ class Daemon(Protocol):
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         """The verb's result, with the features' data.
 
-        After a change of servers, waits until the features have applied it. After `start`, the warnings name tables
-        that are not served.
+        After a command that changes servers, waits until the features have applied its changes. `start` also adds
+        warnings about tables (such as [metrics]) that cannot be served.
         """
 
     async def finish(self) -> None:
@@ -64,7 +64,7 @@ class Daemon(Protocol):
         """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
-        """Let another version take over after the answer in progress. These commands run its keeper and supervisor."""
+        """Let another version take over after the answer in progress; the arguments are the commands that start it."""
 
 
 class Call(NamedTuple):
@@ -194,7 +194,7 @@ def reporter(call: Call, done: Callable[[Entry], bool]) -> Callable[[Entry], Non
 
 
 class Operation(Goal):
-    """The goal of a command, from which the answer to the client is made.
+    """Waits until servers have reached the state that a command wants, and makes the answer to its client.
 
     `problems` are the failures; the caller may add others, such as servers that the command has refused.
     """
@@ -332,7 +332,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
 
 
 def server_problem(entry: Entry, message: str, hint: str) -> ServerError:
-    """An error about the server, without an error code, which the command sets."""
+    """An error about the server. It has no error code yet; see `error_of_kind`."""
     return ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
 
 
@@ -360,7 +360,7 @@ def complaint_of(core: Core, entry: Entry) -> str:
 
 
 def error_of_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
-    """The failure, with the error code of `kind`, the error of the command that failed."""
+    """The failure with the error code and name of `kind`, the class of error that the failed command raises."""
     return replace(ErrorEntry.of(failure), code=kind.code, error=kind.error)
 
 
