@@ -1,1 +1,1 @@
-"""The command line: ask, render, exit. `main` is the entry point, `typer_app` the complete Typer application."""
+"""The command line. `main` is its entry point, `typer_app` the complete Typer application."""

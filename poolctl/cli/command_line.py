@@ -2,9 +2,9 @@
 
 Every module of `poolctl.cli.commands`, and each feature's command module, declares a `COMMAND`. The parser, the Typer
 application, the help and the shell completions all use these declarations, so a new command needs only one new file.
-The parser here, the fast lane, reads plain spellings. Everything else (help, option clusters, values that look like
-options) is left to Typer, which also reports mistakes. This module uses the standard library only, without `typing` and
-`dataclasses`, because every command imports it at its start.
+The parser here, called the fast lane, reads simple command lines. All others (help, option clusters, values that look
+like options) are left to Typer, which also reports mistakes. This module uses the standard library only, without
+`typing` and `dataclasses`, because every command imports it at its start.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def command_named(verb: str) -> Command | None:
 
 
 def module_of(verb: str) -> Any:
-    """The module of a command, or an object with the same members; None if there is no such command."""
+    """The module of a command, or an object with its `COMMAND` and `perform`; None if there is no such command."""
     verb = ALIASES.get(verb, verb)
     if not verb.isidentifier():
         return None
@@ -270,7 +270,7 @@ class CommandRequest:
 
     @property
     def output(self) -> str:
-        """The form given by -o, or the field given by --field; "" by default. Raises UsageError if it is unknown."""
+        """The output format given by -o, or the field given by --field; "" by default. UsageError if it is unknown."""
         output = self.values.get("output")
         field = self.values.get("field")
         if field is not None:
@@ -384,7 +384,7 @@ class CommandRequest:
 
 
 def parse(args: Sequence[str]) -> CommandRequest | None:
-    """The request of a command line in plain spelling; None if Typer must parse the line, or report its mistake."""
+    """The request for a simple command line; None if Typer must parse the line, or report its mistake."""
     given: Table = {}
     words = list(args)
     if "--" in words:
@@ -430,7 +430,7 @@ def by_spelling(options: Sequence[Option]) -> dict[str, Option]:
 def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Table) -> bool:
     """Put the option `word` into `given`, taking its value from the end of `rest` if it is a word of its own.
 
-    Returns False if the option is unknown or not in plain spelling: Typer must parse the line.
+    Returns False if the option is unknown, or is spelled in a way that only Typer can parse.
     """
     name, equals, value = word.partition("=")
     if not word.startswith("--") and len(word) > 2:
@@ -553,7 +553,7 @@ def one_of(
 
 
 def check_line_format(request: CommandRequest) -> None:
-    """Raise UsageError unless the form of the output suits a command that prints lines as they arrive."""
+    """Raise UsageError if -o is not one of LINE_FORMATS, in a command that prints lines as they arrive."""
     if request.output not in ("", *LINE_FORMATS):
         raise UsageError(
             f"{request.verb} -o: unknown form {request.output!r}", hint=f"one of: {', '.join(LINE_FORMATS)}"
@@ -569,7 +569,7 @@ def nearest_word(typed: str, known: Sequence[str]) -> str:
 
 
 def edit_distance(typed: str, word: str) -> int:
-    """The number of typos between the words; a swap of neighbouring letters is one (optimal string alignment)."""
+    """The number of typos between the words; a swap of neighboring letters is one (optimal string alignment)."""
     before, row = [0] * (len(word) + 1), list(range(len(word) + 1))
     for at, letter in enumerate(typed):
         two_before, before, row = before, row, [at + 1]

@@ -33,7 +33,7 @@ _FIRST_INHERITED_FD = 3  # sd_listen_fds(3)
 
 
 def only_server(request: CommandRequest, pool: PoolRef, command: str) -> ServerConfig:
-    """The configuration of the only server that the request selects; messages suggest `command`.
+    """The configuration of the only server that the request selects. `command` is the command to name in messages.
 
     Raises UsageError if several servers are selected, Failure if the configuration is invalid or no server is selected,
     PoolValidateError if this machine cannot run the server, and ControlError (exit 8) if it already runs in the pool.
@@ -71,7 +71,7 @@ def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
 
 @dataclass(frozen=True)
 class ForegroundServer:
-    """A server and the inputs of its process: the specification, its listeners, and the contents of its TLS files."""
+    """A server, its specification, its open listeners, and the contents of its TLS files."""
 
     config: ServerConfig
     spec: Spec
@@ -97,11 +97,11 @@ class ForegroundServer:
         return cls(server, spec, listeners, contents)
 
     def become(self, part: str, *role: str, more: Iterable[socket.socket] = ()) -> NoReturn:
-        """Turn this process into the server's command, or into `part` of poolctl in the application's interpreter.
+        """Replace this process with the server's command or, for an application, with `part`, a package of poolctl.
 
-        `part` is run with the arguments `role`, and with the descriptors of the specification, the listeners, the TLS
-        files and `more`, in this order from SPEC_FD on. Its last argument is the number of descriptors after the
-        specification. Raises Failure.
+        `part` runs in the application's interpreter, with the arguments `role` and the number of descriptors after the
+        specification. From SPEC_FD on it has the descriptors of the specification, the listeners, the TLS files and
+        `more`, in this order. Raises Failure.
         """
         for name in withheld_variables():
             del os.environ[name]

@@ -1,6 +1,6 @@
-"""Changes of the running pool, which --save also writes: `drain`, `undrain`, `enable`, `disable`, `scale`, `remove`.
+"""Commands that change the running pool: `drain`, `undrain`, `enable`, `disable`, `scale`, `remove`.
 
-The change of the files is checked first, and written after the live change.
+With --save they change the files, too: that change is checked before the live change, and written after it.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ def change(
     works_offline: bool = False,
     removes: bool = False,
 ) -> Outcome:
-    """Change the selected servers; returns when the change is made, and with --save written.
+    """Change the selected servers in the running pool and, with --save, in the files; returns when this is done.
 
-    `report` returns the final line about the servers. `write` applies the change to the draft of the files; None for a
-    change for which files have no key. With `works_offline`, only the files are changed if no supervisor runs. With
-    `removes`, servers that are only in the files are removed from them.
+    `report` returns the final line about the servers. `write` applies the change to the draft of the files; None if
+    files cannot store it. With `works_offline`, only the files are changed if no supervisor runs. With `removes`,
+    servers that are only in the files are removed from them.
     """
     save = saves(request)
     pool = find_pool(request)

@@ -33,11 +33,11 @@ _REQUEST_ID = re.compile(r"(HTTP/[\d.]+\" \d{3}[A-Za-z' -]* [\d.]+ms) \S+$")
 
 
 class PrefixedLines:
-    """Prefixes lines with `name | `, padded to the longest name, and on a terminal coloured by server.
+    """Prefixes lines with `name | `, padded to the longest name, and on a terminal colored by server.
 
-    With `records`, JSON lines are rendered for people. `times`: STAMPS prefixes each line with its time,
-    SHORT_TIMES prefixes lines without a time of their own with the time of day. Access logs of servers not in
-    `request_ids` are shown without request IDs; None shows the IDs of all servers.
+    With `records`, JSON lines are rendered for people. `times`: STAMPS prefixes each line with its time, SHORT_TIMES
+    prefixes lines without a time of their own with the time of day. Access logs of servers not in `request_ids` are
+    shown without request IDs; None shows the IDs of all servers.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class PrefixedLines:
 
 
 def with_coloured_level(text: str) -> str:
-    """The text with its level coloured; unchanged if it already has colours."""
+    """The text with its level colored; unchanged if it already has colors."""
     level, begin, end = level_place(text)
     if not level or "\x1b" in text:
         return text
@@ -96,7 +96,7 @@ def with_coloured_level(text: str) -> str:
 
 
 def json_line(line: LogLine) -> str:
-    """The line as a JSON object with `time`, `server`, `message`, and `level` if recognised, with a line break.
+    """The line as a JSON object with `time`, `server`, `message`, and `level` if recognized, with a line break.
 
     A line that is a JSON record keeps its members; its own time becomes `logged`.
     """
@@ -163,7 +163,7 @@ _HARMLESS = "\t\u200c\u200d"
 def terminal_text(text: str, *, colours: bool = True) -> str:
     """The line with control characters except tabs escaped (`\\x1b`).
 
-    With `colours`, its colours are kept, and reset at its end; otherwise they are removed.
+    With `colours`, its colors are kept, and reset at its end; otherwise they are removed.
     """
     if not _SPECIAL.search(text):
         return text

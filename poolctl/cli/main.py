@@ -1,7 +1,7 @@
 """The command's entry point: it never prints a traceback, and Ctrl-C at any time exits with 130.
 
-The fast lane handles plain spellings of frequent commands with the standard library alone, because importing Typer
-takes several times as long as a bare interpreter start. Other spellings go to the Typer application.
+The fast lane parses and runs frequent commands with the standard library alone, because importing Typer takes several
+times as long as a bare interpreter start. Command lines that are not simple go to the Typer application.
 
 This module is loaded before the rest of the command, so that Ctrl-C is handled during all other imports.
 """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class UsageError(Exception):
-    """The command line itself is wrong (exit 2)."""
+    """Raised for an invalid command line (exit 2)."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -25,7 +25,7 @@ class UsageError(Exception):
 
 
 class Failure(Exception):
-    """Raised to end the command with this outcome."""
+    """Raised to end the command with `outcome`."""
 
     def __init__(self, outcome: Outcome) -> None:
         super().__init__(outcome.errors[0].message if outcome.errors else "")
@@ -35,7 +35,7 @@ class Failure(Exception):
 class JsonObject(SimpleNamespace):
     """An object of the supervisor's answer with its members as attributes; missing members are None.
 
-    It stands for a Result, Item or ErrorEntry, because importing `dataclasses` takes longer than everything else that
+    Used instead of Result, Item and ErrorEntry, because importing `dataclasses` takes longer than everything else that
     `list` or `status` does.
     """
 
@@ -46,12 +46,12 @@ class JsonObject(SimpleNamespace):
 
 
 class Outcome:
-    """Items, errors and warnings in the shape of the JSON contract, the exit code, and the output for people.
+    """Items, errors and warnings as in the JSON output, the exit code, and the output for people.
 
-    `message` is a line for people; `notes` are informational lines; `form` is the form of the items; `text`, unless
-    None, replaces the whole standard output (except for JSON). `extra` holds further members of the JSON document;
-    `footer` is a line below a table on a terminal. `errors_are_result`: the errors are the requested result, and go
-    to standard output as well. `painted`: the message has colours and is printable. `streamed`: the output has
+    `message` is a line for people; `notes` are informational lines; `form` is the output format of the items, as in -o;
+    `text`, unless None, replaces the whole standard output (except for JSON). `extra` holds further members of the JSON
+    document; `footer` is a line below a table on a terminal. `errors_are_result`: the errors are the requested result,
+    and go to standard output as well. `painted`: the message has colors and is printable. `streamed`: the output has
     already been printed. `changed`: a ChangedFiles with files that the pool has not read yet.
     """
 

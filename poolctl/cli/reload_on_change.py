@@ -130,7 +130,7 @@ class PoolWatcher:
             changed = {}
 
     def _refresh_sources(self) -> ShowResult:
-        """Begin to watch the pool's current files and directories; returns at once, with the answer that lists them."""
+        """Watch the pool's current files and directories; returns at once, with the answer that lists them."""
         shown = self._ask(ShowResult, "show", {})
         self._sources = WatchSet(self._files, shown.items, self._sources)
         new: list[str] = []
@@ -240,7 +240,7 @@ class WatchSet:
         return before != self._stamps
 
     def changed_servers(self, paths: Iterable[str] | None) -> Changed:
-        """The servers whose files are among the paths, each with its files; for None all servers that are watched."""
+        """The servers whose files are among `paths`, each with these files; for None all watched servers."""
         if paths is None:
             including = [name for name, patterns in self._included.items() if patterns]
             watched = (*self._code.values(), *self._scripts.values(), including)
@@ -334,10 +334,10 @@ def _matches(patterns: Iterable[re.Pattern[str]], places: Iterable[str]) -> bool
 
 
 def _code_directory(config: Table) -> str:
-    """The directory below which a change of `*.py` counts as a change of the server, or "".
+    """The directory whose `*.py` files belong to the server, so that their change restarts it; "" if there is none.
 
-    For a Python command it is the working directory. Any other command may be a database, unaffected by Python
-    code; a command that runs in "/" has its code elsewhere. A running job is not restarted.
+    For an application it is `app_dir`, for a Python command the working directory, unless that is "/". Any other
+    command may be unaffected by Python code there, such as a database; a running job is not restarted.
     """
     if not config.get("command"):
         return str(config.get("app_dir") or "")

@@ -1,4 +1,4 @@
-"""Renders outcomes, and the lines of several commands, for the fast lane and for Typer. Standard library only.
+"""Prints the outcomes of commands, and formats lines that several commands print. Standard library only.
 
 Results go to standard output, everything else to standard error. JSON is always one document.
 """
@@ -48,17 +48,17 @@ _MINUTE, _HOUR, _DAY = 60, 3600, 86400
 
 
 def coloured(stream: TextIO) -> bool:
-    """Whether to write colours: the terminal supports them, and the user has not disabled them."""
+    """Whether to write colors: the terminal supports them, and the user has not disabled them."""
     return not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb" and stream.isatty()
 
 
 def paint(text: str, colour: str) -> str:
-    """The text in a colour (an SGR parameter, ECMA-48 §8.3.117)."""
+    """The text in a color (an SGR parameter, ECMA-48 §8.3.117)."""
     return f"\x1b[{colour}m{text}\x1b[0m"
 
 
 def show(outcome: Outcome) -> int:
-    """Print the outcome in its form ("": a line for people); returns its exit code."""
+    """Print the items in the outcome's format (its message if that is ""), and its errors; returns its exit code."""
     outcome.items = [
         _without_password(item) if is_server(item) and "@" in (item.expose or "") else item
         for item in outcome.items
@@ -179,10 +179,10 @@ def gateway_table(
     names: Iterable[str],
     dispensable: Sequence[str] = (),
 ) -> Outcome:
-    """The outcome with its text: a table, with a header even if empty, or with -o name the names.
+    """The outcome with its `text`: `lines` as a table with a header, or with -o name the `names`.
 
     A table that is too wide for the terminal loses its empty columns first, then `dispensable` ones; -o wide keeps all.
-    An outcome with errors, or for another format, is returned as it is.
+    An outcome with errors, or for another output format, is returned unchanged.
     """
     if outcome.errors:
         return outcome
@@ -506,7 +506,7 @@ AT_REST = ("stopped", "disabled", "sleeping")
 
 
 def count_ready(items: Iterable[Item]) -> tuple[int, int]:
-    """The numbers of ready and expected servers; servers at rest do not count unless ready (a job)."""
+    """The numbers of ready and expected servers; stopped, disabled and sleeping ones count only if ready (a job)."""
     expected = [item for item in items if item.state not in AT_REST or item.ready]
     return sum(item.ready for item in expected), len(expected)
 
@@ -565,7 +565,7 @@ _INDENT = "  "
 
 
 def footer_of(gateway: Table, width: int) -> str:
-    """The gateway's line, at most `width` columns wide (0: any), and the reason if not all addresses are served."""
+    """The lines about the gateway below a table: `gateway_line` and, if some addresses are not served, the reason."""
     problem = f"\n{_INDENT}{gateway['problem']}" if gateway["problem"] else ""
     return gateway_line(gateway, width) + problem
 

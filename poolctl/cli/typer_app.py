@@ -53,7 +53,7 @@ Perform = Callable[[CommandRequest], Outcome]
 
 
 def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
-    """The outcome of a command line. Raises UsageError and the commands' exceptions; prints only help."""
+    """Perform a command line and return its outcome; prints only help. Raises UsageError and what commands raise."""
     words, own_command = split_user_command(help_as_option(list(args)))
     application = build(perform)
     if not words:
@@ -294,7 +294,7 @@ def _command_hint(verb: str) -> str:
 
 
 def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
-    """A hint that names the option's equivalent here, or the option probably meant; "" if there is neither."""
+    """A hint for a rejected option: its right position, its name here, or a similar option; "" if there is none."""
     if moved := _after_command(option, words):
         return f"options come after the command: {moved}"
     command = command_named(verb)

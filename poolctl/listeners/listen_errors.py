@@ -37,7 +37,7 @@ Place = tuple[str, int] | str
 class ListenError(ServerError):
     """A listener could not be opened. The message has the cause, and `hint` the fix.
 
-    If the cause is a place in use by another process, `taken` is that place; `with_holders` adds the process.
+    If another process uses the address, `taken` is that address (or path); `with_holders` adds the process.
     """
 
     def __init__(self, message: str, *, bind: str = "", hint: str = "", taken: Place | None = None) -> None:
@@ -90,14 +90,14 @@ def unresolved_host(address: Address, reason: str) -> ListenError:
 
 
 def address_in_use(address: Address, place: Place) -> ListenError:
-    """The ListenError for a place in use. It does not name the process there (see `with_holders`)."""
+    """The ListenError for an address or path in use; does not name the process that uses it (see `with_holders`)."""
     what, command, another = _named(place)
     hint = f"find the process (as root): {command}, or choose another {another}"
     return ListenError(f"{what} is in use", bind=address.key, hint=hint, taken=place)
 
 
 def with_holders(error: ListenError, holders: Sequence[Holder]) -> ListenError:
-    """The error extended by the names of the processes that use its place, and by a fix; unchanged without holders."""
+    """The error with the names of the processes that use its address, and a fix; unchanged without holders."""
     if error.taken is None or not holders:
         return error
     what, command, another = _named(error.taken)
@@ -130,7 +130,7 @@ def _pool(holder: Holder, files: Sequence[str]) -> tuple[str, str]:
 
 
 def name_holders(errors: Sequence[ListenError]) -> list[ListenError]:
-    """The errors, each with the processes that use its place, if found. Blocks for up to a second."""
+    """The errors, each with the processes that use its address, if found. Blocks for up to a second."""
     found = find_holders(each.taken for each in errors if each.taken is not None)
     return [
         with_holders(each, found.get(each.taken, ())) if each.taken is not None else each for each in errors
@@ -138,7 +138,7 @@ def name_holders(errors: Sequence[ListenError]) -> list[ListenError]:
 
 
 def _named(place: Place) -> tuple[str, str, str]:
-    """The place in words, the command that shows which process uses it, and its kind: path or port."""
+    """The address for a message, the command that shows which process uses it, and its kind: "path" or "port"."""
     if isinstance(place, str):
         return f"the Unix socket {place}", f"ss -lxp 'src {place}'", "path"
     return f"port {place[1]}", f"ss -tanp 'sport = :{place[1]}'", "port"
@@ -153,11 +153,11 @@ def _unprivileged_port() -> int:
 
 
 class Holder(NamedTuple):
-    """A process that holds a socket. `pid` is None if only the process's user is visible.
+    """A process that uses an address. `pid` is None if only the process's user is known.
 
-    It `listens`, or has a connection; with an empty `name`, that connection has ended. `pool` lists the configuration
-    files of its pool: empty for a pool embedded in another program, None for a process outside any pool. `runtime` is
-    the runtime directory of that pool if it differs from this process's.
+    If `listens` is false it only has a connection; if `name` is also empty, the connection has ended and belongs to no
+    process. `pool` lists the configuration files of the process's pool: empty for a pool embedded in another program,
+    None for a process outside any pool. `runtime` is that pool's runtime directory if it differs from this process's.
     """
 
     name: str
@@ -174,7 +174,7 @@ class Holder(NamedTuple):
 
 
 def find_holders(places: Iterable[Place]) -> dict[Place, list[Holder]]:
-    """For each place, the processes that prevent binding it. Connections are reported only if nothing listens.
+    """For each address or path, the processes that prevent binding it; those with connections only if none listens.
 
     Never raises. Blocks for about MOST_SECONDS at most; processes not found by then are omitted.
     """
@@ -200,7 +200,7 @@ def local_addresses() -> list[str]:
 
 
 def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]]:
-    """The inodes of the sockets that occupy each place, with the kernel's information about their holders."""
+    """The sockets that use each address or path: by inode, a Holder that names only the user of the process."""
     found: dict[Place, dict[int, Holder]] = {place: {} for place in places}
     by_port: dict[int, list[tuple[Place, bytes]]] = {}
     for place in places:
@@ -265,7 +265,7 @@ def _of_user(uid: int, *, listens: bool = True) -> Holder:
 
 
 def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
-    """For each inode in `wanted`, the process with the lowest pid that has the socket open, or the given Holder."""
+    """For each inode, the process with the lowest pid that has the socket open; if none is found, the given Holder."""
     missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
     found = dict(wanted)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():

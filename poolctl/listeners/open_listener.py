@@ -77,7 +77,7 @@ def open_datagram_sockets(address: Address) -> list[socket.socket]:
 
 
 def _listen_on_path(address: Address, mode: int | None) -> socket.socket:
-    """Listen on the path. A stale socket file is removed, a live one never. Raises ListenError."""
+    """Listen on the path; replaces a socket file on which no process listens. Raises ListenError."""
     path = address.path
     with _directory(address) as directory:
         _check_path(address, directory)
@@ -115,7 +115,7 @@ def _directory(address: Address) -> Iterator[int]:
 
 
 def _is_there(name: str, directory: int) -> bool:
-    """Whether the socket file is in this directory. If not, another user's link has led to another directory."""
+    """Whether the new socket is in this directory; if not, another user's symbolic link has redirected its path."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except OSError:
@@ -377,7 +377,7 @@ def inherited_descriptors(env: Mapping[str, str], pid: int | None = None) -> dic
 
 
 def take_inherited(address: Address, inherited: Inherited) -> list[socket.socket]:
-    """Duplicates, at least one, of the inherited listeners for `fd:3` or `fd:NAME`. Raises ListenError."""
+    """Duplicates of the inherited listeners that `fd:3` or `fd:NAME` names, at least one. Raises ListenError."""
     descriptors = inherited.get(address.name)
     if not descriptors:
         have = ", ".join(f"fd:{name}" for name in inherited) or "none"
@@ -423,7 +423,7 @@ def _is_connected(sock: socket.socket) -> bool:
 def accepted_from(listeners: Sequence[socket.socket]) -> list[int]:
     """All descriptors of this process for the listeners and for connections accepted from them, duplicates included.
 
-    An accepted connection is recognised by its local address, which is its listener's. An event loop registers it only
+    An accepted connection is recognized by its local address, which is its listener's. An event loop registers it only
     some iterations after accepting it, but a forked child must not miss any connection.
     """
     addresses = {_local_name(each) for each in listeners}

@@ -23,10 +23,10 @@ _IN_USE_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
 
 class PortLedger:
-    """The ports of a pool's servers, from `first` to `last` (inclusive), stored in a JSON file.
+    """The ports of a pool's servers, from `first` to `last` (inclusive), stored in the JSON file `path`.
 
-    A server keeps its port, because the pool and its clients know the server by its address. `key`, a hash of the path
-    of the pool's file, identifies the pool; the directory of this name in `path` lies beside the directories of other
+    A server keeps its port, because clients know the server by its address. `key`, a hash of the path of the pool's
+    file, identifies the pool; `path` contains a directory of this name, next to the directories of the user's other
     pools. The search starts at a port derived from `key`, and uses a port stored by another pool only if no other port
     is free, so that two checkouts of one file can run at the same time. A missing or damaged file counts as an empty
     ledger. Not thread-safe; choosing a port blocks briefly.

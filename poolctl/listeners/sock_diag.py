@@ -2,8 +2,8 @@
 
 `wait_until_accepted` waits until a program accepts a connection, even where the kernel does not answer.
 
-A netlink socket is opened for each query, so that threads and forked children share nothing. The kernel may not
-answer: another system, no `inet_diag`, a seccomp filter, a user-space kernel such as gVisor.
+A netlink socket is opened for each query, so that threads and forked children share nothing. The kernel does not answer
+on other systems, without `inet_diag`, behind some seccomp filters, and in user-space kernels such as gVisor.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ _UNACKED_AT = 24
 
 
 async def wait_until_accepted(probe: socket.socket, listener: socket.socket | None = None) -> None:
-    """Return when the program that listens at the other end has accepted the new connection `probe`. Raises OSError.
+    """Wait until the program at the other end has accepted the new connection `probe`. Raises OSError.
 
-    Our side is shut down first, so that a program that serves one client at a time finishes with this one at once.
+    First shuts down its side for writing, so that a program that serves one client at a time is done with it at once.
     The connection counts as accepted when the program closes it or sends data, or when the kernel (if it answers)
-    reports that a process has the other end. An empty accept queue is not required: with more clients than workers
-    the queue is never empty. In a long queue `probe` may be reached too late, so with `listener` any other connection
-    that was accepted from it meanwhile is sufficient.
+    reports that a process has the other end. An empty accept queue is not required: with more clients than workers the
+    queue is never empty. In a long queue `probe` may be reached too late; so with `listener`, any other connection
+    accepted from it meanwhile is sufficient.
     """
     import asyncio  # imported late: a command that asks who holds a port runs no event loop
 
@@ -246,7 +246,7 @@ def _ask(question: bytes) -> bytes | None:
 def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
     """Yield all answers to a query about many sockets. Blocks until `until` at most, a time on the monotonic clock.
 
-    At that time it ends early, or raises TimeoutError. Raises OSError if the kernel refuses the query.
+    When the time is over, stops or raises TimeoutError. Raises OSError if the kernel refuses the query.
     """
     with _netlink() as netlink:
         netlink.send(_message(question, _REQUEST_ALL))

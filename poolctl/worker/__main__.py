@@ -1,9 +1,9 @@
-"""Runs the role that the first argument names, in the application's interpreter.
+"""Entry point for worker processes, in the application's interpreter; the first argument selects what to run.
 
-`worker zygote`: fork workers on request. `worker serve N`: be a worker, with N descriptors after the control socket.
-`worker app`: import an application and fork its workers on request. `worker as UID GID COMMAND…`: switch to this user
-and execute the command, another interpreter; only this role runs in poolctl's own interpreter. `worker debug N`: serve
-in the terminal, with N descriptors after the specification.
+`worker zygote`: fork workers on request. `worker serve N`: run one worker, with N descriptors after the control socket.
+`worker app`: import an application and fork its workers on request. `worker debug N`: serve in the terminal, with N
+descriptors after the specification. `worker as UID GID COMMAND…`: switch to this user and execute COMMAND, which starts
+the application's interpreter; only this one runs in poolctl's own interpreter.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ REQUESTS_FD = 3
 
 
 def main() -> None:
-    """Run the role that the first argument names."""
+    """Run what the first argument selects (see the module)."""
     role = sys.argv.pop(1)
     # Imports create no garbage, and collection would take a tenth of the time; `preload` enables it at its end.
     gc.disable()

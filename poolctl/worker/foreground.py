@@ -1,4 +1,4 @@
-"""Serves one server in the foreground, without supervisor or fork: reads the inputs of its process, and debugs it."""
+"""Serves one server in this process, without supervisor or fork: for `run --debug`, and in part for `serve`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _INTERRUPTED = 130
 
 
 class Given(NamedTuple):
-    """The inputs of the process: specification, listeners, descriptors of TLS files, and further sockets."""
+    """The server's specification, and the inherited sockets and descriptors; `more` are sockets after TLS files."""
 
     spec: Spec
     listeners: list[socket.socket]
@@ -41,13 +41,13 @@ class Given(NamedTuple):
 
 
 def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
-    """Read the specification, and apply its limits, user, environment and directory; returns the process's inputs.
+    """Read the server's specification and apply its limits, user, environment and directory; return what was inherited.
 
-    The first argument of the process is the number of descriptors after the specification. Workers' modules are
-    imported first. With `light` they are not, unless the server has a user, who may not be allowed to read them later.
+    The first argument of the process is the number of descriptors after the specification. The modules that workers
+    need are imported first; with `light` only if the server has a user, who may not be allowed to read them later.
 
-    If the environment requires a new interpreter, it replaces this one, and runs `part` of poolctl with the arguments
-    `role`. Exits with the reason if this machine cannot support the specification.
+    If the environment requires a new interpreter, it replaces this one and runs `part`, a package of poolctl, with the
+    arguments `role`. Exits with the reason if this machine cannot support the specification.
     """
     count, *applied = sys.argv[1:]
     spec = read_spec_after_exec(1 + int(count))

@@ -1,8 +1,8 @@
-"""Imports the modules of workers: common ones once, before the forks, and the server's application.
+"""Imports what workers need: common modules once, before the forks, and the server's application.
 
-The application is imported, picked from a mapping of handlers, or made by its factory. If it is imported before the
-forks, its framework also does once the work that it would otherwise do in the first request of each worker. This calls
-no code of the application: no lifespan, middleware or endpoint.
+The application is imported, taken from a mapping of handlers, or created by its factory. If it is imported before the
+forks, its routes are prepared as well (see warm_up), which otherwise happens in the first request of each worker. This
+calls no code of the application: no lifespan, middleware or endpoint.
 """
 
 from __future__ import annotations
@@ -52,14 +52,15 @@ _EXPORTED_TOO = registry, route_health  # for applications only; workers do not 
 
 
 class ProvidedModules:
-    """Lets an application import `poolctl.gateway.routes` where poolctl is not installed (see MetaPathFinder).
+    """Import hook that makes `poolctl.gateway.routes` importable where poolctl is not installed (see MetaPathFinder).
 
     The application gets the worker's own modules, so that a route in a scope is an instance of the class that the
-    application imports. They are loaded before the first fork: nothing is read from files that an upgrade may have
-    replaced since, and workers whose applications do not import them pay nothing.
+    application imports. They are loaded before the first fork: no file is read that an upgrade may have replaced since,
+    and workers whose applications do not import them pay nothing.
 
-    An interpreter's own poolctl takes precedence, because the application was written for it. Its functions accept
-    the worker's routes, which they read by the names of fields. Modules that an older poolctl lacks are found here.
+    If poolctl is installed in the interpreter, that copy takes precedence, because the application was written for it.
+    Its functions accept the worker's routes, whose fields they read by name. Modules that an older copy lacks are found
+    here.
     """
 
     def __init__(self, modules: dict[str, ModuleType], exports: CodeType) -> None:
@@ -120,10 +121,10 @@ def end_imports() -> None:
 
 
 def prepare_for_forks() -> None:
-    """Prepare the process for its first fork.
+    """Set up logging, uvicorn's defaults and import hooks once, before the first fork, so that workers share them.
 
-    Afterwards poolctl's own code must import no further module of poolctl: the name `poolctl` is then left to the
-    application, whose interpreter may have another version.
+    Removes poolctl from `sys.modules`, so that the application can import another version of it. Afterwards poolctl's
+    own code must not import further modules of poolctl.
     """
     omit_uvicorns_lines()
     prepare()
@@ -147,7 +148,7 @@ class LoadFailed(Exception):
 
 
 def explain(failure: LoadFailed) -> str:
-    """The cause as a traceback that begins in the user's own code; the message if there is no cause."""
+    """The traceback of the cause, without leading frames of poolctl and importlib; the message without a cause."""
     cause = failure.__cause__
     if cause is None:
         return f"{failure}\n"
@@ -162,7 +163,7 @@ def _is_machinery(filename: str) -> bool:
 
 
 def import_app(spec: Spec) -> Any:
-    """Import the application, its factory, or its function for handlers, and return it uncalled. Raises LoadFailed."""
+    """Import and return the application or the function (factory, handlers), without calling it. Raises LoadFailed."""
     return _attribute(_path(spec))
 
 
@@ -215,7 +216,7 @@ def _attribute(path: str) -> Any:
 
 
 def _nearest(attribute: str, holder: object) -> str:
-    """The public name in `holder` closest to the missing one, or ""."""
+    """The public name in `holder` most similar to `attribute`, which it lacks; "" if none is similar."""
     import difflib
 
     names = [name for name in dir(holder) if not name.startswith("_")]
@@ -280,9 +281,9 @@ def warm_up(app: object) -> None:
 
 
 def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth: int) -> None:
-    """Match each route with a path that no route has; cache the endpoints' source files that are not in `sources`.
+    """Match each route against a path that no route has, which initializes it; cache source files of endpoints.
 
-    With None for `sources` no files are read. `depth` is how many levels of nested routers are followed.
+    `sources` holds the files already cached; None: cache none. `depth` is the maximum depth of nested routers.
     """
     with contextlib.suppress(Exception):  # an error will recur with the first request
         for route in getattr(router, "routes", ()) if depth else ():

@@ -91,14 +91,14 @@ def reset_signals() -> None:
 
 
 def needs_exec(spec: Spec) -> bool:
-    """Whether a new interpreter must be executed: `env_base` replaces the environment, or `env` has START_VARIABLES."""
+    """Whether the specification requires a new interpreter: it replaces the environment, or sets START_VARIABLES."""
     return any(name.startswith(START_VARIABLES) for name in spec["env"]) or spec["env_base"] is not None
 
 
 def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments: str) -> NoReturn:
-    """Replace this process by a new interpreter that runs `part` of poolctl with these arguments.
+    """Replace this process with a new interpreter that runs `part`, a package of poolctl, with these arguments.
 
-    The number of descriptors that it inherits is `descriptors`; they begin with SPEC_FD.
+    The new interpreter inherits `descriptors` descriptors, numbered from SPEC_FD on.
     """
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, True)
@@ -107,14 +107,14 @@ def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments:
 
 
 def read_spec_after_exec(descriptors: int) -> Spec:
-    """The specification, after `start_interpreter_again`; makes the inherited descriptors non-inheritable again."""
+    """Read the specification in the new interpreter; sets close-on-exec on its `descriptors` inherited descriptors."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, False)
     return read_spec(SPEC_FD)
 
 
 def read_spec(fd: int) -> Spec:
-    """Read the specification that the runner wrote into the file behind the descriptor."""
+    """Read the specification from the open file `fd`, which the runner has written."""
     spec: Spec = marshal.loads(read_file(fd))
     return spec
 
@@ -152,7 +152,7 @@ def become_program(spec: Spec, sockets: int) -> NoReturn:
 
 
 def place(fds: list[int], output: int, first: int = FIRST_FD) -> None:
-    """Move `fds` to `first` and the numbers that follow, `output` to 1 and 2, and close all other descriptors.
+    """Move `fds` to the numbers from `first` on, and `output` to 1 and 2; close all other descriptors.
 
     Descriptor 0 then reads /dev/null.
     """
@@ -183,7 +183,7 @@ def clear_pool_variables() -> None:
 
 
 def apply_spec(spec: Spec) -> None:
-    """Apply the limits, the rights of the server's user, its environment and directory. Raises SetupFailed."""
+    """Apply the server's limits, user, environment, umask and working directory to this process. Raises SetupFailed."""
     soft, hard = spec["open_files"]
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

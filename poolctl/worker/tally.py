@@ -3,17 +3,17 @@
 The worker only adds to integers; no message is sent, and no timer runs. The page is a file in memory that other
 processes hold too, so that the counts outlive a worker that is killed. Standard library only.
 
-Behind the page the file has room for the stacks of the worker's threads and tasks, which takes no memory until they
-are written. The supervisor asks for stacks by a signal, not by a message, so that a worker whose event loop hangs
+After the page, the file has room for the stacks of the worker's threads and tasks, which takes no memory until it is
+used. The supervisor asks for stacks with a signal instead of a message, so that a worker whose event loop hangs
 answers, too. Their text has a maximum size, and can be read after the worker has been killed.
 
-- ASK runs in the main thread between two bytecodes, also in a `time.sleep()`, a lock or a busy loop. It is safe at any
-  time, writes tasks and the names of threads as well, and reports that it is done.
-- ASK_AGAIN is `faulthandler`'s, for a main thread that is inside a C function. It runs no Python and takes no lock, but
-  reads the frames of other threads while these may run: it is sent only if ASK is not answered.
+- ASK is handled by Python code in the main thread, even during a `time.sleep()`, a wait for a lock or a busy loop. This
+  is safe at any time, also writes tasks and the names of threads, and reports when it is done.
+- ASK_AGAIN is handled by `faulthandler`, for a main thread that is inside a C function. This runs no Python code and
+  takes no lock, but reads the frames of other threads while they may run: it is sent only if ASK is not answered.
 
-By default the system ignores ASK (SIGURG, as in Go's runtime): it never ends a process that has no handler.
-No variable's value is written: it may be a secret.
+By default the system ignores ASK (SIGURG, as in Go's runtime): it never ends a process that has no handler. The values
+of variables are not written, because they may be secrets.
 """
 
 from __future__ import annotations
@@ -107,12 +107,12 @@ def is_page(fd: int) -> bool:
 
 
 def map_page(fd: int) -> memoryview:
-    """The page as writable integers; the descriptor may be closed afterwards."""
+    """Map the page as a sequence of writable 64-bit integers; the descriptor may be closed afterwards."""
     return memoryview(mmap.mmap(fd, SIZE_BYTES)).cast("Q")
 
 
 def read_page(fd: int) -> Counts | None:
-    """The counts of a page, each at most MOST; None if the page has another layout."""
+    """The numbers on a page, by slot, each at most MOST; None if the page has another layout."""
     content = os.pread(fd, SIZE_BYTES, 0)
     if len(content) < SIZE_BYTES:
         return None
@@ -124,7 +124,7 @@ def read_page(fd: int) -> Counts | None:
 
 
 def read_slot(fd: int, slot: int) -> int:
-    """One number of a page, at most MOST; 0 if there is no such slot."""
+    """The number in this slot of a page, at most MOST; 0 if there is no such slot."""
     return bounded(int.from_bytes(os.pread(fd, 8, slot * 8), sys.byteorder))
 
 
@@ -134,9 +134,9 @@ def bounded(number: int) -> int:
 
 
 def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
-    """The reason why no worker can have reached these counts from `before` in this time; "" if it can.
+    """The reason why no worker can get from the counts `before` to `counts` in this time; "" if one can.
 
-    Small steps back are possible: the response to a probe is counted, and subtracted a moment later.
+    Decreases are allowed: the response to a probe is counted, and subtracted a moment later.
     """
     most = int(MOST_PER_SECOND * (seconds + 1))
     for slot in range(1, COUNTED):
@@ -177,17 +177,17 @@ def add(counts: Counts, more: Counts) -> None:
 
 
 def route_mark(alias: str) -> int:
-    """The number that stands for a route on a page."""
+    """The number that identifies a route's request count on a page."""
     return _FIRST_MARK | crc32(alias.encode())
 
 
 def error_mark(alias: str) -> int:
-    """The number that stands for the errors of a route on a page; older versions of poolctl ignore it."""
+    """The number that identifies a route's error count on a page; older versions of poolctl ignore it."""
     return _FIRST_OF_ERRORS | crc32(alias.encode())
 
 
 def route_slot(page: memoryview, alias: str) -> int:
-    """The slot for the requests of this route, always the same; one shared by several routes if no pair is free."""
+    """The slot that counts the requests of this route, allocated if needed; a shared one if the page is full."""
     if slot := _slot(page, route_mark(alias)):
         return slot
     page[_LAST_PAIR] = _OTHER_ROUTES
@@ -195,7 +195,7 @@ def route_slot(page: memoryview, alias: str) -> int:
 
 
 def error_slot(page: memoryview, alias: str) -> int | None:
-    """The slot for the errors of this route; None if the page has no room left."""
+    """The slot that counts the errors of this route, allocated if needed; None if the page is full."""
     return _slot(page, error_mark(alias))
 
 
@@ -279,7 +279,7 @@ class StackDump:
         )
 
     def prepare(self, fd: int) -> None:
-        """Set the signal handlers in this process and its forks. They write to descriptor `fd`, set up by `begin`."""
+        """Set the signal handlers in this process and its forks. They write to descriptor `fd`, which `begin` opens."""
         self._fd = fd
         signal.signal(ASK, self._answer)
         faulthandler.register(ASK_AGAIN, file=fd, all_threads=True, chain=False)

@@ -1,10 +1,10 @@
 """A worker process: loads the application, becomes ready, follows orders from its control socket, and exits.
 
-Processes that the application forks are separated from it.
+Orders arrive and events leave through the control socket, and no call blocks. A heartbeat is answered without a
+message: the time is written to a page of memory that the supervisor reads. A worker whose keeper and supervisor have
+both exited continues to serve, and a later supervisor can adopt it with a new control socket.
 
-Orders come in by the control socket, events go out, and no call blocks. A heartbeat is answered without a message: the
-time is written to a page of memory that the supervisor reads. A worker whose keeper and supervisor have both exited
-serves on, and a later supervisor can adopt it with a new control socket.
+Processes that the application forks do not keep the worker's sockets and signal handlers (see ForkedChildren).
 """
 
 from __future__ import annotations
@@ -218,9 +218,9 @@ class WorkerProcess:
         self.control.send({"event": "tls", "error": None})
 
     def _use_routes(self, fds: list[int], keeps: bool, context_key: str) -> None:
-        """Switch to the route table in `fds` (see Routes.renew), and report its generation; log an unusable table.
+        """Switch to the route table in `fds` (see Routes.renew), or log why it is unusable; report the one in use.
 
-        Unless `keeps` is set, connections from the gateway return to it before their next request.
+        If `keeps` is false, connections from the gateway are returned to it, each before its next request.
         """
         try:
             self.routes.renew(fds, keeps=keeps, context_key=context_key)
@@ -237,7 +237,7 @@ class WorkerProcess:
             self.control.send({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:
-        """From now on, report when the worker has been idle for `seconds`, and when that ends; None: do not report."""
+        """Report when the worker has been idle for `seconds`, and when it is active again; None: stop reporting."""
         if self.idleness is not None:
             self.idleness.stop()
         self.idleness = IdleTimer(self.server.server_state, seconds, self._report_idle) if seconds else None
@@ -286,9 +286,9 @@ class WorkerProcess:
 class ControlSocket:
     """Receives orders for the worker and sends its events.
 
-    When keeper and supervisor have both exited, the worker listens for a supervisor that adopts it: on a socket that it
-    binds itself, or on `bound_fd` if the specification says that this socket has been bound in advance, because the
-    worker's user cannot enter the pool's directory.
+    When keeper and supervisor have both exited, the worker listens for a supervisor that adopts it. If the worker's
+    user cannot enter the pool's directory, `bound_fd` is a socket already bound there; otherwise the worker binds one
+    itself.
     """
 
     def __init__(self, fd: int, worker: WorkerProcess, bound_fd: int) -> None:
@@ -305,7 +305,7 @@ class ControlSocket:
         self._sock.setblocking(False)
 
     def listen(self, tally: memoryview | None) -> None:
-        """Begin to accept orders. Heartbeats are answered on the page `tally`."""
+        """Begin to read orders; `tally` is the page on which heartbeats are answered."""
         self._tally = tally
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read_order)
         # Orders that have already arrived apply to the first connection. Polled first, because raising an exception is
@@ -407,11 +407,10 @@ def answer(control: socket.socket, tally: memoryview | None) -> bool:
 class OrphanedWorker:
     """Waits for a new supervisor: listens in the pool's directory, and sends the worker's state to each client.
 
-    `bound` is a socket bound there in advance; with None it binds one itself.
-
-    A client adopts the worker with the order `adopt`, which carries a new control socket; then this listener is closed.
-    The order also carries a new output pipe if the current one has no reader and, if `bound` was given, another such
-    socket for the time when the worker is orphaned again.
+    `bound` is a socket that has already been bound there; None: bind one. A client adopts the worker with the order
+    `adopt`, which carries a new control socket; then this listener is closed. The order also carries a new output pipe
+    if the current one has no reader and, if `bound` was given, a bound socket for the next time that the worker is
+    orphaned.
     """
 
     def __init__(self, control: ControlSocket, bound: socket.socket | None) -> None:
@@ -540,10 +539,10 @@ class IdleTimer:
 
 
 class ForkedChildren:
-    """Separates from the worker each child that the application forks: its descriptors and signals.
+    """Closes the worker's sockets and resets its signal handlers in each child that the application forks.
 
-    The loop learns of a signal by a byte in a socket pair, which a forked child shares: a SIGTERM to the child, as
-    multiprocessing sends it, would stop the worker and leave the child running.
+    asyncio passes signals to its loop through a socket pair, which a forked child shares: without this, a SIGTERM to
+    the child, as multiprocessing sends it, would stop the worker and leave the child running.
     """
 
     def __init__(self, worker: WorkerProcess) -> None:
@@ -556,7 +555,7 @@ class ForkedChildren:
         )
 
     def loop_handles(self, number: int) -> None:
-        """Record the event loop's handler for this signal, the same for all its signals; a child resets it."""
+        """Note the event loop's handler of signal `number`, so that a child resets all signals with this handler."""
         self._loop_handlers.append(signal.getsignal(number))
 
     def _hold_signals(self) -> None:
@@ -582,9 +581,9 @@ class ForkedChildren:
 
 
 def become_worker(fds: list[int], *, preloaded: bool = False) -> NoReturn:
-    """Turn this process into the worker whose specification, control socket, output and listeners are in `fds`.
+    """Run a worker in this process. `fds`: specification, control socket, output, listeners and further descriptors.
 
-    With `preloaded` this is a fork of a process that has the server's rights already and has imported its application.
+    `preloaded`: it was forked from a process that runs as the server's user and has imported the application.
     """
     run_and_exit(lambda: _set_up(fds, preloaded))
 
@@ -608,7 +607,7 @@ def _set_up(fds: list[int], preloaded: bool) -> int:
 
 
 def run_after_exec() -> NoReturn:
-    """Run the worker after the exec that its environment required."""
+    """Run the worker in the new interpreter that its environment requires."""
     spec = read_spec_after_exec(2 + int(sys.argv[1]))
     preload()
     prepare_for_forks()

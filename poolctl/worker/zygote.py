@@ -103,7 +103,7 @@ def _set_up(fds: list[int]) -> int:
 
 
 def run_after_exec() -> NoReturn:
-    """Run the app zygote after the exec that its environment required."""
+    """Run the app zygote in the new interpreter that its environment requires."""
     spec = read_spec_after_exec(2)
     name_process("poolctl-app")
     preload()
@@ -172,10 +172,9 @@ def _send(requests: socket.socket, message: wire.Message) -> bool:
 
 
 def serve_forks(requests: socket.socket, roles: Roles) -> None:
-    """Fork for each request until the other end of the socket is closed.
+    """Fork a process for each request until the other end of the socket is closed.
 
-    A forker is forked in advance and waits for a request, so that half the cost of a fork has been paid when it
-    arrives.
+    An intermediate process, the forker, is forked in advance and waits for the next request, which halves the delay.
     """
     failed = False
     while not _has_ended(requests):
@@ -221,9 +220,9 @@ def _refuse_next(requests: socket.socket, error: OSError) -> None:
 def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
     """Fork for the next request and for requests that follow closely, then exit.
 
-    When this process exits, the keeper becomes the parent of its forks. It exits soon after the first fork, because
-    until then the keeper cannot wait for the worker, or signal it by its pid. It does not exit at once, because a
-    forker for each worker would be a fifth of the cost of a start.
+    When this process exits, the keeper becomes the parent of the forked workers; until then it can neither wait for
+    them nor signal them by pid. So this process exits soon after the first fork, but not at once, because a new forker
+    for each worker would take a fifth of the time of a start.
     """
     more = select.poll()
     more.register(requests, select.POLLIN)
@@ -269,9 +268,9 @@ def _close_all(fds: list[int]) -> None:
 
 
 def _lead_session(group: int) -> None:
-    """Become the leader of a session. A process that leads a process group joins `group` first (setsid(2)).
+    """Become a session leader. Joins process group `group` first, because a group leader cannot call setsid(2).
 
-    It joins `group` even if it leads none: an error, even a caught one, makes a few more pages private.
+    Joins it in any case: raising an exception, even one that is caught, would make a few more memory pages private.
     """
     for _ in range(2):
         try:
@@ -332,7 +331,7 @@ class ProcessSnapshot(NamedTuple):
         return found
 
     def fix(self) -> str:
-        """A setting that may prevent native threads, if any were started since this snapshot; "" if not or unknown."""
+        """The setting that may prevent native threads started since this snapshot; "" without threads or setting."""
         return thread_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
 
     def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
@@ -409,10 +408,10 @@ def _socket(fd: int) -> str:
 
 
 class ThreadOrigins:
-    """Records, while entered, which module import has started which thread.
+    """Context manager that records which module's import has started which thread.
 
-    `main` is the module that is imported first. This is a finder that finds nothing (sys.meta_path): unlike a wrapper
-    around each import, it adds no frame to the traceback of an import that fails.
+    `main` is the module that is imported first. The recorder is an import hook that finds nothing (sys.meta_path):
+    unlike a wrapper around each import, it adds no frame to the traceback of an import that fails.
     """
 
     def __init__(self, main: str = "") -> None:
@@ -478,9 +477,9 @@ def _threads() -> set[int]:
 
 
 def _first_reason(last: str, importing: str) -> str:
-    """The module that started a thread, or "A or B" if that is uncertain.
+    """The module that probably started a new thread, or "A or B" if it may be either.
 
-    `last` is the module whose import began last, `importing` the module whose code runs the next import.
+    `last` is the module whose import began last, `importing` the module that contains the next import statement.
     """
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):

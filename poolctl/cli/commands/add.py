@@ -84,7 +84,7 @@ def _refuse_taken(files: WriteBack, tables: list[Table], base_dir: str) -> None:
 
 
 def _refuse_invalid(files: WriteBack, table: Table, base_dir: str) -> None:
-    """Raise PoolValidateError if the new server itself is invalid; its problems have no place in a file."""
+    """Raise PoolValidateError if the new server itself is invalid; the problems name no file and line."""
     from poolctl.config import Surroundings, added_server
 
     first = files.draft.documents[0].base_dir if files.draft.documents else base_dir

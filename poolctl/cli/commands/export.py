@@ -184,7 +184,7 @@ class ServicePool(NamedTuple):
 
 
 def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
-    """The texts of the units by file name. Raises ValueError for values that a unit cannot contain."""
+    """The texts of the units by file name; `of_user`: for `systemctl --user`. Raises ValueError for unusable values."""
     stem = unit_name(f"poolctl-{pool.name}")
     sockets = _sockets(pool, stem)
     return {f"{stem}.service": _service(pool, list(sockets), of_user=of_user), **sockets}

@@ -26,7 +26,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The current state of the selected servers: without a supervisor stopped, or served by surviving workers."""
+    """The selected servers with their current state; without a supervisor, stopped or served by surviving workers."""
     pool = find_pool(request)
     measured = request.output == "wide" or not {*FIGURES}.isdisjoint(request.output.split(","))
     result = selected(request, pool, measured=measured)

@@ -42,7 +42,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Apply or print the difference between the running and the written configuration."""
+    """Apply or, with --dry-run, print the changes of the files since the pool read them."""
     dry_run = bool(request.get("dry_run"))
     if request.get("watch") and dry_run:
         raise UsageError("--watch and --dry-run cannot be combined", hint="a dry run changes nothing")
@@ -57,7 +57,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
-    """A warning if -c names other files than the pool was started with, else []. A platform reads the named files."""
+    """A warning if several -c options name other files than the supervisor reloads, else []; none for a platform."""
     if len(request.get("config") or ()) < 2 or pool.platform != LOCAL:
         return []
     files = Client(pool.socket).ping().files or pool.files

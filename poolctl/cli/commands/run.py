@@ -181,7 +181,7 @@ _ALIVE = ("running", "starting", "backoff", "draining")
 
 
 class RunSession:
-    """One `run` and its pool; the pool runs as long as this process holds the lifeline.
+    """One `run` and its pool, which ends when this process closes its end of a pipe, the lifeline.
 
     `limit_seconds` limits the whole stop. `wakeup` is the wake-up pipe of StopSignals.
     """
@@ -230,9 +230,9 @@ class RunSession:
         return os.environ
 
     def start(self) -> bool:
-        """Start the selected servers; returns whether to go on: False means that `outcome` is final.
+        """Start the selected servers and set `outcome`; returns whether `run` goes on, or False if it ends now.
 
-        After a failure it is True only without a command, and if some server is alive.
+        After a failure it goes on only without a command, and if some server is alive.
         """
         body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
         if self._prints_logs:
@@ -302,7 +302,7 @@ class RunSession:
         print_diagnostics(outcome)
 
     def wait_for_end(self, lifeline: int, signals: StopSignals) -> int:
-        """Print addresses and problems, then wait until the pool has ended; returns 0. A signal raises meanwhile."""
+        """Print addresses and problems, wait until the pool has ended, and return 0. Signals raise exceptions."""
         expected = [item for item in self.servers if item.state not in ("disabled", "sleeping")]
         ready = sum(item.ready for item in expected)
         line = f"{servers(ready, len(expected))} ready"
@@ -311,7 +311,7 @@ class RunSession:
                 self.say(address)
         if self._gateway is not None and (serves := serves_line(self._gateway)):
             self.say(serves)
-        if not self.outcome.exit_code:  # before the line that invites a reload: RELOADING=1 may not come first
+        if not self.outcome.exit_code:  # before the next line, at which a user may ask for a reload
             sd_notify.notify(os.environ, sd_notify.READY, sd_notify.status(line))
         self.say(f"{line}, Ctrl-C to stop")
         self.report()  # failures are printed now, while other servers run
@@ -319,7 +319,7 @@ class RunSession:
         return DONE
 
     def report(self) -> None:
-        """Print and forget the problems so far; with -o json they stay, for the document at the end."""
+        """Print the problems so far and clear them; with -o json keep them for the document at the end."""
         if self.request.output != "json":
             self.outcome.quiet = self.request.quiet
             print_diagnostics(self.outcome)
@@ -349,7 +349,7 @@ class RunSession:
         return bool(read_exit(self.pool.directory))
 
     def _find_failure_logs(self, code: int) -> None:
-        """Report the last events; with a command, find the logs that explain a failure, while the pool still exists."""
+        """Report the last events; with a command, find the logs that explain a failure. The pool must still exist."""
         self._events.finish()
         if not self.command:
             return
@@ -563,9 +563,9 @@ class BackgroundStream:
         """Does nothing, because `write` buffers nothing."""
 
     def _hand_over(self, text: str) -> threading.Lock:
-        """Queue the text; returns a lock that is released when it is written.
+        """Queue the text for the thread; returns a lock that is released when the text has been written.
 
-        A signal handler may raise at any time in the main thread, so this is the only lock it shares with the thread.
+        No other lock is shared with the thread, because a signal handler may raise at any time in the main thread.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_texts, name="standard error", daemon=True)

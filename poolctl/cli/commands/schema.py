@@ -15,7 +15,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The schema as text, without the envelope of other documents."""
+    """The JSON Schema as text, not wrapped in the document that other commands print."""
     from poolctl.config import json_schema
 
     return Outcome(text=json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n")

@@ -32,7 +32,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The answer of the supervisor, or of each process of `serve`. Raises NoSupervisor if there is neither."""
+    """The stacks from the supervisor, or from each process of `poolctl serve`. Raises NoSupervisor if neither runs."""
     pool = find_pool(request)
     try:
         result = ask_for(StacksResult, request, pool)

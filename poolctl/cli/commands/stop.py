@@ -59,7 +59,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _stopped_line(result: Result, *, waited: bool) -> str:
-    """A message such as `2 servers stopped: users, orders`, about servers that ran or were about to."""
+    """A message such as `2 servers stopped: users, orders`; omits servers that were neither running nor starting."""
     active = [item for item in result.items if item.name not in (result.unchanged or ())]
     if not (active or result.dependents):
         return "no server was running: the supervisor has ended" if result.ended else "nothing was running"
@@ -85,7 +85,7 @@ def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item
 
 
 def _without_supervisor(request: CommandRequest, pool: PoolRef) -> Outcome:
-    """Stop selected servers that still serve; without a selection, all of them and the features' processes."""
+    """Stop selected servers whose workers still run; without a selection, all of them and the features' processes."""
     from poolctl.runners.runner_registry import has_orphans
     from poolctl.supervisor.launch import forget_desired_state, remove_stale_files
 
@@ -135,7 +135,7 @@ def _stop_orphans(request: CommandRequest, pool: PoolRef) -> Outcome:
 
 
 def _stop_or_kill(chosen: list[Orphan], limit_seconds: float) -> list[str]:
-    """Stop them within the limit, or kill them; returns a warning for each killed process."""
+    """Ask the workers to stop, and kill those that exceed the limit; returns a warning for each killed one."""
     for orphan in chosen:
         orphan.ask_to_end()
     deadline = time.monotonic() + limit_seconds

@@ -30,7 +30,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """`N servers, ok`, or the problems of files, referenced paths and programs, and with --import of apps."""
+    """The message `N servers, ok`, or the problems of files, referenced paths and, with --import, of applications."""
     pool = find_pool(request, missing_ok=True)
     from poolctl.config import load
     from poolctl.errors import PoolValidateError

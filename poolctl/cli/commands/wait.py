@@ -33,7 +33,7 @@ COMMAND = Command(
 def perform(request: CommandRequest) -> Outcome:
     """Wait until the selected servers match `--for`, or time out (exit 124).
 
-    While no supervisor runs it keeps trying, except that the servers then count as `stopped`.
+    While no supervisor runs it keeps trying, but `--for stopped` is then satisfied at once.
     """
     seconds = request.seconds("timeout")
     deadline = None if seconds is None else monotonic() + seconds

@@ -1,10 +1,10 @@
 """Accepts a worker's connections from the listeners and the adoption pair, which the workers of a server share.
 
-Both are open while the worker should accept and has room. A full worker refuses nothing: connections wait in the
-backlog, or in the pair, for other workers.
+Through the adoption pair, a socket pair, workers hand over connections. A full worker reads from neither, and refuses
+nothing: connections wait in the backlog, or in the pair, for other workers.
 
-Without TLS the event loop's own server accepts. With TLS it would begin the handshake at once, and a connection could
-no longer be handed over. So `TlsListener` accepts then, and gives each connection to the worker unread.
+Without TLS, asyncio's server accepts connections. With TLS it would begin the handshake at once, after which a
+connection cannot be handed over; so `TlsListener` accepts, and gives each connection to the worker unread.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Listening(Protocol):
 
     @property
     def sockets(self) -> Sequence[socket.socket]:
-        """The duplicates of the listener, on which the loop has a reader."""
+        """The duplicated listening sockets that the event loop watches."""
 
     def close(self) -> None:
         """Stop accepting."""
@@ -72,7 +72,7 @@ class Listening(Protocol):
 class SharedListener(socket.socket):
     """A listener from which only a few connections are accepted at a time.
 
-    asyncio needs some iterations to count them, so a worker accepts only a fraction of its room at a time.
+    asyncio counts a connection only some iterations later, so a worker fills only a fraction of its free places.
     """
 
     def __init__(self, like: socket.socket, server_state: PoolServerState) -> None:
@@ -100,7 +100,7 @@ class SharedListener(socket.socket):
 
 
 class TlsListener:
-    """Accepts TLS connections until it is closed, or the loop has no reader on its socket.
+    """Accepts TLS connections until it is closed, or `stop_reading` is called for its socket.
 
     `begin_tls` gets each connection, of which nothing has been read, and owns it.
     """
@@ -160,7 +160,7 @@ async def close_all(listening: Sequence[Listening]) -> None:
 class AcceptedConnections:
     """Accepted connections that have no protocol object yet.
 
-    The state's `changed` is set when a connection has got its protocol, or has failed.
+    When a connection has got its protocol, or has failed, `changed` of `server_state` is set.
     """
 
     def __init__(self, server_state: PoolServerState) -> None:
@@ -183,7 +183,7 @@ class AcceptedConnections:
         self._begin(lambda: protocol, sock, protocol, ssl=context, ssl_handshake_timeout=seconds)
 
     def attach(self, make: Callable[[], asyncio.BaseProtocol], sock: socket.socket) -> None:
-        """Give the connection a protocol, without TLS."""
+        """Attach the protocol that `make` returns to the connection, without TLS."""
         self._begin(make, sock, None)
 
     def cancel(self) -> None:
@@ -231,9 +231,9 @@ class AdoptionPair(NamedTuple):
 class SharedListeners:
     """The listeners and the adoption pair of one worker.
 
-    `most` is the maximum number of connections; None for the number of free descriptors, minus a reserve. `accepted`
-    are the connections without a protocol object yet. With `woken`, connections have waited for the worker to wake; it
-    closes those whose clients have left meanwhile, because their requests must not be executed.
+    `most` is the maximum number of connections; None: the number of free descriptors, minus a reserve. `accepted` holds
+    connections without a protocol object yet. `woken`: connections have waited for the worker to start; those whose
+    clients have disconnected meanwhile are closed, because their requests must not be executed.
     """
 
     def __init__(
@@ -365,7 +365,7 @@ class SharedListeners:
             raise
 
     async def _accept_waiting(self) -> None:
-        """Accept the backlog, and close connections whose clients have left: the loop's own server would serve them."""
+        """Accept the backlog, closing connections whose clients have left: asyncio's server would serve them."""
         asyncio.get_running_loop().call_later(_WAKE_SECONDS, self._end_wake)
         for listener in self._listeners:
             with SharedListener(listener, self._server_state) as backlog:
@@ -451,7 +451,7 @@ class SharedListeners:
             self._adopt(taken)
 
     def _leaves_to_others(self, evenness: Evenness) -> bool:
-        """Pause if a worker with fewer connections should take the next one; returns whether the pause has begun."""
+        """Pause if a worker with fewer connections should take the next one; returns whether it pauses."""
         seconds = evenness.pause_seconds(len(self.accepted), self._pauses)
         self._pauses = self._pauses + 1 if seconds else 0
         if seconds and self._adoption is not None:
@@ -514,7 +514,7 @@ class AcceptedSocket(NamedTuple):
 
 
 class ReadBefore(asyncio.Protocol):
-    """A connection's first protocol: `protocol` replaces it, and first gets the bytes that another worker has read."""
+    """A connection's initial protocol: installs `protocol`, and passes it the bytes that another worker has read."""
 
     def __init__(self, protocol: asyncio.Protocol, received: bytes, server_state: PoolServerState) -> None:
         self._protocol = protocol
@@ -540,7 +540,7 @@ def protocol_factory(
 
 
 def connections_by_descriptors() -> int:
-    """The number of further connections for which this process has descriptors, minus a reserve."""
+    """The number of further connections that the limit of open descriptors allows, minus a reserve; at least 1."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return sys.maxsize

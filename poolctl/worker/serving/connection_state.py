@@ -52,9 +52,9 @@ class Tasks(set[asyncio.Task[None]]):
 
 
 class Connections(set[Any]):
-    """The set of a worker's connections; notifies the state before each new one and after each end.
+    """The set of a worker's connections; notifies the server state before each new one and after each end.
 
-    The tally counts connections of other classes than `http` as WebSockets.
+    Updates the tally, where connections whose class is not in `http` count as WebSockets.
     """
 
     def __init__(self, state: PoolServerState) -> None:
@@ -116,7 +116,7 @@ class Drainable:
     transport: Any
 
     def linger(self) -> None:
-        """Begin to close the connection: after the response in progress, as soon as closing loses no request."""
+        """Begin to close: after the response in progress, once no data arrives, so that no request is lost."""
         raise NotImplementedError
 
     def leave(self) -> None:
@@ -137,18 +137,18 @@ class Drainable:
         """End event streams between two events; their clients reconnect."""
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Continue a connection from another process with its remaining time. Called before `connection_made`.
+        """Apply the remaining time limit of a connection from another process. Called before `connection_made`.
 
         `until` and `asked` are as in `poolctl.keeper.connection_handover.Connection`.
         """
 
 
 class Heads:
-    """Limits the time for request heads on all connections of a worker, with one timer.
+    """Limits the time for request heads (request line and headers) on all connections of a worker, with one timer.
 
-    Each connection has `transport` (None while it is not connected), `idle` (no request is in progress), and
-    `head_is_late`, which is called when its time is over, and closes it or refuses the request. Times refer to the
-    monotonic clock.
+    A connection has the attributes `transport` (None while it is not connected) and `idle` (no request is in progress),
+    and a method `head_is_late`, which is called when the time is over, and closes it or refuses the request. Times are
+    those of the monotonic clock.
     """
 
     def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:
@@ -163,7 +163,7 @@ class Heads:
         return len(self.due)
 
     def wait(self, connection: Any, due: float | None = None) -> None:
-        """Limit the time for a head: `head_is_late` is called at `due` (None: in `seconds`) unless `end` is before."""
+        """Call the connection's `head_is_late` at `due` (None: in `self.seconds`), unless `end` is called before."""
         now = time.monotonic()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
@@ -207,8 +207,8 @@ class PoolServerState(ServerState):
     """uvicorn's shared state: connections, tasks, request count and default headers.
 
     `changed` is set when the last connection, the last task or a TLS handshake has ended. `on_activity` is called when
-    a connection or a request begins, and when the last request has ended; `on_limit` at each multiple of
-    `max_requests`.
+    a connection or a request begins, and when the last request has ended; `on_limit` whenever the number of responses
+    reaches a multiple of `max_requests`.
     """
 
     def __init__(self, max_requests: int | None = None) -> None:

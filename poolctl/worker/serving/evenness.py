@@ -3,16 +3,16 @@
 The kernel gives a new connection to the first worker that asks, which is often the same worker. For short connections
 that does not matter; long-lived connections would stay where they are. A worker that has more than its share
 
-- hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. This also evens
-  out connections that cannot move later: WebSockets, TLS and HTTP/2. It does not do so while most of its connections
-  last less than a moment: a handover costs as much as serving them.
+- hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. This also
+  balances connections that cannot move later: WebSockets, TLS and HTTP/2. It is suspended while most new connections
+  are closed within MOMENT_SECONDS, because a handover costs as much as serving them.
 - hands over a connection without TLS whose request opens a WebSocket, if it has more than its share of WebSockets: so
   these are balanced even while most connections are short. With TLS that is too late; there a worker with clearly more
   WebSockets than another hands over new connections, short or not, because TLS handshakes cost more than handovers.
 - hands over kept connections of HTTP/1.1 without TLS between two requests, while another worker has at least two fewer:
-  so a new worker gets some. It checks a moment after a connection or request arrives; nothing runs in an idle worker.
+  so a new worker gets some. It checks shortly after a connection or request arrives, so an idle worker does nothing.
 
-Meanwhile workers that do not have the fewest leave the connections in the pair to others for a moment.
+Workers that do not have the fewest connections leave those in the adoption pair to others for a moment.
 
 A page of memory shows the workers of one server how many connections each of them has open. Each worker writes its own
 slot, and holds a lock on it (fcntl(2), F_SETLK), which the kernel releases even if the worker is killed: slots without
@@ -56,7 +56,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 
 def new_page() -> int:
-    """The descriptor of an empty page."""
+    """Create an empty page; returns its descriptor."""
     fd = os.memfd_create("poolctl-peers", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.pwrite(fd, _LAYOUT.to_bytes(8, "little"), 0)
     os.ftruncate(fd, mmap.PAGESIZE)
@@ -141,11 +141,11 @@ class HasHandOver(Protocol):
 
 
 class Evenness:
-    """One worker's part in balancing connections.
+    """Balances one worker's connections with those of the other workers.
 
-    `state` is the worker's PoolServerState. The worker hands over connections through `give`, an end of the adoption
-    pair. A connection without a method `hand_over` never moves; with `kept`, the others may also move between two
-    requests. `close` also closes `counts`.
+    `state` is the worker's PoolServerState. Connections are handed over through `give`, an end of the adoption pair:
+    new ones and, with `kept`, those between two requests. A connection without a method `hand_over` never moves.
+    `close` also closes `counts`.
     """
 
     def __init__(self, state: Any, give: socket.socket, counts: PeerCounts, *, kept: bool) -> None:
@@ -167,7 +167,7 @@ class Evenness:
         self.publish()
 
     def publish(self) -> None:
-        """Publish the number of connections, or that this worker takes none, as when it is out of rotation."""
+        """Publish the number of connections, or that this worker accepts none, as when it is out of rotation."""
         takes = self._accepting and not self._state.draining
         self._counts.publish(self._state.open_connections if takes else None, self._state.open_websockets)
 
@@ -178,7 +178,7 @@ class Evenness:
         self._counts.close()
 
     def arrived(self, connection: Any, *, unread: bool) -> None:
-        """Hand over a new connection if this worker has too many, and `unread`: none of its bytes has been read."""
+        """Handle a new connection: hand it over if this worker has too many and it is `unread` (no byte was read)."""
         if self._counts.alone:
             return
         self.schedule_check()
@@ -248,9 +248,9 @@ class Evenness:
         return mine > share and self._hand_over(connection, others)
 
     def _fair_share(self, mine: int, others: list[int], on_their_way: int = 0) -> int:
-        """This worker's fair share of all connections: the maximum number that it should have.
+        """The maximum for this worker: the number of all connections divided by that of workers, rounded up.
 
-        `mine` is its present number, `others` the numbers of the other workers; no worker counts `on_their_way` yet.
+        `mine` and `others` are the current numbers of connections; no worker counts `on_their_way` yet.
         """
         return -(-(mine + sum(others) + on_their_way) // (len(others) + 1))
 
@@ -282,7 +282,7 @@ class Evenness:
         self._even_out()
 
     def _even_out(self) -> None:
-        """Hand over one connection for each worker with at least two fewer; check again later unless none can move."""
+        """Hand over one connection per worker that has at least two fewer; check again unless none could move."""
         self._timer = None
         others = self._counts.others() if self._accepting and self._kept else []
         mine = len(self._state.connections)

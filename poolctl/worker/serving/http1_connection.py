@@ -1,6 +1,6 @@
-"""HTTP/1.1 connections that can be drained, counted and limited, with each of the parsers.
+"""HTTP/1.1 connections that can be drained and counted, with limits for request heads; one class for each parser.
 
-A class for each parser combines a common mixin with uvicorn's class. Requests are counted, and their heads limited.
+The class for each parser combines a common mixin with uvicorn's class.
 
 A connection that is between two requests can move to another worker: it is sent through the adoption pair with its
 unread bytes, and the copy here is dropped silently, since the connection itself lives on.
@@ -10,8 +10,8 @@ of them). So a connection that cannot move to another worker lingers: each respo
 idle connection is closed only after a quiet period with nothing in its receive buffer (RFC 9112 §9.6).
 
 The head of a request is limited in time and size. The time runs from the accept, including a TLS handshake, to the end
-of the first head, and later from a head's first byte to its end; between two requests the keep-alive timeout applies. A
-request whose head arrives in one piece costs a comparison.
+of the first head, and later from a head's first byte to its end; between two requests the keep-alive timeout applies.
+For a head that arrives in one piece, the check costs one comparison.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     @property
     def routed_state(self) -> Routed | None:
-        """The state to send with a connection from the gateway to another worker; None for any other connection."""
+        """The state to send when a connection from the gateway moves to another worker; None for other connections."""
         return None
 
     @property
@@ -154,7 +154,7 @@ class Http1Connection(Drainable, Http1Protocol):
         return b"0\r\n\r\n" if self.cycle.chunked_encoding else b""
 
     def leave(self) -> None:
-        """Begin to move to another worker, once no request is in progress; `linger` if connections do not move now."""
+        """Move to another worker once no request is in progress; `linger` if handovers are not possible now."""
         if self.server_state.moves_to is None:
             self.linger()
         else:
@@ -248,7 +248,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self._last_request()
 
     def begun_at_ns(self, cycle: Any) -> int:
-        """When the request began; 0 if it was not timed."""
+        """The monotonic time, in nanoseconds, at which the request began; 0 if it was not timed."""
         return self.begun_ns
 
     def on_response_complete(self) -> None:
@@ -340,7 +340,7 @@ class Http1Connection(Drainable, Http1Protocol):
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
     def time_left(self) -> dict[str, float | bool]:
-        """The arguments for `take_over` in the next process, for a connection between two requests; {} for no limit."""
+        """The time limit of a connection between two requests, as arguments for `take_over`; {} for no limit."""
         if self.head is not None:
             due = self.server_state.heads.due.get(self)
             return {} if due is None else {"until": due, "asked": False}
@@ -365,9 +365,9 @@ class Http1Connection(Drainable, Http1Protocol):
             self.transport.close()
 
     def wait_for_head(self, data: bytes, size: int) -> None:
-        """Limit the time and size of a head that is incomplete after this data.
+        """Set the time limit for a head that is still incomplete after `data`, and add to its size.
 
-        `size` bytes of the data are a head, unless they are the end of a body.
+        `size` bytes of `data` belong to the head, unless they end a body.
         """
         heads = self.server_state.heads
         if self.transport.is_closing() or self not in self.connections:
@@ -385,7 +385,7 @@ class Http1Connection(Drainable, Http1Protocol):
         head.last = (head.last + data[-_END_BYTES:])[-_END_BYTES:]
 
     def _measured(self, data: bytes) -> int:
-        """The number of bytes that belong to a head; 0 if the head is too large and was refused."""
+        """The number of bytes of `data` that count as a head; 0 if the head is too large and is refused."""
         heads, head = self.server_state.heads, self.head
         if head is None and (not self.idle or self.body_follows):
             return 1  # the data is part of a body, or follows one
@@ -405,7 +405,7 @@ class Http1Connection(Drainable, Http1Protocol):
         return 0
 
     def refuse(self, status: int) -> None:
-        """Respond to a request that the parser has not received; close later, when the client has had time to read."""
+        """Answer a request with this error status; close the connection when the client has had time to read it."""
         transport, phrase = self.transport, _REFUSALS[status]
         lines = [b"HTTP/1.1 %d %b" % (status, phrase)]
         length = (b"content-length", b"%d" % len(phrase))
@@ -464,7 +464,7 @@ class H11Connection(Http1Connection, H11Protocol):
 
     @property
     def body_follows(self) -> bool:
-        """As in Http1Connection; taken from h11, because uvicorn does not record the body's end."""
+        """Whether the newest request's body is incomplete, according to h11: uvicorn does not record the body's end."""
         return self.conn.their_state is h11.SEND_BODY
 
     def handle_events(self) -> None:
@@ -527,7 +527,7 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
 
 
 class ZttpConnection(Http1Connection, ZttpProtocol):
-    """A connection that uses zttp. It lingers, because the parser does not report its buffered data."""
+    """A connection that uses zttp. It moves only before its first byte: the parser does not report buffered data."""
 
     __slots__ = ()
 
@@ -537,7 +537,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """Whether no byte has arrived yet: afterwards nothing shows whether the parser still holds data."""
+        """Whether no byte has arrived yet. Later the parser may hold buffered data, which it does not report."""
         return self.head is FIRST
 
     def data_received(self, data: bytes) -> None:
@@ -569,7 +569,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
 
 class Upgrade:
-    """A connection whose last request asks for a WebSocket. `event` is the parser's for the head; None: httptools."""
+    """A connection whose last request asks for a WebSocket. `event`: the parser's event for it; None for httptools."""
 
     def __init__(self, connection: Any, event: Any = None) -> None:
         self._connection = connection

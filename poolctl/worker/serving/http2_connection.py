@@ -145,7 +145,7 @@ class Http1Or2(Drainable, asyncio.Protocol):
 
 
 class Http2Connection(Drainable, ZttpH2Protocol):
-    """A connection of HTTP/2. It cannot move, and finishes its requests in this worker."""
+    """An HTTP/2 connection. It cannot be handed over, and finishes its requests in this worker."""
 
     server_state: PoolServerState
     head: Head | None = None
@@ -222,7 +222,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
             self.counts.tally[STARTED] += 1
 
     def begun_at_ns(self, cycle: Any) -> int:
-        """When the request began; 0 if it was not timed."""
+        """The monotonic time, in nanoseconds, at which the request began; 0 if it was not timed."""
         return self._begun_ns.get(cycle.stream.stream_id, 0)
 
     def on_response_complete(self, stream_id: int) -> None:

@@ -66,9 +66,9 @@ _CLASSES: list[tuple[type[asyncio.Protocol], tuple[UvicornParts, ...]]] = [
 
 
 def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
-    """poolctl's class that extends uvicorn's class `protocol`; `protocol` itself, after a warning, without one.
+    """poolctl's subclass of uvicorn's class `protocol`; if there is none, logs a warning and returns `protocol`.
 
-    poolctl has no class for an unknown one, nor for one without a part that it uses. Then a drain closes connections,
+    There is none for an unknown class, and for a class that lacks a required member. Then a drain closes connections,
     which may lose requests on their way, and requests are not counted.
     """
     for ours, parts in _CLASSES:
@@ -100,9 +100,9 @@ class StartupFailed(Exception):
 def load_config(
     config: uvicorn.Config, requests: Settings | None, tls: Tls | None, tls_fds: list[int]
 ) -> uvicorn.Config:
-    """Load and return the configuration, with access log and TLS as specified; closes the TLS files' descriptors.
+    """Load and return the configuration, with access log and TLS as specified; closes the descriptors of the TLS files.
 
-    `requests` is as in watch_requests; None for `tls` means no TLS. Raises StartupFailed for an unusable certificate.
+    `requests` is as in watch_requests; None for `tls`: no TLS. Raises StartupFailed for an unusable certificate.
     """
     config.load()
     watch_requests(config, requests)
@@ -120,18 +120,18 @@ def load_config(
 
 
 class PoolServer(uvicorn.Server):
-    """uvicorn without its periodic timer and its signal handlers, with a drain.
+    """A uvicorn server that can drain, without uvicorn's periodic timer and signal handlers.
 
-    The listeners' descriptors are duplicated; their owner closes them. The loop is the caller's, so that one process
-    can run one server or many. `state` reaches the application in `scope["state"]`. A drain takes at most
-    `drain_seconds`; requests in progress get `stop_seconds` after that and are cancelled then. Connections that come
-    through `adoption` are served as if they had been accepted. With `resting` it accepts nothing before
-    `set_accepting`. Requests are counted on the page `tally`; there is one page per process. The head of a request may
-    take `head_seconds` and have `head_bytes`. At `max_connections` the server stops accepting until there is room again
-    (None: as many as the process has descriptors for). With `http2` it also serves HTTP/2, by uvicorn's classes.
-    `routes` are for the connections that a gateway passes on. With `woken`, connections have waited for this worker to
-    wake: those whose clients have left meanwhile are closed, and their requests are not executed. `failed` is the form
-    of the log lines of failed requests (see FailedRequests), or None to log no such lines.
+    The listeners' descriptors are duplicated; their owner closes them. The server runs in the caller's event loop, so
+    that one process can run several. `state` reaches the application in `scope["state"]`. A drain takes at most
+    `drain_seconds`; requests still in progress get `stop_seconds` more, and are then cancelled. Connections that arrive
+    through `adoption` are served like accepted ones. With `resting` nothing is accepted before `set_accepting`. `tally`
+    is the page on which requests are counted, one per process. The head of a request may take `head_seconds` and have
+    `head_bytes`. At `max_connections` the server stops accepting until there is room again (None: as many as the
+    process has descriptors for). With `http2` it also serves HTTP/2. `routes` are for connections that a gateway passes
+    on. `woken`: connections have waited for this worker to start; those whose clients have disconnected meanwhile are
+    closed, and their requests are not executed. `failed` is the form of log lines about failed requests (see
+    FailedRequests); None: none are written.
     """
 
     def __init__(
@@ -227,9 +227,9 @@ class PoolServer(uvicorn.Server):
 
     @property
     def checks_routes(self) -> bool:
-        """Whether a request for another server, on a connection from the gateway, would be returned to the gateway.
+        """Whether requests for other servers, on connections from the gateway, are detected and returned to it.
 
-        True also with TLS, where all requests on a connection are for one server.
+        Also true with TLS, where all requests on a connection are for one server.
         """
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(kind, Http1Connection)
@@ -442,7 +442,7 @@ async def _answer(connection: Any, cycle: Any) -> None:
 
 
 class ProbeConnections:
-    """Answers probes of one server's application, which sees the address of one of the server's `listeners`.
+    """Answers probes of one server's application, which sees the first TCP address of `listeners` as the server's.
 
     Probe connections are served like any other, but not counted: they do not keep a worker from being idle, use up no
     `max_requests`, and leave no line in an access log. A drain does not wait for them.
@@ -526,10 +526,10 @@ WebSocket = Any  # a connection of a class of uvicorn_parts.WEBSOCKETS
 
 
 def close_websocket(websocket: WebSocket) -> None:
-    """Close one of uvicorn's WebSockets with 1012; shut down any other connection as uvicorn does.
+    """Close one of uvicorn's WebSockets with code 1012; shut down any other connection as uvicorn does.
 
-    For a WebSocket uvicorn's own way closes the socket right after the close frame. With unread data in the receive
-    buffer that is a reset, which loses the frame.
+    uvicorn would close a WebSocket's socket right after the close frame: if the receive buffer has unread data, this
+    resets the connection, and the client never gets the frame.
     """
     kind: Any = type(websocket)
     closed = _closing_function(kind)

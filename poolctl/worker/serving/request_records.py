@@ -80,13 +80,13 @@ class RequestCounts:
         self.tally[slot] += 1
 
     def count_error(self, alias: str) -> None:
-        """Count an error among the requests on this route; has no effect if the page has no room left."""
+        """Count an error among the requests of this route; has no effect if the page is full."""
         if (slot := error_slot(self.tally, alias)) is not None:
             self.tally[slot] += 1
 
 
 def send_counted(connection: Any, cycle: Any, message: Message) -> Awaitable[None]:
-    """Call `send` of uvicorn's object for a request; count the response, and log a failure, when it begins."""
+    """Pass a message to uvicorn's `send`; when the response begins, count its status, and log it if it is a failure."""
     if not cycle.response_started and message["type"] == "http.response.start" and not cycle.disconnected:
         del cycle.send  # break the reference cycle between the object and this function
         status = message["status"]

@@ -1,10 +1,10 @@
 """Connections passed on by the gateway, on which a later request may be for another server.
 
-Before the parser sees a request, its head is examined and routed as the gateway would route it, with the same table. A
-request for another server goes back to the gateway, as the connection with all bytes from that request on. So the
-parser gets one message at a time, and later bytes wait until the response before them is complete.
+Before the parser sees a request, its head is examined and routed with the gateway's own route table. If the request is
+for another server, the connection goes back to the gateway, with all bytes from that request on. So the parser gets one
+message at a time, and later bytes wait until the response before them is complete.
 
-Other connections use the class without this check.
+Connections that do not come from the gateway use a class without this check.
 
 When a worker leaves and no other worker of the server can take a connection, it goes back to the gateway, too, once it
 is idle, because its next request may be for another server.
@@ -113,7 +113,7 @@ class RoutedConnection(Http1Connection):
         self._return_when_idle()
 
     def leave(self) -> None:
-        """Begin to move to another worker; `linger` if connections do not stay with workers between requests."""
+        """Begin to move to another worker; `linger` if connections return to the gateway between requests."""
         if self.routing.routes.keeps:
             super().leave()
         else:
@@ -124,7 +124,7 @@ class RoutedConnection(Http1Connection):
             super()._move()
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker if connections stay with workers between requests; returns whether it moved."""
+        """Move to another worker unless connections return to the gateway after requests; returns whether it moved."""
         return self.routing.routes.keeps and super().hand_over(end)
 
     def linger(self) -> None:
@@ -210,7 +210,7 @@ class RoutedConnection(Http1Connection):
             self._send_back()
 
     def _still_uses_this_protocol(self, rest: bytes) -> bool:
-        """Whether the connection is open and still uses this protocol object; if replaced, the new one gets `rest`."""
+        """Whether the connection is open and still has this protocol; a protocol that replaced it gets `rest`."""
         protocol: Any = self.transport.get_protocol()
         if protocol is self:
             return not self.transport.is_closing()
@@ -231,9 +231,9 @@ class RoutedConnection(Http1Connection):
             self.wait_for_head(arrived, size)
 
     def _send_back(self) -> None:
-        """Return the connection with a request for another server to the gateway, now or when there is room.
+        """Return the connection, whose request is for another server, to the gateway; retries while the socket is full.
 
-        Otherwise refuse the request: with 503 if there was no room in time, else with 421.
+        If that fails, refuses the request: with 503 if there was no room in time, else with 421.
         """
         routing, transport = self.routing, self.transport
         if not routing.pending or transport.is_closing() or transport.get_protocol() is not self:
@@ -278,7 +278,7 @@ class RoutedConnection(Http1Connection):
         return self.idle and not self.routing.body and not self.routing.decided
 
     def _return_to_gateway(self) -> bool:
-        """Return the idle connection to the gateway; False if that failed and is not tried again."""
+        """Return the idle connection to the gateway, or retry later; False if that failed for good."""
         routing = self.routing
         # Lingering has shortened the time limit, which no longer applies.
         asked = {"until": monotonic() + self.timeout_keep_alive, "asked": True}

@@ -31,10 +31,10 @@ Context = dict[str, Any]
 
 
 class Routes:
-    """The gateway's route table, and the end of the pair through which connections return to the gateway.
+    """The gateway's route table in a worker, and the socket through which connections return to the gateway.
 
-    `server` is the name of the worker's server in routes. The first of `listeners` gives the URL that applications see,
-    with https if `secure`.
+    `server` is the name of the worker's server in routes. The URL that applications see is that of the first of
+    `listeners`, with https if `secure`.
     """
 
     def __init__(self, server: str, listeners: Sequence[socket.socket] = (), *, secure: bool = False) -> None:
@@ -52,10 +52,10 @@ class Routes:
         self._contexts: dict[str, Context] = {}
 
     def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
-        """Switch to another table, the first of `fds`, and another end of the gateway's pair, the second.
+        """Switch to the route table in `fds[0]` and, if given, to the gateway's socket in `fds[1]`.
 
-        Without a second descriptor the previous end stays in use; without any, the gateway has ended. The caller closes
-        `fds`. Raises OSError, and ValueError for a descriptor that is not a table.
+        If `fds` is empty, the gateway has ended. The caller closes `fds`. Raises OSError, and ValueError for a
+        descriptor that is not a table.
         """
         table, shown = (RouteTable(fds[0]), RouteTable(fds[0])) if fds else (None, None)
         if self.table is not None:
@@ -119,14 +119,11 @@ class RoutingState:
         self.until = 0.0
 
     def for_worker(self) -> Routed:
-        """The state of the connection for another worker of this server."""
+        """The state to send to another worker of this server."""
         return Routed(self.route, self.generation, self.hops, self.pending, self.decided, self.trusted)
 
     def for_gateway(self, generation: int) -> Routed:
-        """The state of the connection for the gateway.
-
-        According to the table of `generation`, its request is for another server.
-        """
+        """The state to send to the gateway; its request is for another server, by the table of `generation`."""
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
 
     def begin_body(self, length: int) -> None:
@@ -134,7 +131,7 @@ class RoutingState:
         self.chunks = ChunkedBody() if length == CHUNKED else None
 
     def end_of_body(self, data: bytes, at: int) -> int:
-        """The offset at which the part of `data` that belongs to the current body ends. Raises BadMessage."""
+        """The end, in `data`, of the part of the current body that begins at offset `at`. Raises BadMessage."""
         if self.chunks is None:
             step = min(self.body, len(data) - at)
             self.body -= step
