@@ -675,7 +675,7 @@ class Executor:
             entry.become(Desired.FAILED)
 
     def _report(self, entry: Entry, event: str, message: str, **detail: str) -> None:
-        """Report a problem with the current command, in the log and as an event."""
+        """Report a problem: as a warning of the current command, in the log, and as an event."""
         entry.observed.warnings.append(f"{entry.name}: {message}")
         logger.warning("%s: %s", entry.name, message)
         self._recorder.record(

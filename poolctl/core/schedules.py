@@ -1,4 +1,4 @@
-"""Time-based behaviour of servers: windows that keep them awake or asleep, and scheduled jobs (`every`).
+"""Time-based behavior of servers: windows that keep them awake or asleep, and scheduled jobs (`every`).
 
 Times are wall-clock times. A run is dropped if its minute has passed or the previous run has not ended.
 """

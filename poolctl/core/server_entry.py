@@ -94,7 +94,7 @@ class Worker:
 
     @property
     def status(self) -> Status:
-        """The worker's health: ko if it is stuck, else the result of its probes; ok without probes."""
+        """The worker's health: `ko` (bad) if it is stuck, else the result of its probes; `ok` without probes."""
         if self.stuck:
             return Status.KO
         return self.health if self.config.health.probed else Status.OK
@@ -135,7 +135,7 @@ class QueuedStart(NamedTuple):
 
 @dataclass(slots=True)
 class DesiredState:
-    """The state of a server that commands and scaling triggers request."""
+    """The desired state of a server, as set by commands and scaling triggers."""
 
     state: Desired = persisted(Desired.IDLE)
     overrides: Overrides = persisted(NO_OVERRIDES)
@@ -502,9 +502,9 @@ class Entry:
 
     @property
     def health(self) -> Status:
-        """The health according to its probes; without probes, ok while it is ready. A failed server is ko.
+        """The server's health: `ko` if it has failed, else the health of its ready workers.
 
-        A failed run of a scheduled server is a warning, because later runs still take place.
+        A scheduled server is `ok` or, after a failed run, `warn`, because later runs still take place.
         """
         if self.on_schedule:
             return Status.WARN if self.schedule.last_run.get("result") == RUN_FAILED else Status.OK
@@ -512,7 +512,7 @@ class Entry:
 
     @property
     def health_of_workers(self) -> Status:
-        """The health of its ready workers, warn when they differ. Without probes: ok if it is ready, else unknown."""
+        """The ready workers' health: warn if it differs. Without probes: ok while the server is ready, else unknown."""
         ready = self.observed.ready
         if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
@@ -674,7 +674,7 @@ _PLAIN = [each for each in _persisted() if each[1] not in ("state", "failure", "
 def record_of(entry: Entry) -> Table:
     """The record of the entry for the next supervisor.
 
-    The rest of a backoff is not part of the record: a successor restarts the server at once.
+    The remaining time of a backoff is not part of it: a successor restarts the server at once.
     """
     found = {
         name: content

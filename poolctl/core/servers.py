@@ -42,7 +42,7 @@ NO_CAUSE = Context()
 
 @contextmanager
 def caused_by(cause: str, by: Mapping[str, object] | None = None) -> Iterator[None]:
-    """Within this block every change of a server has this cause."""
+    """Context manager: changes of servers in its block are attributed to this cause and author (see Cause)."""
     token = CURRENT_CAUSE.set(Cause(cause, by))
     try:
         yield
@@ -83,7 +83,7 @@ class Workqueue:
         self.schedule()
 
     def note(self, entry: Entry) -> None:
-        """Note a change of the entry that affects no decision."""
+        """Note that the entry has changed (see `take_changed`), in a way that affects no decision."""
         self._changed[entry.name] = entry
 
     def take_changed(self) -> list[Entry]:
@@ -93,7 +93,7 @@ class Workqueue:
         return changed
 
     def schedule(self) -> None:
-        """Have the entries decided on before the loop sleeps."""
+        """Have `settle` called before the event loop sleeps, to decide on the queued entries."""
         if self._settle is not None and not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._begin, context=NO_CAUSE)
@@ -481,7 +481,7 @@ class Servers:
         return entry is not None and entry.is_disabled
 
     def may_start(self, entry: Entry) -> bool:
-        """Whether each dependency of the server fulfils its condition."""
+        """Whether each dependency of the server meets its condition, such as being ready."""
         awaited = entry.config.depends_on
         if entry.desired.ignore_dependencies:
             # A sleeping server that was started without its dependencies still wakes after the dependencies that

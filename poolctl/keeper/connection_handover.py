@@ -44,10 +44,10 @@ class NoRoom(Exception):
 class Routed(NamedTuple):
     """The routing data of a connection: the alias of its route, and the generation of the route table.
 
-    `hops` counts the handovers since its last request, `received` holds the bytes of the next request that a
-    process has already read. If `decided`, the next request belongs to this route; otherwise the receiver decides.
-    `route` is "" for a connection without a route, sent because of `received`. A `trusted` peer is a proxy: the client
-    address that it forwards is used.
+    `hops` counts the handovers since its last request, `received` holds the bytes of the next request that a process
+    has already read. Without `decided`, the receiver must find the next request's route. `route` is "" for a connection
+    without a route that is sent with `received` bytes. `trusted`: the peer is a proxy whose forwarded client address is
+    used.
     """
 
     route: str
@@ -59,10 +59,10 @@ class Routed(NamedTuple):
 
 
 class Connection(socket.socket):
-    """A connection with the deadline for its client, and its routing data if it belongs to a route.
+    """A client connection with a deadline, and its routing data if it belongs to a route.
 
-    `until`, a monotonic time, is the deadline for a complete request head. If `asked`, a response was sent and no byte
-    has arrived since: then it is the deadline for the next request to begin. None: the usual time limit, from now on.
+    `until`, a monotonic time, is the deadline for a complete request head or, if `asked` (a response was sent and no
+    byte has arrived since), for the start of the next request. None: the receiver sets its usual limit.
     """
 
     # Plain numbers, because converting them to enumeration members takes a tenth of a handover's time.
@@ -150,7 +150,7 @@ def unread_bytes(transport: asyncio.Transport) -> int:
 
 
 def encoded(routed: Routed) -> bytes:
-    """The encoded message with which `give` sends an unread connection of this route."""
+    """The encoded message with which `give` sends a connection of this route when no bytes have been read from it."""
     message, _ = _message(-1, {}, routed)
     return wire.encode({**_CONNECTION, **message})
 

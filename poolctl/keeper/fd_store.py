@@ -1,4 +1,4 @@
-"""The names in the keeper's descriptor store (modelled on systemd's FDSTORE). All versions must use the same names.
+"""The names of entries in the keeper's descriptor store (like systemd's FDSTORE), the same in all versions.
 
 Only the names of a pool's sockets and workers contain a colon: a keeper without a supervisor keeps running while it
 holds any of them (`Store.holds_work`).

@@ -169,7 +169,7 @@ class Channel:
     def flush(self) -> None:
         """Send as many queued messages as the client's socket takes.
 
-        If the client has exited, the queue is dropped: the next client gets new reports.
+        If the client has exited, the queue is dropped: unacknowledged reports are sent to the next client again.
         """
         while self._waiting:
             message, fds = self._waiting[0]
@@ -291,8 +291,7 @@ class SupervisorProcess:
     def died(self, now: float) -> None:
         """Schedule the restart of an exited supervisor: at once the first time, then after growing delays.
 
-        A supervisor that had managed the pool was killed or hit a rare crash: it is restarted at once, unless it is
-        `calm`.
+        Without `calm`, there is no delay if the supervisor had managed the pool: it was killed or hit a rare crash.
         """
         self.pid = 0
         self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
@@ -378,7 +377,7 @@ class Shutdown:
             self.due = now + ANSWER_SECONDS
 
     def confirmed(self, seconds: float = 0.0) -> None:
-        """Note that the supervisor has confirmed, and may take `seconds` because of its servers' own limits.
+        """Note that the supervisor has confirmed the shutdown, and may need `seconds` to stop its servers.
 
         The time is counted from the request: a second confirmation by a successor does not extend it.
         """
@@ -386,9 +385,10 @@ class Shutdown:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
     def check(self, now: float, supervisor: int) -> bool:
-        """At the end of the supervisor's time, kill it and stop the workers; returns whether to stop waiting.
+        """Enforce the time limits. Returns whether to stop waiting: no worker is left, or the last limit has passed.
 
-        That is so when no worker is left, or when the workers' time is over, too. `supervisor` is a pid, or 0.
+        When the supervisor's time is over, it is killed, and the workers get a last ALONE_SECONDS to stop. `supervisor`
+        is its pid, or 0.
         """
         if self.alone and not any(map(self._is_there, self._workers())):
             return True
@@ -499,7 +499,7 @@ class Keeper:
         )
 
     def begin(self, plan: wire.Message) -> None:
-        """Put the descriptors of this process into the store, or begin to receive others from the plan's donor."""
+        """Put the descriptors that the plan names into the store, or begin to receive them from the plan's donor."""
         if "donor" in plan:
             self._begin_from_donor(Donor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic()))
             return
@@ -642,7 +642,7 @@ class Keeper:
             self._terminate()
 
     def _terminate(self) -> None:
-        """Begin the shutdown: ask the client to stop the pool; without a client and work, let `run` end."""
+        """Begin the shutdown: ask the client to stop the pool; without a client, sockets and workers, let `run` end."""
         self._shutdown.begin(time.monotonic())
         if self._client is not None:
             self._client.send({"event": "terminate"})

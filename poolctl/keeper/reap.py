@@ -76,8 +76,8 @@ class Reaper:
     def signal(self, pid: int, number: int, *, group: bool, start: int | None = None) -> bool:
         """Send a signal to a child that has not been reaped or to a watched process, or with `group` to its group.
 
-        Returns False, and sends nothing, if the process is neither, or its start time is not `start`. Only the parent,
-        or the holder of a pidfd, can do this without the risk of signalling another process that has reused the pid.
+        Returns False, and sends nothing, if the pid is none of these, or its start time is not `start`. Only the
+        parent, or the holder of a pidfd, can be sure that another process has not reused the pid.
         """
         if pid <= 1 or (start is not None and process_start(pid) not in (start, None)):
             return False

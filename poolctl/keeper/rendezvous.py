@@ -1,4 +1,4 @@
-"""Finds the processes that remain when both keeper and supervisor are killed, by sockets in the pool's directory.
+"""Finds processes that continue after keeper and supervisor were killed, by their sockets in the pool's directory.
 
 Only the pool's user can enter that directory. For a worker that runs as another user, a socket is bound there before
 the worker starts, and the worker listens on it once it is orphaned. The kernel reports which process listens (unix(7),

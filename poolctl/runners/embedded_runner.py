@@ -35,11 +35,11 @@ logger = logging.getLogger("poolctl")
 
 
 class ProcessRunner(LocalRunner, Counters):
-    """Runs each worker as a process. Its keeper and its workers end when this program ends.
+    """Runs each worker as a process; workers end when this program ends. Linux only.
 
-    The keeper is started when the first server is opened, and ends some seconds after the last server is closed. A
-    keeper that dies is replaced, and the workers continue. Linux only. Output is kept in `logs_directory`, by default a
-    temporary directory.
+    A helper process, the keeper, starts the workers. It is started when the first server is opened, and ends some
+    seconds after the last server is closed. If the keeper dies it is replaced, and the workers continue. Output is kept
+    in `logs_directory`, by default a temporary directory.
     """
 
     def __init__(self, logs_directory: str | None = None) -> None:
@@ -77,7 +77,7 @@ class ProcessRunner(LocalRunner, Counters):
         return []
 
     def mark_saved(self) -> None:
-        """Do nothing: no other supervisor adds the counts up again."""
+        """Do nothing: the counts of an exited worker are released as soon as they have been reported."""
 
     async def open(self, server: ServerConfig) -> Endpoints:
         if server.tls and server.tls is not True and server.tls.password_env:
@@ -92,7 +92,7 @@ class ProcessRunner(LocalRunner, Counters):
             raise
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        """Start the hook (see Hooks); the keeper keeps running at least until the hook has ended."""
+        """Start this command of the server's `hooks`; the keeper keeps running at least until the command has ended."""
         key = hook_id(server.name, hook)
         self._opened.add(key)
         self._cancel_idle_end()
@@ -134,7 +134,7 @@ class ProcessRunner(LocalRunner, Counters):
             self._ending = asyncio.ensure_future(self._end())
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
-        """The server's last lines (see Logs); empty if no keeper has been started yet."""
+        """The last lines of the server's output (see Logs); empty if no keeper has been started yet."""
         return await super().logs(name, lines, since) if hasattr(self, "output") else []
 
     async def aclose(self) -> None:
@@ -210,10 +210,10 @@ class ProcessRunner(LocalRunner, Counters):
             return
 
     def forget_descriptors(self) -> None:
-        """In a forked child, release the listeners and the link to the parent's keeper.
+        """In a forked child, release the listeners and the child's copy of the link to the parent's keeper.
 
-        The keeper ends only when every process has closed its link. The child then has no servers, and starts a keeper
-        of its own when it opens one.
+        The keeper exits only when all copies of that link are closed. The child then has no servers, and starts a
+        keeper of its own when it opens one.
         """
         if self._started is not None and hasattr(self, "keeper"):
             held = [fd for _, fds in self.keeper.held().values() for fd in fds]

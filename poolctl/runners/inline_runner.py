@@ -87,11 +87,11 @@ class InlineRunner(Runner, Sleep):
         close_listener(sockets, path)
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
-        """Return "": a module is imported only once in this process, so there is nothing to prepare."""
+        """Return "" (success): this process imports a module only once, so there is nothing to prepare."""
         return ""
 
     async def check(self, server: ServerConfig) -> None:
-        """Always pass: a worker in this process needs nothing from outside."""
+        """Do nothing: a worker in this process needs no other user, interpreter or program that could be missing."""
 
     async def place(self, server: ServerConfig, generation: int, index: int) -> Placement:
         _refuse_what_needs_a_process(server)
@@ -138,7 +138,7 @@ class InlineRunner(Runner, Sleep):
             worker.renew_tls(server)
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Begin to drain the worker, because no other worker could take its connections. Does not wait."""
+        """Begin to drain the worker: it stops accepting, finishes its requests and ends. Does not wait."""
         if worker := self._workers.get(placement.id):
             worker.end(drain=True)
 
@@ -154,7 +154,7 @@ class InlineRunner(Runner, Sleep):
         """Do nothing: an idle worker has no process that could be ended."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """Watch the listeners; `on_request` is called once, at the first connection, which the next worker accepts."""
+        """Watch the listeners; call `on_request` once, at the first connection, which the next worker will accept."""
         sockets, _ = self._listeners[server.key]
 
         def request_arrived() -> None:

@@ -32,7 +32,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Opener:
-    """Opens listeners. Callers share one search for the processes that hold addresses in use."""
+    """Opens listeners. If addresses are in use, concurrent calls share one search for the processes that hold them."""
 
     def __init__(self) -> None:
         self._searching: asyncio.Task[None] | None = None
@@ -89,7 +89,7 @@ class Opener:
 async def _resolving(
     address: Address, work: Callable[[], T], *, undo: Callable[[T], object] = lambda _: None
 ) -> T:
-    """Run `work` and return its result: in a thread if `address` has a host name to resolve (see in_daemon_thread)."""
+    """Return the result of `work`; run it by `in_daemon_thread` if the address has a host name, else directly."""
     if address.kind == "tcp" and address.host.strip("0123456789.") and not address.is_ipv6:
         return await in_daemon_thread(work, undo=undo)
     return work()

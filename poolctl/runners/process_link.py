@@ -1,8 +1,8 @@
 """Links from the supervisor to the pool's other processes: keeper, zygotes, logger, workers, gateway.
 
-A link carries messages and descriptors. A descriptor is closed once, by its owner, however many users it has. Messages
-from a process that runs an application's code are limited in size, rate and values. Processes of the pool's own are
-pinged, and killed if they hang.
+A link carries messages and file descriptors. Each descriptor has one owner, which closes it. Messages from processes
+that run application code are limited in size, rate and values. The logger and processes such as the gateway are pinged,
+and killed if they hang.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def release_in_child(fds: Iterable[int]) -> None:
 
 
 class LinkLost(Exception):
-    """The process at the other end has exited, or has been given up."""
+    """The link is closed: the process at the other end has exited, does not answer, or violated the protocol."""
 
 
 class Refused(LinkLost):
@@ -168,11 +168,11 @@ class Receiver:
 class Link:
     """Exchanges messages with another process, in order, and matches replies to calls. Sending never blocks.
 
-    Messages that the other end has no room for wait here. Belongs to the running loop; not thread-safe.
+    Messages are queued here while the other end's socket is full. Belongs to the running loop; not thread-safe.
 
-    A process that runs an application's code is not `trusted`: no descriptor is taken from it, and there are limits on
-    the messages that it sends, and on those that it leaves unread. When it exceeds a limit, or sends a message that the
-    receiver finds Malformed, the link is closed.
+    Without `trusted`, for a process that runs application code, no descriptors are accepted, and both the messages that
+    it sends and those that it has not read are limited. When it exceeds a limit, or sends a message that the receiver
+    finds Malformed, the link is closed.
     """
 
     def __init__(
@@ -198,8 +198,7 @@ class Link:
     def send(self, message: Message, fds: Sequence[int | HasDescriptor] = ()) -> None:
         """Send a message without waiting. The caller keeps the descriptors. Has no effect on a lost link.
 
-        A descriptor that is given by its owner is not duplicated while the message waits: once it is closed, the
-        message is no longer sent.
+        A queued message is dropped if an object among `fds`, such as a socket, is closed before the message is sent.
         """
         if self.sock.fileno() < 0:
             return
@@ -399,10 +398,10 @@ def _close(fds: Sequence[int]) -> None:
 
 
 class KeeperLink(Link):
-    """A Link that records the entries put into the keeper, so that a new keeper can be given all of them.
+    """A Link to the keeper that records the entries put into its store, so that a new keeper can get all of them.
 
-    A descriptor given as its owner (a socket) is recorded as that object, without being duplicated, and is omitted once
-    it is closed. A plain number is duplicated. `entries` maps names to values and descriptors.
+    A descriptor given as an object (such as a socket) is recorded as that object, without a duplicate, and is omitted
+    once the object is closed. A plain number is duplicated. `entries` maps names to values and descriptors.
     """
 
     def __init__(self, sock: socket.socket, receiver: Receiver | None = None) -> None:

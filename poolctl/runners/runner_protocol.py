@@ -76,7 +76,7 @@ class Exit:
         return self.status == 0
 
     def before_ready(self, reason: str) -> str:
-        """The message for a worker that ended before it was ready. `reason` is the one that the worker gave, or ""."""
+        """The error message for a worker that ended before it was ready. It includes `reason` unless that is ""."""
         message = f"{self.message} before it was ready"
         return f"{message}: {reason}" if reason else message
 
@@ -130,7 +130,7 @@ class Sleep(Protocol):
         """
 
     def disarm(self, key: str) -> None:
-        """Stop watching. Workers that are started later get the listener and the connections."""
+        """Stop watching the listener for a request. Workers that start later get the listener and its connections."""
 
     def close_waiting(self, key: str) -> None:
         """Close the connections that were accepted for the server, but not taken by a worker."""
@@ -163,7 +163,7 @@ class Counters(Protocol):
 
     @property
     def unsaved_workers(self) -> list[str]:
-        """The names passed to `add_up` since `mark_saved`; the next supervisor gets their counts again."""
+        """The names of workers whose counts were passed to `add_up` but not saved; a successor gets them again."""
 
     def mark_saved(self) -> None:
         """Note that all counts passed to `add_up` have been saved."""
@@ -173,7 +173,7 @@ class Backlogs(Protocol):
     """Optional ability: the number of connections that no worker has accepted yet."""
 
     def queued_connections(self, server: ServerConfig) -> int:
-        """The number of connections that wait at the server's listeners and in its adoption pair. Does not block."""
+        """The number of connections in the listeners' backlogs and in the queue between workers. Does not block."""
 
 
 class Logs(Protocol):
@@ -187,7 +187,7 @@ class Logs(Protocol):
 
 
 class Hooks(Protocol):
-    """Optional ability: commands of servers that run before the first worker and after the last worker."""
+    """Optional ability: hooks, commands that run before a server's first worker starts or after its last one ends."""
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
         """Start the command with this name in the server's `hooks`; it is watched and stopped like a worker.
@@ -205,7 +205,7 @@ class LogFiles(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class AdoptedWorker:
-    """A worker that an earlier supervisor placed, in the state that it reports."""
+    """A worker that a previous supervisor started, with the state that the worker has reported."""
 
     placement: Placement
     server: ServerConfig
@@ -243,10 +243,10 @@ class Takeover(Protocol):
     async def adopt_orphans(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
-        """Find workers that have lost keeper and supervisor, so that the next `adopt` gets those of these servers.
+        """Find workers whose keeper and supervisor have died, so that the next `adopt` can adopt those of `servers`.
 
-        Workers of other servers are stopped. Returns, by the name of each server found, whether its workers differ from
-        its configuration. `late`: this supervisor has already called `adopt`, so the next supervisor gets the workers.
+        Workers of other servers are stopped. Returns, by the name of each server found, whether its workers run with
+        another configuration. `late`: this supervisor has already called `adopt`, so its successor adopts them.
         """
 
     def exit_reported(self, report: Table) -> None:
@@ -328,7 +328,7 @@ class Runner(Protocol):
         """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
 
     async def wait_until_begun(self, placement: Placement) -> None:
-        """Wait until the worker begins to load its application, which may be delayed while others start, or ends."""
+        """Wait until the worker begins to load its application, perhaps delayed while others load, or until it ends."""
 
     async def wait_until_ready(self, placement: Placement) -> None:
         """Wait until the worker is ready. Raises WorkerFailed, with the reason, if it ends or gives up before.
@@ -337,7 +337,7 @@ class Runner(Protocol):
         """
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Stop the worker from accepting; return when it has, or after drain_timeout. `replaced` as in `drain`."""
+        """Stop the worker from accepting; return when that is done, or after drain_timeout. `replaced`: see `drain`."""
 
     async def drain(self, placement: Placement, *, replaced: bool = True) -> None:
         """Stop the worker from accepting; return when its connections are closed, or after drain_timeout.
@@ -360,11 +360,11 @@ class Runner(Protocol):
     def force_certificate(self, name: str, generation: int) -> None:
         """Give workers of this generation of server `name` the certificate in its files, even if it has expired.
 
-        Without this call, workers get the previous certificate while it is valid and the one in the files has expired.
+        By default, an expired certificate is not used while the previous certificate is still valid.
         """
 
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
-        """Let the worker accept connections; with False it leaves them, if possible, to its server's other workers.
+        """Let the worker accept connections or, with False, leave them to the server's other workers where possible.
 
         A worker of a server with a startup or readiness probe accepts nothing until this is called.
         """
@@ -372,15 +372,15 @@ class Runner(Protocol):
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         """A non-blocking connection to this worker for a probe, not counted as traffic; the caller closes it.
 
-        `kind` is "http", answered by its application, or "echo". `plain` means without TLS. Any process of a program
-        may answer. Raises OSError.
+        `kind`: the application answers "http", and poolctl's code in the worker "echo". `plain`: without TLS. If a
+        program has several processes, any of them may answer. Raises OSError.
         """
 
     async def stop(self, placement: Placement, timeout_seconds: float, *, replaced: bool = False) -> Exit:
         """Ask the worker to end, kill it after the timeout, and return its exit.
 
-        Raises TimeoutError if it does not end even when killed. `replaced`: another worker follows, and takes over its
-        connections where it can.
+        Raises TimeoutError if it does not end even when killed. `replaced`: a replacement takes over its connections if
+        possible.
         """
 
     async def wait_for_exit(self, placement: Placement) -> Exit:
@@ -392,12 +392,12 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PublishedRoutes:
-    """The route tables for workers, as files in memory (see `route_table`), and the pair for returned connections.
+    """The route tables for workers, and the socket through which workers return connections to the gateway.
 
-    `tables` has them by server name; the entry "" is for servers that no longer have a route. Their publisher closes
-    them after it has published others. If the next request of a connection is for another server, the worker returns
-    the connection to the gateway, through the end `give_back`. A request's statement about its route is trusted only if
-    it contains the server's key; `context_keys` has these keys by server name.
+    `tables` maps server names to files in memory (see `route_table`); the entry "" is for servers that no longer have a
+    route. The publisher closes them after publishing new ones. A worker sends a connection to `give_back` if its next
+    request is for another server. `context_keys` maps server names to keys: a worker trusts the route named in a
+    proxied request only with its server's key.
     """
 
     generation: int
@@ -407,41 +407,42 @@ class PublishedRoutes:
 
 
 class Gateway(Protocol):
-    """The gateway, as a runner uses it: it passes connections to workers of routed servers through adoption pairs."""
+    """The gateway as seen by a runner: it passes accepted connections to workers of servers that have a route."""
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
-        """Put the server's connections into this end of its pair from now on. May be called again with the same end."""
+        """Pass the server's connections to its workers through `give` from now on. Repeated calls are allowed."""
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Stop using this pair: return when no further connections are put into it, or after a time limit."""
+        """Stop passing connections through `give`; return when no more will follow, or after a time limit."""
 
     async def leaving(self, server: str) -> None:
-        """Report to the gateway that workers of the server leave; return when it knows this, or after a time limit.
+        """Tell the gateway that workers of the server will exit; return when it has confirmed, or after a time limit.
 
         Returns at once if other workers take over the waiting connections.
         """
 
 
 class Routing(Protocol):
-    """The interface of a runner for a gateway: which servers are passed connections, and by which route table."""
+    """The interface by which a gateway tells a runner which servers have routes, and shares their route tables."""
 
     def publish(
         self, servers: Collection[ServerConfig], routes: PublishedRoutes | None, gateway: Gateway
     ) -> None:
-        """Send the workers of these servers their route table. `routes` is None if the gateway has ended.
+        """Send the workers of these servers their route tables. `routes` is None if the gateway has ended.
 
-        Workers that are placed or adopted later get their table too, and workers of servers that had a route before are
-        updated. The gateway gets the servers' pairs, now and whenever one is opened. Does not block.
+        Workers started or adopted later get their table too, and workers of servers that no longer have a route are
+        updated. The gateway gets the socket of each server, now or when it is opened (see Gateway.pair_opened). Does
+        not block.
         """
 
     def release_connections_of(self, servers: Collection[str]) -> None:
-        """Make workers of these servers only (by name) return each connection to the gateway before its next request.
+        """Make only these servers' workers (by name) return each connection to the gateway before its next request.
 
-        The gateway must not pass them connections. Does not block; `wait_until_confirmed` waits for the workers.
+        The gateway must not pass connections to them. Does not block; `wait_until_confirmed` waits for the workers.
         """
 
     def take_back(self, servers: Collection[str]) -> None:
-        """Return the connections that wait in the pairs of these servers, by name, to the gateway. Does not block."""
+        """Return connections that wait for a worker of these servers (by name) to the gateway. Does not block."""
 
     async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
-        """Wait until all workers use the last table; returns the names of servers whose workers do not by the limit."""
+        """Wait until all workers use the latest table; returns the names of servers where some do not in time."""

@@ -1,10 +1,10 @@
-"""The runners by name; each is imported only when it is chosen. Standard library only.
+"""The runners by name; a runner's module is imported only when it is chosen. Standard library only.
 
-A runner's module has `make(site)`, which gives the Runner of a supervisor. It may have more:
-- `companions(files, directory, env, without)`: the programs to start with a pool's keeper. Their keys are the names of
-  entries in the keeper's store, which hold the links to them;
-- `orphans_exist(directory)` and `find_orphans(directory)`, for workers that serve on after their keeper and their
-  supervisor have died. Processes of features do so as well, with any runner.
+The module has `make(site)`, which creates the Runner for a supervisor, and optionally:
+- `companions(files, directory, env, without)`: the programs to start with a pool's keeper, by the names of the entries
+  in the keeper's store that hold the links to them;
+- `orphans_exist(directory)` and `find_orphans(directory)`: for workers that continue to serve after their keeper and
+  supervisor have died. Processes of features can continue in the same way, with any runner.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from .runner_protocol import Runner
 
     class Orphan(Protocol):
-        """A worker that has lost its keeper and supervisor. Every call may block.
+        """A worker whose keeper and supervisor have died. Every call may block.
 
-        `said` is its own statement: server, ready_at and more. `uid` is its user, which the caller checks.
+        `said` is its own report: server, ready_at and more. `uid` is its user, which the caller checks.
         """
 
         @property
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
         @property
         def said(self) -> Message:
-            """The worker's statement about itself."""
+            """The worker's own report about itself: server, ready_at and more."""
 
         def ask_to_end(self) -> None:
             """Ask the worker to finish its requests and end."""

@@ -44,7 +44,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ThreadStack:
-    """A thread of Python with its calls, the most recent first. `name` is empty if unknown."""
+    """A Python thread with its calls, the most recent first. `name` is empty if unknown."""
 
     name: str
     main: bool
@@ -187,7 +187,7 @@ def place_of(threads: Iterable[ThreadStack]) -> str:
 
 
 def _without_own_frames(frames: list[Frame]) -> list[Frame]:
-    """The frames up to the outermost call outside poolctl, which runs the application; all, if every call is inside."""
+    """The frames without poolctl's calls that run the application; unchanged if every frame is poolctl's."""
     calls = [place for place, frame in enumerate(frames, 1) if not frame.file.startswith("poolctl/")]
     return frames[: calls[-1]] if calls else frames
 

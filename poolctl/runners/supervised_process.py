@@ -28,8 +28,8 @@ Holdings = Iterable[tuple[wire.Message, Sequence[socket.socket]]]
 class SupervisedProcess(Receiver):
     """Handles the supervisor's messages until `over` is set.
 
-    `over` is set by the message `end`, by SIGTERM, or when no other process of the pool is left. The keeper holds an
-    end of the link too, so that the process does not notice when a supervisor is replaced.
+    `over` is set by the message `end`, by SIGTERM, or when keeper and supervisor have exited. The keeper also holds the
+    supervisor's end of the link, which therefore stays open while a supervisor is replaced.
     """
 
     def __init__(self, fd: int = LINK_FD) -> None:
@@ -61,7 +61,7 @@ class SupervisedProcess(Receiver):
         raise NotImplementedError
 
     def lost(self) -> None:
-        """Called when keeper and supervisor have both exited."""
+        """Exit, because keeper and supervisor have both exited. A subclass may wait to be adopted instead."""
         self.over.set()
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
@@ -79,9 +79,9 @@ class SupervisedProcess(Receiver):
         self.link.send({"t": "performed", "id": message["id"]})
 
     def await_adoption(self, directory: str, kind: str) -> None:
-        """Listen in the pool's directory, as this kind of process, until a supervisor adopts this process.
+        """Listen on a socket of this kind in the pool's directory until a supervisor adopts this process.
 
-        Returns at once. Each connection is sent the `holdings`. If the socket cannot be bound, that is tried again.
+        Returns at once. Each connection is sent the `holdings`. Binding the socket is repeated if it fails.
         """
         loop = asyncio.get_running_loop()
         try:

@@ -101,7 +101,7 @@ def app_spec(
     open_files: tuple[int, int],
     env_base: Mapping[str, str] | None = None,
 ) -> Spec:
-    """The part of the specification that an import can see; servers with equal parts can share an app zygote.
+    """The settings that an application can see while it is imported; servers with equal ones can share an app zygote.
 
     Raises ServerError as `worker_spec` does.
     """
@@ -206,7 +206,7 @@ def user_id(server: ServerConfig) -> int:
 
 
 def find_user_id(server: ServerConfig) -> int | None:
-    """The uid of the server's processes; None if the user does not exist, or only root may use it."""
+    """The uid of the server's processes; None if there is no such user, or if only root can use it."""
     try:
         return user_id(server)
     except ServerError:

@@ -1,11 +1,11 @@
 """Activates sleeping servers: their listeners are watched without a process until the first request.
 
 Each connection is accepted and inspected without reading (MSG_PEEK): a connection that is opened and closed, or that
-sends no request, wakes no server. The first request wakes it; every connection held at that time, and all that its last
-worker left, goes to its next worker through the adoption pair. New connections wait in the backlog.
+sends no request, wakes no server. The first request wakes the server. Its next worker then gets all held connections,
+and those that the last worker left, through the adoption pair. New connections wait in the backlog.
 
-Connections from sockets that an application shares come through the accept helper (poolctl.acceptor): an application
-can make accept(2) on such a listener block forever, and put anything into such a pair.
+If an application has copies of a listener or of a pair, the accept helper (poolctl.acceptor) takes the connections: the
+application can make accept(2) on that listener block forever, and put anything into that pair.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ _ENDS = select.EPOLLRDHUP | select.EPOLLHUP
 class Fetched(NamedTuple):
     """The result of a request to the accept helper.
 
-    `failed`: the helper was lost during the request, so the state of its socket is unknown. `blocked`, only with
-    `failed`: probably because a call on this socket has blocked.
+    `failed`: the helper was lost during the request, so the state of the socket is unknown. `blocked`, only with
+    `failed`: a call on the socket has probably blocked.
     """
 
     empty: bool = False
@@ -113,7 +113,7 @@ class AcceptHelper(Receiver):
         return [self._link.sock]
 
     def fetch(self, fetch: Fetch, sock: HasDescriptor, most: int) -> None:
-        """Request up to `most` connections from a listener or a pair; `fetch` gets each of them, then the result."""
+        """Request up to `most` connections from a listener or a pair. `fetch` gets each connection, then the result."""
         self.warm()
         assert self._link is not None
         number = next(self._numbers)
@@ -266,7 +266,7 @@ class HeldConnection:
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Set the time limit for a request's head or, if `asked`, for the next request. Keeps one of the same kind."""
+        """Set the time limit for a request's head or, if `asked`, for the next request, unless it is set already."""
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
 
@@ -314,12 +314,12 @@ class HeldLimit:
 
 @dataclass(slots=True, eq=False)
 class SleepingListener:
-    """The activator's state for one server.
+    """A sleeping server's listeners, and the connections accepted for it.
 
-    Without `accepts`, any connection wakes the server, whose worker accepts it. `shared` means that an application may
-    hold the listeners as well. `left` is the take end of the server's pair, with the connections that workers left, or
-    None. A connection that was answered may stay idle for `quiet_seconds`; any other has `head_seconds` for its
-    request's head. These limits continue in the worker that gets the connection.
+    Without `accepts`, any connection wakes the server, and its worker accepts the connection. `shared`: an application
+    may hold the listeners as well. `left` is the socket with the connections that workers left, or None. A connection
+    that has got a response may stay idle for `quiet_seconds`; any other has `head_seconds` for its request's head.
+    These limits continue in the worker that gets the connection.
     """
 
     key: str
@@ -407,7 +407,7 @@ class Activator:
         return key in self._sleeping
 
     def disarm(self, key: str) -> None:
-        """Stop watching. Held connections go to the server's next worker as soon as it has room."""
+        """Stop watching the listeners. Held connections go to the server's next worker as soon as there is room."""
         sleeping = self._sleeping.pop(key, None)
         if sleeping is None:
             return
@@ -419,7 +419,7 @@ class Activator:
         self._hand_over(key, sleeping.connections)
 
     def hold(self, key: str, sock: socket.socket) -> bool:
-        """Hold a duplicate of this connection, which another process accepted; False if the listener is not armed."""
+        """Hold a duplicate of a connection accepted by another process; False on errors, or if the server is awake."""
         sleeping = self._sleeping.get(key)
         if sleeping is None:
             return False
@@ -431,7 +431,7 @@ class Activator:
         return True
 
     def watch_pair(self, key: str, left: socket.socket) -> None:
-        """If the server is armed, also watch the take end of its pair, into which a gateway puts connections."""
+        """If the server is watched, also watch `left`, the socket through which a gateway passes connections to it."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is None:
             self._unwatch_listeners(sleeping)
@@ -440,9 +440,9 @@ class Activator:
             self._watch_listeners(sleeping)
 
     def clear(self, key: str) -> None:
-        """Begin to take all connections that exited workers left in the server's pair.
+        """Begin to take all connections that exited workers left for the server.
 
-        SleepingServers.emptied is called when the pair is empty.
+        SleepingServers.emptied is called when none is left.
         """
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
@@ -608,10 +608,7 @@ class Activator:
         self._watch(held.sock.fileno(), sleeping, held)
 
     def _make_room(self, newest: HeldConnection) -> None:
-        """Close one connection of the server that has the most.
-
-        If all of them are sending a request, wake the server instead.
-        """
+        """Close a connection, not `newest`, of the server with the most; wake it if all are sending requests."""
         crowded = max(self._sleeping.values(), key=lambda sleeping: len(sleeping.connections))
         expendable = crowded.expendable(newest)
         if expendable is None:
@@ -694,7 +691,7 @@ class Activator:
 
 
 class Fetch:
-    """A pending request to the accept helper. `wanted`: its connections are kept; False once the server is stopped."""
+    """A pending request to the accept helper. `wanted`: keep its connections; False once the server is stopped."""
 
     def __init__(
         self, activator: Activator, sleeping: SleepingListener, shared: socket.socket, *, clears: bool = False
@@ -731,7 +728,7 @@ class SleepingServers:
         self._activator = Activator(self, self._accept_helper)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """Watch the server's listeners, and the connections that its workers left, for the first request."""
+        """Watch for the server's first request, on its listeners and on the connections that its workers left."""
         self._servers[server.key] = server
         # A program takes connections from the listener only.
         accepts = not server.command
@@ -752,9 +749,10 @@ class SleepingServers:
         self._activator.arm(sleeping)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """If the server sleeps and its `workers` have all exited, begin to empty its pair, which is then closed.
+        """If the server sleeps and its `workers` have all exited, take the connections they left, then close the pair.
 
-        A server with a route keeps its pair, because a connection that a gateway puts into it wakes the server.
+        A server with a route keeps its adoption pair, because a connection that a gateway puts into it wakes the
+        server.
         """
         if not self._activator.is_armed(key) or self._adoptions.is_used_by_gateway(key):
             return
@@ -763,12 +761,12 @@ class SleepingServers:
             self._activator.clear(key)
 
     def keep_pair(self, key: str) -> None:
-        """Watch the adoption pair of a sleeping server that has been given a route."""
+        """Watch the adoption pair of a sleeping server that has got a route, for connections from the gateway."""
         if (left := self._adoptions.take_end(key)) is not None:
             self._activator.watch_pair(key, left)
 
     def disarm(self, key: str) -> None:
-        """Stop watching. The server's next workers get all held connections, and accept the others."""
+        """Stop watching for a request. The server's next workers get all held connections, and accept new ones."""
         self._activator.disarm(key)
 
     def close_waiting(self, key: str) -> None:
@@ -843,7 +841,7 @@ class SleepingServers:
         self._keeper.send({"op": "drop", "name": name})
 
     def emptied(self, key: str) -> None:
-        """Close the empty pair of a server without workers; if a gateway may use the pair, watch it instead."""
+        """Close the empty adoption pair of a server without workers, or watch it if a gateway may use it."""
         if self._adoptions.is_used_by_gateway(key):
             self.keep_pair(key)
         else:

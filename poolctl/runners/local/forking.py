@@ -78,7 +78,7 @@ class Certificates:
     def for_worker(self, server: ServerConfig, generation: int) -> CertificateFiles:
         """The certificate for a new worker: from the server's files or, if that one has expired, the last valid one.
 
-        A replacement of a valid certificate is kept once a worker is ready with it (`keep_if_ready`). Raises
+        A new certificate replaces a valid last one only after a worker is ready with it (`keep_if_ready`). Raises
         ServerError for a file that cannot be read.
         """
         found, before = _read_certificate(server), self._given.get(server.name)
@@ -181,8 +181,8 @@ def _read_certificate(server: ServerConfig) -> CertificateFiles:
 class DescriptorBudget:
     """Limits how many workers are created at once, so that this process and the keeper do not run out of descriptors.
 
-    In a restart of many servers the others wait until the first servers' old workers have exited. Used descriptors are
-    counted only when all previously free descriptors may be taken, because counting takes longer the more there are.
+    When it is exhausted, for example by a restart of many servers, new workers wait until old ones have exited.
+    Descriptors in use are counted only when the known free ones are used up: counting takes longer the more there are.
     """
 
     def __init__(self, in_use: Callable[[], int] = lambda: len(os.listdir("/proc/self/fd"))) -> None:
@@ -221,10 +221,10 @@ class DescriptorBudget:
 
 
 class Forker:
-    """Makes worker processes. `open_files` are their soft and hard limits.
+    """Creates worker processes. `open_files` are the soft and hard limits of their open files.
 
-    `environments`, by server name, replace the pool's own environment. Orphaned workers listen in `adoption_directory`;
-    if it is None they exit.
+    `environments`, by server name, replace the pool's own environment. Workers that lose keeper and supervisor listen
+    in `adoption_directory`; if it is None they exit.
     """
 
     def __init__(
@@ -266,9 +266,9 @@ class Forker:
     ) -> LocalWorker:
         """Fork a worker, with its control socket, its output pipe, and its entry in the keeper's store.
 
-        `sockets` are the listeners that it inherits. `woken`: no other worker has served since the server slept. With a
+        `sockets` are the listeners that it inherits. `woken`: it is the first worker since the server slept. With a
         `hook`, the name of a command in the server's `hooks`, the process runs that command, and `server` is the hook's
-        configuration. Raises WorkerFailed, or ServerError if the machine lacks something that the configuration names.
+        configuration. Raises WorkerFailed, or ServerError if something that the configuration names does not exist.
         """
         await self.room.acquire()
         forked_from = self._source(server)
@@ -306,7 +306,7 @@ class Forker:
         self._zygotes.start(self._source(server))
 
     def need(self, server: ServerConfig) -> None:
-        """Record that the server needs its app zygote, so that an adopted one is not ended as unneeded."""
+        """Record that the server needs its app zygote, so that AppZygotes.end_unneeded keeps an adopted one."""
         with contextlib.suppress(ServerError):
             self._app_zygotes.need(server, self._app_spec(server))
 

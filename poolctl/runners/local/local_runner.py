@@ -54,7 +54,7 @@ _LAST_WORDS_SECONDS = 0.2  # short for a worker that was ready, whose replacemen
 
 
 class RoutedServers(Routing):
-    """Gives the gateway the adoption pairs of servers that have a route, and sends their workers the route table."""
+    """Sends workers of servers with a route the route table, and lets the gateway pass connections to them."""
 
     def __init__(
         self,
@@ -110,16 +110,15 @@ class RoutedServers(Routing):
         return sorted({worker.server.name for worker, it in waiting.items() if not it.done()})
 
     def update_pair(self, key: str) -> None:
-        """Update the gateway's use of the server's pair after a worker has changed its state."""
+        """Update whether the gateway uses the server's adoption pair, after a worker has changed its state."""
         if key in self._adoptions.routed:
             self._offer(key)
 
     def _offer(self, key: str) -> None:
-        """Let the gateway use the server's pair, unless a worker of the server ignores the routes.
+        """Let the gateway pass connections to the server's workers, unless one of them ignores the routes.
 
         A worker that became ready without confirming the routes would answer requests of other servers: it is of
-        another version, or its HTTP implementation cannot follow them. While no worker is ready, the previous workers
-        decide.
+        another version, or its HTTP implementation cannot follow them. Nothing changes while no worker is ready.
         """
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
@@ -128,7 +127,7 @@ class RoutedServers(Routing):
             self._adoptions.show(key)
 
     def send_routes(self, worker: LocalWorker) -> None:
-        """Send the worker the current route table, once it has begun, if its server has or had a route."""
+        """Send the worker the current route table, now or when it begins, if its server has or had a route."""
         if not self._published or (worker.routes is None and worker.server.key not in self._adoptions.routed):
             return
         name = worker.server.name
@@ -268,7 +267,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         return worker.placement
 
     def _follow(self, worker: LocalWorker) -> None:
-        """Register the worker, even if it has exited already."""
+        """Register a new or adopted worker. If its exit was reported before this call, handle the exit."""
         placement = worker.placement
         assert placement.pid is not None
         self._workers.add(worker)
@@ -296,7 +295,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self._ended(worker, Exit(message="was never started"))
 
     def _note(self, worker: LocalWorker) -> None:
-        """Record the worker's state in the keeper's store, and update the gateway's use of its server's pair."""
+        """Record the worker's state in the keeper's store, and update whether the gateway uses its server's pair."""
         self._routed.update_pair(worker.server.key)
         if not worker.exited.done():
             self.keeper.send(
@@ -373,7 +372,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             self._workers[placement.id].set_in_rotation(in_rotation)
 
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
-        """Let the worker accept, or leave connections to other workers. Has no effect on a command."""
+        """Let the worker accept connections, or stop it from accepting. Has no effect on a command."""
         if placement.id in self._workers:
             self._workers[placement.id].set_accepting(accepting)
 
@@ -445,7 +444,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         await self._close_parts()
 
     async def _close_parts(self) -> None:
-        """Close everything but the workers."""
+        """Close listeners, adoption pairs and held connections, and end the zygotes and the logger, but no worker."""
         self.sleeping.close_all()
         await self.adoptions.close_all()
         await self.sockets.close_all()
@@ -454,7 +453,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self.output.close()
 
     def keeper_replaced(self, keeper_pid: int) -> None:
-        """Continue with a new keeper, which is connected and has the entries of the dead keeper."""
+        """Use a new keeper that already has the old one's entries: kill the old zygotes, have the workers watched."""
         self.children.keeper_pid = keeper_pid
         app_zygotes = self.app_zygotes.processes
         for pid, start in (*self.zygotes.processes, *app_zygotes):

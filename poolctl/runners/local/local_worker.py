@@ -103,11 +103,11 @@ _MOST_READING = 8  # the number of threads that read /proc, where a read may blo
 
 
 class Tally:
-    """The page on which one worker counts its requests. This object owns its descriptor.
+    """The memory page in which one worker counts its requests. This object owns the page's descriptor.
 
-    The application can write the page too. Once it shows impossible counts it is no longer trusted, and the counts stay
-    as last read, as if the worker had ended. `since` is when the page was empty, by the system's monotonic clock; for a
-    page of an earlier supervisor it is the machine's start.
+    The application can write to the page too. When it shows impossible counts it is no longer trusted, and `counts`
+    returns the last plausible values, as if the worker had ended. `since` is when the page was empty, by the system's
+    monotonic clock; 0, the machine's start, for a page of an earlier supervisor.
     """
 
     def __init__(self, fd: int, since: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
@@ -160,7 +160,7 @@ class Tally:
 
     @property
     def has_stacks(self) -> bool:
-        """Whether the worker can write its stacks to the page when it is signalled."""
+        """Whether the worker can write its stacks to the page when it gets a signal."""
         return self.fd >= 0 and writes_stacks(self.fd)
 
     def clear_stacks(self) -> None:
@@ -287,10 +287,10 @@ class NotifySocket:
 
 
 class WorkerRoutes:
-    """The message that gives a worker its route table or, with `routes` None, lets it serve every request itself.
+    """The message that gives a worker its route table or, with `routes` None, lets it serve all requests itself.
 
-    `server` is the name of its server. If the worker `keeps` connections, one returns to the gateway only when its next
-    request is for another server; otherwise each connection returns before its next request.
+    `server` is the name of its server. With `keeps`, the worker returns a connection to the gateway only when its next
+    request is for another server; otherwise before each next request.
     """
 
     def __init__(self, routes: PublishedRoutes | None, server: str = "", *, keeps: bool = True) -> None:
@@ -311,10 +311,10 @@ class WorkerRoutes:
 
 
 class LocalWorker(Receiver):
-    """A worker process of this machine. `exited` and `answered` are futures that several tasks may await.
+    """A worker process of this machine. Several tasks may await the futures `answered` (it is ready) and `exited`.
 
-    `output` is the key of its output pipe. `protocol` describes its adoption pair (see `protocol` in server_sockets),
-    and is None without one. A program has no control socket, so orders other than to stop have no effect on it.
+    `output` is the key of its output pipe. `protocol` is the `protocol` of its adoption pair (see server_sockets), or
+    None without a pair. A program has no control socket, so only orders to stop have an effect on it.
     """
 
     def __init__(
@@ -372,10 +372,10 @@ class LocalWorker(Receiver):
         return Process(self.placement.pid or 0, self.start)
 
     def adopt(self, *, reports: bool) -> None:
-        """Mark this worker as placed by another supervisor.
+        """Mark this worker as started by another supervisor.
 
-        With `reports` its state arrives in a message. Without (a program), `reported` is completed at once if the
-        process still runs.
+        With `reports`, it sends its state in a message. A program does not: `reported` is completed at once if it still
+        runs.
         """
         self._taken_over = True
         pid, start = self.process
@@ -440,7 +440,7 @@ class LocalWorker(Receiver):
             self._children.kill_after(self.process, self.exited, 0.0)
 
     def mark_never_started(self, deed: str) -> None:
-        """Treat the worker as exited: its zygote named a foreign process, whose exit will never be reported."""
+        """Treat the worker as exited: its zygote named a process that it did not fork, whose exit is never reported."""
         if not self.exited.done():
             self.breach = f"its zygote {deed}"
             self.on_never_started()
@@ -465,7 +465,7 @@ class LocalWorker(Receiver):
                 self._confirmed = asyncio.get_running_loop().create_future()
 
     def share_page(self, page: HasDescriptor) -> None:
-        """Send the worker, now or when it begins, the page of connection counts that it shares with others."""
+        """Send the worker the page in which its server's workers count their connections, now or when it begins."""
         if page is not self._page:
             self._page = page
             if self.begun.done():
@@ -531,7 +531,7 @@ class LocalWorker(Receiver):
     async def stop_accepting(self, receivers: str | None) -> None:
         """Stop the worker from accepting; return when it has stopped, or after drain_timeout.
 
-        A command may continue to accept. `receivers` as in `_order_end`.
+        A command may continue to accept. `receivers`: see `_order_end`.
         """
         if self.left.done():
             return
@@ -546,7 +546,7 @@ class LocalWorker(Receiver):
     async def drain(self, receivers: str | None) -> None:
         """Stop the worker from accepting; return when its connections are closed, or after drain_timeout.
 
-        A program without a port has no connections, and is only signalled. `receivers` as in `_order_end`.
+        Returns at once for a program without a port, which has no connections. `receivers`: see `_order_end`.
         """
         until = asyncio.get_running_loop().time() + self.server.drain_timeout
         await self.stop_accepting(receivers)
@@ -554,7 +554,7 @@ class LocalWorker(Receiver):
             await asyncio.wait({self.exited}, timeout=until - asyncio.get_running_loop().time())
 
     async def stop(self, timeout_seconds: float, receivers: str | None) -> Exit:
-        """Ask the worker to end, kill it after the timeout, and return its exit. `receivers` as in `_order_end`.
+        """Ask the worker to end, kill it after the timeout, and return its exit. For `receivers` see `_order_end`.
 
         Raises TimeoutError if it does not end even when killed.
         """
@@ -573,8 +573,8 @@ class LocalWorker(Receiver):
     def _order_end(self, order: str, receivers: str | None) -> None:
         """Order the worker to drain or to stop.
 
-        `receivers` is the protocol of the other workers that take connections from its pair, or None. They get its
-        connections if their protocol is the same.
+        `receivers` is the `protocol` of the workers that stay, or None. They take over its connections only if it has
+        the same `protocol`.
         """
         if self.control is not None:
             same = receivers is not None and receivers == self.protocol
@@ -613,7 +613,7 @@ class LocalWorker(Receiver):
             self.answered.set_result(None)
 
     def adopted(self) -> AdoptedWorker:
-        """The worker with its reported state, for the core."""
+        """This worker's placement, configuration and reported state, for the core to adopt."""
         return AdoptedWorker(
             self.placement, self.server, self.ready_at, self.leaving, self.idle, self.resting
         )
@@ -678,11 +678,11 @@ def _settle(future: asyncio.Future[None] | None) -> None:
 
 
 class RunnerWorkers(dict[str, LocalWorker]):
-    """All workers by id, and by the address of their server.
+    """All workers by id; `of` returns those of a server.
 
-    Workers of one server and user share a page of connection counts (see evenness). Each worker holds the page; this
-    object keeps it only for later workers. A supervisor that adopts workers creates a new page and sends it to all of
-    them. Changed only by `add` and `remove`.
+    Workers of one server and user share a page of connection counts (see evenness). Each worker has the page open; this
+    object keeps it for later workers. A supervisor that adopts workers creates a new page and sends it to all of them.
+    Changed only by `add` and `remove`.
     """
 
     def __init__(self) -> None:
@@ -725,7 +725,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
 
 
 class Tallies(Counters):
-    """Reads the counts of `workers`, by id, and of workers that have exited (see Counters).
+    """Reads the request counts of running `workers`, and adds up those of exited workers (see Counters).
 
     The keeper holds the page of an exited worker until `mark_saved`, so that a successor can add up unsaved counts.
     `on_refused` is called once for each worker whose page is no longer trusted, with its server, its name and the
@@ -756,7 +756,7 @@ class Tallies(Counters):
         return counts
 
     def ended(self, server: str, name: str, tally: Tally) -> None:
-        """Add up the final counts of a worker that has exited."""
+        """Pass the final counts of an exited worker to `add_up`; the keeper stores its page until they are saved."""
         counts = self._read(server, name, tally)
         if counts is not None and self.add_up is not None:
             left = completed(counts)
@@ -785,7 +785,7 @@ class Tallies(Counters):
 
     @property
     def unsaved_workers(self) -> list[str]:
-        """The names of the workers whose counts were reported, but not saved yet."""
+        """The names of exited workers whose counts were passed to `add_up`, but not saved yet."""
         return sorted(self._open)
 
 
@@ -813,11 +813,10 @@ class WorkerHeartbeats(Heartbeats):
 class IdleCheck:
     """Detects whether a worker's event loop is idle, without sending it a message.
 
-    A worker is idle if its main thread waits for events in its loop, and all of its threads together have used no more
-    processor time since its last heartbeat than that thread needs to go to sleep. From then on it is enough that the
-    processor time does not change, because a process that has not run is still waiting. Anything else changes this time
-    (a request, a timer, a thread that takes Python's lock; SIGSTOP and a control group's freezer wake the process for a
-    moment). Then the next heartbeat decides.
+    A worker is idle if its main thread waits for events in its loop, and the process has used no more processor time
+    since its last heartbeat than this thread needs to go to sleep. It stays idle while its processor time does not
+    change: a process that has not run is still waiting. If the time changes (by a request, a timer, a thread that takes
+    Python's lock, or after SIGSTOP or a freezer), the worker is not idle until its next heartbeat shows it again.
     """
 
     __slots__ = ("_answered_at_ns", "_idle_at_ns")

@@ -89,7 +89,7 @@ class Output(Receiver):
         self._ask_reopen()
 
     async def _write_ahead_note(self) -> list[int]:
-        """The file and the pipe (both ends) from which the successor of a killed logger learns of an unfinished write.
+        """The file and the pipe (both ends) that tell the next logger about the unfinished write of a killed one.
 
         They are taken from the keeper's store, or created and put there. The caller closes the descriptors.
         """
@@ -157,10 +157,10 @@ class Output(Receiver):
         index: int | None = None,
         hook: str = "",
     ) -> None:
-        """Start reading the pipe of a worker that now exists. `start` is its start time (see process_start).
+        """Let the logger read the pipe of a worker, and record the worker's process. `start`: see process_start.
 
-        If the pool dies, a program can be found only by what is recorded here. With a `hook` the process runs this
-        command of the server's `hooks`, and is not a worker.
+        If the pool dies, a program can be found only by this record. With a `hook` the process runs this command of the
+        server's `hooks`, and is not a worker.
         """
         read, message, _ = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}

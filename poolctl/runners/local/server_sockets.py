@@ -130,7 +130,7 @@ class Sockets:
 
 
 def protocol(server: ServerConfig) -> str:
-    """A text that describes the server's connections and its workers' user; workers share a pair only if it is equal.
+    """A text about the server's connections (TLS or plain) and its user; only workers with equal texts share a pair.
 
     A process that has held an end of a pair can read its connections, so workers of another user get a new pair.
     """
@@ -139,7 +139,7 @@ def protocol(server: ServerConfig) -> str:
 
 
 class AdoptionPairs:
-    """The adoption pairs of servers, by canonical address, held here and by the keeper.
+    """The adoption pairs of servers, by the server's canonical address (`key`); the keeper holds them too.
 
     A gateway puts connections into the pairs of servers that have a route. A pair is closed only after the gateway has
     stopped using it.
@@ -159,7 +159,7 @@ class AdoptionPairs:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def expect_gateway(self) -> None:
-        """Treat every pair as used by the previous supervisor's gateway, until `publish` is called."""
+        """Assume that the previous supervisor's gateway uses every pair, until `publish` is called."""
         self._published = asyncio.Event()
         asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
 
@@ -168,8 +168,8 @@ class AdoptionPairs:
     ) -> None:
         """Record the gateway, and the servers that have a route: `routed` maps their keys to their names.
 
-        Only `show` gives the gateway their pairs. A server without a route counts as one whose pair no gateway uses.
-        `gateway` is None for a pool without one. `give_back` is the end through which connections return to the
+        Call `show` to let the gateway use a server's pair. The gateway uses no pair of a server without a route.
+        `gateway` is None for a pool without one. `give_back` is the socket through which connections return to the
         gateway; None after the gateway has ended.
         """
         self.routed, self._gateway, self._give_back = routed, gateway, give_back
@@ -183,11 +183,11 @@ class AdoptionPairs:
         return key in self.routed or self._published is not None
 
     def is_hidden(self, key: str) -> bool:
-        """Whether the server's pair is withheld from the gateway."""
+        """Whether `hide` was called for the server, so that the gateway does not use its pair."""
         return key in self._withheld_keys
 
     def show(self, key: str) -> None:
-        """Give the gateway the server's pair, if the server has a route and a pair, and each pair opened later."""
+        """Let the gateway use the server's pair, and each pair opened later. No effect on a server without a route."""
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
@@ -201,7 +201,7 @@ class AdoptionPairs:
             self._background(self._gateway.withdraw(self.routed[key], give))
 
     async def leaving(self, key: str) -> None:
-        """Report to the gateway that workers of this server leave without replacement; return when it knows this."""
+        """Tell the gateway that workers of this server exit without replacement; return when it has confirmed."""
         if self._published is not None:
             await self._published.wait()
         if self._gateway is not None and key in self.routed:
@@ -237,10 +237,10 @@ class AdoptionPairs:
     async def _retire(
         self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
     ) -> None:
-        """Close this process's ends once the gateway has stopped using the pair.
+        """Close this process's ends of the pair once the gateway has stopped using it.
 
-        If the server has a route, the connections in the pair are first returned to the gateway. Those that
-        remain are closed with `empty`, and otherwise left to the workers that hold the pair.
+        If the server has a route, queued connections are first returned to the gateway. Those that remain are closed
+        with `empty`, and otherwise left to the workers that hold the pair.
         """
         with give, take:
             if self._published is not None:
@@ -267,7 +267,7 @@ class AdoptionPairs:
         return self._pairs[server.key][1:]
 
     def protocol(self, key: str) -> str | None:
-        """The protocol of the pair of this address; None without a pair."""
+        """The text by `protocol` for which the pair at this address was opened; None without a pair."""
         return self._pairs[key][0] if key in self._pairs else None
 
     def give(self, key: str, sock: socket.socket) -> bool:

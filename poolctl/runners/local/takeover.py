@@ -1,8 +1,8 @@
 """Takes over the workers of an earlier supervisor.
 
-After its exit they are adopted, with the descriptors, from the keeper's store. Workers that still serve after keeper
-and supervisor have both died are orphans: they are found, stopped, or put into the store of a new keeper. A worker that
-belongs to no configured server, or to a server with another address, is stopped.
+After its exit they are adopted, with their descriptors, from the keeper's store. Workers that continue after keeper and
+supervisor have both died are orphans: they are stopped, or put into the store of a new keeper. A worker that belongs to
+no configured server, or to a server with another address, is stopped.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list
 
 
 async def inherited_sockets(keeper: Link) -> dict[str, list[int]]:
-    """The sockets that systemd passed to the pool, by number and by name."""
+    """The sockets that systemd passed to the pool, by descriptor number ("3" is the first) and by name, if any."""
     reply, fds = await keeper.call({"op": "get", "name": fd_store.INHERITED})
     found = {str(number): [fd] for number, fd in enumerate(fds, 3)}
     for name, fd in zip(reply["meta"] or (), fds, strict=True):
@@ -84,9 +84,9 @@ async def wait_for_reports(workers: Sequence[LocalWorker]) -> None:
 
 @dataclass
 class WorkerAdoption:
-    """Adopts workers. A worker gets the configuration under its id in `placed` or else its server's configuration.
+    """Adopts workers, which are appended to `found`, and running hooks, which are appended to `hooks`.
 
-    Adopted workers are appended to `found`, running hooks to `hooks`.
+    A worker gets the configuration under its id in `placed` or, without one, its server's configuration.
     """
 
     keeper: KeeperLink
@@ -165,13 +165,12 @@ class WorkerAdoption:
 
 @dataclass
 class LocalOrphan:
-    """A worker without keeper and supervisor.
+    """A worker whose keeper and supervisor have died.
 
-    `sock` is a connection to it. It is None for a program and for a worker that is too busy to answer, which have no
-    descriptors here either.
-    `said` is its own report (server, key, generation, index, ready_at, output, protocol …). Only its form is checked:
-    it may be forged, so callers check that `uid` is the server's user. If the report was rejected, `fault` is the
-    reason, and `said` has only an empty server name.
+    `sock` is a connection to it; None for a program, and for a worker that is too busy to answer, whose `listeners`,
+    `pair` and `tally` are empty. `said` is its own report (server, key, generation, index, ready_at, output, protocol
+    …). Only its form is checked: it may be forged, so callers check that `uid` is the server's user. If the report was
+    rejected, `fault` is the reason, and `said` has only an empty server name.
     """
 
     pid: int
@@ -228,7 +227,7 @@ class Pipes:
     loggers: list[socket.socket] = field(default_factory=list)
 
     def take(self) -> None:
-        """Order the logger to stop reading, because another logger will read the pipes."""
+        """Tell the loggers to stop reading the pipes, because another logger will read them."""
         for sock in self.loggers:
             with contextlib.suppress(OSError):
                 wire.send(sock, {"t": "taken"}, wait=True)
@@ -244,7 +243,7 @@ class Pipes:
 def find(directory: str) -> tuple[list[LocalOrphan], Pipes]:
     """The orphans of this directory's pool, and the pipes of their output. Blocks.
 
-    Programs, which speak no protocol, and workers whose event loop is blocked are known by the logger only.
+    Programs, and workers whose event loop is blocked, do not answer: only the logger can name them.
     """
     answers = rendezvous.ask(directory, pool_files.WORKER, _ANSWER_SECONDS)
     found = [orphan for sock, answer in answers if (orphan := _worker(sock, answer)) is not None]
@@ -354,8 +353,8 @@ async def adopt_orphans(
 ) -> dict[str, bool]:
     """Put the orphans of these servers into the keeper's store; the keeper watches them from then on.
 
-    Returns, by the name of each server with orphans, whether they differ from its configuration. `late`: the output
-    pipes are taken only if there is a worker, because otherwise no successor adopts them.
+    Returns, by the name of each server with orphans, whether they run with another configuration. `late`: if there are
+    no orphans, the output pipes are not stored, because no successor adopts them.
     """
     if not any(pool_files.find(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}
@@ -379,7 +378,7 @@ async def adopt_orphans(
 
 @dataclass
 class _Intake:
-    """Puts orphans into the keeper's store, and each listener and adoption pair only once."""
+    """Puts orphans into the keeper's store. A listener or adoption pair that several orphans share is put only once."""
 
     directory: str
     keeper: Link
@@ -456,7 +455,7 @@ class _Intake:
         return True
 
     def _claim_pipe(self, output: str, server: ServerConfig) -> bool:
-        """Claim this pipe for a worker. Returns whether it is known as the server's, and no other worker claimed it."""
+        """Claim this pipe for a worker; False if it is not a known pipe of the server, or is claimed already."""
         known = self.pipes.streams.get(output)
         if known is None or known[0].get("name") != server.name or output in self.outputs:
             return False
@@ -499,7 +498,7 @@ class _Intake:
         await self.keeper.call({"op": "watch", "pid": orphan.pid, "start": orphan.start})
 
     def put(self, name: str, meta: wire.Message, fds: list[int]) -> None:
-        """Put the entry into the keeper's store, unless this object has already done so."""
+        """Put the entry into the keeper's store, unless an entry of this name has been handled already."""
         if name not in self.done:
             self.done.add(name)
             self.keeper.send({"op": "put", "name": name, "meta": meta}, fds)

@@ -1,14 +1,14 @@
-"""Manages the zygotes from which a pool's processes are forked, and checks the processes that they name.
+"""Manages zygotes, the processes from which workers are forked, and verifies the pids that they report.
 
 There is one zygote per interpreter, started when a worker first needs it and replaced when it dies. An app zygote has
-also imported an application, for the workers of `preload` servers. It serves all servers that are equal in the settings
-visible to an import, and belongs to one version of the code: a request for newer code gets another zygote, and the old
-zygote is used until then. Imports, in app zygotes and in workers, take turns.
+also imported an application, for the workers of `preload` servers. It serves all servers with equal settings, as far as
+an import can see them, and one version of the code: a request for newer code starts another zygote, and the old one is
+used until then. The number of concurrent imports, in app zygotes and in workers, is limited.
 
-A preloaded application runs in its zygote and can forge its answers. The keeper later signals the named process with
-its own rights, so the process must be a child of the keeper, run as the zygote's user, be no older than the zygote, and
-not be in use already. For the same reason the keeper sends the signals: only the parent of a process can be sure that a
-pid is still that process's.
+A preloaded application runs in its zygote and can forge its replies. The keeper later signals the reported process with
+its own rights, so that process must be a child of the keeper, run as the zygote's user, be no older than the zygote,
+and not be registered yet. The keeper sends the signals because only the parent of a process can be sure that its pid
+has not been reused.
 """
 
 from __future__ import annotations
@@ -269,10 +269,7 @@ class Zygotes:
             raise WorkerFailed(f"{source.interpreter} {error}", hint=error.hint) from error
 
     async def with_retry(self, source: Source, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The result of the attempt to fork, which is repeated once if the zygote exits meanwhile.
-
-        Raises WorkerFailed.
-        """
+        """The result of `attempt`, a fork that is repeated once if the zygote exits meanwhile. Raises WorkerFailed."""
         for last in (False, True):
             try:
                 return await attempt()
@@ -323,10 +320,10 @@ class Zygotes:
             asyncio.get_running_loop().call_later(END_SECONDS, self._children.kill, process)
 
     def start(self, source: Source) -> asyncio.Task[Link]:
-        """The task that starts the zygote, or adopts it from the keeper; it is done if the zygote is running already.
+        """The task that starts the zygote, or adopts it from the keeper; its result is the link. Does not wait.
 
-        Its result is the link to the zygote. Does not wait. An adopted zygote may still send replies that are meant
-        for a supervisor that has exited.
+        The task is done if the zygote already runs. An adopted zygote may still send replies meant for a supervisor
+        that has exited.
         """
         key = source.key
         without = withheld_variables()
@@ -453,8 +450,8 @@ class ImportFailed(WorkerFailed):
 class AppZygote(Receiver):
     """A process that imports an application and forks workers from it.
 
-    `code_since` is a monotonic time in seconds: the imported code is at least as new; infinite before the import. The
-    result of the future `up` is "" once the process can fork workers, or the reason why it never can; its exception is
+    `code_since`, in monotonic seconds: the imported code is no older than this; infinite before the import. The result
+    of the future `up` is "" once the process can fork workers, or the reason why it never can; its exception is
     LinkLost if the process exits before that.
     """
 
@@ -652,7 +649,7 @@ class _ImportInProgress:
 class AppZygotes:
     """Starts app zygotes when servers need them, and ends those that no server needs.
 
-    Each imports its application when `turns` lets it.
+    `turns` limits how many of them import at the same time.
     """
 
     def __init__(
