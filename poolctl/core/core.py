@@ -244,7 +244,7 @@ class Core:
         self._end_canary(entry)
         entry.desired.overrides = replace(entry.desired.overrides, out=False)
 
-    def abandon(self, entry: Entry, failure: ServerError | None = None) -> None:
+    def abandon_start(self, entry: Entry, failure: ServerError | None = None) -> None:
         """Give up a start: kill the workers that are not ready, and start no others.
 
         An older generation continues to serve. Without an older generation the server is stopped, or failed if a
@@ -265,7 +265,7 @@ class Core:
         """Wake the server if it sleeps, as a request would."""
         self._executor.wake(entry)
 
-    def record_demand(self, server_name: str, count: int) -> int:
+    def record_demand(self, server_name: str, requests: int) -> int:
         """Record how many requests wait for the server outside the pool; returns the planned number of workers.
 
         Wakes a server that sleeps. Returns 0 for a server that no request starts, because it is stopped,
@@ -276,7 +276,7 @@ class Core:
             return 0
         self.wake(entry)
         if entry.scales:
-            entry.observed.demand += count
+            entry.observed.demand += requests
         return entry.size
 
     def take_demand(self, entry: Entry) -> int:
@@ -557,7 +557,7 @@ class Core:
                 if worker.config is before:
                     worker.config = config
             if config.idle_seconds != before.idle_seconds:
-                self._executor.idle_after(entry, config.idle_seconds)
+                self._executor.watch_idleness(entry, config.idle_seconds)
         elif entry.wanted:
             if entry.has_serving_generation:
                 entry.order_restart()

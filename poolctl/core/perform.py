@@ -502,12 +502,12 @@ class Executor:
         ):
             self._on_request(entry)
 
-    def idle_after(self, entry: Entry, seconds: float) -> None:
+    def watch_idleness(self, entry: Entry, seconds: float) -> None:
         """Have the entry's workers report when they have had no traffic for this number of seconds."""
         for worker in entry.observed.workers.values():
             worker.idle = False
             if self._sleep is not None and worker.placement is not None:
-                self._sleep.idle_after(worker.placement, seconds)
+                self._sleep.watch_idleness(worker.placement, seconds)
 
     def _fall_asleep(self, entry: Entry) -> None:
         # The activator, or the next worker, takes over the connections of the ready workers.

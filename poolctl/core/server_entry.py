@@ -660,7 +660,7 @@ _VALUES = {
 
 
 def _persisted() -> Iterator[tuple[str, str, object]]:
-    """For each persisted field: the entry's value object, the field, and its default in a new entry."""
+    """Each persisted field, such as ("observed", "restarts", 0): the attribute of Entry, the field, its default."""
     for value, kind in _VALUES.items():
         for each in fields(kind):
             if each.metadata["persisted"]:

@@ -377,9 +377,9 @@ class Shutdown:
             self.due = now + ANSWER_SECONDS
 
     def confirmed(self, seconds: float = 0.0) -> None:
-        """Note that the supervisor has confirmed the shutdown, and may need `seconds` to stop its servers.
+        """Set the supervisor's time limit, after it has confirmed the shutdown: it may need `seconds` to stop servers.
 
-        The time is counted from the request: a second confirmation by a successor does not extend it.
+        The time is counted from the request for the shutdown, not from this call, which a later supervisor repeats.
         """
         if self.begun and not self.alone:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
@@ -408,9 +408,9 @@ class Shutdown:
         return False
 
     def finish(self) -> None:
-        """Kill the watched processes and close every descriptor: readers of pipes and sockets see end of file.
+        """Kill the watched processes, and close all stored descriptors: readers of their pipes get end of file.
 
-        After a shutdown that no supervisor has completed, also remove the desired state.
+        If a shutdown was requested, but no supervisor has completed it, also remove the files with the saved state.
         """
         if self.begun and not self.last:
             pool_files.remove_desired(self._directory)

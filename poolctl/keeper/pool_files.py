@@ -44,7 +44,7 @@ def sweep(directory: str) -> None:
             forget(path)
 
 
-def find(directory: str, kind: str) -> list[str]:
+def find_listeners(directory: str, kind: str) -> list[str]:
     """The paths of the pool's sockets of this kind on which a process listens; all of them if that is unknown."""
     files = _socket_files(directory, kind)
     states = _socket_states() if files else {}

@@ -51,7 +51,7 @@ class Reaper:
 
     def ended(self) -> list[wire.Message]:
         """The new reports for watched processes that have exited, which are also appended to `unacknowledged`."""
-        return [self._report(pid, None, None) for pid in self.watcher.ended()]
+        return [self._report(pid, None, None) for pid in self.watcher.clean_up_exited()]
 
     def watch(self, pid: int, start: int) -> wire.Message | None:
         """Watch a process; returns its exit report if it has exited already, else None.
@@ -126,7 +126,7 @@ class Watcher:
         self.starts: dict[int, int] = {}  # the start times of the watched processes by pid
 
     def fileno(self) -> int:
-        """The descriptor that is readable when `ended` has something to report."""
+        """The descriptor that is readable when `clean_up_exited` has something to report."""
         return self._epoll.fileno()
 
     def watch(self, pid: int, start: int) -> bool:
@@ -153,7 +153,7 @@ class Watcher:
         self._epoll.register(fd, select.EPOLLIN)
         return True
 
-    def ended(self) -> list[int]:
+    def clean_up_exited(self) -> list[int]:
         """The pids of processes that have exited since the last call. The rest of their process groups is killed."""
         pids = []
         for fd, _ in self._epoll.poll(0):
@@ -192,7 +192,7 @@ class Watcher:
         for pid in self.starts:
             self.signal(pid, signal.SIGKILL, group=True)
         while self.starts and self._epoll.poll(limit_seconds):
-            self.ended()
+            self.clean_up_exited()
 
 
 def kill_rest(pid: int, start: int) -> None:

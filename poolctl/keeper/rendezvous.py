@@ -16,7 +16,7 @@ from collections.abc import Collection
 
 from ..platform import peer_credentials
 from . import wire
-from .pool_files import find
+from .pool_files import find_listeners
 
 _MOST_BYTES = 16 * 1024
 _MOST_DESCRIPTORS = 64
@@ -59,7 +59,9 @@ def ask(directory: str, kind: str, seconds: float) -> list[tuple[socket.socket, 
     failed, and empty if it was invalid.
     """
     until = time.monotonic() + seconds
-    asked = {sock.fileno(): sock for path in find(directory, kind) if (sock := connect(path)) is not None}
+    asked = {
+        sock.fileno(): sock for path in find_listeners(directory, kind) if (sock := connect(path)) is not None
+    }
     found: list[tuple[socket.socket, Answer | None]] = []
     poll = select.poll()
     for fd in asked:

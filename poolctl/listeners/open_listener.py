@@ -420,7 +420,7 @@ def _is_connected(sock: socket.socket) -> bool:
     return True
 
 
-def accepted_from(listeners: Sequence[socket.socket]) -> list[int]:
+def listener_and_connection_descriptors(listeners: Sequence[socket.socket]) -> list[int]:
     """All descriptors of this process for the listeners and for connections accepted from them, duplicates included.
 
     An accepted connection is recognized by its local address, which is its listener's. An event loop registers it only

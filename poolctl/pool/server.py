@@ -1167,7 +1167,7 @@ class StartOrder:
         waits = each.entry.desired.queued_start is not None
         if not waits and (each.entry.failed or each.entry.settled):
             return False
-        handle.host.core.abandon(each.entry, problem)
+        handle.host.core.abandon_start(each.entry, problem)
         return not waits  # otherwise it waits for the stop in progress
 
     async def _conclude(self, ordered: Sequence[_PendingServer], goals: dict[CoreHost, Goal]) -> None:

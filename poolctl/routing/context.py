@@ -149,7 +149,7 @@ def context_line(alias: str, key: str) -> bytes:
     return f"{CONTEXT_FIELD}: {key} {quote(alias, safe=_SAFE)}\r\n".encode()
 
 
-def alias_of_context(value: bytes, key: str) -> str | None:
+def authenticated_alias(value: bytes, key: str) -> str | None:
     """The alias in the value of a CONTEXT_FIELD header; None if the value does not begin with the secret `key`."""
     given, _, alias = value.partition(b" ")
     return unquote(alias.decode("latin-1")) if key and compare_digest(given, key.encode()) else None

@@ -18,11 +18,11 @@ from poolctl.config import ServerConfig, default_env_file, default_interpreter
 from poolctl.errors import ServerError
 from poolctl.listeners.open_listener import (
     Identity,
-    accepted_from,
     close_listener,
     describe,
     identity_of,
     inherited_descriptors,
+    listener_and_connection_descriptors,
     refuse,
 )
 from poolctl.worker.serving.accepting import stop_reading
@@ -150,7 +150,7 @@ class InlineRunner(Runner, Sleep):
     def force_certificate(self, name: str, generation: int) -> None:
         """Do nothing: workers in this process read the certificate files themselves."""
 
-    def idle_after(self, placement: Placement, seconds: float) -> None:
+    def watch_idleness(self, placement: Placement, seconds: float) -> None:
         """Do nothing: an idle worker has no process that could be ended."""
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
@@ -199,7 +199,7 @@ class InlineRunner(Runner, Sleep):
     def forget_descriptors(self) -> None:
         """In a forked child, release every socket without touching the state shared with the parent process."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
-        release_in_child(accepted_from(sockets))  # the listeners too
+        release_in_child(listener_and_connection_descriptors(sockets))
         _of_parents.append((self._listeners, self._workers))
         self._listeners, self._workers = {}, {}
 

@@ -114,7 +114,7 @@ class InlineWorker:
             raise ServerError(message, name=server.name, bind=server.bind, hint="check `tls`") from error
 
     async def kill(self, verdict: Exit) -> None:
-        """Cancel the worker's task, repeatedly if necessary. `verdict` becomes its exit unless it has exited."""
+        """Cancel the worker's task until it ends, up to a limit. `exited` becomes `verdict` if it has no result yet."""
         self._verdict = verdict
         # Give it a moment first, because a task that has been asked to end may end cleanly.
         await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS / 4)

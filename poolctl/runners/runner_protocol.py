@@ -135,7 +135,7 @@ class Sleep(Protocol):
     def close_waiting(self, key: str) -> None:
         """Close the connections that were accepted for the server, but not taken by a worker."""
 
-    def idle_after(self, placement: Placement, seconds: float) -> None:
+    def watch_idleness(self, placement: Placement, seconds: float) -> None:
         """Have RunnerEvents.idle called whenever the worker has had no traffic for `seconds`; 0 ends this."""
 
 
@@ -280,7 +280,7 @@ class RunnerEvents:
         """The worker has served its `max_requests` and should be replaced."""
 
     def idle(self, placement: Placement, idle: bool) -> None:
-        """The worker had no traffic for the time set by `idle_after` or, if `idle` is False, has traffic again."""
+        """The worker had no traffic for the time set by `watch_idleness` or, if `idle` is False, has traffic again."""
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
         """`count` bytes of the server's output could not be written to `path`."""

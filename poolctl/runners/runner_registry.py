@@ -106,7 +106,7 @@ def has_orphans(env: Mapping[str, str], directory: str) -> bool:
     Workers of an unknown runner are not found.
     """
     processes = [each.process for each in features() if each.process is not None]
-    if any(pool_files.find(directory, each.socket) for each in processes):
+    if any(pool_files.find_listeners(directory, each.socket) for each in processes):
         return True
     exist = _if_known(env, "orphans_exist")
     return exist is not None and bool(exist(directory))

@@ -193,9 +193,9 @@ class ConfigurationReader:
         return request[1], found
 
     async def outside(self, number: int, names: Collection[str]) -> OutsideFindings:
-        """Check the other files, users and programs that these servers name; returns problems and warnings.
+        """Check the files, users and programs that the servers called `names` refer to; returns problems and warnings.
 
-        `number` is the number of the reading, from `read`. The warnings concern all servers of the files.
+        `number` is the one that `read` returned for the configuration. The warnings are about all of its servers.
         """
         request = ("outside", number, [*names])
         found: OutsideFindings | None = await self._ask(*request)
@@ -379,7 +379,7 @@ class ActiveConfiguration:
     async def _read_first_servers(self) -> list[ServerConfig]:
         saved = self._store.saved_state()
         try:
-            resolved = await self.read(keep=saved.sources, first=True, stopped=not saved.servers)
+            resolved = await self.read(keep=saved.added_servers, first=True, stopped=not saved.servers)
             # Servers of a pool whose keeper and supervisor were killed together may be running.
             self.problems = resolved.problems or ([] if saved.servers else resolved.unreadable)
             self.accept(resolved)
@@ -529,7 +529,7 @@ class ActiveConfiguration:
         """Apply the `add` and `remove` commands that a killed pool saved to the files' servers; returns the result."""
         there = {server.name: server for server in servers if server.name not in saved.missing}
         self.missing = {server.name for server in servers} - there.keys()
-        for name, (table, base_dir) in saved.sources.items():
+        for name, (table, base_dir) in saved.added_servers.items():
             try:
                 server = await self.resolve_added(table, base_dir, there.values())
             except (PoolError, ServerError) as error:

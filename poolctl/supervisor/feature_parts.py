@@ -62,9 +62,9 @@ class FeaturePart:
         """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until the part has applied the command's changes to servers; returns the command's result.
+        """Wait until the part has applied what the command changed; returns `result`, with the part's messages added.
 
-        By default, only `start` waits: until `wait_for_opening` returns; then `problems` are added to the warnings.
+        By default, only `start` waits: until `wait_for_opening` returns. Its result then has `problems` as warnings.
         """
         if verb != "start":
             return result
@@ -102,7 +102,7 @@ class FeaturePart:
         """Save all state for the next supervisor, which may take over at any moment."""
 
     async def finish(self) -> None:
-        """Finish the last requests: all servers have stopped, and the pool is ending."""
+        """Stop accepting, and wait for requests in progress. Called as the pool ends, once all servers have stopped."""
 
     async def stop_serving(self) -> None:
         """Stop serving clients, because the supervisor exits."""
@@ -143,7 +143,7 @@ class FeatureParts:
                 await self._part(feature).adopt_survivors()
 
     async def _is_there(self, process: LastingProcess) -> bool:
-        if pool_files.find(self._environment.directory, process.socket):
+        if pool_files.find_listeners(self._environment.directory, process.socket):
             return True
         _, fds = await self._environment.keeper.call({"op": "get", "name": process.entry})
         for fd in fds:

@@ -183,7 +183,7 @@ class WorkerProblem(NamedTuple):
         return f"{self.seen}, in {place}" if place else self.seen
 
 
-class Case:
+class RecoveryState:
     """The recovery state of a server with unhealthy workers."""
 
     def __init__(self, jitter: float) -> None:
@@ -200,7 +200,7 @@ class WorkerRecovery:
         self._core = core
         self._events = events
         self._chance = chance or Random()
-        self._cases: dict[str, Case] = {}
+        self._states: dict[str, RecoveryState] = {}
         self._reading: dict[int, asyncio.Task[list[str]]] = {}  # reading last lines, by the report's id
         self._taking: dict[int, asyncio.Task[WorkerStacks | None]] = {}  # reading stacks, by the worker's id
         core.health.unhealthy.add(lambda entry, worker, reason: self.notice(entry, worker, LIVENESS, reason))
@@ -211,10 +211,10 @@ class WorkerRecovery:
 
         The worker's stacks are read first, if possible. A further problem of the same worker is ignored.
         """
-        case = self._cases.setdefault(entry.name, Case(self._chance.uniform(-1, 1)))
-        known = case.problems.get(worker.id)
+        state = self._states.setdefault(entry.name, RecoveryState(self._chance.uniform(-1, 1)))
+        known = state.problems.get(worker.id)
         if known is None or known.worker is not worker:
-            case.problems[worker.id] = WorkerProblem(worker, kind, seen, self._core.clock.time())
+            state.problems[worker.id] = WorkerProblem(worker, kind, seen, self._core.clock.time())
             if kind != MEMORY and self._core.stacks.possible and entry.config.recovery.strategy != "none":
                 taking = self._taking[id(worker)] = asyncio.ensure_future(
                     self._core.stacks.take(entry, worker)
@@ -225,7 +225,7 @@ class WorkerRecovery:
     def _stacks_taken(self, entry: Entry, worker: Worker, taken: asyncio.Task[WorkerStacks | None]) -> None:
         """Begin the recovery of the worker, now that its stacks have been read."""
         del self._taking[id(worker)]
-        problems = self._cases[entry.name].problems if entry.name in self._cases else {}
+        problems = self._states[entry.name].problems if entry.name in self._states else {}
         problem = problems.get(worker.id)
         if problem is not None and problem.worker is worker and not taken.cancelled():
             problems[worker.id] = problem._replace(stacks=taken.result())
@@ -245,27 +245,27 @@ class WorkerRecovery:
 
     def entry_changed(self, entry: Entry) -> None:
         """Handle a change of the server: a recovery may be over, or a new one due."""
-        case = self._cases.get(entry.name)
-        if case is None and not entry.observed.recovering:
+        state = self._states.get(entry.name)
+        if state is None and not entry.observed.recovering:
             return
         if entry.observed.recovering:
             self._conclude(entry)
-        if case is not None:
-            self._prune(entry, case)
-            self._decide_recovery(entry, case)
+        if state is not None:
+            self._prune(entry, state)
+            self._decide_recovery(entry, state)
 
-    def _prune(self, entry: Entry, case: Case) -> None:
+    def _prune(self, entry: Entry, state: RecoveryState) -> None:
         """Forget workers that have exited or recovered."""
-        case.problems = {name: each for name, each in case.problems.items() if _is_unresolved(entry, each)}
-        case.notified &= case.problems.keys()
-        if not case.problems:
-            _cancel(case)
-            del self._cases[entry.name]
+        state.problems = {name: each for name, each in state.problems.items() if _is_unresolved(entry, each)}
+        state.notified &= state.problems.keys()
+        if not state.problems:
+            _cancel(state)
+            del self._states[entry.name]
 
-    def _decide_recovery(self, entry: Entry, case: Case) -> None:
+    def _decide_recovery(self, entry: Entry, state: RecoveryState) -> None:
         current = [
             each
-            for each in case.problems.values()
+            for each in state.problems.values()
             if each.worker.generation == entry.desired.generation and id(each.worker) not in self._taking
         ]
         if not entry.wanted or entry.removed:
@@ -278,28 +278,28 @@ class WorkerRecovery:
         ):
             situation = Situation(
                 strategy,
-                histories=[_history(entry, each.worker) for each in problems],
+                histories=[_recoveries_of(entry, each.worker) for each in problems],
                 ready=len(entry.observed.ready),
                 size=entry.size,
                 overlaps=entry.may_overlap,
                 under_way=bool(entry.observed.recovering),
                 now=self._core.clock.monotonic(),
-                jitter=case.jitter,
+                jitter=state.jitter,
             )
             step, chosen, again = decide(policy, situation)
             if step in (Step.NOTIFY, Step.GIVE_UP):
-                self._notify(entry, case, step, problems)
+                self._notify(entry, state, step, problems)
             elif step in (Step.RESTART, Step.REPLACE, Step.DISABLE):
                 self._begin(entry, step, [problems[place] for place in chosen])
             pauses.append(again)
-        _cancel(case)
+        _cancel(state)
         if again := min(filter(None, pauses), default=0.0):
-            case.timer = asyncio.get_running_loop().call_later(again, self.entry_changed, entry)
+            state.timer = asyncio.get_running_loop().call_later(again, self.entry_changed, entry)
 
-    def _notify(self, entry: Entry, case: Case, step: Step, problems: list[WorkerProblem]) -> None:
-        news = [each for each in problems if each.worker.id not in case.notified]
+    def _notify(self, entry: Entry, state: RecoveryState, step: Step, problems: list[WorkerProblem]) -> None:
+        news = [each for each in problems if each.worker.id not in state.notified]
         if news:
-            case.notified |= {each.worker.id for each in news}
+            state.notified |= {each.worker.id for each in news}
             report = self._report(entry, step, news)
             self._record(entry, report, "notified" if step is Step.NOTIFY else "given up")
 
@@ -456,7 +456,7 @@ class MemoryLimit:
         return {pid: memory_bytes(pid) for pid in pids}
 
 
-def _history(entry: Entry, worker: Worker) -> list[float]:
+def _recoveries_of(entry: Entry, worker: Worker) -> list[float]:
     return sorted(
         [*entry.observed.recoveries.get(_ALL, ()), *entry.observed.recoveries.get(str(worker.index), ())]
     )
@@ -522,10 +522,10 @@ def _is_unresolved(entry: Entry, problem: WorkerProblem) -> bool:
     return problem.kind == MEMORY or worker.health not in (Status.OK, Status.WARN)
 
 
-def _cancel(case: Case) -> None:
-    if case.timer is not None:
-        case.timer.cancel()
-        case.timer = None
+def _cancel(state: RecoveryState) -> None:
+    if state.timer is not None:
+        state.timer.cancel()
+        state.timer = None
 
 
 def _is_measurable(entry: Entry, worker: Worker) -> bool:

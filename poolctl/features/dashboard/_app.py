@@ -154,7 +154,7 @@ class _Page:
             self._attempts.record_failure()
             return JSONResponse({"error": "wrong token"}, 401)
         session, cookie = self._sessions.open()
-        response = self._about(session)
+        response = self._csrf_response(session)
         response.set_cookie(
             self._sessions.cookie_name,
             cookie,
@@ -175,9 +175,9 @@ class _Page:
         return response
 
     async def _session(self, request: Request) -> Response:
-        return self._about(self._session_of(request))
+        return self._csrf_response(self._session_of(request))
 
-    def _about(self, session: Session | None) -> Response:
+    def _csrf_response(self, session: Session | None) -> Response:
         return JSONResponse({"csrf": session.csrf if session else "", "pool": self._settings.name})
 
     # The pool's state.

@@ -65,7 +65,9 @@ class CheckContext:
     def _ask(self, pool: PoolRef) -> None:
         self.still_served = _still_served(self.servers, pool)
         self.has_orphans = any(
-            pool_files.find(pool.directory, each.process.socket) for each in features() if each.process
+            pool_files.find_listeners(pool.directory, each.process.socket)
+            for each in features()
+            if each.process
         )
         if not os.path.exists(pool.socket):
             return

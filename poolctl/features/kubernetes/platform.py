@@ -895,7 +895,7 @@ class _ClusterPool:
             return []
 
     async def _prune(self, names: Iterable[str]) -> None:
-        """Delete the objects that these servers no longer have, such as an autoscaler or a Service."""
+        """Delete objects of these servers that their configuration no longer has, such as an autoscaler or Service."""
         wanted = {
             (each["kind"], each["metadata"]["name"]) for name in names for each in self.compiled.objects[name]
         }

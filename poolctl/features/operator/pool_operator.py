@@ -47,7 +47,7 @@ _BEARER = b"bearer "
 class Scaling(Protocol):
     """Scales the servers of the pool."""
 
-    def record_demand(self, server_name: str, count: int) -> int:
+    def record_demand(self, server_name: str, requests: int) -> int:
         """Record waiting requests for the server; returns the number of workers it should have. Raises KeyError."""
 
 

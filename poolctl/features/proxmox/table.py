@@ -1,4 +1,4 @@
-"""[proxmox]: the API of Proxmox VE, from which routes are linked to machines."""
+"""The table [proxmox]: access to the Proxmox VE API, with which the machines behind routes are found and started."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ProxmoxTable(Table):
             yield Finding((), "the API token is missing", hint)
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Return no problems, only warnings about what prevents links: routes are served without links, too."""
+        """Warnings about what prevents linking routes to machines. Never a problem: unlinked routes are served, too."""
         return [], [*_no_route(names), *self._token(env), *self._ca()]
 
     def _token(self, env: Mapping[str, str]) -> Iterator[Finding]:

@@ -142,7 +142,7 @@ class Condition(NamedTuple):
 
 
 def parse_condition(text: str) -> Condition:
-    """Parse a condition. Raises ValueError with the reason if it is invalid."""
+    """Convert text such as "p99 > 2 × before" to a Condition. Raises ValueError with the reason if it is invalid."""
     found = _CONDITION.fullmatch(text.strip())
     figure = FIGURES.get(found["figure"].lower()) if found else None
     if found is None or figure is None:

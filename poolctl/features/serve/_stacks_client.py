@@ -61,7 +61,7 @@ def _stacks_of(path: str) -> WorkerStacks | None:
 
 
 def _read(path: str) -> bytes:
-    """Everything that the process sends. Raises OSError, TimeoutError, and ValueError for more than _MOST_BYTES."""
+    """The whole answer of the process. Raises OSError, such as TimeoutError; ValueError if it exceeds _MOST_BYTES."""
     end, found = monotonic() + _ANSWER_SECONDS, b""
     with socket(AF_UNIX) as connection:
         connection.settimeout(_ANSWER_SECONDS)

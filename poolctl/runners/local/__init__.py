@@ -56,7 +56,7 @@ def companions(
 
 def orphans_exist(directory: str) -> bool:
     """Whether workers or a logger of the pool in this directory run without keeper and supervisor."""
-    return any(pool_files.find(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER))
+    return any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER))
 
 
 def find_orphans(directory: str) -> list[LocalOrphan]:

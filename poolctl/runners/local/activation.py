@@ -456,7 +456,7 @@ class Activator:
             for held in list(sleeping.connections):
                 self._close(sleeping, held)
         for held in self._leaving.pop(key, []):
-            self._release(held)
+            self._close_copies(held)
 
     def forget(self, key: str) -> None:
         """Stop watching a server that is stopped, and close all of its connections."""
@@ -555,7 +555,7 @@ class Activator:
         if unseen:
             held.give_time(fetch.sleeping.head_seconds, asked=False)
         if not fetch.wanted:
-            self._release(held)
+            self._close_copies(held)
         elif sleeping := self._sleeping.get(fetch.key):
             self._hold(sleeping, held)
         else:
@@ -654,7 +654,7 @@ class Activator:
                 # Read first: closing with unread bytes would reset the connection, and the answer with it.
                 held.sock.recv(ENOUGH_BYTES, socket.MSG_DONTWAIT)
                 held.sock.send(answer, socket.MSG_DONTWAIT)
-        self._release(held)
+        self._close_copies(held)
 
     def _wake(self, sleeping: SleepingListener) -> None:
         self.disarm(sleeping.key)
@@ -675,11 +675,11 @@ class Activator:
                 held.name = self._servers.keep(key, held.sock)
                 asyncio.get_running_loop().call_later(_ROOM_SECONDS, self._send, key)
                 return
-            self._release(leaving.pop())
+            self._close_copies(leaving.pop())
         self._leaving.pop(key, None)
 
-    def _release(self, held: HeldConnection) -> None:
-        """Close a connection here and in the keeper's store."""
+    def _close_copies(self, held: HeldConnection) -> None:
+        """Close this process's and the keeper's copies of a connection. A worker that received it has its own copy."""
         held.stop_timer()
         close_promptly(held.sock.detach())
         self._drop_from_store(held)

@@ -217,9 +217,9 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         await self.adoptions.close(key)
         await self.sockets.close(key)
 
-    def idle_after(self, placement: Placement, seconds: float) -> None:
+    def watch_idleness(self, placement: Placement, seconds: float) -> None:
         if placement.id in self._workers:
-            self._workers[placement.id].idle_after(seconds)
+            self._workers[placement.id].watch_idleness(seconds)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
         self.sleeping.arm(server, on_request)

@@ -180,7 +180,7 @@ class Tally:
             self._legible = False
 
 
-async def wait_for_first_connection(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
+async def wait_until_accepting(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
     """Wait until the program is ready: it accepts a connection, or listens on its own address."""
     target = listeners[0] if listeners else None
     pause = _FIRST_CONNECT_PAUSE_SECONDS
@@ -498,7 +498,7 @@ class LocalWorker(Receiver):
         if self.control is not None:
             self.control.send({"order": "work" if accepting else "rest"})
 
-    def idle_after(self, seconds: float) -> None:
+    def watch_idleness(self, seconds: float) -> None:
         """Set the time without traffic after which the worker reports that it is idle; 0 turns this off."""
         self.idle = False
         if self.control is not None:
@@ -597,7 +597,7 @@ class LocalWorker(Receiver):
                 await asyncio.wait({self.exited}, timeout=seconds)
             self.mark_ready()
         elif server.command and not server.notify:
-            look = asyncio.ensure_future(wait_for_first_connection(server, listeners))
+            look = asyncio.ensure_future(wait_until_accepting(server, listeners))
             try:
                 await asyncio.wait({look, self.answered}, return_when=asyncio.FIRST_COMPLETED)
             finally:

@@ -356,7 +356,7 @@ async def adopt_orphans(
     Returns, by the name of each server with orphans, whether they run with another configuration. `late`: if there are
     no orphans, the output pipes are not stored, because no successor adopts them.
     """
-    if not any(pool_files.find(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
+    if not any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}
     found, pipes = await asyncio.to_thread(find, directory)
     intake = _Intake(directory, keeper, output, servers, pipes)

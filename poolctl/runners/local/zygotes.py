@@ -186,12 +186,12 @@ class Children:
     def kill_after(self, process: Process, exited: asyncio.Future[Exit], seconds: float) -> None:
         """Kill the process and its session if it has not exited within that time. Does not wait."""
 
-        async def kill() -> None:
+        async def kill_unless_exited() -> None:
             await asyncio.wait({exited}, timeout=seconds)
             if not exited.done():
                 await self.signal(process, exited, signal.SIGKILL, group=True)
 
-        task = asyncio.ensure_future(kill())
+        task = asyncio.ensure_future(kill_unless_exited())
         self._killing.add(task)
         task.add_done_callback(self._killing.discard)
 

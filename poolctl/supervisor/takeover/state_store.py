@@ -59,7 +59,7 @@ class SavedState:
     missing: list[str]
 
     @property
-    def sources(self) -> dict[str, Source]:
+    def added_servers(self) -> dict[str, Source]:
         """The definitions of the servers that the command `add` has added, by server name."""
         found = {name: values.get("source") for name, values in self.servers.items()}
         return {name: source for name, source in found.items() if source}

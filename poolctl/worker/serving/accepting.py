@@ -424,7 +424,7 @@ class SharedListeners:
     def show_taking(self) -> None:
         """Publish to the other workers whether this worker takes connections."""
         if self._server_state.evenness is not None:
-            self._server_state.evenness.set_accepting(self._taking)
+            self._server_state.evenness.publish_accepting(self._taking)
 
     def _take_one(self) -> None:
         # One per loop iteration, so that workers share a burst.

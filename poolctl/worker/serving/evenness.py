@@ -161,7 +161,7 @@ class Evenness:
         self._given_at = self._came_back_at = 0.0
         self._in_flight = self._others_before = 0
 
-    def set_accepting(self, accepting: bool) -> None:
+    def publish_accepting(self, accepting: bool) -> None:
         """Publish whether this worker accepts connections."""
         self._accepting = accepting
         self.publish()
@@ -282,7 +282,7 @@ class Evenness:
         self._even_out()
 
     def _even_out(self) -> None:
-        """Hand over one connection per worker that has at least two fewer; check again unless none could move."""
+        """Hand over one connection for each worker that has at least two fewer; then repeat, unless none could move."""
         self._timer = None
         others = self._counts.others() if self._accepting and self._kept else []
         mine = len(self._state.connections)

@@ -16,7 +16,7 @@ import uvicorn
 from poolctl.http.client_report import ClientReport
 from poolctl.http.messages import CHUNKED, ChunkedBody
 from poolctl.keeper.connection_handover import Routed
-from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, alias_of_context, extension
+from poolctl.routing.context import CONTEXT_FIELD, EXTENSION, authenticated_alias, extension
 from poolctl.routing.route import Route
 from poolctl.routing.route_table import RouteTable
 
@@ -192,7 +192,7 @@ async def _counting_errors(
 ) -> None:
     failed = False
 
-    def fail() -> None:
+    def count_error_once() -> None:
         nonlocal failed
         if not failed:
             counts.count_error(alias)
@@ -200,13 +200,13 @@ async def _counting_errors(
 
     def noted(message: Message) -> Any:
         if message["type"] == "http.response.start" and message["status"] >= 500:
-            fail()
+            count_error_once()
         return send(message)
 
     try:
         await app(scope, receive, noted)
     except Exception:
-        fail()
+        count_error_once()
         raise
 
 
@@ -239,7 +239,7 @@ def _take_context(scope: Scope, routes: Routes) -> None:
     given = [value for name, value in scope["headers"] if name == _CONTEXT]
     scope["headers"] = [field for field in scope["headers"] if field[0] != _CONTEXT]
     for value in given:
-        alias = alias_of_context(value, routes.context_key)
+        alias = authenticated_alias(value, routes.context_key)
         context = None if alias is None else routes.context_by_alias(alias)
         if context is not None:
             scope["extensions"] = {**(scope.get("extensions") or {}), EXTENSION: context}

@@ -151,7 +151,7 @@ def test_open_breaker_probes_at_once_when_told_so() -> None:
 
 def test_breaker_that_is_kept_open_says_why_and_opens_for_no_time() -> None:
     breaker = Breaker(CONSECUTIVE)
-    breaker.keep_open("haproxy says DOWN")
+    breaker.open_until_closed("haproxy says DOWN")
     assert (breaker.state, breaker.by_answers) == (BreakerState.OPEN, False)
     assert breaker.refused_seconds(1e9) == float("inf")
     assert breaker.describe(0.0) == "breaker open: haproxy says DOWN"

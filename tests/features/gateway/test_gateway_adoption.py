@@ -23,8 +23,10 @@ from poolctl.platform import process_start
 from poolctl.runners import runner_registry
 from poolctl.runners.process_link import Link
 from poolctl.runners.runner_registry import find_orphans, has_orphans
-from tests.features.gateway.test_gateway_server import Stage, orphans, run
+from tests.features.gateway.test_gateway_server import Stage, orphans, patient, run
 from tests.unit.runners.test_process_link import StoringPeer
+
+__all__ = ["patient"]
 
 # Listens as an orphan does, and never answers.
 SILENT = """
@@ -102,7 +104,7 @@ def test_second_orphan_drains_and_ends(tmp_path: Path) -> None:
         for stage in stages:
             await stage.start()
             stage.process.link.close()
-        while len(pool_files.find(str(tmp_path), pool_files.GATEWAY)) < len(stages):
+        while len(pool_files.find_listeners(str(tmp_path), pool_files.GATEWAY)) < len(stages):
             await asyncio.sleep(0.001)
         for each in await orphans(tmp_path):
             each.close()

@@ -14,7 +14,9 @@ from poolctl.features.gateway.process.settings import (
 )
 from poolctl.keeper import pool_files
 from poolctl.routing.route import Route, Target
-from tests.features.gateway.test_gateway_server import Stage, gateway, orphans, run
+from tests.features.gateway.test_gateway_server import Stage, gateway, orphans, patient, run
+
+__all__ = ["patient"]
 
 DEADLINE_SECONDS = 60.0
 
@@ -83,7 +85,7 @@ def test_draining_gateway_accepts_nothing_finishes_its_requests_and_ends_without
             writer.write(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n")
             while not (await stage.process.report())["connections"]:
                 pass
-            stage.process.drain(5.0)
+            stage.process.drain(DEADLINE_SECONDS)
             while not stage.server.edge.draining:
                 await asyncio.sleep(0.001)
             with socket.create_connection(("127.0.0.1", stage.port)):
@@ -105,7 +107,7 @@ def test_gateway_that_does_not_serve_yet_ends_with_the_last_process_of_its_pool(
         stage.process.configure(stage.settings)
         stage.process.link.close()
         await stage.over
-        assert pool_files.find(str(tmp_path), pool_files.GATEWAY) == []
+        assert pool_files.find_listeners(str(tmp_path), pool_files.GATEWAY) == []
         for each in (stage.listener, *stage.own):
             each.close()
 
@@ -139,7 +141,7 @@ def test_gateway_serves_on_without_keeper_and_supervisor_until_the_next_one_adop
                 stage.process.resync()
                 stage.settings = replace(stage.settings, program="program")
                 await stage.begin()
-                assert pool_files.find(str(tmp_path), pool_files.GATEWAY) == []
+                assert pool_files.find_listeners(str(tmp_path), pool_files.GATEWAY) == []
             writer.close()
             assert marks == [__version__, f"{__version__} program"]
             reported = [each["states"]["hosts"] for each in stage.reports if each["t"] == "hosts"][:2]

@@ -267,7 +267,7 @@ def test_stop_ends_orphans_that_say_nothing_or_lie(hostile: RealPool, until: Any
     directory = str(next(hostile.runtime.glob("*/supervisor.log")).parent.resolve())
     kill_both(hostile, until)
     # One that is stopped before it has noticed cannot be found.
-    until(lambda: len(pool_files.find(directory, pool_files.WORKER)) == 2, what="both are orphans")
+    until(lambda: len(pool_files.find_listeners(directory, pool_files.WORKER)) == 2, what="both are orphans")
     os.kill(good, signal.SIGSTOP)
     hostile.ok("stop", "--timeout", "1s")
     until(lambda: not hostile.processes())

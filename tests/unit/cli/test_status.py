@@ -138,7 +138,7 @@ def test_status_names_what_serves_without_a_supervisor(
         feature, "features", lambda: (Feature(package="x", process=process), Feature(package="y"))
     )
     del found[2]
-    monkeypatch.setattr(pool_files, "find", lambda directory, kind: ["g.1"] if kind == "g" else [])
+    monkeypatch.setattr(pool_files, "find_listeners", lambda directory, kind: ["g.1"] if kind == "g" else [])
     assert poolctl("status").out == f"no supervisor is running, but 1 server and the gateway are {rest}"
     del found[0]
     assert poolctl("status").out == f"no supervisor is running, but the gateway is {rest}"

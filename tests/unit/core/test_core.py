@@ -646,7 +646,7 @@ def test_a_wake_that_fails_is_a_failure_and_a_start_puts_it_to_sleep_again() -> 
 
 def test_sleeping_server_that_was_given_up_sleeps_again_after_the_window_and_wakes() -> None:
     async def scenario() -> None:
-        policy = {"policy": "on-failure", "limit": 1, "window": 0.2, "backoff": {"initial": 0, "max": 0}}
+        policy = {"policy": "on-failure", "limit": 1, "window": 0.5, "backoff": {"initial": 0, "max": 0}}
         pool = OrderedCore(sleepy(restart=policy))
         entry = pool.core.entries["web"]
         await pool.start()
@@ -703,7 +703,7 @@ def test_server_whose_dependency_is_not_ready_stays_starting_without_its_clients
     None
 ):
     async def scenario() -> None:
-        pool = OrderedCore(web("db"), sleepy(depends_on=["db"], start_timeout=0.02), db=FAILS)
+        pool = OrderedCore(web("db"), sleepy(depends_on=["db"], start_timeout=0.5), db=FAILS)
         await pool.start()
         assert pool.states() == {"db": "failed", "web": "sleeping"}
         pool.runner.ring("web")
@@ -836,7 +836,7 @@ def test_start_that_is_given_up_stops_the_server_or_lets_it_fail(
         entry = pool.core.entries["web"]
         pool.core.start(entry)
         await turns()
-        pool.core.abandon(entry, failure)
+        pool.core.abandon_start(entry, failure)
         await turns()
         assert pool.states() == {"web": state}
         assert entry.observed.failure is failure
@@ -854,7 +854,7 @@ def test_restart_that_is_given_up_leaves_the_serving_generation() -> None:
         await turns()
         assert set(pool.runner.running) == {"web.1.0", "web.2.0"}
         failure = ServerError("took too long")
-        pool.core.abandon(entry, failure)
+        pool.core.abandon_start(entry, failure)
         await turns()
         assert set(pool.runner.running) == {"web.1.0"}
         assert (pool.states(), entry.observed.failure) == ({"web": "running"}, failure)
@@ -870,7 +870,7 @@ def test_start_that_waits_for_a_stop_is_cancelled_when_it_is_given_up() -> None:
         pool.runner.may_end.clear()
         pool.core.stop(entry)
         pool.core.start(entry, after_stop=True)
-        pool.core.abandon(entry)
+        pool.core.abandon_start(entry)
         pool.runner.may_end.set()
         await turns()
         assert pool.states() == {"web": "stopped"}
@@ -1701,7 +1701,7 @@ CHANGES: dict[str, Callable[[Core, Entry], Any]] = {
     "touch": lambda core, entry: core.touch(entry),
     "start": lambda core, entry: core.start(entry),
     "stop": lambda core, entry: core.stop(entry),
-    "abandon": lambda core, entry: core.abandon(entry),
+    "abandon start": lambda core, entry: core.abandon_start(entry),
     "restart": lambda core, entry: core.restart(entry),
     "renew": lambda core, entry: core.renew(entry, 1),
     "drain and replace": lambda core, entry: core.drain_and_replace(entry, worker_of(entry, "web.1.0")),

@@ -21,16 +21,16 @@ def test_listening_socket_is_found_and_one_that_is_only_bound_is_not(tmp_path: P
     bound, path = rendezvous.bind(str(tmp_path), pool_files.WORKER)
     with bound:
         assert os.path.dirname(path) == str(tmp_path)
-        assert pool_files.find(str(tmp_path), pool_files.WORKER) == []
+        assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == []
         assert rendezvous.connect(path) is None
         bound.listen()
-        assert pool_files.find(str(tmp_path), pool_files.WORKER) == [path]
-        assert pool_files.find(str(tmp_path), pool_files.LOGGER) == []
+        assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == [path]
+        assert pool_files.find_listeners(str(tmp_path), pool_files.LOGGER) == []
         client = rendezvous.connect(path)
         assert client is not None
         with client:
             assert peer_credentials(client)[:2] == (os.getpid(), os.geteuid())
-    assert pool_files.find(str(tmp_path), pool_files.WORKER) == []
+    assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == []
     assert rendezvous.connect(path) is None
 
 
@@ -53,7 +53,7 @@ def test_listener_that_has_connections_is_still_found(tmp_path: Path) -> None:
         assert client is not None
         assert ours is not None
         with client, ours:
-            assert pool_files.find(str(tmp_path), pool_files.WORKER) == [path]
+            assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == [path]
 
 
 def test_last_desired_state_is_read_until_it_is_removed(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_sweep_removes_the_sockets_of_every_kind_of_process_and_no_other_file(tm
 
 
 def test_directory_that_is_missing_holds_no_socket(tmp_path: Path) -> None:
-    assert pool_files.find(str(tmp_path / "gone"), pool_files.WORKER) == []
+    assert pool_files.find_listeners(str(tmp_path / "gone"), pool_files.WORKER) == []
     pool_files.sweep(str(tmp_path / "gone"))
 
 
@@ -107,7 +107,7 @@ def test_every_socket_counts_as_open_when_the_kernels_table_cannot_be_read(
     sock.close()
     monkeypatch.setattr(pool_files, "_SOCKET_TABLE", str(tmp_path / "gone"))
     pool_files.sweep(str(tmp_path))
-    assert pool_files.find(str(tmp_path), pool_files.WORKER) == [path]
+    assert pool_files.find_listeners(str(tmp_path), pool_files.WORKER) == [path]
 
 
 def test_each_name_has_a_state_of_its_own_and_all_are_removed_together(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def child(body):
     return pid
 def reaped(reaper, count=1):
     found = []
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 40
     while len(found) < count and time.monotonic() < deadline:
         found += reaper.reap()
         time.sleep(0.002)
@@ -93,13 +93,13 @@ read, write = os.pipe()
 def lead():
     os.setsid()
     if os.fork() == 0:
-        time.sleep(5)
+        time.sleep(60)
     os._exit(0)
 child(lead)
 os.close(write)
 reaped(reaper)
 # The end of the file says that the grandchild, which holds the other end, is gone.
-signal.alarm(10)
+signal.alarm(40)
 assert os.read(read, 1) == b""
 """)
 
@@ -109,7 +109,7 @@ def test_signal_reaches_a_child_and_its_group_and_no_other_process() -> None:
 def lead():
     os.setsid()
     os.write(write, b"x")
-    time.sleep(5)
+    time.sleep(60)
 read, write = os.pipe()
 pid = child(lead)
 os.read(read, 1)
@@ -126,7 +126,7 @@ assert not reaper.signal(os.getppid(), 0, group=False)
 
 def test_child_that_leads_no_group_yet_is_still_signalled() -> None:
     in_a_process_of_its_own("""
-pid = child(lambda: time.sleep(5))
+pid = child(lambda: time.sleep(60))
 assert reaper.signal(pid, signal.SIGKILL, group=True)
 assert [report["signal"] for report in reaped(reaper)] == [signal.SIGKILL]
 """)
@@ -173,18 +173,18 @@ def pid() -> Iterator[int]:
 
 def ended(watcher: Watcher) -> list[int]:
     assert select.select([watcher], [], [], 60)[0]
-    return watcher.ended()
+    return watcher.clean_up_exited()
 
 
 def test_exit_of_a_watched_process_is_reported_once(pid: int) -> None:
     watcher = Watcher()
     assert watcher.watch(pid, start_of(pid))
     assert watcher.watch(pid, start_of(pid)), "to say it again is no error"
-    assert watcher.ended() == []
+    assert watcher.clean_up_exited() == []
     assert list(watcher.starts) == [pid]
     assert watcher.signal(pid, signal.SIGTERM, group=False)
     assert ended(watcher) == [pid]
-    assert watcher.ended() == []
+    assert watcher.clean_up_exited() == []
     assert not watcher.signal(pid, signal.SIGTERM, group=False)
 
 
@@ -217,7 +217,7 @@ def test_all_watched_processes_are_killed_at_once() -> None:
     watcher = Watcher()
     for each in pids:
         watcher.watch(each, start_of(each))
-    watcher.kill_all(10)
+    watcher.kill_all(60)
     assert watcher.starts == {}
     assert not any(map(is_alive, pids))
 

@@ -30,12 +30,12 @@ from poolctl.listeners.open_listener import (
     BindTarget,
     ListenError,
     _is_there,
-    accepted_from,
     close_listener,
     describe,
     identity_of,
     inherited_descriptors,
     is_live,
+    listener_and_connection_descriptors,
     open_datagram_sockets,
     open_listener,
     refuse,
@@ -584,8 +584,10 @@ def test_permission_error_of_an_ordinary_user_is_explained(tmp_path: Path) -> No
     program = f"""
 import encodings.idna, os, socket, sys
 from poolctl.address import parse
+from poolctl.listeners import listen_errors
 from poolctl.listeners.listen_errors import name_holders
 from poolctl.listeners.open_listener import ListenError, open_listener
+listen_errors.MOST_SECONDS = 60.0
 other = socket.create_server(("127.0.0.1", 0))
 port = other.getsockname()[1]
 os.setgid(65534); os.setuid(65534)
@@ -777,7 +779,8 @@ def test_accepted_connections_of_a_listener_are_found(family: int, host: str, ca
         ):
             twin = os.dup(accepted.fileno())
             try:
-                assert set(accepted_from([listener])) == {listener.fileno(), accepted.fileno(), twin}
+                found = listener_and_connection_descriptors([listener])
+                assert set(found) == {listener.fileno(), accepted.fileno(), twin}
             finally:
                 os.close(twin)
 
@@ -789,9 +792,9 @@ def test_unix_sockets_are_identified_by_their_paths(tmp_path: Path) -> None:
         client.connect(str(tmp_path / "a.sock"))
         with listener.accept()[0] as accepted:
             expected = {listener.fileno(), accepted.fileno()}
-            assert set(accepted_from([listener])) == expected
+            assert set(listener_and_connection_descriptors([listener])) == expected
 
 
 def test_no_connections_are_found_without_listeners() -> None:
     with socket.create_server(("127.0.0.1", 0)):
-        assert accepted_from([]) == []
+        assert listener_and_connection_descriptors([]) == []

@@ -39,7 +39,7 @@ from poolctl.logs.logger_process import (
 from tests.deadline import wait_until
 from tests.descriptors import no_descriptor_left
 
-DEADLINE_SECONDS = 10.0
+DEADLINE_SECONDS = 60.0
 
 
 class Session:
@@ -124,7 +124,7 @@ def test_every_line_carries_the_time_at_which_it_came(session: Session) -> None:
     line = (session.directory / "web.log").read_text()
     moment, _, text = line.partition(" ")
     assert text == "hello\n"
-    assert abs(time.mktime(time.strptime(moment[:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone - before) < 5
+    assert abs(time.mktime(time.strptime(moment[:19], "%Y-%m-%dT%H:%M:%S")) - time.timezone - before) < 60
 
 
 def test_json_lines_name_the_server(session: Session) -> None:
@@ -803,7 +803,7 @@ class Orphan(Session):
         self.logger = Logger(self.theirs, self.runtime)
         self.thread = threading.Thread(target=self.logger.run)
         self.thread.start()
-        self.path: str = wait_until(lambda: pool_files.find(self.runtime, pool_files.LOGGER))[0]
+        self.path: str = wait_until(lambda: pool_files.find_listeners(self.runtime, pool_files.LOGGER))[0]
 
     def ask(self) -> tuple[socket.socket, dict[str, tuple[Any, int]]]:
         """A connection of a new pool, and the streams that it was sent, by id."""

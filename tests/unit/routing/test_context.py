@@ -23,7 +23,7 @@ import poolctl
 from poolctl.gateway import routes
 from poolctl.gateway.routes import Route, RouteTable, Target, try_get_route, with_route, write_table
 from poolctl.json_form import from_json
-from poolctl.routing.context import alias_of_context, context_line
+from poolctl.routing.context import authenticated_alias, context_line
 
 USERS = Route(alias="users", to=(Target(server="users"), Target(server="spare")), host="users.example.com")
 UPSTREAM = {
@@ -226,6 +226,6 @@ def test_only_target_of_a_route_is_its_backend_unless_another_is_named(
 def test_alias_for_workers_is_read_with_their_key_only() -> None:
     name, _, value = context_line("üsers 100%", "key").partition(b": ")
     assert (name, value[-2:]) == (b"x-poolctl-context", b"\r\n")
-    assert alias_of_context(value[:-2], "key") == "üsers 100%"
-    assert alias_of_context(value[:-2], "other") is None
-    assert alias_of_context(b" users", "") is None
+    assert authenticated_alias(value[:-2], "key") == "üsers 100%"
+    assert authenticated_alias(value[:-2], "other") is None
+    assert authenticated_alias(b" users", "") is None

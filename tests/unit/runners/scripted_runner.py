@@ -132,7 +132,7 @@ class ScriptedRunner:
         if self.may_drain is not None:
             await self.may_drain.wait()
 
-    def idle_after(self, placement: Placement, seconds: float) -> None:
+    def watch_idleness(self, placement: Placement, seconds: float) -> None:
         self.log.append(f"idle after {seconds:g} {placement.id}")
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:

@@ -486,7 +486,7 @@ def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
         (found,) = (await it.runner.adopt({"web": server})).workers
         assert orders(end) == [({"order": "go"}, 0), ({"order": "report"}, 0)]
         await it.runner.wait_until_begun(found.placement)
-        it.runner.idle_after(found.placement, 5.0)
+        it.runner.watch_idleness(found.placement, 5.0)
         await it.runner.set_in_rotation(found.placement, False)
         await it.runner.set_accepting(found.placement, True)
         await it.runner.renew_tls(found.placement, server)
@@ -581,7 +581,7 @@ def test_worker_is_placed_becomes_ready_serves_and_leaves_nothing_when_its_serve
 def test_orders_to_a_worker_that_has_exited_have_no_effect() -> None:
     async def work(runner: ProcessRunner) -> None:
         placement = Placement.of("web", 1, 0)
-        runner.idle_after(placement, 5.0)
+        runner.watch_idleness(placement, 5.0)
         await runner.wait_until_begun(placement)
         await runner.set_in_rotation(placement, False)
         await runner.set_accepting(placement, False)
@@ -814,7 +814,8 @@ def test_connections_that_no_worker_has_accepted_are_counted() -> None:
         await runner.open(server)
         assert runner.queued_connections(server) == 0
         with socket.create_connection((server.address.host, server.address.port)):
-            assert runner.queued_connections(server) == 1
+            while runner.queued_connections(server) != 1:
+                await asyncio.sleep(0.01)
         assert runner.queued_connections(served(name="other")) == 0
 
     with_runner(work)

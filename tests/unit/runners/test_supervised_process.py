@@ -88,7 +88,7 @@ async def message(sock: socket.socket) -> tuple[wire.Message, list[int]] | None:
 async def connected(directory: Path) -> socket.socket:
     """A connection to the process that listens in the directory."""
     async with asyncio.timeout(30):
-        while not (paths := pool_files.find(str(directory), pool_files.GATEWAY)):
+        while not (paths := pool_files.find_listeners(str(directory), pool_files.GATEWAY)):
             await asyncio.sleep(0.001)
     sock = rendezvous.connect(paths[0])
     assert sock is not None

@@ -110,7 +110,7 @@ class GatewaySearch:
 
         If there are several, because the pool was killed while one gateway replaced another, all but this one drain.
         """
-        if not pool_files.find(self._directory, pool_files.GATEWAY):
+        if not pool_files.find_listeners(self._directory, pool_files.GATEWAY):
             self.silent = False
             return None
         found = await asyncio.to_thread(find, self._directory)

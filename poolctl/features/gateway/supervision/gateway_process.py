@@ -180,7 +180,7 @@ class GatewayProcess(SidecarProcess):
         return reply
 
     def restore_hosts(self, states: Table) -> None:
-        """Send the states of hosts that this process, or its predecessor, has reported, to restore them."""
+        """Have the process restore the states of hosts that it, or the process before it, has reported last."""
         self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
 
     def report_machines(self, states: Mapping[str, MachineState]) -> None:

@@ -112,7 +112,7 @@ class ServerReports:
 
     @property
     def configs(self) -> list[ServerConfig]:
-        """The configurations of all routed servers and of their canaries, which are named after their socket pairs."""
+        """The configurations of routed servers, and of canaries with their own address, named by `canary_name`."""
         names, found = self._routes.routes.servers, []
         for name, entry in self._core.entries.items():
             if name in names:

@@ -266,7 +266,7 @@ class PoolGateway(FeaturePart):
     async def adopt_survivors(self) -> None:
         self._is_left = True
         environment = self.site.environment
-        if pool_files.find(environment.directory, pool_files.GATEWAY):
+        if pool_files.find_listeners(environment.directory, pool_files.GATEWAY):
             search = GatewaySearch(environment.keeper, environment.directory)
             if (found := await search.search()) is not None:
                 await search.keep(found)

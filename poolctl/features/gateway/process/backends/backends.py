@@ -150,7 +150,7 @@ class Backends:
             member.backend.answered |= member.key in answered
             if (member.key in down) is member.breaker.is_closed:
                 if member.breaker.is_closed:
-                    member.breaker.keep_open(f"{label} cannot reach it")
+                    member.breaker.open_until_closed(f"{label} cannot reach it")
                 else:
                     member.breaker.close(f"{label} reaches it again")
 
@@ -218,7 +218,8 @@ class Backends:
 
     def _health(self, backend: Backend) -> RouteHealth:
         return route_health(
-            each.health(self.now(), passing=route.passes) for route, each in backend.members.items()
+            each.health(self.now(), passing=route.passes_connections)
+            for route, each in backend.members.items()
         )
 
     def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:

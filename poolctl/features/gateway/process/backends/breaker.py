@@ -118,7 +118,7 @@ class Breaker:
         if period == self.period and not self.is_closed:
             self._probes -= 1
 
-    def keep_open(self, why: str) -> None:
+    def open_until_closed(self, why: str) -> None:
         """Open the breaker until `close` is called, because another program decides about the backend."""
         self._open_until, self.by_answers, self.why = math.inf, False, why
         self._become(BreakerState.OPEN, why)

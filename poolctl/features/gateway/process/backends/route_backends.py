@@ -219,7 +219,7 @@ class Backend:
     def available(self, now: float) -> BackendVerdict:
         """The best verdict of its routes: `ok` if at least one of them may use the backend now."""
         verdicts = [
-            each.passing_verdict() if route.passes else each.verdict(now)
+            each.passing_verdict() if route.passes_connections else each.verdict(now)
             for route, each in self.members.items()
         ]
         return max(verdicts, key=lambda each: (each.ok, each.may_wait), default=self.blocked or AVAILABLE)
@@ -665,14 +665,14 @@ class RouteBackends:
                 each.breaker.close("no other backend can serve")
 
     @property
-    def passes(self) -> bool:
+    def passes_connections(self) -> bool:
         """Whether the route passes connections on to workers."""
         return self._is_passable and self._hosts.header_for_host.lower() == _PASSED_BY
 
     def healths(self) -> dict[str, RouteHealth]:
         """The health of each backend from the route's point of view, by the backend's key."""
         now = self.now()
-        return {each.key: each.health(now, passing=self.passes) for each in self.members}
+        return {each.key: each.health(now, passing=self.passes_connections) for each in self.members}
 
     def close(self) -> None:
         """Close the route: waiting requests are refused, requests in flight end normally."""
