@@ -38,6 +38,6 @@ def no_descriptor_left() -> Iterator[None]:
     yield
     wait_until(
         lambda: open_descriptors() == before,
-        timeout_seconds=5,
+        timeout_seconds=60,
         what=lambda: f"the descriptors of before, {before}; there are {open_descriptors()}",
     )

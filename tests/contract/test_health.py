@@ -63,9 +63,9 @@ def test_every_kind_of_probe_decides_on_health_and_readiness(
 ) -> None:
     pool.ok("start")
     pool.ok("wait", "--for", "healthy", "--timeout", "40")
-    assert {(item["state"], item["ready"], item["health"]) for item in pool.items().values()} == {
-        ("running", True, "ok")
-    }
+    # A probe of the short form may time out on a busy machine: then that server is at warn for one more interval.
+    well = {("running", True, "ok")}
+    until(lambda: {(each["state"], each["ready"], each["health"]) for each in pool.items().values()} == well)
     pids = {name: item["pids"] for name, item in pool.items().items()}
     for name in ("http", "body"):
         (pool.directory / f"unready-{name}").touch()

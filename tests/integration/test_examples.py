@@ -243,7 +243,7 @@ def test_a_container_needs_no_rights_and_one_directory(real_pool: RealPool) -> N
         (inner,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         assert Path(f"/proc/{inner}/status").read_text().split("NSpid:")[1].split()[1] == "1"
         os.kill(int(inner), signal.SIGTERM)
-        process.wait(30)
+        process.wait(60)
     finally:
         process.kill()
         process.communicate()

@@ -121,7 +121,7 @@ def test_apply_under_load_loses_no_request(pool: Pool, mode: str) -> None:
             wait_until(lambda enough=answered + 100: load.look().complete > enough)
             pool.apply_sync(
                 [
-                    changed.but(drain_timeout=float(number)),
+                    changed.but(drain_timeout=20.0 + number),
                     same,
                     ServerConfig(name=f"new-{number}", bind=f"127.0.0.1:{claim_port()}", app=same.app),
                 ]

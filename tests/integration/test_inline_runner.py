@@ -47,7 +47,7 @@ def config(name: str = "web", app: Any = hello, **keys: Any) -> ServerConfig:
 def pool() -> Iterator[Pool]:
     made = Pool()
     yield made
-    made.stop_sync(timeout=3)
+    made.stop_sync(timeout=60)
     made.join_sync()
 
 

@@ -57,7 +57,7 @@ def pool(request: pytest.FixtureRequest) -> Iterator[Pool]:
 @pytest.fixture
 def start_timeout(request: pytest.FixtureRequest) -> str:
     """Long enough for a process on a busy machine."""
-    return "8s" if request.node.callspec.params["pool"] == "processes" else "2s"
+    return "10s" if request.node.callspec.params["pool"] == "processes" else "5s"
 
 
 def config(directory: Path, **keys: Any) -> ServerConfig:

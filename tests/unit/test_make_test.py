@@ -75,7 +75,7 @@ def test_after() -> None:
 def test_a_test_that_swallows_its_time_limit_is_ended_and_named(tmp_path: Path) -> None:
     file = tmp_path / "test_limit.py"
     file.write_text(SWALLOWS)
-    options = [f"--rootdir={tmp_path}", "-o", "timeout=1", "-o", "faulthandler_timeout=3", "-n", "2"]
+    options = [f"--rootdir={tmp_path}", "-o", "timeout=5", "-o", "faulthandler_timeout=10", "-n", "2"]
     done = subprocess.run(
         [
             sys.executable,

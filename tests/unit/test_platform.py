@@ -187,11 +187,14 @@ def test_threads_begin_with_the_main_one_and_are_at_most_so_many(process: subpro
     assert (thread["tid"], thread["name"]) == (process.pid, "sleep")
     assert thread["state"] in ("S", "R", "D")
     assert linux.kernel_threads(process.pid, 0) == []
-    try:
-        number = Path(f"/proc/{process.pid}/syscall").read_text().split()[0]
-    except PermissionError:
-        number = ""
-    wait_until(lambda: linux.kernel_threads(process.pid, 1)[0]["syscall"] == number)
+
+    def system_call() -> str:
+        try:
+            return Path(f"/proc/{process.pid}/syscall").read_text().split()[0]
+        except PermissionError:
+            return ""
+
+    wait_until(lambda: linux.kernel_threads(process.pid, 1)[0]["syscall"] == system_call())
 
 
 def test_descriptor_of_another_process_is_copied() -> None:

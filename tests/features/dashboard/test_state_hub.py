@@ -75,7 +75,8 @@ def test_the_first_message_has_the_whole_state_and_the_next_ones_changes(stage: 
         assert changed["levels"]["web-2"][-1][1] == "ko"
 
 
-def test_change_is_sent_before_the_next_poll(stage: Stage) -> None:
+def test_change_is_sent_before_the_next_poll(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_state_hub, "INTERVAL_SECONDS", 600.0)
     with stream(stage) as messages:
         until(messages, "pool")
         stage.pool.become("web-1", state="draining", ready=False)

@@ -8,6 +8,7 @@ import re
 import socket
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -60,8 +61,6 @@ UPGRADE = b"GET /chat HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\n
 SWITCHING = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %b\r\n\r\n"
 # Short timeouts of routes: what is waited for never comes.
 SOON = 0.1
-# The same where something else has to be done in time.
-RATHER_SOON = 1.0
 
 
 async def status_of(client: Wire) -> int:
@@ -157,13 +156,17 @@ FIRST = {
 def test_failed_request_is_sent_to_another_backend_if_it_may_be(name: str, method: bytes) -> None:
     async def scene(stage: Stage) -> None:
         script = FIRST[name]
-        first = (await stage.backend(script)).url if script else unreachable()
+        first = await stage.backend(script) if script else None
         other = await stage.backend(ok)
-        targets = Target(url=first), Target(url=other.url)
-        timeouts = {"head": RATHER_SOON} if name == "hangs" else {}
-        stage.routes(route(to=targets, policy="first", retries=1, timeouts=timeouts))
+        targets = Target(url=first.url if first else unreachable()), Target(url=other.url)
+        stage.routes(route(to=targets, policy="first", retries=1))
         client = await stage.client()
         await client.send(b"%b / HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\na" % method)
+        if first and name == "hangs":
+            await until(lambda: first.heads)
+            timer = only_connection(stage)._timer
+            timer.deadline = 0.0
+            timer._fired()
         status = await status_of(client)
         if method == b"GET" or name == "unreachable":
             assert (status, len(other.heads)) == (200, 1)
@@ -248,19 +251,27 @@ def test_response_that_does_not_begin_is_a_gateway_timeout() -> None:
     play(scene)
 
 
-@pytest.mark.parametrize(
-    ("script", "timeouts"), [(trickling, {"idle": SOON}), (endless, {"total": 2 * SOON})]
-)
-def test_response_that_does_not_end_is_cut_off(script: Script, timeouts: dict[str, float]) -> None:
+@pytest.mark.parametrize(("script", "timeouts"), [(trickling, {"idle": SOON}), (endless, {"total": 1000.0})])
+def test_response_that_does_not_end_is_cut_off(
+    script: Script, timeouts: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(client_connection, "monotonic", lambda: now)
+
+    async def received(stage: Stage, request: bytes) -> bytes:
+        """All of the response, whose total time is over once it has begun."""
+        nonlocal now
+        client = await stage.client()
+        await client.send(request)
+        head = await client.head()
+        now += 1000.0
+        return head + await client.rest()
+
     async def scene(stage: Stage) -> None:
         await stage.route(script, timeouts=timeouts)
-        client = await stage.client()
-        await client.send(GET[:-2] + b"Connection: close\r\n\r\n")
-        assert len(await client.rest()) < 1000
-        client = await stage.client()
-        await client.send(b"GET / HTTP/1.0\r\n\r\n")
+        assert len(await received(stage, GET[:-2] + b"Connection: close\r\n\r\n")) < 1000
         with pytest.raises(ConnectionResetError):  # nothing else shows that the response is incomplete
-            await client.rest()
+            await received(stage, b"GET / HTTP/1.0\r\n\r\n")
         assert stage.edge.counts.route("app").errors == {"timeout": 2}
 
     play(scene)
@@ -289,17 +300,15 @@ def test_backend_that_does_not_accept_is_a_gateway_timeout() -> None:
 def test_slow_head_is_a_request_timeout() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok)
-        client, silent, second = [await stage.client() for _ in range(3)]
-        await second.send(GET)
+        client, silent, second = [await stage.client(received) for received in (GET[:10], b"", GET)]
         assert await status_of(second) == 200
-        await client.send(GET[:10])
         await second.send(GET[:10])
         for each in (client, second):
             assert await status_of(each) == 408
             assert await each.rest() == b""
         assert await silent.rest() == b""  # nothing to respond to
 
-    play(scene, head_seconds=RATHER_SOON)
+    play(scene, head_seconds=SOON)
 
 
 def test_slow_body_is_a_request_timeout() -> None:
@@ -458,8 +467,7 @@ def test_connections_are_shown_with_the_request_in_progress() -> None:
 def test_requests_without_a_route_and_slow_heads_are_counted_with_their_status() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(ok, host="a")
-        client = await stage.client()
-        await client.send(OTHER + GET[:10])
+        client = await stage.client(OTHER + GET[:10])
         assert [await status_of(client) for _ in range(2)] == [404, 408]
         assert stage.edge.counts.snapshot()["refused"] == {"404": 1, "408": 1}
 
@@ -899,6 +907,7 @@ def test_an_expectation_is_met_by_the_backend() -> None:
     play(scene)
 
 
+@pytest.mark.usefixtures("lingers")
 def test_response_before_the_end_of_the_request_ends_the_connection_after_it() -> None:
     async def scene(stage: Stage) -> None:
         await stage.route(answer(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nno\n"))
@@ -914,6 +923,7 @@ def test_response_before_the_end_of_the_request_ends_the_connection_after_it() -
     play(scene)
 
 
+@pytest.mark.usefixtures("lingers")
 def test_client_whose_body_waited_for_the_backend_is_read_on_after_an_early_response() -> None:
     async def scene(stage: Stage) -> None:
         answered = asyncio.Event()
@@ -1268,7 +1278,7 @@ def test_nothing_is_left_of_disorderly_clients_and_backends() -> None:
         ended = sum(slots[tally.STATUS : tally.STATUS + 6]) + slots[tally.BROKEN] + slots[tally.DISCONNECTED]
         assert traffic.requests == ended > 50
 
-    play(scene, head_seconds=0.5, keep_alive_seconds=0.5)
+    play(scene, head_seconds=30.0, keep_alive_seconds=0.5)
 
 
 def test_client_that_leaves_in_the_same_turn_as_its_response_arrives_is_disconnected() -> None:
@@ -1471,7 +1481,7 @@ def test_tiny_chunks_of_a_request_are_passed_on_in_many_turns() -> None:
     play(scene)
 
 
-@pytest.mark.usefixtures("frozen_clock")
+@pytest.mark.usefixtures("frozen_clock", "lingers")
 def test_request_with_too_many_chunks_a_second_gets_400_and_its_connection_ends() -> None:
     async def scene(stage: Stage) -> None:
         ended = asyncio.Event()
@@ -1788,10 +1798,15 @@ def test_connection_that_waits_outside_is_closed_when_its_time_is_over(
     async def scene(stage: passing_stage.Stage) -> None:
         await proxied_and_passed(stage)
         client = await waiting_outside(stage)
+        waits = stage.edge.passing.waiting
+        (waiting,) = waits._connections.values()
+        now = stage.edge.loop.time()
+        assert 900 < waiting.deadline - now < 1000
+        waits._put(waiting, now)
         assert await stage.read(client) == b""
         assert not stage.waiting
 
-    passing_stage.play(scene, keep_alive_seconds=3 * SOON)
+    passing_stage.play(scene, keep_alive_seconds=1000.0)
 
 
 def test_slow_head_on_a_connection_that_waited_outside_gets_408_after_the_time_for_heads(
@@ -1802,10 +1817,11 @@ def test_slow_head_on_a_connection_that_waited_outside_gets_408_after_the_time_f
     async def scene(stage: passing_stage.Stage) -> None:
         await proxied_and_passed(stage)
         client = await waiting_outside(stage)
+        stage.edge.configure(replace(stage.edge.settings, head_seconds=SOON))
         await stage.edge.loop.sock_sendall(client, OTHER[:9])
         assert (await stage.read(client)).startswith(b"HTTP/1.1 408 ")
 
-    passing_stage.play(scene, head_seconds=3 * SOON, keep_alive_seconds=1000.0)
+    passing_stage.play(scene, keep_alive_seconds=1000.0)
 
 
 def test_connection_of_a_worker_stays_one_that_an_application_may_share(

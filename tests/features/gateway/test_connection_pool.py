@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import ssl
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -21,7 +22,6 @@ from tests.features.gateway.test_client_connection import status_of
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 POST = b"POST / HTTP/1.1\r\nHost: a\r\n"
 OK = b"HTTP/1.1 200 OK\r\n"
-SOON = 0.1
 
 
 def test_closed_idle_connection_costs_no_request_that_may_be_repeated() -> None:
@@ -103,13 +103,17 @@ def test_idle_connections_to_backends_are_few_and_closed_in_time(monkeypatch: py
             await client.send(GET)
         while len(backend.heads) < 5:
             await asyncio.sleep(0)
-        monkeypatch.setattr(connection_pool, "IDLE_SECONDS", SOON)
+        monkeypatch.setattr(connection_pool, "IDLE_SECONDS", 1000.0)
         go_on.set()
         for client in clients:
             await client.response()
         assert "2 idle" in repr(stage.edge.pool)
         row = stage.edge.backends.snapshot()[0]
         assert row["connections"] == 2
+        for each in [*itertools.chain(*stage.edge.pool._idle.values())]:
+            assert 900 < each.idle_until - stage.edge.loop.time() <= 1000
+            each._timer.deadline = 0.0
+            each._timer._fired()
         while "0 idle" not in repr(stage.edge.pool):
             await asyncio.sleep(0.01)
         assert stage.edge.backends.snapshot()[0]["connections"] == 0

@@ -27,7 +27,9 @@ from poolctl.json_form import to_json
 from poolctl.keeper import connection_handover, wire
 from poolctl.platform import memory_file
 from poolctl.runners.process_link import LinkLost, identity
-from tests.features.gateway.test_gateway_server import gateway, run
+from tests.features.gateway.test_gateway_server import gateway, patient, run
+
+__all__ = ["patient"]
 
 DEADLINE_SECONDS = 60.0
 

@@ -24,6 +24,7 @@ from poolctl.features.gateway.process.settings import (
     MachineState,
     ServerFacts,
 )
+from poolctl.features.gateway.supervision import gateway_adoption, gateway_process
 from poolctl.features.gateway.supervision.gateway_adoption import OrphanedGateway, find
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.keeper import connection_handover, wire
@@ -34,6 +35,14 @@ from poolctl.runners.process_link import Descriptor
 from poolctl.worker import tally
 
 DEADLINE_SECONDS = 60.0
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks a gateway's process waits for its answer as long as a test does."""
+    monkeypatch.setattr(gateway_adoption, "_ANSWER_SECONDS", DEADLINE_SECONDS)
+    for name in ("_FIGURES_SECONDS", "_REPORT_SECONDS", "_WITHDRAW_SECONDS"):
+        monkeypatch.setattr(gateway_process, name, DEADLINE_SECONDS)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

@@ -12,7 +12,7 @@ from cryptography import x509
 from tests.certificates import certificate
 from tests.features.gateway.conftest import ROUTES, GatewayPool
 from tests.ports import claim_port
-from tests.real_pool import HELLO_APP, RealPool
+from tests.real_pool import HELLO_APP, Done, RealPool
 
 pytestmark = pytest.mark.integration
 
@@ -88,6 +88,11 @@ def test_certificate_is_chosen_by_name_renewed_by_reload_and_a_whole_host_is_pas
     gateway.until(lambda: ask(gateway.port, "a.example.com")[0] == loaded(renewed))
 
 
+def certificate_lines(done: Done) -> list[str]:
+    """What a command says about certificates: it may say as well that a worker is slow."""
+    return [line for line in done.stderr.splitlines() if "certificate" in line]
+
+
 def test_warnings_of_the_file_are_printed_by_start_and_reload_and_only_those_of_the_added_server_by_add(
     real_pool: RealPool,
 ) -> None:
@@ -120,7 +125,8 @@ def test_warnings_of_the_file_are_printed_by_start_and_reload_and_only_those_of_
         pool.ok("remove", "one"),
     ]
     added = pool.ok("add", "two", "--bind", f"127.0.0.1:{claim_port()}", "--app", "hello:app", "--set", tls)
-    assert [each.stderr for each in others] == ["", "", ""]
-    assert (added.stderr.count("warning: "), added.stderr.count(of_added)) == (1, 1), added
+    assert [certificate_lines(each) for each in others] == [[], [], []], others
+    (line,) = certificate_lines(added)
+    assert of_added in line
     reloaded = pool.ok("reload")
     assert [reloaded.stderr.count(each) for each in of_file] == [1, 1], reloaded

@@ -27,7 +27,7 @@ from tests.certificates import certificate
 from tests.ports import claim_port
 from tests.virtual_loop import VirtualLoop
 
-FAST = "interval = 0.05, jitter = 0, fall_count_warn = 1, fall_count_ko = 1"
+FAST = "interval = 0.05, timeout = 60, jitter = 0, fall_count_warn = 1, fall_count_ko = 1"
 
 
 def tables(text: str) -> Tables:
@@ -211,7 +211,7 @@ def test_probe_sends_one_request_with_its_method_path_and_headers(
     assert listener.heads == [head]
 
 
-def test_probe_of_an_address_names_it_as_the_host(loop: VirtualLoop) -> None:
+def test_probe_of_an_address_names_it_as_the_host() -> None:
     async def work() -> None:
         heads: list[bytes] = []
 
@@ -223,12 +223,12 @@ def test_probe_of_an_address_names_it_as_the_host(loop: VirtualLoop) -> None:
         server = await asyncio.start_server(answer, "127.0.0.1", 0)
         where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
         try:
-            assert await probe_url(f"http://{where}", probe()) == ""
+            assert await probe_url(f"http://{where}", probe(timeout=60.0)) == ""
         finally:
             server.close()
         assert f"Host: {where}\r\n".encode() in heads[0]
 
-    loop.run_until_complete(work())
+    asyncio.run(work())
 
 
 @pytest.mark.parametrize(

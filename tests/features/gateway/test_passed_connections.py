@@ -11,6 +11,7 @@ import pytest
 
 from tests.certificates import certificate
 from tests.features.gateway.conftest import GatewayPool
+from tests.features.gateway.test_orphaned_gateway import ways
 from tests.ports import claim_port
 
 pytestmark = pytest.mark.integration
@@ -146,6 +147,8 @@ def passing(gateway: GatewayPool) -> tuple[GatewayPool, int]:
     )
     gateway.pool.ok("start")
     gateway.until(gateway.process)
+    # Before the workers have the table, servers are proxied.
+    gateway.until(lambda: ways(gateway) == ["pass"] * 3)
     return gateway, tls
 
 

@@ -34,7 +34,7 @@ name = "web"
 bind = "127.0.0.1:{own}"
 app = "served:app"
 scale = {{ max = 3, triggers = {{ in_flight = 2 }}, window = "2s", cooldown = {{ up = "1s", down = "1s" }} }}
-recovery = {{ strategy = "replace", heartbeat = "200ms", stuck_after = "3s" }}
+recovery = {{ strategy = "replace", heartbeat = "200ms", stuck_after = "6s" }}
 """
 APP = """
 import time

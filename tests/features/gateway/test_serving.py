@@ -63,7 +63,11 @@ def test_idle_connections_end_while_draining_and_others_after_their_response(
 
 
 @pytest.mark.parametrize("split", [False, True])
-def test_websocket_ends_with_1012_when_the_time_for_draining_is_over(split: bool) -> None:
+def test_websocket_ends_with_1012_when_the_time_for_draining_is_over(
+    monkeypatch: pytest.MonkeyPatch, split: bool
+) -> None:
+    monkeypatch.setattr(client_connection, "CLOSE_FRAME_SECONDS", DEADLINE)
+
     async def scene(stage: Stage) -> None:
         over = asyncio.Event()
 

@@ -12,7 +12,7 @@ from tests.features.gateway.conftest import GatewayPool
 
 pytestmark = pytest.mark.integration
 
-PROBE = 'health = { http = "/up", interval = 0.1, fall_count_warn = 1, fall_count_ko = 1 }'
+PROBE = 'health = { http = "/up", interval = 0.1, timeout = 60, fall_count_warn = 1, fall_count_ko = 1 }'
 
 
 class Service(BaseHTTPRequestHandler):

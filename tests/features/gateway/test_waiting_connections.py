@@ -100,7 +100,7 @@ def test_drain_serves_heads_that_have_begun_and_closes_silent_connections(
 class Waits(WaitingConnection):
     """Waits for a line; keeps what became of it."""
 
-    most_seconds = 1.0
+    most_seconds = 20.0
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
@@ -246,7 +246,11 @@ def test_silent_connection_with_unread_bytes_is_not_closed_for_another() -> None
 
 
 @pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\n\r\n" + b"x" * 10_000])
-def test_refused_client_gets_the_answer_and_the_end_although_it_has_sent_bytes(sent: bytes) -> None:
+def test_refused_client_gets_the_answer_and_the_end_although_it_has_sent_bytes(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(waiting_connections, "_LINGER_SECONDS", 2 * DEADLINE)
+
     async def scene(clients: Clients) -> None:
         client = await clients.refused(b"no", sent)
         assert await clients.rest(client) == b"no"

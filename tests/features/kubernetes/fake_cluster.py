@@ -953,7 +953,7 @@ async def asks(container: Object, probe: Object | None, address: str) -> bool:
     if how is None:
         return True
     try:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):  # one failure is enough here
             reader, writer = await asyncio.open_connection(address, ports[how["port"]])
             try:
                 if "path" not in how:

@@ -211,7 +211,7 @@ def test_reload_that_fails_says_why_and_the_former_workers_serve_on(
     path.write_text(path.read_text().replace(*change))
     began = time.monotonic()
     done = poolctl("reload", "-o", "json")
-    assert time.monotonic() - began < 10 + 20  # the cluster knows within seconds; the machine may be busy
+    assert time.monotonic() - began < 10 + 50  # the cluster knows within seconds; the machine may be busy
     assert done.code == 1
     users, web = done.json["errors"]
     assert reason in users["message"]
@@ -439,7 +439,7 @@ def test_stop_ends_a_run_and_the_schedule_until_start(cluster: Cluster, write: A
     write(backup("import time; time.sleep(60)"))
     assert poolctl("start").code == 0
     cluster.ask("due/shop-backup", {})
-    assert poolctl("wait", "backup", "--for", "running", "--timeout", "30s").code == 0
+    assert poolctl("wait", "backup", "--for", "running", "--timeout", "60s").code == 0
     done = poolctl("restart", "backup")
     assert (done.code, "runs, and does not run twice at once" in done.err) == (1, True)
     assert poolctl("stop", "backup").code == 0
@@ -474,7 +474,7 @@ def test_fields_of_another_manager_are_a_conflict_that_names_it(
 
 
 def test_rolling_restart_refuses_no_connection(cluster: Cluster, write: Any, poolctl: Any) -> None:
-    write(app("web", 8002, workers=2), pool=POOL.replace("300ms", "3s"))
+    write(app("web", 8002, workers=2), pool=POOL.replace("300ms", "5s"))
     assert poolctl("start").code == 0
     results: list[bool] = []
     ended = threading.Event()
@@ -626,7 +626,7 @@ def test_command_under_way_ends_when_the_api_server_stops_answering(
         finally:
             follower.kill()
     assert (follower.returncode, cluster.url in errors) == (6, True), errors
-    assert seconds < 10 + 20  # the machine may be busy
+    assert seconds < 10 + 40  # the machine may be busy
 
 
 @pytest.mark.heavy

@@ -53,15 +53,15 @@ def under_load(target: str) -> Iterator[None]:
 def test_no_request_fails_while_workers_are_replaced_and_their_number_changes(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
-    """The cluster's nodes learn half a second late that a pod leaves; a pod serves on for two."""
+    """The cluster's nodes learn half a second late that a pod leaves; a pod serves on for five."""
     shutil.copy(apps.__file__, cluster.directory / "images" / "shop:1" / "loaded.py")
     web = server("web", bind="127.0.0.1:8002", app="loaded:app", workers=2, drain_timeout="10s")
-    write(web, pool=POOL.replace("300ms", "2s"))
+    write(web, pool=POOL.replace("300ms", "5s"))
     assert poolctl("start").code == 0
     before = set(cluster.addresses("web"))
     with under_load(cluster.ask("service/web", {})):
         assert poolctl("restart").code == 0
-        write(web + 'env = { WORD = "two" }\n', pool=POOL.replace("300ms", "2s"))
+        write(web + 'env = { WORD = "two" }\n', pool=POOL.replace("300ms", "5s"))
         assert poolctl("reload").code == 0
         assert poolctl("scale", "web", "3").code == 0
         assert poolctl("scale", "web", "1").code == 0

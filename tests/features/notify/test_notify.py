@@ -99,10 +99,11 @@ def test_message_that_cannot_be_sent_is_sent_by_the_next_supervisor(
     real_pool: RealPool, there: Receiver
 ) -> None:
     configured(real_pool, f'type = "slack"\nurl = "{there.url("/slack/hook")}"\ndelay = 0')
-    there.refusals += [(503, {})] * 2
+    there.refusals += [(503, {})] * 1000
     real_pool.run("start")
     wait_until(lambda: told(real_pool) == [("delayed", "slack")])
     os.kill(real_pool.info()["supervisor_pid"], signal.SIGKILL)
+    there.refusals.clear()
     wait_until(lambda: there.taken)
     assert "web: starting → failed" in there.taken[0].text
     wait_until(lambda: ("sent", "slack") in told(real_pool))

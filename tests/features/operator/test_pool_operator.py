@@ -53,9 +53,9 @@ class Servers:
     def __init__(self) -> None:
         self.demanded: list[tuple[str, int]] = []
 
-    def record_demand(self, server_name: str, count: int) -> int:
+    def record_demand(self, server_name: str, requests: int) -> int:
         workers = {"users": 2, "stopped": 0}[server_name]
-        self.demanded.append((server_name, count))
+        self.demanded.append((server_name, requests))
         return workers
 
 
@@ -407,7 +407,7 @@ def test_slow_client_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
             writer.close()
 
-    monkeypatch.setattr(pool_operator, "LIMITS", ServerLimits(request_seconds=0.05))
+    monkeypatch.setattr(pool_operator, "LIMITS", ServerLimits(request_seconds=0.5))
     play(test)
 
 

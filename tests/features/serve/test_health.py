@@ -53,9 +53,9 @@ def test_health_is_known_from_the_import_to_the_end_and_no_request_is_lost(serve
 @pytest.mark.integration
 def test_probes_of_the_server_decide(serve: Any, until: Any) -> None:
     health = {
-        "startup": {"http": "/check-startup"},
-        "readiness": {"http": "/check-readiness", "status": "200-299"},
-        "liveness": {"http": "/check-liveness"},
+        "startup": {"http": "/check-startup", "timeout": 60},
+        "readiness": {"http": "/check-readiness", "timeout": 60, "status": "200-299"},
+        "liveness": {"http": "/check-liveness", "timeout": 60},
     }
     web = serve(health=health, waits=True)
     for kind, status in (("startup", 500), ("readiness", 404), ("liveness", 500)):
@@ -83,7 +83,7 @@ def test_blocked_event_loop_is_neither_ready_nor_alive(serve: Any, until: Any) -
     assert web.health("/health/live") == (503, "no answer within 2s")
     web.touch("answer")
     asking.join(60)
-    assert web.health() == (200, "ok")
+    until(lambda: web.health() == (200, "ok"))
 
 
 @pytest.mark.integration
@@ -94,7 +94,7 @@ def test_probe_needs_no_certificate_of_a_server_with_tls(serve: Any, until: Any,
     until(lambda: web.health() == (200, "ok"))
     assert get(f"https://127.0.0.1:{web.port}").status == 200
     web.touch("check", "503")
-    assert web.health() == (503, "GET /check: status 503")
+    until(lambda: web.health() == (503, "GET /check: status 503"))
 
 
 @pytest.mark.integration
@@ -154,12 +154,15 @@ class Answering:
 
 
 PROBES = {
-    kind: Probe.with_defaults().but(http=f"/{kind}").to_dict() for kind in ("startup", "readiness", "liveness")
-}  # fmt: skip
+    kind: Probe.with_defaults().but(http=f"/{kind}", timeout=60).to_dict()
+    for kind in ("startup", "readiness", "liveness")
+}
 START, READY, LIVE = "/startup", "/readiness", "/liveness"
 
 
-def test_app_without_probes_is_healthy_while_its_event_loop_answers() -> None:
+def test_app_without_probes_is_healthy_while_its_event_loop_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poolctl.features.serve._health._TIMEOUT_SECONDS", 60.0)
+
     async def work() -> None:
         health = HealthAddress([], {}, "http://a")
         assert await asked(health) == (503, "the application is starting")

@@ -58,10 +58,8 @@ def test_without_a_runtime_directory_it_serves_without_stacks(
 def test_import_that_hangs_is_shown_and_the_socket_goes_with_the_process(serve: Any, until: Any) -> None:
     web = serve(waits=True)
     pool = web.pool
-    until(lambda: pool.run("stacks").code == 0)
-    done = pool.run("stacks")
-    assert done.stdout.startswith(f"web (pid {web.process.pid})\n  main thread:\n")
-    assert "<module> (application.py:" in done.stdout
+    done = until(lambda: "<module> (application.py:" in (said := pool.run("stacks")).stdout and said)
+    assert (done.code, done.stdout.startswith(f"web (pid {web.process.pid})\n  main thread:\n")) == (0, True)
     (path,) = sockets(pool.runtime)
     assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
     web.process.send_signal(signal.SIGTERM)
@@ -100,7 +98,7 @@ def answering(directory: Path, answer: bytes) -> Iterator[None]:
         listener.listen()
 
         def answer_once() -> None:
-            with listener.accept()[0] as connection, contextlib.suppress(BrokenPipeError):
+            with listener.accept()[0] as connection, contextlib.suppress(ConnectionError):
                 connection.sendall(answer)
 
         thread = threading.Thread(target=answer_once)

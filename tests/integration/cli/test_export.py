@@ -26,7 +26,7 @@ def verify(*units: Path, of_user: bool = False, runtime: Path) -> None:
         return
     argv = [program, "--user" if of_user else "--system", "verify", "--man=no", *map(str, units)]
     done = subprocess.run(
-        argv, capture_output=True, text=True, timeout=30,
+        argv, capture_output=True, text=True, timeout=60,
         env={"XDG_RUNTIME_DIR": str(runtime), "HOME": str(runtime), "PATH": "/usr/bin:/bin"},
     )  # fmt: skip
     said = [

@@ -103,13 +103,17 @@ def test_run_reports_deaths_also_after_its_supervisor_was_replaced(pool: RealPoo
 
 
 SCRIPT = """
-import os, subprocess, sys, urllib.request
+import os, subprocess, sys, time, urllib.request
 listed = subprocess.run([sys.argv[1], "list", "-o", "name"], cwd="/", capture_output=True, text=True)
 print(listed.stdout.split(), os.environ["POOLCTL_PORT_USERS"], os.environ["POOLCTL_URL_USERS"], flush=True)
 try:
     urllib.request.urlopen(os.environ["POOLCTL_URL_ORDERS"] + "/die", timeout=30)
 except OSError:
     pass
+while "exited with status 7" not in subprocess.run(
+    [sys.argv[1], "events", "orders"], cwd="/", capture_output=True, text=True
+).stdout:
+    time.sleep(0.05)
 sys.exit(int(sys.argv[2]))
 """
 

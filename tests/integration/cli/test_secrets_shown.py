@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from tests.configuration import server
+from tests.deadline import wait_until
 from tests.http_get import get
 from tests.integration.processes.test_withheld_variables import REPORT
 from tests.ports import claim_port
@@ -67,6 +68,7 @@ def test_control_characters_of_servers_are_escaped_on_terminals_and_kept_in_pipe
     real_pool.write_hello("web")
     real_pool.write("hello.py", DRIVES + HELLO_APP)
     real_pool.ok("start")
+    wait_until(lambda: "red" in real_pool.ok("logs").stdout)
     for options in ([], ["--raw"]):
         with Terminal(real_pool, "logs", *options) as terminal:
             terminal.until(lambda shown: "\\x1b]0;owned\\x07" in shown)

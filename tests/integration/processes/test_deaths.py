@@ -60,6 +60,7 @@ def asked_all_the_time(port: int) -> Iterator[list[Exception]]:
     asker = threading.Thread(target=ask)
     asker.start()
     try:
+        wait_until(lambda: count or failures)
         yield failures
     finally:
         ended.set()
@@ -188,8 +189,8 @@ def test_a_worker_that_dies_while_there_is_no_supervisor_is_replaced(pool: RealP
     os.kill(supervisor, signal.SIGSTOP)
     os.kill(worker, signal.SIGKILL)
     os.kill(supervisor, signal.SIGKILL)
-    until(lambda: pool.info()["supervisor_pid"] != supervisor and pool.items()["web"]["ready"])
-    assert pool.items()["web"]["pids"] != [worker]
+    until(lambda: pool.info()["supervisor_pid"] != supervisor)
+    until(lambda: (item := pool.items()["web"])["ready"] and item["pids"] != [worker])
     assert get(port).status == 200
 
 

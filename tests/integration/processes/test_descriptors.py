@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tests.deadline import wait_until
+from tests.integration.processes.test_keeper_killed import whole_again
 from tests.processes import descriptors
 from tests.real_pool import RealPool
 
@@ -52,9 +53,14 @@ def test_running_server_costs_no_more_after_either_of_them_was_killed(pool: Real
     for role, most_in_keeper in (("supervisor_pid", MOST), ("keeper_pid", MOST + 1)):
         killed = pool.info()[role]
         os.kill(killed, signal.SIGKILL)
+        if role == "keeper_pid":
+            whole_again(pool, until, killed)
         until(lambda killed=killed, role=role: pool.info()[role] != killed)
         assert set(pool.items()) == set(NAMES)
-        each = cost(pool)
-        assert each["supervisor_pid"] <= MOST
-        # A new keeper is not the parent of the workers that it was given: it has a pidfd of each.
-        assert each["keeper_pid"] <= most_in_keeper
+
+        def fits(most_in_keeper: int = most_in_keeper) -> bool:
+            each = cost(pool)
+            # A new keeper is not the parent of the workers that it was given: it has a pidfd of each.
+            return each["supervisor_pid"] <= MOST and each["keeper_pid"] <= most_in_keeper
+
+        until(fits)  # once more on a busy machine, as above

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import socket
 import sys
 from http.client import HTTPException
 from typing import Any
@@ -74,8 +76,7 @@ def test_an_app_that_cannot_start_is_a_failure_that_says_why(pool: RealPool, fre
         assert word in message, app
         assert other in message, app
         assert items[f"web{number}"]["state"] == "failed", app
-        with pytest.raises(ConnectionRefusedError):
-            get(ports[number])
+        wait_until(lambda port=ports[number]: is_refused(port))
     assert messages == {}
 
 
@@ -144,11 +145,15 @@ def test_worker_that_exits_with_0_is_not_restarted(pool: RealPool, free_port: An
     leave(port, 0)
     until(lambda: pool.items()["web"]["state"] == "stopped")
     assert pool.items()["web"]["restarts"] == 0
-    with pytest.raises(ConnectionRefusedError):
-        get(port)
+    until(lambda: is_refused(port))
     pool.ok("start")
     leave(port, 5)
     until(lambda: pool.items()["web"]["restarts"] == 1 and pool.items()["web"]["ready"])
+
+
+def is_refused(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == errno.ECONNREFUSED
 
 
 def leave(port: int, status: int) -> None:
@@ -236,7 +241,8 @@ def test_max_requests_is_a_swap_that_refuses_nothing(pool: RealPool, free_port: 
     before = pool.items()["web"]
     for _ in range(100):
         assert get(port).status == 200
-    until(lambda: not set(pool.items()["web"]["pids"]) & set(before["pids"]))
+    # On a busy machine one of them may have had fewer than 20 by now.
+    until(lambda: get(port).status == 200 and not set(pool.items()["web"]["pids"]) & set(before["pids"]))
     until(lambda: len(pool.items()["web"]["pids"]) == 2)  # those that were replaced last have ended
     after = pool.items()["web"]
     assert (after["state"], after["restarts"]) == ("running", 0)
@@ -318,7 +324,10 @@ def test_start_names_a_server_that_was_ready_and_is_not_when_it_returns(pool: Re
         "pool.toml",
         server("short", command=[sys.executable, "crashing.py", "crash"], restart={"backoff": backoff})
         + server(
-            "late", command=[sys.executable, "waits.py"], health={"startup": {"exec": ["test", "-e", "go"]}}
+            "late",
+            command=[sys.executable, "waits.py"],
+            start_timeout="100s",
+            health={"startup": {"exec": ["test", "-e", "go"]}},
         ),
     )
     start = pool.spawn("start")

@@ -51,7 +51,7 @@ def lines_of(pool: RealPool, name: str) -> list[str]:
 
 def test_failed_requests_are_in_the_log_by_default(real_pool: RealPool, http_get: Any, until: Any) -> None:
     ports = write(real_pool)
-    real_pool.run("start", "--timeout", "1s")  # `usual` never becomes ready: its probes are answered with 503
+    real_pool.ok("start", "--no-wait")  # `usual` never becomes ready: its probes are answered with 503
     names = [name for name in SERVERS if name != "usual"]
     real_pool.ok("wait", *names, "--timeout", "45s")
     for name in names:

@@ -14,7 +14,7 @@ from poolctl.control.client import Client
 from poolctl.errors import ControlError
 from tests.deadline import wait_until
 from tests.integration.processes.test_both_killed import kill_both
-from tests.processes import children, descriptors
+from tests.processes import children, descriptors, stat
 from tests.real_pool import RealPool
 
 # The process that the first supervisor starts works until a file appears.
@@ -45,6 +45,7 @@ class SlowPool:
         """The command that starts the pool, and waits."""
         process = self.pool.spawn(*args, env=self._env)
         wait_until(self.about, what="the supervisor answers a ping while the files are read")
+        wait_until(lambda: awaits_answer(process.pid), what="it has sent its request")
         return process
 
     def about(self) -> PingResult | None:
@@ -70,6 +71,13 @@ class SlowPool:
         wait_until(lambda: set(descriptors(supervisor).values()) - before, what="its connection is accepted")
         assert self.about() is not None
         return process
+
+
+def awaits_answer(pid: int) -> bool:
+    """Whether the process sleeps, and has a connection to a Unix socket (St is 03 in /proc/net/unix)."""
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()[1:]]
+    connected = {f"socket:[{row[6]}]" for row in rows if row[5] == "03"}
+    return not connected.isdisjoint(descriptors(pid).values()) and stat(pid).state == "S"
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:

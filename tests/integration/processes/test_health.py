@@ -60,6 +60,22 @@ def time_to_start(pool: RealPool, before: str, now: str) -> None:
     pool.ok("reload")
 
 
+# start_timeout of servers whose probe fails: the next one if a busy machine has asked nothing within the one before.
+LIMITS = ("500ms", "5s", "20s")
+
+
+def not_ready(pool: RealPool, verb: str, words: str) -> tuple[str, str]:
+    """The limit within which a probe has said so, and what the command that waits for its server says on stderr."""
+    for limit, longer in zip(LIMITS, (*LIMITS[1:], ""), strict=True):
+        done = pool.run(verb)
+        assert done.code == 1, str(done)
+        if words in done.stderr or not longer:
+            break
+        time_to_start(pool, limit, longer)
+    assert words in done.stderr
+    return limit, done.stderr
+
+
 def item(pool: RealPool) -> dict[str, Any]:
     """The only server's."""
     (found,) = pool.items().values()
@@ -91,13 +107,12 @@ def flag(pool: RealPool, name: str = "bad") -> Path:
 
 
 def test_a_server_is_ready_when_its_probe_says_so_and_the_command_says_why_it_is_not(pool: RealPool) -> None:
-    port = write(pool, READINESS, 'start_timeout = "500ms"', 'restart = "no"')
+    port = write(pool, READINESS, f'start_timeout = "{LIMITS[0]}"', 'restart = "no"')
     flag(pool).touch()
-    done = pool.run("start")
-    assert done.code == 1
-    assert "was not ready within 500ms: readiness: GET /health: status 503" in done.stderr
+    limit, said = not_ready(pool, "start", "status 503")
+    assert f"was not ready within {limit}: readiness: GET /health: status 503" in said
     flag(pool).unlink()
-    time_to_start(pool, "500ms", "60s")
+    time_to_start(pool, limit, "60s")
     pool.ok("start")
     assert item(pool)["ready"]
     assert item(pool)["health"] == "ok"
@@ -135,15 +150,14 @@ def test_a_replacement_takes_over_when_its_own_probe_has_passed_and_not_before(s
     port = write(shared_pool, READINESS, 'start_timeout = "60s"')
     shared_pool.start_or_reload()
     (old,) = item(shared_pool)["pids"]
-    time_to_start(shared_pool, "60s", "500ms")
+    time_to_start(shared_pool, "60s", LIMITS[0])
     flag(shared_pool).touch()
-    done = shared_pool.run("restart")
-    assert (done.code, "status 503" in done.stderr) == (1, True)
+    limit, _ = not_ready(shared_pool, "restart", "status 503")
     assert item(shared_pool)["pids"] == [old]
     assert answerer(port) == old
     flag(shared_pool).unlink()
     health(shared_pool, "ok")
-    time_to_start(shared_pool, "500ms", "60s")
+    time_to_start(shared_pool, limit, "60s")
     shared_pool.ok("restart")
     (new,) = item(shared_pool)["pids"]
     assert new != old
@@ -267,12 +281,10 @@ def test_a_probed_server_falls_asleep_and_is_not_woken(pool: RealPool) -> None:
 
 def test_a_startup_probe_comes_before_the_others_and_counts_into_start_timeout(pool: RealPool) -> None:
     probes = f'startup = {{ exec = ["test", "-e", "up"], {QUICK} }}, liveness = {{ tcp = true, {QUICK} }}'
-    write(pool, f"health = {{ {probes} }}", 'start_timeout = "400ms"', 'restart = "no"')
-    done = pool.run("start")
-    assert done.code == 1
-    assert "startup: test: exited with status 1" in done.stderr
+    write(pool, f"health = {{ {probes} }}", f'start_timeout = "{LIMITS[0]}"', 'restart = "no"')
+    limit, _ = not_ready(pool, "start", "startup: test: exited with status 1")
     flag(pool, "up").touch()
-    time_to_start(pool, "400ms", "60s")
+    time_to_start(pool, limit, "60s")
     pool.ok("start")
     assert health(pool, "ok")["ready"]
 
@@ -341,7 +353,7 @@ def test_a_program_is_asked_over_its_port(shared_pool: RealPool, probe: str, bin
         shared_pool, command, f"health = {{ readiness = {{ {probe}, {timing} }} }}", 'stop_timeout = "500ms"'
     )
     shared_pool.start_or_reload()
-    assert item(shared_pool)["health"] == "ok"
+    health(shared_pool, "ok")
     if "http" in probe:  # a connection is made by the kernel, whatever the program does
         flag(shared_pool).touch()
         assert not health(shared_pool, "ko")["ready"]

@@ -58,7 +58,7 @@ def test_next_supervisor_waits_for_a_before_start_that_runs(pool: RealPool, unti
     (pool.directory / "before-may-end").touch()
     until(lambda: pool.items()["web"]["ready"])
     assert len(pids(pool)) == 1, "it was not run again"
-    assert "the end of before" in pool.ok("logs", "web").stdout
+    until(lambda: "the end of before" in pool.ok("logs", "web").stdout)
 
 
 @pytest.mark.heavy

@@ -81,6 +81,7 @@ def test_every_request_that_h2load_has_sent_is_answered_over_a_restart(
         argv = ["h2load", "-n", "1000000", "-c", "4", "-m", "10", url]
         load = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
         try:
+            wait_until(lambda name=name: counted(pool, "requests_total", name) > 0)
             pool.ok("restart")
             said, _ = load.communicate(timeout=60)
         finally:

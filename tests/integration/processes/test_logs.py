@@ -141,7 +141,7 @@ def test_no_line_is_lost_torn_or_doubled_by_any_kill_or_rotation(
     pool.write("pool.toml", server("web", **keys))
     pool.ok("start")
     for part in ("logs", "logs", "supervisor", "logs", "keeper", "logs"):
-        (pid,) = _there(pool, part)
+        (pid,) = until(lambda part=part: now if len(now := _there(pool, part)) == 1 else None)
         os.kill(pid, signal.SIGKILL)
         until(lambda part=part, pid=pid: len(now := _there(pool, part)) == 1 and now != [pid])
         pool.ok("restart", "web")

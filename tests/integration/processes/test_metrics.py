@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import socket
+import time
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from tests.real_pool import RealPool
 
 # More than the kernel's buffers take of a connection that is not read from.
 MOST_UNREAD_BYTES = 16 * 1024 * 1024
-PROBED = 'health = { liveness = { http = "/", interval = "100ms" } }\n'
+PROBED = 'health = { liveness = { http = "/", interval = "100ms", timeout = "20s" } }\n'
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def asked(port: int, accept: str = "text/plain") -> tuple[str, bytes]:
 
 @pytest.mark.capability
 def test_every_format_and_every_way_tell_the_same(pool: RealPool, exposed: int) -> None:
+    began = time.monotonic()
     for _ in range(3):
         get(pool.ports["web"])
     get(pool.ports["idle"])
@@ -76,12 +78,12 @@ def test_every_format_and_every_way_tell_the_same(pool: RealPool, exposed: int) 
     assert found["poolctl_responses_total", "web", "2xx"] == 3
     assert found["poolctl_request_duration_seconds_count", "web"] == 3
     assert found["poolctl_request_duration_seconds_bucket", "web", "+Inf"] == 3
-    assert 0 < found["poolctl_request_duration_seconds_sum", "web"] < 5
+    assert 0 < found["poolctl_request_duration_seconds_sum", "web"] < time.monotonic() - began
     assert found["poolctl_server_wakes_total", "idle"] == 1
     assert found["poolctl_servers", "running"] == 2
     assert found["poolctl_monitor_status", "web", "ok"] == 1
     assert 0 < found["poolctl_monitor_sli_ratio", "web"] <= 1
-    assert 0 < found["poolctl_monitor_latency_seconds", "web"] < 5
+    assert 0 < found["poolctl_monitor_latency_seconds", "web"] < 20
     assert found["poolctl_worker_memory_bytes", "web", "1"] > 1_000_000
     assert sum(found["poolctl_worker_requests_total", "web", index] for index in "01") == 3
     kind, body = asked(exposed, "application/openmetrics-text;version=1.0.0,text/plain;q=0.5")

@@ -15,6 +15,7 @@ import pytest
 from poolctl import PoolConfig
 from poolctl.config import OPEN_FILES_OF_POOL, OPEN_FILES_RESERVE, open_files_needed
 from tests.http_get import get
+from tests.integration.processes.test_keeper_killed import whole_again
 from tests.ports import claim_port
 from tests.processes import descriptors, is_alive
 from tests.real_pool import Done, RealPool
@@ -91,7 +92,7 @@ def test_pool_with_no_more_open_files_than_it_needs_does_everything(pool: RealPo
     assert pool.ok("restart").stdout.startswith("20 servers")
     keeper = pool.info()["keeper_pid"]
     os.kill(keeper, signal.SIGKILL)
-    until(lambda: pool.info()["keeper_pid"] != keeper)
+    whole_again(pool, until, keeper)
     assert pool.ok("restart").stdout.startswith("20 servers")
     assert get(pool.ports["s19"]).status == 200
     supervisor = pool.info()["supervisor_pid"]

@@ -39,7 +39,7 @@ name = "queue"
 command = ["python3", "queue.py"]
 notify = true
 overlap = false
-health.liveness = { exec = ["test", "!", "-e", "ill"], interval = "100ms", fall_count_ko = 1 }
+health.liveness = { exec = ["test", "!", "-e", "ill"], interval = "100ms", timeout = "20s", fall_count_ko = 1 }
 """
 
 
@@ -72,7 +72,7 @@ def test_program_without_a_port_is_kept_running(pool: RealPool, until: Any) -> N
     until(lambda: f"ends {pid}" in notes(pool))
     (pool.directory / "ill").unlink()
     pid = replaced(pool, pid, until)
-    assert "liveness" in pool.ok("events", "--kind", "recovery").stdout
+    until(lambda: "liveness" in pool.ok("events", "--kind", "recovery").stdout)
 
     pool.ok("restart")
     old, pid = pid, replaced(pool, pid, until)

@@ -203,7 +203,7 @@ def test_a_recovery_is_gone_on_with_when_the_supervisor_is_killed_in_it(real_poo
     assert "restarted within" in real_pool.ok("events", "--kind", "recovery").stdout
 
 
-ALIVE = '{ http = "/alive", interval = "50ms", fall_count_ko = 2 }'
+ALIVE = '{ http = "/alive", interval = "50ms", timeout = "20s", fall_count_ko = 2 }'
 
 
 @pytest.mark.heavy_variants
@@ -220,7 +220,10 @@ def test_a_worker_whose_liveness_is_ko_is_recovered(real_pool: RealPool, strateg
 
 def test_the_last_ready_worker_stays_when_the_probe_of_its_replacement_fails(real_pool: RealPool) -> None:
     health = f"health = {{ liveness = {ALIVE}, readiness = {ALIVE} }}"
-    port = begin(real_pool, f'{health}\nstart_timeout = "500ms"\nrecovery = "replace"')
+    port = begin(real_pool, f'{health}\nstart_timeout = "60s"\nrecovery = "replace"')
+    path = real_pool.directory / "pool.toml"
+    path.write_text(path.read_text().replace('"60s"', '"500ms"'))
+    real_pool.ok("reload")
     before = pid_of(real_pool)
     (real_pool.directory / "plague").touch()
     report = first_report(real_pool)

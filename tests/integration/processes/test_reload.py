@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from tests.certificates import certificate
+from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
@@ -79,6 +80,7 @@ def asked_all_the_time(port: int) -> Iterator[list[str]]:
     thread = threading.Thread(target=ask)
     thread.start()
     try:
+        wait_until(lambda: answers)
         yield answers
     finally:
         over.set()
@@ -189,6 +191,7 @@ def test_the_port_of_a_server_that_leaves_is_taken_over_where_no_other_is_left(p
     with asked_all_the_time(port) as answers:
         pool.ok("reload")
         assert body(port) == "n"
+        wait_until(lambda: "n" in answers)
     assert set(answers) == {"o", "n"}
     write(pool, ("new", 0, "n"), ("b", other, "b"), ("more", 0, "m"), extra=narrow)
     done = pool.run("reload")

@@ -21,7 +21,7 @@ RESTARTS = 2
 MODES = {
     "keep_alive": 4, "new_connection": 1, "pipelined": 1, "bodies": 1, "stream": 3, "websocket": 2, "sse": 2,
 }  # fmt: skip
-DRAIN_SECONDS = 1.0
+DRAIN_SECONDS = 5.0
 
 
 class Kind(NamedTuple):

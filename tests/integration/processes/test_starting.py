@@ -99,13 +99,14 @@ def test_a_start_whose_client_is_killed_goes_on(pool: RealPool, until: Any) -> N
     pool.ok("wait", "--timeout", "40")
 
 
+@pytest.mark.timeout(180)
 def test_a_hundred_servers_start_under_a_small_limit_of_open_files(pool: RealPool) -> None:
     names = [f"s{number}" for number in range(100)]
-    ports = pool.write_hello(*names)
+    ports = pool.write_hello(*names, extra='start_timeout = "100s"')
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
     try:
-        pool.ok("start")
+        pool.ok("start", timeout_seconds=100)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     items = pool.items()

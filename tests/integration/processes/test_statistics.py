@@ -61,7 +61,7 @@ def test_totals_outlive_workers_restarts_and_the_supervisor(pool: RealPool) -> N
     assert stats(pool, errors=True)["errors_per_second"] >= 0
     assert len(seen["workers"]) == 2
     assert sum(worker["requests_total"] for worker in seen["workers"]) == 4
-    assert 0 < seen["latency_p50_seconds"] <= seen["latency_p99_seconds"] < 5
+    assert 0 < seen["latency_p50_seconds"] <= seen["latency_p99_seconds"] < 60
     assert seen["memory_bytes"] > 1_000_000
 
     pool.ok("restart")

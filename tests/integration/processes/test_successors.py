@@ -26,9 +26,9 @@ def supervisor_of(keeper: int) -> int:
 
 def kill_supervisor(pool: RealPool, until: Any, keeper: int) -> None:
     """Return when another one has adopted everything: it has written down who it is."""
-    before = supervisor_of(keeper)
+    before = until(lambda: supervisor_of(keeper))
     os.kill(before, signal.SIGKILL)
-    until(lambda: pool.info()["supervisor_pid"] not in (before, 0))
+    until(lambda: (now := supervisor_of(keeper)) not in (before, 0) and pool.info()["supervisor_pid"] == now)
 
 
 def kill_keeper(pool: RealPool, until: Any, keeper: int) -> int:

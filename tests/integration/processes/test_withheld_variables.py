@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.configuration import server
+from tests.deadline import wait_until
 from tests.http_get import get
 from tests.ports import claim_port
 from tests.real_pool import RealPool
@@ -86,18 +88,24 @@ def test_no_server_program_probe_or_helper_is_given_what_a_key_names(pool: RealP
         environ = pools.dumped(name)
         assert environ["OTHER"] == OTHER
         assert environ.keys().isdisjoint({"PAGE_TOKEN", "HOOK"}), name
-    with_token: dict[str, bool] = {}
-    for pid, line in pool.processes().items():
-        part = line.partition("bootstrap.py ")[2].partition(" ")[0]
-        with_token[part] = TOKEN in Path(f"/proc/{pid}/environ").read_text()
-    with_token.pop("config", None)  # it reads the files, and ends when that is done
-    assert with_token == {
+
+    def with_token() -> dict[str, bool]:
+        found = {}
+        for pid, line in pool.processes().items():
+            part = line.partition("bootstrap.py ")[2].partition(" ")[0]
+            with contextlib.suppress(OSError):  # it has ended
+                found[part] = TOKEN in Path(f"/proc/{pid}/environ").read_text()
+        found.pop("config", None)  # it reads the files, and ends when that is done
+        return found
+
+    expected = {
         "keeper": True,
         "supervisor": True,
         "worker": False,
         "logs": False,
         "features.dashboard": False,
     }
+    wait_until(lambda: with_token() == expected, what=lambda: str(with_token()))
     for options in ([], ["--env"]):
         pool.ok("restart", *options)
         for name in pools.ports:

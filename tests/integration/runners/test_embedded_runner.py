@@ -43,10 +43,10 @@ def test_processes_of_a_dropped_pool_end_some_seconds_after_its_last_server(
     pool = Pool([config], runner=runner)
     keepers = []
     for _ in range(2):
-        pool.start_sync(timeout=30)
+        pool.start_sync(timeout=60)
         assert get(port).status == 200
         keepers.append(runner.children.keeper_pid)
-        pool.stop_sync(timeout=10)
+        pool.stop_sync(timeout=60)
         wait_until(lambda: not is_alive(keepers[-1]))
     assert len(set(keepers)) == 2, "the second start begins with a keeper of its own"
     known = weakref.ref(runner)
@@ -66,18 +66,18 @@ def test_keeper_that_could_not_be_started_is_started_again_later(
         patched.setattr(embedded_runner, "command", lambda *_, **__: ["true"])
         patched.setattr(embedded_runner, "_KEEPER_SECONDS", 0.1)
         with pytest.raises(PoolStartError):
-            pool.start_sync(timeout=30)
+            pool.start_sync(timeout=60)
 
     def starts() -> bool:
         try:
-            pool.start_sync(timeout=30)
+            pool.start_sync(timeout=60)
         except PoolStartError:
             return False
         return True
 
     wait_until(starts)
     assert get(port).status == 200
-    pool.stop_sync(timeout=10)
+    pool.stop_sync(timeout=60)
     gc.collect()
     assert "never retrieved" not in caplog.text
 
@@ -189,7 +189,7 @@ def test_killed_keeper_is_replaced_and_servers_are_watched_restarted_and_stopped
             return None
 
     try:
-        pool.start_sync(timeout=30)
+        pool.start_sync(timeout=60)
         first = until(worker)
         for _ in range(2):
             keeper, before = runner.children.keeper_pid, until(worker)
@@ -201,13 +201,13 @@ def test_killed_keeper_is_replaced_and_servers_are_watched_restarted_and_stopped
             before = until(worker)
             os.kill(before, signal.SIGKILL)
             until(lambda before=before: worker() not in (None, before))
-        pool.restart_sync(timeout=30)
+        pool.restart_sync(timeout=60)
         before = until(worker)
         os.kill(runner.children.keeper_pid, signal.SIGKILL)
-        pool.stop_sync(timeout=30)
+        pool.stop_sync(timeout=60)
         assert not any(map(is_alive, (first, before)))
     finally:
-        pool.stop_sync(timeout=30)
+        pool.stop_sync(timeout=60)
         keeper = runner.children.keeper_pid
         loop_thread.run_sync(runner.aclose())
     until(lambda: not is_alive(keeper))
@@ -236,14 +236,14 @@ def test_restart_returns_when_a_busy_old_worker_accepts_no_more(tmp_path: Path, 
     pool = Pool([config], runner=runner)
     asking = threading.Thread(target=get, args=[port])
     try:
-        pool.start_sync(timeout=30)
+        pool.start_sync(timeout=60)
         asking.start()
         until((tmp_path / "begun").exists)
-        pool.restart_sync(timeout=30)
+        pool.restart_sync(timeout=60)
         assert (tmp_path / "over").exists()
         asking.join(60)
     finally:
-        pool.stop_sync(timeout=5)
+        pool.stop_sync(timeout=60)
         loop_thread.run_sync(runner.aclose())
 
 
@@ -301,7 +301,7 @@ def test_start_that_is_given_up_ends_its_hook(tmp_path: Path, runner: ProcessRun
     with pytest.raises(PoolStartError):
         pool.start_sync(timeout=2)
     until(lambda: not has_processes(runner))
-    pool.stop_sync(timeout=30)
+    pool.stop_sync(timeout=60)
     assert not (tmp_path / "notes").exists()
 
 

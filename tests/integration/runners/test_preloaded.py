@@ -34,16 +34,16 @@ def test_servers_are_forked_from_an_import_and_restarted_together_with_new_code(
         return [(int(version), int(pid)) for version, pid in texts]
 
     try:
-        pool.start_sync(timeout=30)
+        pool.start_sync(timeout=60)
         pids = {pid for server in pool.values() for pid in server.pids}
         ((version, imported_in),) = set(answers())
         assert version == 1
         assert imported_in not in pids
         module.write_text("VERSION = 20\n" + APP)
-        pool.restart_sync(timeout=30)
+        pool.restart_sync(timeout=60)
         ((version, imported_in_again),) = set(answers())
         assert version == 20
         assert imported_in_again != imported_in
     finally:
-        pool.stop_sync(timeout=5)
+        pool.stop_sync(timeout=60)
         loop_thread.run_sync(runner.aclose())

@@ -49,7 +49,7 @@ def pool(make_runner: MakeRunner) -> Iterator[Pool]:
     runner = make_runner()
     made = Pool(runner=runner)
     yield made
-    made.stop_sync(timeout=5)
+    made.stop_sync(timeout=60)
     made.join_sync()
     if runner is not None:
         loop_thread.run_sync(runner.aclose())
@@ -89,7 +89,7 @@ def test_started_server_has_answered_and_shows_its_state(pool: Pool) -> None:
     server = pool.store_new(config("web"))
     assert (server.state, server.ready, server.pids, server.uptime) == (State.STOPPED, False, [], timedelta())
 
-    pool.start_sync(timeout=30)
+    pool.start_sync(timeout=60)
 
     assert get(server.bind).text == "hello"
     assert (server.state, server.ready, server.is_running) == (State.RUNNING, True, True)

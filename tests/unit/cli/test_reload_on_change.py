@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.cli import reload_on_change
 from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.reload_on_change import PoolWatcher, WatchSet, code_directories
@@ -86,6 +87,13 @@ def watching(directory: Path, supervised: Supervised) -> Watching:
     return watched_pool
 
 
+@pytest.fixture
+def one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test writes to several files in a row is one change."""
+    monkeypatch.setattr(reload_on_change, "QUIET_SECONDS", 0.5)
+
+
+@pytest.mark.usefixtures("one_batch")
 def test_a_changed_configuration_is_reloaded_once(watching: Watching, directory: Path) -> None:
     with watching(shown("users", directory)) as pool:
         for number in range(5):
@@ -162,6 +170,7 @@ def test_code_saved_after_its_workers_started_and_before_the_watch_began_is_rest
     assert pool.lines[1:] == ["a, b, c, d: new.py changed, restarting"]
 
 
+@pytest.mark.usefixtures("one_batch")
 def test_line_about_changed_code_names_three_files_and_the_number_of_others(
     watching: Watching, directory: Path
 ) -> None:
@@ -268,6 +277,7 @@ def test_a_broken_file_is_reported_and_the_next_change_is_seen(watching: Watchin
         wait_until(lambda: pool.reports == [("reload", 5)] * 2)
 
 
+@pytest.mark.usefixtures("one_batch")
 def test_worker_that_a_reload_has_replaced_is_not_replaced_again(watching: Watching, directory: Path) -> None:
     changes = [{"name": "a", "change": "restart"}, {"name": "b", "change": "update"}]
     with watching(shown("a", directory), shown("b", directory), changes=changes) as pool:
@@ -305,8 +315,11 @@ def test_reload_watch_reloads_first_and_needs_a_supervisor(poolctl: Command) -> 
 
 
 def test_reload_watch_ends_with_its_pool(poolctl: Command, supervised: Supervised, directory: Path) -> None:
+    asked: list[str] = []
+
     async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
-        if verb == "reload":
+        asked.append(verb)
+        if asked[-2:] == ["reload", "show"]:  # the last request before it waits
             (socket,) = (directory / "run").glob("*/control.sock")
             threading.Timer(0.2, socket.unlink).start()
         return answered(item("a", config={}), changes=[{"name": "a", "change": "restart", "keys": ["app"]}])

@@ -135,6 +135,7 @@ def test_step_that_comes_while_the_display_is_made_is_shown(monkeypatch: pytest.
 
 def test_a_quick_command_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
+    monkeypatch.setattr(supervisor_requests, "DELAY_SECONDS", 60)
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
     with Progress("start") as shown:

@@ -46,7 +46,7 @@ def test_an_app_that_does_not_end_its_import_is_given_up(apps: Path) -> None:
     began = time.monotonic()
     (text,) = outside(apps, 'app = "slow:app"\nstart_timeout = "300ms"', import_apps=True)
     assert "was not imported within 0.3 s" in text
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 100
 
 
 def test_handlers_are_imported_too(apps: Path) -> None:

@@ -13,7 +13,7 @@ from poolctl.core.server_entry import Entry, Worker
 from poolctl.runners.runner_protocol import Exit
 from tests.unit.core.ordered_core import OrderedCore, run, turns, web
 
-QUICK = {"interval": 0.02, "timeout": 0.5, "jitter": 0, "fall_count_ko": 1}
+QUICK = {"interval": 0.02, "timeout": 60.0, "jitter": 0, "fall_count_ko": 1}
 
 
 class Ward:

@@ -101,7 +101,7 @@ class Echo:
 
 
 @asynccontextmanager
-async def served(path: Path, keep_alive_seconds: float = 5.0) -> AsyncIterator[str]:
+async def served(path: Path, keep_alive_seconds: float = 60.0) -> AsyncIterator[str]:
     limits = ServerLimits(body_bytes=MAX_BODY_BYTES, keep_alive_seconds=keep_alive_seconds)
     server = HttpServer(Echo(), limits, what="requests")
     listener = socket.socket(socket.AF_UNIX)

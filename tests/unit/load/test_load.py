@@ -27,7 +27,7 @@ MODES = ["keep_alive", "new_connection", "pipelined", "bodies", "stream", "webso
 
 def loaded(act: Callable[[Peer], None], mode: str = "keep_alive", **options: Any) -> Report:
     """What a load came to that was stopped as soon as a few requests had ended, one way or the other."""
-    settings = {"connections": 2, "echo": False, "patience": 5.0, **options}
+    settings = {"connections": 2, "echo": False, "patience": 30.0, **options}
     with scripted(act) as server:
         load = Load([server.port], mode, **settings)
         load.start()
@@ -169,7 +169,7 @@ def test_silence_is_unanswered_once_its_time_is_over() -> None:
 
     def act(peer: Peer) -> None:
         peer.request()
-        forever.wait(5)
+        forever.wait(60)
 
     report = loaded(act, patience=0.1)
     forever.set()
@@ -181,15 +181,16 @@ def test_requests_under_way_at_the_stop_are_waited_for() -> None:
     asked, release = threading.Event(), threading.Event()
 
     def act(peer: Peer) -> None:
-        peer.request()
-        asked.set()
-        release.wait(5)
-        peer.send(OK)
+        while peer.request():
+            asked.set()
+            release.wait(60)
+            peer.send(OK)
 
     with scripted(act) as server:
-        load = Load([server.port], connections=1, echo=False)
+        # The pause: an answer before the stop, on a busy machine, would have a next request otherwise.
+        load = Load([server.port], connections=1, echo=False, pause=60.0)
         load.start(answered=False)
-        assert asked.wait(5)
+        assert asked.wait(60)
         threading.Timer(0.1, release.set).start()
         report = load.stop()
     assert (report.sent, report.complete, report.failed) == (1, 1, 0)
@@ -203,7 +204,7 @@ def test_an_announced_close_and_one_between_two_requests_are_no_failures() -> No
         else:
             peer.send(OK)  # and then it closes, while the client pauses
 
-    report = loaded(act, pause=0.05)
+    report = loaded(act, pause=60.0)
     assert exact(report)
     assert report.failed == 0
     assert report.closed > 5
@@ -274,7 +275,7 @@ def test_process_of_a_load_ends_with_its_parent() -> None:
     process = load._process
     assert process is not None
     load._sock.shutdown(socket.SHUT_RDWR)
-    assert process.wait(5) == 0
+    assert process.wait(60) == 0
     with pytest.raises((RuntimeError, OSError)):
         load.stop()
 

@@ -48,7 +48,7 @@ def test_events_recorded_together_are_written_together_and_in_order(path: Path) 
         events.record("pool", "one")
         events.record("pool", "two")
         assert delivered == []
-        await asyncio.wait_for(done.wait(), 5)
+        await asyncio.wait_for(done.wait(), 60)
         assert [event["event"] for event in read(path)] == ["one", "two"]
         assert delivered == [1, 2]
 

@@ -210,7 +210,7 @@ def test_a_failed_replacement_of_a_dead_worker_is_tried_again_and_a_failed_start
 
 def test_a_server_that_may_sleep_wakes_at_a_request_and_is_stopped_asleep() -> None:
     runner = ScriptedRunner()
-    pool = made(runner, config("a", scale={"min": 0}, start_timeout=0.1))
+    pool = made(runner, config("a", scale={"min": 0}, start_timeout=0.5))
 
     def counted(what: str) -> list[str]:
         lines = pool.metrics().splitlines()
@@ -704,7 +704,7 @@ def test_an_order_that_gives_up_leaves_the_server_to_another_one_that_waits_for_
     order = getattr(pool, verb)
 
     async def both() -> None:
-        hasty = asyncio.ensure_future(order(timeout=0.05 if ended_by == "timeout" else None))
+        hasty = asyncio.ensure_future(order(timeout=0.3 if ended_by == "timeout" else None))
         other = asyncio.ensure_future(order())
         while sum(line.startswith("place") for line in runner.log) < (2 if verb == "restart" else 1):
             await asyncio.sleep(0.01)
@@ -786,7 +786,7 @@ def test_stop_that_outlasts_a_starts_timeout_fails_no_other_server() -> None:
     stopping.start()
     wait_until(lambda: "stop a.1.0 10" in runner.log)
     with pytest.raises(PoolStartError) as caught:
-        pool.start_sync(timeout=0.05)
+        pool.start_sync(timeout=0.5)
     assert [error.name for error in caught.value.exceptions] == ["a"]  # type: ignore[attr-defined]
     assert pool[config("b").bind].is_running
     on_loop(runner.may_stop.set)
@@ -1265,8 +1265,9 @@ def test_start_that_fails_is_not_abandoned_while_another_start_waits_for_it() ->
     pool = made(runner, config("a", workers=2))
     hasty = threading.Thread(target=_quietly(lambda: pool.start_sync(timeout=0.01)))
     patient = threading.Thread(target=pool.start_sync)
-    for thread in (patient, hasty):
-        thread.start()
+    patient.start()
+    wait_until(lambda: "place a.1.0" in runner.log)
+    hasty.start()
     hasty.join(60)
     assert only(pool).state is State.STARTING
     assert not any(line.startswith("stop") for line in runner.log)

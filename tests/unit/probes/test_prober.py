@@ -35,6 +35,7 @@ from poolctl.selection.matcher_client import TOO_SLOW, matcher
 from tests.certificates import certificate
 from tests.deadline import wait_until
 from tests.processes import is_alive
+from tests.serving import turns
 
 OK = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
 
@@ -98,7 +99,7 @@ _probed: list[Probed] = []
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
     async def watched() -> None:
         try:
-            await asyncio.wait_for(work(), 10)
+            await asyncio.wait_for(work(), 60)
         finally:
             for probed in _probed:
                 probed.prober.close()
@@ -428,7 +429,7 @@ def test_worker_with_tls_is_probed_with_tls_unless_it_needs_a_certificate_of_the
             assert runner.asked == [("http", plain)]
             assert spoken == [None if plain else "http/1.1"]
             prober.close()
-            await asyncio.sleep(0.01)
+            await turns()
 
     asyncio.run(scenario())
 
@@ -638,6 +639,8 @@ def test_time_in_the_accept_queue_does_not_count_before_the_worker_is_ready(list
         probe = Probe(http="/", timeout=0.1)
         probing = WorkerProbe("readiness", probe, prober_of_command(listener, http="/"), print)
         passing = asyncio.ensure_future(probing.wait_until_ok())
+        while not probing.message:
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.5)
         assert (passing.done(), probing.message) == (False, "its connection is waiting to be accepted")
         with listener.accept()[0] as theirs:
@@ -678,7 +681,7 @@ def test_pause_in_which_the_connection_was_accepted_does_not_count() -> None:
         prober = QueuedProber()
         probe = Probe(http="/", timeout=0.1)
         probing = WorkerProbe("readiness", probe, prober, print)
-        await asyncio.wait_for(probing.wait_until_ok(), 5)
+        await asyncio.wait_for(probing.wait_until_ok(), 60)
         assert prober.asked == 2
 
     run(scenario)

@@ -304,8 +304,8 @@ def test_left_connection_that_sends_a_request_wakes_before_any_is_closed() -> No
 
 def test_slow_line_and_idle_connection_are_closed_after_their_time() -> None:
     async def scenario(house: House) -> None:
-        house.arm(head_seconds=0.04)
         slow, idle = await house.connect(b"GET /"), await house.connect()
+        house.arm(head_seconds=0.04)
         assert (await house.closed(slow)).startswith(b"HTTP/1.1 408 ")
         assert await house.closed(idle) == b""
         assert (house.woken, house.given, house.kept) == (0, [], [])
@@ -668,7 +668,9 @@ def run_helper(directory: Path, work: Callable[[Stage], Coroutine[Any, Any, None
             await work(stage)
             await stage.close()
 
-    asyncio.run(watched())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SILENT_SECONDS", 60.0)
+        asyncio.run(watched())
 
 
 def test_connections_of_a_blocking_listener_are_handed_over_as_many_as_are_asked_for(tmp_path: Path) -> None:
@@ -685,9 +687,10 @@ def test_connections_of_a_blocking_listener_are_handed_over_as_many_as_are_asked
 def test_helper_that_does_not_answer_is_killed_and_replaced(tmp_path: Path, monkeypatch: Any) -> None:
     async def scenario(stage: Stage) -> None:
         await stage.fetch()
-        monkeypatch.setattr(module, "_SILENT_SECONDS", 0.1)
-        os.kill(stage.keeper.pids[0], signal.SIGSTOP)
-        assert await stage.fetch() == Fetched(failed=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_SILENT_SECONDS", 0.1)
+            os.kill(stage.keeper.pids[0], signal.SIGSTOP)
+            assert await stage.fetch() == Fetched(failed=True)
         assert (await stage.fetch()).empty
         assert len(stage.keeper.pids) == 2
 
@@ -1175,7 +1178,8 @@ def with_servers(directory: Path, work: Callable[[Servers], Coroutine[Any, Any, 
         finally:
             await servers.close()
 
-    with no_descriptor_left():
+    with no_descriptor_left(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_SILENT_SECONDS", 60.0)
         asyncio.run(watched())
 
 

@@ -370,7 +370,9 @@ def test_worker_that_swallows_its_cancellation_counts_as_ended(monkeypatch: pyte
     run(scenario())
 
 
-def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled() -> None:
+def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_CANCEL_SECONDS", 100.0)
+
     async def scenario() -> None:
         stage = Stage()
         await stage.started()

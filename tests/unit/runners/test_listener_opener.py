@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.address import parse
+from poolctl.listeners import listen_errors
 from poolctl.listeners.listen_errors import Holder, ListenError, Place, find_holders
 from poolctl.runners import listener_opener
 from poolctl.runners.listener_opener import Opener, in_daemon_thread
@@ -26,7 +27,7 @@ def messages(opener: Opener, listeners: Iterable[socket.socket]) -> list[str]:
         addresses = [parse("{}:{}".format(*each.getsockname())) for each in listeners]
         return await asyncio.gather(*map(opener.listen, addresses), return_exceptions=True)
 
-    found = asyncio.run(asyncio.wait_for(open_all(), 10))
+    found = asyncio.run(asyncio.wait_for(open_all(), 60))
     return [error.message for error in found if isinstance(error, ListenError)]
 
 
@@ -39,6 +40,8 @@ def test_listeners_that_fail_together_share_one_search(monkeypatch: pytest.Monke
         return find_holders(places)
 
     monkeypatch.setattr(listener_opener, "find_holders", counted)
+    monkeypatch.setattr(listener_opener, "_PATIENCE_SECONDS", 60)
+    monkeypatch.setattr(listen_errors, "MOST_SECONDS", 50)
     it = Opener()
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(30)]

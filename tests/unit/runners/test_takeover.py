@@ -468,7 +468,10 @@ def test_pool_without_orphans_asks_the_keeper_nothing(tmp_path: Path) -> None:
     assert asyncio.run(takeover.adopt_orphans(unused, unused, str(tmp_path), {})) == {}
 
 
-def test_pipes_of_a_logger_are_taken_and_late_only_with_a_worker(tmp_path: Path) -> None:
+def test_pipes_of_a_logger_are_taken_and_late_only_with_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "_ANSWER_SECONDS", 60.0)
     for late, puts in ((False, ["output:web.1"]), (True, [])):
         keeper: Any = RecordingKeeper()
         output: Any = NewPipes()

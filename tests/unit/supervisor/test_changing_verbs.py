@@ -798,7 +798,7 @@ def test_stop_of_an_idle_pool_ends_it_only_if_no_server_is_wanted_or_runs() -> N
     ("targets", "options", "ends"),
     [
         ([], {}, ["finish", "end"]), ([], {"kill": True}, ["end"]), ([], {"wait": False}, []),
-        (["a"], {}, []), ([], {"timeout": 0.01}, ["finish", "end"]),
+        (["a"], {}, []), ([], {"timeout": 0.5}, ["finish", "end"]),
     ],
 )  # fmt: skip
 def test_stop_of_everything_lets_the_features_finish_and_ends_the_supervisor(

@@ -368,8 +368,11 @@ async def asked() -> tuple[RecoveryScenario, AskedRunner]:
     return await started(RecoveryScenario(config, runner=runner)), runner
 
 
-def test_stacks_are_taken_before_a_hung_worker_is_ended_and_are_in_its_report() -> None:
+def test_stacks_are_taken_before_a_hung_worker_is_ended_and_are_in_its_report(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def scenario() -> None:
+        monkeypatch.setattr(perform, "_STACKS_SECONDS", 60.0)
         it, runner = await asked()
         it.entry.observed.workers["web.1.0"].stuck = True
         await it.make_unhealthy("web.1.0", kind=HEARTBEAT)
@@ -409,8 +412,11 @@ def test_hung_worker_is_recovered_without_stacks_if_there_are_none_in_time(
     run(scenario())
 
 
-def test_worker_that_answers_again_while_its_stacks_are_taken_is_left_alone() -> None:
+def test_worker_that_answers_again_while_its_stacks_are_taken_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async def scenario() -> None:
+        monkeypatch.setattr(perform, "_STACKS_SECONDS", 60.0)
         it, runner = await asked()
         it.entry.observed.workers["web.1.0"].stuck = True
         await it.make_unhealthy("web.1.0", kind=HEARTBEAT)

@@ -186,7 +186,6 @@ def test_a_pause_of_the_supervisor_does_not_count_as_silence_of_the_keeper(
     async def scenario() -> None:
         with closing(WatchedKeeper(process)) as watched, watched.watch.report_to(lambda problem: None):
             for _ in range(5):
-                await asyncio.to_thread(lambda: None)
                 asyncio.get_running_loop().call_soon(time.sleep, 2 * SILENT)
                 await asyncio.sleep(0)
                 await asyncio.sleep(0)

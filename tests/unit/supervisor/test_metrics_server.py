@@ -323,6 +323,7 @@ def test_clients_that_scrape_at_the_same_time_get_the_same_text(monkeypatch: pyt
     async def work() -> None:
         figures = Figures()
         client = Client(figures.server)
+        monkeypatch.setattr(metrics_server, "_FRESH_SECONDS", 60.0)
         texts = {body for _, _, body in await asyncio.gather(*(client.ask("/figures") for _ in range(3)))}
         assert (len(texts), figures.asked) == (1, 1)
         monkeypatch.setattr(metrics_server, "_FRESH_SECONDS", 0.0)

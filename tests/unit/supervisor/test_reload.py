@@ -31,6 +31,7 @@ from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs import reload
 from poolctl.supervisor.verbs.verbs import Verbs
 from tests.certificates import certificate
+from tests.deadline import wait_until
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import FAILS, NEVER, SlowRunner
 
@@ -39,6 +40,13 @@ from .test_state_store import StoreLink
 
 WEB = '[[server]]\nname = "web"\nbind = "127.0.0.1:9001"\napp = "any:app"\nrestart = "no"\n'
 EXTRA = '[[server]]\nname = "extra"\nbind = "127.0.0.1:9002"\napp = "any:app"\n'
+
+
+@pytest.fixture(autouse=True)
+def patient_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine changed files are found and compared later than a user should wait."""
+    for limit in ("_STAT_SECONDS", "_QUICK_SECONDS", "_PATIENT_SECONDS"):
+        monkeypatch.setattr(reload, limit, 60.0)
 
 
 def changes_of(answer: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
@@ -1064,6 +1072,7 @@ def test_file_system_that_does_not_answer_delays_a_command_for_two_seconds_at_mo
 
         monkeypatch.setattr(reload, "changed_files", stuck)
         assert await desk.changed("list") is None
+        wait_until(lambda: calls, what="the search has begun")
         assert await desk.changed("list") is None
         assert len(calls) == 1, "one search at a time"
         may_go_on.set()
@@ -1156,6 +1165,7 @@ def test_start_applies_changed_files_unless_a_server_serves_or_starts_for_the_fi
         desk = await DeskWithFiles.begun(tmp_path, keys, runner=SlowRunner(web=script))
         starting = desk.begin("start", timeout=0.05)
         await starting
+        await turns(60)
         if state == "failing":
             desk.runner.script["web"] = NEVER
             desk.core.start(desk.core.entries["web"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Coroutine
 from typing import Any
 
 import pytest
@@ -16,6 +17,13 @@ from poolctl.runners.process_link import Link, LinkLost, Receiver
 from poolctl.supervisor import sidecar
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
 from tests.manual_clock import ManualClock
+from tests.virtual_loop import VirtualLoop
+
+
+def at_once(work: Coroutine[Any, Any, None]) -> None:
+    """Run it in a loop whose time passes only while it waits."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(work)
 
 
 class PageProcess(SidecarProcess):
@@ -151,7 +159,7 @@ def test_pause_between_attempts_doubles_up_to_half_a_minute_and_a_change_resets_
         assert manager._attempted_times == manager._configured_times == 1
         await manager.aclose()
 
-    asyncio.run(scenario())
+    at_once(scenario())
 
 
 def test_attempt_with_an_earlier_configuration_says_nothing_about_the_current_one() -> None:
@@ -173,7 +181,7 @@ def test_attempt_with_an_earlier_configuration_says_nothing_about_the_current_on
         assert (manager.settled, manager.problem) == (2, "")
         await manager.aclose()
 
-    asyncio.run(scenario())
+    at_once(scenario())
 
 
 def test_closed_manager_attempts_nothing_more() -> None:
@@ -237,7 +245,7 @@ def test_process_that_ends_is_reported_and_restarted_sooner_after_a_long_life(
         assert len(manager.keeper.sent) == 1
         await manager.aclose()
 
-    asyncio.run(scenario())
+    at_once(scenario())
 
 
 def test_end_of_a_process_that_was_replaced_has_no_effect() -> None:

@@ -137,6 +137,7 @@ def test_version_that_cannot_take_over_is_refused_with_its_reason_and_the_pool_g
 
 def test_version_that_does_not_finish_its_check_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrade, "_TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr(upgrade, "_KILLED_SECONDS", 60.0)
 
     async def scenario() -> None:
         desk = Handing()
@@ -273,6 +274,7 @@ def test_output_of_a_check_or_the_last_line_of_its_errors_is_its_result(
 
 def test_check_that_does_not_finish_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upgrade, "_TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr(upgrade, "_KILLED_SECONDS", 60.0)
     started: list[asyncio.subprocess.Process] = []
     create = asyncio.create_subprocess_exec
 

@@ -284,7 +284,7 @@ def test_bodies_of_every_shape_are_answered(body: Any, code: int | None) -> None
         desk = Desk(web())
         for verb in ("list", "start", "wait", "status", "show", "restart", "stop", "nonsense"):
             answer = await asyncio.wait_for(
-                desk.verbs.handle(Request(verb, body, 1, 0), lambda line: None), 2
+                desk.verbs.handle(Request(verb, body, 1, 0), lambda line: None), 20
             )
             if code is not None and verb != "nonsense":
                 assert answer.exit_code == code

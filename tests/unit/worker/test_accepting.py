@@ -19,7 +19,7 @@ import uvicorn
 from poolctl.keeper import connection_handover, wire
 from poolctl.keeper.connection_handover import Routed
 from poolctl.platform import peer_has_closed
-from poolctl.worker.serving import accepting
+from poolctl.worker.serving import accepting, http1_connection
 from poolctl.worker.serving.accepting import (
     AcceptedConnections,
     AcceptedSocket,
@@ -162,7 +162,9 @@ def test_client_that_closes_its_side_after_the_wake_is_served(
     engine.run(scenario())
 
 
-def test_full_worker_drains_rests_and_accepts_again(engine: Engine) -> None:
+def test_full_worker_drains_rests_and_accepts_again(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 60.0)
+
     async def scenario() -> None:
         async with served(engine, max_connections=1) as (server, _, port, running):
             client = await Client.connect(port)
@@ -516,7 +518,7 @@ def server_context(directory: Path) -> ssl.SSLContext:
 async def ended(client: socket.socket) -> None:
     """Return when the other end is closed."""
     client.setblocking(False)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             try:
                 assert client.recv(4096) == b""

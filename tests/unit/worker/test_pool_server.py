@@ -419,7 +419,7 @@ def each_engine(request: pytest.FixtureRequest) -> Engine:
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 5.0)
+    monkeypatch.setattr(http1_connection, "QUIET_SECONDS", 60.0)
 
 
 @pytest.fixture
@@ -599,8 +599,8 @@ def test_websocket_is_closed_with_1012_after_a_drain(each_engine: Engine, websoc
         async with served(each_engine, config=websocket, drain_seconds=0.2) as (server, app, port, running):
             async with connect(f"ws://127.0.0.1:{port}/", proxy=None) as client:
                 await app.under_way.wait()
-                server.drain()
                 began = asyncio.get_running_loop().time()
+                server.drain()
                 await client.wait_closed()
                 assert client.close_code == 1012
                 assert asyncio.get_running_loop().time() - began >= 0.15
@@ -611,7 +611,11 @@ def test_websocket_is_closed_with_1012_after_a_drain(each_engine: Engine, websoc
 
 @pytest.mark.skipif(uvicorn.__version__ < "0.53", reason="this version of uvicorn closes them in its own way")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_websocket_closes_when_its_client_has_replied(each_engine: Engine, websocket: dict[str, str]) -> None:
+def test_websocket_closes_when_its_client_has_replied(
+    each_engine: Engine, websocket: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool_server, "REPLY_SECONDS", 60.0)
+
     async def scenario() -> None:
         async with served(each_engine, config=websocket, drain_seconds=0.05) as (server, app, port, running):
             client = await Client.connect(port)

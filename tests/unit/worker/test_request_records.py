@@ -75,7 +75,7 @@ def test_responses_are_counted_by_status_and_by_latency(any_engine: Engine, page
             await until(lambda: tally.responses(page.tolist()) == 6)
             assert page[tally.STATUS : tally.STATUS + 6].tolist() == [0, 0, 2, 1, 2, 1]
             assert page[tally.STARTED] == 6
-            assert 0 < page[tally.LATENCY_NS] < 5_000_000_000
+            assert 0 < page[tally.LATENCY_NS] < 60_000_000_000
             assert in_flight(page) == 0
             client.close()
 

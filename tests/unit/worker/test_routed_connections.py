@@ -463,7 +463,7 @@ def test_connection_is_refused_when_the_gateway_has_no_room_for_long(engine: Eng
         client.writer.write(request("two.test"))
         assert await refusal(client) == 503
 
-    run(engine, table, scenario, head_seconds=0.1)
+    run(engine, table, scenario, head_seconds=0.3)
 
 
 def test_connection_is_refused_when_the_gateway_has_ended(engine: Engine, table: int) -> None:
@@ -631,7 +631,7 @@ def test_request_is_refused_when_no_table_comes(engine: Engine, table: int) -> N
         assert not routes.waiting
         routes.table = held
 
-    run(engine, table, scenario, head_seconds=0.1)
+    run(engine, table, scenario, head_seconds=0.3)
 
 
 def test_server_without_a_gateway_any_more_serves_every_request(engine: Engine, table: int) -> None:
@@ -694,15 +694,19 @@ def test_chunks_that_parsers_could_read_differently_end_the_connection(
 
 
 def test_limits_of_a_head_hold_for_later_heads(engine: Engine, table: int) -> None:
-    async def scenario(stage: Stage) -> None:
-        for text, status in ((b"GET / HTTP/1.1\r\nHost: one.te", 408), (b"GET / HTTP/1.1\r\nx: ", 431)):
-            client = await stage.client(request("one.test"))
-            await client.answer()
-            client.writer.write(text)
-            if status == 431:
-                await turns()
-                client.writer.write(b"x" * 10_000)
-            assert await refusal(client) == status
+    async def late(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        client.writer.write(b"GET / HTTP/1.1\r\nHost: one.te")
+        assert await refusal(client) == 408
+
+    async def in_time(stage: Stage) -> None:
+        client = await stage.client(request("one.test"))
+        await client.answer()
+        client.writer.write(b"GET / HTTP/1.1\r\nx: ")
+        await turns()
+        client.writer.write(b"x" * 10_000)
+        assert await refusal(client) == 431
         for begin in (b"GET /", b"GET / HTTP/1.1\r\nHost: one.test\r\n\r"):
             client = await stage.client(request("one.test"))
             await client.answer()
@@ -711,7 +715,8 @@ def test_limits_of_a_head_hold_for_later_heads(engine: Engine, table: int) -> No
             client.writer.write(request("one.test")[len(begin) :])
             assert (await client.answer())[0] == 200
 
-    run(engine, table, scenario, head_seconds=0.3, head_bytes=8192)
+    run(engine, table, late, head_seconds=0.3)
+    run(engine, table, in_time, head_bytes=8192)
 
 
 def test_connection_that_moves_keeps_what_it_carries(engine: Engine, table: int) -> None:
@@ -810,7 +815,7 @@ def test_tls_connection_is_served_as_it_was_passed(engine: Engine, table: int, t
 
 async def taken_back(gateway: Gateway) -> Connection:
     """The next connection that a worker gives back to a gateway that takes none by itself."""
-    await asyncio.get_running_loop().run_in_executor(None, select.select, [gateway.own.take], [], [], 10)
+    await asyncio.get_running_loop().run_in_executor(None, select.select, [gateway.own.take], [], [], 60)
     taken = connection_handover.take(gateway.own.take)
     assert taken is not None
     return taken
@@ -942,7 +947,11 @@ def test_connection_goes_back_when_its_body_ends_after_its_response(engine: Engi
     run(engine, table, scenario)
 
 
-def test_connections_that_a_full_gateway_does_not_take_wait_for_room(engine: Engine, table: int) -> None:
+def test_connections_that_a_full_gateway_does_not_take_wait_for_room(
+    engine: Engine, table: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routed_connections, "QUIET_SECONDS", 60.0)
+
     async def scenario(stage: Stage) -> None:
         client = await stage.client(request("one.test"))
         await client.answer()

@@ -141,6 +141,7 @@ def test_thread_is_reported_by_its_name() -> None:
     finally:
         over.set()
         thread.join()
+    wait_until(lambda: not Path(f"/proc/self/task/{thread.native_id}").exists())
     assert before.left_since() == ""
 
 
