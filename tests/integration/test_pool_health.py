@@ -65,6 +65,7 @@ def config(directory: Path, **keys: Any) -> ServerConfig:
     return ServerConfig(name="web", bind=f"127.0.0.1:{claim_port()}", app=f"{directory.name}_app:app", **keys)
 
 
+@pytest.mark.heavy_variants
 def test_a_server_starts_when_its_probe_passes_and_falls_and_rises_with_it(
     pool: Pool, directory: Path, start_timeout: str
 ) -> None:
@@ -96,6 +97,7 @@ def test_a_server_starts_when_its_probe_passes_and_falls_and_rises_with_it(
     assert pool.monitor_names() == [each.name for each in pool.monitor()] == ["web"]
 
 
+@pytest.mark.heavy_variants
 def test_a_restart_goes_on_with_the_old_one_until_the_new_one_passes(
     pool: Pool, directory: Path, start_timeout: str
 ) -> None:

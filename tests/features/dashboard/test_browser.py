@@ -370,6 +370,7 @@ def test_a_press_on_a_state_shows_only_its_servers(page: Page, stage: Stage) -> 
     expect(page.get_by_label("Sort by")).to_have_value("trouble")
 
 
+@pytest.mark.heavy
 def test_link_keeps_the_filter_the_order_and_the_span_of_the_charts(page: Page, stage: Stage) -> None:
     stage.pool.become("web-3", state="failed", ready=False, health="ko", pids=[])
     page.goto(f"{stage.url}?span=hour&state=failed#token={TOKEN}")
@@ -439,6 +440,7 @@ def test_the_page_reports_an_unreachable_pool_and_recovers_with_it(page: Page, s
     expect(page.locator("#rows tr")).to_have_count(8)
 
 
+@pytest.mark.heavy
 def test_changed_files_are_reported_in_the_words_of_the_commands(page: Page, stage: Stage) -> None:
     stage.pool.changed_files = {"files": ["/srv/pool.toml"], "added": 1, "removed": 0, "changed": 1}
     enter(page, stage)
@@ -452,6 +454,7 @@ def test_changed_files_are_reported_in_the_words_of_the_commands(page: Page, sta
     expect(page.locator("#files")).to_be_hidden()
 
 
+@pytest.mark.heavy
 def test_the_page_stays_responsive_with_five_hundred_servers(page: Page) -> None:
     with dashboard_of(RecordedPool(500)) as stage:
         stage.pool.become("web-400", state="failed", ready=False, health="ko")
@@ -537,6 +540,7 @@ def test_page_is_loading_before_the_first_answer(page: Page, stage: Stage) -> No
     assert not page.locator("#view-routes").get_by_text("Loading").is_visible()
 
 
+@pytest.mark.heavy
 def test_rollout_is_shown_with_its_figures_and_promoted(page: Page, stage: Stage) -> None:
     unknown = {"latency_p50_seconds": None, "latency_p99_seconds": None, "memory_bytes": None}
     new = {

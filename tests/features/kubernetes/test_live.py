@@ -182,6 +182,7 @@ def test_pool_starts_reloads_scales_and_stops_on_a_cluster(
     assert [each["state"] for each in poolctl("list", "-o", "json").json["items"]] == ["running", "stopped"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -378,6 +379,7 @@ def test_reload_reads_every_file_that_is_named(
     assert (done.code, "web: has changed" in done.out) == (3, True)
 
 
+@pytest.mark.heavy
 def test_cluster_without_the_gateway_api_is_an_error_that_says_so(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:
@@ -553,6 +555,7 @@ def test_servers_of_a_killed_node_answer_elsewhere(cluster: Cluster, write: Any,
     assert [get(f"{address}:8002").status for address in cluster.addresses("web")] == [200]
 
 
+@pytest.mark.heavy
 @pytest.mark.heavy_variants
 @pytest.mark.parametrize(
     "status",

@@ -95,6 +95,7 @@ def test_every_receiver_is_notified_of_a_problem_and_its_end_and_no_secret_is_sh
     assert "/slack/${HOOK}" in shown[0]
 
 
+@pytest.mark.heavy
 def test_message_that_cannot_be_sent_is_sent_by_the_next_supervisor(
     real_pool: RealPool, there: Receiver
 ) -> None:
@@ -113,6 +114,7 @@ def test_message_that_cannot_be_sent_is_sent_by_the_next_supervisor(
     assert there.taken[1].text.startswith("web: running again after ")
 
 
+@pytest.mark.heavy
 def test_health_that_came_back_while_there_was_no_supervisor_is_reported(
     real_pool: RealPool, there: Receiver
 ) -> None:

@@ -144,6 +144,7 @@ to = "http://127.0.0.1:{machines.port}"
     assert not any(SECRET.encode() in each for each in (*written, events.encode()))
 
 
+@pytest.mark.heavy
 def test_container_that_a_request_has_had_started_is_stopped_when_the_gateway_has_no_request_for_it(
     real_pool: RealPool, machines: Machines, until: Until
 ) -> None:

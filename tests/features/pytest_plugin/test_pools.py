@@ -149,6 +149,7 @@ def test_servers_that_are_given_run_in_this_process(project: pytest.Pytester) ->
     run(project).assert_outcomes(passed=4)
 
 
+@pytest.mark.heavy
 def test_session_pool_is_started_once_for_all_tests_of_an_xdist_worker(project: pytest.Pytester) -> None:
     project.makepyfile(
         """
@@ -224,6 +225,7 @@ def test_report_of_a_failed_test_has_the_logs_of_its_servers(project: pytest.Pyt
     assert "Log of server" not in alone
 
 
+@pytest.mark.heavy
 @pytest.mark.heavy_variants
 @pytest.mark.parametrize("processes", [True, False])
 def test_server_that_does_not_start_is_explained(project: pytest.Pytester, processes: bool) -> None:

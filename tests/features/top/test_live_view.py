@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import closing, contextmanager
+from typing import Any, cast
 
 import pyte
 import pytest
 
 from poolctl.control.pool_paths import pool_key
 from poolctl.control.server_answers import Measured
-from poolctl.features.top._live_view import Action, action_of
+from poolctl.features.top._frames import Notice
+from poolctl.features.top._live_view import Action, LiveView, action_of
 from poolctl.json_form import from_json
 from tests.deadline import wait_until
 from tests.real_pool import RealPool
 from tests.stand_in import Send, item, result, stand_in
 from tests.terminal import Terminal
+from tests.virtual_loop import VirtualLoop
 
 
 @pytest.fixture
@@ -258,6 +261,7 @@ def test_colours_can_be_turned_off(pool: RealPool) -> None:
     assert "32m" not in view.terminal.shown
 
 
+@pytest.mark.heavy
 @pytest.mark.integration
 def test_a_killed_supervisor_is_waited_for(pool: RealPool, until: Any) -> None:
     pool.ok("start")
@@ -331,6 +335,25 @@ def test_a_key_sends_its_verb(key: str, state: str, action: Action) -> None:
 def test_the_last_worker_is_not_scaled_away() -> None:
     assert action_of("-", from_json(Measured, item("web", workers=1))) is None
     assert action_of("x", from_json(Measured, item("web"))) is None
+
+
+def test_notice_has_its_whole_time_after_another_one_and_a_question_stays() -> None:
+    async def play() -> None:
+        view: Any = LiveView(cast(Any, None), None)
+        view._notify("first")
+        await asyncio.sleep(3)
+        view._notify("second", "green")
+        for seconds, notice in ((3.9, Notice("second", "green")), (0.2, None)):
+            await asyncio.sleep(seconds)
+            assert view._notice == notice
+        view._notify("third", "red", 60)
+        await asyncio.sleep(59)
+        view._set_notice(Notice("Stop web?"))
+        await asyncio.sleep(600)
+        assert view._notice == Notice("Stop web?")
+
+    with closing(VirtualLoop()) as loop:
+        loop.run_until_complete(play())
 
 
 PAGE_DOWN, PAGE_UP, LEFT, RIGHT, BACKSPACE, ESCAPE = "\x1b[6~", "\x1b[5~", "\x1b[D", "\x1b[C", "\x7f", "\x1b"

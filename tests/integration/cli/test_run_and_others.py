@@ -24,6 +24,7 @@ def ready(pool: RealPool) -> bool:
     return pool.run("status").code == 0
 
 
+@pytest.mark.heavy
 def test_run_ends_when_another_command_stops_its_pool(pool: RealPool) -> None:
     running = pool.spawn("run")
     wait_until(lambda: ready(pool))
@@ -80,6 +81,7 @@ def test_run_with_json_keeps_standard_output_for_the_document(pool: RealPool) ->
     assert invalid.json["errors"]
 
 
+@pytest.mark.heavy
 def test_a_reader_of_run_that_goes_away_ends_it(pool: RealPool) -> None:
     running = pool.spawn("run")
     wait_until(lambda: ready(pool))
@@ -120,6 +122,7 @@ def test_everything_works_on_a_pool_by_its_name(pool: RealPool) -> None:
     assert pool.run("run", "--pool", "shop", cwd=elsewhere).code == 6
 
 
+@pytest.mark.heavy
 def test_a_name_of_two_running_pools_is_a_conflict_and_the_start_of_the_second_warns(
     real_pool: RealPool,
 ) -> None:

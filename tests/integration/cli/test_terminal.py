@@ -107,6 +107,7 @@ def test_run_says_where_everything_is_and_shows_requests(
         assert terminal.end() == 130
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("how", ["run", "run --debug users"])
 def test_run_without_access_log_shows_no_requests_whatever_the_file_says(pool: RealPool, how: str) -> None:
     config = pool.directory / "pool.toml"

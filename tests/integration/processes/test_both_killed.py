@@ -153,6 +153,7 @@ def test_server_stopped_meanwhile_is_not_started_by_a_command_about_another(
     assert pool.run("status").code == (3 if order == ["stop"] else 0)
 
 
+@pytest.mark.heavy
 def test_an_ordered_end_leaves_nothing_to_go_on_from(pool: RealPool, until: Any) -> None:
     pool.write_hello("a", "b")
     pool.ok("start")

@@ -15,6 +15,7 @@ from tests.real_pool import RealPool
 pytestmark = pytest.mark.slow  # the keeper waits between its attempts
 
 
+@pytest.mark.heavy
 def test_after_five_deaths_nothing_happens_by_itself_and_every_command_works(
     pool: RealPool, until: Any
 ) -> None:

@@ -138,6 +138,7 @@ def test_a_restart_whose_replacement_fails_keeps_the_old_and_later_ones_work(
     assert not set(pool.items()["web"]["pids"]) & set(before["pids"])
 
 
+@pytest.mark.heavy
 def test_worker_that_exits_with_0_is_not_restarted(pool: RealPool, free_port: Any, until: Any) -> None:
     port = free_port()
     write(pool, port, LEAVES)
@@ -340,6 +341,7 @@ def test_start_names_a_server_that_was_ready_and_is_not_when_it_returns(pool: Re
     assert "note: poolctl keeps trying to start short; poolctl stop short ends that" in stderr
 
 
+@pytest.mark.heavy
 def test_start_says_that_a_program_without_restart_is_not_tried_again(pool: RealPool) -> None:
     pool.write("crashing.py", CRASHING)
     command = [sys.executable, "crashing.py"]
@@ -377,6 +379,7 @@ def test_cause_of_a_server_that_is_given_up_is_kept_over_an_upgrade(pool: RealPo
     assert cause in pool.ok("events", "--kind", "lifecycle").stdout
 
 
+@pytest.mark.heavy
 def test_cause_of_a_server_that_ended_after_it_was_ready_is_shown_while_it_is_in_backoff(
     pool: RealPool,
 ) -> None:

@@ -19,6 +19,7 @@ from tests.processes import is_alive, reads_files
 from tests.real_pool import RealPool
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("victim", "number"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.configuration import server
 from tests.real_pool import RealPool
 
@@ -45,6 +47,7 @@ async def app(scope, receive, send):
 """
 
 
+@pytest.mark.heavy
 def test_multiprocessing_in_a_handler_leaves_the_worker_and_its_loop_as_they_were(
     pool: RealPool, free_port: Any, http_get: Any
 ) -> None:

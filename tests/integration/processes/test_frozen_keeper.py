@@ -32,6 +32,7 @@ def hold(pid: int) -> None:
     os.waitpid(pid, WALL)
 
 
+@pytest.mark.heavy
 def test_stop_says_that_it_waits_for_a_stopped_keeper_continues_it_and_ends(
     pool: RealPool, until: Any
 ) -> None:

@@ -289,6 +289,7 @@ def test_a_startup_probe_comes_before_the_others_and_counts_into_start_timeout(p
     assert health(pool, "ok")["ready"]
 
 
+@pytest.mark.heavy
 def test_tls_server_is_probed_in_tls_even_if_it_wants_client_certificates(pool: RealPool) -> None:
     cert, key = certificate(pool.directory)
     secure = f'cert = "{cert}", key = "{key}"'
@@ -370,6 +371,7 @@ def test_output_of_a_probe_command_is_shown(shared_pool: RealPool) -> None:
     assert port
 
 
+@pytest.mark.heavy
 def test_a_late_answer_is_none_and_a_program_that_hangs_is_killed_with_its_children(
     shared_pool: RealPool,
 ) -> None:

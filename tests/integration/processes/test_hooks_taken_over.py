@@ -48,6 +48,7 @@ def replace_supervisor(pool: RealPool, until: Any) -> None:
     until(lambda: pool.info()["supervisor_pid"] != before)
 
 
+@pytest.mark.heavy
 def test_next_supervisor_waits_for_a_before_start_that_runs(pool: RealPool, until: Any) -> None:
     write(pool, hook("before_start", "before"))
     pool.ok("start", "--no-wait")

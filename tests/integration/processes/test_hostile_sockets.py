@@ -148,6 +148,7 @@ def test_sleeping_server_whose_listener_blocks_is_woken_by_a_request(hostile: Re
     assert get(hostile.ports["bad"]).status == 200
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.parametrize("attack", ["blocks", "stuffs"])
 def test_keeper_ends_when_ordered_in_spite_of_an_attack(hostile: RealPool, until: Until, attack: str) -> None:
     begin(hostile, attack, until)

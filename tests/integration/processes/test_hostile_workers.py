@@ -190,6 +190,7 @@ def test_preloaded_application_that_names_another_process_as_its_worker_harms_no
     until(lambda: not hostile.processes())
 
 
+@pytest.mark.heavy
 def test_worker_of_another_user_that_has_lost_its_pool_is_adopted(hostile: RealPool, until: Any) -> None:
     hostile.write("hostile.py", HOSTILE)
     hostile.ok("start")

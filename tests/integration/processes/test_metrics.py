@@ -162,6 +162,7 @@ def test_head_without_end_is_cut_off_at_its_limit(exposed: int) -> None:
     asked(exposed)
 
 
+@pytest.mark.heavy
 def test_an_address_that_is_taken_keeps_no_pool_from_starting_and_is_tried_again(pool: RealPool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]

@@ -104,6 +104,7 @@ def test_a_start_after_the_death_of_both_lets_servers_sleep_and_wake_as_before(
     assert get(ports["sleepy"]).status == 200
 
 
+@pytest.mark.heavy
 def test_a_connection_that_the_accept_helper_has_for_a_dead_supervisor_is_served_by_the_next(
     pool: RealPool, until: Any
 ) -> None:

@@ -42,6 +42,7 @@ def need(pool: RealPool) -> int:
     return open_files_needed((server, server.scale.min) for server in servers)  # type: ignore[misc]
 
 
+@pytest.mark.heavy
 def test_start_with_too_few_open_files_for_any_pool_says_how_many_this_one_needs(pool: RealPool) -> None:
     pool.write_hello("a", "b")
     for command in ("start", "run"):
@@ -70,6 +71,7 @@ def test_start_of_more_servers_than_the_limit_allows_is_refused_with_the_number(
     assert pool.ok("start").stdout.startswith("10 servers ready\n")
 
 
+@pytest.mark.heavy
 def test_more_workers_than_the_limit_allows_are_refused_and_change_nothing(pool: RealPool) -> None:
     pool.write_hello("a", "b")
     assert limited(pool, need(pool) + 8, "start").code == 0

@@ -44,6 +44,7 @@ while True:
 """
 
 
+@pytest.mark.heavy
 def test_program_that_is_given_its_port_in_env_opens_its_socket_itself(
     pool: RealPool, free_port: Any
 ) -> None:

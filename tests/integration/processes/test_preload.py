@@ -103,6 +103,7 @@ def test_servers_that_are_alike_share_one_import_and_no_randomness_of_the_standa
         assert set(item["pids"]) <= set(children(keeper))
 
 
+@pytest.mark.heavy
 def test_zygote_holds_its_own_sockets_and_no_other_descriptor(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:
@@ -284,6 +285,7 @@ def reasons(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.heavy
 def test_an_import_takes_start_timeout_and_no_longer(pool: RealPool, free_port: Any, until: Any) -> None:
     write(
         pool, free_port, app="import time\ntime.sleep(50)\n", extra='start_timeout = "300ms"\nrestart = "no"'
@@ -444,6 +446,7 @@ def test_a_supervisor_that_is_killed_during_an_import_is_followed_by_one_that_wa
     assert app_zygotes(pool) == [zygote]
 
 
+@pytest.mark.heavy
 def test_a_restart_with_another_environment_imports_there(pool: RealPool, free_port: Any, until: Any) -> None:
     port = write(pool, free_port, extra="workers = 2")["web"]
     pool.ok("start")

@@ -126,6 +126,7 @@ def test_a_worker_whose_loop_is_stuck_is_replaced_and_its_end_is_reported(real_p
     assert health()["ko"] == "the event loop of web.1.0 is stuck"
 
 
+@pytest.mark.heavy
 def test_recovery_report_names_the_function_in_which_the_worker_hung(real_pool: RealPool) -> None:
     quick = f'{QUICK}, backoff = {{ initial = "1ms", max = "1ms" }}, limit = 50'
     port = begin(real_pool, f'stop_timeout = "100ms"\nrecovery = {{ {quick} }}')
@@ -141,6 +142,7 @@ def test_recovery_report_names_the_function_in_which_the_worker_hung(real_pool: 
     assert seen[-1]["workers"] == {"web.1.0": stacks["pid"]}
 
 
+@pytest.mark.heavy
 def test_a_stopped_process_is_stuck_too_and_restarted(real_pool: RealPool) -> None:
     port = begin(real_pool, f'stop_timeout = "1m"\nrecovery = {{ {QUICK} }}')
     before = pid_of(real_pool)

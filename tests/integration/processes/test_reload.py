@@ -181,6 +181,7 @@ def test_automatic_ports_stay_with_their_servers(pool: RealPool) -> None:
     assert len({item["bind"] for item in after.values()}) == 3
 
 
+@pytest.mark.heavy
 def test_the_port_of_a_server_that_leaves_is_taken_over_where_no_other_is_left(pool: RealPool) -> None:
     port, other = claim_port(), claim_port()
     narrow = f'[pool]\nport_range = "{port}-{port}"\n'
@@ -271,6 +272,7 @@ def test_a_certificate_that_expires_soon_is_reported_and_an_expired_one_does_not
     assert pool.ok("status").stderr == ""
 
 
+@pytest.mark.heavy
 def test_new_workers_get_the_certificate_in_use_while_the_one_in_the_file_has_expired(
     pool: RealPool, until: Callable[..., Any]
 ) -> None:

@@ -247,6 +247,7 @@ def test_commands_wake_no_server(shared_pool: RealPool, command: str) -> None:
     assert get(port).status == 200
 
 
+@pytest.mark.heavy
 def test_connection_that_waits_for_a_failed_wake_is_closed_and_the_reason_reported(pool: RealPool) -> None:
     port = pool.write_hello(extra=STAYS_UP + "\nrestart = { limit = 1, backoff = { initial = 0.05 } }")["web"]
     pool.ok("start")

@@ -117,6 +117,7 @@ def test_a_hundred_servers_start_under_a_small_limit_of_open_files(pool: RealPoo
     pool.ok("stop")
 
 
+@pytest.mark.heavy
 def test_run_ends_with_its_terminal_and_with_its_process(pool: RealPool, until: Any) -> None:
     port = pool.write_hello()["web"]
     for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGHUP):

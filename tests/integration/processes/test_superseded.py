@@ -75,6 +75,7 @@ def succeeded(command: subprocess.Popen[str]) -> bool:
     return True
 
 
+@pytest.mark.heavy
 @pytest.mark.heavy_variants
 @PRELOADED
 def test_a_replacement_that_still_imports_ends_when_another_is_ordered(
@@ -98,6 +99,7 @@ def test_a_replacement_that_still_imports_ends_when_another_is_ordered(
     assert get(port).body == b"second"
 
 
+@pytest.mark.heavy
 def test_worker_whose_startup_has_begun_is_ended(pool: RealPool, free_port: Any, until: Any) -> None:
     port = free_port()
     write(pool, port, "old")

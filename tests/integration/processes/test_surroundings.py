@@ -87,6 +87,7 @@ def test_worker_and_program_get_text_of_the_file_as_it_is_without_a_locale_for_i
     wait_until(lambda: ascii(said) in pool.ok("logs", "program").stdout)
 
 
+@pytest.mark.heavy
 def test_paths_of_the_file_are_used_as_they_are_without_a_locale_for_them(
     pool: RealPool, free_port: Any
 ) -> None:
@@ -158,6 +159,7 @@ def test_a_worker_has_the_environment_of_the_start(report: Any, pool: RealPool) 
     assert found["modules"] == [], "poolctl's own modules are not the application's"
 
 
+@pytest.mark.heavy
 def test_env_wins_over_env_file_and_a_later_file_over_an_earlier(report: Any, pool: RealPool) -> None:
     pool.write("one.env", "A=one\nB=one\nC=one\n")
     pool.write("two.env", "B=two\nC=two\n")
@@ -181,6 +183,7 @@ def test_cwd_and_app_dir(report: Any, pool: RealPool) -> None:
     assert found["path"][0] == str(pool.directory / "src")
 
 
+@pytest.mark.heavy
 def test_variables_of_the_interpreter_are_honoured(report: Any, pool: RealPool, free_port: Any) -> None:
     (pool.directory / "more").mkdir()
     pool.write(

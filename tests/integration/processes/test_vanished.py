@@ -47,6 +47,7 @@ def test_a_directory_that_is_removed_is_made_again(pool: RealPool, until: Any) -
     until(lambda: not pool.processes())
 
 
+@pytest.mark.heavy
 @pytest.mark.slow
 def test_desired_state_is_written_again_after_its_file_has_vanished(pool: RealPool, until: Any) -> None:
     pool.write_hello()

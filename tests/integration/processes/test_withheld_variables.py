@@ -114,6 +114,7 @@ def test_no_server_program_probe_or_helper_is_given_what_a_key_names(pool: RealP
             assert TOKEN not in block + str(environ), name
 
 
+@pytest.mark.heavy
 def test_a_section_that_is_added_takes_its_variable_from_the_servers_that_start_afterwards(
     pool: RealPool,
 ) -> None:

@@ -273,6 +273,7 @@ def test_a_server_that_is_not_ready_in_its_own_time_has_failed(pool: Pool) -> No
     assert refuses(server)
 
 
+@pytest.mark.heavy_variants
 def test_callers_timeout_is_distinguished_from_other_failures(pool: Pool) -> None:
     pool.store_new(config("warm"))
     pool.start_sync()  # what the first process costs is not this test's matter

@@ -185,6 +185,7 @@ def test_mutated_head_that_is_canonical_is_read_alike_by_both_parsers() -> None:
     assert accepted > 600
 
 
+@pytest.mark.heavy_variants
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
