@@ -170,7 +170,7 @@ def debug(request: CommandRequest) -> NoReturn:
     # Developers want to see requests, in uvicorn's own format.
     foreground.spec["uvicorn"]["access_log"] = not request.get("no_access_log")
     if not request.quiet:
-        print(_announcement(server), file=sys.stderr, flush=True)
+        print(_announcement(server), file=sys.stderr)
     foreground.become("worker", "debug")
 
 

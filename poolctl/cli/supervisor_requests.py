@@ -333,14 +333,12 @@ class Progress:
         if line.notice is not None and not self._quiet and self.verb != "status":
             # Printed at once, because the command may be waiting for it. For `status` it is part of the answer.
             sys.stderr.write(f"waiting: {line.notice}\n")
-            sys.stderr.flush()
         step = line.progress
         if step is None:
             return
         name, state, ready = step.name, step.state, step.ready
         if self._verbose and self._states.get(name) != (state, ready):
             sys.stderr.write(f"{name}: {state}{', ready' if ready else ''}\n")
-            sys.stderr.flush()
         self._states[name] = (state, ready)
         if step.done:
             self._waiting.pop(name, None)

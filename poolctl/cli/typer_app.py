@@ -78,7 +78,6 @@ def build(perform: Perform = perform) -> typer.core.TyperGroup:
         cls=_Group,
         add_completion=False,
         rich_markup_mode=None,
-        pretty_exceptions_enable=False,
         context_settings=HELP,
         help="A pool of HTTP servers: one file, one command, sockets that never close.",
         epilog="\b\nTo begin with:\n" + "\n".join(f"  {line}" for line in FIRST_STEPS) + f"\n\n{MORE_HELP}",
@@ -187,7 +186,7 @@ def _create_command(verb: str, declared: Command, perform: Perform) -> object:
         return perform(CommandRequest(verb, {k: (v or []) if k in lists else v for k, v in values.items()}))
 
     _set_signature(run, _parameters(accepted))
-    app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(verb, cls=_Command, help=declared.help, epilog=_epilog(declared), context_settings=HELP)(run)
     made = typer.main.get_command(app)
     if isinstance(made, _Command):

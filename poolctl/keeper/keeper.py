@@ -598,7 +598,7 @@ class Keeper:
             if fd == self._signals.fileno():
                 self._signalled()
             elif fd == self.reaper.watcher.fileno():
-                self._report(self.reaper.ended())
+                self._report(self.reaper.report_exited())
             elif fd == self._lifeline:
                 self._lifeline_ended()
             else:

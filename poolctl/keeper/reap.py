@@ -49,7 +49,7 @@ class Reaper:
             fresh.append(self._report(child, code if code >= 0 else None, -code if code < 0 else None))
         return fresh
 
-    def ended(self) -> list[wire.Message]:
+    def report_exited(self) -> list[wire.Message]:
         """The new reports for watched processes that have exited, which are also appended to `unacknowledged`."""
         return [self._report(pid, None, None) for pid in self.watcher.clean_up_exited()]
 

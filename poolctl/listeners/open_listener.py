@@ -338,8 +338,7 @@ def targets(address: Address) -> list[BindTarget]:
 def _resolved(address: Address, host: str) -> list[tuple[int, int, int, str, tuple[object, ...]]]:
     try:
         # As bytes: a str would be encoded as an internationalised name, whose tables are slow to import.
-        name = host.encode() if host.isascii() else host
-        return [*socket.getaddrinfo(name, 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
+        return [*socket.getaddrinfo(host.encode(), 1, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)]
     except socket.gaierror as error:
         raise unresolved_host(address, str(error.strerror)) from error
     except UnicodeError as error:

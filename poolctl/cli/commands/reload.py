@@ -77,7 +77,7 @@ def _watch(request: CommandRequest, pool: PoolRef) -> Outcome:
 
     def say(line: str) -> None:
         if not request.quiet:
-            print(line, file=sys.stderr, flush=True)
+            print(line, file=sys.stderr)
 
     try:
         for result in PoolWatcher(request, pool, say, time()).changes(now=True):

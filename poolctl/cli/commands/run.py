@@ -419,14 +419,12 @@ class RunSession:
             document = {"time": event.time, "server": event.server, "message": text, "level": level}
             text = json.dumps(document)
         sys.stderr.write(f"{printable(text)}\n")
-        sys.stderr.flush()
 
     def say(self, text: str) -> None:
         if not self.request.quiet:
             if self._objects:
                 text = json_line(LogLine(text, time=stamp(time()), name="")).rstrip()
             sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
 
 
 _KINDS = ["lifecycle", "recovery", "pool"]

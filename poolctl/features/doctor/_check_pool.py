@@ -125,18 +125,18 @@ def _fix(table: str, why: str) -> str:
 
 def servers(context: CheckContext) -> Iterator[CheckResult]:
     """The servers of a running pool that have failed, or are in backoff or unhealthy."""
-    bad = 0
+    bad = False
     for item in context.items:
         name, state = item.name, item.state
         if state in ("failed", "backoff"):
-            bad += 1
+            bad = True
             failure = context.failures.get(name)
             why = failure.message.partition("\n")[0] if failure else f"restarted {item.restarts} times"
             fix = (failure and failure.hint) or f"poolctl logs {name}"
             now = "is in backoff" if state == "backoff" else "has failed"
             yield problem("servers", f"{name} {now}: {why}", fix)
         elif item.health in ("warn", "ko"):
-            bad += 1
+            bad = True
             said = f"{name} is {state} but its health is {item.health}"
             yield warning("servers", said, f"poolctl show {name}, poolctl logs {name}")
     if context.items and not bad:

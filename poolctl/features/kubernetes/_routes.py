@@ -90,14 +90,10 @@ def compile_routes(
         return found
     known = ServerIndex(servers)
     served: list[tuple[WrittenRoute, RouteConfig, list[tuple[str, int]]]] = []
-    aliases: set[str] = set()
     for written in written_routes(known, tables):
         config = written.config
         to, reasons = known.targets(config.to) if config else ((), [])
         reason = written.reason or ("" if to or (config and config.redirect) else "; ".join(reasons))
-        if written.alias in aliases:
-            reason = f"the alias {written.alias!r} is taken"
-        aliases.add(written.alias)
         if config is None or reason:
             found.warnings.append(f"the route {written.alias} is not exported: {reason}")
             continue

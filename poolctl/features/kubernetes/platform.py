@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -894,7 +894,7 @@ class _ClusterPool:
                 raise
             return []
 
-    async def _prune(self, names: Iterable[str]) -> None:
+    async def _prune(self, names: Collection[str]) -> None:
         """Delete objects of these servers that their configuration no longer has, such as an autoscaler or Service."""
         wanted = {
             (each["kind"], each["metadata"]["name"]) for name in names for each in self.compiled.objects[name]

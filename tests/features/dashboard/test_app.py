@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 
+from poolctl.features.dashboard import _app
 from poolctl.features.dashboard._access import MOST_FAILURES
 from poolctl.features.dashboard._app import FIRST_LINES, STATIC, with_keepalives
 from poolctl.json_form import to_json
+from poolctl.logs.log_line import LogLine
+from poolctl.logs.log_tail import Follower
 from poolctl.routing.route_report import HostReport, RouteReport
 from tests.features.dashboard.stage import TOKEN, Stage, dashboard_of
 from tests.http_get import Reply
+from tests.virtual_loop import VirtualLoop
 
 
 @pytest.fixture
@@ -381,6 +385,37 @@ def test_logs_of_all_servers_are_streamed_together_each_with_its_share(user: Cli
     assert counts == dict.fromkeys(("web-1", "web-2"), max(20, FIRST_LINES // servers))
 
 
+def test_quiet_log_is_not_read_again_until_it_has_news(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log, reads, read = tmp_path / "web.log", [], Follower.read
+    log.write_text("first\n")
+
+    def counted(follower: Follower) -> list[LogLine]:
+        reads.append(len(reads))
+        return read(follower)
+
+    async def play() -> None:
+        messages = _app._log_lines({"web": str(log)})
+        assert "first" in await anext(messages)
+        with log.open("a") as file:
+            file.write("second\n")
+        assert "second" in await anext(messages)
+        upcoming = asyncio.ensure_future(anext(messages))
+        for _ in range(100):
+            await asyncio.to_thread(len, reads)  # in the threads that would read
+        assert len(reads) < 10
+        with log.open("a") as file:
+            file.write("third\n")
+        assert "third" in await upcoming
+        await messages.aclose()
+
+    monkeypatch.setattr(Follower, "read", counted)
+    monkeypatch.setattr(_app, "_LOOK_SECONDS", 600.0)
+    monkeypatch.setattr(_app, "_GATHER_SECONDS", 0.0)
+    asyncio.run(asyncio.wait_for(play(), 60))
+
+
 def test_state_of_the_pool_is_streamed(user: Client) -> None:
     with streamed(user, "/poolctl/stream") as response:
         assert next_event(response, "pool")
@@ -414,3 +449,21 @@ def test_silence_is_filled_and_a_stream_ends_with_its_messages_or_its_server() -
         assert closed == [True, True]
 
     asyncio.run(asyncio.wait_for(play(), 60))
+
+
+def test_silence_is_filled_every_fifteen_seconds() -> None:
+    async def silence() -> AsyncGenerator[str]:
+        await asyncio.Event().wait()
+        yield "never"
+
+    async def play() -> None:
+        stream = with_keepalives(silence(), asyncio.Event())
+        assert await anext(stream) == "retry: 1000\n\n"
+        for seconds in (15, 30):
+            assert await anext(stream) == ": still here\n\n"
+            assert loop.time() == pytest.approx(seconds)
+        await stream.aclose()
+
+    loop = VirtualLoop()
+    with closing(loop):
+        loop.run_until_complete(play())

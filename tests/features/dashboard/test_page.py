@@ -17,10 +17,13 @@ from typing import Any
 
 import pytest
 
+from poolctl import __version__
+from poolctl.clock import Clock
 from poolctl.errors import ServerError
-from poolctl.features.dashboard.page import DashboardProcess, settings_of, url_of
+from poolctl.features.dashboard.page import DashboardPage, DashboardProcess, settings_of, url_of
 from poolctl.features.dashboard.table import Dashboard
 from poolctl.keeper import wire
+from poolctl.monitor.event_queue import Events
 from tests.certificates import certificate
 from tests.http_get import Reply, get
 from tests.ports import claim_port
@@ -133,6 +136,42 @@ def test_url_is_where_a_browser_on_this_machine_finds_the_page() -> None:
         url_of(Dashboard(bind="0.0.0.0:8443", tls={"cert": "/c", "key": "/k"})) == "https://127.0.0.1:8443/"
     )
     assert url_of(Dashboard(bind="unix:/run/page")) == "unix:/run/page"
+
+
+class EmptyKeeper:
+    """Holds nothing of a supervisor before."""
+
+    async def call(self, message: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
+        assert message["op"] == "get", message
+        return {}, []
+
+
+@pytest.mark.parametrize("is_served", [True, False])
+def test_problem_is_over_when_the_former_page_is_wanted_again_or_none(
+    is_served: bool, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        pool = SimpleNamespace(environment={}, name="shop")
+        environment: Any = SimpleNamespace(
+            configuration=pool, directory="/run/shop", state_directory=str(tmp_path), keeper=EmptyKeeper()
+        )
+        page = DashboardPage(environment, Events(Clock()))
+        table = Dashboard(bind="127.0.0.1:8443")
+        before = settings_of(table, environment)
+        if is_served:
+            process: Any = SimpleNamespace(mark=f"{__version__} {before.mark}")
+            page._bind, page._process = before.bind, process
+        page.configure(table.but(token_env="TOKEN"))
+        await page.wait_for_opening()
+        assert page.problem == "it has no token: the environment variable TOKEN is empty"
+        assert await page.settings() is None
+        page.configure(table if is_served else None)
+        await page.wait_for_opening()
+        assert (page.problem, await page.settings()) == ("", before if is_served else None)
+        page._process = None
+        await page.aclose()
+
+    asyncio.run(asyncio.wait_for(scenario(), 60))
 
 
 Until = Callable[..., Any]
@@ -326,6 +365,7 @@ def test_taken_dashboard_address_is_reported_and_the_pool_serves(page: Page) -> 
         assert str(page.port) in done.stderr
         assert page.pool.ok("status").code == 0
     assert page.until(page.answers)
+    assert page.until(lambda: page.pool.run("dashboard").code == 0)
 
 
 @pytest.mark.integration

@@ -191,6 +191,19 @@ def test_reason_of_the_api_server_is_the_error(
     assert isinstance(error, NotFound) is (status == 404)
 
 
+@pytest.mark.parametrize(("length", "is_read"), [(64 * 1024, True), (64 * 1024 + 1, False)])
+@pytest.mark.parametrize("what", ["watch pods", "read the log of pod web-1", "run a command in pod web-1"])
+def test_reason_is_read_until_it_is_too_long(
+    what: str, length: int, is_read: bool, api: Api, refused: Any
+) -> None:
+    pieces = b'{"message": "because"', b" " * (length - 21), b"}", b""
+    fields = b"HTTP/1.1 403 Said\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces)
+    api.answer = lambda connection, head: connection.sendall(fields + chunks)
+    said = f"the cluster's API at {api.url} answered 403 to: {what}"
+    assert refused(QUESTIONS[what]).message == ("because" if is_read else said)
+
+
 @pytest.mark.parametrize("what", QUESTIONS)
 @pytest.mark.parametrize("status", STATUSES)
 def test_answer_that_is_no_object_names_the_address(

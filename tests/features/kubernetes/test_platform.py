@@ -569,10 +569,10 @@ def test_dry_run_of_a_reload_has_every_change_and_makes_none(stage: Stage) -> No
 
 
 def test_reload_applies_the_changes_and_deletes_what_is_no_longer_needed(stage: Stage) -> None:
-    stage.write(app("web"), app("api", 8001), app("gone", 8002))
+    stage.write(app("web", env={"A": "1"}), app("api", 8001), app("gone", 8002))
     stage.do("start")
-    before = set(stage.api.names("ConfigMap"))
-    stage.write(app("web", factory=True), server("api", command=["work"]))
+    before, secrets = set(stage.api.names("ConfigMap")), stage.api.names("Secret")
+    stage.write(app("web", factory=True, env={"A": "2"}), server("api", command=["work"]))
     result = stage.do("reload")
     assert sorted(stage.applied("Deployment")) == [
         "apply Deployment shop-api", "apply Deployment shop-web", "delete Deployment shop-gone",
@@ -581,7 +581,10 @@ def test_reload_applies_the_changes_and_deletes_what_is_no_longer_needed(stage: 
     assert stage.api.names("Service") == ["web"]
     assert before.isdisjoint(stage.api.names("ConfigMap"))
     assert len(stage.api.names("ConfigMap")) == 2
+    (secret,) = stage.api.names("Secret")
+    assert (len(secrets), secret in secrets) == (1, False)
     assert changes(stage.do("reload")) == []
+    assert stage.api.names("Secret") == [secret]
 
 
 def test_reload_leaves_stopped_servers_stopped(stage: Stage) -> None:

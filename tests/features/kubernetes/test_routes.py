@@ -167,6 +167,20 @@ def test_labels_and_expose_of_a_server_are_routes(export: Any) -> None:
     assert "labels" not in warnings
 
 
+def test_route_that_is_not_served_is_not_exported(export: Any) -> None:
+    off = server("off", bind=":8002", app="a:b", disabled=True)
+    mail = server("mail", bind=":8003", app="a:b", expose="https://mail.example.com/in")
+    found, warnings = export(
+        route(host="mail.example.com", path="/in", to="web"),
+        route(alias="old", path="/old", to="off"),
+        off,
+        mail,
+    )
+    assert list(found) == ["shop-web"]
+    assert "the route old is not exported: off is disabled" in warnings
+    assert "the route mail is not exported: mail.example.com/in is taken by the route 'web'" in warnings
+
+
 def test_ingress_has_the_class_the_host_and_the_path(export: Any) -> None:
     found, warnings = export(route(host="*.example.com", path="/v1", to="web"), pool=INGRESS)
     assert found["shop-web"]["spec"] == {

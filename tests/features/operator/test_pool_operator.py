@@ -214,7 +214,11 @@ def test_invalid_reports_say_what_is_wrong_with_them() -> None:
                 ({"svc": ""}, 400, "svc is not the name"),
                 ({"svc": "users", "count": -1}, 400, "count is not a number"),
                 ({"svc": "users", "count": True}, 400, "count is not a number"),
-                ({"svc": "users", "count": 10**30}, 400, "count is not a number"),
+                ({"svc": "users", "count": "1"}, 400, "count is not a number"),
+                ({"svc": "users", "count": 2**53 + 1}, 400, "count is not a number"),
+                ({"svc": "mail", "count": 2**53}, 404, "unknown service: 'mail'"),
+                ({"svc": "mail", "count": 0}, 404, "unknown service: 'mail'"),
+                (b" " * 16_384, 400, "it is no JSON"),
                 ({"svc": "users", "namespace": 1}, 400, "namespace is not a name"),
                 ({"svc": "mail", "count": 1}, 404, "unknown service: 'mail'"),
             ):
@@ -223,7 +227,7 @@ def test_invalid_reports_say_what_is_wrong_with_them() -> None:
             answer = await asking(request(method="GET"))
             assert (answer.status, "allow: post\r\n" in answer.fields.lower()) == (405, True)
             assert (await asking(request(path="/"))).status == 404
-        assert (await ask(bind, request(b"x" * 20_000))).status == 413
+        assert (await ask(bind, request(b" " * 16_385))).status == 413
         assert (await ask(bind, b"HELO\r\n\r\n")).status == 400
         assert pool.servers.demanded == []
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from poolctl.clock import Clock
 from poolctl.features.gateway.process.settings import MachineState
 from poolctl.features.gateway.supervision.outside_targets import Activity
 from poolctl.features.proxmox import _machine_starter
+from poolctl.features.proxmox._api import Guest
+from poolctl.features.proxmox._machine_starter import MachineStarter
 from poolctl.features.proxmox.inventory import ProxmoxInventory
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.routing.route import Route, Target
 from tests.certificates import certificate
 from tests.features.proxmox.cluster import ENVIRONMENT, SECRET, Cluster, play_with
+from tests.virtual_loop import VirtualLoop
 
 WEB, ALSO_WEB, WIN, NODE = "http://web:80", "http://web:81", "http://win:80", "https://pve1:8006"
 START = "POST /nodes/pve1/lxc/101/status/start"
@@ -385,6 +389,33 @@ def test_machine_that_a_request_has_had_started_is_stopped_when_it_is_idle(play_
         assert idle.cluster.guests[102]["status"] == "running", "nobody has had that one started"
 
     play_idle(steps)
+
+
+@pytest.mark.parametrize(
+    ("idle_seconds", "request_at", "stops"),
+    [(120.0, 260.0, [135.0, 255.0, 390.0]), (8.0, 13.0, [10.0, 22.0, 30.0])],
+)
+def test_machine_is_stopped_when_its_whole_idle_time_has_passed_since_the_last_request(
+    idle_seconds: float, request_at: float, stops: list[float]
+) -> None:
+    stopped: list[tuple[float, int]] = []
+
+    class Starter(MachineStarter):
+        def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
+            stopped.append((loop.time(), vmid))
+
+    async def activities() -> dict[str, Activity]:
+        return {WEB: Activity(int(loop.time() >= request_at), 0)}
+
+    with closing(VirtualLoop()) as loop:
+        starter = Starter(Events(Clock()), lambda: None, activities, "")
+        starter.follow({WEB: Guest("lxc", 101, "web", "pve1", "running")}, read=False)
+        starter.started[101] = 0.0
+        watching = loop.create_task(starter._watch_idle(idle_seconds))
+        loop.pass_time(stops[-1])
+        watching.cancel()
+        loop.pass_time()
+    assert stopped == [(at, 101) for at in stops]
 
 
 def test_requests_in_progress_and_new_ones_keep_it_running(play_idle: PlayIdle) -> None:

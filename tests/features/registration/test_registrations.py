@@ -895,6 +895,31 @@ def test_other_addresses_are_not(url: str) -> None:
     assert problem(url) == ""
 
 
+def test_name_is_refused_for_each_address_that_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts: dict[str, list[tuple[Any, ...]]] = {
+        "own.example": [("10.0.0.8", 0), ("10.0.0.7", 0)],
+        "mapped.example": [("::ffff:10.0.0.7", 0, 0, 0)],
+        "near.example": [("2001:db8::1", 0, 0, 0), ("fe80::1%eth0", 0, 0, 2)],
+        "other.example": [("10.0.0.8", 0)],
+    }
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda host, *_, **__: [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", each) for each in hosts[host]],
+    )
+    assert GATEWAY in problem("http://own.example:8443")
+    assert problem("http://own.example:8444") == ""
+    assert GATEWAY in problem("http://mapped.example:8443")
+    assert "is a link-local address" in problem("http://near.example:80")
+    assert problem("http://other.example:8443") == ""
+    found = registrations.addresses_of("near.example")
+    assert found == [ip_address("2001:db8::1"), ip_address("fe80::1")]
+
+
+def test_name_that_cannot_be_one_has_no_address() -> None:
+    assert registrations.addresses_of(f"{'a' * 64}.example") == []
+
+
 def test_every_address_of_this_machine_reaches_a_wildcard() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:

@@ -120,6 +120,22 @@ def test_load_changes_the_number_of_workers_and_each_decision_is_an_event() -> N
     run(scenario())
 
 
+def test_autoscaler_that_is_closed_leaves_no_timer_and_takes_no_samples() -> None:
+    async def scenario() -> None:
+        async with stage(scaled()) as the:
+            await the.desk.ask("start")
+            timer = the.scaling._timer
+            assert timer is not None
+            await the.scaling.aclose()
+            assert timer.cancelled()
+            await the.pass_time(2, in_flight=25)
+            assert (the.web.size, the.recorded(), the.scaling._timer) == (1, [], None)
+            await the.desk.ask("restart")
+            assert the.scaling._timer is None
+
+    run(scenario())
+
+
 def test_servers_beyond_the_first_batch_are_scaled_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "_AT_ONCE", 1)
     names = ("web", "api", "mail")

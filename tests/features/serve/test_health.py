@@ -234,3 +234,19 @@ def test_application_whose_event_loop_has_ended_is_not_healthy() -> None:
             await application.connect()
 
     asyncio.run(work())
+
+
+def test_connection_to_the_application_blocks_neither_event_loop() -> None:
+    taken: list[socket.socket] = []
+    server: Any = SimpleNamespace(answer_probe=lambda question, sock: taken.append(sock))
+
+    async def work() -> None:
+        with await Application(server, asyncio.get_running_loop()).connect() as ours:
+            await asyncio.sleep(0)
+            (theirs,) = taken
+            with theirs:
+                assert (ours.getblocking(), theirs.getblocking()) == (False, False)
+                ours.send(b"GET")
+                assert theirs.recv(9) == b"GET"
+
+    asyncio.run(work())

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from poolctl.features.serve import _stacks_client
 from poolctl.features.serve._stacks_client import socket_path, stacks_in
 from tests.real_pool import RealPool
 
@@ -138,6 +139,29 @@ def test_process_that_does_not_answer_in_time_is_reported(
         listener.listen()
         (found,) = stacks_in(str(directory))
     assert (found.worker, found.problem) == ("serve 42", "it does not answer within 0.05 s")
+
+
+def test_answer_that_is_not_complete_within_five_seconds_is_given_up(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([100.0, 104.9, 105.0])
+    monkeypatch.setattr(_stacks_client, "monotonic", lambda: next(times))
+    with answering(directory, HEAD + b"\n"):
+        (found,) = stacks_in(str(directory))
+    assert found.problem == "it does not answer within 5 s"
+
+
+@pytest.mark.parametrize(
+    ("length", "problem"),
+    [(512 * 1024, ""), (512 * 1024 + 1, "it gives no valid answer: more than 524288 bytes")],
+)
+def test_answer_has_at_most_half_a_megabyte(
+    length: int, problem: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_stacks_client, "_ANSWER_SECONDS", 60.0)
+    with answering(directory, (HEAD + b"\n").ljust(length, b"x")):
+        (found,) = stacks_in(str(directory))
+    assert found.problem == problem
 
 
 def test_other_files_and_missing_directories_have_no_processes(directory: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poolctl.control.server_answers import Measured
-from poolctl.features.top._boards import ROUTE_ORDERS, SERVER_ORDERS, RouteBoard, ServerBoard
-from poolctl.json_form import from_json
+from poolctl.cli.pool_ref import PoolRef
+from poolctl.control.gateway_answers import GatewayStatus
+from poolctl.control.server_answers import Measured, StatsResult
+from poolctl.features.top._boards import ROUTE_ORDERS, SERVER_ORDERS, PoolView, RouteBoard, ServerBoard
+from poolctl.json_form import from_json, to_json
 from poolctl.routing.route_report import RouteReport
+from tests.stand_in import Send, result, stand_in
 from tests.stand_in import item as document
 
 
@@ -249,3 +253,24 @@ def test_routes_with_problems_come_first_and_a_filter_searches_their_targets() -
     for text, found in (("http://new shop", ["new"]), ("/api proxy unhealthy", ["bad"])):
         board.set_filter(text)
         assert [row.name for row in board.shown] == found
+
+
+@pytest.mark.parametrize(("name", "shown"), [("shop", "shop"), ("", "pool")])
+def test_view_has_the_name_of_the_pool_and_the_figures_of_the_last_answer(
+    name: str, shown: str, tmp_path: Path
+) -> None:
+    ref = PoolRef([str(tmp_path / "pool.toml")], str(tmp_path))
+
+    async def answer(verb: str, body: dict[str, Any], send: Send) -> dict[str, Any]:
+        return result(name=name)
+
+    with stand_in(Path(ref.socket), answer) as requests:
+        view = PoolView(ref, {"targets": ["a"]}, 2.0, ServerBoard())
+    assert [verb for verb, _ in requests] == ["ping"]
+    assert (view.pool, view.interval_seconds, view.routes, view.gateway) == (shown, 2.0, None, None)
+    assert view.request == {"selector": {"targets": ["a"]}, "options": {"errors": True}}
+    gateway = GatewayStatus(state="running", pid=1, addresses=(), routes=0, uptime_seconds=1.0, restarts=0)
+    view.update(StatsResult(items=(item("a"),), gateway=to_json(gateway)))
+    assert (names(view.servers), view.gateway) == (["a"], gateway)
+    view.update(StatsResult())
+    assert (names(view.servers), view.gateway) == ([], None)

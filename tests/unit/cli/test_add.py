@@ -185,6 +185,17 @@ def test_several_servers_end_with_the_most_severe_exit_code(
             assert said.out == "added a, starting\nadded b, starting\n"
 
 
+def test_server_is_not_saved_if_an_option_has_a_wrong_value(poolctl: Command, directory: Path) -> None:
+    before = (directory / "pool.toml").read_text()
+    words = ["new", "--bind", "127.0.0.1:9", "--command", "sleep 1", "--save", "--timeout", "soon"]
+    said = poolctl("add", *words)
+    assert (said.code, said.out) == (2, "")
+    assert "--timeout" in said.err
+    assert (directory / "pool.toml").read_text() == before
+    (directory / "pool.toml").write_text("nonsense")
+    assert poolctl("add", *words).code == 2, "reported before anything is read"
+
+
 @pytest.mark.parametrize("is_supervised", [True, False])
 def test_invalid_server_is_not_saved_and_its_problems_have_no_place(
     poolctl: Command, supervised: Supervised, directory: Path, is_supervised: bool

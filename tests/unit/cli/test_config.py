@@ -57,6 +57,21 @@ def test_references_in_urls_stay_references(
     assert (route["alias"], route["path"]) == ("a", "/a$b")
 
 
+@pytest.mark.skipif("notify" not in FEATURES, reason="there are no other tables with URLs")
+def test_variable_in_a_url_is_printed_as_a_reference_and_other_braces_are_escaped(
+    poolctl: Command, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOKEN", "hidden")
+    text = (directory / "pool.toml").read_text()
+    hook = '[[notify]]\nname = "a"\ntype = "webhook"\nurl = "https://a.example/${TOKEN}"\nca = "$${X}.pem"\n'
+    other = '[[notify]]\nname = "b"\ntype = "webhook"\nurl_env = "TOKEN"\n'
+    (directory / "pool.toml").write_text(f"{text}\n{hook}{other}")
+    first, second = tomllib.loads(poolctl("config").out)["notify"]
+    assert first["url"] == "https://a.example/${TOKEN}"
+    assert first["ca"].endswith("/$${X}.pem")
+    assert "url" not in second
+
+
 def test_state_of_a_running_pool_is_added_where_it_is_selected_or_printed(
     poolctl: Command, supervised: Supervised
 ) -> None:

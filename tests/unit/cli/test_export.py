@@ -83,6 +83,10 @@ def test_a_line_that_cannot_be_written_is_refused(value: str) -> None:
         word("a\0b")
 
 
+def test_quotes_and_control_characters_of_a_word_are_escaped() -> None:
+    assert word('\x01\n\t\r\x1f "\\\x7f~é') == r'"\x01\n\t\r\x1f \"\\\x7f~é"'
+
+
 def test_a_percent_sign_is_no_specifier() -> None:
     assert text("/srv/50% off") == "/srv/50%% off"
 

@@ -15,6 +15,8 @@ from poolctl.cli.command_line import CommandRequest
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.reload_on_change import PoolWatcher, WatchSet, code_directories
 from poolctl.control.answers import ReloadResult, Result
+from poolctl.control.server_answers import ShowResult
+from poolctl.json_form import from_json
 from tests.deadline import wait_until
 from tests.stand_in import Send, item
 from tests.stand_in import result as answered
@@ -104,6 +106,17 @@ def test_a_changed_configuration_is_reloaded_once(watching: Watching, directory:
         (directory / "new.toml").rename(directory / "pool.toml")  # as editors and --save do
         wait_until(lambda: len(pool.reports) == 2)
     assert pool.orders == [("reload", [])] * 2
+
+
+def test_code_that_is_written_without_a_pause_is_applied_after_the_longest_wait(
+    watching: Watching, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload_on_change, "QUIET_SECONDS", 600.0)
+    monkeypatch.setattr(reload_on_change, "LONGEST_SECONDS", 0.0)
+    with watching(shown("a", directory)) as pool:
+        wait_until(lambda: (directory / "app.py").write_text("x") and pool.reports)
+        monkeypatch.setattr(reload_on_change, "QUIET_SECONDS", 0.0)  # the end of the pool is one change
+    assert pool.orders[0] == ("restart", ["a"])
 
 
 def test_file_that_changed_before_the_watch_began_is_reloaded_at_once(
@@ -219,12 +232,19 @@ def test_changed_code_restarts_commands_in_python_and_those_that_name_the_script
 ) -> None:
     for name in ("src", "bin", "other"):
         (directory / name).mkdir()
-    (directory / "bin" / "celery").write_text("#!/srv/.venv/bin/python\nimport sys\n")
-    (directory / "bin" / "celery").chmod(0o755)
+    for name, text in (
+        ("celery", "#!/srv/.venv/bin/python\nimport sys\n"),
+        ("rake", "#!/usr/bin/ruby\n# python\n"),
+        ("binary", "\x7fELF python\n"),
+    ):
+        (directory / "bin" / name).write_text(text)
+        (directory / "bin" / name).chmod(0o755)
     servers = [
         program("module", directory, "python3", "-m", "shop.queue"),
         program("script", directory, "env", "A=1", "src/queue.py"),
         program("celery", directory, "celery", "worker", env={"PATH": str(directory / "bin")}),
+        program("rake", directory, "rake", env={"PATH": str(directory / "bin")}),
+        program("binary", directory, "binary", env={"PATH": str(directory / "bin")}),
         program("node", directory, "node", "src/queue.js"),
         program("shell", directory, "sh", "-c", "sleep 1", "notes.txt"),
         program("own", directory, "bin/serve", "--fast"),
@@ -299,6 +319,17 @@ def test_a_directory_of_files_is_watched_as_a_whole(directory: Path) -> None:
     sources = WatchSet([str(directory / "conf")], [], sources)
     assert sources.configuration_changed()
     assert not sources.configuration_changed()
+
+
+def test_every_watched_server_is_meant_when_the_kernel_dropped_changes(directory: Path) -> None:
+    servers = [
+        shown("web", directory),
+        program("node", directory, "node", "queue.js"),
+        item("db", config={"command": ["postgres"], "watch": {"include": [f"{directory}/db.conf"]}}),
+        item("cache", config={"command": ["memcached"]}),
+    ]
+    found = WatchSet([], from_json(ShowResult, answered(*servers)).items).changed_servers(None)
+    assert found == {"web": [], "node": [], "db": []}
 
 
 def test_watched_directories_exclude_environments_and_caches(tmp_path: Path) -> None:

@@ -185,6 +185,39 @@ def test_a_stuck_reader_delays_once_and_gets_everything_in_the_end(
         assert len(os.read(read, 4096)) == 20 * len(LINE)
 
 
+def test_reader_that_reads_again_is_waited_for_again(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, write = pipe
+
+    def receive(size: int) -> None:
+        while size:
+            size -= len(os.read(read, size))
+
+    with open(write, "w", closefd=False) as stderr, BackgroundStream(stderr) as stream:
+        monkeypatch.setattr(run_command, "PATIENCE_SECONDS", 0.0)
+        for _ in range(60):
+            stream.write(LINE)
+        monkeypatch.setattr(run_command, "PATIENCE_SECONDS", 600.0)
+        receive(60 * len(LINE))
+
+        def is_waited_for() -> bool:
+            begun = threading.Event()
+
+            def begin() -> None:
+                begun.set()
+                receive(5000)
+
+            reader = threading.Timer(0.05, begin)
+            reader.start()
+            stream.write("x" * 5000)  # more than the pipe takes
+            had_begun = begun.is_set()
+            reader.join()
+            return had_begun
+
+        wait_until(is_waited_for)
+
+
 def test_text_for_a_reader_that_is_gone_is_dropped(pipe: tuple[int, int]) -> None:
     read, write = pipe
     os.close(read)
@@ -1155,6 +1188,31 @@ def test_new_lines_of_the_servers_are_printed(
         assert out == line
     else:
         assert json.loads(out) | line == json.loads(out)
+
+
+def test_pool_ends_when_the_reader_of_its_lines_is_gone(
+    directory: Path, supervised: Supervised, pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = directory / "web.log"
+    log.write_text("2999-01-01T00:00:00.000000Z a line\n")
+    session = Session(directory)
+    read, write = pipe
+    os.close(read)
+    with (
+        open(write, "w", closefd=False) as stdout,
+        supervised(always(item_of("web", config={"log": {"path": str(log)}}))),
+        StopSignals(),
+    ):
+        monkeypatch.setattr(sys, "stdout", stdout)
+        printer = LogPrinter(session.run.client, session.pool, times=False, objects=False)
+
+        def print_and_wait() -> None:
+            printer.start()
+            threading.Event().wait(60)
+
+        with pytest.raises(Terminated):
+            print_and_wait()
+        printer.finish()
 
 
 def test_lines_of_a_pool_that_does_not_answer_are_not_printed(

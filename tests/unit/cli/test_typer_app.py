@@ -178,6 +178,17 @@ def test_the_word_of_another_tool_is_answered_with_a_command_of_ours(word: str) 
     assert OTHER_COMMANDS[word].split()[0] in COMMANDS
 
 
+def test_without_words_the_first_page_goes_to_stderr_as_for_a_usage_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    REQUESTS.clear()
+    outcome = perform_args([], note)
+    out, err = capsys.readouterr()
+    assert (outcome.exit_code, out, REQUESTS) == (2, "", [])
+    assert err.startswith("Usage: poolctl [OPTIONS] COMMAND")
+    assert all(line in err for line in FIRST_STEPS)
+
+
 def test_request_has_no_values_of_options_that_only_print() -> None:
     request = slow(["list", "--quiet"])
     assert isinstance(request, CommandRequest)

@@ -8,7 +8,7 @@ import pytest
 
 from poolctl import PoolConfig
 from poolctl.config import Problem
-from poolctl.config.files.assemble import Assembly, Document, Origins, read_documents
+from poolctl.config.files.assemble import Assembly, Document, Origins, read_documents, variables_in_files
 from poolctl.errors import PoolValidateError
 from poolctl.feature import FEATURES
 from tests.config_files import SERVER, load_text, told
@@ -258,6 +258,15 @@ def test_text_that_replaces_a_file_is_read_instead(tmp_path: Path) -> None:
     path = str(tmp_path / "pool.toml")
     (document,), problems = read_documents([path], {path: '[pool]\nname = "x"\n'})
     assert (document.data, problems) == ({"pool": {"name": "x"}}, [])
+
+
+def test_variables_without_a_default_are_collected_from_all_files_that_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "pool.toml").write_text('[pool]\nname = "${B}-${A}-${C:-c}"\n')
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "1.toml").write_text('[pool]\nname = "${A}-${D}"\n')
+    (tmp_path / "more" / "2.toml").write_text('nonsense "${E}"\n')
+    paths = [str(tmp_path / each) for each in ("pool.toml", "more", "gone.toml")]
+    assert variables_in_files(paths) == ["B", "A", "D"]
 
 
 def test_file_of_another_tool_is_named_with_the_command_that_imports_it(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from poolctl import PoolConfig, ServerConfig
 from poolctl.config import Problem
 from poolctl.config.checks import external_checks
 from poolctl.config.checks.external_checks import (
+    ExternalChecks,
     ImportJob,
     check_imports,
     check_interpreters,
@@ -56,6 +57,18 @@ def test_handlers_are_imported_too(apps: Path) -> None:
     assert any("[pool] handlers: good has no 'handlers'" in text for text in found)
     config = load_text(apps, '[pool]\nhandlers = "good:make"\n' + servers(""))
     assert config.outside(import_apps=True) == []
+
+
+def test_app_is_imported_in_the_environment_without_the_withheld_variables(apps: Path) -> None:
+    (apps / "shows.py").write_text(
+        "import os\nraise RuntimeError([os.environ.get(name) for name in ('SEEN', 'HIDDEN', 'OWN')])\n"
+    )
+    (server,) = load_text(apps, servers('app = "shows:app"\nenv = { OWN = "3" }'))
+    checks = ExternalChecks({**os.environ, "SEEN": "1", "HIDDEN": "2"}, withheld=["HIDDEN"])
+    checks.check([server], import_apps=True)
+    ((concerned, finding),) = checks.problems
+    assert concerned is server
+    assert "['1', None, '3']" in finding.message
 
 
 def test_command_is_not_imported(apps: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Surroundings, added_server, load, loader
+from poolctl.config import Surroundings, TLSConfig, added_server, load, loader
 from poolctl.config.model.pool_tables import Located, MetricsTable, TableRules, Tables, Unfinished
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.problems import Finding
@@ -348,6 +348,7 @@ NOT_SOON = (
         ("[defaults.tls]\ncert = 5\n" + table("a", 1, 'tls = { cert = "a.pem" }\n') + table("b", 2, "tls = 7\n"),
          ['2:1: defaults.tls.cert: 5 is not allowed here; expected a string: put it in quotes: "…"', NOT_TLS]),
         ('[defaults]\nstop_signal = "SIGINT"\n' + table("a", 1), []),
+        ('[defaults]\ncommand = ["x"]\nscale = { min = 0 }\n[[server]]\nname = "a"\nbind = ":1"\n', []),
         ('[defaults]\nscale = { min = 2 }\n' + table("a", 1, "scale = { max = 1 }\n"),
          ["7:11: server[0].scale.max: scale.max = 1 is below scale.min = 2; raise scale.max, or lower scale.min"]),
         (table("a", 1, 'env = { A = "${NOT_SET}" }\n'),
@@ -367,6 +368,14 @@ def test_problems_of_a_file_are_reported_in_its_order_with_their_fixes(
 def test_servers_without_problems_are_there_and_others_are_not(tmp_path: Path) -> None:
     text = table("a", 1) + table("b", 1) + table("c", 2, "tags = 5\n") + table("d", 3, 'depends_on = ["d"]\n')
     assert [server.name for server in load_text(tmp_path, text)] == ["a"]
+
+
+def test_server_with_its_own_certificate_inherits_nothing_of_an_invalid_one(tmp_path: Path) -> None:
+    defaults = '[defaults.tls]\ncert = "c.pem"\nmin_version = "1.1"\n'
+    text = table("a", 1, "tls = true\n") + table("b", 2, 'tls = { cert = "b.pem" }\n') + table("c", 3)
+    config = load_text(tmp_path, defaults + text)
+    assert [str(each).split(": ")[1] for each in config.problems] == ["defaults.tls.min_version"]
+    assert [each.tls for each in config] == [False, TLSConfig(cert=str(tmp_path / "b.pem")), False]
 
 
 @pytest.mark.parametrize(

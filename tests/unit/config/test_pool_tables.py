@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import ServerConfig, Tables
+from poolctl.config import Probe, ServerConfig, Tables
 from poolctl.config.model.pool_tables import (
     EventsTable,
     MetricsTable,
@@ -171,6 +171,19 @@ def test_features_without_these_tables_have_no_rules() -> None:
     assert (routes_of([], Tables()), probed_targets(Tables())) == (None, {})
     if "gateway" in FEATURES:
         assert len([*rules_of(["route"])]) == 1
+
+
+@pytest.mark.skipif("gateway" not in FEATURES, reason="there are no routes")
+def test_routes_and_probed_targets_are_those_of_the_features_with_tables(tmp_path: Path) -> None:
+    target = '{ to = "http://127.0.0.1:9", health = { tcp = true } }'
+    text = f'[gateway]\nbind = ":7"\n[[route]]\nalias = "a"\npath = "/a"\nto = ["web", {target}]\n'
+    config = load_text(tmp_path, SERVER + text)
+    assert config.problems == []
+    routes = routes_of(config, config.tables)
+    assert routes is not None
+    assert [each.alias for each in routes] == ["a"]
+    assert probed_targets(config.tables) == {"http://127.0.0.1:9": Probe(tcp=True)}
+    assert routes_of(config, Tables(gateway=config.tables.by_name()["gateway"])) == ()
 
 
 def test_rules_that_are_not_overridden_find_nothing() -> None:

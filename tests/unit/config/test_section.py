@@ -286,6 +286,17 @@ def test_value_with_a_problem_already_is_not_reported_again() -> None:
     assert findings[1].message == "7 is not allowed here"
 
 
+def test_each_table_made_in_python_suggests_words_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("poolctl.config.values.problems.MOST_SUGGESTIONS", 1)
+    for wrong, meant in (("htp", "http"), ("boddy", "body")):
+        with pytest.raises(PoolValidateError) as caught:
+            Probe(**{wrong: "/"})
+        assert f"did you mean {meant!r}?" in str(caught.value)
+    findings: list[Finding] = []
+    assert validated(Probe, {"methd": "GET"}, findings) is None
+    assert "did you mean" not in findings[0].hint, "a file does not begin anew with each of its tables"
+
+
 def test_refusal_counts_its_problems() -> None:
     with pytest.raises(PoolValidateError, match=r"^Backoff has 2 problems\b"):
         Backoff(initial="x", factor=0)

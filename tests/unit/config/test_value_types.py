@@ -108,6 +108,7 @@ JOB = '[[server]]\nname = "nightly"\njob = true\ncommand = ["sleep", "1"]\n'
         ('[metrics]\npath = "x?y"\n', "metrics.path", "/"),
         ('[pool]\nplatform = "mainframe"\n', "pool.platform", "one of local"),
         ('[pool]\nport_range = "0-9"\n', "pool.port_range", "is not within 1-65535"),
+        ('[pool]\nport_range = "1-65536"\n', "pool.port_range", "is not within 1-65535"),
         ('[pool]\nport_range = "9-8"\n', "pool.port_range", "the smaller first"),
         ('[pool]\nport_range = "all"\n', "pool.port_range", '"FIRST-LAST"'),
         ('[pool]\nhandlers = "apps"\n', "pool.handlers", '"module:function"'),

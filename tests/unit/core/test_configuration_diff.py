@@ -24,6 +24,7 @@ from poolctl.core.configuration_diff import (
     digests,
     expired_message,
     is_live,
+    key_list_text,
     plan,
 )
 from poolctl.core.decide import Overrides
@@ -75,6 +76,19 @@ def test_each_changed_key_is_named_and_restarts_only_where_it_has_to(key: str) -
     assert change.kind == (Kind.UPDATE if live else Kind.RESTART)
     assert (change.keys, change.bind) == ((key,), after.key)
     assert key in change.message
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ("a", "a"),
+        ("abcd", "a, b, c, d"),
+        ("abcde", "a, b, c, d and 1 more"),
+        ("abcdefg", "a, b, c, d and 3 more"),
+    ],
+)
+def test_first_four_keys_are_listed_with_the_number_of_the_others(keys: str, text: str) -> None:
+    assert key_list_text([*keys]) == text
 
 
 def test_other_spelling_of_the_same_value_is_no_difference() -> None:

@@ -15,7 +15,7 @@ from poolctl.address import Address
 from poolctl.core.core import Core, CoreEvents, Goal
 from poolctl.core.decide import Action, Desired, Overrides, Phase, Trace, View
 from poolctl.core.server_entry import Entry, Worker, record_of, restore
-from poolctl.core.servers import caused_by
+from poolctl.core.servers import BATCH, caused_by
 from poolctl.errors import PoolRestartError, PoolStartError, PoolStopError, ServerError
 from poolctl.runners.runner_protocol import Exit, Placement
 from tests.needs import needs
@@ -1149,6 +1149,46 @@ def test_address_is_held_by_another_server_that_runs_and_not_by_one_that_stops()
         pool.runner.may_end.clear()
         pool.core.stop(old)
         assert pool.core.address_holder(new) is None
+        pool.core.start(new)
+        await turns()
+        assert set(pool.runner.running) == {"old.1.0"}, "the new server waits for the address"
+        pool.runner.may_end.set()
+        await turns(40)
+        assert pool.states() == {"old": "stopped", "new": "running"}
+
+    run(scenario())
+
+
+def test_question_about_an_address_makes_no_server_wait_for_one_that_runs() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(web("old", bind=":9100"))
+        await pool.start()
+        new = pool.core.add(web("new", bind=":9100"))
+        await turns()
+        assert pool.core.address_holder(new) is pool.core.entries["old"]
+        other = pool.core.add(web("other", bind="127.0.0.1:9100"))
+        pool.core.start(other)
+        await turns(40)
+        assert (other.failed, other.observed.failures) == (True, 1)
+
+    run(scenario())
+
+
+def test_servers_are_decided_on_until_nothing_changes_and_further_batches_follow_the_first() -> None:
+    async def scenario() -> None:
+        pool = OrderedCore(
+            *(web(f"s{number}", depends_on=["s0"] if number else []) for number in range(BATCH + 2))
+        )
+        await pool.start()
+        await turns(40)
+        decided: list[str] = []
+        pool.core.observers.add(lambda entry: decided.append(entry.name))
+        await turns(40)
+        assert decided == []
+        for entry in pool.core.entries.values():
+            pool.core.touch(entry)
+        await turns(40)
+        assert decided == [*pool.core.entries]
 
     run(scenario())
 

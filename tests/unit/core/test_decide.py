@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from poolctl import ServerConfig
 from poolctl.config import Backoff, Restart
 from poolctl.core.decide import (
+    ALLOWED_CHANGES,
     ASLEEP,
     AWAKE,
     Accept,
@@ -194,6 +195,27 @@ EXAMPLES = {
 
 def test_servers_want_workers_unless_they_are_idle_stopped_or_removed() -> None:
     assert [each for each in Desired if not each.wanted] == [Desired.IDLE, Desired.STOPPED, Desired.REMOVED]
+
+
+ORDERED = "idle stopped run scheduled removed"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("idle", ORDERED),
+        ("stopped", ORDERED),
+        ("run", f"{ORDERED} completed failed backoff"),
+        ("scheduled", ORDERED),
+        ("backoff", f"{ORDERED} completed failed backoff refusing"),
+        ("refusing", f"{ORDERED} completed failed backoff"),
+        ("completed", f"{ORDERED} completed failed"),
+        ("failed", f"{ORDERED} failed"),
+        ("removed", "removed idle"),
+    ],
+)
+def test_state_is_followed_by_what_commands_order_and_by_what_may_come_of_it(before: str, after: str) -> None:
+    assert ALLOWED_CHANGES[Desired(before)] == {*after.split()}
 
 
 @pytest.mark.parametrize(("facts", "actions"), EXAMPLES.values(), ids=list(EXAMPLES))

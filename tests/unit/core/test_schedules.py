@@ -205,6 +205,23 @@ def test_server_is_reported_asleep_until_its_window_ends_and_0_for_ever(windows:
     assert asleep_until(windows.entry("night")) is None
 
 
+def test_effect_of_a_window_has_its_end_in_the_servers_time_zone_if_there_is_one(
+    windows: WindowStage,
+) -> None:
+    scale = {"min": 0, "asleep": ["* 7 * * *"]}
+    windows.begin(
+        sleepy("zone", asleep="* 7 * * *"), sleepy("never", asleep="* * * * *"), sleepy("none"),
+        ServerConfig(name="local", bind="127.0.0.1:9001", app="any:app", scale=scale),
+    )  # fmt: skip
+    now = windows.clock.time()
+    assert {name: window_text(entry, now) for name, entry in windows.core.entries.items()} == {
+        "zone": "kept asleep until 08:00 (UTC)",
+        "never": "kept asleep",
+        "none": "",
+        "local": "kept asleep until 08:00",
+    }
+
+
 # Jobs with `every`: when they run, when they do not, and how they look before, meanwhile and afterwards.
 
 

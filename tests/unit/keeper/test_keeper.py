@@ -12,13 +12,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from hypothesis.strategies import integers, sampled_from
 
 from poolctl.bootstrap import command
-from poolctl.clock import PING_SECONDS, SILENT_SECONDS
+from poolctl.clock import PING_SECONDS, SILENT_SECONDS, Watchdog
+from poolctl.keeper import keeper as keeper_module
 from poolctl.keeper import pool_files, wire
 from poolctl.keeper.fd_store import CALM
 from poolctl.keeper.keeper import (
@@ -241,12 +243,14 @@ def test_calm_supervisor_is_started_with_the_calm_flag(tmp_path: Path) -> None:
 
 
 def test_supervisor_that_cannot_be_executed_is_tried_again_and_named_in_the_log(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
     with no_descriptor_left():
-        process = SupervisorProcess(["/nowhere/supervisor"], str(tmp_path), 0.0)
+        process = SupervisorProcess(["/nowhere/supervisor"], str(gone), 0.0)
         assert process.start(5.0) is None
         assert process.start(6.0) is None
     assert (process.pid, process.due, process.given_up) == (0, 6.1, False)
-    assert (tmp_path / "supervisor.log").read_text().count("/nowhere/supervisor") == 2
+    assert (gone / "supervisor.log").read_text().count("/nowhere/supervisor") == 2
+    assert gone.stat().st_mode & 0o777 == 0o700, "its directory was made again for its owner alone"
 
 
 def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -> None:
@@ -268,6 +272,29 @@ def test_supervisor_is_pinged_and_killed_if_it_does_not_answer(tmp_path: Path) -
 
 
 NOBODY = 2**22 + 1  # no pid is as high
+
+
+def test_keeper_sleeps_until_what_is_due_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(keeper_module, "time", SimpleNamespace(monotonic=lambda: now))
+    ours, theirs = wire.pair()
+    keeper = Keeper(str(tmp_path), [], (1, 2))
+    keeper._watchdog = Watchdog(now)
+    assert keeper._timeout_milliseconds() is None, "there is no supervisor to ask"
+    keeper._supervisor.due = 100.0
+    assert keeper._timeout_milliseconds() == 1
+    keeper._supervisor.due = 99.0
+    assert keeper._timeout_milliseconds() == 0
+    keeper._supervisor.due = 140.0
+    assert keeper._timeout_milliseconds() == 40_001, "not a moment too early"
+    keeper._shutdown.begin(130.0 - ANSWER_SECONDS)
+    assert keeper._timeout_milliseconds() == 30_001
+    with ours, theirs:
+        keeper._donor = Donor(ours, {"pid": NOBODY, "start": 1}, 115.0)
+        assert keeper._timeout_milliseconds() == 20_001
+        keeper._supervisor.pid = NOBODY
+        assert keeper._timeout_milliseconds() == int(SILENT_SECONDS * 100) + 1
+    keeper.reaper.watcher.close()
 
 
 def shutdown(directory: Path) -> Shutdown:

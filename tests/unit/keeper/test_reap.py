@@ -68,8 +68,12 @@ for number in range(3):
     child(lambda: os._exit(0))
 reports = reaped(reaper, 3)
 assert reaper.unacknowledged == reports
+reaper.acknowledge(0)
+assert reaper.unacknowledged == reports
 reaper.acknowledge(2)
+reaper.acknowledge(1)  # an earlier answer that comes late
 assert [report["sequence"] for report in reaper.unacknowledged] == [3]
+reaper.acknowledge(3)
 reaper.acknowledge(3)
 assert reaper.unacknowledged == []
 """)
@@ -250,7 +254,7 @@ def test_unobserved_exit_is_reported_as_unknown(pid: int) -> None:
     gone = reaper.watch(os.getpid(), start)  # whose pid was another's before
     assert gone is not None
     assert (gone["pid"], gone["status"], gone["signal"]) == (os.getpid(), None, None)
-    (report,) = reaper.ended()
+    (report,) = reaper.report_exited()
     assert (report["pid"], report["status"], report["signal"]) == (pid, None, None)
     assert reaper.unacknowledged == [gone, report]
 

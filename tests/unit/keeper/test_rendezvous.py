@@ -6,7 +6,10 @@ import os
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+
+import pytest
 
 from poolctl.keeper import pool_files, rendezvous, wire
 from tests.descriptors import open_descriptors
@@ -88,6 +91,26 @@ def test_other_users_are_turned_away(tmp_path: Path) -> None:
         assert rendezvous.accept(listener, {os.geteuid()}) is None, "nobody is waiting"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its group")
+def test_user_is_not_mistaken_for_the_group_or_the_process(tmp_path: Path) -> None:
+    listener, path = listening(tmp_path)
+    with listener, ExitStack() as stack:
+        before = os.getegid()
+        os.setegid(54321)
+        try:
+            for uid, admitted in ((54321, False), (os.getpid(), False), (0, True)):
+                client = rendezvous.connect(path)
+                assert client is not None
+                stack.enter_context(client)
+                accepted = rendezvous.accept(listener, {uid})
+                assert (accepted is not None) is admitted
+                if accepted is not None:
+                    stack.enter_context(accepted)
+                    assert not accepted.getblocking()
+        finally:
+            os.setegid(before)
+
+
 def test_message_that_is_none_or_too_large_is_no_answer_and_leaves_no_descriptor(tmp_path: Path) -> None:
     ours, theirs = wire.pair()
     before = open_descriptors()
@@ -98,3 +121,22 @@ def test_message_that_is_none_or_too_large_is_no_answer_and_leaves_no_descriptor
         socket.send_fds(theirs, [b"{}"], [0] * 200)
         assert rendezvous.receive(ours) is None
         assert open_descriptors() == before
+
+
+def test_answer_may_have_16_kib_and_64_descriptors_and_no_more(tmp_path: Path) -> None:
+    ours, theirs = wire.pair()
+    room = 16 * 1024 - len(b'{"x":""}')
+    before = open_descriptors()
+    with ours, theirs:
+        socket.send_fds(theirs, [b'{"x":"' + b"y" * room + b'"}'], [0] * 64)
+        received = rendezvous.receive(ours)
+        assert received is not None
+        message, fds = received
+        assert message == {"x": "y" * room}
+        assert len(fds) == 64
+        for fd in fds:
+            os.close(fd)
+        for size, count in ((room + 1, 0), (0, 65)):
+            socket.send_fds(theirs, [b'{"x":"' + b"y" * size + b'"}'], [0] * count)
+            assert rendezvous.receive(ours) is None
+    assert len(open_descriptors()) == len(before) - 2

@@ -363,3 +363,35 @@ def test_stored_part_of_a_block_is_where_the_log_ends_with_its_beginning(
     path.parent.mkdir()
     path.write_bytes(text)
     assert stored_part(str(path), BLOCK) == len(expected)
+
+
+def test_log_of_a_process_without_standard_input_is_kept_like_any_other(path: Path) -> None:
+    numbers = set()
+    saved = os.dup(0)
+    try:
+        # The free number is that of the file or of a directory above it.
+        for each in (path, path.parent / "deeper" / "web.log"):
+            os.close(0)
+            clock = ManualClock()
+            file = LogFile(str(each), keep=3, max_age_seconds=60, clock=clock)
+            assert file.append(as_text(b"one\n", stamp(clock.time()))) > 0
+            numbers.add(file._fd)
+            assert file.resume(as_text(b"one\ntwo\n", stamp(clock.time()))) == each.stat().st_size
+            file.append(b"two\n")
+            each.rename(each.with_name("moved"))
+            clock.advance(5)
+            file.append(as_text(b"three\n", stamp(clock.time())))
+            clock.advance(61)
+            file.rotate_when_old()
+            file.append(b"four\n")
+            file.close()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(0)
+            os.dup2(saved, 0)
+            assert each.with_name("moved").read_text().endswith("one\ntwo\n")
+            assert each.with_name("web.log.1").read_text().endswith("three\n")
+            assert each.read_text() == "four\n"
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+    assert 0 in numbers

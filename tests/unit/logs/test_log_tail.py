@@ -17,7 +17,16 @@ from poolctl.logs import log_tail
 from poolctl.logs.line_filter import LineFilter
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import LogLine, as_text, parse_line, stamp
-from poolctl.logs.log_tail import DirectoryWatch, Follower, Merge, OpenLog, follow, merged_tail, tail
+from poolctl.logs.log_tail import (
+    DirectoryWatch,
+    Follower,
+    Merge,
+    OpenLog,
+    TailedFile,
+    follow,
+    merged_tail,
+    tail,
+)
 from tests.descriptors import no_descriptor_left
 
 
@@ -475,6 +484,39 @@ def test_following_ends_when_its_iterator_is_closed(path: Path) -> None:
         file.write(at(2, "b"))
     assert next(lines).text == "b"
     lines.close()  # type: ignore[attr-defined]
+
+
+def test_log_is_followed_by_a_process_without_standard_input(tmp_path: Path) -> None:
+    numbers = set()
+    saved = os.dup(0)
+    try:
+        # The free number is that of the followed file or of a directory above it.
+        for path in (tmp_path / "web.log", tmp_path / "deeper" / "web.log"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"old\n")
+            os.close(0)
+            file, log = TailedFile(str(path)), OpenLog(str(path))
+            file.begin(log)
+            log.close()
+            numbers.add(file._fd)
+            with path.open("ab") as output:
+                output.write(b"one\n")
+            assert file.read() == [b"one"]
+            path.rename(f"{path}.1")
+            path.write_bytes(b"two\n")
+            assert file.read() == [b"two"]
+            path.unlink()
+            assert file.read() == []
+            path.write_bytes(b"three\n")
+            assert file.read() == [b"three"]
+            file.close()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(0)
+            os.dup2(saved, 0)
+    finally:
+        os.dup2(saved, 0)
+        os.close(saved)
+    assert 0 in numbers
 
 
 class TestHostileFiles:

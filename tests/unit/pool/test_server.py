@@ -226,11 +226,20 @@ def test_a_server_that_may_sleep_wakes_at_a_request_and_is_stopped_asleep() -> N
     on_loop(lambda: runner.ring("a"))
     wait_until(lambda: only(pool).ready)
     assert (counted("wakes"), counted("restarts")) == (["1"], ["0"])
+    (worker,) = runner.running
+    on_loop(lambda: runner.end(worker, Exit.from_status(1)))
+    wait_until(lambda: counted("restarts") == ["1"] and only(pool).ready)
+    assert counted("wakes") == ["1"], "no request was needed for that"
     pool.stop_sync()
     assert (only(pool).state, runner.opened) == (State.STOPPED, set())
     pool.start_sync()
     pool.stop_sync()
-    assert only(pool).state is State.STOPPED
+    assert (only(pool).state, counted("wakes")) == (State.STOPPED, ["1"])
+    runner.script["a"] = NEVER
+    pool.start_sync()
+    on_loop(lambda: runner.ring("a"))
+    wait_until(lambda: counted("wakes") == ["2"], what="a wake, whether the server becomes ready or not")
+    pool.stop_sync()
 
 
 def test_a_worker_that_cannot_be_ended_is_a_pool_stop_error() -> None:
@@ -443,6 +452,19 @@ def test_a_server_in_transit_is_between_ok_and_ko() -> None:
     assert (only(pool).health, only(pool).ready) == (Status.UNKNOWN, False)
     pool.stop_sync()
     thread.join(60)
+
+
+def test_start_that_was_cut_short_ends_as_soon_as_its_worker_has_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("poolctl.pool.server._KILL_SECONDS", 90.0)
+    pool = made(ScriptedRunner(a=NEVER), config("a"))
+    thread = threading.Thread(target=_quietly(pool.start_sync), daemon=True)
+    thread.start()
+    wait_until(lambda: only(pool).state is State.STARTING)
+    pool.stop_sync()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def _quietly(order: Any) -> Any:
@@ -852,6 +874,22 @@ def test_event_of_a_context_that_is_set_elsewhere_ends_what_is_attached() -> Non
     context.attach("one", ended.set)
     stop.set()
     assert ended.wait(20)
+    wait_until(lambda: context._watcher is None)
+
+
+def test_event_of_a_context_is_watched_by_one_thread_and_in_a_child_by_another() -> None:
+    stop, ended = threading.Event(), threading.Event()
+    context = PoolContext(stop=stop)
+    context.attach("one", lambda: None)
+    watcher = context._watcher
+    context.attach("two", ended.set)
+    assert context._watcher is watcher
+    context._watcher = threading.Thread()  # as in a child, where that of the parent does not run
+    context.attach("three", lambda: None)
+    assert context._watcher is not None
+    assert context._watcher.is_alive()
+    stop.set()
+    assert ended.wait(60)
     wait_until(lambda: context._watcher is None)
 
 

@@ -315,6 +315,13 @@ def test_process_that_does_not_answer_is_an_error_with_the_reason(
     assert not found.installed
 
 
+def test_process_that_ends_by_itself_before_it_has_answered_is_not_started_again(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    found = failure(tmp_path, program(f"open({str(trace)!r}, 'a').write('x')"))
+    assert "ended with status 0" in str(found)
+    assert trace.read_text() == "x"
+
+
 def test_process_that_cannot_be_run_is_an_error(tmp_path: Path) -> None:
     assert "/no/python cannot be run: No such file or directory" in str(failure(tmp_path, ["/no/python"]))
 

@@ -1162,15 +1162,33 @@ def test_successor_continues_the_recovery_of_the_same_process(
     with closing(Watched(web(recovery=QUICK | {"strategy": strategy}))) as it:
         it.start()
         it.runner.log.clear()
-        it.entry.observed.recovering = {
-            "step": step, "seen": ["x"], "kinds": ["heartbeat"], "since": 1_700_000_000.0, "stuck": True,
-            "workers": {"web.1.0": pid, "web.9.9": 3}, "generation": 2, "pids": [1001], "lines": [],
-        }  # fmt: skip
+        it.entry.observed.recovering = recovery_of_a_stuck_worker(step, {"web.1.0": pid, "web.9.9": 3})
         (worker,) = it.entry.observed.workers.values()
         it.loop.run_until_complete(it.watch())
         assert worker.stuck is (pid == 1001)
         it.loop.pass_time(1)
         assert it.runner.log == expected
+
+
+def recovery_of_a_stuck_worker(step: str, workers: dict[str, int]) -> dict[str, Any]:
+    """The report of a recovery that the previous supervisor has begun."""
+    return {
+        "step": step, "seen": ["x"], "kinds": ["heartbeat"], "since": 1_700_000_000.0, "stuck": True,
+        "workers": workers, "generation": 2, "pids": [1001], "lines": [],
+    }  # fmt: skip
+
+
+def test_successor_that_continues_a_recovery_records_when_the_server_is_healthy_again() -> None:
+    with closing(Watched(web(recovery=QUICK | {"strategy": "restart"}))) as it:
+        recorded: list[tuple[str, str]] = []
+        it.start()
+        it.entry.observed.recovering = recovery_of_a_stuck_worker("restart", {"web.1.0": 1001})
+        it.desk.events.subscribe(
+            lambda event: recorded.append((event.event, event.message)) if event.kind == "health" else None
+        )
+        it.loop.run_until_complete(it.watch())
+        assert [each["outcome"] for each in it.events()] == ["recovered"]
+        assert recorded == [("ko", "the event loop of web.1.0 is stuck"), ("ok", "is healthy again")]
 
 
 def memory_of(monkeypatch: pytest.MonkeyPatch, it: Watched, sizes: dict[int, int | None]) -> list[float]:
@@ -1284,12 +1302,14 @@ class PrintingRunner(SlowRunner):
     def __init__(self) -> None:
         super().__init__()
         self.may_answer = asyncio.Event()
+        self.asked_for_lines: list[tuple[str, int, float]] = []
 
     @property
     def capabilities(self) -> Capabilities:
         return replace(super().capabilities, logs=self)
 
     async def logs(self, name: str, lines: int, since: float = 0.0) -> list[str]:
+        self.asked_for_lines.append((name, lines, since))
         await self.may_answer.wait()
         return [f"{name} prints"]
 
@@ -1299,9 +1319,10 @@ def test_recovery_is_reported_once_the_last_output_of_its_workers_has_been_read(
         runner = PrintingRunner()
         config = web(recovery=QUICK | {"strategy": "restart"})
         it = await started(RecoveryScenario(config, runner=runner))
+        it.entry.observed.workers["web.1.0"].placed_at = placed_at = 1_700_000_000.0
         await it.make_unhealthy("web.1.0")
         assert it.placed() == ["stop web.1.0", "place web.1.0"]
-        assert it.outcomes() == []
+        assert (it.outcomes(), runner.asked_for_lines) == ([], [("web", 10, placed_at)])
         it.core.take_changed()
         runner.may_answer.set()
         await turns(40)

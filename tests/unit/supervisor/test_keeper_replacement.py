@@ -376,6 +376,10 @@ def test_keeper_that_ends_is_followed_by_another_after_growing_pauses(
 ) -> None:
     dying = [Keeper(hello=False), Keeper(), Keeper("started")]
     assert replaced(monkeypatch, tmp_path, *dying, Keeper("adopted")) == [0.0, 0.05, 0.1, 0.2]
+    dying = [Keeper(hello=False) for _ in range(10)]
+    assert replaced(monkeypatch, tmp_path, *dying, Keeper("adopted")) == [
+        0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 10.0, 10.0,
+    ]  # fmt: skip
 
 
 def test_keeper_that_refuses_five_times_is_left_to_another_process(

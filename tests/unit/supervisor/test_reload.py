@@ -705,6 +705,18 @@ def test_start_keeps_live_changes_of_a_pool_of_which_no_server_runs(tmp_path: Pa
     run(scenario())
 
 
+def test_start_keeps_a_server_that_was_added_live_to_a_pool_of_which_no_server_runs(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        desk = await DeskWithFiles.begun(tmp_path)
+        desk.core.add(web("live"), ({"name": "live"}, str(tmp_path)))
+        desk.file.write_text(WEB + "start_timeout = 7\n")
+        answer = await desk.ask("start")
+        assert "applied" not in answer["changed"]
+        assert desk.states() == {"web": "running", "live": "running"}
+
+    run(scenario())
+
+
 def test_changed_table_of_the_pool_is_a_change_with_its_keys() -> None:
     async def scenario() -> None:
         desk = Desk(web("a"))
@@ -1148,7 +1160,9 @@ def test_applied_files_of_a_pool_at_rest_are_recorded_and_accepted(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("state", ["sleeping", "scheduled", "backoff", "failing", "starting"])
+@pytest.mark.parametrize(
+    "state", ["sleeping", "scheduled", "backoff", "failing", "serving again", "starting"]
+)
 def test_start_applies_changed_files_unless_a_server_serves_or_starts_for_the_first_time(
     tmp_path: Path, state: str
 ) -> None:
@@ -1157,17 +1171,18 @@ def test_start_applies_changed_files_unless_a_server_serves_or_starts_for_the_fi
         "scheduled": '[[server]]\nname = "web"\ncommand = ["x"]\njob = true\nevery = "0 3 * * *"\n',
         "backoff": WEB.replace('"no"', '{ policy = "always", backoff = { initial = 60, max = 60 } }'),
         "failing": WEB.replace('"no"', '{ policy = "always", backoff = { initial = 60, max = 60 } }'),
+        "serving again": WEB,
         "starting": WEB,
     }[state]
 
     async def scenario() -> None:
-        script = {"backoff": FAILS, "failing": FAILS, "starting": NEVER}.get(state, "")
+        script = {"sleeping": "", "scheduled": "", "starting": NEVER}.get(state, FAILS)
         desk = await DeskWithFiles.begun(tmp_path, keys, runner=SlowRunner(web=script))
         starting = desk.begin("start", timeout=0.05)
         await starting
         await turns(60)
-        if state == "failing":
-            desk.runner.script["web"] = NEVER
+        if state in ("failing", "serving again"):
+            desk.runner.script["web"] = NEVER if state == "failing" else ""
             desk.core.start(desk.core.entries["web"])
             await turns(60)
             assert desk.core.entries["web"].observed.workers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 from collections.abc import Coroutine
 from typing import Any
 
@@ -13,7 +14,7 @@ from poolctl.clock import Clock
 from poolctl.errors import ServerError
 from poolctl.keeper import wire
 from poolctl.monitor.event_queue import Events
-from poolctl.runners.process_link import Link, LinkLost, Receiver
+from poolctl.runners.process_link import Link, LinkLost, Receiver, identity
 from poolctl.supervisor import sidecar
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
 from tests.manual_clock import ManualClock
@@ -340,6 +341,42 @@ def test_keeper_that_is_gone_starts_no_process_and_leaves_no_descriptor() -> Non
         ]  # fmt: skip
 
     asyncio.run(scenario())
+
+
+def test_process_that_the_keeper_has_started_is_adopted_by_the_next_supervisor() -> None:
+    class Starting(Keeper):
+        """Has started `child`, and holds the link to it."""
+
+        async def call(self, message: dict[str, Any], fds: Any = ()) -> Any:
+            if message["op"] == "spawn":
+                self.theirs = fds[0].dup()
+                return {"pid": child.pid}, []
+            (kept,) = [each for each in self.sent if each["op"] == "put" and each["name"] == message["name"]]
+            return {"meta": kept["meta"]}, [os.dup(process.link.sock.fileno())]
+
+    async def scenario() -> None:
+        nonlocal process
+        keeper: Any = Starting()
+        process = await PageProcess.spawn(keeper, "/run", "mark")
+        assert (process.known, process.mark) == (identity(child.pid), "mark")
+        wire.send(keeper.theirs, {"t": "up"})
+        await asyncio.wait_for(process.wait_until_ready("/run"), 10)
+        process.keep(keeper, "page")
+        adopted = await PageProcess.adopt(keeper, "page")
+        process.link.close()
+        assert adopted is not None
+        assert (adopted.known, adopted.mark) == ({**process.known, "mark": "mark"}, "mark")
+        wire.send(keeper.theirs, {"t": "up"})
+        await asyncio.wait_for(adopted.wait_until_ready("/run"), 10)
+        adopted.link.close()
+        keeper.theirs.close()
+
+    process: Any = None
+    with subprocess.Popen(["sleep", "60"]) as child:
+        try:
+            asyncio.run(scenario())
+        finally:
+            child.kill()
 
 
 def test_orders_of_a_process_that_is_gone_are_not_confirmed() -> None:

@@ -476,3 +476,18 @@ def test_supervisor_without_servers_ends_when_there_are_too_few_open_files(
         assert "open files" in answer.errors[0].message
 
     run(scenario())
+
+
+def test_supervisor_goes_on_when_there_are_too_few_open_files_for_a_further_server(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        desk = Desk(web(), web("other"))
+        await desk.ask("start", "web")
+        monkeypatch.setattr(resource, "getrlimit", lambda kind: (0, 10))
+        answer = await handled(desk, "start")
+        assert (answer.exit_code, bool(answer.ended), desk.over) == (1, False, False)
+        assert "open files" in answer.errors[0].message
+        assert desk.states() == {"web": "running", "other": "stopped"}
+
+    run(scenario())
