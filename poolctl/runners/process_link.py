@@ -215,7 +215,7 @@ class Link:
 
     def offer(self, payload: bytes) -> bool:
         """Send an encoded message if there is room now; returns whether it was sent."""
-        if self.sock.fileno() < 0 or self._outbox:
+        if self._outbox:
             return False
         try:
             self.sock.send(payload, socket.MSG_DONTWAIT)

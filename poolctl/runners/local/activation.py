@@ -102,7 +102,6 @@ class AcceptHelper(Receiver):
         """Begin to start the helper process, unless it runs or is starting."""
         if self._link is None:
             ours, theirs = wire.pair()
-            self._up, self._pid = False, None
             self._link = Link(ours, self)
             self._starting = asyncio.ensure_future(self._start(self._link, theirs))
 
@@ -203,7 +202,7 @@ class AcceptHelper(Receiver):
     def _forget(self) -> None:
         self._keeper.send({"op": "drop", "name": fd_store.ACCEPTOR})
         self._link = None
-        self._up = False
+        self._up, self._pid = False, None
         self._set_timer()
 
 

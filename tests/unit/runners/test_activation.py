@@ -370,6 +370,10 @@ def test_a_listener_on_which_accept_waits_wakes_its_server_by_any_connection_fro
         house.arm(shared=True)
         await house.until(lambda: house.woken == 2)
         assert house.helper.asked == ["accept"]
+        house.activator.forget("web")  # the server that starts next may have another application
+        house.arm(shared=True)
+        await house.until(lambda: house.woken == 3)
+        assert house.helper.asked == ["accept"] * 2
 
     run(scenario)
 
@@ -420,6 +424,25 @@ def test_connection_without_room_in_the_pair_is_given_later() -> None:
         house.room = 5
         await house.until(lambda: len(house.given) == 5)
         assert house.kept == []
+
+    run(scenario)
+
+
+def test_time_limit_of_a_connection_without_room_in_the_pair_is_left_to_its_worker(monkeypatch: Any) -> None:
+    async def scenario(house: House) -> None:
+        house.room = 0
+        house.arm(head_seconds=6)
+        await house.connect()
+        await house.until(lambda: house.kept)
+        house.activator.disarm("web")
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: time.monotonic() + 7)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (len(house.given), len(house.kept)) == (0, 1)
+        house.room = 1
+        await house.until(lambda: house.given)
+        assert house.kept == []
+        assert "until" in house.limits[0]
 
     run(scenario)
 

@@ -68,6 +68,20 @@ def test_listener_is_opened_once_and_closed_with_its_path() -> None:
         run(scenario(directory))
 
 
+def test_closed_listener_refuses_connections_even_if_another_process_holds_it() -> None:
+    async def scenario() -> None:
+        runner = InlineRunner()
+        config = server()
+        await runner.open(config)
+        held = [os.dup(int(fd)) for fd in os.listdir("/proc/self/fd") if _is_bound_to(int(fd), config)]
+        await runner.close(config.key)
+        assert refuses(config)
+        for fd in held:
+            os.close(fd)
+
+    run(scenario())
+
+
 def test_worker_is_placed_on_its_listener_with_the_state_of_the_caller() -> None:
     async def scenario() -> None:
         runner = InlineRunner()

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import logging
 import ssl
+import sys
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from tests import serving
 from tests.asgi_apps import answer, hanging, hello, lifespan, make_hello, refusing
 from tests.certificates import certificate
 from tests.serving import Client, turns, until
+from tests.virtual_loop import VirtualLoop
 
 
 class Stage:
@@ -203,6 +205,24 @@ def test_factory_makes_the_application_and_callers_context_does_not_reach_reques
     run(scenario())
 
 
+def test_application_is_looked_for_in_its_directory_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "app_of_a_directory.py").write_text("from tests.asgi_apps import hello as app\n")
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+
+    async def scenario() -> None:
+        for _ in range(2):
+            stage = Stage("app_of_a_directory:app", app_dir=str(tmp_path))
+            assert await text(await stage.started()) == "hello"
+            await stage.close()
+
+    before = list(sys.path)
+    run(scenario())
+    assert sys.path == [str(tmp_path), *before]
+    del sys.modules["app_of_a_directory"]
+
+
 def test_access_log_and_request_ids_are_a_servers_own(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -341,7 +361,6 @@ def test_killed_worker_ends_as_ordered_with_its_requests_connections_and_lifespa
 
 
 def test_worker_that_swallows_its_cancellation_counts_as_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_CANCEL_SECONDS", 0.001)
     release: list[asyncio.Event] = []
 
     async def swallowing(self: Any) -> Any:
@@ -362,12 +381,14 @@ def test_worker_that_swallows_its_cancellation_counts_as_ended(monkeypatch: pyte
         await stage.worker.kill(verdict)
         assert stage.worker.exited.result() == verdict
         assert len(release) - 1 == 25
+        assert asyncio.get_running_loop().time() == pytest.approx(0.05 + 25 * 0.2)
         release[0].set()
         await stage.worker._task
         assert stage.worker.exited.result() == verdict
         await stage.close()
 
-    run(scenario())
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(scenario())
 
 
 def test_task_that_ends_by_itself_in_a_moment_is_not_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:

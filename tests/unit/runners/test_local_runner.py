@@ -476,6 +476,57 @@ def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exit(tmp_
     adopting(work, tmp_path)
 
 
+@pytest.mark.parametrize(("workers", "stored", "started"), [(1, 0, 1), (1, 1, 1), (0, 1, 1), (0, 0, 0)])
+def test_zygote_is_adopted_and_one_that_exited_with_its_keeper_is_replaced_where_workers_run(
+    tmp_path: Path, workers: int, stored: int, started: int
+) -> None:
+    async def work(it: Adopting) -> None:
+        found: list[zygotes.Source] = []
+        it.runner.zygotes.start = found.append  # type: ignore[assignment, method-assign]
+        ends = [it.put(f"zygote {sys.executable}", {}) for _ in range(stored)]
+        ends += [it.put_worker(config()) for _ in range(workers)]
+        for end in ends[stored:]:
+            wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
+        assert len((await it.runner.adopt({"web": config()})).workers) == workers
+        assert found == [zygotes.Source(sys.executable)] * started
+        for end in ends:
+            end.close()
+
+    adopting(work, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("order", "is_announced"),
+    [
+        (lambda runner, worker: runner.stop(worker, 60), True),
+        (lambda runner, worker: runner.stop(worker, 60, replaced=True), False),
+        (lambda runner, worker: runner.stop(worker, 0), False),
+        (lambda runner, worker: runner.stop(worker, 0, replaced=True), False),
+        (lambda runner, worker: runner.stop_accepting(worker, replaced=False), True),
+        (lambda runner, worker: runner.stop_accepting(worker), False),
+    ],
+)
+def test_gateway_is_told_before_a_worker_that_is_not_replaced_is_stopped_in_good_time(
+    tmp_path: Path, order: Callable[[LocalRunner, Placement], Coroutine[Any, Any, object]], is_announced: bool
+) -> None:
+    async def work(it: Adopting) -> None:
+        it.put(f"zygote {sys.executable}", {"without": withheld_variables(), "pid": 0, "start": None}).close()
+        end = it.put_worker(config())
+        it.runner.exit_reported({"pid": 7, "status": 0, "sequence": 1})
+        (found,) = (await it.runner.adopt({"web": config()})).workers
+        told: list[str] = []
+
+        async def leaving(key: str) -> None:
+            told.append(key)
+
+        it.runner.adoptions.leaving = leaving  # type: ignore[method-assign]
+        await order(it.runner, found.placement)
+        assert told == [config().key] * is_announced
+        end.close()
+
+    adopting(work, tmp_path)
+
+
 def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
     server = config(tls=dict(zip(("cert", "key"), map(str, certificate(tmp_path)), strict=True)))
 

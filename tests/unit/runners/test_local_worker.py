@@ -1285,6 +1285,7 @@ def test_worker_reports_its_state_by_messages() -> None:
 def test_worker_has_imported_its_application_when_it_is_ready() -> None:
     async def scenario() -> None:
         found = worker()
+        assert (found.preloaded, found.imported.done()) == (False, False)
         assert found.adopted() == AdoptedWorker(found.placement, found.server, None, False, False, "")
         found.mark_ready()
         assert found.imported.done()

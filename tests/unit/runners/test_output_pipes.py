@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import socket
 import sys
@@ -143,6 +144,7 @@ def test_logger_is_started_with_the_directory_in_which_it_can_be_adopted(tmp_pat
             _, fds = await stage.received("underway")
             assert all(map(same, fds, stage.keeper.entries["logger-underway"]))
             assert len(fds) == 3
+            assert fcntl.fcntl(fds[2], fcntl.F_GETPIPE_SZ) == 256 * 1024
             for fd in fds:
                 os.close(fd)
             stage.close()

@@ -720,9 +720,12 @@ async def asked(
     return count
 
 
-def test_process_that_stops_answering_is_killed(process: subprocess.Popen[bytes]) -> None:
+def test_process_that_stops_answering_is_killed(
+    process: subprocess.Popen[bytes], caplog: pytest.LogCaptureFixture
+) -> None:
     assert asyncio.run(asked(identity(process.pid), answers=3, until_end_of=process)) == 4
     assert process.wait(60) == -9
+    assert caplog.messages == [f"it (pid {process.pid}) does not answer: killing it"]
 
 
 def test_process_that_answers_is_pinged_again(process: subprocess.Popen[bytes]) -> None:
@@ -742,7 +745,8 @@ def test_process_that_does_not_know_pings_is_left_alone() -> None:
 def test_process_that_has_reused_the_pid_is_left_alone(process: subprocess.Popen[bytes]) -> None:
     known = identity(process.pid)
     kill({**known, "start": known["start"] - 1})
-    kill({"pid": process.pid})
+    for partly in ({"pid": process.pid}, {"start": known["start"]}, {}):
+        kill(partly)
     assert process.poll() is None
     kill(known)
     assert process.wait(60) == -9

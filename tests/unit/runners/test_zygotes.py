@@ -78,7 +78,7 @@ def child() -> Iterator[int]:
         process.kill()
 
 
-@pytest.mark.parametrize("pid", [-1, 0, 1, 2**40, "word", None, True, 5.0, [], {}, "9" * 100])
+@pytest.mark.parametrize("pid", [-1, 0, 1, 2**22 + 1, 2**40, "word", None, True, 5.0, [], {}, "9" * 100])
 def test_invalid_pid_is_refused(pid: object) -> None:
     async def scenario() -> None:
         keeper = Keeper()
@@ -181,6 +181,11 @@ def children() -> Children:
 
 async def asked(theirs: socket.socket) -> wire.Message:
     """The next request that reaches the process."""
+    return (await asked_with_descriptors(theirs))[0]
+
+
+async def asked_with_descriptors(theirs: socket.socket) -> tuple[wire.Message, list[int]]:
+    """The next request that reaches the process, and its descriptors."""
     async with asyncio.timeout(60):
         while True:
             try:
@@ -189,7 +194,7 @@ async def asked(theirs: socket.socket) -> wire.Message:
                 await asyncio.sleep(0)
                 continue
             assert received is not None
-            return received[0]
+            return received
 
 
 def test_zygote_that_is_not_needed_any_more_answers_requests_in_progress() -> None:
@@ -729,12 +734,16 @@ class Written:
         self.said: list[tuple[str, list[str]]] = []
         self.waits: list[tuple[str, float]] = []
         self.discarded: list[str] = []
+        self.followed: list[tuple[str, int]] = []
 
     def attach(self, server: ServerConfig) -> tuple[str, int]:
         return server.name, os.open(os.devnull, os.O_WRONLY)
 
     def discard(self, pipe: str) -> None:
         self.discarded.append(pipe)
+
+    def follow(self, pipe: str, pid: int) -> None:
+        self.followed.append((pipe, pid))
 
     async def wait_until_stored(self, pipe: str, seconds: float) -> None:
         self.waits.append((pipe, seconds))
@@ -861,6 +870,44 @@ def test_adopted_import_has_thirty_seconds() -> None:
     virtually(scenario)
 
 
+@pytest.mark.parametrize("foreign", [False, True])
+def test_process_that_a_zygote_of_another_user_forked_for_an_application_is_confirmed(
+    foreign: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "enter_as", lambda interpreter, user, env: user)
+    spec = cast(Spec, {"python": "/usr/bin/python", "user": (os.geteuid(), os.getegid())})
+
+    async def scenario(keeper: StoringKeeper) -> None:
+        keeper.children.keeper_pid = 1 << 22 if foreign else os.getppid()
+        written, turns = Written(), ImportLimit(at_once=1)
+        imports = AppZygotes(keeper.link, keeper.children, keeper.zygotes, cast(Any, written), turns)
+        importing = asyncio.ensure_future(imports.get(WEB, spec, 0.0))
+        while not keeper.spawned:
+            await asyncio.sleep(0)
+        with keeper.spawned.pop() as zygote:
+            wire.send(zygote, {"event": "up"})
+            request, (spec_fd, link, output) = await asked_with_descriptors(zygote)
+            for fd in (spec_fd, output):
+                os.close(fd)
+            assert request["op"] == "app"
+            wire.send(zygote, {"id": request["id"], "pid": HERE.pid})
+            with wire.over(link) as theirs:
+                assert await asked(theirs) == {"order": "go"}
+                wire.send(theirs, {"event": "up"})
+                made = await importing
+                assert isinstance(made, AppZygote)
+                assert (imports.processes, made.uid, made.usable) == ([HERE], os.geteuid(), True)
+                assert written.followed == [("web", HERE.pid)]
+                await asyncio.sleep(4)
+                assert made.usable is not foreign
+                assert (KILLED in keeper.taken()) is foreign
+                assert len(keeper.zygotes.processes) == (not foreign)
+                imports.close()
+                assert wire.receive(theirs) is None
+
+    virtually(scenario)
+
+
 @pytest.mark.parametrize(("is_up", "forks", "seconds"), [(False, 0, 0), (True, 0, 2), (True, 1, 12)])
 def test_process_with_an_application_is_killed_if_it_does_not_end(
     is_up: bool, forks: int, seconds: int
@@ -921,7 +968,7 @@ def test_killed_zygote_is_replaced_at_the_next_fork() -> None:
         server = served()
         await runner.check(server)
         (first,) = runner.zygotes.processes
-        os.kill(first.pid, signal.SIGKILL)
+        os.killpg(first.pid, signal.SIGKILL)  # with the process that waits to fork
         await placed(runner, server)
         while first in runner.zygotes.processes:
             await asyncio.sleep(0.01)

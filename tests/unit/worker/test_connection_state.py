@@ -239,6 +239,20 @@ def test_late_head_is_ended_after_its_time(loop: VirtualLoop, heads: Heads) -> N
     assert (early.late, late.late, len(heads)) == (1, 1, 0)
 
 
+def test_heads_are_looked_at_once_in_a_twentieth_of_their_time(loop: VirtualLoop, heads: Heads) -> None:
+    ended: list[float] = []
+
+    def wait_for(seconds: float) -> None:
+        connection = Kept()
+        connection.on_late = lambda: (heads.end(connection), ended.append(loop.time() - begun))  # type: ignore[func-returns-value]
+        heads.wait(connection, begun + seconds)
+
+    begun = loop.time()
+    after(loop, 0, lambda: [wait_for(seconds) for seconds in (1, 1.125, 1.375, 2.75)])  # type: ignore[func-returns-value]
+    after(loop, 5)
+    assert ended == [1, 1.5, 1.5, 2.75]
+
+
 def test_complete_head_is_not_late(loop: VirtualLoop, heads: Heads) -> None:
     connection = Kept()
     after(loop, 0, lambda: heads.wait(connection))

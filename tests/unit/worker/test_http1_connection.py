@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import re
 import socket
 import ssl
@@ -1084,6 +1085,7 @@ def test_late_connection_without_data_is_closed_and_one_with_half_a_head_gets_40
     page = blank_page()
     kept.protocol.counts = RequestCounts(page)
     kept.ask(REQUEST[:10])
+    kept.wire.pause_reading()  # the client may have to be read to its end before it reads the response
     kept.loop.call_soon(kept.protocol.head_is_late)
     kept.loop.pass_time()
     assert kept.wire.written == (
@@ -1255,6 +1257,21 @@ def test_head_is_limited_to_the_byte_however_it_arrives(
     for piece in (data[:cut], data[cut:]) if cut else (data,):
         kept.ask(piece)
     assert re.findall(rb"HTTP/1.1 (\d+)", kept.wire.written) == [b"200"] * asked_before + [status]
+    kept.loop.pass_time(3)
+
+
+@pytest.mark.parametrize("cuts", [(-1,), (-2,), (-4,), (-3, -1), (-3, -2, -1)])
+@pytest.mark.parametrize(("more", "statuses"), [(0, [b"200", b"200"]), (1, [b"431"])])
+def test_end_of_a_head_is_found_in_pieces_of_which_the_last_has_the_next_request_too(
+    kept: Kept, more: int, statuses: list[bytes], cuts: tuple[int, ...]
+) -> None:
+    kept.state.heads.most_bytes = 8192
+    begin = b"GET / HTTP/1.1\r\nhost: a\r\na: "
+    head = begin + b"a" * (8192 + more - len(begin) - 4) + b"\r\n\r\n"
+    for start, end in itertools.pairwise((0, *cuts)):
+        kept.ask(head[start:end])
+    kept.ask(head[cuts[-1] :] + REQUEST)
+    assert re.findall(rb"HTTP/1.1 (\d+)", kept.wire.written) == statuses
     kept.loop.pass_time(3)
 
 

@@ -851,18 +851,25 @@ def test_worker_that_is_stopped_while_out_of_rotation_ends(engine: Engine) -> No
 # Classes, certificates and pages with which a server begins.
 
 
-def test_protocol_class_without_known_parts_is_used_as_it_is_with_a_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    class OfTomorrow(asyncio.Protocol):
-        """uvicorn has no such class."""
+class OfTomorrow(asyncio.Protocol):
+    """uvicorn has no such class."""
 
-    assert connection_class(OfTomorrow) is OfTomorrow
+
+class Extended(H11Protocol):
+    """Not one that poolctl's class extends, though it has each known part."""
+
+
+@pytest.mark.parametrize("unknown", [OfTomorrow, Extended, asyncio.Protocol])
+def test_unknown_protocol_class_or_one_without_known_parts_is_used_as_it_is_with_a_warning(
+    unknown: type[asyncio.Protocol], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert connection_class(unknown) is unknown
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        "uvicorn's OfTomorrow is not known to this version of poolctl: a restart closes its connections, and may "
-        'lose requests that are on their way, and none is counted; set http.implementation to "h11" or "httptools"'
+        f"uvicorn's {unknown.__name__} is not known to this version of poolctl: a restart closes its connections, "
+        "and may lose requests that are on their way, and none is counted; "
+        'set http.implementation to "h11" or "httptools"'
     )
     caplog.clear()
     assert connection_class(H11Protocol) is H11Connection

@@ -325,7 +325,7 @@ def test_idleness_reports_nothing_once_it_has_ended(engine: Engine) -> None:
 
 APP = """
 import os, sys, time
-print("imported", os.environ.get("POOLCTL_INDEX"), os.environ.get("PYTHONSAFEPATH"), flush=True)
+print("imported", os.environ.get("POOLCTL_INDEX"), os.environ.get("PYTHONOPTIMIZE"), sys.flags.optimize, flush=True)
 
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -364,7 +364,7 @@ preload()
 from poolctl.worker.serving import http1_connection
 http1_connection.QUIET_SECONDS = 60.0
 prepare_for_forks()
-become_worker({fds})
+become_worker({fds}, preloaded={preloaded})
 """
 
 
@@ -378,13 +378,14 @@ class Running:
         bound: socket.socket | None = None,
         *,
         go: bool = True,
+        preloaded: bool = False,
         **keys: Any,
     ) -> None:
         (directory / "served.py").write_text(APP)
         (directory / "leaving.py").write_text(LEAVING)
         self.listener = serving.listener()
         self.port = self.listener.getsockname()[1]
-        more = {name: keys.pop(name) for name in ("orphanage", "index", "woken") if name in keys}
+        more = {name: keys.pop(name) for name in ("orphanage", "index", "woken", "user") if name in keys}
         tls = keys.get("tls")
         config = ServerConfig(
             name="web", bind=f"127.0.0.1:{self.port}", app=app, app_dir=str(directory), cwd="/", **keys
@@ -404,7 +405,8 @@ class Running:
             ends = [self.listener.fileno(), *tls_fds, *(each.fileno() for each in self.pair)]
             fds = [spec_fd, theirs.fileno(), write, *ends, self.page.fileno()]
             fds += [] if bound is None else [bound.fileno()]
-            self.process = subprocess.Popen([sys.executable, "-c", START.format(fds=fds)], pass_fds=fds)
+            start = START.format(fds=fds, preloaded=preloaded)
+            self.process = subprocess.Popen([sys.executable, "-c", start], pass_fds=fds)
         os.close(spec_fd)
         os.close(write)
         assert tls is None or files
@@ -477,7 +479,7 @@ def test_worker_becomes_ready_serves_and_stops(run_worker: RunWorker) -> None:
     assert worker.end() == 0
     lines = worker.text().splitlines()
     assert lines == [
-        "imported 3 None", "INFO:     Application startup complete.", "INFO:     Application shutdown complete.",
+        "imported 3 None 0", "INFO:     Application startup complete.", "INFO:     Application shutdown complete.",
     ]  # fmt: skip
     found = tally.read_page(worker.page.fileno())
     assert found is not None
@@ -489,7 +491,7 @@ def test_worker_with_a_higher_log_level_prints_nothing_of_its_own(run_worker: Ru
     worker = run_worker(http={"log_level": "warning"})
     worker.ready()
     worker.order("stop")
-    assert worker.text() == "imported 3 None\n"
+    assert worker.text() == "imported 3 None 0\n"
 
 
 @pytest.mark.slow
@@ -507,12 +509,23 @@ def test_worker_answers_heartbeats_and_notes_that_it_does(run_worker: RunWorker)
 
 @pytest.mark.slow
 def test_interpreter_is_started_again_for_variables_that_it_reads_at_its_start(run_worker: RunWorker) -> None:
-    worker = run_worker(env={"PYTHONSAFEPATH": "1"})
+    worker = run_worker(env={"PYTHONOPTIMIZE": "1"})
     worker.ready()
     assert worker.get("/x") == "/x"
     worker.order("stop")
     assert worker.end() == 0
-    assert worker.text().startswith("imported 3 1\n")
+    assert worker.text().startswith("imported 3 1 1\n")
+
+
+@pytest.mark.slow
+def test_worker_of_a_process_that_was_set_up_for_its_server_sets_its_index_alone(
+    run_worker: RunWorker,
+) -> None:
+    worker = run_worker(preloaded=True, env={"PYTHONOPTIMIZE": "1"})
+    worker.ready()
+    worker.order("stop")
+    assert worker.end() == 0
+    assert worker.text().startswith("imported 3 None 0\n")
 
 
 @pytest.mark.slow
@@ -566,7 +579,7 @@ def test_second_signal_stops_a_worker_that_drains(run_worker: RunWorker) -> None
     worker.ready()
     with socket.create_connection(("127.0.0.1", worker.port), timeout=60) as client:
         client.sendall(b"GET /hang HTTP/1.1\r\nhost: test\r\n\r\n")
-        assert worker.output.readline() == b"imported 3 None\n"
+        assert worker.output.readline() == b"imported 3 None 0\n"
         assert b"startup complete" in worker.output.readline()
         assert worker.output.readline() == b"hangs\n"
         worker.process.send_signal(signal.SIGTERM)
@@ -835,7 +848,8 @@ def test_worker_of_another_user_listens_on_the_sockets_that_were_bound_for_it(
 ) -> None:
     directory = tmp_path / "pool"
     bound, path = rendezvous.bind(str(directory), pool_files.WORKER)
-    worker = run_worker(bound=bound, orphanage={"directory": str(directory), "bound": True})
+    user = (0, 0) if os.geteuid() == 0 else None  # a worker of another user follows root alone
+    worker = run_worker(bound=bound, orphanage={"directory": str(directory), "bound": True}, user=user)
     bound.close()
     worker.ready()
     for _ in range(2):

@@ -21,8 +21,9 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.bootstrap import command
 from poolctl.keeper import wire
-from poolctl.runners.worker_spec import app_spec, spec_file
+from poolctl.runners.worker_spec import app_spec, spec_file, worker_spec
 from poolctl.worker import zygote
+from poolctl.worker.tally import new_page
 from poolctl.worker.zygote import ProcessSnapshot, ThreadOrigins
 from tests.deadline import wait_until
 from tests.processes import is_alive
@@ -387,6 +388,35 @@ def test_app_zygote_is_up_when_it_has_imported_and_runs_no_exit_function(
     reply = app.message()
     assert reply is not None
     assert (reply["id"], reply["pid"] != app.pid) == (5, True)
+
+
+PRINTS = """
+async def app(scope, receive, send):
+    print(os.getcwd(), os.environ["POOLCTL_INDEX"], flush=True)
+    os._exit(0)
+"""
+
+
+def test_worker_of_an_app_zygote_runs_the_imported_application_as_the_import_has_left_it(
+    imported: Callable[..., Imported], tmp_path: Path
+) -> None:
+    app = imported("import os\nos.chdir('/')\n" + PRINTS)
+    assert app.message() == {"event": "up"}
+    server = ServerConfig(name="web", bind="127.0.0.1:8080", app="shop:app", app_dir=str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    settings = worker_spec(server, interpreter=sys.executable, listeners=0, tls_files=0, open_files=limits)
+    spec, page = spec_file({**settings, "orphanage": None, "index": 3}), new_page()
+    output, write = os.pipe()
+    control, theirs = wire.pair()
+    pair = wire.pair()
+    with control, theirs, pair[0], pair[1]:
+        fds = [spec, theirs.fileno(), write, *(each.fileno() for each in pair), page]
+        wire.send(app.control, {"op": "worker", "id": 5}, fds)
+        for fd in (spec, write, page):
+            os.close(fd)
+        wire.send(control, {"order": "go"})
+        with open(output) as printed:
+            assert printed.read() == "/ 3\n"
 
 
 def test_app_zygote_whose_import_fails_says_why_and_exits(imported: Callable[..., Imported]) -> None:
