@@ -193,6 +193,41 @@ def test_above_the_most_connections_new_ones_wait_in_the_backlog(monkeypatch: py
     play(scene, max_connections=2)
 
 
+@pytest.mark.parametrize("paused", [False, True])
+def test_closed_acceptor_leaves_new_connections_to_other_processes(
+    monkeypatch: pytest.MonkeyPatch, paused: bool
+) -> None:
+    monkeypatch.setattr(acceptor, "_RETRY_SECONDS", 0.0)
+
+    async def scene(stage: Stage) -> None:
+        if paused:
+            stage.acceptor._pause()
+        stage.acceptor.close()
+        client = await stage.connect(HEAD)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        accepted, address = stage.listener.accept()
+        assert address == client.getsockname()
+        accepted.close()
+
+    play(scene)
+
+
+def test_connections_wait_in_the_backlog_while_accepting_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acceptor, "_RETRY_SECONDS", 1000.0)
+
+    async def scene(stage: Stage) -> None:
+        stage.acceptor._pause()
+        client = await stage.connect(HEAD)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        accepted, address = stage.listener.accept()
+        assert address == client.getsockname()
+        accepted.close()
+
+    play(scene)
+
+
 def test_tls_handshakes_count_among_the_open_connections(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -474,6 +509,75 @@ def test_connection_that_is_reset_before_its_proxy_header_is_read_is_closed() ->
         client.close()
 
     play(scene)
+
+
+HELLO = client_hello("users.example.com")
+
+
+@pytest.mark.parametrize("ended", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "sent", "closes", "waits"),
+    [
+        ("plain", b"", False, True),
+        ("plain", HEAD[:20], False, True),
+        ("plain", b"", True, False),
+        ("plain", HEAD, False, False),
+        ("tls", b"", False, True),
+        ("tls", HELLO[:20], False, True),
+        ("tls", b"", True, False),
+        ("tls", HELLO, False, False),
+        ("tls", HEAD, False, False),
+        ("proxy", b"", False, True),
+        ("proxy", b"PROXY TCP4 192.0.2.1", False, True),
+        ("proxy", b"", True, False),
+        ("proxy", b"PROXY UNKNOWN\r\n", False, False),
+        ("proxy", HEAD, False, False),
+    ],
+    ids=str.split(
+        "nothing head-begins head-ends-before head nothing hello-begins hello-ends-before hello no-hello"
+        " nothing header-begins header-ends-before header no-header"
+    ),
+)
+def test_connection_waits_for_the_rest_of_its_first_bytes_until_the_client_has_ended(
+    kind: str, sent: bytes, closes: bool, waits: bool, ended: bool
+) -> None:
+    async def scene(stage: Stage) -> None:
+        ours, theirs = _connected()
+        ours.sendall(sent)
+        if closes:
+            ours.shutdown(socket.SHUT_WR)
+        settings = ListenerSettings(bind="127.0.0.1:0", tls=kind == "tls")
+        connection = (
+            acceptor.ProxyHeaderConnection(stage.edge, theirs, "127.0.0.1", settings)
+            if kind == "proxy"
+            else acceptor._new_connection(stage.edge, theirs, "127.0.0.1", settings)
+        )
+        if sent:
+            await until(connection.has_unread)
+        assert connection.on_readable(ended=ended) is (waits and not ended)
+        ours.close()
+        theirs.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_header_of_a_trusted_proxy_that_comes_in_pieces_is_waited_for(goes_on: bool) -> None:
+    async def scene(stage: Stage) -> None:
+        pair = stage.server("users")
+        stage.route_to("users")
+        client = await stage.connect(b"PROXY UNK")
+        await until(lambda: stage.waiting and not stage.edge.passing.waiting._silent)
+        if goes_on:
+            await stage.edge.loop.sock_sendall(client, b"NOWN\r\n" + HEAD)
+            taken = await pair.take()
+            assert taken.recv(1000) == HEAD
+            taken.close()
+        else:
+            client.close()
+        await until(lambda: not stage.waiting)
+
+    play(scene, accept_proxy=True, trusted_proxies=("127.0.0.1",))
 
 
 BODY = b"hello"

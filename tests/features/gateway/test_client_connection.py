@@ -6,6 +6,8 @@ import asyncio
 import os
 import re
 import socket
+import ssl
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -26,7 +28,7 @@ from poolctl.features.gateway.process.proxy.client_connection import (
     ClientConnection,
     FrameBoundary,
 )
-from poolctl.features.gateway.process.proxy.serving import serve
+from poolctl.features.gateway.process.proxy.serving import serve, serve_tls
 from poolctl.features.gateway.process.settings import ServerFacts
 from poolctl.features.gateway.process.tls import ListenerCertificates
 from poolctl.features.gateway.process.waiting_connections import WaitingConnections
@@ -40,6 +42,7 @@ from tests.examples import examples
 from tests.features.gateway import passing_stage
 from tests.features.gateway.passing_stage import Pair, app_route, until
 from tests.features.gateway.proxy_stage import (
+    DEADLINE,
     Backend,
     Script,
     Stage,
@@ -1523,6 +1526,27 @@ def test_requests_without_a_backend_that_come_at_once_are_answered_in_many_turns
     play(scene)
 
 
+@pytest.mark.parametrize(
+    ("fields", "at_once"),
+    [(b"", MOST_REQUESTS_AT_ONCE), (b"X: " + b"y" * 20_000 + b"\r\n", 1)],
+    ids=["small", "large"],
+)
+def test_several_small_requests_are_answered_in_the_turn_in_which_they_come(
+    fields: bytes, at_once: int
+) -> None:
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok, path="/there")
+        client = await stage.client()
+        await until(lambda: stage.edge.pool.clients)
+        count = MOST_REQUESTS_AT_ONCE + 2
+        only_connection(stage).data_received((GET[:-2] + fields + b"\r\n") * count)
+        assert stage.edge.counts.snapshot()["refused"] == {"404": at_once}
+        for _ in range(count):
+            assert await status_of(client) == 404
+
+    play(scene)
+
+
 def payload(size: int, masked: bool) -> bytes:
     length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big")
     if masked:
@@ -1648,6 +1672,46 @@ def test_idle_connection_is_closed_for_another_unless_bytes_wait() -> None:
         await client.exactly(size)
         assert connection.close_idle()
         assert await client.rest() == b""
+
+    play(scene)
+
+
+def test_end_of_an_idle_connection_with_tls_is_announced_to_its_client_and_not_waited_for(
+    tmp_path: Path,
+) -> None:
+    answered, gone = threading.Event(), threading.Event()
+
+    def talk(sock: socket.socket, trust: ssl.SSLContext) -> bytes:
+        sock.settimeout(DEADLINE)
+        with trust.wrap_socket(sock, server_hostname="localhost", suppress_ragged_eofs=False) as client:
+            client.sendall(GET)
+            received = b""
+            while not received.endswith(b"hello"):
+                received += client.recv(1000)
+            answered.set()
+            end = client.recv(1)  # raises an error if the connection just ends
+            gone.wait(DEADLINE)
+            return end
+
+    async def scene(stage: Stage) -> None:
+        await stage.route(ok)
+        cert, key = certificate(tmp_path)
+        certificates = ListenerCertificates()
+        certificates.put("x", [], {}, [cert.read_bytes(), key.read_bytes()])
+        context = certificates.context("x", "")
+        assert context is not None
+        ours, theirs = _pair()
+        serve_tls(stage.edge, theirs, context)
+        talking = asyncio.ensure_future(asyncio.to_thread(talk, ours, authority(cert)))
+        await until(answered.is_set)
+        try:
+            assert only_connection(stage).close_idle()
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert not stage.edge.pool.clients
+        finally:
+            gone.set()
+        assert await talking == b""
 
     play(scene)
 

@@ -326,6 +326,7 @@ def test_stopped_pool_refuses_and_leaves_nothing_behind(gateway: GatewayPool, re
     gateway.until(lambda: not real_pool.processes())
 
 
+@pytest.mark.heavy
 @pytest.mark.integration
 def test_taken_address_fails_the_start_and_is_tried_again(gateway: GatewayPool) -> None:
     with socket.create_server(("127.0.0.1", gateway.port)):
@@ -985,10 +986,11 @@ def test_zygote_that_has_ended_is_replaced_soon_or_later_if_it_never_came_up(
         assert len(zygotes) == 1
         await asyncio.sleep(0.02)
         assert len(zygotes) == 1, "nothing is planned"
+        manager._schedule_zygote(0.5)
         manager._schedule_zygote()
         manager._current = GatewayPlan(GatewaySettings(directory="/run"), {}, {}, ())
         await asyncio.sleep(0.9)
-        assert len(zygotes) == 1
+        assert len(zygotes) == 1, "the later time counts"
         await asyncio.sleep(0.2)
         assert len(zygotes) == 2
         for changes in ({"engine": "haproxy"}, {}):
@@ -1061,6 +1063,64 @@ def test_adopted_process_is_sent_everything_again(monkeypatch: pytest.MonkeyPatc
         assert process is orders
         assert (manager._current, manager._served) == (None, ())
         manager._process = None
+
+    with_manager(scene)
+
+
+def test_addresses_of_an_adopted_process_are_not_recorded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = GatewaySettings(directory="/run")
+    opened, planned = ListenerSettings(bind="127.0.0.1:1"), ListenerSettings(bind="127.0.0.1:2", alias="db")
+
+    async def plan() -> GatewayPlan:
+        route = StreamRoute(alias="db", bind=planned.bind, to=(Target(url="127.0.0.1:9"),))
+        return GatewayPlan(settings, {each.key: each for each in (opened, planned)}, {planned.key: route}, ())
+
+    async def scene(manager: Manager) -> None:
+        without_predecessor(manager, monkeypatch)
+
+        async def adopt(keeper: object, entry: str) -> Orders:
+            return Orders()
+
+        monkeypatch.setattr(GatewayProcess, "adopt", adopt)
+        monkeypatch.setattr(manager, "_plan", plan)
+        manager._listeners.settings = {opened.key: opened}
+        recorded: list[str] = []
+        manager.desk.events.subscribe(lambda event: recorded.append(event.event))
+        await manager._adopt()
+        assert manager._current is not None
+        assert [*manager._current.listeners] == [opened.key], "the other is not open yet"
+        manager._report_addresses(manager._current)
+        manager._report_addresses(await plan())
+        manager.desk.events.flush()
+        assert recorded == ["gateway moved"]
+        manager._process = None
+
+    with_manager(scene)
+
+
+@pytest.mark.parametrize("is_of_keeper", [True, False])
+def test_zygote_of_the_previous_supervisor_is_used_unless_another_keeper_has_started_it(
+    monkeypatch: pytest.MonkeyPatch, zygotes: list[Zygote], is_of_keeper: bool
+) -> None:
+    async def scene(manager: Manager) -> None:
+        without_predecessor(manager, monkeypatch)
+        found: Any = Zygote(Zygote.mark_for("m"))
+        found.is_of_keeper = is_of_keeper
+
+        async def adopt(keeper: object, entry: str) -> Any:
+            assert entry == "gateway zygote"
+            return found
+
+        monkeypatch.setattr(Zygote, "adopt", adopt)
+        delays: list[float] = []
+        monkeypatch.setattr(manager, "_schedule_zygote", delays.append)
+        await manager._adopt()
+        assert (manager._zygote, found.ended) == ((found, False) if is_of_keeper else (None, True))
+        found.exited.set_result(None)
+        await asyncio.sleep(0)
+        assert delays == [1.0], "it had come up"
+        await manager._ready_zygote("m")
+        assert len(zygotes) == 2
 
     with_manager(scene)
 

@@ -116,6 +116,18 @@ def test_routes_streams_and_hosts_have_their_figures() -> None:
     ], "it was never proxied"
 
 
+def test_routes_are_counted_by_the_way_that_their_connections_take() -> None:
+    passed = [Route(alias=name, to=(Target(server="api"),)) for name in ("more", "most")]
+    routes = ROUTES._replace(
+        http=(*ROUTES.http, *passed),
+        streams=(StreamRoute(alias="db", bind=":1"), StreamRoute(alias="dns", bind=":2")),
+        excluded=(),
+    )
+    found = values(GatewaySnapshot(None, 0, 1, routes, {}, {}, {}))
+    ways = {way: found["gateway_routes", way] for way in ("pass", "proxy", "stream", "excluded")}
+    assert ways == {"pass": 3, "proxy": 1, "stream": 2, "excluded": 0}
+
+
 WHOLE = GatewaySnapshot(
     report(
         HostReport(host="api", state="draining", available=False, connections=1, in_flight=2, waiting=3, requests=4),

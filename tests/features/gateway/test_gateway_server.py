@@ -28,6 +28,7 @@ from poolctl.features.gateway.supervision import gateway_adoption, gateway_proce
 from poolctl.features.gateway.supervision.gateway_adoption import OrphanedGateway, find
 from poolctl.features.gateway.supervision.gateway_process import GatewayProcess
 from poolctl.keeper import connection_handover, wire
+from poolctl.keeper.connection_handover import Routed
 from poolctl.routing.route import Route, StreamRoute, Target
 from poolctl.routing.route_table import write_table
 from poolctl.runners import supervised_process
@@ -629,7 +630,14 @@ def test_draining_process_leaves_new_connections_to_the_next_while_it_waits_for_
                 assert select.select([stage.listener], [], [], DEADLINE_SECONDS)[0]
                 await stage.settled()
                 assert len(waiting) == 1
-                stage.listener.accept()[0].close()
+                with stage.listener.accept()[0] as accepted:  # and those that workers give back
+                    routed = Routed("web", received=b"", decided=False)
+                    connection_handover.give(stage.own[0], accepted.fileno(), routed=routed)
+                await stage.settled()
+                taken = connection_handover.take(stage.own[1])
+                assert taken is not None
+                assert taken.getpeername() == client.getsockname()
+                taken.close()
             writer.write(b"Connection: close\r\n\r\n")
             assert (await reader.read()).endswith(b"ok")
             writer.close()

@@ -208,6 +208,7 @@ def test_status_has_all_figures() -> None:
         # A sample is kept when the last one is 5 s old, and rates are over at least 4 s if possible.
         ((0, 4, 4.9), 0),
         ((0, 4.9, 5.5), 0),
+        ((0, 4.9, 9), 0),
         ((0, 5, 6), 0),
         ((0, 5, 8.9), 0),
         ((0, 5, 9), 5),

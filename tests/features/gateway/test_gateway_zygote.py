@@ -53,6 +53,7 @@ def test_gateway_is_a_fork_whose_parent_is_the_keeper_and_so_is_the_next_one(gat
     wait_until(lambda: not is_alive(zygote))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [signal.SIGSTOP, pytest.param(signal.SIGKILL, marks=pytest.mark.heavy)])
 def test_zygote_that_is_killed_or_stopped_is_replaced(gateway: GatewayPool, number: signal.Signals) -> None:
     zygote = zygote_of(gateway)
@@ -83,6 +84,7 @@ def test_next_gateway_has_the_routes_and_certificates_of_now(gateway: GatewayPoo
     assert [gateway.get(path).status for path in ("/one", "/other", "/two")] == [200, 200, 404]
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif("notify" not in FEATURES, reason="there is no [[notify]]")
 def test_variable_that_is_a_secret_of_the_pool_now_is_not_in_the_next_gateway(gateway: GatewayPool) -> None:
     pool = gateway.pool

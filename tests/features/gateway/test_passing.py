@@ -91,6 +91,67 @@ def test_queued_connection_that_is_not_taken_in_time_gets_503() -> None:
     play(scene)
 
 
+def test_queue_that_was_empty_in_between_is_reported_again_and_its_connections_have_their_own_time() -> None:
+    async def scene(stage: Stage) -> None:
+        stage.edge.passing.close()
+        passing = stage.edge.passing = Passing(stage.edge.event, queue_seconds=1000.0, most_queued=1)
+        pair = stage.server("users")
+        stage.route_to("users")
+
+        async def overflow() -> socket.socket:
+            pair.fill()
+            queued = await stage.connect(HEAD)
+            await until(lambda: passing.queue_length("users"))
+            assert (await stage.read(await stage.connect(HEAD))).startswith(b"HTTP/1.1 503 ")
+            return queued
+
+        for times in (1, 2):
+            await overflow()
+            assert [kind for kind, _ in stage.events] == ["connection queue full"] * times
+            pair.empty()
+            (await pair.take()).close()
+            await until(lambda: not passing.queue_length("users"))
+        late = await overflow()
+        server = passing._servers["users"]
+        server.queue[0] = server.queue[0]._replace(until=0.0)
+        passing._expire(server)
+        assert (await stage.read(late)).startswith(b"HTTP/1.1 503 ")
+        await overflow()
+        assert len(stage.events) == 4
+
+    play(scene)
+
+
+@pytest.mark.parametrize("way", ["taken", "expired", "routed again"])
+def test_connection_that_is_queued_after_others_have_left_gets_503_when_its_time_is_over(way: str) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.edge.passing.close()
+        passing = stage.edge.passing = Passing(stage.edge.event, queue_seconds=1000.0)
+        pair = stage.server("users")
+        pair.fill()
+        stage.route_to("users")
+        await stage.connect(HEAD)
+        await until(lambda: passing.queue_length("users"))
+        if way == "taken":
+            pair.empty()
+            (await pair.take()).close()
+            await until(lambda: not passing.queue_length("users"))
+            pair.fill()
+        elif way == "expired":
+            server = passing._servers["users"]
+            server.queue[0] = server.queue[0]._replace(until=0.0)
+            passing._expire(server)
+        else:
+            stage.routes(app_route("users", other_user="another user's requests may follow"))
+            passing.apply_table(stage.edge.table)
+            stage.route_to("users")
+        assert passing.queue_length("users") == 0
+        passing._queue_seconds = 0.01
+        assert (await stage.read(await stage.connect(HEAD))).startswith(b"HTTP/1.1 503 ")
+
+    play(scene)
+
+
 def test_withdrawn_server_has_nothing_queued_and_its_connections_go_to_another() -> None:
     async def scene(stage: Stage) -> None:
         stage.server("users").fill()

@@ -1177,6 +1177,16 @@ def test_rate_of_a_route_says_when_the_next_request_may_begin(stage: Stage, queu
     taken(route.acquire("1.1.1.1"))
 
 
+def test_open_breaker_says_when_the_next_request_may_try_it_unless_one_does(stage: Stage) -> None:
+    route = stage.route(URLS[0], breaker=BreakerRule(failures=1, open_seconds=9.5))
+    fail(route)
+    stage.clock.advance(1.25)
+    assert seen(route.acquire("1.1.1.1"))[1:] == (9, False, 8.25)
+    stage.clock.advance(8.25)
+    taken(route.acquire("1.1.1.1"))
+    assert seen(route.acquire("1.1.1.1"))[2:] == (False, None)
+
+
 @pytest.mark.parametrize("queue", [0, 1])
 def test_full_backends_refuse_or_let_wait(stage: Stage, queue: int) -> None:
     route = stage.route(*URLS[:2], backend_limit=Limit(concurrency=1, queue=queue))

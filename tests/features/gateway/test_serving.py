@@ -151,6 +151,7 @@ def test_requests_over_tls_are_reported_as_such(tmp_path: Path) -> None:
         await client.send(GET)
         await client.response()
         assert b"\r\nX-Forwarded-Proto: https\r\n" in backend.heads[0]
+        assert stage.edge.pool.arriving == 0
 
     play(scene)
 
@@ -196,6 +197,7 @@ def test_no_handshake_no_connection(tmp_path: Path) -> None:
         await client.send(GET)
         assert b"HTTP" not in await client.rest()
         assert not stage.edge.pool.clients
+        await until(lambda: not stage.edge.pool.arriving)
 
     play(scene)
 
@@ -437,6 +439,20 @@ def test_protocol_is_paused_while_much_is_unsent_and_all_of_it_arrives() -> None
     with_ends(scene)
 
 
+def test_protocol_that_was_resumed_is_paused_again_as_often_as_much_is_unsent() -> None:
+    async def scene(ends: Ends) -> None:
+        for times in (1, 2, 3):
+            size = 0
+            while ends.transport.get_write_buffer_size() <= 64 * 1024:
+                ends.transport.write(b"x" * 100_000)
+                size += 100_000
+            assert ends.calls == ["pause", "resume"] * (times - 1) + ["pause"]
+            assert await ends.received(size) == size
+            await ends.until_called(*["pause", "resume"] * times)
+
+    with_ends(scene)
+
+
 def test_closed_transport_sends_the_rest_first_and_an_aborted_one_does_not() -> None:
     async def scene(ends: Ends) -> None:
         while not ends.calls:
@@ -452,7 +468,9 @@ def test_closed_transport_sends_the_rest_first_and_an_aborted_one_does_not() -> 
         aborted = Ends()
         while not aborted.calls:
             aborted.transport.write(b"x" * 100_000)
+        assert aborted.transport.is_reading()
         aborted.transport.abort()
+        assert not aborted.transport.is_reading()
         aborted.transport.abort()
         await aborted.until_called("pause", LOST)
         aborted.transport.write(b"late")
@@ -472,6 +490,18 @@ def test_reset_by_the_client_is_the_error_that_the_protocol_gets(writing: bool) 
         ends.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         ends.client.close()
         await ends.until_called(*(["pause"] if writing else []), ("lost", ConnectionResetError))
+
+    with_ends(scene)
+
+
+def test_end_that_cannot_be_sent_because_the_client_has_reset_the_connection_is_its_loss() -> None:
+    async def scene(ends: Ends) -> None:
+        ends.transport.pause_reading()
+        ends.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        ends.client.close()
+        ends.transport.write_eof()
+        assert ends.transport.is_closing()
+        await ends.until_called(("lost", OSError))
 
     with_ends(scene)
 

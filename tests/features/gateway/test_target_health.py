@@ -83,6 +83,7 @@ def test_probe_decides_about_a_target_outside_the_pool_without_any_request(
     assert gateway.get("/").status == 200
 
 
+@pytest.mark.heavy
 def test_address_on_which_nothing_ever_listened_is_never_healthy(
     gateway: GatewayPool, service: ServiceServer
 ) -> None:

@@ -494,6 +494,31 @@ def test_connections_wait_while_there_are_no_descriptors(
     assert "stream db cannot open a connection: [Errno 24] Too many open files" in caplog.messages
 
 
+@pytest.mark.parametrize("evicts", [True, False])
+def test_connection_that_would_use_up_the_reserve_waits_and_may_evict_another(
+    run: Run, monkeypatch: pytest.MonkeyPatch, evicts: bool
+) -> None:
+    monkeypatch.setattr(tcp_module, "_ACCEPT_AGAIN_SECONDS", 0.01)
+
+    async def main() -> None:
+        edge = StreamEdge()
+        evicted: list[int] = []
+
+        def evict() -> bool:
+            evicted.append(stream.accepted)
+            if len(evicted) == 3:
+                edge.descriptors.mark = usual
+            return evicts
+
+        edge.evict = evict  # type: ignore[method-assign]
+        async with backend(names(b"served")) as port, tcp(a_route(port), edge) as (stream, at):
+            usual, edge.descriptors.mark = edge.descriptors.mark, 0
+            assert await answer(at) == b"served"
+            assert evicted == [0, 0, 0]
+
+    run(main())
+
+
 def test_connections_reach_the_canary_of_a_server_in_its_share_and_the_server_if_it_refuses_them(
     run: Run,
 ) -> None:

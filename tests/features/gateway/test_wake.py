@@ -291,6 +291,7 @@ def test_connection_with_tls_that_is_passed_by_its_name_wakes_its_server(gateway
     assert wakes(gateway) == before + 1
 
 
+@pytest.mark.heavy
 def test_server_that_a_window_keeps_asleep_is_refused_with_the_time_to_its_end(gateway: GatewayPool) -> None:
     start(gateway, PROXIED, idle_seconds=60)
     assert gateway.get("/one").status == gateway.get("/two").status == 200
