@@ -1,4 +1,4 @@
-"""Access to the page: a login with the pool's token, whose attempts are limited, then a session cookie.
+"""Access to the page: a rate-limited login with the pool's token, then a session cookie.
 
 A guard checks every request before it is handled, and adds the security headers to every response. Cookie and CSRF
 token are derived from the pool's token by HMAC: they stay valid after a restart, until the token changes. Only
@@ -63,7 +63,7 @@ class Session(NamedTuple):
 
 
 class Sessions:
-    """Creates and verifies sessions. The cookie's name contains the pool's `key`: all ports of a host share cookies."""
+    """Creates and verifies sessions. The cookie's name contains `key`, because all ports of a host share cookies."""
 
     def __init__(self, token: str, key: str, clock: Clock, ended: EndedSessions | None = None) -> None:
         self._token = token.encode()
@@ -167,10 +167,10 @@ class LoginAttempts:
 
 
 class Guard:
-    """Refuses requests whose `Host` is unknown, and changing requests from pages of other sites.
+    """Refuses requests with an unknown `Host` header, and state-changing requests from pages of other sites.
 
-    A foreign DNS name that points to this machine arrives in `Host` (DNS rebinding). IP addresses and `localhost`
-    cannot be redirected; other names are accepted only if they are in `hosts`.
+    The `Host` check prevents DNS rebinding, in which an attacker's DNS name resolves to this machine. IP addresses and
+    `localhost` are always accepted, other names only if they are in `hosts`.
     """
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:

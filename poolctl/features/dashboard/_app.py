@@ -125,7 +125,7 @@ class _Page:
     # Login.
 
     def _restricted(self, endpoint: Endpoint, changes: bool) -> Endpoint:
-        """The endpoint for clients with the token or a session; with `changes` a session needs the CSRF token too."""
+        """Restrict the endpoint to clients with token or session; with `changes` a session must send the CSRF token."""
 
         async def checked(request: Request) -> Response:
             if self._attempts.wait_seconds() == 0 and (token := _bearer(request)):

@@ -52,7 +52,7 @@ class _Begun(NamedTuple):
 
 
 class FigureRing:
-    """The figures of each past slot of one span. Times are of the monotonic clock, which the next supervisor shares."""
+    """Each server's figures in the past slots of one span. Times are monotonic, valid also in the next supervisor."""
 
     def __init__(self, span: Span) -> None:
         self.span = span
@@ -61,7 +61,7 @@ class FigureRing:
         self._begun: dict[str, _Begun] = {}
 
     def add_sample(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
-        """Record the servers' figures at time `now`. Returns whether a slot has ended, so that it now has figures."""
+        """Record the servers' figures at time `now`. Returns whether this has ended a slot and stored its figures."""
         slot, before = int(now // self.span.slot_seconds), self.slot
         ended = before is not None and slot > before
         if before is None or slot > before:
@@ -129,7 +129,7 @@ def _figures(seen: ServerSnapshot, begun: _Begun, now: float) -> tuple[float, ..
 
 
 def _total(figures: Sequence[Sequence[float]]) -> list[float]:
-    """The pool's figures from those of its servers, in the order of FIGURES: sums, but the highest latency."""
+    """The pool's figures, in the order of FIGURES: the sums over its servers, except for latency the maximum."""
     found = []
     for at, name in enumerate(FIGURES):
         known = [each[at] for each in figures if not isnan(each[at])]

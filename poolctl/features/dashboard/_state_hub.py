@@ -85,7 +85,7 @@ class Levels:
             self.add(event.server, word, datetime.fromisoformat(event.time).timestamp())
 
     def add(self, name: str, word: str, now: float) -> None:
-        """Add a server's level from this time on, in seconds since the epoch, unless it is the same as before."""
+        """Record that the level became `word` at `now`, in seconds since the epoch, unless it already was `word`."""
         changes = self._changes.setdefault(name, [])
         # The journal's events may arrive after the current state was queried.
         place = bisect.bisect_right(changes, now, key=lambda change: change[0])
@@ -158,7 +158,7 @@ class Hub:
         *,
         timeout_seconds: float = _ANSWER_SECONDS,
     ) -> Answer:
-        """Send the verb to the supervisor and return its answer. Raises ControlError, TimeoutError."""
+        """Send the verb, on behalf of the client `by`, and return the answer. Raises ControlError, TimeoutError."""
         body = {"selector": {"targets": targets}, "options": options, "by": by or {}}
         return await ask_async(kind, self._socket_path, verb, body, timeout_seconds=timeout_seconds)
 
@@ -223,7 +223,7 @@ class Hub:
             self._send_event("files", {"message": files})
 
     def _about_files(self, result: StatsResult) -> str:
-        """The notice that files have changed since the pool read them, as in commands; "" if none has changed."""
+        """The warning, as commands print it, that files have changed since the pool read them; "" if none has."""
         if result.changed is None:
             return ""
         first = (self._about.get("files") or [""])[0]

@@ -1,6 +1,6 @@
-"""The process of a dashboard: the supervisor sends its settings and listeners.
+"""The dashboard's process, which gets its settings and listening sockets from the supervisor.
 
-Its HTTP server is uvicorn, with limits on connections and handshakes, and with renewed certificates.
+Its HTTP server is uvicorn, extended with limits on connections and handshakes, and with certificate reloading.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class DashboardProcess(SidecarProcess):
         mark: str,
         sockets: Sequence[socket.socket],
     ) -> Self:
-        """Start a process and wait until it serves. If it does not, end it and raise LinkLost or TimeoutError."""
+        """Start a process of version `mark` and wait until it serves, else end it. Raises LinkLost, TimeoutError."""
         process = await cls.spawn(keeper, directory, mark)
         begin = {"t": "begin", "bind": settings.bind, "directory": directory, "settings": settings.values}
         process.link.send(begin, [sock.fileno() for sock in sockets])

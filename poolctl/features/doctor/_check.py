@@ -92,7 +92,7 @@ class CheckContext:
 
     @property
     def processes(self) -> int:
-        """The number of processes of the pool when all servers run at their largest scale."""
+        """The number of processes of the pool when every server runs its maximum number of workers."""
         return _OWN_PROCESSES + sum(server.scale.max for server in self.servers)
 
     @property
@@ -104,8 +104,8 @@ class CheckContext:
     def addresses(self) -> dict[str, Address]:
         """The addresses to check, by name: those of servers and, if no supervisor answers, of tables such as [gateway].
 
-        `auto` addresses are omitted. A feature's process that has outlived its pool may still hold addresses: then only
-        tables with a single `bind` are included.
+        `auto` addresses are omitted. If a feature's process, such as the gateway, has outlived the pool's supervisor,
+        only tables with a single `bind` are included, because the process may still listen on the others.
         """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:
@@ -142,7 +142,7 @@ def read_number(path: str) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """The result of a check. `name` and `check` are both the name of the checked object; `fix` is "" if it is ok."""
+    """The result of a check. `name` and `check` are the same: what was checked; `fix` is "" if the status is OK."""
 
     name: str
     check: str

@@ -48,7 +48,7 @@ _SCARCE_FILES = 256
 
 
 def features(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether the system calls that a pool uses work, and the consequence of each that does not."""
+    """Whether the system calls that a pool uses work; for each that fails, what the pool cannot do."""
     if not LINUX:
         yield problem(
             "kernel", "this is not Linux", "only `run`, the library and commands that read files work"
@@ -187,7 +187,7 @@ def processes(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def control_groups(controller: str, root: str = "/sys/fs/cgroup") -> Iterator[str]:
-    """The directories of this process's control group and its ancestors, in either version (cgroups(7))."""
+    """The directories of this process's control group for the controller, and of its ancestors (cgroup v1 or v2)."""
     for line in read_text("/proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
@@ -242,7 +242,7 @@ def _mib(count: int) -> str:
 
 
 def ports(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether each server whose address is not open could open it now."""
+    """Whether the TCP addresses that the pool does not serve are free, and the directories of Unix sockets writable."""
     served = context.served
     failures: dict[str, ListenError] = {}
     free = 0
@@ -405,7 +405,7 @@ def state(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def disks(context: CheckContext) -> Iterator[CheckResult]:
-    """The free space for logs and events in configured directories, once per disk other than the state directory's."""
+    """The free space on each disk of configured log and event paths, except the disk of the state directory."""
     if context.pool is None or context.config is None:
         return
     events = context.config.tables.events

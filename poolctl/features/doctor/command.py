@@ -38,7 +38,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
-    """The pool and no problem, or None and the reason as a problem; no problem if none was named and none was found."""
+    """The pool, or None and the problem. If no configuration was named and none was found, there is no problem."""
     try:
         return find_pool(request, missing_ok=True), []
     except ConfigNotFound as missing:

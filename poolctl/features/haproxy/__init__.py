@@ -1,4 +1,4 @@
-"""HAProxy as an engine of the gateway, which serves the same routes; `poolctl export haproxy` writes its files."""
+"""HAProxy as an engine of the gateway: it serves the same routes. `poolctl export haproxy` writes its files."""
 
 from poolctl.feature import Feature
 

@@ -109,7 +109,7 @@ class HaproxyListener(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of its `bind` lines, which rules refer to; "" if there are no rules."""
+        """The name in its `bind` lines, by which rules select this listener; "" if no rule needs it."""
         return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.asks_for_certificate)
 
     @property
@@ -158,7 +158,7 @@ class HaproxyListener(NamedTuple):
             yield f"    http-request set-var(txn.{variable}) str({self._shown([0])}) if {here} !{known}"
 
     def _shown(self, numbers: Sequence[int]) -> str:
-        """One identifier for certificates of one name; ends in _DEMANDS if one asks for a client certificate."""
+        """The identifier of the certificates `numbers`; ends in _DEMANDS if one asks for a client certificate."""
         demands = any(self.certificates[number].asks_for_certificate for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
 
@@ -373,7 +373,7 @@ def _route_limit(limit: Limit | None) -> Iterator[str]:
 
 
 def _queue_timeout(limit: Limit | None) -> Iterator[str]:
-    """The line that limits how long a request waits for a backend at its limit; none without a limit."""
+    """The `timeout queue` line: how long a request waits for a busy backend; nothing without a concurrency limit."""
     if limit is not None and limit.concurrency:
         yield f"    timeout queue {_duration(limit.queue_seconds if limit.queue else 0.001)}"
 
@@ -529,9 +529,9 @@ def configuration_of(
 
 
 def _mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
-    """The aliases of the routes to look up in a map: with an exact host and no conditions, if there are many.
+    """The aliases of the routes that are looked up in a map file; empty if they are too few for one.
 
-    Only a route with a longer path could take precedence over one of these, and a map finds the longest path.
+    Their hosts are exact, and no route of these hosts has conditions: the longest path wins, and the map finds it.
     """
     exact = [each for each in routes if host_pattern(each.host).tier == EXACT]
     conditioned = {
@@ -583,7 +583,7 @@ def _defaults(settings: GatewaySettings, routes: Sequence[Route]) -> Iterator[st
 def _request_rules(
     settings: GatewaySettings, fronts: Sequence[HaproxyListener], routes: Sequence[Route]
 ) -> Iterator[str]:
-    """Rules that refuse requests, and the variables that routes compare: host, first label of the host, and path."""
+    """Rules that refuse invalid requests and set the variables for routing: host, the host's first label, and path."""
     yield f"    http-request deny deny_status 400 if {{ path -m reg -i {_quoted(_FORBIDDEN)} }}"
     for step in _NORMALIZATIONS:
         yield f"    http-request normalize-uri {step}"
@@ -633,7 +633,7 @@ def _forwarding_headers(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _client_address(trusted: Sequence[str]) -> Iterator[str]:
-    """Rules that set txn.client to the client's address: the last reported address that is no trusted proxy's."""
+    """Rules that set txn.client to the client's address: the peer's, or the one that trusted proxies report."""
     yield "    http-request set-var(txn.client) src"
     if EVERY in trusted:
         return  # otherwise any client could claim an address
@@ -773,7 +773,7 @@ def _states(
     backends: Backends,
     withdrawn: Collection[str],
 ) -> Mapping[tuple[str, str], str]:
-    """Each server's state by backend and server. Starting servers are used if none is ready, then sleeping ones."""
+    """The HAProxy state by backend and server. If no server is ready, starting ones get traffic, else sleeping ones."""
     known: dict[tuple[bool, str], Route | StreamRoute] = {(False, each.alias): each for each in routes}
     known |= {(True, each.alias): each for each in streams}
     states = {}

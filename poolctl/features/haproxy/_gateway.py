@@ -1,7 +1,7 @@
 """The gateway process when HAProxy serves the clients: it follows the supervisor, and controls HAProxy.
 
-Changes of servers are commands on HAProxy's runtime socket. For other routes or listeners a new HAProxy starts on the
-same sockets, and the previous one finishes its requests. HAProxy exits with this process, after its last requests.
+Changes of servers are sent to HAProxy's runtime socket. When routes or listeners change, a new HAProxy starts on the
+same sockets, and the previous one finishes its requests. When this process exits, HAProxy finishes its requests too.
 """
 
 from __future__ import annotations

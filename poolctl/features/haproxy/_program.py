@@ -89,7 +89,7 @@ class HaproxyProcess:
             ) from None
 
     async def await_listeners_closed(self) -> None:
-        """Wait until the process, after SIGUSR1, accepts no more connections: its runtime socket closes last."""
+        """Wait until the process has closed its listeners after SIGUSR1. Its runtime socket is closed last."""
         with contextlib.suppress(HaproxyRefusal, TimeoutError):
             async with asyncio.timeout(_ANSWER_SECONDS):
                 while await self.ask("show info"):

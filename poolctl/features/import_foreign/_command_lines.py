@@ -1,6 +1,6 @@
-"""Command lines: uvicorn, and gunicorn with an ASGI worker, become `app = …`; others remain programs.
+"""Command lines: uvicorn, and gunicorn with an ASGI worker, become `app = …`; others become `command = …`.
 
-A Procfile of foreman, honcho, overmind or Heroku is a list of them: `name: shell command line`.
+A Procfile (foreman, honcho, overmind, Heroku) has one command line per entry: `name: shell command line`.
 """
 
 from __future__ import annotations
@@ -152,9 +152,9 @@ def _parsed(
     flags: Iterable[str] = (),
     switches: Iterable[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """The given options by their long names, including the argument `app`, and the unknown options.
+    """The given options by long name, with the argument `app`, and the unknown options. Raises _NotParsed.
 
-    `values` take a value, `repeated` may be given several times, `switches` also exist as `--no-…`. Raises _NotParsed.
+    `values` take a value; `repeated` too, any number of times; `flags` and `switches` (also `--no-…`) take none.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     actions: list[tuple[Any, Iterable[str]]] = [
@@ -400,7 +400,7 @@ def _bind(text: str) -> str:
 
 
 def bind_address(host: str, port: str) -> str:
-    """The value of `bind` for this host and port; without a host if that means all interfaces."""
+    """The value of `bind` for this host and port: `:PORT` if the host stands for all interfaces."""
     host = host.strip("[]")
     if host in ("", "0.0.0.0", "*"):
         return f":{port}"

@@ -118,9 +118,9 @@ class _Reader:
         return [*map(escaped, entrypoint), *(command or map(escaped, own))]
 
     def _ports(self, server: ForeignServer, ports: Any, inner: str, line: int) -> None:
-        """Set `bind` to the published address of the port `inner`, else of the first port that `_with_port` accepts.
+        """Set `bind` to the published address of the container port `inner`.
 
-        The other published ports become remarks.
+        If that is not published, use the first port that `_with_port` accepts. Other published ports become remarks.
         """
         found = [each for each in map(_published, ports if isinstance(ports, list) else []) if each]
         chosen = next((each for each in found if each[2] == inner), None)

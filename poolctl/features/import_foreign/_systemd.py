@@ -235,7 +235,7 @@ def _for_shell(line: str, stem: str) -> str:
 
 
 def _specifiers(text: str, stem: str) -> str:
-    """The text escaped for pool.toml, with the specifiers replaced whose values are known here (systemd.unit(5))."""
+    """The text escaped for pool.toml; replaces specifiers whose values are known, such as %n (systemd.unit(5))."""
     known = {
         "%": "%",
         "n": f"{stem}.service",

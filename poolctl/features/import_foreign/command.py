@@ -123,7 +123,7 @@ def _as_json(name: str) -> str:
 
 
 def _outcome(found: PoolText, into: str | None) -> Outcome:
-    """Write the text to `into`, or return it for printing if that is None. Raises Failure if there are no servers."""
+    """Write the text to `into`; if `into` is None, return it for printing. Raises Failure if there are no servers."""
     if not found.servers:
         raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(found.left_out)))
     warnings = [f"left out: {each}" for each in found.left_out]

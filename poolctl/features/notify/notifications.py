@@ -101,7 +101,7 @@ class DeliveryTask:
     """Sends to one receiver and retries in its own task, so that receivers do not delay each other."""
 
     def __init__(self, notify: Notify, part: Notifications, left: Table) -> None:
-        """`left` is the state that an earlier task for this receiver left by `to_dict`, or {}."""
+        """`left` is the state returned by `to_dict` of this receiver's previous task; {} without one."""
         self.notify = notify
         self._part = part
         self._problems = ProblemTracker(notify, part)
@@ -141,7 +141,7 @@ class DeliveryTask:
                     await self._attempt(message)
 
     def to_dict(self) -> Table:
-        """The state for the next task, or {}. Keys of `open`, the problems, are "state SERVER" or "health SERVER"."""
+        """The state for the receiver's next task: the open problems and the unsent messages; {} if there are none."""
         found = {"open": self._problems.to_dict(), "waiting": self._outbox.to_list()}
         return found if any(found.values()) else {}
 
@@ -239,7 +239,7 @@ class Notifications(FeaturePart):
             delivery.compose_now()
 
     async def aclose(self) -> None:
-        """Try for two seconds to send the pending messages, and save the others for the next supervisor."""
+        """Try for two seconds to send the pending messages, and save those still unsent for the next supervisor."""
         if self._unsubscribe is None:
             return
         self._unsubscribe()

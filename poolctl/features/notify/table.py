@@ -69,7 +69,7 @@ class Notify(Table):
         return self.name or self.type
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as a file could have it; `${VAR}` in a url is kept, because the variable's value is secret."""
+        """The table as plain values for a file; `${VAR}` in a url is not expanded, because its value is secret."""
         found = super().to_dict()
         return found | {"url": self.written} if self.written else found
 
@@ -110,7 +110,7 @@ class Notify(Table):
         return True
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Return no problems, and warnings about variables that are not set here and files that cannot be read."""
+        """Return no problems, and warnings about variables that `env` lacks and files that cannot be read."""
         return [], [*self._missing_variables(env), *self._missing_files()]
 
     def _missing_variables(self, env: Mapping[str, str]) -> Iterator[Finding]:

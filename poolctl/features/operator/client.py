@@ -62,7 +62,7 @@ logger = logging.getLogger("poolctl.gateway")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorSettings:
-    """Where an operator is informed of incoming requests, and how often at most.
+    """An operator's address and credentials, and `retry_seconds`, the minimum time between two reports of a service.
 
     `url` is http://HOST:PORT, https://HOST:PORT, either with a path, or unix:/PATH. With https the operator's
     certificate is checked against the authorities in the file `ca`, or against the system's, and `cert` and `key` are
@@ -100,9 +100,9 @@ class _Service:
 class OperatorClient:
     """Reports request counts to one operator: one report in flight per service, and at most one per `retry_seconds`.
 
-    Unsent counts are kept in `directory` when this process ends. The next client there sends them, and also waits
-    `retry_seconds` after the last reports. `report(kind, message, severity)` is called once when the operator becomes
-    unreachable, and once when it is reachable again. Create and use the client on the running loop.
+    Unsent counts stay in `directory` when this process ends. The next client with this directory sends them, and keeps
+    the interval since the previous client's reports. `report(kind, message, severity)` is called once when the operator
+    becomes unreachable, and once when it is reachable again. Create and use the client on the running loop.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class OperatorClient:
         self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
 
     def _bounded(self, due: float) -> float:
-        """`due`, a time recorded by another process, but no later than the longest possible pause from now."""
+        """Limit `due`, a time recorded by another process, to the longest possible pause from now."""
         most = max(MOST_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
         return min(due, self._loop.time() + most)
 
@@ -344,7 +344,7 @@ class OperatorClient:
         other.remove()
 
     def _postpone_until(self, due_ns: Mapping[str, int]) -> None:
-        """Postpone these services' reports to the times at which another process would have sent them, if later."""
+        """Postpone each service's next report to the due time recorded by another process, if that is later."""
         for name in due_ns.keys() & self._services.keys():
             service, due = self._services[name], self._bounded(due_ns[name] / 1e9)
             if due > self._due_time(service):
@@ -390,7 +390,7 @@ class RequestReporter:
         return self.client.snapshot()
 
     def drain(self) -> None:
-        """Stop reporting, because a new gateway process reports from now on."""
+        """Stop sending reports, because a new gateway process sends them from now on; counting continues."""
         self.client.stop_sending()
 
     def close(self) -> None:

@@ -52,9 +52,9 @@ class Scaling(Protocol):
 
 
 class Access(NamedTuple):
-    """Who may report requests. `open_to_all` admits every client, for a Unix socket, which has a file mode instead.
+    """Who may report requests: clients with the token, an address in `trusted` or a certificate of the configured CA.
 
-    Otherwise a client needs the token, an address in `trusted`, or a certificate of the configured CA.
+    `open_to_all` admits every client; it is set for a Unix socket, which is protected by its file mode.
     """
 
     open_to_all: bool = False
@@ -191,7 +191,7 @@ class OperatorAddress(TableAddress[OperatorEndpoint, OperatorTable]):
 
 
 def access_of(table: OperatorTable, env: Mapping[str, str]) -> Access:
-    """The clients that may use the address. Raises ServerError for a missing token."""
+    """The rules for who may report requests. Raises ServerError for a missing token."""
     token = env.get(table.token_env, "").strip() if table.token_env else ""
     if table.token_env and not token:
         raise ServerError(

@@ -134,7 +134,7 @@ class ProxmoxApi:
         return str(found["status"]), float(uptime) if isinstance(uptime, (int, float)) else None
 
     async def begin_task(self, guest: Guest, what: str) -> str:
-        """Begin to "start" the guest or to "shutdown"; returns the name of the task, "" if the answer has none."""
+        """Begin the task `what`, "start" or "shutdown". Returns the task's name; "" if the API does not report it."""
         task = await self._ask("POST", f"{guest.path}/status/{what}")
         return task if isinstance(task, str) else ""
 
@@ -227,7 +227,7 @@ class ProxmoxApi:
 
 
 def interface_addresses(interfaces: Any) -> frozenset[str]:
-    """The addresses in a list of interfaces, as the API reports it for a container or a virtual machine's agent."""
+    """The addresses in the API's list of network interfaces of a container, or of a virtual machine's guest agent."""
     texts: list[object] = []
     for each in _rows(interfaces or [], "name"):
         texts += [each.get("inet"), each.get("inet6")]

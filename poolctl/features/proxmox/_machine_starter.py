@@ -135,7 +135,7 @@ class MachineStarter:
             case.asked = True
 
     def stop(self, vmid: int, is_idle: Callable[[], Awaitable[bool]]) -> None:
-        """Begin to stop the machine if it was started here and `is_idle` returns True; requests wait meanwhile."""
+        """Begin to stop the machine if poolctl started it and `is_idle` returns True; requests wait meanwhile."""
         guest = next((each for each in self._guests.values() if each.vmid == vmid), None)
         case = self._start_states.setdefault(vmid, _StartState())
         if guest is not None and self._api is not None and case.work is None and vmid in self.started:
@@ -203,7 +203,7 @@ class MachineStarter:
         self._changed()
 
     async def _was_started_here(self, api: ProxmoxApi, guest: Guest) -> bool:
-        """Whether the machine has run without interruption since it was started here; if not, it is left alone."""
+        """Whether the machine has run continuously since poolctl started it; if not, poolctl stops managing it."""
         status, uptime_seconds = await api.status_and_uptime(guest)
         since = time.time() - self.started.get(guest.vmid, 0.0)
         if status == RUNNING and (uptime_seconds is None or uptime_seconds + _UPTIME_SLACK_SECONDS >= since):

@@ -99,9 +99,9 @@ class Inventory:
 def links_of(
     routes: Iterable[Route | StreamRoute], inventory: Inventory
 ) -> dict[tuple[str, str], MachineLink]:
-    """The machines behind the URLs of the routes, by alias and URL.
+    """The machines behind the URLs of the routes, by the route's alias and the URL.
 
-    An alias names a machine only if the route has no other target.
+    The alias may name the machine instead of the URL's host, but only if the route has a single target.
     """
     found = {}
     for route in routes:
@@ -186,7 +186,7 @@ class ProxmoxInventory:
         self._newly_read = False
 
     def follow(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
-        """Apply this table and read its token again: the inventory is read regularly; None stops this."""
+        """Apply this table with its current token, and read the inventory regularly; None stops reading."""
         self._table = table
         self._api = None if table is None else ProxmoxApi(table, environment)
         self.starter.configure(table, self._api)
@@ -269,7 +269,7 @@ class ProxmoxInventory:
         self._link(read=True)
 
     async def _with_addresses(self, api: ProxmoxApi, guests: Sequence[Guest]) -> list[Guest]:
-        """The guests, with addresses if a target is an address. Raises ApiError if there is no answer at all.
+        """The guests, with addresses if a target is an IP address. Raises ApiError if the API does not answer.
 
         A stopped guest keeps its previous addresses while no other guest has them.
         """

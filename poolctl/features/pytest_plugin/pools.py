@@ -110,8 +110,8 @@ class Pools:
 
         The servers come from a file (without an argument, the project's pool.toml), a list, or keywords:
         `users=app`, `users="shop.users:app"`, `users={"command": […]}`. Addresses in a file are replaced by free
-        ports of 127.0.0.1; servers from a list or keywords get one unless they have a `bind`. By default the
-        servers of a file are `processes`, and others run in this process. A file is started once for all calls.
+        ports of 127.0.0.1; servers from a list or keywords get one unless they have a `bind`. With
+        `processes`, the default for a file, they run as processes, else in this one. A file is started only once.
         """
         files = self._files(source) if not servers and _names_files(source) else None
         processes = files is not None if processes is None else processes

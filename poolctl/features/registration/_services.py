@@ -1,4 +1,4 @@
-"""The services that have registered as backends: which get requests, until when, and by which routes. No I/O."""
+"""The services registered as backends: their state, time-to-live and routes. Does no I/O."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _hysteresis(settings: Registration, state: str) -> Hysteresis | None:
 
 
 class Registrations:
-    """The services by name and URL, bounded in number. Heartbeats change nothing but deadlines."""
+    """The registered services by name and URL, limited in number. A heartbeat only extends a service's deadline."""
 
     def __init__(self, clock: Clock, most: int = MOST_SERVICES, most_of_owner: int = MOST_OF_CLIENT) -> None:
         self._clock = clock
@@ -229,7 +229,7 @@ class Registrations:
             del self._by_name[service.alias]
 
     def record_probe(self, service: RegisteredService, problem: str, latency_seconds: float) -> bool:
-        """Record a probe's result, a problem or ""; returns whether it has changed the service's state."""
+        """Record a probe's result: `problem` is "" if it passed. Returns whether the service's state has changed."""
         hysteresis, before = service.hysteresis, service.state
         if hysteresis is None or service.state == SILENT:
             return False

@@ -503,7 +503,7 @@ class Peer(NamedTuple):
 
 
 class WrongTokens:
-    """The wrong tokens that each address has sent recently. Bounded: the address quiet for longest is dropped first."""
+    """Counts recent wrong tokens by address; above a maximum number of addresses, drops the least recently seen one."""
 
     def __init__(self) -> None:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # how many wrong tokens, and when

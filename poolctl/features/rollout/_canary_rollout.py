@@ -29,8 +29,8 @@ PROMOTED, WITHDRAWN = "promoted", "withdrawn"
 class RolloutPlan(NamedTuple):
     """A requested rollout: `canaries` workers of `config`, promoted after at least `seconds` and `min_requests`.
 
-    With `apart`, an address of their own, the gateway gives the canaries exactly `share`; otherwise each canary gets as
-    much traffic as any other worker, and `why` gives the reason if the server has routes.
+    `apart` has the canaries' own address, at which the gateway sends them exactly `share` of the requests. If it is
+    None, each canary gets as much traffic as any other worker, and `why` gives the reason if the server has routes.
     """
 
     config: ServerConfig
@@ -209,7 +209,7 @@ class CanaryRollout:
         self._timer = asyncio.get_running_loop().call_later(JUDGE_SECONDS, self.judge)
 
     def judge(self) -> None:
-        """Withdraw, promote or continue, depending on the measurements so far."""
+        """Withdraw, promote or continue the canary, depending on the measurements so far. Called periodically."""
         if self._state != RUNNING:
             return
         if self._timer is not None:

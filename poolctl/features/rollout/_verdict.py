@@ -174,8 +174,8 @@ def verdict(
 ) -> tuple[Verdict, str]:
     """The decision and its reason, "" for WAIT; `is_over` means that the rollout's time has passed.
 
-    A condition on requests is checked only after `min_requests`, of both generations if it compares them. A canary with
-    fewer requests is not promoted.
+    A condition on requests is checked once the canary has had `min_requests`, and if it compares the two generations,
+    once both have. A canary with fewer requests is not promoted.
     """
     for each in conditions:
         if reason := each.exceeded(canary, before, min_requests):

@@ -225,7 +225,7 @@ class _NoRollout(Exception):
 
 
 def _plan_of_options(entry: Entry, options: Table) -> RolloutPlan:
-    """The plan that the options describe, for new code. Raises SelectorError."""
+    """The plan from these options, for a rollout of new code with an unchanged configuration. Raises SelectorError."""
     share, seconds = _number(options, "share", 0.1), _number(options, "seconds", 300)
     least = int(_number(options, "min_requests", 100))
     if not 0 < share <= _MOST_SHARE:
@@ -236,9 +236,9 @@ def _plan_of_options(entry: Entry, options: Table) -> RolloutPlan:
 
 
 def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
-    """The plan with the changed configuration `written`, or for new code if no change needs new workers.
+    """The plan, with the configuration `written` if it has changes that need new workers, else for new code.
 
-    Raises _NoRollout if a changed key applies to all workers of the server.
+    Raises _NoRollout if a key has changed that all workers of the server share.
     """
     keys = [key for key in differences(entry.config, written) if not is_live(key, entry.config, written)]
     if common := [key for key in keys if key.partition(".")[0] in _COMMON]:
@@ -249,7 +249,7 @@ def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> Rollo
 
 
 def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
-    """Raise _NoRollout if whole workers would get more than twice the requested share."""
+    """Raise _NoRollout if the canaries, counted as whole workers, would get over twice the requested share."""
     count, share = plan.canaries, plan.share
     real = count / (count + entry.size)
     if real <= 2 * share:

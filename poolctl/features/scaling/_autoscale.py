@@ -120,7 +120,7 @@ class Autoscale:
     def decide(self, load: Load, size: int, *, may_grow: bool = True) -> Decision | None:
         """The change that this sample causes for a server with `size` desired workers; None for no change.
 
-        The caller makes the change at once. Without `may_grow` the server is failing: more workers would not help.
+        The caller makes the change at once. Without `may_grow`, as for a failing server, nothing is changed.
         """
         if load.at - self._at > max(_PAUSED_SECONDS, self._short_window.seconds):
             self._reset(load.at)

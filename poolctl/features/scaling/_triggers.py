@@ -83,7 +83,7 @@ class Quantile:
 
 
 class WorkerFigure:
-    """The base of figures per worker, whose target applies to the average divided by the number of workers."""
+    """Base class of triggers with a target per worker: the average over all workers, divided by their number."""
 
     is_latency: ClassVar[bool] = False
     counts_demand: ClassVar[bool] = False  # requests that wait elsewhere for the server count as well
@@ -156,7 +156,7 @@ def _processor_seconds(entry: Entry) -> dict[int, float]:
 
 
 class Latency:
-    """The base of latencies, whose target applies to the server as a whole."""
+    """Base class of the latency triggers: their target applies to the latencies of the whole server."""
 
     is_latency: ClassVar[bool] = True
     counts_demand: ClassVar[bool] = False

@@ -36,7 +36,7 @@ class ServerLoad:
         self._at = now
 
     def sample(self, entry: Entry, now: float) -> Load:
-        """The load now and since the previous sample; a new worker's counts begin with its second sample."""
+        """The load at `now` and since the previous sample. A worker's first sample only sets the base of its counts."""
         seen: dict[str, Counts] = {}
         counted = [0] * tally.COUNTED
         in_flight, serves = 0, False

@@ -17,7 +17,7 @@ _KEYS = ("triggers", "window", "cooldown")
 
 
 class Triggers(Section):
-    """Targets: a worker is added when any of these figures is exceeded, and removed when all are undercut."""
+    """Targets: workers are added when any figure is above its target, and removed when all are below theirs."""
 
     in_flight: Threshold | None = field(None, "Requests in progress per worker.")
     queue: Threshold | None = field(None, "Connections waiting to be accepted, per worker.")
@@ -43,7 +43,7 @@ class Cooldown(Section):
 
 
 class Scale(section.Scale):
-    """The number of workers."""
+    """Bounds on the number of workers, and the triggers that change it."""
 
     triggers: Triggers = field(NO_TRIGGERS, "Targets that change the number of workers between min and max.")
     window: Positive = field(10.0, "The time over which the figures of the triggers are averaged.")

@@ -165,7 +165,7 @@ def _place(order: Sequence[str], word: str) -> float:
 
 
 def _no_figure(row: Any) -> None:
-    """The function `figure` of orders that compare none, such as `name` and `file`: returns None."""
+    """Return None: the `figure` of an order that compares no figure, such as `name` and `file`."""
 
 
 SERVER_ORDERS: Mapping[str, Order] = {

@@ -27,8 +27,8 @@ _ASCII = str.maketrans("●◐◑◒↻✗◌○⊘▁▂▃▄▅▆▇…▾�
 class Screen:
     """`with Screen() as screen`: keys arrive at once and without echo; on exit the terminal is always restored.
 
-    If the terminal accepts no output (Ctrl-S, a hung connection), frames are delayed, but neither keys nor the exit:
-    `unsent` is the rest of a frame, to be flushed once the descriptor `output` is writable.
+    If the terminal accepts no output (Ctrl-S, a hung connection), frames wait; keys and the exit still work. `unsent`
+    is the unwritten rest of a frame, to be flushed once the descriptor `output` is writable.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Screen:
         self.restore_terminal()
 
     def set_up_terminal(self) -> None:
-        """Switch to the alternate screen without echo, at the start or again. Ctrl-C and Ctrl-Z still send signals."""
+        """Switch to the alternate screen without echo; may be called again. Ctrl-C and Ctrl-Z still send signals."""
         self._before = termios.tcgetattr(self._in)
         tty.setcbreak(self._in, termios.TCSANOW)
         self._write(_ENTER)
@@ -140,7 +140,7 @@ class Screen:
 
 
 def _non_blocking(fd: int) -> int:
-    """A non-blocking descriptor of the terminal, leaving `fd`, shared with the shell, unchanged; `fd` if this fails."""
+    """Reopen the terminal as a non-blocking descriptor, as the shell shares `fd`; returns `fd` if this fails."""
     try:
         return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
