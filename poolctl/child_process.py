@@ -39,7 +39,7 @@ class ChildEnded(Exception):
 
 
 class ChildProcess:
-    """A child process that is started at once, and to which the running loop sends requests.
+    """A child process, started by the constructor, that answers requests of the running event loop over a socket.
 
     `end` kills the child, except when called in a fork of this process. The child's output begins at the position
     `output_start` of the file `output`.

@@ -93,7 +93,7 @@ class Watchdog:
         self.waited_seconds = 0.0  # time spent waiting for the expected answer
 
     def received(self, now: float) -> None:
-        """The process has sent a message."""
+        """Record that the process has sent a message."""
         self._awaited, self._patience = False, self._silent_seconds
         self._ping_at = aligned(now, self._ping_seconds)
         self.waited_seconds = 0.0

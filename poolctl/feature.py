@@ -36,11 +36,10 @@ FEATURES = (
 class LastingProcess:
     """A process of a feature that continues to serve clients while no supervisor runs.
 
-    The keeper holds the process's connection under the name `entry`. Without a keeper the process is found by its
-    socket file, whose name begins with `socket` (see keeper.pool_files). A supervisor that finds such a process at its
-    start creates the feature's part for it, even if the configuration no longer needs that part. `label` names the
-    process in messages. `end` names a function (pool directory, limit in seconds) that ends the processes without a
-    keeper, and returns the pid of each, and whether it ended by itself.
+    `label` names it in messages. The keeper holds its connection under the name `entry`; without a keeper it is found
+    by its socket file, whose name begins with `socket` (see keeper.pool_files). A supervisor that finds it at startup
+    loads the feature, even if the configuration no longer needs it. `end` names a function (pool directory, limit in
+    seconds) that ends such processes when no keeper runs, and returns the pid of each, and whether it ended by itself.
     """
 
     label: str
@@ -53,8 +52,8 @@ class LastingProcess:
 class Trial:
     """How the trial of an upgrade, in a small pool of its own, tests a feature's process.
 
-    `tables` are added to that pool's file. `verb` is a request to the supervisor; it fails if the process, which the
-    other version started, does not work.
+    `tables` are added to that pool's file. After the upgrade its supervisor must execute the request `verb`, which
+    fails if the feature's process does not work under the new version.
     """
 
     tables: Mapping[str, Mapping[str, object]]
@@ -63,10 +62,10 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class Starter:
-    """A starter file that `init` writes if its option is given, for which `help` and `example` are shown.
+    """The template of a pool file that an option of `init` selects; `help` and `example` are for `init --help`.
 
-    `module` has the template of the file, `POOL`, and a function `warnings()`, which returns a list of warnings about
-    missing libraries.
+    `module` has the template, `POOL`, and a function `warnings()`, which returns a list of warnings about missing
+    libraries.
     """
 
     help: str

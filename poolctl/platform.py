@@ -39,7 +39,7 @@ _libc: Any = None  # loaded on first use
 
 
 def become_subreaper() -> None:
-    """Make this process the new parent of its descendants (prctl(2), PR_SET_CHILD_SUBREAPER). Raises OSError."""
+    """Make this process the parent of orphaned descendants (prctl(2), PR_SET_CHILD_SUBREAPER). Raises OSError."""
     _checked(_c_library().prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
 
 
@@ -53,8 +53,8 @@ def continue_when_parent_ends() -> None:
 def continue_periodically(seconds: int) -> None:
     """Have the kernel send this process SIGCONT every `seconds` seconds (timer_create(2)). Never fails.
 
-    SIGCONT resumes a stopped process, while signals of setitimer(2) would stay pending. It needs a handler: Linux 6.13
-    and later suspend a timer whose signal is ignored.
+    SIGCONT resumes a stopped process, while signals of setitimer(2) would stay pending. The caller must install a
+    handler for SIGCONT: Linux 6.13 and later suspend a timer whose signal is ignored.
     """
     import ctypes
     from signal import SIGCONT
@@ -202,7 +202,7 @@ def close_promptly(fd: int) -> None:
 
 
 def replace_file(path: str, content: bytes) -> None:
-    """Replace a private file atomically: readers find the complete old or new content. Raises OSError."""
+    """Replace a file (mode 0600) atomically: readers find the complete old or new content. Raises OSError."""
     fd = os.open(f"{path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with open(fd, "wb") as file:
         file.write(content)

@@ -126,7 +126,7 @@ def open_directory(path: str) -> int:
 
 
 def _open_of_link_owner(path: str, flags: int, refused: UnsafePath) -> int:
-    """Open a refused link's target if both have the same owner; else raise `refused`. Also raises OSError."""
+    """Open `path` if the refused link and its target have the same owner; else raise `refused`. Also raises OSError."""
     if refused.owner < 0:
         raise refused
     fd = os.open(path, flags)
@@ -179,7 +179,7 @@ def _step(fd: int, name: str, *, make: bool) -> int:
 
 
 def _link(directory: int, name: str) -> str | None:
-    """The target of the symbolic link with this name, or None. Raises UnsafePath if another user can make the link."""
+    """The target of the symbolic link `name`; None if it is no link. Raises UnsafePath if another user can make it."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:

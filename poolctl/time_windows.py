@@ -111,7 +111,7 @@ def _parse_number(text: str, name: str, least: int, most: int, names: tuple[str,
 
 
 class Period(NamedTuple):
-    """A state ("" outside all windows) and the time when it ends: `until`, in seconds since 1970; None for never."""
+    """The state set by time windows ("" outside all), and the time of its end in seconds since 1970 (None: never)."""
 
     state: str = ""
     until: float | None = None
@@ -135,9 +135,9 @@ def time_zone(name: str) -> tzinfo | None:
 def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None:
     """The first minute of the window `text` that begins after `now`; None if it is more than eight years away.
 
-    Both times are in seconds since 1970. A time repeated when clocks are set back counts once, unless the window has
-    minutes of every hour: a daily task runs once on that day. Without `zone` the window is in the machine's local time
-    (TZ).
+    Both times are in seconds since 1970. When clocks are set back, the repeated hour counts once, so that a daily task
+    does not run twice; it counts twice only for a window with minutes in every hour. Without `zone` the window is in
+    the machine's local time (TZ).
     """
     window = parse_window(text)
     is_hourly = all(window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
@@ -162,7 +162,7 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
 
 
 def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
-    """The first minute in `bits` at or after `since`, or None. The day starts at `begins`, without a clock change."""
+    """The first minute in `bits` at or after `since`, or None, for a day that starts at `begins` and has 24 hours."""
     skipped = int((since - begins) // 60)
     left = bits >> skipped
     return begins + 60 * (skipped + (left & -left).bit_length() - 1) if left else None

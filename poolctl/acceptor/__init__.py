@@ -1,1 +1,1 @@
-"""The accept helper: a process for calls on shared sockets that could block, so that the supervisor never blocks."""
+"""The accept helper: a process that makes potentially blocking calls on shared sockets for the supervisor."""

@@ -1,15 +1,15 @@
 """Accepts connections from sockets that an application shares, and sends them to the supervisor.
 
-An application that has its server's listener can make it blocking and take the connection that poll(2) has just
-announced: accept(2) then blocks. It can also put a descriptor whose close(2) blocks (FUSE) into the socket pair that
-hands over connections. The supervisor must not block, so a call that takes too long ends this process (setitimer(2)),
-and the supervisor starts a new one. Standard library only.
+An application shares its listener with the supervisor. It can make the listener blocking and accept the connection
+that poll(2) has just announced: accept(2) here then blocks. It can also send a descriptor whose close(2) blocks (FUSE)
+through the socket pair that hands over connections. The supervisor must not block, so a call that takes too long ends
+this process (setitimer(2)), and the supervisor starts a new one. Standard library only.
 
 A request comes with a socket, and names the operation on it (`accept`, or `take` from keeper.connection_handover), the
 maximum number of connections, the request's number `n` and the server's `key`. Each connection is sent in a message of
 its own. The message `done` follows: `empty` if no connection is left in the socket, `junk` if it held anything but
-connections, `full` if no descriptor was free. The keeper also holds the supervisor's end of the link, so the next
-supervisor reads the answers that the previous one left unread.
+connections, `full` if no descriptor was free. The keeper has a duplicate of the supervisor's end of the request
+socket, so the next supervisor reads the answers that the previous one left unread.
 """
 
 from __future__ import annotations

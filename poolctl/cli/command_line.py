@@ -141,7 +141,7 @@ VERSION_OPTION = flag("--version", "Show the version and exit.")
 
 
 def output(help: str = "table, wide, json, jsonl, name, or FIELD,FIELD…", *words: str) -> Option:
-    """The option -o; completion offers `words`, by default all forms."""
+    """The option -o; shell completion offers `words`, or all output formats if none are given."""
     return Option("-o, --output", "FORM", help, words=words or FORMATS)
 
 
@@ -291,7 +291,7 @@ class CommandRequest:
         )
 
     def selector(self) -> Selector:
-        """The selection. Raises SelectorError for a bad regular expression, and for an unknown state or health."""
+        """The selector for the given options. Raises SelectorError for a bad regular expression, state or health."""
         from poolctl.selection.selector import Selector
 
         get = self.values.get
@@ -428,7 +428,7 @@ def by_spelling(options: Sequence[Option]) -> dict[str, Option]:
 
 
 def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Table) -> bool:
-    """Put the option `word` into `given`, taking its value from the end of `rest` if it is a word of its own.
+    """Put the option `word` into `given`; a value that is a separate word is removed from the end of `rest`.
 
     Returns False if the option is unknown, or is spelled in a way that only Typer can parse.
     """
@@ -539,9 +539,9 @@ def saves(request: CommandRequest) -> bool:
 def one_of(
     option: str, word: str, accepted: tuple[str, ...], final: tuple[str, ...] | None = None, hint: str = ""
 ) -> str:
-    """The word, if it is in `final` (default: `accepted`). Otherwise raises UsageError, which names the option.
+    """Return `word` if it is in `final` (default: `accepted`). Otherwise raise UsageError, which names the option.
 
-    The error suggests a similar word of `accepted`; without one it has the hint, or lists `accepted`.
+    The error suggests a similar word of `accepted`; if there is none, it has the `hint`, or lists `accepted`.
     """
     final = final or accepted
     if word in final:

@@ -200,10 +200,10 @@ def _running_item(server: ServerConfig, its: list[Orphan], restarts: int) -> Ite
 
 @contextmanager
 def expressions_limited(problem: str = "", place: Callable[[], int | None] = lambda: 0) -> Iterator[None]:
-    """Context manager: raises UsageError with `problem` if regular expressions in the block take too long.
+    """Context manager: raises UsageError with `problem` if regular expressions in the block take too much CPU time.
 
-    `place` returns the number (from 1 on) of the text that is being searched, or None: the limit then applies to each
-    text. `re` checks for signals while it matches in the main thread; in other threads there is no limit.
+    By default the limit applies to the whole block. With `place`, which returns the number of the text that is being
+    searched, or None, it applies to each text. Works in the main thread only: in others there is no limit.
     """
     before: int | None = 0
 

@@ -70,12 +70,12 @@ class PoolRef:
 def find_pool(
     request: CommandRequest, env: Mapping[str, str] = os.environ, *, missing_ok: bool = False
 ) -> PoolRef:
-    """The pool named by -c, --pool, $POOLCTL_CONFIG or the working directory.
+    """Find the pool named by -c, --pool or $POOLCTL_CONFIG, or else the pool of the working directory.
 
-    A running pool is found even if its files are missing; a warning is printed then. For a pool that does not run,
-    raises ConfigNotFound without a file, and Failure (exit 5) for a missing file. With `missing_ok` missing files named
-    by -c are neither an error nor a warning. Raises NoSupervisor for an unknown --pool, and UsageError for --pool with
-    -c.
+    A running pool is found even if its files are missing, with a warning. If the pool does not run, raises
+    ConfigNotFound if no file is named or found, and Failure (exit 5) if a named file is missing. With `missing_ok`,
+    missing files cause neither an error nor a warning. Raises NoSupervisor for an unknown --pool, and UsageError for
+    --pool with -c.
     """
     paths = request.get("config") or []
     name = request.get("pool")

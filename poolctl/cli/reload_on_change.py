@@ -87,7 +87,7 @@ class PoolWatcher:
             yield from self._apply(paths)
 
     def _wait_until_quiet(self, poll: select.poll) -> set[str] | None:
-        """The changed paths, once writing has paused, or LONGEST_SECONDS passed; None if the kernel dropped some."""
+        """Wait until writing pauses, or LONGEST_SECONDS; returns the changed paths, None if the kernel lost events."""
         deadline = monotonic() + LONGEST_SECONDS
         found: set[str] | None = set()
         while True:
@@ -130,7 +130,7 @@ class PoolWatcher:
             changed = {}
 
     def _refresh_sources(self) -> ShowResult:
-        """Watch the pool's current files and directories; returns at once, with the answer that lists them."""
+        """Ask the supervisor for its servers, watch their current files and directories, and return the answer."""
         shown = self._ask(ShowResult, "show", {})
         self._sources = WatchSet(self._files, shown.items, self._sources)
         new: list[str] = []
@@ -334,10 +334,10 @@ def _matches(patterns: Iterable[re.Pattern[str]], places: Iterable[str]) -> bool
 
 
 def _code_directory(config: Table) -> str:
-    """The directory whose `*.py` files belong to the server, so that their change restarts it; "" if there is none.
+    """The directory whose `*.py` files restart the server when they change; "" if there is none.
 
-    For an application it is `app_dir`, for a Python command the working directory, unless that is "/". Any other
-    command may be unaffected by Python code there, such as a database; a running job is not restarted.
+    For an application it is `app_dir`, for a Python command the working directory, unless that is "/". Other commands,
+    such as a database, may not use Python code there; jobs are not restarted.
     """
     if not config.get("command"):
         return str(config.get("app_dir") or "")

@@ -34,7 +34,7 @@ def plan_text(
 ) -> str:
     """The plan, one line per change, and its summary; "" if the reload failed before it had a plan.
 
-    `with_code` leaves out the remark that code is not compared.
+    `with_code` omits the note that changes of code are not detected.
     """
     if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
         return ""

@@ -86,7 +86,7 @@ def write_json(document: object) -> None:
 
 
 def width_of(stream: TextIO) -> int:
-    """The number of columns of the terminal; 0 if it is not a terminal, where lines may have any length."""
+    """The width of the terminal in columns; 0, for no limit, if `stream` is not a terminal."""
     if not stream.isatty():
         return 0
     try:
@@ -104,7 +104,7 @@ def stdout_fd() -> int:
 
 
 def is_server(item: object) -> TypeGuard[Item]:
-    """Whether it is a server: an Item, or an object with the same members."""
+    """Whether `item` is a server: an Item, or an object with the same members."""
     return hasattr(item, "pids")
 
 
@@ -506,15 +506,15 @@ AT_REST = ("stopped", "disabled", "sleeping")
 
 
 def count_ready(items: Iterable[Item]) -> tuple[int, int]:
-    """The numbers of ready and expected servers; stopped, disabled and sleeping ones count only if ready (a job)."""
+    """The numbers of ready and expected servers; a stopped, disabled or sleeping one counts only as a ready job."""
     expected = [item for item in items if item.state not in AT_REST or item.ready]
     return sum(item.ready for item in expected), len(expected)
 
 
 def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
-    """A line such as `3 servers ready` or, if `restarted`, `3 servers restarted`; other intended states in brackets.
+    """A line such as `3 servers ready (1 draining)` or, if `restarted`, `3 servers restarted`.
 
-    Unless `waited` it says how many servers are still starting. Without servers it says why, or is "" on failure.
+    Unless `waited`, it counts the servers that are starting. Without servers it gives the reason, or is "" on failure.
     """
     # A restart has a line of its own for each job with a schedule.
     items = [item for item in result.items if not (restarted and item.next_run_at)]

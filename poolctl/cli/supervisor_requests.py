@@ -249,9 +249,9 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 
 
 def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Described], Result | None]:
-    """The selected servers with details, and the supervisor's answer; if none runs, the servers in the files, and None.
+    """Details of the selected servers, and the supervisor's answer; without a supervisor, from the files, and None.
 
-    Raises Failure if nothing is selected.
+    Raises Failure if nothing is selected, and NoSupervisor if neither a supervisor nor files exist.
     """
     from poolctl.control.server_answers import ShowResult
 
@@ -307,7 +307,7 @@ class Progress:
 
     @property
     def wanted(self) -> bool:
-        """Whether it is shown; otherwise the supervisor need not report every step."""
+        """Whether to show progress; if not, the supervisor need not report every step."""
         return self._enabled or self._verbose
 
     def __enter__(self) -> Progress:

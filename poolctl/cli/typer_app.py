@@ -293,7 +293,7 @@ def _command_hint(verb: str) -> str:
 
 
 def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
-    """A hint for a rejected option: its right position, its name here, or a similar option; "" if there is none."""
+    """A hint for an option that `verb` rejects: its correct position, another name, or a similar option; or ""."""
     if moved := _after_command(option, words):
         return f"options come after the command: {moved}"
     command = command_named(verb)

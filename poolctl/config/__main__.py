@@ -1,4 +1,4 @@
-"""Reads configuration files for the supervisor: `config`. Standard input is the link to the supervisor.
+"""Reads configuration files for the supervisor: `config`. Its standard input is a socket to the supervisor.
 
 A separate process, because validation needs memory and libraries that load slowly. It exits when the supervisor does.
 
@@ -52,7 +52,7 @@ def encode_request(request: tuple[object, ...]) -> bytes:
 
 
 def main() -> None:
-    """Answer the supervisor's requests until it closes the link."""
+    """Answer the supervisor's requests until it closes its end of the socket."""
     import pickle
 
     name_process("poolctl-config")
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def _end_with(link: int) -> None:
-    """End this process as soon as the supervisor has exited, even during a blocking call of another thread."""
+    """Exit as soon as the supervisor closes its end of the socket `link`, even while another thread is blocked."""
     poll = select.poll()
     poll.register(link, 0)  # a hang-up is always reported
     poll.poll()
@@ -150,7 +150,7 @@ class Reader:
     ) -> ServerConfig | PoolError:
         """Validate the table of a server that is in no file; returns the server, or the error if it is invalid.
 
-        With `env` None this process's environment is used.
+        It inherits `surroundings`; its paths are relative to `base_dir`. `env` None: this process's environment.
         """
         from poolctl.config import added_server
         from poolctl.errors import PoolError
@@ -163,9 +163,9 @@ class Reader:
     def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """The place (FILE:LINE) where each key of these servers is set, by server name and key.
+        """The place (`FILE:LINE`) of each key that the files set for these servers, by server name, then by key.
 
-        Empty if the files have changed since `marks` were taken, or cannot be loaded.
+        Unknown servers are left out. Empty if the files have changed since `marks` were taken, or cannot be loaded.
         """
         from poolctl.config import changed_files, load
         from poolctl.errors import PoolError, ServerError
@@ -180,7 +180,7 @@ class Reader:
 
 
 def _files_of(servers: Sequence[ServerConfig]) -> dict[str, str]:
-    """The file of each server, by the server's name; empty unless there are several files."""
+    """Each server's file, by the server's name; empty if all servers are in one file."""
     origins = servers[0].origins if servers else None
     if origins is None or len(origins.documents) < 2:
         return {}

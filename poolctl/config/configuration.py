@@ -155,7 +155,7 @@ class Configuration(Sequence[ServerConfig]):
         return [*found, *map(self._of_table, of_tables)]
 
     def unusable(self) -> list[ServerError]:
-        """Problems that prevent every start, such as a program for the gateway that is not installed."""
+        """Problems that prevent the pool from starting, such as a program for the gateway that is not installed."""
         rules = rules_of(self.tables.by_name())
         return [self._of_table(finding) for each in rules for finding in each.unusable(self.tables)]
 
@@ -261,7 +261,7 @@ REPLACED_AT_ONCE = 16
 
 
 def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
-    """The number of open files that keeper and supervisor each need for these pairs of server and number of workers.
+    """The number of open files that keeper and supervisor each need for these servers, each with its number of workers.
 
     A sleeping server has no workers, but its listening socket stays open.
     """
@@ -287,9 +287,9 @@ class Surroundings:
 
 @dataclass
 class Reading:
-    """The content of a pool's files: servers and tables, or only `problems`, in the form of JSON output.
+    """The content of a pool's files: servers and tables; if they are invalid, only `problems`, as JSON documents.
 
-    `name` and `port_range` come from [pool]; with several files, `files` names each server's file.
+    `name` and `port_range` come from [pool]; with several files, `files` maps each server's name to its file.
     """
 
     marks: Marks

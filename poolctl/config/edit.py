@@ -73,9 +73,9 @@ class Draft:
         return self._entries.get(name.casefold())
 
     def set(self, name: str, path: Path, value: Tree) -> None:
-        """Set the server's key at `path`, in the last file that has the key, or else the server.
+        """Set the server's key at `path`, preferably in the last file that already has the key (see `_source_of`).
 
-        Raises KeyError if there is no such server; `reset`, `scale` and `remove` do so, too.
+        Raises KeyError if no file has the server, as do `reset`, `scale` and `remove`.
         """
         self._asked.append((Draft.set, (name, path, value)))
         document, table = self._source_of(self._existing(name), path)
@@ -158,7 +158,7 @@ class Draft:
         return [each for each in self.documents if each.path in self._changes]
 
     def check(self) -> Configuration:
-        """The changed configuration. Raises PoolValidateError with every problem, at its place in the files."""
+        """Validate the changed files; returns their configuration. Raises PoolValidateError with every problem."""
         config = load(self.files, self.env, self.texts())
         if config.problems:
             problems = [self._in_files(problem) for problem in config.problems]
@@ -206,7 +206,7 @@ class Draft:
         return entry
 
     def _source_of(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
-        """The last file that has the key, or else a table around it, or else the server; and the server's path."""
+        """The last file with the key (or else a table around it, or the server), and the server's path in that file."""
         for length in range(len(path), 0, -1):
             for document, table in reversed(entry.parts):
                 if document.exact((*table, *path[:length])) is not None:
@@ -439,7 +439,7 @@ def list_at(data: Tree, servers: Path) -> Tree:
 
 
 class ServerLines(NamedTuple):
-    """The lines of a server (from 0, ends not included), without and with the comments that belong to it."""
+    """A server's lines, `first` to `end`, and the same with its comments. Counted from 0; both ends are excluded."""
 
     first: int
     end: int
@@ -519,9 +519,9 @@ class Parts:
         self._new[start:end] = [text] + [""] * (end - start - 1)
 
     def _remove(self, part: ServerLines) -> None:
-        """Remove a server, its comments, and the empty lines that would leave a double gap.
+        """Remove a server with its comments, and empty lines so that no double gap is left.
 
-        These are the lines below it if there is an empty line above it, and the lines above it at the end of the file.
+        Empty lines below it are removed if the line above is empty or missing; at the end of the file, those above it.
         """
         start, end = part.comments_start, part.comments_end
         if start == 0 or self._is_blank(start - 1):
@@ -544,7 +544,7 @@ def _lines_of(text: str) -> list[str]:
 
 
 def in_layout_of(text: str, changed: str) -> str:
-    """The changed text without the empty lines that tomlkit adds."""
+    """Replace the lines of `text` that differ in `changed`, without adding the empty lines that tomlkit inserts."""
     lines, after = _lines_of(text), _lines_of(changed)
     matcher = difflib.SequenceMatcher(None, lines, after, autojunk=False)
     for tag, start, end, new_start, new_end in reversed(matcher.get_opcodes()):

@@ -161,7 +161,7 @@ class Defaults:
         return table
 
     def _leave_out_addresses(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
-        """For a program without an address, leave out inherited variables, probes and sleep settings that need one."""
+        """For a program without an address, remove inherited variables, probes and sleep settings that need one."""
         for key, needs in (("env", _needs_address), ("health", _needs_port), ("scale", _sleeps)):
             if key in self.raw_tables:
                 mine = own.get(key, {})

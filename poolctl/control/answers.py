@@ -41,7 +41,7 @@ class Item:
     )
 
     def finish_json(self, table: Table) -> None:
-        """Set `expose` to null for a program without a port, which is not exposed."""
+        """Set `expose` to null for a program without a port."""
         if table.get("expose") == "" and self.bind.startswith("process:"):
             table["expose"] = None
 
@@ -69,7 +69,7 @@ class ErrorEntry:
         return from_json(cls, problem.to_dict())
 
     def to_error(self) -> ServerError:
-        """The error to raise. A `code` up to 255 is an exit code and is left out: the group of errors sets its own."""
+        """The error to raise, without a `code` up to 255: that is an exit code, which the group of errors sets."""
         code, error = (self.code, self.error) if self.code > 255 else (0, "")
         return ServerError(
             self.message, name=self.name, bind=self.bind, hint=self.hint, code=code, error=error
@@ -78,7 +78,7 @@ class ErrorEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The last line of a verb's answer; the classes of some verbs add fields.
+    """The last line of a verb's answer; some verbs use a subclass with more fields.
 
     `PRINTED` names the fields that the command's JSON document has besides the servers and the errors.
     """
@@ -177,7 +177,7 @@ class EventsResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedChange:
-    """A line of a reload's plan; `change` is a Kind of core.configuration_diff."""
+    """A line of a reload's plan. `change` is add, remove, restart, update or override (see configuration_diff.Kind)."""
 
     name: str
     bind: str
@@ -226,7 +226,7 @@ class ServerStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressLine:
-    """A line sent before the result; one field is set. A rollout's notice also has the canary's `generation`."""
+    """A line sent before the result, with one field set; a rollout's notice also has the canary's `generation`."""
 
     progress: ServerStep | None = None
     warning: str | None = None

@@ -75,7 +75,7 @@ class SupervisorEnded(ControlError):
 if TYPE_CHECKING:
 
     class Platform(Protocol):
-        """The interface through which commands manage a pool: a supervisor, or a cluster."""
+        """The interface that commands use to manage a pool, through a supervisor or a cluster."""
 
         def call(
             self,
@@ -91,11 +91,11 @@ if TYPE_CHECKING:
 
 
 class Client:
-    """The verbs of one running supervisor, one connection for each call, usable from any thread.
+    """Sends verbs to one running supervisor, over a new connection for each call; usable from any thread.
 
-    `output` is a descriptor that the caller writes to: a call raises BrokenPipeError once its reader is gone.
-    `wakeup` is a pipe that signal.set_wakeup_fd() writes to, for a handler that raises: its exception ends a call even
-    if the signal arrives just before the call waits. Only the main thread may use such a client.
+    `output` is a descriptor that the caller writes to, such as a pipe: a call raises BrokenPipeError once its reader is
+    gone. `wakeup` is the pipe of signal.set_wakeup_fd(): a signal handler that raises then ends a call even if the
+    signal arrives just before the call waits. Only the main thread may use a client with `wakeup`.
     """
 
     def __init__(
@@ -124,8 +124,8 @@ class Client:
         """Return the supervisor's result for `verb`. Blocks for at most `timeout` seconds and a short grace period.
 
         `on_progress` gets every message that comes before the result. Raises NoSupervisor if nothing listens, and
-        ControlError: exit code 8 if the supervisor is silent or ends, 124 after the timeout. Some commands are sent
-        once more to the next supervisor, which completes the work of the first one.
+        ControlError: exit code 8 if the supervisor is silent or ends, 124 after the timeout. If it ends, some commands
+        are sent once more, to its successor, which completes the work.
         """
         end = None if timeout is None else monotonic() + timeout
         request: Table = {**(body or {})}
@@ -458,9 +458,9 @@ def value_of(kind: type[Answer], document: object) -> Answer:
 def raise_for_errors(
     verb: str, result: Table, failure: type[PoolError], accepted: Sequence[int] = (exit_codes.DONE,)
 ) -> Table:
-    """Return the result if its exit code is accepted; otherwise raise its errors.
+    """Return the result if its exit code is in `accepted`; otherwise raise its errors.
 
-    The error is a `failure` if servers failed, else PoolParamError, PoolValidateError or ControlError, by the code.
+    Raises `failure` if servers failed; PoolParamError, PoolValidateError or ControlError for other exit codes.
     """
     code = result.get("exit_code", exit_codes.DONE)
     if code in accepted:
@@ -577,7 +577,7 @@ def write_exit(directory: str, *, status: int, reason: str, keeper_pid: int) -> 
 
 
 def read_exit(directory: str) -> Table:
-    """The record of a pool that ended without a command; empty when a command ended it, or it still runs."""
+    """The record of why a pool ended by itself; empty if a command ended it, or it still runs."""
     return pool_paths.read_table(f"{directory}/{_STATUS}")
 
 

@@ -51,7 +51,7 @@ Handler = Callable[[Request, Progress], Awaitable[object]]
 
 
 class DescriptorReserve:
-    """Keeps `count` descriptors free for commands: outside of this context the soft limit is lower by that number.
+    """Reserves `count` descriptors for commands: the soft limit is lower by `count`, except inside `with`.
 
     Contexts may be nested. Does nothing if the hard limit is less than about twice `count`.
     """

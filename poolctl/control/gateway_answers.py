@@ -40,9 +40,9 @@ class RoutesResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegistryResult(Result):
-    """The answer of `registry`: the generation of the route table, 0 without a table.
+    """The answer of `registry`: the generation of the route table, or 0 if there is no table.
 
-    A descriptor of the table is sent before this answer.
+    The supervisor sends a descriptor of the table before this answer.
     """
 
     generation: int = 0
@@ -52,7 +52,7 @@ class RegistryResult(Result):
 class CandidatesResult(Result):
     """The answer of `routes` with the operation "explain": the routes, out of `total`, that may match a request.
 
-    `header_for_host` is the header with the host. `excluded` are known routes of this host that are not served.
+    `header_for_host` names the header with a request's host. `excluded` are routes of this host that are not served.
     """
 
     header_for_host: str = "Host"
@@ -93,9 +93,9 @@ def routes_to_servers(routes: Iterable[Route | StreamRoute]) -> dict[str, tuple[
 class GatewayStats:
     """The figures of the gateway; None means unknown.
 
-    Passed requests are those that workers served on client connections that the gateway passed to them. A stream's
-    connections count as proxied requests. Refused requests include those without a route. Latencies are of proxied
-    requests; rates are over the last seconds.
+    Passed requests are those on client connections that the gateway has handed to a worker, which answers them
+    directly. Connections of a stream count as proxied requests. Refused requests include those without a route.
+    Latencies are of proxied requests; rates are over the last seconds.
     """
 
     requests_total: int

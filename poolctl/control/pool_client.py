@@ -467,10 +467,10 @@ class PoolClient:
         return self._ask("hosts", PoolMonitorError)
 
     def disable_host(self, *hosts: str, for_seconds: Timeout = None) -> Table:
-        """Send the traffic of these hosts elsewhere, for a time (default: the gateway's `traffic_re_enable`).
+        """Send the traffic of these hosts elsewhere for this time (default: the gateway's `traffic_re_enable`).
 
-        0 means until they are enabled. `disable_host`, `enable_host` and `drain_host` raise PoolParamError for an
-        unknown host.
+        With 0, until `enable_host` is called. `disable_host`, `enable_host` and `drain_host` raise PoolParamError for
+        an unknown host.
         """
         return self._host("disable", hosts, seconds_of("for_seconds", for_seconds))
 

@@ -199,8 +199,8 @@ def control_socket(directory: str) -> str:
 def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
     """Return the directory for files that outlive a pool's processes (logs, chosen ports), created on request.
 
-    This is `$POOLCTL_STATE_DIR/KEY`, or next to the socket if only `$POOLCTL_RUNTIME_DIR` is set, or else in /var/lib
-    for root, in the user's state directory for others. If it cannot be written, it is next to the socket, too.
+    It is `$POOLCTL_STATE_DIR/KEY`; else in the pool's runtime directory if `$POOLCTL_RUNTIME_DIR` is set; else in
+    /var/lib for root, in the user's state directory for others. If not writable, it is in the runtime directory, too.
     """
     fallback = f"{pool_dir(env, key)}/state"
     preferred = _preferred_state_dir(env, key) or fallback

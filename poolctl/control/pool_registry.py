@@ -47,7 +47,7 @@ class PoolRegistry(TableRegistry):
     """
 
     def __init__(self, client: Client) -> None:
-        """Blocks until the routes are there. Raises NoSupervisor and ControlError."""
+        """Connect to the supervisor and wait for the routes. Raises NoSupervisor and ControlError."""
         super().__init__(self._newest)
         self._client = client
         self._lock = threading.Lock()
@@ -137,7 +137,7 @@ class PoolRegistry(TableRegistry):
 
 
 class _Generations:
-    """Receives the generations of the route table that a supervisor reports on one connection."""
+    """Receives, over one connection, the generation number of each new route table of a supervisor."""
 
     def __init__(self, client: Client) -> None:
         self.pid = os.getpid()

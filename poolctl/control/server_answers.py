@@ -215,7 +215,7 @@ class HealthReport:
     detail: str | None = None
 
     def finish_json(self, table: Table) -> None:
-        """Add a null `latency_seconds` to a document that has an uptime."""
+        """If the report has an uptime but no latency, set `latency_seconds` to null."""
         if self.uptime_seconds is not None:
             table.setdefault("latency_seconds", None)
 

@@ -188,11 +188,11 @@ class Core:
         retries: bool = True,
         after_stop: bool = False,
     ) -> None:
-        """Start the server or, if it has a schedule, let it run at its times. Does not wait. Ends a failure or backoff.
+        """Start the server or, with a schedule, let it run at its times. Clears failure and backoff. Does not wait.
 
-        Without `retries` a failure before the server is ready is final. With `after_stop` a stop in progress is
-        completed first, and another stop meanwhile cancels this start; without `after_stop` this start cancels a stop
-        in progress. A server that is disabled or being removed is not started.
+        Without `retries`, a failure before the server is ready is final. This start cancels a stop in progress; with
+        `after_stop` it waits for that stop, and is cancelled by a further one. Has no effect on a server that is
+        disabled or being removed.
         """
         if entry.is_disabled or entry.removed:
             return
@@ -268,8 +268,8 @@ class Core:
     def record_demand(self, server_name: str, requests: int) -> int:
         """Record how many requests wait for the server outside the pool; returns the planned number of workers.
 
-        Wakes a server that sleeps. Returns 0 for a server that no request starts, because it is stopped,
-        failed or disabled, or kept asleep by a window. Does not block. Raises KeyError for an unknown name.
+        Wakes a sleeping server. Returns 0 if a request does not start the server: it is stopped, failed or disabled, or
+        kept asleep by a window. Does not block. Raises KeyError for an unknown name.
         """
         entry = self.entries[server_name]
         if entry.rests or entry.kept == ASLEEP:
@@ -483,8 +483,8 @@ class Core:
     ) -> Entry:
         """Add a server without starting it.
 
-        If a server of that name is being removed, it is kept, with this configuration. `source` is the table of a
-        server added by a command, and the directory of its paths. `restarts` and `failures` are added to its counts.
+        If a server of that name is being removed, it is kept, with this configuration. `source`, for a server added by
+        a command, is its table and the base directory of its paths. `restarts` and `failures` are added to its counts.
         """
         entry = self.servers.add(config)
         entry.desired.source = source
@@ -643,7 +643,7 @@ class Core:
     # Causes and warnings.
 
     def forget_cause(self, entry: Entry) -> None:
-        """Stop attributing the server's further changes to the last command, because that is complete."""
+        """Stop attributing further changes of the server to the last command, which is complete."""
         entry.desired.cause = None
 
     def warn(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
@@ -699,7 +699,7 @@ class Core:
         self._executor.run_hook(entry, RunningHook(name, placement))
 
     def resume(self, entry: Entry) -> None:
-        """Continue managing an adopted server; if no worker of the recorded generation stays, a newer one serves."""
+        """Continue managing an adopted server; if no worker of the recorded generation stays, the newest one serves."""
         self._queue.note(entry)
         staying = {worker.generation for worker in entry.observed.staying}
         if entry.observed.workers and entry.desired.generation not in staying:

@@ -23,7 +23,7 @@ logger = logging.getLogger("poolctl.supervisor")
 class Desired(StrEnum):
     """The desired state of a server.
 
-    `wanted`: by command it should run, even if it has failed or completed. `rests`: it should have no worker now.
+    `wanted`: commands want it to run, even if it has failed or completed. `rests`: it should have no worker now.
     """
 
     wanted: bool
@@ -183,7 +183,7 @@ class View:
 
     @property
     def sleeps(self) -> bool:
-        """Whether the server should have no worker, so that workers are neither started nor kept."""
+        """Whether the server may sleep, nothing keeps it awake, and no worker stays; then no worker is started."""
         wakes = self.called or self.needed or self.kept == AWAKE or self.awaits_hook
         return self.sleepy and not wakes and not self.staying
 
@@ -450,7 +450,7 @@ class Next(StrEnum):
 
 
 def restarts_within(count: int, policy: Restart) -> str:
-    """The number of restarts within the window, as text."""
+    """The number of restarts and the window in which they were counted, as in "3 restarts in 1m"."""
     return f"{count} restart{'s' * (count > 1)} in {format_duration(policy.window)}"
 
 

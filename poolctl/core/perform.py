@@ -190,8 +190,8 @@ class OutputCause(NamedTuple):
 def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True) -> OutputCause:
     """The reason for an exit, as found in the last output of the server's program.
 
-    An error about its own address takes precedence, then the last error. If there is none, it is the last line with
-    `refused` (the program failed before it was ready), else "".
+    It is an error about the server's own address, else the last error, else, with `refused` (the program failed before
+    it was ready), the last line, else "".
     """
     found = [line.strip() for line in explanatory_lines(lines)]
     taken = [line for line in found if re.search(_ADDRESS_IN_USE, line, re.IGNORECASE)]
@@ -542,7 +542,7 @@ class Executor:
             self._queue.touch(entry, progressed=True)
 
     def _close_waiting(self, entry: Entry, newest: int) -> None:
-        """Close the connections that wait for a failed wake-up. Later connections wait for the next attempt."""
+        """Close waiting connections unless generation `newest` is ready or replaced; wait for a start in progress."""
         if entry.desired.newest != newest or entry.ready or entry.listener.armed is not None:
             return
         coming = [

@@ -413,18 +413,17 @@ class Entry:
     def kept(self) -> str:
         """The effect of the server's current window: AWAKE, ASLEEP, or "" if it has no effect.
 
-        No window affects a server that cannot sleep, and none keeps a server asleep while a dependent is up.
+        It has none on a server that cannot sleep. A server with a dependent that is up is not kept asleep.
         """
         state = self.observed.window.state if self.sleepy else ""
         return "" if state == ASLEEP and self.observed.needed else state
 
     @property
     def sleeps(self) -> bool:
-        """Whether the server should have no worker, so that workers are neither started nor kept.
+        """Whether the server may sleep, nothing keeps it awake, and no worker stays; then no worker is started.
 
-        A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a
-        dependent that is up (`needed`). A server kept asleep by a window has no listener, and is not woken by
-        a request.
+        A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
+        that is up (`needed`). A server kept asleep by a window has no listener, and is not woken by a request.
         """
         return self._may_sleep and not self.observed.staying
 
@@ -478,7 +477,7 @@ class Entry:
     def answers(self) -> bool:
         """Whether a ready worker, in rotation or not, is neither stuck nor failing its probes.
 
-        A job counts once it has ended with 0, or while its schedule is in force.
+        Also true for a job that has exited with 0, and for any server that follows a schedule.
         """
         if self.on_schedule:
             return True
@@ -490,7 +489,7 @@ class Entry:
     def ready(self) -> bool:
         """Whether the server answers and gets traffic.
 
-        A job is ready once it has ended with 0, or while its schedule is in force.
+        Also true for a job that has exited with 0, and for any server that follows a schedule.
         """
         return self.answers and (self.desired.state.rests or not self.out)
 
@@ -535,7 +534,7 @@ class Entry:
 
     @property
     def complete(self) -> bool:
-        """Whether all workers of the serving generation are ready, in rotation or not, and no draining one accepts."""
+        """Whether all workers of the serving generation are ready, and no draining worker still accepts connections."""
         if self.on_schedule:
             return True
         if self.desired.state.rests:
@@ -595,12 +594,12 @@ class Entry:
         return before.config if before is not None and is_open else None
 
     def next_generation(self) -> None:
-        """Start further workers in a new generation."""
+        """Begin a new generation, to which all workers started from now on belong."""
         self.desired.newest += 1
         self.desired.generation = self.desired.newest
 
     def schedule_start_hook(self) -> None:
-        """Make the start hook due before the next worker. If a worker stays, cancel a due stop hook instead."""
+        """Make the start hook due before the next worker. If a worker stays, only cancel a due stop hook."""
         if self.observed.staying:
             self.hooks.after_stop_due = False
         else:
@@ -631,7 +630,7 @@ class Entry:
             self.next_generation()
 
     def count_restart(self, worker: Worker) -> None:
-        """Count a restart by command when the first worker of its generation is ready."""
+        """Count a restart that a command requested, if `worker` is the first ready worker of the new generation."""
         if worker.generation == self.desired.restarting:
             self.observed.restarts, self.desired.restarting = self.observed.restarts + 1, 0
 

@@ -104,7 +104,7 @@ class Workqueue:
         self._settle()
 
     def add(self, entry: Entry, *, progressed: bool = False) -> None:
-        """Queue the entry for a decision, in the current batch or after the next call of `schedule`."""
+        """Queue the entry for a decision, without calling `schedule`. `progressed`: an action on it has finished."""
         (self._progressed if progressed else self._others)[entry.name] = entry
 
     def update(self, entries: Iterable[Entry]) -> None:
@@ -274,8 +274,8 @@ class Addresses:
     def take_unneeded_listeners(self, entry: Entry) -> list[ServerConfig]:
         """The open listener that was kept for this entry, as a list, if it is no longer needed; the caller closes it.
 
-        Empty unless the entry is at rest and no other server wants the listener. Also queues the servers that wait for
-        an address if the entry has released its previous addresses.
+        Empty unless the entry is inactive (`at_rest`) and no other server wants the listener. Also queues the servers
+        that wait for an address if the entry has released its previous addresses.
         """
         if entry.name in self._leaving and not self._holds_more(entry):
             del self._leaving[entry.name]
@@ -455,9 +455,9 @@ class Servers:
         return [entry for name, entry in self.entries.items() if name in seen]
 
     def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
-        """Record, for each server named in `stopped`, which of the `disabled` servers it was stopped with.
+        """Record, for each server named in `stopped`, which of the `disabled` servers it depends on.
 
-        The value of each name in `stopped` is the list of disabled servers that the server was stopped with earlier.
+        `stopped` maps its name to the disabled servers that were recorded earlier; they stay recorded.
         """
         names = [entry.name for entry in disabled]
         for name, before in stopped.items():
@@ -466,7 +466,7 @@ class Servers:
             self.entries[name].desired.stopped_with = [*before, *now]
 
     def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
-        """The servers stopped because the `enabled` ones were disabled, unless one still disabled also stopped them."""
+        """The servers stopped when the `enabled` ones were disabled, except those that a disabled one also stopped."""
         names = {entry.name for entry in enabled}
         found = self.closure(filter(self.dependents, enabled), self.dependents)
         return [

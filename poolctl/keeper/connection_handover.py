@@ -1,7 +1,7 @@
-"""Hands accepted connections to another process, one per message; clients do not notice.
+"""Hands accepted connections to another process through a socket pair, one per message; clients do not notice.
 
 Unread bytes stay in the socket. Bytes that a process has already read are sent with it: in the message, or if they do
-not fit, in a sealed file in memory (a second descriptor). An application that holds one end of the pair can send
+not fit, in a sealed file in memory (a second descriptor). An application that holds an end of the pair can send
 anything: every received descriptor is checked, and closed if it is not a connection.
 """
 
@@ -44,7 +44,7 @@ class NoRoom(Exception):
 class Routed(NamedTuple):
     """The routing data of a connection: the alias of its route, and the generation of the route table.
 
-    `hops` counts the handovers since its last request, `received` holds the bytes of the next request that a process
+    `hops` counts handovers since the connection's last request; `received` are bytes of the next request that a process
     has already read. Without `decided`, the receiver must find the next request's route. `route` is "" for a connection
     without a route that is sent with `received` bytes. `trusted`: the peer is a proxy whose forwarded client address is
     used.
@@ -156,10 +156,10 @@ def encoded(routed: Routed) -> bytes:
 
 
 def take(end: socket.socket) -> Connection | None:
-    """The next connection; None when the other end is closed.
+    """The next connection from the socket `end`; None when the other end is closed.
 
-    Raises BlockingIOError when the queue is empty, NoRoom, OSError, and WireError for descriptors that are not a
-    connection (they are closed): an application that holds the other end can send anything.
+    Raises BlockingIOError when none is queued, NoRoom, OSError, and WireError for descriptors that are not a connection
+    (they are closed): an application that holds the other end can send anything.
     """
     try:
         # The kernel drops a descriptor that arrives when the process has reached its limit.

@@ -111,7 +111,7 @@ class Store:
 def fill(store: Store, plan: wire.Message) -> tuple[int, int] | None:
     """Put the descriptors of the plan into the store. Returns the pid and link of a running supervisor, or None.
 
-    A helper that could not be started gets no entry; the supervisor starts it when needed.
+    A child that could not be started gets no entry; the supervisor starts it when needed.
     """
     control, lifeline, names = plan["control"], plan.get("lifeline", -1), plan["inherited"]
     first = max(control, lifeline) + 1
@@ -291,7 +291,7 @@ class SupervisorProcess:
     def died(self, now: float) -> None:
         """Schedule the restart of an exited supervisor: at once the first time, then after growing delays.
 
-        Without `calm`, there is no delay if the supervisor had managed the pool: it was killed or hit a rare crash.
+        A supervisor that had managed the pool (it was killed or had a rare crash) has no delay, except if `calm`.
         """
         self.pid = 0
         self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
@@ -516,7 +516,7 @@ class Keeper:
         self._take_lifeline()
 
     def _begin_from_donor(self, donor: Donor) -> None:
-        """Begin to receive everything from a donor; refuse, and end, if another keeper is doing so."""
+        """Begin to receive everything from a donor; if another keeper already does, refuse the donor and end."""
         self._supervisor.due = None
         try:
             # Locked until this process exits: two supervisors may have lost the same keeper.
@@ -544,7 +544,7 @@ class Keeper:
         return {"event": "hello", "version": VERSION, "pid": os.getpid(), "open_files": self._open_files}
 
     def run(self) -> None:
-        """Serve until the client reports the end of the pool, or exceeds its time limit after a stop request."""
+        """Serve until the pool has ended, or the time limit of its shutdown has passed; then kill what is left."""
         self._signals = Signals()
         # Children that exited earlier have not been reported yet.
         self._report(self.reaper.reap())

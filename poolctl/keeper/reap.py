@@ -74,10 +74,10 @@ class Reaper:
         del waiting[:count]
 
     def signal(self, pid: int, number: int, *, group: bool, start: int | None = None) -> bool:
-        """Send a signal to a child that has not been reaped or to a watched process, or with `group` to its group.
+        """Send a signal to a child that has not been reaped or to a watched process; with `group`, to its group.
 
-        Returns False, and sends nothing, if the pid is none of these, or its start time is not `start`. Only the
-        parent, or the holder of a pidfd, can be sure that another process has not reused the pid.
+        Returns False, and sends nothing, if the pid is neither, or its start time is not `start`. Only the parent, or
+        the holder of a pidfd, can be sure that another process has not reused the pid.
         """
         if pid <= 1 or (start is not None and process_start(pid) not in (start, None)):
             return False
@@ -165,7 +165,7 @@ class Watcher:
         return pids
 
     def signal(self, pid: int, number: int, *, group: bool) -> bool:
-        """Send a signal to a watched process, and with `group` to its group; False if it has exited or is unknown.
+        """Send a signal to a watched process and, with `group`, to its group; False if it has exited or is unknown.
 
         Uses the process's existing pidfd, so that a keeper without a free descriptor can still stop it.
         """
@@ -196,7 +196,7 @@ class Watcher:
 
 
 def kill_rest(pid: int, start: int) -> None:
-    """Kill the remaining processes of a group whose leader has exited.
+    """Kill the remaining processes of a group whose leader has exited. `start` is the leader's start time.
 
     A pid is not reused while its group has a member: if another process has the pid, the group no longer exists.
     """
@@ -211,7 +211,7 @@ def kill_group(pid: int) -> None:
 
 
 def signal_process(pid: int, start: int, number: int, *, group: bool = False) -> bool:
-    """Send a signal to the process with this start time, and with `group` to its group; False if it has exited.
+    """Send a signal to the process with this start time and, with `group`, its group; False if it has exited.
 
     Sent by pidfd where available (not in every sandbox), so that a process that has reused the pid is never signalled.
     """

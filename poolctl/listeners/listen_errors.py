@@ -265,7 +265,7 @@ def _of_user(uid: int, *, listens: bool = True) -> Holder:
 
 
 def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
-    """For each inode, the process with the lowest pid that has the socket open; if none is found, the given Holder."""
+    """For each inode, the process with the lowest pid that has the socket open; else the Holder given in `wanted`."""
     missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
     found = dict(wanted)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
@@ -313,7 +313,7 @@ def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
 
 
 def _pool_process_arguments(pid: int) -> list[str] | None:
-    """The arguments after bootstrap.py of a keeper or supervisor: package, directory, …; None for another process."""
+    """The command line of a keeper or supervisor: bootstrap.py, package, directory, …; None for another process."""
     arguments = _arguments(pid)[2:]
     if len(arguments) < 3 or not arguments[0].endswith("/poolctl/bootstrap.py"):
         return None

@@ -149,7 +149,7 @@ def identity_of(key: str) -> Identity | None:
 
 
 def remove_socket_file(path: str, only: Identity | None) -> bool:
-    """Remove the socket file if it still has the identity `only`. Returns whether it was removed; False for None."""
+    """Remove the socket file if its identity is `only` (never if None). Returns whether it was removed."""
     if only is None:
         return False
     name = os.path.basename(path)

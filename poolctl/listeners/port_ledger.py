@@ -23,12 +23,12 @@ _IN_USE_ERRORS = (errno.EADDRINUSE, errno.EACCES)
 
 
 class PortLedger:
-    """The ports of a pool's servers, from `first` to `last` (inclusive), stored in the JSON file `path`.
+    """Chooses ports from `first` to `last` (inclusive) for a pool's servers, and stores them in the JSON file `path`.
 
     A server keeps its port, because clients know the server by its address. `key`, a hash of the path of the pool's
-    file, identifies the pool; `path` contains a directory of this name, next to the directories of the user's other
+    file, identifies the pool; `path` is below a directory of this name, next to the directories of the user's other
     pools. The search starts at a port derived from `key`, and uses a port stored by another pool only if no other port
-    is free, so that two checkouts of one file can run at the same time. A missing or damaged file counts as an empty
+    is free, so that two checkouts of one project can run at the same time. A missing or damaged file counts as an empty
     ledger. Not thread-safe; choosing a port blocks briefly.
     """
 

@@ -66,11 +66,11 @@ _UNACKED_AT = 24
 async def wait_until_accepted(probe: socket.socket, listener: socket.socket | None = None) -> None:
     """Wait until the program at the other end has accepted the new connection `probe`. Raises OSError.
 
-    First shuts down its side for writing, so that a program that serves one client at a time is done with it at once.
+    First shuts `probe` down for writing, so that a program that serves one client at a time is done with it at once.
     The connection counts as accepted when the program closes it or sends data, or when the kernel (if it answers)
     reports that a process has the other end. An empty accept queue is not required: with more clients than workers the
-    queue is never empty. In a long queue `probe` may be reached too late; so with `listener`, any other connection
-    accepted from it meanwhile is sufficient.
+    queue is never empty. If the queue is long, `probe` may be accepted late; so with `listener`, it is sufficient that
+    any other connection is accepted from it meanwhile.
     """
     import asyncio  # imported late: a command that asks who holds a port runs no event loop
 
@@ -246,7 +246,7 @@ def _ask(question: bytes) -> bytes | None:
 def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
     """Yield all answers to a query about many sockets. Blocks until `until` at most, a time on the monotonic clock.
 
-    When the time is over, stops or raises TimeoutError. Raises OSError if the kernel refuses the query.
+    Ends at this time, or raises TimeoutError if the kernel has not answered. OSError if the kernel refuses the query.
     """
     with _netlink() as netlink:
         netlink.send(_message(question, _REQUEST_ALL))

@@ -111,8 +111,8 @@ class _Stamped(logging.Formatter):
 class InternalLogRotation:
     """Rotates the `*.log` files in `directory` when they become large. Must be created on the running loop.
 
-    inotify(7) reports every write, and writes in quick succession cause a single check: a process that floods its log
-    exceeds the limit only by its output until that check, and a silent process costs nothing.
+    Sizes are checked shortly after inotify(7) reports a write, once for several quick writes: a log can exceed the
+    limit by what is written until then, and a process that writes nothing causes no checks.
     """
 
     def __init__(self, directory: str) -> None:

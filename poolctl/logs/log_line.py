@@ -65,7 +65,7 @@ def as_json(lines: bytes, now: str, name: str, pid: int) -> bytes:
 
 
 def parse_line(raw: bytes, name: str = "") -> LogLine:
-    """The parsed line of a log file; in another form than text or JSON it has no time. `name` is its server's name."""
+    """Parse a line of a log file; a line in neither format gets no time. `name` is the server's name, "" if unknown."""
     if raw.startswith(b'{"time": '):
         try:
             found = json.loads(raw)

@@ -88,7 +88,7 @@ class PipeReader:
         return self._peek_by_reading(fd)
 
     def consume(self, fd: int, length: int, to: int = -1) -> None:
-        """Remove the first `length` bytes from the pipe in one step; they go to the pipe `to` if it has room."""
+        """Remove the first `length` bytes from the pipe in one step, into the pipe `to` if it is given and has room."""
         if self._blind:
             self._read[fd] = self._read[fd][length:]
             return
@@ -103,7 +103,7 @@ class PipeReader:
         return not self._blind and _resize(self._in, _LARGE_BYTES) and _resize(fd, _LARGE_BYTES)
 
     def restore(self, fd: int) -> None:
-        """Restore the pipe's default size, 64 KiB, unless it holds more: a user's pipes share a limit on their size."""
+        """Shrink the pipe to the default, 64 KiB, if its content fits: the total size of a user's pipes is limited."""
         _resize(fd, MOST_BYTES)
 
     def forget(self, fd: int) -> None:
@@ -185,7 +185,7 @@ class WriteAheadNote:
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
-        """Use these descriptors from now on: a file, and both ends of a pipe. Another version may pass fewer."""
+        """Use these descriptors from now on: a file, and both ends of a pipe. Another version may pass only some."""
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
@@ -293,7 +293,7 @@ class OutputStream:
         self._underway.end()
 
     def finish(self, now: float) -> None:
-        """Store the remaining output, including an incomplete last line; no other process reads the pipe."""
+        """Store the remaining output, including an incomplete last line. No other process may still read the pipe."""
         self.ended = True
         try:
             for _ in range(2):  # complete lines first, then the rest
@@ -499,7 +499,7 @@ class Logger:
             os.close(fd)
 
     def _add(self, order: wire.Message, fds: list[int]) -> None:
-        """Add a stream, or change the known one with this `id`; its descriptor is removed from `fds` if it is kept."""
+        """Add a stream, or update the one with the same `id`. A pipe that is kept is removed from `fds`."""
         fd, path = fds[0], str(order["path"])
         max_size, keep = int(order.get("max_size") or 0), int(order.get("keep") or 0)
         max_age = float(order.get("max_age") or 0)

@@ -160,7 +160,7 @@ WorkerUsage = tuple[Worker, Counts | None, Usage | None]
 
 
 class ServerSnapshot:
-    """The counts of a server, in total and for each worker. The usage of a worker without a pid is unknown."""
+    """The counts and usage of a server and its workers. The server's usage is None if a worker's is unknown."""
 
     def __init__(self, entry: Entry, total: Counts, workers: list[WorkerUsage], *, counts: bool) -> None:
         self.entry = entry
@@ -192,9 +192,9 @@ def snapshot(
     memory: bool = True,
     own_pid: int | None = None,
 ) -> ServerSnapshot:
-    """The server's figures at `now`, in monotonic seconds. Without `memory`, memory is not measured again.
+    """Return the server's figures at `now`, in monotonic seconds. Without `memory`, memory is not measured again.
 
-    `ended` holds the counts of exited workers; the counts of the others are added to it. The caller keeps `usages`, by
+    `ended` holds the counts of exited workers; those of current workers are added to it. The caller keeps `usages`, by
     pid, from one call to the next. Workers inside the process `own_pid` have no usage of their own.
     """
     workers: list[WorkerUsage] = []
@@ -379,7 +379,7 @@ def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 
 
 def _staying(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
-    """One worker for each index: while a worker is being replaced, its replacement."""
+    """One worker for each index: during a replacement the new one, not the one that is leaving."""
     workers = sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation))
     return {worker[0].index: _WorkerSnapshot(*worker) for worker in workers}.values()
 
@@ -401,7 +401,7 @@ def family_of(name: str, kind: str, text: str) -> Family:
 def families_of(
     rows: Iterable[Row[Subject]], subjects: Sequence[tuple[Subject, Mapping[str, str]]]
 ) -> Iterable[Family]:
-    """Yield a metric for each row, with one sample for each subject, which has that subject's labels."""
+    """Yield one metric per row, with a sample for each subject, which carries that subject's labels."""
     for name, kind, text, value in rows:
         family = family_of(name, kind, text)
         for subject, labels in subjects:

@@ -158,7 +158,7 @@ class Prober(Protocol):
         """Whether the probe's connection waits in the worker's accept queue; False if that is unknown."""
 
     def close(self) -> None:
-        """Cancel the probe in progress, and close the connection. No other probe follows."""
+        """Cancel the probe in progress, and close the connection. Called when no more probes are to be sent."""
 
 
 class Connector(Protocol):
@@ -169,7 +169,7 @@ class Connector(Protocol):
 
 
 class WorkerConnector(NamedTuple):
-    """Creates connections to one worker. `kind` is "http" or "echo"; `plain` means without TLS (see Runner.connect)."""
+    """Connects to a worker: to its application (`kind` "http") or poolctl's code ("echo"), if `plain` without TLS."""
 
     runner: Runner
     placement: Placement
@@ -206,9 +206,9 @@ class RequestProber:
             connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
 
     def cancel(self) -> None:
-        """Stop waiting for the result, and close the connection.
+        """Stop waiting for the result, and close the connection, unless this is the third unanswered probe in a row.
 
-        After three unanswered probes the connection is kept, and no more probes are sent until a reply arrives on it.
+        Then the connection stays open, and no more probes are sent until the worker answers or closes it.
         """
         self._on_result = None
         if self._connecting is not None:
@@ -480,7 +480,7 @@ class HttpProbeRequest:
 
 
 class EchoExchange:
-    """Sends one byte, which the worker echoes without involving the application. Both a Request and its Reply."""
+    """A Request of one byte, and its own Reply: the worker echoes the byte without involving the application."""
 
     payload = b"?"
     status = 0

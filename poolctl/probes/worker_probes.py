@@ -252,7 +252,7 @@ class WorkerProbes:
 
     @property
     def latency_seconds(self) -> float | None:
-        """The latency of the first probe's last result; None without one."""
+        """The time that the first probe's last result took, in seconds; None if there is no probe or no result yet."""
         return self.probes[0].latency_seconds if self.probes else None
 
     def get(self, kind: str) -> WorkerProbe | None:
@@ -262,7 +262,7 @@ class WorkerProbes:
     async def wait_until_ready(self, ending: asyncio.Future[Exit], hint: str = "") -> None:
         """Return when the worker has passed its startup and readiness probes; there is no time limit.
 
-        Raises WorkerFailed, with `hint`, if the worker exits before that (`ending` is its exit).
+        `ending` completes when the worker exits; if that happens first, WorkerFailed is raised, with `hint`.
         """
         passing = asyncio.ensure_future(self._pass())
         either: set[asyncio.Future[Any]] = {passing, ending}
@@ -289,7 +289,7 @@ class WorkerProbes:
         self._admitting = None
 
     def start(self, status: Status) -> None:
-        """Start all probes; those without a result so far begin with `status`, the worker's known status."""
+        """Start all probes. Each keeps its own status, or begins with the worker's `status` if it has no result yet."""
         self.started = True
         for probe in self.probes:
             probe.start(probe.status if probe.status is not Status.UNKNOWN else status)

@@ -92,7 +92,7 @@ class ProcessRunner(LocalRunner, Counters):
             raise
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        """Start this command of the server's `hooks`; the keeper keeps running at least until the command has ended."""
+        """Start the server's `hook` command; the keeper keeps running at least until the command has ended."""
         key = hook_id(server.name, hook)
         self._opened.add(key)
         self._cancel_idle_end()

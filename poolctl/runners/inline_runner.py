@@ -138,7 +138,7 @@ class InlineRunner(Runner, Sleep):
             worker.renew_tls(server)
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Begin to drain the worker: it stops accepting, finishes its requests and ends. Does not wait."""
+        """Begin to drain the worker: it stops accepting, finishes its requests and ends. Ignores `replaced`."""
         if worker := self._workers.get(placement.id):
             worker.end(drain=True)
 

@@ -39,8 +39,8 @@ _CANCEL_ATTEMPTS = 25
 class InlineWorker:
     """Serves one server as a task of this process. The semaphore `turn` limits how many applications load at once.
 
-    The futures `begun` (it loads its application), `answered` (it is ready) and `exited` never raise; several tasks may
-    await them.
+    The futures `begun` (its turn to load has come), `answered` (it is ready) and `exited` never raise; several tasks
+    may await them.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class InlineWorker:
             self._uvicorn.set_accepting(accepting)
 
     def connect(self, kind: str, plain: bool) -> socket.socket:
-        """Connect to the worker, and return the caller's end of the connection. Raises OSError."""
+        """Connect to the worker for a probe (see Runner.connect); returns the caller's end. Raises OSError."""
         if self._uvicorn is None or not self._uvicorn.started:
             raise ConnectionRefusedError("it has not started")
         ours, theirs = socket.socketpair()
@@ -114,7 +114,7 @@ class InlineWorker:
             raise ServerError(message, name=server.name, bind=server.bind, hint="check `tls`") from error
 
     async def kill(self, verdict: Exit) -> None:
-        """Cancel the worker's task until it ends, up to a limit. `exited` becomes `verdict` if it has no result yet."""
+        """Cancel the worker's task and wait for it, up to a limit. `exited` then gets `verdict`, unless it is done."""
         self._verdict = verdict
         # Give it a moment first, because a task that has been asked to end may end cleanly.
         await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS / 4)

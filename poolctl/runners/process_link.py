@@ -58,7 +58,7 @@ def text_of(message: Message, key: str) -> str:
 
 
 def printable(value: str) -> str:
-    """The beginning of a text. Characters other than printable ones, tabs and line breaks are replaced (U+FFFD)."""
+    """The first 4000 characters of the text. All but printable ones, tabs and line breaks are replaced by U+FFFD."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
         for each in value[:_MOST_CHARACTERS]
@@ -398,7 +398,7 @@ def _close(fds: Sequence[int]) -> None:
 
 
 class KeeperLink(Link):
-    """A Link to the keeper that records the entries put into its store, so that a new keeper can get all of them.
+    """A Link to the keeper that records the entries of the keeper's store, so that a new keeper can get all of them.
 
     A descriptor given as an object (such as a socket) is recorded as that object, without a duplicate, and is omitted
     once the object is closed. A plain number is duplicated. `entries` maps names to values and descriptors.
@@ -487,10 +487,10 @@ def identity(pid: int) -> wire.Message:
 class ProcessWatchdog:
     """Pings a process over `link` until `close`, and kills it if it hangs. Used on the running loop.
 
-    Any message passed to `received` counts as an answer. A process that waits for events is not pinged. `known` is its
-    `identity`, empty until the process has sent its pid; then `found` is called with the identity. A process of another
-    version may never send its pid, and is not killed. `name` is its name in the log; `watchdog` decides how often it is
-    pinged, and how long an answer may take.
+    Any message passed to `received` counts as an answer. A process that is waiting for events is not pinged. `known` is
+    its `identity`, or empty: `found` is then called with the identity once the process has sent its pid. A process that
+    has not sent its pid, such as one of another version, is not killed. `name` is for the log; `watchdog` sets the
+    interval of the pings and the time limit for an answer.
     """
 
     def __init__(

@@ -163,7 +163,7 @@ class Counters(Protocol):
 
     @property
     def unsaved_workers(self) -> list[str]:
-        """The names of workers whose counts were passed to `add_up` but not saved; a successor gets them again."""
+        """The workers whose counts were passed to `add_up` but not saved; the next supervisor passes them again."""
 
     def mark_saved(self) -> None:
         """Note that all counts passed to `add_up` have been saved."""
@@ -245,8 +245,8 @@ class Takeover(Protocol):
     ) -> dict[str, bool]:
         """Find workers whose keeper and supervisor have died, so that the next `adopt` can adopt those of `servers`.
 
-        Workers of other servers are stopped. Returns, by the name of each server found, whether its workers run with
-        another configuration. `late`: this supervisor has already called `adopt`, so its successor adopts them.
+        Workers of other servers are stopped. The result maps the name of each server found to True if a worker runs
+        with an outdated configuration. `late`: `adopt` was called already, so the next supervisor adopts them.
         """
 
     def exit_reported(self, report: Table) -> None:
@@ -274,7 +274,7 @@ class Capabilities:
 
 
 class RunnerEvents:
-    """Receives the reports of a runner, and ignores them by default. `Runner.wait_for_exit` returns exits."""
+    """Receives the reports of a runner except exits (see `Runner.wait_for_exit`), and ignores them by default."""
 
     def expired(self, placement: Placement) -> None:
         """The worker has served its `max_requests` and should be replaced."""
@@ -328,7 +328,7 @@ class Runner(Protocol):
         """Create a worker, without waiting for it to become ready. Raises ServerError or WorkerFailed."""
 
     async def wait_until_begun(self, placement: Placement) -> None:
-        """Wait until the worker begins to load its application, perhaps delayed while others load, or until it ends."""
+        """Wait until the worker begins to load its application (others may have to load first) or has ended."""
 
     async def wait_until_ready(self, placement: Placement) -> None:
         """Wait until the worker is ready. Raises WorkerFailed, with the reason, if it ends or gives up before.
@@ -372,7 +372,7 @@ class Runner(Protocol):
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
         """A non-blocking connection to this worker for a probe, not counted as traffic; the caller closes it.
 
-        `kind`: the application answers "http", and poolctl's code in the worker "echo". `plain`: without TLS. If a
+        With `kind` "http" the application answers, with "echo" poolctl's code in the worker. `plain`: without TLS. If a
         program has several processes, any of them may answer. Raises OSError.
         """
 
@@ -394,10 +394,10 @@ class Runner(Protocol):
 class PublishedRoutes:
     """The route tables for workers, and the socket through which workers return connections to the gateway.
 
-    `tables` maps server names to files in memory (see `route_table`); the entry "" is for servers that no longer have a
-    route. The publisher closes them after publishing new ones. A worker sends a connection to `give_back` if its next
-    request is for another server. `context_keys` maps server names to keys: a worker trusts the route named in a
-    proxied request only with its server's key.
+    `tables` maps server names to in-memory files (see `route_table`); the entry "" is for servers that no longer have a
+    route. The publisher closes old files after publishing new ones. A worker sends a connection to `give_back` if its
+    next request is for another server. `context_keys` maps server names to keys: a worker trusts the route named in a
+    proxied request only if that was authenticated with its server's key.
     """
 
     generation: int
@@ -410,7 +410,7 @@ class Gateway(Protocol):
     """The gateway as seen by a runner: it passes accepted connections to workers of servers that have a route."""
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
-        """Pass the server's connections to its workers through `give` from now on. Repeated calls are allowed."""
+        """Pass the server's connections to its workers through the socket `give` from now on. May be called again."""
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
         """Stop passing connections through `give`; return when no more will follow, or after a time limit."""
@@ -431,12 +431,12 @@ class Routing(Protocol):
         """Send the workers of these servers their route tables. `routes` is None if the gateway has ended.
 
         Workers started or adopted later get their table too, and workers of servers that no longer have a route are
-        updated. The gateway gets the socket of each server, now or when it is opened (see Gateway.pair_opened). Does
-        not block.
+        updated. The gateway gets a socket for passing connections to each server, now or when it is opened (see
+        Gateway.pair_opened). Does not block.
         """
 
     def release_connections_of(self, servers: Collection[str]) -> None:
-        """Make only these servers' workers (by name) return each connection to the gateway before its next request.
+        """Have only these servers' workers return every connection to the gateway before its next request.
 
         The gateway must not pass connections to them. Does not block; `wait_until_confirmed` waits for the workers.
         """
@@ -445,4 +445,4 @@ class Routing(Protocol):
         """Return connections that wait for a worker of these servers (by name) to the gateway. Does not block."""
 
     async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
-        """Wait until all workers use the latest table; returns the names of servers where some do not in time."""
+        """Wait until all workers have confirmed the latest table; returns the names of servers with late workers."""

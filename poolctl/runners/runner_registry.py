@@ -3,8 +3,8 @@
 The module has `make(site)`, which creates the Runner for a supervisor, and optionally:
 - `companions(files, directory, env, without)`: the programs to start with a pool's keeper, by the names of the entries
   in the keeper's store that hold the links to them;
-- `orphans_exist(directory)` and `find_orphans(directory)`: for workers that continue to serve after their keeper and
-  supervisor have died. Processes of features can continue in the same way, with any runner.
+- `orphans_exist(directory)` and `find_orphans(directory)`: find orphans, workers that continue to serve after their
+  keeper and supervisor have died. Processes of features can also continue, with any runner.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def make_runner(env: Mapping[str, str], site: RunnerSite) -> Runner:
 def companions(
     env: Mapping[str, str], files: Sequence[str], directory: str, without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The programs that the runner wants started with the keeper, by the names of their entries in its store.
+    """The programs to start with the keeper for the runner, by the names of their entries in the keeper's store.
 
     `files` are the pool's configuration files. Variables in `without` are removed from the programs' environments.
     Raises UnknownRunner.
@@ -101,7 +101,7 @@ def companions(
 
 
 def has_orphans(env: Mapping[str, str], directory: str) -> bool:
-    """Whether workers or features' processes of this directory's pool run without keeper and supervisor.
+    """Whether workers or feature processes of the pool in this directory continue without keeper and supervisor.
 
     Workers of an unknown runner are not found.
     """

@@ -133,9 +133,9 @@ class Stacks(Protocol):
 def parse(
     written: bytes, source: str, directories: Iterable[str]
 ) -> tuple[list[ThreadStack], list[TaskStack]]:
-    """The threads, the main thread first, and the tasks in a text that PYTHON or FAULTHANDLER (`source`) wrote.
+    """The threads, the main thread first, and the tasks in a stack dump. `source`: its writer, PYTHON or FAULTHANDLER.
 
-    Paths of files are relative to the first of the application's `directories` that has them.
+    File paths are relative to the first of the application's `directories` that contains the file.
     """
     from .process_link import printable  # late: it needs asyncio, which some commands do without
 

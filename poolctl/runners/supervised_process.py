@@ -57,7 +57,7 @@ class SupervisedProcess(Receiver):
         """Finish current requests before the process exits."""
 
     def perform(self, message: wire.Message, fds: list[int]) -> None:
-        """Carry out an order specific to this process, and take ownership of the descriptors."""
+        """Carry out a message specific to this kind of process, and take ownership of the descriptors `fds`."""
         raise NotImplementedError
 
     def lost(self) -> None:

@@ -14,7 +14,7 @@ _withheld_names: set[str] = set()
 
 
 def withhold_variables(names: Iterable[str], *, only: bool = False) -> None:
-    """Withhold these variables from programs that are started from now on; `only` replaces the earlier list."""
+    """Withhold these variables from programs that are started from now on; with `only`, no others are withheld."""
     if only:
         _withheld_names.clear()
     _withheld_names.update(names)

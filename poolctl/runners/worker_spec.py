@@ -42,7 +42,7 @@ def worker_spec(
 ) -> Spec:
     """The specification of one worker of `server`. Raises ServerError for a missing user or file.
 
-    `listeners` and `tls_files` are the numbers of such descriptors that it inherits.
+    `listeners` and `tls_files` are the numbers of listeners and TLS files that it inherits as descriptors.
     """
     return {
         **app_spec(server, interpreter=interpreter, open_files=open_files, env_base=env_base),
@@ -302,7 +302,7 @@ def _request_logging(server: ServerConfig) -> Table | None:
 
 
 def logged_requests(server: ServerConfig) -> bool | str:
-    """Which requests workers log: True for all, "errors" for failed ones, False for none (`--no-access-log` too)."""
+    """Which requests workers log: True for all, "errors" for failed ones, False for none or with `--no-access-log`."""
     return NO_ACCESS_LOG_VARIABLE not in os.environ and server.http.access_log
 
 

@@ -1,8 +1,8 @@
 """The matching process: reads one question per line from its standard input, a socket, and answers with one line.
 
-`re` holds the interpreter's lock for as long as it matches, which would stop all threads of the asking process. While
-it matches, `re` checks for signals, but rarely in a long text: a first timer interrupts the matching; if that takes
-too long, a second timer kills this process.
+`re` holds the interpreter's lock while it matches, which would block all threads of the asking process. A signal
+interrupts a match that takes too long; because `re` checks for signals only rarely in a long text, a second signal
+kills this process if the match still runs.
 """
 
 from __future__ import annotations

@@ -74,8 +74,8 @@ class Selector:
     ) -> None:
         """Raise SelectorError for a regular expression that does not compile, and for an unknown state or health.
 
-        With `compiles=False` expressions are not compiled here, and match nothing until the caller sets `matched`: the
-        matching values of each field.
+        With `compiles=False` expressions are not compiled here, and match nothing until the caller sets `matched`,
+        which maps each field to its matching values.
         """
         self.targets = list(targets)
         self.name = list(name)
@@ -92,7 +92,7 @@ class Selector:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Selector:
-        """The selector for a form made by `to_dict`. Raises SelectorError for unknown keys, values and wrong types.
+        """Create a selector from the result of `to_dict`. Raises SelectorError for unknown keys, values or wrong types.
 
         Its expressions are not compiled here, and match nothing until `matched` is set.
         """

@@ -67,7 +67,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ReaderFailed(Exception):
-    """The reader process could not answer. `installed` is the version on disk if it differs from this one, else ""."""
+    """No usable answer from the reader process. `installed` is the version on disk if it differs from this one."""
 
     def __init__(self, message: str, hint: str, installed: str = "") -> None:
         super().__init__(message)
@@ -150,7 +150,7 @@ class ConfigurationReader:
 
     Requests are answered one after another; cancelling one ends the process. If the process is killed during a request,
     for example because memory is exhausted, the request is repeated once in a new process.
-    The process logs its errors in `directory`. `process` is one that already runs; None: start one later.
+    The process logs its errors in `directory`. `process` is one that already runs; with None, one is started later.
     """
 
     def __init__(
@@ -173,10 +173,10 @@ class ConfigurationReader:
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
     ) -> tuple[int, Reading]:
-        """Read these files; returns a number for `outside`, and the configuration or its problems.
+        """Read these files; returns a number to pass to `outside`, and the configuration or its problems.
 
-        `env` None means the environment of this process. With `first`, the command that starts the pool waits, so
-        the reading fails if the process makes no progress for some time. Raises ReaderFailed, like the other methods.
+        `env` None means this process's environment. Set `first` while the command that starts the pool waits: then a
+        reader process that makes no progress is an error. Raises ReaderFailed, like the other methods.
         """
         self._number += 1
         request = ("read", self._number, [*files], env and dict(env), access_log)
@@ -195,7 +195,7 @@ class ConfigurationReader:
     async def outside(self, number: int, names: Collection[str]) -> OutsideFindings:
         """Check the files, users and programs that the servers called `names` refer to; returns problems and warnings.
 
-        `number` is the one that `read` returned for the configuration. The warnings are about all of its servers.
+        `number` is the one that `read` returned. The warnings are about all servers of that reading, not only `names`.
         """
         request = ("outside", number, [*names])
         found: OutsideFindings | None = await self._ask(*request)
@@ -218,7 +218,7 @@ class ConfigurationReader:
     ) -> ServerConfig:
         """Validate the `table` of the command `add`; returns the server. Raises PoolValidateError.
 
-        Paths in the table are relative to `base_dir`.
+        The server inherits the defaults in `surroundings`. Paths in the table are relative to `base_dir`.
         """
         given = (surroundings, dict(table), base_dir, env and dict(env))
         found: ServerConfig | PoolError = await self._ask("added", *given, seconds=_ADD_SECONDS)
@@ -229,7 +229,7 @@ class ConfigurationReader:
     async def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """Where the files set each key of these servers, by server name; empty if the files no longer match `marks`."""
+        """The FILE:LINE that sets each key, by server name and key; empty if the files no longer match `marks`."""
         found: dict[str, dict[str, str] | None]
         found = await self._ask("origins", [*files], env and dict(env), marks, [*names])
         return found
@@ -291,7 +291,7 @@ class ResolvedConfig:
 
     @property
     def is_empty(self) -> bool:
-        """Whether it has no server and no route."""
+        """Whether no server and no route was read."""
         return not (self.servers or self.tables.routes)
 
 
@@ -303,9 +303,9 @@ def default_name(file: str) -> str:
 
 
 class ActiveConfiguration:
-    """The configuration that a pool runs with, except the servers themselves, which are entries of the core.
+    """The configuration that a pool runs with. The servers themselves are held by the core, as entries.
 
-    `environments` holds the variables that commands have set for servers.
+    `environments` holds, by server name, the variables that commands have set.
     """
 
     def __init__(
@@ -412,10 +412,10 @@ class ActiveConfiguration:
     ) -> ResolvedConfig:
         """Read the files without activating them; returns servers or problems. Raises ReaderFailed.
 
-        `${VAR}` refers to `environment` if given, else to the pool's own environment. Servers in `keep` keep the ports
-        of their `auto` addresses reserved, even if they are no longer in the files. `first`: see
-        ConfigurationReader.read. With `stopped` (no server runs), a server whose port another program has taken gets a
-        new port (see `moved_ports`).
+        `${VAR}` refers to `environment` if given, else to the pool's own environment. The ports of `auto` addresses
+        stay reserved for the servers in `keep`, even if the files no longer contain them. For `first`, see
+        ConfigurationReader.read. `stopped` means that no server runs: then a server whose port another program has
+        taken gets a new port (see `moved_ports`).
         """
         number, reading = await self._reader.read(
             self.files,
@@ -446,9 +446,9 @@ class ActiveConfiguration:
         )
 
     async def outside(self, resolved: ResolvedConfig, names: Collection[str]) -> list[ErrorEntry]:
-        """Check the other files, users and programs that these servers name; returns the problems. Raises ReaderFailed.
+        """Check the files, users and programs that the servers called `names` refer to; returns the problems.
 
-        Sets `resolved.remarks` to the warnings about all servers of `resolved`.
+        Stores the warnings about all servers of `resolved` in `resolved.remarks`. Raises ReaderFailed.
         """
         if not resolved.number:
             return []
@@ -456,7 +456,7 @@ class ActiveConfiguration:
         return [from_json(ErrorEntry, problem) for problem in problems]
 
     async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
-        """Where the files set each key of these servers, by server name; empty if this cannot be found out."""
+        """The FILE:LINE that sets each key, by server name and key; empty if the files changed or cannot be read."""
         if self.marks is None or not names:
             return {}
         try:
@@ -511,7 +511,7 @@ class ActiveConfiguration:
                 follower(self.tables)
 
     def _withhold_variables(self, servers: Iterable[ServerConfig], tables: Tables | None = None) -> None:
-        """Keep the variables named by `*_env` keys out of servers' environments."""
+        """Withhold the variables that `*_env` keys name, such as tokens, from programs started from now on."""
         names = pool_variables(servers, tables or self.tables, self._surroundings.defaults)
         withhold_variables({*names, ACCESS_LOG_VARIABLE, NO_ACCESS_LOG_VARIABLE}, only=True)
 
@@ -571,9 +571,9 @@ class ActiveConfiguration:
             self._self_binding.remember(entry.config)
 
     async def mark_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
-        """Record the servers whose programs bind their own address, so that `start` warns of each only once.
+        """Record which of `servers` have programs that bind their own address, so that `start` warns of each only once.
 
-        Returns the names recorded by earlier calls since the files last changed; empty if `servers` needs no warning.
+        Returns the names recorded by earlier calls since the files last changed; empty if no server needs the warning.
         """
         found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
         return await asyncio.to_thread(self._save_warned, found) if found else found

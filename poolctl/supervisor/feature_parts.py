@@ -62,9 +62,9 @@ class FeaturePart:
         """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until the part has applied what the command changed; returns `result`, with the part's messages added.
+        """Wait until the part has applied the command's changes; returns `result`, with the part's messages added.
 
-        By default, only `start` waits: until `wait_for_opening` returns. Its result then has `problems` as warnings.
+        The default waits only for `start`, until `wait_for_opening` returns, and adds `problems` as warnings.
         """
         if verb != "start":
             return result
@@ -72,7 +72,7 @@ class FeaturePart:
         return replace(result, warnings=(*result.warnings, *self.problems))
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        """The result of the verb, with the part's data added if it has any."""
+        """Return `result`, with the part's data added if it has any."""
         return result
 
     @property
@@ -168,7 +168,7 @@ class FeatureParts:
                 verbs.add(name, partial(self._answer, feature, name))
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
-        """The result of the verb, with the features' data added."""
+        """Return `result`, with the data of all features added."""
         for part in self:
             result = await part.extend(verb, call, result)
         return result
@@ -209,7 +209,7 @@ class FeatureParts:
 
 
 def modules() -> list[str]:
-    """The names of all modules with supervisor parts or gateway engines of features, whether imported or not."""
+    """The names of the modules that implement features in the supervisor or the gateway, imported or not."""
     return [
         f"{feature.package}.{part.partition(':')[0]}"
         for feature in features()

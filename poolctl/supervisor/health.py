@@ -88,10 +88,10 @@ _DONE = {
 
 
 class Situation(NamedTuple):
-    """One server with unhealthy workers.
+    """The state of one server with unhealthy workers, from which `decide` chooses the next action.
 
-    `histories` holds, for each of these workers, the times at which it or its predecessor was recovered, oldest
-    first, in seconds on the clock of `now`. `jitter` is a random number from -1 to 1.
+    `histories` holds, for each unhealthy worker, the times at which it or its predecessor was recovered, oldest first,
+    in seconds on the clock of `now`. `jitter` is a random number from -1 to 1.
     """
 
     strategy: str
@@ -105,7 +105,7 @@ class Situation(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The next action, for the workers at the positions `chosen` of `Situation.histories`.
+    """The next action, `step`, for the workers whose indexes in `Situation.histories` are in `chosen`.
 
     `again_seconds` is the time until the next decision; 0 means that none is due until the situation changes.
     """
@@ -329,7 +329,7 @@ class WorkerRecovery:
             core.override(entry, replace(entry.desired.overrides, disabled=True))
 
     def _report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
-        """Describe the recovery that begins, as JSON for its event. The workers' last output lines are added later."""
+        """Describe the starting recovery, as JSON for its event. The workers' last log lines are added later."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
         report: Table = {
@@ -465,7 +465,7 @@ def _recoveries_of(entry: Entry, worker: Worker) -> list[float]:
 def _recovery_times(
     entry: Entry, step: Step, problems: list[WorkerProblem], now: float
 ) -> dict[str, list[float]]:
-    """The recovery times within the window and `now`, by worker index, or "all" if all workers are replaced."""
+    """Recovery times in the window, plus `now`, by worker index; the key is "all" if all workers are replaced."""
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
     known = {
         key: within(times, entry.config.recovery.window, now)
@@ -476,7 +476,7 @@ def _recovery_times(
 
 
 def _outcome(entry: Entry) -> tuple[str, str] | None:
-    """The outcome of the recovery and its reason; None while the recovery is in progress."""
+    """The outcome of the recovery (recovered, failed …) and the reason or ""; None while it is in progress."""
     step = entry.observed.recovering["step"]
     if step == Step.DISABLE:
         if entry.is_disabled:
@@ -535,7 +535,7 @@ def _is_measurable(entry: Entry, worker: Worker) -> bool:
 
 
 class HeartbeatState:
-    """The heartbeats of one worker."""
+    """The state of the heartbeats sent to one worker."""
 
     __slots__ = ("asked_at", "entry", "is_idle", "worker")
 

@@ -33,7 +33,7 @@ _LISTEN = ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES")
 
 
 class Launched(NamedTuple):
-    """The keeper's pid, 0 if the pool already ran; `lifeline`: a descriptor whose closing ends the pool, or -1."""
+    """The keeper's pid (0: the pool already ran), and a descriptor that ends the pool when closed (-1: none)."""
 
     keeper_pid: int = 0
     lifeline: int = -1
@@ -42,9 +42,9 @@ class Launched(NamedTuple):
 def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = False) -> Launched:
     """Start a supervisor for the pool of `files`, unless one is running; on return its control socket is open.
 
-    The supervisor's first answer reports whether the files are valid. With `lifeline` the pool ends when the returned
-    descriptor is closed. Raises ControlError: with exit code 8 if `lifeline` is given and a supervisor is already
-    running, 7 for an unusable directory or too few open files, 5 for an unknown runner, and 1 for a /proc that shows no
+    The supervisor's first answer reports whether the files are valid. With `lifeline`, the pool ends when the returned
+    descriptor is closed. Raises ControlError with one of these exit codes: 8 if `lifeline` is given and a supervisor is
+    already running, 7 for an unusable directory or too few open files, 5 for an unknown runner, 1 if /proc shows no
     processes.
     """
     problem, fix = proc_problem()
@@ -72,7 +72,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
 
 
 def _locked(env: Mapping[str, str], key: str) -> tuple[str, int]:
-    """Wait for the lock of the pool's directory; returns the path and the lock's descriptor. Raises ControlError."""
+    """Lock the pool's directory (waits); returns its path and the lock's descriptor. Raises ControlError."""
     while True:
         pool_directory = pool_paths.make_pool_dir(env, key)
         pool_paths.control_socket(pool_directory)
@@ -145,7 +145,7 @@ def _launch(
 def _programs(
     files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The supervisor and the runner's companion processes, by the names of their links in the keeper's store."""
+    """The supervisor, and the runner's programs (which do not get the variables `without`), by keeper store entry."""
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     programs = {
         fd_store.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),
@@ -167,7 +167,7 @@ def _inherited(env: Mapping[str, str]) -> tuple[list[int], list[str]]:
 
 
 def _for_the_keeper(env: Mapping[str, str]) -> dict[str, str]:
-    """The environment without systemd's variables that are meant for one process only."""
+    """The environment for the keeper: `env` without systemd's variables that are meant for this process only."""
     watched = env.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
     unsaid = _LISTEN if watched else (*_LISTEN, "WATCHDOG_USEC")
     return {name: value for name, value in env.items() if name not in (*unsaid, "WATCHDOG_PID")}

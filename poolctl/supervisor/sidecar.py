@@ -33,9 +33,9 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class SidecarProcess(Receiver):
-    """The process connected by `sock`; `known` is its pid and start time, `mark` identifies its version and settings.
+    """A process that the supervisor controls over `sock`. `mark` identifies its version and settings.
 
-    The future `exited` is done when the process has exited by itself. `part` is the Python package that it runs.
+    `known` is its pid and start time, `part` the package it runs. The future `exited` is done once it exits by itself.
     """
 
     part: ClassVar[str]
@@ -55,9 +55,9 @@ class SidecarProcess(Receiver):
 
     @classmethod
     async def spawn(cls, keeper: Link, directory: str, mark: str, part: str = "") -> Self:
-        """Have the keeper start the process, which then waits for a first message. Raises LinkLost.
+        """Have the keeper start the package `part` (default: `cls.part`), which then waits for a first message.
 
-        Its log is in `directory`. It runs the package `part`, by default `cls.part`.
+        Its log is in `directory`. `mark`: see the class. Raises LinkLost.
         """
         ours, theirs = wire.pair()
         argv = command(sys.executable, part or cls.part)
@@ -70,12 +70,12 @@ class SidecarProcess(Receiver):
 
     @classmethod
     async def adopt(cls, keeper: Link, entry: str) -> Self | None:
-        """The process whose link is in the keeper's store as `entry`; None without such a link. Raises LinkLost."""
+        """Take over the process whose connection the keeper holds as `entry`; None without one. Raises LinkLost."""
         reply, fds = await keeper.call({"op": "get", "name": entry})
         return cls(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"])) if fds else None
 
     def keep(self, keeper: Link, entry: str) -> None:
-        """Put the link into the keeper's store as `entry`, for the next supervisor."""
+        """Put the connection to the process into the keeper's store as `entry`, for the next supervisor."""
         meta = {**self.known, "mark": self.mark}
         keeper.send({"op": "put", "name": entry, "meta": meta}, [self.link.sock.fileno()])
 
@@ -136,8 +136,8 @@ class SidecarProcess(Receiver):
 class SidecarManager:
     """Keeps a process running as configured, and restarts it with backoff; `problem` is why it is not up, or "".
 
-    No method raises: the pool does not depend on the process. A subclass applies the configuration in `_settle`.
-    After a pause, `_settle` is called again if it has failed or the process has exited.
+    No method raises: the pool does not depend on the process. A subclass applies the configuration in `_settle`, which
+    is called again after a pause if it has failed or the process has exited.
     """
 
     label: ClassVar[str]
@@ -222,7 +222,7 @@ class SidecarManager:
         self._notify_changed()
 
     def _note_attempt(self) -> None:
-        """Record that the addresses are open or could not be opened, unless the configuration has changed meanwhile."""
+        """Note that the attempt to open the addresses is over, unless the configuration has changed since it began."""
         if self._settling_times == self._configured_times:
             self._tried.set()
 
@@ -256,12 +256,12 @@ class SidecarManager:
             )
 
     def _use(self, process: SidecarProcess) -> None:
-        """Use this process from now on, and put its link into the keeper's store."""
+        """Use this process from now on, and put its connection into the keeper's store."""
         process.keep(self._keeper, self.entry)
         self._watch(process)
 
     def _watch(self, process: SidecarProcess) -> None:
-        """Use this process from now on. Its link is already in the keeper's store."""
+        """Use this process from now on. Its connection is already in the keeper's store."""
         self._process = process
         process.exited.add_done_callback(lambda _: self._ended(process))
 

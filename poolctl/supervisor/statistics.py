@@ -61,8 +61,8 @@ _UNCOUNTED: Table = dict.fromkeys(
 class Totals:
     """Totals of each server over all workers, including exited ones, so that no counter ever decreases.
 
-    They are saved for a successor after each change. Only changed servers are encoded: encoding all of them at
-    each step would take longer than stopping thousands of servers.
+    They are saved for the next supervisor after each change. Only changed servers are encoded, because encoding all of
+    them each time would take longer than stopping thousands of servers.
     """
 
     def __init__(self, core: Core, events: Events, store: StateStore) -> None:
@@ -102,14 +102,14 @@ class Totals:
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
     def passed_by_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """The numbers of requests that a gateway passed to the server's exited workers, keyed by tally.route_mark."""
+        """The numbers of requests that a gateway passed to the server's exited workers, by `tally.route_mark`."""
         found = self.counts_by_route_of_ended_workers(entry)
         return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
 
     def counts_by_route_of_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """The numbers of requests that a gateway passed to the server's exited workers, and of their errors, by route.
+        """The numbers of requests that a gateway passed to the server's exited workers, and of their errors.
 
-        The keys are `tally.route_mark` for requests and `tally.error_mark` for errors.
+        Both are counted by route: the keys are `tally.route_mark` for requests and `tally.error_mark` for errors.
         """
         return self._passed.get(entry.name, {})
 
@@ -218,9 +218,9 @@ class History:
         self.counts.append((now, seen.total))
 
     def values(self, *, counted: bool, with_errors: bool) -> StatsHistory:
-        """The figures, oldest first. Unless `counted`, the rates of requests and errors are None for every interval.
+        """The figures of the last intervals, oldest first; rates of errors only if `with_errors`.
 
-        Unless `with_errors`, the rates of errors are left out.
+        Unless `counted`, the rates of requests and errors are None for every interval.
         """
         return StatsHistory(
             interval_seconds=INTERVAL_SECONDS,
@@ -301,7 +301,7 @@ class Statistics:
             self.watch()
 
     def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
-        """Measure the server's figures. Without `memory`, its memory usage may be some seconds old."""
+        """Return the server's current figures. Without `memory`, its memory usage may be some seconds old."""
         ended, now = self.totals.counts_of_ended_workers(entry), self._core.clock.monotonic()
         return snapshot(entry, ended, self._counters, self._usage, now, memory=memory)
 

@@ -180,7 +180,7 @@ class Supervisor(Receiver, CoreEvents):
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
 
     async def _begin(self, listener: socket.socket) -> None:
-        """Load the configuration and start to answer requests; the first answer reports its problems, if any.
+        """Load the configuration and start to answer requests. The first answer reports configuration problems.
 
         The first supervisor of a pool accepts requests while it reads the files; a ping reports that it is reading.
         """
@@ -503,7 +503,7 @@ class Supervisor(Receiver, CoreEvents):
         self._lost.report(name, count, path, reason)
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """Record an event: a worker reports impossible counts, so that the last valid counts stay in use."""
+        """Record an event: a worker reported impossible counts, so that its last valid counts stay in use."""
         message = f"worker {worker} shows impossible figures, which stay as they were: {reason}"
         if entry := self.core.entries.get(server):
             self.events.record(
@@ -591,7 +591,7 @@ class Supervisor(Receiver, CoreEvents):
         self._replace_keeper()
 
     def _replace_keeper(self, hung_at: FrameType | None = None) -> None:
-        """Give everything to a new keeper and exit; `hung_at` is the frame in which the event loop hangs, or None."""
+        """Hand everything over to a new keeper, and exit. `hung_at` is the frame where the loop hangs, or None."""
         if self._replacing or self._runtime_files.withdrawn:
             return
         self._replacing = True
@@ -625,7 +625,7 @@ async def import_slowly(names: Iterable[str]) -> None:
 
 
 def _failed_status(exit_: Exit | None) -> int:
-    """The exit status that a shell reports for this exit; FAILED instead of 0 or if it is unknown (None)."""
+    """The exit status as a shell reports it (128 + signal if killed); FAILED if it would be 0 or is unknown."""
     if exit_ is None:
         return FAILED
     if exit_.signal is not None:
@@ -646,9 +646,9 @@ async def adopt(
 ) -> int:
     """Pass the recorded desired state and the running workers to the core; returns the number of adopted workers.
 
-    `placed` has, by worker id, the configuration of each worker that differs from its server's. A running server
-    without a recorded state is kept running. Orphans, workers whose keeper and supervisor have died, are adopted too if
-    they belong to a server in `searched`, and replaced if their configuration has changed. None: no search.
+    `placed` has, by worker id, the configuration of workers started with another one than their server has now. A
+    running server without a recorded state is kept running. With `searched`, orphans of these servers (workers whose
+    keeper and supervisor have died) are adopted too, and replaced if their configuration has changed.
     """
     takeover = core.runner.capabilities.takeover
     orphans = await takeover.adopt_orphans(searched) if takeover is not None and searched is not None else {}
@@ -744,7 +744,7 @@ class RuntimeFiles:
         self.withdrawn = False
 
     def publish(self, name: str) -> None:
-        """Write the files, and a link with this name instead of the pool's previous name. A failure is only logged."""
+        """Write info.json and the link `@name`, removing the link with the previous name. Errors are only logged."""
         if self.withdrawn:
             return
         before = self._complete

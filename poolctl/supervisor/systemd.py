@@ -102,8 +102,8 @@ class Service:
 def _count_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
     """The number of servers that should run, and those of them that are neither ready nor asleep.
 
-    The number is None if servers are enabled but none has been started yet. It is 0 if all servers are stopped or
-    disabled, or if the pool has no server, only a gateway for example.
+    The number is None if servers are enabled but none has been started yet; 0 if all servers are stopped or disabled,
+    or the pool has none.
     """
     able = [
         entry

@@ -70,8 +70,8 @@ class TrialFailed(Exception):
 def check(files: list[str]) -> str | None:
     """Check that this version can run this pool on this host; returns an error, or None after printing a TakeoverCheck.
 
-    The active configuration is on stdin. Imports every module, and tries a takeover of a small pool unless TRIED is
-    set: then the running version tries it. Raises the exceptions of the imports.
+    Reads the active configuration from stdin. If it has no errors, imports every module and tries a takeover of a small
+    pool; with TRIED set, the running version does this trial instead. Raises the exceptions of the imports.
     """
     problem, errors = "", []
     servers: Sequence[ServerConfig]
@@ -133,10 +133,10 @@ def try_takeover_by(options: str, *files: str) -> str | None:
 
 
 def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> None:
-    """Let another version take over a small pool of this version, and replace all of its processes.
+    """Let another version take over a small pool of this version, and replace all of the pool's processes.
 
-    `options` are the options of the verb `upgrade`. If it fails, the small pool's logs are kept in the directory
-    `logs`. Blocks. Raises TrialFailed.
+    `options` are the options of the verb `upgrade`. If the takeover fails, the small pool's logs are kept in the
+    directory `logs`. Blocks. Raises TrialFailed.
     """
     with _small_pool(servers, logs) as pool:
         # Not an error yet: servers that fail to start under this version may start under the other version.

@@ -18,7 +18,7 @@ REQUESTS_FD = 3
 
 
 def main() -> None:
-    """Run what the first argument selects (see the module)."""
+    """Run the role that the first command-line argument names (see the module's docstring)."""
     role = sys.argv.pop(1)
     # Imports create no garbage, and collection would take a tenth of the time; `preload` enables it at its end.
     gc.disable()
@@ -72,7 +72,7 @@ def _report_unfit(error: ImportError) -> str:
 
 
 def _explain_import_error(error: ImportError) -> tuple[str, str, str]:
-    """Why this interpreter cannot run workers: a line for the log, the reason, and the fix."""
+    """A log line, the reason and a fix for an interpreter that cannot run workers."""
     reason, hint = str(error), "see helpers.log beside the control socket"
     if isinstance(error, _TooOld):
         reason, hint = error.args

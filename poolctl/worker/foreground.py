@@ -1,4 +1,4 @@
-"""Serves one server in this process, without supervisor or fork: for `run --debug`, and in part for `serve`."""
+"""Serves one server in this process, without supervisor or fork, for `run --debug`; `serve` uses its functions."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _INTERRUPTED = 130
 
 
 class Given(NamedTuple):
-    """The server's specification, and the inherited sockets and descriptors; `more` are sockets after TLS files."""
+    """The server's specification, and what the process has inherited; `more` are sockets other than listeners."""
 
     spec: Spec
     listeners: list[socket.socket]
@@ -41,10 +41,10 @@ class Given(NamedTuple):
 
 
 def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
-    """Read the server's specification and apply its limits, user, environment and directory; return what was inherited.
+    """Read a server's specification and apply its limits, user, environment and directory; return what was inherited.
 
     The first argument of the process is the number of descriptors after the specification. The modules that workers
-    need are imported first; with `light` only if the server has a user, who may not be allowed to read them later.
+    need are imported first, as the server's user may be unable to read them; with `light`, only if it has a user.
 
     If the environment requires a new interpreter, it replaces this one and runs `part`, a package of poolctl, with the
     arguments `role`. Exits with the reason if this machine cannot support the specification.

@@ -75,7 +75,7 @@ def run_and_exit(run: Callable[[], int]) -> NoReturn:
 
 
 def reset_signals() -> None:
-    """Undo the signal settings of this process's parents."""
+    """Reset the signal handlers, the signal mask and the wakeup descriptor that were inherited; ignore SIGPIPE."""
     # A shell's background job has SIGINT and SIGQUIT ignored.
     for number in (
         signal.SIGINT,
@@ -91,7 +91,7 @@ def reset_signals() -> None:
 
 
 def needs_exec(spec: Spec) -> bool:
-    """Whether the specification requires a new interpreter: it replaces the environment, or sets START_VARIABLES."""
+    """Whether a new interpreter is needed: to replace the environment, or to set variables read at start (LD_…)."""
     return any(name.startswith(START_VARIABLES) for name in spec["env"]) or spec["env_base"] is not None
 
 
@@ -114,7 +114,7 @@ def read_spec_after_exec(descriptors: int) -> Spec:
 
 
 def read_spec(fd: int) -> Spec:
-    """Read the specification from the open file `fd`, which the runner has written."""
+    """Read the specification, in marshal format, from the open file `fd`."""
     spec: Spec = marshal.loads(read_file(fd))
     return spec
 
@@ -215,7 +215,7 @@ def apply_spec(spec: Spec) -> None:
 
 
 def set_index(spec: Spec) -> None:
-    """Set the worker's index in its environment; no effect in an app zygote, which imports for several workers."""
+    """Set $POOLCTL_INDEX to the worker's index; no effect in an app zygote, whose specification has no index."""
     if "index" in spec:
         os.environ["POOLCTL_INDEX"] = str(spec["index"])
 

@@ -171,7 +171,7 @@ def read_stacks(fd: int) -> bytes:
 
 
 def add(counts: Counts, more: Counts) -> None:
-    """Add the counts of another worker of the same server to `counts`."""
+    """Add `more`, the counts of another worker of the same server, to `counts` in place."""
     for slot in range(1, COUNTED):
         counts[slot] = bounded(counts[slot] + more[slot])
 
@@ -210,17 +210,17 @@ def _slot(page: memoryview, mark: int) -> int | None:
 
 
 def requests_by_route(counts: Counts) -> dict[int, int]:
-    """The numbers of requests that came through a gateway, by route mark."""
+    """The number of requests that came through a gateway on each route, by `route_mark`."""
     return {mark: count for mark, count in by_route(counts).items() if is_of_requests(mark)}
 
 
 def is_of_requests(mark: int) -> bool:
-    """Whether the mark stands for a route's requests, rather than for its errors."""
+    """Whether `mark` is a `route_mark`, which identifies a request count, rather than an `error_mark`."""
     return mark < _FIRST_OF_ERRORS
 
 
 def by_route(counts: Counts) -> dict[int, int]:
-    """The numbers of requests that came through a gateway, and of errors, by route mark and error mark."""
+    """The numbers of requests and of errors on each route of a gateway, by `route_mark` and `error_mark`."""
     pairs = zip(counts[ROUTES::2], counts[ROUTES + 1 :: 2], strict=False)
     # Each of them also counts among all requests and WebSockets, whose numbers have been checked.
     most = counts[STARTED] + counts[WEBSOCKETS] if counts else 0
@@ -228,7 +228,7 @@ def by_route(counts: Counts) -> dict[int, int]:
 
 
 def completed(counts: Counts) -> Counts:
-    """The final counts of a worker that has exited: nothing is open, requests in progress count as DISCONNECTED."""
+    """The final counts of a worker that has exited: no open connections; requests in progress count as DISCONNECTED."""
     left = [0, *counts[1:COUNTED]]
     left[DISCONNECTED] += in_flight(counts)
     for slot in _NOW:
@@ -291,7 +291,7 @@ class StackDump:
         promise_stacks(page_fd)  # no signal is sent before, when the number may be another file's
 
     def end(self) -> None:
-        """Remove the handlers and close the descriptor, in a child that the application has forked."""
+        """Remove the handlers and close the descriptor. Called in a child that the application has forked."""
         if signal.getsignal(ASK) == self._answer:
             signal.signal(ASK, signal.SIG_DFL)
         faulthandler.unregister(ASK_AGAIN)
@@ -365,7 +365,7 @@ def _waits_for(task: asyncio.Task[Any]) -> str:
 
 
 def _awaited(awaitable: object) -> Iterator[Location]:
-    """The place where a coroutine is suspended, then the place in the coroutine that it awaits, and so on."""
+    """Yield the location at which a coroutine is suspended, then that of the coroutine it awaits, and so on."""
     for _ in range(_MOST_FRAMES):
         if not isinstance(awaitable, _GENERATORS):
             # Only the garbage collector knows the owner of an asynchronous generator's step or a coroutine's iterator.

@@ -208,7 +208,7 @@ class WorkerProcess:
         return {"event": "ready", "leaving": self.server.should_exit, **resting}
 
     def _renew(self, tls: Tls, fds: list[int]) -> None:
-        """Use another certificate for new connections; report to the supervisor that it is used, or why it is not."""
+        """Use the certificate in `fds` for new connections; report success or the error to the supervisor."""
         try:
             context = ssl_context(tls, fds)
         except (OSError, ValueError) as error:
@@ -218,9 +218,9 @@ class WorkerProcess:
         self.control.send({"event": "tls", "error": None})
 
     def _use_routes(self, fds: list[int], keeps: bool, context_key: str) -> None:
-        """Switch to the route table in `fds` (see Routes.renew), or log why it is unusable; report the one in use.
+        """Switch to the route table in `fds`, or log why it is unusable; then report the table in use.
 
-        If `keeps` is false, connections from the gateway are returned to it, each before its next request.
+        Unless `keeps`, each connection from the gateway returns to it before its next request. See Routes.renew.
         """
         try:
             self.routes.renew(fds, keeps=keeps, context_key=context_key)
@@ -286,9 +286,8 @@ class WorkerProcess:
 class ControlSocket:
     """Receives orders for the worker and sends its events.
 
-    When keeper and supervisor have both exited, the worker listens for a supervisor that adopts it. If the worker's
-    user cannot enter the pool's directory, `bound_fd` is a socket already bound there; otherwise the worker binds one
-    itself.
+    When keeper and supervisor have both exited, the worker listens in the pool's directory for a supervisor that adopts
+    it. If the worker's user cannot enter the directory, `bound_fd` is a socket bound there in advance.
     """
 
     def __init__(self, fd: int, worker: WorkerProcess, bound_fd: int) -> None:
@@ -330,7 +329,7 @@ class ControlSocket:
     def adopted(self, fd: int, bound: int | None) -> None:
         """Take orders from the socket `fd` from now on: a supervisor has adopted this worker.
 
-        `bound` is the descriptor of the socket to listen on if the worker is orphaned again; None: it binds one itself.
+        `bound` is a bound socket on which to listen if the worker is orphaned again; None: the worker binds one then.
         """
         self._orphan = None
         self._bound = None if bound is None else socket.socket(fileno=bound)
@@ -555,7 +554,7 @@ class ForkedChildren:
         )
 
     def loop_handles(self, number: int) -> None:
-        """Note the event loop's handler of signal `number`, so that a child resets all signals with this handler."""
+        """Record the event loop's handler of signal `number`: a forked child resets each signal with this handler."""
         self._loop_handlers.append(signal.getsignal(number))
 
     def _hold_signals(self) -> None:
@@ -583,7 +582,7 @@ class ForkedChildren:
 def become_worker(fds: list[int], *, preloaded: bool = False) -> NoReturn:
     """Run a worker in this process. `fds`: specification, control socket, output, listeners and further descriptors.
 
-    `preloaded`: it was forked from a process that runs as the server's user and has imported the application.
+    `preloaded`: this process is a fork of an app zygote, which has set up the server's user and application.
     """
     run_and_exit(lambda: _set_up(fds, preloaded))
 
@@ -607,7 +606,7 @@ def _set_up(fds: list[int], preloaded: bool) -> int:
 
 
 def run_after_exec() -> NoReturn:
-    """Run the worker in the new interpreter that its environment requires."""
+    """Run the worker in this interpreter, which was started for the server's environment (see `needs_exec`)."""
     spec = read_spec_after_exec(2 + int(sys.argv[1]))
     preload()
     prepare_for_forks()

@@ -85,7 +85,7 @@ def serve_requests() -> None:
 
 
 def become_app_zygote(fds: list[int]) -> NoReturn:
-    """Turn this new fork into the app zygote whose specification, socket and output are in `fds`."""
+    """Become an app zygote in this newly forked process. `fds`: specification, request socket, output."""
     run_and_exit(lambda: _set_up(fds))
 
 
@@ -103,7 +103,7 @@ def _set_up(fds: list[int]) -> int:
 
 
 def run_after_exec() -> NoReturn:
-    """Run the app zygote in the new interpreter that its environment requires."""
+    """Run the app zygote in this interpreter, which was started for the server's environment (see `needs_exec`)."""
     spec = read_spec_after_exec(2)
     name_process("poolctl-app")
     preload()
@@ -147,7 +147,7 @@ def _report_unusable(requests: socket.socket, found: str, fix: str) -> int:
 
 
 def _leave(status: int) -> int:
-    """Flush the output and run the exit functions, as at the end of a program; returns `status`."""
+    """Flush the output and run the atexit functions, within a time limit; returns `status`."""
     sys.stdout.flush()
     sys.stderr.flush()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -270,7 +270,7 @@ def _close_all(fds: list[int]) -> None:
 def _lead_session(group: int) -> None:
     """Become a session leader. Joins process group `group` first, because a group leader cannot call setsid(2).
 
-    Joins it in any case: raising an exception, even one that is caught, would make a few more memory pages private.
+    Always joins it: an exception from setsid(2), even if it is caught, would make more memory pages private.
     """
     for _ in range(2):
         try:
@@ -317,9 +317,9 @@ class ProcessSnapshot(NamedTuple):
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def left_since(self, origins: ThreadOrigins | None = None) -> str:
-        """The additions since this snapshot, as the end of a sentence that begins with "its import"; "" if none.
+        """The threads, children and descriptors added since this snapshot, as text to follow "its import"; "" if none.
 
-        `origins` names the modules that have started threads. Waits a moment for additions to end, and may fork once.
+        `origins` names the modules that started threads. Waits a moment for additions to end; may fork (see `_fork`).
         """
         if self._native_threads(ProcessSnapshot.of_this_process()):
             _fork()
@@ -331,7 +331,7 @@ class ProcessSnapshot(NamedTuple):
         return found
 
     def fix(self) -> str:
-        """The setting that may prevent native threads started since this snapshot; "" without threads or setting."""
+        """A setting that may prevent native threads started since this snapshot; "" without such threads or setting."""
         return thread_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
 
     def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
@@ -477,7 +477,7 @@ def _threads() -> set[int]:
 
 
 def _first_reason(last: str, importing: str) -> str:
-    """The module that probably started a new thread, or "A or B" if it may be either.
+    """The module whose import probably started a new thread, or "A or B" if either of two may have.
 
     `last` is the module whose import began last, `importing` the module that contains the next import statement.
     """

@@ -50,7 +50,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Add and start the server, or every server of the file; with --save also write it."""
+    """Add and start one server, or every server of a file; with --save also write them to the pool's files."""
     save = saves(request)
     pool = find_pool(request)
     tables, base_dir = new_servers(request, pool)
@@ -108,7 +108,7 @@ def _add_to_files(files: WriteBack, tables: list[Table]) -> Outcome:
 
 
 def new_servers(request: CommandRequest, pool: PoolRef) -> tuple[list[Table], str]:
-    """The tables to add, as in a file, and the directory that their relative paths refer to."""
+    """The server tables to add, as they would be in a file, and the directory to which their relative paths refer."""
     file = request.get("file")
     options = [o for o in ("server", *KEYS, "set") if request.get(o)]
     if file is None:

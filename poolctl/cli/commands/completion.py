@@ -352,7 +352,7 @@ def _values(line: _CommandLine, option: Option, begun: str) -> list[Offer]:
 
 
 def _pool_values(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
-    """Completions from the pool that -c or --pool names. The shell has not expanded a `~` in its path."""
+    """Completions of this `kind` from the pool that -c or --pool names; a `~` in the path of -c is expanded here."""
     files = [os.path.expanduser(path) for path in line.values.get("config", [])]
     named = line.values.get("pool", [None])[-1]
     pool = find_pool(CommandRequest("list", {"config": files, "pool": named}), missing_ok=True)

@@ -63,7 +63,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _table_as_toml(name: str, table: Table | list[Table]) -> str:
-    """A table other than [[server]] as TOML, or a list of tables, whose URLs keep their `${…}` references."""
+    """A table (`[name]`) or a list of tables (`[[name]]`) as TOML; URLs in a list keep their `${…}` references."""
     if not isinstance(table, list):
         return table_text(f"[{name}]", escaped(table))
     urls = [{"url": each["url"]} if "${" in str(each.get("url", "")) else {} for each in table]

@@ -54,7 +54,7 @@ class Files:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportedFile:
-    """A file for another system. `name` is its path if it has been written."""
+    """A file for another system. `name` is its name or, once it has been written, its path."""
 
     name: str
     text: str
@@ -119,7 +119,7 @@ def _poolctl_command() -> list[str]:
 
 
 def _user() -> str:
-    """The user that runs the pool here, "" for root; a system service runs as the same user."""
+    """The name of the current user, as whom the exported service also runs; "" for root."""
     return user_name(os.geteuid()) if os.geteuid() else ""
 
 
@@ -171,7 +171,7 @@ BACKLOG = 2048
 
 
 class ServicePool(NamedTuple):
-    """The pool for the units; `poolctl` is the command's argument vector, `listen` holds addresses by `fd:` name."""
+    """A pool's data for its units; `poolctl` is the command that runs poolctl, `listen` has addresses by `fd:` name."""
 
     name: str
     files: Sequence[str]
@@ -236,7 +236,7 @@ def _environment_file(pool: ServicePool, *, of_user: bool) -> str:
 
 
 def stop_seconds(servers: Sequence[ServerConfig], more_seconds: float = 0.0) -> int:
-    """The maximum seconds for a stop in dependency order: the longest chain, with all limits used up, and a margin."""
+    """The maximum seconds of a whole stop: servers in dependency order, `more_seconds` for features, and a margin."""
     return int(longest_stop_seconds(servers, more_seconds)) + _MARGIN_SECONDS
 
 

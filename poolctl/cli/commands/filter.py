@@ -73,9 +73,9 @@ def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | Non
 
 
 def _spellings(field: str, pattern: str, value: str) -> list[str]:
-    """The texts of which `value` must equal one to match: the pattern, and other spellings of an address.
+    """The texts that match if one of them equals `value`: the pattern, and another spelling of an address.
 
-    The other spelling for `bind` is the canonical one, and for `expose` the pattern with the scheme of `value`.
+    For `bind` this is the canonical address, for `expose` the pattern with the scheme of `value`.
     """
     if field == "bind":
         from poolctl.address import canonical

@@ -109,7 +109,7 @@ def perform(request: CommandRequest) -> Outcome:
 def _print_from_platform(
     request: CommandRequest, pool: PoolRef, lines: int | None, since: str, wanted: LineFilter | None
 ) -> Outcome:
-    """Print the selected servers' lines, which the platform sends, with -f until interrupted."""
+    """Print the selected servers' lines that the platform sends, filtered by `wanted`; with -f until interrupted."""
     listed = ask(request, pool, "list")
     if listed.exit_code:
         raise Failure(Outcome.of(listed))

@@ -681,7 +681,7 @@ _MOST_SERVERS = 10
 
 
 def deaths_of(died: Mapping[str, Sequence[str]], command: str) -> Iterator[str]:
-    """One line for each server that died, with the reason for its last exit."""
+    """Yield one line for each server that died while `command` ran, with the reason for its last exit."""
     for name, reasons in died.items():
         times = f" {len(reasons)} times" if len(reasons) > 1 else ""
         yield printable(f"{name} died{times} while {command} ran: {reasons[-1]}")
@@ -766,8 +766,8 @@ def run_to_end(
 ) -> int:
     """Run the user's command; returns its exit status, 128 + N if signal N killed it. Passes signals on to it.
 
-    When the other end of `lifeline` is closed, `unwanted` is called; if it returns true, the command gets SIGTERM.
-    Raises Failure (exit 126 or 127) if the command cannot be run.
+    If the other end of the pipe `lifeline` is closed and `unwanted` returns true, the command gets SIGTERM. `stdout`
+    replaces its standard output. Raises Failure (exit 126 or 127) if the command cannot be run.
     """
     watched = (signal.SIGCHLD, signal.SIGIO, *FORWARDED_SIGNALS)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, watched)

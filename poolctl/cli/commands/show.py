@@ -145,7 +145,7 @@ def _flattened(table: Table, prefix: str = "") -> list[tuple[str, object]]:
 
 
 def _origin(key: str, origin: dict[str, str]) -> str:
-    """The place of the value itself, or of the nearest enclosing table that is given as a whole."""
+    """The origin of the value of `key`, or of the nearest table around it that is set as a whole; else "default"."""
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
         where = origin.get(".".join(parts[:end]))

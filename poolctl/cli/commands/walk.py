@@ -48,7 +48,7 @@ COMMAND = Command(
 
 @dataclass(frozen=True, kw_only=True)
 class ServerRun(Item):
-    """The run of the command for one server: exit code and output."""
+    """The result of the command for one server: exit code and output."""
 
     exit_code: int
     stdout: str
@@ -252,7 +252,7 @@ def facts(item: Item) -> dict[str, str]:
 
 
 def environment(item: Item, base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The environment of the command for this server: `base` with POOLCTL_NAME and other variables."""
+    """The command's environment for this server: `base` and a variable for each placeholder, such as POOLCTL_NAME."""
     return {**base, **{PREFIX + word.upper(): value for word, value in facts(item).items()}}
 
 

@@ -188,8 +188,8 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 def names_cover(names: Iterable[str], host: str) -> bool:
     """Whether clients accept a certificate with these names for a host.
 
-    In a name, "*" stands for exactly one label, the first (RFC 6125 §6.4.3). A host whose first label is "*" needs a
-    name with that label.
+    In a name, "*" stands for exactly one label, the first (RFC 6125 §6.4.3). A wildcard host such as `*.example.com` is
+    covered only by the same name.
     """
     _, _, domain = host.partition(".")
     return any(name == host or (domain and name == f"*.{domain}") for name in names)

@@ -63,7 +63,7 @@ class ExternalChecks:
         self._seen: dict[Hashable, Found] = {}
 
     def check(self, servers: Sequence[ServerKeys], *, import_apps: bool = False) -> None:
-        """Check everything the servers refer to. Blocks; with `import_apps` until all apps are imported."""
+        """Check everything the servers refer to; with `import_apps` also import their apps. Blocks until done."""
         for server in servers:
             self._check_server(server)
         self._check_interpreters(servers)
@@ -77,7 +77,7 @@ class ExternalChecks:
             self._collect(server, _check_env_file, path, index, bool(server.user))
 
     def collect_warnings(self, servers: Sequence[ServerKeys]) -> None:
-        """Check these servers for warnings only: an unwritable log file counts as one, other problems are discarded."""
+        """Add the servers' warnings, and their unwritable log files, to `warnings`; discard all other problems."""
         known = len(self.problems)
         for server in servers:
             self._check_server(server)
@@ -296,8 +296,8 @@ def check_interpreters(
 ) -> list[tuple[str, Finding]]:
     """The interpreters that cannot run a server, each with the reason.
 
-    `pythons` maps each interpreter to the user of a server, None for this process's user. Interpreters in `with_zttp`
-    need the parser zttp as well. Blocks; all are checked in parallel.
+    `pythons` maps each interpreter to the user that its server runs as, None for this process's user. Interpreters in
+    `with_zttp` also need the parser zttp. Blocks; the interpreters are checked in parallel.
     """
     wanted = [each in with_zttp for each in pythons]
     with ThreadPoolExecutor(max_workers=max(1, min(len(pythons), os.cpu_count() or 1))) as threads:

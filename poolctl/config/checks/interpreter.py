@@ -47,7 +47,7 @@ def _of_environment(directory: str) -> str:
 def enter_as(
     interpreter: str, user: tuple[int, int] | None, env: Mapping[str, str]
 ) -> tuple[int, int] | None:
-    """The (uid, gid) with which to start the interpreter for a server of this user; None to keep the current user.
+    """The (uid, gid) with which to start the interpreter of a server of `user`; None to keep the current user.
 
     Only root changes the user, and only if other users may change the interpreter's files.
     """

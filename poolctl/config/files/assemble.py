@@ -248,7 +248,7 @@ class Assembly:
         ]
 
     def _merge(self, model: type[Table], document: Document, tables: list[dict[str, Tree]]) -> None:
-        """Add a file's tables to those of earlier files; a table with the name of an earlier one is merged into it."""
+        """Add a file's tables of the class `model` to those of earlier files; tables with the same name are merged."""
         name, written = model.table_name, document.data[model.table_name]
         known = self.tables.setdefault(name, [])
         earlier = {
@@ -301,7 +301,7 @@ class Assembly:
 
 
 def located(finding: Finding, place: Place, entry: ServerTable | None = None) -> Problem:
-    """Convert a finding to a problem at its place."""
+    """Convert a finding to a problem at `place`; `entry` is its server, or None if it concerns no server."""
     name, bind = (entry.name, entry.table.get("bind")) if entry else ("", "")
     return problem_of(finding, place, name=name, bind=bind if isinstance(bind, str) else "")
 

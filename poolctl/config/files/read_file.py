@@ -107,8 +107,8 @@ class NotRegular(OSError):
 def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user: bool = False) -> bytes:
     """The first `most_bytes` of a file. Raises NotRegular, other OSErrors, and ValueError for a NUL in the path.
 
-    With `for_another_user` the content is for a server of another user: a link of that user is followed only to that
-    user's own files. BlockingIOError means a kernel file without data at present, such as /proc/kmsg.
+    With `for_another_user` the file is read for another user's server: a link that another user made is followed only
+    to a file of the same user. BlockingIOError means a kernel file without data at present, such as /proc/kmsg.
     """
     # Opening a FIFO would wait for a writer, and opening a terminal could make it the controlling terminal.
     if for_another_user:
@@ -336,7 +336,7 @@ _NAMES = {
 
 
 def foreign_format(path: str, data: Tree = None) -> str:
-    """The format of another tool's file, by the file's name, or by its content `data` if given; "" for other files."""
+    """The format of another tool's file, recognized by its content `data`, or without it by its name; "" if unknown."""
     if isinstance(data, dict):
         if "server" in data or "pool" in data:
             return ""

@@ -88,7 +88,7 @@ def _explained(text: str, error: yaml.MarkedYAMLError) -> ParseError:
 def yaml_positions(text: str) -> dict[Path, tuple[int, int]]:
     """Line and column of every key and list item of a valid text.
 
-    An alias in a list has its own position; the keys and items inside of a repeated value have none.
+    A list item that is an alias has its own position; the keys and items inside it have none.
     """
     builder = _Builder()
     builder.build(yaml.parse(text, Loader=_LOADER))
@@ -197,8 +197,8 @@ class _Builder:
     def note(self, event: Event, value: Tree) -> Path:
         """Record the position of a key (except `<<`) or list item, and return its path; () for the root.
 
-        `value` is the key, if the event is a key. For the value of a key only the path is returned; a table merged by
-        `<<` has the path of the table around it.
+        For a key, `value` is the key itself. For the value after a key nothing is recorded; its path is that of the
+        key, or after `<<` that of the enclosing table.
         """
         if not self.stack:
             return ()

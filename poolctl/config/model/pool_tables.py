@@ -229,9 +229,9 @@ class TableRules:
     """Builds and checks the tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
     def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-        """Validate tables of the feature that depend on each other; returns them by name (None: invalid).
+        """Validate tables of the feature that depend on each other; returns them by name, with None for an invalid one.
 
-        Problems are added to `findings`. The caller validates each table that is not in the result by itself.
+        Problems are added to `findings`. The caller then validates separately each table that the result lacks.
         """
         return {}
 
@@ -246,7 +246,7 @@ class TableRules:
         return ()
 
     def unusable(self, tables: Tables) -> Iterable[Finding]:
-        """Problems that prevent every start. Blocks on the disk."""
+        """Problems that prevent a pool with these tables from starting. Blocks on the disk."""
         return ()
 
     def check(
@@ -264,7 +264,7 @@ class TableRules:
         return {}
 
     def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
-        """The addresses that the tables bind, except a `bind` key with one address: the caller adds that."""
+        """The addresses that the tables bind, without those that `conflicts.own_addresses` returns."""
         return ()
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:

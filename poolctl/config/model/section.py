@@ -217,7 +217,7 @@ class Section:
 
     @classmethod
     def nested(cls, value: Tree) -> Self:
-        """The section built from a table and validated by this class; an instance of it is returned unchanged.
+        """The value as an instance of this class: a table is validated and converted, an instance returned unchanged.
 
         Raises pydantic's ValidationError.
         """
@@ -401,7 +401,7 @@ SLEEP_KEYS = ("idle", "awake", "asleep", "timezone")
 
 
 class Scale(Section):
-    """The number of workers. A feature that changes the number has a subclass: see `extended`."""
+    """How many workers a server has, and when it sleeps. A feature may add keys in a subclass (see `extended`)."""
 
     min: LeastWorkers = field(1, "Minimum number of workers; 0 lets the server sleep.")
     max: MostWorkers = field(1, "Maximum number of workers. Left out: the same as min, at least 1.")
@@ -468,7 +468,7 @@ class TLSConfig(Section):
 
 
 class Http(Section):
-    """How HTTP is served."""
+    """Settings for serving HTTP."""
 
     implementation: Literal["auto", "h11", "httptools", "zttp"] = field(
         "auto", "The HTTP parser; auto never selects zttp."
@@ -545,7 +545,7 @@ class Backoff(Section):
 
 
 class Restart(Section):
-    """Whether a server that has ended is started again."""
+    """When and how often a server that has exited is restarted."""
 
     policy: Literal["no", "on-failure", "always"] = field(
         "on-failure", "The exits after which it is started again."
@@ -608,7 +608,7 @@ class RecoveryBackoff(Backoff):
 
 
 class Recovery(Section):
-    """The action taken on a hung server."""
+    """How a hung server is detected, and what is done about it."""
 
     strategy: Literal["restart", "replace", "disable", "notify", "none"] = field(
         "restart",
@@ -661,7 +661,7 @@ class Watch(Section):
 
 
 class Log(Section):
-    """Where the output of the workers is written."""
+    """The file to which the output of the workers is written, its format and its rotation."""
 
     path: FilePath | None = field(None, "The file. Left out: logs/NAME.log in the state directory.")
     format: Literal["text", "json"] = field(

@@ -205,8 +205,8 @@ class ServerKeys(Section):
         """Whether old and new workers may run at the same time during a restart. Never if `overlap` is false.
 
         A program may overlap only if it notifies when it is ready and does not bind its address itself, or if it has
-        several workers and no port. Otherwise both would need one address, or the old one would answer probes of the
-        new one, or a scheduler would run twice.
+        several workers and no port. Otherwise both might need the same address, probes of the new one might reach the
+        old one, or a scheduler might run twice.
         """
         if not self.command:
             return self.overlap

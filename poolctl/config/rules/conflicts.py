@@ -1,8 +1,8 @@
 """Rules between the servers of a pool: unique names and addresses, separate users, satisfiable dependencies.
 
 References are checked and replaced here, too: `${server.NAME.url}` in a server's `env` and `command` becomes the
-address of that server once its port is chosen. Until then a value keeps its references, and a literal `${server.` is
-written `$${server.`.
+address of that server once its port is chosen. Before that, values keep their references, and a literal `${server.`
+is stored as `$${server.`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def shared_users(servers: Sequence[ServerKeys]) -> Iterator[tuple[ServerKeys, Fi
 
 
 def users_of(servers: Iterable[ServerKeys]) -> dict[str, str]:
-    """The name of the user that each server runs as, by the server's name. Accounts of one uid are one user."""
+    """The name of the user that each server runs as, by the server's name. Accounts with the same uid get one name."""
     names: dict[str, str] = {}
     found: dict[str, str] = {}
     for server in servers:

@@ -276,7 +276,7 @@ def relocated(table: dict[str, Tree], base_dir: str, new_dir: str) -> dict[str, 
 
 
 def merged(under: dict[str, Tree], over: dict[str, Tree]) -> dict[str, Tree]:
-    """A new table with both tables merged: nested tables merge deeply, anything else is taken whole from `over`."""
+    """A new table with the keys of both: where both have a key, nested tables are merged, other values are `over`'s."""
     found = {**under, **over}
     for key in under.keys() & over.keys():
         if isinstance(under[key], dict) and isinstance(over[key], dict):

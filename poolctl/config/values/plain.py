@@ -1,4 +1,4 @@
-"""What types of values need besides pydantic: limits, strings from the environment, frozen tables, addresses."""
+"""Helpers for values that do not need pydantic: limits, strings from the environment, frozen tables, addresses."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def is_secret_key(path: Sequence[str | int]) -> bool:
 
 
 def masked(value: Any, path: tuple[str | int, ...] = (), *, hidden: Collection[str] = ()) -> Any:
-    """The value of the key `path`, for display: MASK replaces secrets, and `hidden` texts wherever they occur."""
+    """The value of the key `path`, for display: secrets, and `hidden` texts inside strings, are replaced by MASK."""
     if isinstance(value, dict):
         return {key: masked(each, (*path, key), hidden=hidden) for key, each in value.items()}
     if value is None or isinstance(value, bool):
@@ -105,5 +105,5 @@ def masked_file(text: str) -> str:
 
 
 def masked_quotes(text: str, line: str) -> str:
-    """The message `text`, with its quoted parts masked if `line`, the line of the file at fault, may have a secret."""
+    """The error message `text` for display; its quotations are masked if `line`, the faulty line, may hold a secret."""
     return re.sub(_QUOTED, f"'{MASK}'", masked_text(text)) if is_secret(line) else masked_text(text)

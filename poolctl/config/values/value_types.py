@@ -259,9 +259,9 @@ Environment = Annotated[dict[str, str], BeforeValidator(_environment), AfterVali
 
 
 class TruthOr:
-    """Annotates `table | bool`, or `tuple[table, ...] | bool` for a table or a list of tables.
+    """A pydantic annotation for `table | bool`, or for `tuple[table, ...] | bool`, which also accepts a single table.
 
-    For a plain union, pydantic would report an error of each alternative.
+    A plain union would give an error for each alternative; this gives one error, which names the values `allowed`.
     """
 
     def __init__(self, allowed: str) -> None:

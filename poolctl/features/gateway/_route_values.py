@@ -100,7 +100,7 @@ def target_of(text: str) -> str:
 
 
 def redirect_target(text: str) -> str:
-    """Where a route redirects to: "https", or a URL in visible ASCII."""
+    """The target of a redirect in its canonical form: "https", or an absolute URL as given."""
     if text.lower() == "https":
         return "https"
     scheme, separator, rest = text.partition("://")

@@ -21,7 +21,7 @@ _PLACES = ("/usr/sbin", "/usr/local/sbin")
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """A program other than poolctl's own that serves the gateway's clients, and proxies every connection."""
+    """An external program, such as HAProxy, that serves the gateway's clients; it proxies every connection."""
 
     label: str
     # The name of its executable, and how to install it.

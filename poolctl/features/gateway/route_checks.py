@@ -103,7 +103,7 @@ def _at(table: str, index: int, findings: Iterable[Finding]) -> Iterator[Located
 
 
 def on_route(written: WrittenRoute, finding: Finding) -> Located:
-    """Place the finding at the route's key in the file, or at the server's label that defines the route."""
+    """The finding and its location: the route's key in the file, or the server's label that defines the route."""
     if written.server is None:
         return None, finding._replace(path=(*written.key, *finding.path))
     name = PREFIX + ".".join(str(part) for part in finding.path)
@@ -170,7 +170,7 @@ def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamCon
 
 
 def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
-    """Report the Unix sockets of a UDP stream, which cannot use them."""
+    """Report Unix socket addresses in a UDP stream: UDP needs HOST:PORT."""
     if stream.protocol == "udp":
         places: list[tuple[Path, str]] = [(("bind",), stream.bind)]
         places += [(("to", index), target.to) for index, target in enumerate(stream.to)]
@@ -337,7 +337,7 @@ def _all_servers_disabled(route: RouteConfig, known: ServerIndex) -> bool:
 
 
 def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Located]:
-    """Report the routes whose requests are all taken by another route."""
+    """Report the routes that never get a request because another route takes all of theirs."""
     groups: dict[tuple[str, str], list[tuple[WrittenRoute, RouteConfig]]] = {}
     for each in served:
         groups.setdefault((each[1].host, each[1].path), []).append(each)
@@ -399,9 +399,9 @@ def _covers_all_of(first: RouteConfig, second: RouteConfig) -> bool:
 def _overriding_route(
     host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
 ) -> WrittenRoute | None:
-    """The route that gets all requests for this wildcard host and path because its host has precedence, or None.
+    """The route that takes all requests for this wildcard host and path because its host has precedence, or None.
 
-    `everything` maps a host and path to the route without conditions that has them.
+    `everything` maps each host and path to the route that has them and no further conditions.
     """
     pattern = host_pattern(host)
     if pattern.tier != WILDCARD:

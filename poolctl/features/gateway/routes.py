@@ -56,8 +56,8 @@ _SCHEMES = ("http", "https", "ws", "wss")
 class WrittenRoute(NamedTuple):
     """A route as given in a table, a server's labels or `expose`, before its targets are resolved.
 
-    `key` is its path in the file or in the server's table. `reason` is why it is not served, or ""; `config` is None if
-    the labels are invalid.
+    `key` is the route's path in the file or, for a label or `expose`, in the table of `server`. `reason` is why the
+    route is not served, or ""; `config` is None if the labels are invalid.
     """
 
     alias: str
@@ -97,7 +97,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
 
 
 def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
-    """The routes; in HTTP routes, `other_user` is set to why connections must not be passed to workers, or to "".
+    """Return the routes with `other_user` set in HTTP routes: why connections must not be passed to workers, or "".
 
     See routing.separation.
     """

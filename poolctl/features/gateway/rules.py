@@ -1,4 +1,4 @@
-"""Creates the tables [gateway], [[route]] and [[stream]], and checks them with each other and with the servers."""
+"""Creates the tables [gateway], [[route]] and [[stream]], and checks them against each other and the servers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _validated(kind: type[Kind], given: dict[str, Tree], path: Path, findings: l
 
 
 class GatewayRules(TableRules):
-    """The rules of [gateway], [[route]] and [[stream]], which need all tables and servers."""
+    """Builds [gateway], [[route]] and [[stream]], and checks them against the other tables and the servers."""
 
     def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
         return gateway_tables(raw, findings)

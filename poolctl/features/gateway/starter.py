@@ -50,6 +50,6 @@ host = "api.localhost"           # or "*.example.com", or a first label: "api" i
 
 
 def warnings() -> list[str]:
-    """A warning if libraries that the pool of this file needs are not installed, otherwise an empty list."""
+    """A warning if libraries that the gateway needs are not installed, otherwise an empty list."""
     missing = [each for each in GATEWAY_LIBRARIES if find_spec(each) is None]
     return [f"the gateway needs {', '.join(missing)}: {INSTALL_GATEWAY}"] if missing else []

@@ -90,7 +90,7 @@ class RouteTimeouts(Section):
 
 
 class ClientLimit(Section):
-    """Limits of each client's requests; further requests get 429."""
+    """Limits for the requests of each client; requests above a limit are refused with status 429."""
 
     concurrency: Number = field(0, "Maximum number of requests in progress; 0 is no limit.")
     requests_per_second: Rate = field(0.0, "Maximum number of new requests a second; 0 is no limit.")
@@ -238,7 +238,7 @@ class GatewayConfig(_WithAddresses):
         return {key: value for key, value in self.as_given().items() if key in keys}
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as it would be written in a file, without limits in which no key was given."""
+        """The table as it would be written in a file, without limit tables in which no key was given."""
         return _without_unset_limits(self, super().to_dict())
 
 
@@ -341,7 +341,7 @@ class RouteConfig(_WithAddresses):
         return f"redirect-{self.host}" if self.host else "redirect"
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as it would be written in a file, without empty keys, and limits in which no key was given."""
+        """The table as it would be written in a file, without empty keys or limit tables in which no key was given."""
         found = {
             key: value
             for key, value in _without_unset_limits(self, super().to_dict()).items()

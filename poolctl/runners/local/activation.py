@@ -2,10 +2,11 @@
 
 Each connection is accepted and inspected without reading (MSG_PEEK): a connection that is opened and closed, or that
 sends no request, wakes no server. The first request wakes the server. Its next worker then gets all held connections,
-and those that the last worker left, through the adoption pair. New connections wait in the backlog.
+and those that the last worker left, through the server's adoption pair (see server_sockets). Later ones wait in the
+backlog.
 
-If an application has copies of a listener or of a pair, the accept helper (poolctl.acceptor) takes the connections: the
-application can make accept(2) on that listener block forever, and put anything into that pair.
+If an application may have a copy of a listener or pair, a separate process, the accept helper (poolctl.acceptor), takes
+the connections: the application can make accept(2) on that listener block forever, or send anything through the pair.
 """
 
 from __future__ import annotations
@@ -106,13 +107,13 @@ class AcceptHelper(Receiver):
             self._starting = asyncio.ensure_future(self._start(self._link, theirs))
 
     def adopt(self, meta: wire.Message, fd: int) -> list[HasDescriptor]:
-        """Adopt the previous supervisor's helper and its unread messages; returns the socket, which owns `fd`."""
+        """Use the previous supervisor's helper, whose link is `fd`. Returns the link's socket, which then owns `fd`."""
         self._pid, self._up = int(meta["pid"]), True
         self._link = Link(wire.over(fd), self)
         return [self._link.sock]
 
     def fetch(self, fetch: Fetch, sock: HasDescriptor, most: int) -> None:
-        """Request up to `most` connections from a listener or a pair. `fetch` gets each connection, then the result."""
+        """Request up to `most` connections from a listener or adoption pair. `fetch` gets each, then the result."""
         self.warm()
         assert self._link is not None
         number = next(self._numbers)
@@ -220,7 +221,7 @@ def refusal_response(*, late: bool) -> bytes:
 
 
 def classify_first_bytes(head: bytes, *, tls: bool) -> FirstBytes:
-    """The kind of data with which a connection begins; ENOUGH_BYTES of it suffice."""
+    """The kind of data with which a connection begins. The first ENOUGH_BYTES bytes suffice as `head`."""
     return _hello(head) if tls else _request_line(head)
 
 
@@ -265,7 +266,7 @@ class HeldConnection:
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Set the time limit for a request's head or, if `asked`, for the next request, unless it is set already."""
+        """Set the time limit for a request's head or, if `asked`, for the next request; no effect if it is set."""
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
 
@@ -316,9 +317,9 @@ class SleepingListener:
     """A sleeping server's listeners, and the connections accepted for it.
 
     Without `accepts`, any connection wakes the server, and its worker accepts the connection. `shared`: an application
-    may hold the listeners as well. `left` is the socket with the connections that workers left, or None. A connection
-    that has got a response may stay idle for `quiet_seconds`; any other has `head_seconds` for its request's head.
-    These limits continue in the worker that gets the connection.
+    may hold the listeners as well. `left` is the socket from which connections of exited workers are taken, or None.
+    A connection that has received a response may stay idle for `quiet_seconds`; any other has `head_seconds` to send
+    its request's head. These limits continue in the worker that gets the connection.
     """
 
     key: str
@@ -344,9 +345,9 @@ class SleepingListener:
         return {sock.fileno(): sock for sock in (*self.listeners, *left)}
 
     def expendable(self, newest: HeldConnection) -> HeldConnection | None:
-        """The connection to close first when too many are held: not `newest`, and none that is sending a request.
+        """The connection to close first when too many are held; None if all but `newest` are sending requests.
 
-        It is the oldest on which nothing was ever sent; without one, the oldest that a worker has left; else None.
+        It is the oldest that no worker has had or, if there is none, the oldest; never `newest`.
         """
         oldest = None
         for each in self.connections:
@@ -357,7 +358,7 @@ class SleepingListener:
         return oldest
 
     def wait(self, held: HeldConnection, late: Callable[[], None], *, begun: bool) -> None:
-        """Set the time limit for the first byte or, if `begun`, for the request's head; `late` is called at its end."""
+        """Set the time limit for the next request or, if `begun`, for its head; `late` is called when it expires."""
         held.begun = begun
         if begun:
             held.give_time(self.head_seconds, asked=False)
@@ -385,10 +386,7 @@ class Activator:
         self._epoll: select.epoll | None = None
 
     def arm(self, sleeping: SleepingListener) -> None:
-        """Watch the server for its first request.
-
-        `on_request` is called once, on the loop, after watching has stopped.
-        """
+        """Watch the server for its first request; then stop watching, and call `on_request` once, on the loop."""
         self.disarm(sleeping.key)
         self._sleeping[sleeping.key] = sleeping
         # After one blocked call there is no further call: any connection wakes that server.
@@ -406,7 +404,7 @@ class Activator:
         return key in self._sleeping
 
     def disarm(self, key: str) -> None:
-        """Stop watching the listeners. Held connections go to the server's next worker as soon as there is room."""
+        """Stop watching the listeners. Held connections go into the server's adoption pair as soon as it has room."""
         sleeping = self._sleeping.pop(key, None)
         if sleeping is None:
             return
@@ -474,7 +472,7 @@ class Activator:
         self._watched.clear()
 
     def _watch(self, fd: int, sleeping: SleepingListener, held: HeldConnection | None = None) -> None:
-        """Watch the connection `held`, or a listener or pair if it is None. Raises OSError."""
+        """Watch the connection `held`; if it is None, `fd` is a listener or adoption pair. Raises OSError."""
         if self._epoll is None:
             self._epoll = select.epoll()
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_events)
@@ -607,7 +605,7 @@ class Activator:
         self._watch(held.sock.fileno(), sleeping, held)
 
     def _make_room(self, newest: HeldConnection) -> None:
-        """Close a connection, not `newest`, of the server with the most; wake it if all are sending requests."""
+        """Close a connection (not `newest`) of the server with most; if all are sending requests, wake that server."""
         crowded = max(self._sleeping.values(), key=lambda sleeping: len(sleeping.connections))
         expendable = crowded.expendable(newest)
         if expendable is None:
@@ -660,7 +658,7 @@ class Activator:
         sleeping.on_request()
 
     def _hand_over(self, key: str, connections: Iterable[HeldConnection]) -> None:
-        """Send the connections to the server's next worker, now or as soon as there is room."""
+        """Put the connections into the server's adoption pair for its next worker, now or as soon as there is room."""
         self._leaving.setdefault(key, []).extend(connections)
         self._send(key)
 
@@ -748,10 +746,9 @@ class SleepingServers:
         self._activator.arm(sleeping)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """If the server sleeps and its `workers` have all exited, take the connections they left, then close the pair.
+        """If the server sleeps and its `workers` have all exited, empty its adoption pair, and then close the pair.
 
-        A server with a route keeps its adoption pair, because a connection that a gateway puts into it wakes the
-        server.
+        The pair of a server with a route stays: a connection that a gateway puts into it wakes the server.
         """
         if not self._activator.is_armed(key) or self._adoptions.is_used_by_gateway(key):
             return
@@ -786,7 +783,7 @@ class SleepingServers:
     def adopt(
         self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
     ) -> list[HasDescriptor]:
-        """Adopt a held connection: move it from the keeper's store into its server's pair. Always returns []."""
+        """Move held connection `number` from the keeper's store into its server's adoption pair. Always returns []."""
         self.forget(f"{fd_store.HELD_CONNECTION}{number}")
         try:
             sock = from_message(meta, fds)

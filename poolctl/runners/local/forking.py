@@ -78,8 +78,8 @@ class Certificates:
     def for_worker(self, server: ServerConfig, generation: int) -> CertificateFiles:
         """The certificate for a new worker: from the server's files or, if that one has expired, the last valid one.
 
-        A new certificate replaces a valid last one only after a worker is ready with it (`keep_if_ready`). Raises
-        ServerError for a file that cannot be read.
+        While the last certificate is valid, a new one replaces it only once a worker is ready with it
+        (`keep_if_ready`). Raises ServerError for a file that cannot be read.
         """
         found, before = _read_certificate(server), self._given.get(server.name)
         now = time.time()
@@ -416,9 +416,9 @@ class Forker:
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
     ) -> list[int]:
-        """Create the descriptors that the process inherits, and return them; `worker` gets this process's ends.
+        """Create the descriptors that the process inherits, and return them; the other ends are set on `worker`.
 
-        `afterwards` closes the worker's ends in this process, `if_failed` closes this process's own ends.
+        `afterwards` closes this process's copies of the inherited ones; `if_failed` closes the ends that it keeps.
         """
         server = worker.server
         if server.command:
@@ -455,7 +455,7 @@ class Forker:
     def _orphan_description(
         self, server: ServerConfig, generation: int, index: int, output: str
     ) -> dict[str, object] | None:
-        """Where the worker listens as an orphan, and how it describes itself; None if an orphan should exit."""
+        """Where the worker listens if keeper and supervisor die, and how it identifies itself; None if it exits."""
         if self._adoption_directory is None:
             return None
         return {

@@ -127,7 +127,7 @@ class RoutedServers(Routing):
             self._adoptions.show(key)
 
     def send_routes(self, worker: LocalWorker) -> None:
-        """Send the worker the current route table, now or when it begins, if its server has or had a route."""
+        """Send the worker the current route table, now or when it begins its work, if its server has or had a route."""
         if not self._published or (worker.routes is None and worker.server.key not in self._adoptions.routed):
             return
         name = worker.server.name
@@ -138,8 +138,8 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
     """Runs each worker as a process of this machine, forked by a zygote of the keeper.
 
     `keeper` is the link to the keeper, whose exit reports must be passed to `exit_reported`. `environments` replace the
-    pool's own, by server name. Workers that lose the keeper and this process can be found in `adoption_directory`;
-    without one they exit.
+    pool's own, by server name. Workers that lose the keeper and this process listen in `adoption_directory`; if it is
+    None, they exit.
     """
 
     events = RunnerEvents()
@@ -411,7 +411,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         return self.adoptions.protocol(worker.server.key) if replaced else None
 
     async def wait_for_exit(self, placement: Placement) -> Exit:
-        """Wait for the worker's exit and return it; if it was never ready, also wait for its output in the log file."""
+        """Wait for the worker's exit and, if it was never ready, for its output in the log file; returns the exit."""
         worker = self._workers.get(placement.id)
         if worker is None:
             return Exit(message="has ended before")
@@ -453,7 +453,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self.output.close()
 
     def keeper_replaced(self, keeper_pid: int) -> None:
-        """Use a new keeper that already has the old one's entries: kill the old zygotes, have the workers watched."""
+        """Use a new keeper that has the old keeper's entries: kill the old zygotes, and have it watch the workers."""
         self.children.keeper_pid = keeper_pid
         app_zygotes = self.app_zygotes.processes
         for pid, start in (*self.zygotes.processes, *app_zygotes):

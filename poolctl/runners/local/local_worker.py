@@ -106,8 +106,8 @@ class Tally:
     """The memory page in which one worker counts its requests. This object owns the page's descriptor.
 
     The application can write to the page too. When it shows impossible counts it is no longer trusted, and `counts`
-    returns the last plausible values, as if the worker had ended. `since` is when the page was empty, by the system's
-    monotonic clock; 0, the machine's start, for a page of an earlier supervisor.
+    returns the last plausible values, as if the worker had ended. `since` is when counting began, in monotonic seconds;
+    0 (the start of the machine) for a page that another supervisor created.
     """
 
     def __init__(self, fd: int, since: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
@@ -313,8 +313,8 @@ class WorkerRoutes:
 class LocalWorker(Receiver):
     """A worker process of this machine. Several tasks may await the futures `answered` (it is ready) and `exited`.
 
-    `output` is the key of its output pipe. `protocol` is the `protocol` of its adoption pair (see server_sockets), or
-    None without a pair. A program has no control socket, so only orders to stop have an effect on it.
+    `output` is the key of its output pipe. `protocol` identifies its adoption pair (see server_sockets.protocol); None
+    without a pair. A program has no control socket, so only orders to stop have an effect on it.
     """
 
     def __init__(
@@ -374,8 +374,8 @@ class LocalWorker(Receiver):
     def adopt(self, *, reports: bool) -> None:
         """Mark this worker as started by another supervisor.
 
-        With `reports`, it sends its state in a message. A program does not: `reported` is completed at once if it still
-        runs.
+        With `reports`, it sends its state in a message, which completes `reported`. A program sends none:
+        `reported` is completed at once if the process still runs.
         """
         self._taken_over = True
         pid, start = self.process
@@ -456,7 +456,7 @@ class LocalWorker(Receiver):
         _settle(self.begun)
 
     def route(self, routes: WorkerRoutes) -> None:
-        """Send the worker these routes, now or when it begins."""
+        """Send the worker these routes, now or when it begins its work."""
         self.routes = routes
         if self.begun.done() and self.control is not None:
             routes.send(self.control)
@@ -465,7 +465,7 @@ class LocalWorker(Receiver):
                 self._confirmed = asyncio.get_running_loop().create_future()
 
     def share_page(self, page: HasDescriptor) -> None:
-        """Send the worker the page in which its server's workers count their connections, now or when it begins."""
+        """Send the worker the page on which its server's workers count connections, now or when it begins its work."""
         if page is not self._page:
             self._page = page
             if self.begun.done():
@@ -571,10 +571,10 @@ class LocalWorker(Receiver):
                 return await asyncio.shield(self.exited)
 
     def _order_end(self, order: str, receivers: str | None) -> None:
-        """Order the worker to drain or to stop.
+        """Send the worker the order to drain or to stop.
 
-        `receivers` is the `protocol` of the workers that stay, or None. They take over its connections only if it has
-        the same `protocol`.
+        `receivers` is the `protocol` of the workers that stay; None without such workers. They take over this worker's
+        connections only if both have the same `protocol`.
         """
         if self.control is not None:
             same = receivers is not None and receivers == self.protocol
@@ -583,8 +583,8 @@ class LocalWorker(Receiver):
     async def wait_until_ready(self, listeners: Sequence[socket.socket]) -> None:
         """Wait until the worker is ready. Raises WorkerFailed if it exits before.
 
-        Without a report, a job is ready when it has exited with 0, a program when it accepts a connection or, without a
-        port, when it has run for a moment.
+        A job is ready when it has exited with 0. A program that does not report readiness is ready when it accepts a
+        connection or, without a port, when it has run for a moment.
         """
         server = self.server
         if server.job:
@@ -691,7 +691,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
         self._pages: dict[str, tuple[str, Descriptor]] = {}
 
     def add(self, worker: LocalWorker) -> None:
-        """Add a new or adopted worker. If its server has several workers, or is to have several, they share a page."""
+        """Add a new or adopted worker. Several workers of a server, present or planned, share a page of counts."""
         key, protocol = worker.server.key, worker.protocol
         self[worker.placement.id] = worker
         self._by_key.setdefault(key, {})[worker] = None
@@ -826,7 +826,7 @@ class IdleCheck:
         self._idle_at_ns: int | None = None
 
     def passes(self, pid: int, tally: Tally) -> bool:
-        """Whether a worker that has sent a heartbeat is idle; False if the kernel does not show it. Does not block."""
+        """Whether a worker that has sent a heartbeat is idle; False if the kernel does not tell. Does not block."""
         used_ns = process_cpu_ns(pid)
         if used_ns is None or used_ns == self._idle_at_ns:
             return used_ns is not None
@@ -891,7 +891,7 @@ class StackReader(Stacks):
         )
 
     async def _signal(self, worker: LocalWorker, number: int, until: float) -> bool:
-        """Signal the worker to write its stacks. Returns, by the loop time `until`, whether it has written them."""
+        """Signal the worker to write its stacks. Returns True when it has, False at the loop time `until`."""
         assert worker.tally is not None
         worker.tally.clear_stacks()
         worker.wrote_stacks.clear()

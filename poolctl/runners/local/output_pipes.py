@@ -89,7 +89,7 @@ class Output(Receiver):
         self._ask_reopen()
 
     async def _write_ahead_note(self) -> list[int]:
-        """The file and the pipe (both ends) that tell the next logger about the unfinished write of a killed one.
+        """The file and the two pipe ends from which a new logger learns which write a killed logger did not finish.
 
         They are taken from the keeper's store, or created and put there. The caller closes the descriptors.
         """
@@ -118,7 +118,7 @@ class Output(Receiver):
         return server.log.path or os.path.join(self.logs_directory, f"{server.name}.log")
 
     def registration_message(self, key: str, server: ServerConfig, pid: int = 0) -> wire.Message:
-        """The message that registers the pipe with this key at the logger. The process `pid` writes into the pipe."""
+        """The message that registers the pipe `key` with the logger. The process `pid` writes into the pipe."""
         log = server.log
         return {
             "t": "add",
@@ -157,10 +157,10 @@ class Output(Receiver):
         index: int | None = None,
         hook: str = "",
     ) -> None:
-        """Let the logger read the pipe of a worker, and record the worker's process. `start`: see process_start.
+        """Have the logger read the pipe of a worker, and record the worker's process. `start`: see process_start.
 
-        If the pool dies, a program can be found only by this record. With a `hook` the process runs this command of the
-        server's `hooks`, and is not a worker.
+        After the pool has died, only this record leads to a program. With a `hook`, the process is not a worker, but
+        runs this command of the server's `hooks`.
         """
         read, message, _ = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}

@@ -187,7 +187,7 @@ class AdoptionPairs:
         return key in self._withheld_keys
 
     def show(self, key: str) -> None:
-        """Let the gateway use the server's pair, and each pair opened later. No effect on a server without a route."""
+        """Let the gateway use the server's pair and any later pair. No effect on a server without a route."""
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
@@ -239,8 +239,8 @@ class AdoptionPairs:
     ) -> None:
         """Close this process's ends of the pair once the gateway has stopped using it.
 
-        If the server has a route, queued connections are first returned to the gateway. Those that remain are closed
-        with `empty`, and otherwise left to the workers that hold the pair.
+        If the server has a route, queued connections are first returned to the gateway. With `empty`, connections that
+        are still queued are closed; otherwise they are left to the workers that hold the pair.
         """
         with give, take:
             if self._published is not None:
@@ -267,7 +267,7 @@ class AdoptionPairs:
         return self._pairs[server.key][1:]
 
     def protocol(self, key: str) -> str | None:
-        """The text by `protocol` for which the pair at this address was opened; None without a pair."""
+        """The result of the function `protocol` when the pair at this address was opened; None without a pair."""
         return self._pairs[key][0] if key in self._pairs else None
 
     def give(self, key: str, sock: socket.socket) -> bool:

@@ -167,7 +167,7 @@ class WorkerAdoption:
 class LocalOrphan:
     """A worker whose keeper and supervisor have died.
 
-    `sock` is a connection to it; None for a program, and for a worker that is too busy to answer, whose `listeners`,
+    `sock` is a connection to it. A program, or a worker too busy to answer, has none (None), and its `listeners`,
     `pair` and `tally` are empty. `said` is its own report (server, key, generation, index, ready_at, output, protocol
     …). Only its form is checked: it may be forged, so callers check that `uid` is the server's user. If the report was
     rejected, `fault` is the reason, and `said` has only an empty server name.
@@ -227,7 +227,7 @@ class Pipes:
     loggers: list[socket.socket] = field(default_factory=list)
 
     def take(self) -> None:
-        """Tell the loggers to stop reading the pipes, because another logger will read them."""
+        """Tell each connected logger to stop reading the pipes, because another logger will read them."""
         for sock in self.loggers:
             with contextlib.suppress(OSError):
                 wire.send(sock, {"t": "taken"}, wait=True)
@@ -353,8 +353,8 @@ async def adopt_orphans(
 ) -> dict[str, bool]:
     """Put the orphans of these servers into the keeper's store; the keeper watches them from then on.
 
-    Returns, by the name of each server with orphans, whether they run with another configuration. `late`: if there are
-    no orphans, the output pipes are not stored, because no successor adopts them.
+    The result maps the name of each server with orphans to True if one runs with an outdated configuration. `late`: if
+    there are no orphans, the output pipes are not stored, because no later supervisor adopts them.
     """
     if not any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}

@@ -1,9 +1,9 @@
 """Manages zygotes, the processes from which workers are forked, and verifies the pids that they report.
 
 There is one zygote per interpreter, started when a worker first needs it and replaced when it dies. An app zygote has
-also imported an application, for the workers of `preload` servers. It serves all servers with equal settings, as far as
-an import can see them, and one version of the code: a request for newer code starts another zygote, and the old one is
-used until then. The number of concurrent imports, in app zygotes and in workers, is limited.
+also imported an application, for the workers of `preload` servers. Servers share an app zygote if all settings that an
+import can see are equal. Each has one version of the code; another is started when newer code is requested. The
+number of concurrent imports, in app zygotes and in workers, is limited.
 
 A preloaded application runs in its zygote and can forge its replies. The keeper later signals the reported process with
 its own rights, so that process must be a child of the keeper, run as the zygote's user, be no older than the zygote,
@@ -105,10 +105,10 @@ class Children:
             self._forks -= 1
 
     async def verify(self, reply: Message, uid: int | None, not_before: int | None) -> Process:
-        """The process that a zygote's reply names as its new fork. Raises Forged if it cannot be one.
+        """The process that a zygote reports as newly forked. Raises Forged if it cannot be that.
 
-        It must be unknown so far, run as `uid` (None: any user), and have started no earlier than `not_before` (None:
-        at any time). Raises LinkLost if the keeper is gone.
+        It must not be registered yet, must run as `uid` (None: any user), and must not have started before `not_before`
+        (None: any time). Raises LinkLost if the keeper is gone.
         """
         try:
             pid = number_of(reply, "pid", 2, _MOST_PID)
@@ -245,7 +245,7 @@ class Zygotes:
         ] = {}  # the variables missing in a zygote's environment, by interpreter
 
     async def fork(self, source: Source, fds: Sequence[int], role: str = "worker") -> Process:
-        """Fork a process that has inherited `fds` and waits for the order to begin.
+        """Fork a process that has inherited `fds` and waits for the order to begin. `role`: "worker" or "app" (zygote).
 
         Raises WorkerFailed. Raises LinkLost if the zygote exited or hung meanwhile, perhaps after the fork: repeat the
         request with another control socket, and the next zygote serves it.
@@ -529,7 +529,7 @@ class AppZygote(Receiver):
     async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
         """Wait for the import to finish. Returns "", or the reason why the zygote cannot fork workers.
 
-        Raises ImportFailed, once the output from `pipe` (its key) is in the log file. If cancelled, ends the process.
+        Raises ImportFailed, once the output of the pipe with key `pipe` is in its log. If cancelled, ends the process.
         """
         since = time.time()
         exit_ = None
@@ -615,7 +615,7 @@ class ImportLimit:
         self._waiting: deque[tuple[Callable[[], None], asyncio.Future[None]]] = deque()
 
     def queue(self, begin: Callable[[], None], imported: asyncio.Future[None]) -> None:
-        """Have `begin` called at the process's turn, perhaps at once; `imported` is done when the turn is over."""
+        """Call `begin` when it is the process's turn, perhaps at once. The turn ends when `imported` is done."""
         self._waiting.append((begin, imported))
         self._begin_next()
 

@@ -46,9 +46,9 @@ class EventRecorder:
         self._seen: dict[str, _RecordedState] = {}
 
     def begin(self, adopted: int, about: SupervisorIdentity) -> None:
-        """Start to record changes. The current state is not recorded: the previous supervisor has done that.
+        """Record the start of this supervisor, which `about` describes, and from now on each change.
 
-        `adopted` is the number of adopted workers.
+        The previous supervisor has recorded the current state. `adopted` is the number of adopted workers.
         """
         self._events.record(
             "pool",
@@ -194,7 +194,7 @@ class EventRecorder:
 
 
 def _state_before(entry: Entry) -> str:
-    """The server's state under the previous supervisor: SLEEPING for a server that was asleep and is STARTING now."""
+    """The current state, but SLEEPING for a sleeping server that is STARTING after the change of supervisors."""
     sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.sleeps
     return State.SLEEPING.value if sleeps else entry.state
 
@@ -242,7 +242,7 @@ class LostOutput:
             )
 
     def _warn(self, entry: Entry, count: int, because: str) -> None:
-        """Update the server's warning with all output lost so far. The next command clears it."""
+        """Set the server's warning to the total output lost so far. It is reported by the next command."""
         before, lost = self._warnings.get(entry.name, ("", 0))
         lost = lost + count if before in entry.observed.warnings else count
         text = f"{entry.name}: {lost} bytes of output could not be written{because}"

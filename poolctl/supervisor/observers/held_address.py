@@ -136,7 +136,7 @@ class HeldAddress(Generic[Endpoint]):
         await self._shut()
 
     async def _serve(self) -> None:
-        """Serve the ordered address until cancelled; try again after a failure."""
+        """Serve the address set by `serve_at` until cancelled; try again after a failure."""
         await self._adopt()
         while True:
             self._changed.clear()
@@ -202,7 +202,7 @@ class HeldAddress(Generic[Endpoint]):
 
 
 class BoundTable(Protocol):
-    """A table of the file that names the address at which it is served, and the mode of a Unix socket."""
+    """A table of the configuration with the address to serve at, and the mode of a Unix socket."""
 
     @property
     def bind(self) -> str | None: ...
@@ -215,7 +215,7 @@ OfTable = TypeVar("OfTable", bound=BoundTable)
 
 
 class TableAddress(HeldAddress[Endpoint], Generic[Endpoint, OfTable]):
-    """Serves the address that a table of the file names. `what` is the table's name."""
+    """Serves at the address given in a table of the configuration. `what` is the table's name."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, entry: str, what: str) -> None:
         super().__init__(environment.keeper, events, entry, what)
@@ -247,7 +247,7 @@ def _bind_of(held: str) -> str:
 
 
 def _context_of(tls: TLSConfig, env: Mapping[str, str], required: bool, table: str) -> ssl.SSLContext:
-    """The TLS context for `tls`; blocks on the disk. `required` demands client certificates. Raises ServerError."""
+    """The TLS context for `tls`. With a `ca`, `required` demands client certificates. Blocks. Raises ServerError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls.min_version]
     # Without a password OpenSSL would ask for one on the terminal.

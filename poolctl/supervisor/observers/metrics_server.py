@@ -125,7 +125,7 @@ class PoolMetrics:
 class HealthOfPool(NamedTuple):
     """The health of all routes, by alias, and of all servers, by name.
 
-    `serves` is True if all routes serve, and all servers that should run.
+    `serves` is False if a route does not serve, or a server that should run is neither ready nor asleep.
     """
 
     routes: dict[str, RouteHealth]
@@ -134,14 +134,14 @@ class HealthOfPool(NamedTuple):
 
     @property
     def named(self) -> dict[str, tuple[str, RouteHealth]]:
-        """ROUTE or SERVER, and the health, by name; " (server)" is added to a server's name that a route has too."""
+        """The kind (ROUTE or SERVER) and health, by name. A server named like a route gets the suffix " (server)"."""
         found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
         for name, health in self.servers.items():
             found[f"{name} (server)" if name in found else name] = SERVER, health
         return found
 
     def in_depth(self, depth: str) -> Table:
-        """The health of each route and server, by the names of `named`. `depth` is FULL, SUMMARY or SIMPLE."""
+        """The health of each route and server, by name as in `named`. `depth` is FULL, SUMMARY or SIMPLE."""
         return health_in_depth({name: health for name, (_, health) in self.named.items()}, depth)
 
 

@@ -1,7 +1,7 @@
 """Watches the keeper, and replaces a keeper that has died.
 
-A silent keeper gets SIGCONT, then SIGKILL: without a keeper no worker's exit is reported, and no process can be
-signalled. The new keeper gets everything that the old one held.
+A silent keeper gets SIGCONT, then SIGKILL if it can be replaced: while it is silent, no worker's exit is reported, and
+no process can be signaled. The new keeper gets all sockets and files that the old one held.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PING = {"op": "ping", "id": 0}
 
 
 class KeeperWatch:
-    """Pings the keeper from the running loop. A keeper that does not answer gets SIGCONT, then SIGKILL.
+    """Pings the keeper from the running loop. A silent keeper gets SIGCONT, then SIGKILL if it can be replaced.
 
     Both signals are recorded as events. A keeper that has sent a message since the last check is not pinged.
     """
@@ -198,7 +198,7 @@ Entries = Mapping[str, tuple[object, list[int]]]
 
 
 class _Refused(Exception):
-    """The new keeper has refused, because another keeper exists."""
+    """The new keeper has refused to take over, because another keeper exists."""
 
 
 def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
@@ -226,7 +226,7 @@ def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, t
 
 @contextlib.contextmanager
 def _keeper(directory: str, supervisor: list[str]) -> Iterator[tuple[socket.socket, Table]]:
-    """Context manager: start a new keeper, and wait for its first message; yields link and identity of the keeper."""
+    """Context manager: start a new keeper and wait for its first message; yields the link to it and its identity."""
     os.makedirs(directory, mode=0o700, exist_ok=True)
     plan = json.dumps({"supervisor": supervisor, "donor": 3, "donor_process": identity(os.getpid())})
     argv = bootstrap.command(sys.executable, "keeper", directory, plan, isolated=True)
@@ -272,9 +272,9 @@ def _send(
 def _await(link: socket.socket, event: str, keeper: Table | None = None) -> wire.Message:
     """Block until the new keeper sends the message with this event; returns the message.
 
-    `keeper` is the new keeper's identity. With it there is no time limit; while the keeper is silent, it gets SIGCONT
-    every 2 s, because it may have been stopped. Without it, TimeoutError is raised after the timeout of `link`. Raises
-    OSError if the keeper exits first, and _Refused if another keeper exists.
+    With `keeper`, its identity, there is no time limit: while it is silent, it gets SIGCONT every 2 s, because it may
+    have been stopped. Without `keeper`, TimeoutError is raised after the timeout of `link`. Raises OSError if the
+    keeper exits first, and _Refused if another keeper exists.
     """
     while True:
         try:

@@ -1,11 +1,11 @@
 """Saves a supervisor's state in the keeper's store for its successor: configuration, desired state, totals.
 
-The desired state is also written to a file, for a pool whose keeper is killed at the same time.
-The configuration is JSON with a version number. Each table is stored with only the keys that were set, named as in
-files, and with internal values. A version with other keys or defaults can therefore read it like a file.
-Supervisors of protocols 1 and 2 pickled the configuration. For a successor of the same version they pickled all values;
-for one of another version, only the keys that were given, with the class of each table. A class that has moved to
-another module since then is found by its name.
+The desired state is also written to a file, in case the keeper is killed at the same time.
+The configuration is JSON with a version number. Each table has only internal values and the keys that were set, under
+their names in files. Therefore a version with other keys or defaults can read it like a file.
+Supervisors of protocols 1 and 2 pickled the configuration: all values for a successor of the same version; for another
+version, only the keys that were set, with the class of each table. A class that has moved to another module since then
+is found by its name.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Kind = TypeVar("Kind", bound=Section)
 
 @dataclass
 class SavedState:
-    """The desired state of each server, by name; `missing` names the servers that the command `remove` removed."""
+    """Each server's desired state, by name; `missing` names servers that are in the files but removed by a command."""
 
     servers: dict[str, Table]
     missing: list[str]
@@ -138,10 +138,10 @@ class StateStore:
         self._changed.update((entry.name, entry) for entry in entries)
 
     def save(self, entries: Iterable[str], configuration: StoredConfiguration | None = None) -> None:
-        """Store the desired state of the entries with these names, then the configuration if it has changed.
+        """Store the desired state of the entries with these names, then the configuration unless it is None.
 
-        The order matters if the supervisor is killed in between: its successor then sees that the files have changed.
-        If it had only the new configuration, it could not know which servers were being replaced because of the change.
+        The order matters if the supervisor is killed in between: with the old configuration, its successor still sees
+        that the files have changed. With only the new one, it could not know which servers were being replaced.
         """
         if configuration is not None:
             self._missing, self._stale = configuration.missing, True
@@ -348,7 +348,7 @@ def _written(section: Tree) -> Table:
 
 
 class _Reader:
-    """Creates tables from JSON. With `validate` it checks the values, because another version wrote them."""
+    """Decodes tables from JSON. With `validate` it checks the values, because another version may have written them."""
 
     def __init__(self, validate: bool) -> None:
         self._validate = validate
@@ -358,7 +358,7 @@ class _Reader:
         return self._table(ServerConfig, {**document, "address": Address(address.pop("kind"), **address)})
 
     def table_of_files(self, name: str, document: Tree) -> Tree:
-        """Decode the table, or list of tables, called `name` in files; not for [[server]]. Raises NotUnderstood."""
+        """Decode the table [name], or the list of tables [[name]]; not for [[server]]. Raises NotUnderstood."""
         model = model_of_table(name)
         if model is None:
             raise NotUnderstood(f"there is no [{name}] any more")
@@ -405,7 +405,7 @@ def _paths_from_environment(tree: Tree, path: Path = ()) -> Iterator[Path]:
 
 
 def _defaults(tree: Tree, from_environment: Collection[Path], path: Path = ()) -> Tree:
-    """The table [defaults] as if read from files: with tuples, and Interpolated at the paths `from_environment`."""
+    """Restore [defaults] from JSON: lists become tuples, strings at the paths `from_environment` Interpolated."""
     if isinstance(tree, dict):
         return {key: _defaults(value, from_environment, (*path, key)) for key, value in tree.items()}
     if isinstance(tree, list):

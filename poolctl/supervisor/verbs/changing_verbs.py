@@ -161,9 +161,9 @@ class Lifecycle:
         return replace(await operation.conclude(chosen, call), unchanged=tuple(left_alone) or None)
 
     def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
-        """The direct and indirect dependencies of those `entries` that have no serving workers.
+        """The direct and indirect dependencies to start first, for those of `entries` without serving workers.
 
-        Dependencies that are ready or disabled, or are in `chosen`, are left out.
+        Leaves out dependencies that are ready, disabled, or in `chosen`.
         """
         graph = self._core.servers
         names = {entry.name for entry in chosen}
@@ -271,7 +271,7 @@ class Lifecycle:
         return Result(items=items(self._core, chosen))
 
     async def enable(self, call: Call) -> Result:
-        """Enable the selected servers, and start those that were disabled and the dependents that stopped with them."""
+        """Enable and start the selected servers that are disabled; also start dependents stopped with them."""
         chosen = self._chosen("enable", call)
         enabled = [entry for entry in chosen if entry.is_disabled]
         also = self._core.servers.stopped_with(enabled)
@@ -289,7 +289,7 @@ class Lifecycle:
         return replace(result, dependents=names_of(also), unchanged=unchanged)
 
     async def disable(self, call: Call) -> Result:
-        """Stop the dependents of the selected servers, then stop and disable these; returns when all have stopped."""
+        """Stop and disable the selected servers, after stopping their dependents; returns when all have stopped."""
         chosen = self._chosen("disable", call)
         selected_names = {entry.name for entry in chosen}
         all_of_them = with_dependents(self._core, chosen, call.progress)
@@ -397,7 +397,7 @@ def _not_drained(entry: Entry) -> str:
 
 
 def _cannot_have(entry: Entry, workers: int) -> ServerError | None:
-    """Why this number of workers is not possible for the server; None if it is possible."""
+    """The error if the server cannot have this number of workers, else None."""
     config = entry.config
     if workers == 1 or not (config.job or config.binds_itself or not config.overlap):
         return None
@@ -513,10 +513,9 @@ async def startup_warnings(
     *,
     of_tables: bool = True,
 ) -> list[str]:
-    """The warnings of `poolctl validate` about the servers with these names, and about the pool's tables.
+    """The warnings of `poolctl validate` about the servers called `names` and, if `of_tables`, the pool's tables.
 
-    For servers in `warned`, the warning that a program binds its address itself is left out. Without `of_tables`,
-    warnings about the tables are left out, because `start` has printed them.
+    Servers in `warned` are not warned of again for programs that bind their own addresses.
     """
     there = list(servers)
     chosen = [server for server in there if server.name in names]

@@ -59,7 +59,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Difference(NamedTuple):
-    """The servers of the files, and the changes that a reload would make; empty if the files have problems."""
+    """The files' servers, and the changes that a reload would make; both are empty if the files have `problems`."""
 
     servers: list[ServerConfig]
     changes: list[PlannedChange]
@@ -162,7 +162,7 @@ class Reload:
     async def _plan(
         self, resolved: ResolvedConfig, *, force: bool
     ) -> tuple[list[PlannedChange], list[ErrorEntry]]:
-        """The changes, and the problems that prevent them."""
+        """The changes that a reload makes, and the problems that prevent it; `force` ignores expired certificates."""
         if problems := self._invalid(resolved):
             return [], problems
         changes = await self._planned(resolved)
@@ -174,7 +174,7 @@ class Reload:
     def _accept(
         self, resolved: ResolvedConfig, environment: Mapping[str, str] | None, applied: _ReloadRun
     ) -> list[str]:
-        """Activate the configuration in the files; returns environment variables that new workers no longer get."""
+        """Activate `resolved`; returns the environment variables that new workers no longer get."""
         known = withheld_variables()
         self._configuration.accept(resolved, environment)
         if environment:
@@ -333,7 +333,7 @@ def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
 
 
 def _changed(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
-    """The keys of the table `name` that differ; for a list of tables, the names of those that differ."""
+    """The differing keys of a table, or tables of a list, as NAME.KEY; only the table's NAME if none can be named."""
     one, other = _named(before), _named(after)
     if not one or not other:
         return (name,)
@@ -406,7 +406,7 @@ class ConfigurationDrift:
 
     @property
     def _runs(self) -> bool:
-        """Whether a server serves, sleeps, is scheduled, or starts without failures so far; True for an empty pool."""
+        """Whether any server serves, sleeps, is scheduled, or starts without failures so far; True without servers."""
         entries = self._core.entries.values()
         return not entries or any(
             entry.asleep
@@ -424,7 +424,7 @@ class ConfigurationDrift:
         )
 
     async def explain(self, call: Call, result: Result) -> Result:
-        """For a selection that matched nothing: errors naming servers in changed files that match; else `result`."""
+        """If the selection matches only servers in changed files, return errors that name these; else `result`."""
         if not call.selector.targets or (found := await self._find_changes()) is None:
             return result
         difference = await self._compared(found, _PATIENT_SECONDS)
@@ -471,7 +471,7 @@ class ConfigurationDrift:
     ) -> _ChangedInputs | None:
         """The changed files; None if no file has changed, or a `--watch` process is about to apply the changes.
 
-        `in_use` are the env files of running workers, with the digest of the contents that the workers have read.
+        `in_use`: workers' env files, with the digest of the contents they read. The rest is copied into the result.
         """
         named = self._configuration.files
         files = changed_files(self._configuration.marks or {}, named)
@@ -499,7 +499,7 @@ class ConfigurationDrift:
         return [path for path, stamp in zip(paths, now, strict=True) if stamp not in before] or [*paths]
 
     async def _compared(self, found: _ChangedInputs, seconds: float) -> Difference | None:
-        """The changes that a reload of these files would make; None if they are not known within the time limit."""
+        """The changes that a reload of these files would make; None if they are not computed within `seconds`."""
         if self._comparing is None or self._comparing[0] != found:
             self._comparing = found, asyncio.ensure_future(self._compare())
         try:
@@ -530,7 +530,7 @@ def _is_empty(difference: Difference) -> bool:
 
 
 def _is_watched(directory: str) -> bool:
-    """Whether `reload --watch` or `run --watch` watches the pool's files: it locks the pool's runtime directory."""
+    """Whether a `--watch` process watches the pool's files; such a process locks the pool's runtime directory."""
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:

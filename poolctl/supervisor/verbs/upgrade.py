@@ -33,10 +33,10 @@ _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeoverCheck:
-    """The next version's answer to CHECK, after it has read the active configuration.
+    """The next version's answer to CHECK: whether it can use the active configuration.
 
-    `problem` is why it cannot use the active configuration and would read the files instead, or "". `errors` are the
-    errors of the configuration that it would use.
+    `problem` is why not, or ""; with a problem it would read the files instead. `errors` are the errors of the
+    configuration that it would use.
     """
 
     problem: str = ""
@@ -73,7 +73,7 @@ class Upgrade:
         return UpgradeResult(items=items(self._core, self._core.entries.values()), upgraded_from=os.getpid())
 
     async def _try(self, call: Call) -> Result | None:
-        """An error if the next version cannot take over here; None if it has taken over a small pool."""
+        """Test the takeover: None if the next version has taken over a small pool, else the error to answer with."""
         options, on_disk = call.options, not await self._build.is_replaced()
         in_force = encoded(self._configuration.snapshot(self._core))
         env = {**os.environ, TRIED: "1"} if on_disk else None

@@ -232,7 +232,7 @@ class Operation(Goal):
 
     @property
     def errors(self) -> list[ErrorEntry]:
-        """Every failure, with the error code of the command."""
+        """The entries for `problems`, with the error code of the command."""
         return [error_of_kind(self._kind, problem) for problem in self.problems]
 
     @property
@@ -332,7 +332,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
 
 
 def server_problem(entry: Entry, message: str, hint: str) -> ServerError:
-    """An error about the server. It has no error code yet; see `error_of_kind`."""
+    """An error about the server, still without the error code that `error_of_kind` adds."""
     return ServerError(message, name=entry.name, bind=entry.config.key, hint=hint)
 
 

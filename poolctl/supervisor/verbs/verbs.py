@@ -63,7 +63,7 @@ class Verbs:
         }
 
     def complete(self) -> None:
-        """Load the verbs that a start does not need, unless a request has already loaded them."""
+        """Import the verbs that a start does not need, unless they have been imported."""
         if not self._is_complete:
             for name in modules():
                 module = import_module(name)

@@ -1,7 +1,7 @@
 """Accepts a worker's connections from the listeners and the adoption pair, which the workers of a server share.
 
-Through the adoption pair, a socket pair, workers hand over connections. A full worker reads from neither, and refuses
-nothing: connections wait in the backlog, or in the pair, for other workers.
+Through the adoption pair, a socket pair, workers hand over connections. A full worker stops reading from both, but
+refuses nothing: connections wait in the backlog, or in the pair, for other workers.
 
 Without TLS, asyncio's server accepts connections. With TLS it would begin the handshake at once, after which a
 connection cannot be handed over; so `TlsListener` accepts, and gives each connection to the worker unread.
@@ -70,9 +70,9 @@ class Listening(Protocol):
 
 
 class SharedListener(socket.socket):
-    """A listener from which only a few connections are accepted at a time.
+    """A listener that accepts only a few connections in each iteration of the event loop.
 
-    asyncio counts a connection only some iterations later, so a worker fills only a fraction of its free places.
+    asyncio counts a connection only some iterations after accepting it, so accepting more could exceed the limit.
     """
 
     def __init__(self, like: socket.socket, server_state: PoolServerState) -> None:
@@ -85,7 +85,7 @@ class SharedListener(socket.socket):
         self._at_once = 1
 
     def accept(self) -> tuple[socket.socket, object]:
-        """Like socket.accept(), but sometimes raises BlockingIOError early, so that the loop can do other work."""
+        """Like socket.accept(), but after a few calls raises BlockingIOError once, to let the loop do other work."""
         if not self._at_once:
             self._at_once = max(1, min(_AT_ONCE, self._server_state.room() // _ROOM_PART))
             raise BlockingIOError
@@ -160,7 +160,7 @@ async def close_all(listening: Sequence[Listening]) -> None:
 class AcceptedConnections:
     """Accepted connections that have no protocol object yet.
 
-    When a connection has got its protocol, or has failed, `changed` of `server_state` is set.
+    Sets `server_state.changed` whenever a connection has got its protocol object, or has failed.
     """
 
     def __init__(self, server_state: PoolServerState) -> None:
@@ -221,7 +221,7 @@ class AcceptedConnections:
 class AdoptionPair(NamedTuple):
     """A socket pair through which workers hand over connections with their unread bytes, unnoticed by clients.
 
-    A worker must not make an end non-blocking: it would change the open file, which all workers share.
+    A worker must not make either socket non-blocking: this would affect all workers, which share the open file.
     """
 
     give: socket.socket
@@ -229,10 +229,10 @@ class AdoptionPair(NamedTuple):
 
 
 class SharedListeners:
-    """The listeners and the adoption pair of one worker.
+    """Accepts connections from one worker's listeners and from its adoption pair.
 
     `most` is the maximum number of connections; None: the number of free descriptors, minus a reserve. `accepted` holds
-    connections without a protocol object yet. `woken`: connections have waited for the worker to start; those whose
+    connections without a protocol object yet. `woken`: the worker was started for waiting connections; those whose
     clients have disconnected meanwhile are closed, because their requests must not be executed.
     """
 
@@ -282,7 +282,7 @@ class SharedListeners:
         return not self._tasks
 
     def set_accepting(self, accepting: bool) -> None:
-        """Begin to accept connections, or stop and leave them to other workers; `settled` when that is done."""
+        """Begin to accept connections, or stop and leave them to other workers; done once `settled` is true."""
         self._accepting = accepting
         self._run_in_turn(self._settle())
 
@@ -299,7 +299,7 @@ class SharedListeners:
         await asyncio.gather(*self._tasks)
 
     def _stop_when_full(self) -> None:
-        """Stop accepting until there is room: the current connection took the last place."""
+        """Stop accepting because the limit of connections is reached; resumes when connections have closed."""
         if self._full or self._ended:
             return
         self._full = True
@@ -413,7 +413,7 @@ class SharedListeners:
             asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_one)
 
     def _stop_taking(self) -> None:
-        """Stop taking connections from the pair; other workers take those that wait in it."""
+        """Stop taking connections from the adoption pair; other workers take those that wait in it."""
         self._taking = False
         self.show_taking()
         if self._take_timer is not None:
@@ -451,7 +451,7 @@ class SharedListeners:
             self._adopt(taken)
 
     def _leaves_to_others(self, evenness: Evenness) -> bool:
-        """Pause if a worker with fewer connections should take the next one; returns whether it pauses."""
+        """Pause if a worker with fewer connections should take the next one; returns whether this worker pauses."""
         seconds = evenness.pause_seconds(len(self.accepted), self._pauses)
         self._pauses = self._pauses + 1 if seconds else 0
         if seconds and self._adoption is not None:
@@ -505,7 +505,7 @@ class AcceptedSocket(NamedTuple):
     due: float
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker through this end of a pair; returns whether it moved."""
+        """Send the connection to another worker through `end` of the adoption pair; returns whether it was sent."""
         try:
             connection_handover.give(end, self.sock.fileno(), {"until": self.due, "asked": False})
         except (OSError, WireError):
@@ -514,7 +514,7 @@ class AcceptedSocket(NamedTuple):
 
 
 class ReadBefore(asyncio.Protocol):
-    """A connection's initial protocol: installs `protocol`, and passes it the bytes that another worker has read."""
+    """The initial protocol of a connection of which another worker has read bytes; passes them on to `protocol`."""
 
     def __init__(self, protocol: asyncio.Protocol, received: bytes, server_state: PoolServerState) -> None:
         self._protocol = protocol

@@ -116,7 +116,7 @@ class Drainable:
     transport: Any
 
     def linger(self) -> None:
-        """Begin to close: after the response in progress, once no data arrives, so that no request is lost."""
+        """Close when the response in progress is complete and no more data arrives, so that no request is lost."""
         raise NotImplementedError
 
     def leave(self) -> None:
@@ -124,7 +124,7 @@ class Drainable:
         self.linger()
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker through this end of a pair if no request is in progress. Returns whether it moved."""
+        """Move to another worker through the socket `end` if no request is in progress. Returns whether it moved."""
         return False
 
     def give_back(self) -> None:
@@ -137,9 +137,9 @@ class Drainable:
         """End event streams between two events; their clients reconnect."""
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Apply the remaining time limit of a connection from another process. Called before `connection_made`.
+        """Apply the deadline of a connection that another process handed over. Called before `connection_made`.
 
-        `until` and `asked` are as in `poolctl.keeper.connection_handover.Connection`.
+        `until`, a monotonic time (None: the default), limits the next request's head or, if `asked`, the wait for it.
         """
 
 

@@ -137,14 +137,14 @@ class HasHandOver(Protocol):
     """A connection that may be able to move to another worker."""
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker through this end of a pair, unless a request has begun. Returns whether it moved."""
+        """Move to another worker through the socket `end` unless a request has begun. Returns whether it moved."""
 
 
 class Evenness:
     """Balances one worker's connections with those of the other workers.
 
-    `state` is the worker's PoolServerState. Connections are handed over through `give`, an end of the adoption pair:
-    new ones and, with `kept`, those between two requests. A connection without a method `hand_over` never moves.
+    `state` is the worker's PoolServerState. Connections are handed over through `give`, one socket of the adoption
+    pair: new ones and, with `kept`, those between two requests. A connection without a method `hand_over` never moves.
     `close` also closes `counts`.
     """
 
@@ -172,7 +172,7 @@ class Evenness:
         self._counts.publish(self._state.open_connections if takes else None, self._state.open_websockets)
 
     def close(self) -> None:
-        """Stop taking part, and close the counts."""
+        """Stop balancing connections, and free this worker's slot on the page of counts."""
         if self._timer is not None:
             self._timer.cancel()
         self._counts.close()
@@ -218,10 +218,10 @@ class Evenness:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
-        """The seconds for which to leave the connections in the pair to other workers; 0 to take one now.
+        """The seconds for which to leave connections in the adoption pair to other workers; 0 to take one now.
 
         `accepted` is the number of this worker's connections that have no protocol yet, `pauses` the number of pauses
-        since it took the last one.
+        since it last took a connection.
         """
         others = self._counts.others() if self._counts.handover_announced else []
         more = 0
@@ -248,9 +248,9 @@ class Evenness:
         return mine > share and self._hand_over(connection, others)
 
     def _fair_share(self, mine: int, others: list[int], on_their_way: int = 0) -> int:
-        """The maximum for this worker: the number of all connections divided by that of workers, rounded up.
+        """The maximum number of connections for this worker: the total divided by the number of workers, rounded up.
 
-        `mine` and `others` are the current numbers of connections; no worker counts `on_their_way` yet.
+        `mine` and `others` are current numbers; `on_their_way` are handed-over connections that no worker counts yet.
         """
         return -(-(mine + sum(others) + on_their_way) // (len(others) + 1))
 
@@ -282,7 +282,7 @@ class Evenness:
         self._even_out()
 
     def _even_out(self) -> None:
-        """Hand over one connection for each worker that has at least two fewer; then repeat, unless none could move."""
+        """Hand over a connection for each worker that has at least two fewer; repeat later while any can move."""
         self._timer = None
         others = self._counts.others() if self._accepting and self._kept else []
         mine = len(self._state.connections)

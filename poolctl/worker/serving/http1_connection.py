@@ -111,7 +111,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     @property
     def body_follows(self) -> bool:
-        """Whether the body of the newest request has not been read to its end; it may end after the response."""
+        """Whether the newest request's body is still incomplete, which is possible even after its response."""
         return self.cycle is not None and self.cycle.more_body
 
     def linger(self) -> None:
@@ -365,9 +365,9 @@ class Http1Connection(Drainable, Http1Protocol):
             self.transport.close()
 
     def wait_for_head(self, data: bytes, size: int) -> None:
-        """Set the time limit for a head that is still incomplete after `data`, and add to its size.
+        """Limit the time for a request head that is incomplete after `data`, and add `size` bytes to the head's size.
 
-        `size` bytes of `data` belong to the head, unless they end a body.
+        If `data` continues the body of an answered request instead, set the keep-alive timeout.
         """
         heads = self.server_state.heads
         if self.transport.is_closing() or self not in self.connections:
@@ -385,7 +385,7 @@ class Http1Connection(Drainable, Http1Protocol):
         head.last = (head.last + data[-_END_BYTES:])[-_END_BYTES:]
 
     def _measured(self, data: bytes) -> int:
-        """The number of bytes of `data` that count as a head; 0 if the head is too large and is refused."""
+        """The number of bytes of `data` to count as a head; 1 if it may be a body, 0 if the head is too large."""
         heads, head = self.server_state.heads, self.head
         if head is None and (not self.idle or self.body_follows):
             return 1  # the data is part of a body, or follows one
@@ -569,16 +569,16 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
 
 class Upgrade:
-    """A connection whose last request asks for a WebSocket. `event`: the parser's event for it; None for httptools."""
+    """A connection whose last request asks for a WebSocket. `event`: the parser's event for it; httptools has none."""
 
     def __init__(self, connection: Any, event: Any = None) -> None:
         self._connection = connection
         self._event = event
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move the connection, with the head of its request, to another worker through this end of a pair.
+        """Send the connection, with the head of its request, to another worker through `end` of the adoption pair.
 
-        Returns whether it moved; otherwise it stays here.
+        Returns whether it was sent; otherwise it stays here.
         """
         connection = self._connection
         transport = connection.transport

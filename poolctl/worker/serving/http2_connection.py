@@ -37,7 +37,7 @@ _HIGHEST_STREAM = 2**31 - 1
 
 
 class Http1Or2(Drainable, asyncio.Protocol):
-    """A connection whose protocol is not known yet; it then becomes one of HTTP/1.1 or HTTP/2."""
+    """A connection whose protocol is not known yet. An HTTP/1.1 or HTTP/2 protocol object then takes its place."""
 
     routing: RoutingState | None = None  # the routing state, for a connection passed on by the gateway
 

@@ -68,8 +68,8 @@ _CLASSES: list[tuple[type[asyncio.Protocol], tuple[UvicornParts, ...]]] = [
 def connection_class(protocol: type[asyncio.Protocol]) -> type[asyncio.Protocol]:
     """poolctl's subclass of uvicorn's class `protocol`; if there is none, logs a warning and returns `protocol`.
 
-    There is none for an unknown class, and for a class that lacks a required member. Then a drain closes connections,
-    which may lose requests on their way, and requests are not counted.
+    There is none if poolctl does not know the class, or if the class lacks a member that poolctl uses. Then requests
+    are not counted, and a drain closes connections, so that requests in transit may be lost.
     """
     for ours, parts in _CLASSES:
         if issubclass(ours, protocol) and not any(each.missing(protocol) for each in parts):
@@ -100,9 +100,9 @@ class StartupFailed(Exception):
 def load_config(
     config: uvicorn.Config, requests: Settings | None, tls: Tls | None, tls_fds: list[int]
 ) -> uvicorn.Config:
-    """Load and return the configuration, with access log and TLS as specified; closes the descriptors of the TLS files.
+    """Load and return the configuration, with access log and TLS as specified; closes the descriptors `tls_fds`.
 
-    `requests` is as in watch_requests; None for `tls`: no TLS. Raises StartupFailed for an unusable certificate.
+    `requests`: arguments of AccessLog, or None; `tls`: None for no TLS. StartupFailed for an unusable certificate.
     """
     config.load()
     watch_requests(config, requests)
@@ -227,9 +227,9 @@ class PoolServer(uvicorn.Server):
 
     @property
     def checks_routes(self) -> bool:
-        """Whether requests for other servers, on connections from the gateway, are detected and returned to it.
+        """Whether a request for another server is detected on a gateway's connection, which then returns to it.
 
-        Also true with TLS, where all requests on a connection are for one server.
+        Also True with TLS, where this cannot happen: all requests on a connection are for one server.
         """
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(kind, Http1Connection)
@@ -272,7 +272,7 @@ class PoolServer(uvicorn.Server):
             self._page = None
 
     def answer_probe(self, question: Message, sock: socket.socket) -> None:
-        """Answer a probe on `sock` as ProbeConnections does, or close `sock` if this server is stopping."""
+        """Answer the probe `question` on `sock` (see ProbeConnections); if this server is stopping, close `sock`."""
         if self.should_exit:
             sock.close()
             return
@@ -424,7 +424,7 @@ async def answer_uncancelled(connections: Iterable[object]) -> None:
 
 
 def _unanswered(connections: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
-    """The requests without a response, with their connections. Excludes WebSockets and unknown classes."""
+    """Yield the connection and uvicorn's cycle for each unanswered request. Excludes WebSockets and unknown classes."""
     for connection in connections:
         several = getattr(connection, "cycles", None)  # only HTTP/2 connections have it
         cycles = [getattr(connection, "cycle", None)] if several is None else several.values()

@@ -174,10 +174,10 @@ class LoggedRequest:
         return kind == "http.response.body" and not message.get("more_body", False)
 
     def line(self) -> RequestLine:
-        """The line for the request as it is now.
+        """The log line for the request in its current state.
 
-        Without a status from the application it is 499 if the client has left, 503 if the request was cancelled by a
-        stop, else 500 as in uvicorn.
+        If the application has sent no status, the line has 499 if the client has left, 503 if the request was cancelled
+        by a stop, else 500 as in uvicorn.
         """
         without = HTTPStatus.SERVICE_UNAVAILABLE if self.cut else HTTPStatus.INTERNAL_SERVER_ERROR
         status = self.status or (_CLIENT_LEFT if self.left else without)
@@ -185,7 +185,7 @@ class LoggedRequest:
 
 
 class RequestLine(NamedTuple):
-    """A line of the log about a request. `seconds` is None if it was not timed, `name` is "" without an ID."""
+    """A log line about a request. `seconds` is its duration, None if not measured; `name` is its ID or ""."""
 
     scope: Scope
     status: int

@@ -6,8 +6,8 @@ message at a time, and later bytes wait until the response before them is comple
 
 Connections that do not come from the gateway use a class without this check.
 
-When a worker leaves and no other worker of the server can take a connection, it goes back to the gateway, too, once it
-is idle, because its next request may be for another server.
+If a worker leaves and no other worker of the server can take over a connection, the connection also goes back to the
+gateway once it is idle, because its next request may be for another server.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class RoutedConnection(Http1Connection):
         self._return_when_idle()
 
     def leave(self) -> None:
-        """Begin to move to another worker; `linger` if connections return to the gateway between requests."""
+        """Begin to move to another worker or, if connections return to the gateway between requests, `linger`."""
         if self.routing.routes.keeps:
             super().leave()
         else:
@@ -124,7 +124,7 @@ class RoutedConnection(Http1Connection):
             super()._move()
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker unless connections return to the gateway after requests; returns whether it moved."""
+        """Move to another worker through `end`, unless connections return to the gateway. Returns whether it moved."""
         return self.routing.routes.keeps and super().hand_over(end)
 
     def linger(self) -> None:
@@ -231,9 +231,9 @@ class RoutedConnection(Http1Connection):
             self.wait_for_head(arrived, size)
 
     def _send_back(self) -> None:
-        """Return the connection, whose request is for another server, to the gateway; retries while the socket is full.
+        """Return the connection to the gateway for a request to another server; retry while that is not possible yet.
 
-        If that fails, refuses the request: with 503 if there was no room in time, else with 421.
+        If that fails, refuse the request: with 503 after the time limit, else with 421.
         """
         routing, transport = self.routing, self.transport
         if not routing.pending or transport.is_closing() or transport.get_protocol() is not self:
@@ -254,7 +254,7 @@ class RoutedConnection(Http1Connection):
 
     @property
     def _can_return(self) -> bool:
-        """Whether the connection of a leaving worker can return to the gateway."""
+        """Whether the connection can return to the gateway; False if it can move to another worker instead."""
         transport, routes = self.transport, self.routing.routes
         moves = routes.keeps and self.server_state.moves_to is not None
         if moves or routes.gateway is None or routes.table is None:
@@ -306,9 +306,9 @@ class RoutedConnection(Http1Connection):
             super().linger()
 
     def _give_back(self, routed: Routed, limits: dict[str, float | bool] | None = None) -> None:
-        """Send the connection to the gateway.
+        """Send the connection to the gateway, with its routing data `routed` and its deadline `limits`.
 
-        Raises BlockingIOError if the pair has no room yet or a response has not been written to the socket; OSError or
+        Raises BlockingIOError if the gateway's socket is full or a response has not been written yet; OSError or
         WireError if the connection cannot be sent.
         """
         transport, gateway = self.transport, self.routing.routes.gateway

@@ -126,9 +126,9 @@ MODULES = (
 
 
 class UvicornParts(NamedTuple):
-    """The names that poolctl uses of a protocol class: methods it calls, extends or replaces, and attributes.
+    """The members of a protocol class that poolctl uses: methods that it calls, extends or replaces, and attributes.
 
-    `cycle` are the attributes of the object that answers one request.
+    `cycle` lists the attributes used of uvicorn's object for one request and its response.
     """
 
     methods: tuple[str, ...]
@@ -243,9 +243,9 @@ def _make(app: App, settings: Settings) -> uvicorn.Config:
 
 
 def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:
-    """A server's TLS context, from its settings `tls` and from `fds`: certificate, key and, if a third is given, CAs.
+    """A server's TLS context from the settings `tls` and the files `fds`: certificate, key and, optionally, client CAs.
 
-    The CAs are for client certificates. Raises OSError (ssl.SSLError is one) or ValueError for unusable files.
+    Raises OSError (ssl.SSLError is one) or ValueError for unusable files.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[tls["min_version"]]
@@ -258,9 +258,9 @@ def ssl_context(tls: Tls, fds: list[int]) -> ssl.SSLContext:
 
 
 def renew_context(context: ssl.SSLContext, tls: Tls, fds: list[int]) -> None:
-    """Use these files for the context's handshakes from now on; existing connections are not affected.
+    """Use the certificate, key and client CAs in `fds` for new handshakes; existing connections are not affected.
 
-    Raises OSError (ssl.SSLError is one) for files that do not match; the context then keeps its previous ones.
+    Raises OSError (ssl.SSLError is one) if certificate and key do not match; the context then keeps its previous ones.
     """
     paths = [f"/proc/self/fd/{fd}" for fd in fds]
     # Try another context first: with a key that does not match, this context would be left without certificate and key.

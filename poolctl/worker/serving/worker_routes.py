@@ -52,10 +52,10 @@ class Routes:
         self._contexts: dict[str, Context] = {}
 
     def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
-        """Switch to the route table in `fds[0]` and, if given, to the gateway's socket in `fds[1]`.
+        """Use the route table in `fds[0]` and, if given, the gateway's socket in `fds[1]`. The caller closes `fds`.
 
-        If `fds` is empty, the gateway has ended. The caller closes `fds`. Raises OSError, and ValueError for a
-        descriptor that is not a table.
+        If `fds` is empty, the gateway has ended. Unless `keeps`, connections return to the gateway between requests.
+        `context_key` authenticates routes in proxied requests. Raises OSError; ValueError if `fds[0]` is no table.
         """
         table, shown = (RouteTable(fds[0]), RouteTable(fds[0])) if fds else (None, None)
         if self.table is not None:
@@ -97,9 +97,9 @@ class Routes:
 class RoutingState:
     """The routing state of a connection, kept outside the protocol object, which has too many attributes.
 
-    `pending` are bytes that the parser has not received: an incomplete head (then `partial`), or bytes that wait for a
-    response, a table, or room in the gateway's pair. `body` is the number of missing bytes of the current message's
-    body, or CHUNKED.
+    `pending` are received bytes not passed to the parser yet: an incomplete head (`partial` is true), or bytes that
+    wait for a response, a route table, or space in the socket to the gateway. `body` is the number of bytes missing
+    from the current message's body, or CHUNKED.
     """
 
     __slots__ = (
@@ -123,7 +123,7 @@ class RoutingState:
         return Routed(self.route, self.generation, self.hops, self.pending, self.decided, self.trusted)
 
     def for_gateway(self, generation: int) -> Routed:
-        """The state to send to the gateway; its request is for another server, by the table of `generation`."""
+        """The state to send to the gateway if table `generation` assigns the next request to another server."""
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
 
     def begin_body(self, length: int) -> None:
@@ -131,7 +131,7 @@ class RoutingState:
         self.chunks = ChunkedBody() if length == CHUNKED else None
 
     def end_of_body(self, data: bytes, at: int) -> int:
-        """The end, in `data`, of the part of the current body that begins at offset `at`. Raises BadMessage."""
+        """Consume the part of the current body at `data[at:]`; returns the offset of its end. Raises BadMessage."""
         if self.chunks is None:
             step = min(self.body, len(data) - at)
             self.body -= step

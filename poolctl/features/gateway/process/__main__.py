@@ -1,8 +1,8 @@
 """The gateway's zygote: imports all modules once, and forks a gateway process on each request.
 
-After a crash another fork takes a few milliseconds, instead of an interpreter's start and all imports. The zygote
-knows no settings, routes or certificates: the supervisor sends them to the fork. It exits when its link, descriptor
-3, is closed.
+After a crash another fork takes a few milliseconds, instead of an interpreter's start and all imports. The zygote knows
+no settings, routes or certificates: the supervisor sends them to the fork. It exits on request, or when its socket to
+the supervisor (descriptor 3) is closed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .gateway_server import GatewayServer
 
 
 def main() -> None:
-    """Fork gateways until the link is closed; in a fork, serve until the supervisor orders it to exit."""
+    """Fork gateways until told to exit; in a fork, serve clients until the supervisor orders it to exit."""
     name_process("poolctl-gwfork")
     for feature in features():
         if feature.gateway:
@@ -66,7 +66,7 @@ def _fork_for_requests() -> bool:
 
 
 def _fork(link: socket.socket, message: wire.Message) -> bool:
-    """Fork twice, so that the gateway's parent is the keeper; returns whether this process is the gateway."""
+    """Fork twice, so that the keeper becomes the gateway's parent; returns True in the gateway, False in the zygote."""
     try:
         between = os.fork()
         if between:

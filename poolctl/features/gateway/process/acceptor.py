@@ -115,9 +115,9 @@ class Acceptor(_ConnectionSource):
 
 
 class ReturnedConnections(_ConnectionSource):
-    """Routes connections again that workers give back, or that were still in a socket pair when it was closed.
+    """Routes again the connections that workers give back, or that were still in a socket pair when it was closed.
 
-    It also routes again connections that were queued for a withdrawn server, or that leave the proxy.
+    It also routes those that leave the proxy, or the queue of a server to which connections are no longer passed.
     """
 
     def __init__(self, edge: Edge, take_end: socket.socket) -> None:
@@ -154,7 +154,7 @@ class ReturnedConnections(_ConnectionSource):
     def _route(self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool) -> None:
         """Route the connection by its next request, which has to arrive within `seconds`.
 
-        `is_new`: it comes from a worker, so that it is not yet counted as open here.
+        `routed` has the bytes that were already read, if any. `is_new`: it comes from a worker and is not counted yet.
         """
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:

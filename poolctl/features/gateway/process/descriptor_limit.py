@@ -28,9 +28,9 @@ _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
 class DescriptorLimit:
     """This process's limit of open files (`limit`), and the shares into which it is divided.
 
-    A new descriptor gets the lowest free number: from `mark` on, only the reserve is left. All streams together use at
-    most `of_streams`, and UDP sessions at most `of_sessions` of these; `least_sessions` are always available to UDP. At
-    most `of_handshakes` TLS handshakes are in progress.
+    Only the reserve is left when the lowest free descriptor number has reached `mark`. All streams together use at most
+    `of_streams`, and UDP sessions at most `of_sessions` of these; `least_sessions` are always available to UDP. At most
+    `of_handshakes` TLS handshakes are in progress.
     """
 
     def __init__(self, limit: int = 0) -> None:
@@ -64,7 +64,7 @@ class UdpSessions(Protocol):
 class StreamShare:
     """Counts and limits the descriptors of all streams together, so that routes always get some.
 
-    UDP streams end their oldest sessions to make room for new sessions; TCP streams wait for room.
+    UDP streams end their longest-idle sessions to make room for new ones; TCP streams wait for room.
     """
 
     def __init__(self, descriptors: DescriptorLimit) -> None:
@@ -107,7 +107,7 @@ class StreamShare:
         self._udp.discard(stream)
 
     def make_room(self) -> None:
-        """Make room for another session: at the maximum, the stream with the most sessions ends its oldest."""
+        """Make room for a session: at the maximum, the stream with the most sessions ends its longest-idle one."""
         descriptors = self._descriptors
         while self._sessions >= descriptors.of_sessions or (
             self.used >= descriptors.of_streams and self._sessions >= descriptors.least_sessions

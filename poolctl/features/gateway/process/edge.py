@@ -1,4 +1,4 @@
-"""State shared by all connections of the gateway: settings, route table, backends, pairs, pools and counts.
+"""State shared by all connections of the gateway: settings, route table, backends, socket pairs, pools and counts.
 
 There is one Edge per process. This module imports only what the Edge holds; the code that serves connections
 (accepting, proxying, streams) gets the Edge as its first argument.
@@ -171,7 +171,7 @@ class Edge:
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
     def connect_seconds(self, backend: Backend, seconds: float) -> float:
-        """The caller's timeout for `reach` in seconds; 0 (none) for a machine, for which `reach` has its own."""
+        """The time limit for a `reach` call: `seconds`, or 0 (none) for a machine, where `reach` has its own limit."""
         return 0.0 if backend.key in self.machines else seconds
 
     async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:

@@ -97,7 +97,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             yield {"t": "listener", "listener": to_json(listener.settings)}, listener.sockets
 
     def lost(self) -> None:
-        """Handle the loss of keeper and supervisor: exit if not serving yet, else wait for adoption unless draining."""
+        """Exit if not serving yet, else wait for a new supervisor unless draining: keeper and supervisor are gone."""
         if not self._begun:
             self.over.set()
         elif self._draining is None:

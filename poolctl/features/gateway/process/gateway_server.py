@@ -219,7 +219,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         before.close()
 
     def _apply_soon(self, *, routes: bool = False) -> None:
-        """Schedule one update of the backends, after all messages that have already arrived."""
+        """Schedule one update of the backends (with `routes` also of the routes) after all messages received so far."""
         self._routes_changed = self._routes_changed or routes
         if self._applying is None:
             self._applying = self.edge.loop.call_soon(self._apply)

@@ -43,7 +43,7 @@ class ConnectingEdge(Protocol):
 
 
 class _Machine:
-    """One container or virtual machine. `changed` is set, and replaced, with each report."""
+    """One container or virtual machine. Each report sets the event `changed`, then replaces it with a new one."""
 
     def __init__(self, state: MachineState) -> None:
         self.state = state
@@ -156,7 +156,7 @@ class Machines:
             raise NoBackend("its machine is still starting", DOWN_RETRY_SECONDS) from None
 
     async def _ask_whether_stopped(self, url: str, machine: _Machine) -> bool:
-        """Ask the supervisor for the machine's state; returns whether it is stopped, or has only just been started."""
+        """Ask the supervisor for the machine's state; returns True if it is stopped, or may still be starting."""
         edge, answers = self._edge, machine.state.answers
         if edge.now() >= machine.answered_at + _HOLDS_SECONDS:
             edge.wake(url)

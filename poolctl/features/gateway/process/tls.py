@@ -185,7 +185,7 @@ class ListenerCertificates:
         listener.put(names, context)
 
     def keep(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
-        """Remove all certificates of the listener except those with these names; the first is the default."""
+        """Keep only the listener's certificates for these names, the first as default; no change if one is missing."""
         if bind in self._listeners:
             self._listeners[bind].keep(certificates)
 

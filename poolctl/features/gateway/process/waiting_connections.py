@@ -51,7 +51,7 @@ class WaitingConnection:
         raise NotImplementedError
 
     def proceed(self) -> None:
-        """Use the received bytes or close the socket, owned from now on. Called after `on_readable` returned False."""
+        """Take over the socket, and process its bytes or close it. Called after `on_readable` has returned False."""
         raise NotImplementedError
 
     @property
@@ -67,7 +67,7 @@ class WaitingConnection:
             return False
 
     def on_deadline(self) -> None:
-        """Called when the time has passed and the connection is no longer watched."""
+        """Called after the deadline, when the connection is no longer watched; closes it by default."""
         self.close()
 
     def close(self) -> None:

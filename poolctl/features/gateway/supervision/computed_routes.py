@@ -43,7 +43,7 @@ EndKept = Callable[..., Awaitable[None]]
 
 
 class RouteSet(NamedTuple):
-    """All routes of a pool, the names of their servers, and the connections that workers may keep (`kept`)."""
+    """All routes of a pool, the names of their servers, and the connections that workers may hold (`kept`)."""
 
     http: tuple[Route, ...] = ()
     streams: tuple[StreamRoute, ...] = ()
@@ -67,11 +67,11 @@ class RouteSet(NamedTuple):
 class ComputedRoutes:
     """Computes the routes in a thread, one computation at a time, and calls `changed` when there is a new route table.
 
-    `services` adds registered services; call `recompute` when they change. Workers keep connections that were passed to
-    them. If later requests on these could go to another user's server under a new table, `end_kept` is called before to
-    end them. Files in `directory` keep, for the next supervisor, which connections these are, and the secret from which
-    the `context_keys` of servers are derived. Generation numbers increase even across a new supervisor and keeper,
-    because surviving workers and gateways remember the earlier ones.
+    `services` adds registered services; call `recompute` when they change. Workers hold connections that were passed to
+    them. If a new table would allow requests for another user's server on some of these, they are ended first, with
+    `end_kept`. Files in `directory` store, for the next supervisor, the held connections, and the secret from which
+    `context_keys` are derived. Generation numbers increase even across a new supervisor and keeper, because surviving
+    workers and gateways remember the earlier ones.
     """
 
     def __init__(self, changed: Callable[[], None], end_kept: EndKept, directory: str) -> None:
@@ -296,7 +296,7 @@ def _secret(path: str) -> bytes:
 
 
 def _key(secret: bytes, server: str, user: str) -> str:
-    """The key by which this server checks the gateway's route information; it is another for each user it runs as."""
+    """The key with which the server verifies the gateway's route information; different for each server and user."""
     return hmac.digest(secret, f"{server}\0{user}".encode(), "sha256").hex()[:_KEY_CHARACTERS]
 
 

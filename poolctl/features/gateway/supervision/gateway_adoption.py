@@ -1,6 +1,7 @@
-"""Finds a gateway that has outlived keeper and supervisor, and adopts or ends it.
+"""Finds a gateway process that has outlived keeper and supervisor, and adopts or ends it.
 
-The new keeper receives the descriptors that the old one held: the gateway's listeners, its pair, and the link to it.
+The new keeper receives the descriptors that the old one held: the gateway's listeners, the socket pair for connections
+that workers give back, and the supervisor's socket.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 @dataclass(eq=False)
 class OrphanedGateway:
-    """A gateway without a supervisor, connected by `sock`. `mark`: see GatewaySettings; "" if it has not answered."""
+    """A gateway without a supervisor, connected by `sock`. `mark` (see GatewaySettings) is "" until it has answered."""
 
     pid: int
     start: int
@@ -125,7 +126,7 @@ class GatewaySearch:
         return answered[0] if answered else None
 
     async def keep(self, orphan: OrphanedGateway) -> None:
-        """Put the gateway into the keeper's store, where a GatewayManager finds it, and close the descriptors here."""
+        """Store the gateway's descriptors in the keeper, where a GatewayManager finds them, and close them here."""
         with contextlib.closing(orphan):
             await self._put(orphan)
 

@@ -124,8 +124,8 @@ class GatewayManager(SidecarManager):
     async def wait_until_in_force(self, limit_seconds: float | None = None) -> str:
         """Wait until the current configuration is applied or has failed; returns "", or a warning at the time limit.
 
-        After a failure it also returns "", and `failures` has the reasons. What had failed earlier is tried again
-        first. The time limit is `limit_seconds`, at most and by default 20 s.
+        What failed before is tried again first. After a failure it also returns "", and `failures` has the reasons.
+        The time limit is `limit_seconds`; the default and the maximum are 20 s.
         """
         if self.failures:
             self._configured()
@@ -171,12 +171,12 @@ class GatewayManager(SidecarManager):
     # Requests of the runner to a gateway.
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
-        """Use this socket pair for the server's connections from now on."""
+        """From now on, pass the server's connections over the socket pair with this sending end."""
         self._servers.pairs[server] = give
         self._report(server)
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Have the gateway stop putting connections into this pair; returns when it has, or after a time limit."""
+        """Have the gateway stop using the socket pair with this sending end; returns when it has, or at a timeout."""
         if self._servers.pairs.get(server) is give:
             del self._servers.pairs[server]
         if (process := self.gateway) is not None:
@@ -213,8 +213,8 @@ class GatewayManager(SidecarManager):
     async def leaving(self, server: str) -> None:
         """Tell the gateway that workers of the server will stop; returns when it has applied this, or at a time limit.
 
-        This is only for canaries and other engines. Otherwise it returns at once, because the server's other workers
-        accept the connections in the backlog.
+        Only for a canary, or with an engine other than poolctl's. In other cases it does nothing, because the server's
+        other workers accept the connections in the backlog.
         """
         is_canary = server_of(server) != server
         process = await self.wait_until_serving() if is_canary else self.gateway
@@ -283,8 +283,8 @@ class GatewayManager(SidecarManager):
         """End the connections that were passed to workers of these servers; returns when none is left.
 
         The workers are replaced, and killed if they do not exit in time, because an application may keep a connection.
-        The gateway closes those that workers give back. If `adopted`, this affects only workers of an earlier
-        supervisor.
+        The gateway closes connections that workers give back. If `adopted`, only workers of an earlier supervisor are
+        replaced.
         """
         while (process := self.gateway) is not None:
             try:
@@ -430,7 +430,7 @@ class GatewayManager(SidecarManager):
         raise LinkLost(f"its process ended at its start; see {os.path.join(directory, GatewayZygote.output)}")
 
     async def _ready_zygote(self, mark: str) -> GatewayZygote:
-        """The zygote for the next gateway; it may still be starting."""
+        """The zygote that forks gateways with this mark, started if necessary; it may not be ready yet."""
         wanted = GatewayZygote.mark_for(mark)
         if self._zygote is not None and (self._zygote.mark != wanted or self._zygote.exited.done()):
             self._end_zygote()
@@ -556,7 +556,7 @@ class GatewayManager(SidecarManager):
             self._inform_workers()
 
     def passes_to(self, server: str) -> bool:
-        """Whether connections can be passed to the server through its pair."""
+        """Whether the server has a socket pair, so that connections can be passed to it."""
         return server in self._servers.pairs
 
     def _open_pair(self) -> None:
@@ -613,5 +613,5 @@ class GatewayPart(FeaturePart):
         return ()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
-        """Metrics of this part, shown with the gateway's. `reports` come from parts in the process, by package."""
+        """Metrics to show with the gateway's. `reports` has the data of parts in the gateway's process, by package."""
         return ()

@@ -31,7 +31,7 @@ _FORKS_SECONDS = 2.0
 
 
 class GatewayProcess(SidecarProcess):
-    """The supervisor's link to the gateway's process. State that the process already has is not sent again."""
+    """The supervisor's connection to the gateway's process. State that the process already has is not sent again."""
 
     part, label, output = "features.gateway.process", "the gateway", "gateway.log"
 
@@ -61,7 +61,7 @@ class GatewayProcess(SidecarProcess):
         self._send("settings", settings, {"t": "settings", "settings": to_json(settings)})
 
     def take_back(self, give: socket.socket, take: socket.socket) -> None:
-        """Have the process take back workers' connections over this pair, and keep both ends for a new supervisor."""
+        """Have the process take back workers' connections over this socket pair, and hold it for a new supervisor."""
         self._send("pair", pair_number(give), {"t": "pair"}, [give, take])
 
     def listen(
@@ -103,9 +103,9 @@ class GatewayProcess(SidecarProcess):
     def use_certificate(
         self, bind: str, names: Sequence[str], tls: Table, mark: object, fds: Sequence[int]
     ) -> None:
-        """Have the process use this certificate on the listener for these host names; the first one is the default.
+        """Have the process use this certificate for these host names of the listener; its first one is the default.
 
-        `mark` identifies its contents, and `fds` are its files.
+        `mark` identifies the certificate's contents, and `fds` are the descriptors of its files.
         """
         message = {"t": "certificate", "bind": bind, "names": list(names), "tls": tls}
         self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
@@ -139,7 +139,7 @@ class GatewayProcess(SidecarProcess):
             self.link.send({"t": "forget", "server": server})
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Tell the process to stop using this pair; returns when it confirms, has exited, or a timeout has passed."""
+        """Have the process stop sending to the socket `give`; returns when it confirms or exits, or at a timeout."""
         message = {"t": "withdraw", "server": server, "pair": pair_number(give)}
         self._sent.pop(f"server {server}", None)
         with contextlib.suppress(LinkLost, TimeoutError):
@@ -180,7 +180,7 @@ class GatewayProcess(SidecarProcess):
         return reply
 
     def restore_hosts(self, states: Table) -> None:
-        """Have the process restore the states of hosts that it, or the process before it, has reported last."""
+        """Have the process restore these states of hosts, which it or its predecessor has reported last."""
         self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
 
     def report_machines(self, states: Mapping[str, MachineState]) -> None:
@@ -229,7 +229,7 @@ class GatewayProcess(SidecarProcess):
 class GatewayZygote(SidecarProcess):
     """A process with all modules imported, which forks a new gateway when the current one exits.
 
-    Its forks inherit its environment. It is outdated if its mark is not `mark_for` the next gateway.
+    Its forks inherit its environment. It is replaced if its mark is not `mark_for` the mark of the next gateway.
     """
 
     part, label, output = "features.gateway.process", "the gateway's zygote", "gateway.log"
@@ -237,7 +237,7 @@ class GatewayZygote(SidecarProcess):
 
     @staticmethod
     def mark_for(mark: str) -> str:
-        """The mark of a zygote started now for gateways with this mark, followed by the names of withheld variables."""
+        """The mark of a zygote for gateways with this mark, followed by the names of withheld environment variables."""
         return " ".join([mark, *withheld_variables()])
 
     @property

@@ -34,12 +34,12 @@ def canary_name(server: str) -> str:
 
 
 def server_of(name: str) -> str:
-    """The server that a socket pair with this name belongs to; the pair may be that of the server's canary."""
+    """The name of the server, from the name of its own socket pair or of its canary's."""
     return name.removesuffix(_SUFFIX)
 
 
 def pair_facts(entry: Entry) -> ServerFacts | None:
-    """The name of the canary's socket pair and its address; None without a canary that has its own address."""
+    """The canary's name (that of its socket pair), address and TLS; None without a canary with its own address."""
     config = entry.config_apart
     if config is None:
         return None
@@ -56,7 +56,7 @@ def _share_of_canary(entry: Entry) -> float:
 
 
 def facts_of(core: Core, entry: Entry) -> ServerFacts:
-    """The facts that the gateway needs about a server: its state, and where it can be reached now."""
+    """The facts that the gateway needs about a server: its state, its current address, and its canary."""
     config, state = entry.config, entry.state
     endpoints = core.endpoints(config)
     if entry.listener.armed is not None:
@@ -122,7 +122,7 @@ class ServerReports:
         return found
 
     def send(self, process: GatewayProcess, name: str) -> None:
-        """Send the changed facts of a server and its canary; `name` is the server's or that of the canary's pair.
+        """Send the changed facts of a server and its canary; `name` is the server's name or its `canary_name`.
 
         If the server has no route, the process is told to forget both.
         """

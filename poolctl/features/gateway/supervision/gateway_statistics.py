@@ -164,7 +164,7 @@ class GatewayStatistics:
         return sample
 
     async def passed_requests(self) -> dict[int, int]:
-        """The number of requests that workers have served on passed connections, by `tally.route_mark`."""
+        """The number of requests on connections passed to workers, for each route by its `tally.route_mark`."""
         counters, total = self._core.runner.capabilities.counters, dict[int, int]()
 
         def add(found: Mapping[int, int]) -> None:
@@ -311,7 +311,7 @@ class RouteFigures:
         return route_health([*found, *(each.health for each in services if not each.is_serving)])
 
     def of_excluded(self, route: ExcludedRoute) -> RouteReport:
-        """The report of an excluded route; if registered services defined the route, it lists them."""
+        """The report of an excluded route, with the registered services that defined it, if any."""
         report = route_report(route)
         if self._services is None or route.provider != REGISTRATION:
             return report
@@ -370,7 +370,7 @@ class RouteFigures:
         return ""
 
     def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
-        """The counts of the server's workers without proxied requests, and their requests and errors by tally mark."""
+        """The counts of the server's workers without proxied requests; and those by route (see `tally.by_route`)."""
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), dict[int, int]()
             if entry is not None:

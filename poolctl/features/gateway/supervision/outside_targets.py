@@ -88,7 +88,7 @@ class RoutedService(Protocol):
 
 
 class ServiceSource(Protocol):
-    """A feature that adds services to routes while the pool runs. After a change it has the routes recomputed."""
+    """A feature that adds services to routes while the pool runs. When they change, it has the routes recomputed."""
 
     async def route_extender(self) -> WithServices:
         """Return a function that adds the current services to routes."""
@@ -271,7 +271,7 @@ class ProbeSettings(NamedTuple):
 
 
 class ProbedTarget:
-    """A target and the results of its probes. It gets requests unless its `state` is FAILING, after enough failures."""
+    """A target and its probe results. After enough failures, its `state` is FAILING and it gets no requests."""
 
     def __init__(self, settings: ProbeSettings) -> None:
         self.settings = settings

@@ -1,4 +1,4 @@
-"""The gateway's part of the supervisor, and the verbs of a pool with a gateway."""
+"""The gateway's part of the supervisor, and the control commands of a pool with a gateway."""
 
 from __future__ import annotations
 
@@ -254,7 +254,7 @@ def host_order(options: Table) -> Table:
 
 
 class PoolGateway(FeaturePart):
-    """Runs the gateway if one is configured, or if one of an earlier configuration may still be running."""
+    """Runs the gateway if one is configured, or if an earlier configuration had one that may still be running."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)

@@ -55,8 +55,8 @@ class Backends:
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
         """Apply these routes, or keep the current ones if None, and apply the states of these servers.
 
-        Backends that remain keep their state. A route that is left out is removed, and is added again by its next
-        request: for a very large table it is enough to pass the routes in `aliases`.
+        Backends that remain keep their state. A route that is not listed is removed, and added again by its next
+        request, so for a very large table it is enough to pass the routes in `aliases`.
         """
         self._servers = servers
         affected: dict[RouteBackends, bool] = {}  # whether weights have changed
@@ -111,7 +111,7 @@ class Backends:
 
     @property
     def by_load(self) -> list[str]:
-        """The servers whose workers had connections at the last count, in routes that balance by load.
+        """The servers, in routes that balance by load, whose workers had connections at the last count.
 
         These counts may be outdated: pass the servers' current numbers to `set_worker_connections`.
         """
@@ -142,8 +142,8 @@ class Backends:
     ) -> None:
         """Apply the verdicts of another program, such as HAProxy, that balances this route; `label` is its name.
 
-        `down` has the keys of the backends that it cannot reach: their breakers are open until a call without them.
-        `answered` has the keys of backends that have answered at least once. `is_stream`: the alias is a stream's.
+        `down` has the keys of the backends that it cannot reach: their breakers stay open until a later call omits
+        them. `answered` has the keys of backends that have ever answered. `is_stream`: the alias is a stream's.
         """
         known = self._routes.get(stream_key(alias) if is_stream else alias)
         for member in () if known is None else known[1].members:
@@ -173,7 +173,7 @@ class Backends:
         self._probes.clear()
 
     def set_rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set the rank (see RANKS) of the backend with this URL. `blocked` is why it gets no requests, or None."""
+        """Set the URL's rank (READY, STARTING or SLEEPING). `blocked` is why it gets no requests, or None."""
         self._ranks[url] = rank, blocked
         backend = self._backends.get(url)
         if backend is not None and not backend.is_server:
@@ -223,7 +223,7 @@ class Backends:
         )
 
     def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
-        """The backends of the route without duplicates; the weights of equal targets are added up."""
+        """The route's members, one for each backend: weights of equal targets are added up. `user` has the old ones."""
         weights: dict[str, int] = {}
         for target in route.to:
             weights[target.key] = weights.get(target.key, 0) + target.weight

@@ -164,10 +164,7 @@ class ConsistentHash(Policy[C]):
 
 
 def policy_of(name: str, candidates: Sequence[C], random: Random) -> Policy[C]:
-    """The policy of this name. A sticky route chooses in turn for clients without a usable cookie.
-
-    Raises ValueError for an unknown name.
-    """
+    """The policy with this name; "sticky" is round robin, for clients without a usable cookie. Raises ValueError."""
     match name:
         case "round-robin" | "weighted" | "sticky":
             return SmoothWeighted(candidates)

@@ -97,12 +97,12 @@ class HostManager:
         return self._records.get(host) or HostRecord(host=host)
 
     def remaining_seconds(self, host: str) -> float:
-        """The seconds until the host becomes active again; 0 if it is active, or inactive until it is enabled."""
+        """The seconds until the host becomes active again; 0 if it is active or stays inactive until `enable`."""
         until = self._until.get(host)
         return 0.0 if until is None else max(0.0, until - self._now())
 
     def reactivation_time(self, host: str) -> float:
-        """The monotonic time at which the host becomes active again; 0 if it is active, or inactive until enabled."""
+        """The monotonic time when the host becomes active again; 0 if it is active or stays inactive until `enable`."""
         return self._until.get(host, 0.0)
 
     def records(self) -> list[HostRecord]:

@@ -53,7 +53,7 @@ class Limiter:
 
     @property
     def burst(self) -> float:
-        """The number of requests that may begin at once: the limit's `burst`, or else one second's worth."""
+        """How many requests may begin at once: the limit's `burst` or, if 0, those of one second; at least 1."""
         limit = self.limit
         return max(1.0, float(limit.burst) if limit.burst > 0 else limit.requests_per_second * self.share)
 

@@ -56,9 +56,9 @@ AnyRoute = Route | StreamRoute
 class CanaryTurns:
     """Decides which requests of a server go to its canary; the first requests go to the server.
 
-    Each turn of the canary is at a random one of 1 / `share` requests, so that a client that repeats a sequence of
-    requests does not always send the same one to the canary. After n requests the canary has had n * `share` turns,
-    rounded down, or one less. A turn counts even if its request is not sent, unless `undo` is called.
+    When the canary's turn is due, it gets a random one of the next 1 / `share` requests, so that a client that repeats
+    a sequence of requests does not always send the same one to it. After n requests the canary has had n * `share`
+    turns, rounded down, or one less. A turn counts even if its request is not sent, unless `undo` is called.
     """
 
     def __init__(self, share: float, random: Random = _RANDOM) -> None:
@@ -131,8 +131,8 @@ def sticky_value(key: str) -> str:
 class BackendVerdict(NamedTuple):
     """Whether a host gets requests now (`ok`) and, if not, `why`, and when to try again.
 
-    That is after `retry_after_seconds` or, if `until` is not 0, at that monotonic time. `by_time`: the host is then
-    available without any other event; otherwise the time is an estimate. `may_wait`: room will become free, so a
+    The next try is after `retry_after_seconds` or, if `until` is not 0, at that monotonic time. `by_time`: the host is
+    then available without any other event; otherwise the time is an estimate. `may_wait`: room will become free, so a
     request may wait in a queue. `by_command`: the cause is a command or a configured window, not a fault.
     """
 
@@ -275,7 +275,7 @@ class Backend:
         return self.key
 
     def set_rank(self, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set the rank of a URL (see RANKS) by its machine's state. `blocked` is why it gets no requests, or None."""
+        """Set the rank (READY, STARTING or SLEEPING) of a URL. `blocked` is why it gets no requests, or None."""
         if self.endpoint.kind != "none":
             self.rank, self._facts_verdict = rank, blocked
 
@@ -328,7 +328,7 @@ class Backend:
         return found
 
     def _is_dispensable(self, breaker: Breaker | None) -> bool:
-        """Whether every route with this breaker has other backends for its requests (see `can_spare`)."""
+        """Whether, on every route with this breaker, other backends can take the requests (see `can_spare`)."""
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
     def limiter(self, limit: Limit | None, previous: Member | None) -> Limiter | None:
@@ -387,7 +387,7 @@ class CanaryBackend(Backend):
     def gets(self, cookie: str, servers: str) -> bool:
         """Count a request; returns whether it goes to the canary. The client's sticky cookie decides if it has one.
 
-        `cookie` is the value of that cookie, or ""; `servers` is the value that names the server itself.
+        `cookie` is the value of the sticky cookie, or ""; `servers` is the cookie value for the server itself.
         """
         if not cookie:
             return self.requests.next()
@@ -401,7 +401,7 @@ class CanaryBackend(Backend):
 
 
 class Member:
-    """A backend of one route, with its weight, breaker and limiter there; other routes may share the last two."""
+    """A backend as used by one route: its weight, and its breaker and limiter, which other routes may share."""
 
     def __init__(self, backend: Backend, weight: int, breaker: Breaker, limiter: Limiter | None) -> None:
         self.backend = backend
@@ -650,7 +650,7 @@ class RouteBackends:
             self.admit()
 
     def can_spare(self, backend: Backend) -> bool:
-        """Whether this backend's breaker may open: another backend serves, and at most `max_open` are then open."""
+        """Whether the breaker may open: another backend serves, and at most a fraction `max_open` is then open."""
         others = [each for each in self.members if each.backend is not backend]
         left_alone = 1 + sum(not each.breaker.is_closed for each in others)
         most = max((each.breaker.rule.max_open for each in self.members), default=0.0) * len(self.members)

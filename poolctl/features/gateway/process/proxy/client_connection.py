@@ -142,7 +142,7 @@ class FrameBoundary:
         return not (self._left or self._header or self.lost)
 
     def forward(self, data: Buffer) -> Buffer:
-        """The bytes to send to the client in place of these bytes."""
+        """Track these bytes; returns those to send: all or, when `ending`, the rest of the frame and a close frame."""
         if not self.ending:
             self.feed(data)
             return data
@@ -188,7 +188,7 @@ class FrameBoundary:
 
 
 def _header_length(header: bytes) -> int:
-    """The length of a frame's header, as far as its first bytes determine it."""
+    """The length of a WebSocket frame's header, from its first two bytes; 2 if they have not arrived yet."""
     if len(header) < 2:
         return 2
     short = header[1] & ~_MASKED

@@ -127,7 +127,7 @@ class Forwarding:
         self._report = ClientReport(peer, scheme, trusted=self.trusted)
 
     def client(self, request: RequestHead) -> str:
-        """The client's address: the last address on the way here that is not a trusted proxy.
+        """The client's address: the peer or, if it is trusted, the last address in X-Forwarded-For that is not trusted.
 
         It is the peer's address if all examined addresses are trusted proxies.
         """

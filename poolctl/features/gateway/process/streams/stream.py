@@ -92,7 +92,7 @@ class IdleOrder(Generic[Key, Item]):
         return next(iter(self._items.values()))
 
     def set_idle_limit(self, seconds: float) -> None:
-        """Change how long an item may be idle."""
+        """Change the number of seconds that an item may be idle; 0 is no limit."""
         if seconds != self._seconds:
             self._seconds = seconds
             if self._timer is not None:

@@ -274,7 +274,7 @@ class _StreamedConnection:
         return self._down.copied if self._down else 0
 
     def await_header(self) -> None:
-        """Connect when the client's PROXY protocol header arrives, and reset at a timeout. Does not block."""
+        """Wait for the client's PROXY protocol header, then connect; reset at a timeout. Does not block."""
         self._awaits_header = True
         self._timer = self._loop.call_later(self._stream.edge.settings.head_seconds, self.reset)
         self._loop.add_reader(self._client.fileno(), self._read_header)

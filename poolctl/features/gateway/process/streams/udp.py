@@ -93,9 +93,9 @@ class UdpStream:
     def begin(
         self, key: object, listener: _DatagramSocket, client: Any, local: Any, tried: tuple[str, ...] = ()
     ) -> _Session | None:
-        """A new session for the client, or None if no backend is available now.
+        """Start a session for the client; returns None if the datagram has to be dropped.
 
-        `tried` has the keys of backends that are not to be used.
+        `local` is the address that the client sent to. `tried` has the keys of backends that are not to be used.
         """
         while len(self.sessions) >= self._most_sessions:
             self.evict()
