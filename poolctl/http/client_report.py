@@ -2,7 +2,7 @@
 
 The proxy, and a worker that serves a client directly, set `X-Forwarded-For`, `X-Forwarded-Proto`, `X-Forwarded-Host`
 and `Forwarded` (RFC 7239). Similar fields of the request are removed, also if written with underscores, which CGI and
-WSGI do not distinguish. So is `Proxy`, from which CGI would make the variable HTTP_PROXY.
+WSGI do not distinguish. `Proxy` is removed too, because CGI would turn it into the variable HTTP_PROXY.
 """
 
 from __future__ import annotations

@@ -124,7 +124,7 @@ class ForwardProxy(NamedTuple):
     async def open_tunnel(
         self, host: str, port: int, tls: ssl.SSLContext, *, limit: int
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Return the streams of a TLS connection to the host through the proxy. Raises ProxyError, other OSErrors."""
+        """Open a TLS connection to the host through the proxy; `limit` is the read buffer in bytes. Raises OSError."""
         stream, writer = await asyncio.open_connection(self.host, self.port, limit=limit)
         try:
             authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

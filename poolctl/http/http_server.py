@@ -326,9 +326,10 @@ class HttpServer:
 async def _receive(
     message: RequestReader, rest: bytes, stream: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> RequestHead | None:
-    """Read the next request completely into `message`, and return its head. `rest` are bytes read before.
+    """Read the next request completely into `message`, and return its head. `rest` are bytes already received.
 
-    None if the client has closed the connection before it. Raises BadMessage, also for an incomplete request.
+    Returns None if the client closes the connection before a request begins. Raises BadMessage, also for an
+    incomplete request.
     """
     continued = False
     while not (rest and message.feed(rest)):

@@ -143,7 +143,7 @@ class MessageHead:
     def read(cls, data: bytes, scanned: int = 0, max_bytes: int = MAX_HEAD_BYTES) -> Self | None:
         """The head at the start of these bytes; None while it is incomplete but may become valid. Raises BadMessage.
 
-        An earlier call has found the first `scanned` bytes incomplete.
+        The first `scanned` bytes are already known to be incomplete.
         """
         end = data.find(_END, scanned - 3 if scanned > 3 else 0)
         if (end + 4 if end >= 0 else len(data)) > max_bytes:
@@ -158,8 +158,8 @@ class MessageHead:
     def is_incomplete(cls, data: bytes, scanned: int = 0) -> bool:
         """Whether these bytes are an incomplete head.
 
-        False as soon as no further bytes can make them a valid head; the caller limits their number. An earlier call
-        has found the bytes up to the offset `scanned` incomplete.
+        False as soon as no further bytes can make them a valid head; the caller limits their number. The first
+        `scanned` bytes are already known to be incomplete.
         """
         line_end = data.find(b"\r\n", 2) + 2  # an empty line may come first
         return (
@@ -569,7 +569,7 @@ class ChunkedBody:
         return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
 
     def _check_end(self, data: bytes, at: int, left: int, taken: int) -> None:
-        """Check that the chunk ends with CRLF: `taken` of its last `left` bytes are in `data`, from `at` on."""
+        """Check that the chunk ends with CRLF. `left` of its bytes were missing; `data` has `taken` of them at `at`."""
         begin = at + max(0, left - 2)
         if begin < at + taken:
             expected = b"\r\n"[max(0, 2 - left) :]
@@ -577,7 +577,7 @@ class ChunkedBody:
                 raise BadMessage("a chunk that is longer than its size")
 
     def _keep_line(self, data: bytes, at: int) -> None:
-        """Keep the beginning of a chunk's first line. Raises BadMessage if it cannot become valid."""
+        """Store a chunk's incomplete size line until more bytes arrive. Raises BadMessage if it cannot become valid."""
         line = data[at:]
         if b"\n" in line or len(line) > _MAX_LINE_BYTES or self._is_unfit(data, at):
             raise BadMessage("a chunk without a valid size")
@@ -645,7 +645,7 @@ def allowed_trailers(lines: bytes) -> bytes:
 class MessageReader:
     """Reads a message; call `feed` until it is complete.
 
-    With `max_body_bytes` None neither the size nor the rate of the body is limited; take it with `take_body`.
+    With `max_body_bytes` None the body is not limited in size or rate; the caller removes its parts with `take_body`.
     """
 
     # The state of a reader that has read nothing; set on an instance only where it changes. A supervisor makes a
@@ -698,7 +698,7 @@ class MessageReader:
     def _read_head(self, data: bytes, scanned: int) -> MessageHead | None:
         """The head at the beginning of these bytes, None while it is incomplete. Raises BadMessage.
 
-        Calls `_frame` if it is the final head.
+        Calls `_frame` unless it is the head of an interim response (1xx).
         """
         raise NotImplementedError
 

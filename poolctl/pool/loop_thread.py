@@ -1,6 +1,6 @@
-"""The engine: a background thread with the event loop that manages this process's servers, while there are any.
+"""The engine: a background thread whose event loop manages this process's servers. It exists only while it is needed.
 
-Every start, stop and restart runs on it, so that it may be called from any thread and any event loop. The thread is a
+Every start, stop and restart runs on that loop, and may be called from any thread and any event loop. The thread is a
 daemon, and servers that still run when the main thread ends are stopped within EXIT_SECONDS, so that exiting never
 hangs.
 """

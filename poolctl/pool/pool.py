@@ -147,9 +147,9 @@ Visit = Callable[[str, Server], object]
 class Pool(Mapping[str, Server], StartAndStop):
     """Servers keyed by canonical bind address, in the order in which they were added. Thread-safe.
 
-    Servers run in this process unless a `runner` is given. Every function that takes an address takes any spelling.
-    A server that was ready and ends by itself is restarted as its restart policy says; a start or a restart that fails
-    raises an error, and is not repeated.
+    Servers run in this process unless a `runner` is given. Methods accept any equivalent spelling of an address.
+    A server that was ready and then ends by itself is restarted according to its restart policy. A failed `start` or
+    `restart` raises an error, and is not retried.
     """
 
     _started = False  # whether the pool was started and not stopped since
@@ -306,7 +306,7 @@ class Pool(Mapping[str, Server], StartAndStop):
     def delete(self, bind: str) -> None:
         """Remove the server with that address, if there is one.
 
-        A running server is ordered to stop; `join` waits for it.
+        A running server is ordered to stop, unless this pool is a view; `join` waits for it.
         """
         self.load_and_delete(bind)
 
@@ -411,7 +411,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
 
     def _holds(self, server: Server) -> bool:
-        """Whether the pool still has the server; for a view: whether it, or its original pool, does."""
+        """Whether the server is still in the pool; for a view: in the original pool, or stored in the view alone."""
         return server in self._own or self._source_pool._servers.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:
@@ -464,8 +464,8 @@ class Pool(Mapping[str, Server], StartAndStop):
     def merge(self, other: Pool) -> None:
         """Add the other pool's servers; if both pools have an address, this pool's server gets the other configuration.
 
-        A running server continues with the old configuration (`stale`) until its next start or restart. Raises
-        PoolAddError for servers whose addresses overlap, after the others were added.
+        A running server continues with the old configuration (`stale`) until its next start or restart. Servers whose
+        addresses overlap with another are not added; PoolAddError, with an error for each, is raised at the end.
         """
         if not isinstance(other, Pool):
             raise PoolParamError(f"a pool is merged with another pool, and this is {other!r}")
@@ -495,14 +495,13 @@ class Pool(Mapping[str, Server], StartAndStop):
     async def apply(self, configs: Servers) -> None:
         """Change the pool to these servers: new servers are started, changed servers restarted, others left untouched.
 
-        `configs` are ServerConfigs, mappings or a PoolConfig; servers are known by their names. A running server is
-        replaced as by `restart`, or applies the change live where `poolctl reload` would do so; a stopped server stays
-        stopped, and removed servers stop. A server with a new name is a new server, even if it has the address of a
-        removed one, whose stop closes connections on which no request has arrived yet. New servers start if the
-        pool was started and not stopped since, or if one of its servers runs. Returns when all of that is done. Raises
-        PoolRestartError with every failure, after all servers were attempted: a server whose configuration is invalid,
-        or whose replacement fails, continues as before. Raises PoolParamError for an argument that is not a list, and
-        for a view.
+        `configs` are ServerConfigs, mappings or a PoolConfig; servers are identified by name. A running server that has
+        changed is replaced as by `restart`, or keeps running and applies the change, as with `poolctl reload`. Stopped
+        servers stay stopped. New and newly enabled servers start if the pool was started and not stopped since, or if
+        one of its servers runs. Removed servers stop. Renaming a server removes it and adds a new one, even at the same
+        address: connections on which no request has arrived yet are closed. Returns when all changes are done. Raises
+        PoolRestartError with every failure, after all servers were attempted: a server with an invalid configuration or
+        a failed replacement continues unchanged. Raises PoolParamError if `configs` is not a list, and for a view.
         """
         reload = await asyncio.to_thread(self._hot_reload, configs)
         await loop_thread.run(reload.run())
@@ -562,7 +561,7 @@ class Pool(Mapping[str, Server], StartAndStop):
 
     @property
     def uptime(self) -> timedelta:
-        """The longest uptime of its servers; zero while no server is ready."""
+        """The longest uptime of the pool's servers; zero while no server is ready."""
         return max((server.uptime for server in self.values()), default=timedelta())
 
     def monitor_names(self) -> builtins.list[str]:
@@ -578,11 +577,11 @@ class Pool(Mapping[str, Server], StartAndStop):
         return _stacks_of(self.values())
 
     def metrics(self) -> str:
-        """The metrics of the pool's servers now, in Prometheus' text format, under the names of `poolctl metrics`.
+        """The current metrics of the pool's servers, in Prometheus' text format, with the names of `poolctl metrics`.
 
-        Requests are counted only in workers that are processes of their own. Metrics of a supervisor and of a gateway
-        are missing, because the pool has neither. Blocks until the engine's thread has answered; on that thread, which
-        runs the pool's own applications, it returns at once.
+        Only workers in separate processes count requests. Metrics of a supervisor and a gateway are missing, because
+        the pool has neither. Blocks until the engine's thread has answered; does not block if called on that thread,
+        as the pool's own applications may do.
         """
         observed = loop_thread.call(lambda: list(_observed(self.values())))
         families: builtins.list[Family] = [*pool_families("", platform.python_version(), observed)]
@@ -742,7 +741,7 @@ class HotReload:
     """
 
     def __init__(self, pool: Pool, configuration: Configuration, *, runs: bool) -> None:
-        """Reads certificates and env files, which may have changed; blocks on the disk."""
+        """Hash the certificates and env files, to detect changes of their contents; blocks on the disk."""
         self._pool = pool
         self._configuration = configuration
         self._runs = runs
@@ -812,9 +811,10 @@ class HotReload:
         self._stops |= {future for each in gone if (handle := live_handle(each)) for future in handle.stops}
 
     def _compatible_configs(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
-        """The configurations of `written` without address conflicts, and the servers that stay unchanged.
+        """Return the new configurations `written` without address conflicts, and the servers that stay unchanged.
 
-        A server stays unchanged if a problem prevents its change. Conflicts are added to the errors.
+        A server without a valid new configuration stays unchanged if an error names it, or names no server at all.
+        Conflicts are added to the errors.
         """
         while True:
             names = {server.name for server in written}

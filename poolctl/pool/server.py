@@ -85,10 +85,7 @@ class PoolContext:
             end()
 
     def attach(self, key: object, end: Callable[[], object]) -> None:
-        """Call `end` when the context is cancelled, or now if it already is. Does not wait for that.
-
-        `detach` with the same `key` withdraws it.
-        """
+        """Register `end` under `key`, to be called when the context is cancelled; if it already is, call it now."""
         with LOCK:
             self._endings[key] = end
             if self._watcher is None or not self._watcher.is_alive():  # no thread survives a fork
@@ -196,7 +193,7 @@ class Monitor:
     """The state of one server at one time.
 
     `status` is the result of the probes; without probes it is OK, WARN (between two states) or KO. `latency` is the
-    duration of the last answer or connection; None without an answer. `uptime` and `downtime` are totals since the
+    duration of the last probe, or of connecting; None without an answer. `uptime` and `downtime` are totals since the
     first start, without the time for which the server was stopped; `sli` is the share of uptime, 0 to 1. `rise` and
     `fall` are the total times spent coming up and going down; `rises` and `falls` count how often the server started
     and stopped answering.
@@ -238,9 +235,9 @@ class Monitor:
 
 
 def _connect(endpoints: tuple[str, ...]) -> tuple[timedelta | None, str]:
-    """The latency of a connection to the first endpoint, and ""; if it failed, None and the reason. Blocks.
+    """The time to connect to the first endpoint, and ""; if that fails, None and the reason.
 
-    Without endpoints None and "". Raises OSError if no socket can be opened.
+    Returns None and "" without endpoints. Blocks for at most CONNECT_SECONDS. Raises OSError if it can open no socket.
     """
     if not endpoints:
         return None, ""
@@ -277,7 +274,7 @@ class StartAndStop:
     __slots__ = ()
 
     def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
-        """The servers to act on, and for a pool a function that tells whether it still has a server, otherwise None."""
+        """The servers to act on, and a function that tells whether the pool still has a server; None for one server."""
         raise NotImplementedError
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
@@ -334,7 +331,7 @@ class Server(StartAndStop):
     __slots__ = ("__weakref__", "_config", "_expose", "_handle", "_name", "_shared")
 
     def __init__(self, config: ServerConfig) -> None:
-        """Raises PoolParamError for a value that is not a ServerConfig, ServerError if no port is free for `auto`."""
+        """Choose a port for `auto`. Raises ServerError if none is free, PoolParamError if not given a ServerConfig."""
         if not isinstance(config, ServerConfig):
             raise PoolParamError(f"a Server is made from a ServerConfig, and this is {config!r}")
         self._put(with_port(config))
@@ -381,7 +378,7 @@ class Server(StartAndStop):
 
     @property
     def health(self) -> Status:
-        """The health by its probes; without probes, ok while it answers, ko if it has failed, else unknown."""
+        """The result of the server's probes; without probes, ok if it answers, ko if it has failed, else unknown."""
         handle = live_handle(self)
         if handle is None:
             return Status.UNKNOWN
@@ -535,10 +532,10 @@ class Snapshot:
 
 
 class Handle:
-    """The runtime state of one server, created at its first start; while it is active, `entry` is its record in a core.
+    """The runtime state of a server, created at its first start. `entry` is its record in a Core, None if inactive.
 
-    Written on the engine's loop only, read from any thread. The engine keeps the handle alive, which has only a weak
-    reference to its server: if the program drops a running server and its pool, the server is stopped.
+    Written on the engine's loop only, read from any thread. The engine keeps the handle alive, but the handle has only
+    a weak reference to its server: if the program drops a running server and its pool, the server is stopped.
     """
 
     def __init__(self, server: Server) -> None:
@@ -638,7 +635,7 @@ class Handle:
                 known.note(self._clock.monotonic(), state=state, health=health)
 
     def refuse(self, error: ServerError | None) -> None:
-        """Record why a start has failed, or with None a stop. An inactive server becomes failed or stopped."""
+        """Record the error of a failed start, or a stop (None). A server that is inactive becomes failed or stopped."""
         self.refusal = error
         if self.entry is None or self.entry.at_rest:
             self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
@@ -668,7 +665,7 @@ class CoreHost(CoreEvents):
             tally.add(handle.ended, counts)
 
     def reserve(self, handle: Handle) -> str:
-        """Register the server in the core under its own name, or one like `web~2` if that is taken; returns it."""
+        """Register the server in the core; returns its name there: its own, or one like `web~2` if that is taken."""
         if handle.entry is not None:
             return handle.entry.name
         if not self._handles:
@@ -694,7 +691,7 @@ class CoreHost(CoreEvents):
         """Create the server's entry in the core with this configuration, or update it; returns whether it has changed.
 
         The entry of a running server is updated only for a restart (`replace`), or if the user has changed the server's
-        configuration. A new application from a handler is no such change. With `live` the workers are not replaced,
+        configuration; a new application from a handler does not count as a change. With `live` the workers continue,
         and apply the new configuration.
         """
         source = handle.config
@@ -742,8 +739,8 @@ class CoreHost(CoreEvents):
     def record_state(self, handle: Handle) -> None:
         """Copy the server's current state from its entry in the core to its handle.
 
-        If the server is inactive and no order in progress or other server needs it, its entry is removed; then the same
-        is done for its dependencies.
+        The entry of an inactive server is removed, unless an order is in progress for it or another server depends on
+        it; then the same is done for each of its dependencies.
         """
         ahead = [handle]
         while ahead:
@@ -797,7 +794,7 @@ class CoreHost(CoreEvents):
         )
 
     def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
-        """The user's configuration from which `config`, one given to the core, was made; None if it is unknown."""
+        """The user's configuration from which `config`, one of the core's, was made; None if it is unknown."""
         return next((source for made, source in handle.config_sources if made is config), None)
 
 
@@ -1156,7 +1153,7 @@ class StartOrder:
                 each.handle.awaiting.discard(self)
 
     def _give_up(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
-        """Abandon the start unless another order waits for it too; returns whether to wait for the end of its workers.
+        """Abandon the start, unless another order waits for it too; returns whether to wait until its workers end.
 
         False if nothing was abandoned, or if the start had not begun because a stop is still in progress.
         """

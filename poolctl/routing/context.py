@@ -86,8 +86,8 @@ def try_get_table(scope: Scope) -> RouteTable | None:
 def registry_of(scope: Scope) -> TableRegistry:
     """The gateway's current routes, read-only; empty if the request bypassed the gateway.
 
-    Only what this worker needs to match requests: no streams or added headers, and no routes to servers that run as
-    another user.
+    Contains only what this worker needs to match requests: no streams, no headers to add, and no routes to servers
+    that run as another user.
     """
     return TableRegistry(lambda: try_get_table(scope))
 

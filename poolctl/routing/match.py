@@ -23,7 +23,7 @@ _TIERS = "exact", "first label", "domain", "pattern", "any host"
 
 
 class HostPattern(NamedTuple):
-    """The parsed host of a route: its tier, and the name, label, domain or pattern to compare with."""
+    """The parsed host of a route: its kind (`tier`, EXACT to DEFAULT), and the name, label, domain or pattern."""
 
     tier: int
     text: str
@@ -40,12 +40,12 @@ class HostPattern(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The pattern as a single string: one character for the tier, then the compared text."""
+        """The pattern as a single string: one character for `tier`, then `text`."""
         return "=^.*-"[self.tier] + self.text
 
     @property
     def weight(self) -> int:
-        """How specific the pattern is: within a tier, the most specific pattern is tried first."""
+        """The number of literal characters: of the patterns with the same `tier`, one with more is tried first."""
         return len(self.text) - self.text.count("*")
 
 
@@ -63,7 +63,7 @@ def is_ip_address(host: str) -> bool:
 
 
 def host_pattern(host: str) -> HostPattern:
-    """The kind and text of a route's `host` pattern."""
+    """Parse the `host` of a route; "" and "*" match every host."""
     text = normal_host(host)
     if text in ("", "*"):
         return HostPattern(DEFAULT, "")
@@ -114,7 +114,7 @@ def prefixes(path: str, depth: int) -> list[str]:
 
 
 def missing_condition(route: Route, method: str, headers: Mapping[str, str] | None) -> str:
-    """The route's condition that the request does not meet, in words; "" if it meets all of them."""
+    """The first condition on method or headers that the request does not meet, in words; "" if it meets all."""
     if route.methods and method not in route.methods:
         return f"its methods are {', '.join(route.methods)}"
     for header in route.headers:
@@ -143,9 +143,9 @@ def explain(
     *,
     secure: bool = False,
 ) -> list[ConsideredRoute]:
-    """Explain how the route of a request is found: all routes, in the order in which they are considered.
+    """Explain which route a request matches: all routes, highest precedence first, each with the reason for the result.
 
-    At most one step is a match; each route after it is listed with the reason for its lower precedence. Host and path
+    At most one route matches; each route after it is listed with the reason for its lower precedence. Host and path
     are in normal form. `secure` is true if the request came over TLS.
     """
     ordered = in_order(routes)
@@ -191,7 +191,7 @@ def _steps(
 
 
 def in_order(routes: Iterable[Route]) -> list[Route]:
-    """The routes in the order of precedence."""
+    """The routes sorted by precedence, highest first."""
     routes = list(routes)
     patterns: dict[HostPattern, int] = {}
     for route in routes:

@@ -13,8 +13,8 @@ Backends confuse paths that RFC 3986 distinguishes:
 | `%2F`, `%5C` | decode them, and take them for separators (ASGI servers, IIS) | kept; read both ways |
 | `//` | merge the slashes (nginx) | kept; read both ways |
 | `;` | cut a segment's parameters off (Tomcat) | kept; read both ways |
-| `/..;/`, `%2F..%2F` | see a dot segment after one of these | refused |
-| more than 256 of these | | refused |
+| `/..;/`, `%2F..%2F` | see a dot segment (`/../`) | refused |
+| more than 256 places that are read both ways | | refused |
 | `%00`, other controls, bytes beyond ASCII, a backslash | end the text there, or guess | refused |
 | `%` without two hex digits, `#` | guess | refused |
 
@@ -51,9 +51,8 @@ _NORMAL_ESCAPES = {
 class ReadPath(NamedTuple):
     """A path in normal form.
 
-    `as_sent` is true if every server interprets the path as sent in the same way. It may then differ from the normal
-    form only in escapes, which all servers decode (RFC 3986 §6.2.2.2), and not in dot segments, which some servers do
-    not remove.
+    `as_sent` is true if every server interprets the path, as it was sent, in the same way. Such a path may have escapes
+    that all servers decode (RFC 3986 §6.2.2.2), but no dot segments, because some servers do not remove them.
     """
 
     normal: str

@@ -104,7 +104,7 @@ class _RegistryReader:
         return self.http.get(alias) or self.stream.get(alias)
 
     def get_http_route_or_exact(self, alias: str, host: str) -> Route | None:
-        """The route for HTTP of this alias, or else one whose alias or host is exactly `host`, or else None."""
+        """The HTTP route with this alias, or else one whose alias or host is exactly `host`, or else None."""
         return self.http.get(alias) or self.http.get(host) or self.http.get_by_host(host)
 
     def by_provider(self) -> dict[str, list[AnyRoute]]:
@@ -244,5 +244,5 @@ class TableRegistry(_RegistryReader):
 
 
 def _as_own_class(kind: type[Kind], route: Kind) -> Kind:
-    """Convert the route to `kind`: a worker may run another version of poolctl, with classes of its own."""
+    """Convert the route, which may be from another poolctl version (the worker's), to `kind`, a class of this one."""
     return route if isinstance(route, kind) else from_json(kind, route.to_json())

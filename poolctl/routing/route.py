@@ -93,8 +93,8 @@ class Limit:
 class BreakerRule:
     """When a backend is taken out of service: after `failures` in a row, or at the failure share `rate` in the window.
 
-    The share is evaluated from `minimum_requests` in the window on. With 0 failures, or a rate of 0, that condition is
-    off. The backend is retried after `open_seconds`, with at most `probes` concurrent requests. `statuses` count as
+    The share is evaluated once the window has `minimum_requests`. A value of 0 disables `failures` or `rate`.
+    The backend is retried after `open_seconds`, with at most `probes` concurrent requests. `statuses` count as
     failures in addition to 502, 503 and 504. At most the share `max_open` of a route's backends is taken out of service
     because of responses, and never the last one that serves.
     """
@@ -170,7 +170,7 @@ class Route:
     other_user_tls: str = ""
 
     def to_json(self) -> Table:
-        """The route as a JSON-compatible dict, for another poolctl version in the same process."""
+        """The route as a JSON-compatible dict, for an application that imports another version of poolctl."""
         return to_json(self)
 
     @property
@@ -201,7 +201,7 @@ class StreamRoute:
     breaker: BreakerRule = BreakerRule()
 
     def to_json(self) -> Table:
-        """The route as a JSON-compatible dict, for another poolctl version in the same process."""
+        """The route as a JSON-compatible dict, for an application that imports another version of poolctl."""
         return to_json(self)
 
 
@@ -215,7 +215,7 @@ class ExcludedRoute:
     provider: str = FILE
 
     def to_json(self) -> Table:
-        """The route as a JSON-compatible dict, for another poolctl version in the same process."""
+        """The route as a JSON-compatible dict, for an application that imports another version of poolctl."""
         return to_json(self)
 
 

@@ -1,4 +1,4 @@
-"""Computes the health of routes from that of their servers, and returns it as JSON-compatible documents."""
+"""Computes the health of routes from the health of their servers, and converts it to JSON-compatible documents."""
 
 from __future__ import annotations
 

@@ -14,9 +14,7 @@ PASS, PROXY, STREAM, EXCLUDED = "pass", "proxy", "stream", "excluded"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineReport:
-    """The machine behind the target `to` of a route: a node with the VMID 0, or a container (lxc) or virtual machine
-    (qemu) with its `state` as the inventory has it.
-    """
+    """The machine of a route's target `to`: a node (`vmid` 0), or a container (lxc) or VM (qemu) with its `state`."""
 
     to: str
     kind: str
@@ -33,11 +31,11 @@ class MachineReport:
 class RouteReport:
     """One route, as reported.
 
-    `to` are its `destinations`; `way` is pass, proxy, stream or excluded, with the reason for proxy and excluded in
-    `why`. `host` of a stream is the gateway's own address. `state` is one of route_health.STATUSES. `passed`,
-    `proxied` and `refused` count the outcomes of its `requests`, while `way` is what the route and its servers allow;
-    `waiting` counts requests in the queue of its limit. The figures combine the gateway and the workers; a latency is
-    None before the first request. `machines` are set if there is an inventory.
+    `to` are its `destinations`. `way` is how its configuration lets connections reach the backend: pass, proxy, stream
+    or excluded; `why` is the reason for proxy and excluded. `host` of a stream is the address on which the gateway
+    listens. `state` is one of route_health.STATUSES. `passed`, `proxied` and `refused` count the actual outcomes of its
+    `requests`, `waiting` the requests in the queue of its limit. Counts and latencies combine gateway and workers; a
+    latency is None before the first request. `machines` is None without an inventory.
     """
 
     alias: str
@@ -82,7 +80,7 @@ def stream_key(alias: str) -> str:
 def route_report(route: Route | StreamRoute | ExcludedRoute, *, tls: bool = False) -> RouteReport:
     """A report from the route alone: its state is unknown, and its figures are 0.
 
-    `tls`: the route's servers speak TLS, so that connections are passed by their host.
+    `tls`: the route's servers speak TLS, so the gateway selects the route by the connection's host name (SNI).
     """
     if isinstance(route, ExcludedRoute):
         return RouteReport(
@@ -117,11 +115,11 @@ class BreakerState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostReport:
-    """One host. `since` and `until` are times (ISO 8601, UTC) or "".
+    """A backend, `host`: a server or a URL. `state` applies from `since` to `until` (times in ISO 8601, UTC, or "").
 
     `state` is the HostState that was requested, `health` one of route_health.STATUSES. `available` is whether the host
     gets requests now; if not, `why` is the reason. `breaker` is a BreakerState, "" before the first request.
-    `connections` counts the connections of a server's workers, or the gateway's own connections to any other host;
+    `connections` counts the connections of a server's workers, or the gateway's own connections to a URL;
     `in_flight` counts requests that the gateway proxies to the host, `waiting` requests in the queues of its routes.
     """
 

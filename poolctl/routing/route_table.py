@@ -118,7 +118,7 @@ class _Writer:
         return start, len(aliases)
 
     def _add_wildcards(self, patterns: list[HostPattern]) -> list[tuple[int, int]]:
-        """Add each pattern with its rank under its prefix and suffix; return the distinct pairs of their lengths."""
+        """Add the patterns, keyed by prefix and suffix, in order of precedence; return the lengths of these pairs."""
         found: dict[tuple[str, str], list[tuple[int, str]]] = {}
         for rank, pattern in enumerate(sorted(patterns, key=lambda each: -each.weight)):
             both = pattern.text.partition("*")[0], pattern.text.rpartition("*")[2]
@@ -209,7 +209,7 @@ class Match(NamedTuple):
 
 
 class _Candidate:
-    """A route of a host pattern, with the three variants of its `Match` that a search may return."""
+    """A route of a host pattern, with the `Match` to return in each of three situations (see `__init__`)."""
 
     def __init__(self, route: Route, *, alone: bool) -> None:
         self.route = route
@@ -274,7 +274,7 @@ class RouteTable:
         return self._count
 
     def __iter__(self) -> Iterator[Route]:
-        """Every route, in the order in which they were given; each is decoded for the caller."""
+        """Every route, in the order given to `write_table`; each is decoded when it is reached."""
         for table in self._values(HEADER.size, self._count):
             yield from_json(Route, table)
 
@@ -360,11 +360,11 @@ class RouteTable:
         return None if offset is None else from_json(ExcludedRoute, self._json(offset))
 
     def streams(self) -> Iterator[StreamRoute]:
-        """Every stream, in the order in which they were given."""
+        """Every stream, in the order given to `write_table`."""
         return (from_json(StreamRoute, table) for table in self._values(*self._others[0]))
 
     def excluded(self) -> Iterator[ExcludedRoute]:
-        """Every excluded route, in the order in which they were given."""
+        """Every excluded route, in the order given to `write_table`."""
         return (from_json(ExcludedRoute, table) for table in self._values(*self._others[1]))
 
     @property

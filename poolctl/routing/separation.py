@@ -1,9 +1,9 @@
 """Decides which routes keep their connections in the gateway, because later requests may be for another user's server.
 
 A worker reads all later bytes of the client on a connection that was passed to it. So a connection is passed only if
-every request that may arrive on it leads to servers of one user. Without TLS, these are all requests to the listener,
-with and without a route. A TLS connection is passed by its host, so these are all requests for that host. URLs, and
-requests without a route, count as another user's as soon as the pool's servers have several users.
+every request that may arrive on it leads to servers of one user. Without TLS, any request to the listener may arrive,
+with or without a route. A TLS connection is passed by its host name: only requests for that host may arrive. If the
+pool's servers have several users, URLs and requests without a route count as another user's.
 
 Workers get only the fields of routes that decide whether a later request is theirs: an application may run as another
 user than the pool, and its worker maps the table. So a worker's table has no headers, variables, URLs or limits; if
@@ -88,7 +88,7 @@ class KeptHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """Connections that workers may hold: plain ones by `servers`, which run as one user; TLS ones by `hosts`."""
+    """Connections that workers may hold: without TLS those of `servers`, which run as `user`; with TLS see `hosts`."""
 
     user: str = ""
     servers: tuple[str, ...] = ()

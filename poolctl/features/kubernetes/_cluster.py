@@ -137,8 +137,7 @@ class Cluster:
     async def apply(self, wanted: Table, *, force: bool) -> Table:
         """Create the object or change its fields to these (server-side apply).
 
-        Fields that another manager has set differently are a conflict (exit 8) unless `force` takes them
-        over.
+        Fields that another manager has set differently are a conflict (exit 8), unless `force` takes them over.
         """
         kind, name = wanted["kind"], wanted["metadata"]["name"]
         async with self._request(f"apply {kind} {name}"):
@@ -192,7 +191,10 @@ class Cluster:
     async def log(
         self, pod: str, *, lines: int | None, since_seconds: int | None, follow: bool
     ) -> AsyncIterator[str]:
-        """The last `lines` log lines of a pod's server, or all, each after its time; with `follow` also new lines."""
+        """Yield log lines of a pod's server, each with a timestamp in front; with `follow` also new ones as they come.
+
+        At most the last `lines`, and only those of the last `since_seconds`; None means no limit.
+        """
         what = f"read the log of pod {pod}"
         given: Table = {"follow": follow, "sinceSeconds": since_seconds, "tailLines": lines}
         parameters = {name: value for name, value in given.items() if value is not None}
@@ -323,8 +325,8 @@ class Cluster:
         return min(max(code, 1), 255)
 
     async def _explain_refusal(self, response: Any) -> None:
-        """Raise ControlError with the reason in an error response, whose body cannot be read later; not after a 401."""
-        # A token may have to be read again after a 401.
+        """If the response is an error other than 401, read its body now and raise ControlError with the reason."""
+        # Later the body cannot be read. After a 401 the token may have to be read again.
         if not response.is_error or response.status_code == _UNAUTHORIZED:
             return
         what, text = response.request.extensions["poolctl"], b""

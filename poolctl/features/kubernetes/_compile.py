@@ -110,7 +110,7 @@ def _refuse(config: Configuration, found: Iterable[Located]) -> None:
 
 
 def _in_order(config: Configuration) -> list[ServerConfig]:
-    """The servers in the order to start them: first those with the longest chains of servers that wait for them.
+    """The servers in the order to start them: first those on which the longest chain of other servers depends.
 
     Servers without dependencies or dependents come last, so that their pods do not delay the others.
     """

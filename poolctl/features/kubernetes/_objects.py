@@ -82,7 +82,7 @@ def objects_of(
 ) -> Iterator[Table]:
     """The objects for a server that `with_service_addresses` returned. Raises ServerError for an unreadable `env_file`.
 
-    `places` maps the names of servers that it may depend on to their addresses, HOST:PORT.
+    `places` maps server names to HOST:PORT; the pod waits until its dependencies accept connections there.
     """
     labels = {POOL: pool.name, SERVER: server.name}
     port = server.address.port if server.listens else None

@@ -214,7 +214,7 @@ class KubernetesClient:
             return result
 
     def _record_cluster(self, cluster: Cluster) -> None:
-        """Record the cluster on which the pool was started from this machine."""
+        """Save the context and namespace of this start on this machine, for `_refuse_other_cluster`."""
         directory = state_dir(self._environment, pool_key(self.files[0]), create=True)
         with suppress(OSError), open(os.path.join(directory, _STARTED), "w", encoding="utf-8") as file:
             json.dump({"context": cluster.context, "namespace": cluster.namespace}, file)
@@ -324,7 +324,7 @@ class _ClusterPool:
     async def wait_until(
         self, call: Call, names: Iterable[str], is_over: Callable[[Workload], bool]
     ) -> list[str]:
-        """Wait until `is_over` is true for each server, and report progress; returns the names of late servers."""
+        """Wait until `is_over` is true for all servers, and report progress; returns those that exceed the timeout."""
         names = list(names)
         seen: dict[str, tuple[str, bool, bool]] = {}
         deadline = None if call.timeout is None else time.monotonic() + call.timeout
@@ -877,10 +877,9 @@ class _ClusterPool:
                     await self._cluster.delete(kind, each["metadata"]["name"])
 
     async def _list_if_allowed(self, kind: str, labels: Mapping[str, str] = EMPTY) -> list[Table]:
-        """The pool's objects of this kind; [] if the cluster does not have the kind.
+        """The pool's objects of this kind; [] if the cluster does not have the kind. Raises ControlError.
 
-        Also [] if they may not be listed and the pool uses none: the Role of an earlier version may lack the kind. If
-        the pool uses some, raises ControlError.
+        If listing is not permitted, but the pool uses no such object, returns []: an older Role may lack the kind.
         """
         try:
             return (await self._cluster.list(kind, {**self._labels, **labels}))[0]
@@ -1059,7 +1058,7 @@ class _BringUp:
 
 
 def _on_cluster(server: ServerConfig) -> ServerConfig:
-    """The server with the URL of its Service as default for `expose`; its bind address stays that of the file."""
+    """The server, with the URL of its Service as the default for `expose`; its bind address is not changed."""
     if not (server.listens and server.derived_expose):
         return server
     return server.but(expose=server.at(parse(f"{server.name}:{server.address.port}")).expose)

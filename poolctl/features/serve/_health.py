@@ -1,4 +1,4 @@
-"""Answers `/health` from a thread of its own: neither an import nor a blocked event loop keeps it from answering."""
+"""Answers `/health` from a thread of its own, also during an import and while the event loop is blocked."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class HealthAddress:
     async def _probe_problem(self, kind: str, application: Application) -> str:
         """The problem that the probe of this kind finds, or ""; a timeout is a problem, too.
 
-        Without such a probe, the application's event loop only has to run once.
+        Without such a probe, it is enough that the application's event loop runs.
         """
         values = self._probes.get(kind)
         if values is None:
@@ -133,7 +133,7 @@ class Application:
         self._loop = loop
 
     async def wait_until_loop_runs(self) -> str:
-        """Wait until the application's event loop has run once, and return ""; the reason if that loop has ended."""
+        """Wait until the application's event loop runs a callback; returns "", or the error if the loop is closed."""
         turn: Future[str] = Future()
         try:
             self._loop.call_soon_threadsafe(turn.set_result, "")
