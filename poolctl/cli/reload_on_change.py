@@ -334,10 +334,10 @@ def _matches(patterns: Iterable[re.Pattern[str]], places: Iterable[str]) -> bool
 
 
 def _code_directory(config: Table) -> str:
-    """The directory whose `*.py` files restart the server when they change; "" if there is none.
+    """The directory in which a changed `*.py` file restarts the server; "" if there is none.
 
-    For an application it is `app_dir`, for a Python command the working directory, unless that is "/". Other commands,
-    such as a database, may not use Python code there; jobs are not restarted.
+    For an application it is `app_dir`, for a command that runs Python the working directory, unless that is "/". A job
+    has none, because it is not restarted; other commands, such as a database, may not use the Python code there.
     """
     if not config.get("command"):
         return str(config.get("app_dir") or "")

@@ -47,7 +47,7 @@ class PoolRegistry(TableRegistry):
     """
 
     def __init__(self, client: Client) -> None:
-        """Connect to the supervisor and wait for the routes. Raises NoSupervisor and ControlError."""
+        """Connect and wait for the routes. Raises NoSupervisor, another ControlError, PoolError, or OSError."""
         super().__init__(self._newest)
         self._client = client
         self._lock = threading.Lock()

@@ -455,7 +455,7 @@ class Core:
             canary.is_apart, canary.is_lost, canary.share = True, True, desired.canary_share
             desired.canary = canary
 
-    def withdraw_lost_canaries(self) -> None:
+    def withdraw_canaries_of_previous_supervisor(self) -> None:
         """Withdraw the canaries that a previous supervisor had begun."""
         for entry in self.servers.entries.values():
             canary = entry.desired.canary

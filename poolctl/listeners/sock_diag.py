@@ -89,7 +89,7 @@ async def wait_until_accepted(probe: socket.socket, listener: socket.socket | No
             return  # the program has reset the connection, so it had accepted it
         except TimeoutError:
             pause = min(pause * 1.5, _LAST_PAUSE_SECONDS)
-        if listener is not None and loop.time() >= others_at and _others_wait(listener):
+        if listener is not None and loop.time() >= others_at and _has_others_waiting(listener):
             # In a thread and with growing pauses, because the kernel walks through all connections of the machine.
             now = await asyncio.to_thread(_accepted_now, listener)
             if before is not None and now - before:
@@ -99,7 +99,7 @@ async def wait_until_accepted(probe: socket.socket, listener: socket.socket | No
             others_pause = min(others_pause * 1.5, _OTHERS_LAST_PAUSE_SECONDS)
 
 
-def _others_wait(listener: socket.socket) -> bool:
+def _has_others_waiting(listener: socket.socket) -> bool:
     """Whether connections other than the probe wait in the accept queue; always True for a Unix socket."""
     return listener.family == socket.AF_UNIX or accept_queue(listener) > 1
 

@@ -140,10 +140,10 @@ def _resize(fd: int, size_bytes: int) -> bool:
 
 
 def longest_line(fd: int) -> int:
-    """The length of the longest line that always fits into the pipe, in bytes; 0 if `fd` is not a pipe.
+    """The length in bytes of a line that always fits into the pipe: a quarter of its size; 0 if `fd` is not a pipe.
 
-    A writer of a longer line may block. A write that does not fit into the rest of a page starts a new page
-    (pipe(7)): half of the space may be unused, and the first page nearly empty.
+    The writer of a longer line may block: a write that does not fit into the rest of a page starts a new page
+    (pipe(7)), so that half of the pipe's space may be unused, and its first page nearly empty.
     """
     try:
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // 4
@@ -172,11 +172,11 @@ class Move:
 
 
 class WriteAheadNote:
-    """Records the move in progress in a file in memory and a pipe; both outlive the logger.
+    """Records the move in progress, so that the next logger can complete it if this one is killed.
 
-    Stored lines are spliced from the server's pipe into the pipe `sink` in one step, so that the bytes in `sink` are
-    known to have left the server's pipe. The content of the server's pipe does not prove this, because the next lines
-    may be identical. Without a file nothing is recorded, and `sink` is -1.
+    A file in memory describes the move. Its lines, once stored, are spliced in one step from the server's pipe into the
+    pipe `sink`: what is in `sink` has left the server's pipe. The content of the server's pipe would not show this, as
+    the next lines may be identical. File and pipe outlive the logger; without them nothing is recorded, `sink` is -1.
     """
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
@@ -541,7 +541,7 @@ class Logger:
         return moved > 0
 
     def _drain(self, stream: OutputStream) -> None:
-        """Move the pipe's current content, at most _SYNC_BYTES, because the server may continue writing."""
+        """Move lines until the pipe has no more, but at most _SYNC_BYTES, because the server may continue writing."""
         for _ in range(_SYNC_BYTES // MOST_BYTES):
             if not self._pump(stream):
                 return

@@ -493,15 +493,15 @@ class Pool(Mapping[str, Server], StartAndStop):
     # Hot reload.
 
     async def apply(self, configs: Servers) -> None:
-        """Change the pool to these servers: new servers are started, changed servers restarted, others left untouched.
+        """Change the pool to these servers, which are identified by name; returns when all changes are done.
 
-        `configs` are ServerConfigs, mappings or a PoolConfig; servers are identified by name. A running server that has
-        changed is replaced as by `restart`, or keeps running and applies the change, as with `poolctl reload`. Stopped
-        servers stay stopped. New and newly enabled servers start if the pool was started and not stopped since, or if
-        one of its servers runs. Removed servers stop. Renaming a server removes it and adds a new one, even at the same
-        address: connections on which no request has arrived yet are closed. Returns when all changes are done. Raises
-        PoolRestartError with every failure, after all servers were attempted: a server with an invalid configuration or
-        a failed replacement continues unchanged. Raises PoolParamError if `configs` is not a list, and for a view.
+        `configs` are ServerConfigs, mappings or a PoolConfig. New and newly enabled servers start if the pool was
+        started and not stopped since, or if one of its servers runs. A running server that has changed is replaced as
+        by `restart`, or keeps running and applies the change, as with `poolctl reload`. Unchanged servers are left
+        untouched, stopped ones stay stopped, removed ones stop. A renamed server is removed and added as a new one,
+        even at the same address: connections on which no request has arrived yet are closed. Raises PoolRestartError
+        with every failure, after all servers were attempted: a server with an invalid configuration or a failed
+        replacement continues unchanged. Raises PoolParamError if `configs` is not a list, and for a view.
         """
         reload = await asyncio.to_thread(self._hot_reload, configs)
         await loop_thread.run(reload.run())

@@ -975,12 +975,12 @@ class _PendingServer:
 
 
 class StartOrder:
-    """One order to start or restart servers, dependencies first, on the engine's loop.
+    """Starts or restarts `servers`, dependencies first, when `run` is called on the engine's loop.
 
-    `kind` is the error class to raise; PoolRestartError makes it a restart. `limit` is the timeout in seconds. `holds`
-    tells whether a server still belongs to the pool; it is None for a single server, which starts without its
-    dependencies. Workers of servers in `live` apply the new configuration without being replaced. Servers in `beside`
-    continue unchanged, and may be dependencies of those in `servers`.
+    `kind` is the class of the error that `run` raises; with PoolRestartError the servers are restarted. `limit` is the
+    timeout in seconds. `holds` tells whether a server still belongs to the pool; with None, for a single server, it
+    starts without its dependencies. Servers in `live` keep their workers, which apply the new configuration. Servers in
+    `beside` are not in `servers` and continue unchanged, but those in `servers` may depend on them.
     """
 
     def __init__(

@@ -13,10 +13,10 @@ from .route_table import Match, RouteTable
 
 
 def passable_match(head: RequestHead, table: RouteTable) -> Match | None:
-    """The match of a request whose connection may go to any of `Match.servers`; None if the proxy must answer it.
+    """The match of a request whose connection may be passed to any of its `servers`; None if the proxy must answer it.
 
-    The proxy answers a request without a route, a request on a route that needs the proxy, and a request with dot
-    segments in its path, which a worker would see unchanged.
+    The proxy must answer if no route matches, if the route needs the proxy, and if the path is invalid or has dot
+    segments, which a worker might not resolve.
     """
     sent = "/" if head.path == b"*" else head.path.decode("ascii")
     path = read_path(sent)

@@ -153,7 +153,7 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
 
 
 def without_passing(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
-    """The routes, changed so that no route to one of these servers passes connections."""
+    """The routes; those to one of these servers are changed so that they pass no connections."""
     return [
         replace(each, other_user=CHANGING, other_user_tls=CHANGING)
         if any(target.server in servers for target in each.to)

@@ -553,7 +553,10 @@ class ActiveConfiguration:
         if server.address.auto:
             taken = {each.address.port or 0 for each in there}
             server = await asyncio.to_thread(self._with_port, server, taken)
-        named = {each.name: Named(each.address, each.expose) for each in (*there, server)}
+        named = {
+            each.name: Named(each.address, None if each.derived_expose else each.expose)
+            for each in (*there, server)
+        }
         if found := [*reference_findings(vars(server), named)]:
             refuse(server.name, found, server.name, server.bind)
         (server,) = self._self_binding.apply_to(with_addresses([server], there))

@@ -55,7 +55,7 @@ class FeaturePart:
     async def adopt_survivors(self) -> None:
         """Pass the part's process, if it has outlived its keeper, to the new keeper. Workers are adopted later."""
 
-    def follow(self, tables: Tables) -> None:
+    def apply_tables(self, tables: Tables) -> None:
         """Apply these tables. Called at the start and after each change."""
 
     async def wait_for_opening(self) -> None:
@@ -150,7 +150,7 @@ class FeatureParts:
             os.close(fd)
         return bool(fds)
 
-    def follow(self, tables: Tables) -> None:
+    def apply_tables(self, tables: Tables) -> None:
         """Let the parts apply these tables, after creating all parts that the tables need."""
         named = tables.by_name().keys()
         parts = [
@@ -159,7 +159,7 @@ class FeatureParts:
             if feature.package in self._parts or named & {*feature.tables, *feature.needed_with}
         ]
         for part in parts:
-            part.follow(tables)
+            part.apply_tables(tables)
 
     def add_to(self, verbs: Verbs) -> None:
         """Add the features' verbs to `verbs`."""

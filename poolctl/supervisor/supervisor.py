@@ -233,7 +233,7 @@ class Supervisor(Receiver, CoreEvents):
             logger.info("adopted %d workers", adopted)
         if not self._configuration.problems:
             # Features come first, so that they receive the first events too.
-            self._configuration.follow(self._parts.follow, every_reload=True)
+            self._configuration.follow(self._parts.apply_tables, every_reload=True)
             self._is_recording = True
             EventRecorder(self.core, self.events, self._totals).begin(adopted, self.identity())
         for name, (before, port) in self._configuration.moved_ports.items():
@@ -255,7 +255,7 @@ class Supervisor(Receiver, CoreEvents):
         if not (self._calm or is_watching):
             self._watch_health()
         self._verbs.complete()
-        self.core.withdraw_lost_canaries()
+        self.core.withdraw_canaries_of_previous_supervisor()
 
     def _watch_health(self) -> None:
         from .health import watch_health
@@ -339,7 +339,7 @@ class Supervisor(Receiver, CoreEvents):
         return answer
 
     async def _wait_to_begin(self, request: Request) -> None:
-        """Wait until the supervisor can handle commands. A request to stop the whole pool cancels reading the files."""
+        """Wait until commands can be handled. To stop a pool without orphans, first cancel the reading of its files."""
         if _stops_everything(request) and not has_orphans(os.environ, self.directory):
             self._configuration.stop_reading()
         try:

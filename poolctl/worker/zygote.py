@@ -317,7 +317,7 @@ class ProcessSnapshot(NamedTuple):
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def left_since(self, origins: ThreadOrigins | None = None) -> str:
-        """The threads, children and descriptors added since this snapshot, as text to follow "its import"; "" if none.
+        """What was added since this snapshot, as words to put after "its import" ("opened a pipe, …"); "" if nothing.
 
         `origins` names the modules that started threads. Waits a moment for additions to end; may fork (see `_fork`).
         """

@@ -629,7 +629,7 @@ class LogPrinter:
                     stdout.flush()
         except OSError:
             # The reader of the output is gone, so there is no reason to keep running in the foreground.
-            StopSignals.output_lost()
+            StopSignals.stop_for_lost_output()
 
 
 def command_environment(
@@ -935,7 +935,7 @@ class StopSignals:
             os.read(self.wakeup, 512)
 
     @staticmethod
-    def output_lost() -> None:
+    def stop_for_lost_output() -> None:
         """Stop, unless already stopping, because the reader of the output is gone. Callable from any thread."""
         os.kill(os.getpid(), _OUTPUT_LOST)
 

@@ -1,7 +1,7 @@
-"""Which Python or program runs a server, and which users can modify the code that Python runs at startup.
+"""Finds a server's interpreter or program, and checks whether others may change what the interpreter runs at startup.
 
-If users other than root may change the files, packages or .pth files of an interpreter, root starts it as the server's
-user; a server that runs as root gets a warning. Standard library only.
+If users other than root may change an interpreter's files, packages or .pth files, a poolctl that runs as root starts
+it as the server's user, and warns about a server that runs as root. Standard library only.
 """
 
 from __future__ import annotations

@@ -287,7 +287,7 @@ class Table(Section):
         return ()
 
     def findings_among(self, tables: Mapping[str, Tree]) -> Iterable[Finding]:
-        """Contradictions with other tables, given by name (None if invalid); their paths are relative to this table."""
+        """Contradictions between this table and `tables` (by name, None if invalid); paths are relative to this one."""
         return ()
 
     @property

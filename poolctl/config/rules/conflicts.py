@@ -131,7 +131,7 @@ def dependency_findings(
 
 
 def unknown_dependencies(written: Tree, names: Collection[str]) -> Iterator[Finding]:
-    """The unknown names in `written`, the unchecked `depends_on` of a server that has other problems."""
+    """A finding for each server in `written`, a `depends_on` value as read, that is not among `names`."""
     for index, wanted in enumerate(written if isinstance(written, (list, tuple)) else ()):
         name = wanted.get("name") if isinstance(wanted, dict) else wanted
         if isinstance(name, str) and name not in names:

@@ -61,7 +61,7 @@ class DashboardPart(FeaturePart):
     def verbs(self) -> Mapping[str, Verb]:
         return {"dashboard": self._link, "history": self._history.verb}
 
-    def follow(self, tables: Tables) -> None:
+    def apply_tables(self, tables: Tables) -> None:
         self._table = tables.get(Dashboard)
         if self.site.core.calm:
             return

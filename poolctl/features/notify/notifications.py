@@ -212,7 +212,7 @@ class Notifications(FeaturePart):
     def verbs(self) -> Mapping[str, Verb]:
         return {"notify": self._test}
 
-    def follow(self, tables: Tables) -> None:
+    def apply_tables(self, tables: Tables) -> None:
         """Apply these tables. Receivers that have not changed are not interrupted."""
         wanted = {each.label: each for each in tables.all(Notify)}
         is_first = self._unsubscribe is None

@@ -84,7 +84,7 @@ class OperatorSettings:
 
 
 class _Service:
-    """The state of one service; `slot` is the index of its count in UnsentCounts.words."""
+    """The next or current report about one service, and its failures; its count is UnsentCounts.words[slot]."""
 
     __slots__ = ("failures", "name", "sending", "slot", "why")
 

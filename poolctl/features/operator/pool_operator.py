@@ -243,7 +243,7 @@ class PoolOperator(GatewayPart):
         self._table: OperatorTable | None = None
         self._address: OperatorAddress | None = None
 
-    def follow(self, tables: Tables) -> None:
+    def apply_tables(self, tables: Tables) -> None:
         """Serve the address that [operator] configures, and apply its settings."""
         table = self._table = tables.get(OperatorTable)
         served = table if table is not None and table.bind is not None else None

@@ -269,9 +269,9 @@ class ProxmoxInventory:
         self._link(read=True)
 
     async def _with_addresses(self, api: ProxmoxApi, guests: Sequence[Guest]) -> list[Guest]:
-        """The guests, with addresses if a target is an IP address. Raises ApiError if the API does not answer.
+        """The guests, with their IP addresses if a route's target has one. Raises ApiError if the API does not answer.
 
-        A stopped guest keeps its previous addresses while no other guest has them.
+        A guest that reports none, as when it is stopped, keeps its previous ones while no other guest has them.
         """
         if not has_addresses(self._routes):
             return [*guests]
@@ -372,7 +372,7 @@ class Machines(GatewayPart):
         self._table: ProxmoxTable | None = None
         self._inventory: ProxmoxInventory | None = None
 
-    def follow(self, tables: Tables) -> None:
+    def apply_tables(self, tables: Tables) -> None:
         """Apply these tables, and read the machines again."""
         self._table = tables.get(ProxmoxTable)
         if self._inventory is not None:

@@ -124,7 +124,7 @@ class TargetRegistration(GatewayPart):
     def verbs(self) -> Mapping[str, Verb]:
         return {"register": self.register, "unregister": self.unregister}
 
-    def follow(self, tables: Tables) -> None:
+    def apply_tables(self, tables: Tables) -> None:
         """Serve the address that [registration] configures, and apply its settings."""
         self._table = tables.get(RegistrationTable) if tables.get(GatewayConfig) is not None else None
         self._serve()

@@ -46,7 +46,7 @@ class Rollouts(FeaturePart):
         self._configuration = site.environment.configuration
         self._rollouts: dict[str, CanaryRollout] = {}
         # A client whose supervisor was replaced asks again at once.
-        self._core.withdraw_lost_canaries()
+        self._core.withdraw_canaries_of_previous_supervisor()
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
@@ -97,7 +97,7 @@ class Rollouts(FeaturePart):
         again = call.options.get("again")
         if isinstance(again, int) and (found := await self._promoted_before(entry, again)):
             return found
-        if entry.desired.canary is None and not await self._await_last_canary(entry):
+        if entry.desired.canary is None and not await self._await_previous_canary_closed(entry):
             raise _NoRollout(
                 f"{entry.name}: its last canary has not left yet", f"poolctl status {entry.name}"
             )
@@ -142,7 +142,7 @@ class Rollouts(FeaturePart):
             raise
         return plan
 
-    async def _await_last_canary(self, entry: Entry) -> bool:
+    async def _await_previous_canary_closed(self, entry: Entry) -> bool:
         """Wait at most five seconds for the last canary's address to close; returns whether it is closed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LAST_CANARY_SECONDS):

@@ -38,7 +38,7 @@ class Part(NamedTuple):
     weight: float = 1.0
 
 
-class Average:
+class RunningAverage:
     """The average of a figure of all workers together, over several samples."""
 
     def __init__(self) -> None:
@@ -92,9 +92,9 @@ class WorkerFigure:
         self.capabilities = capabilities
 
     @staticmethod
-    def sums() -> Average:
+    def sums() -> RunningAverage:
         """The accumulator to which samples are added."""
-        return Average()
+        return RunningAverage()
 
     def measure(self, sample: Sample) -> Part:
         """The figure of all workers together."""

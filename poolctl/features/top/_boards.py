@@ -165,7 +165,7 @@ def _place(order: Sequence[str], word: str) -> float:
 
 
 def _no_figure(row: Any) -> None:
-    """Return None: the `figure` of an order that compares no figure, such as `name` and `file`."""
+    """Return None for every row: the `figure` of orders that compare no figures, `name` and `file`."""
 
 
 SERVER_ORDERS: Mapping[str, Order] = {

@@ -120,7 +120,7 @@ class Tally:
 
     @classmethod
     def new(cls) -> Tally:
-        """A new page, with all counts zero."""
+        """A tally with a new page: all counts are zero, and counting begins now."""
         return cls(new_page(), time.monotonic())
 
     def fileno(self) -> int:

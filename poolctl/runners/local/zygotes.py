@@ -221,7 +221,7 @@ class Source(NamedTuple):
 
     @classmethod
     def for_user(cls, interpreter: str, user: tuple[int, int] | None) -> Source:
-        """The zygote for servers of this user; it runs as that user if others can change the interpreter's files."""
+        """The zygote for a user's servers. Root runs it as that user if others may change the interpreter's files."""
         return cls(interpreter, enter_as(interpreter, user, os.environ))
 
     @classmethod
@@ -605,9 +605,9 @@ class AppZygote(Receiver):
 
 
 class ImportLimit:
-    """Limits how many processes import at the same time; the others wait in a queue.
+    """Limits how many processes import their applications at the same time; the others wait in a queue.
 
-    Processes are forked ahead of their turn: forking needs one processor, while imports use the others.
+    Those in the queue are forked already: forking keeps one processor busy, and imports meanwhile use the others.
     """
 
     def __init__(self, at_once: int = IMPORTS_PER_CPU * (os.cpu_count() or 1)) -> None:

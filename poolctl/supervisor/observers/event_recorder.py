@@ -194,7 +194,7 @@ class EventRecorder:
 
 
 def _state_before(entry: Entry) -> str:
-    """The current state, but SLEEPING for a sleeping server that is STARTING after the change of supervisors."""
+    """The state that the previous supervisor recorded: the current one, but SLEEPING for a sleeper still STARTING."""
     sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.sleeps
     return State.SLEEPING.value if sleeps else entry.state
 

@@ -133,7 +133,7 @@ class HealthOfPool(NamedTuple):
     serves: bool
 
     @property
-    def named(self) -> dict[str, tuple[str, RouteHealth]]:
+    def by_name(self) -> dict[str, tuple[str, RouteHealth]]:
         """The kind (ROUTE or SERVER) and health, by name. A server named like a route gets the suffix " (server)"."""
         found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
         for name, health in self.servers.items():
@@ -142,7 +142,7 @@ class HealthOfPool(NamedTuple):
 
     def in_depth(self, depth: str) -> Table:
         """The health of each route and server, by name as in `named`. `depth` is FULL, SUMMARY or SIMPLE."""
-        return health_in_depth({name: health for name, (_, health) in self.named.items()}, depth)
+        return health_in_depth({name: health for name, (_, health) in self.by_name.items()}, depth)
 
 
 class PoolHealth:
@@ -168,7 +168,7 @@ class PoolHealth:
             raise SelectorError(f"there is no depth {depth!r}", hint=f"one of: {', '.join(DEPTHS)}")
         found = await self.health(routes_only=bool(call.options.get("routes")))
         rows = (
-            {"name": name, "kind": found.named[name][0], **({"status": each} if depth == SIMPLE else each)}
+            {"name": name, "kind": found.by_name[name][0], **({"status": each} if depth == SIMPLE else each)}
             for name, each in found.in_depth(depth).items()
         )
         return HealthResult(

@@ -33,7 +33,7 @@ from poolctl.platform import close_promptly, peer_has_closed
 from .connection_state import Drainable, PoolServerState
 from .evenness import Evenness
 from .http2_connection import Http1Or2
-from .routed_connections import RoutedConnection, make_routed
+from .routed_connections import RoutedConnection, make_routed_connection
 from .uvicorn_parts import State
 from .worker_routes import Routes
 
@@ -495,7 +495,7 @@ class SharedListeners:
         arguments = self._config, self._server_state, self._app_state
         if routed is None:
             return protocol_factory(*arguments)()
-        return make_routed(*arguments, self._routes, routed)
+        return make_routed_connection(*arguments, self._routes, routed)
 
 
 class AcceptedSocket(NamedTuple):

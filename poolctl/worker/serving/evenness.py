@@ -167,7 +167,7 @@ class Evenness:
         self.publish()
 
     def publish(self) -> None:
-        """Publish the number of connections, or that this worker accepts none, as when it is out of rotation."""
+        """Publish this worker's numbers of connections and WebSockets, or that it accepts none (it may be draining)."""
         takes = self._accepting and not self._state.draining
         self._counts.publish(self._state.open_connections if takes else None, self._state.open_websockets)
 

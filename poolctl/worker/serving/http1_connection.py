@@ -537,7 +537,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """Whether no byte has arrived yet. Later the parser may hold buffered data, which it does not report."""
+        """Whether no byte has arrived yet; later it is unknown whether the parser holds bytes of another request."""
         return self.head is FIRST
 
     def data_received(self, data: bytes) -> None:

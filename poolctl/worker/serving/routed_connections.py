@@ -350,7 +350,7 @@ for _kind in (H11Connection, HttptoolsConnection, ZttpConnection):
     _ROUTED[_kind] = type(f"Routed{_kind.__name__}", (RoutedConnection, _kind), {"__slots__": ("routing",)})
 
 
-def make_routed(
+def make_routed_connection(
     config: uvicorn.Config, server_state: PoolServerState, app_state: State, routes: Routes, routed: Routed
 ) -> Any:
     """Create the protocol object for a connection that the gateway has passed on.

@@ -537,7 +537,7 @@ def test_gateway_of_a_changed_file_answers_from_now_on() -> None:
         environment = PoolEnvironment(stage.files, keeper, "/run", "/state")
         parts = FeatureParts(environment, stage.events)
         stage.part = PoolGateway(stage.site._replace(environment=environment, parts=parts))
-        stage.part.follow(Tables(gateway=GatewayConfig()))
+        stage.part.apply_tables(Tables(gateway=GatewayConfig()))
         found = await stage.perform("hosts")
         assert found.errors[0].message == "the gateway does not answer: its process is starting"
         assert found.exit_code == NOT_AS_DESIRED
@@ -559,7 +559,7 @@ def test_pool_without_a_gateway_has_no_routes_and_changes_none() -> None:
         assert await stage.concluded("start", result=result) is result
         assert (part.problems, part.pids, part.serves_alone) == ([], {}, False)
         assert (await part.metrics(), await part.route_healths()) == ([], {})
-        part.follow(Tables())
+        part.apply_tables(Tables())
         assert await stage.perform("routes") == Result()
         await part.finish()
         await part.stop_serving()

@@ -123,7 +123,7 @@ class Receivers:
 
     def follow(self, *names: str) -> None:
         tables = [Notify(type="webhook", name=each, url="http://127.0.0.1:1/") for each in names]
-        self.part.follow(Tables(notify=tuple(tables)))
+        self.part.apply_tables(Tables(notify=tuple(tables)))
 
     def reported(self) -> list[tuple[str, str, str]]:
         """The events of notifications since the last time: what, its message and its cause."""
@@ -173,7 +173,7 @@ def test_message_is_sent_to_its_receiver_and_reported(play: Play) -> None:
 def test_event_is_sent_by_a_delivery_that_had_nothing_to_wait_for(play: Play) -> None:
     async def scene(receivers: Receivers) -> None:
         mail = Notify(type="webhook", name="mail", url="http://127.0.0.1:1/", delay=0)
-        receivers.part.follow(Tables(notify=(mail,)))
+        receivers.part.apply_tables(Tables(notify=(mail,)))
         for _ in range(10):
             await asyncio.sleep(0)
         receivers.desk.events.record("pool", "keeper lost", severity="error")
@@ -224,7 +224,9 @@ def test_messages_that_were_not_sent_are_left_to_a_successor_on_the_disk(play: P
         assert list(left) == ["mail"]
         assert [each["title"] if isinstance(each, dict) else each for each in left["mail"]["waiting"]]
         successor = Notifications(receivers.site)
-        successor.follow(Tables(notify=(Notify(type="webhook", name="mail", url="http://127.0.0.1:1/"),)))
+        successor.apply_tables(
+            Tables(notify=(Notify(type="webhook", name="mail", url="http://127.0.0.1:1/"),))
+        )
         await receivers.until(lambda: receivers.sent)
         assert receivers.sent == [("mail", "a")]
         await receivers.until(lambda: not os.path.exists(receivers.part._path))
@@ -236,13 +238,13 @@ def test_messages_that_were_not_sent_are_left_to_a_successor_on_the_disk(play: P
 
 def test_receiver_that_has_not_changed_is_not_interrupted(play: Play) -> None:
     async def scene(receivers: Receivers) -> None:
-        receivers.part.follow(Tables())
+        receivers.part.apply_tables(Tables())
         assert receivers.part._unsubscribe is None, "no receiver yet"
         receivers.follow("mail", "chat")
         mail = receivers.part._deliveries["mail"]
         receivers.follow("mail")
         assert receivers.part._deliveries == {"mail": mail}
-        receivers.part.follow(
+        receivers.part.apply_tables(
             Tables(notify=(Notify(type="webhook", name="mail", url="http://127.0.0.1:2/"),))
         )
         assert receivers.part._deliveries["mail"] is not mail
@@ -395,7 +397,7 @@ def test_state_of_a_receiver_that_is_replaced_goes_on_with_its_successor(play: P
         mail.stop()
         mail._put(message("a"))
         changed = Notify(type="webhook", name="mail", url="http://127.0.0.1:2/")
-        receivers.part.follow(Tables(notify=(changed,)))
+        receivers.part.apply_tables(Tables(notify=(changed,)))
         await receivers.until(lambda: receivers.sent)
         assert receivers.sent == [("mail", "a")]
 

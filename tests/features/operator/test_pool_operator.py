@@ -491,21 +491,21 @@ def test_pool_serves_the_address_of_its_table_and_closes_it_without_one() -> Non
     async def test(pool: Pool) -> None:
         core: Any = pool.servers
         part = PoolOperator(part_site(core, pool.events, pool.environment))
-        part.follow(Tables())
+        part.apply_tables(Tables())
         await part.wait_for_opening()
         await part.stop_serving()
         table, bind = trusted()
         async with asyncio.timeout(DEADLINE):
             with socket.create_server(("127.0.0.1", int(bind.rpartition(":")[2]))):
-                part.follow(Tables(operator=table))
+                part.apply_tables(Tables(operator=table))
                 await part.wait_for_opening()
                 (problem,) = part.problems
                 assert problem.startswith("[operator]: operator cannot be served: ")
-            part.follow(Tables(operator=table))
+            part.apply_tables(Tables(operator=table))
             while [*part.problems]:
                 await asyncio.sleep(0.001)
             assert (await ask(bind, request())).status == 200
-            part.follow(Tables(operator=OperatorTable(url="http://127.0.0.1:1")))
+            part.apply_tables(Tables(operator=OperatorTable(url="http://127.0.0.1:1")))
             while pool.keeper.entries:
                 await asyncio.sleep(0.001)
             with pytest.raises(ConnectionRefusedError):
@@ -523,9 +523,9 @@ def test_gateway_gets_the_settings_of_the_operator_that_it_informs() -> None:
         part.connect(gateway)
         (settings,) = gateway.process_parts.values()
         assert settings() is None
-        part.follow(Tables(operator=OperatorTable(endpoint="/unused")))
+        part.apply_tables(Tables(operator=OperatorTable(endpoint="/unused")))
         assert settings() is None
-        part.follow(
+        part.apply_tables(
             Tables(operator=OperatorTable(url="http://op:1", endpoint="/in", retry=7, token_env="POOL_TOKEN"))
         )
         whole = {"url": "http://op:1", "endpoint": "/in", "retry_seconds": 7.0, "token": "s3cret"}

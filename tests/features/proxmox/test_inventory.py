@@ -472,16 +472,16 @@ def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path)
         machines = Machines(part_site(absent, Events(Clock()), environment))
         (tmp_path / "started-machines.json").write_text('{"101": 1}')
         table = ProxmoxTable(url="https://127.0.0.1:1", token_env="PVE_TOKEN", refresh=LONG, idle=LONG)
-        machines.follow(Tables(proxmox=table))
+        machines.apply_tables(Tables(proxmox=table))
         assert [*machines.not_served] == []
         others = asyncio.all_tasks()
         machines.connect(gateway)
         (made,) = found
         await problem_of(made)
         assert [*machines.not_served] == [f"[proxmox]: {made.problem}"]
-        machines.follow(Tables())
+        machines.apply_tables(Tables())
         assert [*machines.not_served] == [], "nothing is read without the table"
-        machines.follow(Tables(proxmox=table))
+        machines.apply_tables(Tables(proxmox=table))
         await problem_of(made)
         await machines.stop_serving()
         await asyncio.gather(*(asyncio.all_tasks() - others), return_exceptions=True)

@@ -456,7 +456,7 @@ def test_address_that_is_in_use_is_known_once_opening_it_was_attempted() -> None
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
             table = RegistrationTable(bind=f"127.0.0.1:{port}", client=())
-            registry.manager.follow(Tables(gateway=GatewayConfig(), registration=table))
+            registry.manager.apply_tables(Tables(gateway=GatewayConfig(), registration=table))
             await registry.manager.wait_for_opening()
             (problem,) = registry.manager.not_served
             assert problem.startswith(f"[registration]: registration cannot be served: port {port} is in use")

@@ -58,7 +58,7 @@ def test_next_supervisor_withdraws_a_rollout_and_reports_it(desk: RolloutDesk) -
         assert (entry.desired.generation, entry.desired.canary) == (1, None)
         seen: list[Any] = []
         successor.events.subscribe(seen.append)
-        successor.core.withdraw_lost_canaries()
+        successor.core.withdraw_canaries_of_previous_supervisor()
         successor.events.flush()
         (event,) = seen
         assert (event.event, event.server, event.cause) == (
@@ -318,7 +318,7 @@ def test_next_supervisor_withdraws_a_canary_with_its_own_address_after_it_has_ad
         await turns()
         (address,) = apart(routed)
         assert (facts_of(successor.core, entry).canary_bind, entry.desired.canary_share) == (address, 0.25)
-        successor.core.withdraw_lost_canaries()
+        successor.core.withdraw_canaries_of_previous_supervisor()
         await turns()
         assert not apart(routed)
         assert sorted(entry.observed.workers) == ["web.1.0", "web.1.1", "web.1.2"]
@@ -341,7 +341,7 @@ def test_next_supervisor_takes_a_canary_that_was_not_recorded_yet_from_the_gatew
         await turns()
         facts = facts_of(successor.core, entry)
         assert (facts.canary, facts.canary_share, len(apart(routed))) == ("", 0.0, 1)
-        successor.core.withdraw_lost_canaries()
+        successor.core.withdraw_canaries_of_previous_supervisor()
         await turns()
         assert not apart(routed)
         assert sorted(entry.observed.workers) == ["web.1.0", "web.1.1", "web.1.2"]

@@ -13,7 +13,7 @@ import pytest
 from poolctl.core.decide import Phase
 from poolctl.core.server_entry import Entry, Worker
 from poolctl.features.scaling import _triggers
-from poolctl.features.scaling._triggers import TRIGGERS, Average, Cpu, Part, Quantile, Sample
+from poolctl.features.scaling._triggers import TRIGGERS, Cpu, Part, Quantile, RunningAverage, Sample
 from poolctl.features.scaling.keys import Triggers
 from poolctl.monitor.metrics import BOUNDS_SECONDS
 from poolctl.runners.runner_protocol import Capabilities, Placement
@@ -127,7 +127,7 @@ def test_latency_is_the_number_of_responses_by_their_time() -> None:
 
 
 def test_average_is_of_all_parts_by_their_weights_and_unknown_with_an_unknown_part() -> None:
-    average = Average()
+    average = RunningAverage()
     assert average.value is None
     average.add(Part(6, 0.5), 1)
     average.add(Part(2, 1.5), 1)
@@ -164,7 +164,7 @@ def test_latencies_are_the_quantiles_of_their_names() -> None:
     rarely_slow: Any = TRIGGERS["p99"].sums()
     rarely_slow.add([199, *[0] * (len(BOUNDS_SECONDS) - 1), 1], 1)
     assert rarely_slow.value <= BOUNDS_SECONDS[0], "it is one of two hundred"
-    assert isinstance(TRIGGERS["cpu"].sums(), Average)
+    assert isinstance(TRIGGERS["cpu"].sums(), RunningAverage)
 
 
 def test_each_key_has_a_trigger() -> None:

@@ -516,7 +516,7 @@ def test_reader_that_is_gone_stops_it_and_the_first_signal_after_that_does_no_mo
 def test_lost_output_is_reported_from_any_thread() -> None:
     reads, writes = os.pipe()
     with StopSignals() as signals:
-        printer = threading.Timer(0.05, StopSignals.output_lost)
+        printer = threading.Timer(0.05, StopSignals.stop_for_lost_output)
         with pytest.raises(Terminated):
             wait_for_end(signals, writes, printer)
         printer.join()

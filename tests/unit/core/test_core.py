@@ -1113,13 +1113,13 @@ def test_canary_of_a_previous_supervisor_is_adopted_as_lost_and_withdrawn() -> N
         canary = entry.desired.canary
         assert canary is not None
         assert (canary.generation, canary.is_lost, canary.is_apart, canary.config) == (2, True, True, apart)
-        pool.core.withdraw_lost_canaries()
+        pool.core.withdraw_canaries_of_previous_supervisor()
         assert entry.desired.canary is None
         withdrawn = [each.server for each in pool.events if each.event == "rollout withdrawn"]
         assert withdrawn == ["web"]
         await turns()
         assert "web.2.0" not in pool.runner.running
-        pool.core.withdraw_lost_canaries()
+        pool.core.withdraw_canaries_of_previous_supervisor()
         assert [each.event for each in pool.events].count("rollout withdrawn") == 1
 
     run(scenario())

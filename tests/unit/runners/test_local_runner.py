@@ -480,14 +480,16 @@ def test_worker_whose_exit_was_reported_before_it_was_adopted_has_that_exit(tmp_
 def test_zygote_is_adopted_and_one_that_exited_with_its_keeper_is_replaced_where_workers_run(
     tmp_path: Path, workers: int, stored: int, started: int
 ) -> None:
+    server = config(python=sys.executable)
+
     async def work(it: Adopting) -> None:
         found: list[zygotes.Source] = []
         it.runner.zygotes.start = found.append  # type: ignore[assignment, method-assign]
         ends = [it.put(f"zygote {sys.executable}", {}) for _ in range(stored)]
-        ends += [it.put_worker(config()) for _ in range(workers)]
+        ends += [it.put_worker(server) for _ in range(workers)]
         for end in ends[stored:]:
             wire.send(end, {"event": "ready", "leaving": False, "resting": ""})
-        assert len((await it.runner.adopt({"web": config()})).workers) == workers
+        assert len((await it.runner.adopt({"web": server})).workers) == workers
         assert found == [zygotes.Source(sys.executable)] * started
         for end in ends:
             end.close()

@@ -655,6 +655,12 @@ def test_server_that_is_added_may_refer_to_those_that_are_there(tmp_path: Path) 
         with pytest.raises(PoolValidateError) as refused:
             await configuration.resolve_added(table, str(tmp_path), [])
         assert "there is no server 'web'" in str(refused.value.exceptions[0])
+        inherits = ServerConfig(name="web", bind="fd:7", app="any:app")
+        with pytest.raises(PoolValidateError) as refused:
+            await configuration.resolve_added(
+                {**table, "env": {"WEB": "${server.web.url}"}}, str(tmp_path), [inherits]
+            )
+        assert "the address of 'web' is that of the socket it inherits" in str(refused.value.exceptions[0])
 
     Pool(tmp_path).scenario(work)
 

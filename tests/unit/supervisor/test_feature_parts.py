@@ -52,8 +52,8 @@ class NotedPart(FeaturePart):
     async def adopt_survivors(self) -> None:
         self.log.append(f"take in {self.name}")
 
-    def follow(self, tables: Tables) -> None:
-        self.log.append(f"follow {self.name}")
+    def apply_tables(self, tables: Tables) -> None:
+        self.log.append(f"apply {self.name}")
 
     async def wait_for_opening(self) -> None:
         self.log.append(f"attempted {self.name}")
@@ -113,7 +113,7 @@ def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 METRICS = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
 
 
-def test_part_is_made_for_a_table_or_a_key_and_all_before_the_first_follows_them(
+def test_part_is_made_for_a_table_or_a_key_and_all_before_the_first_applies_them(
     supervised: Make, log: list[str]
 ) -> None:
     async def work() -> None:
@@ -125,14 +125,14 @@ def test_part_is_made_for_a_table_or_a_key_and_all_before_the_first_follows_them
             feature("after", log, needed_with=("metrics",)),
         ).parts
         assert log == ["make keys"]
-        parts.follow(Tables())
-        assert log[1:] == ["follow keys"]
+        parts.apply_tables(Tables())
+        assert log[1:] == ["apply keys"]
         log.clear()
-        parts.follow(METRICS)
-        assert log == ["make own", "make after", "follow keys", "follow own", "follow after"]
+        parts.apply_tables(METRICS)
+        assert log == ["make own", "make after", "apply keys", "apply own", "apply after"]
         log.clear()
-        parts.follow(Tables())
-        assert log == ["follow keys", "follow own", "follow after"], "one that is there follows its end too"
+        parts.apply_tables(Tables())
+        assert log == ["apply keys", "apply own", "apply after"], "one that is there applies its end too"
         assert [type(part).__name__ for part in parts] == ["Keys", "Own", "After"]
 
     run(work())
@@ -246,7 +246,7 @@ def test_part_that_does_nothing_serves_nothing() -> None:
         assert await part.extend("list", LIST, result) is result
         assert await part.conclude("stop", LIST, result) is result
         assert (await part.conclude("start", LIST, result)) == result
-        part.follow(Tables())
+        part.apply_tables(Tables())
         part.flush()
         await asyncio.gather(
             part.adopt_survivors(),

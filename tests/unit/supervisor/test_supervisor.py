@@ -480,7 +480,7 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
     assert json.loads((whole.directory / "info.json").read_text())["keeper_pid"] == KEEPER_PID
     assert os.readlink(whole.directory.parent / "@shop") == whole.directory.name
     assert whole.runner.searched == [(["web"], False)]
-    assert whole.parts == ["adopt survivors", "follow []"]
+    assert whole.parts == ["adopt survivors", "apply tables []"]
     assert whole.events() == [("supervisor started", "info", "")]
     whole.keeper.orders.clear()
     whole.keeper.send("ping")
@@ -722,7 +722,9 @@ def test_supervisor_does_after_its_start_what_the_start_does_not_need(
     monkeypatch.setattr("poolctl.supervisor.verbs.verb.installed_build", lambda: "12ab")
     monkeypatch.setattr("poolctl.supervisor.verbs.verb.is_installed_since", lambda began: False)
     monkeypatch.setattr(Verbs, "complete", lambda verbs: whole.note("verbs complete"))
-    monkeypatch.setattr(Core, "withdraw_lost_canaries", lambda core: whole.note("canaries withdrawn"))
+    monkeypatch.setattr(
+        Core, "withdraw_canaries_of_previous_supervisor", lambda core: whole.note("canaries withdrawn")
+    )
     whole.begin()
     whole.pass_time(0.9)
     assert whole.ask("ping")["build"] == ""
@@ -1087,7 +1089,7 @@ def test_pool_is_found_by_its_new_name_as_soon_as_a_reload_is_answered(whole: Wh
     whole.reader.reading = replace(whole.reader.reading, name="store")
     whole.ask("reload")
     assert [each.name for each in whole.directory.parent.glob("@*")] == ["@store"]
-    assert whole.parts[1:] == ["follow []", "follow []", "extend reload", "conclude reload"]
+    assert whole.parts[1:] == ["apply tables []", "apply tables []", "extend reload", "conclude reload"]
     assert whole.ask("ping")["name"] == "store"
     assert whole.end() == 0
 

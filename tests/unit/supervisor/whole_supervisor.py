@@ -148,8 +148,8 @@ class RecordingPart(FeaturePart):
         self.site.core.override(entry, replace(entry.desired.overrides, workers=2))
         return Result()
 
-    def follow(self, tables: Tables) -> None:
-        self.note(f"follow {sorted(tables.by_name())}")
+    def apply_tables(self, tables: Tables) -> None:
+        self.note(f"apply tables {sorted(tables.by_name())}")
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
         self.note(f"conclude {verb}")
@@ -221,9 +221,9 @@ class WholeSupervisor:
                 await super().adopt_survivors()
                 await pool.part.adopt_survivors()
 
-            def follow(self, tables: Tables) -> None:
-                super().follow(tables)
-                pool.part.follow(tables)
+            def apply_tables(self, tables: Tables) -> None:
+                super().apply_tables(tables)
+                pool.part.apply_tables(tables)
 
             def add_to(self, verbs: Verbs) -> None:
                 super().add_to(verbs)

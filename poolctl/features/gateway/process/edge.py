@@ -181,7 +181,7 @@ class Edge:
         return await self.connect(backend.endpoint)
 
     def update_machine(self, state: Table) -> None:
-        """Apply the supervisor's report about the machine behind a URL."""
+        """Store the supervisor's report about the machine behind a URL; remove the machine if it reports no state."""
         found = from_json(MachineState, state)
         if found.state:
             self.machines.update(found)
@@ -207,7 +207,7 @@ class Edge:
         return {**found, "parts": parts} if parts else found
 
     def drain(self) -> None:
-        """From now on close each client connection after its next response; also stop the parts of features."""
+        """Have each client connection closed after its next response, and have the parts of features stop working."""
         self.draining = True
         for part in self.parts.values():
             part.drain()

@@ -176,7 +176,7 @@ class GatewayManager(SidecarManager):
         self._report(server)
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Have the gateway stop using the socket pair with this sending end; returns when it has, or at a timeout."""
+        """Have the gateway stop sending connections to the socket `give`; returns when it has, or at a timeout."""
         if self._servers.pairs.get(server) is give:
             del self._servers.pairs[server]
         if (process := self.gateway) is not None:

@@ -52,7 +52,7 @@ class GatewayPlan(NamedTuple):
 
     @property
     def certificate_names(self) -> dict[str, list[tuple[str, ...]]]:
-        """The host names of each certificate, in order, by listener."""
+        """The certificates of each listener, by the listener's key, each as a tuple of its host names; in order."""
         found: dict[str, list[tuple[str, ...]]] = {}
         for each in self.certificates:
             found.setdefault(each.bind, []).append(each.names)

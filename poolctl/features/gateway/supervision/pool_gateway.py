@@ -271,7 +271,7 @@ class PoolGateway(FeaturePart):
             if (found := await search.search()) is not None:
                 await search.keep(found)
 
-    def follow(self, tables: Tables) -> None:
+    def apply_tables(self, tables: Tables) -> None:
         if self._verbs is None and (tables.get(GatewayConfig) is not None or self._is_left):
             self._verbs = GatewayVerbs(self.site)
         if (verbs := self._verbs) is not None:

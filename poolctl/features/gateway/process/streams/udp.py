@@ -188,7 +188,7 @@ class _DatagramSocket:
         stream = self.stream
         stream.datagrams_in += 1
         stream.bytes_in += size
-        if session is not None and stream.route.timeouts.total and session.is_over():
+        if session is not None and stream.route.timeouts.total and session.is_past_total_timeout():
             session.close()
             session = None
         if session is None:
@@ -235,7 +235,7 @@ class _Session:
         stream.edge.stream_share.add_session()
         stream.edge.loop.add_reader(sock.fileno(), self._read)
 
-    def is_over(self) -> bool:
+    def is_past_total_timeout(self) -> bool:
         """Whether the maximum duration has passed. The next datagram then begins a new session, perhaps elsewhere."""
         stream = self._listener.stream
         return stream.edge.now() - self._began >= stream.route.timeouts.total
