@@ -435,6 +435,7 @@ def test_figures_are_those_of_haproxy_and_never_fall(short: Path) -> None:
             assert await stage.get("/other") == "404"
             report = await stage.report_when(lambda it: it["counts"]["refused"])
             assert report["counts"]["refused"] == {"404": 1}
+            assert (report["queued"], report["waiting"], report["evicted"]) == ({}, 0, 0)
 
     run(work())
 

@@ -452,5 +452,6 @@ def test_unknown_parameter_of_an_accepted_type_may_have_any_value() -> None:
 
 def test_process_that_has_just_been_started_or_is_gone_has_used_no_processor() -> None:
     usage = Usage()
+    assert (usage.cpu_percent, usage.memory_bytes) == (0.0, 0)
     usage.measure(10**9, 100.0)
     assert (usage.cpu_percent, usage.memory_bytes) == (0.0, 0)
