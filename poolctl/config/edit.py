@@ -73,7 +73,7 @@ class Draft:
         return self._entries.get(name.casefold())
 
     def set(self, name: str, path: Path, value: Tree) -> None:
-        """Set the server's key at `path`, preferably in the last file that already has the key (see `_source_of`).
+        """Set a server's key at `path` in the last file that has the key, or else its table, or else the server.
 
         Raises KeyError if no file has the server, as do `reset`, `scale` and `remove`.
         """
@@ -82,7 +82,7 @@ class Draft:
         self._set(document, table, _own_path(document, table, path) or path, value)
 
     def reset(self, name: str, key: str, default: Tree) -> None:
-        """Give a server's key its default: remove it if that has the same effect and loses no comment, else set it."""
+        """Give a server's key the value `default`: delete it if that suffices and loses no comment, else set it."""
         self._asked.append((Draft.reset, (name, key, default)))
         entry = self._existing(name)
         document, table = self._source_of(entry, (key,))
@@ -188,7 +188,7 @@ class Draft:
         return masked_file("".join(lines))
 
     def write(self) -> list[str]:
-        """Write the changed files; returns their paths, together with the paths written before a `rebase`.
+        """Write the changed files; returns their paths, and those of files that this draft wrote before a `rebase`.
 
         Raises FileChanged for a file modified since it was read, and OSError.
         """
@@ -206,7 +206,7 @@ class Draft:
         return entry
 
     def _source_of(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
-        """The last file with the key (or else a table around it, or the server), and the server's path in that file."""
+        """The last file that has the key, or else its table, or else the server; and the server's path in that file."""
         for length in range(len(path), 0, -1):
             for document, table in reversed(entry.parts):
                 if document.exact((*table, *path[:length])) is not None:
@@ -222,7 +222,7 @@ class Draft:
 
 
 def _own_path(document: Document, table: Path, path: Path) -> Path | None:
-    """The path of a key within its server, as the file spells it; None if the file does not have it."""
+    """The key's path within the server at `table`, in the file's spelling; None if the file does not have the key."""
     whole = document.exact((*table, *path))
     return None if whole is None else whole[len(document.prefix) + len(table) :]
 
@@ -233,7 +233,7 @@ def _has_comment(document: Document, path: Path) -> bool:
 
 
 def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
-    """The changes to a file as instructions, each at its place and with the text to write, secrets masked."""
+    """The changes as instructions for a person: where to edit the file, and the text to write, with secrets masked."""
     servers = _servers_of(document)
     for index, pairs in changes.pairs.items():
         table = copy.deepcopy(document.data if not servers else document.data["server"])[index]
@@ -252,9 +252,7 @@ def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
         count = len(document.data if not servers else document.data.get("server") or [])
         added = masked_file(_servers_text(document, servers, changes.added, count))
         place = document.place((*servers, count - 1) if count else ())
-        yield Problem(
-            f"write this {'behind the server' if count else 'into the file'}:\n{added}", place=place
-        )
+        yield Problem(f"write this {'after the server' if count else 'into the file'}:\n{added}", place=place)
 
 
 def _servers_of(document: Document) -> Path:
@@ -375,7 +373,7 @@ def _is_same_file(target: str, held: int, before: str) -> bool:
 
 
 def _sync(directory: str) -> None:
-    """Write the directory to disk, so that the new name survives a power failure."""
+    """Flush a directory to disk (fsync), so that a new or renamed file survives a power failure. Ignores OSError."""
     with contextlib.suppress(OSError):
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -439,7 +437,7 @@ def list_at(data: Tree, servers: Path) -> Tree:
 
 
 class ServerLines(NamedTuple):
-    """A server's lines, `first` to `end`, and the same with its comments. Counted from 0; both ends are excluded."""
+    """The line numbers of a server, without and with its comments. Counted from 0; the end lines are excluded."""
 
     first: int
     end: int
@@ -503,7 +501,7 @@ class Parts:
         return self.lines[at].lstrip().startswith("#")
 
     def change(self, changes: Changes, edit: Callable[[str, Pairs], str], added: str) -> str:
-        """Apply the changes; returns the new text. `edit` sets keys in a server's text; `added` are the new servers."""
+        """Apply the changes; returns the new text. `edit` changes a server's text; `added` is text to append."""
         for index, pairs in changes.pairs.items():
             part = self.servers[index]
             text = edit("".join(self.lines[part.first : part.end]), pairs)
@@ -544,7 +542,7 @@ def _lines_of(text: str) -> list[str]:
 
 
 def in_layout_of(text: str, changed: str) -> str:
-    """Replace the lines of `text` that differ in `changed`, without adding the empty lines that tomlkit inserts."""
+    """Apply the changes from `text` to `changed`, without the empty lines that tomlkit adds; returns the new text."""
     lines, after = _lines_of(text), _lines_of(changed)
     matcher = difflib.SequenceMatcher(None, lines, after, autojunk=False)
     for tag, start, end, new_start, new_end in reversed(matcher.get_opcodes()):

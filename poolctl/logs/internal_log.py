@@ -67,9 +67,10 @@ class InternalLog(logging.Handler):
         self._write_if_allowed(f"{self.format(record)}\n".encode(errors="backslashreplace"), now)
 
     def close(self) -> None:
-        """Write the pending counts."""
+        """Write how often the last message was repeated and how many were left out, if that is not written yet."""
         with contextlib.suppress(Exception):
             self._report_repeated(self._clock.monotonic())
+            self._report_left_out()
         super().close()
 
     def _report_repeated(self, now: float) -> None:
@@ -82,10 +83,13 @@ class InternalLog(logging.Handler):
         if not self._allowance.take(len(line), now):
             self._left_out += 1
             return
+        self._report_left_out()
+        self._write(line)
+
+    def _report_left_out(self) -> None:
         if self._left_out:
             self._write(self._line(f"{self._left_out:,} messages were left out: too many at once"))
             self._left_out = 0
-        self._write(line)
 
     def _line(self, text: str) -> bytes:
         assert self.formatter is not None

@@ -483,7 +483,7 @@ REFUSED = "error: --save changes TOML files only: nothing was changed, live or i
             YAML,
             ADD,
             (
-                "6:5: server[1]: write this behind the server:\n"
+                "6:5: server[1]: write this after the server:\n"
                 '  - name: "new"\n    bind: "127.0.0.1:9"\n    command: ["sleep", "1"]\n'
             ),
         ),
@@ -496,7 +496,7 @@ REFUSED = "error: --save changes TOML files only: nothing was changed, live or i
             JSON,
             ADD,
             (
-                "3:4: [1]: write this behind the server:\n"
+                "3:4: [1]: write this after the server:\n"
                 '    {"name": "new", "bind": "127.0.0.1:9", "command": ["sleep", "1"]}\n'
             ),
         ),

@@ -451,7 +451,7 @@ NEW = {"name": "new", "bind": ":3", "command": ["x", "--password", "hunter2"], "
                 'pool.yaml:10:27: server[1].env: write this:\n    env: {"X_TOKEN": ********, "NEW": "1"}',
                 "pool.yaml:10:5: server[1].workers: write this:\n    workers: 4",
                 (
-                    "pool.yaml:10:5: server[1]: write this behind the server:\n"
+                    "pool.yaml:10:5: server[1]: write this after the server:\n"
                     '  - name: "new"\n    bind: ":3"\n'
                     '    command: ["x", "--password", "********"]\n    env: {"A": "yes"}'
                 ),
@@ -466,7 +466,7 @@ NEW = {"name": "new", "bind": ":3", "command": ["x", "--password", "hunter2"], "
                 'pool.json:3:31: server[1].env: write this:\n    "env": {"X_TOKEN": ********, "NEW": "1"}',
                 'pool.json:3:3: server[1].workers: write this:\n    "workers": 4',
                 (
-                    "pool.json:3:3: server[1]: write this behind the server:\n"
+                    "pool.json:3:3: server[1]: write this after the server:\n"
                     '    {"name": "new", "bind": ":3", "command": ["x", "--password", "********"],'
                     ' "env": {"A": "yes"}}'
                 ),
@@ -498,8 +498,8 @@ def test_changes_to_other_files_than_toml_are_instructions_with_file_and_line(
 @pytest.mark.parametrize(
     ("name", "text", "place", "message"),
     [
-        ("pool.yaml", "[{name: a}]\n", (1, 2), 'behind the server:\n    {"name": "b", "bind": ":2"}'),
-        ("pool.yaml", "- name: a\n", (1, 3), 'behind the server:\n- name: "b"\n  bind: ":2"'),
+        ("pool.yaml", "[{name: a}]\n", (1, 2), 'after the server:\n    {"name": "b", "bind": ":2"}'),
+        ("pool.yaml", "- name: a\n", (1, 3), 'after the server:\n- name: "b"\n  bind: ":2"'),
         ("pool.yaml", "pool: {}\n", (1, 1), 'into the file:\n    server: [{"name": "b", "bind": ":2"}]'),
         ("pool.json", "{}\n", (1, 1), 'into the file:\n    "server": [{"name": "b", "bind": ":2"}]'),
     ],
@@ -532,7 +532,7 @@ def test_changes_to_toml_files_are_shown_together_with_those_to_others(tmp_path:
     draft.remove("users")
     assert (
         draft.manual_changes()[-1].message
-        == 'write this behind the server:\n[[server]]\nname = "new"\nbind = ":9"'
+        == 'write this after the server:\n[[server]]\nname = "new"\nbind = ":9"'
     )
 
 

@@ -71,6 +71,12 @@ def test_a_flood_of_lines_that_differ_is_bounded_and_says_so(
     logger.error("later")
     assert lines[-2] == f"{20_000 - len(lines) + 2:,} messages were left out: too many at once"
     assert lines[-1] == "later"
+    before = len(lines)
+    for number in range(2_000):
+        logger.error("%d %s", number, "y" * 60_000)
+    kept = len(lines) - before
+    logger.handlers[0].close()
+    assert lines[before + kept :] == [f"{2_000 - kept:,} messages were left out: too many at once"]
 
 
 @pytest.mark.slow
