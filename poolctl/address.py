@@ -357,7 +357,7 @@ def _covers(a: Address, b: Address) -> bool:
 
 
 class UsedPorts:
-    """Counts the items on each TCP port. Counting begins with the first call of `has`."""
+    """Counts how many items, such as servers, use each TCP port. Counting begins with the first call of `has`."""
 
     __slots__ = ("_counts",)
 
@@ -365,7 +365,7 @@ class UsedPorts:
         self._counts: Counter[int | None] | None = None
 
     def has(self, port: int, items: Mapping[str, Item]) -> bool:
-        """Whether any item uses this port; `items` are all items, counted by the first call."""
+        """Whether any item uses this TCP port. The first call counts `items`; later calls ignore this argument."""
         if self._counts is None:
             self._counts = Counter(item.address.port for item in items.values())
         return self._counts[port] > 0

@@ -33,7 +33,7 @@ def main() -> None:
 
 
 def command(interpreter: str, part: str, *arguments: str, isolated: bool = False) -> list[str]:
-    """The argument vector that runs `part` in `interpreter`.
+    """The argument vector that runs poolctl's subpackage `part` with the Python at the path `interpreter`.
 
     With `isolated` the interpreter ignores PYTHON* variables and the user's site directory (`python -I`).
     """

@@ -13,8 +13,8 @@ SHOWN_CHILDREN = 3
 class ServerError(Exception):
     """One server's failure, with a hint at the fix.
 
-    `code` (1320 to 1326) and `error` are number and name of the failed operation: a PoolError sets its own values in
-    children that have none. `__cause__` is the cause, if any.
+    `code` (1320 to 1326) and `error` are the number and name of the failed operation; if unset, the PoolError that
+    contains this error sets them. `__cause__` is the cause, if any.
     """
 
     def __init__(

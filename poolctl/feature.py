@@ -36,10 +36,10 @@ FEATURES = (
 class LastingProcess:
     """A process of a feature that continues to serve clients while no supervisor runs.
 
-    `label` names it in messages. The keeper holds its connection under the name `entry`; without a keeper it is found
-    by its socket file, whose name begins with `socket` (see keeper.pool_files). A supervisor that finds it at startup
-    loads the feature, even if the configuration no longer needs it. `end` names a function (pool directory, limit in
-    seconds) that ends such processes when no keeper runs, and returns the pid of each, and whether it ended by itself.
+    `label` names it in messages. The keeper holds a connection to it under the name `entry`; without a keeper it is
+    found by a socket file whose name begins with `socket` (see keeper.pool_files). A supervisor that finds it at
+    startup loads the feature, even if the configuration no longer needs it. `end` names a function (pool directory,
+    limit in seconds) that ends such processes if no keeper runs, and returns each pid and whether it ended by itself.
     """
 
     label: str
@@ -50,10 +50,10 @@ class LastingProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How the trial of an upgrade, in a small pool of its own, tests a feature's process.
+    """How the trial of an upgrade, which runs in a small temporary pool, tests a feature's process.
 
-    `tables` are added to that pool's file. After the upgrade its supervisor must execute the request `verb`, which
-    fails if the feature's process does not work under the new version.
+    `tables` are added to the temporary pool's file. After the upgrade that pool's supervisor must execute the request
+    `verb`, which fails if the feature's process does not work under the new version.
     """
 
     tables: Mapping[str, Mapping[str, object]]

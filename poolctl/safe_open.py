@@ -20,7 +20,7 @@ _WRITABLE_BY_OTHERS = 0o022
 
 
 class UnsafePath(OSError):
-    """Another user may have prepared the path; `strerror` names the place.
+    """The path is refused, because another user may have created a part of it; `strerror` says which.
 
     If the reason is another user's symbolic link, `owner` is that user's uid, otherwise -1.
     """
@@ -179,7 +179,7 @@ def _step(fd: int, name: str, *, make: bool) -> int:
 
 
 def _link(directory: int, name: str) -> str | None:
-    """The target of the symbolic link `name`; None if it is no link. Raises UnsafePath if another user can make it."""
+    """The target of a symbolic link; None if `name` is no link. Raises UnsafePath if another user may have made it."""
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:

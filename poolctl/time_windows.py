@@ -162,7 +162,7 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
 
 
 def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
-    """The first minute in `bits` at or after `since`, or None, for a day that starts at `begins` and has 24 hours."""
+    """The first minute at or after `since` whose bit is set, or None; the day starts at `begins` and has 24 hours."""
     skipped = int((since - begins) // 60)
     left = bits >> skipped
     return begins + 60 * (skipped + (left & -left).bit_length() - 1) if left else None

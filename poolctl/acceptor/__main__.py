@@ -1,15 +1,15 @@
 """Accepts connections from sockets that an application shares, and sends them to the supervisor.
 
-An application shares its listener with the supervisor. It can make the listener blocking and accept the connection
-that poll(2) has just announced: accept(2) here then blocks. It can also send a descriptor whose close(2) blocks (FUSE)
-through the socket pair that hands over connections. The supervisor must not block, so a call that takes too long ends
-this process (setitimer(2)), and the supervisor starts a new one. Standard library only.
+Calls on a shared socket may block: the application may set its listener to blocking and accept a connection before
+this process does, or it may hand over a descriptor whose close(2) blocks (FUSE). The supervisor must not block, so this
+process makes the calls. A timer (setitimer(2)) kills it if a call takes too long, and the supervisor starts a new one.
+Uses only the standard library.
 
-A request comes with a socket, and names the operation on it (`accept`, or `take` from keeper.connection_handover), the
-maximum number of connections, the request's number `n` and the server's `key`. Each connection is sent in a message of
-its own. The message `done` follows: `empty` if no connection is left in the socket, `junk` if it held anything but
-connections, `full` if no descriptor was free. The keeper has a duplicate of the supervisor's end of the request
-socket, so the next supervisor reads the answers that the previous one left unread.
+A request carries a socket, the operation on it (`accept`, or `take` from keeper.connection_handover), the maximum
+number of connections, the request's number `n` and the server's `key`. Each connection is sent in a separate message.
+The message `done` follows, with the flags `empty` (no connection is left in the socket), `junk` (it held something
+other than connections) and `full` (no descriptor was free). The keeper process holds a duplicate of the supervisor's
+end of the request socket: after a restart of the supervisor, the new one reads the remaining answers.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def serve(requests: socket.socket) -> None:
-    """Answer requests until the other end is closed. Raises OSError when an answer cannot be sent."""
+    """Answer the supervisor's requests until it closes the connection. Raises OSError if an answer cannot be sent."""
     _send(requests, {"t": "up"})
     while (received := wire.receive(requests, wait=True)) is not None:
         message, (fd,) = received

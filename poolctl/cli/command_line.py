@@ -82,7 +82,7 @@ class Option:
 
     @property
     def takes_value(self) -> bool:
-        """Whether the option takes a value."""
+        """Whether the option takes a value; False for a flag, which is only present or absent."""
         return self.kind != "flag"
 
 
@@ -211,7 +211,7 @@ def command_named(verb: str) -> Command | None:
 
 
 def module_of(verb: str) -> Any:
-    """The module of a command, or an object with its `COMMAND` and `perform`; None if there is no such command."""
+    """The module that implements a command, or an object with the same `COMMAND` and `perform`; None if unknown."""
     verb = ALIASES.get(verb, verb)
     if not verb.isidentifier():
         return None
@@ -291,7 +291,7 @@ class CommandRequest:
         )
 
     def selector(self) -> Selector:
-        """The selector for the given options. Raises SelectorError for a bad regular expression, state or health."""
+        """The server selection made by the options. Raises SelectorError for an invalid expression, state or health."""
         from poolctl.selection.selector import Selector
 
         get = self.values.get
@@ -323,9 +323,9 @@ class CommandRequest:
             raise UsageError(f"{spelling or '--' + key.replace('_', '-')}: {error}") from None
 
     def options(self) -> Mapping[str, object]:
-        """Only the options that belong in the request to the supervisor, under the supervisor's names for them.
+        """The options to send to the supervisor, by the names of its protocol, such as `wait` for --no-wait.
 
-        The selection is not included. Raises UsageError for an invalid value.
+        The options that select servers are not included. Raises UsageError for an invalid value.
         """
         options: Table = {"timeout": self.seconds("timeout")}
         if "no_wait" in self.values:
@@ -346,9 +346,9 @@ class CommandRequest:
         return options
 
     def lines(self) -> int | None:
-        """The number of lines or events for -n, by default 100; None for all, which is the default with --since.
+        """The number of lines or events to print, from -n; None means all.
 
-        Raises UsageError.
+        The default is 100, or all with --since. Raises UsageError if the value is neither a number nor "all".
         """
         text = self.get("lines")
         if text is None:
@@ -384,7 +384,7 @@ class CommandRequest:
 
 
 def parse(args: Sequence[str]) -> CommandRequest | None:
-    """The request for a simple command line; None if Typer must parse the line, or report its mistake."""
+    """Parse a simple command line; returns None if it is invalid or not simple, so that Typer must handle it."""
     given: Table = {}
     words = list(args)
     if "--" in words:
@@ -474,7 +474,7 @@ def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def split_user_command(args: Sequence[str]) -> tuple[list[str], Table]:
-    """The words for poolctl, and the words after `--` as `{"command": …}`; {} if this command runs no other command."""
+    """Split at `--`: the words before it, and `{"command": words after}`, or all words and {} if no CMD is allowed."""
     command = command_named(verb_of(args))
     end = args.index("--") if "--" in args else len(args)
     table = by_spelling(command.options if command else COMMON)
@@ -539,9 +539,9 @@ def saves(request: CommandRequest) -> bool:
 def one_of(
     option: str, word: str, accepted: tuple[str, ...], final: tuple[str, ...] | None = None, hint: str = ""
 ) -> str:
-    """Return `word` if it is in `final` (default: `accepted`). Otherwise raise UsageError, which names the option.
+    """Return `word` if it is valid: in `final` if that is given, else in `accepted`. Otherwise raise UsageError.
 
-    The error suggests a similar word of `accepted`; if there is none, it has the `hint`, or lists `accepted`.
+    The error names `option` and suggests a similar word of `accepted`, or else shows `hint`, or else lists `accepted`.
     """
     final = final or accepted
     if word in final:
@@ -582,7 +582,7 @@ def edit_distance(typed: str, word: str) -> int:
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Perform the request and return its outcome, which is still to be printed. Raises what outcome_of() handles."""
+    """Run the command and return its outcome, without printing it. outcome_of() converts the exceptions it raises."""
     output = request.output  # an unknown form is reported before anything is done
     outcome: Outcome = module_of(request.verb).perform(request)
     outcome.form = output or outcome.form

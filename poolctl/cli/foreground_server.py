@@ -71,7 +71,7 @@ def _refuse_running(pool: PoolRef, server: ServerConfig) -> None:
 
 @dataclass(frozen=True)
 class ForegroundServer:
-    """A server, its specification, its open listeners, and the contents of its TLS files."""
+    """A server to run in this process: configuration, worker specification, open listeners, contents of TLS files."""
 
     config: ServerConfig
     spec: Spec
@@ -97,11 +97,11 @@ class ForegroundServer:
         return cls(server, spec, listeners, contents)
 
     def become(self, part: str, *role: str, more: Iterable[socket.socket] = ()) -> NoReturn:
-        """Replace this process with the server's command or, for an application, with `part`, a package of poolctl.
+        """Replace this process (exec) with the server's command or, for an application, with poolctl's package `part`.
 
-        `part` runs in the application's interpreter, with the arguments `role` and the number of descriptors after the
-        specification. From SPEC_FD on it has the descriptors of the specification, the listeners, the TLS files and
-        `more`, in this order. Raises Failure.
+        The package runs in the application's Python interpreter. Its arguments are `role` and a number of descriptors.
+        Descriptor SPEC_FD is the worker specification; the following ones, which this number counts, are the listeners,
+        the TLS files and the sockets `more`. Raises Failure.
         """
         for name in withheld_variables():
             del os.environ[name]

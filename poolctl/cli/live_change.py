@@ -113,10 +113,10 @@ def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
 def _selected(
     files: WriteBack, request: CommandRequest, pool: PoolRef, *, works_offline: bool, removes: bool
 ) -> tuple[Sequence[Item], bool]:
-    """The selected servers, and whether to change the running pool (otherwise only the files).
+    """The selected servers, and whether to change the running pool; False means that only the files are changed.
 
-    Only the files are changed if no supervisor runs, and if a change that `removes` servers finds none of them in the
-    running pool. Raises NoSupervisor if none runs, unless the change `works_offline`; Failure if the selection fails.
+    It is False if no supervisor runs, or if `removes` is set and none of the servers is in the running pool.
+    Raises NoSupervisor without a supervisor, unless `works_offline` is set, and Failure if the selection fails.
     """
     from poolctl.cli.offline import select_from_files
 
@@ -136,7 +136,7 @@ def _selected(
 def _changed_files(
     files: WriteBack, items: Sequence[Item], report: Callable[[Result], str], *, removes: bool
 ) -> Outcome:
-    """The outcome of a change of the files alone: the changed servers, all stopped."""
+    """The outcome of a change that affects only the files: the selected servers, and a final line about them."""
     unchanged: list[str] = []
     if not removes:
         before = {each.name: each.state for each in items}
@@ -202,9 +202,9 @@ class WriteBack:
                 self.draft.remove(name)
 
     def check(self) -> Configuration:
-        """The changed configuration, if it can be written. Raises PoolValidateError if it is invalid.
+        """Validate the draft and return its configuration. Raises PoolValidateError if it is invalid.
 
-        Raises Failure with exit code 2 for files other than TOML, 5 without any server, 7 if a file is not writable.
+        Raises Failure with exit code 2 if a file is not TOML, 5 if no server is left, 7 if a file is not writable.
         """
         if instructions := self.draft.manual_changes():
             raise Failure(self._refusal(instructions))
@@ -227,7 +227,7 @@ class WriteBack:
         return config
 
     def _refusal(self, instructions: Sequence[Problem]) -> Outcome:
-        """The refusal to change files other than TOML, with the lines that the user has to write there."""
+        """The error outcome for files that are not TOML; it lists the changes that the user has to make by hand."""
         from poolctl.config import MASK
 
         hint = "make these changes by hand" + (", then run poolctl reload" if self.supervised else "")
@@ -255,7 +255,7 @@ class WriteBack:
         return self._write_and_report(outcome) if outcome.exit_code in _SAVED_EXIT_CODES else outcome
 
     def _write(self) -> None:
-        """Write the change on top of concurrent edits by others."""
+        """Write the draft; if a file has been edited since it was read, apply the change to the new text, and retry."""
         from poolctl.config import FileChanged
 
         for _ in range(_ATTEMPTS):
@@ -362,7 +362,7 @@ def _command(
     *,
     removes: bool = False,
 ) -> SimpleNamespace:
-    """An object that replaces a command's module, for commands that are a single call of change()."""
+    """An object with `COMMAND` and `perform`, as a command's module has them; `perform` only calls change()."""
 
     def perform(request: CommandRequest) -> Outcome:
         return change(request, report, write, works_offline=write is not None, removes=removes)

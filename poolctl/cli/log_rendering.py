@@ -35,9 +35,9 @@ _REQUEST_ID = re.compile(r"(HTTP/[\d.]+\" \d{3}[A-Za-z' -]* [\d.]+ms) \S+$")
 class PrefixedLines:
     """Prefixes lines with `name | `, padded to the longest name, and on a terminal colored by server.
 
-    With `records`, JSON lines are rendered for people. `times`: STAMPS prefixes each line with its time, SHORT_TIMES
-    prefixes lines without a time of their own with the time of day. Access logs of servers not in `request_ids` are
-    shown without request IDs; None shows the IDs of all servers.
+    With `records`, JSON lines are rendered as text. `times` adds a time after the name: STAMPS the full timestamp,
+    SHORT_TIMES the time of day, only for lines that contain no time. `request_ids` names the servers whose access logs
+    are shown with request IDs; None means all servers.
     """
 
     def __init__(

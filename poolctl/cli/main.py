@@ -198,7 +198,7 @@ def _interrupted(number: int, frame: FrameType | None) -> None:
 
 
 def _is_importing(frame: FrameType | None) -> bool:
-    """Whether a module is being imported: modules in C and Rust treat an exception there as their own failure."""
+    """Whether a module is being imported. An exception from a signal handler could then break a C or Rust module."""
     while frame is not None and frame.f_code.co_filename != "<frozen importlib._bootstrap>":
         frame = frame.f_back
     return frame is not None

@@ -202,8 +202,8 @@ def _running_item(server: ServerConfig, its: list[Orphan], restarts: int) -> Ite
 def expressions_limited(problem: str = "", place: Callable[[], int | None] = lambda: 0) -> Iterator[None]:
     """Context manager: raises UsageError with `problem` if regular expressions in the block take too much CPU time.
 
-    By default the limit applies to the whole block. With `place`, which returns the number of the text that is being
-    searched, or None, it applies to each text. Works in the main thread only: in others there is no limit.
+    By default the limit applies to the whole block. To limit each text separately, `place` returns the number of the
+    text that is being searched, or None between searches. Outside the main thread there is no limit.
     """
     before: int | None = 0
 

@@ -51,7 +51,7 @@ class Outcome:
     `message` is a line for people; `notes` are informational lines; `form` is the output format of the items, as in -o;
     `text`, unless None, replaces the whole standard output (except for JSON). `extra` holds further members of the JSON
     document; `footer` is a line below a table on a terminal. `errors_are_result`: the errors are the requested result,
-    and go to standard output as well. `painted`: the message has colors and is printable. `streamed`: the output has
+    and go to standard output as well. `painted`: the message has colors, print it unescaped. `streamed`: the output has
     already been printed. `changed`: a ChangedFiles with files that the pool has not read yet.
     """
 
@@ -88,7 +88,7 @@ class Outcome:
 
     @classmethod
     def of(cls, result: Result, message: str = "", *, form: str = "", text: str | None = None) -> Outcome:
-        """The outcome for a supervisor's answer."""
+        """The outcome with the items, errors, warnings, exit code and further members of the supervisor's answer."""
         printed = type(result).PRINTED
         made = cls(
             result.items,

@@ -47,7 +47,7 @@ class PoolWatcher:
     def __init__(
         self, request: CommandRequest, pool: PoolRef, say: Callable[[str], None], since: float
     ) -> None:
-        """Start watching. Code saved before `since` (Unix time) restarts no server, even if it is newer than a worker.
+        """Start watching. Code saved before `since` (Unix time) restarts no server, even if a worker started earlier.
 
         Raises Failure if files cannot be watched, NoSupervisor if the pool does not run.
         """
@@ -114,9 +114,9 @@ class PoolWatcher:
         return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
     def _restart(self, changed: Changed) -> Iterator[Result]:
-        """Restart these servers if they run, and yield each result.
+        """Restart the running servers among `changed`, and yield the supervisor's answer to each request.
 
-        Servers whose code changed in a directory that was not watched yet are restarted as well.
+        Also restarts servers whose code was saved in a new directory just before it was watched.
         """
         while changed := {**self._missed, **changed}:
             self._missed = {}
@@ -174,9 +174,9 @@ Changed = dict[str, list[str]]
 
 
 class WatchSet:
-    """The files of a pool and its servers, and their state at the last check.
+    """The files to watch for a pool and its servers, and their state at the last check.
 
-    `before` is an earlier set: for files that are in both, its state is taken over.
+    `before` is the previous WatchSet: a file in both keeps the state recorded there, so that no change is missed.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class WatchSet:
         return before != self._stamps
 
     def changed_servers(self, paths: Iterable[str] | None) -> Changed:
-        """The servers whose files are among `paths`, each with these files; for None all watched servers."""
+        """The servers that use `paths`, each with the paths it uses; for None all watched servers, with empty lists."""
         if paths is None:
             including = [name for name, patterns in self._included.items() if patterns]
             watched = (*self._code.values(), *self._scripts.values(), including)
@@ -301,7 +301,7 @@ def _file_times(directory: str) -> Iterator[tuple[str, float]]:
 
 
 def _change_lines(changed: Changed) -> Iterator[str]:
-    """A line such as `web, api: main.py changed, restarting` for all servers with the same files."""
+    """Lines such as `web, api: main.py changed, restarting`; servers with the same changed files share a line."""
     names_of: dict[tuple[str, ...], list[str]] = {}
     for name, files in changed.items():
         names_of.setdefault(tuple(files), []).append(name)
@@ -311,7 +311,7 @@ def _change_lines(changed: Changed) -> Iterator[str]:
 
 
 def _split_pattern(pattern: str) -> tuple[str, list[str]]:
-    """The directory below which a pattern matches files, with links resolved, and the remaining parts."""
+    """Split before the first part with a wildcard, or the last part: the directory, links resolved, and the parts."""
     parts = pattern.split("/")
     first = next((at for at, part in enumerate(parts) if "*" in part or "?" in part), len(parts) - 1)
     return os.path.realpath("/".join(parts[:first]) or "/"), parts[first:]

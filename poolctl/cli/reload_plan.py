@@ -32,9 +32,9 @@ def change_lines(result: Result, colours: bool = False) -> list[str]:
 def plan_text(
     result: ReloadResult, colours: bool = False, *, dry_run: bool = False, with_code: bool = False
 ) -> str:
-    """The plan, one line per change, and its summary; "" if the reload failed before it had a plan.
+    """The changes of a reload, one per line, and a summary; "" if the reload failed before they were known.
 
-    `with_code` omits the note that changes of code are not detected.
+    `with_code` omits the note that changes of application code are not detected.
     """
     if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
         return ""
@@ -77,7 +77,7 @@ def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
 
 
 def drift_line(table: Table) -> str:
-    """A line such as `pool.toml has changed since the pool read it; …`; `table` is the `changed` of an answer."""
+    """A line such as `pool.toml has changed since the pool read it; …` for the member `changed` of an answer."""
     found = from_json(ChangedFiles, table)
     place = ""
     if found.problem is not None:
@@ -86,9 +86,9 @@ def drift_line(table: Table) -> str:
 
 
 def public_drift_line(table: Table, directory: str) -> str:
-    """Like `drift_line`, but with only the place of a problem, for readers who must not see values of the files.
+    """A line such as `pool.toml has changed since the pool read it; …`, which shows no value from the files.
 
-    Paths below `directory` are relative to it.
+    For an invalid file it has only path and line of the problem. Paths below `directory` are relative to it.
     """
     found = from_json(ChangedFiles, table)
     place = ""

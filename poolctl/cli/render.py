@@ -179,9 +179,9 @@ def gateway_table(
     names: Iterable[str],
     dispensable: Sequence[str] = (),
 ) -> Outcome:
-    """The outcome with its `text`: `lines` as a table with a header, or with -o name the `names`.
+    """Set the outcome's `text` to a table of `lines`, or with -o name to the `names`, and return the outcome.
 
-    A table that is too wide for the terminal loses its empty columns first, then `dispensable` ones; -o wide keeps all.
+    If the table is too wide for the terminal, empty and then `dispensable` columns are omitted; -o wide keeps all.
     An outcome with errors, or for another output format, is returned unchanged.
     """
     if outcome.errors:
@@ -220,7 +220,7 @@ def _limits(lengths: Mapping[str, list[int]], width: int, least: int) -> tuple[d
 
 
 def _shortened(text: str, limit: int) -> str:
-    """The text shortened in the middle if too long: beginning and end distinguish it from others."""
+    """The text, shortened to `limit` characters by an ellipsis in its middle if it is longer."""
     if len(text) <= limit:
         return text
     end = (limit - 1) // 2
@@ -269,7 +269,7 @@ def field_text(item: object, field: str) -> str:
 
 
 def _usage(item: object, field: str) -> str:
-    """CPU or memory of a server's processes; "" if not measured, or without processes."""
+    """The server's CPU usage (`1.5%`) if `field` is "cpu", else its memory usage; "" if unknown or not running."""
     if not (_is_measured(item) and item.pids):
         return ""
     if field == "cpu":
@@ -381,7 +381,7 @@ def latency(seconds: float | None) -> str:
 
 
 def kept_until(item: Item) -> str:
-    """The end of the window that keeps the server awake or asleep, `until 18:00` in local time; or ""."""
+    """`until 18:00`: when the time window ends that keeps the server running or asleep, in local time; "" if none."""
     if not item.kept_until:
         return ""
     import time
@@ -474,9 +474,9 @@ def abbreviated_list(words: Sequence[str], most: int, noun: str = "") -> str:
 
 
 def dependents_text(result: Result, done: str = "") -> str:
-    """The dependents of the selected servers, to follow a count: `, and 2 that depend on it`; "" without dependents.
+    """The number of the selected servers' dependents, as the end of a sentence: `, and 2 that depend on it`.
 
-    `done`, such as "stopped", is appended.
+    Returns "" without dependents. `done`, such as "stopped", is appended.
     """
     count = len(result.dependents or ())
     if not count:
@@ -506,7 +506,7 @@ AT_REST = ("stopped", "disabled", "sleeping")
 
 
 def count_ready(items: Iterable[Item]) -> tuple[int, int]:
-    """The numbers of ready and expected servers; a stopped, disabled or sleeping one counts only as a ready job."""
+    """The numbers of ready and expected servers; stopped, disabled or sleeping ones are expected only if ready."""
     expected = [item for item in items if item.state not in AT_REST or item.ready]
     return sum(item.ready for item in expected), len(expected)
 
@@ -514,7 +514,7 @@ def count_ready(items: Iterable[Item]) -> tuple[int, int]:
 def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
     """A line such as `3 servers ready (1 draining)` or, if `restarted`, `3 servers restarted`.
 
-    Unless `waited`, it counts the servers that are starting. Without servers it gives the reason, or is "" on failure.
+    Unless `waited`, it says how many servers are starting. Without servers it says so, or is "" if the request failed.
     """
     # A restart has a line of its own for each job with a schedule.
     items = [item for item in result.items if not (restarted and item.next_run_at)]
@@ -550,7 +550,7 @@ def address_lines(items: Iterable[object]) -> list[str]:
 
 
 def stack_lines(document: Table) -> list[str]:
-    """The worker and the first lines of its stacks, the main thread's innermost call first."""
+    """A line with the worker's name and pid, and the first lines of its stacks, each stack's latest call first."""
     from itertools import islice
 
     from poolctl.json_form import from_json

@@ -115,7 +115,7 @@ def await_pool_end(result: Result) -> None:
 def _call(
     pool: PoolRef, verb: str, body: Mapping[str, object], progress: Progress, timeout: float | None
 ) -> Table:
-    """The answer of the pool's platform or supervisor; if a supervisor was about to exit, of its successor."""
+    """Send a request to the supervisor or platform, and return its answer; retries if another supervisor takes over."""
     client = pool.client()
     while True:
         before = _socket_identity(pool.socket)
@@ -204,7 +204,7 @@ def startup_failure(failure: NoSupervisor | SupervisorEnded, pool: PoolRef, log_
 
 
 def _end_idle(pool: PoolRef) -> bool:
-    """Stop the needlessly launched supervisor unless it has work by now; returns whether it has exited."""
+    """Stop the supervisor if it is idle, because launching it proved unnecessary; returns whether it has exited."""
     try:
         result = _result(Client(pool.socket).call("stop", {"options": {"idle": True}}))
     except ControlError:
@@ -249,7 +249,7 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 
 
 def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Described], Result | None]:
-    """Details of the selected servers, and the supervisor's answer; without a supervisor, from the files, and None.
+    """Details of the selected servers, and the supervisor's answer, or None if none runs and they are from the files.
 
     Raises Failure if nothing is selected, and NoSupervisor if neither a supervisor nor files exist.
     """
@@ -269,10 +269,9 @@ def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Describe
 
 
 def hand_over_to_systemd(pool: PoolRef, *, ready: bool) -> None:
-    """Report the keeper to systemd as the service's main process, so that systemd stops the pool with the service.
+    """Tell systemd that the service's main process is now the keeper, which runs as long as the pool.
 
-    If `ready`, the service is also reported as ready. Does nothing unless this process is the main process of a systemd
-    service.
+    With `ready`, also report the service as ready. Does nothing unless this is the main process of a systemd service.
     """
     from poolctl.control import sd_notify
 

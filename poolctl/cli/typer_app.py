@@ -53,7 +53,7 @@ Perform = Callable[[CommandRequest], Outcome]
 
 
 def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
-    """Perform a command line and return its outcome; prints only help. Raises UsageError and what commands raise."""
+    """Run a command line and return its outcome; prints only help. Raises UsageError, and what the command raises."""
     words, own_command = split_user_command(help_as_option(list(args)))
     application = build(perform)
     if not words:
@@ -195,7 +195,7 @@ def _create_command(verb: str, declared: Command, perform: Perform) -> object:
 
 
 def _parameters(options: Sequence[Option]) -> dict[str, tuple[object, object]]:
-    """Annotation and default of each option, by key. Values stay text and are validated by the request."""
+    """The Typer annotation and default of each option, by key. Values stay text, which CommandRequest validates."""
     found: dict[str, tuple[object, object]] = {}
     for option in options:
         metavar = option.metavar or None

@@ -39,7 +39,7 @@ _GARBAGE = 200_000
 
 
 def reader_command() -> list[str]:
-    """The command that starts the reading process."""
+    """The command that starts the process that reads configuration files."""
     return bootstrap.command(sys.executable, "config")
 
 
@@ -150,7 +150,8 @@ class Reader:
     ) -> ServerConfig | PoolError:
         """Validate the table of a server that is in no file; returns the server, or the error if it is invalid.
 
-        It inherits `surroundings`; its paths are relative to `base_dir`. `env` None: this process's environment.
+        The server inherits `surroundings`; its paths are relative to `base_dir`. If `env` is None, this process's
+        environment is used.
         """
         from poolctl.config import added_server
         from poolctl.errors import PoolError
@@ -165,7 +166,7 @@ class Reader:
     ) -> dict[str, dict[str, str] | None]:
         """The place (`FILE:LINE`) of each key that the files set for these servers, by server name, then by key.
 
-        Unknown servers are left out. Empty if the files have changed since `marks` were taken, or cannot be loaded.
+        Servers that are not in the files are left out. Empty if the files differ from `marks`, or cannot be loaded.
         """
         from poolctl.config import changed_files, load
         from poolctl.errors import PoolError, ServerError

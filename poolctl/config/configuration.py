@@ -95,14 +95,14 @@ class Configuration(Sequence[ServerConfig]):
     def problems(self) -> list[ServerError]:
         """The problems that make servers or tables invalid.
 
-        A server from a file without an app, a command or handlers is a problem. A server made in Python is not: its
-        handler may be set later.
+        A server in a file must have an app, a command or handlers. A server made in Python need not: its handler may be
+        set later.
         """
         return self._problems + (self._unserved() if self.files else [])
 
     @property
     def warnings(self) -> list[ServerError]:
-        """Problems that do not prevent a server from running, including those found by the last call of `outside`."""
+        """Problems that do not prevent a start, including warnings that the last call of `outside` has stored."""
         found = list(shared_users(self._servers))
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
@@ -126,14 +126,14 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def pool_variables(self) -> frozenset[str]:
-        """The environment variables with secrets of the pool itself; passed only to servers that ask for them."""
+        """The names of the environment variables with the pool's own secrets; passed only to servers that ask."""
         return pool_variables(self._servers, self.tables, self.defaults)
 
     def outside(self, *, import_apps: bool = False, names: Container[str] | None = None) -> list[ServerError]:
-        """Problems of the files, certificates and interpreters that servers and tables refer to. Blocks.
+        """Check the files, certificates and interpreters that servers and tables refer to; returns problems. Blocks.
 
-        With `import_apps`, each app is imported as a test. With `names`, only these servers are checked for problems.
-        Warnings about all servers are stored for `warnings`.
+        With `import_apps`, each app is imported as a test. With `names`, only servers with these names are checked for
+        problems. Warnings about all servers are stored; `warnings` returns them.
         """
         from poolctl.config.checks.external_checks import JOURNAL_PATH, ExternalChecks, check_tables
 
@@ -261,7 +261,7 @@ REPLACED_AT_ONCE = 16
 
 
 def open_files_needed(servers: Iterable[tuple[ServerConfig, int]]) -> int:
-    """The number of open files that keeper and supervisor each need for these servers, each with its number of workers.
+    """How many open files the keeper process and the supervisor each need; `servers` are (server, number of workers).
 
     A sleeping server has no workers, but its listening socket stays open.
     """

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One server as every command prints it."""
+    """The current state of one server, as every command prints it."""
 
     name: str
     bind: str
@@ -48,7 +48,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorEntry:
-    """One entry of `errors`, for a server, the pool, or a place in a file."""
+    """One error in the result of a command: about a server, the pool, or a place in a file."""
 
     code: int
     error: str
@@ -65,11 +65,11 @@ class ErrorEntry:
 
     @classmethod
     def of(cls, problem: ServerError) -> ErrorEntry:
-        """The entry for an error, as in JSON documents."""
+        """Convert an error to the entry that JSON documents have for it."""
         return from_json(cls, problem.to_dict())
 
     def to_error(self) -> ServerError:
-        """The error to raise, without a `code` up to 255: that is an exit code, which the group of errors sets."""
+        """Convert to an exception. A `code` up to 255 is left out: it is the exit code that the PoolError sets."""
         code, error = (self.code, self.error) if self.code > 255 else (0, "")
         return ServerError(
             self.message, name=self.name, bind=self.bind, hint=self.hint, code=code, error=error
@@ -236,7 +236,7 @@ class ProgressLine:
 
 
 def item(config: ServerConfig) -> Item:
-    """A server of the files, as it is shown while no supervisor runs."""
+    """The Item for a server in the files, as commands print it while no supervisor runs."""
     return Item(
         name=config.name,
         bind=config.key,
@@ -253,10 +253,10 @@ def item(config: ServerConfig) -> Item:
 
 
 def failure(kind: type[PoolError], message: str, hint: str = "") -> ErrorEntry:
-    """An error of the pool as a whole, with the code and the name of its kind."""
+    """The entry for an error of the pool as a whole, with the code and name of the class `kind`."""
     return ErrorEntry(code=kind.code, error=kind.error, message=message, hint=hint)
 
 
 def error_entries(errors: PoolError) -> tuple[ErrorEntry, ...]:
-    """The entries for every error of a group."""
+    """An entry for each error in `errors`."""
     return tuple(from_json(ErrorEntry, each) for each in errors.to_list())

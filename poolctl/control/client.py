@@ -84,7 +84,7 @@ if TYPE_CHECKING:
             on_progress: Callable[[Table], None] | None = None,
             timeout: float | None = None,
         ) -> Table:
-            """The result of `verb` as a document, as from `Client.call`."""
+            """Perform `verb`; returns its result as a JSON object, as `Client.call` does."""
 
         def refuse_unknown(self, command: str) -> None:
             """Raise ControlError (exit code 2) for a command that this platform does not have."""
@@ -203,7 +203,7 @@ class Client:
         return answer
 
     def _ping_once(self, limit: float) -> PingResult | None:
-        """The answer; None if the supervisor ends before it answers."""
+        """Send a ping; returns the answer, None if the supervisor ends first. ControlError after `limit` seconds."""
         from poolctl.control.answers import PingResult
 
         connection, response = self.open("ping", {}), ResponseReader()
@@ -443,7 +443,7 @@ def progress_line(document: Table) -> ProgressLine:
 
 
 def value_of(kind: type[Answer], document: object) -> Answer:
-    """The document as a value of this class. Raises ControlError if the document does not have its form."""
+    """Convert the JSON document to an instance of `kind`. Raises ControlError if it is not valid for this class."""
     # Imported late, as the classes of answers are, because it takes as long as the rest of a short command.
     from poolctl.json_form import from_json
 

@@ -63,7 +63,7 @@ class CandidatesResult(Result):
 
 
 def excluded_from(host: str, routes: Iterable[ExcludedRoute]) -> tuple[ExcludedRoute, ...]:
-    """The excluded routes, at most a hundred, that requests for this host might be expected to take."""
+    """The excluded routes (at most 100) whose host pattern covers `host`, or that have no host."""
     from itertools import islice
 
     from poolctl.routing.match import host_pattern

@@ -101,10 +101,10 @@ def find_socket(config_or_name: str | None, env: Mapping[str, str]) -> str:
 class PoolClient:
     """A running pool, reached through its supervisor. Every method blocks, and may be called from any thread.
 
-    Methods take names or addresses (`*` and `?` are wildcards; none means all) and the selector's other keys
-    (`name`, `bind`, `expose`, `tag`, `state`, `health`, `not`, `allow_empty`) in `selector`. They return the
-    document that the command prints with `-o json`. `scale`, `drain`, `undrain`, `enable`, `disable` and `remove`
-    need a selection or `all=True`, else they raise PoolParamError.
+    Methods take names or addresses (`*` and `?` are wildcards; none means all), and further conditions in `selector`
+    (`name`, `bind`, `expose`, `tag`, `state`, `health`, `not`, `allow_empty`). They return the document that the
+    command prints with `-o json`. `scale`, `drain`, `undrain`, `enable`, `disable` and `remove` need a selection or
+    `all=True`, else they raise PoolParamError.
     """
 
     def __init__(self, client: Client) -> None:
@@ -210,7 +210,7 @@ class PoolClient:
         return [Monitor.from_dict(item["name"], item["bind"], item["monitor"]) for item in items]
 
     def stats(self, *targets: str, selector: Selection = None) -> Table:
-        """Return the selected servers with their statistics, each as `"stats"`."""
+        """Return the selected servers, each with its statistics under the key `"stats"`."""
         return self._ask("stats", PoolMonitorError, targets, selector)
 
     def stacks(self, *targets: str, selector: Selection = None) -> Table:

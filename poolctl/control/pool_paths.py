@@ -200,7 +200,7 @@ def state_dir(env: Mapping[str, str], key: str, *, create: bool = False) -> str:
     """Return the directory for files that outlive a pool's processes (logs, chosen ports), created on request.
 
     It is `$POOLCTL_STATE_DIR/KEY`; else in the pool's runtime directory if `$POOLCTL_RUNTIME_DIR` is set; else in
-    /var/lib for root, in the user's state directory for others. If not writable, it is in the runtime directory, too.
+    /var/lib for root, in the user's state directory for others. If not writable, the runtime directory is used.
     """
     fallback = f"{pool_dir(env, key)}/state"
     preferred = _preferred_state_dir(env, key) or fallback

@@ -11,7 +11,7 @@ SCHEMA = 1
 PROTOCOL, OLDEST_PROTOCOL = 3, 1
 CHECK = "--check"  # asks another version of the supervisor whether it could run here
 TRY = "--try"  # lets another version take over a small pool
-TRIED = "POOLCTL_TRIED"  # an environment variable that says that the trial has already been made
+TRIED = "POOLCTL_TRIED"  # an environment variable: the running version makes the trial
 
 # Verbs that change servers. The supervisor completes them even if the caller stops waiting; features declare further
 # ones (`Feature.changing`).

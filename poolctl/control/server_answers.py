@@ -36,7 +36,7 @@ class WorkerDetails:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveChanges:
-    """The changes by commands that override the configuration."""
+    """The changes that commands have made to a server and that override its configuration; None if unchanged."""
 
     workers: int | None = None
     disabled: bool | None = None
@@ -97,7 +97,7 @@ class StacksResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatsHistory:
-    """Samples at each interval, oldest first; None where the figure is unknown (see Stats)."""
+    """The statistics of a server in each past interval, oldest first; None for an unknown value."""
 
     interval_seconds: float
     requests_per_second: tuple[float | None, ...]
@@ -150,7 +150,7 @@ class Stats:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Item):
-    """A server with its figures."""
+    """A server with its statistics."""
 
     stats: Stats
 

@@ -63,7 +63,7 @@ def plan(
     files: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     missing: Collection[str] = (),
 ) -> list[Change]:
-    """The changes that a reload makes, in the order of the files; servers removed from the files come first.
+    """The changes that a reload makes, in the order of the configuration; servers removed from it come first.
 
     `written` are the servers of the configuration files. `files` has, by server name, the digests of the env and
     certificate files that they name (see `digests`). `missing` are the names of servers removed by a command.
@@ -116,7 +116,7 @@ def server_changes(before: CurrentServer, server: ServerConfig, files: Mapping[s
 
 
 def _agreed_keys(before: CurrentServer, server: ServerConfig) -> set[str]:
-    """The keys that a command has changed to the value that they now also have in the file."""
+    """The keys (workers, disabled) whose value set by a command is now also their value in the file."""
     return {
         key
         for key, live, written in (

@@ -57,7 +57,7 @@ class TrafficSplit(Protocol):
 class Core:
     """The servers of a pool. After each change, the next actions are chosen before the event loop sleeps.
 
-    `calm`: only commands have effects. `observers` are called with each entry that may have changed.
+    With `calm`, only commands lead to actions. `observers` are called with each entry that may have changed.
     """
 
     def __init__(
@@ -332,7 +332,7 @@ class Core:
     def begin_recovery(
         self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool
     ) -> None:
-        """Record the start of a recovery: its `report` and the times of all recoveries. Count a restart if `counts`."""
+        """Record that a recovery begins: its `report`, the `times` of all so far and, if `counts`, one more restart."""
         entry.observed.recovering, entry.observed.recoveries = report, times
         entry.observed.restarts += counts
         self.touch(entry)
@@ -442,10 +442,9 @@ class Core:
         return canary
 
     def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
-        """Adopt a previous supervisor's canary with its own address, if this is the first worker found of it.
+        """Adopt a previous supervisor's canary that has its own address, when the first of its workers is adopted.
 
-        The previous gateway sends requests to the canary until the canary is withdrawn here. The share of a canary that
-        was not recorded is 0.
+        The previous gateway sends requests to the canary until it is withdrawn here. A share not recorded counts as 0.
         """
         desired = entry.desired
         is_apart = worker.config.key != entry.config.key and worker.generation > desired.generation

@@ -183,7 +183,7 @@ class View:
 
     @property
     def sleeps(self) -> bool:
-        """Whether the server may sleep, nothing keeps it awake, and no worker stays; then no worker is started."""
+        """Whether no worker is to be started: the server may sleep, nothing wakes it, and any workers are ending."""
         wakes = self.called or self.needed or self.kept == AWAKE or self.awaits_hook
         return self.sleepy and not wakes and not self.staying
 

@@ -110,7 +110,7 @@ class HealthChecks:
     def _record_health(
         self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None
     ) -> None:
-        """Record an event if the server's health differs from the last recorded health and is not `unknown`."""
+        """Record an event if the server's health has changed (not to unknown), due to the worker's `probe` if given."""
         after = entry.health_of_workers
         before = self._known.get(entry.name, Status.OK)
         if after in (Status.UNKNOWN, before):

@@ -421,7 +421,7 @@ class Executor:
         self._stop(entry, worker, replaced=False)
 
     def close(self, held: ServerConfig) -> None:
-        """Close a listener that no longer belongs to any server."""
+        """Close the listener of the configuration `held`, which no server uses any longer. Does not wait."""
         self._addresses.closed(held.key)
         self._queue.run(self._runner.close(held.key))
 
@@ -542,7 +542,10 @@ class Executor:
             self._queue.touch(entry, progressed=True)
 
     def _close_waiting(self, entry: Entry, newest: int) -> None:
-        """Close waiting connections unless generation `newest` is ready or replaced; wait for a start in progress."""
+        """Close the connections that wait for a worker, unless the server is ready.
+
+        Does nothing if it has a generation newer than `newest` or sleeps again. A start in progress must fail first.
+        """
         if entry.desired.newest != newest or entry.ready or entry.listener.armed is not None:
             return
         coming = [

@@ -202,7 +202,7 @@ class ObservedState:
 
     @property
     def staying(self) -> list[Worker]:
-        """The workers that are not leaving."""
+        """The workers that are neither draining nor stopping."""
         return [worker for worker in self.workers.values() if worker.phase not in LEAVING]
 
 
@@ -420,7 +420,7 @@ class Entry:
 
     @property
     def sleeps(self) -> bool:
-        """Whether the server may sleep, nothing keeps it awake, and no worker stays; then no worker is started.
+        """Whether no worker is to be started: the server may sleep, nothing wakes it, and any workers are ending.
 
         A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
         that is up (`needed`). A server kept asleep by a window has no listener, and is not woken by a request.
@@ -442,7 +442,7 @@ class Entry:
 
     @property
     def settled(self) -> bool:
-        """Whether the server has reached its desired state: it is complete or asleep."""
+        """Whether the server is asleep, or has all the ready workers that it should have (see `complete`)."""
         return self.complete or self.asleep
 
     @property
@@ -511,7 +511,7 @@ class Entry:
 
     @property
     def health_of_workers(self) -> Status:
-        """The ready workers' health: warn if it differs. Without probes: ok while the server is ready, else unknown."""
+        """The ready workers' health; warn if they differ. Without probes: ok if the server is ready, else unknown."""
         ready = self.observed.ready
         if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
@@ -549,7 +549,7 @@ class Entry:
 
     @property
     def pids(self) -> list[int]:
-        """The pids of the server's workers; leaving workers are included only if all are leaving."""
+        """The pids of the server's workers; those of draining and stopping workers only if there are no others."""
         found = self.observed.staying or self.observed.workers.values()
         found = sorted(found, key=lambda worker: (worker.generation, worker.index))
         return [worker.placement.pid for worker in found if worker.placement and worker.placement.pid]
@@ -560,7 +560,7 @@ class Entry:
         return now - min(since) if since else 0.0
 
     def summary(self) -> tuple[object, ...]:
-        """The properties on which decisions about dependencies, dependents and servers at the same address depend.
+        """The properties that affect decisions about dependencies, dependents and servers at the same address.
 
         Decisions about these servers are repeated when the result changes.
         """
@@ -599,7 +599,7 @@ class Entry:
         self.desired.generation = self.desired.newest
 
     def schedule_start_hook(self) -> None:
-        """Make the start hook due before the next worker. If a worker stays, only cancel a due stop hook."""
+        """Have the start hook run before the next worker. If workers continue, only cancel a due stop hook instead."""
         if self.observed.staying:
             self.hooks.after_stop_due = False
         else:
@@ -608,9 +608,9 @@ class Entry:
             )
 
     def schedule_stop_hook(self) -> None:
-        """Make the stop hook due after the last worker, if the server was started and its start hook is done.
+        """Have the stop hook run after the last worker or, if the start hook has not run yet, cancel that instead.
 
-        The start hook is not due any longer.
+        No stop hook is run for a server that was not started.
         """
         if self.wanted and not self.hooks.before_start_due and self.config.hooks is not None:
             self.hooks.after_stop_due = self.hooks.after_stop_due or bool(self.config.hooks.after_stop)
@@ -622,7 +622,7 @@ class Entry:
         self.desired.restarting = self.desired.generation
 
     def skip_leaving_generation(self) -> None:
-        """Begin a new generation if a worker of the current one is draining or stopping: its id is not free yet."""
+        """Begin a new generation if workers of the current one are draining or stopping: their ids are still in use."""
         if any(
             each.generation == self.desired.generation and each.phase in LEAVING
             for each in self.observed.workers.values()

@@ -222,7 +222,7 @@ class Addresses:
             listener.bound, listener.state = None, Listener.CLOSED
 
     def may_open(self, entry: Entry) -> bool:
-        """Whether the entry may open its listener, that is, no other listener is in the way."""
+        """Whether the entry may open its listener. While its address is in use, also records that it waits."""
         if not self._leaving or entry.listener.state is not Listener.CLOSED:
             return True
         free = not any(self._in_the_way(entry, other) for other in self._leaving.values())
@@ -455,9 +455,9 @@ class Servers:
         return [entry for name, entry in self.entries.items() if name in seen]
 
     def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
-        """Record, for each server named in `stopped`, which of the `disabled` servers it depends on.
+        """Record, for each server named in `stopped`, on which of the `disabled` servers it depends.
 
-        `stopped` maps its name to the disabled servers that were recorded earlier; they stay recorded.
+        `stopped` maps server names to the names of disabled servers recorded earlier, which stay recorded.
         """
         names = [entry.name for entry in disabled]
         for name, before in stopped.items():
@@ -466,7 +466,7 @@ class Servers:
             self.entries[name].desired.stopped_with = [*before, *now]
 
     def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
-        """The servers stopped when the `enabled` ones were disabled, except those that a disabled one also stopped."""
+        """The servers that stopped when the `enabled` ones were disabled, and depend on no server still disabled."""
         names = {entry.name for entry in enabled}
         found = self.closure(filter(self.dependents, enabled), self.dependents)
         return [

@@ -1,1 +1,1 @@
-"""The features, one folder each. The rest of poolctl finds them by `poolctl.feature` and imports none directly."""
+"""poolctl's features, one folder each. The command line and the supervisor load them through `poolctl.feature`."""

@@ -143,7 +143,7 @@ class MessageHead:
     def read(cls, data: bytes, scanned: int = 0, max_bytes: int = MAX_HEAD_BYTES) -> Self | None:
         """The head at the start of these bytes; None while it is incomplete but may become valid. Raises BadMessage.
 
-        The first `scanned` bytes are already known to be incomplete.
+        The first `scanned` bytes were already checked by an earlier call.
         """
         end = data.find(_END, scanned - 3 if scanned > 3 else 0)
         if (end + 4 if end >= 0 else len(data)) > max_bytes:
@@ -159,7 +159,7 @@ class MessageHead:
         """Whether these bytes are an incomplete head.
 
         False as soon as no further bytes can make them a valid head; the caller limits their number. The first
-        `scanned` bytes are already known to be incomplete.
+        `scanned` bytes were already checked by an earlier call.
         """
         line_end = data.find(b"\r\n", 2) + 2  # an empty line may come first
         return (
@@ -569,7 +569,7 @@ class ChunkedBody:
         return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
 
     def _check_end(self, data: bytes, at: int, left: int, taken: int) -> None:
-        """Check that the chunk ends with CRLF. `left` of its bytes were missing; `data` has `taken` of them at `at`."""
+        """Check the chunk's final CRLF, as far as received: `taken` of its last `left` bytes are in `data` at `at`."""
         begin = at + max(0, left - 2)
         if begin < at + taken:
             expected = b"\r\n"[max(0, 2 - left) :]

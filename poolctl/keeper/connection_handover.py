@@ -124,7 +124,7 @@ def from_message(message: wire.Message, fds: list[int]) -> Connection:
 def give(
     end: socket.socket, fd: int, limits: wire.Message | None = None, routed: Routed | None = None
 ) -> None:
-    """Queue the connection for the process at the other end. The caller still owns `fd`, and closes it.
+    """Send the connection `fd` through the socket `end`, without waiting. The caller still owns `fd`, and closes it.
 
     `limits` come from Connection.limits. Raises OSError, BlockingIOError when the queue is full, and WireError
     when too many bytes have been received.

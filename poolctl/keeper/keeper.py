@@ -109,7 +109,7 @@ class Store:
 
 
 def fill(store: Store, plan: wire.Message) -> tuple[int, int] | None:
-    """Put the descriptors of the plan into the store. Returns the pid and link of a running supervisor, or None.
+    """Put the descriptors that `plan` names into the store; returns a running supervisor's pid and link, or None.
 
     A child that could not be started gets no entry; the supervisor starts it when needed.
     """
@@ -199,7 +199,7 @@ class Channel:
 
 
 class Donor(Channel):
-    """The link to a supervisor that was started by another keeper and sends its descriptors to this one.
+    """The link to a supervisor that another keeper started, and that sends its descriptors to this keeper.
 
     `process` is its pid and start time. If it stops answering pings, it gets SIGCONT, then SIGKILL. All times are
     on one monotonic clock.

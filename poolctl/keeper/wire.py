@@ -43,7 +43,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
 
 
 def encode(message: Message) -> bytes:
-    """The encoded message."""
+    """The message as JSON, to be sent as one packet."""
     return json.dumps(message, separators=(",", ":")).encode()
 
 

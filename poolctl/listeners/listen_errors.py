@@ -46,7 +46,7 @@ class ListenError(ServerError):
 
 
 def explain_port(address: Address, host: str, error: OSError, kind: int = socket.SOCK_STREAM) -> ListenError:
-    """The ListenError for an OSError that was raised while binding `host`, one of the hosts of `address`."""
+    """The ListenError for an OSError from binding `host`, one of `address`; `kind` is the socket type."""
     port = address.port or 0
     if error.errno == errno.EADDRINUSE and kind == socket.SOCK_DGRAM:
         hint = f"find the process (as root): ss -uanp 'sport = :{port}', or choose another port"
@@ -155,9 +155,9 @@ def _unprivileged_port() -> int:
 class Holder(NamedTuple):
     """A process that uses an address. `pid` is None if only the process's user is known.
 
-    If `listens` is false it only has a connection; if `name` is also empty, the connection has ended and belongs to no
-    process. `pool` lists the configuration files of the process's pool: empty for a pool embedded in another program,
-    None for a process outside any pool. `runtime` is that pool's runtime directory if it differs from this process's.
+    `listens` is False if the process only has a connection; if `name` is then empty, the connection has ended and no
+    process has it. `pool` lists the configuration files of the process's pool: empty for a pool embedded in another
+    program, None for no pool. `runtime` is the pool's runtime directory, "" if it is the same as this process's.
     """
 
     name: str
@@ -174,7 +174,7 @@ class Holder(NamedTuple):
 
 
 def find_holders(places: Iterable[Place]) -> dict[Place, list[Holder]]:
-    """For each address or path, the processes that prevent binding it; those with connections only if none listens.
+    """For each address or path, the processes that listen on it; if none, those whose connections prevent binding.
 
     Never raises. Blocks for about MOST_SECONDS at most; processes not found by then are omitted.
     """
@@ -200,7 +200,7 @@ def local_addresses() -> list[str]:
 
 
 def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]]:
-    """The sockets that use each address or path: by inode, a Holder that names only the user of the process."""
+    """For each address or path, the sockets that use it, by inode; each Holder has the process's user only."""
     found: dict[Place, dict[int, Holder]] = {place: {} for place in places}
     by_port: dict[int, list[tuple[Place, bytes]]] = {}
     for place in places:
@@ -293,7 +293,7 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
 
 
 def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
-    """The configuration files and the runtime directory of the process's pool; None and "" outside any pool."""
+    """The configuration files of the process's pool (None: no pool) and the runtime directory ("": ours or unknown)."""
     parent = _parent(pid)
     # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
     for each in (pid,) if parent == os.getppid() else (pid, parent):

@@ -422,8 +422,8 @@ def _is_connected(sock: socket.socket) -> bool:
 def listener_and_connection_descriptors(listeners: Sequence[socket.socket]) -> list[int]:
     """All descriptors of this process for the listeners and for connections accepted from them, duplicates included.
 
-    An accepted connection is recognized by its local address, which is its listener's. An event loop registers it only
-    some iterations after accepting it, but a forked child must not miss any connection.
+    Accepted connections are found by their local address, which equals the listener's, because an event loop registers
+    them only some iterations after the accept, and a forked child must not miss any.
     """
     addresses = {_local_name(each) for each in listeners}
     found = []

@@ -26,9 +26,9 @@ class PortLedger:
     """Chooses ports from `first` to `last` (inclusive) for a pool's servers, and stores them in the JSON file `path`.
 
     A server keeps its port, because clients know the server by its address. `key`, a hash of the path of the pool's
-    file, identifies the pool; `path` is below a directory of this name, next to the directories of the user's other
-    pools. The search starts at a port derived from `key`, and uses a port stored by another pool only if no other port
-    is free, so that two checkouts of one project can run at the same time. A missing or damaged file counts as an empty
+    file, identifies the pool. `path` is below a directory named `key`; other pools have directories of their own.
+    The search starts at a port derived from `key`, and uses a port stored by another pool only if no other port is
+    free, so that two checkouts of one project can run at the same time. A missing or damaged file counts as an empty
     ledger. Not thread-safe; choosing a port blocks briefly.
     """
 

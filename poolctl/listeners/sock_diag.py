@@ -68,9 +68,8 @@ async def wait_until_accepted(probe: socket.socket, listener: socket.socket | No
 
     First shuts `probe` down for writing, so that a program that serves one client at a time is done with it at once.
     The connection counts as accepted when the program closes it or sends data, or when the kernel (if it answers)
-    reports that a process has the other end. An empty accept queue is not required: with more clients than workers the
-    queue is never empty. If the queue is long, `probe` may be accepted late; so with `listener`, it is sufficient that
-    any other connection is accepted from it meanwhile.
+    reports that a process has the other end. With `listener`, the wait also ends when another connection is accepted
+    from it: with more clients than workers the accept queue is never empty, and `probe` may wait long.
     """
     import asyncio  # imported late: a command that asks who holds a port runs no event loop
 
@@ -195,13 +194,13 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
 
 
 def unix_listeners(until: float) -> Iterator[tuple[str, int]]:
-    """Yield the path and the inode of each listening Unix socket. Blocks, and ends early, like `tcp_sockets`."""
+    """Yield the path and inode of each listening Unix socket. Blocks until the monotonic time `until` at most."""
     for path, inode, _ in _unix_sockets(LISTEN, until):
         yield path, inode
 
 
 def accepted_connections(listener: socket.socket, until: float) -> Iterator[int]:
-    """Yield the cookies of open connections accepted from this listener. Blocks, and ends early, like `tcp_sockets`."""
+    """Yield the socket cookies of connections accepted from `listener`. Blocks until `until` (monotonic) at most."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         # The kernel does not list connections in the accept queue.
@@ -244,9 +243,9 @@ def _ask(question: bytes) -> bytes | None:
 
 
 def _ask_for_all(question: bytes, until: float) -> Iterator[bytes]:
-    """Yield all answers to a query about many sockets. Blocks until `until` at most, a time on the monotonic clock.
+    """Yield all answers to a query about many sockets, until all are read or the monotonic time `until` has passed.
 
-    Ends at this time, or raises TimeoutError if the kernel has not answered. OSError if the kernel refuses the query.
+    Raises TimeoutError if this time passes before the kernel answers, and OSError if the kernel refuses the query.
     """
     with _netlink() as netlink:
         netlink.send(_message(question, _REQUEST_ALL))

@@ -134,7 +134,7 @@ class _Levels:
         self._inside = False  # the previous line was within a traceback
 
     def rank(self, text: str, level: str) -> int:
-        """The index in LEVELS of a line's own level, or else of the line that it continues; -1 if unknown."""
+        """The index in LEVELS of `level`; if that is "", of the line that `text` continues; -1 if unknown."""
         if level:
             self._rank, self._inside = _RANKS.get(level, -1), False
         elif text.startswith(_TRACEBACK):

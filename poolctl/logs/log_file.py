@@ -88,7 +88,7 @@ class LogFile:
         return max(seconds_of(self._born) + self._max_age, self._rotate_at) - now
 
     def resume(self, block: bytes) -> int:
-        """Cut off a killed writer's incomplete line; returns how many bytes of `block` it stored in whole lines."""
+        """Cut off an incomplete last line; returns how many bytes of `block` a killed writer stored in whole lines."""
         self._prepare()
         stored = stored_part(self.path, block)
         whole = block.rfind(b"\n", 0, stored) + 1
@@ -163,7 +163,7 @@ class LogFile:
         return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)
 
     def _fitting(self, block: bytes, start: int) -> int:
-        """The index at which the part of `block[start:]` that fits ends; `start` if the file must be rotated first."""
+        """The index up to which `block[start:]` fits, in whole lines; `start` if the file must be rotated first."""
         if not self._max_size or not self._regular or self._clock.time() < self._rotate_at:
             return len(block)
         room = self._max_size - self._size
@@ -245,7 +245,7 @@ def _exists(name: str, directory: int) -> bool:
 
 
 def stored_part(path: str, block: bytes) -> int:
-    """How many bytes of `block` a killed writer has stored: the log then ends with that many first bytes of `block`."""
+    """How many bytes of `block` a killed writer has stored: the longest prefix of `block` with which the log ends."""
     text = _ending(path, len(block))
     head = block[:_HEAD_BYTES]
     at = text.find(head)

@@ -133,16 +133,16 @@ def in_order(lines: Iterator[LogLine]) -> list[LogLine]:
 
 
 def carry_times(lines: list[LogLine], time: str = "") -> str:
-    """Give each line without a time the time of the previous line, at first `time`; returns the last time."""
+    """Set the missing time of each line to that of the line before it (first line: `time`); returns the last time."""
     for line in lines:
         time = line.time = line.time or time
     return time
 
 
 def _lines_backwards(fd: int, end: int) -> Iterator[bytes]:
-    """The lines before `end`, last line first, without line breaks, including an incomplete last line.
+    """The lines of the file `fd` before the offset `end`, last line first, without line breaks.
 
-    A line that is too long is cut, and nothing before it is read.
+    Includes an incomplete last line. A line that is too long is cut, and nothing before it is read.
     """
     pending: list[bytes] = []  # pieces of a line whose beginning has not been read yet, last piece first
     position = end
@@ -305,7 +305,7 @@ class TailedFile:
         return found
 
     def _newer(self) -> list[int]:
-        """Open the files that were started after this one; returns their descriptors, oldest first."""
+        """Open the log files that were created after the one being read; returns their descriptors, oldest first."""
         try:
             if self._fd >= 0 and os.stat(self.path).st_ino == self._inode:
                 return []
@@ -324,7 +324,7 @@ class TailedFile:
 
 
 def _finished(status: os.stat_result) -> Finished:
-    """Identifies a file that is no longer written to. The inode number alone is not enough: it is soon reused."""
+    """A key for a file that is no longer written to. It is not only the inode number, because that is soon reused."""
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 

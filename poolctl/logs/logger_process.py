@@ -175,8 +175,8 @@ class WriteAheadNote:
     """Records the move in progress, so that the next logger can complete it if this one is killed.
 
     A file in memory describes the move. Its lines, once stored, are spliced in one step from the server's pipe into the
-    pipe `sink`: what is in `sink` has left the server's pipe. The content of the server's pipe would not show this, as
-    the next lines may be identical. File and pipe outlive the logger; without them nothing is recorded, `sink` is -1.
+    pipe `sink`: so bytes in `sink` are known to have left the server's pipe, even if the next lines are identical.
+    The file and `sink` outlive the logger. Without them nothing is recorded, and `sink` is -1.
     """
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
@@ -293,7 +293,7 @@ class OutputStream:
         self._underway.end()
 
     def finish(self, now: float) -> None:
-        """Store the remaining output, including an incomplete last line. No other process may still read the pipe."""
+        """Store the remaining output, including an incomplete last line. No other process must be reading the pipe."""
         self.ended = True
         try:
             for _ in range(2):  # complete lines first, then the rest
@@ -324,14 +324,14 @@ class OutputStream:
         self._enlarged = self._longest >= MOST_BYTES
 
     def _enlarge(self) -> bool:
-        """Enlarge the pipe, so that the rest of a long line fits; returns whether it has more room than before."""
+        """Enlarge the pipe so that the rest of a long line fits; returns whether there is more space than before."""
         if self._enlarged or self._partial or not self._pipes.enlarge(self.fd):
             return False
         self._measure()
         return self._enlarged
 
     def _keep(self, data: bytes, now: float) -> None:
-        """Take an incomplete line out of the pipe, because the pipe has no room for the rest and cannot be enlarged."""
+        """Move an incomplete line into memory, because the pipe has no room for the rest and cannot be enlarged."""
         self._pipes.consume(self.fd, len(data))
         self._partial += data
         if len(self._partial) >= MOST_BYTES:
@@ -499,7 +499,7 @@ class Logger:
             os.close(fd)
 
     def _add(self, order: wire.Message, fds: list[int]) -> None:
-        """Add a stream, or update the one with the same `id`. A pipe that is kept is removed from `fds`."""
+        """Add a stream, or update the one with the same `id`. A descriptor that it keeps is removed from `fds`."""
         fd, path = fds[0], str(order["path"])
         max_size, keep = int(order.get("max_size") or 0), int(order.get("keep") or 0)
         max_age = float(order.get("max_age") or 0)

@@ -144,7 +144,7 @@ class Usage:
         self._spent = 0.0
 
     def measure(self, pid: int, now: float, *, memory: bool = True) -> None:
-        """Measure again unless the last measurement is recent. Measuring `memory` is expensive."""
+        """Measure the process `pid` at `now` (monotonic seconds) if the values are old; without `memory`, only CPU."""
         if now - self._seen_at >= INTERVAL_SECONDS / 2:
             spent = cpu_seconds(pid) or 0.0
             # The first measurement is the average since the start of the process, as in ps(1).
@@ -192,10 +192,10 @@ def snapshot(
     memory: bool = True,
     own_pid: int | None = None,
 ) -> ServerSnapshot:
-    """Return the server's figures at `now`, in monotonic seconds. Without `memory`, memory is not measured again.
+    """Return the server's statistics at `now`, in monotonic seconds. Without `memory`, its memory is not measured.
 
-    `ended` holds the counts of exited workers; those of current workers are added to it. The caller keeps `usages`, by
-    pid, from one call to the next. Workers inside the process `own_pid` have no usage of their own.
+    Adds the counts of current workers to `ended`, the counts of exited ones. The caller keeps `usages`, by pid, from
+    one call to the next. Workers inside the process `own_pid` have no usage of their own.
     """
     workers: list[WorkerUsage] = []
     for worker in entry.observed.workers.values():
@@ -221,7 +221,7 @@ def loop_lag_seconds(counts: Counts | None) -> Figure:
 
 
 class ObservedServer(NamedTuple):
-    """The figures of a server at one time; `name` is its name in metrics."""
+    """The statistics of a server at one time; `name` is its name in metrics."""
 
     name: str
     state: str
@@ -232,7 +232,7 @@ class ObservedServer(NamedTuple):
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """The labels of its metrics."""
+        """The labels of the server's metrics."""
         return {"server": self.name}
 
 
@@ -310,7 +310,7 @@ _WORKER: Sequence[Row[_WorkerSnapshot]] = (
 
 
 def pool_families(name: str, python: str, servers: Sequence[ObservedServer]) -> Sequence[Family]:
-    """The pool's identity, and the number of servers in each state."""
+    """The metrics of the pool's identity and of the number of servers in each state."""
     info = family_of("poolctl_build", "info", "Which pool this is, and the version of poolctl that runs it.")
     info.add(1, pool=name, version=__version__, python=python)
     count = family_of("poolctl_servers", "gauge", "Servers of the pool by their state.")
@@ -333,7 +333,7 @@ def _states(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 
 
 def _monitor(servers: Sequence[ObservedServer]) -> Iterable[Family]:
-    """The status of each server, and its availability."""
+    """The metrics of each server's status and availability."""
     text = "1 for the status of the server: ok, warn, ko, or unknown while it is off."
     status = family_of("poolctl_monitor_status", "gauge", text)
     text = "How long the newest probe of the server took."
@@ -379,7 +379,7 @@ def _workers(servers: Sequence[ObservedServer]) -> Iterable[Family]:
 
 
 def _staying(seen: ServerSnapshot) -> Iterable[_WorkerSnapshot]:
-    """One worker for each index: during a replacement the new one, not the one that is leaving."""
+    """The workers, one per worker index: during a replacement the new worker, not the old one."""
     workers = sorted(seen.workers, key=lambda each: (each[0].phase not in LEAVING, each[0].generation))
     return {worker[0].index: _WorkerSnapshot(*worker) for worker in workers}.values()
 
@@ -401,7 +401,7 @@ def family_of(name: str, kind: str, text: str) -> Family:
 def families_of(
     rows: Iterable[Row[Subject]], subjects: Sequence[tuple[Subject, Mapping[str, str]]]
 ) -> Iterable[Family]:
-    """Yield one metric per row, with a sample for each subject, which carries that subject's labels."""
+    """Yield one metric per row, with one sample for each of `subjects`, labeled with that subject's labels."""
     for name, kind, text, value in rows:
         family = family_of(name, kind, text)
         for subject, labels in subjects:

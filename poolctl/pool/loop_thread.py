@@ -65,10 +65,7 @@ class Engine:
         close_matcher()
 
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
-        """Schedule `work` on the loop; returns a future of its result. To be called under LOCK.
-
-        Cancelling the future cancels the work.
-        """
+        """Schedule `work` on the loop; returns its future, which can cancel it. The caller must hold LOCK."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._orders += 1
         self.loop.call_soon_threadsafe(self._begin, work, future, context=contextvars.Context())
@@ -163,12 +160,12 @@ def submit(work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
 
 
 async def run(work: Coroutine[None, None, T]) -> T:
-    """The result of `work`, which runs on the engine; awaited in the caller's own loop."""
+    """Run `work` on the engine's loop and return its result, without blocking the caller's own loop."""
     return await asyncio.wrap_future(submit(work))
 
 
 def run_sync(work: Coroutine[None, None, T]) -> T:
-    """The result of `work`, which runs on the engine; blocks. Raises RuntimeError on the engine's own thread."""
+    """Run `work` on the engine's loop and return its result; blocks. Raises RuntimeError on the engine's thread."""
     try:
         refuse_own_thread()
     except RuntimeError:
@@ -199,7 +196,7 @@ def is_own_thread() -> bool:
 
 
 def refuse_own_thread() -> None:
-    """Raise RuntimeError if called on the engine's thread: a wait for servers there would never end."""
+    """Raise RuntimeError if called on the engine's thread, where a blocking wait for servers would never end."""
     if is_own_thread():
         raise RuntimeError(
             "this would block the loop that serves the pool; use the coroutine of the same name"

@@ -335,9 +335,9 @@ class Pool(Mapping[str, Server], StartAndStop):
                 self._stop_removed(servers)
 
     def _arrange(self, servers: Sequence[Server]) -> list[Server]:
-        """Make these the pool's servers, in this order; returns the removed servers, which are ordered to stop.
+        """Make `servers` the pool's content, in this order; orders all other servers to stop, and returns those.
 
-        The addresses of `servers` must not overlap. Called under LOCK.
+        The addresses of `servers` must not overlap. The caller must hold LOCK.
         """
         staying = set(servers)
         gone = [server for server in self._servers.values() if server not in staying]
@@ -349,7 +349,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return gone
 
     def _stop_removed(self, servers: Iterable[Server]) -> None:
-        """Begin to stop those of the removed servers that run; does not wait. Called under LOCK."""
+        """Order the active ones among these removed servers to stop; does not wait. The caller must hold LOCK."""
         busy = [handle for server in servers if (handle := live_handle(server)) is not None and handle.busy]
         order_stop(busy)
         self._departed.update(busy)
@@ -411,7 +411,7 @@ class Pool(Mapping[str, Server], StartAndStop):
         return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
 
     def _holds(self, server: Server) -> bool:
-        """Whether the server is still in the pool; for a view: in the original pool, or stored in the view alone."""
+        """Whether the server is in this pool; for a view (see `filter`): in the original pool, or only in the view."""
         return server in self._own or self._source_pool._servers.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:
@@ -496,12 +496,12 @@ class Pool(Mapping[str, Server], StartAndStop):
         """Change the pool to these servers, which are identified by name; returns when all changes are done.
 
         `configs` are ServerConfigs, mappings or a PoolConfig. New and newly enabled servers start if the pool was
-        started and not stopped since, or if one of its servers runs. A running server that has changed is replaced as
-        by `restart`, or keeps running and applies the change, as with `poolctl reload`. Unchanged servers are left
-        untouched, stopped ones stay stopped, removed ones stop. A renamed server is removed and added as a new one,
-        even at the same address: connections on which no request has arrived yet are closed. Raises PoolRestartError
-        with every failure, after all servers were attempted: a server with an invalid configuration or a failed
-        replacement continues unchanged. Raises PoolParamError if `configs` is not a list, and for a view.
+        started and has not been stopped, or if one of its servers runs. If the configuration of a running server has
+        changed, its workers apply the change if `poolctl reload` would do so; otherwise they are replaced as by
+        `restart`. Unchanged servers are left untouched, stopped ones stay stopped, removed ones stop. A renamed server
+        is removed and added as a new one, even at the same address: connections that sent no request are closed. Raises
+        PoolRestartError with every failure, after all servers were attempted: a server with an invalid configuration or
+        a failed replacement continues unchanged. Raises PoolParamError if `configs` is not a list, and for a view.
         """
         reload = await asyncio.to_thread(self._hot_reload, configs)
         await loop_thread.run(reload.run())
@@ -734,14 +734,14 @@ def _unknown_stacks(config: ServerConfig, placement: Placement, problem: str) ->
 
 
 class HotReload:
-    """One call of `Pool.apply`. New servers are started if `runs` is true.
+    """Performs one call of `Pool.apply`. `runs` tells whether to start new and newly enabled servers.
 
     A server whose new configuration is invalid stays unchanged. If a problem names no server, no server is removed,
     since the problem may concern any of them.
     """
 
     def __init__(self, pool: Pool, configuration: Configuration, *, runs: bool) -> None:
-        """Hash the certificates and env files, to detect changes of their contents; blocks on the disk."""
+        """Prepare the change; reads the certificates and env files, to detect changed contents. Blocks on the disk."""
         self._pool = pool
         self._configuration = configuration
         self._runs = runs
@@ -811,10 +811,10 @@ class HotReload:
         self._stops |= {future for each in gone if (handle := live_handle(each)) for future in handle.stops}
 
     def _compatible_configs(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
-        """Return the new configurations `written` without address conflicts, and the servers that stay unchanged.
+        """Return the configurations in `written` that have no address conflict, and the servers that stay unchanged.
 
-        A server without a valid new configuration stays unchanged if an error names it, or names no server at all.
-        Conflicts are added to the errors.
+        A server without a valid new configuration stays unchanged if an error names it, or if any error names no
+        server. Each conflict is added to `_errors`.
         """
         while True:
             names = {server.name for server in written}

@@ -128,7 +128,7 @@ class Shared:
 
     @property
     def values(self) -> Mapping[str, object]:
-        """The values that applications find in their state."""
+        """The values that applications find in ``scope["state"]``."""
         return self.context.values if self.context is not None else {}
 
     def prepare(self, config: ServerConfig) -> ServerConfig:
@@ -274,7 +274,7 @@ class StartAndStop:
     __slots__ = ()
 
     def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
-        """The servers to act on, and a function that tells whether the pool still has a server; None for one server."""
+        """The servers to act on; and for a pool a function that tells whether it still has a server, otherwise None."""
         raise NotImplementedError
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
@@ -322,8 +322,8 @@ class StartAndStop:
 class Server(StartAndStop):
     """One server of a pool. Any thread may call any method.
 
-    It runs in this process unless its pool has another runner. It may also be started alone; a missing handler or
-    default TLS comes from the pool that stores it.
+    It runs in this process unless its pool has another runner. It can also be started without a pool. A pool that
+    stores it provides the handler and the default TLS, if the server needs them.
     """
 
     # Small, because a pool may have 100,000 servers: only started ones have a handle. Name and expose are copied from
@@ -402,7 +402,7 @@ class Server(StartAndStop):
 
     @property
     def pids(self) -> list[int]:
-        """The ids of the processes that serve it, without duplicates; this process's id if the server runs in it."""
+        """The ids of the server's processes, without duplicates; this process's id if the server runs in it."""
         handle = live_handle(self)
         return list(handle.observed.pids) if handle is not None else []
 
@@ -532,10 +532,10 @@ class Snapshot:
 
 
 class Handle:
-    """The runtime state of a server, created at its first start. `entry` is its record in a Core, None if inactive.
+    """The runtime state of a server, created at its first start. `entry` is its state in the `Core`, None if inactive.
 
-    Written on the engine's loop only, read from any thread. The engine keeps the handle alive, but the handle has only
-    a weak reference to its server: if the program drops a running server and its pool, the server is stopped.
+    Changed on the engine's loop only; any thread may read it. The engine keeps the handle alive, but the handle has
+    only a weak reference to its server: if the program drops a running server and its pool, the server is stopped.
     """
 
     def __init__(self, server: Server) -> None:
@@ -597,7 +597,7 @@ class Handle:
 
     @property
     def busy(self) -> bool:
-        """Whether the server is active (see `Entry.at_rest`), or an order to start or stop it is in progress."""
+        """Whether the server should run, has a worker, hook or open listener, or an order for it is in progress."""
         entry = self.entry
         return bool(self.orders or self.stops) or (entry is not None and not entry.at_rest)
 
@@ -635,7 +635,7 @@ class Handle:
                 known.note(self._clock.monotonic(), state=state, health=health)
 
     def refuse(self, error: ServerError | None) -> None:
-        """Record the error of a failed start, or a stop (None). A server that is inactive becomes failed or stopped."""
+        """Record the error of a failed start; None when a stop begins. An inactive server becomes failed or stopped."""
         self.refusal = error
         if self.entry is None or self.entry.at_rest:
             self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
@@ -649,7 +649,7 @@ class _NullRecorder:
 
 
 class CoreHost(CoreEvents):
-    """A `Core` with its runner, and the handles of the servers that it manages. Used on the engine's loop only."""
+    """A `Core`, which supervises servers, and a `Handle` for each of them. Used on the engine's loop only."""
 
     def __init__(self, runner: Runner, clock: Clock, on: loop_thread.Engine) -> None:
         self.core = Core((), runner, clock, _NullRecorder(), trace=Trace.configured(os.environ))
@@ -713,7 +713,7 @@ class CoreHost(CoreEvents):
         return True
 
     def stop(self, handle: Handle) -> None:
-        """Order the core to stop the server, if this host has it; returns at once."""
+        """Order the core to stop the server; returns at once. Ignores a server that this core does not manage."""
         if handle.host is self and handle.entry is not None:
             self.core.stop(handle.entry)
 
@@ -740,7 +740,7 @@ class CoreHost(CoreEvents):
         """Copy the server's current state from its entry in the core to its handle.
 
         The entry of an inactive server is removed, unless an order is in progress for it or another server depends on
-        it; then the same is done for each of its dependencies.
+        it; the server's dependencies are then handled in the same way.
         """
         ahead = [handle]
         while ahead:
@@ -794,7 +794,7 @@ class CoreHost(CoreEvents):
         )
 
     def _source(self, handle: Handle, config: ServerConfig) -> ServerConfig | None:
-        """The user's configuration from which `config`, one of the core's, was made; None if it is unknown."""
+        """The user's configuration from which the core's `config` was derived; None if it is unknown."""
         return next((source for made, source in handle.config_sources if made is config), None)
 
 
@@ -894,7 +894,7 @@ def seconds(timeout: Timeout) -> float | None:
 
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:
-    """Stop the servers, each before its dependencies; returns when all have ended. Raises PoolStopError."""
+    """Stop the servers, dependents first; waits. `limit` (seconds) caps each `stop_timeout`. Raises PoolStopError."""
     future = order_stop([handle for server in servers if (handle := live_handle(server)) is not None], limit)
     if future is not None:
         # Shielded, so that no server is left half stopped if the caller gives up waiting.
@@ -904,9 +904,9 @@ async def stop(servers: Sequence[Server], limit: float | None) -> None:
 def order_stop(
     handles: Sequence[Handle], limit: float | None = None
 ) -> concurrent.futures.Future[None] | None:
-    """Order the servers to stop; returns at once, with a future that is done when all have ended.
+    """Order the servers to stop, from any thread; returns at once, with a future that is done when all have ended.
 
-    The future may raise PoolStopError. Without handles None is returned. Any thread may call this.
+    Returns None if `handles` is empty. `limit` (seconds) caps each `stop_timeout`. The future may raise PoolStopError.
     """
     if not handles:
         return None
@@ -977,10 +977,10 @@ class _PendingServer:
 class StartOrder:
     """Starts or restarts `servers`, dependencies first, when `run` is called on the engine's loop.
 
-    `kind` is the class of the error that `run` raises; with PoolRestartError the servers are restarted. `limit` is the
-    timeout in seconds. `holds` tells whether a server still belongs to the pool; with None, for a single server, it
-    starts without its dependencies. Servers in `live` keep their workers, which apply the new configuration. Servers in
-    `beside` are not in `servers` and continue unchanged, but those in `servers` may depend on them.
+    `kind` is the class of the error that `run` raises; PoolRestartError also means to restart running servers. `limit`
+    is the timeout in seconds. `holds` tells whether the pool still has a server; None means a single server, started
+    without its dependencies. Servers in `live` keep their workers, which apply the new configuration. `beside` are
+    other active servers, which do not change, but on which `servers` may depend.
     """
 
     def __init__(
@@ -1107,9 +1107,9 @@ class StartOrder:
         names: dict[Handle, str],
         needed: dict[Handle, tuple[Dependency, ...]],
     ) -> ServerConfig:
-        """The configuration to give to the core: with the core's server names, and only the dependencies in `needed`.
+        """The server's configuration for the core: with the core's server names and only the dependencies in `needed`.
 
-        A server that is started alone keeps the dependencies that its entry in the core has, if any.
+        If a single server is started, it keeps the dependencies of its entry in the core; a new entry has none.
         """
         dependencies = needed[each.handle]
         if self._holds is None:
@@ -1153,7 +1153,7 @@ class StartOrder:
                 each.handle.awaiting.discard(self)
 
     def _give_up(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
-        """Abandon the start, unless another order waits for it too; returns whether to wait until its workers end.
+        """Abandon the start, unless another order also waits for it; returns whether to wait until its workers end.
 
         False if nothing was abandoned, or if the start had not begun because a stop is still in progress.
         """

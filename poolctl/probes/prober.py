@@ -33,9 +33,9 @@ _ENDED = "it closed the connection"
 
 
 class ProbeConnection(asyncio.Protocol):
-    """A connection for one probe at a time, with TLS if it has a `context`. Closes `sock` when it is closed.
+    """A connection that sends one probe at a time, with TLS if `context` is given. Closing it closes `sock`.
 
-    `replies` counts received replies; once `closed`, the connection cannot be reused. Needs a running event loop.
+    `replies` counts the replies received. Once `closed` is true, it cannot be reused. Needs a running event loop.
     """
 
     def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None) -> None:
@@ -169,7 +169,7 @@ class Connector(Protocol):
 
 
 class WorkerConnector(NamedTuple):
-    """Connects to a worker: to its application (`kind` "http") or poolctl's code ("echo"), if `plain` without TLS."""
+    """Connects to a worker: to its application if `kind` is "http", else to poolctl's code; `plain`: without TLS."""
 
     runner: Runner
     placement: Placement
@@ -206,9 +206,9 @@ class RequestProber:
             connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
 
     def cancel(self) -> None:
-        """Stop waiting for the result, and close the connection, unless this is the third unanswered probe in a row.
+        """Stop waiting for the result, and close the connection.
 
-        Then the connection stays open, and no more probes are sent until the worker answers or closes it.
+        After three unanswered probes in a row it stays open: no probe is sent until the worker answers or closes it.
         """
         self._on_result = None
         if self._connecting is not None:
@@ -430,8 +430,8 @@ _UNQUOTED = "/?&=%:@!$'()*+,;~-._"
 class HttpProbeRequest:
     """An HTTP request to send as a probe, and the rules that judge its response.
 
-    `expose` is the server's public address, for the field Host. Unless `reusable`, the request asks the server to close
-    the connection after the response.
+    `expose` is the server's public address, for the Host header. Unless `reusable`, the request asks the server to
+    close the connection after the response.
     """
 
     __slots__ = ("_body", "_head_only", "_label", "_plain", "_slow_until", "_statuses", "payload")
@@ -480,7 +480,7 @@ class HttpProbeRequest:
 
 
 class EchoExchange:
-    """A Request of one byte, and its own Reply: the worker echoes the byte without involving the application."""
+    """A probe of one byte, which the worker echoes without the application; it is both the Request and the Reply."""
 
     payload = b"?"
     status = 0

@@ -252,7 +252,7 @@ class WorkerProbes:
 
     @property
     def latency_seconds(self) -> float | None:
-        """The time that the first probe's last result took, in seconds; None if there is no probe or no result yet."""
+        """How long the first of the probes took for its last result, in seconds; None without a probe or a result."""
         return self.probes[0].latency_seconds if self.probes else None
 
     def get(self, kind: str) -> WorkerProbe | None:

@@ -156,9 +156,9 @@ def authenticated_alias(value: bytes, key: str) -> str | None:
 
 
 def context_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> RouteContext | None:
-    """The context that a gateway sent, from a scope's headers; None if there is no context.
+    """The route and backend that a gateway has sent in these headers of a scope; None if they contain no route.
 
-    Its route has alias, host, path and provider only.
+    The route has alias, host, path and provider only.
     """
     found = {name.lower().decode("latin-1"): unquote(value.decode("latin-1")) for name, value in headers}
     if not found.get(_ROUTE):

@@ -13,9 +13,9 @@ from .route_table import Match, RouteTable
 
 
 def passable_match(head: RequestHead, table: RouteTable) -> Match | None:
-    """The match of a request whose connection may be passed to any of its `servers`; None if the proxy must answer it.
+    """The match of a request whose connection may be passed to the match's `servers`; None if the proxy must answer.
 
-    The proxy must answer if no route matches, if the route needs the proxy, and if the path is invalid or has dot
+    The proxy must answer if no route matches, if the route needs the proxy, or if the path is invalid or has dot
     segments, which a worker might not resolve.
     """
     sent = "/" if head.path == b"*" else head.path.decode("ascii")

@@ -244,5 +244,5 @@ class TableRegistry(_RegistryReader):
 
 
 def _as_own_class(kind: type[Kind], route: Kind) -> Kind:
-    """Convert the route, which may be from another poolctl version (the worker's), to `kind`, a class of this one."""
+    """Return the route as an instance of `kind`: a worker with another poolctl version has other classes."""
     return route if isinstance(route, kind) else from_json(kind, route.to_json())

@@ -91,12 +91,12 @@ class Limit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerRule:
-    """When a backend is taken out of service: after `failures` in a row, or at the failure share `rate` in the window.
+    """When to take a backend out of service: after `failures` in a row, or if a share `rate` of recent requests fails.
 
-    The share is evaluated once the window has `minimum_requests`. A value of 0 disables `failures` or `rate`.
-    The backend is retried after `open_seconds`, with at most `probes` concurrent requests. `statuses` count as
-    failures in addition to 502, 503 and 504. At most the share `max_open` of a route's backends is taken out of service
-    because of responses, and never the last one that serves.
+    The share is that of the last `window_seconds`, once they have `minimum_requests`; 0 disables `failures` or `rate`.
+    The backend is retried after `open_seconds`, with at most `probes` concurrent requests. `statuses` count as failures
+    in addition to 502, 503 and 504. This rule takes at most the share `max_open` of a route's backends out of service,
+    and never the last one that serves.
     """
 
     failures: int = 5

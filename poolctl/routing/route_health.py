@@ -49,8 +49,8 @@ def server_health(
 ) -> RouteHealth:
     """The health of a route to one server, from its `state` and the result of its probes, `health`.
 
-    A sleeping server is napping: the next request wakes it. A server that runs without being ready is unhealthy, a
-    server that failed for good is an error, and a server that never ran, or was drained, is unknown.
+    A sleeping server is napping: the next request wakes it. A failed server has the status error; a draining one,
+    or one with the state "", is unknown. Every other server that is not ready is unhealthy.
     """
     if ready:
         status = UNHEALTHY if health == "ko" else HEALTHY

@@ -14,7 +14,7 @@ PASS, PROXY, STREAM, EXCLUDED = "pass", "proxy", "stream", "excluded"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineReport:
-    """The machine of a route's target `to`: a node (`vmid` 0), or a container (lxc) or VM (qemu) with its `state`."""
+    """The Proxmox machine of a route's target `to`: a node (`vmid` 0), or a container (lxc) or VM (qemu)."""
 
     to: str
     kind: str
@@ -31,8 +31,8 @@ class MachineReport:
 class RouteReport:
     """One route, as reported.
 
-    `to` are its `destinations`. `way` is how its configuration lets connections reach the backend: pass, proxy, stream
-    or excluded; `why` is the reason for proxy and excluded. `host` of a stream is the address on which the gateway
+    `to` has server names, URLs or a redirect. `way` is how connections reach the backend by configuration: pass, proxy,
+    stream or excluded; `why` is the reason for proxy and excluded. `host` of a stream is the address where the gateway
     listens. `state` is one of route_health.STATUSES. `passed`, `proxied` and `refused` count the actual outcomes of its
     `requests`, `waiting` the requests in the queue of its limit. Counts and latencies combine gateway and workers; a
     latency is None before the first request. `machines` is None without an inventory.

@@ -109,7 +109,7 @@ class _Writer:
         self._add(ROOT, json.dumps(root))
 
     def _add_others(self, kind: str, routes: Iterable[StreamRoute | ExcludedRoute]) -> tuple[int, int]:
-        """Add the first route of each alias; return the offset of the first entry, and the number of routes added."""
+        """Add the first route of each alias, with the key `kind` + alias; return the first offset and the count."""
         start, aliases = len(self._content), set()
         for route in routes:
             if route.alias not in aliases:
@@ -118,7 +118,7 @@ class _Writer:
         return start, len(aliases)
 
     def _add_wildcards(self, patterns: list[HostPattern]) -> list[tuple[int, int]]:
-        """Add the patterns, keyed by prefix and suffix, in order of precedence; return the lengths of these pairs."""
+        """Add wildcard patterns by prefix and suffix, highest precedence first; return the (prefix, suffix) lengths."""
         found: dict[tuple[str, str], list[tuple[int, str]]] = {}
         for rank, pattern in enumerate(sorted(patterns, key=lambda each: -each.weight)):
             both = pattern.text.partition("*")[0], pattern.text.rpartition("*")[2]
@@ -209,7 +209,7 @@ class Match(NamedTuple):
 
 
 class _Candidate:
-    """A route of a host pattern, with the `Match` to return in each of three situations (see `__init__`)."""
+    """A route, and the `Match` to return for the first host pattern, a later one, or after an unmet condition."""
 
     def __init__(self, route: Route, *, alone: bool) -> None:
         self.route = route
@@ -241,9 +241,9 @@ class _HostRoutes:
 
 
 class RouteTable:
-    """A table that `write_table` made; read only.
+    """A read-only route table, mapped from a file that `write_table` made.
 
-    At most `cached` hosts, patterns and paths are kept decoded. Any thread may read it, until it is closed.
+    Up to `cached` decoded hosts, patterns and paths are cached. Any thread may read it, until it is closed.
     """
 
     def __init__(self, fd: int, *, cached: int = 1024) -> None:

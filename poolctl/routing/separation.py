@@ -78,7 +78,7 @@ def _listed(users: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptHost:
-    """A host pattern whose TLS connections `server` may hold. `others` are overlapping patterns of other users."""
+    """A host pattern for which `server` may keep TLS connections. `others` are overlapping patterns of other users."""
 
     host: str
     server: str
@@ -88,14 +88,14 @@ class KeptHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """Connections that workers may hold: without TLS those of `servers`, which run as `user`; with TLS see `hosts`."""
+    """Which connections workers may keep: plain ones of `servers`, which run as `user`, and TLS ones of `hosts`."""
 
     user: str = ""
     servers: tuple[str, ...] = ()
     hosts: tuple[KeptHost, ...] = ()
 
     def with_earlier(self, earlier: Kept, users: Mapping[str, str]) -> Kept:
-        """Return these and `earlier` connections, without servers that were removed or now run as another user."""
+        """Return self combined with `earlier`, without servers that are not in `users` or now run as another user."""
         servers = dict.fromkeys((*self.servers, *(earlier.servers if self.user == earlier.user else ())))
         known = {(each.host, each.server) for each in self.hosts}
         hosts = [each for each in earlier.hosts if (each.host, each.server) not in known]
@@ -106,7 +106,7 @@ class Kept:
         )
 
     def without(self, servers: Collection[str]) -> Kept:
-        """A copy without the connections of `servers`, which were ended."""
+        """Return a copy without the connections of these servers."""
         return Kept(
             user=self.user,
             servers=tuple(each for each in self.servers if each not in servers),
@@ -114,9 +114,9 @@ class Kept:
         )
 
     def must_close(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
-        """The servers whose kept connections must be closed before the next routes apply.
+        """The servers whose workers must close their kept connections before new routes are published.
 
-        `after` are the connections that those routes allow to be kept; `users` maps each server to its user.
+        `after` are the connections that the new routes allow workers to keep; `users` maps each server to its user.
         """
         found = set(self.servers if self.servers and self.user != after.user else ())
         only = _only_user(users.values())
@@ -153,7 +153,7 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
 
 
 def without_passing(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
-    """The routes; those to one of these servers are changed so that they pass no connections."""
+    """Return the routes; connections of those with a target in `servers` are no longer passed to workers."""
     return [
         replace(each, other_user=CHANGING, other_user_tls=CHANGING)
         if any(target.server in servers for target in each.to)
@@ -179,7 +179,7 @@ def _users_of_hosts(routes: Iterable[Route], users: Mapping[str, str]) -> dict[H
 def _other_users_patterns(
     pattern: HostPattern, user: str, places: Mapping[HostPattern, set[str]]
 ) -> tuple[str, ...]:
-    """The host patterns of other users that may match requests for this pattern's hosts."""
+    """The keys of the patterns in `places` (pattern to users) that may cover the same hosts for other users."""
     if pattern.tier == EXACT:
         near: Iterable[HostPattern] = [pattern]
     else:
@@ -211,7 +211,7 @@ def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None 
 
 
 def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
-    """The route as workers see it; the same object if no field has to be removed."""
+    """The route for workers, with the targets `to` and without private fields; `route` itself if nothing changes."""
     passes = passable(route)
     if (
         passes

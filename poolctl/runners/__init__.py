@@ -1,4 +1,4 @@
 """Runners create, drain and end workers: one protocol (`runner_protocol`), several implementations.
 
-Empty on purpose: an import of the protocol loads no runner.
+This package imports nothing, so that importing the protocol loads no runner.
 """

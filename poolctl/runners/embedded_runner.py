@@ -59,7 +59,7 @@ class ProcessRunner(LocalRunner, Counters):
 
     @property
     def capabilities(self) -> Capabilities:
-        """The local runner's abilities except takeover, because workers do not outlive this program."""
+        """The local runner's optional abilities without takeover, because workers end when this program ends."""
         return Capabilities(sleep=self, stacks=self, logs=self, hooks=self, counters=self)
 
     # The methods of Counters. They use `tallies`, which LocalRunner.__init__ creates (see `_start`).
@@ -92,7 +92,7 @@ class ProcessRunner(LocalRunner, Counters):
             raise
 
     async def begin_hook(self, server: ServerConfig, hook: str) -> Placement:
-        """Start the server's `hook` command; the keeper keeps running at least until the command has ended."""
+        """Start the server's `hook` command, and keep the keeper process running until the command has ended."""
         key = hook_id(server.name, hook)
         self._opened.add(key)
         self._cancel_idle_end()
@@ -194,7 +194,7 @@ class ProcessRunner(LocalRunner, Counters):
             self._replacing = asyncio.ensure_future(self._replace_keeper(directory))
 
     async def _replace_keeper(self, directory: str) -> None:
-        """Start another keeper with the descriptors of the dead one; workers continue. Gives up after some attempts."""
+        """Start a new keeper with the dead keeper's descriptors; workers continue. Gives up after several failures."""
         for pause in _REPLACEMENT_PAUSES_SECONDS:
             await asyncio.sleep(pause)
             ours, theirs = wire.pair()

@@ -114,7 +114,7 @@ class InlineWorker:
             raise ServerError(message, name=server.name, bind=server.bind, hint="check `tls`") from error
 
     async def kill(self, verdict: Exit) -> None:
-        """Cancel the worker's task and wait for it, up to a limit. `exited` then gets `verdict`, unless it is done."""
+        """Cancel the worker's task and wait briefly for it; `exited` gets the result `verdict` unless it has one."""
         self._verdict = verdict
         # Give it a moment first, because a task that has been asked to end may end cleanly.
         await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS / 4)

@@ -132,9 +132,9 @@ def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
 
 
 def release_in_child(fds: Iterable[int]) -> None:
-    """In a forked child, release the files behind these descriptors, but keep the numbers in use.
+    """In a forked child, redirect these descriptors to /dev/null, which releases their files and sockets.
 
-    They are not closed: the objects that own the numbers live on, and would later close another file.
+    They are not closed: the objects that own the numbers still exist, and would later close another file.
     """
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in fds:
@@ -415,7 +415,7 @@ class KeeperLink(Link):
         super().send(message, fds)
 
     def share(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
-        """Record an entry of the keeper's store, with the objects that own its descriptors in this process."""
+        """Record an entry of the keeper's store: its value `meta`, and the local objects that own its descriptors."""
         self._forget(name)
         self.entries[name] = (meta, list(owners))
 

@@ -163,17 +163,17 @@ class Counters(Protocol):
 
     @property
     def unsaved_workers(self) -> list[str]:
-        """The workers whose counts were passed to `add_up` but not saved; the next supervisor passes them again."""
+        """The names of ended workers whose counts are not saved yet; the next supervisor reports them again."""
 
     def mark_saved(self) -> None:
-        """Note that all counts passed to `add_up` have been saved."""
+        """Note that the final counts of all workers reported so far (callback `add_up`) have been saved."""
 
 
 class Backlogs(Protocol):
     """Optional ability: the number of connections that no worker has accepted yet."""
 
     def queued_connections(self, server: ServerConfig) -> int:
-        """The number of connections in the listeners' backlogs and in the queue between workers. Does not block."""
+        """The number of connections in listen backlogs, or handed over but not yet taken by a worker. Never blocks."""
 
 
 class Logs(Protocol):
@@ -237,7 +237,7 @@ class Takeover(Protocol):
         """Adopt the workers and listeners of these servers, and end all other workers that the keeper holds.
 
         `placed` are the configurations, by worker id, of workers whose configuration differs from their server's.
-        Called once, before anything is opened or placed.
+        Called once, before a listener is opened or a worker is started.
         """
 
     async def adopt_orphans(
@@ -311,15 +311,14 @@ class Runner(Protocol):
         """Close the listeners of the server with this key; returns when they are closed. Ignores an unknown key."""
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
-        """Import the application of a `preload` server ahead of `place`.
+        """Import the application of a `preload` server before workers are started (see `place`).
 
-        Returns "", or the reason why this is not possible. The code is not older than `since` (by the system's
-        monotonic clock, in seconds), and neither is the code of workers that are placed later. Raises ServerError or
-        WorkerFailed.
+        Returns "", or the reason why this is not possible. The code that is imported now, and the code of workers
+        started later, is no older than `since` (monotonic seconds). Raises ServerError or WorkerFailed.
         """
 
     async def check(self, server: ServerConfig) -> None:
-        """Check whether a worker of the server could be placed now, as far as possible without placing one.
+        """Check whether a worker of the server could be started now, as far as possible without starting one.
 
         Raises ServerError or WorkerFailed with the obstacle.
         """

@@ -63,7 +63,7 @@ _MODULES = {"local": "poolctl.runners.local"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunnerSite:
-    """The pool that a runner works for. `open_files` are the soft and the hard limit of its processes.
+    """The pool that a runner works for. `open_files` are the soft and hard open-files limits of its processes.
 
     `directory` contains the pool's runtime files. `environments` holds, by server name, the environments that replace
     the pool's own (`restart --env`); it changes while the pool runs.

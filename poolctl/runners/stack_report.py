@@ -78,8 +78,8 @@ class WorkerStacks:
     """The stacks of a worker.
 
     `name` is its server's name. `source` says who wrote the stacks: "python", "faulthandler" (without tasks and names),
-    or "" if there are no stacks. `problem` is the reason why stacks or tasks are missing, or "". `place` is where the
-    main thread hangs, by the application's innermost call, or "". `kernel` is empty if Python has answered.
+    or "" if there are no stacks. `problem` says why stacks or tasks are missing, or is "". `place` is the application's
+    call in which the main thread hangs, or "". `kernel` has the threads as seen by the kernel, unless Python answered.
     """
 
     name: str

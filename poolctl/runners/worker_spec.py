@@ -101,9 +101,9 @@ def app_spec(
     open_files: tuple[int, int],
     env_base: Mapping[str, str] | None = None,
 ) -> Spec:
-    """The settings that an application can see while it is imported; servers with equal ones can share an app zygote.
+    """The settings that an application can see while it is imported.
 
-    Raises ServerError as `worker_spec` does.
+    Servers with equal settings can share a preloaded process (app zygote). Raises ServerError as `worker_spec` does.
     """
     soft, hard = open_files
     if server.limits.open_files is not None:

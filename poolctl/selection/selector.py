@@ -94,7 +94,7 @@ class Selector:
     def from_dict(cls, data: Mapping[str, Any]) -> Selector:
         """Create a selector from the result of `to_dict`. Raises SelectorError for unknown keys, values or wrong types.
 
-        Its expressions are not compiled here, and match nothing until `matched` is set.
+        Regular expressions are not compiled here, and match nothing until the caller sets `matched` (see `__init__`).
         """
         lists = {key: _list_of_words(key, data.get(key)) for key in _LISTS}
         unknown = sorted(set(data) - {*_LISTS, "not", "allow_empty"})

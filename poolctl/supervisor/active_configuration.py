@@ -146,11 +146,11 @@ def _exit_reason(ended: ChildEnded) -> str:
 
 
 class ConfigurationReader:
-    """Runs the process that reads the files. Must be used on the running event loop.
+    """Runs a process that reads configuration files. Must be used on the running event loop.
 
     Requests are answered one after another; cancelling one ends the process. If the process is killed during a request,
     for example because memory is exhausted, the request is repeated once in a new process.
-    The process logs its errors in `directory`. `process` is one that already runs; with None, one is started later.
+    The process logs its errors in `directory`. `process` already runs; with None, one is started when needed.
     """
 
     def __init__(
@@ -173,10 +173,10 @@ class ConfigurationReader:
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
     ) -> tuple[int, Reading]:
-        """Read these files; returns a number to pass to `outside`, and the configuration or its problems.
+        """Read these files; returns the number of this reading, for `outside`, and the configuration or its problems.
 
-        `env` None means this process's environment. Set `first` while the command that starts the pool waits: then a
-        reader process that makes no progress is an error. Raises ReaderFailed, like the other methods.
+        With `env` None, this process's environment is used. Raises ReaderFailed, like the other methods; with `first`
+        (for a pool that is being started) also if the reader process uses no processor time for some seconds.
         """
         self._number += 1
         request = ("read", self._number, [*files], env and dict(env), access_log)
@@ -229,7 +229,7 @@ class ConfigurationReader:
     async def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """The FILE:LINE that sets each key, by server name and key; empty if the files no longer match `marks`."""
+        """The FILE:LINE where each key of these servers is set, by name and key; {} if files differ from `marks`."""
         found: dict[str, dict[str, str] | None]
         found = await self._ask("origins", [*files], env and dict(env), marks, [*names])
         return found
@@ -395,9 +395,9 @@ class ActiveConfiguration:
         self._reader.close()
 
     def follow(self, follower: Callable[[Tables], None], *, every_reload: bool = False) -> None:
-        """Call `follower` with the tables other than [[server]], now and after each change.
+        """Call `follower` with the configuration's tables, except [[server]], now and after each change.
 
-        With `every_reload`, also after reloads that change no table: files that the tables name may have changed.
+        With `every_reload`, also call it after reloads without changes: files that the tables name may have changed.
         """
         self._followers.append((follower, every_reload))
         follower(self.tables)
@@ -456,7 +456,7 @@ class ActiveConfiguration:
         return [from_json(ErrorEntry, problem) for problem in problems]
 
     async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
-        """The FILE:LINE that sets each key, by server name and key; empty if the files changed or cannot be read."""
+        """The FILE:LINE that sets each key of these servers, by name and key; {} if files changed or cannot be read."""
         if self.marks is None or not names:
             return {}
         try:
@@ -526,7 +526,7 @@ class ActiveConfiguration:
         return os.environ if self._environment is None else self._environment
 
     async def _with_live_changes(self, servers: list[ServerConfig], saved: SavedState) -> list[ServerConfig]:
-        """Apply the `add` and `remove` commands that a killed pool saved to the files' servers; returns the result."""
+        """Return `servers`, changed by the `add` and `remove` commands that a killed pool has left in `saved`."""
         there = {server.name: server for server in servers if server.name not in saved.missing}
         self.missing = {server.name for server in servers} - there.keys()
         for name, (table, base_dir) in saved.added_servers.items():
@@ -574,9 +574,9 @@ class ActiveConfiguration:
             self._self_binding.remember(entry.config)
 
     async def mark_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
-        """Record which of `servers` have programs that bind their own address, so that `start` warns of each only once.
+        """Record the servers that bind their own address without `socket = "program"`; `start` warns of each only once.
 
-        Returns the names recorded by earlier calls since the files last changed; empty if no server needs the warning.
+        Returns the names recorded by earlier calls since the files last changed; empty if `servers` has no such server.
         """
         found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
         return await asyncio.to_thread(self._save_warned, found) if found else found
@@ -670,7 +670,7 @@ def _digest(server: ServerConfig) -> str:
 
 
 class PoolEnvironment(NamedTuple):
-    """The configuration, the link to the keeper, and the directories for runtime files and state."""
+    """The pool's configuration, its connection to the keeper (the parent process), and its directories."""
 
     configuration: ActiveConfiguration
     keeper: Link

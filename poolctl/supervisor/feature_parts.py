@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class PartSite(NamedTuple):
-    """The objects that are passed to a feature's part when it is created."""
+    """The objects that the supervisor passes to the constructor of each FeaturePart."""
 
     environment: PoolEnvironment
     core: Core
@@ -53,10 +53,10 @@ class FeaturePart:
         return {}
 
     async def adopt_survivors(self) -> None:
-        """Pass the part's process, if it has outlived its keeper, to the new keeper. Workers are adopted later."""
+        """If a process of this feature has outlived its keeper, put its sockets into the new keeper's store."""
 
     def apply_tables(self, tables: Tables) -> None:
-        """Apply these tables. Called at the start and after each change."""
+        """Apply the configuration's tables, except [[server]]. Called at the start and after each change."""
 
     async def wait_for_opening(self) -> None:
         """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
@@ -115,7 +115,7 @@ Part = TypeVar("Part", bound=FeaturePart)
 
 
 class FeatureParts:
-    """The parts of all features; a part that builds on another comes after it.
+    """The FeatureParts of the supervisor; a part that depends on another comes after it.
 
     Features that the configuration does not use are not imported at a start.
     """
@@ -151,7 +151,7 @@ class FeatureParts:
         return bool(fds)
 
     def apply_tables(self, tables: Tables) -> None:
-        """Let the parts apply these tables, after creating all parts that the tables need."""
+        """Apply the configuration's tables to all parts, after creating the parts that the tables need."""
         named = tables.by_name().keys()
         parts = [
             self._part(feature)
@@ -174,7 +174,7 @@ class FeatureParts:
         return result
 
     def of(self, kind: type[Part]) -> list[Part]:
-        """The parts that are instances of this class."""
+        """The FeatureParts that are instances of `kind`."""
         return [part for part in self if isinstance(part, kind)]
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:

@@ -150,7 +150,7 @@ def _is_spent(policy: Recovery, situation: Situation, history: Sequence[float]) 
 
 
 def _pause(policy: Recovery, situation: Situation, history: Sequence[float]) -> float:
-    """The seconds until the worker may be recovered (0: now); infinite if the policy allows no recovery."""
+    """The seconds until a worker with this recovery history may be recovered; 0 for now, infinite for never."""
     recent = within(history, policy.window, situation.now)
     if len(recent) >= policy.limit:
         return max(0.001, recent[-policy.limit] + policy.window - situation.now) if policy.limit else math.inf
@@ -329,7 +329,7 @@ class WorkerRecovery:
             core.override(entry, replace(entry.desired.overrides, disabled=True))
 
     def _report(self, entry: Entry, step: Step, problems: list[WorkerProblem]) -> Table:
-        """Describe the starting recovery, as JSON for its event. The workers' last log lines are added later."""
+        """Describe a recovery that is beginning, as JSON for its event. The workers' last log lines are added later."""
         workers = [each.worker for each in problems]
         placed_at = min(worker.placed_at for worker in workers)
         report: Table = {
@@ -395,7 +395,7 @@ class WorkerRecovery:
 
 
 class MemoryLimit:
-    """Watches the memory use of the workers of given servers; reports workers above their limit to `recovery`."""
+    """Measures the memory of workers whose servers have a memory limit; reports workers above it to `recovery`."""
 
     def __init__(self, clock: Clock, recovery: WorkerRecovery) -> None:
         self._clock = clock
@@ -431,7 +431,7 @@ class MemoryLimit:
         self._set_timer()
 
     async def measure_due(self) -> None:
-        """Measure the memory of due workers, in a thread because this is slow; report those above their limit."""
+        """Measure, in a thread, the memory of workers whose next measurement is due; report those above their limit."""
         now = self._clock.monotonic()
         self._due = {name: each for name, each in self._due.items() if _is_measurable(each[1], each[2])}
         pids = {
@@ -465,7 +465,7 @@ def _recoveries_of(entry: Entry, worker: Worker) -> list[float]:
 def _recovery_times(
     entry: Entry, step: Step, problems: list[WorkerProblem], now: float
 ) -> dict[str, list[float]]:
-    """Recovery times in the window, plus `now`, by worker index; the key is "all" if all workers are replaced."""
+    """The recovery times in `recovery.window` and `now`, by worker index, or by "all" if all workers are replaced."""
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
     known = {
         key: within(times, entry.config.recovery.window, now)

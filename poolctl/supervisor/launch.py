@@ -85,7 +85,7 @@ def _locked(env: Mapping[str, str], key: str) -> tuple[str, int]:
 
 
 def _check_open_files(files: Sequence[str], env: Mapping[str, str]) -> None:
-    """Raise ControlError if the limit of open files is so low that the pool could not even report the problem."""
+    """Raise ControlError if the limit of open files is too low even for a pool without servers."""
     _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     if 0 <= limit < OPEN_FILES_OF_POOL:
         raise ControlError(
@@ -145,7 +145,7 @@ def _launch(
 def _programs(
     files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The supervisor, and the runner's programs (which do not get the variables `without`), by keeper store entry."""
+    """The commands of the supervisor and the runner's processes, by name; the latter do not get variables `without`."""
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     programs = {
         fd_store.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),

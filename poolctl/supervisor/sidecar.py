@@ -33,9 +33,9 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class SidecarProcess(Receiver):
-    """A process that the supervisor controls over `sock`. `mark` identifies its version and settings.
+    """A process, such as the gateway, controlled over the socket `sock`. `mark` identifies its version and settings.
 
-    `known` is its pid and start time, `part` the package it runs. The future `exited` is done once it exits by itself.
+    `known` has its pid and start time; `part` is the package that it runs. `exited` is done when it exits by itself.
     """
 
     part: ClassVar[str]
@@ -57,7 +57,7 @@ class SidecarProcess(Receiver):
     async def spawn(cls, keeper: Link, directory: str, mark: str, part: str = "") -> Self:
         """Have the keeper start the package `part` (default: `cls.part`), which then waits for a first message.
 
-        Its log is in `directory`. `mark`: see the class. Raises LinkLost.
+        Its log is in `directory`. `mark` identifies its version and settings. Raises LinkLost.
         """
         ours, theirs = wire.pair()
         argv = command(sys.executable, part or cls.part)
@@ -70,7 +70,7 @@ class SidecarProcess(Receiver):
 
     @classmethod
     async def adopt(cls, keeper: Link, entry: str) -> Self | None:
-        """Take over the process whose connection the keeper holds as `entry`; None without one. Raises LinkLost."""
+        """Take over the process whose connection the keeper holds as `entry`, or return None. Raises LinkLost."""
         reply, fds = await keeper.call({"op": "get", "name": entry})
         return cls(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"])) if fds else None
 
@@ -222,7 +222,7 @@ class SidecarManager:
         self._notify_changed()
 
     def _note_attempt(self) -> None:
-        """Note that the attempt to open the addresses is over, unless the configuration has changed since it began."""
+        """End `wait_for_opening` after an attempt to open the addresses, unless the configuration changed meanwhile."""
         if self._settling_times == self._configured_times:
             self._tried.set()
 

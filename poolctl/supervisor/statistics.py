@@ -102,14 +102,14 @@ class Totals:
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
     def passed_by_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """The numbers of requests that a gateway passed to the server's exited workers, by `tally.route_mark`."""
+        """The number of requests per route passed by gateways to the server's exited workers, by `tally.route_mark`."""
         found = self.counts_by_route_of_ended_workers(entry)
         return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
 
     def counts_by_route_of_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """The numbers of requests that a gateway passed to the server's exited workers, and of their errors.
+        """The numbers, per route, of requests that gateways passed to the server's exited workers, and of errors.
 
-        Both are counted by route: the keys are `tally.route_mark` for requests and `tally.error_mark` for errors.
+        The keys are `tally.route_mark` of the route for requests, and its `tally.error_mark` for errors.
         """
         return self._passed.get(entry.name, {})
 
@@ -198,7 +198,7 @@ class Totals:
 
 
 class History:
-    """The figures of a server for each of the last intervals, and its latest counts."""
+    """A server's request and error rates, latencies and memory in the last intervals, and its latest counts."""
 
     def __init__(self) -> None:
         self.counts: deque[tuple[float, Counts]] = deque(maxlen=_WINDOW + 1)
@@ -232,9 +232,9 @@ class History:
 
 
 class Statistics:
-    """Computes servers' figures.
+    """Computes the statistics of servers, such as request rates, latencies, CPU and memory usage.
 
-    Takes samples for a minute after each call of `watch`, and always while `send_samples_to` has a receiver for them.
+    Takes samples for a minute after each call of `watch`, and always while a receiver is set (`send_samples_to`).
     """
 
     def __init__(self, core: Core, totals: Totals) -> None:
@@ -301,12 +301,12 @@ class Statistics:
             self.watch()
 
     def of(self, entry: Entry, *, memory: bool = True) -> ServerSnapshot:
-        """Return the server's current figures. Without `memory`, its memory usage may be some seconds old."""
+        """Return the server's current statistics. Without `memory`, its memory usage may be some seconds old."""
         ended, now = self.totals.counts_of_ended_workers(entry), self._core.clock.monotonic()
         return snapshot(entry, ended, self._counters, self._usage, now, memory=memory)
 
     def figures(self, seen: ServerSnapshot, *, with_errors: bool) -> Stats:
-        """The figures that `stats` reports, from this snapshot; rates of errors only `with_errors`."""
+        """The statistics that the verb `stats` reports, from this snapshot; error rates only if `with_errors`."""
         entry = seen.entry
         history = self._histories.setdefault(entry.name, History())
         # Without an earlier sample, for the first request, latencies are computed since the start.
@@ -346,7 +346,7 @@ class Statistics:
         return stats if counted else replace(stats, **_UNCOUNTED)
 
     async def measure(self, entries: Iterable[Entry]) -> list[ServerSnapshot]:
-        """Measure the figures of the servers one by one; other tasks of the loop run in between."""
+        """Take a snapshot of each server, one by one; other tasks of the event loop run in between."""
         # Wait, because workers write the counts of requests up to now a moment later.
         await asyncio.sleep(SETTLED_SECONDS)
         found = []

@@ -115,7 +115,7 @@ class Supervisor(Receiver, CoreEvents):
     async def run(self) -> int:
         """Manage the pool until it is stopped or its files prove invalid; returns the exit status 0.
 
-        If another version takes over, this process exits instead.
+        If another version takes over, the process exits without returning.
         """
         self._hello: asyncio.Future[wire.Message] = asyncio.get_running_loop().create_future()
         self._begun, self._over = asyncio.Event(), asyncio.Event()
@@ -339,7 +339,7 @@ class Supervisor(Receiver, CoreEvents):
         return answer
 
     async def _wait_to_begin(self, request: Request) -> None:
-        """Wait until commands can be handled. To stop a pool without orphans, first cancel the reading of its files."""
+        """Wait until commands can be handled. If the request stops a pool without orphans, stop reading its files."""
         if _stops_everything(request) and not has_orphans(os.environ, self.directory):
             self._configuration.stop_reading()
         try:
@@ -468,7 +468,7 @@ class Supervisor(Receiver, CoreEvents):
         return result
 
     async def finish(self) -> None:
-        """Let the features finish their last requests: all servers have stopped, and the pool is ending."""
+        """Let the features finish requests in progress. Called as the pool ends, after all servers have stopped."""
         for part in self._parts:
             await part.finish()
 
@@ -591,7 +591,7 @@ class Supervisor(Receiver, CoreEvents):
         self._replace_keeper()
 
     def _replace_keeper(self, hung_at: FrameType | None = None) -> None:
-        """Hand everything over to a new keeper, and exit. `hung_at` is the frame where the loop hangs, or None."""
+        """Pass all sockets and state to a new keeper, then exit. `hung_at`: the frame where the loop hangs, or None."""
         if self._replacing or self._runtime_files.withdrawn:
             return
         self._replacing = True
@@ -644,9 +644,9 @@ async def adopt(
     placed: Mapping[str, ServerConfig],
     searched: Mapping[str, ServerConfig] | None,
 ) -> int:
-    """Pass the recorded desired state and the running workers to the core; returns the number of adopted workers.
+    """Restore the recorded desired state and adopt the running workers; returns the number of adopted workers.
 
-    `placed` has, by worker id, the configuration of workers started with another one than their server has now. A
+    `placed` has, by worker id, the original configuration of workers whose server's configuration has changed. A
     running server without a recorded state is kept running. With `searched`, orphans of these servers (workers whose
     keeper and supervisor have died) are adopted too, and replaced if their configuration has changed.
     """
@@ -673,9 +673,9 @@ async def adopt(
 
 
 async def adopt_late_orphans(core: Core) -> bool:
-    """Search for two minutes for orphans (see `adopt`) that did not answer before, because they were importing or busy.
+    """Search for two minutes for orphans (workers whose keeper and supervisor died) that did not answer earlier.
 
-    Returns True once the keeper holds orphans that a successor of this supervisor should adopt, and False if none is
+    Returns True once the keeper holds an orphan, which this supervisor's successor should adopt; False if none is
     found. An orphan whose server already runs again is stopped.
     """
     takeover = core.runner.capabilities.takeover
@@ -744,7 +744,7 @@ class RuntimeFiles:
         self.withdrawn = False
 
     def publish(self, name: str) -> None:
-        """Write info.json and the link `@name`, removing the link with the previous name. Errors are only logged."""
+        """Write info.json and the symlink `@name`, removing that of the previous name. Errors are only logged."""
         if self.withdrawn:
             return
         before = self._complete

@@ -71,7 +71,7 @@ def check(files: list[str]) -> str | None:
     """Check that this version can run this pool on this host; returns an error, or None after printing a TakeoverCheck.
 
     Reads the active configuration from stdin. If it has no errors, imports every module and tries a takeover of a small
-    pool; with TRIED set, the running version does this trial instead. Raises the exceptions of the imports.
+    pool, unless the variable TRIED says that the running version does this. Raises the exceptions of the imports.
     """
     problem, errors = "", []
     servers: Sequence[ServerConfig]
@@ -120,9 +120,9 @@ def _import_everything() -> None:
 
 
 def try_takeover_by(options: str, *files: str) -> str | None:
-    """Let the version that `options` describes take over a small pool of this version; returns the error, or None.
+    """Let another version take over a small test pool of this version; returns the error, or None.
 
-    The active configuration is on stdin.
+    `options` (JSON) describes how to start that version. Reads the active configuration from stdin.
     """
     try:
         servers = decoded(sys.stdin.buffer.read()).servers
@@ -312,7 +312,7 @@ def _too_late(number: int, frame: object) -> None:
 
 
 def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
-    """One server table for each combination of interpreter, user and protocol, by the name of its first server."""
+    """A server table for each combination of interpreter, user and protocol, by the first such server's name."""
     found: dict[str, tuple[str, Table]] = {}
     for server in servers:
         if server.command:
@@ -330,7 +330,7 @@ def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
 
 
 def _configuration(place: str, kinds: Mapping[str, Table]) -> str:
-    """The small pool's configuration: a server of each kind, a program, and the features' tables."""
+    """The small pool's configuration as JSON: a server for each of `kinds`, a job, and the features' test tables."""
     shared = {"app": "trial:app", "app_dir": place, "cwd": "/"}
     apps = [
         {"name": name, **kind, **shared, "bind": f"unix:{place}/{number}.sock"}

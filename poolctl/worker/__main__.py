@@ -18,7 +18,7 @@ REQUESTS_FD = 3
 
 
 def main() -> None:
-    """Run the role that the first command-line argument names (see the module's docstring)."""
+    """Run what the first command-line argument selects: `zygote`, `app`, `as`, `debug` or `serve`."""
     role = sys.argv.pop(1)
     # Imports create no garbage, and collection would take a tenth of the time; `preload` enables it at its end.
     gc.disable()

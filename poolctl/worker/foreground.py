@@ -1,4 +1,4 @@
-"""Serves one server in this process, without supervisor or fork, for `run --debug`; `serve` uses its functions."""
+"""Runs one server in this process, without supervisor, for `poolctl run --debug`; partly used by `poolctl serve`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _INTERRUPTED = 130
 
 
 class Given(NamedTuple):
-    """The server's specification, and what the process has inherited; `more` are sockets other than listeners."""
+    """A server's specification and inherited descriptors: listeners, TLS files and, in `more`, further sockets."""
 
     spec: Spec
     listeners: list[socket.socket]
@@ -44,7 +44,7 @@ def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
     """Read a server's specification and apply its limits, user, environment and directory; return what was inherited.
 
     The first argument of the process is the number of descriptors after the specification. The modules that workers
-    need are imported first, as the server's user may be unable to read them; with `light`, only if it has a user.
+    need are imported first, as the server's user may be unable to read them. `light`: skip this if no user is set.
 
     If the environment requires a new interpreter, it replaces this one and runs `part`, a package of poolctl, with the
     arguments `role`. Exits with the reason if this machine cannot support the specification.

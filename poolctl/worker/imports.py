@@ -52,15 +52,15 @@ _EXPORTED_TOO = registry, route_health  # for applications only; workers do not 
 
 
 class ProvidedModules:
-    """Import hook that makes `poolctl.gateway.routes` importable where poolctl is not installed (see MetaPathFinder).
+    """Import hook (in sys.meta_path) that makes `poolctl.gateway.routes` importable without poolctl installed.
 
-    The application gets the worker's own modules, so that a route in a scope is an instance of the class that the
-    application imports. They are loaded before the first fork: no file is read that an upgrade may have replaced since,
-    and workers whose applications do not import them pay nothing.
+    The hook returns the modules that the worker itself uses, so that a route in an ASGI scope is an instance of the
+    class that the application imports. They are loaded before the first fork, so a later upgrade of poolctl cannot
+    change them.
 
-    If poolctl is installed in the interpreter, that copy takes precedence, because the application was written for it.
-    Its functions accept the worker's routes, whose fields they read by name. Modules that an older copy lacks are found
-    here.
+    If poolctl is installed in the application's interpreter, that copy takes precedence, because the application was
+    written for it; the hook supplies only the modules that the copy lacks. The copy's functions accept the worker's
+    routes, because they read the fields by name.
     """
 
     def __init__(self, modules: dict[str, ModuleType], exports: CodeType) -> None:
@@ -163,7 +163,7 @@ def _is_machinery(filename: str) -> bool:
 
 
 def import_app(spec: Spec) -> Any:
-    """Import and return the application or the function (factory, handlers), without calling it. Raises LoadFailed."""
+    """Import the application, or the function that creates it; return it without calling it. Raises LoadFailed."""
     return _attribute(_path(spec))
 
 
@@ -283,7 +283,8 @@ def warm_up(app: object) -> None:
 def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth: int) -> None:
     """Match each route against a path that no route has, which initializes it; cache source files of endpoints.
 
-    `sources` holds the files already cached; None: cache none. `depth` is the maximum depth of nested routers.
+    `kind` is Starlette's base class of routes. `sources` holds the names of source files already cached; None: cache
+    none. `depth` is the maximum depth of nested routers.
     """
     with contextlib.suppress(Exception):  # an error will recur with the first request
         for route in getattr(router, "routes", ()) if depth else ():

@@ -107,7 +107,7 @@ def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments:
 
 
 def read_spec_after_exec(descriptors: int) -> Spec:
-    """Read the specification in the new interpreter; sets close-on-exec on its `descriptors` inherited descriptors."""
+    """Read the specification after exec; make the inherited descriptors, `descriptors` in number, close-on-exec."""
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, False)
     return read_spec(SPEC_FD)
@@ -177,7 +177,7 @@ def discard_output() -> None:
 
 
 def clear_pool_variables() -> None:
-    """Remove the environment variables that were set only for the pool itself."""
+    """Remove LISTEN_FDS, NOTIFY_SOCKET and other variables that systemd has set for the pool, not for its workers."""
     for name in _POOL_VARIABLES:
         os.environ.pop(name, None)
 
@@ -215,7 +215,7 @@ def apply_spec(spec: Spec) -> None:
 
 
 def set_index(spec: Spec) -> None:
-    """Set $POOLCTL_INDEX to the worker's index; no effect in an app zygote, whose specification has no index."""
+    """Set $POOLCTL_INDEX to the index in the worker's specification; no effect if the specification has none."""
     if "index" in spec:
         os.environ["POOLCTL_INDEX"] = str(spec["index"])
 

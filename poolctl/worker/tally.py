@@ -99,7 +99,7 @@ def new_page() -> int:
 
 
 def is_page(fd: int) -> bool:
-    """Whether the descriptor is a tally page, so that reading never blocks and its size cannot change."""
+    """Whether the descriptor is a tally page: a memory file of the expected size, sealed against resizing."""
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS and os.fstat(fd).st_size == _FILE_BYTES
     except OSError:
@@ -112,7 +112,7 @@ def map_page(fd: int) -> memoryview:
 
 
 def read_page(fd: int) -> Counts | None:
-    """The numbers on a page, by slot, each at most MOST; None if the page has another layout."""
+    """Read all slots of a tally page, each limited to MOST; None if the page has another layout version."""
     content = os.pread(fd, SIZE_BYTES, 0)
     if len(content) < SIZE_BYTES:
         return None
@@ -124,7 +124,7 @@ def read_page(fd: int) -> Counts | None:
 
 
 def read_slot(fd: int, slot: int) -> int:
-    """The number in this slot of a page, at most MOST; 0 if there is no such slot."""
+    """Read one slot of a tally page, limited to MOST; 0 if there is no such slot."""
     return bounded(int.from_bytes(os.pread(fd, 8, slot * 8), sys.byteorder))
 
 
@@ -149,12 +149,12 @@ def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
 
 
 def promise_stacks(fd: int) -> None:
-    """Note on the page that the worker writes its stacks when signalled."""
+    """Record on the tally page `fd` that this worker can now dump its stacks when it is signaled."""
     os.pwrite(fd, _PROMISED, _STACKS * 8)
 
 
 def writes_stacks(fd: int) -> bool:
-    """Whether the worker writes its stacks when signalled. A worker that has just been forked does not."""
+    """Whether the worker of tally page `fd` can dump its stacks when signaled; False just after it was forked."""
     return os.pread(fd, 8, _STACKS * 8) == _PROMISED
 
 
@@ -187,7 +187,7 @@ def error_mark(alias: str) -> int:
 
 
 def route_slot(page: memoryview, alias: str) -> int:
-    """The slot that counts the requests of this route, allocated if needed; a shared one if the page is full."""
+    """The slot that counts this route's requests, allocated if needed; a slot shared by routes if the page is full."""
     if slot := _slot(page, route_mark(alias)):
         return slot
     page[_LAST_PAIR] = _OTHER_ROUTES
@@ -319,9 +319,9 @@ def describe(
 ) -> Iterator[str]:
     """The lines that describe the stacks of all threads, beginning with the main thread, and of the loop's tasks.
 
-    `main` is the main thread's identifier and `loop` its event loop (default: the caller's). `frame` is the main
-    thread's current frame; None to look it up. The format is faulthandler's (of Python 3.14, with the names of
-    threads); tasks with equal stacks are counted together.
+    `main` is the main thread's identifier and `loop` its event loop; without `main`, the current thread and its
+    running loop. `frame` is that thread's current frame; None to look it up. The format is faulthandler's (Python 3.14,
+    with names of threads); tasks with equal stacks are counted together.
     """
     names = {ident: thread.name for ident, thread in list(threading._active.items())}  # type: ignore[attr-defined]
     frames = sys._current_frames()
@@ -365,7 +365,7 @@ def _waits_for(task: asyncio.Task[Any]) -> str:
 
 
 def _awaited(awaitable: object) -> Iterator[Location]:
-    """Yield the location at which a coroutine is suspended, then that of the coroutine it awaits, and so on."""
+    """Yield the line at which a coroutine is suspended, then the line of the coroutine that it awaits, and so on."""
     for _ in range(_MOST_FRAMES):
         if not isinstance(awaitable, _GENERATORS):
             # Only the garbage collector knows the owner of an asynchronous generator's step or a coroutine's iterator.

@@ -220,7 +220,8 @@ class WorkerProcess:
     def _use_routes(self, fds: list[int], keeps: bool, context_key: str) -> None:
         """Switch to the route table in `fds`, or log why it is unusable; then report the table in use.
 
-        Unless `keeps`, each connection from the gateway returns to it before its next request. See Routes.renew.
+        With `keeps` false, each connection that the gateway has passed on goes back to the gateway before its next
+        request. `context_key` is passed to Routes.renew.
         """
         try:
             self.routes.renew(fds, keeps=keeps, context_key=context_key)
@@ -304,7 +305,7 @@ class ControlSocket:
         self._sock.setblocking(False)
 
     def listen(self, tally: memoryview | None) -> None:
-        """Begin to read orders; `tally` is the page on which heartbeats are answered."""
+        """Begin to read orders. Heartbeats are answered by writing the time to the page `tally`; None: not answered."""
         self._tally = tally
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read_order)
         # Orders that have already arrived apply to the first connection. Polled first, because raising an exception is
@@ -321,7 +322,7 @@ class ControlSocket:
     def send(self, message: wire.Message | bytes) -> None:
         """Send an event, or drop it if the socket is full: a supervisor that does not read must not delay a request.
 
-        An encoded event is sent without touching the memory of the JSON encoder, which a new fork shares.
+        Pass an event as bytes in a newly forked worker: running the JSON encoder would make shared pages private.
         """
         with contextlib.suppress(OSError):
             wire.send(self._sock, message)
@@ -381,7 +382,7 @@ class ControlSocket:
 
 
 def begin(tally: memoryview | None) -> None:
-    """Note on the page that this worker answers heartbeats."""
+    """Record on the page `tally` that this worker answers heartbeats; no effect if `tally` is None."""
     if tally is not None:
         tally[BEAT_AT_NS] = time.monotonic_ns()
 

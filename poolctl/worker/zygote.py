@@ -172,7 +172,7 @@ def _send(requests: socket.socket, message: wire.Message) -> bool:
 
 
 def serve_forks(requests: socket.socket, roles: Roles) -> None:
-    """Fork a process for each request until the other end of the socket is closed.
+    """Fork a process for each request until the socket's other end is closed; `roles` maps operations to functions.
 
     An intermediate process, the forker, is forked in advance and waits for the next request, which halves the delay.
     """
@@ -218,11 +218,11 @@ def _refuse_next(requests: socket.socket, error: OSError) -> None:
 
 
 def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
-    """Fork for the next request and for requests that follow closely, then exit.
+    """Fork a process for the next request, and for each request that follows closely, then exit.
 
+    `roles` maps the operation that a request names to the function to run in its process.
     When this process exits, the keeper becomes the parent of the forked workers; until then it can neither wait for
-    them nor signal them by pid. So this process exits soon after the first fork, but not at once, because a new forker
-    for each worker would take a fifth of the time of a start.
+    them nor signal them by pid. So it exits soon, but not at once: a forker per worker makes starts a fifth slower.
     """
     more = select.poll()
     more.register(requests, select.POLLIN)
@@ -268,9 +268,9 @@ def _close_all(fds: list[int]) -> None:
 
 
 def _lead_session(group: int) -> None:
-    """Become a session leader. Joins process group `group` first, because a group leader cannot call setsid(2).
+    """Become a session leader. First join the process group `group`: the leader of a group cannot call setsid(2).
 
-    Always joins it: an exception from setsid(2), even if it is caught, would make more memory pages private.
+    Trying setsid(2) first would cost memory: an exception, even if it is caught, makes shared pages private.
     """
     for _ in range(2):
         try:
@@ -317,9 +317,9 @@ class ProcessSnapshot(NamedTuple):
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def left_since(self, origins: ThreadOrigins | None = None) -> str:
-        """What was added since this snapshot, as words to put after "its import" ("opened a pipe, …"); "" if nothing.
+        """Describe new threads, child processes and descriptors ("opened a pipe, …"); "" if there are none.
 
-        `origins` names the modules that started threads. Waits a moment for additions to end; may fork (see `_fork`).
+        `origins` names the modules that started threads. Waits a moment for them to end; may fork (see `_fork`).
         """
         if self._native_threads(ProcessSnapshot.of_this_process()):
             _fork()
@@ -331,7 +331,7 @@ class ProcessSnapshot(NamedTuple):
         return found
 
     def fix(self) -> str:
-        """A setting that may prevent native threads started since this snapshot; "" without such threads or setting."""
+        """Advice on preventing the native threads started since this snapshot; "" without such threads or advice."""
         return thread_advice() if self._native_threads(ProcessSnapshot.of_this_process()) else ""
 
     def _native_threads(self, now: ProcessSnapshot) -> frozenset[int]:
@@ -373,9 +373,8 @@ def _descriptors() -> dict[int, str]:
 def _fork() -> None:
     """Fork once, so that libraries which stop their native threads before a fork do so now.
 
-    OpenBLAS, which numpy loads, starts its threads when it is loaded and stops them before a fork (pthread_atfork(3)):
-    afterwards this process has no such threads, and each fork that computes starts its own (500 forks: all correct,
-    none hung).
+    For example OpenBLAS, which numpy loads, starts threads when it is loaded, and stops them before each fork
+    (pthread_atfork(3)). A forked process starts new threads when it computes.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork with threads
@@ -410,8 +409,8 @@ def _socket(fd: int) -> str:
 class ThreadOrigins:
     """Context manager that records which module's import has started which thread.
 
-    `main` is the module that is imported first. The recorder is an import hook that finds nothing (sys.meta_path):
-    unlike a wrapper around each import, it adds no frame to the traceback of an import that fails.
+    `main` is the module that is imported first. Uses a hook in sys.meta_path that is called for each import, but never
+    supplies a module: unlike a wrapper around imports, it adds no frame to the traceback of an import that fails.
     """
 
     def __init__(self, main: str = "") -> None:
@@ -432,7 +431,7 @@ class ThreadOrigins:
         self._check(self._main)
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        """Record new threads, because the import of `name` begins; finds nothing (importlib.abc.MetaPathFinder)."""
+        """Record threads started before the import of `name`. Returns None, so the import system asks other finders."""
         self._check()
         self._last = name
 
@@ -453,7 +452,7 @@ class ThreadOrigins:
 
 
 def thread_advice() -> str:
-    """The setting that may prevent native threads, chosen by the loaded libraries; empty if no setting is known."""
+    """Advice to set, for example, OPENBLAS_NUM_THREADS if OpenBLAS is loaded; "" if no loaded library is known."""
     with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
         files = {os.path.basename(row.split(None, 5)[-1].strip()) for row in maps if "/" in row}
         for part, variable in _LIBRARIES.items():
@@ -463,9 +462,9 @@ def thread_advice() -> str:
 
 
 def thread_name(thread: int) -> str:
-    """The name of a thread of this process, as the kernel has it; "" if the thread has ended.
+    """The kernel's name (`comm`) for the thread of this process with this id; "" if the thread has ended.
 
-    It is the name of the process unless the thread's library has set another.
+    By default a thread has the name of its process.
     """
     with contextlib.suppress(OSError), open(f"{_TASKS}/{thread}/comm", errors="replace") as file:
         return file.read().strip()
@@ -479,7 +478,7 @@ def _threads() -> set[int]:
 def _first_reason(last: str, importing: str) -> str:
     """The module whose import probably started a new thread, or "A or B" if either of two may have.
 
-    `last` is the module whose import began last, `importing` the module that contains the next import statement.
+    `last` is the module whose import began most recently; `importing` is the module that is being executed now.
     """
     spec = getattr(sys.modules.get(last), "__spec__", None)
     if str(getattr(spec, "origin", "")).endswith(tuple(EXTENSION_SUFFIXES)):

@@ -270,7 +270,7 @@ def _offers(words: Sequence[str]) -> Iterable[Offer]:
 
 
 def _commands(begun: str) -> list[Offer]:
-    """The commands with this prefix; only their modules are imported, for their descriptions."""
+    """The commands that begin with `begun`, with descriptions; imports only the modules of these commands."""
     found = [(verb, command_named(verb)) for verb in names() if verb.startswith(begun)]
     return [(verb, command.help.removesuffix(".")) for verb, command in found if command]
 

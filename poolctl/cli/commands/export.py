@@ -44,7 +44,7 @@ COMMAND = Command(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Files:
-    """The texts of files by name. The first line of each contains `made_by`."""
+    """The exported files: texts by file name. The first line of each contains `made_by`, to recognize them."""
 
     texts: Mapping[str, str]
     made_by: str
@@ -119,7 +119,7 @@ def _poolctl_command() -> list[str]:
 
 
 def _user() -> str:
-    """The name of the current user, as whom the exported service also runs; "" for root."""
+    """The user as whom the exported service runs: the current user's name, or "" for root."""
     return user_name(os.geteuid()) if os.geteuid() else ""
 
 
@@ -171,7 +171,7 @@ BACKLOG = 2048
 
 
 class ServicePool(NamedTuple):
-    """A pool's data for its units; `poolctl` is the command that runs poolctl, `listen` has addresses by `fd:` name."""
+    """Values for a pool's systemd units. `poolctl` is the program to run; `listen` maps `fd:` names to addresses."""
 
     name: str
     files: Sequence[str]
@@ -184,14 +184,14 @@ class ServicePool(NamedTuple):
 
 
 def units(pool: ServicePool, *, of_user: bool) -> dict[str, str]:
-    """The texts of the units by file name; `of_user`: for `systemctl --user`. Raises ValueError for unusable values."""
+    """The systemd unit files, text by name. `of_user`: for `systemctl --user`. ValueError for unusable values."""
     stem = unit_name(f"poolctl-{pool.name}")
     sockets = _sockets(pool, stem)
     return {f"{stem}.service": _service(pool, list(sockets), of_user=of_user), **sockets}
 
 
 def missing_variables(pool: ServicePool) -> list[str]:
-    """The variables without a default that the files use and a service lacks."""
+    """The variables that the files use without a default and that the systemd unit does not set."""
     return [name for name in variables_in_files(pool.files) if name not in _PASSED_VARIABLES]
 
 
@@ -279,9 +279,9 @@ def _socket(pool: ServicePool, stem: str, servers: Sequence[ServerConfig], name:
 
 
 def _listen(pool: ServicePool, server: ServerConfig) -> str:
-    """The address for systemd to listen on: from --listen, else from the server's `expose`, if that was configured.
+    """The address for systemd to listen on: from --listen, or else from the server's configured `expose`.
 
-    In `expose` only an IP address or localhost, with a port, counts. Raises ValueError without an address.
+    Raises ValueError if there is no --listen, and `expose` is not an IP address or localhost, with a port.
     """
     name = server.address.name
     if said := pool.listen.get(name) or pool.listen.get(server.name):
@@ -316,7 +316,7 @@ def render(comments: Iterable[str], sections: Iterable[Section]) -> str:
 
 
 def text(value: str) -> str:
-    """A value that extends to the end of the line, with `%` doubled.
+    """The value as the rest of a line in a systemd unit file, with `%` doubled.
 
     Raises ValueError for control characters, spaces at its ends, and a backslash at its end.
     """
@@ -326,7 +326,7 @@ def text(value: str) -> str:
 
 
 def word(value: str) -> str:
-    """One word of a list, with `%` doubled, and quoted if necessary. Raises ValueError for a NUL."""
+    """The value as one word in a systemd unit file: `%` doubled, quoted if necessary. Raises ValueError for a NUL."""
     if "\0" in value:
         raise ValueError(f"{value!r} cannot be written into a unit file")
     value = value.replace("%", "%%")
@@ -336,7 +336,7 @@ def word(value: str) -> str:
 
 
 def command(argv: Sequence[str]) -> str:
-    """A command line. `$` is doubled in arguments, where it would begin a variable, but not in the program's path."""
+    """The command line for a systemd unit. `$` is doubled in arguments, which systemd expands, but not in the path."""
     return " ".join([word(argv[0]), *(word(argument.replace("$", "$$")) for argument in argv[1:])])
 
 

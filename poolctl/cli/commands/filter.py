@@ -73,9 +73,9 @@ def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | Non
 
 
 def _spellings(field: str, pattern: str, value: str) -> list[str]:
-    """The texts that match if one of them equals `value`: the pattern, and another spelling of an address.
+    """The texts to compare with `value`: the pattern and, for an address, an equivalent spelling.
 
-    For `bind` this is the canonical address, for `expose` the pattern with the scheme of `value`.
+    For the field `bind` that is the canonical address, for `expose` the pattern with the URL scheme of `value`.
     """
     if field == "bind":
         from poolctl.address import canonical

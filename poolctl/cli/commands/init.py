@@ -139,7 +139,7 @@ def _target_path(request: CommandRequest) -> str:
 
 
 def existing_app(directory: str) -> str:
-    """`module:attribute` of an application found in a usual file, or ""."""
+    """The `module:attribute` of an application in main.py, app.py or another common file; "" if none is found."""
     for file in _USUAL_FILES:
         try:
             with open(os.path.join(directory, file), encoding="utf-8", errors="replace") as source:

@@ -253,7 +253,7 @@ def _json_line(line: LogLine) -> str:
 
 
 class LineSearch:
-    """A function of a text: whether any of the user's regular expressions is found in it.
+    """Callable with a text; returns whether any of the user's regular expressions matches in it.
 
     The constructor raises UsageError, which names `option`, for an invalid expression.
     """

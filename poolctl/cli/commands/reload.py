@@ -57,7 +57,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _other_files(request: CommandRequest, pool: PoolRef) -> list[str]:
-    """A list with a warning if several -c options do not name the files of the local supervisor; otherwise empty."""
+    """A warning if several -c options name other files than a supervisor on this machine has read; otherwise []."""
     if len(request.get("config") or ()) < 2 or pool.platform != LOCAL:
         return []
     files = Client(pool.socket).ping().files or pool.files

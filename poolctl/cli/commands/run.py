@@ -134,7 +134,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _run(session: RunSession, path: str, signals: StopSignals) -> int:
-    """Launch the pool, serve until something ends it, and stop it; returns the exit code."""
+    """Launch the pool, wait for its end, the user's command or a signal, and stop it; returns the exit code."""
     keeper_pid, lifeline, log_start = 0, -1, log_size(session.pool)
     try:
         with deferred_signals():  # nothing could wait for a half-launched pool
@@ -181,9 +181,9 @@ _ALIVE = ("running", "starting", "backoff", "draining")
 
 
 class RunSession:
-    """One `run` and its pool, which ends when this process closes its end of a pipe, the lifeline.
+    """One invocation of `poolctl run`. Its pool ends when this process closes its end of a pipe, the lifeline.
 
-    `limit_seconds` limits the whole stop. `wakeup` is the wake-up pipe of StopSignals.
+    `limit_seconds` limits the time to stop the pool. `wakeup` is the descriptor of StopSignals' wake-up pipe.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class RunSession:
 
     @property
     def _prints_logs(self) -> bool:
-        """Whether the servers' output is printed: not with a command or -o, whose output takes its place."""
+        """Whether to print the servers' output: only without a user's command and without -o."""
         return not self.command and not self.request.output
 
     def environment(self) -> Mapping[str, str]:
@@ -230,9 +230,9 @@ class RunSession:
         return os.environ
 
     def start(self) -> bool:
-        """Start the selected servers and set `outcome`; returns whether `run` goes on, or False if it ends now.
+        """Start the selected servers and set `outcome`; returns whether to continue.
 
-        After a failure it goes on only without a command, and if some server is alive.
+        After a failed start, it continues only if no user's command is given and at least one server is alive.
         """
         body = {"selector": self.request.selector().to_dict(), "options": self.request.options()}
         if self._prints_logs:
@@ -349,7 +349,7 @@ class RunSession:
         return bool(read_exit(self.pool.directory))
 
     def _find_failure_logs(self, code: int) -> None:
-        """Report the last events; with a command, find the logs that explain a failure. The pool must still exist."""
+        """Report the last events; with a user's command, find the logs that explain a failure. Call before `_stop`."""
         self._events.finish()
         if not self.command:
             return
@@ -367,10 +367,10 @@ class RunSession:
             self._last_logs = {name: paths[name] for name in chosen if name in paths}
 
     def print_conclusion(self) -> None:
-        """With a command, print which servers died while it ran, and the last lines of logs that explain a failure.
+        """Print which servers died while the user's command ran, and the last lines of logs that explain a failure.
 
-        These are the logs of servers that died or did not start; if only the command failed, of all servers. At most
-        ten are printed. Without a command nothing is printed.
+        These are the logs of servers that died or did not start. If no server failed but the command did, they are
+        the logs of all servers. At most ten logs are printed. Without a command nothing is printed.
         """
         if not self.command:
             return
@@ -527,10 +527,10 @@ def stream_of_its_own(stream: TextIO) -> Iterator[TextIO]:
 
 
 class BackgroundStream:
-    """A text stream written by a thread of its own; text that cannot be written is dropped.
+    """A text stream that is written in a background thread, so that a stalled reader does not block the caller.
 
-    `write` waits until the text is written, unless the reader has stopped reading: then texts are queued up to a
-    limit. Leaving the context waits for them a little longer.
+    `write` waits until the text is written. Once a wait has timed out, it only queues text, and drops it when the queue
+    is full. Leaving the context waits again, for a limited time.
     """
 
     def __init__(self, stream: TextIO) -> None:

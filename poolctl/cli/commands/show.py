@@ -125,7 +125,7 @@ def _default_values() -> Table:
 
 
 def _defaults(keys: Iterable[str]) -> list[str]:
-    """Comment lines with these keys; each table appears once."""
+    """Comment lines that list the keys with default values; keys such as `env.A` appear as their table, `env`, once."""
     lines = ["    # at their defaults (shown by --full):"]
     for key in dict.fromkeys(key.partition(".")[0] for key in keys):
         if len(lines[-1]) + len(key) > _WIDTH:
@@ -145,7 +145,7 @@ def _flattened(table: Table, prefix: str = "") -> list[tuple[str, object]]:
 
 
 def _origin(key: str, origin: dict[str, str]) -> str:
-    """The origin of the value of `key`, or of the nearest table around it that is set as a whole; else "default"."""
+    """Where in the files `key`, or else the innermost table that contains it, is set; "default" if nowhere."""
     parts = key.split(".")
     for end in range(len(parts), 0, -1):
         where = origin.get(".".join(parts[:end]))

@@ -38,7 +38,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The summary of the selected servers; exit 0 if every enabled server is ready, else 3 (1 as a health check)."""
+    """Summarize the selected servers; exit 0 if every enabled one is ready, else 3, or 1 with --healthcheck."""
     if not request.get("healthcheck"):
         return _status(request)
     from poolctl.cli.outcome import outcome_of

@@ -70,9 +70,9 @@ def _stopped_line(result: Result, *, waited: bool) -> str:
 
 
 def _from_files(request: CommandRequest, pool: PoolRef, otherwise: Sequence[Item]) -> Sequence[Item]:
-    """The selected servers in the files; `otherwise` if the files are broken and nothing is selected.
+    """The selected servers according to the files; `otherwise` if the files are invalid and no selection is given.
 
-    Broken files must not prevent a stop of everything. With a selection they raise Failure or PoolError.
+    Invalid files must not prevent a stop of everything. With a selection, raises Failure or PoolError for them.
     """
     from poolctl.cli.offline import select_from_files
 

@@ -27,7 +27,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Replace keeper and supervisor if their build differs; with --restart the servers' workers as well."""
+    """Replace the pool's keeper and supervisor processes by this build, and with --restart the workers as well."""
     pool = find_pool(request)
     client = Client(pool.socket)
     before = client.ping().version

@@ -30,7 +30,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The message `N servers, ok`, or the problems of files, referenced paths and, with --import, of applications."""
+    """Check the files, their paths and, with --import, the applications; returns all problems or `N servers, ok`."""
     pool = find_pool(request, missing_ok=True)
     from poolctl.config import load
     from poolctl.errors import PoolValidateError
@@ -64,9 +64,9 @@ def _not_imported(config: Configuration, request: CommandRequest) -> str:
 
 
 def _withheld(config: Configuration) -> list[str]:
-    """A list with a note about variables that are not passed to servers, or [].
+    """A note about environment variables that hold secrets of the pool and are not passed to servers; [] if none.
 
-    A server that relies on such a variable would fail only in production.
+    Without the note, a server that relies on such a variable would fail only when it runs in the pool.
     """
     names = sorted(config.pool_variables)
     if not names:
@@ -76,7 +76,7 @@ def _withheld(config: Configuration) -> list[str]:
 
 
 def _with_exit_code(outcome: Outcome) -> Outcome:
-    """The outcome with its exit code; the problems are the result, so they go to standard output."""
+    """Set the exit code, 0 or that of an invalid configuration, and have errors printed to standard output."""
     outcome.errors_are_result = True
     outcome.exit_code = INVALID_CONFIGURATION if outcome.errors else DONE
     return outcome

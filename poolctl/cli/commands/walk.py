@@ -1,4 +1,4 @@
-"""`poolctl walk [TARGET…] -- CMD…`: runs CMD for each server; keeps each output together, failures last."""
+"""`poolctl walk [TARGET…] -- CMD…`: runs CMD for each server; prints outputs unmixed, and failures at the end."""
 
 from __future__ import annotations
 

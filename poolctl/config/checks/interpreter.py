@@ -24,7 +24,7 @@ _MOST_LINKS = 40
 
 
 def interpreter(python: str | None, base_dir: str, env: Mapping[str, str]) -> str:
-    """The absolute path of a server's interpreter. `python` is the value of its key: a file, a directory, or None."""
+    """The absolute path of a server's interpreter. `python` is a file or a virtual environment; None: the default."""
     if python is None:
         return default_interpreter(base_dir, env)
     return _of_environment(python) if os.path.isdir(python) else python

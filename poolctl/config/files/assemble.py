@@ -72,7 +72,7 @@ class Document:
         return self._positions
 
     def exact(self, path: Path) -> Path | None:
-        """The whole path, with its keys spelled as in the file; None if the file has no value at this path."""
+        """The path from the root of the file, with keys spelled as in the file; None if the file has no value there."""
         known = self.positions()
         whole = (*self.prefix, *path)
         if whole in known:
@@ -90,7 +90,7 @@ class Document:
         return None
 
     def as_written(self, path: Path) -> Path:
-        """The path without the parts that the file omits by a short form, such as `bind = ":80"` instead of a list."""
+        """The path without the parts that a short form in the file omits, such as `bind = ":80"` instead of a list."""
         here, found = self.data, []
         for part in path:
             if (isinstance(here, (dict, str)) and part == 0) or isinstance(here, str):
@@ -104,7 +104,7 @@ class Document:
         return tuple(found)
 
     def place(self, path: Path) -> Place:
-        """The place of the value at a path, or else of the nearest table around it; `key` is always the whole path."""
+        """The place of the value at `path`, or else of the nearest table around it, but with the full path as `key`."""
         known = self.positions()
         for length in range(len(path), -1, -1):
             found = self.exact(path[:length])
@@ -312,7 +312,7 @@ LONG_FORMS = {written: key for key, written in SYNONYMS.items()}
 class Origins:
     """Finds where the values of a pool's servers are set.
 
-    All instances compare equal, so that servers with the same keys are equal wherever they are set.
+    All instances compare equal, so that servers with equal keys are equal even if they come from different files.
     """
 
     def __init__(
@@ -355,7 +355,7 @@ class Origins:
         return self._entries[name].parts[0][0].path
 
     def of(self, name: str) -> dict[str, str]:
-        """`{"http.loop": "/etc/pool.toml:7", …}` for every key that a file sets for the server; {} if unknown."""
+        """`{"http.loop": "/etc/pool.toml:7", …}` for every key that files set for the server; {} for an unknown one."""
         found: dict[str, str] = {}
         entry = self._entries.get(name)
         if entry is None:
@@ -373,10 +373,7 @@ class Origins:
         return found
 
     def _keys_by_table(self, document: Document) -> dict[Path, list[tuple[Path, int]]]:
-        """(key path, line) for each key in a table of the file, by the path of the table: a server's or the defaults.
-
-        Computed once for each file.
-        """
+        """(key path, line) of all keys of servers and of [defaults] in the file, by their table's path. Cached."""
         known = self._by_table.get(document.path)
         if known is None:
             known = self._by_table[document.path] = {}
@@ -391,7 +388,7 @@ class Origins:
 
 
 def _place(sources: list[Source], path: Path) -> Place | None:
-    """The place of a path in the last source that has it, or else of its longest prefix; None if no source has one."""
+    """The place of `path` in the last of `sources` that has it, or else of its longest prefix; None if not found."""
     for length in range(len(path), 0, -1):
         for document, table in reversed(sources):
             if document.exact((*table, *path[:length])) is not None:

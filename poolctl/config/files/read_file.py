@@ -77,7 +77,7 @@ def _near_miss(cwd: str) -> str:
 
 
 def candidate_files(cwd: str | None = None) -> list[str]:
-    """The absolute paths that are tried in a directory, in order of precedence."""
+    """The absolute paths of possible configuration files in `cwd` (default: working directory), by precedence."""
     cwd = os.getcwd() if cwd is None else cwd
     return [os.path.normpath(os.path.join(cwd, name)) for name in (*FILE_NAMES, PYPROJECT)]
 

@@ -35,10 +35,10 @@ MERGE = "<<"
 
 @dataclass(slots=True)
 class Frame:
-    """A table or list that is being read.
+    """A table or list of a YAML document while it is being parsed.
 
-    `waiting` is true after a `key` until its value has been read; `merging` is true if that key is `<<`. `merges` are
-    the tables to merge. `start` is the number of values in the document before this one.
+    `waiting` is true between a `key` and its value; `merging` is true if that key is `<<`. `merges` are the tables
+    to merge. `start` is the number of values in the document before this one.
     """
 
     values: Tree

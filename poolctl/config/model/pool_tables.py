@@ -94,7 +94,7 @@ def table_names() -> tuple[str, ...]:
 
 
 def model_of_table(name: str) -> type[Table] | None:
-    """The model of this table; None for an unknown table."""
+    """The class of the table with this name; None for an unknown table."""
     if name in MODELS:
         return MODELS[name]
     found = (feature.load(feature.tables[name]) for feature in features() if name in feature.tables)
@@ -136,11 +136,11 @@ class Tables:
         return sum(table.stop_seconds for _, table in self)
 
     def get(self, model: type[AnyTable]) -> AnyTable | None:
-        """The table of this model; None if the files do not have it."""
+        """The table of the class `model`; None if the files do not have it."""
         return self._tables.get(model.table_name)
 
     def all(self, model: type[AnyTable]) -> tuple[AnyTable, ...]:
-        """All tables of this model, which files define as a list; () if the files have none."""
+        """All tables of the class `model`, which files define as a list; () if there are none."""
         tables: tuple[AnyTable, ...] = self._tables.get(model.table_name, ())
         return tables
 
@@ -264,7 +264,7 @@ class TableRules:
         return {}
 
     def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
-        """The addresses that the tables bind, without those that `conflicts.own_addresses` returns."""
+        """The addresses that the tables bind, except those of tables whose `bind` is a single address."""
         return ()
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:

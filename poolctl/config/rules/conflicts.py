@@ -208,7 +208,7 @@ def _addresses(tables: Tables) -> Iterator[BoundAddress]:
 
 
 def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
-    """The addresses of the tables that accept connections, in the form that `conflicts` takes."""
+    """(table name, address) for each address on which a table accepts connections; an argument for `conflicts`."""
     return [(each.name, each.address) for each in _addresses(tables) if not each.datagrams]
 
 
@@ -250,9 +250,9 @@ def reference_findings(table: Mapping[str, Tree], servers: Mapping[str, Named]) 
 
 
 def with_addresses(servers: Iterable[_Server], others: Iterable[ServerKeys] = ()) -> list[_Server]:
-    """The servers, with references in `env` and `command` to these servers or `others` replaced by addresses.
+    """The servers, with `${server.NAME.…}` references in `env` and `command` replaced by addresses.
 
-    A reference to a server whose port is not chosen yet stays.
+    References may name `servers` or `others`. A reference to a server whose port is not chosen yet stays.
     """
     servers = list(servers)
     referring = [each for each in servers if next(_texts_with_references(vars(each)), None) is not None]

@@ -262,7 +262,7 @@ SIMILAR = 0.75
 def unknown_key(path: Path, known: tuple[str, ...], table: str) -> Finding:
     """The finding about a key that is not one of the `known` keys of its table.
 
-    `table` is the table's name in OTHER_TOOLS, "" for a server's.
+    `table` is the table's name in OTHER_TOOLS, which lists keys of other tools; "" means a server's table.
     """
     key = str(path[-1])
     parent = next((part for part in reversed(path[:-1]) if isinstance(part, str)), table)

@@ -400,7 +400,7 @@ def findings_of(
     """Every error as a finding, in the order of the file's keys.
 
     `keys_at` returns the keys of the table at a path; `table` is the name of the outermost table in
-    `problems.OTHER_TOOLS`, "" for a server's.
+    `problems.OTHER_TOOLS`, which lists keys of other tools; "" means a server's table.
     """
     return [_finding(details, keys_at, table) for details in error.errors(include_url=False)]
 

@@ -149,7 +149,7 @@ class EndedSessions:
 
 
 class LoginAttempts:
-    """Limits wrong tokens, for all clients together: behind a proxy they have the same address."""
+    """Limits the rate of failed logins for all clients together, because behind a proxy they share one address."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -59,9 +59,9 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class PageSettings(NamedTuple):
-    """The settings that the supervisor sends; `key` and `name` identify the pool.
+    """The dashboard process's settings, sent by the supervisor; `key` and `name` identify the pool.
 
-    `tls` holds the paths `cert` and `key`, and the password of the key. `ended_path` is the file of the ended sessions.
+    `tls` holds the paths `cert` and `key`, and the key's password. Logged-out sessions are stored in `ended_path`.
     """
 
     socket_path: str
@@ -290,9 +290,9 @@ async def _document(request: Request) -> Table:
 
 
 async def _log_lines(paths: Mapping[str, str]) -> AsyncGenerator[str]:
-    """Server-sent events `lines`, each a list of [time, name, text, level]: the last lines, then new ones.
+    """Yield server-sent events `lines`: the last lines of these log files (by server name), then new lines.
 
-    Lines in JSON are shown as readable text; `level` is the level stated in a line, "" without one.
+    An event is a list of lines as [time, name, text, level]; `level` is "" if unknown. JSON lines become readable text.
     """
     each = max(20, FIRST_LINES // len(paths))
     follower = await asyncio.to_thread(lambda: Follower(paths, lines=each))

@@ -1,8 +1,7 @@
-"""The history of each server's and the pool's figures for charts: an hour in minutes, a day in quarter hours.
+"""The history of each server's and the pool's figures for charts: one hour by minutes, one day by quarter hours.
 
-Each of the 60 + 96 time slots has five numbers of four bytes: 3,120 bytes a server, or 3.9 KB with the counts at the
-beginning of the current slots, so 1,000 servers take 3.9 MB. Each minute a copy of the numbers (3.1 MB) is saved for
-the next supervisor.
+Each of the 60 + 96 time slots has five numbers of four bytes: 3,120 bytes per server, or 3.9 KB with the counters at
+the beginning of the current slots. Each minute the numbers (3.1 MB for 1,000 servers) are saved for a new supervisor.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class _Begun(NamedTuple):
 
 
 class FigureRing:
-    """Each server's figures in the past slots of one span. Times are monotonic, valid also in the next supervisor."""
+    """Each server's figures over one time span, such as an hour, in equal slots. Times are on the monotonic clock."""
 
     def __init__(self, span: Span) -> None:
         self.span = span
@@ -61,7 +60,7 @@ class FigureRing:
         self._begun: dict[str, _Begun] = {}
 
     def add_sample(self, now: float, seen: Iterable[ServerSnapshot]) -> bool:
-        """Record the servers' figures at time `now`. Returns whether this has ended a slot and stored its figures."""
+        """Record the servers' figures at time `now`; returns whether a time slot has ended and was stored."""
         slot, before = int(now // self.span.slot_seconds), self.slot
         ended = before is not None and slot > before
         if before is None or slot > before:

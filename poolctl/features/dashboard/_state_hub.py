@@ -69,7 +69,7 @@ def level(state: str, ready: bool, health: str = "") -> str:
 
 
 class Levels:
-    """The changes of each server's level. The level before a server's first change is unknown."""
+    """Records when each server's level (ok, warn, ko, …) changed; it is unknown before the first recorded change."""
 
     def __init__(self) -> None:
         self._changes: dict[str, Changes] = {}
@@ -85,7 +85,7 @@ class Levels:
             self.add(event.server, word, datetime.fromisoformat(event.time).timestamp())
 
     def add(self, name: str, word: str, now: float) -> None:
-        """Record that the level became `word` at `now`, in seconds since the epoch, unless it already was `word`."""
+        """Record that the level of server `name` became `word` at `now` (Unix time), unless it already was."""
         changes = self._changes.setdefault(name, [])
         # The journal's events may arrive after the current state was queried.
         place = bisect.bisect_right(changes, now, key=lambda change: change[0])
@@ -158,7 +158,7 @@ class Hub:
         *,
         timeout_seconds: float = _ANSWER_SECONDS,
     ) -> Answer:
-        """Send the verb, on behalf of the client `by`, and return the answer. Raises ControlError, TimeoutError."""
+        """Send `verb` to the supervisor for the client `by`; returns the answer. Raises ControlError, TimeoutError."""
         body = {"selector": {"targets": targets}, "options": options, "by": by or {}}
         return await ask_async(kind, self._socket_path, verb, body, timeout_seconds=timeout_seconds)
 
@@ -223,7 +223,7 @@ class Hub:
             self._send_event("files", {"message": files})
 
     def _about_files(self, result: StatsResult) -> str:
-        """The warning, as commands print it, that files have changed since the pool read them; "" if none has."""
+        """The warning, as commands print it, that the pool's files have changed since they were read; "" if not."""
         if result.changed is None:
             return ""
         first = (self._about.get("files") or [""])[0]

@@ -1,6 +1,6 @@
 """The dashboard's part of the supervisor: its listening sockets, its process, and the verb `dashboard`.
 
-The keeper also holds the sockets and the link to the process, so both survive this supervisor.
+The keeper process also holds the sockets and the connection to the dashboard's process, for the next supervisor.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class DashboardPart(FeaturePart):
             await self._page.aclose()
 
     async def _link(self, call: Call) -> DashboardResult:
-        """The page's URL and login token. Clients of the control socket may have them: they have full access anyway."""
+        """The page's URL and login token, for clients of the control socket: they have full access to the pool."""
         if self._table is None:
             return _failed("this pool has no dashboard", _HINT)
         if self._page is None:
@@ -199,7 +199,7 @@ class DashboardProcess(SidecarProcess):
         mark: str,
         sockets: Sequence[socket.socket],
     ) -> Self:
-        """Start a process of version `mark` and wait until it serves, else end it. Raises LinkLost, TimeoutError."""
+        """Start a process of version `mark`; returns once it serves. Raises LinkLost or TimeoutError if it does not."""
         process = await cls.spawn(keeper, directory, mark)
         begin = {"t": "begin", "bind": settings.bind, "directory": directory, "settings": settings.values}
         process.link.send(begin, [sock.fileno() for sock in sockets])
@@ -222,7 +222,7 @@ class Settings(NamedTuple):
 def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
     """The settings of the process that serves this pool's dashboard.
 
-    Blocks on the disk; raises ServerError when there is no token, or its certificate cannot be used.
+    Reads files, and creates the default token file. Raises ServerError without a token or for a bad certificate.
     """
     configuration, directory, state_directory = (
         environment.configuration,

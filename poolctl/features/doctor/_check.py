@@ -102,10 +102,10 @@ class CheckContext:
 
     @property
     def addresses(self) -> dict[str, Address]:
-        """The addresses to check, by name: those of servers and, if no supervisor answers, of tables such as [gateway].
+        """The addresses to check, by the name of the server or table, such as [gateway]; `auto` addresses are omitted.
 
-        `auto` addresses are omitted. If a feature's process, such as the gateway, has outlived the pool's supervisor,
-        only tables with a single `bind` are included, because the process may still listen on the others.
+        Tables are included only if no supervisor answers. If a process such as the gateway has outlived the supervisor,
+        only tables with a single `bind` are included, because the process may still listen on other addresses.
         """
         found = {server.name: server.address for server in self.servers if not server.address.auto}
         if self.config is not None and self.about is None:

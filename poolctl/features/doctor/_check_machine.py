@@ -48,7 +48,7 @@ _SCARCE_FILES = 256
 
 
 def features(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether the system calls that a pool uses work; for each that fails, what the pool cannot do."""
+    """Test the system calls that a pool needs; for each one that fails, a result says what the pool cannot do."""
     if not LINUX:
         yield problem(
             "kernel", "this is not Linux", "only `run`, the library and commands that read files work"

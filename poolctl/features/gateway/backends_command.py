@@ -97,7 +97,7 @@ def _sentence(host: HostReport) -> str:
 
 
 def _local_time(stamped: str) -> str:
-    """The time in this machine's time zone, with its date unless it is today; "" for ""."""
+    """The timestamp as local time for display, with the date if it is not today; "" for ""."""
     if not stamped:
         return ""
     moment = time.localtime(seconds_of(stamped))

@@ -310,7 +310,7 @@ def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: ServerIndex)
 
 
 def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: ServerIndex) -> bool:
-    """Whether the route has no alias, and its first target is an unknown server or tag: another check reports this."""
+    """Whether the route has no alias and its first target is an unknown server or tag, which another check reports."""
     return not route.alias and bool(route.to) and known.servers(route.to[0].to) == []
 
 
@@ -322,14 +322,14 @@ def _taken(alias: str, other: str, label: str, route: RouteConfig | StreamConfig
 
 
 def _name_of(written: WrittenRoute) -> str:
-    """How a message about another route refers to this one, such as `route[2]`."""
+    """A short reference to this route for messages about other routes, such as `route[2]`."""
     if written.server is not None:
         return f"the route in the {written.key[0]} of {written.server.name!r}"
     return f"route[{written.key[1]}]"
 
 
 def _all_servers_disabled(route: RouteConfig, known: ServerIndex) -> bool:
-    """Whether all servers of the route are disabled: then another route may have the same host and path."""
+    """Whether all servers of the route are disabled, so that another route may have the same host and path."""
     found = [known.servers(target.to) for target in route.to]
     return (
         None not in found and any(found) and all(server.disabled for each in found for server in each or ())
@@ -337,7 +337,7 @@ def _all_servers_disabled(route: RouteConfig, known: ServerIndex) -> bool:
 
 
 def _unreachable(served: list[tuple[WrittenRoute, RouteConfig]]) -> Iterator[Located]:
-    """Report the routes that never get a request because another route takes all of theirs."""
+    """Report the routes that never get a request because another route takes all their requests."""
     groups: dict[tuple[str, str], list[tuple[WrittenRoute, RouteConfig]]] = {}
     for each in served:
         groups.setdefault((each[1].host, each[1].path), []).append(each)
@@ -401,7 +401,7 @@ def _overriding_route(
 ) -> WrittenRoute | None:
     """The route that takes all requests for this wildcard host and path because its host has precedence, or None.
 
-    `everything` maps each host and path to the route that has them and no further conditions.
+    `everything` maps each host and path to a route that has them and no conditions, such as methods or headers.
     """
     pattern = host_pattern(host)
     if pattern.tier != WILDCARD:
@@ -425,7 +425,7 @@ def _overriding_route(
 
 
 def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfig) -> Iterator[Finding]:
-    """Report why the route cannot use `mode = "pass"` or, in another mode, that no listener can serve it."""
+    """Report what prevents `mode = "pass"`; in other modes, report if no listener can serve the route."""
     if route.mode == "pass":
         sticky = ("policy",) if route.policy == STICKY and not route.sticky else ()
         for key in (*NEEDS_PROXY, *sticky):
@@ -457,7 +457,7 @@ def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfi
 
 
 def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: ServerIndex) -> Iterator[Located]:
-    """Report `mode = "pass"` on routes whose connections may later carry requests for servers of another user."""
+    """Report `mode = "pass"` on routes where a worker could later receive requests for a server of another user."""
     if not any(config.mode == "pass" for _, config in served):
         return
     routes = []
@@ -485,7 +485,7 @@ def _needs_proxy(value: object) -> bool:
 
 
 def _is_whole_host(route: RouteConfig) -> bool:
-    """Whether the name in a ClientHello is enough to choose the route."""
+    """Whether the server name (SNI) in a ClientHello is enough to choose the route."""
     return (
         bool(route.host)
         and (route.path, route.mode) == ("/", "auto")
@@ -495,7 +495,7 @@ def _is_whole_host(route: RouteConfig) -> bool:
 
 
 def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) -> str:
-    """Why no connection of the route can ever be passed to this server; "" if one can."""
+    """Why the gateway can never pass a connection of the route to this server's workers; "" if it can."""
     name = repr(printable(server.name))
     if server.command:
         return f"{name} runs a command, which cannot take over connections"
@@ -514,7 +514,7 @@ def _not_passed(server: ServerKeys, route: RouteConfig, gateway: GatewayConfig) 
 def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterator[Located]:
     """Warnings about routes that do not work as expected, or are not served at all.
 
-    If the servers are not `complete`, routes with an unknown target are skipped: these are reported as problems.
+    If `complete` is false, servers may be missing because of errors: routes with an unknown target are skipped.
     """
     known = ServerIndex(servers)
     gateway = tables.get(GatewayConfig)
@@ -627,10 +627,10 @@ def _names_of(tls: TLSConfig) -> list[str]:
 def _other_hosts(
     tables: Tables, servers: list[ServerKeys], names: Mapping[str, list[str]]
 ) -> Iterator[Finding]:
-    """Report hosts of routes that no certificate of a listener, or of the server that terminates TLS, is valid for.
+    """Report hosts of routes for which a listener, or a server that terminates TLS itself, has no certificate.
 
-    These are only warnings, because a host may be for another listener. `names` maps each listener to the host names of
-    its certificates.
+    These are only warnings, because another listener may serve the host. `names` maps each listener to the host names
+    of its certificates.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None or not any(each.tls for each in gateway.bind):

@@ -97,7 +97,7 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
 
 
 def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
-    """Return the routes with `other_user` set in HTTP routes: why connections must not be passed to workers, or "".
+    """Return the routes; `other_user` of HTTP routes is why connections must not be passed to workers, or "".
 
     See routing.separation.
     """
@@ -143,7 +143,7 @@ class ServerIndex:
         return [] if server is None else [server]
 
     def targets(self, wanted: Sequence[RouteTarget | StreamTarget]) -> tuple[tuple[Target, ...], list[str]]:
-        """The targets that can be reached, without duplicates, and the reasons why the others cannot."""
+        """Resolve `wanted` to servers and URLs without duplicates; also returns why servers or tags are omitted."""
         found: dict[str, Target] = {}
         reasons: list[str] = []
         for each in wanted:

@@ -224,7 +224,7 @@ class GatewayConfig(_WithAddresses):
 
     @property
     def has_startup_warnings(self) -> bool:
-        """Whether `check` may find something to warn about at startup."""
+        """Whether `check` has to be called at startup, because it may return warnings."""
         return True
 
     @property
@@ -399,7 +399,7 @@ class StreamConfig(_WithAddresses):
 
 
 def _with_absolute_addresses(table: Mapping[str, Tree], base_dir: str) -> dict[str, Tree]:
-    """The table with the paths of sockets and certificates made absolute, from the directory of its file."""
+    """The table with relative paths of sockets and certificates resolved against `base_dir`."""
     return {
         key: _absolute(key, value, base_dir) if key in ("bind", "to", "tls") else value
         for key, value in table.items()

@@ -1,4 +1,4 @@
-"""Builds HAProxy's configuration and files from what the supervisor sent, and commands to update a running HAProxy.
+"""Builds HAProxy's configuration from the supervisor's settings and routes, and commands to update a running HAProxy.
 
 Routes are considered in the order of `routing.match`; the first route that matches a request serves it. Needs HAProxy
 2.6.
@@ -109,7 +109,7 @@ class HaproxyListener(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name in its `bind` lines, by which rules select this listener; "" if no rule needs it."""
+        """The name in the listener's `bind` lines, by which rules select this listener; "" if no rule needs it."""
         return "-".join([_REPORTING] * self.accept_proxy + [self.crt_list] * self.asks_for_certificate)
 
     @property
@@ -130,7 +130,7 @@ class HaproxyListener(NamedTuple):
         return {self.crt_list: "".join(lines), f"{self.crt_list}.map": found}
 
     def lines(self, *, http2: bool = False) -> Iterator[str]:
-        """Its `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
+        """The listener's `bind` lines; with `http2`, clients that speak TLS may choose HTTP/2."""
         protocols = "h2,http/1.1" if http2 else "http/1.1"
         tls = f" ssl crt-list {self.crt_list} alpn {protocols}" if self.certificates else ""
         # In TLS 1.3 a session could be resumed for another name without a check of the client's certificate.
@@ -139,11 +139,10 @@ class HaproxyListener(NamedTuple):
             yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
 
     def misdirection_rules(self) -> Iterator[str]:
-        """Rules that identify two certificates: txn.shown, for the handshake's host, and txn.wanted, for the request's.
+        """Rules that set txn.shown and txn.wanted to the certificates for the TLS handshake's host and for txn.host.
 
-        The caller refuses a request if they differ and the wanted certificate asks for a client certificate. Otherwise
-        a client could avoid presenting one by naming another host in the handshake (RFC 9110 §7.4). The rules need
-        txn.host. See ServerContext.admits.
+        Other rules refuse a request if they differ and the wanted one requires a client certificate, which a client
+        could avoid by naming another host in the handshake (RFC 9110 §7.4). See ServerContext.admits.
         """
         if not self.asks_for_certificate:
             return
@@ -198,12 +197,12 @@ class HaproxyServer(NamedTuple):
 
     @property
     def arguments(self) -> str:
-        """The options after its address."""
+        """The options after the address in the `server` line."""
         return " ".join(filter(None, (self.options, f"weight {self.weight}" if self.weight != 1 else "")))
 
 
 class HaproxyBackend(NamedTuple):
-    """The section of a route or a stream: `lines` has everything except the lines of its servers."""
+    """The `backend` section of an HTTP route or a TCP stream; `lines` has the section without its `server` lines."""
 
     name: str
     alias: str
@@ -529,9 +528,9 @@ def configuration_of(
 
 
 def _mapped_aliases(routes: Sequence[Route]) -> frozenset[str]:
-    """The aliases of the routes that are looked up in a map file; empty if they are too few for one.
+    """The aliases of the routes that HAProxy looks up in a map file; empty if too few routes are suitable.
 
-    Their hosts are exact, and no route of these hosts has conditions: the longest path wins, and the map finds it.
+    A route is suitable if its host has no wildcard, and no route of the host has a condition other than the path.
     """
     exact = [each for each in routes if host_pattern(each.host).tier == EXACT]
     conditioned = {
@@ -674,11 +673,11 @@ def _test(fetch: str, method: str, *values: str) -> str:
 
 
 class HaproxySetup(NamedTuple):
-    """A configuration with its files and sockets.
+    """A configuration with the states of its servers, the contents of its files, and its sockets.
 
-    `states` are keyed by backend and server. `bundles` are the certificates with their keys, and `authorities` the CA
-    files: contents by file name. `descriptors` are the sockets in the `bind` lines, each as its number and inode,
-    because the number may later be reused for a different socket.
+    `states` are by backend and server name. `bundles` (certificates with keys) and `authorities` (CA certificates) are
+    by file name. `descriptors` are the sockets in the `bind` lines as pairs of descriptor number and inode, because a
+    number may be reused for another socket.
     """
 
     configuration: HaproxyConfiguration
@@ -698,7 +697,7 @@ class HaproxySetup(NamedTuple):
         return [number for number, _ in self.descriptors]
 
     def drain_commands(self) -> list[str]:
-        """Commands that drain servers after HAProxy was started with `text`, in which draining servers are disabled."""
+        """Commands that set servers to draining after the start; the configuration `text` can only disable them."""
         return [_state_command(place, state) for place, state in self.states.items() if state == DRAIN]
 
 
@@ -726,7 +725,7 @@ def setup_of(
     backends: Backends,
     withdrawn: Collection[str],
 ) -> HaproxySetup:
-    """The setup to run. `withdrawn` servers get no new requests; `certificates` are by listener address and hosts."""
+    """The setup, with no new requests to `withdrawn` servers. `certificates` are by listener address and host names."""
     bundles: dict[str, bytes] = {}
     authorities: dict[str, bytes] = {}
     listeners = []
@@ -773,7 +772,7 @@ def _states(
     backends: Backends,
     withdrawn: Collection[str],
 ) -> Mapping[tuple[str, str], str]:
-    """The HAProxy state by backend and server. If no server is ready, starting ones get traffic, else sleeping ones."""
+    """HAProxy states by (backend, server). A backend uses its ready servers, else starting ones, else sleeping ones."""
     known: dict[tuple[bool, str], Route | StreamRoute] = {(False, each.alias): each for each in routes}
     known |= {(True, each.alias): each for each in streams}
     states = {}

@@ -1,4 +1,4 @@
-"""The gateway process when HAProxy serves the clients: it follows the supervisor, and controls HAProxy.
+"""The gateway process if HAProxy serves the clients: it carries out the supervisor's orders by controlling HAProxy.
 
 Changes of servers are sent to HAProxy's runtime socket. When routes or listeners change, a new HAProxy starts on the
 same sockets, and the previous one finishes its requests. When this process exits, HAProxy finishes its requests too.
@@ -47,7 +47,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         self._behind = self._ending = False
 
     def performed(self, message: wire.Message) -> None:
-        """Confirm the orders received so far once HAProxy has applied them."""
+        """Answer the supervisor's `message` once HAProxy has applied all orders received before it."""
         self._reply_when_applied({"t": "performed", "id": message["id"]})
 
     async def finish(self) -> None:

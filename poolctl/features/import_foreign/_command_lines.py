@@ -152,9 +152,9 @@ def _parsed(
     flags: Iterable[str] = (),
     switches: Iterable[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """The given options by long name, with the argument `app`, and the unknown options. Raises _NotParsed.
+    """Parse arguments; returns options by long name, with the argument `app`, and unknown options. Raises _NotParsed.
 
-    `values` take a value; `repeated` too, any number of times; `flags` and `switches` (also `--no-…`) take none.
+    Options in `values` take a value; in `repeated`, one each time; in `flags` and `switches` (also `--no-…`), none.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     actions: list[tuple[Any, Iterable[str]]] = [

@@ -145,7 +145,7 @@ def _problems(servers: Sequence[ServerConfig], pool: SharedSettings) -> Iterator
 
 
 def _secrets(server: ServerConfig, pool: SharedSettings, hidden: Sequence[str]) -> Iterator[Finding]:
-    """The keys of the server whose values are secrets and would end up in its ConfigMap."""
+    """Problems of the server's keys that would put a secret, or a value in `hidden`, into its ConfigMap."""
     (table,) = pod_configuration(server, pool)["server"]
     return secret_keys(table, hidden)
 

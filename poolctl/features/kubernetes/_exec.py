@@ -119,7 +119,7 @@ async def stacks_of_pods(cluster: Cluster, workloads: Iterable[Workload]) -> lis
 async def run_in_pods(
     cluster: Cluster, workloads: Sequence[Workload], options: Table, progress: Callable[[Table], None]
 ) -> None:
-    """Run each server's command in `options` in the first ready pod of the server, and report each run to `progress`.
+    """Run one command per server, from `options["runs"]`, in its first ready pod; report each run to `progress`.
 
     If there is no ready pod, or the command cannot be run, the run has the exit code NOT_EXECUTABLE and a problem.
     Raises ControlError (7) if the user may not run commands.

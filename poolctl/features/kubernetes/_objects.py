@@ -290,7 +290,7 @@ def _probes_of_app(server: ServerConfig) -> Table:
 
 
 def _probes_of_command(server: ServerConfig, port: int | None) -> Table:
-    """Probes of the command; by default its port must accept connections."""
+    """The probes of a server that runs a command; startup and readiness default to connecting to its port."""
     health = server.health
     connect: Table = {} if port is None else {"tcpSocket": {"port": "http"}}
     ready = _probe_action(health.readiness) or connect

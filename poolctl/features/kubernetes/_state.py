@@ -95,12 +95,12 @@ class Pod:
 
     @property
     def has_ended(self) -> bool:
-        """Whether its process has ended for good."""
+        """Whether the pod's process has ended, and will not be restarted."""
         return self.phase in ("Succeeded", "Failed")
 
     @property
     def has_begun(self) -> bool:
-        """Whether its container has started, and may have written output."""
+        """Whether the pod's container has started, and may have written output."""
         state = _member(self._container, "state")
         return "running" in state or bool(self.last_exit())
 
@@ -115,7 +115,7 @@ class Pod:
         return ended or _member(_member(self._container, "lastState"), "terminated")
 
     def problem(self) -> Problem | None:
-        """Why this pod will not be ready soon; None if it is ready or leaving, or may still become ready."""
+        """Why this pod will not be ready soon; None if it is ready, is terminating, or may still become ready."""
         if self.is_ready or self.is_leaving:
             return None
         for container in (*self._init, self._container):
@@ -277,7 +277,7 @@ class Run(NamedTuple):
 
 
 class ScheduledWorkload(Workload):
-    """A job with `every`: its CronJob, the Jobs of its runs, and their pods."""
+    """A scheduled job (`every` is set): its CronJob, the Jobs of its runs, and their pods."""
 
     def __init__(
         self, config: ServerConfig, found: Table | None, pods: Sequence[Pod], jobs: Iterable[Table]
@@ -327,7 +327,7 @@ class ScheduledWorkload(Workload):
         return not self.is_stopped
 
     def failure(self) -> Problem | None:
-        """Why the current run cannot be started on the cluster, or why the last run failed."""
+        """Why a run in progress cannot start on the cluster, or else why the last run failed; None if neither."""
         if problem := next((each.failure for each in self.runs_in_progress if each.failure), None):
             return problem
         last = self.ended_runs[-1] if self.ended_runs else None

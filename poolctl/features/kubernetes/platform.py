@@ -132,7 +132,7 @@ class ClusterResult(Result):
 
 
 class Call(NamedTuple):
-    """One request: the selected servers, the options, and where to report progress."""
+    """The arguments of a command: selected servers, options, progress callback, and time limit in seconds or None."""
 
     selector: Selector
     options: Table
@@ -550,7 +550,10 @@ class _ClusterPool:
         restart: frozenset[str] | set[str] = frozenset(),
         refused: Sequence[ErrorEntry] = (),
     ) -> Result:
-        """Apply the chosen servers, dependencies first, and wait until all are complete."""
+        """Apply the chosen servers, dependencies first, and wait until all are complete.
+
+        `restart` names servers whose pods are replaced; `refused` are errors to include in the result.
+        """
         names = self._with_needed(chosen, found, call)
         runnable = [name for name in names if not self.compiled.servers[name].disabled]
         refused = [
@@ -966,7 +969,7 @@ class _BringUp:
     async def apply(
         self, names: Sequence[str], restart: frozenset[str] | set[str], *, stopped: Iterable[str] = ()
     ) -> None:
-        """Apply the servers in order, and wait for all except those in `stopped`, which stay stopped."""
+        """Apply the servers in order, and wait; new pods for those in `restart`, none for those in `stopped`."""
         waits, still = self._call.options.get("wait", True), set(stopped)
         servers = self._pool.compiled.servers
         for name in names:

@@ -55,7 +55,7 @@ class SendFailed(Exception):
 
 
 class Sender:
-    """Sends to one receiver."""
+    """Sends messages to one receiver of notifications, such as a webhook or a command."""
 
     def __init__(self, notify: Notify, facts: PoolFacts) -> None:
         self._notify = notify
@@ -227,7 +227,7 @@ def document(message: Message, pool: str) -> Table:
 def _request(
     kind: str, message: Message, pool: str, topic: str, token: str
 ) -> tuple[str, dict[str, str], Table]:
-    """The message in this receiver's format: the suffix of the request path, the headers, and the body."""
+    """The HTTP request for a receiver of this `kind`: the suffix of the path, the headers, and the JSON body."""
     headers = {"content-type": "application/json"}
     if token:
         headers |= {"x-gotify-key": token} if kind == "gotify" else {"authorization": f"Bearer {token}"}
@@ -255,7 +255,7 @@ def _escaped(text: str) -> str:
 
 
 class FixedFacts(NamedTuple):
-    """The facts of a pool without a supervisor, for test notifications."""
+    """Implements PoolFacts with fixed values, for test notifications when no supervisor runs."""
 
     name: str
     environment: Mapping[str, str]
@@ -277,7 +277,7 @@ class ReceiverResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NotifyResult(Result):
-    """The answer of `notify`."""
+    """The supervisor's answer to the verb `notify`: the outcome of a test notification to each receiver."""
 
     PRINTED: ClassVar[tuple[str, ...]] = ("receivers",)
 

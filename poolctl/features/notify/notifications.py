@@ -213,7 +213,7 @@ class Notifications(FeaturePart):
         return {"notify": self._test}
 
     def apply_tables(self, tables: Tables) -> None:
-        """Apply these tables. Receivers that have not changed are not interrupted."""
+        """Notify the receivers in these configuration tables. Deliveries to unchanged receivers are not interrupted."""
         wanted = {each.label: each for each in tables.all(Notify)}
         is_first = self._unsubscribe is None
         if is_first and not wanted:

@@ -1,4 +1,4 @@
-"""Operators: the gateway reports requests to an operator at `url`, and the pool is an operator for others at `bind`."""
+"""Reports of requests, so that services scale up: the gateway sends them to `url`, the pool accepts them at `bind`."""
 
 from poolctl.feature import Feature
 

@@ -84,7 +84,7 @@ class OperatorSettings:
 
 
 class _Service:
-    """The next or current report about one service, and its failures; its count is UnsentCounts.words[slot]."""
+    """A service whose requests are counted in UnsentCounts.words[slot], and its scheduled or current report, if any."""
 
     __slots__ = ("failures", "name", "sending", "slot", "why")
 
@@ -218,7 +218,7 @@ class OperatorClient:
         self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
 
     def _bounded(self, due: float) -> float:
-        """Limit `due`, a time recorded by another process, to the longest possible pause from now."""
+        """The earlier of `due`, which another process recorded, and the latest time at which a report could be due."""
         most = max(MOST_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
         return min(due, self._loop.time() + most)
 
@@ -255,7 +255,7 @@ class OperatorClient:
             self._schedule(service)
 
     async def _post(self, settings: OperatorSettings, service: str, count: int) -> None:
-        """Deliver the count. Raises OSError, BadMessage, ValueError, TimeoutError."""
+        """Report the service's count to the operator by HTTP. Raises OSError, BadMessage, ValueError, TimeoutError."""
         where, host, path = _parsed_url(settings.url)
         body = json.dumps({"count": count, "svc": service, "namespace": settings.namespace}).encode()
         fields = [
@@ -378,7 +378,7 @@ class RequestReporter:
         self.client = OperatorClient(given, edge.settings.directory, report=report)
 
     def configure(self, settings: Table) -> None:
-        """Apply these settings."""
+        """Use these settings, an OperatorSettings as JSON, for the next reports."""
         self.client.configure(from_json(OperatorSettings, settings))
 
     def request_arrived(self, route: Route) -> None:
@@ -386,7 +386,7 @@ class RequestReporter:
         self.client.count(route.alias)
 
     def snapshot(self) -> Table:
-        """The counts of the client, for the report of the gateway's process."""
+        """The OperatorClient's `snapshot`, which the gateway's process reports to the supervisor."""
         return self.client.snapshot()
 
     def drain(self) -> None:
@@ -532,7 +532,7 @@ class OtherCounts:
         return [each for each in _records(self._words) if each[1]]
 
     def clear(self, slot: int) -> None:
-        """Clear this count, which has been taken over."""
+        """Set the count in this slot to 0, because this process has taken it over."""
         self._words[slot + COUNT] = 0
 
     def remove(self) -> None:
@@ -562,7 +562,7 @@ def _open_counts(path: str) -> OtherCounts | None:
 
 
 def _records(words: memoryview) -> list[tuple[str, int, int]]:
-    """Name, count and slot of each record."""
+    """The (service name, count, slot) of each allocated slot in the array `words`."""
     content, found = words.cast("B"), []
     last = min(words[1], len(words) // _WORDS - 1)
     for slot in range(_WORDS, (last + 1) * _WORDS, _WORDS):

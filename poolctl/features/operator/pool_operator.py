@@ -174,7 +174,7 @@ class OperatorEndpoint(HttpEndpoint):
 
 
 class OperatorAddress(TableAddress[OperatorEndpoint, OperatorTable]):
-    """Serves the endpoint at the address in `[operator]`."""
+    """Listens on the address in [operator], and serves an OperatorEndpoint there."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, scaling: Scaling) -> None:
         super().__init__(environment, events, fd_store.OPERATOR, "operator")
@@ -236,7 +236,7 @@ def _peer(sock: socket.socket) -> str:
 
 
 class PoolOperator(GatewayPart):
-    """Serves the address `bind`, and gives the gateway's process the settings of the operator at `url`."""
+    """Accepts reports of requests at `bind`, and gives the gateway's process the settings to send reports to `url`."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)
@@ -268,7 +268,7 @@ class PoolOperator(GatewayPart):
         return [f"[operator]: {problem}"] if problem else []
 
     async def wait_for_opening(self) -> None:
-        """Wait until the address is open, or could not be opened."""
+        """Wait until the endpoint's address is open, or could not be opened; returns at once if none is configured."""
         if self._address is not None:
             await self._address.wait_for_opening()
 

@@ -1,4 +1,4 @@
-"""[operator]: the operator that the gateway informs of requests (`url`), and this pool as an operator (`bind`)."""
+"""[operator]: where the gateway sends reports of requests (`url`), and where the pool accepts such reports (`bind`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OF_URL = ("retry", "ca")
 
 
 class OperatorTable(Table):
-    """[operator]: the operator that the gateway informs of requests (url), and this pool as an operator (bind)."""
+    """[operator]: where the gateway sends reports of requests (url), and where the pool accepts such reports (bind)."""
 
     table_name: ClassVar[str] = "operator"
     paths: ClassVar[tuple[str, ...]] = ("ca",)
@@ -90,7 +90,7 @@ class OperatorTable(Table):
             yield Finding(("url",), message, "add [gateway], or take url out")
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Problems and warnings about its token and certificates."""
+        """The problems, and the warnings, about the table's token and certificates."""
         from poolctl.config.checks.certificate_checks import check_certificates
         from poolctl.config.files.read_file import read_text
 

@@ -33,7 +33,7 @@ RUNNING, STOPPED = "running", "stopped"
 
 
 class ApiError(Exception):
-    """No answer, or no usable answer. `status` is the HTTP status, 0 without an answer."""
+    """A request to the API failed: no answer, an error, or an unusable answer. `status` is the HTTP status, else 0."""
 
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ class Guest(NamedTuple):
 
 
 class ProxmoxApi:
-    """Sends requests with the table's token and timeout; `environment` has the variable that may hold the token."""
+    """Sends API requests with the token and timeout of [proxmox]; `environment` has the variable that may hold it."""
 
     def __init__(self, table: ProxmoxTable, environment: Mapping[str, str]) -> None:
         where = urlsplit(table.url)
@@ -152,7 +152,7 @@ class ProxmoxApi:
         return await self._ask("GET", path)
 
     async def _ask(self, method: str, path: str) -> Any:
-        """The member `data` of the answer. Raises ApiError."""
+        """Send a request to the API; returns the member `data` of the JSON in the answer. Raises ApiError."""
         try:
             async with asyncio.timeout(self._table.timeout):
                 if self._secrets is None:

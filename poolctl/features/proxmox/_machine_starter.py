@@ -92,7 +92,7 @@ class MachineStarter:
         return {url: self._state(url, guest, self._table) for url, guest in self._guests.items()}
 
     def configure(self, table: ProxmoxTable | None, api: ProxmoxApi | None) -> None:
-        """Use this API, with the limits in the table, from now on; without one no machine is started."""
+        """Use this API and the table's limits from now on. If they are None, no machine is started or stopped."""
         self._table, self._api = table, api
         self._idle_since.clear()
         self._watch_if_needed()

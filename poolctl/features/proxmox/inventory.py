@@ -48,7 +48,7 @@ class _KnownAddresses(NamedTuple):
 
 
 class MachineLink(NamedTuple):
-    """The machine behind a target; `guest` is None for a node itself."""
+    """The machine that a route's target refers to: a guest, or a node of the cluster if `guest` is None."""
 
     node: str
     guest: Guest | None = None
@@ -157,8 +157,8 @@ def _unambiguous(machines: Sequence[tuple[str, frozenset[str], MachineLink]]) ->
 class ProxmoxInventory:
     """Reads the inventory regularly, and links routes to it; `problem` is why it cannot be read now, or "".
 
-    `starter` starts and stops machines. `changed` is called when links or states may have changed. Idle machines are
-    stopped only if `activities` returns the activity of targets.
+    `starter` starts and stops machines. `changed` is called when links or states may have changed. `activities` returns
+    each target's activity, or None if unknown; idle machines are then not stopped.
     """
 
     def __init__(
@@ -269,9 +269,9 @@ class ProxmoxInventory:
         self._link(read=True)
 
     async def _with_addresses(self, api: ProxmoxApi, guests: Sequence[Guest]) -> list[Guest]:
-        """The guests, with their IP addresses if a route's target has one. Raises ApiError if the API does not answer.
+        """The guests, with IP addresses if a route's target is an IP address. Raises ApiError if there is no answer.
 
-        A guest that reports none, as when it is stopped, keeps its previous ones while no other guest has them.
+        A guest without current addresses, such as a stopped one, keeps those previous ones that no other guest has.
         """
         if not has_addresses(self._routes):
             return [*guests]
@@ -336,7 +336,7 @@ class ProxmoxInventory:
         self._use_links(links)
 
     def _use_links(self, links: dict[tuple[str, str], MachineLink]) -> None:
-        """Use these links from now on."""
+        """Replace the links of routes to machines, and record an event for each new, changed or removed one."""
         before, self.links = self.links, links
         read, self._newly_read = self._newly_read, False
         for key, link in self.links.items():
@@ -373,7 +373,7 @@ class Machines(GatewayPart):
         self._inventory: ProxmoxInventory | None = None
 
     def apply_tables(self, tables: Tables) -> None:
-        """Apply these tables, and read the machines again."""
+        """Apply [proxmox] from these configuration tables, and read the machines again."""
         self._table = tables.get(ProxmoxTable)
         if self._inventory is not None:
             self._read(self._inventory)

@@ -72,7 +72,7 @@ class ProxmoxTable(Table):
             yield Finding((), "the API token is missing", hint)
 
     def check(self, env: Mapping[str, str], names: Collection[str]) -> tuple[list[Finding], list[Finding]]:
-        """Warnings about what prevents linking routes to machines. Never a problem: unlinked routes are served, too."""
+        """Return no problems, and warnings about what prevents linking routes to machines, such as a missing token."""
         return [], [*_no_route(names), *self._token(env), *self._ca()]
 
     def _token(self, env: Mapping[str, str]) -> Iterator[Finding]:

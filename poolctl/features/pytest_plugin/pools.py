@@ -92,7 +92,7 @@ class PoolUnderTest:
 
 
 class Pools:
-    """The value of the fixtures: calling it starts a pool."""
+    """The value of the fixtures `poolctl_pool` and `poolctl_session_pool`: call it to start a pool."""
 
     def __init__(self, root: str) -> None:
         self._root = root

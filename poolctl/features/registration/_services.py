@@ -330,7 +330,7 @@ class Registrations:
             self._schedule_expiry(service, min(max(left, least), most))
 
     def _check_place(self, settings: Registration) -> None:
-        """Raise RegistrationRefused if another service of this name, and so of its route, has another host or path."""
+        """Raise RegistrationRefused if a service with the same name is registered for a different host or path."""
         if not settings.has_place:
             return
         for other in self.of(settings.name):

@@ -146,7 +146,7 @@ class TargetRegistration(GatewayPart):
         return [f"[registration]: {self._address.problem}"] if self._address.problem else []
 
     async def wait_for_opening(self) -> None:
-        """Wait until the address is open, or could not be opened."""
+        """Wait until the endpoint's address is open, or could not be opened; returns at once without a gateway."""
         if self._gateway is not None:
             await self._address.wait_for_opening()
 
@@ -618,7 +618,7 @@ class RegistrationEndpoint(HttpEndpoint):
 
 
 class RegistrationAddress(TableAddress[RegistrationEndpoint, RegistrationTable]):
-    """Serves the endpoint at the address in `[registration]`."""
+    """Listens on the address in [registration], and serves a RegistrationEndpoint there."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, services: TargetRegistration) -> None:
         super().__init__(environment, events, fd_store.REGISTRATION_ADDRESS, "registration")

@@ -29,8 +29,8 @@ PROMOTED, WITHDRAWN = "promoted", "withdrawn"
 class RolloutPlan(NamedTuple):
     """A requested rollout: `canaries` workers of `config`, promoted after at least `seconds` and `min_requests`.
 
-    `apart` has the canaries' own address, at which the gateway sends them exactly `share` of the requests. If it is
-    None, each canary gets as much traffic as any other worker, and `why` gives the reason if the server has routes.
+    With `apart`, a configuration with its own address, the gateway sends the canaries exactly `share` of the requests.
+    Without it, each canary gets as much traffic as any other worker; `why` is the reason, or "" without a route.
     """
 
     config: ServerConfig
@@ -76,7 +76,7 @@ class CanaryRollout:
 
     @property
     def state(self) -> str:
-        """The state, as in RolloutReport."""
+        """The rollout's state: starting, running, paused, promoting, promoted or withdrawn."""
         return PAUSED if self._state == RUNNING and self.is_paused else self._state
 
     @property

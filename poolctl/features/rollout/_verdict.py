@@ -81,7 +81,7 @@ class RolloutResult(Result):
 
 
 class Figure(NamedTuple):
-    """A figure that conditions compare: how it is read, parsed and shown, and whether it needs requests."""
+    """A figure for conditions: how to read, parse and format it; `is_of_requests` if it is computed from requests."""
 
     of: Callable[[RolloutFigures], float | None]
     parse: Callable[[str], float]
@@ -117,7 +117,7 @@ FIGURES = {
 
 
 class Condition(NamedTuple):
-    """A condition for withdrawing a rollout: a canary's figure exceeds `factor` times the others' plus `limit`."""
+    """A condition for withdrawing a canary: its figure exceeds `limit` + `factor` × the other workers' figure."""
 
     text: str
     figure: str
@@ -172,10 +172,10 @@ def verdict(
     min_requests: int,
     is_over: bool,
 ) -> tuple[Verdict, str]:
-    """The decision and its reason, "" for WAIT; `is_over` means that the rollout's time has passed.
+    """The decision about a canary, and its reason ("" for WAIT); `is_over` means that the rollout's time has passed.
 
-    A condition on requests is checked once the canary has had `min_requests`, and if it compares the two generations,
-    once both have. A canary with fewer requests is not promoted.
+    A canary with fewer than `min_requests` requests is not promoted. Conditions on errors or latency are not checked
+    while the canary, or the other workers if they are compared with it, have fewer requests.
     """
     for each in conditions:
         if reason := each.exceeded(canary, before, min_requests):

@@ -249,7 +249,7 @@ def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> Rollo
 
 
 def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
-    """Raise _NoRollout if the canaries, counted as whole workers, would get over twice the requested share."""
+    """Raise _NoRollout if the canaries, each getting as much traffic as a worker, exceed twice the requested share."""
     count, share = plan.canaries, plan.share
     real = count / (count + entry.size)
     if real <= 2 * share:

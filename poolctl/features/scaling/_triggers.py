@@ -83,7 +83,7 @@ class Quantile:
 
 
 class WorkerFigure:
-    """Base class of triggers with a target per worker: the average over all workers, divided by their number."""
+    """Base class of triggers with a target per worker: the figure of all workers is divided by their number."""
 
     is_latency: ClassVar[bool] = False
     counts_demand: ClassVar[bool] = False  # requests that wait elsewhere for the server count as well
@@ -97,19 +97,19 @@ class WorkerFigure:
         return RunningAverage()
 
     def measure(self, sample: Sample) -> Part:
-        """The figure of all workers together."""
+        """The sample's contribution to the average of the figure, for all workers together."""
         raise NotImplementedError
 
 
 class InFlight(WorkerFigure):
-    """Requests in progress."""
+    """The trigger whose figure is the number of requests in progress."""
 
     def measure(self, sample: Sample) -> Part:
         return Part(sample.in_flight)
 
 
 class Queue(WorkerFigure):
-    """Connections that no worker has accepted yet."""
+    """The trigger whose figure is the number of connections in the backlog, which no worker has accepted yet."""
 
     counts_demand = True
 
@@ -119,14 +119,14 @@ class Queue(WorkerFigure):
 
 
 class RequestsPerSecond(WorkerFigure):
-    """Requests that began, per second."""
+    """The trigger whose figure is the number of requests that begin per second."""
 
     def measure(self, sample: Sample) -> Part:
         return Part(sample.counted[tally.STARTED], sample.seconds)
 
 
 class Cpu(WorkerFigure):
-    """Processor cores in use, measured every half second if the server is busy, else every second."""
+    """The trigger whose figure is the CPU cores in use, measured every half second under load, else every second."""
 
     def __init__(self, capabilities: Capabilities) -> None:
         super().__init__(capabilities)
@@ -177,13 +177,13 @@ class Latency:
 
 
 class P50(Latency):
-    """The median latency: half of the responses take at most this time."""
+    """The trigger whose figure is the median latency of the responses."""
 
     share = 0.5
 
 
 class P99(Latency):
-    """The 99th percentile of the latency: 99 % of the responses take at most this time."""
+    """The trigger whose figure is the 99th percentile of the latency of the responses."""
 
     share = 0.99
 

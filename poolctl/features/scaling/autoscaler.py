@@ -26,7 +26,7 @@ _AT_ONCE = 32
 
 
 class ServerLoad:
-    """Takes samples of one server's load for these triggers; the first one covers the time since `now`."""
+    """Takes samples of one server's load for these triggers. The first sample covers the time from `now` on."""
 
     def __init__(self, core: Core, triggers: Iterable[str], now: float) -> None:
         capabilities = core.runner.capabilities
@@ -36,7 +36,7 @@ class ServerLoad:
         self._at = now
 
     def sample(self, entry: Entry, now: float) -> Load:
-        """The load at `now` and since the previous sample. A worker's first sample only sets the base of its counts."""
+        """The load at `now` and since the previous sample. A worker's counters are included from its second sample."""
         seen: dict[str, Counts] = {}
         counted = [0] * tally.COUNTED
         in_flight, serves = 0, False

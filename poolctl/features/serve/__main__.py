@@ -89,7 +89,7 @@ class ServeProcess:
         await server.run(self._listeners, lambda: self._health.set_application(server))
 
     def _terminate(self) -> None:
-        """Continue to serve for the delay, then drain; a second signal stops at once."""
+        """Fail readiness, serve for the stop delay, then drain. During startup or at a second signal, stop at once."""
         if self._terminated or self._server is None or not self._server.started:
             self._stop()
             return

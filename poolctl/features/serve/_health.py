@@ -142,7 +142,7 @@ class Application:
         return await asyncio.shield(asyncio.wrap_future(turn))
 
     async def connect(self) -> socket.socket:
-        """A connection that bypasses the listeners, which may be full or require certificates. Raises OSError."""
+        """Connect to the application directly: its listeners may be full or require certificates. Raises OSError."""
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):
             end.setblocking(False)

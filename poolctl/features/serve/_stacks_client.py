@@ -22,7 +22,7 @@ def socket_path(directory: str, pid: int) -> str:
 
 
 def stacks_in(directory: str) -> list[WorkerStacks]:
-    """The stacks of each process whose socket is in this directory of a pool. Raises ControlError (7)."""
+    """The stacks of each process with a socket in this directory. Raises ControlError (7) if it is not private."""
     try:
         names = sorted(os.listdir(directory))
     except OSError:

@@ -38,7 +38,7 @@ COMMAND = Command(
 
 
 def perform(request: CommandRequest) -> NoReturn:
-    """Become the selected server. Raises Failure with the reason, and UsageError for options that do not fit it."""
+    """Replace this process by the selected server. Raises Failure, and UsageError for options it does not support."""
     from ._launch import become_server
 
     become_server(request)

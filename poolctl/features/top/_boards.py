@@ -165,7 +165,7 @@ def _place(order: Sequence[str], word: str) -> float:
 
 
 def _no_figure(row: Any) -> None:
-    """Return None for every row: the `figure` of orders that compare no figures, `name` and `file`."""
+    """Return None: the `figure` function of the orders `name` and `file`, which do not sort by a figure."""
 
 
 SERVER_ORDERS: Mapping[str, Order] = {

@@ -430,7 +430,7 @@ _ALWAYS = (("?", "help"), ("q", "quit"))
 
 
 class Notice(NamedTuple):
-    """A message on the last line, in place of the hints."""
+    """A message that replaces the key hints on the last line of the screen."""
 
     text: str
     style: str = ""

@@ -2,8 +2,8 @@
 
 Each connection is accepted and inspected without reading (MSG_PEEK): a connection that is opened and closed, or that
 sends no request, wakes no server. The first request wakes the server. Its next worker then gets all held connections,
-and those that the last worker left, through the server's adoption pair (see server_sockets). Later ones wait in the
-backlog.
+and connections left by exited workers, through a socket pair (the adoption pair, see server_sockets). Connections that
+arrive later wait in the backlog.
 
 If an application may have a copy of a listener or pair, a separate process, the accept helper (poolctl.acceptor), takes
 the connections: the application can make accept(2) on that listener block forever, or send anything through the pair.
@@ -66,7 +66,7 @@ _ENDS = select.EPOLLRDHUP | select.EPOLLHUP
 
 
 class Fetched(NamedTuple):
-    """The result of a request to the accept helper.
+    """How a request for connections, sent to the accept helper, has ended.
 
     `failed`: the helper was lost during the request, so the state of the socket is unknown. `blocked`, only with
     `failed`: a call on the socket has probably blocked.
@@ -113,7 +113,7 @@ class AcceptHelper(Receiver):
         return [self._link.sock]
 
     def fetch(self, fetch: Fetch, sock: HasDescriptor, most: int) -> None:
-        """Request up to `most` connections from a listener or adoption pair. `fetch` gets each, then the result."""
+        """Request up to `most` connections from a listener or pair; calls `fetch.arrived` for each, then `ended`."""
         self.warm()
         assert self._link is not None
         number = next(self._numbers)
@@ -216,7 +216,7 @@ class FirstBytes(StrEnum):
 
 
 def refusal_response(*, late: bool) -> bytes:
-    """The response to bytes that are not a request or, when `late`, to an incomplete request."""
+    """The HTTP response to bytes that are not a request (400) or, when `late`, to an incomplete request (408)."""
     return response_head(408 if late else 400, [("Connection", "close"), ("Content-Length", "0")])
 
 
@@ -266,7 +266,7 @@ class HeldConnection:
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Set the time limit for a request's head or, if `asked`, for the next request; no effect if it is set."""
+        """Start the time limit for a request's head or, if `asked`, for the next request, unless it already runs."""
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
 
@@ -358,7 +358,7 @@ class SleepingListener:
         return oldest
 
     def wait(self, held: HeldConnection, late: Callable[[], None], *, begun: bool) -> None:
-        """Set the time limit for the next request or, if `begun`, for its head; `late` is called when it expires."""
+        """Set a time limit for the next request to begin or, if `begun`, for its whole head; on expiry call `late`."""
         held.begun = begun
         if begun:
             held.give_time(self.head_seconds, asked=False)
@@ -404,7 +404,7 @@ class Activator:
         return key in self._sleeping
 
     def disarm(self, key: str) -> None:
-        """Stop watching the listeners. Held connections go into the server's adoption pair as soon as it has room."""
+        """Stop watching the listeners, and queue held connections for the server's next workers when there is room."""
         sleeping = self._sleeping.pop(key, None)
         if sleeping is None:
             return
@@ -428,7 +428,7 @@ class Activator:
         return True
 
     def watch_pair(self, key: str, left: socket.socket) -> None:
-        """If the server is watched, also watch `left`, the socket through which a gateway passes connections to it."""
+        """Also watch `left`, on which connections from a gateway arrive. No effect if the server is not watched."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is None:
             self._unwatch_listeners(sleeping)
@@ -658,7 +658,7 @@ class Activator:
         sleeping.on_request()
 
     def _hand_over(self, key: str, connections: Iterable[HeldConnection]) -> None:
-        """Put the connections into the server's adoption pair for its next worker, now or as soon as there is room."""
+        """Queue the connections for the server's next worker in its adoption pair, now or when there is room."""
         self._leaving.setdefault(key, []).extend(connections)
         self._send(key)
 
@@ -746,9 +746,9 @@ class SleepingServers:
         self._activator.arm(sleeping)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """If the server sleeps and its `workers` have all exited, empty its adoption pair, and then close the pair.
+        """If the server sleeps and its `workers` have exited, fetch the connections left in its adoption pair.
 
-        The pair of a server with a route stays: a connection that a gateway puts into it wakes the server.
+        Once empty, this socket pair is closed. Nothing is done while a gateway may put connections into it.
         """
         if not self._activator.is_armed(key) or self._adoptions.is_used_by_gateway(key):
             return
@@ -757,7 +757,7 @@ class SleepingServers:
             self._activator.clear(key)
 
     def keep_pair(self, key: str) -> None:
-        """Watch the adoption pair of a sleeping server that has got a route, for connections from the gateway."""
+        """Also watch for connections that the gateway passes to this sleeping server through its adoption pair."""
         if (left := self._adoptions.take_end(key)) is not None:
             self._activator.watch_pair(key, left)
 
@@ -783,7 +783,7 @@ class SleepingServers:
     def adopt(
         self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
     ) -> list[HasDescriptor]:
-        """Move held connection `number` from the keeper's store into its server's adoption pair. Always returns []."""
+        """Move connection `number` from the keeper's store to the queue for its server's next worker. Returns []."""
         self.forget(f"{fd_store.HELD_CONNECTION}{number}")
         try:
             sock = from_message(meta, fds)
@@ -837,7 +837,7 @@ class SleepingServers:
         self._keeper.send({"op": "drop", "name": name})
 
     def emptied(self, key: str) -> None:
-        """Close the empty adoption pair of a server without workers, or watch it if a gateway may use it."""
+        """Handle an empty adoption pair: watch it if a gateway may put connections into it, otherwise close it."""
         if self._adoptions.is_used_by_gateway(key):
             self.keep_pair(key)
         else:

@@ -306,7 +306,7 @@ class Forker:
         self._zygotes.start(self._source(server))
 
     def need(self, server: ServerConfig) -> None:
-        """Record that the server needs its app zygote, so that AppZygotes.end_unneeded keeps an adopted one."""
+        """Record that the server uses its app zygote, so that `end_unneeded` does not end a zygote adopted for it."""
         with contextlib.suppress(ServerError):
             self._app_zygotes.need(server, self._app_spec(server))
 
@@ -418,7 +418,7 @@ class Forker:
     ) -> list[int]:
         """Create the descriptors that the process inherits, and return them; the other ends are set on `worker`.
 
-        `afterwards` closes this process's copies of the inherited ones; `if_failed` closes the ends that it keeps.
+        `afterwards` closes this process's copies of the inherited descriptors; `if_failed` closes the other ends.
         """
         server = worker.server
         if server.command:
@@ -455,7 +455,7 @@ class Forker:
     def _orphan_description(
         self, server: ServerConfig, generation: int, index: int, output: str
     ) -> dict[str, object] | None:
-        """Where the worker listens if keeper and supervisor die, and how it identifies itself; None if it exits."""
+        """Where the worker listens if keeper and supervisor die, and its identity; None if it exits in that case."""
         if self._adoption_directory is None:
             return None
         return {

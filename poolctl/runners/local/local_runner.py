@@ -110,7 +110,7 @@ class RoutedServers(Routing):
         return sorted({worker.server.name for worker, it in waiting.items() if not it.done()})
 
     def update_pair(self, key: str) -> None:
-        """Update whether the gateway uses the server's adoption pair, after a worker has changed its state."""
+        """Update whether the gateway may pass connections to the server's workers, after one has changed its state."""
         if key in self._adoptions.routed:
             self._offer(key)
 
@@ -367,17 +367,17 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         await worker.wait_until_ready(self.sockets.of(worker.server))
 
     async def set_in_rotation(self, placement: Placement, in_rotation: bool) -> None:
-        """Put the worker into rotation, or take it out. Has no effect on a command."""
+        """Put the worker into rotation, or take it out. Has no effect on a worker that runs a command."""
         if placement.id in self._workers:
             self._workers[placement.id].set_in_rotation(in_rotation)
 
     async def set_accepting(self, placement: Placement, accepting: bool) -> None:
-        """Let the worker accept connections, or stop it from accepting. Has no effect on a command."""
+        """Let the worker accept connections, or stop it. Has no effect on a worker that runs a command."""
         if placement.id in self._workers:
             self._workers[placement.id].set_accepting(accepting)
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
-        """Connect to the worker; a command is reached at its port."""
+        """Connect to the worker; if it runs a command, through its listener or its address. Raises OSError."""
         worker = self._workers.get(placement.id)
         if worker is None:
             raise ConnectionRefusedError("it has exited")
@@ -389,7 +389,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             self._workers[placement.id].renew_tls(server, given.contents)
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Stop the worker from accepting, and wait until it has stopped. A command may continue to accept."""
+        """Stop the worker from accepting, and wait until it has stopped. One that runs a command may continue."""
         if worker := self._workers.get(placement.id):
             if not replaced:
                 await self.adoptions.leaving(worker.server.key)
@@ -453,7 +453,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self.output.close()
 
     def keeper_replaced(self, keeper_pid: int) -> None:
-        """Use a new keeper that has the old keeper's entries: kill the old zygotes, and have it watch the workers."""
+        """Use a new keeper that has the old one's entries: kill the old zygotes; the new keeper watches the workers."""
         self.children.keeper_pid = keeper_pid
         app_zygotes = self.app_zygotes.processes
         for pid, start in (*self.zygotes.processes, *app_zygotes):

@@ -173,7 +173,7 @@ class Tally:
         return read_stacks(self.fd) if self.fd >= 0 else b""
 
     def close(self) -> None:
-        """Close the page."""
+        """Close the descriptor of the memory page. The counts can no longer be read."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -217,7 +217,7 @@ async def connect(server: ServerConfig, target: socket.socket | None) -> socket.
 
 
 class NotifySocket:
-    """The notification socket of one program. Only messages from its user `uid` and from root count.
+    """The notification socket of one program. Accepts only messages from the program's user `uid` and from root.
 
     The keeper holds it too, so that a later supervisor receives messages that arrive while none runs.
     """
@@ -313,8 +313,8 @@ class WorkerRoutes:
 class LocalWorker(Receiver):
     """A worker process of this machine. Several tasks may await the futures `answered` (it is ready) and `exited`.
 
-    `output` is the key of its output pipe. `protocol` identifies its adoption pair (see server_sockets.protocol); None
-    without a pair. A program has no control socket, so only orders to stop have an effect on it.
+    `output` is the key of its output pipe. `protocol` identifies the socket pair for handing over connections, if any
+    (see server_sockets.protocol). A worker that runs a command has no control socket; it can only be stopped.
     """
 
     def __init__(
@@ -431,7 +431,7 @@ class LocalWorker(Receiver):
             self.exited.add_done_callback(lambda _: limit.cancel())
 
     def breached(self, deed: str) -> None:
-        """Kill the worker because it violated the protocol; this counts as an unexpected exit."""
+        """Kill the worker because it violated the protocol (`deed` says how); this counts as an unexpected exit."""
         if not self.breach and not self.exited.done():
             self.breach = f"it {deed}"
             logger.warning(
@@ -440,7 +440,7 @@ class LocalWorker(Receiver):
             self._children.kill_after(self.process, self.exited, 0.0)
 
     def mark_never_started(self, deed: str) -> None:
-        """Treat the worker as exited: its zygote named a process that it did not fork, whose exit is never reported."""
+        """Treat the worker as exited, because its zygote reported a false pid; `deed` is the error text ("named …")."""
         if not self.exited.done():
             self.breach = f"its zygote {deed}"
             self.on_never_started()
@@ -465,7 +465,7 @@ class LocalWorker(Receiver):
                 self._confirmed = asyncio.get_running_loop().create_future()
 
     def share_page(self, page: HasDescriptor) -> None:
-        """Send the worker the page on which its server's workers count connections, now or when it begins its work."""
+        """Send the worker the memory page in which its server's workers count connections, now or when it begins."""
         if page is not self._page:
             self._page = page
             if self.begun.done():
@@ -691,7 +691,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
         self._pages: dict[str, tuple[str, Descriptor]] = {}
 
     def add(self, worker: LocalWorker) -> None:
-        """Add a new or adopted worker. Several workers of a server, present or planned, share a page of counts."""
+        """Add a new or adopted worker. If its server has or will have several, they get a shared page of counts."""
         key, protocol = worker.server.key, worker.protocol
         self[worker.placement.id] = worker
         self._by_key.setdefault(key, {})[worker] = None
@@ -756,7 +756,7 @@ class Tallies(Counters):
         return counts
 
     def ended(self, server: str, name: str, tally: Tally) -> None:
-        """Pass the final counts of an exited worker to `add_up`; the keeper stores its page until they are saved."""
+        """Pass an exited worker's final counts to the callback `add_up`; the keeper holds their page until saved."""
         counts = self._read(server, name, tally)
         if counts is not None and self.add_up is not None:
             left = completed(counts)
@@ -768,7 +768,7 @@ class Tallies(Counters):
         tally.close()
 
     def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
-        """Add up the counts of a worker that exited before this process started. Always returns []."""
+        """Add up the counts of a worker that exited before this process started. Returns [], since `fds` are closed."""
         tally = Tally(fds[0])
         counts = tally.counts()
         tally.close()
@@ -785,7 +785,7 @@ class Tallies(Counters):
 
     @property
     def unsaved_workers(self) -> list[str]:
-        """The names of exited workers whose counts were passed to `add_up`, but not saved yet."""
+        """The names of exited workers whose final counts are not saved yet, sorted."""
         return sorted(self._open)
 
 
@@ -891,7 +891,7 @@ class StackReader(Stacks):
         )
 
     async def _signal(self, worker: LocalWorker, number: int, until: float) -> bool:
-        """Signal the worker to write its stacks. Returns True when it has, False at the loop time `until`."""
+        """Signal the worker to write its stacks; returns whether it did so before `until`, a time of the event loop."""
         assert worker.tally is not None
         worker.tally.clear_stacks()
         worker.wrote_stacks.clear()

@@ -89,7 +89,7 @@ class Output(Receiver):
         self._ask_reopen()
 
     async def _write_ahead_note(self) -> list[int]:
-        """The file and the two pipe ends from which a new logger learns which write a killed logger did not finish.
+        """Descriptors of a file and a pipe that tell a new logger which write a killed logger did not finish.
 
         They are taken from the keeper's store, or created and put there. The caller closes the descriptors.
         """
@@ -159,8 +159,8 @@ class Output(Receiver):
     ) -> None:
         """Have the logger read the pipe of a worker, and record the worker's process. `start`: see process_start.
 
-        After the pool has died, only this record leads to a program. With a `hook`, the process is not a worker, but
-        runs this command of the server's `hooks`.
+        If keeper and supervisor die, a worker that runs a command can be found only by this record. With a `hook`, the
+        process is not a worker, but runs this command of the server's `hooks`.
         """
         read, message, _ = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}
@@ -268,7 +268,7 @@ class Output(Receiver):
         self._restarting = asyncio.ensure_future(self._start_again())
 
     def _store_identity(self, identity: wire.Message) -> None:
-        """Store the logger's identity for a successor."""
+        """Store the logger's pid and start time in the keeper, for the next supervisor."""
         self._keeper.send({"op": "note", "name": fd_store.LOGGER, "meta": identity})
 
     def _stop_watchdog(self) -> None:

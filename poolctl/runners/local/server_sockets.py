@@ -130,19 +130,19 @@ class Sockets:
 
 
 def protocol(server: ServerConfig) -> str:
-    """A text about the server's connections (TLS or plain) and its user; only workers with equal texts share a pair.
+    """A text (TLS or plain, and the user) that is equal for workers that may hand connections to each other.
 
-    A process that has held an end of a pair can read its connections, so workers of another user get a new pair.
+    Any process that has held an end of their socket pair can read connections from it: another user gets a new pair.
     """
     spoken = "tls" if server.tls else "plain"
     return spoken if server.user is None else f"{spoken} {server.user}"
 
 
 class AdoptionPairs:
-    """The adoption pairs of servers, by the server's canonical address (`key`); the keeper holds them too.
+    """The socket pairs through which a server's workers hand over connections, by its canonical address (`key`).
 
-    A gateway puts connections into the pairs of servers that have a route. A pair is closed only after the gateway has
-    stopped using it.
+    The keeper holds them too. A gateway puts connections into the pairs of servers that have a route. A pair is closed
+    only after the gateway has stopped using it.
     """
 
     def __init__(self, keeper: Link) -> None:
@@ -187,7 +187,7 @@ class AdoptionPairs:
         return key in self._withheld_keys
 
     def show(self, key: str) -> None:
-        """Let the gateway use the server's pair and any later pair. No effect on a server without a route."""
+        """Let the gateway pass connections through the server's pair and any later one, if the server has a route."""
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
@@ -213,10 +213,7 @@ class AdoptionPairs:
             _move(self._pairs[key][2], self._give_back)
 
     def open(self, server: ServerConfig) -> None:
-        """Create the server's pair, unless it has one with the same protocol.
-
-        A program cannot use a pair, and gets none.
-        """
+        """Create the server's pair, unless it has one with the same `protocol`, or runs a command."""
         key = server.key
         if server.command or self.protocol(key) == protocol(server):
             return
@@ -294,7 +291,7 @@ class AdoptionPairs:
         return self._pairs[key][2] if key in self._pairs else None
 
     def queued_connections(self, key: str) -> int:
-        """The approximate number of connections queued in the pair."""
+        """The approximate number of connections queued in the server's pair."""
         if key not in self._pairs:
             return 0
         take = self._pairs[key][2]
@@ -306,12 +303,12 @@ class AdoptionPairs:
         return max(1, round(total / first)) if first else 0
 
     def close_queued(self, key: str) -> None:
-        """Close every connection that is queued in the pair."""
+        """Close every connection that is queued in the server's pair."""
         if key in self._pairs:
             _move(self._pairs[key][2], None)
 
     async def close(self, key: str) -> None:
-        """Close the pair here and in the keeper, with every connection queued in it.
+        """Close the server's pair here and in the keeper, with every connection queued in it.
 
         If the server has a route, the queued connections are first returned to the gateway.
         """
@@ -329,12 +326,12 @@ class AdoptionPairs:
         self._keeper.send({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     async def close_all(self) -> None:
-        """Close every pair."""
+        """Close the pairs of all servers, here and in the keeper."""
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
 
 
 def _move(take: socket.socket, give: socket.socket | None) -> None:
-    """Move the connections queued at `take` to the end `give`; without room, or if `give` is None, close them."""
+    """Move queued connections from `take` to `give`; close those without room, or all of them if `give` is None."""
     # At most as many as fit into the pair, because an application could keep filling it.
     for _ in range(_MOST_IN_A_PAIR):
         try:

@@ -100,7 +100,7 @@ class WorkerAdoption:
     def adopt(
         self, follow: Callable[[LocalWorker], None], name: str, meta: wire.Message, fds: list[int]
     ) -> Sequence[HasDescriptor]:
-        """Adopt a worker and register it with `follow`; stop a worker whose server is unknown. Always returns []."""
+        """Adopt a worker and register it with `follow`, or stop it if its server is unknown. Owns `fds`; returns []."""
         if meta["server"] not in self.servers:
             self._end_unknown(name, meta, fds)
             return []

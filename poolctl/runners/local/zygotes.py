@@ -72,7 +72,7 @@ class Process(NamedTuple):
 
 
 class Forged(Exception):
-    """A zygote claims to have forked a process that it cannot have forked ("named …")."""
+    """A zygote claims to have forked a process that it cannot have forked; the text says what it did ("named …")."""
 
 
 class Children:
@@ -143,7 +143,7 @@ class Children:
             del self._unconfirmed[process]
 
     def confirm(self, process: Process, on_forged: Callable[[str], None]) -> None:
-        """Check later that the process has become a child of the keeper; if not, call `on_forged` once."""
+        """Check later that the process has become the keeper's child; if not, call `on_forged` with an error text."""
         if process.start is None or not self.keeper_pid:
             return
         loop = asyncio.get_running_loop()
@@ -288,7 +288,7 @@ class Zygotes:
         return WorkerFailed(f"no worker can be forked in {source.interpreter}: {error}", hint=hint)
 
     def discard(self, source: Source, deed: str) -> None:
-        """Stop using the zygote, because it has named a process that it cannot have forked."""
+        """Stop using the zygote, because it reported a process that it cannot have forked (`deed` says which)."""
         if (link := _link_of(self._running.get(source.key))) is not None:
             link.cut_off(deed)
 
@@ -313,7 +313,7 @@ class Zygotes:
             task.cancel()
 
     def _end_process(self, link: Link) -> None:
-        """Let the process at the other end exit, and kill it if it does not, because it may be stopped by a signal."""
+        """Close the link, so that its process exits; kill the process if it does not, as when stopped by a signal."""
         link.close()
         process = self._processes.pop(link, None)
         if process is not None:
@@ -370,7 +370,7 @@ class Zygotes:
         self._end_process(zygote.link)
 
     async def _take_from_store(self, key: str) -> tuple[socket.socket, Process] | None:
-        """The socket and process of the stored zygote; None if the store has none with the right environment."""
+        """The stored zygote's socket and process; None if there is none, or if other variables are withheld from it."""
         reply, fds = await self._keeper.call({"op": "get", "name": f"{fd_store.ZYGOTE}{key}"})
         if not fds:
             return None
@@ -523,7 +523,7 @@ class AppZygote(Receiver):
         self._children.kill_after(self.process, self.exited, 0.0)
 
     def discard(self, deed: str) -> None:
-        """Stop using the zygote, because it has named a process that it cannot have forked."""
+        """Stop using the zygote, because it reported a process that it cannot have forked (`deed` says which)."""
         self.link.cut_off(deed)
 
     async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:

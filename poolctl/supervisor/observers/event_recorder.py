@@ -46,9 +46,9 @@ class EventRecorder:
         self._seen: dict[str, _RecordedState] = {}
 
     def begin(self, adopted: int, about: SupervisorIdentity) -> None:
-        """Record the start of this supervisor, which `about` describes, and from now on each change.
+        """Record the start of this supervisor, described by `about`, and from now on each change of a server.
 
-        The previous supervisor has recorded the current state. `adopted` is the number of adopted workers.
+        Changes before the start are not recorded. `adopted` is the number of adopted workers.
         """
         self._events.record(
             "pool",
@@ -194,7 +194,7 @@ class EventRecorder:
 
 
 def _state_before(entry: Entry) -> str:
-    """The state that the previous supervisor recorded: the current one, but SLEEPING for a sleeper still STARTING."""
+    """The state last recorded for the server: the current one, or SLEEPING for a sleeping server in state STARTING."""
     sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.sleeps
     return State.SLEEPING.value if sleeps else entry.state
 
@@ -216,7 +216,7 @@ def _is_quiet(entry: Entry) -> bool:
 
 
 class LostOutput:
-    """Reports output that could not be written. The server continues to run: it matters more than its log."""
+    """Reports output of servers that could not be written to their logs. The servers continue to run."""
 
     def __init__(self, core: Core, events: Events) -> None:
         self._core = core

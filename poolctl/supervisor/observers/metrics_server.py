@@ -134,14 +134,14 @@ class HealthOfPool(NamedTuple):
 
     @property
     def by_name(self) -> dict[str, tuple[str, RouteHealth]]:
-        """The kind (ROUTE or SERVER) and health, by name. A server named like a route gets the suffix " (server)"."""
+        """The kind (ROUTE or SERVER) and health, by name; a server named like a route has the suffix " (server)"."""
         found = {alias: (ROUTE, health) for alias, health in self.routes.items()}
         for name, health in self.servers.items():
             found[f"{name} (server)" if name in found else name] = SERVER, health
         return found
 
     def in_depth(self, depth: str) -> Table:
-        """The health of each route and server, by name as in `named`. `depth` is FULL, SUMMARY or SIMPLE."""
+        """The health of each route and server, by name as in `by_name`. `depth` is FULL, SUMMARY or SIMPLE."""
         return health_in_depth({name: health for name, (_, health) in self.by_name.items()}, depth)
 
 
@@ -198,7 +198,7 @@ def _own_health(core: Core, entry: Entry) -> RouteHealth:
 
 
 class MetricsAddress(HeldAddress["MetricsServer"]):
-    """Serves the address of `[metrics]`."""
+    """Serves metrics and health over HTTP at the address in the table [metrics]."""
 
     def __init__(self, keeper: Link, events: Events, metrics: PoolMetrics, health: PoolHealth) -> None:
         super().__init__(keeper, events, fd_store.METRICS, "metrics")

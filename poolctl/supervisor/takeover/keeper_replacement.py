@@ -159,11 +159,11 @@ def reason_irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -
 
 
 class KeeperEndWatch:
-    """Calls `replace` with the frame where this process hangs, if the loop does not notice the keeper's exit for 10 s.
+    """Calls `replace` if the event loop has not noticed the keeper's exit after 10 s, with the frame where it hangs.
 
     The keeper is this process's parent: when it exits, the kernel sends this process SIGCONT, which a timer then
-    repeats every 2 s. SIGCONT resumes a stopped process. In a hung process its handler runs anyway, unless the process
-    is in native code or in a system call that signals do not interrupt.
+    repeats every 2 s. SIGCONT resumes a stopped process. The handler runs even if the event loop hangs, except in
+    native code or in a system call that signals do not interrupt.
     """
 
     def __init__(self, keeper_pid: int, replace: Callable[[FrameType | None], object]) -> None:
@@ -202,7 +202,7 @@ class _Refused(Exception):
 
 
 def replace_keeper(directory: str, supervisor: list[str], entries: Entries, *, terminate: bool) -> None:
-    """Hand everything over to a new keeper, which starts a supervisor; the caller should then exit.
+    """Pass `entries` to a new keeper, which starts a new supervisor; the caller should then exit.
 
     `supervisor` is the new supervisor's command. Blocks on purpose: the state must not change during the handover.
     Retries without limit, unless new keepers report several times that another keeper exists. With `terminate` the new

@@ -405,7 +405,7 @@ def _paths_from_environment(tree: Tree, path: Path = ()) -> Iterator[Path]:
 
 
 def _defaults(tree: Tree, from_environment: Collection[Path], path: Path = ()) -> Tree:
-    """Restore [defaults] from JSON: lists become tuples, strings at the paths `from_environment` Interpolated."""
+    """Restore [defaults] from JSON: make lists tuples, and strings at the paths in `from_environment` Interpolated."""
     if isinstance(tree, dict):
         return {key: _defaults(value, from_environment, (*path, key)) for key, value in tree.items()}
     if isinstance(tree, list):

@@ -161,7 +161,7 @@ class Lifecycle:
         return replace(await operation.conclude(chosen, call), unchanged=tuple(left_alone) or None)
 
     def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
-        """The direct and indirect dependencies to start first, for those of `entries` without serving workers.
+        """The dependencies, direct or not, to start before those of `entries` that have no serving workers.
 
         Leaves out dependencies that are ready, disabled, or in `chosen`.
         """
@@ -214,7 +214,7 @@ class Lifecycle:
     async def scale(self, call: Call) -> Result:
         """Set the number of workers of each selected server; returns when that many are ready.
 
-        With the option `auto`, triggers control the number again.
+        With the option `auto`, autoscaling triggers set the number again.
         """
         if call.options.get("auto") is True:
             return await self._scale_by_triggers(call)

@@ -251,7 +251,7 @@ class _ReloadRun:
 
     @property
     def replaced(self) -> list[str]:
-        """The names of the servers that a reload gives new processes."""
+        """The names of the servers whose processes the reload replaces."""
         new = {Kind.ADD, Kind.RESTART}
         return [name for name, kinds in self._kinds.items() if kinds & new and name in self._servers]
 
@@ -333,7 +333,7 @@ def _of_pool(table: str, keys: tuple[str, ...], message: str) -> PlannedChange:
 
 
 def _changed(name: str, before: AnyTable, after: AnyTable) -> tuple[str, ...]:
-    """The differing keys of a table, or tables of a list, as NAME.KEY; only the table's NAME if none can be named."""
+    """What differs between `before` and `after`, as NAME.KEY (or NAME.LABEL in a list); only NAME if not known."""
     one, other = _named(before), _named(after)
     if not one or not other:
         return (name,)
@@ -353,7 +353,7 @@ def _files(servers: Iterable[ServerConfig]) -> Mapping[str, Mapping[str, str]]:
 
 
 class _ChangedInputs(NamedTuple):
-    """The changed files, and the pool's state to compare them with: the servers' revision and env files in use."""
+    """The changed files with their stat stamps, the servers' revision, and digests of the env files in use."""
 
     files: tuple[str, ...]
     stamps: tuple[Stamp, ...]
@@ -406,7 +406,7 @@ class ConfigurationDrift:
 
     @property
     def _runs(self) -> bool:
-        """Whether any server serves, sleeps, is scheduled, or starts without failures so far; True without servers."""
+        """Whether the pool is empty, or a server serves, sleeps, is scheduled, or starts without failures so far."""
         entries = self._core.entries.values()
         return not entries or any(
             entry.asleep
@@ -424,7 +424,7 @@ class ConfigurationDrift:
         )
 
     async def explain(self, call: Call, result: Result) -> Result:
-        """If the selection matches only servers in changed files, return errors that name these; else `result`."""
+        """Return errors for selected servers that exist only in the changed files; if there are none, `result`."""
         if not call.selector.targets or (found := await self._find_changes()) is None:
             return result
         difference = await self._compared(found, _PATIENT_SECONDS)
@@ -471,7 +471,7 @@ class ConfigurationDrift:
     ) -> _ChangedInputs | None:
         """The changed files; None if no file has changed, or a `--watch` process is about to apply the changes.
 
-        `in_use`: workers' env files, with the digest of the contents they read. The rest is copied into the result.
+        `in_use` has workers' env files and a digest of what they read. Other arguments are copied into the result.
         """
         named = self._configuration.files
         files = changed_files(self._configuration.marks or {}, named)
@@ -488,7 +488,7 @@ class ConfigurationDrift:
         return _ChangedInputs(tuple(files), stamps, revision, variables)
 
     def _differing(self, paths: tuple[str, ...], digest: str) -> list[str]:
-        """The env files that were modified; empty while their combined contents have this digest."""
+        """The env files in `paths` that were modified; empty if their combined contents still have this digest."""
         before, known = self._variables.get(paths, ([], ""))
         now = [stamp_of(path) for path in paths]
         if now != before:

@@ -33,9 +33,9 @@ _STOP_AND_START = "poolctl stop and poolctl start, and the servers pause"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TakeoverCheck:
-    """The next version's answer to CHECK: whether it can use the active configuration.
+    """The next version's report, before an upgrade, on whether it can use the active configuration.
 
-    `problem` is why not, or ""; with a problem it would read the files instead. `errors` are the errors of the
+    `problem` is why it cannot, or ""; with a problem it would read the files instead. `errors` are the errors of the
     configuration that it would use.
     """
 

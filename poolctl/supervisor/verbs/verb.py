@@ -58,7 +58,7 @@ class Daemon(Protocol):
         """
 
     async def finish(self) -> None:
-        """Let the features finish their last requests: all servers have stopped, and the pool is ending."""
+        """Let the features finish requests in progress. Called as the pool ends, after all servers have stopped."""
 
     def shut_down(self) -> int:
         """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
@@ -259,7 +259,7 @@ def with_dependents(core: Core, chosen: list[Entry], progress: Progress) -> list
 
 
 def items(core: Core, entries: Iterable[Entry]) -> tuple[Item, ...]:
-    """The entries as every command prints them."""
+    """Convert the entries to Items, the form in which every command prints servers."""
     now = core.clock.monotonic()
     return tuple(_item(core, entry, now) for entry in entries)
 

@@ -76,7 +76,7 @@ class Verbs:
         self._verbs[name] = verb
 
     async def handle(self, request: Request, progress: Progress) -> object:
-        """Answer one request."""
+        """Answer one request; `progress` sends the client a line before the answer."""
         self.used = True
         if request.verb == "ping":
             return PingResult(**vars(self._daemon.identity()), build=self.build.known)

@@ -229,7 +229,7 @@ class AdoptionPair(NamedTuple):
 
 
 class SharedListeners:
-    """Accepts connections from one worker's listeners and from its adoption pair.
+    """Accepts a worker's connections from its listeners, and from the socket pair for handovers between workers.
 
     `most` is the maximum number of connections; None: the number of free descriptors, minus a reserve. `accepted` holds
     connections without a protocol object yet. `woken`: the worker was started for waiting connections; those whose
@@ -413,7 +413,7 @@ class SharedListeners:
             asyncio.get_running_loop().add_reader(self._adoption.take.fileno(), self._take_one)
 
     def _stop_taking(self) -> None:
-        """Stop taking connections from the adoption pair; other workers take those that wait in it."""
+        """Stop accepting connections that workers hand over; those already sent wait for other workers."""
         self._taking = False
         self.show_taking()
         if self._take_timer is not None:
@@ -422,7 +422,7 @@ class SharedListeners:
             asyncio.get_running_loop().remove_reader(self._adoption.take.fileno())
 
     def show_taking(self) -> None:
-        """Publish to the other workers whether this worker takes connections."""
+        """Publish to the other workers whether this worker accepts connections that they hand over."""
         if self._server_state.evenness is not None:
             self._server_state.evenness.publish_accepting(self._taking)
 
@@ -451,7 +451,7 @@ class SharedListeners:
             self._adopt(taken)
 
     def _leaves_to_others(self, evenness: Evenness) -> bool:
-        """Pause if a worker with fewer connections should take the next one; returns whether this worker pauses."""
+        """Whether to leave the next handed-over connection to a worker with fewer connections; if so, begin a pause."""
         seconds = evenness.pause_seconds(len(self.accepted), self._pauses)
         self._pauses = self._pauses + 1 if seconds else 0
         if seconds and self._adoption is not None:
@@ -505,7 +505,7 @@ class AcceptedSocket(NamedTuple):
     due: float
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Send the connection to another worker through `end` of the adoption pair; returns whether it was sent."""
+        """Send the connection to another worker through the socket `end`; returns whether it was sent."""
         try:
             connection_handover.give(end, self.sock.fileno(), {"until": self.due, "asked": False})
         except (OSError, WireError):

@@ -32,7 +32,7 @@ _add, _discard = set.add, set.discard
 
 
 class Tasks(set[asyncio.Task[None]]):
-    """The set of requests in progress; notifies the state before each new request and after the last one."""
+    """The requests in progress of a worker; notifies its PoolServerState before each new request and after the last."""
 
     __slots__ = ("_state",)
 
@@ -52,7 +52,7 @@ class Tasks(set[asyncio.Task[None]]):
 
 
 class Connections(set[Any]):
-    """The set of a worker's connections; notifies the server state before each new one and after each end.
+    """The connections of a worker; notifies its PoolServerState before each new connection and after each end.
 
     Updates the tally, where connections whose class is not in `http` count as WebSockets.
     """
@@ -96,7 +96,7 @@ class Connections(set[Any]):
         self.left()
 
     def left(self) -> None:
-        """Notify the state that a connection has ended."""
+        """Handle the end of a connection: publish the new count, call `on_leave`; set `changed` if none is left."""
         if self._state.evenness is not None:
             self._state.evenness.publish()
         if self.on_leave is not None:
@@ -137,9 +137,10 @@ class Drainable:
         """End event streams between two events; their clients reconnect."""
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Apply the deadline of a connection that another process handed over. Called before `connection_made`.
+        """Apply the deadline of a connection that another process has handed over. Called before `connection_made`.
 
-        `until`, a monotonic time (None: the default), limits the next request's head or, if `asked`, the wait for it.
+        `until` is a monotonic time (None: the default). With `asked` it ends the keep-alive time before the next
+        request; otherwise the next request's head must be complete by then.
         """
 
 
@@ -147,8 +148,7 @@ class Heads:
     """Limits the time for request heads (request line and headers) on all connections of a worker, with one timer.
 
     A connection has the attributes `transport` (None while it is not connected) and `idle` (no request is in progress),
-    and a method `head_is_late`, which is called when the time is over, and closes it or refuses the request. Times are
-    those of the monotonic clock.
+    and a method `head_is_late`, which closes it or refuses the request when the time is over. Times are monotonic.
     """
 
     def __init__(self, seconds: float = HEAD_SECONDS, most_bytes: int = HEAD_BYTES) -> None:

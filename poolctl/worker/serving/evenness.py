@@ -65,7 +65,7 @@ def new_page() -> int:
 
 
 class PeerCounts:
-    """One worker's slot, with access to the other workers' slots. Owns the descriptor."""
+    """Publishes a worker's connection counts on a shared page, and reads those of other workers. Owns `fd`."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -143,9 +143,9 @@ class HasHandOver(Protocol):
 class Evenness:
     """Balances one worker's connections with those of the other workers.
 
-    `state` is the worker's PoolServerState. Connections are handed over through `give`, one socket of the adoption
-    pair: new ones and, with `kept`, those between two requests. A connection without a method `hand_over` never moves.
-    `close` also closes `counts`.
+    `state` is the worker's PoolServerState. `give` is the socket through which connections are sent to other workers.
+    New connections are handed over; with `kept`, connections between two requests as well. A connection without a
+    method `hand_over` never moves. `close` also closes `counts`.
     """
 
     def __init__(self, state: Any, give: socket.socket, counts: PeerCounts, *, kept: bool) -> None:
@@ -208,7 +208,7 @@ class Evenness:
         return self._hand_over(connection, self._counts.others())
 
     def note_taken(self) -> None:
-        """Note that a connection was taken from the pair, possibly one that this worker put there."""
+        """Record that this worker has received a handed-over connection, possibly one that it sent itself."""
         if self._in_flight:
             self._in_flight -= 1
 
@@ -218,7 +218,7 @@ class Evenness:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
-        """The seconds for which to leave connections in the adoption pair to other workers; 0 to take one now.
+        """The seconds for which to leave handed-over connections to other workers; 0 to take one now.
 
         `accepted` is the number of this worker's connections that have no protocol yet, `pauses` the number of pauses
         since it last took a connection.
@@ -237,7 +237,7 @@ class Evenness:
 
     @property
     def _may_hand_over(self) -> bool:
-        """Whether this worker hands over connections now; it pauses after an offer that no worker took."""
+        """Whether this worker hands over connections now; False for a moment after no other worker took one."""
         return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS
 
     def _hand_over_if_too_many(self, connection: HasHandOver, mine: int) -> bool:
@@ -259,7 +259,7 @@ class Evenness:
         return bool(others) and mine - min(others) >= max(_LEAST_DIFFERENCE, mine // _WEBSOCKETS_PART)
 
     def _handed_over_uncounted(self, others: list[int]) -> int:
-        """The number of connections that were handed over but are not counted by their new worker yet."""
+        """The connections handed over that other workers do not count yet; `others` are their current counts."""
         if monotonic() - self._given_at > _TAKEN_SECONDS:
             self._in_flight = 0
         return max(0, self._in_flight - max(0, sum(others) - self._others_before))

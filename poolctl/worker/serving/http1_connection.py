@@ -106,7 +106,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     @property
     def routed_state(self) -> Routed | None:
-        """The state to send when a connection from the gateway moves to another worker; None for other connections."""
+        """The routing state to send if the connection moves to another worker; None if it is not from the gateway."""
         return None
 
     @property
@@ -221,7 +221,7 @@ class Http1Connection(Drainable, Http1Protocol):
         return True
 
     def handle_websocket_upgrade(self, *event: Any) -> None:
-        """Become a WebSocket, in this worker or in another."""
+        """Upgrade to a WebSocket here, or hand the connection over if this worker has too many WebSockets."""
         if not self._upgrades_elsewhere(event):
             super().handle_websocket_upgrade(*event)
 
@@ -385,7 +385,7 @@ class Http1Connection(Drainable, Http1Protocol):
         head.last = (head.last + data[-_END_BYTES:])[-_END_BYTES:]
 
     def _measured(self, data: bytes) -> int:
-        """The number of bytes of `data` to count as a head; 1 if it may be a body, 0 if the head is too large."""
+        """The length of `data` if it belongs to a request head; 1 if it may be a body, 0 if the head is too large."""
         heads, head = self.server_state.heads, self.head
         if head is None and (not self.idle or self.body_follows):
             return 1  # the data is part of a body, or follows one
@@ -527,7 +527,7 @@ class HttptoolsConnection(Http1Connection, HttpToolsProtocol):
 
 
 class ZttpConnection(Http1Connection, ZttpProtocol):
-    """A connection that uses zttp. It moves only before its first byte: the parser does not report buffered data."""
+    """A connection with the parser zttp. It can move to another worker only before its first byte has arrived."""
 
     __slots__ = ()
 
@@ -569,14 +569,14 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
 
 class Upgrade:
-    """A connection whose last request asks for a WebSocket. `event`: the parser's event for it; httptools has none."""
+    """A connection whose last request asks for a WebSocket; `event` is the parser's event, None with httptools."""
 
     def __init__(self, connection: Any, event: Any = None) -> None:
         self._connection = connection
         self._event = event
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Send the connection, with the head of its request, to another worker through `end` of the adoption pair.
+        """Send the connection, with the head of its request, to another worker through the socket `end`.
 
         Returns whether it was sent; otherwise it stays here.
         """

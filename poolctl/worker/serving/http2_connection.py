@@ -163,7 +163,7 @@ class Http2Connection(Drainable, ZttpH2Protocol):
 
     @property
     def idle(self) -> bool:
-        """Whether every request has its complete response, and all of it has been sent."""
+        """Whether every request has a complete response, and no data is waiting to be sent."""
         return not self.cycles and not self.conn.has_pending_send()
 
     def linger(self) -> None:

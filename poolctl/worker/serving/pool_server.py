@@ -102,7 +102,7 @@ def load_config(
 ) -> uvicorn.Config:
     """Load and return the configuration, with access log and TLS as specified; closes the descriptors `tls_fds`.
 
-    `requests`: arguments of AccessLog, or None; `tls`: None for no TLS. StartupFailed for an unusable certificate.
+    `requests`: arguments of AccessLog, or None; `tls`: None for no TLS. Raises StartupFailed: unusable certificate.
     """
     config.load()
     watch_requests(config, requests)
@@ -126,8 +126,8 @@ class PoolServer(uvicorn.Server):
     that one process can run several. `state` reaches the application in `scope["state"]`. A drain takes at most
     `drain_seconds`; requests still in progress get `stop_seconds` more, and are then cancelled. Connections that arrive
     through `adoption` are served like accepted ones. With `resting` nothing is accepted before `set_accepting`. `tally`
-    is the page on which requests are counted, one per process. The head of a request may take `head_seconds` and have
-    `head_bytes`. At `max_connections` the server stops accepting until there is room again (None: as many as the
+    is the process's page on which requests are counted. A request's head may take `head_seconds` and be at most
+    `head_bytes` long. At `max_connections` the server stops accepting until there is room again (None: as many as the
     process has descriptors for). With `http2` it also serves HTTP/2. `routes` are for connections that a gateway passes
     on. `woken`: connections have waited for this worker to start; those whose clients have disconnected meanwhile are
     closed, and their requests are not executed. `failed` is the form of log lines about failed requests (see
@@ -227,7 +227,7 @@ class PoolServer(uvicorn.Server):
 
     @property
     def checks_routes(self) -> bool:
-        """Whether a request for another server is detected on a gateway's connection, which then returns to it.
+        """Whether requests for other servers are detected on connections from the gateway, and returned to the gateway.
 
         Also True with TLS, where this cannot happen: all requests on a connection are for one server.
         """
@@ -424,7 +424,7 @@ async def answer_uncancelled(connections: Iterable[object]) -> None:
 
 
 def _unanswered(connections: Iterable[Any]) -> Iterable[tuple[Any, Any]]:
-    """Yield the connection and uvicorn's cycle for each unanswered request. Excludes WebSockets and unknown classes."""
+    """Yield the connection and uvicorn's cycle object of each HTTP request whose response has not begun."""
     for connection in connections:
         several = getattr(connection, "cycles", None)  # only HTTP/2 connections have it
         cycles = [getattr(connection, "cycle", None)] if several is None else several.values()
@@ -442,7 +442,7 @@ async def _answer(connection: Any, cycle: Any) -> None:
 
 
 class ProbeConnections:
-    """Answers probes of one server's application, which sees the first TCP address of `listeners` as the server's.
+    """Answers health probes of one server; its application sees the first TCP address of `listeners` as its own.
 
     Probe connections are served like any other, but not counted: they do not keep a worker from being idle, use up no
     `max_requests`, and leave no line in an access log. A drain does not wait for them.
@@ -546,7 +546,7 @@ def close_websocket(websocket: WebSocket) -> None:
 
 @functools.cache
 def _closing_function(protocol: Any) -> Callable[[WebSocket], bool] | None:
-    """The function that closes connections of this class; None if the class lacks parts, as before uvicorn 0.53."""
+    """The function that closes WebSockets of class `protocol`; None if the class is unknown or lacks needed members."""
     parts = WEBSOCKETS.get(protocol.__name__)
     return None if parts is None or parts.missing(protocol) else _CLOSING_FUNCTIONS[protocol.__name__]
 

@@ -278,7 +278,7 @@ def watch_requests(config: uvicorn.Config, wanted: dict[str, Any] | None) -> Non
 
 
 def unwatched(app: App) -> App:
-    """The application without its access log."""
+    """The application inside the AccessLog middleware; `app` itself if it is not wrapped."""
     return app.inner if isinstance(app, AccessLog) else app
 
 

@@ -71,7 +71,7 @@ class RoutedConnection(Http1Connection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Pass received messages for this server to the parser, up to the first whose response is not complete."""
+        """Pass the requests for this server to the parser one at a time, each after the previous response."""
         routing = self.routing
         if routing.pending:
             arrived, data, before = data, routing.pending + data, len(routing.pending)
@@ -150,7 +150,7 @@ class RoutedConnection(Http1Connection):
         return self.routing.for_worker()
 
     def process_held(self) -> None:
-        """Process the bytes that were held back, now that a response is complete or a table has arrived."""
+        """Process the bytes that were held back, because a response is complete or a new route table has arrived."""
         routing = self.routing
         if routing.pending and not self.transport.is_closing():
             self._stop_timer()
@@ -159,9 +159,9 @@ class RoutedConnection(Http1Connection):
             self.data_received(data)
 
     def _take_head(self, data: bytes) -> int:
-        """Take the request at the start of these bytes if this server serves it.
+        """The length of the request head at the start of `data`, if this server serves the request; otherwise 0.
 
-        Returns the length of its head; 0 if the head is incomplete, or the connection waits or returns to the gateway.
+        0 means that the head is incomplete, or that the connection waits for a table or returns to the gateway.
         """
         head = canonical_head(data)
         if head is None and RequestHead.is_incomplete(data):
@@ -231,9 +231,9 @@ class RoutedConnection(Http1Connection):
             self.wait_for_head(arrived, size)
 
     def _send_back(self) -> None:
-        """Return the connection to the gateway for a request to another server; retry while that is not possible yet.
+        """Return the connection to the gateway, because its next request is for another server.
 
-        If that fails, refuse the request: with 503 after the time limit, else with 421.
+        Retries while this is not possible yet, and answers 503 after the time limit; answers 421 after other failures.
         """
         routing, transport = self.routing, self.transport
         if not routing.pending or transport.is_closing() or transport.get_protocol() is not self:

@@ -136,7 +136,7 @@ class UvicornParts(NamedTuple):
     cycle: tuple[str, ...] = ()
 
     def missing(self, protocol: type) -> set[str]:
-        """The names that the class lacks. An attribute is the class's own, or is set by one of its __init__ methods."""
+        """The names that class `protocol` lacks. Attributes may also be set in its __init__, or an inherited one."""
         found: set[str] = set(dir(protocol))
         methods = {*self.methods} - found
         for each in protocol.__mro__:

@@ -33,8 +33,8 @@ Context = dict[str, Any]
 class Routes:
     """The gateway's route table in a worker, and the socket through which connections return to the gateway.
 
-    `server` is the name of the worker's server in routes. The URL that applications see is that of the first of
-    `listeners`, with https if `secure`.
+    `server` is the name of the worker's server, as route tables use it. Applications see the URL of the first
+    listener, with https if `secure`.
     """
 
     def __init__(self, server: str, listeners: Sequence[socket.socket] = (), *, secure: bool = False) -> None:
@@ -54,7 +54,7 @@ class Routes:
     def renew(self, fds: list[int], *, keeps: bool = True, context_key: str = "") -> None:
         """Use the route table in `fds[0]` and, if given, the gateway's socket in `fds[1]`. The caller closes `fds`.
 
-        If `fds` is empty, the gateway has ended. Unless `keeps`, connections return to the gateway between requests.
+        Empty `fds`: the gateway has ended. With `keeps` false, connections go back to the gateway between requests.
         `context_key` authenticates routes in proxied requests. Raises OSError; ValueError if `fds[0]` is no table.
         """
         table, shown = (RouteTable(fds[0]), RouteTable(fds[0])) if fds else (None, None)

@@ -66,7 +66,7 @@ def _fork_for_requests() -> bool:
 
 
 def _fork(link: socket.socket, message: wire.Message) -> bool:
-    """Fork twice, so that the keeper becomes the gateway's parent; returns True in the gateway, False in the zygote."""
+    """Fork twice, so that the keeper adopts the gateway process; returns True in the gateway, False in the zygote."""
     try:
         between = os.fork()
         if between:

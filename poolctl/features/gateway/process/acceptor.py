@@ -85,9 +85,9 @@ class Acceptor(_ConnectionSource):
                 return
 
     def _accept_one(self, *, first: bool) -> bool:
-        """Accept the next connection; returns False if none waits, or there is no room.
+        """Accept the next connection; returns False if none is waiting, or if there is no room for it.
 
-        `first`: a connection is known to wait, so another may be closed to make room for it.
+        `first`: a connection is certainly waiting, so an idle connection may be closed to make room for it.
         """
         edge = self._edge
         full = is_full(edge)
@@ -115,9 +115,9 @@ class Acceptor(_ConnectionSource):
 
 
 class ReturnedConnections(_ConnectionSource):
-    """Routes again the connections that workers give back, or that were still in a socket pair when it was closed.
+    """Routes connections again that workers give back, or that were left in a server's socket pair when it was closed.
 
-    It also routes those that leave the proxy, or the queue of a server to which connections are no longer passed.
+    Also routes connections that the proxy hands back, or that were queued for a server that no longer takes any.
     """
 
     def __init__(self, edge: Edge, take_end: socket.socket) -> None:
@@ -154,7 +154,7 @@ class ReturnedConnections(_ConnectionSource):
     def _route(self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool) -> None:
         """Route the connection by its next request, which has to arrive within `seconds`.
 
-        `routed` has the bytes that were already read, if any. `is_new`: it comes from a worker and is not counted yet.
+        `routed` has the bytes that were already read, if any. `is_new`: it is from a worker and not counted yet.
         """
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:
@@ -181,7 +181,7 @@ class ReturnedConnections(_ConnectionSource):
             _serve_or_wait(PlainConnection(self._edge, sock, client, received, hops), seconds)
 
     def _has_room(self) -> bool:
-        """Whether there is room for another client; evicts one if necessary."""
+        """Whether there is room for another client, after closing an idle connection if necessary."""
         edge = self._edge
         if is_full(edge) and not edge.evict_client():
             return False
@@ -283,7 +283,7 @@ class ArrivingConnection(WaitingConnection):
 
 
 class PlainConnection(ArrivingConnection):
-    """A connection without TLS. `received` was read by a worker, and precedes the unread bytes in the socket."""
+    """A connection without TLS. `received` are bytes already read by a worker; the socket's unread bytes follow."""
 
     __slots__ = ("hops", "received", "scanned")
 

@@ -84,10 +84,7 @@ class Counts:
         self._former_refused = 0
 
     def count_refusal(self, code: str, alias: str = "", times: int = 1) -> None:
-        """Count a refused request for the route `alias` or, if its route is not known, by its status `code`.
-
-        The code TLS means a refused handshake. Without an alias, `times` requests are counted.
-        """
+        """Count a refusal for the route `alias` or, if it is "", `times` refusals by `code` (a status, or TLS)."""
         if alias:
             traffic = self.route(alias)
             traffic.count_start()

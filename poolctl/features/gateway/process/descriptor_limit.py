@@ -26,11 +26,11 @@ _LEAST_HANDSHAKES, _MOST_HANDSHAKES = 16, 1024
 
 
 class DescriptorLimit:
-    """This process's limit of open files (`limit`), and the shares into which it is divided.
+    """The limit on this process's open files (`limit`), and how many of them each use may take.
 
-    Only the reserve is left when the lowest free descriptor number has reached `mark`. All streams together use at most
-    `of_streams`, and UDP sessions at most `of_sessions` of these; `least_sessions` are always available to UDP. At most
-    `of_handshakes` TLS handshakes are in progress.
+    Descriptor numbers from `mark` on are reserved for backends and the supervisor. All streams together use at most
+    `of_streams` descriptors, and UDP sessions at most `of_sessions` of these; `least_sessions` UDP sessions are always
+    possible. At most `of_handshakes` TLS handshakes are in progress.
     """
 
     def __init__(self, limit: int = 0) -> None:
@@ -62,7 +62,7 @@ class UdpSessions(Protocol):
 
 
 class StreamShare:
-    """Counts and limits the descriptors of all streams together, so that routes always get some.
+    """Counts and limits the descriptors of all streams together, so that some always remain for HTTP routes.
 
     UDP streams end their longest-idle sessions to make room for new ones; TCP streams wait for room.
     """

@@ -38,7 +38,7 @@ _RETRY_AFTER_SECONDS = 1.0
 
 
 class EdgePart(Protocol):
-    """The part of a feature that runs in the gateway's process. It is created with the Edge and its own settings."""
+    """The part of a feature that runs in the gateway's process. Created with the Edge and the feature's settings."""
 
     def configure(self, settings: Table) -> None:
         """Apply these settings."""
@@ -171,7 +171,7 @@ class Edge:
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
     def connect_seconds(self, backend: Backend, seconds: float) -> float:
-        """The time limit for a `reach` call: `seconds`, or 0 (none) for a machine, where `reach` has its own limit."""
+        """Time limit in seconds for a call of `reach`; 0 (none) for a container or VM, whose start `reach` limits."""
         return 0.0 if backend.key in self.machines else seconds
 
     async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:

@@ -41,8 +41,8 @@ L = TypeVar("L", bound=OwnedListener)
 class OrderedGateway(SupervisedProcess, Generic[L]):
     """Base of gateway processes: dispatches the supervisor's messages to methods, for example "pair" to `_pair`.
 
-    It keeps no state that the supervisor could not send again. After "resync", the supervisor sends everything again;
-    "begin" then discards the servers and listeners that were not sent.
+    The supervisor can send the whole state again: it does so after "resync", and "begin" then discards the servers and
+    listeners that were not sent.
     """
 
     ORDERS: ClassVar[tuple[str, ...]] = (
@@ -97,7 +97,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             yield {"t": "listener", "listener": to_json(listener.settings)}, listener.sockets
 
     def lost(self) -> None:
-        """Exit if not serving yet, else wait for a new supervisor unless draining: keeper and supervisor are gone."""
+        """Keeper and supervisor are gone: exit if not serving yet, else wait for a new supervisor, unless draining."""
         if not self._begun:
             self.over.set()
         elif self._draining is None:

@@ -1,7 +1,7 @@
 """poolctl's own gateway process: serves clients with the listeners, routes and servers sent by the supervisor.
 
-It keeps no state that the supervisor could not send again: another process, or another supervisor, can continue at
-any moment. Without keeper and supervisor it continues with its last table, until the next supervisor adopts it.
+All its state comes from the supervisor, which can send it again, so another process or supervisor can take over at any
+moment. If keeper and supervisor exit, the process continues with its last table until it is adopted.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class OpenListener:
     def _set_deferral(self, seconds: int) -> None:
         """Have the kernel hold back a connection until its first bytes have arrived, for at most `seconds`.
 
-        Otherwise the connection would wait in this process, and be lost if it is killed (measured: 3 in 6 times).
-        Streams use 0, because a server may speak first and the socket may have belonged to an HTTP listener.
+        A connection that waits for them in this process is lost if the process is killed. Streams use 0, because a
+        server may speak first; it has to be set because the socket may have belonged to an HTTP listener.
         """
         for sock in self.sockets:
             if sock.type == socket.SOCK_STREAM and sock.family in _TCP_FAMILIES:
@@ -86,7 +86,7 @@ class OpenListener:
         self.close()
 
     def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
-        """Apply a stream's changed route; returns True if anything else differs: the listener must then be replaced.
+        """Apply a changed stream route; returns True if the listener must be replaced, because something else changed.
 
         `fds` are the sockets that the listener should have.
         """
@@ -344,7 +344,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         return [each.stream for each in self._listeners.values() if each.stream is not None]
 
     async def drain(self, seconds: float, *, last: bool) -> None:
-        """Stop accepting, and finish connections within `seconds`. If `last`, incomplete heads get less time."""
+        """Stop accepting, and finish connections within `seconds`; without a successor (`last`), end streams now."""
         edge, listeners = self.edge, list(self._listeners.values())
         for listener in listeners:
             listener.stop()

@@ -43,7 +43,7 @@ class ConnectingEdge(Protocol):
 
 
 class _Machine:
-    """One container or virtual machine. Each report sets the event `changed`, then replaces it with a new one."""
+    """The reported state of a container or virtual machine. Each report sets the event `changed` and replaces it."""
 
     def __init__(self, state: MachineState) -> None:
         self.state = state

@@ -93,7 +93,7 @@ class Passing:
     def passes(self, server: str, *, tls: bool = False) -> bool:
         """Whether connections with TLS (`tls`) or without it can be passed to the server.
 
-        A pair carries either plaintext or TLS connections.
+        The socket pair of a server carries either plaintext or TLS connections.
         """
         found = self._servers.get(server)
         return found is not None and found.tls is tls
@@ -158,16 +158,16 @@ class Passing:
         return True
 
     def queue_length(self, server: str) -> int:
-        """The number of connections that wait for room in the server's pair."""
+        """The number of connections that wait for room in the server's socket pair."""
         found = self._servers.get(server)
         return 0 if found is None else len(found.queue)
 
     def refuse(
         self, sock: socket.socket, status: int, retry_after_seconds: int = 0, *, route: str = ""
     ) -> None:
-        """Send an error response with this status, close the connection, and count a refusal for the alias `route`.
+        """Send an error response with this status, close the connection, and count a refusal.
 
-        If the route is not known, the refusal is counted by its status.
+        It is counted for the route with the alias `route`, or by its status if `route` is "".
         """
         self._counts.count_refusal(str(status), route)
         self.waiting.refuse(sock, whole_response(status, retry_after_seconds=retry_after_seconds))
@@ -206,7 +206,7 @@ class Passing:
         self.waiting.close()
 
     def _send(self, found: _Server, sock: socket.socket, routed: Routed, message: bytes) -> bool:
-        """Try to send the connection; returns False if it has to wait for room, or for a new pair.
+        """Try to send the connection; returns False if it has to wait for room, or for a new socket pair.
 
         `message` is `routed` in encoded form, or b"" to encode it here. If `routed` has too many bytes to send, the
         connection is closed.

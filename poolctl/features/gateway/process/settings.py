@@ -38,7 +38,7 @@ class ListenerSettings:
 
     @property
     def role(self) -> tuple[str, str]:
-        """The protocol and the stream's alias. A new listener replaces one with the same role and another address."""
+        """The protocol and the stream's alias ("" for HTTP); a listener keeps its role when its address changes."""
         return self.protocol, self.alias
 
 
@@ -70,7 +70,7 @@ class GatewaySettings:
 
     @property
     def mark(self) -> str:
-        """The version of poolctl and the program; if they change, another gateway process is needed."""
+        """The version of poolctl and the engine's executable; if either changes, the gateway's process is replaced."""
         return f"{__version__} {self.program}".rstrip()
 
 
@@ -115,10 +115,10 @@ class Endpoint(NamedTuple):
 class ServerFacts:
     """The supervisor's report about a routed server.
 
-    `bind` is its address. Until `asleep_until` (seconds since 1970, 0: for ever) requests do not wake it; None if they
-    may. `canary` is the name of its canary's socket pair, "" without a canary; the canary listens at `canary_bind` and
-    gets `canary_share` of the server's requests. `context_key` authenticates the route context sent to its workers; it
-    is "" for a server that gets no context.
+    `bind` is its address. Requests do not wake it before `asleep_until` (seconds since 1970; 0: never; None: they
+    always may). `canary` is the name of its canary's socket pair, "" without a canary; the canary listens at
+    `canary_bind` and gets `canary_share` of the server's requests. `context_key` authenticates the route context sent
+    to its workers; it is "" for a server that gets no context.
     """
 
     name: str

@@ -185,7 +185,10 @@ class ListenerCertificates:
         listener.put(names, context)
 
     def keep(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
-        """Keep only the listener's certificates for these names, the first as default; no change if one is missing."""
+        """Keep only the listener's certificates with these host names; the first is the default.
+
+        Does nothing if one of them is missing: a previous certificate may still serve its hosts.
+        """
         if bind in self._listeners:
             self._listeners[bind].keep(certificates)
 

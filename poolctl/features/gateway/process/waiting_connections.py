@@ -33,7 +33,7 @@ _MOST = 100_000
 
 
 class WaitingConnection:
-    """A connection that waits for the client."""
+    """A connection that waits for bytes from the client, or for the client to close it."""
 
     __slots__ = ("deadline", "silent", "sock", "timer")
 
@@ -60,7 +60,7 @@ class WaitingConnection:
         return _NEVER
 
     def has_unread(self) -> bool:
-        """Whether bytes have arrived that have not been reported to the loop yet."""
+        """Whether the socket has unread bytes, which epoll may not have reported yet."""
         try:
             return bool(self.sock.recv(1, _PEEK))
         except OSError:

@@ -43,7 +43,7 @@ EndKept = Callable[..., Awaitable[None]]
 
 
 class RouteSet(NamedTuple):
-    """All routes of a pool, the names of their servers, and the connections that workers may hold (`kept`)."""
+    """The routes of a pool by kind, its routed servers, and the connections that workers may hold open (`kept`)."""
 
     http: tuple[Route, ...] = ()
     streams: tuple[StreamRoute, ...] = ()
@@ -67,9 +67,9 @@ class RouteSet(NamedTuple):
 class ComputedRoutes:
     """Computes the routes in a thread, one computation at a time, and calls `changed` when there is a new route table.
 
-    `services` adds registered services; call `recompute` when they change. Workers hold connections that were passed to
-    them. If a new table would allow requests for another user's server on some of these, they are ended first, with
-    `end_kept`. Files in `directory` store, for the next supervisor, the held connections, and the secret from which
+    `services` adds registered services; call `recompute` when they change. Workers hold the connections passed to them.
+    If a new table would allow requests for another user's server on some of these connections, `end_kept` ends them
+    first. Files in `directory` store, for the next supervisor, which connections are held, and the secret from which
     `context_keys` are derived. Generation numbers increase even across a new supervisor and keeper, because surviving
     workers and gateways remember the earlier ones.
     """
@@ -113,7 +113,7 @@ class ComputedRoutes:
             self.compute(self._source)
 
     def has(self, alias: str) -> bool:
-        """Whether a route with this alias is served."""
+        """Whether an HTTP route with this alias is served."""
         return any(each.alias == alias for each in self.routes.http)
 
     async def wait_until_current(self) -> None:
@@ -142,7 +142,7 @@ class ComputedRoutes:
 
     @contextlib.contextmanager
     def subscribed(self, follow: Callable[[int], object]) -> Iterator[None]:
-        """Context manager: call `follow` with each new table's generation before the command that caused it returns."""
+        """Context manager: inside it, `follow` is called with the generation of each new table that is published."""
         self._followers.append(follow)
         try:
             yield
@@ -188,7 +188,7 @@ class ComputedRoutes:
         self.problem = ""
 
     async def _end_disallowed_connections(self, routes: RouteSet, users: Mapping[str, str]) -> None:
-        """End kept connections that the next routes do not allow, and record the remaining ones."""
+        """End connections held by workers that `routes` no longer allows, and store which ones remain."""
         is_first = self._kept is None  # connections kept so far are with workers of an earlier supervisor
         if self._kept is None:
             self._secret = await in_daemon_thread(functools.partial(_secret, self._secret_path))
@@ -316,7 +316,7 @@ def _write(path: str, kept: Kept) -> None:
 
 
 def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
-    """A descriptor of the table without secrets: a duplicate of `whole` if that has none. Closes `whole`."""
+    """A descriptor of the table without secrets: a duplicate of `whole` if it contains none. Closes `whole`."""
     try:
         shown = tuple(map(masked_route, routes.http))
         if shown == routes.http:

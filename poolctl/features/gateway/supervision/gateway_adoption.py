@@ -56,7 +56,7 @@ class OrphanedGateway:
         return False
 
     def close(self) -> None:
-        """Close this process's descriptors of the gateway, which continues to serve."""
+        """Close this process's copies of the gateway's descriptors; the gateway continues to serve."""
         for fd in [*self.pair, *(fd for _, fds in self.listeners for fd in fds)]:
             os.close(fd)
         self.pair, self.listeners = [], []
@@ -107,9 +107,9 @@ class GatewaySearch:
         self._silent_since = 0.0
 
     async def search(self) -> OrphanedGateway | None:
-        """An orphaned gateway that has answered, to be passed to `keep`, or None.
+        """Find an orphaned gateway that has answered, to be passed to `keep`; returns None if there is none.
 
-        If there are several, because the pool was killed while one gateway replaced another, all but this one drain.
+        There are several if the pool was killed while one gateway replaced another; the others are told to drain.
         """
         if not pool_files.find_listeners(self._directory, pool_files.GATEWAY):
             self.silent = False

@@ -122,10 +122,10 @@ class GatewayManager(SidecarManager):
         return self.gateway
 
     async def wait_until_in_force(self, limit_seconds: float | None = None) -> str:
-        """Wait until the current configuration is applied or has failed; returns "", or a warning at the time limit.
+        """Wait until the configuration is applied or has failed; returns "", or a warning if the time limit is reached.
 
-        What failed before is tried again first. After a failure it also returns "", and `failures` has the reasons.
-        The time limit is `limit_seconds`; the default and the maximum are 20 s.
+        Failed parts are tried again first; if they fail again, `failures` has the reasons. The time limit is
+        `limit_seconds`; the default and the maximum are 20 s.
         """
         if self.failures:
             self._configured()
@@ -213,8 +213,8 @@ class GatewayManager(SidecarManager):
     async def leaving(self, server: str) -> None:
         """Tell the gateway that workers of the server will stop; returns when it has applied this, or at a time limit.
 
-        Only for a canary, or with an engine other than poolctl's. In other cases it does nothing, because the server's
-        other workers accept the connections in the backlog.
+        Does nothing unless the server is a canary or another engine serves: poolctl's engine needs no notice, because
+        the server's other workers accept the connections in the backlog.
         """
         is_canary = server_of(server) != server
         process = await self.wait_until_serving() if is_canary else self.gateway
@@ -265,7 +265,7 @@ class GatewayManager(SidecarManager):
         routing.publish(self._servers.configs, routes, self)
 
     def _release_connections(self) -> None:
-        """Have workers give back the connections that they may not keep (see `_unkept_servers`)."""
+        """Have the workers of `_unkept_servers` give each connection back to the gateway before its next request."""
         if (routing := self._core.runner.capabilities.routing) is not None:
             routing.release_connections_of(self._unkept_servers)
 
@@ -430,7 +430,7 @@ class GatewayManager(SidecarManager):
         raise LinkLost(f"its process ended at its start; see {os.path.join(directory, GatewayZygote.output)}")
 
     async def _ready_zygote(self, mark: str) -> GatewayZygote:
-        """The zygote that forks gateways with this mark, started if necessary; it may not be ready yet."""
+        """The zygote for gateways of this version and engine (`mark`), started if needed; it may not be ready yet."""
         wanted = GatewayZygote.mark_for(mark)
         if self._zygote is not None and (self._zygote.mark != wanted or self._zygote.exited.done()):
             self._end_zygote()

@@ -52,7 +52,7 @@ class GatewayPlan(NamedTuple):
 
     @property
     def certificate_names(self) -> dict[str, list[tuple[str, ...]]]:
-        """The certificates of each listener, by the listener's key, each as a tuple of its host names; in order."""
+        """For each listener's key, the listener's certificates in order, each as a tuple of its host names."""
         found: dict[str, list[tuple[str, ...]]] = {}
         for each in self.certificates:
             found.setdefault(each.bind, []).append(each.names)
@@ -61,7 +61,7 @@ class GatewayPlan(NamedTuple):
     def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
         """The part of the plan that can be served with these open listeners.
 
-        An open listener that is no longer planned stays in it until its replacement is open.
+        Until a listener's replacement is open, the old listener stays, with the replacement's stream and certificates.
         """
         missing = {each.role: key for key, each in self.listeners.items() if key not in open_listeners}
         kept = {
@@ -209,7 +209,7 @@ class GatewayListeners:
             after = names[-1]
 
     async def open(self, wanted: Mapping[str, ListenerSettings]) -> list[ServerError]:
-        """Open those listeners that are not open yet; returns the errors of those that could not be opened.
+        """Open the listeners in `wanted` that are not open yet; returns the errors of those that could not be opened.
 
         An outdated listener that occupies the address is closed first, and is reopened after an error.
         """
@@ -267,7 +267,7 @@ class GatewayListeners:
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.GATEWAY_LISTENER}{key}"})
 
     def mark(self, key: str) -> tuple[int, ...]:
-        """A value that distinguishes these sockets from earlier ones with the same address."""
+        """The inodes of the listener's sockets, which distinguish them from earlier sockets with the same address."""
         return tuple(os.fstat(sock.fileno()).st_ino for sock in self.of(key))
 
 

@@ -61,7 +61,7 @@ class GatewayProcess(SidecarProcess):
         self._send("settings", settings, {"t": "settings", "settings": to_json(settings)})
 
     def take_back(self, give: socket.socket, take: socket.socket) -> None:
-        """Have the process take back workers' connections over this socket pair, and hold it for a new supervisor."""
+        """Have the process receive connections that workers give back over this socket pair, and hold both ends."""
         self._send("pair", pair_number(give), {"t": "pair"}, [give, take])
 
     def listen(
@@ -121,8 +121,7 @@ class GatewayProcess(SidecarProcess):
     def publish(self, generation: int, table: HasDescriptor, *, keeps: bool = True) -> None:
         """Have the process route requests by this table.
 
-        `keeps`: workers may keep connections without TLS. If not, the process closes such connections when workers give
-        them back.
+        `keeps`: workers may keep connections without TLS; otherwise the process closes those that workers give back.
         """
         message = {"t": "table", "generation": generation, "keeps": keeps}
         self._send("table", generation, message, [table])
@@ -180,7 +179,7 @@ class GatewayProcess(SidecarProcess):
         return reply
 
     def restore_hosts(self, states: Table) -> None:
-        """Have the process restore these states of hosts, which it or its predecessor has reported last."""
+        """Have the process set hosts to these states, which were last reported by it or by its predecessor."""
         self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
 
     def report_machines(self, states: Mapping[str, MachineState]) -> None:
@@ -229,7 +228,7 @@ class GatewayProcess(SidecarProcess):
 class GatewayZygote(SidecarProcess):
     """A process with all modules imported, which forks a new gateway when the current one exits.
 
-    Its forks inherit its environment. It is replaced if its mark is not `mark_for` the mark of the next gateway.
+    Forks inherit its environment, so it is replaced if its mark differs from `mark_for` of the next gateway's mark.
     """
 
     part, label, output = "features.gateway.process", "the gateway's zygote", "gateway.log"
@@ -237,12 +236,12 @@ class GatewayZygote(SidecarProcess):
 
     @staticmethod
     def mark_for(mark: str) -> str:
-        """The mark of a zygote for gateways with this mark, followed by the names of withheld environment variables."""
+        """The mark of a zygote for gateways with `mark`: it adds the names of withheld environment variables."""
         return " ".join([mark, *withheld_variables()])
 
     @property
     def is_of_keeper(self) -> bool:
-        """Whether the keeper is the parent of the zygote; then it is also the parent of the forks."""
+        """Whether the keeper process is the parent of the zygote, and so also of the gateways that it forks."""
         return process_parent(int(self.known["pid"])) == (os.getppid(), self.known["start"])
 
     async def fork(self, mark: str) -> GatewayProcess:

@@ -39,7 +39,7 @@ def server_of(name: str) -> str:
 
 
 def pair_facts(entry: Entry) -> ServerFacts | None:
-    """The canary's name (that of its socket pair), address and TLS; None without a canary with its own address."""
+    """The address and TLS of the server's canary, named by `canary_name`; None if no canary has its own address."""
     config = entry.config_apart
     if config is None:
         return None
@@ -209,5 +209,5 @@ class GatewayReports:
 
 
 def _about_host(data: Table) -> Table:
-    """The event's data; if it is about a host, with the host as `message` and the reason as `cause`."""
+    """The data of an event; if it has a host, with the host added as `message` and the reason `why` as `cause`."""
     return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data

@@ -164,7 +164,7 @@ class GatewayStatistics:
         return sample
 
     async def passed_requests(self) -> dict[int, int]:
-        """The number of requests on connections passed to workers, for each route by its `tally.route_mark`."""
+        """The number of requests on connections passed to workers, by `tally.route_mark` of the route's alias."""
         counters, total = self._core.runner.capabilities.counters, dict[int, int]()
 
         def add(found: Mapping[int, int]) -> None:
@@ -318,7 +318,7 @@ class RouteFigures:
         return replace(report, registrations=self._services.reports(route.alias) or None)
 
     def _is_kept_within_tls(self, route: Route) -> bool:
-        """Whether only TLS connections are passed, because others could carry requests for another user's server."""
+        """Whether only TLS connections are passed, as plaintext ones could carry requests for another user's server."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         return bool(route.other_user) and all(entry is not None and entry.config.tls for entry in entries)
 
@@ -370,7 +370,7 @@ class RouteFigures:
         return ""
 
     def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
-        """The counts of the server's workers without proxied requests; and those by route (see `tally.by_route`)."""
+        """The counts of the server's workers, minus proxied requests, and their counts by route (`tally.by_route`)."""
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), dict[int, int]()
             if entry is not None:
@@ -390,9 +390,9 @@ class RouteFigures:
         return self._of_servers[server]
 
     def _health(self, key: str, server: str, verdict: Table | None) -> RouteHealth:
-        """The health of a target: the gateway's `verdict` on it, combined with the supervisor's state of the server.
+        """The health of a target: the gateway's `verdict`, combined with the supervisor's state of the server.
 
-        In a large table a route has no verdicts before its first request: then `verdict` is None, and the gateway only
+        `verdict` is None if the gateway has none, as in a large table before the route's first request: it then only
         knows whether the host is disabled or draining.
         """
         entry, row = self._core.entries.get(server), self._hosts.get(key, {})

@@ -84,11 +84,11 @@ class RoutedService(Protocol):
 
     @property
     def problem(self) -> str:
-        """Why the service gets no requests."""
+        """Why the service gets no requests; its state if the reason is not known."""
 
 
 class ServiceSource(Protocol):
-    """A feature that adds services to routes while the pool runs. When they change, it has the routes recomputed."""
+    """A feature that adds services to routes while the pool runs, and has routes recomputed when services change."""
 
     async def route_extender(self) -> WithServices:
         """Return a function that adds the current services to routes."""
@@ -103,7 +103,7 @@ class ServiceSource(Protocol):
 
 
 class ProbeOfService(Protocol):
-    """The URL to probe, and how to probe it."""
+    """The probe of a service: the URL to probe (`to`), and how to probe it."""
 
     @property
     def to(self) -> str: ...
@@ -113,7 +113,7 @@ class ProbeOfService(Protocol):
 
 
 class ProbedService(Hashable, Protocol):
-    """A service to be probed; `state` is STARTING before its first success."""
+    """A service to be probed; `state` is STARTING until a probe has succeeded."""
 
     @property
     def settings(self) -> ProbeOfService: ...

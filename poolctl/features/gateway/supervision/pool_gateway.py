@@ -85,7 +85,7 @@ class GatewayVerbs:
         return RoutesResult(items=tuple(reports), generation=self.gateway.routes.generation, refused=refused)
 
     async def registry(self, call: Call) -> RegistryResult:
-        """The route table without secrets, as a descriptor; with `follow`, one line for each new generation."""
+        """Attach a descriptor of the route table without secrets; with `follow`, instead send each new generation."""
         routes = self.gateway.routes
         if call.options.get("follow") is True:
             await self._follow(call)

@@ -111,9 +111,9 @@ class Backends:
 
     @property
     def by_load(self) -> list[str]:
-        """The servers, in routes that balance by load, whose workers had connections at the last count.
+        """The names of servers that are balanced by load and whose workers had connections at the last report.
 
-        These counts may be outdated: pass the servers' current numbers to `set_worker_connections`.
+        Their counts may be outdated: pass the current numbers to `set_worker_connections`.
         """
         routes = [found for _, found in self._routes.values() if found.by_load]
         return sorted(
@@ -173,7 +173,7 @@ class Backends:
         self._probes.clear()
 
     def set_rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set the URL's rank (READY, STARTING or SLEEPING). `blocked` is why it gets no requests, or None."""
+        """Set if the URL's target is READY, STARTING or SLEEPING; `blocked` is why it gets no requests, or None."""
         self._ranks[url] = rank, blocked
         backend = self._backends.get(url)
         if backend is not None and not backend.is_server:
@@ -223,7 +223,7 @@ class Backends:
         )
 
     def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
-        """The route's members, one for each backend: weights of equal targets are added up. `user` has the old ones."""
+        """Create a Member for each backend of the route, with its targets' total weight; `user` has the old ones."""
         weights: dict[str, int] = {}
         for target in route.to:
             weights[target.key] = weights.get(target.key, 0) + target.weight

@@ -49,7 +49,7 @@ class Breaker:
         return f"<Breaker {self.state}, {self._consecutive} failures in a row>"
 
     def refused_seconds(self, now: float) -> float:
-        """0 if a request may be sent now, else the time to wait before the next attempt."""
+        """0 if a request may be sent now, else the seconds to wait before the next attempt."""
         if self.is_closed:
             return 0.0
         if self.state is BreakerState.OPEN:
@@ -57,7 +57,7 @@ class Breaker:
         return 0.0 if self._probes < self.rule.probes else _PROBING_RETRY_SECONDS
 
     def enter(self) -> int:
-        """Admit a request, after `refused_seconds` returned 0; returns the `period` to pass when recording its end."""
+        """Admit a request after `refused_seconds` returned 0; returns the `period` to pass to the `record_` methods."""
         if not self.is_closed:
             if self.state is BreakerState.OPEN:
                 self._become(BreakerState.HALF_OPEN, "a request is tried")
@@ -114,7 +114,7 @@ class Breaker:
             self._open(now, why, by_answers=True)
 
     def record_no_result(self, period: int) -> None:
-        """Record the end of a request that says nothing about the backend."""
+        """Record the end of a request whose outcome says nothing about the backend's health."""
         if period == self.period and not self.is_closed:
             self._probes -= 1
 
@@ -124,7 +124,7 @@ class Breaker:
         self._become(BreakerState.OPEN, why)
 
     def close(self, why: str) -> None:
-        """Close the breaker and reset its counts."""
+        """Close the breaker and reset its counts; `why` is passed to `on_change` as the reason."""
         self._forget()
         self._become(BreakerState.CLOSED, why)
 
@@ -133,7 +133,7 @@ class Breaker:
         self._open_until = now
 
     def _too_many(self, consecutive: int, failed: int) -> str:
-        """Why the breaker opens after these failures; "" if it stays closed."""
+        """The reason to open the breaker after these failures in a row or in the window; "" to leave it closed."""
         rule, seen = self.rule, sum(self._seen)
         if 0 < rule.failures <= consecutive:
             return f"{consecutive} failure{'s' if consecutive > 1 else ''}"

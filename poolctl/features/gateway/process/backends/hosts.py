@@ -111,9 +111,9 @@ class HostManager:
         return [*self._records.values()]
 
     def disable(self, host: str, for_seconds: float | None = None) -> HostRecord:
-        """Send the host's traffic elsewhere for `for_seconds` (default: `re_enable_seconds`); returns its new record.
+        """Disable the host for `for_seconds` (None: `re_enable_seconds`; 0: until `enable`); returns its new record.
 
-        0 means until it is enabled. Requests in flight are completed. Raises ValueError for a negative time.
+        New requests go to other hosts; requests in flight are completed. Raises ValueError for a negative time.
         """
         seconds = self.re_enable_seconds if for_seconds is None else for_seconds
         if not seconds >= 0:
@@ -122,11 +122,11 @@ class HostManager:
         return self._set(host, HostState.DISABLED, "disabled by request", seconds)
 
     def drain(self, host: str) -> HostRecord:
-        """Send new clients elsewhere until the host is enabled. Clients whose sticky cookie names it stay."""
+        """Until `enable`, send the host only clients whose sticky cookie names it; returns the host's record."""
         return self._set(host, HostState.DRAINING, "drained by request", 0.0)
 
     def enable(self, host: str) -> HostRecord:
-        """Send traffic to the host again, from now on."""
+        """Send traffic to the host again; returns its record."""
         if self.state(host) is HostState.ACTIVE:
             return self.record(host)
         return self._set(host, HostState.ACTIVE, "enabled by request", 0.0)

@@ -34,10 +34,7 @@ class Limiter:
         self._full_at = float("-inf")
 
     def refused_seconds(self, now: float) -> float:
-        """0 if a request may begin now, else the time to wait before the next attempt.
-
-        If only the end of another request can help, the time is an estimate: see `is_full`.
-        """
+        """0 if a request may begin now, else the seconds until the next attempt (an estimate if `is_full`)."""
         if self.is_full:
             return _BUSY_RETRY_SECONDS
         rate = self.limit.requests_per_second * self.share
@@ -53,7 +50,7 @@ class Limiter:
 
     @property
     def burst(self) -> float:
-        """How many requests may begin at once: the limit's `burst` or, if 0, those of one second; at least 1."""
+        """How many requests may begin at once: the limit's `burst` or, if 0, the requests of one second; at least 1."""
         limit = self.limit
         return max(1.0, float(limit.burst) if limit.burst > 0 else limit.requests_per_second * self.share)
 

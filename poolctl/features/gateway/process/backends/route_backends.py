@@ -82,7 +82,7 @@ class CanaryTurns:
         return True
 
     def resume(self) -> None:
-        """Count a request of a client that stays with the canary."""
+        """Count a request that a sticky cookie keeps on the canary."""
         self._requests += 1
         self._turns += 1
 
@@ -198,7 +198,7 @@ class Backend:
 
     @property
     def breaker_state(self) -> BreakerState | None:
-        """The worst state of its breakers; None if it has no breaker."""
+        """The worst state of the backend's breakers; None if it has no breaker."""
         states = {each.state for each in self._breakers.values()}
         return next((state for state in _BREAKER_ORDER if state in states), None)
 
@@ -217,7 +217,7 @@ class Backend:
         return WARN_SHARE if self.facts is not None and self.facts.health == Status.WARN else 1.0
 
     def available(self, now: float) -> BackendVerdict:
-        """The best verdict of its routes: `ok` if at least one of them may use the backend now."""
+        """The most favorable verdict of the routes to this backend: `ok` if at least one of them may use it now."""
         verdicts = [
             each.passing_verdict() if route.passes_connections else each.verdict(now)
             for route, each in self.members.items()
@@ -275,7 +275,7 @@ class Backend:
         return self.key
 
     def set_rank(self, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set the rank (READY, STARTING or SLEEPING) of a URL. `blocked` is why it gets no requests, or None."""
+        """Set whether a URL's target is READY, STARTING or SLEEPING; `blocked` is why it gets no requests, or None."""
         if self.endpoint.kind != "none":
             self.rank, self._facts_verdict = rank, blocked
 
@@ -312,10 +312,10 @@ class Backend:
     def breaker(
         self, rule: BreakerRule, previous: Member | None, on_change: Callable[[BreakerState, str], None]
     ) -> Breaker:
-        """The breaker with this rule, which all routes with an equal rule share; it is created on first use.
+        """The breaker with this rule, shared by all routes with an equal rule; created on first use.
 
-        `previous` is the Member of the same route that is being replaced, if any. If no other route uses its breaker,
-        the breaker gets the new rule and keeps its state.
+        `previous` is the Member of the same route that is being replaced, or None. If no other route shares its
+        breaker, that breaker is used: it gets the new rule and keeps its state.
         """
         found = self._breakers.get(rule)
         if found is None:
@@ -493,8 +493,8 @@ class NoBackend(Exception):
 class Lease:
     """Permission to send one request to `backend`, or to hold one connection to it. It must be released, once.
 
-    `cookie` is the sticky cookie's value to set, or "". `shared` is the canary if requests are divided between a server
-    and its canary; `backend` is the one chosen.
+    `cookie` is the sticky cookie's value to set, or "". `shared` is the canary of a server that has one; `backend` is
+    then either the server or this canary.
     """
 
     def __init__(
@@ -650,7 +650,7 @@ class RouteBackends:
             self.admit()
 
     def can_spare(self, backend: Backend) -> bool:
-        """Whether the breaker may open: another backend serves, and at most a fraction `max_open` is then open."""
+        """Whether the backend's breaker may open: another backend serves, and at most a fraction `max_open` is open."""
         others = [each for each in self.members if each.backend is not backend]
         left_alone = 1 + sum(not each.breaker.is_closed for each in others)
         most = max((each.breaker.rule.max_open for each in self.members), default=0.0) * len(self.members)
@@ -692,9 +692,9 @@ class RouteBackends:
         return self._assign(client, cookie, tried)
 
     def choose(self, client: str) -> Backend | NoBackend:
-        """A backend for a connection that is passed on, or the reason why no backend is available now.
+        """A backend to whose workers a connection can be passed now, or the reason why there is none.
 
-        There is no lease, because only the worker learns how requests end. Routes with a limit pass nothing on.
+        There is no lease, because only the worker learns how requests end. Routes with a limit do not pass connections.
         """
         now = self.now()
         if now >= self._hosts.next_expiry:
@@ -838,7 +838,7 @@ class RouteBackends:
         return Lease(self, member, period, self._new_cookie(member.cookie, cookie), backend)
 
     def _shared(self, canary: CanaryBackend, member: Member, period: int, cookie: str) -> Lease:
-        """A lease for the server or its canary, as `canary` decides. The canary's results do not affect the breaker."""
+        """A lease for the server or its canary, as chosen by `canary`; only the server's results affect the breaker."""
         if not canary.gets(cookie if self._sticky else "", member.cookie):
             return Lease(
                 self, member, period, self._new_cookie(member.cookie, cookie), member.backend, canary

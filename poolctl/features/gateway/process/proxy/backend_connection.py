@@ -152,9 +152,9 @@ class BackendConnection(asyncio.Protocol):
         return self._timer.deadline
 
     def reuse(self, *, certain: bool) -> bool:
-        """Stop the idle timeout of the connection, which was taken out of its list; returns whether it is usable.
+        """Stop the idle timeout, after removal from the idle list; returns whether the connection is usable.
 
-        `certain`: the kernel is asked, too, whether the backend has closed the connection.
+        `certain`: also ask the kernel whether the backend has closed the connection.
         """
         self._idle_in = None
         self._timer.stop()
@@ -350,7 +350,7 @@ class BackendConnection(asyncio.Protocol):
             self._complete(chunks.trailers, keep=not chunks.rest)
 
     def _go_on_soon(self) -> None:
-        """Pause reading, and continue with the buffer after other connections have had their turn."""
+        """Pause reading, and process the rest of the buffer in the next loop iteration, after other connections."""
         if not self._turn_due:
             self._turn_due = True
             asyncio.get_running_loop().call_soon(self._go_on)

@@ -778,7 +778,7 @@ class ClientConnection(asyncio.Protocol):
             exchange.send_body(piece, complete=body.done)
 
     def _go_on_soon(self) -> None:
-        """Pause reading, and continue with the buffer after other connections have had their turn."""
+        """Pause reading, and process the rest of the buffer in the next loop iteration, after other connections."""
         if not self._turn_due:
             self._turn_due = True
             self._edge.loop.call_soon(self._go_on)

@@ -219,7 +219,7 @@ def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
 
 
 def context_lines(route: Route, backend: Backend) -> bytes:
-    """The header lines that describe the route to the backend, for routes with `context_headers`."""
+    """The header lines that describe the route to the backend, to be sent if the route has `context_headers`."""
     name = backend.name if backend.is_server else route.alias
     context = RouteContext(route, name, url_of(backend.endpoint))
     return b"".join(f"{name}: {value}\r\n".encode() for name, value in context_headers(context))

@@ -31,7 +31,7 @@ class Response(ResponseHead):
         return self._lines
 
     def framed(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:
-        """The head for the client, whether its connection stays open (only if `keep`), and whether to send chunks."""
+        """The head for the client; whether its connection stays open (only if `keep`); whether to chunk the body."""
         framing, wraps = b"", False
         if self.body in (CHUNKED, UNTIL_CLOSE):
             if http_1_1:

@@ -20,7 +20,7 @@ _TRY_AGAIN_SECONDS = 1.0
 
 
 class Used(Protocol):
-    """A connection or session; `used` is when it last moved bytes."""
+    """A connection or session; `used` is the time at which it last transferred data."""
 
     used: float
 
@@ -67,7 +67,7 @@ class IdleOrder(Generic[Key, Item]):
             self._arm()
 
     def use(self, key: Key, item: Item) -> None:
-        """Mark the item as used now, because it has moved bytes."""
+        """Mark the item as used now, because it has transferred data."""
         item.used = self._now()
         self._items.move_to_end(key)
 

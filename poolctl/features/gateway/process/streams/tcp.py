@@ -383,7 +383,7 @@ class _StreamedConnection:
             self._begin(status)
 
     def _connected(self, status: int | None = None) -> None:
-        """Handle the end of a connection attempt; `status` is given if it timed out."""
+        """Handle the end of a connection attempt; `status` is its error number, None to read it from the socket."""
         assert self._backend is not None
         self._stop_waiting()
         self._begin(
@@ -399,7 +399,7 @@ class _StreamedConnection:
             self._loop.remove_writer(self._backend.fileno())
 
     def _begin(self, status: int) -> None:
-        """Start copying in both directions or, if `status` is an error, give up this address."""
+        """Start copying in both directions or, if `status` is an error number (not 0), close the backend's socket."""
         assert self._backend is not None
         assert self._lease is not None
         if status:

@@ -236,7 +236,7 @@ class _Session:
         stream.edge.loop.add_reader(sock.fileno(), self._read)
 
     def is_past_total_timeout(self) -> bool:
-        """Whether the maximum duration has passed. The next datagram then begins a new session, perhaps elsewhere."""
+        """Whether the maximum duration has passed, so that the next datagram begins a new session."""
         stream = self._listener.stream
         return stream.edge.now() - self._began >= stream.route.timeouts.total
 
