@@ -152,10 +152,10 @@ def _final_line(result: Result, report: Callable[[Result], str]) -> str:
 
 
 class WriteBack:
-    """A change of a pool's files: `now` is their configuration before the change, `draft` has the changed files."""
+    """Writes a change to a pool's configuration files: `now` is the unchanged configuration, `draft` the new files."""
 
     def __init__(self, pool: PoolRef, request: CommandRequest) -> None:
-        """Read the files. Raises PoolValidateError for unreadable files, Failure (exit 5) for invalid ones."""
+        """Read the pool's files. Raises PoolValidateError if they are unreadable, Failure (exit 5) if invalid."""
         self.pool = pool
         self.request = request
         from poolctl.cli.offline import load

@@ -455,9 +455,9 @@ class Servers:
         return [entry for name, entry in self.entries.items() if name in seen]
 
     def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
-        """Record, for each server named in `stopped`, on which of the `disabled` servers it depends.
+        """Record, for each server that is a key of `stopped`, on which of the `disabled` servers it depends.
 
-        `stopped` maps server names to the names of disabled servers recorded earlier, which stay recorded.
+        The values of `stopped` are names recorded for the server before; they are kept.
         """
         names = [entry.name for entry in disabled]
         for name, before in stopped.items():

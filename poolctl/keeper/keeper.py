@@ -516,7 +516,7 @@ class Keeper:
         self._take_lifeline()
 
     def _begin_from_donor(self, donor: Donor) -> None:
-        """Begin to receive everything from a donor; if another keeper already does, refuse the donor and end."""
+        """Begin to receive everything from a donor. If another keeper is already its successor, refuse it and exit."""
         self._supervisor.due = None
         try:
             # Locked until this process exits: two supervisors may have lost the same keeper.

@@ -441,7 +441,7 @@ class Routing(Protocol):
         """
 
     def take_back(self, servers: Collection[str]) -> None:
-        """Return connections that wait for a worker of these servers (by name) to the gateway. Does not block."""
+        """Give the gateway the connections back that wait for a worker of these servers (by name). Does not block."""
 
     async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
         """Wait until all workers have confirmed the latest table; returns the names of servers with late workers."""

@@ -89,7 +89,7 @@ Counts = list[int]
 
 
 def new_page() -> int:
-    """Create an empty page; returns its descriptor."""
+    """Create an empty page, which is a sealed memory file of counters; returns its descriptor."""
     fd = os.memfd_create("poolctl-tally", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.pwrite(fd, LAYOUT.to_bytes(8, "little"), 0)
     os.ftruncate(fd, _FILE_BYTES)
@@ -159,7 +159,7 @@ def writes_stacks(fd: int) -> bool:
 
 
 def clear_stacks(fd: int) -> None:
-    """Remove earlier stacks, and set the file's position to their start, because faulthandler writes there."""
+    """Remove earlier stacks, and seek to where stacks begin: faulthandler writes at the current position."""
     written = len(read_stacks(fd))
     os.pwrite(fd, bytes(min(written + 1, STACK_BYTES)), STACKS_AT)
     os.lseek(fd, STACKS_AT, os.SEEK_SET)

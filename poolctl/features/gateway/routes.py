@@ -56,8 +56,8 @@ _SCHEMES = ("http", "https", "ws", "wss")
 class WrittenRoute(NamedTuple):
     """A route as given in a table, a server's labels or `expose`, before its targets are resolved.
 
-    `key` is the route's path in the file or, for a label or `expose`, in the table of `server`. `reason` is why the
-    route is not served, or ""; `config` is None if the labels are invalid.
+    `key` is where the route is written: a path of keys in the file or, for labels and `expose`, in `server`'s table.
+    `reason` is why the route is not served, or ""; `config` is None if the labels are invalid.
     """
 
     alias: str

@@ -302,7 +302,7 @@ def _filters(config: RouteConfig) -> Iterator[Table]:
 
 
 def _timeout(timeouts: RouteTimeouts) -> Table:
-    """The field `timeouts` of a rule, a duration of the Gateway API (GEP-2257); {} without a time limit."""
+    """The rule's member `timeouts`, with a duration as in GEP-2257, as a table; {} without a time limit."""
     if not timeouts.total:
         return {}
     left, parts = max(1, round(timeouts.total * 1000)), []

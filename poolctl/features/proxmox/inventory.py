@@ -113,7 +113,7 @@ def links_of(
 
 
 def has_addresses(routes: Iterable[Route | StreamRoute]) -> bool:
-    """Whether the host of a target is an IP address, so that the machines' addresses have to be known."""
+    """Whether a target names its host by IP address: its machine is then found by the machines' addresses."""
     return any(_is_address(host_of(target.url)) for route in routes for target in route.to if target.url)
 
 

@@ -1,4 +1,4 @@
-"""The gateway's route table in a worker, the way back to the gateway, and the route context for applications."""
+"""The gateway's routes in a worker, the return of connections to the gateway, and the routes that applications see."""
 
 from __future__ import annotations
 
