@@ -9,18 +9,16 @@ import json
 import signal
 import subprocess
 import sys
-import threading
 from typing import Any
 
 EVERY_SECONDS = 1.0
 COLUMNS = ("NAME", "EXPOSE", "STATE", "READY", "UPTIME", "PIDS")
-ended = threading.Event()
+END = (signal.SIGINT, signal.SIGTERM)
 
 
 def servers(poolctl: list[str]) -> list[dict[str, Any]]:
     """The items of `list`; empty while the pool starts or ends."""
-    # In its own session, so that Ctrl-C in the terminal does not reach a running listing.
-    done = subprocess.run([*poolctl, "list", "-o", "json"], capture_output=True, start_new_session=True)
+    done = subprocess.run([*poolctl, "list", "-o", "json"], capture_output=True)
     items: list[dict[str, Any]] = json.loads(done.stdout)["items"] if done.returncode == 0 else []
     return items
 
@@ -37,11 +35,11 @@ def table(rows: list[tuple[str, ...]]) -> str:
 
 
 def main(poolctl: list[str]) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
+    # The listings inherit this, so that Ctrl-C in the terminal does not interrupt one.
+    signal.pthread_sigmask(signal.SIG_BLOCK, END)
     live = sys.stdout.isatty()
     shown: list[Any] = []
-    while not ended.is_set():
+    while True:
         items = servers(poolctl)
         state = [(item["name"], item["state"], item["pids"]) for item in items]
         # Only changes are written to a file or a pipe.
@@ -49,7 +47,8 @@ def main(poolctl: list[str]) -> None:
             shown = state
             print("\x1b[H\x1b[2J" if live else "", table([COLUMNS, *map(row, items)]), sep="")
             print(f"\ntry: curl {items[0]['expose']}    Ctrl-C ends it", flush=True)
-        ended.wait(EVERY_SECONDS)
+        if signal.sigtimedwait(END, EVERY_SECONDS) is not None:
+            return
 
 
 if __name__ == "__main__":
