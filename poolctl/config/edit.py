@@ -188,7 +188,7 @@ class Draft:
         return masked_file("".join(lines))
 
     def write(self) -> list[str]:
-        """Write the changed files; returns their paths, and those of files that this draft wrote before a `rebase`.
+        """Write the changed files; returns their paths, and the paths that this draft wrote before a `rebase`.
 
         Raises FileChanged for a file modified since it was read, and OSError.
         """

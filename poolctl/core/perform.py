@@ -490,7 +490,7 @@ class Executor:
             entry.listener.armed = None
 
     def wake(self, entry: Entry) -> None:
-        """Wake the server if it sleeps or is falling asleep, although no connection waits for it."""
+        """Wake the server if it sleeps or is falling asleep, even if no connection waits for it."""
         if entry.listener.armed is not None:
             self.disarm(entry)
             self._on_request(entry)

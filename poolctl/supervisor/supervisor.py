@@ -744,7 +744,7 @@ class RuntimeFiles:
         self.withdrawn = False
 
     def publish(self, name: str) -> None:
-        """Write info.json and the symlink `@name`, removing that of the previous name. Errors are only logged."""
+        """Write info.json and the symlink `@name`, and remove the previous name's symlink. Errors are only logged."""
         if self.withdrawn:
             return
         before = self._complete

@@ -76,7 +76,7 @@ def _withheld(config: Configuration) -> list[str]:
 
 
 def _with_exit_code(outcome: Outcome) -> Outcome:
-    """Set the exit code, 0 or that of an invalid configuration, and have errors printed to standard output."""
+    """Set the exit code to 0, or 5 for an invalid configuration, and have errors printed to standard output."""
     outcome.errors_are_result = True
     outcome.exit_code = INVALID_CONFIGURATION if outcome.errors else DONE
     return outcome

@@ -197,8 +197,8 @@ class _Builder:
     def note(self, event: Event, value: Tree) -> Path:
         """Record the position of a key (except `<<`) or list item, and return its path; () for the root.
 
-        For a key, `value` is the key itself. For the value after a key nothing is recorded; its path is that of the
-        key, or after `<<` that of the enclosing table.
+        For a key, `value` is the key itself. Nothing is recorded for the value after a key; its path is the
+        key's, or after `<<` the enclosing table's.
         """
         if not self.stack:
             return ()

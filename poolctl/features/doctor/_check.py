@@ -32,7 +32,7 @@ class CheckContext:
 
     Data that cannot be read is empty, and `problems` or `supervisor_problem` give the reason. `pool` is None if no file
     was given or found. `items` are the servers of the running supervisor. `still_served` are the names of servers that
-    still serve although their supervisor is gone.
+    still serve while their supervisor is gone.
     """
 
     def __init__(self, pool: PoolRef | None, env: Mapping[str, str]) -> None:

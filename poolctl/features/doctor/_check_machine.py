@@ -512,5 +512,7 @@ def _names(root: str) -> list[str]:
         return []
 
 
-_MACHINE = (features, proc, logout, open_files, processes, memory, ports, leftover_sockets)
-CHECKS = (*_MACHINE, backlog, ephemeral, runtime, state, disks, files, leftovers)
+CHECKS = (
+    features, proc, logout, open_files, processes, memory, ports, leftover_sockets, backlog, ephemeral, runtime, state,
+    disks, files, leftovers,
+)  # fmt: skip

@@ -678,7 +678,7 @@ def _settle(future: asyncio.Future[None] | None) -> None:
 
 
 class RunnerWorkers(dict[str, LocalWorker]):
-    """All workers by id; `of` returns those of a server.
+    """All workers by id; `of` returns a server's workers.
 
     Workers of one server and user share a page of connection counts (see evenness). Each worker has the page open; this
     object keeps it for later workers. A supervisor that adopts workers creates a new page and sends it to all of them.

@@ -65,7 +65,7 @@ def new_page() -> int:
 
 
 class PeerCounts:
-    """Publishes a worker's connection counts on a shared page, and reads those of other workers. Owns `fd`."""
+    """Publishes a worker's connection counts on a shared page, and reads the other workers' counts. Owns `fd`."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -141,7 +141,7 @@ class HasHandOver(Protocol):
 
 
 class Evenness:
-    """Balances one worker's connections with those of the other workers.
+    """Balances one worker's connections with the other workers'.
 
     `state` is the worker's PoolServerState. `give` is the socket through which connections are sent to other workers.
     New connections are handed over; with `kept`, connections between two requests as well. A connection without a

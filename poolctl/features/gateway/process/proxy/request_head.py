@@ -236,7 +236,7 @@ def url_of(endpoint: Endpoint) -> str:
 class RoutedRequest(NamedTuple):
     """A request with its route. `client` is the client's address, `head` the head to send to the backend.
 
-    `backends` and `counts` are those of the route. `servers` are the servers to which the connection could be passed
+    `backends` and `counts` belong to the route. `servers` are the servers to which the connection could be passed
     with this request; empty if the proxy has to serve it.
     """
 
