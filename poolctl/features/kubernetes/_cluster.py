@@ -238,7 +238,7 @@ class Cluster:
                 try:
                     return await self._run(what, pod, command, most_bytes, seconds)
                 except BaseExceptionGroup as raised:
-                    raise _first_exception(raised) from None
+                    raise first_exception(raised) from None
         except WebSocketUpgradeError as error:
             raise self._status_error(what, error.response.status_code) from None
         except (
@@ -405,7 +405,7 @@ class Cluster:
         return ControlError(f"cannot {what}: {message}", exit_code=FAILED)
 
 
-def _first_exception(raised: BaseException) -> BaseException:
+def first_exception(raised: BaseException) -> BaseException:
     """The first exception in a group, which may be nested; `raised` itself if it is no group."""
     while isinstance(raised, BaseExceptionGroup):
         raised = raised.exceptions[0]

@@ -61,7 +61,7 @@ from poolctl.logs.log_line import seconds_of, stamp
 from poolctl.selection.selector import Selector, SelectorError, select
 from poolctl.states import in_words
 
-from ._cluster import KINDS, Cluster, NotFound
+from ._cluster import KINDS, Cluster, NotFound, first_exception
 from ._compile import CompiledPool, compile_pool, pool_name, settings_of
 from ._exec import run_in_pods, stacks_of_pods
 from ._objects import digest_of, with_revision
@@ -299,7 +299,7 @@ class _ClusterPool:
                 for each in watches:
                     each.cancel()
         except BaseExceptionGroup as raised:
-            raise raised.exceptions[0] from None
+            raise first_exception(raised) from None
 
     async def _watch(self, kind: str) -> None:
         while True:
@@ -591,19 +591,23 @@ class _ClusterPool:
 
     async def _refuse_foreign(self, names: Iterable[str], found: Mapping[str, Workload]) -> None:
         """Raise ControlError (8) if an object that these servers need exists and belongs to another owner."""
-        for name in names:
-            if found[name].found is not None:
+        needed = [
+            (name, wanted["kind"], wanted["metadata"]["name"])
+            for name in names
+            if found[name].found is None
+            for wanted in self.compiled.objects[name]
+        ]
+        objects = await asyncio.gather(*(self._find(kind, called) for _, kind, called in needed))
+        for (name, kind, called), there in zip(needed, objects, strict=True):
+            if there is None:
                 continue
-            for wanted in self.compiled.objects[name]:
-                kind, called = wanted["kind"], wanted["metadata"]["name"]
-                there = await self._cluster.find(kind, called)
-                owner = (
-                    None
-                    if there is None
-                    else ((there["metadata"].get("labels") or {}).get(POOL), server_of(there))
-                )
-                if owner is not None and owner != (self._labels[POOL], name):
-                    raise self._name_conflict(kind, called)
+            owner = ((there["metadata"].get("labels") or {}).get(POOL), server_of(there))
+            if owner != (self._labels[POOL], name):
+                raise self._name_conflict(kind, called)
+
+    async def _find(self, kind: str, name: str) -> Table | None:
+        async with self._turns:
+            return await self._cluster.find(kind, name)
 
     async def apply(self, name: str, *, restart: bool, force: bool, is_stopped: bool) -> int:
         """Apply a server's objects; returns the new generation of its Deployment or CronJob, 0 for a Job."""
@@ -752,14 +756,18 @@ class _ClusterPool:
                 refused.append(_error(found[name], PoolStartError, "is not running", f"poolctl start {name}"))
             else:
                 able.append(name)
-        for name in able:
-            deployment = found[name].found["metadata"]["name"]  # type: ignore[index]
-            await self._cluster.patch("Deployment", deployment, {"spec": {"replicas": workers}})
+        await asyncio.gather(*(self._scale(found[name], workers) for name in able))
         bringing = _BringUp(self, call, PoolStartError)
         await self.refresh()
         async with self.watching():
             await bringing.await_all(able)
         return self._result(chosen, PoolStartError, late=bringing.late, errors=[*refused, *bringing.errors])
+
+    async def _scale(self, workload: Workload, workers: int) -> None:
+        assert workload.found is not None  # it runs
+        deployment = workload.found["metadata"]["name"]
+        async with self._turns:
+            await self._cluster.patch("Deployment", deployment, {"spec": {"replicas": workers}})
 
     async def reload(self, call: Call) -> Result:
         """Make the cluster match the files: apply changed servers, remove servers that are no longer in the files."""
@@ -972,27 +980,32 @@ class _BringUp:
         """Apply the servers in order, and wait; new pods for those in `restart`, none for those in `stopped`."""
         waits, still = self._call.options.get("wait", True), set(stopped)
         servers = self._pool.compiled.servers
-        for name in names:
-            config = servers[name]
-            direct = {on.name for on in config.depends_on if on.name in names and on.condition != "started"}
-            needed = [
-                each for each in names if each in direct or any(each in self._needed[on] for on in direct)
-            ]
-            self._needed[name] = needed if waits else []
-            waits_in_pod = all(servers[on].listens for on in direct)
-            if waits and needed and not (waits_in_pod and not self._pool.workloads()[name].pods):
-                await self._pool.wait_until(self._call, needed, self._is_over)
-            if self._is_blocked(name):
-                continue
-            force = bool(self._call.options.get("force"))
-            generation = await self._pool.apply(
-                name, restart=name in restart, force=force, is_stopped=name in still
-            )
-            self._generations[name] = generation
-            if config.every is not None and name in restart:
-                self._runs[name] = await self._pool.run_now(name)
+        applying: dict[str, asyncio.Task[None]] = {}
+        async with asyncio.TaskGroup() as group:
+            for name in names:
+                depends_on = servers[name].depends_on
+                direct = {on.name for on in depends_on if on.condition != "started"}.intersection(names)
+                needed = [
+                    each for each in names if each in direct or any(each in self._needed[on] for on in direct)
+                ]
+                self._needed[name] = needed if waits else []
+                waits_in_pod = all(servers[on].listens for on in direct)
+                if waits and needed and not (waits_in_pod and not self._pool.workloads()[name].pods):
+                    await asyncio.gather(*(applying[on] for on in needed if on in applying))
+                    await self._pool.wait_until(self._call, needed, self._is_over)
+                if not self._is_blocked(name):
+                    work = self._apply(name, restart=name in restart, is_stopped=name in still)
+                    applying[name] = group.create_task(work)
         if waits:
-            await self.await_all([name for name in names if name in self._generations and name not in still])
+            await self.await_all([name for name in applying if name not in still])
+
+    async def _apply(self, name: str, *, restart: bool, is_stopped: bool) -> None:
+        force = bool(self._call.options.get("force"))
+        self._generations[name] = await self._pool.apply(
+            name, restart=restart, force=force, is_stopped=is_stopped
+        )
+        if self._pool.compiled.servers[name].every is not None and restart:
+            self._runs[name] = await self._pool.run_now(name)
 
     @property
     def not_ready(self) -> frozenset[str]:

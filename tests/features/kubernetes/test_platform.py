@@ -262,6 +262,28 @@ def test_start_brings_up_dependencies_first_and_reports_each_server(stage: Stage
     assert (stage.applied(), states(alone)) == (["apply Deployment shop-other"], {"other": "running"})
 
 
+def test_no_server_is_delayed_by_the_requests_for_another_one(stage: Stage) -> None:
+    names = ["api", "orders", "stock", "users"]
+    stage.write(*(app(name, 8001 + at) for at, name in enumerate(names)))
+
+    def waits_for_others(request: Any, is_meant: Callable[[Any], bool]) -> Any:
+        begun = asyncio.Barrier(len(names))
+
+        async def wait(what: Any, *rest: Any, **options: Any) -> Any:
+            if is_meant(what):
+                async with asyncio.timeout(60):
+                    await begun.wait()
+            return await request(what, *rest, **options)
+
+        return wait
+
+    stage.api.find = waits_for_others(stage.api.find, lambda kind: kind == "Deployment")
+    stage.api.apply = waits_for_others(stage.api.apply, lambda wanted: wanted["kind"] == "Deployment")
+    stage.api.patch = waits_for_others(stage.api.patch, lambda kind: kind == "Deployment")
+    assert states(stage.do("start")) == dict.fromkeys(names, "running")
+    assert stage.do("scale", *names, workers=2).exit_code == 0
+
+
 def test_start_without_its_dependencies_applies_the_chosen_server_only(stage: Stage) -> None:
     stage.write(WEB, API)
     stage.do("start", "web", deps=False)
