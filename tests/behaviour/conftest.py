@@ -45,12 +45,9 @@ def host(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 # The last one replaces the daemon's runner: test_runner_capabilities.py tries most of its commands with it.
 OVER_A_HOST = pytest.param("daemon over a host", marks=pytest.mark.heavy)
-KINDS = ["in this process", "in processes", "daemon", OVER_A_HOST]
-# For a test that `make test` runs with the daemon too. The others are slow with it: the contract starts it hundreds of
-# times for the same behaviour.
-with_a_daemon = pytest.mark.parametrize("make_pool", KINDS, indirect=True)
 
 
+# With the daemon they are slow: the contract starts it hundreds of times for the same behaviour.
 @pytest.fixture(
     params=["in this process", "in processes", pytest.param("daemon", marks=pytest.mark.slow), OVER_A_HOST]
 )

@@ -11,7 +11,6 @@ import pytest
 
 from tests.deadline import wait_until
 
-from .conftest import with_a_daemon
 from .pools import Site, in_background
 
 # A program that binds the port itself, accepts once allowed, and sends READY=1 if requested.
@@ -43,7 +42,6 @@ def job_and_dependant(site: Site, *, status: int) -> list[dict[str, Any]]:
     return [job, site.server("web", depends_on=[{"name": "migrate", "condition": "completed"}])]
 
 
-@with_a_daemon
 def test_start_returns_when_every_server_answers_and_stop_when_none_does(make_pool: Any, site: Site) -> None:
     pool = make_pool(site.server("db"), site.server("web", depends_on=["db"]))
     assert pool.start() == {}
@@ -101,7 +99,6 @@ def test_a_job_that_ends_with_another_status_has_failed(make_pool: Any, site: Si
     assert (pool.item("migrate")["state"], pool.item("migrate")["ready"]) == ("failed", False)
 
 
-@with_a_daemon
 def test_restart_keeps_the_old_worker_when_its_replacement_fails(make_pool: Any, site: Site) -> None:
     pool = make_pool(site.server("web"))
     assert pool.start() == {}
@@ -170,7 +167,6 @@ def test_several_workers_share_one_address_and_are_all_replaced(make_pool: Any, 
     assert site.instance("web")
 
 
-@with_a_daemon
 def test_a_server_that_may_sleep_wakes_at_a_request_and_sleeps_again_where_that_saves_a_process(
     make_pool: Any, site: Site
 ) -> None:
@@ -188,7 +184,6 @@ def test_a_server_that_may_sleep_wakes_at_a_request_and_sleeps_again_where_that_
         site.instance("web")
 
 
-@with_a_daemon
 def test_a_worker_that_is_killed_is_replaced_as_the_restart_policy_says(make_pool: Any, site: Site) -> None:
     pool = make_pool(site.server("web", restart="on-failure"), site.server("db"), programs=True)
     assert pool.start() == {}

@@ -129,6 +129,7 @@ def test_selectors_take_any_spelling_of_an_address(real_pool: RealPool) -> None:
     assert real_pool.ok("filter", "bind", "[0::1]:9090", "-o", "name").stdout.split() == ["s1"]
 
 
+@pytest.mark.slow
 def test_an_empty_host_serves_both_families(real_pool: RealPool, free_port: Any, http_get: Any) -> None:
     port = free_port()
     write(real_pool, f":{port}")
@@ -138,6 +139,7 @@ def test_an_empty_host_serves_both_families(real_pool: RealPool, free_port: Any,
         assert http_get(f"[::1]:{port}").status == 200
 
 
+@pytest.mark.slow
 def test_localhost_serves_every_loopback_address_it_resolves_to(
     real_pool: RealPool, free_port: Any, http_get: Any
 ) -> None:
@@ -160,6 +162,7 @@ def test_a_unix_socket_serves_and_is_removed_by_stop(real_pool: RealPool, http_g
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_unix_path_that_is_too_long_is_a_problem(real_pool: RealPool) -> None:
     write(real_pool, "unix:/tmp/" + "x" * 120)
     done = real_pool.run("start")
@@ -168,6 +171,7 @@ def test_unix_path_that_is_too_long_is_a_problem(real_pool: RealPool) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_an_automatic_port_is_kept_over_stop_and_restart(
     real_pool: RealPool, free_port: Any, http_get: Any
 ) -> None:
@@ -235,6 +239,7 @@ def test_a_socket_inherited_from_systemd_is_served(real_pool: RealPool, http_get
     assert str(port) in real_pool.ok("list").stdout + real_pool.ok("list", "-o", "wide").stdout
 
 
+@pytest.mark.slow
 def test_fd_without_an_inherited_socket_fails_with_the_fix(real_pool: RealPool) -> None:
     write(real_pool, "fd:web")
     done = real_pool.run("start")

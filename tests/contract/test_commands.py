@@ -41,6 +41,7 @@ def states(pool: RealPool) -> dict[str, str]:
     return {name: item["state"] for name, item in pool.items().items()}
 
 
+@pytest.mark.slow
 def test_every_command_that_prints_servers_knows_every_form(real_pool: RealPool) -> None:
     ports = real_pool.write_hello("b", "a", extra='tags = ["x", "y"]')
     real_pool.ok("start")
@@ -94,6 +95,7 @@ def test_walk_replaces_placeholders_and_groups_output_of_parallel_runs(real_pool
     assert [line.split()[0] for line in real_pool.ok("walk").stdout.splitlines()] == ["web", "sock", "six"]
 
 
+@pytest.mark.slow
 def test_walk_lists_every_pid_beginning_with_the_first(real_pool: RealPool) -> None:
     real_pool.write_hello("web", extra="workers = 2")
     real_pool.ok("start")
@@ -200,6 +202,7 @@ def test_a_job_is_keyed_by_its_name_and_done_when_it_has_ended(real_pool: RealPo
     assert "1 server ready" in real_pool.ok("status").stdout
 
 
+@pytest.mark.slow
 def test_an_interrupted_command_is_130_and_the_pool_goes_on(
     real_pool: RealPool, until: Any, free_port: Any
 ) -> None:
@@ -216,6 +219,7 @@ def test_an_interrupted_command_is_130_and_the_pool_goes_on(
     assert states(real_pool) == {"web": "starting"}
 
 
+@pytest.mark.slow
 def test_client_of_a_running_pool_has_the_effects_of_the_commands(
     real_pool: RealPool, monkeypatch: pytest.MonkeyPatch, free_port: Any
 ) -> None:

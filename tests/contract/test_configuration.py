@@ -146,6 +146,7 @@ def test_a_byte_order_mark_is_accepted(real_pool: RealPool) -> None:
 # golib's shape
 
 
+@pytest.mark.slow
 def test_a_golib_list_loads_as_it_is(real_pool: RealPool, free_port: Any, http_get: Any) -> None:
     port, other = free_port(), free_port()
     real_pool.write_hello()

@@ -173,6 +173,7 @@ def test_a_full_disk_keeps_no_server_from_anything(real_pool: RealPool, tmp_path
         subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
+@pytest.mark.slow
 def test_from_python_the_events_come_as_dictionaries(
     real_pool: RealPool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

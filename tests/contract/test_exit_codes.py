@@ -6,6 +6,8 @@ import json
 import subprocess
 from collections.abc import Callable, Sequence
 
+import pytest
+
 from tests.other_user import AS_OTHER_USER
 from tests.real_pool import RealPool
 
@@ -61,6 +63,7 @@ def test_without_a_supervisor_others_are_refused(real_pool: RealPool) -> None:
     assert real_pool.processes() == {}
 
 
+@pytest.mark.slow
 def test_with_a_supervisor_looking_and_ordering(real_pool: RealPool) -> None:
     real_pool.write_hello(*TWO)
     check(real_pool, [
@@ -73,6 +76,7 @@ def test_with_a_supervisor_looking_and_ordering(real_pool: RealPool) -> None:
     assert real_pool.processes() == {}
 
 
+@pytest.mark.slow
 def test_with_a_supervisor_live_changes(real_pool: RealPool, free_port: Callable[[], int]) -> None:
     real_pool.write_hello(*TWO)
     real_pool.ok("start")
@@ -115,6 +119,7 @@ def document_of_status(pool: RealPool) -> dict[str, list[dict[str, object]]]:
     return done.json  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_pool_of_another_user_is_7(real_pool: RealPool) -> None:
     real_pool.open_to_all()
     real_pool.write_hello()

@@ -85,6 +85,7 @@ def test_hooks_run_once_for_an_ordered_start_and_stop_whatever_the_number_of_wor
     assert notes(real_pool) == ["before", "after", "before", "after"], "the end of the pool is a stop"
 
 
+@pytest.mark.slow
 def test_failed_before_start_fails_the_start_with_its_last_lines(real_pool: RealPool) -> None:
     script = "print('one'); print('no route to the database'); raise SystemExit(3)"
     port = write(

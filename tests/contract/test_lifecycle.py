@@ -38,6 +38,7 @@ def refused(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+@pytest.mark.slow
 def test_start_returns_when_every_server_has_answered(real_pool: RealPool, http_get: Any) -> None:
     ports = real_pool.write_hello("a", "b", "c")
     real_pool.ok("start")
@@ -111,6 +112,7 @@ def test_a_servers_own_start_timeout_is_its_failure(real_pool: RealPool) -> None
     assert (error["code"], error["error"], error["name"]) == (1323, "ErrorPoolStart", "web")
 
 
+@pytest.mark.slow
 def test_every_failure_is_listed_and_the_others_run(
     real_pool: RealPool, free_port: Any, http_get: Any, until: Any
 ) -> None:
@@ -309,6 +311,7 @@ def test_a_crashed_worker_is_replaced(real_pool: RealPool, http_get: Any, until:
     assert real_pool.items()["web"]["pids"] != [pid]
 
 
+@pytest.mark.slow
 def test_a_server_that_must_be_killed_is_stopped_with_a_warning(real_pool: RealPool, until: Any) -> None:
     port = real_pool.write_hello()["web"]
     real_pool.write(

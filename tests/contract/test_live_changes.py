@@ -359,6 +359,7 @@ def test_pools_lists_this_users_pools(pool: RealPool, tmp_path: Path) -> None:
     assert pool.ok("pools").stdout == ""
 
 
+@pytest.mark.slow
 def test_connect_has_the_same_verbs_with_the_same_effects(
     pool: RealPool, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

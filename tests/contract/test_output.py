@@ -183,6 +183,7 @@ def test_logs_are_merged_named_and_limited(pool: RealPool, until: Any) -> None:
     assert "line 19" in pool.ok("logs", "a").stdout
 
 
+@pytest.mark.slow
 def test_logs_follow(pool: RealPool, until: Any) -> None:
     add_to_app(pool, "import os; print('up', os.getpid(), flush=True)")
     pool.ok("start")

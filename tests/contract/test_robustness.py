@@ -17,6 +17,7 @@ def server(name: str, port: int) -> str:
     return f'[[server]]\nname = "{name}"\nbind = "127.0.0.1:{port}"\napp = "hello:app"\n'
 
 
+@pytest.mark.slow
 def test_start_in_a_command_substitution_returns(real_pool: RealPool) -> None:
     real_pool.write_hello()
     script = Path(sys.executable).with_name("poolctl")
@@ -51,6 +52,7 @@ def test_the_control_socket_is_the_users_alone(real_pool: RealPool) -> None:
     assert path.parent.stat().st_mode & 0o777 == 0o700
 
 
+@pytest.mark.slow
 def test_broken_or_missing_file_does_not_prevent_a_stop(real_pool: RealPool) -> None:
     real_pool.write_hello()
     real_pool.ok("start")

@@ -109,7 +109,9 @@ def test_an_unknown_target_is_answered_with_near_names(pool: RealPool, typed: st
     assert meant in done.stderr
 
 
-@pytest.mark.parametrize("command", ["start", "restart", pytest.param("run", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "command", ["start", *(pytest.param(each, marks=pytest.mark.slow) for each in ("restart", "run"))]
+)
 def test_an_unknown_target_keeps_everything_from_being_done(pool: RealPool, command: str) -> None:
     done = pool.run(command, "admin", "nobody")
     assert done.code == 4, str(done)

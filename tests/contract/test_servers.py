@@ -156,6 +156,7 @@ def test_a_factory_and_a_dotted_attribute(pool: RealPool, run: Serve, http_get: 
     assert http_get(port).status == 200
 
 
+@pytest.mark.slow
 def test_both_loops_and_both_parsers(real_pool: RealPool, free_port: Any, http_get: Any) -> None:
     pytest.importorskip("httptools")
     pytest.importorskip("uvloop")

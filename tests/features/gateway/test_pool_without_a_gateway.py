@@ -8,7 +8,7 @@ import poolctl
 from poolctl.errors import PoolParamError
 from tests.real_pool import RealPool
 
-pytestmark = [pytest.mark.integration, pytest.mark.capability]
+pytestmark = pytest.mark.integration
 
 
 def test_without_a_gateway_routes_and_backends_are_empty_tables(

@@ -27,7 +27,6 @@ pytest.importorskip("lightkube")
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.capability
 def test_walk_runs_the_command_in_the_first_ready_pod_of_each_server(
     cluster: Cluster, write: Any, poolctl: Any
 ) -> None:

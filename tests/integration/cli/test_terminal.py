@@ -85,7 +85,6 @@ def test_plan_of_a_reload_has_colours_on_a_terminal(pool: RealPool, args: tuple[
     assert "\x1b[31m- old\\x1b[2J 127.0.0.1:2\x1b[0m\r\n" in terminal.shown
 
 
-@pytest.mark.capability
 def test_run_says_where_everything_is_and_shows_requests(
     pool: RealPool, free_port: Callable[[], int]
 ) -> None:

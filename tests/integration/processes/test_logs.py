@@ -26,7 +26,6 @@ async def app(scope, receive, send):
 """
 
 
-@pytest.mark.capability
 def test_reopened_files_take_what_comes_and_the_moved_ones_nothing_more(
     pool: RealPool, free_port: Any, until: Any
 ) -> None:

@@ -88,7 +88,7 @@ require("node:http").createServer((request, response) => response.end("own"))
 SAID = "opens 127.0.0.1:{} itself, and was started again without the pool's socket; write socket = "
 
 
-@pytest.mark.parametrize("kind", [pytest.param("python", marks=pytest.mark.capability), "node"])
+@pytest.mark.parametrize("kind", ["python", "node"])
 def test_program_that_reads_port_is_started_again_without_the_pools_socket_and_that_is_said_once(
     pool: RealPool, free_port: Any, kind: str
 ) -> None:
