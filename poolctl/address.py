@@ -55,8 +55,8 @@ class Address(_Fields):
     """A bind address; equal to another when the canonical keys are equal.
 
     `kind` is tcp, unix, fd, job or process. `auto` means that a port is still to be chosen. `port` is None until then,
-    and for kinds other than tcp. `dual` means written without a host (`:8080`): `[::]:8080` (V6ONLY) is opened as well
-    if the machine has IPv6.
+    and for kinds other than tcp. `dual` means that the text had no host, such as `:8080`. A dual address gets two
+    listeners on a machine with IPv6: `0.0.0.0:8080` and `[::]:8080`.
     """
 
     # A tuple, because every validation of a large file creates thousands of addresses.
@@ -109,7 +109,7 @@ class Address(_Fields):
 
     @property
     def listens(self) -> bool:
-        """Whether clients can connect to it: the key of a job or a process is only its name."""
+        """Whether clients can connect to the address; False for a job or a process, whose key has only a name."""
         return self.kind not in NAMED
 
     @property
@@ -376,7 +376,7 @@ class UsedPorts:
             self._counts[address.port] += step
 
     def reset(self) -> None:
-        """Forget the counts after the items were removed or replaced; `has` counts again."""
+        """Forget all counts, because many items were removed or replaced. The next call of `has` counts the items."""
         self._counts = None
 
 

@@ -133,11 +133,11 @@ def time_zone(name: str) -> tzinfo | None:
 
 
 def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None:
-    """The first minute of the window `text` that begins after `now`; None if it is more than eight years away.
+    """Return when the first minute of the window `text` after `now` begins; None if that is over eight years away.
 
-    Both times are in seconds since 1970. When clocks are set back, the repeated hour counts once, so that a daily task
-    does not run twice; it counts twice only for a window with minutes in every hour. Without `zone` the window is in
-    the machine's local time (TZ).
+    Both times are in seconds since 1970. Without `zone` the window is in the machine's local time (TZ). An hour that is
+    repeated because clocks are set back is skipped the second time, so that a daily task does not run twice. It is not
+    skipped if the window has minutes in every hour of the day.
     """
     window = parse_window(text)
     is_hourly = all(window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
@@ -162,7 +162,10 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
 
 
 def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
-    """The first minute at or after `since` whose bit is set, or None; the day starts at `begins` and has 24 hours."""
+    """Return the first minute at or after `since` whose bit in `bits` is set, or None.
+
+    `bits` has a bit for each minute of a day of 24 hours, which starts at `begins`. Times are in seconds since 1970.
+    """
     skipped = int((since - begins) // 60)
     left = bits >> skipped
     return begins + 60 * (skipped + (left & -left).bit_length() - 1) if left else None
@@ -171,7 +174,10 @@ def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
 def _first_within(
     since: float, ends: float, zone: tzinfo | None, wanted: Callable[[datetime], bool]
 ) -> float | None:
-    """The first minute from `since` to `ends` that is `wanted`, or None. Slower, but handles clock changes."""
+    """Return the first minute from `since` to `ends` for which `wanted` is true, or None.
+
+    For days on which clocks are set forward or back.
+    """
     minutes = (since + 60 * each for each in range(ceil((ends - since) / 60)))
     return next((each for each in minutes if wanted(datetime.fromtimestamp(each, zone))), None)
 
@@ -223,7 +229,11 @@ def _start_of_day(day: date, zone: tzinfo | None) -> float:
 
 
 def _masks(parsed: _Parsed, day: date) -> dict[str, int]:
-    """The minutes of the day in each state, one bit each; a minute belongs to the first state that has it, or to ""."""
+    """Return for each state the minutes of the day with that state, one bit for each minute.
+
+    A minute has the first state in `parsed` with a window that contains the minute. The state "" has the minutes that
+    are in no window.
+    """
     rest, found = _WHOLE_DAY, {}
     for state, windows in parsed:
         bits = 0

@@ -131,9 +131,10 @@ class Reader:
         )  # fmt: skip
 
     def outside(self, number: int, names: Collection[str]) -> tuple[list[dict[str, Any]], list[str]] | None:
-        """Problems of files, users and programs that these servers refer to, and warnings about all servers.
+        """Check the files, users and programs to which servers of an earlier reading refer.
 
-        Uses the configuration that `read` kept under `number`; None if it is no longer kept.
+        Returns the problems of the servers with these `names`, and the warnings about all servers. `number` is the one
+        that was given to `read`; None is returned if that configuration is no longer kept.
         """
         config = self._kept.get(number)
         if config is None:

@@ -102,7 +102,10 @@ class Configuration(Sequence[ServerConfig]):
 
     @property
     def warnings(self) -> list[ServerError]:
-        """Problems that do not prevent a start, including warnings that the last call of `outside` has stored."""
+        """Return the problems that do not prevent a start.
+
+        Warnings about files, users and programs are included only if `outside`, which checks those, was called before.
+        """
         found = list(shared_users(self._servers))
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:

@@ -73,9 +73,11 @@ class Draft:
         return self._entries.get(name.casefold())
 
     def set(self, name: str, path: Path, value: Tree) -> None:
-        """Set a server's key at `path` in the last file that has the key, or else its table, or else the server.
+        """Set a server's key at `path`.
 
-        Raises KeyError if no file has the server, as do `reset`, `scale` and `remove`.
+        The last file that has the key is changed. If no file has it, the key is added to the last file with the table
+        around it, and if there is no such table, to the last file with the server. Raises KeyError if no file has the
+        server, as do `reset`, `scale` and `remove`.
         """
         self._asked.append((Draft.set, (name, path, value)))
         document, table = self._source_of(self._existing(name), path)
@@ -206,7 +208,7 @@ class Draft:
         return entry
 
     def _source_of(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
-        """The last file that has the key, or else its table, or else the server; and the server's path in that file."""
+        """Return the file that `set` changes, and the server's path in that file."""
         for length in range(len(path), 0, -1):
             for document, table in reversed(entry.parts):
                 if document.exact((*table, *path[:length])) is not None:
@@ -404,7 +406,11 @@ class Changes:
             servers.append(convert(table))
 
     def first(self) -> Path:
-        """The path of the first changed server or key, within the list of servers; () if servers are only added."""
+        """Return the place of the first change, for an error message, as a path that starts in the list of servers.
+
+        The path leads to a changed key, such as `(2, "workers")`. If no key changes, it leads to a removed server, such
+        as `(2,)`; if no server is removed either, it is ().
+        """
         for index, pairs in self.pairs.items():
             return (index, *pairs[0][0])
         return tuple(sorted(self.removed)[:1])
@@ -517,9 +523,10 @@ class Parts:
         self._new[start:end] = [text] + [""] * (end - start - 1)
 
     def _remove(self, part: ServerLines) -> None:
-        """Remove a server with its comments, and empty lines so that no double gap is left.
+        """Remove a server with its comments, and the empty lines that would be left over.
 
-        Empty lines below it are removed if the line above is empty or missing; at the end of the file, those above it.
+        Empty lines below the server are removed if there is an empty line, or no line, above the server. Empty lines
+        above the server are removed if the server is the last thing in the file.
         """
         start, end = part.comments_start, part.comments_end
         if start == 0 or self._is_blank(start - 1):

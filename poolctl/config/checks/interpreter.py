@@ -216,7 +216,11 @@ def _named_by_pth(site: str) -> Iterator[str]:
 
 
 def _replaceable_component(path: str, seen: dict[str, bool]) -> str:
-    """The first component of the path, or of a link's target, that other users may replace; or ""."""
+    """Return the first component of a path that users other than root and the current user may replace, or "".
+
+    Where a component is a symbolic link, the components of its target are checked too. `seen` has components that were
+    found safe, and gets those that are.
+    """
     rest, path = os.path.abspath(path).split("/"), ""
     links = 0
     while rest:

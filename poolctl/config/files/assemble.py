@@ -104,7 +104,10 @@ class Document:
         return tuple(found)
 
     def place(self, path: Path) -> Place:
-        """The place of the value at `path`, or else of the nearest table around it, but with the full path as `key`."""
+        """Return file, line, column and dotted key of the value at `path`.
+
+        If the file has no such value, line and column are those of the innermost table around it that the file has.
+        """
         known = self.positions()
         for length in range(len(path), -1, -1):
             found = self.exact(path[:length])

@@ -43,9 +43,10 @@ def marks_of(paths: Iterable[str]) -> Marks:
 
 
 def changed_files(marks: Marks, paths: Iterable[str]) -> list[str]:
-    """The files that differ from their marks, have no mark, or are no longer there. Blocks on the disk.
+    """Return the files that have changed since `marks_of` returned `marks`, and files that are new or gone.
 
-    A file's content is read only if its stamp differs; if the content is the same, `marks` gets the new stamp.
+    A file's content is read and compared only if its inode, size or times have changed. If the content is the same, the
+    file's entry in `marks` is updated. Blocks on the disk.
     """
     here = _expanded(paths)
     changed = [path for path in marks if path not in here]
@@ -85,7 +86,10 @@ def _mark(path: str) -> Mark:
 
 
 def _section_of(content: bytes) -> bytes:
-    """The content of [tool.poolctl] in a pyproject.toml, so that other changes are ignored; all of it if invalid."""
+    """Reduce a pyproject.toml to the content of [tool.poolctl], the only part whose changes matter.
+
+    A file that is not valid TOML is returned unchanged.
+    """
     import tomllib
 
     try:

@@ -353,7 +353,10 @@ def _explained_json(text: str, message: str, start: int) -> Explained:
 
 
 def _unquoted_word(text: str, start: int, *, json: bool = False) -> Explained:
-    """The error for a word at `start` that needs quotes: a value, or in JSON a key; None if there is no word."""
+    """Return the error for a word at `start` that lacks its quotes; None if there is no word at `start`.
+
+    In TOML the word is a value. In JSON it is a key if a colon follows, else a value.
+    """
     match = re.compile(_WORD).match(text, start)
     if match is None:
         return None

@@ -107,8 +107,9 @@ class NotRegular(OSError):
 def read_regular(path: str, most_bytes: int = LARGEST_BYTES, *, for_another_user: bool = False) -> bytes:
     """The first `most_bytes` of a file. Raises NotRegular, other OSErrors, and ValueError for a NUL in the path.
 
-    With `for_another_user` the file is read for another user's server: a link that another user made is followed only
-    to a file of the same user. BlockingIOError means a kernel file without data at present, such as /proc/kmsg.
+    With `for_another_user` the file is read for the server of another user, who may have made a symbolic link: a link
+    is followed only if its target belongs to the user who made the link. BlockingIOError means a kernel file without
+    data at present, such as /proc/kmsg.
     """
     # Opening a FIFO would wait for a writer, and opening a terminal could make it the controlling terminal.
     if for_another_user:

@@ -195,10 +195,11 @@ class _Builder:
             frame.merges += tables
 
     def note(self, event: Event, value: Tree) -> Path:
-        """Record the position of a key (except `<<`) or list item, and return its path; () for the root.
+        """Record the position of a key or a list item at its path, and return the path.
 
-        For a key, `value` is the key itself. Nothing is recorded for the value after a key; its path is the
-        key's, or after `<<` the enclosing table's.
+        `value` is the key's text if the event is a key. The value that follows a key has the path and the position of
+        the key. The key `<<` has no position, and the tables that it merges have the path of the table around it. The
+        path of the whole document is ().
         """
         if not self.stack:
             return ()

@@ -161,7 +161,7 @@ class Tables:
         return f"Tables({', '.join(f'{name}={table!r}' for name, table in self._tables.items())})"
 
     def by_name(self) -> dict[str, Table | tuple[Table, ...]]:
-        """The existing tables by their names in files."""
+        """Return a new dictionary of the tables that the files have, by table name, such as "metrics"."""
         return dict(self._tables)
 
     def to_dict(self) -> dict[str, Tree]:
@@ -229,9 +229,10 @@ class TableRules:
     """Builds and checks the tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
     def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-        """Validate tables of the feature that depend on each other; returns them by name, with None for an invalid one.
+        """Validate those tables whose validity depends on another table of the same feature.
 
-        Problems are added to `findings`. The caller then validates separately each table that the result lacks.
+        Returns the tables by name, with None for an invalid one. Problems are added to `findings`. Tables that are not
+        in the result are validated afterwards by the caller, each on its own.
         """
         return {}
 
@@ -264,7 +265,10 @@ class TableRules:
         return {}
 
     def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
-        """The addresses that the tables bind, except those of tables whose `bind` is a single address."""
+        """Return the addresses that tables bind by a list, as [gateway] does, or in a list of tables, as [[stream]].
+
+        A table that exists once, with a string as `bind`, is left out: `own_addresses` finds its address.
+        """
         return ()
 
     def complete_schema(self, definitions: dict[str, dict[str, Tree]]) -> None:

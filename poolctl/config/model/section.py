@@ -287,7 +287,10 @@ class Table(Section):
         return ()
 
     def findings_among(self, tables: Mapping[str, Tree]) -> Iterable[Finding]:
-        """Contradictions between this table and `tables` (by name, None if invalid); paths are relative to this one."""
+        """Return contradictions between this table and the other `tables`, which are by name, and None if invalid.
+
+        The path of each finding starts in this table.
+        """
         return ()
 
     @property
@@ -418,7 +421,10 @@ class Scale(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as written in a file, without empty windows and time zone, because most servers have none."""
+        """Return the table as it would be written in a file.
+
+        `awake`, `asleep` and `timezone` are left out where they are empty.
+        """
         return {key: value for key, value in super().to_dict().items() if value not in ([], "")}
 
     @property
@@ -519,7 +525,7 @@ class Http(Section):
     )
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as written in a file, without the log level if it is the default, as in most servers."""
+        """Return the table as it would be written in a file. `log_level` is left out if it has its default value."""
         values = super().to_dict()
         if self.log_level == "info":
             values.pop("log_level", None)

@@ -232,7 +232,7 @@ class ServerKeys(Section):
         return found
 
     def replace(self, /, **changes: Tree) -> Self:
-        """A validated copy of the server with these values changed. Raises PoolValidateError."""
+        """Return a validated copy of the server, with the given keywords as new values. Raises PoolValidateError."""
         given = {key: getattr(self, key) for key in self.given - INTERNAL}
         if self.derived_expose and (not self.listens or changes.keys() & {"bind", "listen", "tls"}):
             given.pop("expose", None)

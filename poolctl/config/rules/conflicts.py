@@ -172,9 +172,10 @@ def cycles(graph: Mapping[str, Sequence[str]]) -> Iterator[list[str]]:
 
 
 def longest_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float = 0.0) -> float:
-    """The maximum duration of a stop in dependency order: the longest chain, if every server takes its maximum time.
+    """Return the maximum time that a stop of all servers in dependency order takes, plus `more_seconds`.
 
-    Includes `more_seconds`, within which features stop after the servers.
+    It is the time of the longest chain of dependencies if every server takes its maximum time. `more_seconds` is the
+    time that features need after the last server has stopped.
     """
     by_name = {server.name: server for server in servers}
     chains: dict[str, float] = {}

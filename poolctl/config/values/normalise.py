@@ -1,8 +1,9 @@
 """Converts a server's table from a file into the table that the model validates.
 
-References are replaced, short forms become long ones, relative paths absolute. Later, values derived from other keys
-are added, and contradictions between keys are found. The first steps are done before files are merged: paths are
-relative to the file that has them, and tables merge key by key only if both are tables.
+Before files are merged, references to variables are replaced (`interpolate`), short forms become long ones, and
+relative paths become absolute (`normalise`): a path is relative to the file that has it, and two values merge key by
+key only if both are tables. After the merge, values derived from other keys are added, and contradictions between keys
+are found (`derive`).
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ def placeholders(text: Tree) -> list[str]:
 
 
 def values_in(env: Tree) -> Iterable[Tree]:
-    """The values of a table; empty for a value that is not a table."""
+    """Return the values of the variables in `env`; empty if `env` is not a table."""
     return env.values() if isinstance(env, dict) else ()
 
 

@@ -57,7 +57,10 @@ NOWHERE = Place()
 
 
 class Finding(NamedTuple):
-    """A problem before its place is known; `path` leads from the server's table to the value."""
+    """A problem of a value, before file and line of the value are known.
+
+    `path` has the keys that lead to the value from its server's table, such as `("http", "loop")`.
+    """
 
     path: Path
     message: str
@@ -320,5 +323,5 @@ def nearest(word: str, known: tuple[str, ...]) -> str:
 
 
 def reset_suggestions() -> None:
-    """Allow MOST_SUGGESTIONS searches of `similar` again, for another file or another server made in Python."""
+    """Reset the count of searches that `similar` limits. Called before each file, and each server made in Python."""
     _similar.cache_clear()

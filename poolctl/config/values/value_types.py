@@ -1,4 +1,4 @@
-"""The types of keys: durations, sizes, numbers, words; and errors of pydantic as findings, with a fix."""
+"""Types of keys, such as durations and sizes, for pydantic; and conversion of pydantic's errors to findings."""
 
 from __future__ import annotations
 
@@ -397,10 +397,10 @@ PROBES = ("startup", "readiness", "liveness")
 def findings_of(
     error: ValidationError, keys_at: Callable[[Path], tuple[str, ...]], table: str
 ) -> list[Finding]:
-    """Every error as a finding, in the order of the file's keys.
+    """Convert each of pydantic's errors to a finding, in the order of the keys in the file.
 
-    `keys_at` returns the keys of the table at a path; `table` is the name of the outermost table in
-    `problems.OTHER_TOOLS`, which lists keys of other tools; "" means a server's table.
+    `keys_at` returns the known keys of the table at a path, for suggestions. `table` is the name of the validated table
+    in files, such as "gateway"; for a server's table it is "".
     """
     return [_finding(details, keys_at, table) for details in error.errors(include_url=False)]
 

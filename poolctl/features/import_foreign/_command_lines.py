@@ -79,9 +79,9 @@ def set_command(server: ForeignServer, words: list[str], line: int, port: str = 
 
 
 def set_quoted_command(server: ForeignServer, text: str, line: int) -> None:
-    """Call `set_command` with the words of a line, which the other tool splits without a shell.
+    """Split a command line into words as a shell does, and call `set_command` with the words.
 
-    A server whose line cannot be split is left out.
+    For tools that start a program without a shell. A server is left out if its command line cannot be split.
     """
     try:
         set_command(server, shlex.split(text), line)

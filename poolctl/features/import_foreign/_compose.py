@@ -284,9 +284,10 @@ def _words(value: Any) -> list[str]:
 
 
 def _with_port(server: ForeignServer, host: str, published: str, target: str) -> bool:
-    """Have the program bind the port `published` in place of the inner port `target`, and set `bind` to it.
+    """Set `bind` to the published host and port, and replace the container's port `target` by {port} in the server.
 
-    Returns False, and changes nothing, unless exactly one word, or one variable such as PORT, contains `target`.
+    The port is replaced in the only word of the command that contains it, or else in the only variable such as PORT
+    whose value it is. Returns False, and changes nothing, if there is neither.
     """
     whole = re.compile(rf"(?<![\w.]){target}(?![\w.])|(?<=:){target}(?![\w.])")
     words = [str(word) for word in server.keys["command"]]

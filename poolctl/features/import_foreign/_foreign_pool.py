@@ -51,7 +51,7 @@ class ForeignServer:
         return f"<ForeignServer {self.name} of line {self.line}>"
 
     def set(self, key: str, value: Tree) -> None:
-        """Set the value of a key; `http.keep_alive` is a key in a table."""
+        """Set the value of a key. A dot leads into a table: `http.keep_alive` sets keep_alive in the table http."""
         *tables, last = key.split(".")
         self.lines[key.partition(".")[0]] = self.at
         table = self.keys
@@ -187,7 +187,10 @@ def pool_text(pool: ForeignPool, source: str, base_dir: str, target: str) -> Poo
 
 
 def _comment_out(servers: Sequence[ForeignServer], problems: Sequence[ServerError]) -> None:
-    """Replace each key with a problem by a remark; leave out its server if the key is essential."""
+    """Remove each key that has a problem, and add a remark with its value and the problem.
+
+    If the key is essential, such as `command`, the whole server is left out instead.
+    """
     for problem in problems:
         place = _place.match(getattr(problem, "key", ""))
         if place is None:

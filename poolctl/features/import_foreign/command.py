@@ -61,7 +61,7 @@ def perform(request: CommandRequest) -> Outcome:
         raise Failure(failed) from None
     base_dir = os.path.dirname(os.path.abspath(source)) if source else os.getcwd()
     name = os.path.basename(source) if source else shlex.join(words)
-    return _outcome(pool_text(pool, name, base_dir, target), into)
+    return _write(pool_text(pool, name, base_dir, target), into)
 
 
 def _refuse(target: str, written: bool, *, force: bool) -> None:
@@ -97,7 +97,9 @@ def _of_file(path: str) -> ForeignPool:
     path = os.path.abspath(path)
     found = foreign_format(path)
     if found == JAVASCRIPT:
-        raise Unreadable("this is JavaScript, which poolctl does not run", _as_json(os.path.basename(path)))
+        raise Unreadable(
+            "this is JavaScript, which poolctl does not run", _export_hint(os.path.basename(path))
+        )
     if os.path.splitext(path)[1].lower() in (".yaml", ".yml", ".json"):
         document = Document(path)
         found = foreign_format(path, document.data if isinstance(document.data, dict) else {})
@@ -113,8 +115,8 @@ def _of_file(path: str) -> ForeignPool:
     return pool_of_procfile(text) if found == PROCFILE else pool_of_supervisord(text, os.path.dirname(path))
 
 
-def _as_json(name: str) -> str:
-    """A hint with the shell command by which node converts the file to JSON."""
+def _export_hint(name: str) -> str:
+    """Return a hint with the shell command that converts a JavaScript file to JSON by Node.js."""
     if name.endswith(".mjs"):
         script = f'import("./{name}").then(it => console.log(JSON.stringify(it.default)))'
         return f"node -e {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"
@@ -122,8 +124,11 @@ def _as_json(name: str) -> str:
     return f"node -p {shlex.quote(script)} > ecosystem.json prints it as JSON, which can be imported"
 
 
-def _outcome(found: PoolText, into: str | None) -> Outcome:
-    """Write the text to `into`; if `into` is None, return it for printing. Raises Failure if there are no servers."""
+def _write(found: PoolText, into: str | None) -> Outcome:
+    """Write the new pool.toml to the file `into`; if `into` is None, return an outcome that prints it.
+
+    Raises Failure if the new pool.toml would have no servers.
+    """
     if not found.servers:
         raise Failure(Outcome.failed(FAILED, "no server could be taken over", "; ".join(found.left_out)))
     warnings = [f"left out: {each}" for each in found.left_out]
