@@ -8,10 +8,9 @@ repeated when clocks are set back matches twice, and a skipped hour never.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from datetime import date, datetime, time, timedelta, tzinfo
 from functools import lru_cache
-from math import ceil
 from typing import NamedTuple
 
 WINDOW_ALLOWED = 'minute, hour, day, month and weekday as in crontab(5), such as "* 8-17 * * mon-fri"'
@@ -35,10 +34,8 @@ _FIELDS = (
     ("weekday", 0, 7, _DAYS),  # 0 and 7 are Sunday
 )
 _PART = r"(?:\*|([0-9]{1,2}|[a-z]{3})(?:-([0-9]{1,2}|[a-z]{3}))?)(?:/([0-9]{1,2}))?"
-_MINUTES_OF_DAY = 1440
-_WHOLE_DAY = (1 << _MINUTES_OF_DAY) - 1
+_WHOLE_DAY = (1 << 24 * 60) - 1
 _WHOLE_HOUR = (1 << 60) - 1
-_DAY_SECONDS = 86_400.0
 # Two 29ths of February may be eight years apart (1896 and 1904).
 _HORIZON_DAYS = 8 * 366 + 1
 
@@ -141,45 +138,32 @@ def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None
     """
     window = parse_window(text)
     is_hourly = all(window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))
-
-    def in_window(moment: datetime) -> bool:
-        return bool(window.of(moment.date()) & _minute_bit(moment)) and (is_hourly or not moment.fold)
-
     since = now - now % 60 + 60
     day = datetime.fromtimestamp(since, zone).date()
     for _ in range(_HORIZON_DAYS):
-        if bits := window.of(day):
-            begins, ends = _start_of_day(day, zone), _start_of_day(day + timedelta(days=1), zone)
-            found = (
-                _first_of_minutes(bits, begins, max(begins, since))
-                if ends - begins == _DAY_SECONDS
-                else _first_within(max(begins, since), ends, zone, in_window)
-            )
-            if found is not None:
-                return found
+        found = _first_minute(window.of(day), day, since, zone, repeated=is_hourly)
+        if found is not None:
+            return found
         day += timedelta(days=1)
     return None
 
 
-def _first_of_minutes(bits: int, begins: float, since: float) -> float | None:
-    """Return the first minute at or after `since` whose bit in `bits` is set, or None.
-
-    `bits` has a bit for each minute of a day of 24 hours, which starts at `begins`. Times are in seconds since 1970.
-    """
-    skipped = int((since - begins) // 60)
-    left = bits >> skipped
-    return begins + 60 * (skipped + (left & -left).bit_length() - 1) if left else None
-
-
-def _first_within(
-    since: float, ends: float, zone: tzinfo | None, wanted: Callable[[datetime], bool]
+def _first_minute(
+    bits: int, day: date, since: float, zone: tzinfo | None, *, repeated: bool = True
 ) -> float | None:
-    """Return the first minute from `since` to `ends` for which `wanted` is true, or None.
+    """Return the first minute of the day, at or after `since`, whose bit in `bits` is set; None if there is none.
 
-    For days on which clocks are set forward or back.
+    With `repeated` false, minutes that clocks show for the second time, after they were set back, are skipped.
     """
-    minutes = (since + 60 * each for each in range(ceil((ends - since) / 60)))
-    return next((each for each in minutes if wanted(datetime.fromtimestamp(each, zone))), None)
+    if not bits:
+        return None
+    minute, ends = max(_start_of_day(day, zone), since), _start_of_day(day + timedelta(days=1), zone)
+    while minute < ends:
+        moment = datetime.fromtimestamp(minute, zone)
+        if bits & _minute_bit(moment) and (repeated or not moment.fold):
+            return minute
+        minute += 60
+    return None
 
 
 def _minute_bit(moment: datetime) -> int:
@@ -204,20 +188,13 @@ def period_at(windows: Iterable[tuple[str, Iterable[str]]], now: float, zone: tz
     """
     parsed = [(state, [parse_window(text) for text in texts]) for state, texts in windows]
     moment = datetime.fromtimestamp(now, zone)
-    state = _state_of_minute(parsed, moment)
-    this_minute = now - now % 60
-    for days in range(_HORIZON_DAYS):
-        day = moment.date() + timedelta(days=days)
-        others = _WHOLE_DAY & ~_masks(parsed, day)[state]
-        if others:
-            begins, ends = _start_of_day(day, zone), _start_of_day(day + timedelta(days=1), zone)
-            since = max(begins, this_minute)
-            if ends - begins != _DAY_SECONDS:  # clocks are set forward or back
-                until = _first_within(since, ends, zone, lambda each: _state_of_minute(parsed, each) != state)
-            else:
-                until = _first_of_minutes(others, begins, since)
-            if until is not None:
-                return Period(state, until)
+    day, this_minute = moment.date(), now - now % 60
+    state = next(state for state, bits in _masks(parsed, day).items() if bits & _minute_bit(moment))
+    for _ in range(_HORIZON_DAYS):
+        until = _first_minute(_WHOLE_DAY & ~_masks(parsed, day)[state], day, this_minute, zone)
+        if until is not None:
+            return Period(state, until)
+        day += timedelta(days=1)
     return Period(state)
 
 
@@ -243,7 +220,3 @@ def _masks(parsed: _Parsed, day: date) -> dict[str, int]:
         rest &= ~bits
     found[""] = rest
     return found
-
-
-def _state_of_minute(parsed: _Parsed, moment: datetime) -> str:
-    return next(state for state, bits in _masks(parsed, moment.date()).items() if bits & _minute_bit(moment))
