@@ -301,11 +301,10 @@ def derive(table: dict[str, Tree], base_dir: str, findings: list[Finding]) -> Ad
     table.setdefault("app_dir", base_dir)
     if "app" in table:
         findings += app_findings(table["app"])
-    if table.keys() & RULED:
-        findings += findings_of_rules(table, address)
-        scale = table.get("scale")
-        if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
-            table["scale"] = scale | {"max": max(scale["min"], 1)}
+    findings += findings_of_rules(table, address)
+    scale = table.get("scale")
+    if isinstance(scale, dict) and "max" not in scale and isinstance(scale.get("min"), int):
+        table["scale"] = scale | {"max": max(scale["min"], 1)}
     findings += _expose(table, address)
     return address
 
@@ -372,13 +371,6 @@ def _wrong_authority(expose: str) -> tuple[str, str] | None:
 
 PROBES = ("startup", "readiness", "liveness")
 HOOKS = ("before_start", "after_stop")
-# A server without any of these keys is checked by the rules of `app` and `bind` alone.
-RULED = frozenset(
-    {
-        "command", "every", "factory", "health", "hooks", "http", "job", "notify", "scale", "socket", "stop_signal",
-        "tls", "user",
-    }
-)  # fmt: skip
 TAKE_THE_SOCKET = "let the program take the socket ({fd}, or LISTEN_FDS), or write workers = 1"
 
 _in_braces = re.compile(r"\{([A-Za-z_ ]{1,20})\}")
