@@ -26,8 +26,6 @@ EXAMPLES = (
 )
 _LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 _Fields = namedtuple("_Fields", ("kind", "host", "port", "path", "name", "key", "auto", "dual"))
-OCTET = r"(?:25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
-# Compiled on first use: most addresses have the common form.
 _IPV4 = r"(?a)(\d{1,3})\.(\d{1,3})\.(\d{1,3})\.(\d{1,3})"
 _NUMERIC_TAIL = r"(?a)(?:.*\.)?(?:\d+|0[xX][0-9a-fA-F]*)"
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
@@ -35,8 +33,6 @@ _ZONE = r"[A-Za-z0-9._~-]+"
 # Kinds without an address: a program that runs to completion, and a program that runs indefinitely.
 NAMED = ("job", "process")
 SCHEMES = frozenset({"http", "https", "ws", "wss", "tcp"})
-# The form of nearly all addresses.
-_common = re.compile(rf"((?:{OCTET}\.){{3}}{OCTET}):([1-9]\d{{0,4}})", re.ASCII)
 _SCHEME = r"([A-Za-z][A-Za-z0-9+.-]*)://"
 _NAME = r"[A-Za-z0-9._-]+"
 _BLANK = r"[\x00-\x20\x7f]"
@@ -202,11 +198,6 @@ def parse(text: str, *, base_dir: str | None = None) -> Address:
     """
     if not isinstance(text, str):
         raise AddressError(f"an address is a string, and this is {text!r}")
-    common = _common.fullmatch(text)
-    if common is not None:
-        port = int(common[2])
-        if port <= 65535:
-            return tuple.__new__(Address, ("tcp", common[1], port, "", "", text, False, False))
     text = text.strip(" \t\r\n")
     if not text:
         raise AddressError("the address is empty")

@@ -38,7 +38,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
     """
     names: dict[str, int] = {}
     taken: dict[str, _TakenAddress] = {}
-    ports, wide = UsedPorts(), False
+    ports = UsedPorts()
     for index, (name, address) in enumerate(servers):
         first = names.setdefault(name.casefold(), index) if name else index
         if first != index:
@@ -53,9 +53,7 @@ def conflicts(servers: Sequence[tuple[str, Address | None]]) -> Iterator[Conflic
             message = f"the address {address.key} is taken by {servers[earlier.order][0]!r}"
             yield index, earlier.order, Finding(("bind",), message, "choose another address", address.key)
             continue
-        # Numeric IPv4 addresses do not overlap each other, unless one is a wildcard.
-        wide = wide or address.is_wildcard or not address.host[:1].isdigit()
-        if wide and (found := overlapping(address, taken, ports)) is not None:
+        if (found := overlapping(address, taken, ports)) is not None:
             message = f"{_spelt(address)} overlaps {_spelt(found.address)} of {servers[found.order][0]!r}"
             hint = "choose another port, or narrower addresses"
             yield index, found.order, Finding(("bind",), message, hint, address.key)
