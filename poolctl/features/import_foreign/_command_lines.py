@@ -43,7 +43,7 @@ def pool_of_command(words: Sequence[str]) -> ForeignPool:
         raise Unreadable("there is no command", "poolctl import -- gunicorn app:app --bind :8000")
     module = next(iter(_modules(own)), os.path.basename(own[0]))
     server = pool.add(module.partition(":")[0].rpartition(".")[2], 0)
-    set_command(server, [escaped(word) for word in words], 0)
+    set_command(server, [escaped(word) for word in words])
     return pool
 
 
@@ -51,7 +51,7 @@ def _modules(words: list[str]) -> list[str]:
     return [each for each in words[1:] if re.fullmatch(r"[A-Za-z_][\w.]*:[\w.()]+", each)]
 
 
-def set_command(server: ForeignServer, words: list[str], line: int, port: str = "") -> None:
+def set_command(server: ForeignServer, words: list[str], port: str = "") -> None:
     """Set the server's app or command from the words, and the keys of pool.toml that correspond to the options.
 
     `port` is the one that the other tool assigns, "" if none; `{port}` in the words stands for it.
@@ -64,10 +64,10 @@ def set_command(server: ForeignServer, words: list[str], line: int, port: str = 
     if reader is not None:
         known, remarks = dict(server.keys), list(server.remarks)
         try:
-            reader(server, words, arguments, line, port)
+            reader(server, words, arguments, port)
         except (_NotParsed, ValueError) as problem:
             server.keys, server.remarks = known, remarks
-            server.remark(line, f"{program}: {problem}: taken over as a program like any other")
+            server.remark(f"{program}: {problem}: taken over as a program like any other")
         else:
             if python and "app" in server.keys:
                 server.set("python", python)
@@ -78,19 +78,19 @@ def set_command(server: ForeignServer, words: list[str], line: int, port: str = 
         server.set("bind", f"{'' if everywhere else '127.0.0.1'}:{port}")
 
 
-def set_quoted_command(server: ForeignServer, text: str, line: int) -> None:
+def set_quoted_command(server: ForeignServer, text: str) -> None:
     """Split a command line into words as a shell does, and call `set_command` with the words.
 
     For tools that start a program without a shell. A server is left out if its command line cannot be split.
     """
     try:
-        set_command(server, shlex.split(text), line)
+        set_command(server, shlex.split(text))
     except ValueError as problem:
         server.set("command", ["sh", "-c", text])
         server.leave_out(f"its command cannot be read ({problem})")
 
 
-def set_shell_command(server: ForeignServer, text: str, line: int, port: str = "") -> None:
+def set_shell_command(server: ForeignServer, text: str, port: str = "") -> None:
     """Set the server's command from a shell command line, run by `sh -c` only if needed; `port` is its $PORT or "".
 
     A server whose line cannot be split is left out.
@@ -107,7 +107,7 @@ def set_shell_command(server: ForeignServer, text: str, line: int, port: str = "
         if port and PORT in with_port:
             server.set("bind", f"{'' if f'0.0.0.0:{PORT}' in with_port else '127.0.0.1'}:{port}")
         return
-    set_command(server, [escaped(word) for word in words], line, port)
+    set_command(server, [escaped(word) for word in words], port)
 
 
 def needs_shell(text: str) -> bool:
@@ -258,7 +258,7 @@ _SHORT = {"--workers": "-w", "--config": "-c", "--pid": "-p", "--umask": "-m"}
 _OVERRIDDEN_OPTIONS = {"-b": 1, "--bind": 1, "-D": 0, "--daemon": 0, "-p": 1, "--pid": 1, "--reload": 0}
 
 
-def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], line: int, port: str) -> None:
+def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
     given, unknown = _parsed(
         arguments,
         (*_OF_UVICORN, *_UVICORN_UNSUPPORTED, "--host", "--port", "--uds"),
@@ -278,10 +278,10 @@ def _uvicorn(server: ForeignServer, words: list[str], arguments: list[str], line
         server.set("http.proxy_headers", True)
     if given.get("--access-log"):
         server.set("http.access_log", True)
-    _remark(server, line, given, (*_UVICORN_UNSUPPORTED, *_FLAGS_OF_UVICORN), unknown)
+    _remark(server, given, (*_UVICORN_UNSUPPORTED, *_FLAGS_OF_UVICORN), unknown)
 
 
-def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], line: int, port: str) -> None:
+def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], port: str) -> None:
     given, unknown = _parsed(
         arguments,
         [
@@ -295,10 +295,10 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], lin
     # Without --bind, gunicorn listens on $PORT if it is set.
     server.set("bind", _bind(binds[0]) if binds else f":{port}" if port else f"127.0.0.1:{DEFAULT_PORT}")
     for other in binds[1:]:
-        server.remark(line, f"--bind {other}: a server has one address")
+        server.remark(f"--bind {other}: a server has one address")
     if str(given.get("--worker-class", "")).startswith(ASGI_WORKERS):
         _asgi_gunicorn(server, given)
-        _remark(server, line, given, ("--daemon", *_GUNICORN_UNSUPPORTED), unknown)
+        _remark(server, given, ("--daemon", *_GUNICORN_UNSUPPORTED), unknown)
         return
     server.set("command", _without_options(words, _OVERRIDDEN_OPTIONS))
     if "--certfile" in given:
@@ -306,10 +306,10 @@ def _gunicorn(server: ForeignServer, words: list[str], arguments: list[str], lin
     if "--graceful-timeout" in given:
         server.set("stop_timeout", in_seconds(str(int(given["--graceful-timeout"]) + 5)))
     if "--config" in given and not binds:
-        server.remark(line, f"{given['--config']}: where it has a bind, write that one here")
+        server.remark(f"{given['--config']}: where it has a bind, write that one here")
     for option in ("--daemon", "--pid", "--reload"):
         if option in given:
-            server.remark(line, _no_equivalent(option, ""))
+            server.remark(_no_equivalent(option, ""))
 
 
 def _asgi_gunicorn(server: ForeignServer, given: dict[str, Any]) -> None:
@@ -349,16 +349,16 @@ def _set_given(server: ForeignServer, given: Mapping[str, Any], keys: Keys) -> N
 
 
 def _remark(
-    server: ForeignServer, line: int, given: Mapping[str, Any], options: Sequence[str], unknown: list[str]
+    server: ForeignServer, given: Mapping[str, Any], options: Sequence[str], unknown: list[str]
 ) -> None:
     """Add a remark for each of the `options` that was given, and each `unknown` one: they have no equivalent."""
     for option in (*options, "--reload"):
         if option in given and _DEFAULTS.get(option, option) not in (given[option], None):
             value = given[option]
             shown = "" if value is True or option in _SECRET else f" {'no' if value is False else value}"
-            server.remark(line, _no_equivalent(option, shown))
+            server.remark(_no_equivalent(option, shown))
     for word in unknown:
-        server.remark(line, _no_equivalent(word.partition("=")[0], ""))
+        server.remark(_no_equivalent(word.partition("=")[0], ""))
 
 
 def _no_equivalent(option: str, value: str) -> str:
@@ -422,7 +422,7 @@ def pool_of_procfile(text: str) -> ForeignPool:
         entry = _procfile_entry.fullmatch(row.strip())
         if entry is None:
             if row.strip() and not row.lstrip().startswith("#"):
-                pool.remark(line, f"not NAME: COMMAND: {row.strip()}")
+                pool.remark(f"not NAME: COMMAND: {row.strip()}", line)
             continue
         name, command = entry.groups()
         server = pool.add(name, line)
@@ -430,7 +430,7 @@ def pool_of_procfile(text: str) -> ForeignPool:
             server.set("job", True)
         port = str(FIRST_PORT + PORT_STEP * entries)
         entries += 1
-        set_shell_command(server, command, line, port)
+        set_shell_command(server, command, port)
         words = server.keys.get("command", [])
         if name == WEB and "bind" not in server.keys and words:
             # The program reads PORT and binds the port itself.

@@ -58,7 +58,7 @@ class _Reader:
             self._service(server, name, services[server.name])
         for key in data:
             if key not in ("services", "version", "name", "networks") and not str(key).startswith("x-"):
-                self.pool.remark(self.line(key), f"{key}: no equivalent")
+                self.pool.remark(f"{key}: no equivalent", self.line(key))
         for server in self.pool.servers:
             self._depend(server, services.get(server.name, {}))
             self._replace_service_hosts(server)
@@ -68,9 +68,10 @@ class _Reader:
         path = ("services", name)
         inner = self._command(server, name, service)
         for key, value in service.items():
-            server.at = line = self.line(*path, key)
-            self._key(server, key, value, line)
-        self._ports(server, service.get("ports"), inner, self.line(*path, "ports"))
+            server.at = self.line(*path, key)
+            self._key(server, key, value)
+        server.at = self.line(*path, "ports")
+        self._ports(server, service.get("ports"), inner)
         if isinstance(service.get("healthcheck"), dict):
             server.at = self.line(*path, "healthcheck")
             self._health(server, service["healthcheck"], inner)
@@ -78,7 +79,7 @@ class _Reader:
     def _command(self, server: ForeignServer, name: str, service: Mapping[str, Any]) -> str:
         """Set the server's app or command; returns the port that it has within the container, "" if unknown."""
         words = [*_words(service.get("entrypoint")), *_words(service.get("command"))]
-        server.at = line = self.line("services", name, "command" if service.get("command") else "entrypoint")
+        server.at = self.line("services", name, "command" if service.get("command") else "entrypoint")
         image, build = service.get("image"), service.get("build")
         if build and not service.get("entrypoint"):
             words = self._words_of_image(server, build, words)
@@ -89,14 +90,12 @@ class _Reader:
             server.leave_out(f"no command: write {what}, if that program is on this machine")
             return ""
         if words[:2] == ["sh", "-c"] and len(words) == 3:
-            set_shell_command(server, words[2].replace("$${", "${"), line)
+            set_shell_command(server, words[2].replace("$${", "${"))
         else:
-            set_command(server, words, line)
+            set_command(server, words)
         if image and "build" not in service:
-            server.remark(
-                self.line("services", name, "image"),
-                f"image: {image}: its programs have to be on this machine",
-            )
+            line = self.line("services", name, "image")
+            server.remark(f"image: {image}: its programs have to be on this machine", line)
         build = service.get("build")
         context = build.get("context", ".") if isinstance(build, dict) else build
         if isinstance(context, str) and "://" not in context:
@@ -117,7 +116,7 @@ class _Reader:
                 server.add_env(variable, text)
         return [*map(escaped, entrypoint), *(command or map(escaped, own))]
 
-    def _ports(self, server: ForeignServer, ports: Any, inner: str, line: int) -> None:
+    def _ports(self, server: ForeignServer, ports: Any, inner: str) -> None:
         """Set `bind` to the published address of the container port `inner`.
 
         If that is not published, use the first port that `_with_port` accepts. Other published ports become remarks.
@@ -131,12 +130,12 @@ class _Reader:
         why = "a server has one address" if "bind" in server.keys else "give it a bind once it takes {port}"
         for each in found:
             if each != chosen:
-                server.remark(line, f"ports: {each[1]}:{each[2]}: {why}")
+                server.remark(f"ports: {each[1]}:{each[2]}: {why}")
         if not found and "bind" in server.keys and inner:
             server.set("bind", f"127.0.0.1:{inner}")  # it was reachable only from other containers
         self.published[server.name] = {target: published for _, published, target in found}
 
-    def _key(self, server: ForeignServer, key: str, value: Any, line: int) -> None:
+    def _key(self, server: ForeignServer, key: str, value: Any) -> None:
         if key in _KEYS:
             name, convert = _KEYS[key]
             server.set(name, convert(str(value)))
@@ -150,7 +149,7 @@ class _Reader:
             if limit.isdigit():
                 server.set("restart.limit", int(limit))
         elif key in ("deploy", "scale"):
-            self._deploy(server, value if isinstance(value, dict) else {"replicas": value}, line)
+            self._deploy(server, value if isinstance(value, dict) else {"replicas": value})
         elif key == "user" and re.fullmatch(r"[A-Za-z_].*", str(value)):
             server.set("user", _expanded(str(value)))
         elif key == "labels":
@@ -158,7 +157,7 @@ class _Reader:
             labels = {str(name): _expanded(str(each or "")) for name, each in pairs}
             for name in [name for name in labels if name.startswith(("traefik.", "com.docker."))]:
                 if name.startswith("traefik."):
-                    server.remark(line, f"{name}={labels[name]}: [gateway] and [[route]] do this here")
+                    server.remark(f"{name}={labels[name]}: [gateway] and [[route]] do this here")
                 del labels[name]
             if labels:
                 server.set("labels", labels)
@@ -166,7 +165,7 @@ class _Reader:
             server.set("tags", [re.sub(r"[\s,]+", "-", str(each)) for each in value])
             server.set("disabled", True)
         elif key not in READ or (key == "user"):
-            server.remark(line, f"{key}: {_shown(value)}: no equivalent")
+            server.remark(f"{key}: {_shown(value)}: no equivalent")
 
     def _environment(self, server: ForeignServer, value: Any) -> None:
         pairs = value.items() if isinstance(value, dict) else map(_pair, value)
@@ -187,10 +186,8 @@ class _Reader:
                 if found and (found[1] or not found[3]):
                     port = f":{ports.get(found[2], found[2])}" if found[2] else ""
                     server.keys["env"][name] = f"{found[1]}127.0.0.1{port}{found[3]}"
-                    server.remark(
-                        server.lines.get("env", server.line),
-                        f"{name}: the service {other} is 127.0.0.1{port} here",
-                    )
+                    line = server.lines.get("env", server.line)
+                    server.remark(f"{name}: the service {other} is 127.0.0.1{port} here", line)
 
     def _env_files(self, server: ForeignServer, value: Any) -> None:
         entries = value if isinstance(value, list) else [value]
@@ -199,12 +196,12 @@ class _Reader:
             path = each.get("path") if isinstance(each, dict) else each
             is_optional = isinstance(each, dict) and each.get("required") is False
             if is_optional and not os.path.exists(os.path.join(self.document.base_dir, str(path))):
-                server.remark(server.at, f"env_file: {path}: the file does not exist here")
+                server.remark(f"env_file: {path}: the file does not exist here")
             elif isinstance(path, str):
                 files.append(_expanded(path))
         server.set("env_file", files)
 
-    def _deploy(self, server: ForeignServer, deploy: Mapping[str, Any], line: int) -> None:
+    def _deploy(self, server: ForeignServer, deploy: Mapping[str, Any]) -> None:
         replicas = deploy.get("replicas")
         if replicas == 0:
             server.set("disabled", True)
@@ -215,10 +212,10 @@ class _Reader:
             if name == "memory":
                 server.set("limits.memory", _size(limit))
             else:
-                server.remark(line, f"deploy.resources.limits.{name}: {limit}: no equivalent")
+                server.remark(f"deploy.resources.limits.{name}: {limit}: no equivalent")
         for key in deploy:
             if key not in ("replicas", "resources", "mode"):
-                server.remark(line, f"deploy.{key}: no equivalent")
+                server.remark(f"deploy.{key}: no equivalent")
 
     def _health(self, server: ForeignServer, check: Mapping[str, Any], inner: str) -> None:
         test = check.get("test")

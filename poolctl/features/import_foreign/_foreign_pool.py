@@ -63,8 +63,9 @@ class ForeignServer:
         """Add a variable with the value that the program should see."""
         self.set("env", {**self.keys.get("env", {}), name: escaped(text)})
 
-    def remark(self, line: int, text: str) -> None:
-        self.remarks.append(Remark(line, text))
+    def remark(self, text: str, line: int | None = None) -> None:
+        """Add a remark about `line`, by default the line being read."""
+        self.remarks.append(Remark(self.at if line is None else line, text))
 
     def leave_out(self, why: str) -> None:
         """Mark the server to be written only as a comment, which shows the first reason given."""
@@ -89,7 +90,7 @@ class ForeignPool:
         self.servers.append(server)
         return server
 
-    def remark(self, line: int, text: str) -> None:
+    def remark(self, text: str, line: int) -> None:
         self.remarks.append(Remark(line, text))
 
 
@@ -105,7 +106,7 @@ def correctly_typed(
         if isinstance(value, types.get(key, (object,))):
             found[key] = value
         elif value is not None:
-            server.remark(line(key), f"{key}: a value of another type than expected")
+            server.remark(f"{key}: a value of another type than expected", line(key))
     return found
 
 
@@ -201,7 +202,7 @@ def _comment_out(servers: Sequence[ForeignServer], problems: Sequence[ServerErro
             server.leave_out(f"{problem.message}; {problem.hint}" if problem.hint else problem.message)
         else:
             value = value_text(server.keys.pop(key))
-            server.remark(server.lines.get(key, server.line), f"{key} = {value}: {problem.message}")
+            server.remark(f"{key} = {value}: {problem.message}", server.lines.get(key, server.line))
 
 
 def _drop_dependencies(pool: ForeignPool) -> None:
@@ -211,7 +212,7 @@ def _drop_dependencies(pool: ForeignPool) -> None:
         for each in wanted:
             if each["name"] not in there:
                 line = server.lines.get("depends_on", server.line)
-                server.remark(line, f"depends_on {each['name']}: it is not among the servers")
+                server.remark(f"depends_on {each['name']}: it is not among the servers", line)
         if wanted:
             server.keys["depends_on"] = [each for each in wanted if each["name"] in there]
             if not server.keys["depends_on"]:

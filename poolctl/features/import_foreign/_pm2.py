@@ -49,7 +49,7 @@ def pool_of_pm2(document: Document) -> ForeignPool:
             reader.read(correctly_typed(server, app, TYPES, reader.line))
     for key in data:
         if key != "apps":
-            pool.remark(document.place((key,)).line, f"{key}: no equivalent")
+            pool.remark(f"{key}: no equivalent", document.place((key,)).line)
     if not pool.servers:
         raise Unreadable("there is no app in it", "is this an ecosystem file of pm2?", 1)
     return pool
@@ -70,9 +70,7 @@ class _AppReader:
         for key, value in app.items():
             server.at = self.line(key)
             if re.fullmatch("env_(?!file$).+", key):
-                server.remark(
-                    server.at, f"{key}: a second file with these, given by another -c, wins over this one"
-                )
+                server.remark(f"{key}: a second file with these, given by another -c, wins over this one")
             elif key not in READ:
                 self._key(key, value)
         self._restart(app)
@@ -81,7 +79,7 @@ class _AppReader:
 
     def _command(self, app: dict[str, Any]) -> None:
         server, script = self.server, str(app.get("script", ""))
-        server.at = line = self.line("script")
+        server.at = self.line("script")
         if not script.strip():
             server.leave_out("it has no script")
             return
@@ -98,7 +96,7 @@ class _AppReader:
             server.set("env", {name: escaped(text) for name, text in env.items()})
         if app.get("cwd"):
             server.set("cwd", escaped(str(app["cwd"])))
-        set_command(server, words, line)
+        set_command(server, words)
         if port.isdigit() and "bind" not in server.keys:
             # The program reads PORT and binds the port itself.
             server.add_env("PORT", PORT)
@@ -109,19 +107,17 @@ class _AppReader:
 
     def _instances(self, app: dict[str, Any]) -> None:
         server = self.server
-        server.at = line = self.line("instances")
+        server.at = self.line("instances")
         count = app.get("instances", 1)
         number = int(count) if re.fullmatch(r"\d+", str(count)) else 0
         if "bind" in server.keys and "app" not in server.keys:
             if number != 1:
-                server.remark(
-                    line, f"instances: {count}: workers, once the program takes the socket ({{fd}})"
-                )
+                server.remark(f"instances: {count}: workers, once the program takes the socket ({{fd}})")
         elif number:
             server.set("workers", number)
         else:
             server.set("workers", os.cpu_count() or 1)
-            server.remark(line, f"instances: {count}: as many as this machine has processors")
+            server.remark(f"instances: {count}: as many as this machine has processors")
 
     def _key(self, key: str, value: Any) -> None:
         server = self.server
@@ -139,22 +135,19 @@ class _AppReader:
             server.set("env_file", escaped(str(value)))
         elif key == "wait_ready":
             server.remark(
-                server.at,
                 "wait_ready: notify = true waits for READY=1 on NOTIFY_SOCKET, not for process.send",
             )
         elif key == "cron_restart":
             if value:
-                server.remark(
-                    server.at, f"cron_restart: {value}: `poolctl restart {server.name}` in a crontab"
-                )
+                server.remark(f"cron_restart: {value}: `poolctl restart {server.name}` in a crontab")
         elif key == "watch":
             if value:
-                server.remark(server.at, "watch: poolctl run --watch")
+                server.remark("watch: poolctl run --watch")
         elif key == "autostart":
             if value is False:
                 server.set("disabled", True)
         elif value not in (False, None, "", [], {}):
-            server.remark(server.at, f"{key}: {value}: no equivalent")
+            server.remark(f"{key}: {value}: no equivalent")
 
     def _restart(self, app: dict[str, Any]) -> None:
         server = self.server

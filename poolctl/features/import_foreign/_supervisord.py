@@ -64,7 +64,7 @@ def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
         pattern = os.path.join(directory, file.replace("%(here)s", directory))
         line = included[0]["files"].line
         for path in sorted(glob.glob(pattern)):
-            pool.remark(line, f"{path} is included: its programs need an import of their own")
+            pool.remark(f"{path} is included: its programs need an import of their own", line)
     of_all = next((values for name, _, values in sections if name == "supervisord"), Section())
     inherited: Section = {key: of_all[key] for key in ("environment", "directory", "umask") if key in of_all}
     priorities: dict[str, int] = {}
@@ -77,11 +77,11 @@ def pool_of_supervisord(text: str, directory: str) -> ForeignPool:
                     int(priority) if re.fullmatch(r"-?\d+", priority) else DEFAULT_PRIORITY
                 )
         elif name.startswith(("eventlistener:", "fcgi-program:")):
-            pool.remark(line, f"[{name}]: no equivalent")
+            pool.remark(f"[{name}]: no equivalent", line)
         elif name.startswith("group:"):
             _tag(pool, name.removeprefix("group:").strip(), values)
         elif name not in (*OWN_SECTIONS, "include"):
-            pool.remark(line, f"[{name}]: not a section of supervisord")
+            pool.remark(f"[{name}]: not a section of supervisord", line)
     if not pool.servers:
         raise Unreadable("there is no [program:NAME] in it", "is this a supervisord.conf?", 1)
     _add_dependencies(pool, priorities)
@@ -152,15 +152,15 @@ def _apply_settings(
         try:
             text = _expanded(raw, known)
         except (KeyError, ValueError, TypeError):
-            server.remark(line, f"{key}={raw}: an expression that is not understood")
+            server.remark(f"{key}={raw}: an expression that is not understood")
             continue
         if key == "command":
-            set_quoted_command(server, text, line)
+            set_quoted_command(server, text)
         elif key == "environment":
             for name, value in _pair.findall(text):
                 server.keys.setdefault("env", {})[name] = value.strip().strip("\"'")
         else:
-            _apply_key(server, key, text, line)
+            _apply_key(server, key, text)
     size = values.get("stdout_logfile_maxbytes")
     log = server.keys.get("log", {})
     if "path" in log:
@@ -180,7 +180,7 @@ _KEYS: Keys = {
 }
 
 
-def _apply_key(server: ForeignServer, key: str, text: str, line: int) -> None:
+def _apply_key(server: ForeignServer, key: str, text: str) -> None:
     if key in _KEYS:
         name, convert = _KEYS[key]
         server.set(name, convert(text))
@@ -202,15 +202,13 @@ def _apply_key(server: ForeignServer, key: str, text: str, line: int) -> None:
         pass  # `poolctl run` and `poolctl logs` show it
     elif key == "startsecs":
         if text not in ("0", "1"):
-            server.remark(
-                line, f"startsecs={text}: started means that it answers; without a port, runs for 1 s"
-            )
+            server.remark(f"startsecs={text}: started means that it answers; without a port, runs for 1 s")
     elif key.startswith(("stdout_logfile_", "stderr_logfile_")):
         pass  # read with the log
     elif key == "stderr_logfile" and text not in ("AUTO", "syslog"):
-        server.remark(line, f"stderr_logfile={text}: a server has one log, of both streams")
+        server.remark(f"stderr_logfile={text}: a server has one log, of both streams")
     elif key not in IMPLIED and text != DEFAULTS.get(key):
-        server.remark(line, f"{key}={text}: no equivalent")
+        server.remark(f"{key}={text}: no equivalent")
 
 
 def _expanded(raw: str, known: Mapping[str, object]) -> str:

@@ -61,8 +61,8 @@ def pool_of_unit(text: str, name: str) -> ForeignPool:
     if of_type == "oneshot":
         server.set("job", True)
     if len(starts) > 1:
-        server.remark(starts[1].line, f"ExecStart={starts[1].value}: a server has one command")
-    _set_start(server, starts[0], stem)
+        server.remark(f"ExecStart={starts[1].value}: a server has one command", starts[1].line)
+    _set_start(server, starts[0].value, stem)
     user = group = ""
     for each in settings:
         server.at = each.line
@@ -97,24 +97,23 @@ def _settings(text: str) -> Iterator[Setting]:
             raise Unreadable(f"{content!r} is not NAME=VALUE", "is this a systemd unit?", start)
 
 
-def _set_start(server: ForeignServer, start: Setting, stem: str) -> None:
-    line = start.value.lstrip(_PREFIXES)
-    if start.value != line and "@" in start.value[: len(start.value) - len(line)]:
-        server.remark(start.line, "ExecStart=@…: the program has its own name as its first argument")
+def _set_start(server: ForeignServer, start: str, stem: str) -> None:
+    line = start.lstrip(_PREFIXES)
+    if "@" in start[: len(start) - len(line)]:
+        server.remark("ExecStart=@…: the program has its own name as its first argument")
     if _variable.search(line):
         # systemd expands variables of the unit's environment; here a shell does that.
         server.set("command", ["sh", "-c", f"exec {_for_shell(line, stem)}"])
         return
-    set_quoted_command(server, _specifiers(line.replace("$$", "$"), stem), start.line)
+    set_quoted_command(server, _specifiers(line.replace("$$", "$"), stem))
 
 
 def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory: str) -> None:
-    _, name, value, line = setting
-    value = _specifiers(value, stem)
+    name, value = setting.name, _specifiers(setting.value, stem)
     try:
         words = shlex.split(value) if name == "Environment" or name in _HOOKS else []
     except ValueError as problem:
-        server.remark(line, f"{name}={value}: it cannot be read ({problem})")
+        server.remark(f"{name}={value}: it cannot be read ({problem})")
         return
     if name in _KEYS and (converted := _KEYS[name][1](value)):
         server.set(_KEYS[name][0], converted)
@@ -129,7 +128,7 @@ def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory
         files = server.keys.setdefault("env_file", [])
         path = value.removeprefix("-")
         if value.startswith("-") and not os.path.exists(path):
-            server.remark(line, f"EnvironmentFile={value}: the file does not exist here")
+            server.remark(f"EnvironmentFile={value}: the file does not exist here")
         else:
             files.append(path)
         if not files:
@@ -137,7 +136,7 @@ def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory
     elif name in _HOOKS:
         _apply_hook(server, setting, stem)
     elif name == "Type":
-        _apply_type(server, value, line)
+        _apply_type(server, value)
     elif name in ("After", "Requires", "Wants", "BindsTo", "PartOf"):
         others = [each for each in value.split() if not NETWORK.fullmatch(each)]
         sockets = [each for each in value.split() if each.endswith(".socket")]
@@ -145,11 +144,11 @@ def _apply_setting(server: ForeignServer, setting: Setting, stem: str, directory
             if address := _listen_stream(os.path.join(directory, unit)):
                 server.set("bind", address)
             else:
-                server.remark(line, f"{name}={unit}: write its ListenStream as bind")
+                server.remark(f"{name}={unit}: write its ListenStream as bind")
         if others:
-            server.remark(line, f"{name}={' '.join(others)}: depends_on, once it is a server of this file")
+            server.remark(f"{name}={' '.join(others)}: depends_on, once it is a server of this file")
     elif name not in IMPLIED and setting.section in ("Service", "Unit"):
-        server.remark(line, f"{name}={value}: no equivalent")
+        server.remark(f"{name}={value}: no equivalent")
 
 
 def _apply_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
@@ -162,9 +161,9 @@ def _apply_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
         if not server.keys.get("hooks", True):
             del server.keys["hooks"]
     elif hook in server.keys.get("hooks", {}):
-        server.remark(setting.line, f"{what}: hooks.{hook} is one command; put all of them into a script")
+        server.remark(f"{what}: hooks.{hook} is one command; put all of them into a script")
     elif set(prefixes) & set("@+!|"):
-        server.remark(setting.line, f"{what}: no equivalent of {prefixes}")
+        server.remark(f"{what}: no equivalent of {prefixes}")
     elif "-" in prefixes:
         server.set(f"hooks.{hook}", ["sh", "-c", f"{_for_shell(line, stem)} || true"])
     elif _variable.search(line) and ":" not in prefixes:
@@ -173,14 +172,14 @@ def _apply_hook(server: ForeignServer, setting: Setting, stem: str) -> None:
         server.set(f"hooks.{hook}", shlex.split(_specifiers(line.replace("$$", "$"), stem)))
 
 
-def _apply_type(server: ForeignServer, value: str, line: int) -> None:
+def _apply_type(server: ForeignServer, value: str) -> None:
     if value in ("notify", "notify-reload"):
         if "command" in server.keys:
             server.set("notify", True)
     elif value == "forking":
-        server.remark(line, "Type=forking: have the program stay in the foreground")
+        server.remark("Type=forking: have the program stay in the foreground")
     elif value not in ("simple", "exec", "oneshot", "idle"):
-        server.remark(line, f"Type={value}: no equivalent")
+        server.remark(f"Type={value}: no equivalent")
 
 
 def _listen_stream(path: str) -> str:

@@ -131,7 +131,7 @@ def test_key_that_is_not_valid_becomes_a_remark_at_its_line(tmp_path: Path) -> N
     server = a_server(pool, workers=1, restart={"policy": "always"})
     server.at = 7
     server.set("stop_timeout", "soon")
-    pool.remark(0, "a remark of the file")
+    pool.remark("a remark of the file", 0)
     found = written(pool, tmp_path)
     assert (found.servers, found.left_out, found.remarks) == (1, [], 2)
     assert "# a.conf:7: stop_timeout = \"soon\": 'soon' is not a duration" in found.text
