@@ -43,21 +43,20 @@ REQUIRED = object()
 
 
 class Key(NamedTuple):
-    """A key of a table: its default, and its description and further members in the JSON Schema.
+    """A key of a table: its default, and its description in the JSON Schema.
 
     A hidden key cannot be given in files. A derived key, if left out, is computed from other keys.
     """
 
     default: Tree
     description: str = ""
-    schema: Mapping[str, Tree] = {}
     hidden: bool = False
     derived: bool = False
 
 
-def field(default: Tree, description: str, *, json_schema_extra: Mapping[str, Tree] | None = None) -> Tree:
+def field(default: Tree, description: str) -> Tree:
     """Declare an optional key of a table."""
-    return Key(default, description, json_schema_extra or {})
+    return Key(default, description)
 
 
 def required(*, description: str, derived: bool = False) -> Tree:
@@ -389,9 +388,8 @@ def _new_model(kind: type[Section]) -> type[BaseModel]:
     annotations = get_type_hints(kind, localns=kinds, include_extras=True)
     keys: dict[str, Tree] = {}
     for name, key in kind.keys_of.items():
-        more = {"json_schema_extra": {**key.schema}} if key.schema else {}
         default = ... if key.default is REQUIRED else key.default
-        described: Tree = Field(default, description=key.description or None, **more)
+        described: Tree = Field(default, description=key.description or None)
         keys[name] = annotations[name], described
     rules = ConfigDict(extra="forbid", strict=True, arbitrary_types_allowed=True)
     with warnings.catch_warnings():
@@ -484,10 +482,8 @@ class Http(Section):
     keep_alive: Duration = field(
         75.0, "How long an idle connection is kept open; 0 closes it after each response."
     )
-    root_path: str = field(
-        "",
-        "The path under which a proxy serves the app (ASGI root_path), without a trailing slash.",
-        json_schema_extra={"pattern": r"^(?:/.*[^/]|.*\$\{.*)?$"},
+    root_path: RootPath = field(
+        "", "The path under which a proxy serves the app (ASGI root_path), without a trailing slash."
     )
     proxy_headers: Truth = field(False, "Trust X-Forwarded-* headers from trusted_proxies.")
     trusted_proxies: Proxies = field((), 'Addresses or networks of trusted proxies; "*" trusts every client.')

@@ -229,6 +229,8 @@ WORD_PATTERN = r"^[^\s,\x00-\x1f\x7f]+$"
 UMASK_PATTERN = r"^0?[0-7]{3}$"
 Umask = Annotated[str, StringConstraints(pattern=UMASK_PATTERN), BeforeValidator(_umask)]
 UrlPath = Annotated[str, Field(pattern=PATH_PATTERN)]
+# Checked by a rule, with a fix.
+RootPath = Annotated[str, Field(json_schema_extra={"pattern": r"^(?:/.*[^/]|.*\$\{.*)?$"})]
 Method = Annotated[str, Field(pattern=METHOD_PATTERN)]
 Statuses = Annotated[str, Field(pattern=STATUS_PATTERN)]
 Word = Annotated[str, StringConstraints(pattern=WORD_PATTERN)]
