@@ -384,10 +384,6 @@ def _sync(directory: str) -> None:
             os.close(descriptor)
 
 
-def _unconverted(value: Tree) -> Tree:
-    return value
-
-
 class Changes:
     """The changes to a file: new values by server index (`pairs`), indexes of servers to remove, and servers to add."""
 
@@ -396,7 +392,7 @@ class Changes:
         self.removed: set[int] = set()
         self.added: list[dict[str, Tree]] = []
 
-    def apply(self, servers: Tree, convert: Callable[[Tree], Tree] = _unconverted) -> None:
+    def apply(self, servers: Tree, convert: Callable[[Tree], Tree] = lambda value: value) -> None:
         """Apply the changes to a parsed list of servers; `convert` makes new values into the parser's own objects."""
         for index, pairs in self.pairs.items():
             assign(servers[index], pairs, convert)
@@ -416,7 +412,7 @@ class Changes:
         return tuple(sorted(self.removed)[:1])
 
 
-def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = _unconverted) -> None:
+def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = lambda value: value) -> None:
     """Set keys of a table, or remove those whose new value is REMOVED; missing tables on their paths are created."""
     for path, value in pairs:
         at = table
