@@ -76,9 +76,8 @@ def _near_miss(cwd: str) -> str:
     return min((name for name in names if name.lower().endswith(endings)), key=len, default="")
 
 
-def candidate_files(cwd: str | None = None) -> list[str]:
-    """The absolute paths of possible configuration files in `cwd` (default: working directory), by precedence."""
-    cwd = os.getcwd() if cwd is None else cwd
+def candidate_files(cwd: str) -> list[str]:
+    """The absolute paths of possible configuration files in the directory `cwd`, by precedence."""
     return [os.path.normpath(os.path.join(cwd, name)) for name in (*FILE_NAMES, PYPROJECT)]
 
 
@@ -174,8 +173,6 @@ def kind_of(path: str) -> str:
     """`toml`, `yaml` or `json`, by the end of the name. Raises Problem."""
     kind = SUFFIXES.get(_suffix(path))
     if kind is None:
-        from poolctl.config.files.read_file import foreign_format, import_hint
-
         if foreign := foreign_format(path):
             raise _problem(path, f"this is {foreign}, not a pool's file", import_hint(path))
         raise _problem(path, "not a configuration file by its name", "end it in .toml, .yaml, .yml or .json")
