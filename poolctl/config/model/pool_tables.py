@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 
 AnyTable = TypeVar("AnyTable", bound=Table)
 
-KINDS = "poolctl.config.values.value_types"
-_NAMES = ("metrics", "events")
-
 
 class PoolSettings(Section):
     """The table [pool]."""
@@ -90,7 +87,7 @@ _FORMER_NAMES = {"routes": "route", "streams": "stream"}
 @cache
 def table_names() -> tuple[str, ...]:
     """The names of all tables of files besides pool, defaults and server."""
-    return *_NAMES, *(name for feature in features() for name in feature.tables)
+    return *MODELS, *(name for feature in features() for name in feature.tables)
 
 
 def model_of_table(name: str) -> type[Table] | None:
