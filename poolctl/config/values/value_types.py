@@ -33,7 +33,7 @@ from poolctl.config.values.plain import (
 )
 from poolctl.config.values.problems import Finding, Path, Tree, nearest, printable, shown, unknown_key
 from poolctl.feature import platform_names
-from poolctl.time_windows import BadWindow, parse_window, time_zone
+from poolctl.time_windows import parse_window, time_zone
 from poolctl.units import (
     DURATION_ALLOWED,
     DURATION_PATTERN,
@@ -119,10 +119,7 @@ def _windows(value: Tree) -> Tree:
         return value
     for text in value:
         if isinstance(text, str):
-            try:
-                parse_window(text)
-            except BadWindow as problem:
-                raise BadValue(str(problem), problem.allowed) from None
+            parse_window(text)
     return tuple(value)
 
 
@@ -143,10 +140,7 @@ def _schedule_times(text: str) -> str:
     if text.lower() in _SHORT_FORMS:
         allowed = f'"{_SHORT_FORMS[text.lower()]}"'
         raise BadValue(f"short forms such as {shown(text)} are not known; allowed is {allowed}", allowed)
-    try:
-        window = parse_window(text)
-    except BadWindow as problem:
-        raise BadValue(str(problem), problem.allowed) from None
+    window = parse_window(text)
     if not window.either_day and all(_MOST_DAYS[month - 1] < min(window.days) for month in window.months):
         raise BadValue(f"{shown(text)} never comes", "a day that the month has")
     return text
