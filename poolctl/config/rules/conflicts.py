@@ -224,8 +224,6 @@ def table_conflicts(
                 yield tables_there[second - len(among)].path, together[first][0], finding
 
 
-_Server = TypeVar("_Server", bound=ServerKeys)
-
 PARTS = ("url", "host", "port")
 _ESCAPED = f"${OPENING}"
 _reference = re.compile(rf"{re.escape(_ESCAPED)}|{re.escape(OPENING)}([^}}]*)\}}")
@@ -248,7 +246,7 @@ def reference_findings(table: Mapping[str, Tree], servers: Mapping[str, Named]) 
                     yield finding._replace(found=match[0][:60])
 
 
-def with_addresses(servers: Iterable[_Server], others: Iterable[ServerKeys] = ()) -> list[_Server]:
+def with_addresses(servers: Iterable[Server], others: Iterable[ServerKeys] = ()) -> list[Server]:
     """The servers, with `${server.NAME.…}` references in `env` and `command` replaced by addresses.
 
     References may name `servers` or `others`. A reference to a server whose port is not chosen yet stays.
@@ -263,7 +261,7 @@ def with_addresses(servers: Iterable[_Server], others: Iterable[ServerKeys] = ()
     return [_with_addresses(each, known) if each.name in names else each for each in servers]
 
 
-def _with_addresses(server: _Server, known: Mapping[str, Mapping[str, str]]) -> _Server:
+def _with_addresses(server: Server, known: Mapping[str, Mapping[str, str]]) -> Server:
     def address(match: re.Match[str]) -> str:
         if match[1] is None:
             return OPENING
