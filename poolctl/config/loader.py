@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from poolctl.address import Address
@@ -94,15 +94,10 @@ class Defaults:
         self.raw = {key: value for key, value in table.items() if key != "tls" or value is not self.tls}
         self.ready: dict[str, Tree] = {}
         self._tls_is_invalid = False
-        if not table:
-            return
-        bad = self._check(table, base_dir)
-        for key in bad:
-            # Reported here, and not again for each server.
-            self.raw.pop(key, None)
-        self.raw_tables = {key: value for key, value in self.raw.items() if isinstance(value, dict)}
+        if table:
+            self._check(table, base_dir)
 
-    def _check(self, table: dict[str, Tree], base_dir: str) -> set[Tree]:
+    def _check(self, table: dict[str, Tree], base_dir: str) -> None:
         findings: list[Finding] = []
         trial = {"app": "a:b", **table, "name": "defaults"}
         if "command" in trial:
@@ -116,38 +111,36 @@ class Defaults:
         model = validated(ServerConfig, trial, findings)
         self.findings = [finding for finding in findings if finding.path[0] in table]
         bad = {finding.path[0] for finding in self.findings}
-        if model is not None:
-            for key in self.raw.keys() - bad:
-                value = getattr(model, str(key))
-                self.ready[key] = value if isinstance(value, Section) else self.raw[key]
-            if "scale" in self.ready and any(Scale.rules(trial)):
-                # Each server may have its own scale.max.
-                self.ready["scale"] = self.raw["scale"]
-            if self.tls is not None and "tls" not in bad:
-                self.ready["tls"] = model.tls
-        else:
-            self.ready = {key: value for key, value in self.raw.items() if key not in bad}
+        # Reported here, and not again for each server.
+        self.raw = {key: value for key, value in self.raw.items() if key not in bad}
         if "tls" in bad:
             self.tls = None
             self._tls_is_invalid = True
-        return bad
+        self.ready = self.raw | ({} if self.tls is None else {"tls": self.tls})
+        if model is not None:
+            # Validated once, not for each server.
+            self.ready |= {
+                key: each for key, each in model if key in self.ready and isinstance(each, Section)
+            }
+            if "scale" in self.raw and any(Scale.rules(trial)):
+                # Each server may have its own scale.max.
+                self.ready["scale"] = self.raw["scale"]
 
     def merged_with(self, own: dict[str, Tree]) -> dict[str, Tree]:
         """A new table: the server's `own` keys, and the defaults for the other keys; nested tables are merged."""
-        if not self.ready and self.tls is None and not self._tls_is_invalid:
-            return dict(own)
         table = {**self.ready, **own}
         if self.tls is not None:
             self._resolve_tls(table, own)
         elif self._tls_is_invalid and _lacks_certificate(own.get("tls")):
             del table["tls"]  # its certificate is in the defaults, where the problem is reported
-        for key in self.raw_tables.keys() & own.keys():
-            if isinstance(own[key], dict):
-                table[key] = merged(self.raw_tables[key], own[key])
+        for key, inherited in self.raw.items():
+            if isinstance(inherited, dict) and isinstance(own.get(key), dict):
+                table[key] = merged(inherited, own[key])
         if "command" in table and "bind" not in table:
             self._leave_out_addresses(table, own)
         if "scale" in self.ready and (left_out := Scale.not_inherited(table, own)):
-            table["scale"] = _without(table["scale"], left_out)
+            scale = table["scale"] if isinstance(table["scale"], dict) else self.raw["scale"]
+            table["scale"] = {key: each for key, each in scale.items() if key not in left_out}
         displaced: frozenset[str] = frozenset()
         if "command" in own:
             displaced = APP_KEYS
@@ -163,15 +156,15 @@ class Defaults:
     def _leave_out_addresses(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
         """For a program without an address, remove inherited variables, probes and sleep settings that need one."""
         for key, needs in (("env", _needs_address), ("health", _needs_port), ("scale", _sleeps)):
-            if key in self.raw_tables:
+            if isinstance(inherited := self.raw.get(key), dict):
                 mine = own.get(key, {})
-                kept = {name: each for name, each in self.raw_tables[key].items() if not needs(name, each)}
+                kept = {name: each for name, each in inherited.items() if not needs(name, each)}
                 table[key] = merged(kept, mine) if isinstance(mine, dict) else mine
 
     def _resolve_tls(self, table: dict[str, Tree], own: dict[str, Tree]) -> None:
         asked = own.get("tls", self.raw.get("tls"))
         if asked is True:
-            table["tls"] = self.ready.get("tls", self.tls)
+            table["tls"] = self.ready["tls"]
         elif isinstance(asked, dict) and self.tls is not None:
             # The key and its password belong to the certificate.
             under = self.tls
@@ -196,12 +189,6 @@ def _needs_port(kind: str, probe: Tree) -> bool:
 
 def _sleeps(key: str, value: Tree) -> bool:
     return key in SLEEP_KEYS or (key == "min" and value == 0)
-
-
-def _without(table: Tree, keys: Collection[str]) -> Tree:
-    if isinstance(table, Section):
-        return type(table)(**{key: getattr(table, key) for key in table.given if key not in keys})
-    return {key: value for key, value in table.items() if key not in keys}
 
 
 def _server_of(
