@@ -106,15 +106,14 @@ class Configuration(Sequence[ServerConfig]):
 
         Warnings about files, users and programs are included only if `outside`, which checks those, was called before.
         """
-        found = list(shared_users(self._servers))
+        found: list[tuple[ServerKeys | None, Finding]] = [*shared_users(self._servers)]
         disabled = {server.name for server in self._servers if server.disabled}
         for server in self._servers:
             found += [(server, finding) for finding in _warnings_of(server, disabled)]
-        problems = [self._located(*each) for each in found]
+        problems = self.located(found)
         labels = (name for each in self._servers for name in each.labels)
         for rules in rules_of(self.tables.by_name(), labels):
-            found_there = rules.warnings(self._servers, self.tables, complete=not self._problems)
-            problems += self.located(found_there)
+            problems += self.located(rules.warnings(self._servers, self.tables, complete=not self._problems))
         return [*problems, *self._outside_warnings]
 
     def located(self, found: Iterable[tuple[ServerKeys | None, Finding]]) -> list[Problem]:
@@ -122,10 +121,7 @@ class Configuration(Sequence[ServerConfig]):
 
         A finding comes with its server, or with None if it concerns a table other than a server.
         """
-        return [
-            self._of_table(finding) if owner is None else self._located(owner, finding)
-            for owner, finding in found
-        ]
+        return [self._located(*each) for each in found]
 
     @property
     def pool_variables(self) -> frozenset[str]:
@@ -152,15 +148,15 @@ class Configuration(Sequence[ServerConfig]):
             # The servers of the pool run without a journal, too.
             warnings += [each for each in of_tables if each.path == JOURNAL_PATH]
             of_tables = [each for each in of_tables if each.path != JOURNAL_PATH]
-        self._outside_warnings = _distinct(self._located(*each) for each in checks.warnings)
-        self._outside_warnings += map(self._of_table, warnings)
-        found = _distinct(self._located(*each) for each in checks.problems)
-        return [*found, *map(self._of_table, of_tables)]
+        self._outside_warnings = _distinct(self.located(checks.warnings))
+        self._outside_warnings += self.located((None, finding) for finding in warnings)
+        found = _distinct(self.located(checks.problems))
+        return [*found, *self.located((None, finding) for finding in of_tables)]
 
     def unusable(self) -> list[ServerError]:
         """Problems that prevent the pool from starting, such as a program for the gateway that is not installed."""
         rules = rules_of(self.tables.by_name())
-        return [self._of_table(finding) for each in rules for finding in each.unusable(self.tables)]
+        return [*self.located((None, finding) for each in rules for finding in each.unusable(self.tables))]
 
     def unreadable_environments(self) -> list[ServerError]:
         """The problems of the env files of servers that are not disabled. Blocks on the disk."""
@@ -172,19 +168,18 @@ class Configuration(Sequence[ServerConfig]):
         checks = ExternalChecks(os.environ)
         for server in with_files:
             checks.check_env_files(server)
-        return [*_distinct(self._located(*each) for each in checks.problems)]
+        return [*_distinct(self.located(checks.problems))]
 
     def _unserved(self) -> list[ServerError]:
         handler, tls = self._handler is not None, self._tls is not None
         servers = [*self._servers, *self._excluded]
         return [self._located(each, finding) for each in servers for finding in unserved(each, handler, tls)]
 
-    def _located(self, server: ServerKeys, finding: Finding) -> Problem:
+    def _located(self, server: ServerKeys | None, finding: Finding) -> Problem:
+        if server is None:
+            return problem_of(finding, self._origins.of_table(finding.path) if self._origins else None)
         place = self._origins.place(server.name, finding.path) if self._origins else None
         return problem_of(finding, place, name=server.name, bind=server.bind)
-
-    def _of_table(self, finding: Finding) -> Problem:
-        return problem_of(finding, self._origins.of_table(finding.path) if self._origins else None)
 
 
 BINDS_ITSELF = (
