@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from poolctl.config.files.parsers import parse, positions
@@ -338,8 +338,8 @@ class Origins:
     def place(self, entry: ServerTable | str, path: Path) -> Place:
         """The place of a server's key, or of the server's table if no file has the key."""
         entry = self._entries[entry] if isinstance(entry, str) else entry
-        document, table = entry.parts[0]
-        return _place([*self._defaults, *entry.parts], path) or document.place((*table, *path))
+        document, table = last_with([*self._defaults, *entry.parts], path) or entry.parts[0]
+        return document.place((*table, *path))
 
     def of_table(self, path: Path) -> Place:
         """The place of a key that belongs to no server; `path` begins with its table."""
@@ -390,10 +390,14 @@ class Origins:
         return known
 
 
-def _place(sources: list[Source], path: Path) -> Place | None:
-    """The place of `path` in the last of `sources` that has it, or else of its longest prefix; None if not found."""
+def last_with(sources: Sequence[Source], path: Path) -> Source | None:
+    """Return the last of the tables with a value at `path`, a path within the table.
+
+    If no table has it, the last table with most of the keys that lead to it is returned; None if no table has the first
+    key.
+    """
     for length in range(len(path), 0, -1):
         for document, table in reversed(sources):
             if document.exact((*table, *path[:length])) is not None:
-                return document.place((*table, *path))
+                return document, table
     return None
