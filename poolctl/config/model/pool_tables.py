@@ -11,7 +11,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 from poolctl.address import Address
-from poolctl.config.model.section import Probe, Section, Table, field, validated
+from poolctl.config.model.section import Section, Table, field, validated
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.plain import LOCAL
 from poolctl.config.values.problems import Finding, Path, Tree
@@ -257,10 +257,6 @@ class TableRules:
         """The routes of these servers and tables in order of precedence; None if the feature does not define routes."""
         return None
 
-    def probed_targets(self, tables: Tables) -> Mapping[str, Probe]:
-        """The probes of targets outside the pool, by the target's URL; targets without a probe are left out."""
-        return {}
-
     def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
         """Return the addresses that tables bind by a list, as [gateway] does, or in a list of tables, as [[stream]].
 
@@ -289,15 +285,6 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
     found = [rules.routes(servers, tables) for rules in rules_of(tables.by_name())]
     routes = [each for each in found if each is not None]
     return tuple(route for each in routes for route in each) if routes else None
-
-
-def probed_targets(tables: Tables) -> dict[str, Probe]:
-    """The probes of targets outside the pool, by the target's URL; targets without a probe are left out."""
-    return {
-        url: probe
-        for rules in rules_of(tables.by_name())
-        for url, probe in rules.probed_targets(tables).items()
-    }
 
 
 def build_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:

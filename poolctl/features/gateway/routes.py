@@ -106,7 +106,7 @@ def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -
 
 
 def probed_targets(tables: Tables) -> dict[str, Probe]:
-    """The probe of each probed target outside the pool, by its URL."""
+    """The probes of targets outside the pool, by the target's URL; targets without a probe are left out."""
     found: dict[str, Probe] = {}
     routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
     for route in routes if tables.get(GatewayConfig) is not None else ():

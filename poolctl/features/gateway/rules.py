@@ -8,14 +8,14 @@ from typing import TypeVar
 
 from poolctl.address import parse
 from poolctl.config.model.pool_tables import BoundAddress, Located, TableRules, Tables, Unfinished
-from poolctl.config.model.section import Probe, Table, validated
+from poolctl.config.model.section import Table, validated
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, Path, Tree
 from poolctl.routing.route import AnyRoute
 
 from .route_checks import check_gateway, route_problems, route_warnings, unusable_engine
-from .routes import probed_targets, routes_of
+from .routes import routes_of
 from .table import DEFAULT_BIND, INDEX, GatewayConfig, RouteConfig, StreamConfig
 
 Kind = TypeVar("Kind", bound=Table)
@@ -96,9 +96,6 @@ class GatewayRules(TableRules):
 
     def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute]:
         return routes_of(servers, tables)
-
-    def probed_targets(self, tables: Tables) -> Mapping[str, Probe]:
-        return probed_targets(tables)
 
     def addresses(self, tables: Tables) -> Iterator[BoundAddress]:
         gateway = tables.get(GatewayConfig)

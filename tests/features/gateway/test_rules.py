@@ -157,7 +157,6 @@ def test_rules_are_those_of_the_gateways_tables(tmp_path: Path) -> None:
     ]
     assert [*rules.addresses(Tables())] == []
     assert [each.alias for each in rules.routes(servers, tables)] == ["a:80", "10.0.0.5:53"]
-    assert {url: probe.http for url, probe in rules.probed_targets(tables).items()} == {"http://a:80": "/up"}
     assert [*rules.problems(servers, tables, NONE)] == [*rules.warnings(servers, tables, complete=True)] == []
     assert rules.check(servers, tables, {}, datetime.now(UTC)) == ([], [])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from poolctl import PoolConfig
-from poolctl.config import Probe, ServerConfig, Tables
+from poolctl.config import ServerConfig, Tables
 from poolctl.config.model.pool_tables import (
     EventsTable,
     MetricsTable,
@@ -19,7 +19,6 @@ from poolctl.config.model.pool_tables import (
     is_listed,
     model_of_table,
     pool_variables,
-    probed_targets,
     routes_of,
     rules_of,
     table_names,
@@ -168,28 +167,26 @@ def test_invalid_table_is_left_out_with_its_findings() -> None:
 
 def test_features_without_these_tables_have_no_rules() -> None:
     assert [*rules_of(["metrics", "events"])] == []
-    assert (routes_of([], Tables()), probed_targets(Tables())) == (None, {})
+    assert routes_of([], Tables()) is None
     if "gateway" in FEATURES:
         assert len([*rules_of(["route"])]) == 1
 
 
 @pytest.mark.skipif("gateway" not in FEATURES, reason="there are no routes")
-def test_routes_and_probed_targets_are_those_of_the_features_with_tables(tmp_path: Path) -> None:
-    target = '{ to = "http://127.0.0.1:9", health = { tcp = true } }'
-    text = f'[gateway]\nbind = ":7"\n[[route]]\nalias = "a"\npath = "/a"\nto = ["web", {target}]\n'
+def test_routes_are_those_of_the_features_with_tables(tmp_path: Path) -> None:
+    text = '[gateway]\nbind = ":7"\n[[route]]\nalias = "a"\npath = "/a"\nto = "web"\n'
     config = load_text(tmp_path, SERVER + text)
     assert config.problems == []
     routes = routes_of(config, config.tables)
     assert routes is not None
     assert [each.alias for each in routes] == ["a"]
-    assert probed_targets(config.tables) == {"http://127.0.0.1:9": Probe(tcp=True)}
     assert routes_of(config, Tables(gateway=config.tables.by_name()["gateway"])) == ()
 
 
 def test_rules_that_are_not_overridden_find_nothing() -> None:
     rules, tables = TableRules(), Tables()
     now = datetime(2026, 1, 1)
-    assert (rules.build({}, []), rules.routes([], tables), rules.probed_targets(tables)) == ({}, None, {})
+    assert (rules.build({}, []), rules.routes([], tables)) == ({}, None)
     assert (rules.warnings([], tables, complete=True), rules.unusable(tables), rules.addresses(tables)) == (
         (),
         (),

@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import quote
 
 from poolctl.clock import RateLimit
-from poolctl.config import Probe, ServerConfig, Tables, probed_targets
+from poolctl.config import Probe, ServerConfig, Tables
 from poolctl.http.http_client import exchange
 from poolctl.http.messages import BadMessage
 from poolctl.probes.prober import statuses
@@ -24,6 +24,7 @@ from poolctl.states import Status
 from poolctl.units import format_duration
 
 from ..process.settings import Endpoint, MachineState, ProbeState
+from ..routes import probed_targets
 
 # Maximum probes at once and per second. With many services, each is probed less often than configured.
 _AT_ONCE, _PER_SECOND = 32, 100
