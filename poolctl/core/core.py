@@ -101,7 +101,7 @@ class Core:
         return self._queue.take_changed()
 
     def endpoints(self, config: ServerConfig) -> tuple[str, ...]:
-        """The addresses that are bound for this configuration; empty when its listener is closed."""
+        """Return the addresses to which this configuration's listener is bound; empty if the listener is closed."""
         return self._addresses.endpoints(config.key)
 
     # The control loop: changed entries are queued, each is decided on in turn, and its actions are performed.
@@ -122,10 +122,10 @@ class Core:
             if entry.removed and entry.at_rest and self.servers.entries.get(name) is entry:
                 self.forget(entry)
                 # Its dependencies no longer need to wait for it.
-                self._queue.update(self.servers.dependents(entry))
+                self._queue.add_all(self.servers.dependents(entry))
             elif not entry.removed:
                 # A dependency that stops may have waited for the last worker that needed it.
-                self._queue.update(self.servers.removed.values())
+                self._queue.add_all(self.servers.removed.values())
         if self._queue:
             self._queue.schedule()
         for entry in touched.values():
@@ -266,10 +266,10 @@ class Core:
         self._executor.wake(entry)
 
     def record_demand(self, server_name: str, requests: int) -> int:
-        """Record how many requests wait for the server outside the pool; returns the planned number of workers.
+        """Record that a number of requests waits for the server in a proxy in front of the pool.
 
-        Wakes a sleeping server. Returns 0 if a request does not start the server: it is stopped, failed or disabled, or
-        kept asleep by a window. Does not block. Raises KeyError for an unknown name.
+        Wakes a sleeping server. Returns the planned number of workers, or 0 if requests do not start the server: it is
+        stopped, failed or disabled, or a window keeps it asleep. Does not block. Raises KeyError for an unknown name.
         """
         entry = self.entries[server_name]
         if entry.rests or entry.kept == ASLEEP:
@@ -332,7 +332,10 @@ class Core:
     def begin_recovery(
         self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool
     ) -> None:
-        """Record that a recovery begins: its `report`, the `times` of all so far and, if `counts`, one more restart."""
+        """Record that a recovery of the server begins, described by `report`. With `counts`, it counts as a restart.
+
+        `times` are the monotonic times of the server's recoveries, including this one, by worker index or "all".
+        """
         entry.observed.recovering, entry.observed.recoveries = report, times
         entry.observed.restarts += counts
         self.touch(entry)
@@ -384,8 +387,8 @@ class Core:
     ) -> Canary:
         """Run `count` workers of a new generation with this configuration, alongside the server's own workers.
 
-        `apart` is a configuration with an address of their own (see `open_canary_address`), to which this `share` of
-        the requests goes; None: they use the server's address.
+        Without `apart`, the new workers use the server's address. `apart` is the configuration from
+        `open_canary_address`: the new workers use the address in it, and get this `share` of the server's requests.
         """
         desired = entry.desired
         desired.newest += 1
@@ -442,9 +445,10 @@ class Core:
         return canary
 
     def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
-        """Adopt a previous supervisor's canary that has its own address, when the first of its workers is adopted.
+        """Recognise a previous supervisor's canary by its first adopted worker, if the canary has its own address.
 
-        The previous gateway sends requests to the canary until it is withdrawn here. A share not recorded counts as 0.
+        Until this supervisor withdraws the canary, the gateway sends the canary the share of the requests that the
+        previous supervisor had recorded, or none.
         """
         desired = entry.desired
         is_apart = worker.config.key != entry.config.key and worker.generation > desired.generation
@@ -482,8 +486,9 @@ class Core:
     ) -> Entry:
         """Add a server without starting it.
 
-        If a server of that name is being removed, it is kept, with this configuration. `source`, for a server added by
-        a command, is its table and the base directory of its paths. `restarts` and `failures` are added to its counts.
+        If a server of the same name is being removed, the removal is cancelled, and that server gets this
+        configuration. `source`, for a server added by a command, is its table and the base directory of its paths.
+        `restarts` and `failures` are added to the server's counts.
         """
         entry = self.servers.add(config)
         entry.desired.source = source
@@ -617,9 +622,10 @@ class Core:
         self.override(entry, replace(entry.desired.overrides, disabled=disabled, out=False))
 
     def _apply_disabled(self, entry: Entry, was_disabled: bool) -> None:
-        """Stop a server that has become disabled; start an enabled one, with the dependents that stopped with it.
+        """Stop a server that has just been disabled, or start a server that has just been enabled.
 
-        A server stopped by a command stays stopped.
+        Servers that were stopped because they depend on the disabled server start again with it. A server that a
+        command had stopped before it was disabled stays stopped.
         """
         stopped = entry.desired.state is Desired.STOPPED
         if entry.is_disabled and not was_disabled:
@@ -698,7 +704,11 @@ class Core:
         self._executor.run_hook(entry, RunningHook(name, placement))
 
     def resume(self, entry: Entry) -> None:
-        """Continue managing an adopted server; if no worker of the recorded generation stays, the newest one serves."""
+        """Continue managing an adopted server.
+
+        If no worker of the recorded serving generation is left, the newest generation with workers becomes the serving
+        one.
+        """
         self._queue.note(entry)
         staying = {worker.generation for worker in entry.observed.staying}
         if entry.observed.workers and entry.desired.generation not in staying:
@@ -743,9 +753,9 @@ _DOWN = (State.STARTING, State.BACKOFF, State.STOPPED)
 class Goal:
     """The state that a command wants its servers to reach.
 
-    Create it before the command changes the core, so that only later failures count. `kind` is the error that the
-    command raises: for a PoolStopError the servers are to stop, for any other error they are to run, and for a
-    PoolRestartError no earlier process may be left.
+    Create a goal before the command changes the core, so that only later failures count. `kind` is the class of the
+    error that the command raises if it fails, and tells what the command does: with PoolStopError the servers are to
+    stop, with any other class to run. With PoolRestartError listeners at previous addresses are to be closed, too.
     """
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:
@@ -780,7 +790,7 @@ class Goal:
         }
 
     def is_overtaken(self, entry: Entry) -> bool:
-        """Whether another command has since ordered the opposite."""
+        """Whether another command has meanwhile stopped a server that is to run, or started one that is to stop."""
         return entry.wanted is (self._kind is PoolStopError) and entry.desired.queued_start is None
 
     def problem(self, entry: Entry) -> ServerError | None:

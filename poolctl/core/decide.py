@@ -183,7 +183,7 @@ class View:
 
     @property
     def sleeps(self) -> bool:
-        """Whether no worker is to be started: the server may sleep, nothing wakes it, and any workers are ending."""
+        """Whether the server sleeps: it needs no worker without requests, nothing wakes it, and no worker stays."""
         wakes = self.called or self.needed or self.kept == AWAKE or self.awaits_hook
         return self.sleepy and not wakes and not self.staying
 
@@ -225,7 +225,7 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Check whether workers of the newest generation can be started."""
+    """Ask the runner whether a worker of the new generation can start, before the old workers end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,7 +328,11 @@ def _decide_running(view: View) -> list[Action]:
 
 
 def _run_hooks(view: View) -> list[Action]:
-    """The actions for a due hook: stop the workers, then run AFTER_STOP if it is due, else BEFORE_START."""
+    """Return the next actions for a server that is to run and has a due hook.
+
+    A hook runs only while the server has no workers, so workers are stopped first. If both hooks are due, AFTER_STOP
+    completes the previous stop before BEFORE_START begins the next start.
+    """
     if view.hook:
         return []
     if view.workers:
@@ -477,11 +481,11 @@ def judge_exit(
     jitter: float,
     retries: bool = True,
 ) -> Verdict:
-    """The decision after an exit that no command requested.
+    """Decide what follows the exit of a worker, if no command requested the exit.
 
-    `restarts` are the times of earlier restarts, and `now` the time of the exit, on the same clock; `jitter` is a
-    random number from -1 to 1. The first restart within the window is immediate if the worker was ever ready. Without
-    `retries`, the exit of a worker that was never ready is final.
+    `restarts` are the times of earlier restarts, and `now` is the time of the exit, on the same clock. Restarts longer
+    ago than `policy.window` do not count. If none counts, a worker that was ever ready is restarted at once. `jitter`
+    is a random number from -1 to 1. With `retries` False, a worker that was never ready is not restarted.
     """
     if not (retries or was_ready):
         return Verdict(Next.FAILED, reason=exit_.message)
@@ -506,11 +510,14 @@ class Trace:
 
     @classmethod
     def configured(cls, environment: Mapping[str, str]) -> Trace | None:
-        """The trace, if the environment requests it; otherwise None."""
+        """Return a Trace if the environment has POOLCTL_TRACE=decisions, else None."""
         return cls() if environment.get("POOLCTL_TRACE") == "decisions" else None
 
     def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
-        """Log the decision unless it repeats the last one. `withheld`: not performed, as only commands take effect."""
+        """Log the actions decided for the server and the changed facts, unless there are neither.
+
+        `withheld` means that actions were decided but not performed, because the supervisor is calm.
+        """
         changed = ", ".join(_changes(self._views.get(name), view))
         self._views[name] = view
         if not (changed or actions):

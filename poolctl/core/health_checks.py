@@ -110,7 +110,10 @@ class HealthChecks:
     def _record_health(
         self, entry: Entry, worker: Worker | None = None, probe: WorkerProbe | None = None
     ) -> None:
-        """Record an event if the server's health has changed (not to unknown), due to the worker's `probe` if given."""
+        """Record an event if the health of the server's workers has changed and is known.
+
+        `worker` and `probe` are the worker and the probe with the new result, or None if another change is the cause.
+        """
         after = entry.health_of_workers
         before = self._known.get(entry.name, Status.OK)
         if after in (Status.UNKNOWN, before):

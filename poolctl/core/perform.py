@@ -542,9 +542,10 @@ class Executor:
             self._queue.touch(entry, progressed=True)
 
     def _close_waiting(self, entry: Entry, newest: int) -> None:
-        """Close the connections that wait for a worker, unless the server is ready.
+        """Close the connections that wait for the first worker of a woken server.
 
-        Does nothing if it has a generation newer than `newest` or sleeps again. A start in progress must fail first.
+        Does nothing if the server is ready, sleeps again, or has a generation newer than `newest`. While a worker is
+        starting, the connections are closed only after this worker has failed.
         """
         if entry.desired.newest != newest or entry.ready or entry.listener.armed is not None:
             return
@@ -571,7 +572,7 @@ class Executor:
     # only waits.
 
     def run_hook(self, entry: Entry, hook: RunningHook) -> None:
-        """Run the hook. A hook that has a placement was started by another supervisor."""
+        """Start the hook and wait for its end in a task. If it has a placement already, only wait for its end."""
         entry.hooks.running = hook
         self._queue.run(self._run_hook(entry, hook))
 
@@ -702,10 +703,10 @@ class Executor:
         await self._record_end(entry, worker, await self._watch(entry, worker))
 
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
-        """Add the cause found in the worker's output to its failure, if nothing else explains the exit.
+        """Add the cause found in the worker's output to `worker.failure`, if the exit status alone explains nothing.
 
-        The output is not read for the first exit of a ready worker within the restart window, since a restart follows
-        at once.
+        If the worker was ready and no restart precedes its exit within the restart window, its output is not read: it
+        is restarted at once.
         """
         failure, config = worker.failure, worker.config
         since = self._clock.monotonic() - config.restart.window

@@ -85,7 +85,10 @@ def _period_of(awake: Sequence[str], asleep: Sequence[str], timezone: str, minut
 
 
 def asleep_until(entry: Entry) -> float | None:
-    """The end of the window that keeps the server asleep, in epoch seconds (0: it has no end); None without one."""
+    """Return when the window that keeps the server asleep ends, in epoch seconds; 0 if the window never ends.
+
+    Returns None if no window keeps the server asleep.
+    """
     return (entry.observed.window.until or 0.0) if entry.kept == ASLEEP and entry.wanted else None
 
 

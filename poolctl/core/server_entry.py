@@ -411,19 +411,19 @@ class Entry:
 
     @property
     def kept(self) -> str:
-        """The effect of the server's current window: AWAKE, ASLEEP, or "" if it has no effect.
+        """What the server's awake and asleep windows demand now: AWAKE, ASLEEP, or "" if they demand nothing.
 
-        It has none on a server that cannot sleep. A server with a dependent that is up is not kept asleep.
+        Windows demand nothing of a server that cannot sleep. No window keeps a server asleep while a dependent is up.
         """
         state = self.observed.window.state if self.sleepy else ""
         return "" if state == ASLEEP and self.observed.needed else state
 
     @property
     def sleeps(self) -> bool:
-        """Whether no worker is to be started: the server may sleep, nothing wakes it, and any workers are ending.
+        """Whether the server sleeps: it needs no worker without requests, nothing wakes it, and no worker stays.
 
-        A sleeping server has a watched listener and no worker. It is woken by a request (`called`), or by a dependent
-        that is up (`needed`). A server kept asleep by a window has no listener, and is not woken by a request.
+        A sleeping server is woken by a request at its watched listener (`called`), or by a dependent that is up
+        (`needed`). A server that a window keeps asleep has no listener, and no request wakes it.
         """
         return self._may_sleep and not self.observed.staying
 
@@ -436,7 +436,7 @@ class Entry:
     def asleep(self) -> bool:
         """Whether the server sleeps or is falling asleep.
 
-        It wakes at the next request unless a window keeps it asleep.
+        The next request wakes it, unless an `asleep` window in its configuration keeps it asleep.
         """
         return (self.listener.armed is not None or self.kept == ASLEEP) and self.sleeps
 
@@ -583,7 +583,10 @@ class Entry:
 
     @property
     def config_apart(self) -> ServerConfig | None:
-        """The configuration of the canary if it has its own address (open or being closed), else None."""
+        """The configuration of the canary if the canary has its own address, else None.
+
+        The configuration of a withdrawn canary stays here until the canary's listener is closed.
+        """
         if self.desired.canary is not None and self.desired.canary.is_apart:
             return self.desired.canary.config
         before = self.listener.withdrawn
@@ -599,7 +602,10 @@ class Entry:
         self.desired.generation = self.desired.newest
 
     def schedule_start_hook(self) -> None:
-        """Have the start hook run before the next worker. If workers continue, only cancel a due stop hook instead."""
+        """Have the start hook, if there is one, run before the next worker.
+
+        While workers of the server stay, there is nothing to start: only a due stop hook is cancelled.
+        """
         if self.observed.staying:
             self.hooks.after_stop_due = False
         else:
@@ -608,9 +614,10 @@ class Entry:
             )
 
     def schedule_stop_hook(self) -> None:
-        """Have the stop hook run after the last worker or, if the start hook has not run yet, cancel that instead.
+        """Have the stop hook, if there is one, run after the last worker.
 
-        No stop hook is run for a server that was not started.
+        If the start hook is still due, the server has not been started: the start hook is cancelled, and no stop hook
+        runs.
         """
         if self.wanted and not self.hooks.before_start_due and self.config.hooks is not None:
             self.hooks.after_stop_due = self.hooks.after_stop_due or bool(self.config.hooks.after_stop)

@@ -28,10 +28,10 @@ class Recorder(Protocol):
     """Records the events of servers: changes of their health, expired certificates, runs, starts that time out."""
 
     def record(self, kind: str, event: str, **detail: Any) -> None:
-        """Record the event; never raises, never blocks.
+        """Record an event of this kind, such as "health", and this name, such as "run failed". Never raises or blocks.
 
-        `detail` has the name of the `server`, and may have `bind`, `message`, `cause`, `by`, `before`, `after` and
-        `worker`.
+        Further keyword arguments are the event's fields: `server`, which is required, and `bind`, `message`, `cause`,
+        `by`, `before`, `after`, `worker` and others.
         """
 
 
@@ -51,10 +51,10 @@ def caused_by(cause: str, by: Mapping[str, object] | None = None) -> Iterator[No
 
 
 class Workqueue:
-    """A queue of entries that may have changed, each once, in the order of the changes.
+    """A queue of entries that may have changed. An entry is queued only once, at the place of its first change.
 
-    Entries with a finished action come first, so that the first of many servers fork workers while sockets of the last
-    are still being opened.
+    Entries for which an action has finished come first. Of many servers, the first can then start their workers before
+    the listeners of all others are open.
     """
 
     def __init__(self, settle: Callable[[], None] | None = None) -> None:
@@ -71,9 +71,10 @@ class Workqueue:
         return bool(self._progressed or self._others)
 
     def touch(self, entry: Entry, *, progressed: bool = False) -> None:
-        """Queue an entry that has changed, to be decided on before the loop sleeps; record the current cause in it.
+        """Queue an entry that has changed: its next actions are decided before the event loop sleeps.
 
-        `progressed`: an action on the entry has finished.
+        In a `caused_by` block, the change is attributed to that cause. `progressed` means that an action on the entry
+        has finished.
         """
         self.add(entry, progressed=progressed)
         self._changed[entry.name] = entry
@@ -83,7 +84,7 @@ class Workqueue:
         self.schedule()
 
     def note(self, entry: Entry) -> None:
-        """Note that the entry has changed (see `take_changed`), in a way that affects no decision."""
+        """Have `take_changed` return the entry, without queueing it: use this for a change that affects no decision."""
         self._changed[entry.name] = entry
 
     def take_changed(self) -> list[Entry]:
@@ -107,15 +108,16 @@ class Workqueue:
         """Queue the entry for a decision, without calling `schedule`. `progressed`: an action on it has finished."""
         (self._progressed if progressed else self._others)[entry.name] = entry
 
-    def update(self, entries: Iterable[Entry]) -> None:
-        """Queue these entries, as `add` does."""
+    def add_all(self, entries: Iterable[Entry]) -> None:
+        """Queue each of these entries for a decision, without calling `schedule`."""
         for entry in entries:
             self.add(entry)
 
     def batch(self) -> Iterator[Entry]:
         """Yield the next entries to decide on, at most BATCH, including entries added meanwhile.
 
-        The first is an entry without a finished action, if there is any: otherwise such entries might never be reached.
+        The first entry is one without a finished action, if the queue has such an entry. So entries with finished
+        actions, which follow, can never hold up the others forever.
         """
         for place in range(BATCH):
             if not self:
@@ -191,7 +193,7 @@ class Addresses:
         self._queue.touch(entry)
 
     def note_leaving(self, entry: Entry) -> None:
-        """Note that the entry is about to release its address, so that servers that wait for it are queued then."""
+        """Note that the entry is about to release an address. Servers that wait for it are queued after the release."""
         self._leaving[entry.name] = entry
 
     def review(self, entry: Entry) -> None:
@@ -222,7 +224,10 @@ class Addresses:
             listener.bound, listener.state = None, Listener.CLOSED
 
     def may_open(self, entry: Entry) -> bool:
-        """Whether the entry may open its listener. While its address is in use, also records that it waits."""
+        """Whether no other server uses the entry's address, so that the entry may open its listener.
+
+        If another server uses it, the entry is recorded as waiting, and is queued when an address is released.
+        """
         if not self._leaving or entry.listener.state is not Listener.CLOSED:
             return True
         free = not any(self._in_the_way(entry, other) for other in self._leaving.values())
@@ -242,7 +247,7 @@ class Addresses:
         return all(other.ready or other.failed for other in self._wanted_by(entry, entry.listener.bound))
 
     def neighbours(self, entry: Entry) -> list[Entry]:
-        """The other entries that are configured with the entry's address, or wait for an address."""
+        """Return the other entries that have the same configured address, and those that wait for any address."""
         others = self._claims.get(entry.config.key, {}).values()
         return [other for other in (*others, *self._waiting.values()) if other is not entry]
 
@@ -404,7 +409,7 @@ class Servers:
         self._addresses.claim(entry)
 
     def _discard(self, entry: Entry) -> None:
-        """Remove the server's dependencies and address. Its dependents keep it among their dependencies."""
+        """Undo `_note`: the server is no longer found as a dependent, nor by its address."""
         for dependency in entry.config.depends_on:
             self._dependents[dependency.name].pop(entry.name, None)
         self._addresses.unclaim(entry)
@@ -455,9 +460,10 @@ class Servers:
         return [entry for name, entry in self.entries.items() if name in seen]
 
     def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
-        """Record, for each server that is a key of `stopped`, on which of the `disabled` servers it depends.
+        """Record for each server named in `stopped` which of the `disabled` servers it depends on.
 
-        The values of `stopped` are names recorded for the server before; they are kept.
+        `stopped` maps the server's name to the names of disabled servers that were recorded for it earlier. The earlier
+        names stay recorded.
         """
         names = [entry.name for entry in disabled]
         for name, before in stopped.items():
@@ -466,7 +472,10 @@ class Servers:
             self.entries[name].desired.stopped_with = [*before, *now]
 
     def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
-        """The servers that stopped when the `enabled` ones were disabled, and depend on no server still disabled."""
+        """Return the servers that stopped because they depend on one of the `enabled` servers, which was disabled then.
+
+        Omits servers that also stopped because of another server, if the other server is still disabled.
+        """
         names = {entry.name for entry in enabled}
         found = self.closure(filter(self.dependents, enabled), self.dependents)
         return [

@@ -145,7 +145,7 @@ def _hand_over(task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> N
 
 
 def engine() -> Engine:
-    """The engine of this process, started if necessary."""
+    """Return the one Engine of this process. Starts its thread if there is no Engine yet."""
     global _current
     with LOCK:
         if _current is None:

@@ -211,19 +211,19 @@ class Pool(Mapping[str, Server], StartAndStop):
         return self.load(bind) is not None  # type: ignore[arg-type]
 
     def keys(self) -> KeysView[str]:
-        """The current addresses."""
+        """Return the addresses of the pool's current servers."""
         return self._snapshot().keys()
 
     def values(self) -> ValuesView[Server]:
-        """The current servers."""
+        """Return the pool's current servers."""
         return self._snapshot().values()
 
     def items(self) -> ItemsView[str, Server]:
-        """The current addresses and servers."""
+        """Return pairs of address and server for the pool's current servers."""
         return self._snapshot().items()
 
     def load(self, bind: str) -> Server | None:
-        """The server with that address, in constant time; None for an unknown or invalid address."""
+        """Return the server with this address, in constant time; None if there is none or the address is invalid."""
         try:
             return self._servers.get(bind) or self._servers.get(_key(bind))
         except TypeError:  # it is not hashable
@@ -411,7 +411,10 @@ class Pool(Mapping[str, Server], StartAndStop):
         return all(fn(server.bind, server) is not False for server in dict.fromkeys(servers))
 
     def _holds(self, server: Server) -> bool:
-        """Whether the server is in this pool; for a view (see `filter`): in the original pool, or only in the view."""
+        """Whether the server is in this pool.
+
+        For a view from `filter`: whether it is in the original pool, or was added to the view itself.
+        """
         return server in self._own or self._source_pool._servers.get(server.bind) is server
 
     def _snapshot(self) -> dict[str, Server]:
@@ -462,9 +465,10 @@ class Pool(Mapping[str, Server], StartAndStop):
         return twin
 
     def merge(self, other: Pool) -> None:
-        """Add the other pool's servers; if both pools have an address, this pool's server gets the other configuration.
+        """Add the other pool's servers to this pool.
 
-        A running server continues with the old configuration (`stale`) until its next start or restart. Servers whose
+        If both pools have a server with the same address, this pool's server stays, and gets the configuration of the
+        other pool's server. If it runs, it uses its old configuration until its next start or restart. Servers whose
         addresses overlap with another are not added; PoolAddError, with an error for each, is raised at the end.
         """
         if not isinstance(other, Pool):
@@ -741,7 +745,7 @@ class HotReload:
     """
 
     def __init__(self, pool: Pool, configuration: Configuration, *, runs: bool) -> None:
-        """Prepare the change; reads the certificates and env files, to detect changed contents. Blocks on the disk."""
+        """Read the certificates and env files of `configuration`, to detect changed contents. Blocks on the disk."""
         self._pool = pool
         self._configuration = configuration
         self._runs = runs
@@ -813,8 +817,9 @@ class HotReload:
     def _compatible_configs(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
         """Return the configurations in `written` that have no address conflict, and the servers that stay unchanged.
 
-        A server without a valid new configuration stays unchanged if an error names it, or if any error names no
-        server. Each conflict is added to `_errors`.
+        Only servers without a configuration in `written` can stay unchanged; the others of them are removed. A server
+        stays if an error in `_errors` names it. If an error names no server, they all stay. Each address conflict is
+        added to `_errors`.
         """
         while True:
             names = {server.name for server in written}

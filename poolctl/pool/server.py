@@ -72,7 +72,7 @@ class PoolContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether `cancel` was called or `stop` set: no server starts under this context afterwards."""
+        """Whether `cancel` was called or the event `stop` is set. Then no server with this context is started."""
         return self.stop.is_set()
 
     def cancel(self) -> None:
@@ -85,7 +85,10 @@ class PoolContext:
             end()
 
     def attach(self, key: object, end: Callable[[], object]) -> None:
-        """Register `end` under `key`, to be called when the context is cancelled; if it already is, call it now."""
+        """Have `end` called when this context is cancelled, or at once if it has been cancelled already.
+
+        `detach` with the same `key` undoes this.
+        """
         with LOCK:
             self._endings[key] = end
             if self._watcher is None or not self._watcher.is_alive():  # no thread survives a fork
@@ -274,7 +277,10 @@ class StartAndStop:
     __slots__ = ()
 
     def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
-        """The servers to act on; and for a pool a function that tells whether it still has a server, otherwise None."""
+        """Return the servers to act on, and a function that tells whether a server is still in the pool.
+
+        The function is None for a single server.
+        """
         raise NotImplementedError
 
     def _start(self, timeout: Timeout, kind: type[PoolError] = PoolStartError) -> Coroutine[None, None, None]:
@@ -433,9 +439,10 @@ class Server(StartAndStop):
         return handle.observed.config is not self._config
 
     def monitor(self) -> Monitor:
-        """A snapshot; for a server without probes one connection measures the latency. Blocks for at most a second.
+        """Return the server's current state and latency.
 
-        Raises PoolMonitorError if no socket can be opened.
+        The latency is that of the last probe. Without probes, it is the time that connecting to the server takes now,
+        which blocks for at most a second. Raises PoolMonitorError if no socket can be opened.
         """
         handle, state = live_handle(self), self.state
         known = handle.availability_now() if handle is not None else Availability()
@@ -634,8 +641,11 @@ class Handle:
             if (state, health) != (known.state, known.health):
                 known.note(self._clock.monotonic(), state=state, health=health)
 
-    def refuse(self, error: ServerError | None) -> None:
-        """Record the error of a failed start; None when a stop begins. An inactive server becomes failed or stopped."""
+    def note_refusal(self, error: ServerError | None) -> None:
+        """Record why the newest order to start the server has failed; None means that a stop begins.
+
+        If the server is inactive, its observed state becomes failed, or stopped for None.
+        """
         self.refusal = error
         if self.entry is None or self.entry.at_rest:
             self.observe(Snapshot(State.FAILED, message=error.message) if error is not None else Snapshot())
@@ -645,7 +655,7 @@ class _NullRecorder:
     """Discards the events that a core records, because a pool in a Python program has no journal."""
 
     def record(self, kind: str, event: str, **detail: object) -> None:
-        """Ignore the event."""
+        """Discard the event."""
 
 
 class CoreHost(CoreEvents):
@@ -690,9 +700,9 @@ class CoreHost(CoreEvents):
     def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool) -> bool:
         """Create the server's entry in the core with this configuration, or update it; returns whether it has changed.
 
-        The entry of a running server is updated only for a restart (`replace`), or if the user has changed the server's
-        configuration; a new application from a handler does not count as a change. With `live` the workers continue,
-        and apply the new configuration.
+        The entry of a running server is updated if `replace` requests a restart, or if the user has changed the
+        server's configuration. It is not updated only because the pool's handler provides another application. With
+        `live` the workers continue, and apply the new configuration.
         """
         source = handle.config
         if handle.entry is None:
@@ -737,10 +747,11 @@ class CoreHost(CoreEvents):
             handle.config_sources.append((handle.entry.config, before))
 
     def record_state(self, handle: Handle) -> None:
-        """Copy the server's current state from its entry in the core to its handle.
+        """Copy the server's current state from its entry in the core to its handle, and remove an unneeded entry.
 
-        The entry of an inactive server is removed, unless an order is in progress for it or another server depends on
-        it; the server's dependencies are then handled in the same way.
+        An entry is needed while the server is active, an order for the server is in progress, or another server depends
+        on it. After a removal, the states of the server's dependencies are updated, too: their entries may be unneeded
+        now.
         """
         ahead = [handle]
         while ahead:
@@ -801,9 +812,10 @@ class CoreHost(CoreEvents):
 def dependencies_among(
     handles: Sequence[Handle], names: dict[Handle, str]
 ) -> dict[Handle, tuple[Dependency, ...]]:
-    """Map each server to its dependencies that are also in `handles`, under their `names` in the core.
+    """Map each server in `handles` to its dependencies that are in `handles`, too.
 
-    A dependency that would close a cycle is left out.
+    A dependency is named as in `names`, which has the name of each server in the core. A dependency that would close a
+    cycle is left out.
     """
     by_name = {handle.name: handle for handle in handles}
     edges: dict[Handle, list[Handle]] = {}
@@ -928,7 +940,7 @@ def order_stop(
 def _begin_stop(handles: Sequence[Handle], limit: float | None) -> list[tuple[Goal, Handle]]:
     hosts: dict[CoreHost, dict[Handle, str]] = {}
     for handle in handles:
-        handle.refuse(None)
+        handle.note_refusal(None)
         if handle.host is not None and handle.entry is not None:
             hosts.setdefault(handle.host, {})[handle] = handle.entry.name
     goals: list[tuple[Goal, Handle]] = []
@@ -975,12 +987,13 @@ class _PendingServer:
 
 
 class StartOrder:
-    """Starts or restarts `servers`, dependencies first, when `run` is called on the engine's loop.
+    """An order to start or restart `servers`, dependencies first. `run` performs it, on the engine's loop.
 
-    `kind` is the class of the error that `run` raises; PoolRestartError also means to restart running servers. `limit`
-    is the timeout in seconds. `holds` tells whether the pool still has a server; None means a single server, started
-    without its dependencies. Servers in `live` keep their workers, which apply the new configuration. `beside` are
-    other active servers, which do not change, but on which `servers` may depend.
+    `kind` is the class of the error that `run` raises. If it is PoolRestartError, running servers are restarted;
+    otherwise they are left running. `limit` is the timeout in seconds. `holds` is a function that tells whether the
+    pool still has a server; if it is None, a single server is started without its dependencies. Servers in `live` keep
+    their workers, which apply the new configuration. `beside` are other active servers, which do not change, but on
+    which `servers` may depend.
     """
 
     def __init__(
@@ -1007,7 +1020,10 @@ class StartOrder:
         self._handles: list[Handle] = []
 
     async def run(self) -> None:
-        """Perform the order; returns when all servers answer. Raises an error of class `kind` with every failure."""
+        """Start or restart the servers; returns when all of them answer.
+
+        If some fail, the others are started nevertheless, and one error of class `kind` with all failures is raised.
+        """
         try:
             ordered = self._prepared()
             goals = self._begin(ordered)
@@ -1071,7 +1087,7 @@ class StartOrder:
         if handle.observed.state is State.RUNNING:
             error = _with_old_instance(error)
         else:
-            handle.refuse(error)
+            handle.note_refusal(error)
         self._errors[server] = error
 
     def _begin(self, ordered: Sequence[_PendingServer]) -> dict[CoreHost, Goal]:
@@ -1107,9 +1123,10 @@ class StartOrder:
         names: dict[Handle, str],
         needed: dict[Handle, tuple[Dependency, ...]],
     ) -> ServerConfig:
-        """The server's configuration for the core: with the core's server names and only the dependencies in `needed`.
+        """Return the configuration to give to the core, in which servers may have other names than in the pool.
 
-        If a single server is started, it keeps the dependencies of its entry in the core; a new entry has none.
+        `names` has the name of each server in the core, and `needed` its dependencies by these names. A server that is
+        started alone keeps the dependencies that the core has for it, or has none if it is new to the core.
         """
         dependencies = needed[each.handle]
         if self._holds is None:
@@ -1153,9 +1170,10 @@ class StartOrder:
                 each.handle.awaiting.discard(self)
 
     def _give_up(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
-        """Abandon the start, unless another order also waits for it; returns whether to wait until its workers end.
+        """Abandon the server's start; returns True if workers are killed, whose end the caller awaits.
 
-        False if nothing was abandoned, or if the start had not begun because a stop is still in progress.
+        A start that has not begun, because a stop is still in progress, is cancelled: there are no workers to kill.
+        Does nothing if another order waits for the server, too, or if the server has failed or is ready.
         """
         handle = each.handle
         handle.awaiting.discard(self)

@@ -282,8 +282,8 @@ class TargetRegistration(GatewayPart):
         return next((each.reason for each in own if each.alias == name), "")
 
     async def _await_routes(self, gateway: GatewayManager, call: Call) -> str:
-        """Save the events; return "" once the gateway has the new routes, or a warning if that takes too long."""
-        self._events.flush()
+        """Wait until the gateway has the new routes; returns "", or a warning if the gateway takes too long."""
+        self._events.flush()  # the event of the change is saved before the change is reported as done
         await gateway.routes.wait_until_current()
         if (process := gateway.gateway) is not None:
             # The process was sent the new table; other pending changes need not be awaited.
@@ -672,7 +672,10 @@ def read_options(body: bytes, verb: str) -> Table:
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """The client of a connection. IPv6 addresses of one /64 network share a key. Raises Refused if it disconnected."""
+    """Return the sender of the requests on this connection. Raises Refused if the sender has closed the connection.
+
+    All IPv6 senders in one /64 network have the same `key`, because one machine can use all of its addresses.
+    """
     if sock.family == socket.AF_UNIX:
         return Peer(None, f"uid {peer_credentials(sock)[1]}")
     try:
@@ -746,7 +749,7 @@ def addresses_of(host: str) -> list[Ip]:
 
 
 def _reaches_own_address(target: Address, ips: list[Ip], own: Address) -> bool:
-    """Whether a connection to the target may reach this address of the pool, which has the same port."""
+    """Whether a connection to the target, at one of `ips`, may reach the pool's address `own` with the same port."""
     if target.host == own.host:
         return True
     if own.is_wildcard:
