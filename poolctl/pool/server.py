@@ -377,46 +377,38 @@ class Server(StartAndStop):
     @property
     def state(self) -> State:
         """The current state; `disabled` for a server that must not be started."""
-        handle = live_handle(self)
-        if handle is not None and (state := handle.observed.state) is not State.STOPPED:
-            return state
-        return State.DISABLED if self._config.disabled else State.STOPPED
+        state = self._observed.state
+        return State.DISABLED if state is State.STOPPED and self._config.disabled else state
 
     @property
     def health(self) -> Status:
         """The result of the server's probes; without probes, ok if it answers, ko if it has failed, else unknown."""
-        handle = live_handle(self)
-        if handle is None:
-            return Status.UNKNOWN
-        if handle.observed.probed or handle.observed.health is Status.KO:
-            return handle.observed.health
-        if handle.observed.ready:
+        observed = self._observed
+        if observed.probed or observed.health is Status.KO:
+            return observed.health
+        if observed.ready:
             return Status.OK
-        return Status.KO if handle.observed.state is State.FAILED else Status.UNKNOWN
+        return Status.KO if observed.state is State.FAILED else Status.UNKNOWN
 
     @property
     def ready(self) -> bool:
         """Whether the server answers, takes requests and is not ko. A job is ready when it has ended with 0."""
-        handle = live_handle(self)
-        return handle is not None and handle.observed.ready
+        return self._observed.ready
 
     @property
     def message(self) -> str:
         """The reason why the server failed or ended, or ""."""
-        handle = live_handle(self)
-        return handle.observed.message if handle is not None else ""
+        return self._observed.message
 
     @property
     def pids(self) -> list[int]:
         """The ids of the server's processes, without duplicates; this process's id if the server runs in it."""
-        handle = live_handle(self)
-        return list(handle.observed.pids) if handle is not None else []
+        return list(self._observed.pids)
 
     @property
     def endpoints(self) -> list[str]:
         """The addresses on which its listener is open."""
-        handle = live_handle(self)
-        return list(handle.observed.endpoints) if handle is not None else []
+        return list(self._observed.endpoints)
 
     @property
     def is_running(self) -> bool:
@@ -426,17 +418,16 @@ class Server(StartAndStop):
     @property
     def uptime(self) -> timedelta:
         """How long this instance has been ready; zero if it is not."""
-        handle = live_handle(self)
-        running = handle is not None and handle.observed.state is State.RUNNING
-        return timedelta(seconds=handle.uptime_seconds if handle is not None and running else 0.0)
+        observed = self._observed
+        if observed.state is not State.RUNNING or observed.ready_since is None:
+            return timedelta()
+        return timedelta(seconds=self._shared.clock.monotonic() - observed.ready_since)
 
     @property
     def stale(self) -> bool:
         """Whether the server runs with an older configuration than `config`, until its next start or restart."""
-        handle = live_handle(self)
-        if handle is None or handle.observed.state is not State.RUNNING:
-            return False
-        return handle.observed.config is not self._config
+        observed = self._observed
+        return observed.state is State.RUNNING and observed.config is not self._config
 
     def monitor(self) -> Monitor:
         """Return the server's current state and latency.
@@ -447,7 +438,7 @@ class Server(StartAndStop):
         handle, state = live_handle(self), self.state
         known = handle.availability_now() if handle is not None else Availability()
         status, latency, problem = self._check_health(handle, state)
-        message = problem or (handle.observed.message if handle is not None else "")
+        message = problem or self.message
         return Monitor(
             name=self.name,
             bind=self.bind,
@@ -464,12 +455,10 @@ class Server(StartAndStop):
         )
 
     def _check_health(self, handle: Handle | None, state: State) -> tuple[Status, timedelta | None, str]:
-        if handle is None:
-            return Status.KO, None, ""
+        observed = self._observed
         if state in TRANSITIONAL:
             return Status.WARN, None, ""
-        observed = handle.observed
-        if state is not State.RUNNING:
+        if handle is None or state is not State.RUNNING:
             return (Status.OK if observed.ready or state is State.SLEEPING else Status.KO), None, ""
         if observed.probed:
             seconds = handle.latency_seconds
@@ -487,6 +476,11 @@ class Server(StartAndStop):
 
     def _chosen(self) -> tuple[Sequence[Server], Holds | None]:
         return [self], None
+
+    @property
+    def _observed(self) -> Snapshot:
+        handle = live_handle(self)
+        return handle.observed if handle is not None else Snapshot()
 
     def _put(self, config: ServerConfig) -> None:
         self._config = config
@@ -607,12 +601,6 @@ class Handle:
         """Whether the server should run, has a worker, hook or open listener, or an order for it is in progress."""
         entry = self.entry
         return bool(self.orders or self.stops) or (entry is not None and not entry.at_rest)
-
-    @property
-    def uptime_seconds(self) -> float:
-        """How long this instance has been ready; 0 without a ready instance."""
-        since = self.observed.ready_since
-        return 0.0 if since is None else self._clock.monotonic() - since
 
     @property
     def complaint(self) -> str:
