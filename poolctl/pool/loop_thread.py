@@ -35,14 +35,13 @@ _of_parents: list[Engine] = []
 
 
 class Engine:
-    """A thread with an event loop. It ends when all work given to `order` is done and each `hold` is released."""
+    """A thread with an event loop. It ends when each `hold` is released and all work given to `order` is done."""
 
     def __init__(self) -> None:
         self.loop: asyncio.AbstractEventLoop
         self.on_exit: dict[object, Callable[[], Awaitable[object]]] = {}
         self.own_runner: Runner | None = None  # for pools without a runner
         self._tasks: set[asyncio.Task[object]] = set()
-        self._orders = 0
         self._holds = 0
         self._begun = threading.Event()
         self.thread = threading.Thread(target=self._run_loop, name="poolctl-engine", daemon=True)
@@ -67,16 +66,14 @@ class Engine:
     def order(self, work: Coroutine[None, None, T]) -> concurrent.futures.Future[T]:
         """Schedule `work` on the loop; returns its future, which can cancel it. The caller must hold LOCK."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self._orders += 1
+        self._holds += 1  # released when the work is done
         self.loop.call_soon_threadsafe(self._begin, work, future, context=contextvars.Context())
         return future
 
     def _begin(self, work: Coroutine[None, None, T], future: concurrent.futures.Future[T]) -> None:
-        with LOCK:
-            self._orders -= 1
         if future.cancelled():
             work.close()
-            self._end_if_idle()
+            self._release()
             return
         task = self.loop.create_task(work)
         self._tasks.add(task)
@@ -91,7 +88,7 @@ class Engine:
 
     def _done(self, task: asyncio.Task[object]) -> None:
         self._tasks.discard(task)
-        self._end_if_idle()
+        self._release()
 
     def hold(self) -> None:
         """Keep the engine's thread alive until the matching `release`, for a running server or a runner in use."""
@@ -104,14 +101,10 @@ class Engine:
             self.loop.call_soon_threadsafe(self._release)
 
     def _release(self) -> None:
-        with LOCK:
-            self._holds -= 1
-        self._end_if_idle()
-
-    def _end_if_idle(self) -> None:
         global _current
         with LOCK:
-            if self._tasks or self._orders or self._holds:
+            self._holds -= 1
+            if self._holds:
                 return
             if _current is self:
                 _current = None
@@ -133,9 +126,7 @@ class Engine:
 def _hand_over(task: asyncio.Task[T], future: concurrent.futures.Future[T]) -> None:
     if task.cancelled():
         future.cancel()
-        future.set_running_or_notify_cancel()
-        return
-    error = task.exception()
+    error = None if task.cancelled() else task.exception()
     if not future.set_running_or_notify_cancel():
         return
     if error is not None:
