@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from poolctl.address import Address
 from poolctl.clock import Clock
@@ -44,16 +43,6 @@ from .servers import Addresses, Recorder, Servers, Workqueue, abandoned_listener
 _OPEN_ATTEMPTS = 3
 
 
-class TrafficSplit(Protocol):
-    """Sends a share of a server's requests to the address of its canary."""
-
-    def split_obstacle(self, server: str) -> str | None:
-        """The reason why this server's requests cannot be split; "" if they can.
-
-        None if the server's requests do not come through the gateway.
-        """
-
-
 class Core:
     """The servers of a pool. After each change, the next actions are chosen before the event loop sleeps.
 
@@ -82,7 +71,9 @@ class Core:
         self.health = HealthChecks(runner, self._queue, recorder)
         self.stacks = StackReports(runner, recorder)
         self.observers: set[Callable[[Entry], None]] = {self.health.entry_changed}
-        self.traffic_split: TrafficSplit | None = None  # the gateway of the pool, if it has one
+        # Given a server's name, returns why a gateway cannot send a share of the server's requests to its canary; "" if
+        # the gateway can, and None if the requests do not come through a gateway. Set by a gateway.
+        self.split_obstacle: Callable[[str], str | None] = lambda server: None
         self.calm = calm
         self._trace = trace
         self._executor = Executor(

@@ -214,8 +214,7 @@ class CanaryRollout:
             return
         if self._timer is not None:
             self._timer.cancel()
-        split = self._core.traffic_split
-        if self.plan.apart is not None and (split is None or split.split_obstacle(self.entry.name) != ""):
+        if self.plan.apart is not None and self._core.split_obstacle(self.entry.name) != "":
             self.withdraw("requests for the server do not come through the gateway any more")
             return
         canary, before = self._measure()

@@ -121,8 +121,7 @@ class Rollouts(FeaturePart):
 
     async def _with_own_address(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
         """The plan with a separate address for the canary, or with the reason why it shares the server's address."""
-        split = self._core.traffic_split
-        obstacle = None if split is None else split.split_obstacle(entry.name)
+        obstacle = self._core.split_obstacle(entry.name)
         if obstacle != "":
             plan = plan._replace(why=obstacle or "")
             if not force:

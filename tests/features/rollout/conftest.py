@@ -18,5 +18,5 @@ def desk(monkeypatch: pytest.MonkeyPatch) -> RolloutDesk:
 @pytest.fixture
 def routed(desk: RolloutDesk) -> RolloutDesk:
     """Its server "web" is reached through a gateway."""
-    desk.core.traffic_split = Split()
+    desk.core.split_obstacle = Split().split_obstacle
     return desk

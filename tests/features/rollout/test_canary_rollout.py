@@ -198,7 +198,7 @@ def test_promotion_whose_workers_do_not_start_leaves_the_others_and_ends_the_can
 ) -> None:
     async def work() -> None:
         desk = RolloutDesk(monkeypatch, **{f"web.3.{index}": FAILS for index in range(3)})
-        desk.core.traffic_split = Split()
+        desk.core.split_obstacle = Split().split_obstacle
         await desk.started()
         desk.files.written[0] = web(workers=3, env={"TURN": "2"})
         await desk.rollout(wait=False)
@@ -231,7 +231,7 @@ def test_other_command_closes_the_address_of_the_canary(routed: RolloutDesk, ver
 def test_stop_during_a_promotion_ends_the_rollout(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work() -> None:
         desk = RolloutDesk(monkeypatch, **{f"web.3.{index}": NEVER for index in range(3)})
-        desk.core.traffic_split = Split()
+        desk.core.split_obstacle = Split().split_obstacle
         await desk.started()
         outcome = desk.rollout(pause=True)
         await turns()
@@ -255,7 +255,7 @@ def test_canary_is_withdrawn_when_the_gateway_cannot_send_it_requests_any_more(
         await turns()
         await routed.look()
         assert not outcome.done()
-        routed.core.traffic_split = Split(obstacle)
+        routed.core.split_obstacle = Split(obstacle).split_obstacle
         await routed.look()
         (item,) = (await outcome)["items"]
         assert item["reason"] == "requests for the server do not come through the gateway any more"

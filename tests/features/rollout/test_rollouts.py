@@ -225,7 +225,7 @@ def test_where_the_gateway_cannot_share_whole_workers_are_taken_and_the_reason_i
     desk: RolloutDesk,
 ) -> None:
     async def work() -> None:
-        desk.core.traffic_split = Split("HAProxy serves its routes")
+        desk.core.split_obstacle = Split("HAProxy serves its routes").split_obstacle
         await desk.started()
         answer = await desk.ask("rollout", "web", share=0.05)
         assert answer["errors"][0]["message"].endswith(

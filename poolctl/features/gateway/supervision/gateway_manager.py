@@ -84,7 +84,7 @@ class GatewayManager(SidecarManager):
         self._renewal: asyncio.TimerHandle | None = None
         self._zygote: GatewayZygote | None = None
         self._zygote_timer: asyncio.TimerHandle | None = None
-        core.traffic_split = self
+        core.split_obstacle = self.split_obstacle
         core.observers.add(self._server_changed)
 
     @property
