@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from poolctl.clock import Clock
@@ -93,36 +93,22 @@ class RegistrationRefused(Exception):
         self.hint = hint
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class RegisteredService:
-    """A registered service.
+    """A registered service."""
 
-    `deadline`, on the monotonic clock, is when it becomes silent or, if it already is, when it is removed. `owner` is
-    the client of [registration] that has registered it, "" for the control socket. `record` is its state in JSON for
-    the next supervisor, updated after each change.
-    """
+    settings: Registration
+    state: str
+    since: float  # when this state began, in seconds since the epoch
+    owner: str = ""  # the client of [registration] that has registered it; "" for the control socket
+    why: str = ""  # the reason of its state
+    deadline: float = math.inf  # the monotonic time when it becomes silent, or is removed if it is silent
+    latency_seconds: float | None = None
+    hysteresis: Hysteresis | None = None
+    record: bytes = b""  # its state in JSON for the next supervisor, updated after each change
 
-    __slots__ = (
-        "deadline",
-        "hysteresis",
-        "latency_seconds",
-        "owner",
-        "record",
-        "settings",
-        "since",
-        "state",
-        "why",
-    )
-
-    def __init__(self, settings: Registration, state: str, since: float, owner: str = "") -> None:
-        self.settings = settings
-        self.owner = owner
-        self.state = state
-        self.since = since
-        self.why = ""
-        self.deadline = math.inf
-        self.latency_seconds: float | None = None
-        self.hysteresis = _hysteresis(settings, state)
-        self.record = b""
+    def __post_init__(self) -> None:
+        self.hysteresis = _hysteresis(self.settings, self.state)
 
     def __repr__(self) -> str:
         return f"<RegisteredService {self}: {self.state}>"
