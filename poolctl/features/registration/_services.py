@@ -11,7 +11,6 @@ from poolctl.clock import Clock
 from poolctl.config.model.pool_tables import Tables
 from poolctl.config.model.section import Probe, Table, field, required, validated
 from poolctl.config.values.normalise import merged
-from poolctl.config.values.plain import BadValue
 from poolctl.config.values.problems import Finding, Tree
 from poolctl.features.gateway.routes import build_route, with_separation
 from poolctl.features.gateway.table import GatewayConfig, RouteConfig
@@ -48,12 +47,6 @@ _HEALTH = {SERVING: HEALTHY, STARTING: ROUTE_STARTING}
 _NOT_PROBED = ("exec", "tcp", "body")
 
 
-def _check_http_only(probe: Probe) -> None:
-    other = next((key for key in _NOT_PROBED if getattr(probe, key)), None)
-    if other is not None or probe.http is None:
-        raise BadValue("a registered service is probed by http alone", '"/health"')
-
-
 class Registration(Table):
     """A service's request: the route that it wants to be a backend of, its URL, and its time-to-live."""
 
@@ -76,12 +69,11 @@ class Registration(Table):
 def registration_of(given: dict[str, Tree], findings: list[Finding]) -> Registration | None:
     """The registration with these keys; None if it is invalid, with the reasons added to `findings`."""
     made = validated(Registration, given, findings)
-    if made is not None and made.probe is not None:
-        try:
-            _check_http_only(made.probe)
-        except BadValue as wrong:
-            findings.append(Finding(("probe",), str(wrong), f"allowed is {wrong.allowed}"))
-            return None
+    probe = None if made is None else made.probe
+    if probe is not None and (probe.http is None or any(getattr(probe, key) for key in _NOT_PROBED)):
+        message = "a registered service is probed by http alone"
+        findings.append(Finding(("probe",), message, 'allowed is "/health"'))
+        return None
     return made
 
 
