@@ -539,29 +539,24 @@ def _changes(before: View | None, after: View) -> Iterator[str]:
     old = before or View(after.desired, after.generation, feasible=after.feasible)
     if before is None:
         yield f"desired {after.desired}"
-    for each in fields(View):
-        if each.name != "workers" and getattr(old, each.name) != (now := getattr(after, each.name)):
-            yield f"{each.name} {_value_text(getattr(old, each.name))} -> {_value_text(now)}"
+    yield from _field_changes(old, after)
     there = {worker.id: worker for worker in old.workers}
     for worker in after.workers:
         known = there.pop(worker.id, None)
         if known is None:
             yield f"{worker.id} new, {worker.phase}"
         elif known != worker:
-            yield f"{worker.id} {' '.join(_worker_changes(known, worker))}"
+            yield f"{worker.id} {' '.join(_field_changes(known, worker))}"
     for gone in there:
         yield f"{gone} gone"
 
 
-def _worker_changes(before: WorkerView, after: WorkerView) -> Iterator[str]:
-    for each in fields(WorkerView):
+def _field_changes(before: View | WorkerView, after: View | WorkerView) -> Iterator[str]:
+    for each in fields(before):
         old, new = getattr(before, each.name), getattr(after, each.name)
-        if old != new:
-            yield (
-                f"{old} -> {new}"
-                if each.name == "phase"
-                else f"{each.name} {_value_text(old)} -> {_value_text(new)}"
-            )
+        if old != new and each.name != "workers":
+            name = "" if each.name == "phase" else f"{each.name} "
+            yield f"{name}{_value_text(old)} -> {_value_text(new)}"
 
 
 def _value_text(value: object) -> str:
