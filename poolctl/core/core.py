@@ -846,16 +846,12 @@ class Goal:
             return False
         if entry.failed and entry.listener.state is not Listener.CLOSED:
             return False  # connections must be refused before the failure is reported
-        over = entry.failed or entry.completed
-        return over or self._failed_or_blocked(entry) or self._reached(entry) or self.is_overtaken(entry)
-
-    def _failed_or_blocked(self, entry: Entry) -> bool:
-        if self.has_failed(entry):
+        if entry.failed or entry.completed or self.has_failed(entry):
             return True
-        blocker = self._blocker(entry)
-        if blocker is not None:
+        if blocker := self._blocker(entry):
             self._stuck[entry.name] = blocker
-        return blocker is not None
+            return True
+        return self._reached(entry) or self.is_overtaken(entry)
 
     def _blocker(self, entry: Entry) -> Entry | None:
         if entry.desired.ignore_dependencies or entry.has_serving_generation or not entry.wanted:
