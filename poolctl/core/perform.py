@@ -395,7 +395,7 @@ class Executor:
             case RunHook(hook):
                 self.run_hook(entry, RunningHook(hook))
             case EndHook():
-                self.end_hook(entry)
+                self._end_hook(entry, entry.config.stop_timeout)
 
     def _spawn(self, entry: Entry, generation: int, index: int) -> None:
         config = entry.config_of(generation)
@@ -576,12 +576,12 @@ class Executor:
         entry.hooks.running = hook
         self._queue.run(self._run_hook(entry, hook))
 
-    def end_hook(self, entry: Entry) -> None:
-        """Ask the running hook to end; kill it after the server's `stop_timeout`."""
-        assert entry.hooks.running is not None
-        entry.hooks.running.ends = True
-        if entry.hooks.running.placement is not None:
-            self._queue.run(self._stop_hook(entry.hooks.running.placement, entry.config.stop_timeout))
+    def _end_hook(self, entry: Entry, limit_seconds: float) -> None:
+        hook = entry.hooks.running
+        if hook is not None:
+            hook.ends = True
+            if hook.placement is not None:
+                self._queue.run(self._stop_hook(hook.placement, limit_seconds))
 
     def kill_hook(self, entry: Entry) -> None:
         """Kill the running hook at once, and cancel the after_stop hook of the stop in progress."""
@@ -590,10 +590,7 @@ class Executor:
                 f"{entry.name}: was killed: hooks.after_stop was not run to its end"
             )
             entry.hooks.after_stop_due = False
-        if entry.hooks.running is not None:
-            entry.hooks.running.ends = True
-            if entry.hooks.running.placement is not None:
-                self._queue.run(self._stop_hook(entry.hooks.running.placement, 0))
+        self._end_hook(entry, 0)
 
     async def _run_hook(self, entry: Entry, hook: RunningHook) -> None:
         begun_at = self._clock.time()
@@ -603,23 +600,28 @@ class Executor:
             how = exit_.message if exit_.signal is None else f"was {exit_.message}"
             message = await self._hook_message(entry, f"hooks.{hook.name} {how}", begun_at)
         entry.hooks.running = None
-        if hook.name == BEFORE_START:
-            self._start_hook_ended(entry, hook, exit_, message, hint, begun_at)
-        else:
+        if hook.name != BEFORE_START:
             entry.hooks.after_stop_due = False
             if message:
                 cause = entry.desired.cause.cause if entry.desired.cause is not None else ""
                 self._report(entry, "hook failed", message, cause=cause)
+        elif hook.ends:
+            pass  # the hook runs again if the server has been started meanwhile
+        elif message and entry.wanted:
+            # The failure is reported with the lines that the hook printed.
+            entry.observed.failed_since = begun_at
+            entry.observed.last_exit, entry.observed.next_step = exit_, give_up_text(entry)
+            note_failure(entry, failure_of(entry, message, hint))
+            entry.become(Desired.FAILED)
+        elif not message:
+            entry.hooks.before_start_due = False
         self._queue.touch(entry, progressed=True)
 
     async def _hook_outcome(self, entry: Entry, hook: RunningHook) -> tuple[Exit, str]:
-        config = entry.config
-        if hook.name == BEFORE_START:
-            limit = config.start_timeout
-        else:
-            limit = config.stop_timeout
-            if entry.desired.stop_seconds is not None:
-                limit = min(limit, entry.desired.stop_seconds)
+        config, is_start = entry.config, hook.name == BEFORE_START
+        limit = config.start_timeout if is_start else config.stop_timeout
+        if not is_start and entry.desired.stop_seconds is not None:
+            limit = min(limit, entry.desired.stop_seconds)
         hooks = self._runner.capabilities.hooks
         if hook.placement is None:
             if config.hooks is None or not getattr(config.hooks, hook.name):
@@ -634,7 +636,7 @@ class Executor:
         exit_ = await self._end_of_hook(hook, hook.placement, limit)
         hint = f"poolctl logs {entry.name}"
         if exit_.status is None and exit_.signal is None:
-            which = "start_timeout" if hook.name == BEFORE_START else "stop_timeout"
+            which = "start_timeout" if is_start else "stop_timeout"
             hint += f"; {which} says how long it may take"
         return exit_, hint
 
@@ -663,20 +665,6 @@ class Executor:
         lines = await last_lines(self._runner, entry.name, LINES_READ, since)
         reason = cause_of(lines, entry.config).text
         return f"{message}: {reason}" if reason and not is_quoted(reason, message) else message
-
-    def _start_hook_ended(
-        self, entry: Entry, hook: RunningHook, exit_: Exit, message: str, hint: str, begun_at: float
-    ) -> None:
-        if hook.ends:
-            return  # the hook runs again if the server has been started meanwhile
-        if not message:
-            entry.hooks.before_start_due = False
-        elif entry.wanted:
-            # The failure is reported with the lines that the hook printed.
-            entry.observed.failed_since = begun_at
-            entry.observed.last_exit, entry.observed.next_step = exit_, give_up_text(entry)
-            note_failure(entry, failure_of(entry, message, hint))
-            entry.become(Desired.FAILED)
 
     def _report(self, entry: Entry, event: str, message: str, **detail: str) -> None:
         """Report a problem: as a warning of the current command, in the log, and as an event."""
