@@ -549,22 +549,16 @@ class Executor:
         """
         if entry.desired.newest != newest or entry.ready or entry.listener.armed is not None:
             return
-        coming = [
-            each for each in entry.observed.workers.values() if each.phase in (Phase.PLACING, Phase.STARTING)
-        ]
-        for worker in coming[:1]:
-            # A start is in progress: no connection is closed before it has succeeded or failed.
-            assert worker.task is not None
-            worker.task.add_done_callback(
-                partial(self._close_waiting_after_failed_wake, entry, worker, newest)
-            )
-            return
+        for worker in entry.observed.workers.values():
+            if worker.phase in (Phase.PLACING, Phase.STARTING):
+                self._queue.run(self._close_after_failed_start(entry, worker, newest))
+                return
         if self._sleep is not None:
             self._sleep.close_waiting(entry.config.key)
 
-    def _close_waiting_after_failed_wake(
-        self, entry: Entry, worker: Worker, newest: int, ended: asyncio.Task[None]
-    ) -> None:
+    async def _close_after_failed_start(self, entry: Entry, worker: Worker, newest: int) -> None:
+        assert worker.task is not None
+        await asyncio.wait({worker.task})
         if worker.ready_at is None:
             self._close_waiting(entry, newest)
 
