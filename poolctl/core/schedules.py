@@ -110,8 +110,8 @@ _SET_BACK_SECONDS = 3 * 3600.0
 _UNKNOWN_END = Exit(message="it ended while no supervisor ran, and its exit status is not known")
 
 
-def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> str:
-    """Why to skip a run that is due; "" to begin it. `blocker` is an obstacle that the caller has found, or ""."""
+def reason_to_skip(entry: Entry, due: float, now: float) -> str:
+    """Why to skip a run that is due; "" if neither the time nor an earlier run prevents it."""
     if now >= due + MINUTE_SECONDS:
         return "its time has passed: the machine was suspended, or its clock was set"
     if entry.desired.state is Desired.RUN or entry.observed.workers:
@@ -120,7 +120,7 @@ def reason_to_skip(entry: Entry, due: float, now: float, blocker: str = "") -> s
             if entry.schedule.run_since
             else "it still runs"
         )
-    return blocker
+    return ""
 
 
 def end_run(entry: Entry, exit_: Exit, now: float, *, stopped: bool = False) -> None:
@@ -219,8 +219,7 @@ class ScheduledRuns:
             self._timer.set(entry.schedule.next_run)
 
     def _begin_or_skip(self, entry: Entry, due: float, now: float) -> None:
-        reason = reason_to_skip(entry, due, now, self._blocker(entry))
-        if reason:
+        if reason := reason_to_skip(entry, due, now) or self._blocker(entry):
             self._record_skip(entry, due, reason)
             return
         with caused_by(f"every {entry.config.every}"):

@@ -77,9 +77,7 @@ class Worker:
     probes: WorkerProbes | None = None  # None while it is not probed
     stopped_accepting: bool = False  # it has stopped accepting connections
     files: dict[str, str] = field(default_factory=dict)  # digests of the files that it has read
-    files_before: dict[str, str] = field(
-        default_factory=dict
-    )  # digests of the files in use before it started
+    files_before: dict[str, str] = field(default_factory=dict)  # digests in use before it started
     certificate_ends: float | None = None  # when the certificate it uses expires, in seconds since the epoch
     passed_over: float | None = None  # when the certificate in the file expired, which is therefore not used
     idle: bool = False  # ready, and without traffic for its server's scale.idle
