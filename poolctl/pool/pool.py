@@ -900,7 +900,12 @@ class PoolConfig(Configuration):
     def __init__(self, servers: Servers = ()) -> None:
         super().__init__()
         self._context: PoolContext | None = None
-        self._servers = self._without_conflicts(self._parsed(servers))
+        made: list[ServerConfig] = []
+        try:
+            made, self._problems = configurations(servers)
+        except TypeError:
+            self._problems.append(Problem(f"{shown(servers)} is no list of servers", hint="give it a list"))
+        self._servers = self._without_conflicts(made)
 
     @classmethod
     def load(
@@ -921,14 +926,6 @@ class PoolConfig(Configuration):
         # A PoolConfig has the same attributes as a Configuration.
         vars(config).update(vars(load(paths, env)))
         return config
-
-    def _parsed(self, servers: Servers) -> list[ServerConfig]:
-        try:
-            made, self._problems = configurations(servers)
-        except TypeError:
-            made = []
-            self._problems.append(Problem(f"{shown(servers)} is no list of servers", hint="give it a list"))
-        return made
 
     def _without_conflicts(self, servers: list[ServerConfig]) -> list[ServerConfig]:
         out: set[int] = set()
