@@ -771,12 +771,3 @@ class Availability:
         """The share of the time that the server was up, from 0 to 1; None before any time was counted."""
         total = self.uptime + self.downtime
         return self.uptime / total if total else None
-
-    def to_dict(self) -> dict[str, object]:
-        """The values as a document from which `from_dict` creates an equal object."""
-        return {name: getattr(self, name) for name in self.__slots__}
-
-    @classmethod
-    def from_dict(cls, kept: Table) -> Availability:
-        """An object that continues with the values from `to_dict`, on the same monotonic clock."""
-        return cls(**{each.name: kept[each.name] for each in fields(cls) if each.name in kept})

@@ -23,7 +23,7 @@ from poolctl.control.server_answers import (
 )
 from poolctl.core.core import Core
 from poolctl.core.server_entry import Availability, Entry, Worker
-from poolctl.json_form import Table
+from poolctl.json_form import Table, from_json, to_json
 from poolctl.monitor.event_queue import Events
 from poolctl.monitor.journal import JournalEvent
 from poolctl.monitor.metrics import (
@@ -92,7 +92,7 @@ class Totals:
         self._passed = {name: dict(counts) for name, counts in kept.get("passed", {}).items()}
         self._wakes = kept.get("wakes", {})
         self._availability = {
-            name: Availability.from_dict(each) for name, each in kept.get("availability", {}).items()
+            name: from_json(Availability, each) for name, each in kept.get("availability", {}).items()
         }
         self._added = set(kept.get("added", ()))
         self._stale.update(self._counts, self._passed, self._wakes, self._availability)
@@ -160,7 +160,7 @@ class Totals:
         if name in self._wakes:
             self._encoded["wakes"].put(name, self._wakes[name])
         if name in self._availability:
-            self._encoded["availability"].put(name, self._availability[name].to_dict())
+            self._encoded["availability"].put(name, to_json(self._availability[name]))
 
     def _note(self, name: str) -> None:
         self._stale.add(name)

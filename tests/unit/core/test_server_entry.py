@@ -41,6 +41,7 @@ from poolctl.core.server_entry import (
     restore,
 )
 from poolctl.errors import ServerError
+from poolctl.json_form import from_json, to_json
 from poolctl.runners.runner_protocol import Placement
 from poolctl.states import Status
 from poolctl.time_windows import Period
@@ -340,7 +341,7 @@ def test_asleep_it_is_up_and_a_probe_that_says_ko_makes_it_down() -> None:
 def test_a_successor_goes_on_where_the_other_was() -> None:
     seen = Availability()
     seen.note(0, state="running")
-    after = Availability.from_dict(json.loads(json.dumps(seen.to_dict())))
+    after = from_json(Availability, json.loads(json.dumps(to_json(seen))))
     after.settle(50)
     assert after.uptime == 50
 
