@@ -351,8 +351,9 @@ class Pool(Mapping[str, Server], StartAndStop):
     def _stop_removed(self, servers: Iterable[Server]) -> None:
         """Order the active ones among these removed servers to stop; does not wait. The caller must hold LOCK."""
         busy = [handle for server in servers if (handle := live_handle(server)) is not None and handle.busy]
-        order_stop(busy)
-        self._departed.update(busy)
+        if busy:
+            order_stop(busy)
+            self._departed.update(busy)
 
     async def join(self) -> None:
         """Wait until all servers that were ordered to stop have stopped.
@@ -851,8 +852,8 @@ class HotReload:
             return
         server._put(config)
         if config.disabled:
-            if handle is not None and is_wanted and (future := order_stop([handle])) is not None:
-                self._stops.add(future)
+            if handle is not None and is_wanted:
+                self._stops.add(order_stop([handle]))
         elif is_wanted:
             self._to_start.append(server)
             if change.kind is Kind.UPDATE or config.every is not None:

@@ -895,21 +895,17 @@ def seconds(timeout: Timeout) -> float | None:
 
 async def stop(servers: Sequence[Server], limit: float | None) -> None:
     """Stop the servers, dependents first; waits. `limit` (seconds) caps each `stop_timeout`. Raises PoolStopError."""
-    future = order_stop([handle for server in servers if (handle := live_handle(server)) is not None], limit)
-    if future is not None:
+    handles = [handle for server in servers if (handle := live_handle(server)) is not None]
+    if handles:
         # Shielded, so that no server is left half stopped if the caller gives up waiting.
-        await asyncio.shield(asyncio.wrap_future(future))
+        await asyncio.shield(asyncio.wrap_future(order_stop(handles, limit)))
 
 
-def order_stop(
-    handles: Sequence[Handle], limit: float | None = None
-) -> concurrent.futures.Future[None] | None:
+def order_stop(handles: Sequence[Handle], limit: float | None = None) -> Future:
     """Order the servers to stop, from any thread; returns at once, with a future that is done when all have ended.
 
-    Returns None if `handles` is empty. `limit` (seconds) caps each `stop_timeout`. The future may raise PoolStopError.
+    `limit` (seconds) caps each `stop_timeout`. The future may raise PoolStopError.
     """
-    if not handles:
-        return None
     with LOCK:
         # On the engine's thread at once, so that a start ordered afterwards finds the servers stopping.
         begun = _begin_stop(handles, limit) if loop_thread.is_own_thread() else None
@@ -917,7 +913,7 @@ def order_stop(
         for handle in handles:
             handle.stops.add(future)
 
-    def over(future: concurrent.futures.Future[None]) -> None:
+    def over(future: Future) -> None:
         for handle in handles:
             handle.stops.discard(future)
 
@@ -1004,7 +1000,7 @@ class StartOrder:
             dependency.name for server in servers for dependency in server.config.depends_on
         }
         self._errors: dict[Server, ServerError] = {}
-        self._stops: list[concurrent.futures.Future[None]] = []
+        self._stops: list[Future] = []
         self._handles: list[Handle] = []
 
     async def run(self) -> None:
@@ -1050,8 +1046,8 @@ class StartOrder:
             config, startable = server.config, True
             if self._holds is not None and config.disabled:
                 startable = False
-                if handle.observed.state is State.RUNNING and (future := order_stop([handle])) is not None:
-                    self._stops.append(future)
+                if handle.observed.state is State.RUNNING:
+                    self._stops.append(order_stop([handle]))
                     continue
             elif handle.entry is None and handle.observed.ready and self._kind is PoolStartError:
                 continue  # the job has already ended
