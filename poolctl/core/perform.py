@@ -245,7 +245,6 @@ _STACKS_SECONDS = 1.0
 _ANSWER_SHARE = 0.9  # the runner's share of that time
 # These limits keep an event, and the state given to a successor, below about 50 KB.
 _MOST_STACKS, _MOST_FRAMES = 20, 20
-_MOST_SERVERS = 100
 
 
 class StackReports:
@@ -254,7 +253,6 @@ class StackReports:
     def __init__(self, runner: Runner, recorder: Recorder) -> None:
         self._runner = runner
         self._recorder = recorder
-        self._last: dict[str, WorkerStacks] = {}  # by server name
 
     @property
     def possible(self) -> bool:
@@ -274,12 +272,8 @@ class StackReports:
         except Exception:
             logger.exception("the stacks of worker %s cannot be taken", worker.id)
             return None
-        found = found.shortened(_MOST_STACKS, _MOST_FRAMES)
-        self._last.pop(entry.name, None)
-        self._last[entry.name] = found
-        if len(self._last) > _MOST_SERVERS:
-            del self._last[next(iter(self._last))]
-        return found
+        entry.observed.stacks = found.shortened(_MOST_STACKS, _MOST_FRAMES)
+        return entry.observed.stacks
 
     async def record_start_timeout(self, entry: Entry, worker: Worker, message: str) -> str:
         """Record the stacks of a worker not ready in time; returns `message`, plus where it hangs if that is known."""
@@ -301,10 +295,6 @@ class StackReports:
             stacks=[to_json(stacks)],
         )
         return message
-
-    def last(self, entry: Entry) -> WorkerStacks | None:
-        """The last stacks that were taken of a worker of this server, or None."""
-        return self._last.get(entry.name)
 
 
 _NO_HOOKS_HINT = "its runner makes no processes: run the pool with `poolctl start`, or leave `hooks` out"

@@ -32,6 +32,7 @@ from .decide import (
 
 if TYPE_CHECKING:
     from poolctl.probes.worker_probes import WorkerProbes
+    from poolctl.runners.stack_report import WorkerStacks
 
 RUN_SUCCEEDED, RUN_FAILED, RUN_STOPPED = "succeeded", "failed", "stopped"
 
@@ -189,6 +190,7 @@ class ObservedState:
     failed_since: float = transient(0.0)
     last_exit: Exit | None = transient(None)  # of the last worker that ended by itself
     next_step: str = transient("")  # the consequence of that exit as a sentence
+    stacks: WorkerStacks | None = transient(None)  # the last stacks that were read of a worker
     # The monotonic times of recoveries by worker index or "all", and the recovery in progress.
     recoveries: dict[str, list[float]] = persisted(factory=dict)
     recovering: Table = persisted(factory=dict)

@@ -326,7 +326,7 @@ def details(core: Core, entry: Entry, origin: dict[str, str] | None, *, reveal: 
         failure=ErrorEntry.of(entry.observed.failure) if entry.observed.failure else None,
         config=table if reveal else masked(table, hidden=withheld_values()),
         origin=origin,
-        stacks=None if (stacks := core.stacks.last(entry)) is None else to_json(stacks),
+        stacks=None if entry.observed.stacks is None else to_json(entry.observed.stacks),
         log_files=False if core.runner.capabilities.log_files is None else None,
     )
 
