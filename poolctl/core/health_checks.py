@@ -30,7 +30,6 @@ class HealthChecks:
         self._runner = runner
         self._queue = queue
         self._recorder = recorder
-        self._known: dict[str, Status] = {}  # the last reported status, for servers that were not ok
 
     async def wait_until_probes_pass(
         self, entry: Entry, worker: Worker, ending: asyncio.Future[Exit]
@@ -115,13 +114,10 @@ class HealthChecks:
         `worker` and `probe` are the worker and the probe with the new result, or None if another change is the cause.
         """
         after = entry.health_of_workers
-        before = self._known.get(entry.name, Status.OK)
+        before = entry.observed.reported_health
         if after in (Status.UNKNOWN, before):
             return
-        if after is Status.OK:
-            del self._known[entry.name]
-        else:
-            self._known[entry.name] = after
+        entry.observed.reported_health = after
         stuck = next((_stuck_message(each) for each in entry.observed.ready if each.stuck), "")
         detail: Table = {}
         if worker is not None and worker.placement is not None:

@@ -179,6 +179,7 @@ class ObservedState:
     called: bool = persisted(False)  # a request has arrived since it fell asleep
     demand: int = transient(0)  # waiting requests that have not been used to scale the server yet
     needed: bool = transient(False)  # a server that depends on it is up
+    reported_health: Status = transient(Status.OK)  # the health in its last event
     window: Period = transient(NO_PERIOD)  # the current period of its windows, even if it cannot sleep
 
     timers: list[asyncio.TimerHandle] = transient(factory=list)  # timers of its backoff
