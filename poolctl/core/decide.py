@@ -370,9 +370,8 @@ def _disarm(view: View) -> list[Action]:
 def _retire_then_close(view: View) -> list[Action]:
     if not view.may_stop:
         return []
-    staying = [worker for worker in view.workers if worker.phase not in LEAVING]
-    if staying:
-        return [_retire(worker) for worker in staying]
+    if view.staying:
+        return [_retire(worker) for worker in view.staying]
     # No worker accepts any longer, so new connections need not wait for draining workers.
     return _close(view)
 
