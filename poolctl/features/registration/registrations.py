@@ -725,12 +725,7 @@ def target_problem(url: str, tables: Tables) -> str:
         if ip.is_multicast or ip.is_unspecified:
             return f"{url} is no address of a service"
     for name, own in named_addresses(tables):
-        if (
-            own is not None
-            and own.kind == "tcp"
-            and own.port == target.port
-            and _reaches_own_address(target, ips, own)
-        ):
+        if own is not None and own.kind == "tcp" and _reaches_own_address(target, ips, own):
             return f"{url} is an address of {_owner_text(name)}"
     return ""
 
@@ -749,7 +744,9 @@ def addresses_of(host: str) -> list[Ip]:
 
 
 def _reaches_own_address(target: Address, ips: list[Ip], own: Address) -> bool:
-    """Whether a connection to the target, at one of `ips`, may reach the pool's address `own` with the same port."""
+    """Whether a connection to the target, whose host has the addresses `ips`, may reach the pool's address `own`."""
+    if target.port != own.port:
+        return False
     if target.host == own.host:
         return True
     if own.is_wildcard:
