@@ -69,7 +69,8 @@ class ErrorEntry:
         return from_json(cls, problem.to_dict())
 
     def to_error(self) -> ServerError:
-        """Convert to an exception. A `code` up to 255 is left out: it is the exit code that the PoolError sets."""
+        """Convert the entry to the error that PoolError has for one server."""
+        # A code up to 255 is the exit code of the command, which the PoolError has itself.
         code, error = (self.code, self.error) if self.code > 255 else (0, "")
         return ServerError(
             self.message, name=self.name, bind=self.bind, hint=self.hint, code=code, error=error
@@ -226,7 +227,10 @@ class ServerStep:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProgressLine:
-    """A line sent before the result, with one field set; a rollout's notice also has the canary's `generation`."""
+    """A message sent to the client before the result: a progress step, a warning, a notice or an event.
+
+    Exactly one of these fields is set. A notice of the verb `rollout` also has `generation`, the number of its canary.
+    """
 
     progress: ServerStep | None = None
     warning: str | None = None

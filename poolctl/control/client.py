@@ -94,8 +94,9 @@ class Client:
     """Sends verbs to one running supervisor, over a new connection for each call; usable from any thread.
 
     `output` is a descriptor that the caller writes to, such as a pipe: a call raises BrokenPipeError once its reader is
-    gone. `wakeup` is the pipe of signal.set_wakeup_fd(): a signal handler that raises then ends a call even if the
-    signal arrives just before the call waits. Only the main thread may use a client with `wakeup`.
+    gone. `wakeup` is the pipe given to signal.set_wakeup_fd(). With it, an exception raised by a signal handler ends
+    the call at once, even if the signal arrives just before the call begins to wait. Only the main thread may use a
+    client with `wakeup`.
     """
 
     def __init__(
@@ -123,9 +124,10 @@ class Client:
     ) -> Table:
         """Return the supervisor's result for `verb`. Blocks for at most `timeout` seconds and a short grace period.
 
-        `on_progress` gets every message that comes before the result. Raises NoSupervisor if nothing listens, and
-        ControlError: exit code 8 if the supervisor is silent or ends, 124 after the timeout. If it ends, some commands
-        are sent once more, to its successor, which completes the work.
+        `on_progress` gets every message that comes before the result. If the supervisor ends during `reload` or
+        `rollout`, the command is sent once more, to its successor, which completes the work. Raises NoSupervisor if
+        nothing listens, and ControlError: exit code 124 after the timeout, 8 if the supervisor is silent, or if it ends
+        and the command is not sent again.
         """
         end = None if timeout is None else monotonic() + timeout
         request: Table = {**(body or {})}
@@ -149,7 +151,7 @@ class Client:
         raise SupervisorEnded(self.socket_path)
 
     def refuse_unknown(self, command: str) -> None:
-        """Accept every command: the supervisor itself rejects unknown ones."""
+        """Do nothing, because a supervisor has every command."""
 
     def ask(
         self,
@@ -225,9 +227,10 @@ class Client:
     def upgrade(self, *, force: bool) -> UpgradeResult:
         """Replace supervisor and keeper by those of this version; the servers' processes keep running.
 
-        Returns when the new supervisor answers, the old one has refused, or, without `force`, the old one already
-        has this build and is kept. Raises NoSupervisor, and ControlError: 8 for a pool whose version is too old, 1 if
-        the pool still runs another version.
+        Returns the result once the new supervisor answers. Returns at once if the old supervisor refuses: then the
+        result has errors. Without `force`, an old supervisor that already has this build is kept. Raises NoSupervisor.
+        Raises ControlError with exit code 8 if the pool's version is too old, and with 1 if the old supervisor has
+        agreed but was not replaced.
         """
         from dataclasses import replace
 
@@ -366,7 +369,10 @@ async def ask_async(
 
 
 def options_of_this_version() -> Table:
-    """The options of the verb `upgrade`: how another version starts this one as its successor."""
+    """Return the options of the verb `upgrade` that name this version as the new one.
+
+    They have its version, protocol and build, and the commands that start its keeper and supervisor.
+    """
     from poolctl import bootstrap
 
     return {
@@ -436,7 +442,7 @@ def _decode(line: bytes) -> Table:
 
 
 def progress_line(document: Table) -> ProgressLine:
-    """The progress line in a message before the result. Raises ControlError."""
+    """Convert a message that came before the result. Raises ControlError if it does not have the form of one."""
     from poolctl.control.answers import ProgressLine
 
     return value_of(ProgressLine, document)

@@ -223,7 +223,7 @@ class PoolClient:
         return str(result["text"])
 
     def notify_test(self, *receivers: str) -> Table:
-        """Send a test notification to these receivers (default: all); `receivers` in the result has each outcome.
+        """Send a test notification to the named receivers, or to all; `receivers` in the result has each outcome.
 
         Raises PoolMonitorError if a receiver did not accept it, PoolParamError for an unknown name.
         """
@@ -278,7 +278,8 @@ class PoolClient:
     ) -> Table:
         """Replace the selected servers without refusing a connection. Raises PoolRestartError with every failure.
 
-        A server whose certificate has expired on disk, but not the one in use, is restarted only with `force`.
+        If the certificate in a server's file has expired, and the server still uses one that is valid, the server is
+        restarted only with `force`.
         """
         options = {"timeout": timeout, "deps": deps, "wait": wait, "force": force}
         return self._ask("restart", PoolRestartError, targets, selector, options, on_progress)
@@ -297,7 +298,7 @@ class PoolClient:
 
         A dry run's `"exit_code"` is 3 when there is a difference. `env` is the environment to read the files with
         from now on. Raises PoolValidateError with every problem of the files; then nothing is changed. Without `force`,
-        a certificate that has expired on disk, but not the one in use, is a problem.
+        an expired certificate in a file is a problem if the server still uses one that is valid.
         """
         given = None if env is None else dict(env)
         options = {"dry_run": dry_run, "env": given, "timeout": timeout, "wait": wait, "force": force}
@@ -340,11 +341,11 @@ class PoolClient:
         return self._ask("rollouts", PoolMonitorError, targets)
 
     def promote_rollout(self, *targets: str) -> Table:
-        """Let the canaries of these servers (default: all) replace the other workers now."""
+        """Let the canaries of the named servers replace the other workers now; without names, of all servers."""
         return self._ask("rollout", PoolRestartError, targets, None, {"op": "promote"})
 
     def abort_rollout(self, *targets: str) -> Table:
-        """End the canaries of these servers (default: all)."""
+        """End the canaries of the named servers; without names, of all servers."""
         return self._ask("rollout", PoolRestartError, targets, None, {"op": "abort"})
 
     def scale(
@@ -412,7 +413,7 @@ class PoolClient:
         wait: bool = True,
         **keys: object,
     ) -> Table:
-        """Add a server, until a reload, and return when it is ready.
+        """Add a server to the pool, and return when it is ready. The next reload removes it.
 
         Its keys, as in a file, are given in a mapping or as keyword arguments; paths are relative to `base_dir`. Raises
         PoolValidateError for an invalid server, ControlError (exit code 8) for a name or an address that is taken.
@@ -467,19 +468,19 @@ class PoolClient:
         return self._ask("hosts", PoolMonitorError)
 
     def disable_host(self, *hosts: str, for_seconds: Timeout = None) -> Table:
-        """Send the traffic of these hosts elsewhere for this time (default: the gateway's `traffic_re_enable`).
+        """Send the traffic of the named hosts elsewhere for the given time; with 0, until `enable_host` is called.
 
-        With 0, until `enable_host` is called. `disable_host`, `enable_host` and `drain_host` raise PoolParamError for
-        an unknown host.
+        The default is the gateway's `traffic_re_enable`. `disable_host`, `enable_host` and `drain_host` raise
+        PoolParamError for an unknown host.
         """
         return self._host("disable", hosts, seconds_of("for_seconds", for_seconds))
 
     def enable_host(self, *hosts: str) -> Table:
-        """Send traffic to these hosts again, at once."""
+        """Send traffic to the named hosts again, at once."""
         return self._host("enable", hosts)
 
     def drain_host(self, *hosts: str) -> Table:
-        """Send new clients elsewhere; clients whose sticky cookie names one of these hosts keep using it."""
+        """Send new clients elsewhere; clients whose sticky cookie names one of the given hosts keep using that host."""
         return self._host("drain", hosts)
 
     def health_info(self, *, routes: bool = False) -> dict[str, Table]:

@@ -117,7 +117,7 @@ class PoolRegistry(TableRegistry):
             self._reported = reported
 
     def _fetch(self, generation: int) -> None:
-        """Map the supervisor's table, unless the table in use already has this generation."""
+        """Fetch and map the supervisor's route table, unless the mapped one has the given generation number."""
         if generation == (0 if self._latest is None else self._latest.generation):
             return
         fd = _table_of(self._client)
@@ -149,17 +149,17 @@ class _Generations:
         self._socket = client.open(_VERB, {"options": {"follow": True}})
 
     def first(self) -> int:
-        """Wait for the first report, and return its generation. Raises the errors of `newest`, and TimeoutError."""
+        """Wait for the first generation number, and return it. Raises the errors of `newest`, and TimeoutError."""
         while self._generation is None:
             self._read(self._socket.recv(_READ_BYTES))
         self._socket.setblocking(False)
         return self._generation
 
     def newest(self) -> int:
-        """The generation that was last reported; 0 before the first report. Does not wait.
+        """Read what the supervisor has sent, without waiting; return the newest generation number, or 0 if none came.
 
-        Raises SupervisorEnded once the connection has ended, ControlError for a refusal or an answer that is not
-        understood, PoolError for an answer with errors, OSError if the connection is broken.
+        Raises SupervisorEnded once the connection has ended, OSError if it is broken. Raises ControlError if the
+        supervisor has refused the request or sent something else, PoolError if its answer has errors.
         """
         with contextlib.suppress(BlockingIOError):
             while True:
@@ -191,7 +191,7 @@ class _Generations:
 
 
 def _table_of(client: Client) -> int | None:
-    """A descriptor of the supervisor's current table, which the caller closes; None if there is no table."""
+    """Return a descriptor of the supervisor's route table, which the caller closes; None if the pool has no table."""
     connection = client.open(_VERB, {})
     fds: list[int] = []
     try:

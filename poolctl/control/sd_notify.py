@@ -27,7 +27,7 @@ def is_main(env: Mapping[str, str]) -> bool:
 
 
 def notify(env: Mapping[str, str], *lines: str) -> bool:
-    """Send the lines as one message; returns whether it was sent. Never raises, never blocks."""
+    """Send `lines`, such as READY, as one message; return whether it was sent. Never raises, never blocks."""
     name = env.get(SOCKET_VARIABLE, "")
     if name[:1] not in ("/", "@"):
         return False

@@ -203,8 +203,8 @@ class MetricsResult(Result):
 class HealthReport:
     """The health of one route or server (see route_health), without fields that the requested depth leaves out.
 
-    `kind` is "route" or "server". " (server)" is added to the name of a server that a route has too. A latency that was
-    not measured is null in JSON.
+    `kind` is "route" or "server". If a route and a server have the same name, the server's gets the suffix " (server)".
+    A latency that was not measured is null in JSON.
     """
 
     name: str

@@ -76,7 +76,7 @@ class ReaderFailed(Exception):
 
     @property
     def result(self) -> Result:
-        """The error response to a command that needed an answer from the reader process."""
+        """The answer to the client whose command needed the reader process: the error, with exit code 8."""
         return Result(errors=(failure(PoolValidateError, str(self), self.hint),), exit_code=CONFLICT)
 
 
@@ -173,10 +173,11 @@ class ConfigurationReader:
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
     ) -> tuple[int, Reading]:
-        """Read these files; returns the number of this reading, for `outside`, and the configuration or its problems.
+        """Read the files; return a number for this reading, and the configuration or its problems.
 
-        With `env` None, this process's environment is used. Raises ReaderFailed, like the other methods; with `first`
-        (for a pool that is being started) also if the reader process uses no processor time for some seconds.
+        The number identifies the reading in a later call of `outside`. With `env` None, this process's environment is
+        used. Raises ReaderFailed if the reader process gives no answer. With `first`, for a pool that is being started,
+        it is also raised if that process uses no processor time for 20 seconds.
         """
         self._number += 1
         request = ("read", self._number, [*files], env and dict(env), access_log)
@@ -196,6 +197,7 @@ class ConfigurationReader:
         """Check the files, users and programs that the servers called `names` refer to; returns problems and warnings.
 
         `number` is the one that `read` returned. The warnings are about all servers of that reading, not only `names`.
+        Raises ReaderFailed.
         """
         request = ("outside", number, [*names])
         found: OutsideFindings | None = await self._ask(*request)
@@ -216,7 +218,7 @@ class ConfigurationReader:
         base_dir: str,
         env: Mapping[str, str] | None,
     ) -> ServerConfig:
-        """Validate the `table` of the command `add`; returns the server. Raises PoolValidateError.
+        """Validate the `table` of the command `add`; return the server. Raises PoolValidateError, ReaderFailed.
 
         The server inherits the defaults in `surroundings`. Paths in the table are relative to `base_dir`.
         """
@@ -229,7 +231,10 @@ class ConfigurationReader:
     async def origins(
         self, files: Sequence[str], env: Mapping[str, str] | None, marks: Marks, names: Sequence[str]
     ) -> dict[str, dict[str, str] | None]:
-        """The FILE:LINE where each key of these servers is set, by name and key; {} if files differ from `marks`."""
+        """Return the FILE:LINE where each key of the named servers is set, by server and key.
+
+        Returns {} if the files have changed since they had `marks`. Raises ReaderFailed.
+        """
         found: dict[str, dict[str, str] | None]
         found = await self._ask("origins", [*files], env and dict(env), marks, [*names])
         return found
@@ -456,7 +461,10 @@ class ActiveConfiguration:
         return [from_json(ErrorEntry, problem) for problem in problems]
 
     async def origins(self, names: Sequence[str]) -> dict[str, dict[str, str] | None]:
-        """The FILE:LINE that sets each key of these servers, by name and key; {} if files changed or cannot be read."""
+        """Return the FILE:LINE where each key of the named servers is set, by server and key.
+
+        Returns {} if the files have changed since the pool read them, or cannot be read.
+        """
         if self.marks is None or not names:
             return {}
         try:
@@ -574,9 +582,10 @@ class ActiveConfiguration:
             self._self_binding.remember(entry.config)
 
     async def mark_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
-        """Record the servers that bind their own address without `socket = "program"`; `start` warns of each only once.
+        """Record which servers bind their own address without `socket = "program"`; return the names already recorded.
 
-        Returns the names recorded by earlier calls since the files last changed; empty if `servers` has no such server.
+        `start` warns of each server that is not yet recorded. A change of the files clears the record. Returns an
+        empty set if none of `servers` is of this kind.
         """
         found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
         return await asyncio.to_thread(self._save_warned, found) if found else found
@@ -638,9 +647,9 @@ def write_object(path: str, content: dict[str, Any]) -> None:
 
 
 class SelfBindingPrograms:
-    """Records in a file which servers' commands open their sockets themselves.
+    """Remembers in a file which servers' commands open their sockets themselves, for later starts of the pool.
 
-    A record is valid until the command changes.
+    What was remembered of a server is ignored once its command has changed.
     """
 
     def __init__(self, path: str) -> None:
@@ -648,14 +657,14 @@ class SelfBindingPrograms:
         self._commands = read_json_object(path)
 
     def remember(self, server: ServerConfig) -> None:
-        """Record that this server's command opens its socket itself."""
+        """Write to the file that the server's command opens its socket itself."""
         digest = _digest(server)
         if self._commands.get(server.name) != digest:
             self._commands[server.name] = digest
             write_object(self._path, self._commands)
 
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
-        """Return the servers, with `socket = "program"` added to recorded servers whose tables do not set `socket`."""
+        """Return the servers, with `socket = "program"` for each remembered one whose table does not set `socket`."""
         return [server.but(socket="program") if self._opens_its_own(server) else server for server in servers]
 
     def _opens_its_own(self, server: ServerConfig) -> bool:

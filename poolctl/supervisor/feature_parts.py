@@ -53,7 +53,7 @@ class FeaturePart:
         return {}
 
     async def adopt_survivors(self) -> None:
-        """If a process of this feature has outlived its keeper, put its sockets into the new keeper's store."""
+        """Put the sockets of the feature's process into the new keeper's store, if it has outlived the old keeper."""
 
     def apply_tables(self, tables: Tables) -> None:
         """Apply the configuration's tables, except [[server]]. Called at the start and after each change."""
@@ -62,9 +62,10 @@ class FeaturePart:
         """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until the part has applied the command's changes; returns `result`, with the part's messages added.
+        """Wait until the part has applied the command's changes; return `result`, with the part's messages added.
 
-        The default waits only for `start`, until `wait_for_opening` returns, and adds `problems` as warnings.
+        This base method waits only after the verb `start`: it awaits `wait_for_opening`, and adds `problems` to the
+        warnings.
         """
         if verb != "start":
             return result
@@ -178,9 +179,10 @@ class FeatureParts:
         return [part for part in self if isinstance(part, kind)]
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until all parts have applied the command's changes to servers; returns the command's result.
+        """Wait until every feature has applied the command's changes to servers; return the command's result.
 
-        Adds the parts' warnings to the result, and whether the pool serves clients although it has no servers.
+        The result gets the features' warnings. Its field `without_servers` is set if a feature, such as the gateway,
+        serves clients even without servers.
         """
         for part in self:
             result = await part.conclude(verb, call, result)

@@ -405,7 +405,7 @@ class MemoryLimit:
         self._measuring: asyncio.Task[None] | None = None
 
     def entry_changed(self, entry: Entry) -> None:
-        """Measure the memory of the server's workers repeatedly from now on, if the server has a memory limit."""
+        """Begin to measure the memory of the server's workers repeatedly, if the server has a memory limit."""
         if entry.config.limits.memory is None:
             return
         for worker in entry.observed.workers.values():
@@ -465,7 +465,10 @@ def _recoveries_of(entry: Entry, worker: Worker) -> list[float]:
 def _recovery_times(
     entry: Entry, step: Step, problems: list[WorkerProblem], now: float
 ) -> dict[str, list[float]]:
-    """The recovery times in `recovery.window` and `now`, by worker index, or by "all" if all workers are replaced."""
+    """Return the times of the recoveries within the server's `recovery.window`, with `now` added for this recovery.
+
+    The keys are the indexes of the workers, and "all" for recoveries that replace all workers.
+    """
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
     known = {
         key: within(times, entry.config.recovery.window, now)
@@ -547,7 +550,7 @@ class HeartbeatState:
 
 
 class Heartbeat:
-    """Sends heartbeats to ready workers of servers passed to `entry_changed`, and reports hung ones to `recovery`."""
+    """Sends heartbeats to ready workers of each server passed to `entry_changed`; reports hung ones to `recovery`."""
 
     def __init__(
         self,
@@ -571,7 +574,7 @@ class Heartbeat:
         self._awake_since = 0.0
 
     def entry_changed(self, entry: Entry) -> None:
-        """Send heartbeats to the server's ready workers from now on."""
+        """Begin to send heartbeats to the server's ready workers that are not sent any yet."""
         interval = entry.config.recovery.heartbeat
         if not interval or not entry.observed.workers or entry.config.command:
             return
@@ -599,7 +602,7 @@ class Heartbeat:
             self._timer = asyncio.get_running_loop().call_later(delay, self.tick)
 
     def tick(self) -> None:
-        """Check the answers of all workers that are due, and send them heartbeats."""
+        """Check the answers of the workers whose time has come, and send these workers the next heartbeat."""
         now = self._clock.monotonic()
         if now - self._timer_at > _PAUSED_SECONDS:
             # The pause does not count as time for an answer: the workers were probably paused too.

@@ -145,7 +145,10 @@ def _launch(
 def _programs(
     files: Sequence[str], pool_directory: str, env: Mapping[str, str], without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The commands of the supervisor and the runner's processes, by name; the latter do not get variables `without`."""
+    """Return the commands of the supervisor and of the runner's processes, such as the logger, by process name.
+
+    The environment variables `without` are not passed to the runner's processes.
+    """
     supervisor = bootstrap.command(sys.executable, "supervisor", pool_directory, *files)
     programs = {
         fd_store.SUPERVISOR: Companion(supervisor, f"{pool_directory}/supervisor.log", session=False),

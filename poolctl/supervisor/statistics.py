@@ -102,14 +102,17 @@ class Totals:
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
     def passed_by_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """The number of requests per route passed by gateways to the server's exited workers, by `tally.route_mark`."""
+        """Return the number of requests of each route that the server's exited workers were passed by a gateway.
+
+        The keys are the routes' numbers from `tally.route_mark`.
+        """
         found = self.counts_by_route_of_ended_workers(entry)
         return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
 
     def counts_by_route_of_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """The numbers, per route, of requests that gateways passed to the server's exited workers, and of errors.
+        """Return the numbers of requests and errors of each route that a gateway passed to the server's exited workers.
 
-        The keys are `tally.route_mark` of the route for requests, and its `tally.error_mark` for errors.
+        A route has two keys: `tally.route_mark` for its requests, and `tally.error_mark` for its errors.
         """
         return self._passed.get(entry.name, {})
 

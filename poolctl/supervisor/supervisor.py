@@ -180,9 +180,10 @@ class Supervisor(Receiver, CoreEvents):
         self._watch = KeeperWatch(self._keeper, self._keeper_pid, self.events)
 
     async def _begin(self, listener: socket.socket) -> None:
-        """Load the configuration and start to answer requests. The first answer reports configuration problems.
+        """Load the configuration, adopt running workers, and start to answer requests on `listener`.
 
-        The first supervisor of a pool accepts requests while it reads the files; a ping reports that it is reading.
+        If no earlier supervisor of the pool has stored a configuration, the files are read. Requests are accepted
+        meanwhile: a ping is answered with `reading` set, and other commands wait.
         """
         self._control = ControlServer(self._handle, DescriptorReserve())
         servers = await self._configuration.take_over()
@@ -246,7 +247,8 @@ class Supervisor(Receiver, CoreEvents):
     async def _import_rest(self, *, is_watching: bool) -> None:
         """Import modules that a start does not need, before an upgrade can replace the package's files.
 
-        Then begin the health checks, unless they have begun (`is_watching`) or the supervisor is calm (see Supervisor).
+        Then begin the health checks. With `is_watching` they have begun already. A supervisor in calm mode, which takes
+        no automatic action, makes none.
         """
         await asyncio.sleep(_AFTER_START_SECONDS)
         await self._verbs.build.digest()
@@ -339,7 +341,10 @@ class Supervisor(Receiver, CoreEvents):
         return answer
 
     async def _wait_to_begin(self, request: Request) -> None:
-        """Wait until commands can be handled. If the request stops a pool without orphans, stop reading its files."""
+        """Wait until the configuration files have been read, so that commands can be handled.
+
+        If the request is to stop the whole pool, reading is cancelled, unless workers of a killed pool still run.
+        """
         if _stops_everything(request) and not has_orphans(os.environ, self.directory):
             self._configuration.stop_reading()
         try:
@@ -452,10 +457,10 @@ class Supervisor(Receiver, CoreEvents):
         asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """The verb's result, with the features' data.
+        """Return the verb's result, with the fields that features add to it, such as the gateway's status.
 
-        After a command that changes servers, waits until the features have applied its changes. `start` also adds
-        warnings about tables (such as [metrics]) that cannot be served.
+        After a command that changes servers, wait until the features have applied its changes. The result of `start`
+        also warns of each table, such as [metrics], whose address cannot be served.
         """
         result = await self._parts.extend(verb, call, result)
         if verb not in CHANGING_VERBS or result.ended:
@@ -558,7 +563,7 @@ class Supervisor(Receiver, CoreEvents):
         self._begin_to_stop()
 
     async def _replace(self, keeper: list[str], supervisor: list[str]) -> NoReturn:
-        """Have the keeper execute another version of itself, which starts its own supervisor; then exit."""
+        """Have the keeper execute another version of itself, which starts its own supervisor; then end this process."""
         logger.info("another version takes over: %s", supervisor)
         self._save()
         # The zygote would fork gateways of this build, and an earlier version does not know the zygote.
@@ -675,8 +680,8 @@ async def adopt(
 async def adopt_late_orphans(core: Core) -> bool:
     """Search for two minutes for orphans (workers whose keeper and supervisor died) that did not answer earlier.
 
-    Returns True once the keeper holds an orphan, which this supervisor's successor should adopt; False if none is
-    found. An orphan whose server already runs again is stopped.
+    Return True as soon as orphans are found: their sockets are then in the keeper's store, and the caller exits so that
+    its successor adopts them. Return False if none is found. An orphan whose server already runs again is stopped.
     """
     takeover = core.runner.capabilities.takeover
     if takeover is None:
@@ -731,7 +736,7 @@ def _listeners(core: Core, endpoints: Mapping[str, tuple[str, ...]]) -> None:
 
 
 class RuntimeFiles:
-    """Maintains the pool's files in its runtime directory until `withdraw`."""
+    """Maintains the control socket, info.json and the symlink `@name` of a pool until `withdraw` removes them."""
 
     def __init__(self, directory: str, files: Sequence[str]) -> None:
         self._directory = directory
@@ -809,9 +814,9 @@ class RuntimeFiles:
                 logger.warning("%s had vanished, at least in part, and was restored", self._directory)
 
     async def _wait_for_removal(self) -> None:
-        """Wait until files may have been removed, for at most a minute.
+        """Wait until a user or program may have removed the control socket or info.json, for at most a minute.
 
-        Returns at once if some are missing, or if removals cannot be watched.
+        Return at once if one of them is missing, or if removals cannot be watched.
         """
         loop, removed = asyncio.get_running_loop(), asyncio.Event()
         with contextlib.suppress(OSError, TimeoutError), DirectoryWatch() as watch:
@@ -838,7 +843,10 @@ class RuntimeFiles:
             os.close(lock)
 
     def withdraw(self) -> None:
-        """Remove the files. A second call has no effect, because the files may then belong to another supervisor."""
+        """Remove the control socket, info.json and the symlink with the pool's name.
+
+        A second call has no effect, because the files may then belong to another supervisor.
+        """
         if self.withdrawn:
             return
         self.withdrawn = True

@@ -100,10 +100,10 @@ class Service:
 
 
 def _count_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
-    """The number of servers that should run, and those of them that are neither ready nor asleep.
+    """Count the servers that should run; also return the ones among them that are neither ready nor asleep.
 
-    The number is None if servers are enabled but none has been started yet; 0 if all servers are stopped or disabled,
-    or the pool has none.
+    The count is 0 if all servers are stopped or disabled, or the pool has none. It is None if servers are enabled, but
+    no server has been started yet.
     """
     able = [
         entry

@@ -64,14 +64,15 @@ async def app(scope, receive, send):
 
 
 class TrialFailed(Exception):
-    """The takeover of the small pool has failed."""
+    """The trial takeover of a small temporary pool has failed."""
 
 
 def check(files: list[str]) -> str | None:
-    """Check that this version can run this pool on this host; returns an error, or None after printing a TakeoverCheck.
+    """Check that this version can run this pool on this host; return an error, or None after printing a TakeoverCheck.
 
-    Reads the active configuration from stdin. If it has no errors, imports every module and tries a takeover of a small
-    pool, unless the variable TRIED says that the running version does this. Raises the exceptions of the imports.
+    Reads the active configuration from stdin. If it has no errors, imports every module, and tries a takeover of a
+    small temporary pool. The trial is left out if the environment variable TRIED is set, because the running version
+    then makes it. Raises the exceptions of the imports.
     """
     problem, errors = "", []
     servers: Sequence[ServerConfig]
@@ -120,7 +121,7 @@ def _import_everything() -> None:
 
 
 def try_takeover_by(options: str, *files: str) -> str | None:
-    """Let another version take over a small test pool of this version; returns the error, or None.
+    """Let another version take over a small temporary pool of this version; return the error, or None.
 
     `options` (JSON) describes how to start that version. Reads the active configuration from stdin.
     """
@@ -133,9 +134,9 @@ def try_takeover_by(options: str, *files: str) -> str | None:
 
 
 def try_takeover(servers: Iterable[ServerConfig], options: Table, logs: str) -> None:
-    """Let another version take over a small pool of this version, and replace all of the pool's processes.
+    """Let another version take over a small temporary pool of this version, and replace all of that pool's processes.
 
-    `options` are the options of the verb `upgrade`. If the takeover fails, the small pool's logs are kept in the
+    `options` are the options of the verb `upgrade`. If the takeover fails, the temporary pool's logs are kept in the
     directory `logs`. Blocks. Raises TrialFailed.
     """
     with _small_pool(servers, logs) as pool:
@@ -163,6 +164,8 @@ Answer = TypeVar("Answer", Result, PingResult, UpgradeResult)
 
 
 class _SmallPool:
+    """A small temporary pool whose takeover is tried."""
+
     def __init__(self, place: str, env: Mapping[str, str], names: Iterable[str]) -> None:
         self._sockets = {name: f"{place}/{number}.sock" for number, name in enumerate(names)}
         self._directory = pool_paths.pool_dir(env, pool_paths.pool_key(f"{place}/{_FILE}"))
@@ -175,7 +178,7 @@ class _SmallPool:
             raise TrialFailed(f"no supervisor answers {verb!r}: {self.last_words()}") from error
 
     def order(self, kind: type[Answer], verb: str, options: Table | None = None) -> Answer:
-        """Send a command to the small pool's supervisor; returns its answer. Raises TrialFailed if it fails."""
+        """Send a command to the temporary pool's supervisor; return its answer. Raises TrialFailed if it has errors."""
         answer = self.ask(kind, verb, options)
         if answer.errors:
             error = answer.errors[0]
@@ -200,7 +203,7 @@ class _SmallPool:
                 raise TrialFailed(f"{name}: its worker answers with status {status}")
 
     def helpers(self) -> set[int]:
-        """The pids of the small pool's logger and of the features' processes."""
+        """Return the pids of the temporary pool's logger and of its processes of features, such as the gateway."""
         found = set()
         for pid in children(self.ask(PingResult, "ping").keeper_pid):
             with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline") as file:
@@ -224,13 +227,16 @@ class _SmallPool:
         return glob.glob(f"{glob.escape(self._directory)}/state/logs/*.log")
 
     def last_words(self) -> str:
-        """The reason for the failure, from the log of the small pool's supervisor."""
+        """Return the reason for a failure, from the log of the temporary pool's supervisor."""
         return last_words(f"{self._directory}/supervisor.log") or "it left no log"
 
 
 @contextlib.contextmanager
 def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPool]:
-    """Context manager: run the small pool. At the end all of its processes have exited. Raises TrialFailed."""
+    """Run a small temporary pool like the real one until the `with` block ends; then all of its processes have exited.
+
+    If the trial fails, the temporary pool's logs are kept in the directory `logs`. Raises TrialFailed.
+    """
     # The processes of the small pool become our children if its keeper dies.
     become_subreaper()
     signal.signal(signal.SIGALRM, _too_late)
@@ -312,7 +318,10 @@ def _too_late(number: int, frame: object) -> None:
 
 
 def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
-    """A server table for each combination of interpreter, user and protocol, by the first such server's name."""
+    """Return a server table for each combination of interpreter, user and protocol that `servers` have.
+
+    The key is the name of the first server with the combination.
+    """
     found: dict[str, tuple[str, Table]] = {}
     for server in servers:
         if server.command:
@@ -330,7 +339,7 @@ def _kinds(servers: Iterable[ServerConfig]) -> dict[str, Table]:
 
 
 def _configuration(place: str, kinds: Mapping[str, Table]) -> str:
-    """The small pool's configuration as JSON: a server for each of `kinds`, a job, and the features' test tables."""
+    """Return the temporary pool's file as JSON: a server for each of `kinds`, a job, and the features' test tables."""
     shared = {"app": "trial:app", "app_dir": place, "cwd": "/"}
     apps = [
         {"name": name, **kind, **shared, "bind": f"unix:{place}/{number}.sock"}

@@ -194,7 +194,8 @@ class EventRecorder:
 
 
 def _state_before(entry: Entry) -> str:
-    """The state last recorded for the server: the current one, or SLEEPING for a sleeping server in state STARTING."""
+    """Return the state that the previous supervisor last recorded for the server."""
+    # A server that slept is in STARTING until its listener is watched again.
     sleeps = entry.state == State.STARTING.value and not entry.observed.workers and entry.sleeps
     return State.SLEEPING.value if sleeps else entry.state
 

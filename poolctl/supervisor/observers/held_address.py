@@ -62,9 +62,10 @@ Endpoint = TypeVar("Endpoint", bound=HttpEndpoint)
 
 
 class HeldAddress(Generic[Endpoint]):
-    """Serves an address, and tries again after a failure; `problem` is why it is not served, or "".
+    """Serves HTTP at one address, and tries again after a failure; `problem` is why it is not served, or "".
 
-    `entry` is the listener's name in the keeper's store; `what`, the name of the table, is used in messages.
+    `entry` is the listener's name in the keeper's store. `what` is the name of the table of the configuration that has
+    the address, such as "metrics"; it is used in messages.
     """
 
     def __init__(self, keeper: Link, events: Events, entry: str, what: str) -> None:
@@ -101,7 +102,7 @@ class HeldAddress(Generic[Endpoint]):
         *,
         required: bool,
     ) -> None:
-        """Use the certificate of `tls` for new connections of the server; False means plaintext.
+        """Use the certificate of `tls` for new connections of the server; with `tls` False, use plaintext.
 
         For use in `configure`, which is called again from time to time to load renewed files. If `tls` has a `ca`,
         clients may present certificates; with `required` they must. Raises ServerError.
@@ -215,7 +216,7 @@ OfTable = TypeVar("OfTable", bound=BoundTable)
 
 
 class TableAddress(HeldAddress[Endpoint], Generic[Endpoint, OfTable]):
-    """Serves at the address given in a table of the configuration. `what` is the table's name."""
+    """Serves HTTP at the address that a table of the configuration gives. `what` is the table's name."""
 
     def __init__(self, environment: PoolEnvironment, events: Events, entry: str, what: str) -> None:
         super().__init__(environment.keeper, events, entry, what)
@@ -223,7 +224,7 @@ class TableAddress(HeldAddress[Endpoint], Generic[Endpoint, OfTable]):
         self._table: OfTable | None = None
 
     def follow(self, table: OfTable | None) -> None:
-        """Apply this table from now on; with None, stop serving."""
+        """Serve at the address of `table`, with its settings, from now on; with None, stop serving."""
         self._table = table
         if table is None:
             self.serve_at(None)

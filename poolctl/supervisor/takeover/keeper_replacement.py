@@ -70,9 +70,10 @@ class KeeperWatch:
 
     @contextlib.contextmanager
     def report_to(self, follow: Callable[[str], object]) -> Iterator[None]:
-        """Context manager for the request of a client: ping the keeper at once, and report its problems.
+        """Ping the keeper at once, and report its problems to `follow` until the `with` block ends.
 
-        `follow` is called with the keeper's problem, if it has one, and again whenever the problem changes.
+        `follow` is called with the keeper's problem if it has one now, and with each later problem. A client's request
+        is handled in the block, so that the client learns why it waits.
         """
         self._ask()
         if self.problem:
@@ -270,11 +271,11 @@ def _send(
 
 
 def _await(link: socket.socket, event: str, keeper: Table | None = None) -> wire.Message:
-    """Block until the new keeper sends the message with this event; returns the message.
+    """Block until the new keeper sends a message with the given event; return the message.
 
-    With `keeper`, its identity, there is no time limit: while it is silent, it gets SIGCONT every 2 s, because it may
-    have been stopped. Without `keeper`, TimeoutError is raised after the timeout of `link`. Raises OSError if the
-    keeper exits first, and _Refused if another keeper exists.
+    `keeper` is the new keeper's identity. If it is given, there is no time limit: a silent new keeper gets SIGCONT
+    every 2 s, because it may have been stopped. If it is None, TimeoutError is raised after the timeout of `link`.
+    Raises OSError if the new keeper exits first, and _Refused if it reports that another keeper exists.
     """
     while True:
         try:

@@ -1,11 +1,12 @@
 """Saves a supervisor's state in the keeper's store for its successor: configuration, desired state, totals.
 
 The desired state is also written to a file, in case the keeper is killed at the same time.
-The configuration is JSON with a version number. Each table has only internal values and the keys that were set, under
-their names in files. Therefore a version with other keys or defaults can read it like a file.
-Supervisors of protocols 1 and 2 pickled the configuration: all values for a successor of the same version; for another
-version, only the keys that were set, with the class of each table. A class that has moved to another module since then
-is found by its name.
+
+The configuration is JSON with a version number. A table is stored as in a configuration file: only the keys that were
+set, under their names in files. Values that files cannot set, such as a server's parsed address, are added. Therefore a
+version with other keys or defaults can read the configuration like a file.
+
+Supervisors of protocols 1 and 2 stored the configuration as a pickle, which this module still reads.
 """
 
 from __future__ import annotations
@@ -72,15 +73,15 @@ class EncodedTable:
         self._members: dict[str, bytes] = {}
 
     def put(self, name: str, value: object) -> None:
-        """Set a member."""
+        """Set the member `name` of the object to `value`."""
         self._members[name] = b"%s:%s" % (_json(name), _json(value))
 
     def remove(self, name: str) -> None:
-        """Remove a member, if it exists."""
+        """Remove the member `name` of the object, if it exists."""
         self._members.pop(name, None)
 
     def content(self, names: Iterable[str] | None = None) -> bytes:
-        """The object as JSON; with `names` only these members, in this order."""
+        """Return the object as JSON; with `names`, only the members of these names, in this order."""
         members = self._members.values() if names is None else filter(None, map(self._members.get, names))
         return b"{%s}" % b",".join(members)
 
@@ -134,7 +135,7 @@ class StateStore:
         return set(records)
 
     def note_changed(self, *entries: Entry) -> None:
-        """Mark these entries for the next `save`."""
+        """Note that `entries` have changed: the next `save` stores their desired state."""
         self._changed.update((entry.name, entry) for entry in entries)
 
     def save(self, entries: Iterable[str], configuration: StoredConfiguration | None = None) -> None:
@@ -405,7 +406,10 @@ def _paths_from_environment(tree: Tree, path: Path = ()) -> Iterator[Path]:
 
 
 def _defaults(tree: Tree, from_environment: Collection[Path], path: Path = ()) -> Tree:
-    """Restore [defaults] from JSON: make lists tuples, and strings at the paths in `from_environment` Interpolated."""
+    """Convert the table [defaults] from JSON: lists become tuples.
+
+    Strings that came from the environment, at the paths in `from_environment`, become Interpolated.
+    """
     if isinstance(tree, dict):
         return {key: _defaults(value, from_environment, (*path, key)) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -433,6 +437,8 @@ _RENAMED = {"Patience": "RecoveryBackoff"}
 
 
 class _Unpickler(pickle.Unpickler):
+    # For a successor of another version, the pickle has the keys that were set, with the class of each table. A class
+    # that has moved to another module since then is found by its name.
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == (resolve_name.__module__, resolve_name.__name__):
             return lambda path: self.find_class(*path.split(":"))

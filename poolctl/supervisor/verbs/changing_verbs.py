@@ -161,9 +161,10 @@ class Lifecycle:
         return replace(await operation.conclude(chosen, call), unchanged=tuple(left_alone) or None)
 
     def _unready_dependencies(self, entries: list[Entry], chosen: list[Entry]) -> list[Entry]:
-        """The dependencies, direct or not, to start before those of `entries` that have no serving workers.
+        """Return the servers to start before a restart of `entries`: their dependencies, direct or not.
 
-        Leaves out dependencies that are ready, disabled, or in `chosen`.
+        Dependencies that are ready, disabled, or in `chosen` are left out. An entry with serving workers needs none to
+        be started, because its workers are replaced while they serve.
         """
         graph = self._core.servers
         names = {entry.name for entry in chosen}
@@ -513,9 +514,9 @@ async def startup_warnings(
     *,
     of_tables: bool = True,
 ) -> list[str]:
-    """The warnings of `poolctl validate` about the servers called `names` and, if `of_tables`, the pool's tables.
+    """Return the warnings of `poolctl validate` about the servers called `names` and, if `of_tables`, about tables.
 
-    Servers in `warned` are not warned of again for programs that bind their own addresses.
+    The warning that a program binds its own address is left out for the servers in `warned`.
     """
     there = list(servers)
     chosen = [server for server in there if server.name in names]

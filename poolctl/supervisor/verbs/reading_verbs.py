@@ -120,7 +120,7 @@ class Reading:
         )
 
     async def reopen(self, call: Call) -> Result:
-        """Reopen every log file; the result lists the selected servers."""
+        """Reopen the log files of all servers, also of those that are not selected; return the selected servers."""
         entries = selected(self._core, call.selector)
         if (log_files := self._core.runner.capabilities.log_files) is not None:
             await log_files.reopen_logs()

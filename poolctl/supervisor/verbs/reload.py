@@ -390,11 +390,14 @@ class ConfigurationDrift:
         return replace(result, changed=to_json(_answer(found.files, difference)))
 
     async def apply_at_rest(self, call: Call) -> ReloadResult | None:
-        """Apply changed files; None if a server runs, or nothing has changed.
+        """Apply changed files to a pool whose servers are all at rest; return the result of the reload.
 
-        Also None if commands have changed servers, because such changes stay in effect until a reload.
+        Return None, and apply nothing, if a server runs, the pool is empty, or no file has changed. Also return None if
+        commands have changed servers, because such changes stay in effect until a reload.
         """
-        if self._is_changed_live or self._runs or (found := await self._find_changes()) is None:
+        if not self._core.entries or self._is_changed_live or self._runs:
+            return None
+        if (found := await self._find_changes()) is None:
             return None
         result = await self._reload.apply_at_rest(call)
         counts = _counted(result.changes or ())
@@ -406,14 +409,13 @@ class ConfigurationDrift:
 
     @property
     def _runs(self) -> bool:
-        """Whether the pool is empty, or a server serves, sleeps, is scheduled, or starts without failures so far."""
-        entries = self._core.entries.values()
-        return not entries or any(
+        """Whether a server serves, sleeps, is scheduled, or starts without failures so far."""
+        return any(
             entry.asleep
             or entry.on_schedule
             or (entry.observed.workers and not entry.observed.failures)
             or any(worker.ready_at is not None for worker in entry.observed.workers.values())
-            for entry in entries
+            for entry in self._core.entries.values()
         )
 
     @property
@@ -519,7 +521,10 @@ class ConfigurationDrift:
 
 
 def _counted(changes: Sequence[PlannedChange]) -> tuple[int, int, int]:
-    """The numbers of servers and tables added, removed and changed. Undoing changes by commands does not count."""
+    """Return the numbers of servers and tables that are added, removed and changed.
+
+    A reload also undoes changes that commands have made; servers that differ only in this are not counted.
+    """
     kinds = (("add",), ("remove",), ("restart", "update"))
     added, removed, changed = (len({each.name for each in changes if each.change in kind}) for kind in kinds)
     return added, removed, changed

@@ -54,7 +54,7 @@ class Upgrade:
         self._build = context.build
 
     async def upgrade(self, call: Call) -> Result:
-        """Hand over to the next version, or refuse with the reason. The options are made by Client.upgrade."""
+        """Hand over to the version that the options of `call` describe, or refuse with the reason."""
         version, python = str(call.options.get("version")), str(call.options.get("python"))
         if older := refusal_of_older(version, call.options.get("protocol")):
             return older
@@ -117,9 +117,10 @@ class Upgrade:
         return _refused(f"{why}, and the files differ from it", hint)
 
     async def _differs_by_marks(self, why: str) -> Result | None:
-        """An error if files have changed since they were read, or commands have added or removed servers; else None.
+        """Return an error if files have changed on disk, or commands have added or removed servers; else None.
 
-        Used if the files can only be read by another version.
+        Compares the files with the marks (stat(2) and digest) of their last reading. Used if this version can no longer
+        read the files, because another version is installed.
         """
         configuration = self._configuration
         if changed := await asyncio.to_thread(changed_files, configuration.marks or {}, self._files):

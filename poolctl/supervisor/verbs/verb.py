@@ -51,10 +51,10 @@ class Daemon(Protocol):
         """The answer to a ping, and part of `status`: the pool's name and files, versions and pids."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """The verb's result, with the features' data.
+        """Return the verb's result, with the fields that features add to it, such as the gateway's status.
 
-        After a command that changes servers, waits until the features have applied its changes. `start` also adds
-        warnings about tables (such as [metrics]) that cannot be served.
+        After a command that changes servers, wait until the features have applied its changes. The result of `start`
+        also warns of each table, such as [metrics], whose address cannot be served.
         """
 
     async def finish(self) -> None:
@@ -100,7 +100,7 @@ class RunningBuild:
         return self._found.result() if self._found is not None and self._found.done() else ""
 
     async def digest(self) -> str:
-        """The digest of the running build; "" if its files were replaced before the first call of this method."""
+        """The digest of the running build; "" if another build was installed before the first call of this method."""
         if self._found is None:
             self._found = asyncio.ensure_future(asyncio.to_thread(self._find))
         return await asyncio.shield(self._found)
@@ -114,7 +114,7 @@ class RunningBuild:
         return build != "" and build == await self.digest()
 
     async def is_replaced(self) -> bool:
-        """Whether the files on disk have changed since this process started."""
+        """Whether another build of poolctl has been installed on disk since this process started."""
         return await self.digest() != await asyncio.to_thread(installed_build)
 
 
@@ -206,11 +206,14 @@ class Operation(Goal):
             core.clear_warnings(entry)
 
     async def conclude(self, chosen: list[Entry], call: Call) -> Result:
-        """Wait as `wait_for_outcome` does; returns the result, with the `chosen` servers and every failure."""
+        """Wait until each server has reached its goal or failed, or the timeout; return the command's result.
+
+        The result lists the `chosen` servers, and has an error for each failure.
+        """
         return self.result(chosen, await self.wait_for_outcome(call))
 
     def result(self, chosen: list[Entry], code: int) -> Result:
-        """The result, with the `chosen` servers and every failure. `code` is the exit code from `wait_for_outcome`."""
+        """Make the command's result: the `chosen` servers, an error for each failure, and the exit code `code`."""
         return Result(
             items=items(self._core, chosen),
             errors=tuple(self.errors),
@@ -360,7 +363,7 @@ def complaint_of(core: Core, entry: Entry) -> str:
 
 
 def error_of_kind(kind: type[PoolError], failure: ServerError) -> ErrorEntry:
-    """The failure with the error code and name of `kind`, the class of error that the failed command raises."""
+    """Convert the failure of a server to an entry with the error code and name of `kind`, the command's error class."""
     return replace(ErrorEntry.of(failure), code=kind.code, error=kind.error)
 
 
