@@ -9,18 +9,10 @@ from __future__ import annotations
 import json
 import os
 import stat
-import sys
+from hashlib import sha256
 
 from poolctl.errors import ControlError
 from poolctl.exit_codes import CONFLICT, NOT_PERMITTED
-
-try:  # not from hashlib, which would load OpenSSL for two milliseconds
-    if sys.version_info >= (3, 12):
-        from _sha2 import sha256  # type: ignore[import-not-found,unused-ignore]
-    else:
-        from _sha256 import sha256  # type: ignore[import-not-found,unused-ignore]
-except ImportError:
-    from hashlib import sha256
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +35,7 @@ BACKLOG = 512
 
 def pool_key(first_file: str) -> str:
     """Return the key of the pool whose first file has this absolute path: 12 hexadecimal digits."""
-    return str(sha256(os.fsencode(first_file)).hexdigest()[:12])
+    return sha256(os.fsencode(first_file)).hexdigest()[:12]
 
 
 def candidates(env: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ import pickle
 import re
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 from poolctl import __version__
@@ -673,9 +674,7 @@ class SelfBindingPrograms:
 
 
 def _digest(server: ServerConfig) -> str:
-    import hashlib  # imported late: it loads OpenSSL, and few commands need it
-
-    return hashlib.sha256(json.dumps(server.command).encode()).hexdigest()
+    return sha256(json.dumps(server.command).encode()).hexdigest()
 
 
 class PoolEnvironment(NamedTuple):
