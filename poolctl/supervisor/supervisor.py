@@ -53,7 +53,6 @@ from .observers.event_recorder import EventRecorder, LostOutput
 from .statistics import Statistics, Totals
 from .takeover.keeper_replacement import KeeperEndWatch, KeeperWatch, replace_keeper
 from .takeover.state_store import SaveTimer, StateStore
-from .verbs import verbs
 from .verbs.verb import Call
 from .verbs.verbs import AUDITED, Verbs
 
@@ -256,7 +255,6 @@ class Supervisor(Receiver, CoreEvents):
         # No health check was due yet.
         if not (self._calm or is_watching):
             self._watch_health()
-        self._verbs.complete()
         self.core.withdraw_canaries_of_previous_supervisor()
 
     def _watch_health(self) -> None:
@@ -615,7 +613,7 @@ class Supervisor(Receiver, CoreEvents):
 
 def late_modules() -> list[str]:
     """The modules that a start does not need. They are imported later."""
-    return [*_LATE_MODULES, *verbs.modules(), *feature_parts.modules()]
+    return [*_LATE_MODULES, *feature_parts.modules()]
 
 
 async def import_slowly(names: Iterable[str]) -> None:

@@ -38,7 +38,7 @@ from poolctl.selection.selector import Selector, select
 
 from ..active_configuration import ReaderFailed, ResolvedConfig
 from .changing_verbs import ensure_open_files_for_all, expired
-from .verb import Call, Operation, Verb, VerbContext, error_of_kind, items
+from .verb import Call, Operation, VerbContext, error_of_kind, items
 
 # The name of the pool itself in the plan; no server can have it.
 POOL = "[pool]"
@@ -563,8 +563,3 @@ def _answer(files: tuple[str, ...], difference: Difference | None) -> ChangedFil
         return ChangedFiles(files=files, problem=difference.problems[0], problems=len(difference.problems))
     added, removed, changed = _counted(difference.changes)
     return ChangedFiles(files=files, added=added, removed=removed, changed=changed)
-
-
-def verbs(context: VerbContext) -> dict[str, Verb]:
-    """The function that handles the verb `reload`."""
-    return {"reload": Reload(context).reload}

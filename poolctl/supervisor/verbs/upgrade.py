@@ -23,7 +23,7 @@ from poolctl.json_form import from_json
 from ..active_configuration import ReaderFailed
 from ..takeover.state_store import encoded
 from .reload import Reload
-from .verb import Call, Verb, VerbContext, items
+from .verb import Call, VerbContext, items
 
 # The trials have time limits of their own; this one is for a trial that hangs before they apply.
 _KILLED_SECONDS = 2.0
@@ -176,8 +176,3 @@ async def _run(command: list[str], given: bytes, env: dict[str, str] | None = No
 
 def _refused(message: str, hint: str) -> Result:
     return Result(errors=(failure(PoolRestartError, message, hint),), exit_code=CONFLICT)
-
-
-def verbs(context: VerbContext) -> dict[str, Verb]:
-    """The function that handles the verb `upgrade`."""
-    return {"upgrade": Upgrade(context).upgrade}

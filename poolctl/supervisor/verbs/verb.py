@@ -1,7 +1,4 @@
-"""Base of all verbs of the control socket: calls, selection of servers, waiting, and results.
-
-A file of this package that has a function `verbs` adds verbs; they are listed nowhere else.
-"""
+"""Base of all verbs of the control socket: calls, selection of servers, waiting, and results."""
 
 from __future__ import annotations
 

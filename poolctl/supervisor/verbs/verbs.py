@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import pkgutil
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from importlib import import_module
 
 from poolctl.control.answers import ErrorEntry, Item, PingResult, Result
 from poolctl.control.control_server import Progress, Request
@@ -25,10 +23,10 @@ from poolctl.selection.selector import Selector, SelectorError
 from ..active_configuration import ActiveConfiguration, ReaderFailed
 from . import changing_verbs, reading_verbs
 from .changing_verbs import TooManyOpenFiles
-from .reload import ConfigurationDrift
+from .reload import ConfigurationDrift, Reload
+from .upgrade import Upgrade
 from .verb import Call, Daemon, NothingMatched, Verb, VerbContext, match_expressions
 
-_PACKAGE = __package__ or ""
 _SHAPE = "objects, with timeout in seconds and env as a table"
 _SHAPES = {"timeout": (int, float), "env": (dict,), "hosts": (list,)}
 
@@ -56,20 +54,12 @@ class Verbs:
         self._context = VerbContext(core, events, daemon, configuration, over)
         self.build = self._context.build
         self._drift = ConfigurationDrift(self._context)
-        self._is_complete = False
         self._verbs: dict[str, Verb] = {
             **reading_verbs.verbs(self._context),
             **changing_verbs.verbs(self._context),
+            "reload": Reload(self._context).reload,
+            "upgrade": Upgrade(self._context).upgrade,
         }
-
-    def complete(self) -> None:
-        """Import the verbs that a start does not need, unless they have been imported."""
-        if not self._is_complete:
-            for name in modules():
-                module = import_module(name)
-                if hasattr(module, "verbs"):
-                    self._verbs = module.verbs(self._context) | self._verbs
-            self._is_complete = True
 
     def add(self, name: str, verb: Verb) -> None:
         """Add a verb, or replace the verb of this name."""
@@ -88,7 +78,7 @@ class Verbs:
             return _replaced(str(error))
 
     async def _answer(self, request: Request, progress: Progress) -> object:
-        if not self._knows(request.verb):
+        if request.verb not in self._verbs:
             known = ", ".join(sorted([*self._verbs, "ping"]))
             message = f"this supervisor does not know {request.verb!r} (protocol {PROTOCOL})"
             return _failed(USAGE, message, f"it knows: {known}")
@@ -121,7 +111,6 @@ class Verbs:
 
         Raises SelectorError for wrong options, NothingMatched, and ReaderFailed.
         """
-        assert self._knows(verb)
         applied = await self._drift.apply_at_rest(call) if verb == "start" else None
         if applied is not None and applied.exit_code:
             return applied
@@ -134,11 +123,6 @@ class Verbs:
         else:
             result = await self._drift.report(verb, call, result)
         return await self._daemon.conclude(verb, call, result)
-
-    def _knows(self, verb: str) -> bool:
-        if verb not in self._verbs:
-            self.complete()
-        return verb in self._verbs
 
 
 def _failed(code: int, message: str, hint: str = "") -> Result:
@@ -161,12 +145,6 @@ def _options(body: Table) -> Table:
         if options.get(name) is not None and not isinstance(options[name], kinds):
             raise SelectorError(f"{name} is {options[name]!r}", hint=_SHAPE)
     return options
-
-
-def modules() -> list[str]:
-    """The names of the modules of this package."""
-    found = pkgutil.iter_modules(import_module(_PACKAGE).__path__, f"{_PACKAGE}.")
-    return sorted(module.name for module in found)
 
 
 async def audited(events: Events, request: Request, call: Call, work: Work) -> Result:

@@ -45,7 +45,6 @@ from poolctl.supervisor.supervisor import (
 )
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
-from poolctl.supervisor.verbs.verbs import Verbs
 from tests.deadline import wait_until
 from tests.manual_clock import ManualClock
 from tests.notify_socket import NotifySocket
@@ -721,7 +720,6 @@ def test_supervisor_does_after_its_start_what_the_start_does_not_need(
 ) -> None:
     monkeypatch.setattr("poolctl.supervisor.verbs.verb.installed_build", lambda: "12ab")
     monkeypatch.setattr("poolctl.supervisor.verbs.verb.is_installed_since", lambda began: False)
-    monkeypatch.setattr(Verbs, "complete", lambda verbs: whole.note("verbs complete"))
     monkeypatch.setattr(
         Core, "withdraw_canaries_of_previous_supervisor", lambda core: whole.note("canaries withdrawn")
     )
@@ -733,12 +731,11 @@ def test_supervisor_does_after_its_start_what_the_start_does_not_need(
     whole.pass_time(100)
     names = late_modules()
     assert names[:2] == ["poolctl.supervisor.health", "poolctl.supervisor.observers.metrics_server"]
-    assert {"poolctl.supervisor.verbs.upgrade", *feature_parts.modules()} < {*names}
+    assert {*feature_parts.modules()} < {*names}
     imports = [(f"import {name}", round(1 + 0.02 * (at + 1), 3)) for at, name in enumerate(names)]
     at = imports[-1][1]
     assert whole.late == [
-        *imports, ("health watched", at), ("verbs complete", at), ("canaries withdrawn", at),
-        ("memory released", 10.0),
+        *imports, ("health watched", at), ("canaries withdrawn", at), ("memory released", 10.0),
     ]  # fmt: skip
     assert whole.end() == 0
 
@@ -1376,9 +1373,7 @@ def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missi
 
 @pytest.mark.slow
 def test_start_imports_none_of_them_and_afterwards_all_of_them_are_there() -> None:
-    upgrade = "poolctl.supervisor.verbs.upgrade"
-    assert upgrade in late_modules()
-    names = [each for each in late_modules() if ".verbs." not in each or each == upgrade]
+    names = late_modules()
     look = f"""
 import sys
 import poolctl.supervisor.__main__

@@ -81,7 +81,6 @@ class Handing(Desk):
     def __init__(self) -> None:
         super().__init__(web())
         self.handed: list[tuple[list[str], list[str]]] = []
-        self.verbs.complete()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
         self.handed.append((keeper, supervisor))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +12,6 @@ from poolctl.control.answers import ProgressLine
 from poolctl.control.control_server import Request
 from poolctl.monitor.journal import JournalEvent
 from poolctl.runners.runner_protocol import Exit
-from poolctl.supervisor import verbs
 from tests.unit.core.ordered_core import run, turns, web
 from tests.unit.runners.scripted_runner import BREAKS, FAILS, NEVER
 from tests.unit.supervisor.desk import Desk
@@ -319,41 +316,6 @@ def test_a_long_chain_of_dependencies_and_a_dense_one_fail_at_once() -> None:
 
     run(scenario())
     run(dense())
-
-
-GREET = """
-from __future__ import annotations
-
-from dataclasses import dataclass
-
-from poolctl.control.answers import Result
-
-
-@dataclass(frozen=True, kw_only=True)
-class Greeting(Result):
-    words: tuple[str, ...] = ()
-
-
-def verbs(context):
-    async def greet(call):
-        return Greeting(words=tuple(f"hello {name}" for name in context.core.entries))
-
-    return {"greet": greet}
-"""
-
-
-def test_a_new_verb_is_one_new_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "greet.py").write_text(GREET)
-    monkeypatch.setattr(verbs, "__path__", [*verbs.__path__, str(tmp_path)])
-
-    async def scenario() -> None:
-        answer = await Desk(web("a"), web("b")).ask("greet")
-        assert (answer["schema"], answer["words"]) == (1, ["hello a", "hello b"])
-
-    try:
-        run(scenario())
-    finally:
-        sys.modules.pop("poolctl.supervisor.verbs.greet", None)
 
 
 async def handled(desk: Desk, name: str, **body: Any) -> Any:
