@@ -25,7 +25,6 @@ from poolctl.control.client import write_exit
 from poolctl.control.control_server import ControlServer, DescriptorReserve, Handler, Progress, Request
 from poolctl.control.pool_paths import SOCKET_NAME, make_private, state_dir
 from poolctl.control.protocol import CHANGING_VERBS, PROTOCOL
-from poolctl.control.server_answers import HealthResult, MetricsResult
 from poolctl.core.core import Core, CoreEvents
 from poolctl.core.decide import Phase, Trace
 from poolctl.core.server_entry import Entry, Worker
@@ -48,9 +47,12 @@ from poolctl.units import format_duration
 from . import feature_parts
 from .active_configuration import ActiveConfiguration, ConfigurationReader, PoolEnvironment
 from .feature_parts import FeatureParts
+from .health import watch_health
 from .launch import listen
 from .observers.event_recorder import EventRecorder, LostOutput
+from .observers.metrics_server import MetricsAddress, PoolHealth, PoolMetrics
 from .statistics import Statistics, Totals
+from .systemd import Service
 from .takeover.keeper_replacement import KeeperEndWatch, KeeperWatch, replace_keeper
 from .takeover.state_store import SaveTimer, StateStore
 from .verbs.verb import Call
@@ -61,16 +63,11 @@ if TYPE_CHECKING:
 
     from poolctl.child_process import ChildProcess
 
-    from .observers.metrics_server import MetricsAddress, PoolHealth, PoolMetrics
-    from .systemd import Service
-
 KEEPER_FD = 3
 # Longer than it takes to detect that the keeper does not answer, and to kill it.
 _END_SECONDS = 15.0
 # After this time, the memory that the start of many servers needs briefly has been freed.
 _FREED_SECONDS = 10.0
-# Imported some time after the start, because no health check is due at once, and metrics may not be served at all.
-_LATE_MODULES = ("poolctl.supervisor.health", "poolctl.supervisor.observers.metrics_server")
 _IDLE_SECONDS = 60.0
 _SPARE_SECONDS = 5.0
 _LAST_ANSWER_SECONDS = 0.02
@@ -192,9 +189,8 @@ class Supervisor(Receiver, CoreEvents):
             servers = await self._configuration.read_first_servers()
         await self._make_core(servers)
         await self._adopt(servers)
-        recovering = any(entry.observed.recovering for entry in self.core.entries.values())
-        if recovering and not self._calm:
-            self._watch_health()
+        if not self._calm:
+            watch_health(self.core, self.events)
         self.core.observers.add(self._changed)
         for entry in self.core.entries.values():
             # Adopted workers may differ from the record, and the core may already have reported that.
@@ -205,7 +201,7 @@ class Supervisor(Receiver, CoreEvents):
         self._begun.set()
         asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._end_if_unused)
         self._restoring = asyncio.ensure_future(self._restore_runtime_files())
-        self._importing = asyncio.ensure_future(self._import_rest(is_watching=recovering))
+        self._importing = asyncio.ensure_future(self._import_rest())
         if self._calm:
             self._serve_commands_only()
             return
@@ -243,24 +239,12 @@ class Supervisor(Receiver, CoreEvents):
                 server=name, before=before, after=port, message=message, severity="warning",
             )  # fmt: skip
 
-    async def _import_rest(self, *, is_watching: bool) -> None:
-        """Import modules that a start does not need, before an upgrade can replace the package's files.
-
-        Then begin the health checks. With `is_watching` they have begun already. A supervisor in calm mode, which takes
-        no automatic action, makes none.
-        """
+    async def _import_rest(self) -> None:
+        """Import modules that a start does not need, before an upgrade can replace the package's files."""
         await asyncio.sleep(_AFTER_START_SECONDS)
         await self._verbs.build.digest()
-        await import_slowly(late_modules())
-        # No health check was due yet.
-        if not (self._calm or is_watching):
-            self._watch_health()
+        await import_slowly(feature_parts.modules())
         self.core.withdraw_canaries_of_previous_supervisor()
-
-    def _watch_health(self) -> None:
-        from .health import watch_health
-
-        watch_health(self.core, self.events)
 
     def _set_journal(self, tables: Tables) -> None:
         path = os.path.join(self._environment.state_directory, JOURNAL)
@@ -270,44 +254,18 @@ class Supervisor(Receiver, CoreEvents):
         self._verbs = Verbs(self.core, self.events, self, self._configuration, self._parts.over)
         self._verbs.add("stats", self._statistics.stats)
         self._verbs.add("monitor", self._statistics.monitor)
-        self._verbs.add("metrics", self._metrics_verb)
-        self._verbs.add("health", self._health_verb)
+        metrics = PoolMetrics(self.core, self._statistics, self.identity, self._parts)
+        health = PoolHealth(self.core, self._parts.route_healths)
+        self._verbs.add("metrics", metrics.verb)
+        self._verbs.add("health", health.verb)
         self._parts.add_to(self._verbs)
-        self._configuration.follow(self._serve_metrics)
-        if self._metrics is not None:
-            await self._metrics.wait_for_opening()
+        self._metrics = MetricsAddress(self._keeper, self.events, metrics, health)
+        self._configuration.follow(self._metrics.follow)
+        await self._metrics.wait_for_opening()
         self._perform: Handler = self._verbs.handle
         if os.environ.get("NOTIFY_SOCKET") and not self._configuration.problems:
-            from .systemd import Service
-
             self._service = Service(os.environ, self.core)
             self._perform = self._service.wrap(self._verbs.handle)
-
-    def _serve_metrics(self, tables: Tables) -> None:
-        if self._metrics is None and tables.metrics is not None:
-            from .observers.metrics_server import MetricsAddress
-
-            keeper, events = self._keeper, self.events
-            self._metrics = MetricsAddress(keeper, events, self._pool_metrics(), self._pool_health())
-        if self._metrics is not None:
-            self._metrics.follow(tables)
-
-    async def _metrics_verb(self, call: Call) -> MetricsResult:
-        text = await self._pool_metrics().text(bool(call.options.get("openmetrics")), call.selector)
-        return MetricsResult(text=text)
-
-    async def _health_verb(self, call: Call) -> HealthResult:
-        return await self._pool_health().verb(call)
-
-    def _pool_metrics(self) -> PoolMetrics:
-        from .observers.metrics_server import PoolMetrics
-
-        return PoolMetrics(self.core, self._statistics, self.identity, self._parts)
-
-    def _pool_health(self) -> PoolHealth:
-        from .observers.metrics_server import PoolHealth
-
-        return PoolHealth(self.core, self._parts.route_healths)
 
     def _serve_commands_only(self) -> None:
         logger.error("taking no action for %d s: the supervisor has died too often", _CALM_SECONDS)
@@ -609,11 +567,6 @@ class Supervisor(Receiver, CoreEvents):
             logger.error("the keeper is gone, and not everything is known here that it held")
         logging.shutdown()
         os._exit(0 if self._keeper.whole else 1)
-
-
-def late_modules() -> list[str]:
-    """The modules that a start does not need. They are imported later."""
-    return [*_LATE_MODULES, *feature_parts.modules()]
 
 
 async def import_slowly(names: Iterable[str]) -> None:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from poolctl.config import Tables
 from poolctl.control.answers import SupervisorIdentity
-from poolctl.control.server_answers import HealthReport, HealthResult
+from poolctl.control.server_answers import HealthReport, HealthResult, MetricsResult
 from poolctl.core.core import Core
 from poolctl.core.decide import Desired
 from poolctl.core.schedules import failed_run_message
@@ -76,6 +76,10 @@ class PoolMetrics:
         self._core = core
         self._statistics = statistics
         self._identity = identity
+
+    async def verb(self, call: Call) -> MetricsResult:
+        """The verb `metrics`: the metrics of the pool and of the selected servers."""
+        return MetricsResult(text=await self.text(bool(call.options.get("openmetrics")), call.selector))
 
     async def text(self, openmetrics: bool, selector: Selector | None = None) -> str:
         """The metrics of the pool, its servers and its features as text.

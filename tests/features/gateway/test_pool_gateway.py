@@ -46,7 +46,7 @@ import poolctl.supervisor.supervisor
 import poolctl.runners.local.local_runner
 routes = {"poolctl.routing.match", "poolctl.features.gateway.table"}
 assert not routes & set(sys.modules)
-for name in poolctl.supervisor.supervisor.late_modules():
+for name in poolctl.supervisor.feature_parts.modules():
     __import__(name)
 assert not {"pydantic", "pydantic_core"} & set(sys.modules)
 # Files of the package may be replaced from now on.

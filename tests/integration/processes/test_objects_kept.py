@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from poolctl.control.client import Client
-from poolctl.supervisor.supervisor import late_modules
+from poolctl.supervisor.feature_parts import modules
 from tests.ports import claim_port
 from tests.real_pool import RealPool
 
@@ -37,7 +37,7 @@ if "supervisor" in sys.orig_argv:
     signal.signal(signal.SIGUSR2, count)
     gc.enable = lambda: None
 """
-LATE_MODULES = {*late_modules()}
+LATE_MODULES = {*modules()}
 # Of a worker that ended a moment ago, and what is under way.
 LEEWAY = 8
 

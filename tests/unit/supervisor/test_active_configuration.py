@@ -408,7 +408,7 @@ import sys
 
 import poolctl.supervisor.supervisor
 import poolctl.runners.local.local_runner
-for name in poolctl.supervisor.supervisor.late_modules():
+for name in poolctl.supervisor.feature_parts.modules():
     __import__(name)
 assert not {"pydantic", "pydantic_core"} & set(sys.modules)
 """

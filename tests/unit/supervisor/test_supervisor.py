@@ -41,7 +41,6 @@ from poolctl.supervisor.supervisor import (
     adopt,
     adopt_late_orphans,
     import_slowly,
-    late_modules,
 )
 from poolctl.supervisor.takeover.state_store import StateStore
 from poolctl.supervisor.verbs.verb import Call
@@ -471,7 +470,7 @@ def test_first_supervisor_of_a_pool_reads_its_files_and_makes_its_parts(whole: W
         {"op": "get", "name": "control"}, {"op": "get", "name": "configuration"},
         {"op": "put", "name": "configuration"}, {"op": "get", "name": "totals"},
         *({"op": "get", "name": each.process.entry} for each in features() if each.process),
-        {"op": "get", "name": "wanted"},
+        {"op": "get", "name": "wanted"}, {"op": "get", "name": "metrics"},
         {"op": "list", "after": ""}, {"op": "get", "name": "control"}, {"op": "list", "after": "control"},
         {"op": "adopted"},
     ]  # fmt: skip
@@ -729,13 +728,11 @@ def test_supervisor_does_after_its_start_what_the_start_does_not_need(
     whole.pass_time(0.2)
     assert whole.ask("ping")["build"] == "12ab"
     whole.pass_time(100)
-    names = late_modules()
-    assert names[:2] == ["poolctl.supervisor.health", "poolctl.supervisor.observers.metrics_server"]
-    assert {*feature_parts.modules()} < {*names}
+    names = feature_parts.modules()
     imports = [(f"import {name}", round(1 + 0.02 * (at + 1), 3)) for at, name in enumerate(names)]
     at = imports[-1][1]
     assert whole.late == [
-        *imports, ("health watched", at), ("canaries withdrawn", at), ("memory released", 10.0),
+        ("health watched", 0.0), *imports, ("canaries withdrawn", at), ("memory released", 10.0),
     ]  # fmt: skip
     assert whole.end() == 0
 
@@ -782,7 +779,7 @@ def test_supervisor_that_finds_workers_late_gives_way_to_one_that_adopts_them(
     whole.pass_time(0.4)
     whole.parts.clear()
     assert whole.exits(0.2) == 0
-    assert whole.late == [("log closed", 0.5), ("exit 0", 0.5)]
+    assert whole.late == [("health watched", 0.0), ("log closed", 0.5), ("exit 0", 0.5)]
     assert whole.parts == ["flush"]
     wanted = whole.stored("wanted")
     assert wanted["web"]["desired"] == "run"
@@ -899,7 +896,7 @@ def test_supervisor_without_its_keeper_gives_everything_to_a_new_one(
     assert "the keeper is gone; another one is started" in caplog.text
     assert "not everything is known" not in caplog.text
     assert whole.parts == ["flush"]
-    assert whole.late == [("log closed", 0.0), ("exit 0", 0.0)]
+    assert whole.late == [("health watched", 0.0), ("log closed", 0.0), ("exit 0", 0.0)]
     assert whole.events()[1:] == [("keeper lost", "error", "another one is started")]
 
 
@@ -970,7 +967,7 @@ def test_another_version_takes_over_after_the_answer_in_progress(
     with pytest.raises(SupervisorEnded):
         whole.ask("list")
     assert whole.exits(1) == 0
-    assert whole.late == [("log closed", 0.02), ("exit 0", 0.02)]
+    assert whole.late == [("health watched", 0.0), ("log closed", 0.02), ("exit 0", 0.02)]
     assert whole.parts == ["flush"]
     assert [order for order in whole.keeper.orders if order["op"] != "put"] == [
         {"op": "drop", "name": "gateway zygote"},
@@ -1025,7 +1022,7 @@ def test_what_is_not_served_is_part_of_the_answers_to_a_ping_and_a_start(
             self.done.append("closed")
 
     addresses: list[Address] = []
-    monkeypatch.setattr("poolctl.supervisor.observers.metrics_server.MetricsAddress", Address)
+    monkeypatch.setattr(supervisor, "MetricsAddress", Address)
     tables = Tables(metrics=MetricsTable(bind="127.0.0.1:9100"))
     whole.reader = Reader(web(), tables=tables)
     (whole.state / "events.jsonl").mkdir(parents=True)
@@ -1373,7 +1370,7 @@ def test_modules_are_imported_with_other_work_between_them_and_one_that_is_missi
 
 @pytest.mark.slow
 def test_start_imports_none_of_them_and_afterwards_all_of_them_are_there() -> None:
-    names = late_modules()
+    names = feature_parts.modules()
     look = f"""
 import sys
 import poolctl.supervisor.__main__
@@ -1391,12 +1388,6 @@ early = [name for name in names if name in sys.modules]
 assert not early, early
 for name in names:
     __import__(name)
-there = set(sys.modules)
-from poolctl.supervisor.verbs import reload, upgrade
-from poolctl.supervisor import health
-from poolctl.supervisor.observers import metrics_server
-late = set(sys.modules) - there
-assert not late, late
 """
     done = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -255,9 +255,7 @@ class WholeSupervisor:
         monkeypatch.setattr(supervisor, "close_matcher", lambda: self.parts.append("matcher closed"))
         monkeypatch.setattr(supervisor, "release_freed_memory", lambda: self.note("memory released"))
         monkeypatch.setattr(supervisor, "import_module", lambda name: self.note(f"import {name}"))
-        monkeypatch.setattr(
-            "poolctl.supervisor.health.watch_health", lambda core, events: self.note("health watched")
-        )
+        monkeypatch.setattr(supervisor, "watch_health", lambda core, events: self.note("health watched"))
 
     def note(self, what: str) -> None:
         self.late.append((what, round(self.loop.time(), 3)))
