@@ -40,7 +40,7 @@ from poolctl.states import Status
 from poolctl.worker import tally
 from poolctl.worker.tally import Counts
 
-from .takeover.state_store import EncodedTable, StateStore
+from .takeover.state_store import StateStore
 from .verbs.verb import Call, complaint_of, items, selected
 
 # Maximum number of routes remembered for one server; the oldest are forgotten.
@@ -61,8 +61,7 @@ _UNCOUNTED: Table = dict.fromkeys(
 class Totals:
     """Totals of each server over all workers, including exited ones, so that no counter ever decreases.
 
-    They are saved for the next supervisor after each change. Only changed servers are encoded, because encoding all of
-    them each time would take longer than stopping thousands of servers.
+    They are saved for the next supervisor after each change.
     """
 
     def __init__(self, core: Core, events: Events, store: StateStore) -> None:
@@ -75,9 +74,6 @@ class Totals:
         self._added: set[str] = set()
         self._availability: dict[str, Availability] = {}
         self._changed = False
-        self._stale: set[str] = set()  # servers whose figures in the encoded tables are out of date
-        self._encoded = {kind: EncodedTable() for kind in ("counts", "passed", "wakes", "availability")}
-        self._revision = -1  # the revision of `Servers` for which the encoded tables hold figures
         if counters is not None:
             counters.add_up = self._add_up
         events.subscribe(self._on_event)
@@ -95,7 +91,6 @@ class Totals:
             name: from_json(Availability, each) for name, each in kept.get("availability", {}).items()
         }
         self._added = set(kept.get("added", ()))
-        self._stale.update(self._counts, self._passed, self._wakes, self._availability)
 
     def counts_of_ended_workers(self, entry: Entry) -> Counts:
         """The total counts of the server's exited workers."""
@@ -124,10 +119,7 @@ class Totals:
         """How long the server has been up and down so far."""
         found = self._availability.setdefault(entry.name, Availability())
         # Changes that happened without a supervisor have not been noted.
-        state, health = entry.state, entry.health.value
-        if (found.state, found.health) != (state, health):
-            self._stale.add(entry.name)
-        found.note(self._core.clock.monotonic(), state=state, health=health)
+        found.note(self._core.clock.monotonic(), state=entry.state, health=entry.health.value)
         return found
 
     def record_state_change(self, entry: Entry, before: str, after: str) -> None:
@@ -136,68 +128,46 @@ class Totals:
         found.note(self._core.clock.monotonic(), state=after, health=entry.health.value)
         if before == "sleeping" and entry.observed.called and entry.wanted:
             self._wakes[entry.name] = self.wakes(entry) + 1
-        self._note(entry.name)
+        self._changed = True
 
     def save(self) -> None:
         """Save the totals for a successor, if they have changed."""
         if not self._changed:
             return
         self._changed = False
-        self._forget_removed_servers()
-        for name in self._stale:
-            self._encode(name)
-        self._stale.clear()
-        # The pages of ended workers are kept until the totals are stored, so that a crash adds nothing twice.
-        added = self._counters.unsaved_workers if self._counters is not None else []
-        members = [b'"%s": %s' % (kind.encode(), table.content()) for kind, table in self._encoded.items()]
-        self._store.save_totals(b'{%s, "added": %s}' % (b", ".join(members), json.dumps(added).encode()))
+        for known in (self._counts, self._passed, self._wakes, self._availability):
+            for name in known.keys() - self._core.entries.keys():
+                del known[name]
+        totals = {
+            "counts": self._counts,
+            "passed": {name: [*routes.items()] for name, routes in self._passed.items()},
+            "wakes": self._wakes,
+            "availability": {name: to_json(each) for name, each in self._availability.items()},
+            # The pages of ended workers are kept until the totals are stored, so that a crash adds nothing twice.
+            "added": self._counters.unsaved_workers if self._counters is not None else [],
+        }
+        self._store.save_totals(json.dumps(totals).encode())
         if self._counters is not None:
             self._counters.mark_saved()
         self._added.clear()
-
-    def _encode(self, name: str) -> None:
-        if name in self._counts:
-            self._encoded["counts"].put(name, self._counts[name])
-        if name in self._passed:
-            self._encoded["passed"].put(name, [*self._passed[name].items()])
-        if name in self._wakes:
-            self._encoded["wakes"].put(name, self._wakes[name])
-        if name in self._availability:
-            self._encoded["availability"].put(name, to_json(self._availability[name]))
-
-    def _note(self, name: str) -> None:
-        self._stale.add(name)
-        self._changed = True
 
     def _on_event(self, event: JournalEvent) -> None:
         known = self._availability.get(event.server) if event.kind == "health" else None
         if known is not None and event.state in (Status.OK, Status.WARN, Status.KO):
             known.note(self._core.clock.monotonic(), health=event.state)
-            self._note(event.server)
+            self._changed = True
 
     def _add_up(self, name: str, server: str, counts: Counts) -> None:
         if name in self._added:
             return
         self._added.add(name)
-        self._note(server)
+        self._changed = True
         tally.add(self._counts.setdefault(server, [0] * tally.COUNTED), counts)
         for mark, count in tally.by_route(counts).items():
             routes = self._passed.setdefault(server, {})
             routes[mark] = tally.bounded(routes.get(mark, 0) + count)
             if len(routes) > _MOST_ROUTES:
                 del routes[next(iter(routes))]
-
-    def _forget_removed_servers(self) -> None:
-        names = self._core.entries.keys()
-        gone = self._stale - names
-        if self._revision != self._core.servers.revision:
-            self._revision = self._core.servers.revision
-            gone |= (self._counts.keys() | self._wakes.keys() | self._availability.keys()) - names
-        for name in gone:
-            for known in (self._counts, self._passed, self._wakes, self._availability):
-                known.pop(name, None)
-            for table in self._encoded.values():
-                table.remove(name)
 
 
 class History:

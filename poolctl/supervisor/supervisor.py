@@ -292,8 +292,7 @@ class Supervisor(Receiver, CoreEvents):
             answer = await self._perform(request, progress)
         self._runtime_files.rename(self._configuration.name)
         # Saved first, so that a successor knows everything that clients have been told.
-        self._store.note_changed(*self.core.take_changed())
-        self._save_timer.save_now()
+        self._save_at_once()
         return answer
 
     async def _wait_to_begin(self, request: Request) -> None:
@@ -333,8 +332,14 @@ class Supervisor(Receiver, CoreEvents):
 
     def _changed(self, entry: Entry) -> None:
         self._configuration.note_self_binding(entry)
-        self._store.note_changed(entry)
+        self._store.note_changed()
         self._save_timer.note_change()
+
+    def _save_at_once(self) -> None:
+        # The core may not have reported its latest changes yet.
+        if self.core.take_changed():
+            self._store.note_changed()
+        self._save_timer.save_now()
 
     def _save_changes(self) -> None:
         self._store.save(self.core.entries, self._configuration.unsaved(self.core))
@@ -371,7 +376,7 @@ class Supervisor(Receiver, CoreEvents):
     def _save(self) -> None:
         """Save the whole state for a successor, including events and features."""
         # The core may not have reported its latest changes yet.
-        self._store.note_changed(*self.core.entries.values())
+        self._store.note_changed()
         self._save_timer.save_now()
         self.events.flush()
         for part in self._parts:
@@ -421,8 +426,7 @@ class Supervisor(Receiver, CoreEvents):
         result = await self._parts.extend(verb, call, result)
         if verb not in CHANGING_VERBS or result.ended:
             return result
-        self._store.note_changed(*self.core.take_changed())
-        self._save_timer.save_now()
+        self._save_at_once()
         result = await self._parts.conclude(verb, call, result)
         if verb == "start":
             result = replace(result, warnings=(*result.warnings, *self._metrics_problems))

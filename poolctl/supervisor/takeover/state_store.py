@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import pickle
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pkgutil import resolve_name
@@ -66,26 +66,6 @@ class SavedState:
         return {name: source for name, source in found.items() if source}
 
 
-class EncodedTable:
-    """A JSON object that caches the encoding of each member, so that only changed members are encoded."""
-
-    def __init__(self) -> None:
-        self._members: dict[str, bytes] = {}
-
-    def put(self, name: str, value: object) -> None:
-        """Set the member `name` of the object to `value`."""
-        self._members[name] = b"%s:%s" % (_json(name), _json(value))
-
-    def remove(self, name: str) -> None:
-        """Remove the member `name` of the object, if it exists."""
-        self._members.pop(name, None)
-
-    def content(self, names: Iterable[str] | None = None) -> bytes:
-        """Return the object as JSON; with `names`, only the members of these names, in this order."""
-        members = self._members.values() if names is None else filter(None, map(self._members.get, names))
-        return b"{%s}" % b",".join(members)
-
-
 class StateStore:
     """Saves state for the next supervisor in the keeper's store, as files in memory that only the pool can reach.
 
@@ -99,10 +79,8 @@ class StateStore:
         self._stored = b""
         self._written = b""
         self._missing: list[str] = []
-        self._stale = True  # the file is out of date, whether or not a server has changed
+        self._stale = True  # the state may have changed since the last save
         self._deleted = False
-        self._records = EncodedTable()
-        self._changed: dict[str, Entry] = {}
 
     async def configuration(self) -> StoredConfiguration | None:
         """The previous supervisor's configuration; None if it stored none, or this version cannot read it."""
@@ -123,40 +101,33 @@ class StateStore:
         self.write(fd_store.CONFIGURATION, encoded(configuration))
 
     async def restore(self, entries: dict[str, Entry]) -> set[str]:
-        """Restore the desired state of the entries that have a record; returns the names of all servers with a record.
-
-        The next save contains these records too, so that a change of one entry does not lose the state of the others.
-        """
+        """Restore the desired state of the entries that have a record; return the names of all records."""
         stored = await self.read(fd_store.WANTED)
         records: Table = self.saved_state().servers if stored is None else json.loads(stored)
         for name in records.keys() & entries.keys():
             restore(entries[name], records[name])
-            self._records.put(name, record_of(entries[name]))
         return set(records)
 
-    def note_changed(self, *entries: Entry) -> None:
-        """Note that `entries` have changed: the next `save` stores their desired state."""
-        self._changed.update((entry.name, entry) for entry in entries)
+    def note_changed(self) -> None:
+        """Note that an entry may have changed: the next `save` stores the desired state."""
+        self._stale = True
 
-    def save(self, entries: Iterable[str], configuration: StoredConfiguration | None = None) -> None:
-        """Store the desired state of the entries with these names, then the configuration unless it is None.
+    def save(self, entries: Mapping[str, Entry], configuration: StoredConfiguration | None = None) -> None:
+        """Store the desired state of these entries if it has changed, then the configuration unless it is None.
 
         The order matters if the supervisor is killed in between: with the old configuration, its successor still sees
         that the files have changed. With only the new one, it could not know which servers were being replaced.
         """
         if configuration is not None:
             self._missing, self._stale = configuration.missing, True
-        if self._changed or self._stale:
+        if self._stale:
             self._save_desired(entries)
         if configuration is not None:
             self.write(fd_store.CONFIGURATION, encoded(configuration))
 
-    def _save_desired(self, entries: Iterable[str]) -> None:
-        for name, entry in self._changed.items():
-            self._records.put(name, record_of(entry))
-        self._changed.clear()
+    def _save_desired(self, entries: Mapping[str, Entry]) -> None:
         self._stale = False
-        content = self._records.content(entries)
+        content = _json({name: record_of(entry) for name, entry in entries.items()})
         if content != self._stored:
             self._stored = content
             self.write(fd_store.WANTED, content)

@@ -114,7 +114,7 @@ class History:
                 value_name, field = key.split(".")
                 setattr(getattr(entries[name], value_name), field, value)
                 self.wanted[name][key] = value
-            store.note_changed(*(entries[name] for name in changed))
+            store.note_changed()
             store.save(entries)
             assert set(pool_files.read_desired(self.directory)["servers"]) >= set(changed)
         link.end()
@@ -152,7 +152,7 @@ def test_successor_that_knows_the_files_knows_what_is_replaced_for_them(tmp_path
         entry.config, entry.desired.generation = ServerConfig(name="a", bind=":1", app="a:c"), 7
         last = Killed(kept)
         killed = StateStore(last, str(tmp_path))
-        killed.note_changed(entry)
+        killed.note_changed()
         with pytest.raises(KeyboardInterrupt):
             killed.save({"a": entry}, StoredConfiguration("pool", [entry.config]))
         successor, found = StateStore(link, str(tmp_path)), Entry(before)
@@ -330,25 +330,6 @@ def test_figures_of_a_removed_server_are_saved_no_more(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_change_of_one_server_encodes_the_figures_of_that_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def scenario() -> None:
-        desk = Desk(*(ServerConfig(name=f"s{n}", bind=f":{9000 + n}", app="a:b") for n in range(50)))
-        totals = await _resumed(desk, tmp_path, {})
-        for entry in desk.core.entries.values():
-            totals.record_state_change(entry, "stopped", "starting")
-        totals.save()
-        encoded: list[object] = []
-        usual = state_store._json
-        monkeypatch.setattr(state_store, "_json", lambda value: encoded.append(value) or usual(value))
-        totals.record_state_change(desk.core.entries["s7"], "starting", "running")
-        totals.save()
-        assert encoded == ["s7", totals._availability["s7"].to_dict()]
-
-    asyncio.run(scenario())
-
-
 def document(**keys: Any) -> dict[str, Any]:
     """The JSON of a configuration with one server."""
     server = ServerConfig(name="a", bind=":1", app="a:b", log={"keep": 3}, **keys)
@@ -477,10 +458,10 @@ def test_first_configuration_is_there_before_and_its_file_after_the_first_save(t
         store.save_first_configuration(first)
         assert await store.configuration() == first
         assert pool_files.read_desired(str(tmp_path)) == {}
-        store.save([])
+        store.save({})
         assert pool_files.read_desired(str(tmp_path)) == {"missing": ["x"], "servers": {}}
         later = StoredConfiguration("store", [], missing=["y"])
-        store.save([], later)
+        store.save({}, later)
         assert await store.configuration() == later
         assert pool_files.read_desired(str(tmp_path)) == {"missing": ["y"], "servers": {}}
         link.end()
@@ -494,20 +475,20 @@ def test_file_that_vanished_is_written_again_on_request_and_not_after_it_was_del
         store = StateStore(link, str(tmp_path))
         entry = Entry(ServerConfig(name="a", bind=":1", app="a:b"))
         entry.become(Desired.RUN)
-        store.note_changed(entry)
-        store.save(["a"])
+        store.note_changed()
+        store.save({"a": entry})
         saved = {"missing": [], "servers": {"a": {"desired": "run"}}}
         assert pool_files.read_desired(str(tmp_path)) == saved
         pool_files.remove_desired(str(tmp_path))
-        store.save(["a"])
+        store.save({"a": entry})
         assert pool_files.read_desired(str(tmp_path)) == {}
         store.rewrite_file()
-        store.save(["a"])
+        store.save({"a": entry})
         assert pool_files.read_desired(str(tmp_path)) == saved
         store.delete_file()
         entry.become(Desired.STOPPED)
-        store.note_changed(entry)
-        store.save(["a"])
+        store.note_changed()
+        store.save({"a": entry})
         assert pool_files.read_desired(str(tmp_path)) == {}
         assert json.loads(await store.read(fd_store.WANTED) or b"") == {"a": {"desired": "stopped"}}
         link.end()
@@ -517,7 +498,7 @@ def test_file_that_vanished_is_written_again_on_request_and_not_after_it_was_del
 
 def test_file_that_cannot_be_written_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     link = StoreLink(Store())
-    StateStore(link, str(tmp_path / "gone")).save([])
+    StateStore(link, str(tmp_path / "gone")).save({})
     assert "if keeper and supervisor are killed together, live changes are lost: " in caplog.text
     link.end()
 

@@ -197,7 +197,7 @@ def test_stopped_server_of_the_record_stays_stopped_though_its_worker_still_runs
         server = web()
         before = Succession(tmp_path, Survivors(), server)
         before.core.entries["web"].become(Desired.STOPPED)
-        before.store.note_changed(before.core.entries["web"])
+        before.store.note_changed()
         before.store.save(before.core.entries)
         after = Succession(tmp_path, Survivors(survivor(server)), server)
         after.store = StateStore(before.link, str(tmp_path))
