@@ -85,9 +85,16 @@ class Verbs:
         try:
             options = _options(request.body)
             selector = Selector.from_dict(request.body.get("selector") or {})
-            call = Call(selector, options, progress, partial(peer, request), request.attach)
-            work = partial(self._performed, request.verb, call)
-            return await audited(self._context.events, request, call, work)
+        except SelectorError as wrong:
+            return _failed(USAGE, wrong.message, wrong.hint)
+        call = Call(selector, options, progress, partial(peer, request), request.attach)
+        return await audited(
+            self._context.events, request, call, partial(self._performed, request.verb, call)
+        )
+
+    async def _performed(self, verb: str, call: Call) -> Result:
+        try:
+            return await self.perform(verb, call)
         except SelectorError as wrong:
             return _failed(USAGE, wrong.message, wrong.hint)
         except NothingMatched as nothing:
@@ -97,10 +104,6 @@ class Verbs:
             if not self._core.servers.unused:
                 return refused.result
             return replace(refused.result, ended=True, keeper_pid=self._daemon.shut_down())
-
-    async def _performed(self, verb: str, call: Call) -> Result:
-        try:
-            return await self.perform(verb, call)
         except ReaderFailed as failed:
             if not failed.installed and await self.build.is_replaced():
                 return _replaced(str(failed))
@@ -109,7 +112,7 @@ class Verbs:
     async def perform(self, verb: str, call: Call) -> Result:
         """Perform one verb; returns its result.
 
-        Raises SelectorError for wrong options, NothingMatched, and ReaderFailed.
+        Raises SelectorError for wrong options, NothingMatched, TooManyOpenFiles, and ReaderFailed.
         """
         applied = await self._drift.apply_at_rest(call) if verb == "start" else None
         if applied is not None and applied.exit_code:
@@ -164,12 +167,6 @@ async def audited(events: Events, request: Request, call: Call, work: Work) -> R
         with caused_by(message, by):
             outcome = await work()
         return outcome
-    except NothingMatched as nothing:
-        outcome = nothing.result
-        raise
-    except SelectorError as wrong:
-        outcome = _failed(USAGE, wrong.message)
-        raise
     except asyncio.CancelledError:
         outcome, is_abandoned = _failed(FAILED, "the client disconnected"), True
         raise
