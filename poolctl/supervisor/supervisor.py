@@ -55,7 +55,7 @@ from .statistics import Statistics, Totals
 from .systemd import Service
 from .takeover.keeper_replacement import KeeperEndWatch, KeeperWatch, replace_keeper
 from .takeover.state_store import SaveTimer, StateStore
-from .verbs.verb import Call
+from .verbs.verb import Call, Daemon
 from .verbs.verbs import AUDITED, Verbs
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ _SELDOM_SECONDS = 60.0
 logger = logging.getLogger("poolctl.supervisor")
 
 
-class Supervisor(Receiver, CoreEvents):
+class Supervisor(Receiver, CoreEvents, Daemon):
     """Runs one pool: the core that controls its servers, the commands, the health checks and the observers.
 
     A `calm` supervisor, started after repeated crashes, only adopts the running workers and serves commands. `reader`
@@ -412,17 +412,11 @@ class Supervisor(Receiver, CoreEvents):
         self.shut_down()
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
-        """Let another version take over after the answer in progress; the arguments are the commands that start it."""
         self._ending = True
         self._replacement = keeper, supervisor
         asyncio.get_running_loop().call_later(_LAST_ANSWER_SECONDS, self._over.set)
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Return the verb's result, with the fields that features add to it, such as the gateway's status.
-
-        After a command that changes servers, wait until the features have applied its changes. The result of `start`
-        also warns of each table, such as [metrics], whose address cannot be served.
-        """
         result = await self._parts.extend(verb, call, result)
         if verb not in CHANGING_VERBS or result.ended:
             return result
@@ -433,7 +427,6 @@ class Supervisor(Receiver, CoreEvents):
         return result
 
     async def finish(self) -> None:
-        """Let the features finish requests in progress. Called as the pool ends, after all servers have stopped."""
         for part in self._parts:
             await part.finish()
 
@@ -443,7 +436,6 @@ class Supervisor(Receiver, CoreEvents):
         return [f"[metrics]: {metrics.problem}"] if metrics is not None and metrics.problem else []
 
     def shut_down(self) -> int:
-        """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
         if not self._ending:
             self._ending = True
             if self._service is not None:
@@ -464,7 +456,6 @@ class Supervisor(Receiver, CoreEvents):
             self.shut_down()
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        """Report lost output of the server: `count` bytes that could not be written to `path`."""
         self._lost.report(name, count, path, reason)
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
