@@ -109,7 +109,7 @@ def named_pool_dir(env: Mapping[str, str], name: str) -> str | None:
     """
     found = pool_dirs_named(env, name)
     if len(found) > 1:
-        found = [path for path in found if _listens(path)]
+        found = [path for path in found if listens(f"{path}/{SOCKET_NAME}")]
     if len(found) > 1:
         files = [" ".join(map(str, read_info(path).get("files") or [path])) for path in found]
         raise ControlError(
@@ -161,19 +161,18 @@ def read_table(path: str) -> Table:
     return found if isinstance(found, dict) else {}
 
 
-def _listens(path: str) -> bool:
+def listens(path: str) -> bool:
+    """Return whether a process listens on the Unix socket at this path; also True if the socket may not be used."""
     from socket import AF_UNIX, SOCK_STREAM, socket
 
-    connection = socket(AF_UNIX, SOCK_STREAM)
-    connection.setblocking(False)
-    try:
-        connection.connect(f"{path}/{SOCKET_NAME}")
-    except BlockingIOError:
-        pass  # a full backlog, so a process listens
-    except OSError:
-        return False
-    finally:
-        connection.close()
+    with socket(AF_UNIX, SOCK_STREAM) as connection:
+        connection.setblocking(False)
+        try:
+            connection.connect(path)
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+            return False
+        except OSError:
+            pass  # a full backlog, for example, so a process listens
     return True
 
 

@@ -55,7 +55,7 @@ def launch(files: Sequence[str], env: Mapping[str, str], *, lifeline: bool = Fal
     pool_directory, lock = _locked(env, pool_paths.pool_key(files[0]))
     path = f"{pool_directory}/{pool_paths.SOCKET_NAME}"
     try:
-        if listens(path):
+        if pool_paths.listens(path):
             if lifeline:
                 raise ControlError(
                     "a supervisor runs for this pool already",
@@ -191,19 +191,6 @@ def listen(path: str) -> socket.socket:
     return listener
 
 
-def listens(path: str) -> bool:
-    """Whether a process listens on the socket at this path."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(5.0)
-        try:
-            probe.connect(path)
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-        except TimeoutError:
-            return True
-    return True
-
-
 def _unusable(pool_directory: str, error: OSError) -> ControlError:
     return ControlError(
         f"cannot use {pool_directory}: {error.strerror or error}",
@@ -246,7 +233,7 @@ def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:
         lock = os.open(f"{pool_directory}/lock", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not listens(f"{pool_directory}/{pool_paths.SOCKET_NAME}"):
+            if not pool_paths.listens(f"{pool_directory}/{pool_paths.SOCKET_NAME}"):
                 act(pool_directory)
         finally:
             os.close(lock)

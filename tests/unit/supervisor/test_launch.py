@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poolctl.control import pool_paths
-from poolctl.control.pool_paths import pool_key
+from poolctl.control.pool_paths import listens, pool_key
 from poolctl.errors import ControlError
 from poolctl.keeper import pool_files
 from poolctl.keeper.spawn import Companion
@@ -23,7 +23,6 @@ from poolctl.supervisor.launch import (
     forget_desired_state,
     launch,
     listen,
-    listens,
     remove_stale_files,
 )
 
