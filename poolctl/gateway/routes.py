@@ -8,8 +8,8 @@ In an application behind the gateway, in any handler or middleware that has the 
     upstream_name(request.scope)              # "users"; "" without a route
 
 - The context of a request: `with_route`, `try_get_route`, `upstream_name`, `upstream_scheme`, `upstream_host`,
-  `upstream_port`, `upstream_host_port`, `upstream_addr`, `upstream_url`. A backend that is not of this pool reads it
-  from the headers of a route with `context_headers`: `context_of_headers(scope["headers"])`.
+  `upstream_port`, `upstream_host_port`, `upstream_addr`, `upstream_url`. A route with `context_headers` sends the
+  context in headers, too: a backend outside the pool reads them with `context_of_headers(scope["headers"])`.
 - Routes as values: `Route`, `StreamRoute`, `ExcludedRoute`, `Target`, `Header`, `passable`.
 - All routes, in attributes `http`, `stream` and `excluded`: `registry_of(request.scope)` has the gateway's current
   routes, `Registry` the routes that a process adds itself, and `poolctl.connect("shop").registry()` the routes of a

@@ -54,10 +54,11 @@ _SCHEMES = ("http", "https", "ws", "wss")
 
 
 class WrittenRoute(NamedTuple):
-    """A route as given in a table, a server's labels or `expose`, before its targets are resolved.
+    """A route as written in a [[route]] table, or in a server's labels or `expose`; its targets are not resolved yet.
 
-    `key` is where the route is written: a path of keys in the file or, for labels and `expose`, in `server`'s table.
-    `reason` is why the route is not served, or ""; `config` is None if the labels are invalid.
+    For a table, `server` is None, and `key` is the path to the table in the file. For labels and `expose`, `server` is
+    the server that has them, and `key` is the path within the server's table. `reason` is why the route is not served,
+    or "". `config` is None if the labels are invalid.
     """
 
     alias: str
@@ -97,9 +98,9 @@ def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, 
 
 
 def with_separation(routes: Sequence[AnyRoute], servers: Iterable[ServerKeys]) -> tuple[AnyRoute, ...]:
-    """Return the routes; `other_user` of HTTP routes is why connections must not be passed to workers, or "".
+    """Return copies of the routes in which `other_user` of each HTTP route is set (see routing.separation).
 
-    See routing.separation.
+    `other_user` is why the route's connections must not be passed to workers, or "".
     """
     apart = iter(separated([each for each in routes if isinstance(each, Route)], users_of(servers)))
     return tuple(next(apart) if isinstance(each, Route) else each for each in routes)
@@ -167,7 +168,10 @@ class ServerIndex:
 def written_routes(
     known: ServerIndex, tables: Tables, findings: list[tuple[ServerKeys, Finding]] | None = None
 ) -> list[WrittenRoute]:
-    """The routes of the files, then of labels, then of `expose`. Problems of labels are added to `findings`."""
+    """Return the routes as written: first from [[route]] tables, then from servers' labels, then from `expose`.
+
+    Adds the problems of labels to `findings`.
+    """
     found = [WrittenRoute(each.label, each, ("route", each.index)) for each in tables.all(RouteConfig)]
     gateway = tables.get(GatewayConfig)
     defaults = gateway.defaults_of_routes() if gateway else {}

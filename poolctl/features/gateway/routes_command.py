@@ -82,7 +82,7 @@ class ExplainedRoute:
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """The routes, as the supervisor reports them, or the explanation for a URL. Raises UsageError and NoSupervisor."""
+    """List the routes; for the action `explain`, say which one a URL takes. Raises UsageError and NoSupervisor."""
     action, *words = request.get("words") or [""]
     if action:
         one_of("routes", action, ("explain",))

@@ -39,9 +39,10 @@ StreamPolicy = Literal[_STREAM_POLICIES]  # type: ignore[valid-type]
 
 
 class ShortForm:
-    """Annotation for `tuple[table, ...]`: in a file, the value may be a list of tables, one table, or a string.
+    """Annotation for `tuple[table, ...]`: in a file, the value may be a list, one table, or a string.
 
-    A string, also in the list, is short for a table with only this `key`. `allowed` describes valid values in messages.
+    Elements of the list are tables or strings. A string is short for a table that has only the key `key`. `allowed`
+    describes the valid values in messages.
     """
 
     def __init__(self, key: str, allowed: str) -> None:

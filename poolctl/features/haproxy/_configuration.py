@@ -41,7 +41,7 @@ _NO_LIMIT = "24d"
 _TOO_MANY = "status 429 content-type text/plain string 'Too Many Requests'"
 _UNAVAILABLE = "status 503 content-type text/plain string 'Service Unavailable'"
 _MISDIRECTED = "status 421 content-type text/plain string 'Misdirected Request'"
-# The end of a certificate's key (see `_shown`) if the certificate asks for a client certificate.
+# The end of a certificate's key (see `_identifier`) if the certificate asks for a client certificate.
 _DEMANDS = "+"
 _NETWORKS_A_LINE = 20
 # Part of the names of binds on which trusted proxies report their clients.
@@ -57,7 +57,8 @@ _FIXED = ("    cookie ", "    balance first")
 class HaproxyCertificate(NamedTuple):
     """A listener's TLS certificate: the file with certificate and key, and the rules for client certificates.
 
-    `names` are its host names, needed only on listeners where some certificate requires a client certificate.
+    `names` are its host names. They are needed only if a certificate of the same listener asks for a client
+    certificate.
     """
 
     file: str
@@ -126,7 +127,7 @@ class HaproxyListener(NamedTuple):
         for number, each in enumerate(self.certificates):
             for name in each.hosts:
                 shown.setdefault(name, []).append(number)
-        found = "".join(f"{name} {self._shown(numbers)}\n" for name, numbers in shown.items())
+        found = "".join(f"{name} {self._identifier(numbers)}\n" for name, numbers in shown.items())
         return {self.crt_list: "".join(lines), f"{self.crt_list}.map": found}
 
     def lines(self, *, http2: bool = False) -> Iterator[str]:
@@ -139,25 +140,29 @@ class HaproxyListener(NamedTuple):
             yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
 
     def misdirection_rules(self) -> Iterator[str]:
-        """Rules that set txn.shown and txn.wanted to the certificates for the TLS handshake's host and for txn.host.
+        """Rules that set txn.shown to the certificate for the TLS handshake's host, txn.wanted to the one for txn.host.
 
-        Other rules refuse a request if they differ and the wanted one requires a client certificate, which a client
-        could avoid by naming another host in the handshake (RFC 9110 §7.4). See ServerContext.admits.
+        A further rule refuses a request for which they differ if the certificate in txn.wanted asks for a client
+        certificate: a client could avoid the demand by naming another host in the handshake (RFC 9110 §7.4). See
+        ServerContext.admits.
         """
         if not self.asks_for_certificate:
             return
         here = f"{{ so_name {self.name} }}"
         by_name = f"map_str({self.crt_list}.map)"
-        by_pattern = _quoted(f"regsub(^[^.]*,*),map_str({self.crt_list}.map,{self._shown([0])})")
+        by_pattern = _quoted(f"regsub(^[^.]*,*),map_str({self.crt_list}.map,{self._identifier([0])})")
         # HAProxy compares the name as it was sent, including a final dot.
         for variable, name in (("shown", "ssl_fc_sni,lower"), ("wanted", "var(txn.host)")):
             known = f"{{ var(txn.{variable}) -m found }}"
             yield f"    http-request set-var(txn.{variable}) {name},{by_name} if {here}"
             yield f"    http-request set-var(txn.{variable}) {name},{by_pattern} if {here} !{known}"
-            yield f"    http-request set-var(txn.{variable}) str({self._shown([0])}) if {here} !{known}"
+            yield f"    http-request set-var(txn.{variable}) str({self._identifier([0])}) if {here} !{known}"
 
-    def _shown(self, numbers: Sequence[int]) -> str:
-        """The identifier of the certificates `numbers`; ends in _DEMANDS if one asks for a client certificate."""
+    def _identifier(self, numbers: Sequence[int]) -> str:
+        """The value of txn.shown or txn.wanted for the certificates with these numbers, which share a host name.
+
+        It ends in _DEMANDS if one of them asks for a client certificate.
+        """
         demands = any(self.certificates[number].asks_for_certificate for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
 
@@ -693,11 +698,11 @@ class HaproxySetup(NamedTuple):
 
     @property
     def descriptor_numbers(self) -> list[int]:
-        """The numbers of the descriptors that the binds name."""
+        """The numbers of the descriptors in the `bind` lines."""
         return [number for number, _ in self.descriptors]
 
     def drain_commands(self) -> list[str]:
-        """Commands that set servers to draining after the start; the configuration `text` can only disable them."""
+        """Return the commands, used after a start, that set servers to draining: `text` can only disable one."""
         return [_state_command(place, state) for place, state in self.states.items() if state == DRAIN]
 
 
@@ -725,7 +730,11 @@ def setup_of(
     backends: Backends,
     withdrawn: Collection[str],
 ) -> HaproxySetup:
-    """The setup, with no new requests to `withdrawn` servers. `certificates` are by listener address and host names."""
+    """Build the setup by which HAProxy serves these listeners and routes.
+
+    The keys of `certificates` are a listener's address and the certificate's host names. The servers in `withdrawn` get
+    no new requests.
+    """
     bundles: dict[str, bytes] = {}
     authorities: dict[str, bytes] = {}
     listeners = []
@@ -749,7 +758,7 @@ def _listener(
     bundles: dict[str, bytes],
     authorities: dict[str, bytes],
 ) -> HaproxyListener:
-    """The listener; the contents of its files are added to `bundles` and `authorities`."""
+    """Return the listener in HAProxy's syntax; adds the contents of its files to `bundles` and `authorities`."""
     found = []
     for names, (tls, (cert, key, *rest)) in certificates:
         name = f"certificate-{len(bundles) + 1}.pem"

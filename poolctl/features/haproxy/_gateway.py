@@ -287,7 +287,10 @@ class HaproxyStatistics:
         self._seen.clear()
 
     def add(self, text: str, sections: Iterable[HaproxyBackend], backends: Backends) -> None:
-        """Add the increase since the last call, and set the backends' states; `text` is the output of `show stat`."""
+        """Update the counts and the backends' states from `text`, the output of HAProxy's command `show stat`.
+
+        What HAProxy has counted since the last call is added to the counts.
+        """
         known = {each.name: each for each in sections}
         in_flight: dict[str, int] = {}
         down: dict[str, set[str]] = {name: set() for name in known}

@@ -113,7 +113,7 @@ def links_of(
 
 
 def has_addresses(routes: Iterable[Route | StreamRoute]) -> bool:
-    """Whether a target names its host by IP address: its machine is then found by the machines' addresses."""
+    """Whether the URL of a target has an IP address, so that its machine is looked up by address."""
     return any(_is_address(host_of(target.url)) for route in routes for target in route.to if target.url)
 
 
@@ -217,7 +217,7 @@ class ProxmoxInventory:
         self.starter.start_if_needed(url)
 
     def close(self) -> None:
-        """Stop reading the inventory, and starting and stopping machines."""
+        """Stop reading the inventory. No further machine is started or stopped."""
         for task in (self._reading, self._linking):
             if task is not None:
                 task.cancel()
@@ -269,9 +269,10 @@ class ProxmoxInventory:
         self._link(read=True)
 
     async def _with_addresses(self, api: ProxmoxApi, guests: Sequence[Guest]) -> list[Guest]:
-        """The guests, with IP addresses if a route's target is an IP address. Raises ApiError if there is no answer.
+        """Return the guests, with their IP addresses if the URL of a target has one. Raises ApiError without an answer.
 
-        A guest without current addresses, such as a stopped one, keeps those previous ones that no other guest has.
+        A guest that has no addresses now, such as a stopped one, gets its previous addresses, except for addresses that
+        another guest has now.
         """
         if not has_addresses(self._routes):
             return [*guests]

@@ -53,7 +53,10 @@ class RouteSet(NamedTuple):
     users: tuple[tuple[str, str], ...] = ()  # each server's name and user
 
     def without_passing(self, servers: frozenset[str]) -> RouteSet:
-        """A copy that passes no connections to these servers, for the time until their existing ones are ended."""
+        """Return a copy of the routes by which the gateway passes no connections to these servers.
+
+        The copy is in force while connections that were passed to these servers before are being ended.
+        """
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
         http = tuple(without_passing(self.http, servers))
         return self._replace(http=http, kept=replace(self.kept, user=user))
@@ -67,11 +70,12 @@ class RouteSet(NamedTuple):
 class ComputedRoutes:
     """Computes the routes in a thread, one computation at a time, and calls `changed` when there is a new route table.
 
-    `services` adds registered services; call `recompute` when they change. Workers hold the connections passed to them.
-    If a new table would allow requests for another user's server on some of these connections, `end_kept` ends them
-    first. Files in `directory` store, for the next supervisor, which connections are held, and the secret from which
-    `context_keys` are derived. Generation numbers increase even across a new supervisor and keeper, because surviving
-    workers and gateways remember the earlier ones.
+    `services` adds registered services to the routes; call `recompute` when they change. A worker holds a connection
+    that the gateway has passed to it. Before a new table is published by which later requests on such a connection
+    would be for another user's server, `end_kept` is called to end the connection. Two files in `directory` are for the
+    next supervisor: one lists the connections that workers may hold, the other has a secret from which each server's
+    key in `context_keys` is derived. Generation numbers increase even across a new supervisor and keeper, because
+    surviving workers and gateways remember the earlier numbers.
     """
 
     def __init__(self, changed: Callable[[], None], end_kept: EndKept, directory: str) -> None:
@@ -188,7 +192,7 @@ class ComputedRoutes:
         self.problem = ""
 
     async def _end_disallowed_connections(self, routes: RouteSet, users: Mapping[str, str]) -> None:
-        """End connections held by workers that `routes` no longer allows, and store which ones remain."""
+        """Have workers end the connections that `routes` does not allow; store which connections may remain."""
         is_first = self._kept is None  # connections kept so far are with workers of an earlier supervisor
         if self._kept is None:
             self._secret = await in_daemon_thread(functools.partial(_secret, self._secret_path))
@@ -316,7 +320,10 @@ def _write(path: str, kept: Kept) -> None:
 
 
 def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
-    """A descriptor of the table without secrets: a duplicate of `whole` if it contains none. Closes `whole`."""
+    """Return the descriptor of a route table without secrets. Closes `whole`, the descriptor of the full table.
+
+    If the routes have no secrets, the result is a duplicate of `whole`.
+    """
     try:
         shown = tuple(map(masked_route, routes.http))
         if shown == routes.http:

@@ -271,10 +271,10 @@ class GatewayManager(SidecarManager):
 
     @property
     def _unkept_servers(self) -> Collection[str]:
-        """The names of servers whose workers may not keep connections without TLS.
+        """The names of the servers whose workers may not hold connections without TLS that were passed to them.
 
-        These are all routed servers if such a connection may carry requests for servers of several users, otherwise
-        only those that are disabled or drained.
+        If a connection without TLS may carry requests for servers of several users, all routed servers are listed.
+        Otherwise only disabled and drained servers are listed.
         """
         routes = self.routes.routes
         return self.reports.unavailable_hosts if routes.kept.user else routes.servers
@@ -605,7 +605,7 @@ class GatewayPart(FeaturePart):
     """A part of a feature that works with the gateway, if the pool has one."""
 
     def connect(self, gateway: GatewayManager) -> None:
-        """Called when the pool gets a gateway, before its first route table is computed."""
+        """Use this gateway from now on. Called when the pool gets one, before its first route table is computed."""
 
     @property
     def not_served(self) -> Iterable[str]:
@@ -613,5 +613,5 @@ class GatewayPart(FeaturePart):
         return ()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
-        """Metrics to show with the gateway's. `reports` has the data of parts in the gateway's process, by package."""
+        """The feature's metrics. `reports` has what features' parts in the gateway's process report, by package."""
         return ()

@@ -1,7 +1,7 @@
 """The metrics of a gateway and its routes, streams and hosts.
 
-Requests and bytes count proxied traffic only. Requests on passed connections are counted by the workers that serve
-them; the metrics of routes include only their number.
+Requests and bytes count proxied traffic only. Workers count the requests on passed connections: a route's metrics
+include the number of these requests, but no bytes, statuses or durations of them.
 """
 
 from __future__ import annotations

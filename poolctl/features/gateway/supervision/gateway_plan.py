@@ -59,9 +59,10 @@ class GatewayPlan(NamedTuple):
         return found
 
     def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
-        """The part of the plan that can be served with these open listeners.
+        """Return the part of the plan that can be served with these open listeners.
 
-        Until a listener's replacement is open, the old listener stays, with the replacement's stream and certificates.
+        An old listener stays in the plan until the new listener of the same role is open. Until then the old listener
+        serves the stream and the certificates that the plan has for the new one.
         """
         missing = {each.role: key for key, each in self.listeners.items() if key not in open_listeners}
         kept = {
@@ -94,9 +95,10 @@ def plan_of(
     env: Mapping[str, str],
     parts: dict[str, Table],
 ) -> GatewayPlan | None:
-    """The plan for a pool, or None if it has no gateway. `parts` are the settings of features' parts in the process.
+    """Return the plan of the pool's gateway, or None if the pool has no gateway.
 
-    Reads certificates, so it blocks; raises ServerError if one is invalid.
+    `parts` has, by package, the settings of the features' parts in the gateway's process. Reads certificates, so it
+    blocks; raises ServerError if a certificate cannot be read.
     """
     gateway = tables.get(GatewayConfig)
     if gateway is None:

@@ -61,7 +61,10 @@ class GatewayProcess(SidecarProcess):
         self._send("settings", settings, {"t": "settings", "settings": to_json(settings)})
 
     def take_back(self, give: socket.socket, take: socket.socket) -> None:
-        """Have the process receive connections that workers give back over this socket pair, and hold both ends."""
+        """Have the process receive the connections that workers give back.
+
+        Workers send to `give`, and the process receives from `take`. It holds both for a supervisor that adopts it.
+        """
         self._send("pair", pair_number(give), {"t": "pair"}, [give, take])
 
     def listen(
@@ -103,9 +106,10 @@ class GatewayProcess(SidecarProcess):
     def use_certificate(
         self, bind: str, names: Sequence[str], tls: Table, mark: object, fds: Sequence[int]
     ) -> None:
-        """Have the process use this certificate for these host names of the listener; its first one is the default.
+        """Have the process use this certificate for these host names on the listener `bind`.
 
-        `mark` identifies the certificate's contents, and `fds` are the descriptors of its files.
+        The first certificate of a listener is also used for all other hosts. `mark` identifies the certificate's
+        contents, and `fds` are the descriptors of its files.
         """
         message = {"t": "certificate", "bind": bind, "names": list(names), "tls": tls}
         self._send(f"certificate {bind} {' '.join(names)}", mark, message, fds)
@@ -121,7 +125,8 @@ class GatewayProcess(SidecarProcess):
     def publish(self, generation: int, table: HasDescriptor, *, keeps: bool = True) -> None:
         """Have the process route requests by this table.
 
-        `keeps`: workers may keep connections without TLS; otherwise the process closes those that workers give back.
+        `keeps` says whether workers may hold connections without TLS. If not, the process closes such a connection when
+        a worker gives it back.
         """
         message = {"t": "table", "generation": generation, "keeps": keeps}
         self._send("table", generation, message, [table])
@@ -228,7 +233,8 @@ class GatewayProcess(SidecarProcess):
 class GatewayZygote(SidecarProcess):
     """A process with all modules imported, which forks a new gateway when the current one exits.
 
-    Forks inherit its environment, so it is replaced if its mark differs from `mark_for` of the next gateway's mark.
+    Forks inherit the zygote's environment. So a zygote is replaced if its mark is not the one that `mark_for` returns
+    for the next gateway.
     """
 
     part, label, output = "features.gateway.process", "the gateway's zygote", "gateway.log"
@@ -236,7 +242,7 @@ class GatewayZygote(SidecarProcess):
 
     @staticmethod
     def mark_for(mark: str) -> str:
-        """The mark of a zygote for gateways with `mark`: it adds the names of withheld environment variables."""
+        """Return the mark of a zygote that forks gateways with `mark`: `mark` and the names of withheld variables."""
         return " ".join([mark, *withheld_variables()])
 
     @property
@@ -257,7 +263,7 @@ class GatewayZygote(SidecarProcess):
         return GatewayProcess(ours, identity(int(reply["pid"])), mark)
 
     def received(self, message: wire.Message, fds: list[int]) -> None:
-        """Handle a message of the process; `up` means that it is ready to fork."""
+        """Handle a message of the zygote. The message "up" says that the zygote is ready to fork."""
         super().received(message, fds)
         self.is_up = self.is_up or message.get("t") == "up"
 

@@ -34,12 +34,15 @@ def canary_name(server: str) -> str:
 
 
 def server_of(name: str) -> str:
-    """The name of the server, from the name of its own socket pair or of its canary's."""
+    """Return the server's name for the name of a socket pair: the name of the server, or its `canary_name`."""
     return name.removesuffix(_SUFFIX)
 
 
-def pair_facts(entry: Entry) -> ServerFacts | None:
-    """The address and TLS of the server's canary, named by `canary_name`; None if no canary has its own address."""
+def canary_facts(entry: Entry) -> ServerFacts | None:
+    """Return the address and TLS of the server's canary; None if no canary has an address of its own.
+
+    The name in the facts is the server's `canary_name`.
+    """
     config = entry.config_apart
     if config is None:
         return None
@@ -66,7 +69,7 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
         # The address is not open yet: a connection would be refused.
         state = State.STOPPED
     share = _share_of_canary(entry)
-    canary = pair_facts(entry) if share else None
+    canary = canary_facts(entry) if share else None
     return ServerFacts(
         name=entry.name,
         bind=endpoints[0] if endpoints else config.key,
@@ -92,7 +95,11 @@ def connections_of(core: Core, entry: Entry) -> int:
 
 
 class ServerReports:
-    """Reports routed servers to the gateway's process. `pairs` has the sending ends of their socket pairs, by name."""
+    """Reports routed servers to the gateway's process.
+
+    The gateway passes connections to a server over a socket pair. `pairs` has the sending end of each pair, by the
+    server's name, or by the `canary_name` for the pair of a canary.
+    """
 
     def __init__(self, core: Core, routes: ComputedRoutes) -> None:
         self.pairs: dict[str, socket.socket] = {}
@@ -132,7 +139,7 @@ class ServerReports:
             process.forget(server)
             process.forget(canary_name(server))
             return
-        canary = pair_facts(entry)
+        canary = canary_facts(entry)
         if canary is not None:
             process.report_server(canary, self.pairs.get(canary.name))
         facts = facts_of(self._core, entry)
@@ -209,5 +216,5 @@ class GatewayReports:
 
 
 def _about_host(data: Table) -> Table:
-    """The data of an event; if it has a host, with the host added as `message` and the reason `why` as `cause`."""
+    """Return an event's data. For an event about a host, `message` is the host, and `cause` is the reason."""
     return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data

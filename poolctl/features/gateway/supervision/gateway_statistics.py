@@ -164,7 +164,7 @@ class GatewayStatistics:
         return sample
 
     async def passed_requests(self) -> dict[int, int]:
-        """The number of requests on connections passed to workers, by `tally.route_mark` of the route's alias."""
+        """Count the requests on passed connections. The key of a route is the `tally.route_mark` of its alias."""
         counters, total = self._core.runner.capabilities.counters, dict[int, int]()
 
         def add(found: Mapping[int, int]) -> None:
@@ -214,8 +214,8 @@ def _uptime(known: Table) -> float:
 class RouteFigures:
     """Creates the reports of routes from one `report` of the gateway's process and from workers' counts.
 
-    On passed connections, workers count requests and errors by route, but latencies only by server, for all requests
-    that the gateway did not proxy.
+    On passed connections, workers count requests and errors by route, but latencies only by server. So the latencies
+    of a route include every request that its servers got without the proxy.
     """
 
     def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, report: Table) -> None:
@@ -318,7 +318,7 @@ class RouteFigures:
         return replace(report, registrations=self._services.reports(route.alias) or None)
 
     def _is_kept_within_tls(self, route: Route) -> bool:
-        """Whether only TLS connections are passed, as plaintext ones could carry requests for another user's server."""
+        """Whether only TLS connections are passed to workers: others may carry requests for another user's server."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         return bool(route.other_user) and all(entry is not None and entry.config.tls for entry in entries)
 
@@ -345,7 +345,7 @@ class RouteFigures:
             yield f"{servers[0]} {reasons[0]}"
 
     def _why_proxied(self, route: Route) -> str:
-        """The reason why some requests were proxied although the route passes connections."""
+        """Return why some of the route's requests were proxied, although its connections are passed to workers."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         if any(entry is not None and entry.config.tls for entry in entries):
             return "without TLS its requests are proxied, as its server speaks TLS"
@@ -370,7 +370,10 @@ class RouteFigures:
         return ""
 
     def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
-        """The counts of the server's workers, minus proxied requests, and their counts by route (`tally.by_route`)."""
+        """Count the requests that the server's workers got without the proxy, by tally slot and by route.
+
+        The keys of the counts by route are the marks of `tally.by_route`.
+        """
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), dict[int, int]()
             if entry is not None:
@@ -392,8 +395,8 @@ class RouteFigures:
     def _health(self, key: str, server: str, verdict: Table | None) -> RouteHealth:
         """The health of a target: the gateway's `verdict`, combined with the supervisor's state of the server.
 
-        `verdict` is None if the gateway has none, as in a large table before the route's first request: it then only
-        knows whether the host is disabled or draining.
+        `verdict` is None if the gateway has not judged the target yet, as in a large table before the route's first
+        request. A target that is disabled or draining then counts as unknown to the gateway.
         """
         entry, row = self._core.entries.get(server), self._hosts.get(key, {})
         if verdict is None and row.get("state", HostState.ACTIVE) != HostState.ACTIVE:

@@ -49,7 +49,7 @@ class MachineSource(Protocol):
         """The states of the machines that requests may start, by URL."""
 
     def follow_routes(self, routes: Sequence[Route | StreamRoute]) -> None:
-        """Called with the current routes whenever they change."""
+        """Find the machines behind these routes. Called with all routes whenever one changes."""
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
         """The machines behind the route, for output."""
@@ -313,7 +313,7 @@ class TargetProbes:
         return iter(self._targets.values())
 
     def follow(self, tables: Tables) -> None:
-        """Apply these tables. Results of targets whose probe has not changed are kept."""
+        """Probe the targets in these configuration tables. Keeps the results of targets whose probe has not changed."""
         wanted = probed_targets(tables)
         if not (wanted or self._targets):
             return

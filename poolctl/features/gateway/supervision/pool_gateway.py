@@ -85,7 +85,10 @@ class GatewayVerbs:
         return RoutesResult(items=tuple(reports), generation=self.gateway.routes.generation, refused=refused)
 
     async def registry(self, call: Call) -> RegistryResult:
-        """Attach a descriptor of the route table without secrets; with `follow`, instead send each new generation."""
+        """Attach a descriptor of the route table, without secrets, to the answer.
+
+        With the option `follow`, send the generation number of each new table instead, until the supervisor ends.
+        """
         routes = self.gateway.routes
         if call.options.get("follow") is True:
             await self._follow(call)
@@ -159,7 +162,7 @@ class GatewayVerbs:
         )
 
     async def reopen(self, result: Result) -> Result:
-        """The result of `reopen`, after the gateway's access log was reopened too."""
+        """Reopen the gateway's access log; returns `result`, with a warning added if the process does not answer."""
         if (process := self.gateway.gateway) is None:
             return result
         try:
