@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from poolctl.config import ServerConfig
@@ -84,14 +84,18 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
     )
 
 
+def worker_counts(core: Core, entry: Entry) -> Iterator[tally.Counts]:
+    """The counts of each of the server's workers, except workers that do not count."""
+    if (counters := core.runner.capabilities.counters) is None:
+        return
+    for worker in entry.observed.workers.values():
+        if worker.placement is not None and (counts := counters.counts(worker.placement)) is not None:
+            yield counts
+
+
 def connections_of(core: Core, entry: Entry) -> int:
     """The number of open connections of the server's workers, as counted by the workers."""
-    counters = core.runner.capabilities.counters
-    if counters is None:
-        return 0
-    placements = [each.placement for each in entry.observed.workers.values()]
-    pages = [counters.counts(each) for each in placements if each is not None]
-    return sum(page[tally.OPEN_CONNECTIONS] for page in pages if page is not None)
+    return sum(counts[tally.OPEN_CONNECTIONS] for counts in worker_counts(core, entry))
 
 
 class ServerReports:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ from ..process.counts import REFUSED
 from ..process.settings import HTTP, ListenerSettings
 from ..table import GatewayConfig
 from .gateway_manager import GatewayManager
+from .gateway_reports import worker_counts
 from .outside_targets import RoutedService
 
 # How often samples are taken for rates, even if no command asks for them.
@@ -165,22 +166,14 @@ class GatewayStatistics:
 
     async def passed_requests(self) -> dict[int, int]:
         """Count the requests on passed connections. The key of a route is the `tally.route_mark` of its alias."""
-        counters, total = self._core.runner.capabilities.counters, dict[int, int]()
-
-        def add(found: Mapping[int, int]) -> None:
-            for mark, count in found.items():
-                total[mark] = total.get(mark, 0) + count
-
+        total = Counter[int]()
         for number, server in enumerate(self._manager.routes.routes.servers):
             if number % _SERVERS_AT_ONCE == _SERVERS_AT_ONCE - 1:
                 await asyncio.sleep(0)
-            entry = self._core.entries.get(server)
-            if entry is None:
-                continue
-            add(self._totals.passed_by_ended_workers(entry))
-            for worker in entry.observed.workers.values():
-                if counters is not None and worker.placement is not None:
-                    add(tally.requests_by_route(counters.counts(worker.placement) or []))
+            if (entry := self._core.entries.get(server)) is not None:
+                total.update(self._totals.passed_by_ended_workers(entry))
+                for counts in worker_counts(self._core, entry):
+                    total.update(tally.requests_by_route(counts))
         return total
 
     def _used(self, *, memory: bool = True) -> Usage | None:
@@ -375,18 +368,13 @@ class RouteFigures:
         The keys of the counts by route are the marks of `tally.by_route`.
         """
         if server not in self._of_servers:
-            entry, found, routes = self._core.entries.get(server), list(_NONE), dict[int, int]()
+            entry, found, routes = self._core.entries.get(server), list(_NONE), Counter[int]()
             if entry is not None:
                 found = self._totals.counts_of_ended_workers(entry)
                 routes.update(self._totals.counts_by_route_of_ended_workers(entry))
-                counters = self._core.runner.capabilities.counters
-                for worker in entry.observed.workers.values():
-                    if counters is None or worker.placement is None:
-                        continue
-                    counts = counters.counts(worker.placement) or _NONE
+                for counts in worker_counts(self._core, entry):
                     tally.add(found, counts)
-                    for mark, count in tally.by_route(counts).items():
-                        routes[mark] = routes.get(mark, 0) + count
+                    routes.update(tally.by_route(counts))
             proxied = self._backends.get(server, {}).get("slots") or _NONE
             direct = [max(0, all_ - part) for all_, part in zip(found, proxied, strict=False)]
             self._of_servers[server] = direct, routes
