@@ -583,7 +583,7 @@ def _problems_of_own_engine(gateway: GatewayConfig) -> Iterator[Finding]:
 
 
 def check_gateway(
-    tables: Tables, servers: Iterable[ServerKeys], env: Mapping[str, str], now: datetime
+    servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
 ) -> tuple[list[Finding], list[Finding]]:
     """The errors and the warnings about the engine and certificates, with full key paths. Reads files, so it blocks."""
     problems = [*unusable_engine(tables)]

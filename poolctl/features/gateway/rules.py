@@ -3,40 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from typing import TypeVar
 
 from poolctl.address import parse
-from poolctl.config.model.pool_tables import BoundAddress, Located, TableRules, Tables, Unfinished
+from poolctl.config.model.pool_tables import BoundAddress, TableRules, Tables
 from poolctl.config.model.section import Table, validated
-from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.problems import Finding, Path, Tree
-from poolctl.routing.route import AnyRoute
 
 from .route_checks import check_gateway, route_problems, route_warnings, unusable_engine
 from .routes import routes_of
 from .table import DEFAULT_BIND, INDEX, GatewayConfig, RouteConfig, StreamConfig
 
 Kind = TypeVar("Kind", bound=Table)
-
-
-def gateway_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-    """The valid tables of the file, by name; problems of the other tables are added to the findings."""
-    own: list[Finding] = []
-    given = raw.get("gateway", {})
-    gateway = _validated(GatewayConfig, given, ("gateway",), own)
-    if gateway is not None and "bind" not in given and "gateway" not in raw and "route" not in raw:
-        gateway = gateway.but(bind=())  # streams have addresses of their own
-    defaults = gateway.defaults_of_routes() if gateway else {}
-    routes = _list_of(RouteConfig, "route", [merged(defaults, each) for each in raw.get("route", ())], own)
-    streams = _list_of(StreamConfig, "stream", raw.get("stream", ()), own)
-    # In a short form the key is not written, so the path ends before it.
-    findings += [
-        each._replace(path=each.path[:-1]) if each.path[-3::2] in (("to", "to"), ("bind", "bind")) else each
-        for each in own
-    ]
-    return {"gateway": gateway, "route": routes, "stream": streams}
 
 
 def _list_of(
@@ -76,26 +55,30 @@ class GatewayRules(TableRules):
     """Builds [gateway], [[route]] and [[stream]], and checks them against the other tables and the servers."""
 
     def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-        return gateway_tables(raw, findings)
+        own: list[Finding] = []
+        given = raw.get("gateway", {})
+        gateway = _validated(GatewayConfig, given, ("gateway",), own)
+        if gateway is not None and "bind" not in given and "gateway" not in raw and "route" not in raw:
+            gateway = gateway.but(bind=())  # streams have addresses of their own
+        defaults = gateway.defaults_of_routes() if gateway else {}
+        routes = _list_of(
+            RouteConfig, "route", [merged(defaults, each) for each in raw.get("route", ())], own
+        )
+        streams = _list_of(StreamConfig, "stream", raw.get("stream", ()), own)
+        # In a short form the key is not written, so the path ends before it.
+        findings += [
+            each._replace(path=each.path[:-1])
+            if each.path[-3::2] in (("to", "to"), ("bind", "bind"))
+            else each
+            for each in own
+        ]
+        return {"gateway": gateway, "route": routes, "stream": streams}
 
-    def problems(
-        self, servers: Iterable[ServerKeys], tables: Tables, unfinished: Unfinished
-    ) -> Iterable[Located]:
-        return route_problems(servers, tables, unfinished)
-
-    def warnings(self, servers: Iterable[ServerKeys], tables: Tables, *, complete: bool) -> Iterable[Located]:
-        return route_warnings(servers, tables, complete=complete)
-
-    def unusable(self, tables: Tables) -> Iterable[Finding]:
-        return unusable_engine(tables)
-
-    def check(
-        self, servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
-    ) -> tuple[list[Finding], list[Finding]]:
-        return check_gateway(tables, servers, env, now)
-
-    def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute]:
-        return routes_of(servers, tables)
+    problems = staticmethod(route_problems)
+    warnings = staticmethod(route_warnings)
+    unusable = staticmethod(unusable_engine)
+    check = staticmethod(check_gateway)
+    routes = staticmethod(routes_of)
 
     def addresses(self, tables: Tables) -> Iterator[BoundAddress]:
         gateway = tables.get(GatewayConfig)
