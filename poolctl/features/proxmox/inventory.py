@@ -10,7 +10,6 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -21,7 +20,6 @@ from poolctl.features.gateway.supervision.gateway_manager import GatewayManager,
 from poolctl.monitor.event_queue import Events
 from poolctl.routing.route import Route, StreamRoute
 from poolctl.routing.route_report import MachineReport
-from poolctl.runners.listener_opener import in_daemon_thread
 from poolctl.supervisor.feature_parts import PartSite
 
 from ._api import RUNNING, STOPPED, ApiError, Guest, Node, ProxmoxApi
@@ -31,8 +29,6 @@ from .table import ProxmoxTable
 # Known addresses are not asked for again within this time, unless the machine was started or stopped.
 _ADDRESSES_SECONDS = 300.0
 _AT_ONCE = 4
-# Linking a route takes up to 40 µs; more routes than this are linked in a thread.
-_MOST_LINKED_AT_ONCE = 200
 _NODE = "node"
 
 logger = logging.getLogger("poolctl.supervisor")
@@ -182,8 +178,6 @@ class ProxmoxInventory:
         self._known: dict[int, _KnownAddresses] = {}
         self._due = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
-        self._linking: asyncio.Task[None] | None = None
-        self._newly_read = False
 
     def follow(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
         """Apply this table with its current token, and read the inventory regularly; None stops reading."""
@@ -218,10 +212,9 @@ class ProxmoxInventory:
 
     def close(self) -> None:
         """Stop reading the inventory. No further machine is started or stopped."""
-        for task in (self._reading, self._linking):
-            if task is not None:
-                task.cancel()
-        self._reading = self._linking = None
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
         self.starter.close()
 
     def machines(self, route: Route | StreamRoute) -> tuple[MachineReport, ...]:
@@ -319,27 +312,11 @@ class ProxmoxInventory:
         self.problem = why
 
     def _link(self, *, read: bool) -> None:
-        """Link the routes to machines in the inventory. `read` means that the inventory was just read."""
-        self._newly_read = self._newly_read or read
-        if len(self._routes) <= _MOST_LINKED_AT_ONCE:
-            self._use_links(links_of(self._routes, self.inventory))
-        elif self._linking is None:
-            self._linking = asyncio.ensure_future(self._link_many())
+        """Link the routes to machines, and record an event for each new, changed or removed link.
 
-    async def _link_many(self) -> None:
-        """Link the routes in a thread, and again if routes or inventory have changed in the meantime."""
-        routes: Sequence[Route | StreamRoute] = ()
-        inventory = None
-        while routes is not self._routes or inventory is not self.inventory:
-            routes, inventory = self._routes, self.inventory
-            links = await in_daemon_thread(partial(links_of, routes, inventory))
-        self._linking = None
-        self._use_links(links)
-
-    def _use_links(self, links: dict[tuple[str, str], MachineLink]) -> None:
-        """Replace the links of routes to machines, and record an event for each new, changed or removed one."""
-        before, self.links = self.links, links
-        read, self._newly_read = self._newly_read, False
+        `read` means that the inventory was just read.
+        """
+        before, self.links = self.links, links_of(self._routes, self.inventory)
         for key, link in self.links.items():
             previous = before.get(key)
             if previous is None or (previous.identity, previous.node) != (link.identity, link.node):

@@ -12,7 +12,6 @@ import pytest
 
 from poolctl.clock import Clock
 from poolctl.config import Tables
-from poolctl.features.proxmox import inventory
 from poolctl.features.proxmox._api import (
     Guest,
     Node,
@@ -185,32 +184,6 @@ def test_first_target_that_is_an_address_has_the_machines_asked_at_once(pair: tu
         for _ in range(5):  # time for another reading to begin
             await asyncio.to_thread(int)
         assert stage.cluster.asked.count("GET /nodes") == 1
-
-    play(pair, steps)
-
-
-def test_many_routes_are_linked_in_a_thread(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inventory, "_MOST_LINKED_AT_ONCE", 1)
-
-    async def steps(stage: Stage) -> None:
-        stage.inventory.follow_routes([to("web", "http://web"), to("none", "http://none")])
-        stage.inventory.follow_routes([to("web", "http://web"), to("win", "http://win")])
-        await stage.read()
-        while len(stage.links()) < 2:
-            await asyncio.sleep(0.001)
-        assert stage.links() == {"web": ("", 101), "win": ("", 200)}
-        assert {url: state.state for url, state in stage.inventory.starter.states.items()} == {
-            "http://web": "stopped", "http://win": "running",
-        }  # fmt: skip
-        # The events of each change were recorded once.
-        assert len(stage.happened()) == 2
-
-        # Those that come while the thread works are linked next.
-        stage.inventory.follow_routes([to("a", "http://web"), to("b", "http://web")])
-        await asyncio.sleep(0)
-        stage.inventory.follow_routes([to("c", "http://web"), to("d", "http://web")])
-        while stage.links() != {"c": ("", 101), "d": ("", 101)}:
-            await asyncio.sleep(0.001)
 
     play(pair, steps)
 
