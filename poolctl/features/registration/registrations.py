@@ -271,7 +271,7 @@ class TargetRegistration(GatewayPart):
     def _record_accepted(self, word: str, service: RegisteredService, call: Call) -> None:
         self._record("audit", word, service, by=call.by())
         self._save()
-        self._probes.watch(service)
+        self._probes.watch(service, service.settings.probe)
 
     async def _route_problem(self, gateway: GatewayManager, name: str) -> str:
         """Recompute the routes; returns why the services of this name have no route, or "" if they have one."""
@@ -376,7 +376,7 @@ class TargetRegistration(GatewayPart):
         for service in self.services:
             self._update_record(service)
             if service.state != SILENT:
-                self._probes.watch(service)
+                self._probes.watch(service, service.settings.probe)
         self._schedule_expiry(self.services.due)
         if len(self.services):
             self._save()

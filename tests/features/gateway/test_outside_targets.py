@@ -7,7 +7,6 @@ import random
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from poolctl.config import Probe, Tables, load
 from poolctl.features.gateway.process.settings import ProbeState
 from poolctl.features.gateway.supervision.outside_targets import (
     ProbedTarget,
-    ProbeSettings,
     TargetProbes,
     UrlProbes,
     probe_url,
@@ -268,7 +266,7 @@ class Watched:
     """A service that is watched; `state` stays as the test sets it."""
 
     def __init__(self, url: str, probe: Probe | None) -> None:
-        self.settings: Any = SimpleNamespace(to=url, probe=probe)
+        self.url, self.probe = url, probe
         self.hysteresis: Hysteresis | None = None if probe is None else Hysteresis(probe)
         self.state = STARTING
 
@@ -289,7 +287,7 @@ class Probing:
 
     def watch(self, service: Watched) -> None:
         async def watch() -> None:
-            self.probes.watch(service)
+            self.probes.watch(service, service.probe)
 
         self._loop.run_until_complete(watch())
 
@@ -353,15 +351,15 @@ def test_watched_target_is_probed_as_before_unless_its_probe_changes(
     service.state = SERVING
     probing.watch(service)
     loop.pass_time(1.0)
-    service.settings.probe = probe(interval=2.0)
+    service.probe = probe(interval=2.0)
     probing.watch(service)
     loop.pass_time(2.0)
     assert probing.times() == [0.0, 2.0]
-    service.settings.probe = probe(interval=2.0, timeout=1.0)
+    service.probe = probe(interval=2.0, timeout=1.0)
     probing.watch(service)
     loop.pass_time(2.5)
     assert probing.times() == [3.0, 5.0], "from now on, and no longer as before"
-    service.settings.probe = None
+    service.probe = None
     probing.watch(service)
     loop.pass_time(10.0)
     assert probing.times() == []
@@ -472,7 +470,7 @@ def test_probes_list_the_targets_of_the_tables() -> None:
         stage.probes.follow(tables(""))
         assert ([*stage.probes], stage.changed.is_set()) == ([], False)
         stage.probes.follow(tables(f'[[route]]\nto = "{url}"\nhealth = {{ http = "/up", {FAST} }}\n'))
-        assert [each.settings.to for each in stage.probes] == [url]
+        assert [each.url for each in stage.probes] == [url]
         assert stage.changed.is_set()
         assert stage.probes.latency_seconds("http://other") is None
 
@@ -480,7 +478,7 @@ def test_probes_list_the_targets_of_the_tables() -> None:
 
 
 def test_result_of_a_target_is_reported_to_the_gateway() -> None:
-    target = ProbedTarget(ProbeSettings("http://web", probe(fall_count_warn=1, fall_count_ko=1)))
+    target = ProbedTarget("http://web", probe(fall_count_warn=1, fall_count_ko=1))
     assert (target.report, target.latency_seconds) == (ProbeState(host="http://web"), None)
     target.record("no connection", 0.1)
     assert target.report == ProbeState(host="http://web"), "it gets requests until enough probes have failed"

@@ -504,7 +504,7 @@ def test_unreachable_services_are_probed_a_bounded_number_at_once() -> None:
             settings = registration_of({"name": f"s{number}", "to": hanging.url, "probe": FAST}, [])
             assert settings is not None
             service = registry.manager.services.register(settings)[0]
-            registry.manager._probes.watch(service)
+            registry.manager._probes.watch(service, settings.probe)
         await until(lambda: hanging.connections == 32)
         assert len(registry.manager._probes._waiting) == 8
         over.set()

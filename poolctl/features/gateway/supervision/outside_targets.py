@@ -103,21 +103,11 @@ class ServiceSource(Protocol):
         """The services of a route, for output."""
 
 
-class ProbeOfService(Protocol):
-    """The probe of a service: the URL to probe (`to`), and how to probe it."""
-
-    @property
-    def to(self) -> str: ...
-
-    @property
-    def probe(self) -> Probe | None: ...
-
-
 class ProbedService(Hashable, Protocol):
-    """A service to be probed; `state` is STARTING until a probe has succeeded."""
+    """A service to be probed at its `url`; `state` is STARTING until a probe has succeeded."""
 
     @property
-    def settings(self) -> ProbeOfService: ...
+    def url(self) -> str: ...
 
     @property
     def hysteresis(self) -> Hysteresis | None: ...
@@ -153,15 +143,15 @@ class UrlProbes(Generic[S]):
         self._allowance = RateLimit(_PER_SECOND, _PER_SECOND)
         self._pause: asyncio.TimerHandle | None = None
 
-    def watch(self, service: S) -> None:
-        """Probe the service from now on, as its settings say; the first probe is sent at once."""
-        wanted, previous = service.settings.probe, self._watched.get(service)
-        if previous is not None and previous.probe == wanted:
+    def watch(self, service: S, probe: Probe | None) -> None:
+        """Probe the service like this from now on, at once for the first time; with None, stop probing it."""
+        previous = self._watched.get(service)
+        if previous is not None and previous.probe == probe:
             return
         self.forget(service)
-        if wanted is not None:
-            probe = self._watched[service] = UrlProbe(service, wanted)
-            self._begin(probe)
+        if probe is not None:
+            self._watched[service] = UrlProbe(service, probe)
+            self._begin(self._watched[service])
 
     def forget(self, service: S) -> None:
         """Stop probing the service."""
@@ -205,7 +195,7 @@ class UrlProbes(Generic[S]):
         if self._watched.get(service) is not probe:
             return
         began = _now()
-        problem = await probe_url(service.settings.to, probe.probe)
+        problem = await probe_url(service.url, probe.probe)
         if self._watched.get(service) is not probe:
             return
         self._on_probed(service, problem, _now() - began)
@@ -264,19 +254,13 @@ def _context() -> ssl.SSLContext:
     return ssl.create_default_context()
 
 
-class ProbeSettings(NamedTuple):
-    """The URL of a target, and the probe to send to it."""
-
-    to: str
-    probe: Probe
-
-
 class ProbedTarget:
     """A target and its probe results. After enough failures, its `state` is FAILING and it gets no requests."""
 
-    def __init__(self, settings: ProbeSettings) -> None:
-        self.settings = settings
-        self.hysteresis = Hysteresis(settings.probe)
+    def __init__(self, url: str, probe: Probe) -> None:
+        self.url = url
+        self.probe = probe
+        self.hysteresis = Hysteresis(probe)
         self.state = STARTING
         self.why = ""
         self.latency_seconds: float | None = None
@@ -295,7 +279,7 @@ class ProbedTarget:
     def report(self) -> ProbeState:
         """The state of the target for the gateway's process."""
         return ProbeState(
-            host=self.settings.to,
+            host=self.url,
             why=self.why if self.state == FAILING else "",
             answered=self.state == SERVING,
         )
@@ -320,13 +304,13 @@ class TargetProbes:
         if self._probes is None:
             self._probes = UrlProbes(self._probed)
         for url, target in [*self._targets.items()]:
-            if wanted.get(url) != target.settings.probe:
+            if wanted.get(url) != target.probe:
                 self._probes.forget(target)
                 del self._targets[url]
         for url, probe in wanted.items():
             if url not in self._targets:
-                self._targets[url] = ProbedTarget(ProbeSettings(url, probe))
-                self._probes.watch(self._targets[url])
+                self._targets[url] = ProbedTarget(url, probe)
+                self._probes.watch(self._targets[url], probe)
         self._changed()
 
     @property
