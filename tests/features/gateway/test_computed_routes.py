@@ -201,11 +201,8 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
         with routes.subscribed(generations.append):
             await masked_of(routes, plain)
             assert generations == [routes.generation]
-            # Without secrets it is the same file.
             masked = await routes.masked_table()
             assert masked is not None
-            assert routes.table is not None
-            assert os.fstat(masked.fileno()).st_ino == os.fstat(routes.table.fileno()).st_ino
         routes.close()
         assert masked.fileno() == -1
 

@@ -40,6 +40,7 @@ logger = logging.getLogger("poolctl.supervisor")
 # Called with server names, and `adopted` if only workers of an earlier supervisor are meant; returns once the
 # connections that these workers keep have ended.
 EndKept = Callable[..., Awaitable[None]]
+Source = Callable[[], tuple[Sequence[ServerConfig], Tables]]
 
 
 class RouteSet(NamedTuple):
@@ -94,8 +95,7 @@ class ComputedRoutes:
         self.problem = ""
         self.services: ServiceSource | None = None
         self._changed = changed
-        self._source: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
-        self._wanted: Callable[[], tuple[Sequence[ServerConfig], Tables]] | None = None
+        self._source: Source | None = None
         self._work: asyncio.Task[None] | None = None
         self._masked: tuple[int, Descriptor] | None = None  # the generation, and its table without secrets
         self._masking = asyncio.Lock()
@@ -104,9 +104,9 @@ class ComputedRoutes:
         self._asked = self._answered = 0
         self._computed = asyncio.Event()  # set at the end of the computation in progress; then replaced
 
-    def compute(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
+    def compute(self, source: Source) -> None:
         """Schedule a computation of the routes. When it begins, `source` is called for the servers and the tables."""
-        self._source = self._wanted = source
+        self._source = source
         self._asked += 1
         if self._work is None or self._work.done():
             self._work = asyncio.ensure_future(self._compute())
@@ -137,7 +137,7 @@ class ComputedRoutes:
             if self.table is None:
                 return None
             if self._masked is None or self._masked[0] != generation:
-                make = functools.partial(_masked_table, routes, generation, os.dup(self.table.fileno()))
+                make = functools.partial(_masked_table, routes, generation)
                 made = await in_daemon_thread(make, undo=os.close)
                 if self._masked is not None:
                     self._masked[1].close()
@@ -166,16 +166,15 @@ class ComputedRoutes:
             self._masked = None
 
     async def _compute(self) -> None:
-        while self._wanted is not None:
+        while self._source is not None and self._answered < self._asked:
             await asyncio.sleep(_GATHER_SECONDS)
-            source, self._wanted = self._wanted, None
             asked = self._asked
-            await self._compute_once(source)
+            await self._compute_once(self._source)
             self._answered = asked
             computed, self._computed = self._computed, asyncio.Event()
             computed.set()
 
-    async def _compute_once(self, source: Callable[[], tuple[Sequence[ServerConfig], Tables]]) -> None:
+    async def _compute_once(self, source: Source) -> None:
         before = self.routes if self.table is not None else None
         try:
             servers, tables = source()
@@ -210,7 +209,8 @@ class ComputedRoutes:
             self._kept = self._kept.without(ended)
         kept = routes.kept.with_earlier(self._kept, users)
         if kept != self._kept:
-            await in_daemon_thread(functools.partial(_write, self._path, kept))
+            content = json.dumps(to_json(kept)).encode()
+            await in_daemon_thread(functools.partial(replace_file, self._path, content))
             self._kept = kept
 
     async def _publish(self, routes: RouteSet) -> None:
@@ -315,36 +315,23 @@ def _read(path: str) -> Kept | None:
         return None
 
 
-def _write(path: str, kept: Kept) -> None:
-    replace_file(path, json.dumps(to_json(kept)).encode())
-
-
-def _masked_table(routes: RouteSet, generation: int, whole: int) -> int:
-    """Return the descriptor of a route table without secrets. Closes `whole`, the descriptor of the full table.
-
-    If the routes have no secrets, the result is a duplicate of `whole`.
-    """
-    try:
-        shown = tuple(map(masked_route, routes.http))
-        if shown == routes.http:
-            return os.dup(whole)
-        return write_table(shown, generation, streams=routes.streams, excluded=routes.excluded)
-    finally:
-        os.close(whole)
+def _masked_table(routes: RouteSet, generation: int) -> int:
+    """Write the route table without secrets, and return its descriptor."""
+    shown = map(masked_route, routes.http)
+    return write_table(shown, generation, streams=routes.streams, excluded=routes.excluded)
 
 
 def masked_route(route: Route) -> Route:
-    """The route without secrets; the route itself if it has no headers.
+    """The route without secrets.
 
     The values of all headers that the route adds are masked, because they may contain resolved variables. In its
     conditions, the values of headers whose name suggests a secret are masked.
     """
     changes: dict[str, Any] = {
-        name: tuple(_masked_header(each, is_condition=name == "headers") for each in headers)
+        name: tuple(_masked_header(each, is_condition=name == "headers") for each in getattr(route, name))
         for name in _HEADERS
-        if (headers := getattr(route, name))
     }
-    return replace(route, **changes) if changes else route
+    return replace(route, **changes)
 
 
 def _masked_header(header: Header, *, is_condition: bool) -> Header:
