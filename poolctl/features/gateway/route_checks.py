@@ -66,9 +66,8 @@ def route_problems(
     if gateway is None:
         return
     known = ServerIndex(servers)
-    own: list[tuple[ServerKeys, Finding]] = []
-    written = written_routes(known, tables, own)
-    yield from own
+    written = written_routes(known, tables)
+    yield from ((each.server, finding) for each in written for finding in each.problems)
     if not gateway.bind and (written or not (tables.all(StreamConfig) or "stream" in unfinished.tables)):
         message = "there is no address for the routes"
         yield None, Finding(("gateway", "bind"), message, f'add one: bind = "{DEFAULT_BIND}"')

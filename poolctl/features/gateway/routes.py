@@ -40,7 +40,6 @@ from .table import (
     RouteConfig,
     RouteLimit,
     RouteTarget,
-    RouteTimeouts,
     StreamBreaker,
     StreamConfig,
     StreamTarget,
@@ -58,7 +57,7 @@ class WrittenRoute(NamedTuple):
 
     For a table, `server` is None, and `key` is the path to the table in the file. For labels and `expose`, `server` is
     the server that has them, and `key` is the path within the server's table. `reason` is why the route is not served,
-    or "". `config` is None if the labels are invalid.
+    or "". If the labels are invalid, `config` is None, and `problems` has the errors.
     """
 
     alias: str
@@ -66,6 +65,7 @@ class WrittenRoute(NamedTuple):
     key: Path
     server: ServerKeys | None = None
     reason: str = ""
+    problems: tuple[Finding, ...] = ()
 
 
 def routes_of(servers: Iterable[ServerKeys], tables: Tables) -> tuple[AnyRoute, ...]:
@@ -165,19 +165,14 @@ class ServerIndex:
         return tuple(found.values()), reasons
 
 
-def written_routes(
-    known: ServerIndex, tables: Tables, findings: list[tuple[ServerKeys, Finding]] | None = None
-) -> list[WrittenRoute]:
-    """Return the routes as written: first from [[route]] tables, then from servers' labels, then from `expose`.
-
-    Adds the problems of labels to `findings`.
-    """
+def written_routes(known: ServerIndex, tables: Tables) -> list[WrittenRoute]:
+    """Return the routes as written: first from [[route]] tables, then from servers' labels, then from `expose`."""
     found = [WrittenRoute(each.label, each, ("route", each.index)) for each in tables.all(RouteConfig)]
     gateway = tables.get(GatewayConfig)
     defaults = gateway.defaults_of_routes() if gateway else {}
     for server in known.by_name.values():
         if any(name.startswith(PREFIX) for name in server.labels):
-            found.append(_route_of_labels(server, defaults, [] if findings is None else findings))
+            found.append(_route_of_labels(server, defaults))
     aliases = {each.alias for each in found}
     places = {
         (each.config.host, each.config.path): each
@@ -207,9 +202,7 @@ def written_routes(
     return found
 
 
-def _route_of_labels(
-    server: ServerKeys, defaults: dict[str, Tree], findings: list[tuple[ServerKeys, Finding]]
-) -> WrittenRoute:
+def _route_of_labels(server: ServerKeys, defaults: dict[str, Tree]) -> WrittenRoute:
     table: dict[str, Tree] = {}
     for name, text in server.labels.items():
         if not name.startswith(PREFIX):
@@ -230,13 +223,14 @@ def _route_of_labels(
     if not server.listens:
         message = f"{kind_without_address(server)} has no address that a route could lead to"
         own.append(Finding((), message, "take out the labels"))
+    problems = []
     for each in own:
         name = ".".join(str(part) for part in each.path if not isinstance(part, int))
-        findings.append((server, each._replace(path=("labels", PREFIX + name) if name else ("labels",))))
+        problems.append(each._replace(path=("labels", PREFIX + name) if name else ("labels",)))
     alias = table.get("alias")
     label = str(alias) if isinstance(alias, str) and alias else server.name
     reason = "; ".join(each.message for each in own)
-    return WrittenRoute(label, None if own else config, ("labels",), server, reason)
+    return WrittenRoute(label, None if own else config, ("labels",), server, reason, tuple(problems))
 
 
 def kind_without_address(server: ServerKeys) -> str:
@@ -282,6 +276,7 @@ def _route_of(written: WrittenRoute, known: ServerIndex) -> Route | ExcludedRout
 def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provider: str) -> Route:
     """Create the route that `config` describes, with these resolved targets."""
     cookie = config.sticky or (DEFAULT_COOKIE if config.policy == STICKY else "")
+    times = config.timeouts
     return Route(
         alias=alias,
         to=to,
@@ -307,7 +302,7 @@ def build_route(alias: str, config: RouteConfig, to: tuple[Target, ...], provide
         allow=tuple(map(str, config.allow)),
         context_headers=config.context_headers,
         max_body_bytes=config.max_body_size or 0,
-        timeouts=_timeouts(config.timeouts),
+        timeouts=Timeouts(connect=times.connect, head=times.head, idle=times.idle, total=times.total),
         breaker=_breaker(config.breaker),
         waiting_page=config.waiting_page,
         probe_responses=config.probe_responses,
@@ -350,10 +345,6 @@ def _limit(given: ClientLimit) -> Limit | None:
     if isinstance(given, RouteLimit):
         limit = replace(limit, queue=given.queue, queue_seconds=given.queue_timeout)
     return limit
-
-
-def _timeouts(given: RouteTimeouts) -> Timeouts:
-    return Timeouts(connect=given.connect, head=given.head, idle=given.idle, total=given.total)
 
 
 def _breaker(given: StreamBreaker) -> BreakerRule:
