@@ -14,7 +14,7 @@ from poolctl.config.model.section import Probe, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.rules.conflicts import users_of
 from poolctl.config.values.problems import Finding, Path, Problem, nearest, printable
-from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern
+from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
 from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY, STICKY, Route, passable
 from poolctl.routing.separation import NO_ROUTE, separated
 
@@ -413,13 +413,9 @@ def _overriding_route(
     ]
     for other in covering:
         if host_pattern(other).tier in (LABEL, DOMAIN):
-            prefix = path
-            while True:
-                if (found := everything.get((other, prefix))) and covers_path(prefix, path):
+            for prefix in prefixes(path, path.count("/")):
+                if found := everything.get((other, prefix)):
                     return found
-                if prefix == "/":
-                    break
-                prefix = prefix.rpartition("/")[0] or "/"
     return None
 
 
