@@ -56,13 +56,6 @@ def engine_names() -> tuple[str, ...]:
     return OWN_ENGINE, *(name for feature in features() for name in feature.engines)
 
 
-def libraries_problem() -> str:
-    """A message if some of the gateway's libraries are not installed, else ""."""
-    missing = [name for name in GATEWAY_LIBRARIES if find_spec(name) is None]
-    listed = " and ".join(filter(None, (", ".join(missing[:-1]), *missing[-1:])))
-    return f"{listed} {'is' if len(missing) == 1 else 'are'} not installed" if missing else ""
-
-
 def engine_problem(name: str, program: str) -> tuple[str, str] | None:
     """Why this engine cannot serve clients, and the fix; None if it can.
 
@@ -72,5 +65,9 @@ def engine_problem(name: str, program: str) -> tuple[str, str] | None:
         return engine.unusable(program)
     if name != OWN_ENGINE:
         return f"there is no engine {name!r}", f"choose one of {', '.join(engine_names())}"
-    problem = libraries_problem()
-    return (f"{problem}, which the gateway needs", INSTALL_GATEWAY) if problem else None
+    missing = [each for each in GATEWAY_LIBRARIES if find_spec(each) is None]
+    if not missing:
+        return None
+    listed = " and ".join(filter(None, (", ".join(missing[:-1]), missing[-1])))
+    are = "is" if len(missing) == 1 else "are"
+    return f"{listed} {are} not installed, which the gateway needs", INSTALL_GATEWAY

@@ -16,7 +16,7 @@ from poolctl.control.client import NoSupervisor
 from poolctl.control.gateway_answers import CandidatesResult, RoutesResult, excluded_from
 from poolctl.exit_codes import DONE, NOTHING_MATCHED
 from poolctl.json_form import field_names, to_json
-from poolctl.routing.match import ConsideredRoute, explain, host_pattern, normal_host
+from poolctl.routing.match import explain, host_pattern, normal_host
 from poolctl.routing.normal_path import normal_path
 from poolctl.routing.route import ExcludedRoute, Route, proxy_reason
 from poolctl.routing.route_report import PASS, PROXY, SERVING, RouteReport, destinations, route_report
@@ -176,7 +176,18 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
     asked.take_host_from(known.header_for_host)
     match = _match(known, asked)
     steps = explain(known.routes, asked.host, asked.normal, asked.method, asked.headers, secure=asked.tls)
-    candidates = [_candidate(step, route_report(step.route).way) for step in steps]
+    candidates = [
+        ExplainedRoute(
+            alias=each.route.alias,
+            host=each.route.host,
+            path=each.route.path,
+            to=destinations(each.route),
+            way=route_report(each.route).way,
+            matched=each.matched,
+            why=each.why,
+        )
+        for each in steps
+    ]
     outcome = Outcome(
         candidates,
         warnings=known.warnings,
@@ -263,20 +274,6 @@ def _sentence(asked: ExplainedRequest, match: Match | None, header_for_host: str
     if not why and asked.tls:
         way += " if the server has tls, otherwise proxied"
     return f"{asked} takes the route {match.route.alias}, {way}"
-
-
-def _candidate(step: ConsideredRoute, way: str) -> ExplainedRoute:
-    route = step.route
-    to = destinations(route)
-    return ExplainedRoute(
-        alias=route.alias,
-        host=route.host,
-        path=route.path,
-        to=to,
-        way=way,
-        matched=step.matched,
-        why=step.why,
-    )
 
 
 def _line(route: RouteReport) -> SimpleNamespace:
