@@ -287,17 +287,10 @@ class PoolGateway(FeaturePart):
 
     @property
     def verbs(self) -> Mapping[str, Verb]:
-        if self._verbs is None:
-            return {
-                "routes": _empty_answer,
-                "hosts": _empty_answer,
-                "registry": _empty_answer,
-                "host": no_gateway_to_change,
-            }
-        found = self._verbs
-        return {
-            "routes": found.routes, "hosts": found.hosts, "registry": found.registry, "host": found.host,
-        }  # fmt: skip
+        if (found := self._verbs) is None:
+            without = dict.fromkeys(("routes", "hosts", "registry"), _empty_answer)
+            return {**without, "host": no_gateway_to_change}
+        return {"routes": found.routes, "hosts": found.hosts, "registry": found.registry, "host": found.host}
 
     async def extend(self, verb: str, call: Call, result: Result) -> Result:
         verbs = self._verbs
