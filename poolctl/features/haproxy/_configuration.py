@@ -238,21 +238,15 @@ class HaproxyConfiguration(NamedTuple):
         return "\n".join([*found, ""])
 
 
-class _UniqueNames:
-    """Makes unique names that HAProxy allows."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def unique(self, text: str) -> str:
-        """A unique name that resembles the text."""
-        wanted = found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
-        number = 1
-        while found in self._taken:
-            number += 1
-            found = f"{wanted}:{number}"
-        self._taken.add(found)
-        return found
+def _unique_name(text: str, taken: set[str]) -> str:
+    """Return a name that HAProxy allows, resembles the text and is not in `taken`; adds it to `taken`."""
+    wanted = found = re.sub(r"[^A-Za-z0-9_.:-]", "_", text)
+    number = 1
+    while found in taken:
+        number += 1
+        found = f"{wanted}:{number}"
+    taken.add(found)
+    return found
 
 
 def _quoted(text: str) -> str:
@@ -280,10 +274,8 @@ _HEAVIEST = 256
 _MOST_CLIENTS = 32_768
 
 
-def _route_backend(
-    route: Route, names: _UniqueNames, endpoints: Mapping[str, Endpoint | None]
-) -> HaproxyBackend:
-    name = names.unique(f"route:{route.alias}")
+def _route_backend(route: Route, names: set[str], endpoints: Mapping[str, Endpoint | None]) -> HaproxyBackend:
+    name = _unique_name(f"route:{route.alias}", names)
     lines = [
         f"backend {name}",
         *_admission(route),
@@ -311,11 +303,11 @@ def _route_backend(
 def _stream_backend(
     route: StreamRoute,
     listener: HaproxyListener,
-    names: _UniqueNames,
+    names: set[str],
     endpoints: Mapping[str, Endpoint | None],
     trusted: Sequence[str] = (),
 ) -> HaproxyBackend:
-    name = names.unique(f"stream:{route.alias}")
+    name = _unique_name(f"stream:{route.alias}", names)
     lines = [f"listen {name}", "    mode tcp", *listener.lines(), *_proxy_protocol_rules([listener], trusted)]
     lines += _balance(route.policy)
     if route.max_connections:
@@ -412,7 +404,7 @@ def _rewrites(route: Route) -> Iterator[str]:
 def _servers(
     route: Route | StreamRoute, endpoints: Mapping[str, Endpoint | None], limit: Limit | None
 ) -> tuple[HaproxyServer, ...]:
-    names, weights = _UniqueNames(), dict[Target, int]()
+    names, weights = set[str](), dict[Target, int]()
     for target in route.to:
         found = next((each for each in weights if each.key == target.key), target)
         weights[found] = weights.get(found, 0) + target.weight
@@ -431,7 +423,7 @@ def _servers(
                 f"check inter {_duration(route.breaker.open_seconds)} fall 2 rise 1 observe layer4 "
                 f"error-limit {route.breaker.failures} on-error mark-down"
             )
-        name = names.unique(target.key.partition("://")[2] or target.key)
+        name = _unique_name(target.key.partition("://")[2] or target.key, names)
         sticky = sticky_value(target.key) if isinstance(route, Route) and route.sticky_cookie else ""
         servers.append(
             HaproxyServer(name, target.key, _address_of(endpoint), " ".join(options), scaled, sticky)
@@ -492,7 +484,7 @@ def configuration_of(
     endpoints: Mapping[str, Endpoint | None],
 ) -> HaproxyConfiguration:
     """The configuration for these routes. `endpoints` are the endpoints of the pool's servers, by name."""
-    ordered, names = in_order(routes), _UniqueNames()
+    ordered, names = in_order(routes), set[str]()
     backends = [(route, _route_backend(route, names, endpoints)) for route in ordered]
     fronts = [each for each in listeners if not each.alias]
     resumes = not any(each.asks_for_certificate for each in listeners)
