@@ -88,8 +88,7 @@ def families(snapshot: GatewaySnapshot) -> list[Family]:
     return [
         *_gateway(snapshot),
         omitted,
-        *_routes(routes),
-        _waiting(routes, report),
+        *_routes(routes, report),
         _passed(snapshot),
         _healths(snapshot),
         *families_of(_STREAM, [(each, {"stream": alias}) for alias, each in streams]),
@@ -161,13 +160,15 @@ _HOST: Sequence[Row[Table]] = (
 )  # fmt: skip
 
 
-def _routes(routes: Sequence[tuple[str, Table]]) -> Iterable[Family]:
+def _routes(routes: Sequence[tuple[str, Table]], report: Table) -> Iterable[Family]:
     text = "Responses that the gateway has proxied, by the class of their status."
     responses = family_of("poolctl_route_responses", "counter", text)
     text = "Proxied requests without a complete response, by the reason."
     errors = family_of("poolctl_route_request_errors", "counter", text)
     text = "From the head of a proxied request to the end of its response."
     duration = family_of("poolctl_route_request_duration_seconds", "histogram", text)
+    text = "Requests in the queue of the route's limit now."
+    waiting = family_of("poolctl_route_requests_waiting", "gauge", text)
     for alias, each in routes:
         slots = each["slots"]
         for digit in range(1, 6):
@@ -175,17 +176,9 @@ def _routes(routes: Sequence[tuple[str, Table]]) -> Iterable[Family]:
         _add_errors(errors, each, route=alias)
         buckets = slots[tally.BUCKETS : tally.COUNTED]
         duration.add_histogram(BOUNDS_SECONDS, buckets, slots[tally.LATENCY_NS] / 1e9, route=alias)
+        waiting.add(report.get("queues", {}).get(alias, 0), route=alias)
     named = [(each, {"route": alias}) for alias, each in routes]
-    return *families_of(_ROUTE, named), responses, errors, duration
-
-
-def _waiting(routes: Sequence[tuple[str, Table]], report: Table) -> Family:
-    family = family_of(
-        "poolctl_route_requests_waiting", "gauge", "Requests in the queue of the route's limit now."
-    )
-    for alias, _ in routes:
-        family.add(report.get("queues", {}).get(alias, 0), route=alias)
-    return family
+    return *families_of(_ROUTE, named), responses, errors, duration, waiting
 
 
 def _passed(snapshot: GatewaySnapshot) -> Family:
