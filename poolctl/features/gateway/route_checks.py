@@ -110,13 +110,6 @@ def on_route(written: WrittenRoute, finding: Finding) -> Located:
     return written.server, finding._replace(path=path)
 
 
-def servers_of(route: RouteConfig | StreamConfig, known: ServerIndex) -> Iterator[ServerKeys]:
-    """The servers that the route leads to."""
-    targets: Iterable[RouteTarget | StreamTarget] = route.to
-    for target in targets:
-        yield from known.servers(target.to) or ()
-
-
 def _target_problems(
     route: RouteConfig | StreamConfig, known: ServerIndex, tables: Tables, unfinished: Unfinished
 ) -> Iterator[Finding]:
@@ -443,7 +436,7 @@ def _mode_problems(route: RouteConfig, known: ServerIndex, gateway: GatewayConfi
                     ("to", index), message, 'name another target, or write mode = "auto"', target.to
                 )
     elif gateway.bind and all(each.tls is True for each in gateway.bind):
-        servers = [each for each in servers_of(route, known) if not each.disabled and each.listens]
+        servers = [each for each in known.servers_of(route) if not each.disabled and each.listens]
         if not (_is_whole_host(route) and len(servers) == 1 and servers[0].tls):
             message = (
                 "no listener can serve it: with tls = true they only pass whole hosts to servers with tls"
@@ -462,7 +455,7 @@ def _other_users(served: list[tuple[WrittenRoute, RouteConfig]], known: ServerIn
             routes.append((each, config, build_route(each.alias, config, to, FILE)))
     apart = separated([route for *_, route in routes], users_of(known.by_name.values()))
     for (each, config, _), route in zip(routes, apart, strict=True):
-        secure = all(server.tls for server in servers_of(config, known))
+        secure = all(server.tls for server in known.servers_of(config))
         why = route.other_user_tls if secure else route.other_user
         if config.mode == "pass" and why:
             fix = 'write mode = "auto", or give the servers of all routes one user'
@@ -534,7 +527,7 @@ def route_warnings(servers: Iterable[ServerKeys], tables: Tables, *, complete: b
         for finding in _without_effect(each.config, known):
             yield on_route(each, finding)
         secure = [
-            server.name for server in servers_of(each.config, known) if server.tls and not server.disabled
+            server.name for server in known.servers_of(each.config) if server.tls and not server.disabled
         ]
         if secure and plain and each.key != ("expose",):
             message = f"{printable(secure[0])} speaks TLS, and no address of [gateway] does: its requests are proxied"
@@ -553,7 +546,7 @@ def _without_effect(route: RouteConfig, known: ServerIndex) -> Iterator[Finding]
             message = f"{printable(path)} is outside the route's path {printable(route.path)}"
             fix = f"write a path under {printable(route.path)}, or move it to the route that has it"
             yield Finding(("probe_responses", index), message, fix, path)
-    if all(server.scale.min for server in servers_of(route, known)):
+    if all(server.scale.min for server in known.servers_of(route)):
         for key in ("waiting_page", "probe_responses"):
             if getattr(route, key):
                 message = f"{key} has no effect: no server of the route may sleep"

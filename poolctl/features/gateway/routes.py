@@ -143,6 +143,10 @@ class ServerIndex:
         server = self.by_name.get(target)
         return [] if server is None else [server]
 
+    def servers_of(self, route: RouteConfig) -> list[ServerKeys]:
+        """The servers that the route leads to."""
+        return [server for target in route.to for server in self.servers(target.to) or ()]
+
     def targets(self, wanted: Sequence[RouteTarget | StreamTarget]) -> tuple[tuple[Target, ...], list[str]]:
         """Resolve `wanted` to servers and URLs without duplicates; also returns why servers or tags are omitted."""
         found: dict[str, Target] = {}
@@ -185,11 +189,7 @@ def written_routes(known: ServerIndex, tables: Tables) -> list[WrittenRoute]:
             continue
         host, path = exposed
         there = places.get(exposed)
-        if (
-            there is not None
-            and there.config
-            and any(server in (known.servers(each.to) or ()) for each in there.config.to)
-        ):
+        if there is not None and there.config and server in known.servers_of(there.config):
             continue
         alias = server.name if server.name not in aliases else f"{server.name}@{host}"
         config = _validated_route(merged(defaults, {"alias": alias, "host": host, "path": path}), server, [])
