@@ -78,13 +78,11 @@ def route_problems(
     for finding in _proxy_protocol_problems(gateway, tables.all(StreamConfig)):
         yield None, finding
     probed = probed_targets(tables)
-    for route in tables.all(RouteConfig):
-        yield from _at("route", route.index, _target_problems(route, known, tables, unfinished))
-        yield from _at("route", route.index, _probe_problems(route, probed))
-    for stream in tables.all(StreamConfig):
-        yield from _at("stream", stream.index, _target_problems(stream, known, tables, unfinished))
-        yield from _at("stream", stream.index, _unix_problems(stream))
-        yield from _at("stream", stream.index, _probe_problems(stream, probed))
+    routes: list[RouteConfig | StreamConfig] = [*tables.all(RouteConfig), *tables.all(StreamConfig)]
+    for route in routes:
+        found = [*_target_problems(route, known, tables, unfinished), *_unix_problems(route)]
+        for finding in (*found, *_probe_problems(route, probed)):
+            yield None, finding._replace(path=(route.table_name, route.index, *finding.path))
     yield from _taken_aliases(written, known)
     yield from ((None, finding) for finding in _taken_stream_aliases(tables.all(StreamConfig), known))
     served = [(each, each.config) for each in written if each.config and not each.reason]
@@ -94,11 +92,6 @@ def route_problems(
         for finding in (*of_proxy, *_mode_problems(config, known, gateway)):
             yield on_route(each, finding)
     yield from _other_users(served, known)
-
-
-def _at(table: str, index: int, findings: Iterable[Finding]) -> Iterator[Located]:
-    for each in findings:
-        yield None, each._replace(path=(table, index, *each.path))
 
 
 def on_route(written: WrittenRoute, finding: Finding) -> Located:
@@ -161,11 +154,11 @@ def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamCon
             yield Finding(path, message, "give it one: tls = { cert = …, key = … }")
 
 
-def _unix_problems(stream: StreamConfig) -> Iterator[Finding]:
+def _unix_problems(route: RouteConfig | StreamConfig) -> Iterator[Finding]:
     """Report Unix socket addresses in a UDP stream: UDP needs HOST:PORT."""
-    if stream.protocol == "udp":
-        places: list[tuple[Path, str]] = [(("bind",), stream.bind)]
-        places += [(("to", index), target.to) for index, target in enumerate(stream.to)]
+    if isinstance(route, StreamConfig) and route.protocol == "udp":
+        places: list[tuple[Path, str]] = [(("bind",), route.bind)]
+        places += [(("to", index), target.to) for index, target in enumerate(route.to)]
         for path, text in places:
             if text.lower().startswith(UNIX):
                 message = "UDP has ports, and no Unix sockets"
