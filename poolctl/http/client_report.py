@@ -52,7 +52,7 @@ class ClientReport:
         return _report(self._peer, self._scheme, host, self._element(host))
 
     def apply_to(self, headers: Fields) -> Fields:
-        """The headers to give to an application: other fields about the client are replaced by the reported ones.
+        """The headers to give to an application: `headers`, with the reported fields instead of the client's own.
 
         Names are in lower case.
         """

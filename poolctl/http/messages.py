@@ -223,17 +223,19 @@ class RequestHead(MessageHead):
     asks to change to, or b"" (RFC 9110 §7.8). `expects_continue`: the client waits for 100 before it sends the body
     (RFC 9110 §10.1.1).
 
-    `canonical`: httptools (llhttp) and h11 find the same method, target, host and end of the message. So a process can
-    decide about the request and leave the bytes to a server with either parser. Where the parsers, or applications
-    behind them, differ, this form is stricter than RFC 9112:
+    `canonical` is true if httptools (llhttp) and h11 find the same method, target, host and end of the message. So a
+    process can decide about the request and leave the bytes to a server with either parser. The parsers, and
+    applications behind them, differ in some heads that RFC 9112 allows. A head is canonical only if:
 
-    - llhttp's methods without CONNECT; a target in origin form, or `OPTIONS *`. The absolute form names a second host,
-      and uvicorn's two protocols give an application different paths for it.
-    - No empty line before the head, and no Proxy-Connection, which is Connection to llhttp and nothing to h11.
-    - Each decisive field at most once, in its plain form and without whitespace behind the value.
-    - No body in a request that asks for another protocol: to llhttp its bytes belong to that protocol.
+    - Its method is one of llhttp's, except CONNECT.
+    - Its target is a path, or the request is `OPTIONS *`. A URL as target names a second host, and uvicorn's two
+      protocols give an application different paths for it.
+    - No empty line is in front of the head.
+    - It has no Proxy-Connection. llhttp takes this field for Connection; h11 ignores it.
+    - Each decisive field occurs at most once, in its plain form and without whitespace behind the value.
+    - It asks for no other protocol, or has no body. llhttp takes the body for bytes of the other protocol.
 
-    Names with an underscore are ordinary names here, as they are for both parsers.
+    Both parsers treat a name with an underscore like any other name, and so does this class.
     """
 
     __slots__ = ("canonical", "expects_continue", "host", "method", "path", "target", "upgrade")
@@ -462,9 +464,9 @@ _NOT_IN_TRAILERS = frozenset(
 class ChunkedBody:
     """Reads a chunked body: `feed` returns the part to be passed on, as chunks or, with `decode`, as plain data.
 
-    At the end of the body `done` is true, and `trailers` holds the lines of its trailer section. `rest` are the bytes
-    after the body, or those that the last call has left unread. `size` is the number of bytes of data so far. With
-    `most_a_second` 0 the rate of chunks is not limited.
+    At the end of the body `done` is true, and `trailers` holds the lines of its trailer section. `rest` has the bytes
+    after the body; before the end, it has the bytes that the last call of `feed` did not process. `size` is the number
+    of bytes of data so far. `most_a_second` is the maximum number of chunks in a second, 0 for any number.
     """
 
     __slots__ = (
@@ -494,9 +496,10 @@ class ChunkedBody:
         self.size = 0
 
     def feed(self, data: bytes, at: int = 0, most: int = 0) -> Buffer:
-        """Read the bytes from this offset on, and return the part that can be passed on. Raises BadMessage.
+        """Process the data from the offset `at` on, and return the part to be passed on. Raises BadMessage.
 
-        At most `most` chunks are read, 0 for any number; the bytes after them are in `rest`.
+        At most `most` chunks are processed, 0 for any number. Further bytes are left in `rest`; pass them to the next
+        call.
         """
         self.rest = b""
         self._scanned = len(self._buffer)
@@ -569,7 +572,10 @@ class ChunkedBody:
         return [*pieces, memoryview(data)[kept:at] if kept or at < len(data) else data]
 
     def _check_end(self, data: bytes, at: int, left: int, taken: int) -> None:
-        """Check the chunk's final CRLF, as far as received: `taken` of its last `left` bytes are in `data` at `at`."""
+        """Raise BadMessage if a received byte of the CRLF after the current chunk is wrong.
+
+        Before this call, `left` bytes of chunk and CRLF were missing. The first `taken` of them are in `data`, at `at`.
+        """
         begin = at + max(0, left - 2)
         if begin < at + taken:
             expected = b"\r\n"[max(0, 2 - left) :]
@@ -703,7 +709,10 @@ class MessageReader:
         raise NotImplementedError
 
     def _body_too_large(self) -> bool:
-        """Handle a body that is too large: return True to accept its beginning as complete, or raise BadMessage."""
+        """Called for a body that is larger than `max_body_bytes`. A subclass decides how that ends.
+
+        It raises BadMessage, or returns True: the message is then complete, with the beginning of the body.
+        """
         raise NotImplementedError
 
     def _frame(self, body: int) -> None:

@@ -58,9 +58,10 @@ def with_route(scope: Scope, route: Route, *, name: str = "", url: str = "") -> 
 def extension(
     route: Route, *, name: str = "", url: str = "", table: Callable[[], RouteTable | None] | None = None
 ) -> dict[str, Any]:
-    """The extension that `with_route` puts into a scope; a server may reuse it for all requests of the route.
+    """The ASGI extension for requests of the route, as `with_route` puts it into the scope of a request.
 
-    `table` is a function that returns the current route table; `try_get_table` calls it.
+    A server may use the returned dict for all requests of the route. `table` is a function that returns the current
+    route table. An application calls it by `try_get_table`.
     """
     target = route.to[0] if len(route.to) == 1 else Target()
     name = name or target.server or (route.alias if target.url else "")
@@ -130,7 +131,7 @@ def upstream_url(scope: Scope) -> str:
 
 
 def context_headers(context: RouteContext) -> list[tuple[str, str]]:
-    """The headers that describe the context to a backend: names and percent-encoded values, without empty ones."""
+    """The headers that describe a route and its backend to this backend: names, and percent-encoded values."""
     route = context.route
     fields = {
         _ROUTE: route.alias,

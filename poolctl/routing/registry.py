@@ -244,5 +244,8 @@ class TableRegistry(_RegistryReader):
 
 
 def _as_own_class(kind: type[Kind], route: Kind) -> Kind:
-    """Return the route as an instance of `kind`: a worker with another poolctl version has other classes."""
+    """Return the route as an instance of `kind`, the class in the poolctl that the application has imported.
+
+    The worker, which decodes the route, may run another version of poolctl with classes of its own.
+    """
     return route if isinstance(route, kind) else from_json(kind, route.to_json())

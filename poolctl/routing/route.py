@@ -52,7 +52,7 @@ class Target:
 
     @property
     def key(self) -> str:
-        """The name of the server, or the URL."""
+        """The name of the server; for a target outside the pool, its URL."""
         return self.server or self.url
 
 

@@ -61,7 +61,10 @@ class RouteReport:
 
 
 def destinations(route: Route | StreamRoute) -> tuple[str, ...]:
-    """Where the route leads: names of servers and URLs; for a redirect, "redirect to" and its URL, or https."""
+    """Where the route leads: the names of its servers, and its URLs.
+
+    For a redirect, it is "redirect to" and the URL; "redirect to https" if only the scheme changes.
+    """
     if isinstance(route, Route) and route.redirect is not None:
         return (f"redirect to {route.redirect.to}",)
     return tuple(target.key for target in route.to)
@@ -140,7 +143,7 @@ class HostReport:
 
     @property
     def backend(self) -> str:
-        """The name of the host, as the column `backend` of the printed table."""
+        """The host, for the column `backend` of the table that `poolctl backends` prints."""
         return self.host
 
 

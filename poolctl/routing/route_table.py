@@ -10,10 +10,13 @@ bytes each; an empty one is 0, and the slots of keys that collide follow each ot
 
 The keys, and what their entries hold:
 
-- "@", "~" or "#" and an alias: a route for HTTP, a stream, or an excluded route; they come first, in this order
-- the key of a `match.HostPattern`: the offsets of its routes, by path
-- "/", such a key, NUL and a path: the offsets of the routes with that path, if the host pattern has many paths
-- "%", a prefix, NUL and a suffix: the host patterns with "*" elsewhere than in front that begin and end like this
+- "@" + alias: a route for HTTP; these entries come first
+- "~" + alias: a stream; these entries come second
+- "#" + alias: an excluded route; these entries come third
+- the `key` of a `match.HostPattern`: the offsets of its routes, by path
+- "/" + the `key` of a host pattern + NUL + path: the offsets of the pattern's routes with this path. Such entries exist
+  for a host pattern with many paths; its own entry then has no offsets.
+- "%" + prefix + NUL + suffix: the host patterns of the tier WILDCARD that begin with the prefix and end with the suffix
 - "!": values for the table as a whole
 """
 
@@ -209,7 +212,7 @@ class Match(NamedTuple):
 
 
 class _Candidate:
-    """A route, and the `Match` to return for the first host pattern, a later one, or after an unmet condition."""
+    """A route, with the three values that a search which ends at this route may return (see `__init__`)."""
 
     def __init__(self, route: Route, *, alone: bool) -> None:
         self.route = route
@@ -217,9 +220,11 @@ class _Candidate:
         servers = frozenset(target.server for target in route.to if target.server)
         passes = passable(route)
         whole_host = alone and not self.has_conditions and normal_prefix(route.path) == "/"
-        # In the first host pattern; in a later one; after a route whose conditions the request does not meet.
+        # If the first of the host patterns that cover the request's host has the route.
         self.first = Match(route, passes, whole_host, servers)
+        # If a later host pattern has it.
         self.later = Match(route, passes, False, servers)
+        # If the request does not meet the conditions of a route before it: another request may meet them.
         self.perhaps = Match(route, False, False, servers)
 
 

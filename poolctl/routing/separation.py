@@ -26,8 +26,9 @@ CHANGING = (
 
 
 def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
-    """The routes, with the reason in `other_user` and `other_user_tls` if connections must stay in the gateway.
+    """The routes, each with the reason why its connections must stay in the gateway; "" if they need not.
 
+    The reason for connections without TLS is in `other_user`, the reason for TLS connections in `other_user_tls`.
     `users` maps every server of the pool to its user, including servers without a route.
     """
     if _only_user(users.values()) is not None:
@@ -51,7 +52,10 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
 
 
 def _first_of_each_user(routes: Iterable[Route], users: Mapping[str, str]) -> dict[str, str]:
-    """For each user, the description of one target of the routes; the key "" is for targets without a user."""
+    """For each user, the first server among the routes' targets that runs as this user, in words.
+
+    The key "" has the first thing that runs as no user of the pool, such as a URL or requests without a route.
+    """
     found: dict[str, str] = {}
     unanswered = True
     for route in routes:
@@ -78,7 +82,10 @@ def _listed(users: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeptHost:
-    """A host pattern for which `server` may keep TLS connections. `others` are overlapping patterns of other users."""
+    """Permission for workers of `server` to keep TLS connections to the hosts that the pattern `host` covers.
+
+    The server runs as `user`. `others` are the patterns of other users' routes that may cover the same hosts.
+    """
 
     host: str
     server: str
@@ -95,7 +102,11 @@ class Kept:
     hosts: tuple[KeptHost, ...] = ()
 
     def with_earlier(self, earlier: Kept, users: Mapping[str, str]) -> Kept:
-        """Return self combined with `earlier`, without servers that are not in `users` or now run as another user."""
+        """Return the connections in `self` or in `earlier`: those kept under earlier routes may still be open.
+
+        `users` maps each server of the pool to its user. Connections of other servers are left out, and connections in
+        `earlier` of servers that now run as another user.
+        """
         servers = dict.fromkeys((*self.servers, *(earlier.servers if self.user == earlier.user else ())))
         known = {(each.host, each.server) for each in self.hosts}
         hosts = [each for each in earlier.hosts if (each.host, each.server) not in known]
@@ -114,9 +125,10 @@ class Kept:
         )
 
     def must_close(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
-        """The servers whose workers must close their kept connections before new routes are published.
+        """The servers whose workers must close their connections before new routes are published.
 
-        `after` are the connections that the new routes allow workers to keep; `users` maps each server to its user.
+        `self` describes the connections that workers may have now, `after` those that they may keep under the new
+        routes. `users` maps each server to its user.
         """
         found = set(self.servers if self.servers and self.user != after.user else ())
         only = _only_user(users.values())
@@ -153,7 +165,7 @@ def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: 
 
 
 def without_passing(routes: Iterable[Route], servers: Collection[str]) -> list[Route]:
-    """Return the routes; connections of those with a target in `servers` are no longer passed to workers."""
+    """Return the routes, changed so that no connection of a route to one of these servers is passed to a worker."""
     return [
         replace(each, other_user=CHANGING, other_user_tls=CHANGING)
         if any(target.server in servers for target in each.to)
@@ -179,7 +191,10 @@ def _users_of_hosts(routes: Iterable[Route], users: Mapping[str, str]) -> dict[H
 def _other_users_patterns(
     pattern: HostPattern, user: str, places: Mapping[HostPattern, set[str]]
 ) -> tuple[str, ...]:
-    """The keys of the patterns in `places` (pattern to users) that may cover the same hosts for other users."""
+    """The keys of the patterns that may cover a host of `pattern`, and that lead to another user than `user`.
+
+    `places` maps each host pattern to the users of its servers. `user` is the user of the servers behind `pattern`.
+    """
     if pattern.tier == EXACT:
         near: Iterable[HostPattern] = [pattern]
     else:
@@ -198,9 +213,9 @@ _LEFT_OUT = [
 
 
 def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None = None) -> list[Route]:
-    """The routes for the workers of `servers`, which run as one user; with None, for all workers of the pool.
+    """The routes that the workers of these servers get, which run as one user; with None, those for any worker.
 
-    Each route's `mode` is proxy if its connections are not passed, and its `to` contains only servers.
+    A route whose connections are not passed to workers has the `mode` proxy. `to` contains servers, but no URLs.
     """
     found: list[Route] = []
     for route in routes:

@@ -1362,12 +1362,12 @@ def test_turn_of_a_canary_that_was_not_sent_is_given_again() -> None:
 
 def test_requests_of_clients_that_stay_with_the_canary_use_up_its_turns() -> None:
     turns = CanaryTurns(1.0, Random(1))
-    turns.stay()
-    turns.stay()
-    turns.stay()
+    turns.count_kept_on_server()
+    turns.count_kept_on_server()
+    turns.count_kept_on_server()
     assert turns.next()
     for _ in range(3):
-        turns.resume()
+        turns.count_kept_on_canary()
     assert [turns.next() for _ in range(3)] == [True] * 3
 
 

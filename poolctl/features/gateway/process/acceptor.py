@@ -154,7 +154,8 @@ class ReturnedConnections(_ConnectionSource):
     def _route(self, sock: socket.socket, routed: Routed | None, seconds: float, *, is_new: bool) -> None:
         """Route the connection by its next request, which has to arrive within `seconds`.
 
-        `routed` has the bytes that were already read, if any. `is_new`: it is from a worker and not counted yet.
+        `routed` has the bytes that were already read from the socket. `is_new` is true if another process has just
+        returned the connection, so that it is not among this process's open connections yet.
         """
         received, hops = (b"", 0) if routed is None else (routed.received, routed.hops)
         try:

@@ -84,7 +84,10 @@ class Counts:
         self._former_refused = 0
 
     def count_refusal(self, code: str, alias: str = "", times: int = 1) -> None:
-        """Count a refusal for the route `alias` or, if it is "", `times` refusals by `code` (a status, or TLS)."""
+        """Count a refused request of the route `alias`. With `alias` "", count `times` refusals without a route.
+
+        Refusals without a route are counted by `code`: the response's status, or TLS for a refused handshake.
+        """
         if alias:
             traffic = self.route(alias)
             traffic.count_start()
@@ -125,7 +128,7 @@ class Counts:
 
     @property
     def refusals(self) -> tuple[int, int]:
-        """The number of refused requests of all routes together, and of those without a route."""
+        """Two numbers: the refused requests of all routes together, and the refusals of requests without a route."""
         of_routes = sum(each.errors.get(REFUSED, 0) for each in self._routes.values())
         return self._former_refused + of_routes, sum(self._refused.values())
 

@@ -171,7 +171,11 @@ class Edge:
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
     def connect_seconds(self, backend: Backend, seconds: float) -> float:
-        """Time limit in seconds for a call of `reach`; 0 (none) for a container or VM, whose start `reach` limits."""
+        """The time limit in seconds that a caller of `reach` sets: `seconds`, or 0 for none.
+
+        It is 0 if a container or virtual machine is behind the URL. Starting it may take longer than `seconds`, and
+        `reach` sets a limit of its own.
+        """
         return 0.0 if backend.key in self.machines else seconds
 
     async def reach(self, backend: Backend, connect_seconds: float) -> BackendConnection:
@@ -207,7 +211,7 @@ class Edge:
         return {**found, "parts": parts} if parts else found
 
     def drain(self) -> None:
-        """Have each client connection closed after its next response, and have the parts of features stop working."""
+        """Close each client connection after its next response, and call `drain` of each feature's EdgePart."""
         self.draining = True
         for part in self.parts.values():
             part.drain()

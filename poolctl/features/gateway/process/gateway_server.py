@@ -38,7 +38,7 @@ logger = logging.getLogger("poolctl.gateway")
 
 
 class OpenListener:
-    """A listener with its sockets, and its acceptors or its stream."""
+    """The sockets of a listener, with an acceptor for each (HTTP) or with one stream for all (TCP and UDP)."""
 
     def __init__(
         self, edge: Edge, settings: ListenerSettings, route: StreamRoute | None, sockets: list[socket.socket]
@@ -101,7 +101,7 @@ class OpenListener:
 
 
 class GatewayServer(OrderedGateway[OpenListener]):
-    """The process that serves clients itself. See OrderedGateway for its methods."""
+    """The process of poolctl's own gateway. OrderedGateway documents the methods that it overrides."""
 
     ORDERS = (*OrderedGateway.ORDERS, "machine", "loads", "reopen")
 

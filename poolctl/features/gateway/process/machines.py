@@ -43,7 +43,7 @@ class ConnectingEdge(Protocol):
 
 
 class _Machine:
-    """The reported state of a container or virtual machine. Each report sets the event `changed` and replaces it."""
+    """The last reported state of a container or virtual machine. The next report sets the event `changed`."""
 
     def __init__(self, state: MachineState) -> None:
         self.state = state
@@ -140,7 +140,7 @@ class Machines:
                         ) from None
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                elif await self._ask_whether_stopped(backend.key, machine):
+                elif not await self._ask_whether_up(backend.key, machine):
                     waited = True
                 else:
                     raise
@@ -155,8 +155,8 @@ class Machines:
         except TimeoutError:
             raise NoBackend("its machine is still starting", DOWN_RETRY_SECONDS) from None
 
-    async def _ask_whether_stopped(self, url: str, machine: _Machine) -> bool:
-        """Ask the supervisor for the machine's state; returns True if it is stopped, or may still be starting."""
+    async def _ask_whether_up(self, url: str, machine: _Machine) -> bool:
+        """Ask the supervisor for the machine's state. Returns False if it is stopped, or has only just been started."""
         edge, answers = self._edge, machine.state.answers
         if edge.now() >= machine.answered_at + _HOLDS_SECONDS:
             edge.wake(url)
@@ -166,4 +166,4 @@ class Machines:
                         await machine.changed.wait()
             except TimeoutError:
                 pass
-        return not machine.is_up or edge.now() < machine.started_until
+        return machine.is_up and edge.now() >= machine.started_until

@@ -178,7 +178,7 @@ class Passing:
         self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
 
     def apply_table(self, table: RouteTable) -> None:
-        """Route queued connections again if their routes are no longer passed under this table."""
+        """Apply a new route table: queued connections whose route it no longer allows to pass are routed again."""
         for found in self._servers.values():
             if not found.queue:
                 continue
@@ -208,8 +208,8 @@ class Passing:
     def _send(self, found: _Server, sock: socket.socket, routed: Routed, message: bytes) -> bool:
         """Try to send the connection; returns False if it has to wait for room, or for a new socket pair.
 
-        `message` is `routed` in encoded form, or b"" to encode it here. If `routed` has too many bytes to send, the
-        connection is closed.
+        `message` is the encoded form of `routed`, or b"" if `routed` is not encoded yet. True is also returned if
+        `routed` has more bytes than can be sent: the connection is closed then.
         """
         if found.end is None:
             return False

@@ -115,10 +115,10 @@ class Endpoint(NamedTuple):
 class ServerFacts:
     """The supervisor's report about a routed server.
 
-    `bind` is its address. Requests do not wake it before `asleep_until` (seconds since 1970; 0: never; None: they
-    always may). `canary` is the name of its canary's socket pair, "" without a canary; the canary listens at
-    `canary_bind` and gets `canary_share` of the server's requests. `context_key` authenticates the route context sent
-    to its workers; it is "" for a server that gets no context.
+    `bind` is its address. `asleep_until` is the time before which requests do not wake it, in seconds since 1970; with
+    0 they never wake it, with None they always do. `canary` is the name of its canary's socket pair, "" without a
+    canary; the canary listens at `canary_bind` and gets `canary_share` of the server's requests. `context_key`
+    authenticates the route context sent to its workers; it is "" for a server that gets no context.
     """
 
     name: str

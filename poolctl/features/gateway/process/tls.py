@@ -185,9 +185,9 @@ class ListenerCertificates:
         listener.put(names, context)
 
     def keep(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
-        """Keep only the listener's certificates with these host names; the first is the default.
+        """Remove the listener's certificates for other sets of host names than these; the first is the default.
 
-        Does nothing if one of them is missing: a previous certificate may still serve its hosts.
+        If there is no certificate for one of the sets, none is removed: an older one may still serve its hosts.
         """
         if bind in self._listeners:
             self._listeners[bind].keep(certificates)

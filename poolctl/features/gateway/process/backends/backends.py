@@ -53,10 +53,10 @@ class Backends:
         hosts.subscribe(self._host_changed)
 
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
-        """Apply these routes, or keep the current ones if None, and apply the states of these servers.
+        """Apply these routes and the facts about these servers. With `routes` None, the current routes stay.
 
-        Backends that remain keep their state. A route that is not listed is removed, and added again by its next
-        request, so for a very large table it is enough to pass the routes in `aliases`.
+        Backends that remain keep their state. A current route that is missing in `routes` is removed; a later request
+        of this route adds it again. So for a very large table it is enough to pass the routes named by `aliases`.
         """
         self._servers = servers
         affected: dict[RouteBackends, bool] = {}  # whether weights have changed
@@ -106,14 +106,15 @@ class Backends:
 
     @property
     def aliases(self) -> list[str]:
-        """The aliases of the HTTP routes that have backends, because they were applied or have had a request."""
+        """The aliases of the current HTTP routes: those passed to `apply`, and those added by a request."""
         return [route.alias for route, _ in self._routes.values() if isinstance(route, Route)]
 
     @property
     def by_load(self) -> list[str]:
-        """The names of servers that are balanced by load and whose workers had connections at the last report.
+        """The names of the servers that are balanced by load, if connections of their workers are counted here.
 
-        Their counts may be outdated: pass the current numbers to `set_worker_connections`.
+        The counts may be too high, because connections end without notice to this process. The supervisor knows the
+        current numbers: pass them to `set_worker_connections`.
         """
         routes = [found for _, found in self._routes.values() if found.by_load]
         return sorted(
@@ -173,7 +174,7 @@ class Backends:
         self._probes.clear()
 
     def set_rank(self, url: str, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set if the URL's target is READY, STARTING or SLEEPING; `blocked` is why it gets no requests, or None."""
+        """Store a URL's rank (READY, STARTING or SLEEPING). `blocked` is why the URL gets no requests, or None."""
         self._ranks[url] = rank, blocked
         backend = self._backends.get(url)
         if backend is not None and not backend.is_server:
@@ -223,7 +224,10 @@ class Backends:
         )
 
     def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
-        """Create a Member for each backend of the route, with its targets' total weight; `user` has the old ones."""
+        """Create a Member for each backend of the route, with the total weight of the route's targets there.
+
+        `user` is the route's RouteBackends. The breakers and limiters of its previous members are used again.
+        """
         weights: dict[str, int] = {}
         for target in route.to:
             weights[target.key] = weights.get(target.key, 0) + target.weight

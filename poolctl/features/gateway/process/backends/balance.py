@@ -39,7 +39,7 @@ C = TypeVar("C", bound=Candidate)
 
 
 class Policy(Generic[C]):
-    """Chooses a backend among these candidates."""
+    """Chooses one of a route's backends, which are passed to the constructor."""
 
     def __init__(self, candidates: Sequence[C]) -> None:
         self._candidates = candidates
@@ -164,7 +164,10 @@ class ConsistentHash(Policy[C]):
 
 
 def policy_of(name: str, candidates: Sequence[C], random: Random) -> Policy[C]:
-    """The policy with this name; "sticky" is round robin, for clients without a usable cookie. Raises ValueError."""
+    """The policy with this name. Raises ValueError for an unknown name.
+
+    "sticky" is round robin: a policy is asked only about clients without a usable sticky cookie.
+    """
     match name:
         case "round-robin" | "weighted" | "sticky":
             return SmoothWeighted(candidates)

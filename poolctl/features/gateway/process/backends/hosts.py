@@ -56,8 +56,9 @@ def find_host(name: str, known: Iterable[str]) -> str:
 class HostManager:
     """The state of each host (active, disabled or draining); a host is a server's name or a URL.
 
-    A host that was disabled for a limited time becomes active again when the time is over. Call `expire` at `due` to
-    notify the listeners; `state` is correct even before. `now` is a monotonic clock, `wall` returns seconds since 1970.
+    A host that was disabled for a limited time becomes active again when the time is over. Call `expire` at `due`, so
+    that the callbacks passed to `subscribe` are called; `state` is correct even before. `now` is a monotonic clock,
+    `wall` returns seconds since 1970.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class HostManager:
             self._set(host, HostState.ACTIVE, "the time for which it was disabled is over", 0.0)
 
     def forget(self, hosts: Iterable[str]) -> None:
-        """Remove hosts that are no longer configured, without calling the listeners."""
+        """Remove hosts that are no longer configured. Callbacks passed to `subscribe` are not called."""
         for host in hosts:
             self._records.pop(host, None)
             self._until.pop(host, None)
@@ -155,7 +156,7 @@ class HostManager:
         return {"hosts": [to_json(each) for each in records]}
 
     def restore(self, table: Table) -> None:
-        """Restore the states from a predecessor's `to_json`. Listeners are called for states that still apply.
+        """Restore the states from a predecessor's `to_json`. Callbacks are called for states that still apply.
 
         Times refer to the system's clock, because the monotonic clock may have restarted. Invalid entries are ignored.
         """

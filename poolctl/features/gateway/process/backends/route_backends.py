@@ -54,11 +54,11 @@ AnyRoute = Route | StreamRoute
 
 
 class CanaryTurns:
-    """Decides which requests of a server go to its canary; the first requests go to the server.
+    """Decides which requests of a server go to its canary, so that the canary gets the fraction `share` of them.
 
-    When the canary's turn is due, it gets a random one of the next 1 / `share` requests, so that a client that repeats
-    a sequence of requests does not always send the same one to it. After n requests the canary has had n * `share`
-    turns, rounded down, or one less. A turn counts even if its request is not sent, unless `undo` is called.
+    After every 1 / `share` requests, the canary is due one of the following 1 / `share` requests. Which of them it gets
+    is random: otherwise a client that repeats a sequence of requests could always send the same one to the canary. A
+    request counts even if it is not sent, unless `undo` is called.
     """
 
     def __init__(self, share: float, random: Random = _RANDOM) -> None:
@@ -81,13 +81,16 @@ class CanaryTurns:
         self._passed_over = None
         return True
 
-    def resume(self) -> None:
-        """Count a request that a sticky cookie keeps on the canary."""
+    def count_kept_on_canary(self) -> None:
+        """Count a request that goes to the canary because the client's sticky cookie names the canary."""
         self._requests += 1
         self._turns += 1
 
-    def stay(self) -> None:
-        """Count a request that a sticky cookie keeps on the server. The canary makes up for at most one missed turn."""
+    def count_kept_on_server(self) -> None:
+        """Count a request that goes to the server because the client's sticky cookie names the server.
+
+        Many such requests do not add up: later requests give the canary at most one in compensation.
+        """
         self._requests += 1
         if self._due >= 2:
             self._turns += 1
@@ -129,11 +132,12 @@ def sticky_value(key: str) -> str:
 
 
 class BackendVerdict(NamedTuple):
-    """Whether a host gets requests now (`ok`) and, if not, `why`, and when to try again.
+    """Whether a host gets requests now (`ok`). If it gets none, `why` is the reason.
 
-    The next try is after `retry_after_seconds` or, if `until` is not 0, at that monotonic time. `by_time`: the host is
-    then available without any other event; otherwise the time is an estimate. `may_wait`: room will become free, so a
-    request may wait in a queue. `by_command`: the cause is a command or a configured window, not a fault.
+    A client should try again after `retry_after_seconds` or, if `until` is not 0, at the monotonic time `until`.
+    `by_time` is true if the host certainly gets requests again at this time, and false if the time is an estimate.
+    `may_wait` is true if the host is only busy, so that a request may wait in a queue. `by_command` is true if the
+    reason is a command or a configured window, and not a fault.
     """
 
     ok: bool
@@ -225,7 +229,7 @@ class Backend:
         return max(verdicts, key=lambda each: (each.ok, each.may_wait), default=self.blocked or AVAILABLE)
 
     def report(self, facts: ServerFacts | None, now: float, wall_now: float) -> None:
-        """Update the known facts about the server; None for a server that is not in the pool.
+        """Store the supervisor's facts about the server. `facts` is None if the server is not in the pool.
 
         `wall_now` is the current time in seconds since 1970.
         """
@@ -275,7 +279,7 @@ class Backend:
         return self.key
 
     def set_rank(self, rank: int, blocked: BackendVerdict | None) -> None:
-        """Set whether a URL's target is READY, STARTING or SLEEPING; `blocked` is why it gets no requests, or None."""
+        """Store a URL's rank (READY, STARTING or SLEEPING). `blocked` is why the URL gets no requests, or None."""
         if self.endpoint.kind != "none":
             self.rank, self._facts_verdict = rank, blocked
 
@@ -328,13 +332,14 @@ class Backend:
         return found
 
     def _is_dispensable(self, breaker: Breaker | None) -> bool:
-        """Whether, on every route with this breaker, other backends can take the requests (see `can_spare`)."""
+        """Whether each route that uses the breaker can do without this backend (see `can_spare`)."""
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
     def limiter(self, limit: Limit | None, previous: Member | None) -> Limiter | None:
-        """The limiter with this limit, which all routes with an equal limit share; None without a limit.
+        """The limiter with this limit, shared by all routes with an equal limit; None if `limit` is None.
 
-        `previous` is as in `breaker`.
+        `previous` is the Member of the same route that is being replaced, or None. If no other route shares its
+        limiter, that limiter is used: it gets the new limit and keeps its state.
         """
         if limit is None:
             return None
@@ -384,18 +389,19 @@ class CanaryBackend(Backend):
         endpoint = Endpoint.of_server(facts.canary_bind, facts.tls)
         return (self.key, self.endpoint, self._share) == (facts.canary, endpoint, facts.canary_share)
 
-    def gets(self, cookie: str, servers: str) -> bool:
-        """Count a request; returns whether it goes to the canary. The client's sticky cookie decides if it has one.
+    def gets(self, cookie: str, server_cookie: str) -> bool:
+        """Count a request; returns True if the request goes to the canary, False if it goes to the server.
 
-        `cookie` is the value of the sticky cookie, or ""; `servers` is the cookie value for the server itself.
+        `cookie` is the value of the client's sticky cookie, or "". `server_cookie` is the value that names the server.
+        A cookie that names neither server nor canary does not matter.
         """
         if not cookie:
             return self.requests.next()
         if cookie == self.cookie:
-            self.requests.resume()
+            self.requests.count_kept_on_canary()
             return True
-        if cookie == servers:
-            self.requests.stay()
+        if cookie == server_cookie:
+            self.requests.count_kept_on_server()
             return False
         return self.requests.next()
 
@@ -413,7 +419,7 @@ class Member:
 
     @property
     def load(self) -> int:
-        """The backend's requests in flight from the gateway, and the connections of its workers."""
+        """The number of requests in flight from the gateway, plus the number of the workers' connections."""
         return self.backend.load
 
     @property
@@ -422,17 +428,17 @@ class Member:
         return self.backend.blocked is None and self.breaker.is_closed
 
     def passing_verdict(self) -> BackendVerdict:
-        """The verdict for a connection that is passed to the backend.
+        """Whether a connection may be passed to the backend now, and if not, why.
 
-        Only the worker sees the responses, so neither breaker nor limiter applies.
+        Breaker and limiter do not matter, because only the worker sees the responses on a passed connection.
         """
         return self.backend.blocked or AVAILABLE
 
     def health(self, now: float, *, passing: bool) -> RouteHealth:
-        """The backend's health on this route. `passing`: the route passes connections.
+        """The backend's health on this route.
 
-        A reached limit does not make the backend unhealthy. A breaker that is not closed does, until a request has
-        succeeded.
+        `passing` is true if the route passes connections to workers: its breaker does not matter then. Otherwise the
+        backend is unhealthy while the breaker is not closed. A reached limit does not make the backend unhealthy.
         """
         backend = self.backend
         if (blocked := backend.blocked) is not None:
@@ -493,8 +499,8 @@ class NoBackend(Exception):
 class Lease:
     """Permission to send one request to `backend`, or to hold one connection to it. It must be released, once.
 
-    `cookie` is the sticky cookie's value to set, or "". `shared` is the canary of a server that has one; `backend` is
-    then either the server or this canary.
+    `cookie` is the sticky cookie's value to set, or "". `canary` is the server's canary, or None if there is none. With
+    a canary, `backend` is the server or the canary, depending on which of them gets the request.
     """
 
     def __init__(
@@ -504,12 +510,12 @@ class Lease:
         period: int,
         cookie: str,
         backend: Backend,
-        shared: CanaryBackend | None = None,
+        canary: CanaryBackend | None = None,
     ) -> None:
         self._route: RouteBackends | None = route
         self._member = member
         self._period = period
-        self._shared = shared
+        self._canary = canary
         self.backend = backend
         self.cookie = cookie
 
@@ -553,8 +559,8 @@ class Lease:
             traffic.undo_start()
             if outcome is PASSED:
                 route.count_passed(backend)
-            elif self._shared is not None:
-                self._shared.requests.undo(of_canary=self.backend is self._shared)
+            elif self._canary is not None:
+                self._canary.requests.undo(of_canary=self.backend is self._canary)
         if self._period >= 0:
             if is_failure(outcome, status, breaker.rule):
                 breaker.record_failure(route.now(), self._period, answered=outcome is ANSWERED)
@@ -694,7 +700,8 @@ class RouteBackends:
     def choose(self, client: str) -> Backend | NoBackend:
         """A backend to whose workers a connection can be passed now, or the reason why there is none.
 
-        There is no lease, because only the worker learns how requests end. Routes with a limit do not pass connections.
+        Nothing has to be released afterwards: the worker counts the requests of the connection. A route with a limit
+        passes no connections, so limits are not checked.
         """
         now = self.now()
         if now >= self._hosts.next_expiry:
@@ -705,10 +712,10 @@ class RouteBackends:
         return self._refusal(now, [(each.key, each.passing_verdict()) for each in self.members])
 
     async def wait(self, client: str, cookie: str = "", tried: Collection[str] = ()) -> Lease:
-        """A lease, after waiting in the route's queue behind earlier requests. Raises NoBackend.
+        """A lease for a request, after waiting in the route's queue behind earlier requests. Raises NoBackend.
 
-        It waits at most for the `queue_seconds` of the limit. The arguments are as in `acquire`. Cancel the call when
-        the client leaves, to free its place in the queue.
+        The arguments have the same meaning as those of `acquire`. The limit that the route configures also sets the
+        maximum time in the queue (`queue_seconds`). Cancel the call when the client leaves, to free its place.
         """
         if not self._queue:
             found = self._assign(client, cookie, tried)
@@ -834,11 +841,11 @@ class RouteBackends:
         backend.in_flight += 1
         backend.counts.count_start()
         if backend.canary is not None and not tried and breaker.is_closed:
-            return self._shared(backend.canary, member, period, cookie)
+            return self._lease_beside_canary(backend.canary, member, period, cookie)
         return Lease(self, member, period, self._new_cookie(member.cookie, cookie), backend)
 
-    def _shared(self, canary: CanaryBackend, member: Member, period: int, cookie: str) -> Lease:
-        """A lease for the server or its canary, as chosen by `canary`; only the server's results affect the breaker."""
+    def _lease_beside_canary(self, canary: CanaryBackend, member: Member, period: int, cookie: str) -> Lease:
+        """A lease for the canary or for the server, as `canary.gets` decides. Only the server has a breaker."""
         if not canary.gets(cookie if self._sticky else "", member.cookie):
             return Lease(
                 self, member, period, self._new_cookie(member.cookie, cookie), member.backend, canary
@@ -850,7 +857,7 @@ class RouteBackends:
         return value if self._sticky and value != cookie else ""
 
     def _of_canary(self, cookie: str) -> Member | None:
-        """The member to whose canary the client's sticky cookie refers, or None."""
+        """The member whose server has the canary that this sticky cookie names; None if the cookie names no canary."""
         for member in self.members:
             if member.backend.canary is not None and member.backend.canary.cookie == cookie:
                 return member

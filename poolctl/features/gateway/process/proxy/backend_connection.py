@@ -51,11 +51,11 @@ class Timer:
             self._set()
 
     def stop(self) -> None:
-        """Clear the deadline."""
+        """Remove the deadline: `expired` is not called."""
         self.deadline, self._expired = _NEVER, _nothing
 
     def close(self) -> None:
-        """Clear the deadline for good, and release the objects that the timer refers to."""
+        """Remove the deadline, and cancel the loop's timer, which would keep the callback's objects alive."""
         self.stop()
         if self._handle is not None:
             self._handle.cancel()
@@ -103,7 +103,7 @@ class ResponseReceiver(Protocol):
         """Called when the response is complete."""
 
     def backend_eof(self) -> None:
-        """Called when the backend has closed its side of the tunnel."""
+        """Called when the backend has closed its side of a tunnel. The client may still send bytes to the backend."""
 
     def backend_lost(self, error: Exception | None) -> None:
         """Called if the connection is lost before the response is complete, or the response is invalid (BadMessage)."""

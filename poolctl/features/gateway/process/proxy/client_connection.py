@@ -869,7 +869,10 @@ class ClientConnection(asyncio.Protocol):
         self._update_reading()
 
     def _response_ended(self, *, read: bool) -> None:
-        """Begin the next request, or close the connection. `read`: the request was read completely."""
+        """Begin the next request if the connection stays open (`_keep`); otherwise close the connection.
+
+        `read` is true if the request was read to its end. Otherwise its rest is read and dropped before closing.
+        """
         self._body_wanted = True
         if self._keep:
             edge = self._edge

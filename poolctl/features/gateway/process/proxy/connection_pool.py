@@ -25,7 +25,7 @@ class ProxiedClient(Protocol):
     """The methods of a client connection that the pool calls."""
 
     def drain(self) -> None:
-        """Close after the response in progress, or soon if there is none."""
+        """Close the connection after the response in progress; without one, after a few seconds without a request."""
 
     def end_now(self) -> None:
         """Close now; a WebSocket gets a close frame (1012) if one can be inserted."""
@@ -101,7 +101,7 @@ class ConnectionPool:
             self.idle_clients[client] = None
 
     def remove_client(self, client: ProxiedClient) -> None:
-        """Remove a client's connection, which is closed."""
+        """Remove a client's connection that was closed, or has left the proxy."""
         self.clients.discard(client)
         self.idle_clients.pop(client, None)
         if not self.clients and self._emptied is not None and not self._emptied.done():

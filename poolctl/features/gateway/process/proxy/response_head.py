@@ -31,7 +31,10 @@ class Response(ResponseHead):
         return self._lines
 
     def framed(self, *, http_1_1: bool, keep: bool) -> tuple[bytes, bool, bool]:
-        """The head for the client; whether its connection stays open (only if `keep`); whether to chunk the body."""
+        """The head for the client, whether the client's connection stays open, and whether the body is sent in chunks.
+
+        With `keep`, the connection stays open unless only closing it can mark the end of the body.
+        """
         framing, wraps = b"", False
         if self.body in (CHUNKED, UNTIL_CLOSE):
             if http_1_1:

@@ -67,7 +67,7 @@ class IdleOrder(Generic[Key, Item]):
             self._arm()
 
     def use(self, key: Key, item: Item) -> None:
-        """Mark the item as used now, because it has transferred data."""
+        """Record that the connection or session `item` is transferring data, so that its idle time begins now."""
         item.used = self._now()
         self._items.move_to_end(key)
 
@@ -156,7 +156,7 @@ class BackendAddresses:
         return name.addresses or None
 
     async def wait(self, endpoint: Endpoint) -> tuple[SocketAddress, ...]:
-        """The addresses of the endpoint, empty if its name cannot be resolved."""
+        """The addresses of the endpoint, after waiting until its name is resolved; empty if that fails."""
         known = self.known(endpoint)
         if known is not None:
             return known

@@ -106,7 +106,7 @@ class Flow:
             self.resume()
 
     def _discard(self) -> None:
-        """End this direction because the target accepts no more data; the other direction continues."""
+        """Drop the bytes that wait for `target`, which accepts no more, and stop copying from `source` to `target`."""
         self.stop()
         self.ended, self._waiting = True, b""
         self._connection.flow_ended()
