@@ -149,12 +149,6 @@ def unread_bytes(transport: asyncio.Transport) -> int:
     return int.from_bytes(count, sys.byteorder)
 
 
-def encoded(routed: Routed) -> bytes:
-    """The encoded message with which `give` sends a connection of this route when no bytes have been read from it."""
-    message, _ = _message(-1, {}, routed)
-    return wire.encode({**_CONNECTION, **message})
-
-
 def take(end: socket.socket) -> Connection | None:
     """The next connection from the socket `end`; None when the other end is closed.
 

@@ -146,12 +146,11 @@ def test_request_that_no_worker_accepts_gets_421_after_the_most_hops(monkeypatch
 
     async def scene(stage: Stage) -> None:
         # Workers that decide for themselves in any case.
-        give, encoded = passing.connection_handover.give, passing.connection_handover.encoded
+        give = passing.connection_handover.give
         monkeypatch.setattr(
             passing.connection_handover, "give",
             lambda end, fd, limits=None, routed=None: give(end, fd, limits, routed and undecided(routed)),
         )  # fmt: skip
-        monkeypatch.setattr(passing.connection_handover, "encoded", lambda routed: encoded(undecided(routed)))
         async with workers_of(stage) as workers:
             workers.publish(STALE)
             assert await workers.ask(await stage.connect()) == b"HTTP/1.1 421 Misdirected Request"

@@ -216,7 +216,7 @@ def test_message_that_came_before_is_read_the_same_for_another_connection(pair: 
 
 def test_descriptors_that_come_with_a_message_that_came_before_are_checked(pair: Pair) -> None:
     routed = connection_handover.Routed("users", 7)
-    message = connection_handover.encoded(routed)
+    message = {"t": "conn", "route": "users", "generation": 7, "hops": 0}
     routed_pair(pair, routed).close()
     for odd in _odd_ones():
         fd = odd if isinstance(odd, int) else odd.detach()

@@ -28,7 +28,6 @@ from .waiting_connections import WaitingConnections
 MOST_QUEUED = 1024
 QUEUE_SECONDS = 5.0
 _SENT_AT_ONCE = 32
-_MOST_ENCODED = 1024
 # The pair has room, and the kernel takes no message: too many descriptors are in flight (unix(7), ETOOMANYREFS).
 _RETRY_SECONDS = 0.005
 _RETRY_AFTER_SECONDS = 1
@@ -44,7 +43,6 @@ def tls_alert(description: int) -> bytes:
 class _Queued(NamedTuple):
     sock: socket.socket
     routed: Routed
-    message: bytes
     until: float
     tls: bool
 
@@ -82,8 +80,6 @@ class Passing:
         self._most_queued = most_queued
         self._queue_seconds = queue_seconds
         self._servers: dict[str, _Server] = {}
-        # Encoding a message takes as long as sending it, and most connections of a route have the same one.
-        self._messages: dict[tuple[str, int, int, bool], tuple[Routed, bytes]] = {}
         self.queued_connections = 0  # of all servers
         self.waiting = WaitingConnections()
         # Routes a connection again that was queued for a withdrawn server, or that leaves the proxy. Its next request
@@ -138,12 +134,8 @@ class Passing:
         if found is None:
             self._refuse(sock, tls, route)
             return False
-        if received:
-            routed, message = Routed(route, generation, hops, received, trusted=trusted), b""
-        else:
-            key = route, generation, hops, trusted
-            routed, message = self._messages.get(key) or self._encode(key)
-        if not found.queue and self._send(found, sock, routed, message):
+        routed = Routed(route, generation, hops, received, trusted=trusted)
+        if not found.queue and self._send(found, sock, routed):
             return True
         if len(found.queue) >= self._most_queued:
             self._report_full(server, found)
@@ -151,7 +143,7 @@ class Passing:
             return False
         self.queued_connections += 1
         until = self._loop.time() + self._queue_seconds
-        found.queue.append(_Queued(sock, routed, message, until, tls))
+        found.queue.append(_Queued(sock, routed, until, tls))
         self._watch(found)
         if found.timer is None:
             found.timer = self._loop.call_later(self._queue_seconds, self._expire, found)
@@ -205,19 +197,15 @@ class Passing:
         self._servers.clear()
         self.waiting.close()
 
-    def _send(self, found: _Server, sock: socket.socket, routed: Routed, message: bytes) -> bool:
+    def _send(self, found: _Server, sock: socket.socket, routed: Routed) -> bool:
         """Try to send the connection; returns False if it has to wait for room, or for a new socket pair.
 
-        `message` is the encoded form of `routed`, or b"" if `routed` is not encoded yet. True is also returned if
-        `routed` has more bytes than can be sent: the connection is closed then.
+        True is also returned if `routed` has more bytes than can be sent: the connection is closed then.
         """
         if found.end is None:
             return False
         try:
-            if message:
-                wire.send(found.end, message, (sock.fileno(),))
-            else:
-                connection_handover.give(found.end, sock.fileno(), routed=routed)
+            connection_handover.give(found.end, sock.fileno(), routed=routed)
         except BlockingIOError:
             return False
         except wire.WireError:  # too many bytes were received
@@ -234,21 +222,13 @@ class Passing:
             os.close(sock.detach())  # half the time of sock.close()
         return True
 
-    def _encode(self, key: tuple[str, int, int, bool]) -> tuple[Routed, bytes]:
-        if len(self._messages) >= _MOST_ENCODED:
-            self._messages.clear()
-        route, generation, hops, trusted = key
-        routed = Routed(route, generation, hops, trusted=trusted)
-        found = self._messages[key] = routed, connection_handover.encoded(routed)
-        return found
-
     def _send_queued(self, found: _Server) -> None:
         """Send as many queued connections as there is room for, up to a maximum per loop iteration."""
         found.retry = None
         sent = 0
         while found.queue and sent < _SENT_AT_ONCE:
             first = found.queue[0]
-            if not self._send(found, first.sock, first.routed, first.message):
+            if not self._send(found, first.sock, first.routed):
                 break
             found.queue.popleft()
             sent += 1
