@@ -22,6 +22,9 @@ _VIEW = memoryview(_BUFFER)
 # The maximum for a route without its own: a flood from forged addresses must not take all descriptors of the gateway.
 _MOST_SESSIONS = 16_384
 _WILDCARDS = ("0.0.0.0", "::")
+
+# A client's address, and the control data with the address to which it has sent; b"" unless the kernel reports that.
+_Key = tuple[Any, bytes]
 _IP_PKTINFO = 8
 _PKTINFO_SPACE = socket.CMSG_SPACE(20)
 
@@ -37,7 +40,7 @@ class UdpStream:
         self.edge = edge
         self.route = route
         self.addresses = BackendAddresses(edge.loop, socket.SOCK_DGRAM)
-        self.sessions: IdleOrder[object, _Session] = IdleOrder(
+        self.sessions: IdleOrder[_Key, _Session] = IdleOrder(
             edge.loop, edge.now, route.idle_seconds, _Session.close
         )
         self.opened = self.evicted = self.failed = self.dropped = 0
@@ -90,18 +93,16 @@ class UdpStream:
             "bytes_out": self.bytes_out,
         }
 
-    def begin(
-        self, key: object, listener: _DatagramSocket, client: Any, local: Any, tried: tuple[str, ...] = ()
-    ) -> _Session | None:
+    def begin(self, key: _Key, listener: _DatagramSocket, tried: tuple[str, ...] = ()) -> _Session | None:
         """Start a session for the client; returns None if the datagram has to be dropped.
 
-        `local` is the address that the client sent to. `tried` has the keys of backends that are not to be used.
+        `tried` has the keys of backends that are not to be used.
         """
         while len(self.sessions) >= self._most_sessions:
             self.evict()
         self.edge.stream_share.make_room()
         while True:
-            lease = self.edge.backends.of(self.route).acquire(client[0], "", tried)
+            lease = self.edge.backends.of(self.route).acquire(key[0][0], "", tried)
             if not isinstance(lease, Lease):
                 return None
             known = self.addresses.known(lease.backend.endpoint)
@@ -119,7 +120,7 @@ class UdpStream:
                 tried += (lease.backend.key,)
                 continue
             self.opened += 1
-            return _Session(key, listener, client, local, sock, lease)
+            return _Session(key, listener, sock, lease)
 
     def _socket(self, family: int) -> socket.socket | None:
         """A socket for a session; None if this process is out of descriptors and no session can be ended."""
@@ -157,73 +158,51 @@ class _DatagramSocket:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
         elif everywhere:
             sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
-        self.answer = self._answer_from if everywhere else self._answer
-        stream.edge.loop.add_reader(sock.fileno(), self._read_with_local if everywhere else self._read)
+        stream.edge.loop.add_reader(sock.fileno(), self._read)
 
     def close(self) -> None:
         """Stop reading."""
         self.stream.edge.loop.remove_reader(self._sock.fileno())
 
-    def _read(self) -> None:
-        get, forward = self.stream.sessions.get, self._forward
-        for _ in range(_AT_ONCE):
-            try:
-                size, client = self._sock.recvfrom_into(_BUFFER)
-            except OSError:
-                return
-            forward(get(client), client, client, None, size)
+    def answer(self, session: _Session, size: int) -> None:
+        """Send the answer in the buffer to the session's client. Raises OSError."""
+        self._sock.sendmsg((_VIEW[:size],), session.local, 0, session.client)
 
-    def _read_with_local(self) -> None:
-        get, forward = self.stream.sessions.get, self._forward
+    def _read(self) -> None:
         for _ in range(_AT_ONCE):
             try:
                 size, control, _, client = self._sock.recvmsg_into((_BUFFER,), _PKTINFO_SPACE)
             except OSError:
                 return
-            local = control[0][2] if control else b""
-            key = client, local
-            forward(get(key), key, client, local, size)
+            self._forward((client, control[0][2] if control else b""), size)
 
-    def _forward(self, session: _Session | None, key: object, client: Any, local: Any, size: int) -> None:
+    def _forward(self, key: _Key, size: int) -> None:
         stream = self.stream
+        session = stream.sessions.get(key)
         stream.datagrams_in += 1
         stream.bytes_in += size
         if session is not None and stream.route.timeouts.total and session.is_past_total_timeout():
             session.close()
             session = None
         if session is None:
-            session = stream.begin(key, self, client, local)
+            session = stream.begin(key, self)
         tried: tuple[str, ...] = ()
         while session is not None and not session.send(size):
             # An earlier datagram was refused, so this one was not sent: another backend gets it.
             tried += (session.lease.backend.key,)
-            session = stream.begin(key, self, client, local, tried)
+            session = stream.begin(key, self, tried)
         if session is None:
             stream.dropped += 1
-
-    def _answer(self, session: _Session, size: int) -> None:
-        self._sock.sendto(_VIEW[:size], session.client)
-
-    def _answer_from(self, session: _Session, size: int) -> None:
-        self._sock.sendmsg((_VIEW[:size],), session.local, 0, session.client)
 
 
 class _Session:
     """The session of a client: its address, and a socket that is connected to its backend."""
 
-    def __init__(
-        self,
-        key: object,
-        listener: _DatagramSocket,
-        client: Any,
-        local: Any,
-        sock: socket.socket,
-        lease: Lease,
-    ) -> None:
+    def __init__(self, key: _Key, listener: _DatagramSocket, sock: socket.socket, lease: Lease) -> None:
         self.used = 0.0
         self.key = key
-        self.client = client
-        self.local = local and [_from_address(local)]
+        self.client, local = key
+        self.local = [_from_address(local)] if local else []
         self._listener = listener
         self._sock = sock
         self.lease = lease
