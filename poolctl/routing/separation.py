@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 from .match import DEFAULT, EXACT, HostPattern, host_pattern
 from .route import HTTPS, PROXY, Header, Redirect, Route, Target, passable
@@ -203,15 +203,6 @@ def _other_users_patterns(
     return tuple(sorted(each.key for each in near if places.get(each, set()) - {user}))
 
 
-# The deciding fields, and the fields visible to applications (see `context`). `to` and `mode` are reduced.
-_KNOWN = ("alias", "host", "path", "methods", "provider", "allow")
-_LEFT_OUT = [
-    (field.name, field.default)
-    for field in fields(Route)
-    if field.name not in (*_KNOWN, "headers", "mode", "to")
-]
-
-
 def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None = None) -> list[Route]:
     """The routes that the workers of these servers get, which run as one user; with None, those for any worker.
 
@@ -226,21 +217,18 @@ def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None 
 
 
 def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
-    """The route for workers, with the targets `to` and without private fields; `route` itself if nothing changes."""
-    passes = passable(route)
-    if (
-        passes
-        and len(to) == len(route.to)
-        and all(each.weight == 1 for each in to)
-        and all(getattr(route, name) == default for name, default in _LEFT_OUT)
-    ):
-        return route
+    """The route for workers: with the targets `to`, and only fields that decide, or that applications may see."""
     return Route(
-        **{name: getattr(route, name) for name in _KNOWN},
+        alias=route.alias,
+        host=route.host,
+        path=route.path,
+        methods=route.methods,
+        provider=route.provider,
+        allow=route.allow,
         # Only the presence of a condition: it keeps the route from being passed.
         headers=tuple(Header(name=each.name) for each in route.headers),
         # Such a redirect takes no requests within TLS.
         redirect=Redirect(to=HTTPS) if route.redirects_to_https else None,
-        mode=route.mode if passes else PROXY,
+        mode=route.mode if passable(route) else PROXY,
         to=tuple(Target(server=each.server) for each in to),
     )
