@@ -544,7 +544,7 @@ class Exchange:
             self._end(outcome, error)
             headers = self._route.response_headers
             self._client_side.refuse(
-                status, retry_after_seconds, response_fields(headers).lines if headers else b""
+                status, retry_after_seconds, response_fields(headers)[0] if headers else b""
             )
 
     def _end(self, outcome: RequestOutcome, error: str = "") -> None:

@@ -192,17 +192,10 @@ def _replaced(route: Route) -> re.Pattern[bytes]:
     return _lines_named([*(header.name for header in route.set_headers), *route.remove_headers])
 
 
-class ResponseFields(NamedTuple):
-    """The `lines` that a route adds to responses, and a regular expression for the lines that they replace."""
-
-    lines: bytes
-    replaced: re.Pattern[bytes]
-
-
 @lru_cache(maxsize=1024)
-def response_fields(headers: tuple[Header, ...]) -> ResponseFields:
+def response_fields(headers: tuple[Header, ...]) -> tuple[bytes, re.Pattern[bytes]]:
     """The header lines to add to a response, and a regular expression for the backend's lines that they replace."""
-    return ResponseFields(_lines_of(headers), _lines_named([header.name for header in headers]))
+    return _lines_of(headers), _lines_named([header.name for header in headers])
 
 
 def _lines_of(headers: Iterable[Header]) -> bytes:
