@@ -82,8 +82,6 @@ SENDING_SECONDS = 60.0
 # frame and its end.
 QUIET_SECONDS = 2.0
 CLOSE_FRAME_SECONDS = 2.0
-# Larger data is not copied in order to be written together with the preceding bytes.
-LARGE_BYTES = 8 * 1024
 _LEAST_SECONDS = 0.1
 _RESET = struct.pack("ii", 1, 0)
 
@@ -818,12 +816,7 @@ class ClientConnection(asyncio.Protocol):
         keep = self._keep and exchange.complete and self._edge.keeps_connections
         head, self._keep, self._wraps = response.framed(http_1_1=request.http_1_1, keep=keep)
         first = chunk(response.first) if self._wraps and response.first else response.first
-        if len(first) > LARGE_BYTES:
-            # After the connection is lost, asyncio's writelines raises TypeError in Python 3.12 and 3.13 (gh-136234).
-            if not self._transport.is_closing():
-                self._transport.writelines((head, first))
-        else:
-            self._transport.write(head + first)
+        self._transport.write(head + first)
 
     def send_data(self, data: Buffer) -> None:
         if self._frames is not None:
