@@ -7,6 +7,7 @@ were passed to workers are counted only by the workers.
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable
 
 from poolctl.json_form import Table
@@ -24,7 +25,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self.slots: tally.Counts = [0] * tally.COUNTED
-        self.errors: dict[str, int] = {}
+        self.errors: defaultdict[str, int] = defaultdict(int)
         self.bytes_in = 0  # bodies of requests, and bytes that clients send after an upgrade
         self.bytes_out = 0
 
@@ -43,7 +44,7 @@ class Traffic:
     def count_failure(self, error: str) -> None:
         """Count a request without a complete response; `error` is one of ERRORS."""
         self.slots[tally.BROKEN] += 1
-        self.errors[error] = self.errors.get(error, 0) + 1
+        self.errors[error] += 1
 
     def count_disconnect(self) -> None:
         """Count a request without a complete response because the client left."""
@@ -77,9 +78,9 @@ class Counts:
     """The traffic of all routes and backends. Callers may keep the objects that `route` and `backend` return."""
 
     def __init__(self) -> None:
-        self._routes: dict[str, Traffic] = {}
-        self._backends: dict[str, Traffic] = {}
-        self._refused: dict[str, int] = {}
+        self._routes: defaultdict[str, Traffic] = defaultdict(Traffic)
+        self._backends: defaultdict[str, Traffic] = defaultdict(Traffic)
+        self._refused: defaultdict[str, int] = defaultdict(int)
         self._former = [0] * tally.COUNTED  # sums for routes that are no longer configured
         self._former_refused = 0
 
@@ -93,30 +94,24 @@ class Counts:
             traffic.count_start()
             traffic.count_failure(REFUSED)
         else:
-            self._refused[code] = self._refused.get(code, 0) + times
+            self._refused[code] += times
 
     def route(self, alias: str) -> Traffic:
         """The counts of a route. The first call creates them."""
-        found = self._routes.get(alias)
-        if found is None:
-            found = self._routes[alias] = Traffic()
-        return found
+        return self._routes[alias]
 
     def backend(self, key: str) -> Traffic:
         """The counts of a backend. The first call creates them."""
-        found = self._backends.get(key)
-        if found is None:
-            found = self._backends[key] = Traffic()
-        return found
+        return self._backends[key]
 
     def keep(self, routes: Iterable[str], backends: Iterable[str]) -> None:
         """Forget all other routes and backends, which are no longer configured."""
-        wanted, present = {*routes}, {*backends}
-        for alias in self._routes.keys() - wanted:
-            tally.add(self._former, self._routes[alias].slots)
-            self._former_refused += self._routes[alias].errors.get(REFUSED, 0)
-        self._routes = {alias: each for alias, each in self._routes.items() if alias in wanted}
-        self._backends = {key: each for key, each in self._backends.items() if key in present}
+        for alias in self._routes.keys() - {*routes}:
+            gone = self._routes.pop(alias)
+            tally.add(self._former, gone.slots)
+            self._former_refused += gone.errors.get(REFUSED, 0)
+        for key in self._backends.keys() - {*backends}:
+            del self._backends[key]
 
     def total(self) -> tally.Counts:
         """The counts of all routes together, which never decrease."""
