@@ -717,12 +717,6 @@ class RouteBackends:
         The arguments have the same meaning as those of `acquire`. The limit that the route configures also sets the
         maximum time in the queue (`queue_seconds`). Cancel the call when the client leaves, to free its place.
         """
-        if not self._queue:
-            found = self._assign(client, cookie, tried)
-            if isinstance(found, Lease):
-                return found
-            if not found.may_wait:
-                raise found
         loop = asyncio.get_running_loop()
         waiter = _Waiter(loop.create_future(), client, cookie, tried)
         if len(self._queue) >= self._queue_size:
