@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
+from http import HTTPStatus
 from time import monotonic
 
 TYPE_CHECKING = False
@@ -87,21 +88,8 @@ _decisive_of_response = re.compile(
 ).findall
 _BODILESS = (204, 304)  # RFC 9112 §6.3
 
-# Phrases by which a client or a person recognises a status; they carry no meaning (RFC 9112 §4).
-_PHRASES = {
-    200: "OK",
-    400: "Bad Request",
-    401: "Unauthorized",
-    403: "Forbidden",
-    404: "Not Found",
-    405: "Method Not Allowed",
-    408: "Request Timeout",
-    413: "Content Too Large",
-    431: "Request Header Fields Too Large",
-    501: "Not Implemented",
-    503: "Service Unavailable",
-    505: "HTTP Version Not Supported",
-}
+# RFC 9110's phrases where older interpreters' http.HTTPStatus has obsolete phrases.
+_PHRASES = {413: "Content Too Large"}
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -419,7 +407,15 @@ def request_head(
 
 def response_head(status: int, fields: Iterable[tuple[str, str]]) -> bytes:
     """The head of a response of HTTP/1.1. Raises ValueError as `request_head` does."""
-    return _head(f"HTTP/1.1 {status} {_PHRASES.get(status, '')}", fields)
+    return _head(f"HTTP/1.1 {status} {phrase_of(status)}", fields)
+
+
+def phrase_of(status: int) -> str:
+    """The reason phrase of a status, "" for an unknown one."""
+    try:
+        return _PHRASES.get(status) or HTTPStatus(status).phrase
+    except ValueError:
+        return ""
 
 
 def chunk(data: bytes | memoryview) -> bytes:

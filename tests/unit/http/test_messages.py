@@ -382,7 +382,7 @@ def test_response_says_its_status_in_words(line: str) -> None:
 
 
 def test_response_head_and_chunks() -> None:
-    assert response_head(204, [("a", "b")]) == b"HTTP/1.1 204 \r\na: b\r\n\r\n"
+    assert response_head(299, [("a", "b")]) == b"HTTP/1.1 299 \r\na: b\r\n\r\n"
     assert (chunk(b"x" * 17)[:4], chunk(b"")) == (b"11\r\n", b"")
 
 

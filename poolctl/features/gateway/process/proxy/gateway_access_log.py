@@ -12,11 +12,9 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from poolctl.http.messages import RequestHead
+from poolctl.http.messages import RequestHead, phrase_of
 from poolctl.logs.log_file import LogFile
 from poolctl.logs.log_line import stamp
-
-from .response_head import phrase_of
 
 CLIENT_LEFT = 499  # nginx's status for a client that closed the connection
 # The same values as the defaults of a server's log.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
-from http import HTTPStatus
 from math import ceil
 
-from poolctl.http.messages import CHUNKED, HOP_BY_HOP, UNTIL_CLOSE, Buffer, ResponseHead, without_fields
+from poolctl.http.messages import (
+    CHUNKED,
+    HOP_BY_HOP,
+    UNTIL_CLOSE,
+    Buffer,
+    ResponseHead,
+    phrase_of,
+    without_fields,
+)
 
 _REMOVED = re.compile(rb"\r\n(?i:content-length|" + HOP_BY_HOP + rb"):[^\r\n]*+")
 _PLAIN_OPTIONS = frozenset((b"", b"close", b"keep-alive", b"upgrade"))
 PLAIN_TEXT = "text/plain; charset=utf-8"
-# RFC 9110's phrases where older interpreters' http.HTTPStatus has obsolete phrases.
-_PHRASES = {413: "Content Too Large"}
 
 
 class Response(ResponseHead):
@@ -96,11 +101,3 @@ def whole_response(
         lines.append("Connection: close")
     head = "\r\n".join([*lines, ""]).encode() + fields + b"\r\n"
     return head if head_only else head + body
-
-
-def phrase_of(status: int) -> str:
-    """The reason phrase of a status, "" for an unknown one."""
-    try:
-        return _PHRASES.get(status) or HTTPStatus(status).phrase
-    except ValueError:
-        return ""
