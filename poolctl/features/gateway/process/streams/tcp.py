@@ -49,7 +49,7 @@ class Flow:
         self._connection = connection
         self._loop = loop
         self._source, self._target = source, target
-        self._waiting: bytes | memoryview = b""
+        self._waiting = memoryview(b"")
 
     def resume(self) -> None:
         """Read from the source again."""
@@ -57,11 +57,8 @@ class Flow:
 
     def stop(self) -> None:
         """Stop reading and writing."""
-        # Removing an absent reader costs as much as removing a present one.
-        if self._waiting:
-            self._loop.remove_writer(self._target.fileno())
-        elif not self.ended:
-            self._loop.remove_reader(self._source.fileno())
+        self._loop.remove_writer(self._target.fileno())
+        self._loop.remove_reader(self._source.fileno())
 
     def _copy(self) -> None:
         try:
@@ -75,41 +72,32 @@ class Flow:
             self._loop.remove_reader(self._source.fileno())
             self._end()
             return
-        try:
-            sent = self._target.send(_VIEW[:size])
-        except (BlockingIOError, InterruptedError):
-            sent = 0
-        except OSError:
-            self._discard()
-            return
-        self.copied += sent
-        self._connection.mark_used()
-        if sent < size:
-            self._waiting = memoryview(bytes(_VIEW[sent:size]))
+        rest = self._send(_VIEW[:size])
+        if rest:
+            self._waiting = memoryview(bytes(rest))
             self._loop.remove_reader(self._source.fileno())
             self._loop.add_writer(self._target.fileno(), self._flush)
 
     def _flush(self) -> None:
-        try:
-            sent = self._target.send(self._waiting)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            self._discard()
-            return
-        self.copied += sent
-        self._connection.mark_used()
-        self._waiting = self._waiting[sent:]
-        if not self._waiting:
-            self._waiting = b""
+        self._waiting = self._send(self._waiting)
+        if not self._waiting and not self.ended:
             self._loop.remove_writer(self._target.fileno())
             self.resume()
 
-    def _discard(self) -> None:
-        """Drop the bytes that wait for `target`, which accepts no more, and stop copying from `source` to `target`."""
-        self.stop()
-        self.ended, self._waiting = True, b""
-        self._connection.flow_ended()
+    def _send(self, data: memoryview) -> memoryview:
+        """Send what `target` takes now, and return the rest. If it takes no more data at all, this direction ends."""
+        try:
+            sent = self._target.send(data)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError:
+            self.stop()
+            self.ended = True
+            self._connection.flow_ended()
+            return data[:0]
+        self.copied += sent
+        self._connection.mark_used()
+        return data[sent:]
 
     def _end(self) -> None:
         self.ended = True
