@@ -7,7 +7,6 @@ table, and cannot be changed. Any thread may use both; an iteration uses a snaps
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from threading import Lock
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..json_form import from_json
@@ -25,7 +24,7 @@ class RoutePool(Generic[Kind]):
     """Routes of one kind by their aliases; they can be added and removed."""
 
     def __init__(self) -> None:
-        self._lock = Lock()
+        # Each access is a single operation of the dictionary, so any thread may use it without a lock.
         self._routes: dict[str, Kind] = {}
 
     def __len__(self) -> int:
@@ -36,8 +35,7 @@ class RoutePool(Generic[Kind]):
 
     def __iter__(self) -> Iterator[Kind]:
         """The current routes, in the order in which their aliases were added."""
-        with self._lock:
-            return iter(list(self._routes.values()))
+        return iter(list(self._routes.values()))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} of {len(self)} routes>"
@@ -48,18 +46,15 @@ class RoutePool(Generic[Kind]):
 
     def add(self, route: Kind) -> None:
         """Add a route; it replaces a route with the same alias, and takes over its position."""
-        with self._lock:
-            self._routes[route.alias] = route
+        self._routes[route.alias] = route
 
     def remove(self, alias: str) -> Kind | None:
         """Remove the route of this alias and return it; None if there is no such route."""
-        with self._lock:
-            return self._routes.pop(alias, None)
+        return self._routes.pop(alias, None)
 
     def clear(self) -> None:
         """Remove every route."""
-        with self._lock:
-            self._routes.clear()
+        self._routes.clear()
 
 
 class HTTPRoutePool(RoutePool[Route]):
