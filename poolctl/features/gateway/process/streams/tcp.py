@@ -238,7 +238,7 @@ class _StreamedConnection:
         self._loop = stream.edge.loop
         self._client = client
         self._host = host
-        self._awaits_header = self._reported = False
+        self._reported = False
         self._peeked = 0
         self._tried: tuple[str, ...] = ()
         self._addresses: list[SocketAddress] = []
@@ -263,7 +263,6 @@ class _StreamedConnection:
 
     def await_header(self) -> None:
         """Wait for the client's PROXY protocol header, then connect; reset at a timeout. Does not block."""
-        self._awaits_header = True
         self._timer = self._loop.call_later(self._stream.edge.settings.head_seconds, self.reset)
         self._loop.add_reader(self._client.fileno(), self._read_header)
 
@@ -272,7 +271,7 @@ class _StreamedConnection:
             data = self._client.recv(MOST_BYTES, socket.MSG_PEEK)
             header = read_proxy_header(data)
             if header is not None:
-                self._stop_awaiting()
+                self._stop_waiting()
                 self._client.recv(header.size)
                 self._client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
             elif len(data) <= self._peeked:
@@ -291,14 +290,6 @@ class _StreamedConnection:
         self._reported = bool(header.client)
         self.connect()
         self._stream.update_accepting()
-
-    def _stop_awaiting(self) -> None:
-        if self._awaits_header:
-            self._awaits_header = False
-            self._loop.remove_reader(self._client.fileno())
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
 
     def connect(self) -> None:
         """Try backends one after another until one accepts the connection.
@@ -380,9 +371,11 @@ class _StreamedConnection:
         self.connect()
 
     def _stop_waiting(self) -> None:
+        """Stop waiting for the header, for a backend to accept the connection, or for the end of the time limit."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._loop.remove_reader(self._client.fileno())
         if self._backend is not None and self._up is None:
             self._loop.remove_writer(self._backend.fileno())
 
@@ -438,7 +431,6 @@ class _StreamedConnection:
         if self._closed:
             return
         self._closed = True
-        self._stop_awaiting()
         if self._resolving is not None:
             self._resolving.cancel()
         for flow in (self._up, self._down):
