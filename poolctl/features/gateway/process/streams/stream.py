@@ -75,9 +75,7 @@ class IdleOrder(Generic[Key, Item]):
         """Remove the item of this key; an unknown key is ignored."""
         self._items.pop(key, None)
         if not self._items:
-            if self._timer is not None:
-                self._timer.cancel()
-                self._timer = None
+            self._arm()
             if self._emptied is not None and not self._emptied.done():
                 self._emptied.set_result(None)
 
@@ -95,12 +93,12 @@ class IdleOrder(Generic[Key, Item]):
         """Change the number of seconds that an item may be idle; 0 is no limit."""
         if seconds != self._seconds:
             self._seconds = seconds
-            if self._timer is not None:
-                self._timer.cancel()
             self._arm()
 
     def _arm(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self._items and self._seconds:
             left = self.oldest().used + self._seconds - self._now()
             self._timer = self._loop.call_later(max(left, 0.0), self._check_idle)
@@ -109,8 +107,6 @@ class IdleOrder(Generic[Key, Item]):
         limit = self._now() - self._seconds
         while self._items and (item := self.oldest()).used <= limit:
             self._expire(item)
-        if self._timer is not None:
-            self._timer.cancel()
         self._arm()
 
 
