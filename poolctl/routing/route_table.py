@@ -212,20 +212,14 @@ class Match(NamedTuple):
 
 
 class _Candidate:
-    """A route, with the three values that a search which ends at this route may return (see `__init__`)."""
+    """A route, and the `Match` of a request for it, if the first host pattern that covers the request's host has it."""
 
     def __init__(self, route: Route, *, alone: bool) -> None:
         self.route = route
         self.has_conditions = bool(route.methods or route.headers)
         servers = frozenset(target.server for target in route.to if target.server)
-        passes = passable(route)
         whole_host = alone and not self.has_conditions and normal_prefix(route.path) == "/"
-        # If the first of the host patterns that cover the request's host has the route.
-        self.first = Match(route, passes, whole_host, servers)
-        # If a later host pattern has it.
-        self.later = Match(route, passes, False, servers)
-        # If the request does not meet the conditions of a route before it: another request may meet them.
-        self.perhaps = Match(route, False, False, servers)
+        self.match = Match(route, passable(route), whole_host, servers)
 
 
 class _HostRoutes:
@@ -328,15 +322,17 @@ class RouteTable:
                     if secure and each.route.redirects_to_https:
                         continue
                     if not each.has_conditions or not missing_condition(each.route, method, headers):
-                        return (each.first if first else each.later) if certain else each.perhaps
-                    certain = False
+                        if first and certain:
+                            return each.match
+                        return each.match._replace(passes=certain and each.match.passes, whole_host=False)
+                    certain = False  # another request may meet its conditions
             first = False
         return None
 
     def by_alias(self, alias: str) -> Match | None:
         """A match for the route of this alias, with `passes` and `whole_host` false; None if there is no such route."""
-        offset = self._find(ALIAS + alias)
-        return None if offset is None else _Candidate(self._route(offset), alone=False).perhaps
+        route = self.get(alias)
+        return None if route is None else _Candidate(route, alone=False).match._replace(passes=False)
 
     # The interface of a registry.
 
