@@ -70,9 +70,11 @@ async def _serve(
     context: ssl.SSLContext | None,
     reported: Peer | None,
 ) -> None:
+    client = ClientConnection(edge, "http" if context is None else "https", received, reported)
+    protocol = client if context is None else TlsReader(client, edge.pool.tls_buffer)
     if isinstance(sock, Connection) and context is None:
         try:
-            SharedSocketTransport(edge.loop, sock, ClientConnection(edge, "http", received, reported))
+            SharedSocketTransport(edge.loop, sock, client)
         except OSError:
             close_promptly(sock.detach())
         return
@@ -80,7 +82,7 @@ async def _serve(
     edge.pool.arriving += 1
     try:
         await edge.loop.connect_accepted_socket(
-            lambda: _protocol(edge, received, reported, secure=context is not None),
+            lambda: protocol,
             sock,
             ssl=context,
             ssl_handshake_timeout=None if context is None else HANDSHAKE_SECONDS,
@@ -91,12 +93,6 @@ async def _serve(
             edge.counts.count_refusal(TLS)
     finally:
         edge.pool.arriving -= 1
-
-
-def _protocol(edge: Edge, received: bytes, reported: Peer | None, *, secure: bool) -> asyncio.BaseProtocol:
-    if not secure:
-        return ClientConnection(edge, "http", received, reported)
-    return TlsReader(ClientConnection(edge, "https", reported=reported), edge.pool.tls_buffer)
 
 
 class SharedSocketTransport(asyncio.Transport):
