@@ -704,11 +704,8 @@ class MessageReader:
         """
         raise NotImplementedError
 
-    def _body_too_large(self) -> bool:
-        """Called for a body that is larger than `max_body_bytes`. A subclass decides how that ends.
-
-        It raises BadMessage, or returns True: the message is then complete, with the beginning of the body.
-        """
+    def _body_too_large(self) -> None:
+        """Called for a body that is larger than `max_body_bytes`: raise BadMessage, or accept its beginning."""
         raise NotImplementedError
 
     def _frame(self, body: int) -> None:
@@ -731,12 +728,14 @@ class MessageReader:
         return self.complete
 
     def _add(self, piece: bytes) -> bool:
-        """Add a piece of the body; returns whether it exceeds the limit and so completes the message."""
+        """Add a piece of the body. Returns True if that completes the message, because the body is too large."""
         limit = self._max_body_bytes
         room = len(piece) if limit is None else limit - self._body_bytes
         self._body += piece[:room]
         self._body_bytes += min(len(piece), room)
-        self.complete = len(piece) > room and self._body_too_large()
+        if len(piece) > room:
+            self._body_too_large()
+            self.complete = True
         return self.complete
 
     def _read_chunks(self, body: ChunkedBody, data: bytes) -> bool:
@@ -760,7 +759,7 @@ class RequestReader(MessageReader):
             self._frame(head.body)
         return head
 
-    def _body_too_large(self) -> bool:
+    def _body_too_large(self) -> None:
         raise BadMessage("the body is too large", 413)
 
 
@@ -808,6 +807,5 @@ class ResponseReader(MessageReader):
         self._frame(head.body)
         return head
 
-    def _body_too_large(self) -> bool:
+    def _body_too_large(self) -> None:
         self._truncated = True
-        return True
