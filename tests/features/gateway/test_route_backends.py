@@ -1044,7 +1044,7 @@ def test_verdict_on_a_disabled_host_has_the_end_of_its_time(stage: Stage, second
     assert verdict == BackendVerdict(
         False,
         "disabled by request",
-        seconds or 5.0,
+        5.0,
         by_time=seconds > 0,
         until=100.0 + seconds if seconds else 0.0,
         by_command=True,

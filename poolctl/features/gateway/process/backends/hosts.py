@@ -97,11 +97,6 @@ class HostManager:
             self.expire()
         return self._records.get(host) or HostRecord(host=host)
 
-    def remaining_seconds(self, host: str) -> float:
-        """The seconds until the host becomes active again; 0 if it is active or stays inactive until `enable`."""
-        until = self._until.get(host)
-        return 0.0 if until is None else max(0.0, until - self._now())
-
     def reactivation_time(self, host: str) -> float:
         """The monotonic time when the host becomes active again; 0 if it is active or stays inactive until `enable`."""
         return self._until.get(host, 0.0)

@@ -294,14 +294,9 @@ class Backend:
         known = self._facts_verdict or self._probe_verdict
         self.draining = record.state == HostState.DRAINING and known is None
         if record.state == HostState.DISABLED:
-            seconds, until = hosts.remaining_seconds(self.key), hosts.reactivation_time(self.key)
+            until = hosts.reactivation_time(self.key)
             self.blocked = BackendVerdict(
-                False,
-                record.why,
-                seconds or DOWN_RETRY_SECONDS,
-                by_time=seconds > 0,
-                until=until,
-                by_command=True,
+                False, record.why, DOWN_RETRY_SECONDS, by_time=until > 0, until=until, by_command=True
             )
         elif self.draining:
             self.blocked = BackendVerdict(False, record.why, DOWN_RETRY_SECONDS, by_command=True)
