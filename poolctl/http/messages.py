@@ -527,12 +527,8 @@ class ChunkedBody:
                 size = int(digits, 16)
                 if not size:
                     self._limit_rate(count)
-                    if decode or not data.startswith(LAST_CHUNK, at):
-                        last = self._end_of_pieces(pieces, data, kept, at)
-                        return _joined([*last, self._read_trailers(data, line.end())])
-                    count, at = 0, at + len(LAST_CHUNK)
-                    self.done, self.rest = True, data[at:]
-                    break
+                    last = self._end_of_pieces(pieces, data, kept, at)
+                    return _joined([*last, self._read_trailers(data, line.end())])
                 if line.end(1) + 2 != line.end() or digits[:1] == b"0":
                     self._count_extension(line.end() - line.end(1))
                     if not decode:
@@ -558,8 +554,6 @@ class ChunkedBody:
             at += taken
         if count:
             self._limit_rate(count)
-        if decode:
-            return _joined(pieces)
         return _joined(self._end_of_pieces(pieces, data, kept, at))
 
     def _end_of_pieces(self, pieces: list[Buffer], data: bytes, kept: int, at: int) -> list[Buffer]:
