@@ -149,10 +149,25 @@ def explain(
     are in normal form. `secure` is true if the request came over TLS.
     """
     ordered = in_order(routes)
-    steps = _steps(ordered, host, path, method, headers, secure=secure)
+
+    def considered(reading: str) -> list[ConsideredRoute]:
+        steps: list[ConsideredRoute] = []
+        taken: Route | None = None
+        for route in ordered:
+            why = _why_not(route, host, reading, method, headers)
+            if not why and secure and route.redirects_to_https:
+                why = "it redirects requests without TLS"
+            if why or taken is None:
+                steps.append(ConsideredRoute(route, not why, why or _why(route)))
+                taken = taken or (None if why else route)
+            else:
+                steps.append(ConsideredRoute(route, False, _why_behind(route, taken)))
+        return steps
+
+    steps = considered(path)
     taken = _matched_route(steps)
     for reading in readings(path)[1:]:
-        other = _matched_route(_steps(ordered, host, reading, method, headers, secure=secure))
+        other = _matched_route(considered(reading))
         if other is not taken:
             instead = (
                 "it would match" if taken is None else f"{other.alias if other else 'no route'} would match"
@@ -167,49 +182,18 @@ def _matched_route(steps: list[ConsideredRoute]) -> Route | None:
     return next((step.route for step in steps if step.matched), None)
 
 
-def _steps(
-    ordered: list[Route],
-    host: str,
-    path: str,
-    method: str,
-    headers: Mapping[str, str] | None,
-    *,
-    secure: bool,
-) -> list[ConsideredRoute]:
-    steps: list[ConsideredRoute] = []
-    taken: Route | None = None
-    for route in ordered:
-        why = _why_not(route, host, path, method, headers)
-        if not why and secure and route.redirects_to_https:
-            why = "it redirects requests without TLS"
-        if why or taken is None:
-            steps.append(ConsideredRoute(route, not why, why or _why(route)))
-            taken = taken or (None if why else route)
-        else:
-            steps.append(ConsideredRoute(route, False, _why_behind(route, taken)))
-    return steps
-
-
 def in_order(routes: Iterable[Route]) -> list[Route]:
     """The routes sorted by precedence, highest first."""
     routes = list(routes)
-    patterns: dict[HostPattern, int] = {}
-    for route in routes:
-        patterns.setdefault(host_pattern(route.host), len(patterns))
-    ranks = {
-        pattern: rank
-        for rank, pattern in enumerate(
-            sorted(patterns, key=lambda each: (each.tier, -each.weight, patterns[each]))
-        )
-    }
-    return sorted(
-        routes,
-        key=lambda route: (
-            ranks[host_pattern(route.host)],
-            -len(normal_prefix(route.path)),
-            *condition_rank(route),
-        ),
-    )
+    patterns = {host_pattern(route.host): None for route in routes}
+    # Equal ones stay in the order of the file.
+    ranked = sorted(patterns, key=lambda each: (each.tier, -each.weight))
+    ranks = {pattern: rank for rank, pattern in enumerate(ranked)}
+
+    def precedence(route: Route) -> tuple[int, int, bool, bool, int]:
+        return ranks[host_pattern(route.host)], -len(normal_prefix(route.path)), *condition_rank(route)
+
+    return sorted(routes, key=precedence)
 
 
 def condition_rank(route: Route) -> tuple[bool, bool, int]:
