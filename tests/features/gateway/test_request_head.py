@@ -460,7 +460,6 @@ def test_target_is_sent_in_normal_form_and_without_the_prefix_of_its_route(
     found = routed(request_of(target))
     assert found.route.alias == alias
     assert found.head.startswith(b"GET %b HTTP/1.1\r\nHost: a\r\n" % sent)
-    assert found.client == PEER
 
 
 def test_options_for_the_whole_server_go_to_the_route_of_its_root() -> None:

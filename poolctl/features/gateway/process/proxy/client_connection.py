@@ -211,11 +211,13 @@ class Exchange:
         self, edge: Edge, side: ClientConnection, request: RequestHead, routed: RoutedRequest, timer: Timer
     ) -> None:
         self._edge, self._client_side, self._request, self._timer = edge, side, request, timer
-        route, self._client, self._head, forwarding, self._backends, self._counts, _ = routed
+        route, self._head, _ = routed
         self._route = route
+        self._client = side.forwarding.client(request)
+        self._backends, self._counts = edge.backends.of(route), edge.counts.route(route.alias)
         self._log_entry: AccessLogEntry | None = None
         if edge.access_log is not None:
-            sender = forwarding.sender_of(request)
+            sender = side.forwarding.sender_of(request)
             self._log_entry = AccessLogEntry(edge.access_log, request, sender, side.http_version)
             self._head = self._log_entry.head_with_id(self._head)
         self._cookie = request.cookie(route.sticky_cookie) if route.sticky_cookie else ""
@@ -606,7 +608,7 @@ class ClientConnection(asyncio.Protocol):
         self._timer = Timer(edge.loop)
         self._transport: asyncio.Transport
         self._certificate: ServerContext | None = None
-        self._forwarding: Forwarding
+        self.forwarding: Forwarding
         self._buffer = received  # read ahead, the beginning of a head, or chunks for the loop's next turn
         self._reported = reported  # the client of a trusted proxy's connection
         self._scanned = 0  # number of buffered bytes known to be an incomplete head
@@ -634,7 +636,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's have no common base class
         peer = transport.get_extra_info("peername")
         address, port = self._reported or (peer[:2] if isinstance(peer, tuple) else ("", 0))
-        self._forwarding = Forwarding(address, self._scheme, self._edge.settings.trusted_proxies, port)
+        self.forwarding = Forwarding(address, self._scheme, self._edge.settings.trusted_proxies, port)
         tls = transport.get_extra_info("ssl_object")
         if tls is not None:
             self._certificate = tls.context
@@ -724,14 +726,14 @@ class ClientConnection(asyncio.Protocol):
                 return False
             self._scanned = 0
             self._keep = found.keep_alive
-            found_route = routed = route_request(edge, found, self._forwarding, self._certificate)
+            found_route = routed = route_request(edge, found, self.forwarding, self._certificate)
             self._begin(found, routed)
         except BadMessage as error:
             if self._request is not None:
                 self._buffer = data[self._request.end :]
             edge.counts.count_refusal(str(error.status), found_route.route.alias if found_route else "")
             if self._request is not None and edge.access_log is not None:
-                sender = self._forwarding.sender_of(self._request)
+                sender = self.forwarding.sender_of(self._request)
                 entry = AccessLogEntry(edge.access_log, self._request, sender, self.http_version)
                 entry.write(error.status, 0.0)
             self.refuse(error.status)

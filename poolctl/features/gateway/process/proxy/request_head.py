@@ -17,8 +17,7 @@ from poolctl.routing.match import normal_host
 from poolctl.routing.normal_path import ReadPath, read_path
 from poolctl.routing.route import Header, Route
 
-from ..backends.route_backends import Backend, RouteBackends
-from ..counts import Traffic
+from ..backends.route_backends import Backend
 from ..edge import Edge
 from ..settings import Endpoint
 from ..tls import ServerContext
@@ -227,18 +226,14 @@ def url_of(endpoint: Endpoint) -> str:
 
 
 class RoutedRequest(NamedTuple):
-    """A request with its route. `client` is the client's address, `head` the head to send to the backend.
+    """A request's route, and the `head` to send to a backend.
 
-    `backends` and `counts` belong to the route. `servers` are the servers to which the connection could be passed
-    with this request; empty if the proxy has to serve it.
+    `servers` are the servers to which the connection could be passed with this request; empty if the proxy has to
+    serve it.
     """
 
     route: Route
-    client: str
     head: bytes
-    forwarding: Forwarding
-    backends: RouteBackends
-    counts: Traffic
     servers: frozenset[str]
 
 
@@ -301,15 +296,7 @@ def route_request(
         and not secure
         and admits(route, forwarding.peer, trusted=forwarding.trusted)
     )
-    return RoutedRequest(
-        route,
-        forwarding.client(request),
-        head,
-        forwarding,
-        edge.backends.of(route),
-        edge.counts.route(route.alias),
-        match.servers if passes else _NONE,
-    )
+    return RoutedRequest(route, head, match.servers if passes else _NONE)
 
 
 def _without_prefix(path: str, prefix: str) -> str:
