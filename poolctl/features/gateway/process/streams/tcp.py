@@ -150,9 +150,6 @@ class TcpStream:
     def snapshot(self) -> Table:
         """The counts for reports: connections since the start, open connections, bytes from and to clients."""
         return {
-            "alias": self.route.alias,
-            "protocol": "tcp",
-            "bind": self.route.bind,
             "open": len(self.open),
             "accepted": self.accepted,
             "passed": self.passed,

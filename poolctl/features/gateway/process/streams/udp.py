@@ -44,7 +44,7 @@ class UdpStream:
             edge.loop, edge.now, route.idle_seconds, _Session.close
         )
         self.opened = self.evicted = self.failed = self.dropped = 0
-        self.datagrams_in = self.datagrams_out = self.bytes_in = self.bytes_out = 0
+        self.bytes_in = self.bytes_out = 0
         edge.stream_share.add_stream(self)
         self._listeners = [_DatagramSocket(self, each) for each in listeners]
 
@@ -77,18 +77,13 @@ class UdpStream:
         self.edge.stream_share.remove_stream(self)
 
     def snapshot(self) -> Table:
-        """The counts for reports: sessions since the start, open sessions, datagrams from and to clients."""
+        """The counts for reports: sessions since the start, open sessions, bytes from and to clients."""
         return {
-            "alias": self.route.alias,
-            "protocol": "udp",
-            "bind": self.route.bind,
             "open": len(self.sessions),
             "opened": self.opened,
             "evicted": self.evicted,
             "failed": self.failed,
             "dropped": self.dropped,
-            "datagrams_in": self.datagrams_in,
-            "datagrams_out": self.datagrams_out,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
         }
@@ -179,7 +174,6 @@ class _DatagramSocket:
     def _forward(self, key: _Key, size: int) -> None:
         stream = self.stream
         session = stream.sessions.get(key)
-        stream.datagrams_in += 1
         stream.bytes_in += size
         if session is not None and stream.route.timeouts.total and session.is_past_total_timeout():
             session.close()
@@ -253,7 +247,6 @@ class _Session:
         except OSError:
             stream.dropped += 1
             return
-        stream.datagrams_out += 1
         stream.bytes_out += size
 
     def _fail(self) -> None:
