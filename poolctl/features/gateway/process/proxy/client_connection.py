@@ -175,30 +175,26 @@ class FrameBoundary:
                 self.lost = True
                 return size
             header = self._header + bytes(data[at : at + 14 - len(self._header)])
-            length = _header_length(header)
-            if len(header) < length:
+            lengths = _frame_lengths(header)
+            if lengths is None:
                 self._header = header
                 return size
+            length, self._left = lengths
             at += length - len(self._header)
             self._header = b""
-            self._left = _payload_length(header)
         return at
 
 
-def _header_length(header: bytes) -> int:
-    """The length of a WebSocket frame's header, from its first two bytes; 2 if they have not arrived yet."""
+def _frame_lengths(header: bytes) -> tuple[int, int] | None:
+    """The lengths of a WebSocket frame's header and of its payload; None if the header is incomplete."""
     if len(header) < 2:
-        return 2
+        return None
     short = header[1] & ~_MASKED
     extended = 2 if short == _LONGER else 8 if short == _LONGEST else 0
-    return 2 + extended + (4 if header[1] & _MASKED else 0)
-
-
-def _payload_length(header: bytes) -> int:
-    short = header[1] & ~_MASKED
-    if short < _LONGER:
-        return short
-    return int.from_bytes(header[2:4] if short == _LONGER else header[2:10], "big")
+    length = 2 + extended + (4 if header[1] & _MASKED else 0)
+    if len(header) < length:
+        return None
+    return length, int.from_bytes(header[2 : 2 + extended], "big") if extended else short
 
 
 class Exchange:
