@@ -406,9 +406,9 @@ def test_rest_of_a_request_is_sent_as_it_comes(exchange: Exchange) -> None:
 
 def test_response_without_a_receiver_closes_the_connection(exchange: Exchange) -> None:
     exchange.ask()
-    exchange.connection.release()
+    exchange.connection.close()
     exchange.connection.data_received(OK + b"Content-Length: 5\r\n\r\nhello")
-    assert (exchange.receiver.got, exchange.transport.calls) == ([], ["abort"])
+    assert (exchange.receiver.got, exchange.transport.calls) == ([], ["abort", "abort"])
 
 
 @pytest.mark.parametrize("closes", [False, True])

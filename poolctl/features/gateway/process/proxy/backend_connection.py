@@ -210,10 +210,6 @@ class BackendConnection(asyncio.Protocol):
             self._go_on_soon()
         self._update_reading()
 
-    def release(self) -> None:
-        """Detach the receiver, which is not called again."""
-        self._receiver = None
-
     def close(self, *, gently: bool = False) -> None:
         """Close the connection at once, or `gently` after sending the buffered bytes; detaches the receiver."""
         self._receiver = None
