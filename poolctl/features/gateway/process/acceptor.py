@@ -238,10 +238,7 @@ class ArrivingConnection(WaitingConnection):
         edge, passing, tls = self.edge, self.edge.passing, head is None
         if self.reported is not None:
             return False  # a worker would take the proxy for the client
-        for server in match.servers:
-            if passing.passes(server, tls=tls):
-                break
-        else:
+        if not any(passing.passes(server, tls=tls) for server in match.servers):
             return False
         route = match.route
         backends = edge.backends.of(route)
