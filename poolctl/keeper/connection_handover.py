@@ -44,10 +44,10 @@ class NoRoom(Exception):
 class Routed(NamedTuple):
     """The routing data of a connection: the alias of its route, and the generation of the route table.
 
-    `hops` counts handovers since the connection's last request; `received` are bytes of the next request that a process
-    has already read. Without `decided`, the receiver must find the next request's route. `route` is "" for a connection
-    without a route that is sent with `received` bytes. `trusted`: the peer is a proxy whose forwarded client address is
-    used.
+    `route` is "" for a connection that belongs to no route, and is sent only with `received`. `received` are bytes of
+    the next request that a process has already read. `hops` counts the handovers since the connection's last request.
+    With `decided`, the route is the next request's route; otherwise the receiver must find it. `trusted` is set if the
+    peer is a proxy whose forwarded client address is used.
     """
 
     route: str
@@ -59,10 +59,11 @@ class Routed(NamedTuple):
 
 
 class Connection(socket.socket):
-    """A client connection with a deadline, and its routing data if it belongs to a route.
+    """A client connection, with a deadline if a process has set one, and with routing data if it belongs to a route.
 
-    `until`, a monotonic time, is the deadline for a complete request head or, if `asked` (a response was sent and no
-    byte has arrived since), for the start of the next request. None: the receiver sets its usual limit.
+    `until` is the deadline, a monotonic time; None lets the receiver set its usual limit. Without `asked`, the head of
+    a request must be complete by then. With `asked`, a response was sent and no byte has arrived since: the next
+    request must begin by then.
     """
 
     # Plain numbers, because converting them to enumeration members takes a tenth of a handover's time.
@@ -84,7 +85,7 @@ class Connection(socket.socket):
         return self.family in _FAMILIES and self.type == _STREAM and self.proto in _PROTOCOLS
 
     def limits(self) -> wire.Message:
-        """The fields of a message that carry `until` and `asked`."""
+        """The fields `until` and `asked` of a message that hands over this connection; empty without a deadline."""
         return {} if self.until is None else {"until": self.until, "asked": self.asked}
 
     def message(self) -> tuple[wire.Message, list[int]]:
@@ -126,8 +127,8 @@ def give(
 ) -> None:
     """Send the connection `fd` through the socket `end`, without waiting. The caller still owns `fd`, and closes it.
 
-    `limits` come from Connection.limits. Raises OSError, BlockingIOError when the queue is full, and WireError
-    when too many bytes have been received.
+    `limits` are the fields returned by Connection.limits. Raises BlockingIOError when the socket's queue is full,
+    OSError when the message cannot be sent, and WireError when `routed.received` is longer than MOST_BYTES.
     """
     message, fds = _message(fd, limits or {}, routed)
     try:

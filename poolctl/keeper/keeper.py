@@ -91,7 +91,7 @@ class Store:
         return [value for name, (value, _) in self._entries.items() if name.startswith(prefix)]
 
     def rows(self) -> list[tuple[str, object, list[int]]]:
-        """Every name with its value and its descriptors; the store still owns them."""
+        """All entries, as tuples of name, value and descriptors. The store still owns the descriptors."""
         return [(name, value, fds) for name, (value, fds) in self._entries.items()]
 
     def clear(self, *prefixes: str) -> None:
@@ -151,7 +151,7 @@ class Channel:
 
     @property
     def blocked(self) -> bool:
-        """Whether messages are queued."""
+        """Whether messages wait in the queue, because the client's socket has no room for them."""
         return bool(self._waiting)
 
     def send(self, message: wire.Message, fds: list[int] | tuple[int, ...] = ()) -> None:
@@ -199,10 +199,10 @@ class Channel:
 
 
 class Donor(Channel):
-    """The link to a supervisor that another keeper started, and that sends its descriptors to this keeper.
+    """The link to a supervisor whose own keeper was lost: the supervisor sends its descriptors to this keeper.
 
-    `process` is its pid and start time. If it stops answering pings, it gets SIGCONT, then SIGKILL. All times are
-    on one monotonic clock.
+    `process` is the supervisor's pid and start time. A supervisor that stops answering pings gets SIGCONT, then
+    SIGKILL. All times are on one monotonic clock.
     """
 
     def __init__(self, sock: socket.socket, process: wire.Message, now: float) -> None:
@@ -221,7 +221,7 @@ class Donor(Channel):
         return self._watchdog.due
 
     def received(self, now: float) -> None:
-        """Note that the donor has sent a message."""
+        """Record that the supervisor sent a message at the time `now`."""
         self._watchdog.received(now)
 
     def check(self, now: float, *, early: bool = False) -> None:
@@ -289,9 +289,10 @@ class SupervisorProcess:
         self._adopted = True
 
     def died(self, now: float) -> None:
-        """Schedule the restart of an exited supervisor: at once the first time, then after growing delays.
+        """Schedule the restart of a supervisor that has exited.
 
-        A supervisor that had managed the pool (it was killed or had a rare crash) has no delay, except if `calm`.
+        A supervisor that had managed the pool is restarted at once, unless `calm` is set. In any other case the first
+        restart is immediate, and the delays grow with each further exit.
         """
         self.pid = 0
         self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
@@ -302,7 +303,7 @@ class SupervisorProcess:
 
     @property
     def calm(self) -> bool:
-        """Whether the supervisor has crashed repeatedly within a minute, and should take no automatic actions."""
+        """Whether the next supervisor should take no automatic actions, after repeated crashes within a minute."""
         return len(self._deaths) >= _CALM_FROM
 
     @property
@@ -499,7 +500,7 @@ class Keeper:
         )
 
     def begin(self, plan: wire.Message) -> None:
-        """Put the descriptors that the plan names into the store, or begin to receive them from the plan's donor."""
+        """Fill the store with the descriptors that `plan` names, or begin to receive them from its donor."""
         if "donor" in plan:
             self._begin_from_donor(Donor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic()))
             return
@@ -642,7 +643,11 @@ class Keeper:
             self._terminate()
 
     def _terminate(self) -> None:
-        """Begin the shutdown: ask the client to stop the pool; without a client, sockets and workers, let `run` end."""
+        """Begin the shutdown of the pool.
+
+        A connected client is asked to stop the pool. If no client is connected and the store holds no sockets or
+        workers, `run` returns.
+        """
         self._shutdown.begin(time.monotonic())
         if self._client is not None:
             self._client.send({"event": "terminate"})

@@ -54,9 +54,9 @@ class Reaper:
         return [self._report(pid, None, None) for pid in self.watcher.clean_up_exited()]
 
     def watch(self, pid: int, start: int) -> wire.Message | None:
-        """Watch a process; returns its exit report if it has exited already, else None.
+        """Watch a process; returns its exit report if it has exited already.
 
-        None also for a child, whose exit `reap` reports.
+        Returns None for a running process, and for a child of this process: `reap` reports the exits of children.
         """
         if is_child(pid) or self.watcher.watch(pid, start):
             return None

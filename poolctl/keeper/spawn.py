@@ -95,10 +95,10 @@ def in_background(
 
     Returns its pid, or 0 if no process could be created.
 
-    Companions are started, as the program's children, before the program is loaded. With companions it gets one more
-    argument: a JSON object with their `pids` (0 for a companion that could not be started) and `open_files`, the
-    original soft and hard limits, which are raised for all of them. The program's stderr is the output file of the
-    first companion, or /dev/null without companions.
+    `companions` are programs to be started as children of the new process, before it executes `argv`. With companions,
+    `argv` gets one more argument: a JSON object with their `pids` (0 for a companion that could not be started) and
+    `open_files`, the original soft and hard limits of open files. The limits are raised for the program and for its
+    companions. The program's stderr is the output file of the first companion or, without companions, /dev/null.
     """
     reads, writes = os.pipe()
     child = os.fork()

@@ -89,8 +89,8 @@ def receive(
     """The next message and its descriptors, or None at end of file. The caller owns the descriptors (close-on-exec).
 
     Raises BlockingIOError when no message is queued unless `wait` is set (a socket with a timeout always waits), and
-    WireError for invalid or oversized data. The descriptors of such data are closed here, not by the kernel: the
-    sender could control how long that takes (see close_promptly).
+    WireError for invalid or oversized data. The descriptors of invalid data are closed before WireError is raised, by
+    close_promptly, because a sender can make an ordinary close take long.
     """
     # Not socket.recv_fds(), which ignores its flags (Python 3.11 to 3.13): every program started later would
     # inherit the received descriptors.

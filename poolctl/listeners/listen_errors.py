@@ -153,11 +153,13 @@ def _unprivileged_port() -> int:
 
 
 class Holder(NamedTuple):
-    """A process that uses an address. `pid` is None if only the process's user is known.
+    """A process that uses an address, by listening on it or by a connection.
 
-    `listens` is False if the process only has a connection; if `name` is then empty, the connection has ended and no
-    process has it. `pool` lists the configuration files of the process's pool: empty for a pool embedded in another
-    program, None for no pool. `runtime` is the pool's runtime directory, "" if it is the same as this process's.
+    `pid` is None if only the process's user is known. `listens` is False if the process only has a connection. An empty
+    `name` stands for a connection that has ended but that the kernel has not forgotten yet: no process has it. `pool`
+    is None if the process does not belong to a pool; otherwise it lists the pool's configuration files, and is empty
+    for a pool that is embedded in another program. `runtime` is the pool's runtime directory, "" if this process uses
+    the same one.
     """
 
     name: str
@@ -200,7 +202,7 @@ def local_addresses() -> list[str]:
 
 
 def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]]:
-    """For each address or path, the sockets that use it, by inode; each Holder has the process's user only."""
+    """For each address or path, the sockets that use it, by inode. The Holders name the user, and no process yet."""
     found: dict[Place, dict[int, Holder]] = {place: {} for place in places}
     by_port: dict[int, list[tuple[Place, bytes]]] = {}
     for place in places:
@@ -265,7 +267,7 @@ def _of_user(uid: int, *, listens: bool = True) -> Holder:
 
 
 def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
-    """For each inode, the process with the lowest pid that has the socket open; else the Holder given in `wanted`."""
+    """For each inode, the process with the lowest pid that has the socket open; without one, its Holder in `wanted`."""
     missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
     found = dict(wanted)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():

@@ -131,7 +131,7 @@ def free_port(host: str) -> int:
 
 
 def is_free(address: Address, port: int, *, lingering: bool = False) -> bool:
-    """Whether `port` is unused on every address of `address`. With `lingering`, TIME_WAIT does not count as use."""
+    """Whether `port` is unused on each IP address of `address`. With `lingering`, TIME_WAIT does not count as use."""
     return all(_is_unused(target, port, lingering=lingering) for target in targets(address))
 
 

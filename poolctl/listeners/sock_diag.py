@@ -99,7 +99,7 @@ async def wait_until_accepted(probe: socket.socket, listener: socket.socket | No
 
 
 def _has_others_waiting(listener: socket.socket) -> bool:
-    """Whether connections other than the probe wait in the accept queue; always True for a Unix socket."""
+    """Whether the accept queue holds more than one connection; always True for a Unix socket."""
     return listener.family == socket.AF_UNIX or accept_queue(listener) > 1
 
 

@@ -138,7 +138,10 @@ class InlineRunner(Runner, Sleep):
             worker.renew_tls(server)
 
     async def stop_accepting(self, placement: Placement, *, replaced: bool = True) -> None:
-        """Begin to drain the worker: it stops accepting, finishes its requests and ends. Ignores `replaced`."""
+        """Let the worker stop accepting now, and end once its requests are finished. Does not wait.
+
+        `replaced` makes no difference: workers in this process do not hand connections to each other.
+        """
         if worker := self._workers.get(placement.id):
             worker.end(drain=True)
 

@@ -120,7 +120,7 @@ class Duplicate(Descriptor):
 
 
 def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
-    """The owner of each descriptor: the given owner or, for a number, a new Duplicate. Raises OSError."""
+    """The owner of each descriptor: an object owns its own, and a number gets a new Duplicate. Raises OSError."""
     return [Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
 
 
@@ -272,7 +272,7 @@ class Link:
         self._end()
 
     def cut_off(self, deed: str) -> None:
-        """Close the link if it is not trusted: its process violated the protocol, and `deed` says how ("sent …")."""
+        """Close an untrusted link whose process violated the protocol; `deed` says how, such as "sent no JSON"."""
         if not self._trusted and self.sock.fileno() >= 0:
             self._receiver.breached(deed)
             self._end(f"it {deed}")
@@ -414,8 +414,8 @@ class KeeperLink(Link):
         self._record(message, fds)
         super().send(message, fds)
 
-    def share(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
-        """Record an entry of the keeper's store: its value `meta`, and the local objects that own its descriptors."""
+    def record_entry(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
+        """Record an entry of the keeper's store for a new keeper: its value, and its descriptors' owners here."""
         self._forget(name)
         self.entries[name] = (meta, list(owners))
 
@@ -444,14 +444,14 @@ class KeeperLink(Link):
             super().send({"op": "put", "name": name, "meta": meta}, present)
 
     def held(self) -> dict[str, tuple[object, list[int]]]:
-        """The recorded entries with their open descriptors."""
+        """The entries recorded for a new keeper, by name: each with its value and its open descriptors."""
         return {
             name: (meta, [fd for owner in owners if (fd := owner.fileno()) >= 0])
             for name, (meta, owners) in self.entries.items()
         }
 
     def close(self) -> None:
-        """Close the link and drop the records."""
+        """Close the link, and forget the entries that were recorded for a new keeper."""
         super().close()
         for name in list(self.entries):
             self._forget(name)
@@ -467,7 +467,7 @@ class KeeperLink(Link):
     def _record(self, message: wire.Message, fds: Sequence[int | HasDescriptor]) -> None:
         operation, name = message["op"], message.get("name", "")
         if operation == "put" and not name.startswith(fd_store.OF_THE_VERSION):
-            self.share(name, message.get("meta"), owners_of(fds))
+            self.record_entry(name, message.get("meta"), owners_of(fds))
         elif operation == "note" and name in self.entries:
             self.entries[name] = (message.get("meta"), self.entries[name][1])
         elif operation == "drop":
@@ -487,10 +487,11 @@ def identity(pid: int) -> wire.Message:
 class ProcessWatchdog:
     """Pings a process over `link` until `close`, and kills it if it hangs. Used on the running loop.
 
-    Any message passed to `received` counts as an answer. A process that is waiting for events is not pinged. `known` is
-    its `identity`, or empty: `found` is then called with the identity once the process has sent its pid. A process that
-    has not sent its pid, such as one of another version, is not killed. `name` is for the log; `watchdog` sets the
-    interval of the pings and the time limit for an answer.
+    Any message passed to `received` counts as an answer. A process that is waiting for events is not pinged. `name` is
+    for the log; `watchdog` sets the interval of the pings and the time limit for an answer.
+
+    `known` is the process's `identity`. It is empty for a process that has not sent its pid yet: `found` is called with
+    the identity when the pid arrives. A process that never sends it, such as one of another version, is not killed.
     """
 
     def __init__(
@@ -512,7 +513,7 @@ class ProcessWatchdog:
         self._set_timer()
 
     def received(self, message: wire.Message) -> None:
-        """Note that the process has sent a message."""
+        """Record that the process has sent a message, and so does not hang."""
         if message.get("t") == "pong" and "pid" not in self._known:
             self._known = identity(int(message["pid"]))
             self._found(self._known)

@@ -219,8 +219,8 @@ class AdoptedWorker:
 class Adopted:
     """The processes and listeners taken over from an earlier supervisor.
 
-    `hooks` maps the name of a server to its running hook, a name and a placement. `endpoints` maps the key of a server
-    to the addresses of its open listeners.
+    `hooks` has an item for each server whose hook is running: the name of the hook, and the placement of its process.
+    `endpoints` maps the key of a server to the addresses of its open listeners.
     """
 
     workers: Sequence[AdoptedWorker] = ()
@@ -243,10 +243,11 @@ class Takeover(Protocol):
     async def adopt_orphans(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
-        """Find workers whose keeper and supervisor have died, so that the next `adopt` can adopt those of `servers`.
+        """Put workers whose keeper and supervisor have died under this pool's keeper. Stop those of unknown servers.
 
-        Workers of other servers are stopped. The result maps the name of each server found to True if a worker runs
-        with an outdated configuration. `late`: `adopt` was called already, so the next supervisor adopts them.
+        `adopt` adopts them when it is called next. With `late`, this supervisor has called it already, and the workers
+        wait for its successor. The result maps the name of each server with such workers to a flag: whether one of them
+        runs with an outdated configuration.
         """
 
     def exit_reported(self, report: Table) -> None:
@@ -277,16 +278,19 @@ class RunnerEvents:
     """Receives the reports of a runner except exits (see `Runner.wait_for_exit`), and ignores them by default."""
 
     def expired(self, placement: Placement) -> None:
-        """The worker has served its `max_requests` and should be replaced."""
+        """Handle that the worker has served its `max_requests` and should be replaced."""
 
     def idle(self, placement: Placement, idle: bool) -> None:
-        """The worker had no traffic for the time set by `watch_idleness` or, if `idle` is False, has traffic again."""
+        """Handle that the worker is idle: it had no traffic for the time set by `watch_idleness`.
+
+        Called with False when it has traffic again.
+        """
 
     def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        """`count` bytes of the server's output could not be written to `path`."""
+        """Handle that `count` bytes of the server's output could not be written to `path`."""
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """The worker has reported impossible counts, so its counts no longer change. Called once per worker."""
+        """Handle that a worker has reported impossible counts: they no longer change. Called once per worker."""
 
 
 class Runner(Protocol):
@@ -412,7 +416,7 @@ class Gateway(Protocol):
         """Pass the server's connections to its workers through the socket `give` from now on. May be called again."""
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
-        """Stop passing connections through `give`; return when no more will follow, or after a time limit."""
+        """Stop passing connections through `give`; return when the socket is no longer used, or after a time limit."""
 
     async def leaving(self, server: str) -> None:
         """Tell the gateway that workers of the server will exit; return when it has confirmed, or after a time limit.
@@ -430,18 +434,20 @@ class Routing(Protocol):
         """Send the workers of these servers their route tables. `routes` is None if the gateway has ended.
 
         Workers started or adopted later get their table too, and workers of servers that no longer have a route are
-        updated. The gateway gets a socket for passing connections to each server, now or when it is opened (see
-        Gateway.pair_opened). Does not block.
+        updated. The gateway is given a socket for each server, to pass connections to its workers (see
+        Gateway.pair_opened). A server whose listeners are not open yet gets its socket when they are opened. Does not
+        block.
         """
 
     def release_connections_of(self, servers: Collection[str]) -> None:
-        """Have only these servers' workers return every connection to the gateway before its next request.
+        """Set the servers whose workers return each connection to the gateway before the connection's next request.
 
-        The gateway must not pass connections to them. Does not block; `wait_until_confirmed` waits for the workers.
+        Workers of all other servers keep their connections. The gateway must not pass connections to the given servers.
+        Does not block; `wait_until_confirmed` waits for the workers.
         """
 
     def take_back(self, servers: Collection[str]) -> None:
-        """Give the gateway the connections back that wait for a worker of these servers (by name). Does not block."""
+        """Return connections that still wait for a worker of these servers (by name) to the gateway. Does not block."""
 
     async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
-        """Wait until all workers have confirmed the latest table; returns the names of servers with late workers."""
+        """Wait until all workers have confirmed their latest routes; returns the servers whose workers have not."""

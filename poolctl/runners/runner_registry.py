@@ -1,8 +1,8 @@
 """The runners by name; a runner's module is imported only when it is chosen. Standard library only.
 
 The module has `make(site)`, which creates the Runner for a supervisor, and optionally:
-- `companions(files, directory, env, without)`: the programs to start with a pool's keeper, by the names of the entries
-  in the keeper's store that hold the links to them;
+- `companions(files, directory, env, without)`: the programs to start with a pool's keeper. The result maps names to
+  programs; under each name the keeper's store holds the link to the program.
 - `orphans_exist(directory)` and `find_orphans(directory)`: find orphans, workers that continue to serve after their
   keeper and supervisor have died. Processes of features can also continue, with any runner.
 """
@@ -90,10 +90,11 @@ def make_runner(env: Mapping[str, str], site: RunnerSite) -> Runner:
 def companions(
     env: Mapping[str, str], files: Sequence[str], directory: str, without: Sequence[str]
 ) -> dict[str, Companion]:
-    """The programs to start with the keeper for the runner, by the names of their entries in the keeper's store.
+    """The programs that the runner needs, to be started with the pool's keeper.
 
-    `files` are the pool's configuration files. Variables in `without` are removed from the programs' environments.
-    Raises UnknownRunner.
+    The result maps names to programs; under each name the keeper's store holds the link to the program. `files` are the
+    pool's configuration files. Variables in `without` are removed from the programs' environments. Raises
+    UnknownRunner.
     """
     find = getattr(_module(env), "companions", None)
     found: dict[str, Companion] = find(files, directory, env, without) if find is not None else {}

@@ -78,16 +78,17 @@ class SupervisedProcess(Receiver):
         """Reply that all orders before this message have been carried out."""
         self.link.send({"t": "performed", "id": message["id"]})
 
-    def await_adoption(self, directory: str, kind: str) -> None:
-        """Listen on a socket of this kind in the pool's directory until a supervisor adopts this process.
+    def listen_for_adoption(self, directory: str, kind: str) -> None:
+        """Begin to listen on a socket of this kind in the pool's directory, where a supervisor can adopt this process.
 
-        Returns at once. Each connection is sent the `holdings`. Binding the socket is repeated if it fails.
+        Does not wait. A supervisor that connects is sent the messages of `holdings`. Binding the socket is repeated if
+        it fails.
         """
         loop = asyncio.get_running_loop()
         try:
             self._orphan_listener, self._orphan_path = rendezvous.bind(directory, kind)
         except OSError:
-            self._bind_again = loop.call_later(_BIND_AGAIN_SECONDS, self.await_adoption, directory, kind)
+            self._bind_again = loop.call_later(_BIND_AGAIN_SECONDS, self.listen_for_adoption, directory, kind)
             return
         self._orphan_listener.listen()
         loop.add_reader(self._orphan_listener.fileno(), self._accept_adopter, self._orphan_listener)

@@ -42,7 +42,7 @@ def worker_spec(
 ) -> Spec:
     """The specification of one worker of `server`. Raises ServerError for a missing user or file.
 
-    `listeners` and `tls_files` are the numbers of listeners and TLS files that it inherits as descriptors.
+    `listeners` and `tls_files` say how many listeners and TLS files the worker inherits as descriptors.
     """
     return {
         **app_spec(server, interpreter=interpreter, open_files=open_files, env_base=env_base),
@@ -206,7 +206,7 @@ def user_id(server: ServerConfig) -> int:
 
 
 def find_user_id(server: ServerConfig) -> int | None:
-    """The uid of the server's processes; None if there is no such user, or if only root can use it."""
+    """The uid of the server's processes; None if the user does not exist, or differs from ours and we are not root."""
     try:
         return user_id(server)
     except ServerError:
@@ -246,7 +246,7 @@ def tls_contents(server: ServerConfig) -> list[bytes]:
 
 @contextlib.contextmanager
 def memory_files(contents: Iterable[bytes]) -> Iterator[list[int]]:
-    """Context manager: the descriptors of new in-memory files with these contents; closed here at the end."""
+    """Context manager: the descriptors of new in-memory files with these contents; closed when the context ends."""
     with contextlib.ExitStack() as ours:
         fds = []
         for content in contents:

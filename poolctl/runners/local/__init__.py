@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 
 def make(site: RunnerSite) -> LocalRunner:
-    """Create the runner (see runner_registry).
-
-    Workers that lose keeper and supervisor listen in the pool's directory.
-    """
+    """Create the local runner for a supervisor (see runner_registry)."""
     from .local_runner import LocalRunner
 
     return LocalRunner(

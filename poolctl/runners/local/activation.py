@@ -113,7 +113,10 @@ class AcceptHelper(Receiver):
         return [self._link.sock]
 
     def fetch(self, fetch: Fetch, sock: HasDescriptor, most: int) -> None:
-        """Request up to `most` connections from a listener or pair; calls `fetch.arrived` for each, then `ended`."""
+        """Have the helper process take up to `most` connections from `sock`, a listener or one end of a socket pair.
+
+        Calls `fetch.arrived` for each connection, and then `fetch.ended` with the result.
+        """
         self.warm()
         assert self._link is not None
         number = next(self._numbers)
@@ -188,9 +191,10 @@ class AcceptHelper(Receiver):
         self._give_up(blocked=self._up)
 
     def _give_up(self, *, blocked: bool) -> None:
-        """Forget the helper process and, if it had started, start another. Pending requests end as failed.
+        """Forget the lost helper process. Pending requests end as failed.
 
-        `blocked`: the process was blocked by the socket of the first request.
+        Another helper process is started, unless the lost one had never become ready. With `blocked`, the first request
+        is reported as the one whose socket has blocked the helper.
         """
         requests, self._requests = self._requests, {}
         was_up = self._up
@@ -266,7 +270,10 @@ class HeldConnection:
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Start the time limit for a request's head or, if `asked`, for the next request, unless it already runs."""
+        """Set the time limit for a request's head or, with `asked`, for the next request to begin.
+
+        A limit that is already set for the same purpose is kept.
+        """
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
 
@@ -316,10 +323,11 @@ class HeldLimit:
 class SleepingListener:
     """A sleeping server's listeners, and the connections accepted for it.
 
-    Without `accepts`, any connection wakes the server, and its worker accepts the connection. `shared`: an application
-    may hold the listeners as well. `left` is the socket from which connections of exited workers are taken, or None.
-    A connection that has received a response may stay idle for `quiet_seconds`; any other has `head_seconds` to send
-    its request's head. These limits continue in the worker that gets the connection.
+    With `accepts`, connections are accepted here and wake the server only when they send a request. Without it, any
+    connection wakes the server, whose worker accepts it. `shared` is set if an application may hold the listeners as
+    well. `left` is the socket on which connections arrive that exited workers did not serve, or that a gateway passes;
+    None if there is no such socket. A connection that has received a response may stay idle for `quiet_seconds`; any
+    other has `head_seconds` to send its request's head. These limits continue in the worker that gets the connection.
     """
 
     key: str
@@ -472,7 +480,7 @@ class Activator:
         self._watched.clear()
 
     def _watch(self, fd: int, sleeping: SleepingListener, held: HeldConnection | None = None) -> None:
-        """Watch the connection `held`; if it is None, `fd` is a listener or adoption pair. Raises OSError."""
+        """Watch `fd`, the descriptor of `held` or, if that is None, of a listener or socket pair. Raises OSError."""
         if self._epoll is None:
             self._epoll = select.epoll()
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_events)
@@ -542,7 +550,7 @@ class Activator:
                 return
 
     def _fetch(self, fetch: Fetch) -> None:
-        """Have the accept helper take connections from sockets that an application shares."""
+        """Have the accept helper, a separate process, take connections from a socket that an application shares."""
         self._fetches.add(fetch)
         self._accept_helper.fetch(fetch, fetch.shared, self._limit.most_at_once)
 
@@ -605,7 +613,10 @@ class Activator:
         self._watch(held.sock.fileno(), sleeping, held)
 
     def _make_room(self, newest: HeldConnection) -> None:
-        """Close a connection (not `newest`) of the server with most; if all are sending requests, wake that server."""
+        """Close a connection (not `newest`) of the server for which most connections are held.
+
+        If all of this server's connections are sending requests, wake the server instead.
+        """
         crowded = max(self._sleeping.values(), key=lambda sleeping: len(sleeping.connections))
         expendable = crowded.expendable(newest)
         if expendable is None:
@@ -746,9 +757,10 @@ class SleepingServers:
         self._activator.arm(sleeping)
 
     def tidy(self, key: str, workers: Iterable[LocalWorker]) -> None:
-        """If the server sleeps and its `workers` have exited, fetch the connections left in its adoption pair.
+        """Close the socket pair through which a sleeping server's workers got connections, once it is empty.
 
-        Once empty, this socket pair is closed. Nothing is done while a gateway may put connections into it.
+        Connections that are still in the pair are fetched from it first. Nothing is done if a worker among `workers` is
+        running, if the server is awake, or if a gateway may put connections into the pair.
         """
         if not self._activator.is_armed(key) or self._adoptions.is_used_by_gateway(key):
             return
@@ -756,8 +768,8 @@ class SleepingServers:
             # Once the pair is empty no further connections come through it.
             self._activator.clear(key)
 
-    def keep_pair(self, key: str) -> None:
-        """Also watch for connections that the gateway passes to this sleeping server through its adoption pair."""
+    def watch_pair(self, key: str) -> None:
+        """If the server sleeps, watch the socket pair through which a gateway passes connections to its workers."""
         if (left := self._adoptions.take_end(key)) is not None:
             self._activator.watch_pair(key, left)
 
@@ -837,8 +849,8 @@ class SleepingServers:
         self._keeper.send({"op": "drop", "name": name})
 
     def emptied(self, key: str) -> None:
-        """Handle an empty adoption pair: watch it if a gateway may put connections into it, otherwise close it."""
+        """Watch the server's empty adoption pair if a gateway may put connections into it; otherwise close the pair."""
         if self._adoptions.is_used_by_gateway(key):
-            self.keep_pair(key)
+            self.watch_pair(key)
         else:
             self._adoptions.drop(key)

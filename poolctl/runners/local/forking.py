@@ -104,7 +104,7 @@ class Certificates:
         return self._keep_certificate(server, _read_certificate(server))
 
     def force(self, name: str, generation: int) -> None:
-        """Let workers of this generation get the certificate in the files, even if it has expired."""
+        """Give workers of this generation of server `name` the certificate in its files, even an expired one."""
         self._forced[name] = generation
 
     async def load_saved(self, names: Collection[str]) -> None:
@@ -277,9 +277,9 @@ class Forker:
         )
 
     async def check(self, server: ServerConfig) -> None:
-        """Return if a worker could be forked, that is, if its interpreter, user, files and program exist.
+        """Check that the interpreter, the user, the files and the program that a new worker needs exist.
 
-        Otherwise raises ServerError or WorkerFailed.
+        Raises ServerError or WorkerFailed if one is missing.
         """
         forked_from = self._source(server)
         await self._zygotes.with_retry(forked_from, lambda: self._zygotes.wait_until_up(forked_from))

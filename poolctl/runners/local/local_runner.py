@@ -84,7 +84,7 @@ class RoutedServers(Routing):
         for server in passed:
             if server.key in open_keys:
                 self._adoptions.open(server)
-                self._sleeping.keep_pair(server.key)
+                self._sleeping.watch_pair(server.key)
             self._offer(server.key)
         for key in before.keys() - names.keys():
             self._sleeping.tidy(key, self._workers.of(key))
@@ -110,15 +110,16 @@ class RoutedServers(Routing):
         return sorted({worker.server.name for worker, it in waiting.items() if not it.done()})
 
     def update_pair(self, key: str) -> None:
-        """Update whether the gateway may pass connections to the server's workers, after one has changed its state."""
+        """Decide again whether the gateway may pass connections to a server, after one of its workers has changed."""
         if key in self._adoptions.routed:
             self._offer(key)
 
     def _offer(self, key: str) -> None:
-        """Let the gateway pass connections to the server's workers, unless one of them ignores the routes.
+        """Let the gateway pass connections to the server's workers if all ready workers follow the route table.
 
-        A worker that became ready without confirming the routes would answer requests of other servers: it is of
-        another version, or its HTTP implementation cannot follow them. Nothing changes while no worker is ready.
+        On a passed connection, requests of other servers can follow. A worker that does not follow the table would
+        answer them: it is of another version, or its HTTP implementation cannot look at each request first. Nothing
+        changes while no worker is ready.
         """
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
@@ -127,7 +128,10 @@ class RoutedServers(Routing):
             self._adoptions.show(key)
 
     def send_routes(self, worker: LocalWorker) -> None:
-        """Send the worker the current route table, now or when it begins its work, if its server has or had a route."""
+        """Give the worker the current route table, if its server has a route or the worker has a table to replace.
+
+        A worker that has not begun its work yet gets the table when it begins.
+        """
         if not self._published or (worker.routes is None and worker.server.key not in self._adoptions.routed):
             return
         name = worker.server.name
@@ -137,9 +141,9 @@ class RoutedServers(Routing):
 class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeover):
     """Runs each worker as a process of this machine, forked by a zygote of the keeper.
 
-    `keeper` is the link to the keeper, whose exit reports must be passed to `exit_reported`. `environments` replace the
-    pool's own, by server name. Workers that lose the keeper and this process listen in `adoption_directory`; if it is
-    None, they exit.
+    `keeper` is the link to the keeper, whose exit reports must be passed to `exit_reported`. `environments` maps the
+    names of servers to the environments in which their workers run instead of the pool's own. Workers that lose the
+    keeper and this process listen in `adoption_directory`; if it is None, they exit.
     """
 
     events = RunnerEvents()
@@ -295,7 +299,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self._ended(worker, Exit(message="was never started"))
 
     def _note(self, worker: LocalWorker) -> None:
-        """Record the worker's state in the keeper's store, and update whether the gateway uses its server's pair."""
+        """Record the worker's state in the keeper's store, and decide again whether the gateway may use its server."""
         self._routed.update_pair(worker.server.key)
         if not worker.exited.done():
             self.keeper.send(
@@ -336,7 +340,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         reply, fds = await self.keeper.call({"op": "get", "name": fd_store.ACCEPTOR})
         if fds:
             owners = self.sleeping.adopt_acceptor(by_key, reply["meta"], fds[0])
-            self.keeper.share(fd_store.ACCEPTOR, reply["meta"], owners)
+            self.keeper.record_entry(fd_store.ACCEPTOR, reply["meta"], owners)
         await wait_for_reports(found)
         # Close unused listeners before any server looks for an address that one of them may occupy.
         ours = {server.key for server in servers.values()} | {worker.server.key for worker in found}
@@ -377,7 +381,11 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             self._workers[placement.id].set_accepting(accepting)
 
     async def connect(self, placement: Placement, kind: str, plain: bool) -> socket.socket:
-        """Connect to the worker; if it runs a command, through its listener or its address. Raises OSError."""
+        """Connect to the worker. Raises OSError.
+
+        A worker that runs a command is reached through its server's listener or, if the command binds its address
+        itself, at this address.
+        """
         worker = self._workers.get(placement.id)
         if worker is None:
             raise ConnectionRefusedError("it has exited")

@@ -103,7 +103,7 @@ _MOST_READING = 8  # the number of threads that read /proc, where a read may blo
 
 
 class Tally:
-    """The memory page in which one worker counts its requests. This object owns the page's descriptor.
+    """The page of memory on which one worker counts its requests. This object owns the page's descriptor.
 
     The application can write to the page too. When it shows impossible counts it is no longer trusted, and `counts`
     returns the last plausible values, as if the worker had ended. `since` is when counting began, in monotonic seconds;
@@ -124,11 +124,11 @@ class Tally:
         return cls(new_page(), time.monotonic())
 
     def fileno(self) -> int:
-        """The page's descriptor; -1 once it is closed."""
+        """The descriptor of the memory page; -1 once it is closed."""
         return self.fd
 
     def counts(self) -> Counts | None:
-        """The worker's counts so far; None if the page has another layout, or is closed."""
+        """The worker's counts so far; None after `close`, or if a worker of another version has other counts."""
         counts = read_page(self.fd) if self.fd >= 0 else None
         if counts is None:
             return None
@@ -147,7 +147,7 @@ class Tally:
             os.pwrite(self.fd, asked_ns.to_bytes(_SLOT_BYTES, sys.byteorder), BEAT_ASKED_NS * _SLOT_BYTES)
 
     def last_beat_ns(self) -> int:
-        """The time of the worker's last heartbeat; 0 if there was none, or the page has another layout."""
+        """The time of the worker's last heartbeat; 0 if the worker has sent none, or belongs to another version."""
         if not self._legible:
             self._legible = self.fd >= 0 and read_page(self.fd) is not None
             if not self._legible:
@@ -160,11 +160,11 @@ class Tally:
 
     @property
     def has_stacks(self) -> bool:
-        """Whether the worker can write its stacks to the page when it gets a signal."""
+        """Whether the worker can write its stacks into its memory page when it gets a signal."""
         return self.fd >= 0 and writes_stacks(self.fd)
 
     def clear_stacks(self) -> None:
-        """Clear the stacks on the page, so that the worker can write new ones."""
+        """Remove the stacks that the worker has written, so that it can write new ones."""
         if self.fd >= 0:
             clear_stacks(self.fd)
 
@@ -173,7 +173,7 @@ class Tally:
         return read_stacks(self.fd) if self.fd >= 0 else b""
 
     def close(self) -> None:
-        """Close the descriptor of the memory page. The counts can no longer be read."""
+        """Close the descriptor of the memory page. The worker's counts can no longer be read."""
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -196,7 +196,7 @@ async def wait_until_accepting(server: ServerConfig, listeners: Sequence[socket.
 
 
 async def connect(server: ServerConfig, target: socket.socket | None) -> socket.socket:
-    """A new connection to the program: at its listener `target`, or with None at its own address. Raises OSError."""
+    """A new connection to a program: through its listener or, if `target` is None, at its address. Raises OSError."""
     loop = asyncio.get_running_loop()
     address = server.address.connect_address
     if target is not None:
@@ -305,7 +305,7 @@ class WorkerRoutes:
             self._fds = [routes.tables.get(server) or routes.tables[""], routes.give_back]
 
     def send(self, control: Link) -> None:
-        """Send the message to a worker; has no effect if its table is outdated and has been closed."""
+        """Send the message to a worker. Does nothing if newer routes exist and the descriptors of these are closed."""
         if all(fd.fileno() >= 0 for fd in self._fds):
             control.send(self._message, self._fds)
 
@@ -374,8 +374,8 @@ class LocalWorker(Receiver):
     def adopt(self, *, reports: bool) -> None:
         """Mark this worker as started by another supervisor.
 
-        With `reports`, it sends its state in a message, which completes `reported`. A program sends none:
-        `reported` is completed at once if the process still runs.
+        With `reports`, the worker sends its state in a message, which completes `reported`. A worker that runs a
+        command sends no such message: pass False, and `reported` is completed at once if the process still runs.
         """
         self._taken_over = True
         pid, start = self.process
@@ -440,7 +440,7 @@ class LocalWorker(Receiver):
             self._children.kill_after(self.process, self.exited, 0.0)
 
     def mark_never_started(self, deed: str) -> None:
-        """Treat the worker as exited, because its zygote reported a false pid; `deed` is the error text ("named …")."""
+        """Treat the worker as exited, because its zygote has reported a false pid; `deed` continues "its zygote …"."""
         if not self.exited.done():
             self.breach = f"its zygote {deed}"
             self.on_never_started()
@@ -465,7 +465,7 @@ class LocalWorker(Receiver):
                 self._confirmed = asyncio.get_running_loop().create_future()
 
     def share_page(self, page: HasDescriptor) -> None:
-        """Send the worker the memory page in which its server's workers count connections, now or when it begins."""
+        """Send the worker its server's page of connection counts. If it has not begun yet, do this when it begins."""
         if page is not self._page:
             self._page = page
             if self.begun.done():
@@ -515,7 +515,8 @@ class LocalWorker(Receiver):
     async def connect(self, kind: str, plain: bool, listeners: Sequence[socket.socket]) -> socket.socket:
         """Connect to the worker, and return the caller's end of the connection. Raises OSError.
 
-        A program is reached through its listener or its address.
+        A worker that runs a command is reached through the first of `listeners` or, if there is none, at the address
+        that the command binds itself.
         """
         if self.exited.done():
             raise ConnectionRefusedError("it has exited")
@@ -531,7 +532,8 @@ class LocalWorker(Receiver):
     async def stop_accepting(self, receivers: str | None) -> None:
         """Stop the worker from accepting; return when it has stopped, or after drain_timeout.
 
-        A command may continue to accept. `receivers`: see `_order_end`.
+        A worker that runs a command gets its stop signal, and may go on accepting until it exits. For `receivers` see
+        `_order_end`.
         """
         if self.left.done():
             return
@@ -573,8 +575,8 @@ class LocalWorker(Receiver):
     def _order_end(self, order: str, receivers: str | None) -> None:
         """Send the worker the order to drain or to stop.
 
-        `receivers` is the `protocol` of the workers that stay; None without such workers. They take over this worker's
-        connections only if both have the same `protocol`.
+        `receivers` is the `protocol` attribute of the workers that stay; None if no worker stays. The worker hands its
+        connections over to them only if its own `protocol` is equal.
         """
         if self.control is not None:
             same = receivers is not None and receivers == self.protocol
@@ -720,16 +722,16 @@ class RunnerWorkers(dict[str, LocalWorker]):
                 self._pages.pop(key)[1].close()
 
     def of(self, key: str) -> Collection[LocalWorker]:
-        """The workers of the server with this address."""
+        """The workers of the server whose canonical address is `key`."""
         return self._by_key.get(key, ())
 
 
 class Tallies(Counters):
-    """Reads the request counts of running `workers`, and adds up those of exited workers (see Counters).
+    """Reads the request counts of running `workers`, and adds up the counts of exited workers (see Counters).
 
-    The keeper holds the page of an exited worker until `mark_saved`, so that a successor can add up unsaved counts.
-    `on_refused` is called once for each worker whose page is no longer trusted, with its server, its name and the
-    reason.
+    Each worker counts on a page of memory. The keeper holds the page of an exited worker until `mark_saved`, so that a
+    successor of this supervisor can add up unsaved counts. `on_refused` is called once for each worker whose counts are
+    no longer trusted, with its server, its name and the reason.
     """
 
     def __init__(
@@ -742,7 +744,7 @@ class Tallies(Counters):
         self._open: set[str] = set()
 
     def counts(self, placement: Placement) -> Counts | None:
-        """The worker's counts; None for a command, and for a worker that has exited."""
+        """The worker's request counts; None if it has exited, or runs a command and so counts nothing."""
         worker = self._workers.get(placement.id)
         if worker is None or worker.tally is None:
             return None
@@ -756,7 +758,7 @@ class Tallies(Counters):
         return counts
 
     def ended(self, server: str, name: str, tally: Tally) -> None:
-        """Pass an exited worker's final counts to the callback `add_up`; the keeper holds their page until saved."""
+        """Pass an exited worker's final counts to `add_up`. The keeper holds its page of counts until `mark_saved`."""
         counts = self._read(server, name, tally)
         if counts is not None and self.add_up is not None:
             left = completed(counts)
@@ -768,7 +770,7 @@ class Tallies(Counters):
         tally.close()
 
     def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
-        """Add up the counts of a worker that exited before this process started. Returns [], since `fds` are closed."""
+        """Add up a worker's counts that an earlier supervisor has not saved. Closes `fds`, and so returns no owners."""
         tally = Tally(fds[0])
         counts = tally.counts()
         tally.close()
@@ -778,7 +780,7 @@ class Tallies(Counters):
         return []
 
     def mark_saved(self) -> None:
-        """Release the pages of exited workers whose counts have been saved."""
+        """Let the keeper drop the counts of exited workers, because all of them have been saved."""
         for name in self._open:
             self._keeper.send({"op": "drop", "name": f"{fd_store.TALLY}{name}"})
         self._open.clear()
@@ -807,16 +809,16 @@ class WorkerHeartbeats(Heartbeats):
         worker = self._workers.get(placement.id)
         if worker is None or worker.tally is None or placement.pid is None:
             return False
-        return worker.idle_check.passes(placement.pid, worker.tally)
+        return worker.idle_check.is_idle(placement.pid, worker.tally)
 
 
 class IdleCheck:
     """Detects whether a worker's event loop is idle, without sending it a message.
 
-    A worker is idle if its main thread waits for events in its loop, and the process has used no more processor time
-    since its last heartbeat than this thread needs to go to sleep. It stays idle while its processor time does not
-    change: a process that has not run is still waiting. If the time changes (by a request, a timer, a thread that takes
-    Python's lock, or after SIGSTOP or a freezer), the worker is not idle until its next heartbeat shows it again.
+    A worker is found idle when its main thread waits for events in the loop, and the process has used hardly any
+    processor time since its last heartbeat. It then counts as idle for as long as its processor time does not change,
+    because a process that has not run is still waiting. A change ends this until the next heartbeat: the worker may
+    have handled a request, or a thread may have taken Python's lock.
     """
 
     __slots__ = ("_answered_at_ns", "_idle_at_ns")
@@ -825,8 +827,11 @@ class IdleCheck:
         self._answered_at_ns = 0
         self._idle_at_ns: int | None = None
 
-    def passes(self, pid: int, tally: Tally) -> bool:
-        """Whether a worker that has sent a heartbeat is idle; False if the kernel does not tell. Does not block."""
+    def is_idle(self, pid: int, tally: Tally) -> bool:
+        """Whether the process `pid` is idle; False if the kernel does not report its processor time. Does not block.
+
+        `tally` has the processor time that the worker had used at its last heartbeat.
+        """
         used_ns = process_cpu_ns(pid)
         if used_ns is None or used_ns == self._idle_at_ns:
             return used_ns is not None
@@ -844,7 +849,7 @@ class IdleCheck:
 
 
 class StackReader(Stacks):
-    """Reads the stacks of the `workers`, by id (see Stacks)."""
+    """Reads the stacks of workers (see Stacks). `workers` maps their ids to them."""
 
     def __init__(self, children: Children, workers: Mapping[str, LocalWorker]) -> None:
         self._children = children

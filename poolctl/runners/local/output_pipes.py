@@ -89,9 +89,10 @@ class Output(Receiver):
         self._ask_reopen()
 
     async def _write_ahead_note(self) -> list[int]:
-        """Descriptors of a file and a pipe that tell a new logger which write a killed logger did not finish.
+        """A file and a pipe in which a logger notes each write, so that its successor can finish an interrupted one.
 
-        They are taken from the keeper's store, or created and put there. The caller closes the descriptors.
+        Returns their descriptors, which the caller closes. They are taken from the keeper's store, or created and put
+        there.
         """
         _, kept = await self._keeper.call({"op": "get", "name": fd_store.UNDERWAY})
         if kept:
@@ -157,10 +158,11 @@ class Output(Receiver):
         index: int | None = None,
         hook: str = "",
     ) -> None:
-        """Have the logger read the pipe of a worker, and record the worker's process. `start`: see process_start.
+        """Have the logger read the pipe of a worker, and record the worker's process for it.
 
-        If keeper and supervisor die, a worker that runs a command can be found only by this record. With a `hook`, the
-        process is not a worker, but runs this command of the server's `hooks`.
+        `start` is the process's start time (see process_start). If keeper and supervisor die, a worker that runs a
+        command can be found only by this record. If the process runs one of the server's `hooks` instead of a worker,
+        `hook` is its name.
         """
         read, message, _ = self._pipes[key]
         message |= {"pid": pid, "generation": generation, "index": index}
@@ -173,7 +175,7 @@ class Output(Receiver):
             self._link.send(message, [read])
 
     def discard(self, key: str) -> None:
-        """Close and forget the pipe of a worker that could not be created."""
+        """Close and forget a pipe whose worker could not be created."""
         if key in self._pipes:  # not closed since
             self._pipes.pop(key).read.close()
 

@@ -130,19 +130,21 @@ class Sockets:
 
 
 def protocol(server: ServerConfig) -> str:
-    """A text (TLS or plain, and the user) that is equal for workers that may hand connections to each other.
+    """A text that is equal for two workers if one may hand connections to the other.
 
-    Any process that has held an end of their socket pair can read connections from it: another user gets a new pair.
+    It contains whether they use TLS, and their user. A process that has held an end of a socket pair can read
+    connections from the pair, so another user's workers need another pair.
     """
     spoken = "tls" if server.tls else "plain"
     return spoken if server.user is None else f"{spoken} {server.user}"
 
 
 class AdoptionPairs:
-    """The socket pairs through which a server's workers hand over connections, by its canonical address (`key`).
+    """The adoption pairs: socket pairs through which the workers of a server are handed connections.
 
-    The keeper holds them too. A gateway puts connections into the pairs of servers that have a route. A pair is closed
-    only after the gateway has stopped using it.
+    A server has one pair, stored by its canonical address (`key`). Its draining workers put connections into the give
+    end, and so does a gateway if the server has a route; its other workers take them from the take end. The keeper
+    holds the pairs as well. A pair is closed only after the gateway has stopped using it.
     """
 
     def __init__(self, keeper: Link) -> None:
@@ -159,18 +161,18 @@ class AdoptionPairs:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def expect_gateway(self) -> None:
-        """Assume that the previous supervisor's gateway uses every pair, until `publish` is called."""
+        """Assume that a running gateway uses each server's adoption pair, until `publish` says which it uses."""
         self._published = asyncio.Event()
         asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
 
     def publish(
         self, routed: Mapping[str, str], gateway: Gateway | None, give_back: socket.socket | None
     ) -> None:
-        """Record the gateway, and the servers that have a route: `routed` maps their keys to their names.
+        """Set the gateway, and the servers that have a route: `routed` maps their keys to their names.
 
-        Call `show` to let the gateway use a server's pair. The gateway uses no pair of a server without a route.
         `gateway` is None for a pool without one. `give_back` is the socket through which connections return to the
-        gateway; None after the gateway has ended.
+        gateway; None after the gateway has ended. The gateway stops using the pair of a server without a route. It
+        begins to use the pair of a server with a route when `show` is called.
         """
         self.routed, self._gateway, self._give_back = routed, gateway, give_back
         self._shown = {key: give for key, give in self._shown.items() if key in routed}
@@ -179,22 +181,22 @@ class AdoptionPairs:
             self._published = None
 
     def is_used_by_gateway(self, key: str) -> bool:
-        """Whether a gateway uses, or may use, this server's pair."""
+        """Whether a gateway uses, or may use, the adoption pair of the server."""
         return key in self.routed or self._published is not None
 
     def is_hidden(self, key: str) -> bool:
-        """Whether `hide` was called for the server, so that the gateway does not use its pair."""
+        """Whether the gateway must not use the server's adoption pair, because `hide` was called."""
         return key in self._withheld_keys
 
     def show(self, key: str) -> None:
-        """Let the gateway pass connections through the server's pair and any later one, if the server has a route."""
+        """Let the gateway use the server's adoption pair, and later ones, for as long as the server has a route."""
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
             self._gateway.pair_opened(self.routed[key], self._shown[key])
 
     def hide(self, key: str) -> None:
-        """Withdraw the server's pair from the gateway, which then proxies the server's requests. Does not wait."""
+        """Make the gateway stop using the server's adoption pair, and proxy the server's requests. Does not wait."""
         self._withheld_keys.add(key)
         give = self._shown.pop(key, None)
         if give is not None and self._gateway is not None:
@@ -208,12 +210,12 @@ class AdoptionPairs:
             await self._gateway.leaving(self.routed[key])
 
     def take_back(self, key: str) -> None:
-        """Move the connections that wait in the server's pair back to the gateway; no effect without a gateway."""
+        """Move the connections that wait in the server's adoption pair to the gateway; no effect without a gateway."""
         if self._give_back is not None and key in self._pairs:
             _move(self._pairs[key][2], self._give_back)
 
     def open(self, server: ServerConfig) -> None:
-        """Create the server's pair, unless it has one with the same `protocol`, or runs a command."""
+        """Create the server's adoption pair, unless it has one with the same `protocol`, or runs a command."""
         key = server.key
         if server.command or self.protocol(key) == protocol(server):
             return
@@ -234,7 +236,7 @@ class AdoptionPairs:
     async def _retire(
         self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
     ) -> None:
-        """Close this process's ends of the pair once the gateway has stopped using it.
+        """Close this process's ends of an adoption pair, once the gateway has stopped using it.
 
         If the server has a route, queued connections are first returned to the gateway. With `empty`, connections that
         are still queued are closed; otherwise they are left to the workers that hold the pair.
@@ -257,18 +259,18 @@ class AdoptionPairs:
         task.add_done_callback(self._tasks.discard)
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
-        """The two ends (give, take) of the server's pair, which is opened if necessary; empty for a program."""
+        """The give and the take end of the server's adoption pair, created if necessary; empty for a command."""
         if server.command:
             return ()
         self.open(server)
         return self._pairs[server.key][1:]
 
     def protocol(self, key: str) -> str | None:
-        """The result of the function `protocol` when the pair at this address was opened; None without a pair."""
+        """What workers must share to use the server's adoption pair (see `protocol` above); None without a pair."""
         return self._pairs[key][0] if key in self._pairs else None
 
     def give(self, key: str, sock: socket.socket) -> bool:
-        """Queue a duplicate of the connection for a worker. Returns False if there is no room, or no pair."""
+        """Queue a duplicate of the connection in the server's adoption pair. False if the pair is full or missing."""
         if key not in self._pairs:
             return False
         try:
@@ -281,17 +283,17 @@ class AdoptionPairs:
         return True
 
     def adopt(self, key: str, meta: wire.Message, fds: list[int]) -> list[socket.socket]:
-        """Adopt a server's pair from the keeper's store; returns its two ends, which own the descriptors."""
+        """Use the adoption pair that an earlier supervisor has stored; returns its ends, which own `fds`."""
         give, take = (socket.socket(fileno=fd) for fd in fds)
         self._pairs[key] = (str(meta["protocol"]), give, take)
         return [give, take]
 
     def take_end(self, key: str) -> socket.socket | None:
-        """The end of the pair from which waiting connections are taken; None if the address has no pair."""
+        """The end of the server's adoption pair from which connections are taken; None if the server has no pair."""
         return self._pairs[key][2] if key in self._pairs else None
 
     def queued_connections(self, key: str) -> int:
-        """The approximate number of connections queued in the server's pair."""
+        """The approximate number of connections queued in the server's adoption pair."""
         if key not in self._pairs:
             return 0
         take = self._pairs[key][2]
@@ -303,12 +305,12 @@ class AdoptionPairs:
         return max(1, round(total / first)) if first else 0
 
     def close_queued(self, key: str) -> None:
-        """Close every connection that is queued in the server's pair."""
+        """Close every connection that is queued in the server's adoption pair."""
         if key in self._pairs:
             _move(self._pairs[key][2], None)
 
     async def close(self, key: str) -> None:
-        """Close the server's pair here and in the keeper, with every connection queued in it.
+        """Close the server's adoption pair here and in the keeper, with every connection queued in it.
 
         If the server has a route, the queued connections are first returned to the gateway.
         """
@@ -320,13 +322,13 @@ class AdoptionPairs:
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     def drop(self, key: str) -> None:
-        """Close the empty pair of an address here and in the keeper. `open` creates another when it is needed."""
+        """Close the server's adoption pair, which is empty, here and in the keeper. `open` can create another one."""
         for end in self._pairs.pop(key, ("",))[1:]:
             end.close()
         self._keeper.send({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     async def close_all(self) -> None:
-        """Close the pairs of all servers, here and in the keeper."""
+        """Close the adoption pairs of all servers, here and in the keeper."""
         await asyncio.gather(*(self.close(key) for key in list(self._pairs)))
 
 

@@ -58,7 +58,7 @@ async def take_over(keeper: KeeperLink, adopters: Mapping[str, Adopter]) -> list
             if kind is not None:
                 _, fds = await keeper.call({"op": "get", "name": name})
                 if owners := adopters[kind](name.removeprefix(kind), meta, fds):
-                    keeper.share(name, meta, owners)
+                    keeper.record_entry(name, meta, owners)
 
 
 async def inherited_sockets(keeper: Link) -> dict[str, list[int]]:
@@ -84,9 +84,10 @@ async def wait_for_reports(workers: Sequence[LocalWorker]) -> None:
 
 @dataclass
 class WorkerAdoption:
-    """Adopts workers, which are appended to `found`, and running hooks, which are appended to `hooks`.
+    """Adopts workers and running hooks, which it appends to `found` and `hooks`.
 
-    A worker gets the configuration under its id in `placed` or, without one, its server's configuration.
+    `placed` maps ids of workers to their configurations. A worker whose id is not there gets its server's
+    configuration.
     """
 
     keeper: KeeperLink
@@ -100,7 +101,10 @@ class WorkerAdoption:
     def adopt(
         self, follow: Callable[[LocalWorker], None], name: str, meta: wire.Message, fds: list[int]
     ) -> Sequence[HasDescriptor]:
-        """Adopt a worker and register it with `follow`, or stop it if its server is unknown. Owns `fds`; returns []."""
+        """Adopt a worker and register it with `follow`, or stop it if its server is unknown. Takes ownership of `fds`.
+
+        Returns no owners, because the worker's entry is recorded here (see Adopter).
+        """
         if meta["server"] not in self.servers:
             self._end_unknown(name, meta, fds)
             return []
@@ -129,7 +133,7 @@ class WorkerAdoption:
         # Set before the worker's exit can be reported.
         worker.tally = next((Tally(fd) for fd in fds if not stat.S_ISSOCK(os.fstat(fd).st_mode)), None)
         owners: list[HasDescriptor] = [each for each in (sock, worker.tally) if each is not None]
-        self.keeper.share(f"{fd_store.WORKER}{name}", meta, owners)
+        self.keeper.record_entry(f"{fd_store.WORKER}{name}", meta, owners)
         worker.adopt(reports=sock is not None and meta["notify"] is None)
         follow(worker)
         self._resume(worker, meta, sock)
@@ -151,7 +155,7 @@ class WorkerAdoption:
             worker.mark_ready()
 
     def _end_unknown(self, name: str, meta: wire.Message, fds: list[int]) -> None:
-        """Stop a worker of an unknown server, which an earlier supervisor was still adding when it exited."""
+        """Stop a worker whose server is unknown: its supervisor exited while it was adding this server to the pool."""
         logger.warning("pid %d belongs to no server of the pool: stopping it", meta["pid"])
         if meta["notify"] is None and fds:
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fds[0])) as control:
@@ -167,9 +171,10 @@ class WorkerAdoption:
 class LocalOrphan:
     """A worker whose keeper and supervisor have died.
 
-    `sock` is a connection to it. A program, or a worker too busy to answer, has none (None), and its `listeners`,
-    `pair` and `tally` are empty. `said` is its own report (server, key, generation, index, ready_at, output, protocol
-    …). Only its form is checked: it may be forged, so callers check that `uid` is the server's user. If the report was
+    `sock` is a connection to it; None for a worker that runs a command, or that is too busy to answer. `listeners`,
+    `pair` and `tally` are the descriptors that it has sent: its listeners, its adoption pair (two), and its page of
+    counts (one). `said` is its own report (server, key, generation, index, ready_at, output, protocol …). Only the
+    report's form is checked: it may be forged, so callers check that `uid` is the server's user. If the report was
     rejected, `fault` is the reason, and `said` has only an empty server name.
     """
 
@@ -297,7 +302,7 @@ def _checked_statement(message: wire.Message, pid: int) -> wire.Message:
 
 
 def _split_descriptors(fds: list[int], count: int) -> tuple[list[int], list[int], list[int]]:
-    """The listeners (`count` of them), the adoption pair and the page of counts in `fds`. Raises Malformed."""
+    """The `count` listeners, the adoption pair and the page of counts among a worker's `fds`. Raises Malformed."""
     listeners, pair, tally = fds[:count], fds[count : count + 2], fds[count + 2 :]
     if (
         (len(listeners), len(pair), len(tally)) != (count, 2, 1)
@@ -310,7 +315,7 @@ def _split_descriptors(fds: list[int], count: int) -> tuple[list[int], list[int]
 
 
 def _is_socket(fd: int, kind: int, *, listens: bool) -> bool:
-    """Whether this is a socket of type `kind`: one that listens or, without `listens`, a Unix socket that does not."""
+    """Whether `fd` is a socket of type `kind` that listens. Without `listens`: a Unix socket that does not."""
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
             families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if listens else (socket.AF_UNIX,)
@@ -353,8 +358,9 @@ async def adopt_orphans(
 ) -> dict[str, bool]:
     """Put the orphans of these servers into the keeper's store; the keeper watches them from then on.
 
-    The result maps the name of each server with orphans to True if one runs with an outdated configuration. `late`: if
-    there are no orphans, the output pipes are not stored, because no later supervisor adopts them.
+    The result maps the name of each server with orphans to a flag: whether one of them runs with an outdated
+    configuration. With `late`, no supervisor follows that would adopt the output pipes, so they are stored only with
+    orphans.
     """
     if not any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}
@@ -498,7 +504,7 @@ class _Intake:
         await self.keeper.call({"op": "watch", "pid": orphan.pid, "start": orphan.start})
 
     def put(self, name: str, meta: wire.Message, fds: list[int]) -> None:
-        """Put the entry into the keeper's store, unless an entry of this name has been handled already."""
+        """Put an entry into the keeper's store, unless `put` was called for an entry of this name before."""
         if name not in self.done:
             self.done.add(name)
             self.keeper.send({"op": "put", "name": name, "meta": meta}, fds)

@@ -226,7 +226,7 @@ class Source(NamedTuple):
 
     @classmethod
     def of(cls, key: str) -> Source:
-        """The source with this `key`."""
+        """The Source whose `key` is this text."""
         found = re.fullmatch(r"(\d+):(\d+):(/.*)", key, re.DOTALL)
         return cls(key) if found is None else cls(found[3], (int(found[1]), int(found[2])))
 
@@ -313,7 +313,7 @@ class Zygotes:
             task.cancel()
 
     def _end_process(self, link: Link) -> None:
-        """Close the link, so that its process exits; kill the process if it does not, as when stopped by a signal."""
+        """Close the link, so that its process exits. A process that does not exit, because it is stopped, is killed."""
         link.close()
         process = self._processes.pop(link, None)
         if process is not None:
@@ -370,7 +370,10 @@ class Zygotes:
         self._end_process(zygote.link)
 
     async def _take_from_store(self, key: str) -> tuple[socket.socket, Process] | None:
-        """The stored zygote's socket and process; None if there is none, or if other variables are withheld from it."""
+        """The socket and the process of the zygote that an earlier supervisor has stored; None if there is none.
+
+        None, too, if its environment lacks other variables than the ones that are withheld now.
+        """
         reply, fds = await self._keeper.call({"op": "get", "name": f"{fd_store.ZYGOTE}{key}"})
         if not fds:
             return None
@@ -450,9 +453,9 @@ class ImportFailed(WorkerFailed):
 class AppZygote(Receiver):
     """A process that imports an application and forks workers from it.
 
-    `code_since`, in monotonic seconds: the imported code is no older than this; infinite before the import. The result
-    of the future `up` is "" once the process can fork workers, or the reason why it never can; its exception is
-    LinkLost if the process exits before that.
+    `code_since` is a monotonic time: the process has imported code that was current then, or newer code. It is infinite
+    until the import begins. The result of the future `up` is "" once the process can fork workers, or the reason why it
+    never can; its exception is LinkLost if the process exits before that.
     """
 
     link: Link
@@ -615,7 +618,7 @@ class ImportLimit:
         self._waiting: deque[tuple[Callable[[], None], asyncio.Future[None]]] = deque()
 
     def queue(self, begin: Callable[[], None], imported: asyncio.Future[None]) -> None:
-        """Call `begin` when it is the process's turn, perhaps at once. The turn ends when `imported` is done."""
+        """Call `begin` when an import may start, perhaps at once. The import runs until `imported` is done."""
         self._waiting.append((begin, imported))
         self._begin_next()
 
@@ -708,7 +711,7 @@ class AppZygotes:
         return key
 
     def release(self, address: str) -> None:
-        """Note that the server of this address has been stopped and needs no zygote."""
+        """Record that the server of this address has been stopped. A zygote that no server needs is ended."""
         key = self._key_of.pop(address, None)
         if key is not None:
             self._users[key].discard(address)

@@ -171,12 +171,12 @@ def test_worker_is_idle_only_in_its_event_loop(kind: str, idle: bool) -> None:
                 os.kill(process.pid, signal.SIGSTOP)
             wait_until(unchanged([process.pid], 0.2), what="it waits")
             if idle:  # on a busy machine it may wait for a processor first
-                wait_until(lambda: check.passes(process.pid, tally), what="it waits in its event loop")
-            assert [check.passes(process.pid, tally) for _ in range(3)] == [idle] * 3
+                wait_until(lambda: check.is_idle(process.pid, tally), what="it waits in its event loop")
+            assert [check.is_idle(process.pid, tally) for _ in range(3)] == [idle] * 3
             if idle:
                 os.kill(process.pid, signal.SIGSTOP)
-                wait_until(lambda: not check.passes(process.pid, tally), what="it has run since its answer")
+                wait_until(lambda: not check.is_idle(process.pid, tally), what="it has run since its answer")
         finally:
             process.kill()
-    assert not check.passes(process.pid, tally), "it has ended"
+    assert not check.is_idle(process.pid, tally), "it has ended"
     tally.close()

@@ -1357,7 +1357,7 @@ def test_pair_of_a_sleeping_server_is_closed_once_its_workers_have_exited(
 def test_emptied_pair_of_a_server_that_got_a_route_meanwhile_is_kept(tmp_path: Path) -> None:
     async def scenario(servers: Servers) -> None:
         servers.adopt_helper()
-        servers.sleeping.keep_pair(servers.key)
+        servers.sleeping.watch_pair(servers.key)
         servers.sleeping.arm(servers.server, servers.wake)
         servers.pairs.open(servers.server)
         servers.pairs.publish({servers.key: "web"}, None, None)

@@ -103,7 +103,7 @@ class Stage:
     def keys(self) -> set[str]:
         return {config().key}
 
-    def keep_pair(self, key: str) -> None:
+    def watch_pair(self, key: str) -> None:
         pass
 
     def tidy(self, key: str, workers: object) -> None:

@@ -1063,15 +1063,15 @@ def test_idle_worker_stays_idle_while_its_processor_time_does_not_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernel, check = Kernel(monkeypatch), module.IdleCheck()
-    assert check.passes(7, cast(Tally, kernel))
+    assert check.is_idle(7, cast(Tally, kernel))
     kernel.waits = False
-    assert check.passes(7, cast(Tally, kernel)), "it has not run since"
+    assert check.is_idle(7, cast(Tally, kernel)), "it has not run since"
     kernel.used_ns = [1001]
-    assert not check.passes(7, cast(Tally, kernel)), "it has run, and not answered"
+    assert not check.is_idle(7, cast(Tally, kernel)), "it has run, and not answered"
     kernel.waits, kernel.answered_ns = True, 1000
-    assert check.passes(7, cast(Tally, kernel))
+    assert check.is_idle(7, cast(Tally, kernel))
     kernel.used_ns = [None]
-    assert not check.passes(7, cast(Tally, kernel))
+    assert not check.is_idle(7, cast(Tally, kernel))
 
 
 def test_worker_that_waits_without_another_answer_or_has_run_is_not_idle(
@@ -1087,12 +1087,12 @@ def test_worker_that_waits_without_another_answer_or_has_run_is_not_idle(
     ):
         kernel, check = Kernel(monkeypatch), module.IdleCheck()
         kernel.used_ns, kernel.waits = list(used), waits
-        assert check.passes(7, cast(Tally, kernel)) == idle, used
+        assert check.is_idle(7, cast(Tally, kernel)) == idle, used
     kernel, check = Kernel(monkeypatch), module.IdleCheck()
     kernel.waits = False
-    assert not check.passes(7, cast(Tally, kernel))
+    assert not check.is_idle(7, cast(Tally, kernel))
     kernel.waits, kernel.used_ns = True, [1001]
-    assert not check.passes(7, cast(Tally, kernel)), "it has not answered since"
+    assert not check.is_idle(7, cast(Tally, kernel)), "it has not answered since"
 
 
 def test_notification_socket_can_be_reached_by_every_user_and_goes_away() -> None:

@@ -40,7 +40,7 @@ class Supervised(SupervisedProcess):
         if self.directory is None:
             super().lost()
         else:
-            self.await_adoption(str(self.directory), pool_files.GATEWAY)
+            self.listen_for_adoption(str(self.directory), pool_files.GATEWAY)
 
     def holdings(self) -> Holdings:
         return [*super().holdings(), ({"t": "held", "number": 1}, [self.held])]

@@ -170,7 +170,7 @@ def test_a_keeper_is_replaced_only_when_its_exit_does_not_end_the_pool(
         ours, theirs = wire.pair()
         keeper = KeeperLink(ours)
         for name in names:
-            keeper.share(name, None, [])
+            keeper.record_entry(name, None, [])
         keeper.whole = whole
         found = reason_irreplaceable(keeper, pid, env)
         assert reason in found if reason else not found

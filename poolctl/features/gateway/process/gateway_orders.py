@@ -101,7 +101,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
         if not self._begun:
             self.over.set()
         elif self._draining is None:
-            self.await_adoption(self.settings.directory, pool_files.GATEWAY)
+            self.listen_for_adoption(self.settings.directory, pool_files.GATEWAY)
 
     def adopted(self, link: Link) -> None:
         super().adopted(link)
