@@ -231,7 +231,7 @@ class Forker:
         self,
         keeper: Link,
         children: Children,
-        events: RunnerEvents,
+        events: Callable[[], RunnerEvents],
         zygotes: Zygotes,
         app_zygotes: AppZygotes,
         output: Output,

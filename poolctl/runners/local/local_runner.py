@@ -138,7 +138,7 @@ class RoutedServers(Routing):
         worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._releasing))
 
 
-class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeover):
+class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeover):
     """Runs each worker as a process of this machine, forked by a zygote of the keeper.
 
     `keeper` is the link to the keeper, whose exit reports must be passed to `exit_reported`. `environments` maps the
@@ -163,7 +163,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self.children = Children(keeper, keeper_pid)
         self._turns = ImportLimit()
         self.zygotes = Zygotes(keeper, self.children, directory)
-        self.output = Output(keeper, directory, logs_directory, self, adoption_directory)
+        self.output = Output(keeper, directory, logs_directory, self._current_events, adoption_directory)
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self._stopped: set[Process] = set()  # the zygotes that the last check found stopped
         self._check_zygotes()
@@ -173,7 +173,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self.forker = Forker(
             keeper,
             self.children,
-            self,
+            self._current_events,
             self.zygotes,
             self.app_zygotes,
             self.output,
@@ -184,7 +184,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         )
         self._adoption_directory = adoption_directory
         self._workers = RunnerWorkers()
-        self.tallies = Tallies(keeper, self._workers, self.figures_refused)
+        self.tallies = Tallies(keeper, self._workers, lambda *why: self.events.figures_refused(*why))
         self._stacks = StackReader(self.children, self._workers)
         self._by_pid: dict[int, LocalWorker] = {}
         self._last_outputs: dict[str, str] = {}  # by server: the output of the worker that exited last
@@ -204,6 +204,10 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
             takeover=self,
             routing=self._routed,
         )
+
+    def _current_events(self) -> RunnerEvents:
+        # `events` is set after the parts of this runner are made.
+        return self.events
 
     async def open(self, server: ServerConfig) -> Endpoints:
         """Open the server's listeners; for a command that binds its own address, check that its port is free."""
@@ -282,18 +286,6 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         if (early := self.children.add(placement.pid)) is not None:
             self._ended(worker, early)
 
-    def expired(self, placement: Placement) -> None:
-        self.events.expired(placement)
-
-    def idle(self, placement: Placement, idle: bool) -> None:
-        self.events.idle(placement, idle)
-
-    def output_lost(self, name: str, count: int, path: str, reason: str) -> None:
-        self.events.output_lost(name, count, path, reason)
-
-    def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        self.events.figures_refused(server, worker, reason)
-
     def _never_started(self, worker: LocalWorker) -> None:
         self._by_pid.pop(worker.placement.pid or 0, None)
         self._ended(worker, Exit(message="was never started"))
@@ -312,7 +304,7 @@ class LocalRunner(Runner, RunnerEvents, Sleep, Stacks, Backlogs, Logs, LogFiles,
         self.sockets.inherited = await inherited_sockets(self.keeper)
         await self.forker.certificates.load_saved(servers)
         by_key = {server.key: server for server in servers.values()}
-        adoption = WorkerAdoption(self.keeper, self.children, self, servers, placed)
+        adoption = WorkerAdoption(self.keeper, self.children, self._current_events, servers, placed)
         adopters: dict[str, Adopter] = {
             fd_store.LISTENER: self.sockets.adopt,
             fd_store.ADOPTION: self.adoptions.adopt,

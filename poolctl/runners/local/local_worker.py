@@ -320,7 +320,7 @@ class LocalWorker(Receiver):
     def __init__(
         self,
         children: Children,
-        events: RunnerEvents,
+        events: Callable[[], RunnerEvents],
         placement: Placement,
         server: ServerConfig,
         output: str,
@@ -398,10 +398,10 @@ class LocalWorker(Receiver):
         elif event == "expired":
             if self.server.http.max_requests is not None and not self._expired:
                 self._expired = True
-                self._events.expired(self.placement)
+                self._events().expired(self.placement)
         elif event in ("idle", "busy"):
             self.idle = event == "idle"
-            self._events.idle(self.placement, self.idle)
+            self._events().idle(self.placement, self.idle)
         elif event == "routes":
             sent = None if self.routes is None else self.routes.generation
             if message.get("generation") == sent:

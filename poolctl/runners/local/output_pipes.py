@@ -9,7 +9,7 @@ import itertools
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from poolctl.bootstrap import command
@@ -41,7 +41,8 @@ class Output(Receiver):
     """The output pipes of all workers; the logger process copies what arrives in them into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
-    continues where it stopped. `events` is notified of output that could not be written, for example to a full disk.
+    continues where it stopped. Output that could not be written, for example to a full disk, is reported to the
+    receiver that `events` returns.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Output(Receiver):
         keeper: Link,
         directory: str,
         logs_directory: str,
-        events: RunnerEvents,
+        events: Callable[[], RunnerEvents],
         adoption_directory: str | None = None,
     ) -> None:
         self._keeper = keeper
@@ -252,7 +253,7 @@ class Output(Receiver):
             self._reopened = None
         elif message.get("t") == "dropped" and key in self._pipes:
             server, path = (str(self._pipes[key].message[each]) for each in ("name", "path"))
-            self._events.output_lost(
+            self._events().output_lost(
                 server, int(message.get("bytes", 0)), path, str(message.get("error") or "")
             )
 

@@ -92,7 +92,7 @@ class WorkerAdoption:
 
     keeper: KeeperLink
     children: Children
-    events: RunnerEvents
+    events: Callable[[], RunnerEvents]
     servers: Mapping[str, ServerConfig]
     placed: Mapping[str, ServerConfig]
     found: list[LocalWorker] = field(default_factory=list)

@@ -558,10 +558,12 @@ def test_adopted_worker_gets_the_orders_of_its_server(tmp_path: Path) -> None:
 
 def test_runner_passes_on_what_its_logger_and_its_workers_pages_report(tmp_path: Path) -> None:
     async def work(it: Adopting) -> None:
-        it.runner.output_lost("web", 3, "/logs/web.log", "disk full")
-        it.runner.figures_refused("web", "web.1.0", "slot 1")
+        key, write = it.runner.output.attach(config())
+        os.close(write)
+        it.runner.output.received({"t": "dropped", "id": key, "bytes": 3, "error": "disk full"}, [])
+        it.runner.tallies._on_refused("web", "web.1.0", "slot 1")
         assert it.told.events == [
-            ("output_lost", "web", 3, "/logs/web.log", "disk full"),
+            ("output_lost", "web", 3, str(tmp_path / "web.log"), "disk full"),
             ("figures_refused", "web", "web.1.0", "slot 1"),
         ]
         abilities = it.runner.capabilities

@@ -97,7 +97,7 @@ def worker(
     server = ServerConfig(name=name, **(config if "command" in config else serves | config))
     return LocalWorker(
         cast(Children, keeper or Keeper()),
-        cast(RunnerEvents, events),
+        lambda: cast(RunnerEvents, events),
         Placement.of(name, 1, index, pid=2),
         server,
         "web",

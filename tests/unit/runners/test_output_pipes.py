@@ -94,7 +94,7 @@ class Stage:
             cast(Link, self.keeper),
             str(directory),
             str(directory / "logs"),
-            cast(RunnerEvents, self.events),
+            lambda: cast(RunnerEvents, self.events),
             adoption_directory,
         )
 
