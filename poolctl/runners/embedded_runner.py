@@ -22,6 +22,7 @@ from poolctl.worker.tally import Counts
 from .local.local_runner import LocalRunner
 from .process_link import KeeperLink, Receiver, release_in_child
 from .runner_protocol import Capabilities, Counters, Endpoints, Placement
+from .runner_registry import RunnerSite
 from .withheld_variables import withhold_variables
 from .worker_spec import hook_id
 
@@ -182,7 +183,15 @@ class ProcessRunner(LocalRunner, Counters):
             if_failed.callback(keeper.close)  # the keeper exits when its link is closed
             hello = await _launch(directory, theirs, receiver)
             soft, hard = hello["open_files"]
-            super().__init__(keeper, directory, logs, keeper_pid=int(hello["pid"]), open_files=(soft, hard))
+            site = RunnerSite(
+                keeper=keeper,
+                keeper_pid=int(hello["pid"]),
+                open_files=(soft, hard),
+                directory=directory,
+                logs_directory=logs,
+                environments={},
+            )
+            super().__init__(site)
             self.tallies.add_up = self._add_up_counts
             receiver.on_lost = lambda: self._keeper_lost(directory)
             await self.output.start()

@@ -23,15 +23,7 @@ def make(site: RunnerSite) -> LocalRunner:
     """Create the local runner for a supervisor (see runner_registry)."""
     from .local_runner import LocalRunner
 
-    return LocalRunner(
-        site.keeper,
-        site.directory,
-        site.logs_directory,
-        keeper_pid=site.keeper_pid,
-        open_files=site.open_files,
-        environments=site.environments,
-        adoption_directory=site.directory,
-    )
+    return LocalRunner(site, site.directory)
 
 
 def companions(

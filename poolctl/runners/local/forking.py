@@ -26,6 +26,7 @@ from poolctl.platform import memory_file, read_file
 
 from ..process_link import HasDescriptor, Link
 from ..runner_protocol import Placement, RunnerEvents
+from ..runner_registry import RunnerSite
 from ..worker_spec import (
     Spec,
     app_spec,
@@ -221,37 +222,32 @@ class DescriptorBudget:
 
 
 class Forker:
-    """Creates worker processes. `open_files` are the soft and hard limits of their open files.
+    """Creates worker processes.
 
-    `environments`, by server name, replace the pool's own environment. Workers that lose keeper and supervisor listen
-    in `adoption_directory`; if it is None they exit.
+    Workers that lose keeper and supervisor listen in `adoption_directory`; if it is None they exit.
     """
 
     def __init__(
         self,
-        keeper: Link,
+        site: RunnerSite,
         children: Children,
         events: Callable[[], RunnerEvents],
         zygotes: Zygotes,
         app_zygotes: AppZygotes,
         output: Output,
         adoptions: AdoptionPairs,
-        open_files: tuple[int, int],
-        environments: Mapping[str, Mapping[str, str]],
         adoption_directory: str | None,
     ) -> None:
         self._adoption_directory = adoption_directory
-        self._keeper = keeper
+        self._site = site
         self._children = children
         self._events = events
         self._zygotes = zygotes
         self._app_zygotes = app_zygotes
         self._output = output
         self._adoptions = adoptions
-        self.open_files = open_files
-        self.certificates = Certificates(keeper)
+        self.certificates = Certificates(site.keeper)
         self.room = DescriptorBudget()
-        self._environments = environments
         self._code_since: dict[str, float] = {}
 
     async def fork(
@@ -321,8 +317,8 @@ class Forker:
         return app_spec(
             server,
             interpreter=_interpreter(server),
-            open_files=self.open_files,
-            env_base=self._environments.get(server.name),
+            open_files=self._site.open_files,
+            env_base=self._site.environments.get(server.name),
         )
 
     async def _fork_once(
@@ -342,8 +338,8 @@ class Forker:
             interpreter=forked_from.interpreter,
             listeners=len(sockets),
             tls_files=len(given.contents),
-            open_files=self.open_files,
-            env_base=self._environments.get(server.name),
+            open_files=self._site.open_files,
+            env_base=self._site.environments.get(server.name),
         )
         with contextlib.ExitStack() as afterwards, contextlib.ExitStack() as if_failed:
             output, write = self._output.attach(server)
@@ -387,7 +383,7 @@ class Forker:
             ours = (None, worker.notify) if server.command else (control, worker.tally)
             kept: list[HasDescriptor] = [each for each in ours if each is not None]
             name = f"{fd_store.WORKER}{worker.placement.id}"
-            self._keeper.send({"op": "put", "name": name, "meta": worker.meta()}, kept)
+            self._site.keeper.send({"op": "put", "name": name, "meta": worker.meta()}, kept)
             # Recorded before it is ordered to begin, so that it is never unknown to the next supervisor.
             if server.command:
                 with contextlib.suppress(OSError):

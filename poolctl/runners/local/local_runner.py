@@ -18,7 +18,7 @@ from poolctl.keeper.reap import signal_process
 from poolctl.listeners.sock_diag import accept_queue
 from poolctl.platform import is_stopped
 
-from ..process_link import KeeperLink, Message
+from ..process_link import Message
 from ..runner_protocol import (
     Adopted,
     Backlogs,
@@ -37,6 +37,7 @@ from ..runner_protocol import (
     Sleep,
     Takeover,
 )
+from ..runner_registry import RunnerSite
 from ..stack_report import Stacks, WorkerStacks
 from ..worker_spec import hook_config
 from .activation import SleepingServers
@@ -141,45 +142,34 @@ class RoutedServers(Routing):
 class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeover):
     """Runs each worker as a process of this machine, forked by a zygote of the keeper.
 
-    `keeper` is the link to the keeper, whose exit reports must be passed to `exit_reported`. `environments` maps the
-    names of servers to the environments in which their workers run instead of the pool's own. Workers that lose the
-    keeper and this process listen in `adoption_directory`; if it is None, they exit.
+    The exit reports of the keeper must be passed to `exit_reported`. Workers that lose the keeper and this process
+    listen in `adoption_directory`; if it is None, they exit.
     """
 
     events = RunnerEvents()
 
-    def __init__(
-        self,
-        keeper: KeeperLink,
-        directory: str,
-        logs_directory: str,
-        *,
-        keeper_pid: int,
-        open_files: tuple[int, int],
-        environments: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
-        adoption_directory: str | None = None,
-    ) -> None:
-        self.keeper = keeper
-        self.children = Children(keeper, keeper_pid)
+    def __init__(self, site: RunnerSite, adoption_directory: str | None = None) -> None:
+        keeper = self.keeper = site.keeper
+        self.children = Children(keeper, site.keeper_pid)
         self._turns = ImportLimit()
-        self.zygotes = Zygotes(keeper, self.children, directory)
-        self.output = Output(keeper, directory, logs_directory, self._current_events, adoption_directory)
+        self.zygotes = Zygotes(keeper, self.children, site.directory)
+        self.output = Output(
+            keeper, site.directory, site.logs_directory, self._current_events, adoption_directory
+        )
         self.app_zygotes = AppZygotes(keeper, self.children, self.zygotes, self.output, self._turns)
         self._stopped: set[Process] = set()  # the zygotes that the last check found stopped
         self._check_zygotes()
         self.sockets = Sockets(keeper)
         self.adoptions = AdoptionPairs(keeper)
-        self.sleeping = SleepingServers(keeper, self.sockets, self.adoptions, directory)
+        self.sleeping = SleepingServers(keeper, self.sockets, self.adoptions, site.directory)
         self.forker = Forker(
-            keeper,
+            site,
             self.children,
             self._current_events,
             self.zygotes,
             self.app_zygotes,
             self.output,
             self.adoptions,
-            open_files,
-            environments,
             adoption_directory,
         )
         self._adoption_directory = adoption_directory

@@ -35,6 +35,7 @@ from poolctl.runners.runner_protocol import (
     RunnerEvents,
     WorkerFailed,
 )
+from poolctl.runners.runner_registry import RunnerSite
 from poolctl.runners.withheld_variables import withheld_variables
 from poolctl.worker import tally
 from tests.certificates import certificate
@@ -365,9 +366,15 @@ class Adopting:
         self.peer = StoringPeer()
         self.told = Told()
         self.logger = self.put(fd_store.LOGGER, {})
-        self.runner = LocalRunner(
-            self.peer.kept, str(directory), str(directory), keeper_pid=0, open_files=(1024, 4096), **options
+        site = RunnerSite(
+            keeper=self.peer.kept,
+            keeper_pid=0,
+            open_files=(1024, 4096),
+            directory=str(directory),
+            logs_directory=str(directory),
+            environments={},
         )
+        self.runner = LocalRunner(site, **options)
         self.runner.events = cast(RunnerEvents, self.told)
 
     def put(self, name: str, meta: Any) -> socket.socket:

@@ -25,6 +25,7 @@ from poolctl.runners.local.local_runner import LocalRunner
 from poolctl.runners.local.local_worker import LocalWorker
 from poolctl.runners.local.takeover import LocalOrphan, Pipes, WorkerAdoption, _Intake, wait_for_reports
 from poolctl.runners.process_link import Malformed
+from poolctl.runners.runner_registry import RunnerSite
 from poolctl.runners.worker_spec import worker_digest
 from poolctl.worker import tally
 from tests.deadline import wait_until
@@ -530,13 +531,15 @@ def test_successor_adopts_workers_hooks_and_listeners_and_ends_what_belongs_to_n
                 worker.control.close()  # its messages are the successor's
         logs = tmp_path / "logs"
         logs.mkdir()
-        successor = LocalRunner(
-            runner.keeper,
-            str(tmp_path),
-            str(logs),
+        site = RunnerSite(
+            keeper=runner.keeper,
             keeper_pid=runner.children.keeper_pid,
             open_files=(1024, 4096),
+            directory=str(tmp_path),
+            logs_directory=str(logs),
+            environments={},
         )
+        successor = LocalRunner(site)
         try:
             adopted = await successor.adopt({"web": server, "silent": silent})
             (found,) = adopted.workers
