@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.errors import ServerError
-from poolctl.platform import user_name
+from poolctl.platform import process_parent, user_name
 
 from .sock_diag import ANY_STATE, LISTEN, tcp_sockets, unix_listeners
 
@@ -296,7 +296,7 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
 
 def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
     """The configuration files of the process's pool (None: no pool) and the runtime directory ("": ours or unknown)."""
-    parent = _parent(pid)
+    parent, _ = process_parent(pid) or (0, 0)
     # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
     for each in (pid,) if parent == os.getppid() else (pid, parent):
         arguments = _pool_process_arguments(each)
@@ -324,14 +324,6 @@ def _pool_process_arguments(pid: int) -> list[str] | None:
 
 def _files(arguments: list[str]) -> tuple[str, ...]:
     return tuple(str(each) for each in arguments if not str(each).startswith("-"))
-
-
-def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return int(file.read().rpartition(")")[2].split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def _arguments(pid: int) -> list[str]:

@@ -187,7 +187,6 @@ def test_exited_process_has_no_name() -> None:
     assert listen_errors._process_name(2**22 + 1) == "a process"
     assert listen_errors._sockets_of(2**22 + 1, {"socket:[1]": 1}, time.monotonic() + 1) == set()
     assert listen_errors._pool_of(2**22 + 1) == (None, "")
-    assert listen_errors._parent(2**22 + 1) == 0
 
 
 def test_program_that_is_not_python_has_its_own_name() -> None:
