@@ -29,20 +29,13 @@ if TYPE_CHECKING:
     class Orphan(Protocol):
         """A worker whose keeper and supervisor have died. Every call may block.
 
-        `said` is its own report: server, ready_at and more. `uid` is its user, which the caller checks.
+        `pid` and `uid` are the ids of its process and of its user, which the caller checks. `said` is its own report:
+        server, ready_at and more.
         """
 
-        @property
-        def pid(self) -> int:
-            """The worker's pid."""
-
-        @property
-        def uid(self) -> int:
-            """The user id of the worker's process."""
-
-        @property
-        def said(self) -> Message:
-            """The worker's own report about itself: server, ready_at and more."""
+        pid: int
+        uid: int
+        said: Message
 
         def ask_to_end(self) -> None:
             """Ask the worker to finish its requests and end."""
