@@ -123,11 +123,6 @@ def read_page(fd: int) -> Counts | None:
     return counts if max(counts) <= MOST else [bounded(each) for each in counts]
 
 
-def read_slot(fd: int, slot: int) -> int:
-    """Read one slot of a tally page, limited to MOST; 0 if there is no such slot."""
-    return bounded(int.from_bytes(os.pread(fd, 8, slot * 8), sys.byteorder))
-
-
 def bounded(number: int) -> int:
     """The number, limited to MOST. It may have been written by an application, or be a sum of such numbers."""
     return min(number, MOST)

@@ -46,7 +46,6 @@ from poolctl.worker.tally import (
     completed,
     new_page,
     read_page,
-    read_slot,
     read_stacks,
     why_impossible,
     writes_stacks,
@@ -113,7 +112,6 @@ class Tally:
     def __init__(self, fd: int, since: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
         self.fd = fd
         self.refused = ""  # why its counts are not trusted, "" if they are
-        self._legible = False  # its layout has been recognised
         self._now = now
         self._believed: Counts = [0] * COUNTED
         self._at = since
@@ -148,15 +146,15 @@ class Tally:
 
     def last_beat_ns(self) -> int:
         """The time of the worker's last heartbeat; 0 if the worker has sent none, or belongs to another version."""
-        if not self._legible:
-            self._legible = self.fd >= 0 and read_page(self.fd) is not None
-            if not self._legible:
-                return 0
-        return read_slot(self.fd, BEAT_AT_NS)
+        return self._slot(BEAT_AT_NS)
 
     def beat_cpu_ns(self) -> int:
         """The processor time that the worker had used at its last heartbeat; 0 if unknown."""
-        return read_slot(self.fd, BEAT_CPU_NS) if self._legible else 0
+        return self._slot(BEAT_CPU_NS)
+
+    def _slot(self, slot: int) -> int:
+        page = read_page(self.fd) if self.fd >= 0 else None
+        return 0 if page is None else page[slot]
 
     @property
     def has_stacks(self) -> bool:
@@ -177,7 +175,6 @@ class Tally:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
-            self._legible = False
 
 
 async def wait_until_accepting(server: ServerConfig, listeners: Sequence[socket.socket]) -> None:
