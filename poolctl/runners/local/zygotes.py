@@ -24,7 +24,7 @@ import re
 import signal
 import socket
 import time
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -668,7 +668,6 @@ class AppZygotes:
         self._imports_in_progress: dict[str, _ImportInProgress] = {}
         self._unusable: dict[str, tuple[float, str]] = {}
         self._key_of: dict[str, str] = {}  # a zygote's key by the server's address
-        self._users: defaultdict[str, set[str]] = defaultdict(set)
 
     async def get(self, server: ServerConfig, spec: Spec, since: float) -> AppZygote | str:
         """A zygote with code not older than `since` (monotonic seconds), or the reason why no zygote can be used.
@@ -707,14 +706,12 @@ class AppZygotes:
         if self._key_of.get(server.key) != key:
             self.release(server.key)
             self._key_of[server.key] = key
-            self._users[key].add(server.key)
         return key
 
     def release(self, address: str) -> None:
         """Record that the server of this address has been stopped. A zygote that no server needs is ended."""
         key = self._key_of.pop(address, None)
         if key is not None:
-            self._users[key].discard(address)
             self._end_unneeded(key)
 
     def exited(self, pid: int, exit_: Exit) -> bool:
@@ -754,14 +751,12 @@ class AppZygotes:
 
     def close(self) -> None:
         """End all app zygotes. Workers keep running."""
-        self._users.clear()
         self._key_of.clear()
         self.end_unneeded()
 
     def _end_unneeded(self, key: str) -> None:
-        if self._users.get(key):
+        if key in self._key_of.values():
             return
-        self._users.pop(key, None)
         self._unusable.pop(key, None)
         if (making := self._imports_in_progress.get(key)) is not None:
             making.task.cancel()
