@@ -394,7 +394,7 @@ class Forker:
 
         def on_forged(deed: str) -> None:
             if isinstance(app_zygote, AppZygote):
-                app_zygote.discard(deed)
+                app_zygote.link.cut_off(deed)
             else:
                 self._zygotes.discard(forked_from, deed)
             worker.mark_never_started(deed)

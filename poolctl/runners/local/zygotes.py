@@ -458,12 +458,11 @@ class AppZygote(Receiver):
     never can; its exception is LinkLost if the process exits before that.
     """
 
-    link: Link
-
     def __init__(
         self,
         keeper: Link,
         children: Children,
+        sock: socket.socket,
         key: str,
         process: Process,
         uid: int | None,
@@ -486,6 +485,9 @@ class AppZygote(Receiver):
         self._reason = ""
         self._forks = 0  # in progress
         self._ends = False
+        self.link = Link(sock, self, trusted=False)
+        if (early := children.add(process.pid)) is not None:
+            self.exited.set_result(early)
 
     @property
     def name(self) -> str:
@@ -496,12 +498,6 @@ class AppZygote(Receiver):
     def usable(self) -> bool:
         """Whether the zygote can be asked to fork."""
         return not self._ends and self.link.sock.fileno() >= 0
-
-    def follow(self, sock: socket.socket) -> None:
-        """Use this socket as the link to the zygote, and register its process."""
-        self.link = Link(sock, self, trusted=False)
-        if (early := self._children.add(self.process.pid)) is not None:
-            self.exited.set_result(early)
 
     def begin(self) -> None:
         """Order the zygote to import the application."""
@@ -524,10 +520,6 @@ class AppZygote(Receiver):
     def breached(self, deed: str) -> None:
         logger.warning("the process that has imported %s %s: killing it", self.server, deed)
         self._children.kill_after(self.process, self.exited, 0.0)
-
-    def discard(self, deed: str) -> None:
-        """Stop using the zygote, because it reported a process that it cannot have forked (`deed` says which)."""
-        self.link.cut_off(deed)
 
     async def finish(self, timeout_seconds: float, output: Output, pipe: str = "") -> str:
         """Wait for the import to finish. Returns "", or the reason why the zygote cannot fork workers.
@@ -568,7 +560,7 @@ class AppZygote(Receiver):
         except Refused as error:
             raise WorkerFailed(f"no worker can be forked: {error}") from error
         except Forged as error:
-            self.discard(str(error))
+            self.link.cut_off(str(error))
             raise WorkerFailed(
                 f"its preloaded application {error}: it is not trusted",
                 hint=f"check what {self.server} imports",
@@ -730,8 +722,9 @@ class AppZygotes:
         """Adopt an earlier supervisor's app zygote. When all are adopted, the caller calls `end_unneeded`."""
         process = Process(int(meta["pid"]), meta.get("start"))
         code_since, server, uid = float(meta["asked_at"]), str(meta["server"]), meta.get("uid")
-        zygote = AppZygote(self._keeper, self._children, meta["key"], process, uid, server, code_since)
-        self._follow(zygote, wire.over(fds[0]))
+        sock, key = wire.over(fds[0]), meta["key"]
+        zygote = AppZygote(self._keeper, self._children, sock, key, process, uid, server, code_since)
+        self._register(zygote)
         before = self._imports_in_progress.get(zygote.key)
         if before is not None and before.code_since > zygote.code_since:
             zygote.end()
@@ -801,13 +794,13 @@ class AppZygotes:
             if_failed.pop_all()
             self._output.follow(pipe, process.pid)
             uid = spec["user"][0] if spec["user"] is not None else None
-            zygote = AppZygote(self._keeper, self._children, key, process, uid, server.name)
-            self._follow(zygote, link)
+            zygote = AppZygote(self._keeper, self._children, link, key, process, uid, server.name)
+            self._register(zygote)
             if source.user is not None:
 
                 def on_forged(deed: str) -> None:
                     self._zygotes.discard(source, deed)
-                    zygote.discard(deed)
+                    zygote.link.cut_off(deed)
 
                 self._children.confirm(process, on_forged)
             meta = {
@@ -821,8 +814,7 @@ class AppZygotes:
             self._keeper.send({"op": "put", "name": zygote.name, "meta": meta}, [link.fileno()])
         return zygote, pipe
 
-    def _follow(self, zygote: AppZygote, sock: socket.socket) -> None:
-        zygote.follow(sock)
+    def _register(self, zygote: AppZygote) -> None:
         if not zygote.exited.done():
             self._by_pid[zygote.process.pid] = zygote
 

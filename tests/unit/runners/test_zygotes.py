@@ -168,9 +168,8 @@ def one(keeper: Link | None = None) -> tuple[AppZygote, socket.socket]:
     ours, theirs = wire.pair()
     theirs.setblocking(False)
     zygote = AppZygote(
-        keeper or cast(Link, Silent()), children(), "key", Process(os.getpid(), None), None, "web"
+        keeper or cast(Link, Silent()), children(), ours, "key", Process(os.getpid(), None), None, "web"
     )
-    zygote.follow(ours)
     return zygote, theirs
 
 
@@ -369,8 +368,7 @@ def test_app_zygote_takes_a_turn_and_gives_it_back_when_it_ends() -> None:
         turns, waiting = ImportLimit(at_once=1), worker(0)
         (ours, theirs), at_keeper = wire.pair(), wire.pair()
         keeper = Link(at_keeper[0])
-        zygote = AppZygote(keeper, Children(keeper, 0), "key", Process(1, None), None, "web")
-        zygote.follow(ours)
+        zygote = AppZygote(keeper, Children(keeper, 0), ours, "key", Process(1, None), None, "web")
         turns.queue(zygote.begin, zygote.imported)
         turns.queue(waiting.begin, waiting.imported)
         assert zygote.begun.done()
@@ -914,8 +912,7 @@ def test_process_with_an_application_is_killed_if_it_does_not_end(
 ) -> None:
     async def scenario(keeper: StoringKeeper) -> None:
         ours, theirs = wire.pair()
-        zygote = AppZygote(keeper.link, keeper.children, "key", HERE, None, "web")
-        zygote.follow(ours)
+        zygote = AppZygote(keeper.link, keeper.children, ours, "key", HERE, None, "web")
         with theirs:
             if is_up:
                 wire.send(theirs, {"event": "up"})
