@@ -418,10 +418,6 @@ class Shutdown:
         self._reaper.watcher.kill_all(KILLED_SECONDS)
         self._store.clear()
 
-    def remove_files(self) -> None:
-        """Remove the pool's files (see remove_traces), because no process of the pool is left."""
-        pool_files.remove_traces(self._directory)
-
     def _workers(self) -> list[int]:
         return [int(meta["pid"]) for meta in self._store.values(fd_store.WORKER)]
 
@@ -564,7 +560,7 @@ class Keeper:
         self._shutdown.finish()
         # If the keeper stopped the pool alone, the logger still needs time to store the servers' last output.
         kill_children(LAST_OUTPUT_SECONDS if self._shutdown.alone else 0.0)
-        self._shutdown.remove_files()
+        pool_files.remove_traces(self._directory)
 
     def _start(self) -> None:
         sock = self._supervisor.start(time.monotonic())
