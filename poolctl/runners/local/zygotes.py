@@ -270,13 +270,12 @@ class Zygotes:
 
     async def with_retry(self, source: Source, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of `attempt`, a fork that is repeated once if the zygote exits meanwhile. Raises WorkerFailed."""
-        for last in (False, True):
-            try:
-                return await attempt()
-            except LinkLost as error:
-                if last:
-                    raise self._worker_failed(source, error) from error
-        raise AssertionError("unreachable")
+        with contextlib.suppress(LinkLost):
+            return await attempt()
+        try:
+            return await attempt()
+        except LinkLost as error:
+            raise self._worker_failed(source, error) from error
 
     def _worker_failed(self, source: Source, error: LinkLost | Forged) -> WorkerFailed:
         """The error for a zygote that does not start or fork; its hint leads to the cause in the zygote's output."""
