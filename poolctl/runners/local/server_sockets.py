@@ -269,15 +269,12 @@ class AdoptionPairs:
         """What workers must share to use the server's adoption pair (see `protocol` above); None without a pair."""
         return self._pairs[key][0] if key in self._pairs else None
 
-    def give(self, key: str, sock: socket.socket) -> bool:
+    def give(self, key: str, sock: connection_handover.Connection) -> bool:
         """Queue a duplicate of the connection in the server's adoption pair. False if the pair is full or missing."""
         if key not in self._pairs:
             return False
         try:
-            limits, routed = None, None
-            if isinstance(sock, connection_handover.Connection):
-                limits, routed = sock.limits(), sock.routed
-            connection_handover.give(self._pairs[key][1], sock.fileno(), limits, routed)
+            connection_handover.give(self._pairs[key][1], sock.fileno(), sock.limits(), sock.routed)
         except BlockingIOError:
             return False
         return True

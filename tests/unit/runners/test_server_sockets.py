@@ -16,6 +16,7 @@ import pytest
 from poolctl import ServerConfig
 from poolctl.errors import ServerError
 from poolctl.keeper import connection_handover, wire
+from poolctl.keeper.connection_handover import Connection
 from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from tests.descriptors import no_descriptor_left
 from tests.ports import claim_port
@@ -170,12 +171,12 @@ class Pairs:
 
 
 @contextlib.contextmanager
-def connection() -> Iterator[tuple[socket.socket, socket.socket]]:
+def connection() -> Iterator[tuple[socket.socket, Connection]]:
     """The ends of a connection: the client's, and the accepted one."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         ours = socket.create_connection(listener.getsockname(), timeout=60)
-        theirs, _ = listener.accept()
-    with ours, theirs:
+        accepted, _ = listener.accept()
+    with ours, Connection(fileno=accepted.detach()) as theirs:
         yield ours, theirs
 
 
