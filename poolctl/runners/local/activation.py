@@ -259,7 +259,6 @@ class HeldConnection:
     unseen: bool = True
     begun: bool = False  # the client has sent the beginning of a request
     name: str = ""  # the name of its entry in the keeper's store
-    until: float | None = None  # when `timer` fires
     timer: asyncio.TimerHandle | None = None
 
     @classmethod
@@ -279,16 +278,13 @@ class HeldConnection:
 
     def set_timer(self, late: Callable[[], None]) -> None:
         """Have `late` called when the time limit expires, if one is set."""
-        until = self.sock.until
-        if until is not None and until != self.until:
-            self.stop_timer()
-            self.until = until
-            seconds = max(0.0, until - time.monotonic())
+        self.stop_timer()
+        if self.sock.until is not None:
+            seconds = max(0.0, self.sock.until - time.monotonic())
             self.timer = asyncio.get_running_loop().call_later(seconds, late)
 
     def stop_timer(self) -> None:
         """Stop the timer. The connection keeps its time limit, for the process that gets it next."""
-        self.until = None
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
