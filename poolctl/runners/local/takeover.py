@@ -412,7 +412,8 @@ class _Intake:
         if orphan.sock is None and not orphan.said["command"]:
             logger.warning("%s: pid %d still serves, but is busy: it is asked again", server.name, orphan.pid)
             return
-        if await (self._take_program if orphan.sock is None else self._take_worker)(orphan, server):
+        name = f"{fd_store.WORKER}{server.name}.{orphan.said['generation']}.{orphan.said['index']}"
+        if await (self._take_program if orphan.sock is None else self._take_worker)(name, orphan, server):
             outdated = self.found.get(server.name, False)
             said, digest = orphan.said.get("likeness"), worker_digest(server)
             # A program reports no digest, and counts as equal to the configuration.
@@ -432,9 +433,8 @@ class _Intake:
         if killed:
             orphan.kill()
 
-    async def _take_worker(self, orphan: LocalOrphan, server: ServerConfig) -> bool:
+    async def _take_worker(self, name: str, orphan: LocalOrphan, server: ServerConfig) -> bool:
         said = orphan.said
-        name = f"{fd_store.WORKER}{server.name}.{said['generation']}.{said['index']}"
         control, theirs = wire.pair()
         with control, theirs, contextlib.ExitStack() as closing:
             fds, place = [theirs.fileno()], None
@@ -468,7 +468,7 @@ class _Intake:
         self.outputs.add(output)
         return True
 
-    async def _take_program(self, orphan: LocalOrphan, server: ServerConfig) -> bool:
+    async def _take_program(self, name: str, orphan: LocalOrphan, server: ServerConfig) -> bool:
         said = orphan.said
         said["protocol"] = None
         if server.job:
@@ -489,9 +489,7 @@ class _Intake:
                     server.name, orphan.pid, error.strerror,
                 )  # fmt: skip
                 return False
-        await self._put_worker(
-            f"{fd_store.WORKER}{server.name}.{said['generation']}.{said['index']}", orphan, []
-        )
+        await self._put_worker(name, orphan, [])
         return True
 
     async def _put_worker(
