@@ -27,7 +27,6 @@ from ..runner_protocol import (
     Exit,
     Gateway,
     Hooks,
-    LogFiles,
     Logs,
     Placement,
     PublishedRoutes,
@@ -139,7 +138,7 @@ class RoutedServers(Routing):
         worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._releasing))
 
 
-class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeover):
+class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
     """Runs each worker as a process of this machine, forked by a zygote of the keeper.
 
     The exit reports of the keeper must be passed to `exit_reported`. Workers that lose the keeper and this process
@@ -190,7 +189,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeov
             backlogs=self,
             logs=self,
             hooks=self,
-            log_files=self,
+            log_files=self.output,
             takeover=self,
             routing=self._routed,
         )
@@ -234,9 +233,6 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, LogFiles, Hooks, Takeov
 
     def force_certificate(self, name: str, generation: int) -> None:
         self.forker.certificates.force(name, generation)
-
-    async def reopen_logs(self) -> None:
-        await self.output.reopen()
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
         with self.children.forking():

@@ -20,7 +20,7 @@ from poolctl.logs.log_line import stamp
 from poolctl.logs.log_tail import tail
 
 from ..process_link import Descriptor, Link, LinkLost, ProcessWatchdog, Receiver, spawn
-from ..runner_protocol import RunnerEvents
+from ..runner_protocol import LogFiles, RunnerEvents
 
 _RETRY_SECONDS = 0.2
 _APPEND_SECONDS = 1.0
@@ -37,7 +37,7 @@ class _Pipe(NamedTuple):
     finished: asyncio.Event
 
 
-class Output(Receiver):
+class Output(Receiver, LogFiles):
     """The output pipes of all workers; the logger process copies what arrives in them into files.
 
     The read ends are kept here and by the keeper, so that no output is lost when a logger exits: its successor
@@ -207,8 +207,7 @@ class Output(Receiver):
                 async with asyncio.timeout(timeout_seconds):
                     await self._pipes[key].finished.wait()
 
-    async def reopen(self) -> None:
-        """Reopen every log file. On return, files that were moved away are no longer written to."""
+    async def reopen_logs(self) -> None:
         if self._reopened is None:
             self._reopened = asyncio.Event()
             self._ask_reopen()

@@ -583,7 +583,7 @@ def test_log_files_are_reopened_once_the_logger_says_so(tmp_path: Path) -> None:
     async def work(it: Adopting) -> None:
         await it.runner.adopt({})
         orders(it.logger)
-        reopening = asyncio.ensure_future(it.runner.reopen_logs())
+        reopening = asyncio.ensure_future(it.runner.output.reopen_logs())
         await asyncio.sleep(0)
         assert orders(it.logger) == [({"t": "reopen"}, 0), ({"t": "sync"}, 0)]
         assert not reopening.done()

@@ -263,8 +263,8 @@ def test_next_logger_gets_every_pipe_and_reopens_the_files(tmp_path: Path) -> No
         await stage.output.start()
         key, write = stage.output.attach(server())
         stage.output.follow(key, 42)
-        reopening = asyncio.ensure_future(stage.output.reopen())
-        again = asyncio.ensure_future(stage.output.reopen())
+        reopening = asyncio.ensure_future(stage.output.reopen_logs())
+        again = asyncio.ensure_future(stage.output.reopen_logs())
         await stage.received("reopen")
         await stage.received("sync")
         stage.keeper.refusals = 2
@@ -284,7 +284,7 @@ def test_next_logger_gets_every_pipe_and_reopens_the_files(tmp_path: Path) -> No
         await again
         wire.send(stage.logger, {"t": "synced"})
         await stage.settled()
-        third = asyncio.ensure_future(stage.output.reopen())
+        third = asyncio.ensure_future(stage.output.reopen_logs())
         await stage.received("reopen")
         assert not third.done()
         third.cancel()
