@@ -85,7 +85,7 @@ class RoutedServers(Routing):
             if server.key in open_keys:
                 self._adoptions.open(server)
                 self._sleeping.watch_pair(server.key)
-            self._offer(server.key)
+            self.update_pair(server.key)
         for key in before.keys() - names.keys():
             self._sleeping.tidy(key, self._workers.of(key))
         self._published, self._routes = True, routes
@@ -110,17 +110,14 @@ class RoutedServers(Routing):
         return sorted({worker.server.name for worker, it in waiting.items() if not it.done()})
 
     def update_pair(self, key: str) -> None:
-        """Decide again whether the gateway may pass connections to a server, after one of its workers has changed."""
-        if key in self._adoptions.routed:
-            self._offer(key)
+        """Decide again whether the gateway may pass connections to a server with a route.
 
-    def _offer(self, key: str) -> None:
-        """Let the gateway pass connections to the server's workers if all ready workers follow the route table.
-
-        On a passed connection, requests of other servers can follow. A worker that does not follow the table would
-        answer them: it is of another version, or its HTTP implementation cannot look at each request first. Nothing
-        changes while no worker is ready.
+        It may if all ready workers follow the route table. On a passed connection, requests of other servers can
+        follow, which a worker that does not follow the table would answer: it is of another version, or its HTTP
+        implementation cannot look at each request first. Nothing changes while no worker is ready.
         """
+        if key not in self._adoptions.routed:
+            return
         ready = [each for each in self._workers.of(key) if each.answered.done() and not each.exited.done()]
         if any(not each.follows_routes for each in ready):
             self._adoptions.hide(key)
