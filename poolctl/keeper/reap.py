@@ -67,11 +67,7 @@ class Reaper:
 
     def acknowledge(self, sequence: int) -> None:
         """Drop the reports up to and including number `sequence`."""
-        waiting = self.unacknowledged
-        count = 0
-        while count < len(waiting) and waiting[count]["sequence"] <= sequence:
-            count += 1
-        del waiting[:count]
+        self.unacknowledged = [each for each in self.unacknowledged if each["sequence"] > sequence]
 
     def signal(self, pid: int, number: int, *, group: bool, start: int | None = None) -> bool:
         """Send a signal to a child that has not been reaped or to a watched process; with `group`, to its group.
