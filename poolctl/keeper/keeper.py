@@ -688,12 +688,7 @@ class Keeper:
         reply.
         """
         reply: wire.Message = {"id": message.get("id")}
-        kept = False
         try:
-            if message["op"] == "put":
-                self.store.put(message["name"], message.get("meta"), fds)
-                kept = True
-                return reply, []
             return reply, self._perform(message, fds, reply)
         except Exception as error:
             # Any exception is caught: if the keeper failed, the whole pool would end.
@@ -701,16 +696,17 @@ class Keeper:
             reply["errno"] = getattr(error, "errno", None)
             return reply, []
         finally:
-            if not kept:
-                for fd in fds:
-                    os.close(fd)
+            _close(fds)
 
     def _perform(self, message: wire.Message, fds: list[int], reply: wire.Message) -> list[int]:
         operation = message["op"]
         if operation == "get":
             reply["meta"], found = self.store.get(message["name"]) or (None, [])
             return found
-        if operation == "drop":
+        if operation == "put":
+            self.store.put(message["name"], message.get("meta"), [*fds])
+            fds.clear()  # the store owns them now
+        elif operation == "drop":
             self.store.drop(message["name"])
         elif operation == "note":
             self.store.note(message["name"], message.get("meta"))
