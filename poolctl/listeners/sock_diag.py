@@ -107,18 +107,11 @@ def accept_queue(listener: socket.socket) -> int:
     """The length of the listener's accept queue; 0 if the kernel does not answer. Does not block."""
     try:
         if listener.family == socket.AF_UNIX:
-            return _unix_accept_queue(listener)
+            return _unix_attribute(listener, _SHOW_QUEUE, _QUEUE) or 0
         info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
         return int(struct.unpack_from("I", info, _UNACKED_AT)[0])
     except (OSError, struct.error):
         return 0
-
-
-def _unix_accept_queue(listener: socket.socket) -> int:
-    inode = os.fstat(listener.fileno()).st_ino
-    answer = _ask(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, _SHOW_QUEUE, *_ANY_COOKIE))
-    queue = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(_QUEUE)
-    return 0 if queue is None else int(struct.unpack_from("=I", queue)[0])
 
 
 def _accepted_now(listener: socket.socket) -> set[int]:
@@ -132,7 +125,8 @@ def is_accepted(sock: socket.socket) -> bool | None:
     or if the other end is closed.
     """
     try:
-        inode = _unix_peer(sock) if sock.family == socket.AF_UNIX else _tcp_peer(sock)
+        unix = sock.family == socket.AF_UNIX
+        inode = _unix_attribute(sock, _SHOW_PEER, _PEER) if unix else _tcp_peer(sock)
     except (OSError, struct.error):
         return None
     return None if inode is None else inode != 0
@@ -156,11 +150,12 @@ def _packed(family: int, name: tuple[str, int]) -> bytes:
     return socket.inet_pton(family, name[0].partition("%")[0]).ljust(16, b"\0")
 
 
-def _unix_peer(sock: socket.socket) -> int | None:
+def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> int | None:
+    """The first number in this attribute of a Unix socket, requested by `show`; None if the kernel reports none."""
     inode = os.fstat(sock.fileno()).st_ino
-    answer = _ask(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, _SHOW_PEER, *_ANY_COOKIE))
-    peer = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(_PEER)
-    return None if peer is None else int(struct.unpack("=I", peer)[0])
+    answer = _ask(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, show, *_ANY_COOKIE))
+    found = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)
+    return None if found is None else int(struct.unpack_from("=I", found)[0])
 
 
 class TcpSocket(NamedTuple):
