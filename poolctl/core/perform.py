@@ -434,9 +434,10 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     async def _open(self, entry: Entry) -> None:
-        assert entry.listener.bound is not None
+        server = entry.listener.bound
+        assert server is not None
         try:
-            opened = await self._runner.open(entry.listener.bound)
+            endpoints = await self._runner.open(server)
         except Exception as error:
             entry.listener.state, entry.listener.bound = Listener.CLOSED, None
             if entry.wanted:  # otherwise it was stopped meanwhile, which is no failure
@@ -447,7 +448,7 @@ class Executor:
                     self._decide_after_exit(entry, Exit(message=message), was_ready=False)
         else:
             entry.listener.state = Listener.OPEN
-            self._addresses.opened(entry, opened)
+            self._addresses.opened(entry, server.key, endpoints)
         self._queue.touch(entry, progressed=True)
 
     async def _close(self, entry: Entry) -> None:

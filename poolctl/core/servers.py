@@ -16,7 +16,6 @@ from typing import Any, Protocol
 
 from poolctl.address import overlaps
 from poolctl.config import ServerConfig
-from poolctl.runners.runner_protocol import Endpoints
 
 from .decide import LEAVING, Desired, Listener
 from .server_entry import Cause, Entry, ServerListener
@@ -267,9 +266,9 @@ class Addresses:
             self._queue.touch(claimant)
         return not claimants
 
-    def opened(self, entry: Entry, opened: Endpoints) -> None:
-        """Note that the entry's configured listener is open."""
-        self._endpoints[opened.key] = opened.addresses
+    def opened(self, entry: Entry, key: str, endpoints: tuple[str, ...]) -> None:
+        """Note that the entry's configured listener is open, with this key and these addresses."""
+        self._endpoints[key] = endpoints
         self._kept.pop(entry.config.key, None)
 
     def closed(self, key: str) -> None:

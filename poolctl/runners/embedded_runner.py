@@ -21,7 +21,7 @@ from poolctl.worker.tally import Counts
 
 from .local.local_runner import LocalRunner
 from .process_link import KeeperLink, Receiver, release_in_child
-from .runner_protocol import Capabilities, Counters, Endpoints, Placement
+from .runner_protocol import Capabilities, Counters, Placement
 from .runner_registry import RunnerSite
 from .withheld_variables import withhold_variables
 from .worker_spec import hook_id
@@ -80,7 +80,7 @@ class ProcessRunner(LocalRunner, Counters):
     def mark_saved(self) -> None:
         """Do nothing: the counts of an exited worker are released as soon as they have been reported."""
 
-    async def open(self, server: ServerConfig) -> Endpoints:
+    async def open(self, server: ServerConfig) -> tuple[str, ...]:
         if server.tls and server.tls is not True and server.tls.password_env:
             withhold_variables([server.tls.password_env])
         self._opened.add(server.key)

@@ -33,7 +33,6 @@ from .process_link import release_in_child
 from .runner_protocol import (
     IMPORTS_PER_CPU,
     Capabilities,
-    Endpoints,
     Exit,
     Placement,
     Runner,
@@ -69,7 +68,7 @@ class InlineRunner(Runner, Sleep):
     def capabilities(self) -> Capabilities:
         return Capabilities(sleep=self)
 
-    async def open(self, server: ServerConfig) -> Endpoints:
+    async def open(self, server: ServerConfig) -> tuple[str, ...]:
         _refuse_what_needs_a_process(server)
         key = server.key
         if key not in self._listeners:
@@ -77,7 +76,7 @@ class InlineRunner(Runner, Sleep):
             inherited = inherited_descriptors(os.environ) if address.kind == "fd" else None
             sockets = await self._opener.listen(address, inherited)
             self._listeners[key] = (sockets, identity_of(key))
-        return Endpoints(key, tuple(map(describe, self._listeners[key][0])))
+        return tuple(map(describe, self._listeners[key][0]))
 
     async def close(self, key: str) -> None:
         self.disarm(key)

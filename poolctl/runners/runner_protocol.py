@@ -32,14 +32,6 @@ app_state: ContextVar[Mapping[str, object]] = ContextVar("poolctl_app_state", de
 
 
 @dataclass(frozen=True, slots=True)
-class Endpoints:
-    """The addresses on which the listeners of the server with this key are open."""
-
-    key: str
-    addresses: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Placement:
     """One created worker: its server, generation and index, and where it runs."""
 
@@ -305,7 +297,7 @@ class Runner(Protocol):
     def capabilities(self) -> Capabilities:
         """The optional abilities; the same object on each access."""
 
-    async def open(self, server: ServerConfig) -> Endpoints:
+    async def open(self, server: ServerConfig) -> tuple[str, ...]:
         """Open the server's listeners, unless they are open; returns their addresses.
 
         Raises ServerError, which names the holder of an address in use, if known.

@@ -20,7 +20,7 @@ from typing import Any
 
 from poolctl import ServerConfig
 from poolctl.runners.inline_runner import InlineRunner
-from poolctl.runners.runner_protocol import Capabilities, Endpoints, Exit, Placement, RunnerEvents, app_state
+from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, RunnerEvents, app_state
 from poolctl.runners.runner_registry import RunnerSite
 
 HOST = "TEST_RUNNER_HOST"
@@ -58,8 +58,8 @@ class HostRunner:
     def capabilities(self) -> Capabilities:
         return Capabilities()
 
-    async def open(self, server: ServerConfig) -> Endpoints:
-        opened: Endpoints = await self._call("open", server)
+    async def open(self, server: ServerConfig) -> tuple[str, ...]:
+        opened: tuple[str, ...] = await self._call("open", server)
         return opened
 
     async def close(self, key: str) -> None:

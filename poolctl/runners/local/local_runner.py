@@ -23,7 +23,6 @@ from ..runner_protocol import (
     Adopted,
     Backlogs,
     Capabilities,
-    Endpoints,
     Exit,
     Gateway,
     Hooks,
@@ -195,14 +194,14 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         # `events` is set after the parts of this runner are made.
         return self.events
 
-    async def open(self, server: ServerConfig) -> Endpoints:
+    async def open(self, server: ServerConfig) -> tuple[str, ...]:
         """Open the server's listeners; for a command that binds its own address, check that its port is free."""
         await self.sockets.open(server)
         if server.scale.min or self.adoptions.is_used_by_gateway(server.key):
             # A sleeping server uses only one descriptor: its pair is created when a connection has to be put into it.
             # The gateway needs the pair of a server with a route from the beginning.
             self.adoptions.open(server)
-        return Endpoints(server.key, tuple(self.sockets.endpoints(server.key)))
+        return tuple(self.sockets.endpoints(server.key))
 
     async def close(self, key: str) -> None:
         """Close the listeners of this address, and the connections that are queued for a worker."""

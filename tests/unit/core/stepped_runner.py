@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from poolctl import ServerConfig, ServerError
-from poolctl.runners.runner_protocol import Capabilities, Endpoints, Exit, Placement, WorkerFailed
+from poolctl.runners.runner_protocol import Capabilities, Exit, Placement, WorkerFailed
 from tests.manual_clock import ManualClock
 from tests.unit.runners.scripted_runner import ScriptedRunner
 
@@ -61,12 +61,12 @@ class SteppedRunner(ScriptedRunner):
         finally:
             self.steps.remove(step)
 
-    async def open(self, server: ServerConfig) -> Endpoints:
+    async def open(self, server: ServerConfig) -> tuple[str, ...]:
         assert server.key not in self.opened, "it is open already"
         if not await self._step("open", server.key):
             raise ServerError("port is in use", hint="choose another")
         self.opened.add(server.key)
-        return Endpoints(server.key, (server.key,))
+        return (server.key,)
 
     async def close(self, key: str) -> None:
         assert key in self.opened, "it is not open"

@@ -13,7 +13,6 @@ from poolctl.runners.runner_protocol import (
     Backlogs,
     Capabilities,
     Counters,
-    Endpoints,
     Exit,
     Placement,
     RunnerEvents,
@@ -55,13 +54,13 @@ class ScriptedRunner:
     def capabilities(self) -> Capabilities:
         return Capabilities(sleep=self, counters=self.counters, backlogs=self.backlogs)
 
-    async def open(self, server: ServerConfig) -> Endpoints:
+    async def open(self, server: ServerConfig) -> tuple[str, ...]:
         if server.name in self.unopenable:
             raise ServerError("port is in use by nobody in particular", hint="choose another")
         if server.key not in self.opened:
             self.opened.add(server.key)
             self.log.append(f"open {server.name}")
-        return Endpoints(server.key, (server.key,))
+        return (server.key,)
 
     async def close(self, key: str) -> None:
         if key in self.opened:

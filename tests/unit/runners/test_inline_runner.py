@@ -53,7 +53,7 @@ def test_listener_is_opened_once_and_closed_with_its_path() -> None:
         config, path = server(), server(bind=f"unix:{directory}/web.sock")
         for _ in range(2):
             endpoints = await runner.open(config)
-            assert (endpoints.key, endpoints.addresses) == (config.key, (config.bind,))
+            assert endpoints == (config.bind,)
         await runner.open(path)
         assert os.listdir(directory) == ["web.sock"]
         assert repr(runner) == "<InlineRunner 0 workers on 2 listeners>"

@@ -28,7 +28,6 @@ from poolctl.runners.local.server_sockets import AdoptionPairs, Sockets
 from poolctl.runners.process_link import Descriptor
 from poolctl.runners.runner_protocol import (
     Adopted,
-    Endpoints,
     Exit,
     Placement,
     PublishedRoutes,
@@ -615,7 +614,7 @@ def test_worker_is_placed_becomes_ready_serves_and_leaves_nothing_when_its_serve
     async def work(runner: ProcessRunner) -> None:
         server = served()
         opened = await runner.open(server)
-        assert opened == Endpoints(server.key, (server.bind,))
+        assert opened == (server.bind,)
         placement = await runner.place(server, 3, 1)
         assert (placement.id, placement.where) == ("web.3.1", f"pid {placement.pid}")
         await runner.wait_until_begun(placement)
@@ -772,7 +771,7 @@ def test_program_is_reached_at_its_port_and_gets_the_listener() -> None:
 def test_job_ends_with_the_status_of_its_program(command: str, status: int) -> None:
     async def work(runner: ProcessRunner) -> None:
         job = ServerConfig(name="job", job=True, command=[command])
-        assert await runner.open(job) == Endpoints(job.key, ())
+        assert await runner.open(job) == ()
         placement = await runner.place(job, 1, 0)
         with pytest.raises(WorkerFailed) as caught:
             await runner.wait_until_ready(placement)

@@ -13,7 +13,6 @@ from poolctl.runners.runner_protocol import (
     Adopted,
     AdoptedWorker,
     Capabilities,
-    Endpoints,
     Exit,
     Placement,
     WorkerFailed,
@@ -103,6 +102,5 @@ def test_state_of_an_application_cannot_be_changed_by_default() -> None:
         app_state.get()["key"] = "value"  # type: ignore[index]
 
 
-def test_endpoints_compare_by_value_and_state_is_empty_by_default() -> None:
-    assert Endpoints("k", ("a", "b")).addresses == ("a", "b")
+def test_state_of_an_application_is_empty_by_default() -> None:
     assert dict(app_state.get()) == {}
