@@ -10,7 +10,6 @@ import shutil
 import socket
 import sys
 import tempfile
-import weakref
 from collections.abc import Callable
 
 from poolctl.bootstrap import command
@@ -20,7 +19,7 @@ from poolctl.keeper.spawn import in_background
 from poolctl.worker.tally import Counts
 
 from .local.local_runner import LocalRunner
-from .process_link import KeeperLink, Receiver, release_in_child
+from .process_link import KeeperLink, Receiver, release_in_child, runners_to_forget
 from .runner_protocol import Capabilities, Counters, Placement
 from .runner_registry import RunnerSite
 from .withheld_variables import withhold_variables
@@ -53,7 +52,7 @@ class ProcessRunner(LocalRunner, Counters):
         self._replacing: asyncio.Task[None] | None = None
         self._directory: str | None = None
         self.add_up: Callable[[str, str, Counts], None] | None = None  # see Counters
-        _runners.add(self)
+        runners_to_forget.add(self)
 
     def __repr__(self) -> str:
         return f"<ProcessRunner {'started' if self._started else 'not started'}>"
@@ -226,8 +225,8 @@ class ProcessRunner(LocalRunner, Counters):
         """
         if self._started is not None and hasattr(self, "keeper"):
             held = [fd for _, fds in self.keeper.held().values() for fd in fds]
-            release_in_child([self.keeper.sock.fileno(), *held])
-            _of_parents.append((self._started, dict(vars(self))))
+            owners = (self._started, dict(vars(self)))
+            release_in_child([self.keeper.sock.fileno(), *held], owners)
         self._started = self._ending = self._idle = self._replacing = self._directory = None
         self._opened = set()
 
@@ -261,16 +260,3 @@ async def _launch(directory: str, theirs: socket.socket, receiver: _Keeper) -> w
         await asyncio.to_thread(in_background, argv, dict(os.environ), [theirs.fileno()])
     async with asyncio.timeout(_KEEPER_SECONDS):
         return await receiver.hello
-
-
-_runners: weakref.WeakSet[ProcessRunner] = weakref.WeakSet()
-# Kept by a forked child, because collecting them would touch the parent's loop.
-_of_parents: list[object] = []
-
-
-def _forget_in_child() -> None:
-    for runner in list(_runners):
-        runner.forget_descriptors()
-
-
-os.register_at_fork(after_in_child=_forget_in_child)

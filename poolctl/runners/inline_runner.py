@@ -10,7 +10,6 @@ import asyncio
 import os
 import socket
 import sys
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +28,7 @@ from poolctl.worker.serving.accepting import stop_reading
 
 from .inline_worker import InlineWorker
 from .listener_opener import Opener
-from .process_link import release_in_child
+from .process_link import release_in_child, runners_to_forget
 from .runner_protocol import (
     IMPORTS_PER_CPU,
     Capabilities,
@@ -59,7 +58,7 @@ class InlineRunner(Runner, Sleep):
         self._workers: dict[str, InlineWorker] = {}
         # Imports on the calling loop run one at a time.
         self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
-        _runners.add(self)
+        runners_to_forget.add(self)
 
     def __repr__(self) -> str:
         return f"<InlineRunner {len(self._workers)} workers on {len(self._listeners)} listeners>"
@@ -201,23 +200,8 @@ class InlineRunner(Runner, Sleep):
     def forget_descriptors(self) -> None:
         """In a forked child, release every socket without touching the state shared with the parent process."""
         sockets = [sock for opened, _ in self._listeners.values() for sock in opened]
-        release_in_child(listener_and_connection_descriptors(sockets))
-        _of_parents.append((self._listeners, self._workers))
+        release_in_child(listener_and_connection_descriptors(sockets), (self._listeners, self._workers))
         self._listeners, self._workers = {}, {}
-
-
-_runners: weakref.WeakSet[InlineRunner] = weakref.WeakSet()
-# Kept by a forked child, because collecting them would touch the parent's sockets.
-_of_parents: list[object] = []
-
-
-def _forget_in_child() -> None:
-    for runner in list(_runners):
-        runner.forget_descriptors()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _refuse_what_needs_a_process(server: ServerConfig) -> None:

@@ -15,9 +15,10 @@ import os
 import signal
 import socket
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from poolctl.clock import RateLimit, Watchdog
 from poolctl.keeper import fd_store, wire
@@ -131,11 +132,26 @@ def close_duplicates(owners: Iterable[HasDescriptor]) -> None:
             owner.close()
 
 
-def release_in_child(fds: Iterable[int]) -> None:
+# The runners of this process, whose descriptors a child must not keep open.
+runners_to_forget: weakref.WeakSet[Any] = weakref.WeakSet()
+_of_parents: list[object] = []
+
+
+def _forget_in_child() -> None:
+    for runner in list(runners_to_forget):
+        runner.forget_descriptors()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
+
+
+def release_in_child(fds: Iterable[int], owners: object) -> None:
     """In a forked child, redirect these descriptors to /dev/null, which releases their files and sockets.
 
-    They are not closed: the objects that own the numbers still exist, and would later close another file.
+    They are not closed: the objects that own the numbers still exist, and would later close another file. The child
+    keeps these `owners`, because collecting them would touch the parent's loop and sockets.
     """
+    _of_parents.append(owners)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in fds:
         with contextlib.suppress(OSError):
