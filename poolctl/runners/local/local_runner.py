@@ -66,7 +66,6 @@ class RoutedServers(Routing):
         self._sockets = sockets
         self._sleeping = sleeping
         self._workers = workers
-        self._published = False
         self._routes: PublishedRoutes | None = None
         self._releasing: frozenset[str] = (
             frozenset()
@@ -87,7 +86,7 @@ class RoutedServers(Routing):
             self.update_pair(server.key)
         for key in before.keys() - names.keys():
             self._sleeping.tidy(key, self._workers.of(key))
-        self._published, self._routes = True, routes
+        self._routes = routes
         for worker in self._workers.values():
             self.send_routes(worker)
 
@@ -128,10 +127,9 @@ class RoutedServers(Routing):
 
         A worker that has not begun its work yet gets the table when it begins.
         """
-        if not self._published or (worker.routes is None and worker.server.key not in self._adoptions.routed):
-            return
-        name = worker.server.name
-        worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._releasing))
+        if worker.routes is not None or worker.server.key in self._adoptions.routed:
+            name = worker.server.name
+            worker.route(WorkerRoutes(self._routes, name, keeps=name not in self._releasing))
 
 
 class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
