@@ -251,14 +251,11 @@ def _packed(host: str) -> bytes:
 
 def _table(path: str) -> Iterator[list[str]]:
     try:
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+        with open(path) as file:
             rows = file.read(_MOST_CHARACTERS).splitlines()
     except OSError:
         return
-    for row in rows:
-        fields = row.split()
-        if fields and fields[0] not in ("sl", "Num"):
-            yield fields
+    yield from filter(None, map(str.split, rows))
 
 
 def _of_user(uid: int, *, listens: bool = True) -> Holder:

@@ -161,7 +161,6 @@ def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> int | Non
 class TcpSocket(NamedTuple):
     """A TCP socket as listed by the kernel. An IPv4-mapped address is stored in four bytes."""
 
-    listens: bool
     address: bytes
     port: int
     inode: int  # 0 if no process has the socket
@@ -179,13 +178,13 @@ def tcp_sockets(states: int, until: float, *, port: int = 0) -> Iterator[TcpSock
         request = _INET_REQUEST.pack(family, socket.IPPROTO_TCP, 0, states) + identity
         with contextlib.suppress(OSError):
             for answer in _ask_for_all(request, until):
-                found, state, _, _, _, _, _, uid, inode = _INET_ANSWER.unpack_from(answer)
+                found, _, _, _, _, _, _, uid, inode = _INET_ANSWER.unpack_from(answer)
                 address = answer[8:12] if found == socket.AF_INET else answer[8:24]
                 if len(address) == 16 and address.startswith(bytes(10) + b"\xff\xff"):
                     address = address[12:]
                 (number,) = struct.unpack_from("!H", answer, 4)
                 (cookie,) = struct.unpack_from("=Q", answer, _COOKIE_AT)
-                yield TcpSocket(state == _LISTEN_STATE, address, number, inode, uid, cookie)
+                yield TcpSocket(address, number, inode, uid, cookie)
 
 
 def unix_listeners(until: float) -> Iterator[tuple[str, int]]:
