@@ -463,14 +463,11 @@ def restore(file: int, store: Store, reaper: Reaper) -> tuple[int, int]:
     state: wire.Message = json.loads(read_file(file))
     os.close(file)
     for name, meta, fds in state["entries"]:
-        for fd in fds:
-            os.set_inheritable(fd, False)
-        store.put(name, meta, fds)
+        _keep(store, name, meta, fds)
     reaper.resume(
         state["unheard"], state["sequence"], {int(pid): start for pid, start in state["watched"].items()}
     )
-    soft, hard = state["open_files"]
-    return soft, hard
+    return tuple(state["open_files"])
 
 
 class Keeper:
