@@ -138,7 +138,7 @@ class InlineWorker:
                 failed="logger" if self.server.http.access_log == "errors" else None,
                 **connection_limits(self.server),
             )
-            await self._uvicorn.run(listeners, self._report_ready)
+            await self._uvicorn.run(listeners, functools.partial(self.answered.set_result, None))
         except (LoadFailed, StartupFailed) as error:
             self.reason = self.reason or str(error)
             return Exit.from_status(getattr(error, "status", STARTUP_FAILURE))
@@ -174,10 +174,6 @@ class InlineWorker:
             with memory_files(tls_contents(server)) as fds:
                 config.ssl = ssl_context(tls, fds)
         return config
-
-    def _report_ready(self) -> None:
-        if not self.answered.done():
-            self.answered.set_result(None)
 
     def _ended(self, task: asyncio.Task[Exit]) -> None:
         if not self.exited.done():
