@@ -73,8 +73,9 @@ _LATE_CHECKS = 2
 
 
 class Watchdog:
-    """Detects a hung process: the caller pings it periodically, and it must send any message within a time limit.
+    """Detects a hung process, which the caller pings periodically.
 
+    The process must send a message within a time limit after each ping. The caller reports its messages by `received`.
     Only time in which the watching process itself ran counts: a pause of the container, or of the whole machine,
     does not shorten the limit. All times are on one monotonic clock. The first message must come without a ping, within
     60 seconds or the limit, whichever is longer.
@@ -106,7 +107,10 @@ class Watchdog:
         return self._checked + min(self._check_seconds, self._patience - self.waited_seconds)
 
     def is_silent(self, now: float) -> bool:
-        """Whether the expected message has not come in time: the process hangs. Must be called no later than `due`."""
+        """Whether the process hangs: the expected message has not come in time.
+
+        The caller calls it again by the time `due`, because a longer gap between two calls does not count as waiting.
+        """
         if not self._awaited:
             return False
         passed, self._checked = now - self._checked, now

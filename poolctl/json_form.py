@@ -38,7 +38,7 @@ class _FieldForm(NamedTuple):
 
 
 def to_json(record: object, *names: str) -> Table:
-    """The record as a JSON document; with names, only these fields.
+    """The record as a JSON document. If field names are given, it has only those fields.
 
     If its class has a method `finish_json`, that is called with the document and may change it.
     """

@@ -232,13 +232,13 @@ def user_name(uid: int) -> str:
 
 
 def await_readable(fd: int, timeout_seconds: float | None, reader: int, wakeup: int = -1) -> bool:
-    """Wait until `fd` is readable (returns True), the timeout has passed, or a signal is in `wakeup` (returns False).
+    """Wait until `fd` is readable; returns True. If the timeout passes or a signal arrives first, returns False.
 
-    `reader` is a pipe or socket for output, or -1; BrokenPipeError is raised when its other end has been closed, which
-    poll(2) always reports (POLLERR, POLLHUP). `wakeup` is the pipe to which signal.set_wakeup_fd() writes, or -1: a
-    signal that arrives just before poll(2) would not interrupt it.
+    `reader` is a pipe or socket for output, or -1. BrokenPipeError is raised when its other end has been closed.
+    `wakeup` is the pipe to which signal.set_wakeup_fd() writes, or -1 if signals need not end the wait.
     """
     poll = select.poll()
+    # A close is always reported (POLLERR, POLLHUP). A signal just before poll(2) would not interrupt it.
     for each, events in ((fd, select.POLLIN), (reader, 0), (wakeup, select.POLLIN)):
         if each >= 0:
             poll.register(each, events)

@@ -126,7 +126,10 @@ def open_directory(path: str) -> int:
 
 
 def _open_of_link_owner(path: str, flags: int, refused: UnsafePath) -> int:
-    """Open `path` if the refused link and its target have the same owner; else raise `refused`. Also raises OSError."""
+    """Open `path`, although it contains another user's link, if the file that it leads to belongs to the same user.
+
+    `refused` is the error about the link; it is raised if the file belongs to someone else. Also raises OSError.
+    """
     if refused.owner < 0:
         raise refused
     fd = os.open(path, flags)

@@ -211,7 +211,10 @@ def command_named(verb: str) -> Command | None:
 
 
 def module_of(verb: str) -> Any:
-    """The module that implements a command, or an object with the same `COMMAND` and `perform`; None if unknown."""
+    """The module with the `COMMAND` and `perform` of a command; None if there is no such command.
+
+    For the commands of `poolctl.cli.live_change` it is an object with these two attributes.
+    """
     verb = ALIASES.get(verb, verb)
     if not verb.isidentifier():
         return None

@@ -136,7 +136,7 @@ def _selected(
 def _changed_files(
     files: WriteBack, items: Sequence[Item], report: Callable[[Result], str], *, removes: bool
 ) -> Outcome:
-    """The outcome of a change that affects only the files: the selected servers, and a final line about them."""
+    """The outcome of a change of the files alone: its items are the changed servers, its message the final line."""
     unchanged: list[str] = []
     if not removes:
         before = {each.name: each.state for each in items}
@@ -178,14 +178,14 @@ class WriteBack:
         return [name for name in names if self.draft.entry(name) is not None]
 
     def scale(self, names: Sequence[str], workers: int) -> None:
-        """Set the number of workers of these servers in the draft."""
+        """Set the number of workers of these servers in `draft`, the new files."""
         as_wanted = {server.name for server in self.now if server.workers == workers}
         for name in self.names_in_files(names):
             if name not in as_wanted:
                 self.draft.scale(name, workers)
 
     def disable(self, names: Sequence[str], disabled: bool) -> None:
-        """Disable these servers in the draft, or enable them if `disabled` is false."""
+        """Disable these servers in `draft`, the new files; enable them if `disabled` is false."""
         as_wanted = {server.name for server in self.now if server.disabled == disabled}
         for name in self.names_in_files(names):
             if name in as_wanted:
@@ -196,7 +196,7 @@ class WriteBack:
                 self.draft.reset(name, "disabled", False)
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove these servers from the draft; a server that was added live may be in no file, and is ignored."""
+        """Remove these servers from `draft`, the new files. A server that was added live may be in no file."""
         for name in names:
             if self.draft.entry(name) is not None:
                 self.draft.remove(name)
@@ -362,7 +362,10 @@ def _command(
     *,
     removes: bool = False,
 ) -> SimpleNamespace:
-    """An object with `COMMAND` and `perform`, as a command's module has them; `perform` only calls change()."""
+    """A command, as an object with the attributes `COMMAND` and `perform` that the module of another command has.
+
+    `perform` calls the function `change` with `report`, `write` and `removes`.
+    """
 
     def perform(request: CommandRequest) -> Outcome:
         return change(request, report, write, works_offline=write is not None, removes=removes)

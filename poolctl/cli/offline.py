@@ -199,20 +199,23 @@ def _running_item(server: ServerConfig, its: list[Orphan], restarts: int) -> Ite
 
 
 @contextmanager
-def expressions_limited(problem: str = "", place: Callable[[], int | None] = lambda: 0) -> Iterator[None]:
+def expressions_limited(
+    problem: str = "", text_number: Callable[[], int | None] = lambda: 0
+) -> Iterator[None]:
     """Context manager: raises UsageError with `problem` if regular expressions in the block take too much CPU time.
 
-    By default the limit applies to the whole block. To limit each text separately, `place` returns the number of the
-    text that is being searched, or None between searches. Outside the main thread there is no limit.
+    By default the limit applies to the whole block. If `text_number` is given, it applies to each searched text:
+    `text_number` returns the number of the text that is being searched, or None between searches. Outside the main
+    thread there is no limit.
     """
     before: int | None = 0
 
     def late(number: int, frame: FrameType | None) -> None:
         nonlocal before
-        if before is not None and before == place():
+        if before is not None and before == text_number():
             message = problem or f"a regular expression takes more than {LIMIT_SECONDS:g} s"
             raise UsageError(message, hint=FASTER)
-        before = place()
+        before = text_number()
 
     if threading.current_thread() is not threading.main_thread():
         yield

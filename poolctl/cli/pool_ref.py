@@ -47,7 +47,7 @@ class PoolRef:
 
     @property
     def socket(self) -> str:
-        """The path of its control socket, which need not exist."""
+        """The path of the supervisor's control socket. It need not exist."""
         return f"{self.directory}/{pool_paths.SOCKET_NAME}"
 
     def client(self) -> Platform:

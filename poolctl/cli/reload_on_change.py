@@ -311,7 +311,10 @@ def _change_lines(changed: Changed) -> Iterator[str]:
 
 
 def _split_pattern(pattern: str) -> tuple[str, list[str]]:
-    """Split before the first part with a wildcard, or the last part: the directory, links resolved, and the parts."""
+    """The directory in which the files matching the pattern are, with links resolved, and the pattern's further parts.
+
+    The directory ends before the first part with a wildcard, or before the last part if no part has one.
+    """
     parts = pattern.split("/")
     first = next((at for at, part in enumerate(parts) if "*" in part or "?" in part), len(parts) - 1)
     return os.path.realpath("/".join(parts[:first]) or "/"), parts[first:]
@@ -363,7 +366,10 @@ def _is_python(config: Table) -> bool:
 
 
 def _scripts(config: Table) -> Iterator[str]:
-    """The scripts in a command, including its program, below its working directory."""
+    """The scripts that the server's command names, as absolute paths; only those below its working directory.
+
+    The program itself counts as a script if it is given as a path. A job has none, because it is not restarted.
+    """
     if not config.get("command") or config.get("job"):
         return
     top = os.path.realpath(str(config.get("cwd") or ""))

@@ -34,7 +34,8 @@ def plan_text(
 ) -> str:
     """The changes of a reload, one per line, and a summary; "" if the reload failed before they were known.
 
-    `with_code` omits the note that changes of application code are not detected.
+    If nothing has changed, a note says that application code was not compared. `with_code` omits it, because the
+    caller, such as `run --watch`, detects changes of code itself.
     """
     if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
         return ""

@@ -58,7 +58,10 @@ def paint(text: str, colour: str) -> str:
 
 
 def show(outcome: Outcome) -> int:
-    """Print the items in the outcome's format (its message if that is ""), and its errors; returns its exit code."""
+    """Print the outcome's result and its errors; returns its exit code.
+
+    The result is printed in the form `outcome.form`. If that is "", the message is printed instead of the items.
+    """
     outcome.items = [
         _without_password(item) if is_server(item) and "@" in (item.expose or "") else item
         for item in outcome.items
@@ -514,7 +517,8 @@ def count_ready(items: Iterable[Item]) -> tuple[int, int]:
 def ready_line(result: Result, *, waited: bool, restarted: bool = False) -> str:
     """A line such as `3 servers ready (1 draining)` or, if `restarted`, `3 servers restarted`.
 
-    Unless `waited`, it says how many servers are starting. Without servers it says so, or is "" if the request failed.
+    `waited` is false if the command did not wait for readiness; the line then counts the starting servers. Without
+    servers the line says that none was selected, or is "" if the request failed.
     """
     # A restart has a line of its own for each job with a schedule.
     items = [item for item in result.items if not (restarted and item.next_run_at)]

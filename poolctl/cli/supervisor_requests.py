@@ -249,9 +249,10 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
 
 
 def described(request: CommandRequest, pool: PoolRef) -> tuple[Sequence[Described], Result | None]:
-    """Details of the selected servers, and the supervisor's answer, or None if none runs and they are from the files.
+    """Details of the selected servers, and the supervisor's answer.
 
-    Raises Failure if nothing is selected, and NoSupervisor if neither a supervisor nor files exist.
+    If no supervisor runs, the details are read from the files, and the answer is None. Raises Failure if nothing is
+    selected, and NoSupervisor if neither a supervisor nor files exist.
     """
     from poolctl.control.server_answers import ShowResult
 

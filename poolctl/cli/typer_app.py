@@ -53,7 +53,10 @@ Perform = Callable[[CommandRequest], Outcome]
 
 
 def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
-    """Run a command line and return its outcome; prints only help. Raises UsageError, and what the command raises."""
+    """Run a command line and return its outcome, which is not printed; a requested help or version is.
+
+    Raises UsageError, and what the command raises.
+    """
     words, own_command = split_user_command(help_as_option(list(args)))
     application = build(perform)
     if not words:
@@ -313,9 +316,9 @@ def _option_hint(option: str, verb: str, words: Sequence[str]) -> str:
 
 
 def _after_command(option: str, words: Sequence[str]) -> str:
-    """The command line with the words before the command moved to its end, if the command accepts `option`.
+    """The corrected command line if `option` precedes a command that accepts it, otherwise "".
 
-    "" if no word precedes the command, or it does not accept the option.
+    All words before the command are moved to the end of the line: `poolctl -n 5 logs` becomes `poolctl logs -n 5`.
     """
     at = next((at for at, word in enumerate(words) if command_named(word)), 0)
     command = command_named(words[at])

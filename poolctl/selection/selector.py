@@ -280,7 +280,7 @@ class Unmatched:
 
     @property
     def hint(self) -> str:
-        """A hint with similar names, or with the command that lists the names."""
+        """The fix: similar names if there are any, else the command that lists the servers."""
         names = list(dict.fromkeys(name for near in self.near.values() for name in near))
         if names:
             return f"did you mean {' or '.join(repr(name) for name in names)}?"
@@ -298,7 +298,7 @@ def unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> Un
 
 
 def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """The reason for options that match no server, with similar tags for the first ten unknown ones.
+    """Why the selection by options such as --tag matched no server; with known tags that resemble the unknown `tags`.
 
     A similar tag may differ in case only, because tags are case-sensitive.
     """

@@ -1,8 +1,8 @@
-"""`poolctl completion SHELL`: prints or installs the completion script for a shell, and what that script calls.
+"""`poolctl completion SHELL`: prints or installs the completion script for a shell.
 
-`poolctl __complete WORD...` completes the last word: each line is a word with the prefix typed so far, followed by a
-tab and a description if there is one. `:files`, `:directories` and `:command` leave the word to the shell: a path, or a
-command after `--`. `__complete` runs on every press of Tab: it must be fast, never fails, and prints nothing else.
+The script calls `poolctl __complete WORD...` on every press of Tab. This hidden command prints the completions of the
+last word, one per line; a description may follow after a tab. The lines `:files`, `:directories` and `:command` ask the
+shell to complete a file, a directory, or the command after `--`. It must be fast, never fails, and prints nothing else.
 """
 
 from __future__ import annotations

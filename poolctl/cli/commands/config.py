@@ -73,7 +73,10 @@ def _table_as_toml(name: str, table: Table | list[Table]) -> str:
 
 
 def _with_running_state(items: list[Described], request: CommandRequest, pool: PoolRef) -> list[Described]:
-    """The same servers with their running state, if the selection or output needs it."""
+    """The servers with the state that the supervisor reports, or unchanged if it does not answer.
+
+    It is asked only if the state is printed, as in all forms but TOML, or if --state or --health selects by it.
+    """
     if request.output in ("", "toml") and not (request.get("state") or request.get("health")):
         return items
     try:

@@ -61,7 +61,7 @@ class ExportedFile:
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Print the files for the other system, or write them into a directory."""
+    """Print the pool's files for the given SYSTEM, such as systemd; with --directory write them into that directory."""
     system = str(request.get("system"))
     one_of("export", system, SYSTEMS)
     made = next(
@@ -281,7 +281,7 @@ def _socket(pool: ServicePool, stem: str, servers: Sequence[ServerConfig], name:
 def _listen(pool: ServicePool, server: ServerConfig) -> str:
     """The address for systemd to listen on: from --listen, or else from the server's configured `expose`.
 
-    Raises ValueError if there is no --listen, and `expose` is not an IP address or localhost, with a port.
+    `expose` can be used if its host is an IP address or `localhost`, and it has a port. Otherwise raises ValueError.
     """
     name = server.address.name
     if said := pool.listen.get(name) or pool.listen.get(server.name):

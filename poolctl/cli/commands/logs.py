@@ -81,13 +81,13 @@ def perform(request: CommandRequest) -> Outcome:
     wanted = _filter(request, search)
     pool = find_pool(request)
     if pool.platform != LOCAL:
-        with expressions_limited(f"--grep: {SLOW}", search.place):
+        with expressions_limited(f"--grep: {SLOW}", search.text_number):
             return _print_from_platform(request, pool, lines, since, wanted)
     paths, request_ids = _logs(request, pool)
     text_of = _line_formatter(request, list(paths), request_ids)
     from poolctl.logs.log_tail import follow, merged_tail
 
-    with expressions_limited(f"--grep: {SLOW}", search.place):
+    with expressions_limited(f"--grep: {SLOW}", search.text_number):
         if request.get("follow"):
             try:
                 for line in follow(paths, lines=lines, since=since, wanted=wanted, reader=stdout_fd()):
@@ -273,6 +273,6 @@ class LineSearch:
         self._is_searching = False
         return found
 
-    def place(self) -> int | None:
-        """The number of the text that is being searched, from 1 on; None if no search is in progress."""
+    def text_number(self) -> int | None:
+        """The number of the log line that is being searched, counted from 1; None if no search is in progress."""
         return self._texts if self._is_searching else None

@@ -220,7 +220,10 @@ class RunSession:
         return not self.command and not self.request.output
 
     def environment(self) -> Mapping[str, str]:
-        """The pool's environment. In a terminal, servers log requests by default."""
+        """The environment of the pool's processes: this command's, and a variable that turns access logs on or off.
+
+        --no-access-log turns them off. Otherwise they are on if the servers' output is printed to a terminal.
+        """
         if self.request.get("no_access_log"):
             from poolctl.runners.worker_spec import NO_ACCESS_LOG_VARIABLE
 
@@ -348,23 +351,24 @@ class RunSession:
     def _ended_by_itself(self) -> bool:
         return bool(read_exit(self.pool.directory))
 
-    def _find_failure_logs(self, code: int) -> None:
-        """Report the last events; with a user's command, find the logs that explain a failure. Call before `_stop`."""
-        self._events.finish()
-        if not self.command:
-            return
+    def _find_failure_logs(self, code: int) -> dict[str, str]:
+        """The logs that explain why servers or the user's command failed, by server name; empty if nothing failed.
+
+        `code` is the exit code of the user's command. Must be called before the pool is stopped.
+        """
         died = self._events.died
         unasked = code not in (DONE, INTERRUPTED, _TERMINATED)
-        if died or self._failed or unasked:
-            names = [*died, *self._failed] or [item.name for item in self.servers]
-            chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
-            try:
-                items = self.client.ask(ShowResult, "show").items
-                paths = log_paths([item for item in items if item.log_files is not False], self.pool)
-            except ControlError:  # the pool has already ended
-                logs = f"{pool_paths.state_dir(os.environ, self.pool.key)}/logs"
-                paths = {name: f"{logs}/{name}.log" for name in chosen}
-            self._last_logs = {name: paths[name] for name in chosen if name in paths}
+        if not (died or self._failed or unasked):
+            return {}
+        names = [*died, *self._failed] or [item.name for item in self.servers]
+        chosen = list(dict.fromkeys(names))[:_MOST_SERVERS]
+        try:
+            items = self.client.ask(ShowResult, "show").items
+            paths = log_paths([item for item in items if item.log_files is not False], self.pool)
+        except ControlError:  # the pool has already ended
+            logs = f"{pool_paths.state_dir(os.environ, self.pool.key)}/logs"
+            paths = {name: f"{logs}/{name}.log" for name in chosen}
+        return {name: paths[name] for name in chosen if name in paths}
 
     def print_conclusion(self) -> None:
         """Print which servers died while the user's command ran, and the last lines of logs that explain a failure.
@@ -391,7 +395,9 @@ class RunSession:
             if self._limit_seconds is not None:
                 patience = max(self._limit_seconds - _KILLING_SECONDS, self._limit_seconds / 2)
                 signal.setitimer(signal.ITIMER_REAL, max(patience, 0.001))
-            self._find_failure_logs(code)
+            self._events.finish()
+            if self.command:
+                self._last_logs = self._find_failure_logs(code)
             self._stop({})
         except (KeyboardInterrupt, Terminated):
             self.say("killing the remaining processes")
@@ -530,7 +536,7 @@ class BackgroundStream:
     """A text stream that is written in a background thread, so that a stalled reader does not block the caller.
 
     `write` waits until the text is written. Once a wait has timed out, it only queues text, and drops it when the queue
-    is full. Leaving the context waits again, for a limited time.
+    is full. Leaving the context waits for a limited time until the queued text is written.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -550,7 +556,10 @@ class BackgroundStream:
             self._hand_over("").acquire(timeout=END_SECONDS)
 
     def write(self, text: str) -> int:
-        """Pass the text to the thread, and wait until it is written unless the reader hangs; returns its length."""
+        """Have the background thread write the text, and return the text's length.
+
+        Waits until it is written, unless an earlier text could not be written in time and is still pending.
+        """
         if self._texts.qsize() < MOST_TEXTS:
             written = self._hand_over(text)
             if not self._stuck:
@@ -561,13 +570,11 @@ class BackgroundStream:
         """Does nothing, because `write` buffers nothing."""
 
     def _hand_over(self, text: str) -> threading.Lock:
-        """Queue the text for the thread; returns a lock that is released when the text has been written.
-
-        No other lock is shared with the thread, because a signal handler may raise at any time in the main thread.
-        """
+        """Queue the text for the background thread; returns a lock that it releases when the text has been written."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_texts, name="standard error", daemon=True)
             start_with_signals_blocked(self._thread)
+        # No other lock is shared with the thread: a signal handler may raise in the main thread while it holds one.
         written = threading.Lock()
         written.acquire()
         self._texts.put((text, written))
@@ -588,7 +595,7 @@ class BackgroundStream:
 
 
 class LogPrinter:
-    """Prints new output of the pool's servers, each line prefixed with the server's name, or as an object."""
+    """Prints new output of the pool's servers, each line after its server's name; as JSON objects if `objects`."""
 
     def __init__(self, client: Client, pool: PoolRef, *, times: bool, objects: bool) -> None:
         self._objects = objects

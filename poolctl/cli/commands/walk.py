@@ -56,7 +56,7 @@ class ServerRun(Item):
 
 
 class Walk:
-    """One walk: the command, its parallelism, and the running children."""
+    """Runs a command once for each server, `jobs` at once. `children` are the running subprocesses."""
 
     def __init__(self, command: list[str], *, jobs: int, fail_fast: bool, keep: bool) -> None:
         self.command = command
@@ -178,7 +178,8 @@ def _run_on_platform(
 ) -> None:
     """Run the command where the servers run; blocks. Raises ControlError.
 
-    `complete` is called with each run, and with a problem and its hint, or "" for both.
+    `complete` is called with each result. If the command could not be started, it gets the problem and its hint as
+    well, otherwise "" for both.
     """
     known = {item.name: item for item in items}
     runs = {

@@ -75,8 +75,8 @@ def test_interrupt_ends_following_with_130(
 
 def test_search_is_in_no_text_before_and_after_it() -> None:
     search = LineSearch("--grep", ["b+"])
-    assert search.place() is None
-    assert (search("abc"), search("xyz"), search.place()) == (True, False, None)
+    assert search.text_number() is None
+    assert (search("abc"), search("xyz"), search.text_number()) == (True, False, None)
     with pytest.raises(UsageError, match=r"^--grep: "):
         LineSearch("--grep", ["b", "("])
 
