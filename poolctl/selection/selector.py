@@ -147,7 +147,7 @@ def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], U
         return everything, None
     wanted, unknown = _by_targets(everything, selector.targets)
     if unknown:
-        return [], unmatched_targets(unknown, everything)
+        return [], _unmatched_targets(unknown, everything)
     tests = _tests(selector)
     chosen = [
         item
@@ -155,7 +155,7 @@ def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], U
         if ((wanted is None or at in wanted) and all(test(item) for test in tests)) is not selector.invert
     ]
     if not chosen and not selector.allow_empty:
-        return [], unmatched_options(_options_text(selector), selector.tag, everything)
+        return [], _unmatched_options(_options_text(selector), selector.tag, everything)
     return chosen, None
 
 
@@ -260,51 +260,38 @@ def _options_text(selector: Selector) -> str:
 
 
 class Unmatched:
-    """Why a selection matched nothing: unknown targets with similar names, or options that match no server."""
+    """Why a selection matched nothing: a message that names the words without a match, and a hint at the fix."""
 
-    __slots__ = ("near", "options", "targets")
-
-    def __init__(self, targets: Sequence[str], near: Mapping[str, list[str]], options: str = "") -> None:
-        self.targets = targets
-        self.near = near
-        self.options = options
-
-    @property
-    def message(self) -> str:
-        """A message that names the words and options without a match."""
-        if not self.targets:
-            return f"no server matches {self.options}".rstrip()
-        shown = ", ".join(repr(target) for target in self.targets[:_SHOWN_WORDS])
-        more = len(self.targets) - _SHOWN_WORDS
-        return f"no server matches {shown}" + (f" and {more} more" if more > 0 else "")
-
-    @property
-    def hint(self) -> str:
-        """The fix: similar names if there are any, else the command that lists the servers."""
-        names = list(dict.fromkeys(name for near in self.near.values() for name in near))
-        if names:
-            return f"did you mean {' or '.join(repr(name) for name in names)}?"
-        if self.targets:
-            return "poolctl list --field name shows the names"
-        return "poolctl list -o wide shows all servers; --allow-empty accepts that options match nothing"
+    def __init__(self, message: str, hint: str) -> None:
+        self.message = message
+        self.hint = hint
 
     def __repr__(self) -> str:
-        return f"<Unmatched {self.targets or 'options'}>"
+        return f"<Unmatched: {self.message}>"
 
 
-def unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """The reason for targets that name no server, with similar names for the first ten."""
-    return Unmatched(unknown, {target: _similar_targets(target, items) for target in unknown[:_SHOWN_WORDS]})
+def _unmatched_targets(unknown: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
+    """The reason for targets that name no server; the hint has similar names for the first ten."""
+    shown, more = unknown[:_SHOWN_WORDS], len(unknown) - _SHOWN_WORDS
+    message = f"no server matches {', '.join(map(repr, shown))}" + (f" and {more} more" if more > 0 else "")
+    near = [name for target in shown for name in _similar_targets(target, items)]
+    return Unmatched(message, _did_you_mean(near) or "poolctl list --field name shows the names")
 
 
-def unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
-    """Why the selection by options such as --tag matched no server; with known tags that resemble the unknown `tags`.
+def _unmatched_options(options: str, tags: Sequence[str], items: Sequence[Selectable]) -> Unmatched:
+    """The reason for options such as --tag that match no server; the hint has tags that resemble unknown ones.
 
     A similar tag may differ in case only, because tags are case-sensitive.
     """
     known = dict.fromkeys(tag for item in items for tag in item.tags)
-    unknown = [tag for tag in tags if tag not in known]
-    return Unmatched([], {tag: similar_words(tag, known) for tag in unknown[:_SHOWN_WORDS]}, options)
+    unknown = [tag for tag in tags if tag not in known][:_SHOWN_WORDS]
+    hint = "poolctl list -o wide shows all servers; --allow-empty accepts that options match nothing"
+    near = [name for tag in unknown for name in similar_words(tag, known)]
+    return Unmatched(f"no server matches {options}".rstrip(), _did_you_mean(near) or hint)
+
+
+def _did_you_mean(names: Sequence[str]) -> str:
+    return f"did you mean {' or '.join(map(repr, dict.fromkeys(names)))}?" if names else ""
 
 
 def similar_words(word: str, words: Iterable[str]) -> list[str]:
