@@ -51,7 +51,15 @@ def matching(members: dict[str, Member], field: Field | str, pattern: str, regex
     PoolParamError for an unknown field or a bad expression.
     """
     field = checked(field)
-    search = _compiled(regex)
+    matches = value_test(field, pattern, _compiled(regex))
+    return dict(compress(members.items(), map(matches, values(members, field))))
+
+
+def value_test(field: Field, pattern: str, search: Callable[[str], object] | None) -> Callable[[str], bool]:
+    """A function that tests a value of the field: whether it equals `pattern`, or `search` finds something in it.
+
+    An address also equals its other spellings, and an exposed URL equals the same without its scheme.
+    """
     wanted = _wanted(field, pattern)
     without_scheme = field is Field.EXPOSE and "://" not in wanted
 
@@ -61,7 +69,7 @@ def matching(members: dict[str, Member], field: Field | str, pattern: str, regex
             return True
         return search is not None and search(text) is not None
 
-    return dict(compress(members.items(), map(matches, values(members, field))))
+    return matches
 
 
 def checked(field: Field | str) -> Field:

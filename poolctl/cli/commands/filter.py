@@ -12,17 +12,17 @@ from poolctl.cli.render import field_text
 from poolctl.cli.supervisor_requests import selected
 from poolctl.control.answers import Item
 from poolctl.exit_codes import NOTHING_MATCHED
+from poolctl.selection.field_filter import Field, value_test
 from poolctl.selection.regular_expressions import BadExpression, compiled
 from poolctl.selection.selector import select
 
 if TYPE_CHECKING:
-    import re
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 _PLACE = ("config", "pool", "quiet", "verbose")
 
-FIELDS = ("name", "bind", "expose")
+FIELDS = tuple(field.value for field in Field)
 COMMAND = Command(
     "List servers whose name, bind or expose matches a pattern.",
     Option("filter_field", "FIELD", "name, bind or expose.", words=FIELDS, required=True),
@@ -47,13 +47,14 @@ def perform(request: CommandRequest) -> Outcome:
         one_of("--target", target, FIELDS)
         if request.get("output") is not None:
             raise UsageError("--target and -o cannot be combined", hint=f"-o {target} prints that field too")
-    pattern, search = request.get("pattern") or "", _searcher(request.get("regex") or "")
+    pattern = request.get("pattern") or ""
+    matches = value_test(Field(field), pattern, _search(request.get("regex") or ""))
     selector = CommandRequest("list", {**request.values, "invert": False, "allow_empty": True}).selector()
     whole = CommandRequest("list", {key: request.get(key) for key in (*_PLACE, "allow_empty")})
     everything = selected(whole, find_pool(request)).items
     with expressions_limited():
         narrowed, _ = select(everything, selector)
-        found = [item for item in narrowed if _matches(item, field, pattern, search)]
+        found = [item for item in narrowed if matches(field_text(item, field))]
     if request.get("invert"):
         found = [item for item in everything if item not in found]
     if not found and not request.get("allow_empty"):
@@ -63,35 +64,9 @@ def perform(request: CommandRequest) -> Outcome:
     return Outcome(found, form=target or "table")
 
 
-def _matches(item: Item, field: str, pattern: str, search: re.Pattern[str] | None) -> bool:
-    value = field_text(item, field)
-    if pattern and any(
-        value.casefold() == spelling.casefold() for spelling in _spellings(field, pattern, value)
-    ):
-        return True
-    return search is not None and search.search(value) is not None
-
-
-def _spellings(field: str, pattern: str, value: str) -> list[str]:
-    """The texts to compare with `value`: the pattern and, for an address, an equivalent spelling.
-
-    For the field `bind` that is the canonical address, for `expose` the pattern with the URL scheme of `value`.
-    """
-    if field == "bind":
-        from poolctl.address import canonical
-
-        try:
-            return [pattern, canonical(pattern)]
-        except ValueError:
-            return [pattern]
-    if field == "expose" and "://" not in pattern and "://" in value:
-        return [pattern, f"{value.partition('://')[0]}://{pattern}"]
-    return [pattern]
-
-
-def _searcher(regex: str) -> re.Pattern[str] | None:
+def _search(regex: str) -> Callable[[str], object] | None:
     try:
-        return compiled(regex) if regex else None
+        return compiled(regex).search if regex else None
     except BadExpression as bad:
         raise UsageError(f"--regex: {bad}", hint=bad.hint) from None
 
