@@ -251,8 +251,6 @@ class CommandRequest:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CommandRequest) and (self.verb, self.values) == (other.verb, other.values)
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         given = " ".join(f"{key}={value!r}" for key, value in self.values.items() if value)
         return f"<Request {self.verb} {given}>".replace(" >", ">")

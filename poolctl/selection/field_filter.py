@@ -31,8 +31,6 @@ class Named(Protocol):
 class Row:
     """A server of which only the name and the exposed address are known, because it is in another process."""
 
-    __slots__ = ("_expose", "_name")
-
     def __init__(self, name: str, expose: str) -> None:
         self._name = name
         self._expose = expose

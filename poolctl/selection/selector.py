@@ -54,10 +54,6 @@ class SelectorError(ValueError):
 class Selector:
     """Selects servers that match at least one value in each list that is not empty; `invert` selects the others."""
 
-    __slots__ = (
-        "allow_empty", "bind", "expose", "health", "invert", "matched", "name", "state", "tag", "targets",
-    )  # fmt: skip
-
     def __init__(
         self,
         targets: Iterable[str] = (),
@@ -116,8 +112,6 @@ class Selector:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Selector) and self.to_dict() == other.to_dict()
-
-    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         parts = [f"{key}={value!r}" for key in _LISTS if (value := getattr(self, key))]
