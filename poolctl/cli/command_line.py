@@ -433,16 +433,13 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Ta
 
     Returns False if the option is unknown, or is spelled in a way that only Typer can parse.
     """
-    name, equals, value = word.partition("=")
-    if not word.startswith("--") and len(word) > 2:
-        name, equals, value = word[:2], "=", word[2:].removeprefix("=")
-    option = table.get(name)
+    option, _, value = split_option(word, table)
     if option is None:
         return False
-    if option.kind == "flag":
+    if not option.takes_value:
         given[option.key] = True
-        return not equals
-    if not equals:
+        return True
+    if value is None:
         if not rest or not rest[-1] or rest[-1].startswith("-"):
             return False
         value = rest.pop()
@@ -451,6 +448,21 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Ta
     else:
         given[option.key] = value
     return True
+
+
+def split_option(word: str, table: Mapping[str, Option]) -> tuple[Option | None, str, str | None]:
+    """The option in the word, the text before its value, and the value.
+
+    The option is None if it is unknown, or takes no value although the word has one. The value is None if the word does
+    not contain it.
+    """
+    name, equals, value = word.partition("=")
+    if not word.startswith("--") and len(word) > 2:
+        name, equals, value = word[:2], "=" * (word[2] == "="), word[2:].removeprefix("=")
+    elif not equals:
+        return table.get(word), word, None
+    option = table.get(name)
+    return (option, name + equals, value) if option and option.takes_value else (None, word, None)
 
 
 def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:

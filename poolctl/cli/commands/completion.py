@@ -26,6 +26,7 @@ from poolctl.cli.command_line import (
     flag,
     names,
     one_of,
+    split_option,
 )
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -252,7 +253,7 @@ def _offers(words: Sequence[str]) -> Iterable[Offer]:
     if line.awaiting:
         return _values(line, line.awaiting, last)
     if last.startswith("-"):
-        option, head, value = line.split(last)
+        option, head, value = split_option(last, line.options)
         if option and value is not None:
             return [
                 (word if word.startswith(":") else head + word, meaning)
@@ -296,7 +297,7 @@ class _CommandLine:
             self.values.setdefault(self.awaiting.key, []).append(word)
             self.awaiting = None
         elif word.startswith("-"):
-            option, _, value = self.split(word)
+            option, _, value = split_option(word, self.options)
             if option and value is not None:
                 self.values.setdefault(option.key, []).append(value)
             elif option and option.takes_value:
@@ -307,20 +308,6 @@ class _CommandLine:
             self.verb, self.command = word, command_named(word)
             if self.command:
                 self.options = by_spelling((*self.command.options, HELP_OPTION))
-
-    def split(self, word: str) -> tuple[Option | None, str, str | None]:
-        """The option in the word, the text before its value, and the value.
-
-        The option is None if it is unknown, or takes no value although the word has one. The value is None if the word
-        does not contain it.
-        """
-        name, equals, value = word.partition("=")
-        if not word.startswith("--") and len(word) > 2:
-            name, equals, value = word[:2], "=" * (word[2] == "="), word[2:].removeprefix("=")
-        elif not equals:
-            return self.options.get(word), word, None
-        option = self.options.get(name)
-        return (option, name + equals, value) if option and option.takes_value else (None, word, None)
 
     def argument(self) -> Option | None:
         declared = self.command.arguments if self.command else []
