@@ -24,9 +24,6 @@ _SIGEVENT_BYTES = 64
 _PIDFD_GETFD = 438  # the same on every architecture
 _SPLICE_F_NONBLOCK = 2
 _CPU_CLOCK = 2  # CPUCLOCK_SCHED, below the inverted pid: the time of all threads
-# Larger than most files read whole, but small, because a new fork pays for each page of a buffer.
-_READ_BYTES = 8 * 1024
-_READ_MORE_BYTES = 1 << 20
 _LAST_BYTES = 4096
 _LINE_CHARACTERS = 200
 _WAITS_FOR_EVENTS = (b"ep_poll", b"epoll_wait", b"epoll_pwait")  # by kernel version
@@ -34,8 +31,6 @@ _OF_THREADS = ("wchan", "syscall", "stack")
 # The epoll instances of a process with more descriptors than this are not counted.
 _MOST_DESCRIPTORS = 256
 _PEER_CREDENTIALS = struct.Struct("3i")
-
-_libc: Any = None  # loaded on first use
 
 
 def become_subreaper() -> None:
@@ -169,11 +164,7 @@ def last_line(fd: int) -> str:
 
 def read_file(fd: int) -> bytes:
     """The whole content of the file of `fd`; the descriptor stays open."""
-    content = os.pread(fd, _READ_BYTES, 0)
-    if len(content) == _READ_BYTES:
-        while chunk := os.pread(fd, _READ_MORE_BYTES, len(content)):
-            content += chunk
-    return content
+    return os.pread(fd, os.fstat(fd).st_size, 0)
 
 
 def peer_has_closed(sock: socket.socket) -> bool:
@@ -396,15 +387,10 @@ def raise_descriptor_limit() -> tuple[int, int]:
 
 def _read_quietly(path: str) -> bytes:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with open(path, "rb", buffering=0) as file:
+            return file.read(65536)
     except OSError:
         return b""
-    try:
-        return os.read(fd, 65536)
-    except OSError:
-        return b""
-    finally:
-        os.close(fd)
 
 
 def make_room_for_descriptors(count: int = 16_384) -> None:
@@ -430,17 +416,11 @@ def release_freed_memory() -> None:
 
 
 def _write_quietly(path: str, content: bytes) -> None:
-    # Plain system calls, because a new fork pays for every page it touches.
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-    except OSError:
-        return
-    try:
-        os.write(fd, content)
+        with open(path, "wb", buffering=0) as file:
+            file.write(content)
     except OSError:
         pass
-    finally:
-        os.close(fd)
 
 
 def tee(source: int, target: int, length: int) -> int:
@@ -463,11 +443,10 @@ def _checked(result: int) -> int:
     return result
 
 
+@functools.cache
 def _c_library() -> Any:
-    global _libc
-    if _libc is None:
-        import ctypes
+    import ctypes
 
-        _libc = ctypes.CDLL(None, use_errno=True)
-        _libc.tee.restype = ctypes.c_ssize_t
-    return _libc
+    library = ctypes.CDLL(None, use_errno=True)
+    library.tee.restype = ctypes.c_ssize_t
+    return library
