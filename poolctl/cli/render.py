@@ -159,19 +159,18 @@ def fitted_table(
     """
     if not width or not items:
         return table(items, columns, colours)
-    lengths = {column: [len(_cell(item, column)) for item in items] for column in columns}
-    left_out: set[str] = set()
+    widths = {
+        column: max(len(HEADINGS.get(column, column)), *(len(_cell(item, column)) for item in items))
+        for column in columns
+    }
+    limits = _shortened_columns(widths, width, _SHORT)
     for column in dispensable:
-        limits, fits = _limits(lengths, width, _SHORT)
-        if fits:
-            break
-        left_out.add(column)
-        del lengths[column]
-    else:
-        limits, fits = _limits(lengths, width, _SHORT)
-        if not fits:
-            limits, _ = _limits(lengths, width, _SHORTEST)
-    return table(items, [column for column in columns if column not in left_out], colours, limits)
+        if _table_width(limits) > width:
+            del widths[column]
+            limits = _shortened_columns(widths, width, _SHORT)
+    if _table_width(limits) > width:
+        limits = _shortened_columns(widths, width, _SHORTEST)
+    return table(items, [*limits], colours, limits)
 
 
 def gateway_table(
@@ -206,20 +205,16 @@ def gateway_table(
 _SHORT, _SHORTEST = 16, 12  # cells are shortened to the second limit only when no more columns can be omitted
 
 
-def _limits(lengths: Mapping[str, list[int]], width: int, least: int) -> tuple[dict[str, int], bool]:
-    """The maximum cell width of each column, and whether the table then fits into `width`.
+def _shortened_columns(widths: Mapping[str, int], width: int, least: int) -> dict[str, int]:
+    """The column widths, reduced until the table fits into `width`: the widest first, and none below `least`."""
+    limits = dict(widths)
+    while _table_width(limits) > width and max(limits.values()) > least:
+        limits[max(limits, key=limits.__getitem__)] -= 1
+    return limits
 
-    The widest columns are shortened first, and none to less than `least`.
-    """
-    limits = {column: max(len(HEADINGS.get(column, column)), *cells) for column, cells in lengths.items()}
-    excess = sum(limits.values()) + 2 * (len(limits) - 1) - width
-    while excess > 0:
-        column = max(limits, key=limits.__getitem__)
-        if limits[column] <= least:
-            return limits, False
-        limits[column] -= 1
-        excess -= 1
-    return limits, True
+
+def _table_width(columns: Mapping[str, int]) -> int:
+    return sum(columns.values()) + 2 * (len(columns) - 1)
 
 
 def _shortened(text: str, limit: int) -> str:
