@@ -65,6 +65,7 @@ from poolctl.exit_codes import (
 from poolctl.logs.log_line import LogLine, stamp
 from poolctl.logs.log_tail import follow
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
+from poolctl.platform import await_readable
 
 if TYPE_CHECKING:
     from poolctl.cli.reload_on_change import PoolWatcher
@@ -931,15 +932,10 @@ class StopSignals:
         os.close(self._waker)
 
     def wait_for_end(self, fd: int) -> None:
-        """Wait until the other end of the pipe `fd` is closed; signals raise in the meantime.
-
-        A signal that arrives just before poll(2) does not interrupt it, but is found in the wake-up pipe.
-        """
-        poll = select.poll()
-        poll.register(fd, 0)  # errors are always reported
-        poll.register(self.wakeup, select.POLLIN)
-        while all(ready != fd for ready, _ in poll.poll()):
-            os.read(self.wakeup, 512)
+        """Wait until the other end of the pipe `fd` is closed; signals raise in the meantime."""
+        with contextlib.suppress(BrokenPipeError):
+            while True:
+                await_readable(-1, None, fd, self.wakeup)
 
     @staticmethod
     def stop_for_lost_output() -> None:
