@@ -210,11 +210,9 @@ class WriteBack:
             raise Failure(self._refusal(instructions))
         config = self.draft.check()
         if config.is_empty and not self.request.get("allow_empty"):
-            from poolctl.cli.offline import no_server_error
+            from poolctl.cli.offline import no_server_outcome
 
-            raise Failure(
-                Outcome(errors=[no_server_error(self.pool)], exit_code=exit_codes.INVALID_CONFIGURATION)
-            )
+            raise Failure(no_server_outcome(self.pool))
         for path in self.draft.texts():
             directory = os.path.dirname(os.path.realpath(path))
             if not os.access(directory, os.W_OK):

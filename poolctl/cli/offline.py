@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from poolctl import exit_codes
 from poolctl.cli.command_line import CommandRequest
-from poolctl.cli.outcome import Failure, Outcome, UsageError, error
+from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef
 from poolctl.config import masked, values_of
 from poolctl.control.answers import ErrorEntry, Item, item
@@ -43,7 +43,7 @@ def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
     if config.problems:
         raise Failure(invalid_outcome(config))
     if config.is_empty and not allow_empty:
-        raise Failure(Outcome(errors=[no_server_error(ref)], exit_code=exit_codes.INVALID_CONFIGURATION))
+        raise Failure(no_server_outcome(ref))
     return config
 
 
@@ -56,11 +56,11 @@ def invalid_outcome(config: Configuration) -> Outcome:
     )
 
 
-def no_server_error(ref: PoolRef) -> ErrorEntry:
-    """The error for files without any server."""
+def no_server_outcome(ref: PoolRef) -> Outcome:
+    """The outcome for files without any server."""
     files = ", ".join(os.path.relpath(file) for file in ref.files)
     hint = "add a [[server]], or a [[route]] to a URL; or use --allow-empty"
-    return error(exit_codes.INVALID_CONFIGURATION, f"{files}: no server is configured", hint)
+    return Outcome.failed(exit_codes.INVALID_CONFIGURATION, f"{files}: no server is configured", hint)
 
 
 def choose(items: Sequence[Server], request: CommandRequest) -> list[Server]:

@@ -20,7 +20,7 @@ from poolctl.control.client import (
     wait_for_exit,
 )
 from poolctl.errors import ControlError
-from poolctl.exit_codes import INTERRUPTED, INVALID_CONFIGURATION, NOTHING_MATCHED
+from poolctl.exit_codes import INTERRUPTED, NOTHING_MATCHED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -160,10 +160,10 @@ def ask_or_launch(request: CommandRequest, pool: PoolRef) -> Result:
         # Nothing was done, so nothing is left behind.
         return _result({**vars(result), "ended": _end_idle(pool)})
     if is_empty(result) and not request.get("allow_empty"):
-        from poolctl.cli.offline import no_server_error
+        from poolctl.cli.offline import no_server_outcome
 
         _end_idle(pool)
-        raise Failure(Outcome(errors=[no_server_error(pool)], exit_code=INVALID_CONFIGURATION))
+        raise Failure(no_server_outcome(pool))
     if warning := same_name_warning(pool):
         return _result({**vars(result), "warnings": [*result.warnings, warning]})
     return result
@@ -239,10 +239,9 @@ def selected(request: CommandRequest, pool: PoolRef, *, measured: bool = False) 
         if not pool.files:
             raise
         from poolctl.cli.offline import select_from_files
+        from poolctl.control.answers import Result
 
-        return _result(
-            {"items": select_from_files(request, pool), "errors": [], "warnings": [], "exit_code": 0}
-        )
+        return Result(items=tuple(select_from_files(request, pool)))
     if result.exit_code:
         raise Failure(Outcome.of(result))
     return result

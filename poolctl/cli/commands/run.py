@@ -256,9 +256,9 @@ class RunSession:
             self.outcome.warnings.append(warning)
         if not self.outcome.exit_code:
             if is_empty(result) and not self.request.get("allow_empty"):
-                from poolctl.cli.offline import no_server_error
+                from poolctl.cli.offline import no_server_outcome
 
-                self.outcome = Outcome(errors=[no_server_error(self.pool)], exit_code=INVALID_CONFIGURATION)
+                self.outcome = no_server_outcome(self.pool)
             return not self.outcome.exit_code
         alive = any(item.state in _ALIVE for item in self.servers)
         return alive and self.outcome.exit_code == FAILED and not self.command

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from poolctl.cli.command_line import ALLOW_EMPTY, OUTPUT, Command, CommandRequest, flag
-from poolctl.cli.offline import no_server_error, servers_of
+from poolctl.cli.offline import no_server_outcome, servers_of
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
 from poolctl.cli.render import servers
@@ -44,7 +44,7 @@ def perform(request: CommandRequest) -> Outcome:
     outcome = Outcome(items, warnings=[str(warning) for warning in config.warnings])
     outcome.errors = [ErrorEntry.of(problem) for problem in (*config.problems, *outside)]
     if not outcome.errors and config.is_empty and not request.get("allow_empty"):
-        outcome.errors = [no_server_error(pool)]
+        outcome.errors = no_server_outcome(pool).errors
     outcome.message = "" if outcome.errors else f"{_content(config)}, ok{_not_imported(config, request)}"
     outcome.notes = [] if outcome.errors else _withheld(config)
     return _with_exit_code(outcome)
