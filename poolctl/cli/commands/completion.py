@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from poolctl.json_form import Table
 
     Offer = tuple[str, str]  # a word and its description
-    Server = tuple[str, str, str, tuple[str, ...]]  # name, address, state, tags
 
 _BASH = r"""# Completion of poolctl for bash. Made by: poolctl completion bash
 # Load it with: source <(poolctl completion bash)
@@ -346,15 +345,14 @@ def _pool_values(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
     if kind == "backends":
         actions = () if line.arguments else BACKEND_ACTIONS
         return [(word, "") for word in (*actions, *(each["host"] for each in _ask_pool(pool, "hosts") or ()))]
-    listed = _ask_pool(pool, "list")
-    servers = [(each["name"], each["bind"], each["state"], tuple(each["tags"])) for each in listed or ()]
-    if listed is None:
+    servers = _ask_pool(pool, "list")
+    if servers is None:
         servers = list(_servers_in_files(pool.files))
     if kind == "tags":
-        return [(tag, "") for tag in sorted({tag for *_, tags in servers for tag in tags})]
-    offers = [(name, state) for name, _, state, _ in servers]
+        return [(tag, "") for tag in sorted({tag for each in servers for tag in each["tags"]})]
+    offers = [(each["name"], each["state"]) for each in servers]
     if kind == "targets" and begun:
-        offers += [(bind, name) for name, bind, _, _ in servers]
+        offers += [(each["bind"], each["name"]) for each in servers]
     return offers
 
 
@@ -370,15 +368,15 @@ def _ask_pool(pool: PoolRef, verb: str) -> list[Table] | None:
     return list(document["items"])
 
 
-def _servers_in_files(paths: Sequence[str]) -> Iterator[Server]:
-    """The servers in the files, without validation."""
+def _servers_in_files(paths: Sequence[str]) -> Iterator[Table]:
+    """The name, bind, state and tags of the servers in the files, without validation; the state is ""."""
     from poolctl.config import read_documents
 
     for document in read_documents([*paths])[0]:
         tables = document.data if isinstance(document.data, list) else document.data.get("server", [])
         for each in [table for table in tables if isinstance(table, dict)]:
-            bind = str(each.get("bind") or "")
-            yield str(each.get("name") or ""), bind, "", tuple(map(str, each.get("tags") or ()))
+            texts = {key: str(each.get(key) or "") for key in ("name", "bind")}
+            yield {**texts, "state": "", "tags": [*map(str, each.get("tags") or ())]}
 
 
 def _pools() -> list[Offer]:
