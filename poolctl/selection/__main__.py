@@ -11,7 +11,6 @@ import functools
 import json
 import signal
 import socket
-import warnings
 
 from poolctl.platform import name_process
 from poolctl.selection.regular_expressions import FASTER, LIMIT_SECONDS, SLOW, BadExpression, compiled
@@ -34,8 +33,6 @@ def main() -> None:
     signal.signal(signal.SIGPROF, _end)
     signal.signal(signal.SIGVTALRM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Warnings about `[[`, which may mean something else in a later version of Python.
-    warnings.simplefilter("ignore", FutureWarning)
     connection = socket.socket(fileno=0)
     try:
         with connection.makefile("rb") as questions:
