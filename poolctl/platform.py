@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import functools
 import os
+import resource
 import select
 import socket
 import struct
 import sys
 import time
+from signal import SIGCONT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,8 +43,6 @@ def become_subreaper() -> None:
 
 def continue_when_parent_ends() -> None:
     """Have the kernel send this process SIGCONT when its parent ends (prctl(2), PR_SET_PDEATHSIG). Never fails."""
-    from signal import SIGCONT
-
     _c_library().prctl(_PR_SET_PDEATHSIG, int(SIGCONT), 0, 0, 0)
 
 
@@ -52,7 +53,6 @@ def continue_periodically(seconds: int) -> None:
     handler for SIGCONT: Linux 6.13 and later suspend a timer whose signal is ignored.
     """
     import ctypes
-    from signal import SIGCONT
 
     library, timer = _c_library(), ctypes.c_void_p()
     try:
@@ -132,8 +132,6 @@ def memory_file(name: str, content: bytes | bytearray, seals: int = 0) -> int:
             view = view[os.write(fd, view) :]
         os.lseek(fd, 0, os.SEEK_SET)
         if seals:
-            import fcntl
-
             fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
     except BaseException:
         os.close(fd)
@@ -146,8 +144,6 @@ def bounded_file(name: str, size_bytes: int) -> int:
 
     Its position, shared by all processes that hold it, equals the number of bytes written.
     """
-    import fcntl
-
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, size_bytes)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK)
@@ -377,8 +373,6 @@ def copy_descriptor(pid: int, fd: int) -> int:
 
 def raise_descriptor_limit() -> tuple[int, int]:
     """Raise this process's soft limit of open files to the hard one; returns the previous (soft, hard) limits."""
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -399,9 +393,6 @@ def make_room_for_descriptors(count: int = 16_384) -> None:
     Call it while there is only one thread: in a process of several threads the kernel stops all of them for 10 to
     20 ms each time the table grows, at 64, 128, 256 … descriptors (expand_fdtable() waits for an RCU grace period).
     """
-    import fcntl
-    import resource
-
     highest = min(count, resource.getrlimit(resource.RLIMIT_NOFILE)[0]) - 1
     try:
         os.close(fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, highest))

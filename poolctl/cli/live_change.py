@@ -24,11 +24,12 @@ from poolctl.cli.command_line import (
     saves,
     targets,
 )
+from poolctl.cli.offline import load, no_server_outcome, select_from_files
 from poolctl.cli.outcome import Failure, Outcome, UsageError, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import dependents_text, relative_to_cwd, servers
 from poolctl.cli.supervisor_requests import ask, selected
-from poolctl.config import MOST_WORKERS
+from poolctl.config import MASK, MOST_WORKERS
 from poolctl.control.answers import ErrorEntry, Item, Result, item
 from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError, PoolError, PoolValidateError
@@ -118,8 +119,6 @@ def _selected(
     It is False if no supervisor runs, or if `removes` is set and none of the servers is in the running pool.
     Raises NoSupervisor without a supervisor, unless `works_offline` is set, and Failure if the selection fails.
     """
-    from poolctl.cli.offline import select_from_files
-
     if not files.supervised:
         if not works_offline:
             raise NoSupervisor
@@ -158,7 +157,6 @@ class WriteBack:
         """Read the pool's files. Raises PoolValidateError if they are unreadable, Failure (exit 5) if invalid."""
         self.pool = pool
         self.request = request
-        from poolctl.cli.offline import load
         from poolctl.config import Draft
 
         files: Sequence[str] = ()
@@ -210,8 +208,6 @@ class WriteBack:
             raise Failure(self._refusal(instructions))
         config = self.draft.check()
         if config.is_empty and not self.request.get("allow_empty"):
-            from poolctl.cli.offline import no_server_outcome
-
             raise Failure(no_server_outcome(self.pool))
         for path in self.draft.texts():
             directory = os.path.dirname(os.path.realpath(path))
@@ -226,8 +222,6 @@ class WriteBack:
 
     def _refusal(self, instructions: Sequence[Problem]) -> Outcome:
         """The error outcome for files that are not TOML; it lists the changes that the user has to make by hand."""
-        from poolctl.config import MASK
-
         hint = "make these changes by hand" + (", then run poolctl reload" if self.supervised else "")
         if any(MASK in each.message for each in instructions):
             hint += f" ({MASK} stands for a secret)"

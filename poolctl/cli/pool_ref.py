@@ -6,9 +6,10 @@ import os
 import sys
 
 from poolctl.cli.outcome import Failure, Outcome, UsageError
-from poolctl.config import LOCAL
+from poolctl.cli.render import printable, relative_to_cwd
+from poolctl.config import LOCAL, ConfigNotFound, candidate_files, find_config, missing_file, platform_of
 from poolctl.control import pool_paths
-from poolctl.control.client import Client
+from poolctl.control.client import Client, NoSupervisor
 from poolctl.errors import ControlError
 from poolctl.exit_codes import INVALID_CONFIGURATION
 
@@ -85,8 +86,6 @@ def find_pool(
                 "--pool and -c cannot be combined", hint="--pool names a running pool, -c a file"
             )
         return _named(name, env)
-    from poolctl.config import ConfigNotFound, candidate_files, find_config, platform_of
-
     try:
         cwd = os.getcwd()
     except OSError:
@@ -107,7 +106,6 @@ def find_pool(
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
     if missing:
         if not _is_running(pool):
-            from poolctl.config import missing_file
             from poolctl.control.answers import ErrorEntry
 
             errors = [ErrorEntry.of(missing_file(file)) for file in missing]
@@ -128,8 +126,6 @@ def _is_missing(path: str) -> bool:
 
 def _is_running(pool: PoolRef) -> bool:
     """Whether a supervisor listens in the pool's directory, or workers have survived it."""
-    from poolctl.control.client import Client, NoSupervisor
-    from poolctl.errors import ControlError
     from poolctl.runners.runner_registry import has_orphans
 
     if not os.path.isdir(pool.directory):
@@ -145,8 +141,6 @@ def _is_running(pool: PoolRef) -> bool:
 
 def _warn_of_missing(files: list[str], request: CommandRequest) -> None:
     if not request.quiet:
-        from poolctl.cli.render import printable, relative_to_cwd
-
         for file in files:
             sys.stderr.write(
                 f"warning: {printable(relative_to_cwd(file))} no longer exists, but its pool is running\n"
@@ -160,8 +154,6 @@ def _pool_at(first: str, env: Mapping[str, str]) -> PoolRef:
 def _named(name: str, env: Mapping[str, str]) -> PoolRef:
     found = pool_paths.named_pool_dir(env, name)
     if found is None:
-        from poolctl.control.client import NoSupervisor
-
         raise NoSupervisor(
             f"no running pool is named {name!r}", hint="start it from its file: poolctl -c FILE start"
         )

@@ -30,6 +30,9 @@ from poolctl.cli.command_line import (
 )
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
+from poolctl.control.client import Client
+from poolctl.control.pool_paths import candidates
+from poolctl.errors import ControlError
 from poolctl.exit_codes import FAILED, NOT_PERMITTED
 
 TYPE_CHECKING = False
@@ -358,9 +361,6 @@ def _pool_values(line: _CommandLine, kind: str, begun: str) -> Iterable[Offer]:
 
 def _ask_pool(pool: PoolRef, verb: str) -> list[Table] | None:
     """The items in a running pool's answer to this verb; None if it does not answer within ANSWER_SECONDS."""
-    from poolctl.control.client import Client
-    from poolctl.errors import ControlError
-
     try:
         document = Client(pool.socket, silence_seconds=ANSWER_SECONDS).call(verb, timeout=0.0)
     except ControlError:
@@ -380,8 +380,6 @@ def _servers_in_files(paths: Sequence[str]) -> Iterator[Table]:
 
 
 def _pools() -> list[Offer]:
-    from poolctl.control.pool_paths import candidates
-
     roots = [root for root in candidates(os.environ) if os.path.isdir(root)]
     found = {entry[1:] for root in roots for entry in os.listdir(root) if entry.startswith("@")}
     return [(name, "") for name in sorted(found)]

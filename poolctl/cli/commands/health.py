@@ -12,6 +12,7 @@ from poolctl.cli.supervisor_requests import ask_for
 from poolctl.control.server_answers import HealthReport, HealthResult
 from poolctl.json_form import field_names
 from poolctl.routing.route_health import DEPTHS, FULL, SIMPLE, SUMMARY
+from poolctl.units import format_duration
 
 COLUMNS = {
     FULL: ("name", "kind", "status", "uptime", "latency", "detail"),
@@ -55,8 +56,6 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _line(health: HealthReport) -> SimpleNamespace:
-    from poolctl.units import format_duration
-
     return SimpleNamespace(
         name=health.name,
         kind=health.kind,

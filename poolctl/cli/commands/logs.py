@@ -20,7 +20,7 @@ from poolctl.cli.command_line import (
     one_of,
 )
 from poolctl.cli.log_rendering import NO_TIMES, SHORT_TIMES, STAMPS, PrefixedLines, log_paths, terminal_text
-from poolctl.cli.offline import expressions_limited
+from poolctl.cli.offline import expressions_limited, load
 from poolctl.cli.outcome import Failure, Outcome, UsageError
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import coloured, stdout_fd
@@ -32,7 +32,8 @@ from poolctl.control.server_answers import Described, Details
 from poolctl.exit_codes import FAILED, INTERRUPTED, NOTHING_MATCHED
 from poolctl.json_form import Table
 from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
-from poolctl.logs.log_line import LogLine
+from poolctl.logs.log_line import LogLine, parse_record
+from poolctl.logs.log_tail import follow, merged_tail
 from poolctl.selection.regular_expressions import SLOW, BadExpression, compiled
 
 GATEWAY = "gateway"  # unless a server has the same name
@@ -85,7 +86,6 @@ def perform(request: CommandRequest) -> Outcome:
             return _print_from_platform(request, pool, lines, since, wanted)
     paths, request_ids = _logs(request, pool)
     text_of = _line_formatter(request, list(paths), request_ids)
-    from poolctl.logs.log_tail import follow, merged_tail
 
     with expressions_limited(f"--grep: {SLOW}", search.text_number):
         if request.get("follow"):
@@ -187,8 +187,6 @@ def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
     except NoSupervisor:
         if not pool.files:
             raise
-        from poolctl.cli.offline import load
-
         return GATEWAY in load(pool, allow_empty=True).tables.by_name()
 
 
@@ -244,8 +242,6 @@ def _described(request: CommandRequest, pool: PoolRef) -> Sequence[Described]:
 def _json_line(line: LogLine) -> str:
     document: Table = {"time": line.time, "name": line.name, "pid": line.pid, "line": line.text}
     if line.text.startswith("{"):
-        from poolctl.logs.log_line import parse_record
-
         record = parse_record(line.text)
         if record is not None:
             document["record"] = record.fields

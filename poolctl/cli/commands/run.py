@@ -34,8 +34,11 @@ from poolctl.cli.command_line import (
     one_of,
 )
 from poolctl.cli.log_rendering import NO_TIMES, STAMPS, PrefixedLines, json_line, log_paths, terminal_text
+from poolctl.cli.offline import load, no_server_outcome
 from poolctl.cli.outcome import Failure, Outcome, error, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool, same_name_warning
+from poolctl.cli.reload_on_change import PoolWatcher
+from poolctl.cli.reload_plan import change_lines
 from poolctl.cli.render import address_lines, coloured, print_diagnostics, printable, servers, serves_line
 from poolctl.cli.supervisor_requests import (
     Progress,
@@ -46,7 +49,7 @@ from poolctl.cli.supervisor_requests import (
     start_with_signals_blocked,
     startup_failure,
 )
-from poolctl.config import address_parts
+from poolctl.config import Finding, address_parts
 from poolctl.control import pool_paths, sd_notify
 from poolctl.control.answers import ErrorEntry, EventsResult, Item, ProgressLine, ReloadResult, Result
 from poolctl.control.client import Client, NoSupervisor, SupervisorEnded, read_exit, wait_for_exit
@@ -63,12 +66,11 @@ from poolctl.exit_codes import (
     NOT_FOUND,
 )
 from poolctl.logs.log_line import LogLine, stamp
-from poolctl.logs.log_tail import follow
+from poolctl.logs.log_tail import follow, tail
 from poolctl.monitor.journal import ERROR, INFO, MOST_LINES, WARNING, JournalEvent
 from poolctl.platform import await_readable
 
 if TYPE_CHECKING:
-    from poolctl.cli.reload_on_change import PoolWatcher
     from poolctl.json_form import Table
 
 # If SIGTERM arrives before CMD runs, `run -- CMD` exits as CMD would have.
@@ -256,8 +258,6 @@ class RunSession:
             self.outcome.warnings.append(warning)
         if not self.outcome.exit_code:
             if is_empty(result) and not self.request.get("allow_empty"):
-                from poolctl.cli.offline import no_server_outcome
-
                 self.outcome = no_server_outcome(self.pool)
             return not self.outcome.exit_code
         alive = any(item.state in _ALIVE for item in self.servers)
@@ -266,8 +266,6 @@ class RunSession:
     def watch(self) -> None:
         """With --watch, begin to apply changes of files in a thread; returns at once."""
         if self.request.get("watch"):
-            from poolctl.cli.reload_on_change import PoolWatcher
-
             watcher = PoolWatcher(self.request, self.pool, self.say, self._begun)
             thread = threading.Thread(target=self._watch, args=(watcher,), name="watch", daemon=True)
             start_with_signals_blocked(thread)
@@ -295,8 +293,6 @@ class RunSession:
 
     def print_change(self, result: Result) -> None:
         """Print the outcome of a change of the files, between the servers' output."""
-        from poolctl.cli.reload_plan import change_lines
-
         for line in change_lines(result, coloured(sys.stderr) and not self._objects):
             self.say(line)
         self._explain(Outcome.of(result))
@@ -671,9 +667,6 @@ def word(name: str) -> str:
 
 
 def _refuse_same_variable(pool: PoolRef, first: Item, second: Item) -> Outcome:
-    from poolctl.cli.offline import load
-    from poolctl.config import Finding
-
     variable = f"POOLCTL_URL_{word(first.name)}"
     message = f"{variable} of the command would be the address of {first.name!r} and of {second.name!r}"
     finding = Finding(("name",), message, "rename one of them", second.name)
@@ -702,8 +695,6 @@ def last_lines(
 
     With `objects` they are JSON lines, without headings.
     """
-    from poolctl.logs.log_tail import tail
-
     texts: list[str] = []
     for name, path in paths.items():
         if lines := list(tail(path, _LINES, since=since, name=name)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, flag
-from poolctl.cli.outcome import Outcome
+from poolctl.cli.outcome import Outcome, outcome_of
 from poolctl.cli.pool_ref import PoolRef, find_pool
 from poolctl.cli.render import AT_REST, count_ready, duration, gateway_line, servers, stack_lines, width_of
 from poolctl.cli.supervisor_requests import CRASH_LOOP, ask, ask_for
@@ -41,7 +41,6 @@ def perform(request: CommandRequest) -> Outcome:
     """Summarize the selected servers; exit 0 if every enabled one is ready, else 3, or 1 with --healthcheck."""
     if not request.get("healthcheck"):
         return _status(request)
-    from poolctl.cli.outcome import outcome_of
 
     try:
         outcome = _status(request)

@@ -9,6 +9,8 @@ from poolctl import __version__
 from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
 from poolctl.cli.pool_ref import find_pool
+from poolctl.config import ConfigNotFound
+from poolctl.control.client import Client
 from poolctl.errors import ControlError
 
 COMMAND = Command("Print the version.", OUTPUT, section="Machine")
@@ -32,9 +34,6 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _supervisor_version(request: CommandRequest) -> str:
-    from poolctl.config import ConfigNotFound
-    from poolctl.control.client import Client
-
     try:
         return str(Client(find_pool(request, missing_ok=True).socket, silence_seconds=1.0).ping().version)
     except (ControlError, ConfigNotFound):

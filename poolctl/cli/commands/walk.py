@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from poolctl.address import parse
 from poolctl.cli.command_line import OUTPUT, SELECTION, Command, CommandRequest, Option, flag
 from poolctl.cli.outcome import Failure, Outcome, UsageError, as_json, error
 from poolctl.cli.pool_ref import PoolRef, find_pool
@@ -264,8 +265,6 @@ def arguments(command: list[str], item: Item) -> list[str]:
 
 
 def _host_and_port(bind: str) -> tuple[str, str]:
-    from poolctl.address import parse
-
     try:
         address = parse(bind)
     except ValueError:

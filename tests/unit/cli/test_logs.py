@@ -69,7 +69,7 @@ def test_interrupt_ends_following_with_130(
         raise KeyboardInterrupt
 
     followed = log_tail.follow
-    monkeypatch.setattr(log_tail, "follow", follow)
+    monkeypatch.setattr("poolctl.cli.commands.logs.follow", follow)
     assert poolctl("logs", "users", "-f", "-n1") == (130, "users | new users\n", "")
 
 

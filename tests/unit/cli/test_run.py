@@ -1089,7 +1089,7 @@ class Watcher:
 def test_changes_are_watched_and_printed_if_this_is_wanted(
     directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
 ) -> None:
-    monkeypatch.setattr("poolctl.cli.reload_on_change.PoolWatcher", Watcher)
+    monkeypatch.setattr(run_command, "PoolWatcher", Watcher)
     Session(directory).run.watch()
     assert not [each for each in threading.enumerate() if each.name == "watch"]
     Session(directory, "--watch", *(["-q"] if quiet else [])).run.watch()
