@@ -31,13 +31,13 @@ class UnsafePath(OSError):
 
 
 @contextlib.contextmanager
-def directory_of(path: str, *, make: bool = False, follow_last: bool = False) -> Iterator[tuple[int, str]]:
+def directory_of(path: str, *, follow_last: bool = False) -> Iterator[tuple[int, str]]:
     """Context manager: a descriptor of the directory of a file, closed at the end, and the file's name in it.
 
-    With `make` missing directories are created; with `follow_last` a link at the end of the path is followed.
-    Raises OSError; UnsafePath for a link that another user may have created.
+    With `follow_last` a link at the end of the path is followed. Raises OSError; UnsafePath for a link that another
+    user may have created.
     """
-    fd, name = _walk(path, make=make, follow_last=follow_last)
+    fd, name = _walk(path, make=False, follow_last=follow_last)
     try:
         yield fd, name
     finally:
