@@ -84,7 +84,7 @@ class Selector:
         self.allow_empty = bool(allow_empty)
         self.matched: dict[str, frozenset[str]] | None = None if compiles else {}
         for field in EXPRESSIONS if compiles else ():
-            _compiled(field, getattr(self, field))
+            searches(field, getattr(self, field))
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Selector:
@@ -208,15 +208,19 @@ def _tests(selector: Selector) -> list[Test]:
 def _expression_test(selector: Selector, field: str) -> Test:
     if selector.matched is not None:
         return _is_one_of(field, selector.matched.get(field, frozenset()))
-    searches = _compiled(field, getattr(selector, field))
-    return lambda item: any(search(getattr(item, field) or "") for search in searches)
+    found = searches(field, getattr(selector, field))
+    return lambda item: any(search(getattr(item, field) or "") for search in found)
 
 
 def _is_one_of(field: str, words: AbstractSet[str]) -> Test:
     return lambda item: getattr(item, field) in words
 
 
-def _compiled(field: str, patterns: list[str]) -> list[Callable[[str], object]]:
+def searches(option: str, patterns: Sequence[str]) -> list[Callable[[str], object]]:
+    """A function for each regular expression that searches a text for it.
+
+    Raises SelectorError, which names `option`, for an invalid expression.
+    """
     if not patterns:
         return []
     from poolctl.selection.regular_expressions import BadExpression, compiled
@@ -224,7 +228,7 @@ def _compiled(field: str, patterns: list[str]) -> list[Callable[[str], object]]:
     try:
         return [compiled(pattern).search for pattern in patterns]
     except BadExpression as bad:
-        raise SelectorError(f"{field}: {bad}", hint=bad.hint) from None
+        raise SelectorError(f"{option}: {bad}", hint=bad.hint) from None
 
 
 def _one_of(field: str, word: str) -> str:

@@ -13,11 +13,10 @@ from poolctl.cli.supervisor_requests import selected
 from poolctl.control.answers import Item
 from poolctl.exit_codes import NOTHING_MATCHED
 from poolctl.selection.field_filter import Field, value_test
-from poolctl.selection.regular_expressions import BadExpression, compiled
-from poolctl.selection.selector import select
+from poolctl.selection.selector import searches, select
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 
 _PLACE = ("config", "pool", "quiet", "verbose")
@@ -48,7 +47,9 @@ def perform(request: CommandRequest) -> Outcome:
         if request.get("output") is not None:
             raise UsageError("--target and -o cannot be combined", hint=f"-o {target} prints that field too")
     pattern = request.get("pattern") or ""
-    matches = value_test(Field(field), pattern, _search(request.get("regex") or ""))
+    regex = request.get("regex")
+    search = searches("--regex", [regex])[0] if regex else None
+    matches = value_test(Field(field), pattern, search)
     selector = CommandRequest("list", {**request.values, "invert": False, "allow_empty": True}).selector()
     whole = CommandRequest("list", {key: request.get(key) for key in (*_PLACE, "allow_empty")})
     everything = selected(whole, find_pool(request)).items
@@ -62,13 +63,6 @@ def perform(request: CommandRequest) -> Outcome:
             NOTHING_MATCHED, f"no server's {field} matches", _suggestion(field, pattern, everything)
         )
     return Outcome(found, form=target or "table")
-
-
-def _search(regex: str) -> Callable[[str], object] | None:
-    try:
-        return compiled(regex).search if regex else None
-    except BadExpression as bad:
-        raise UsageError(f"--regex: {bad}", hint=bad.hint) from None
 
 
 def _suggestion(field: str, pattern: str, items: Sequence[Item]) -> str:

@@ -34,7 +34,8 @@ from poolctl.json_form import Table
 from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import follow, merged_tail
-from poolctl.selection.regular_expressions import SLOW, BadExpression, compiled
+from poolctl.selection.regular_expressions import SLOW
+from poolctl.selection.selector import searches
 
 GATEWAY = "gateway"  # unless a server has the same name
 # Names shown for other logs; a server cannot have such a name.
@@ -251,14 +252,11 @@ def _json_line(line: LogLine) -> str:
 class LineSearch:
     """Callable with a text; returns whether any of the user's regular expressions matches in it.
 
-    The constructor raises UsageError, which names `option`, for an invalid expression.
+    The constructor raises SelectorError, which names `option`, for an invalid expression.
     """
 
     def __init__(self, option: str, expressions: Sequence[str]) -> None:
-        try:
-            self._searches = [compiled(expression).search for expression in expressions]
-        except BadExpression as bad:
-            raise UsageError(f"{option}: {bad}", hint=bad.hint) from None
+        self._searches = searches(option, expressions)
         self._texts = 0
         self._is_searching = False
 

@@ -15,11 +15,11 @@ import pytest
 from poolctl.cli.commands.logs import LineSearch
 from poolctl.cli.log_rendering import terminal_text
 from poolctl.cli.main import main
-from poolctl.cli.outcome import UsageError
 from poolctl.control.pool_paths import pool_key
 from poolctl.feature import FEATURES
 from poolctl.logs import log_tail
 from poolctl.logs.log_line import LogLine, stamp
+from poolctl.selection.selector import SelectorError
 from tests.stand_in import Send, always, item, result
 
 from .conftest import Command, Supervised
@@ -77,7 +77,7 @@ def test_search_is_in_no_text_before_and_after_it() -> None:
     search = LineSearch("--grep", ["b+"])
     assert search.text_number() is None
     assert (search("abc"), search("xyz"), search.text_number()) == (True, False, None)
-    with pytest.raises(UsageError, match=r"^--grep: "):
+    with pytest.raises(SelectorError, match=r"^--grep: "):
         LineSearch("--grep", ["b", "("])
 
 
