@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from itertools import compress
-from operator import attrgetter
 from typing import Protocol, TypeVar
 
 from poolctl.address import AddressError, canonical
@@ -37,9 +36,6 @@ class Row:
 
 
 Member = TypeVar("Member", bound=Named)
-
-_NAME: Callable[[Named], str] = attrgetter("_name")
-_EXPOSE: Callable[[Named], str] = attrgetter("_expose")
 
 
 def matching(members: dict[str, Member], field: Field | str, pattern: str, regex: str) -> dict[str, Member]:
@@ -83,7 +79,7 @@ def values(members: Mapping[str, Member], field: Field) -> Iterable[str]:
     """The values of the field, one for each member in order."""
     if field is Field.BIND:
         return members
-    return map(_NAME if field is Field.NAME else _EXPOSE, members.values())
+    return (member._name if field is Field.NAME else member._expose for member in members.values())
 
 
 def _wanted(field: Field, pattern: str) -> str:
