@@ -41,19 +41,12 @@ def load(ref: PoolRef, *, allow_empty: bool = False) -> Configuration:
 
     config = load_files(ref.files, os.environ)
     if config.problems:
-        raise Failure(invalid_outcome(config))
+        errors, warnings = map(ErrorEntry.of, config.problems), map(str, config.warnings)
+        code = exit_codes.INVALID_CONFIGURATION
+        raise Failure(Outcome(errors=[*errors], warnings=[*warnings], exit_code=code))
     if config.is_empty and not allow_empty:
         raise Failure(no_server_outcome(ref))
     return config
-
-
-def invalid_outcome(config: Configuration) -> Outcome:
-    """The outcome for a configuration with problems."""
-    return Outcome(
-        errors=list(map(ErrorEntry.of, config.problems)),
-        warnings=[str(warning) for warning in config.warnings],
-        exit_code=exit_codes.INVALID_CONFIGURATION,
-    )
 
 
 def no_server_outcome(ref: PoolRef) -> Outcome:

@@ -69,7 +69,7 @@ def show(outcome: Outcome) -> int:
     if outcome.streamed:
         pass
     elif outcome.form == "json":
-        write_json(outcome.document())
+        sys.stdout.write(json.dumps(outcome.document(), default=str) + "\n")
     elif outcome.text is not None:
         sys.stdout.write(outcome.text)
     elif outcome.form:
@@ -81,11 +81,6 @@ def show(outcome: Outcome) -> int:
         sys.stdout.write(f"{message}\n")
     print_diagnostics(outcome)
     return outcome.exit_code
-
-
-def write_json(document: object) -> None:
-    """Print one JSON document to standard output."""
-    sys.stdout.write(json.dumps(document, default=str) + "\n")
 
 
 def width_of(stream: TextIO) -> int:

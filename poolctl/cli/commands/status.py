@@ -70,7 +70,7 @@ def _status(request: CommandRequest) -> Outcome:
         outcome.extra["summary"] = {"servers": 0, "ready": 0, "states": {}}
         return outcome
     outcome.extra["summary"] = summary
-    outcome.message = "\n".join(_lines(result.items, summary.get("name", ""), _where_on_cluster(summary)))
+    outcome.message = "\n".join(_lines(result.items, summary))
     if request.verbose and not request.output:
         outcome.message += "".join(f"\n    {line}" for line in _stacks_of_hung(request, pool, result.items))
     if result.gateway is not None:
@@ -111,21 +111,16 @@ def _without_supervisor(items: Sequence[Item], pool: PoolRef) -> str:
     return f"no supervisor is running, {servers(len(items))} stopped"
 
 
-def _where_on_cluster(summary: Table) -> str:
-    """Where a cluster runs the pool; "" on this machine."""
-    if "namespace" not in summary:
-        return ""
-    return f"context {summary['context']}, namespace {summary['namespace']}"
-
-
-def _lines(items: Sequence[Item], name: str, place: str = "") -> list[str]:
+def _lines(items: Sequence[Item], summary: Table) -> list[str]:
     resting = {state: sum(item.state == state and not item.ready for item in items) for state in AT_REST}
     words = [f"{servers(*count_ready(items))} ready", *(f"{n} {state}" for state, n in resting.items() if n)]
     uptime = max((item.uptime_seconds for item in items), default=0)
     if uptime:
         words.append(f"up {duration(uptime)}")
-    words += [place] if place else []
-    lines = [f"{name}: {', '.join(words)}" if name else ", ".join(words)]
+    if "namespace" in summary:
+        words += [f"context {summary['context']}, namespace {summary['namespace']}"]
+    name = f"{summary['name']}: " if summary.get("name") else ""
+    lines = [name + ", ".join(words)]
     late = [item for item in items if not item.ready and item.state not in AT_REST]
     width = max((len(item.name) for item in late), default=0)
     return lines + [f"  {item.name.ljust(width)}  {item.state}" for item in late]
