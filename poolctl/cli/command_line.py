@@ -293,20 +293,11 @@ class CommandRequest:
 
     def selector(self) -> Selector:
         """The server selection made by the options. Raises SelectorError for an invalid expression, state or health."""
-        from poolctl.selection.selector import Selector
+        from poolctl.selection.selector import LISTS, Selector
 
-        get = self.values.get
-        return Selector(
-            get("targets") or (),
-            name=get("name") or (),
-            bind=get("bind") or (),
-            expose=get("expose") or (),
-            tag=get("tag") or (),
-            state=get("state") or (),
-            health=get("health") or (),
-            invert=bool(get("invert")),
-            allow_empty=bool(get("allow_empty")),
-        )
+        lists: Table = {key: self.values.get(key) or () for key in LISTS}
+        invert, allow_empty = bool(self.get("invert")), bool(self.get("allow_empty"))
+        return Selector(**lists, invert=invert, allow_empty=allow_empty)
 
     def seconds(self, key: str, spelling: str = "") -> float | None:
         """The duration given by the option `key` in seconds; None if it is not given.

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Selector", "SelectorError", "Unmatched", "select"]
 
-_LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
+# The selections by lists of words: keys of a command request, and of a selector as JSON.
+LISTS = ("targets", "name", "bind", "expose", "tag", "state", "health")
 # The fields that regular expressions select by.
 EXPRESSIONS = ("name", "bind", "expose")
 _NEAR_NAMES = 3
@@ -92,8 +93,8 @@ class Selector:
 
         Regular expressions are not compiled here, and match nothing until the caller sets `matched` (see `__init__`).
         """
-        lists = {key: _list_of_words(key, data.get(key)) for key in _LISTS}
-        unknown = sorted(set(data) - {*_LISTS, "not", "allow_empty"})
+        lists = {key: _list_of_words(key, data.get(key)) for key in LISTS}
+        unknown = sorted(set(data) - {*LISTS, "not", "allow_empty"})
         if unknown:
             raise SelectorError(f"unknown key {unknown[0]!r} in the selector")
         targets = lists.pop("targets")
@@ -102,19 +103,19 @@ class Selector:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form that from_dict() reads."""
-        lists: dict[str, Any] = {key: list(getattr(self, key)) for key in _LISTS}
+        lists: dict[str, Any] = {key: list(getattr(self, key)) for key in LISTS}
         return {**lists, "not": self.invert, "allow_empty": self.allow_empty}
 
     @property
     def selects_all(self) -> bool:
         """Whether the selector is empty, so that it selects all servers."""
-        return not self.invert and not any(getattr(self, key) for key in _LISTS)
+        return not self.invert and not any(getattr(self, key) for key in LISTS)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Selector) and self.to_dict() == other.to_dict()
 
     def __repr__(self) -> str:
-        parts = [f"{key}={value!r}" for key in _LISTS if (value := getattr(self, key))]
+        parts = [f"{key}={value!r}" for key in LISTS if (value := getattr(self, key))]
         parts += ["not"] * self.invert + ["allow_empty"] * self.allow_empty
         return f"<Selector {' '.join(parts) or 'all'}>"
 
@@ -253,7 +254,7 @@ def _list_of_words(key: str, value: object) -> list[str]:
 
 
 def _options_text(selector: Selector) -> str:
-    words = [f"--{key} {word}" for key in _LISTS if key != "targets" for word in getattr(selector, key)]
+    words = [f"--{key} {word}" for key in LISTS if key != "targets" for word in getattr(selector, key)]
     return " ".join([*words, *["--not"] * selector.invert])
 
 

@@ -35,12 +35,11 @@ from poolctl.logs.line_filter import LEVELS, LineFilter, canonical_level
 from poolctl.logs.log_line import LogLine, parse_record
 from poolctl.logs.log_tail import follow, merged_tail
 from poolctl.selection.regular_expressions import SLOW
-from poolctl.selection.selector import searches
+from poolctl.selection.selector import LISTS, searches
 
 GATEWAY = "gateway"  # unless a server has the same name
 # Names shown for other logs; a server cannot have such a name.
 _OF_GATEWAY = ("[gateway]", "[access]")
-_SELECTING = ("targets", "name", "bind", "expose", "tag", "state", "health", "invert")
 
 COMMAND = Command(
     "Show the servers' output.",
@@ -182,7 +181,7 @@ def _selected_logs(request: CommandRequest, pool: PoolRef) -> tuple[dict[str, st
 
 def _has_gateway(request: CommandRequest, pool: PoolRef) -> bool:
     """Whether the pool has a gateway, according to its supervisor or else its files."""
-    whole = CommandRequest(request.verb, {**request.values, **dict.fromkeys(_SELECTING)})
+    whole = CommandRequest(request.verb, {**request.values, **dict.fromkeys((*LISTS, "invert"))})
     try:
         return ask(whole, pool, "list").gateway is not None
     except NoSupervisor:
