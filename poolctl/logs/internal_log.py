@@ -115,8 +115,8 @@ class _Stamped(logging.Formatter):
 class InternalLogRotation:
     """Rotates the `*.log` files in `directory` when they become large. Must be created on the running loop.
 
-    Sizes are checked shortly after inotify(7) reports a write, once for several quick writes: a log can exceed the
-    limit by what is written until then, and a process that writes nothing causes no checks.
+    Sizes are checked 50 ms after inotify(7) has reported a write, so that a burst of writes causes a single check. In
+    this time a log can grow beyond the limit. Without inotify, sizes are checked once a second.
     """
 
     def __init__(self, directory: str) -> None:

@@ -134,7 +134,10 @@ class _Levels:
         self._inside = False  # the previous line was within a traceback
 
     def rank(self, text: str, level: str) -> int:
-        """The index in LEVELS of `level`; if that is "", of the line that `text` continues; -1 if unknown."""
+        """Return the index in LEVELS of the level of the next line; -1 if its level is unknown.
+
+        `level` is the level written in `text`. If it is "", the line has the level of the line that it continues.
+        """
         if level:
             self._rank, self._inside = _RANKS.get(level, -1), False
         elif text.startswith(_TRACEBACK):

@@ -88,7 +88,10 @@ class LogFile:
         return max(seconds_of(self._born) + self._max_age, self._rotate_at) - now
 
     def resume(self, block: bytes) -> int:
-        """Cut off an incomplete last line; returns how many bytes of `block` a killed writer stored in whole lines."""
+        """Return how many bytes of `block` a killed writer has stored, counted in whole lines.
+
+        If the file ends with an incomplete line of `block`, this line is cut off.
+        """
         self._prepare()
         stored = stored_part(self.path, block)
         whole = block.rfind(b"\n", 0, stored) + 1
@@ -191,7 +194,10 @@ class LogFile:
         return max(0, done - len(missing_end))
 
     def _cut(self, block: bytes, done: int) -> int:
-        """Remove an incompletely written line from the file; returns how many bytes of the block remain in it."""
+        """Remove the incomplete line with which a failed write has ended; return the size of the whole lines before it.
+
+        `done` bytes of `block` have been written.
+        """
         whole = block.rfind(b"\n", 0, done) + 1
         self._torn = self._torn and not whole
         if whole == done:

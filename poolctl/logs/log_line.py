@@ -52,20 +52,26 @@ def clock_time(stamp: str, *, with_millis: bool = True) -> str:
 
 
 def as_text(lines: bytes, now: str) -> bytes:
-    """The lines, each prefixed with the time."""
+    """Return the lines, each prefixed with the timestamp `now`."""
     prefix = now.encode() + b" "
     return prefix + lines[:-1].replace(b"\n", b"\n" + prefix) + b"\n"
 
 
 def as_json(lines: bytes, now: str, name: str, pid: int) -> bytes:
-    """The lines, each as a JSON object on one line; bytes that are not UTF-8 become escapes such as ``\\xff``."""
+    """Return each line as a JSON object with the timestamp `now`, one object per line.
+
+    Bytes that are not UTF-8 become escapes such as ``\\xff``.
+    """
     head = json.dumps({"time": now, "name": name, "pid": pid})[:-1]
     texts = lines[:-1].decode("utf-8", "backslashreplace").split("\n")
     return "".join([f'{head}, "line": {json.dumps(text)}}}\n' for text in texts]).encode()
 
 
 def parse_line(raw: bytes, name: str = "") -> LogLine:
-    """Parse a line of a log file; a line in neither format gets no time. `name` is the server's name, "" if unknown."""
+    """Parse a line of a log file, which is JSON or text with a timestamp. A line in another form gets no time.
+
+    `name` is the server's name; with "" the name is taken from a line of JSON.
+    """
     if raw.startswith(b'{"time": '):
         try:
             found = json.loads(raw)

@@ -140,11 +140,12 @@ def _resize(fd: int, size_bytes: int) -> bool:
 
 
 def longest_line(fd: int) -> int:
-    """The length in bytes of a line that always fits into the pipe: a quarter of its size; 0 if `fd` is not a pipe.
+    """Return the size in bytes up to which a line always fits into the pipe `fd`; 0 if `fd` is not a pipe.
 
-    The writer of a longer line may block: a write that does not fit into the rest of a page starts a new page
-    (pipe(7)), so that half of the pipe's space may be unused, and its first page nearly empty.
+    The writer of a longer line may block.
     """
+    # Half of the pipe's space may be unused, because a write that does not fit into the rest of a page starts a new one
+    # (pipe(7)). The first page may be nearly empty, too.
     try:
         return fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) // 4
     except OSError:
@@ -152,9 +153,10 @@ def longest_line(fd: int) -> int:
 
 
 class Move:
-    """A move of lines from a pipe into a file: stream id, timestamp of the lines, number of bytes, and checksum.
+    """The record of a move of lines from a server's pipe into its log file.
 
-    `taken` counts the bytes that are known to have left the pipe.
+    `id` is the stream, `when` the timestamp of the lines, `length` their number of bytes, `checksum` their CRC. `taken`
+    is the number of bytes that are known to have left the pipe.
     """
 
     __slots__ = ("checksum", "id", "length", "taken", "when")
@@ -167,16 +169,17 @@ class Move:
         self.taken = 0
 
     def matches(self, data: bytes) -> bool:
-        """Whether `data`, the content of the pipe, begins with the lines of this move."""
+        """Return whether `data`, the content of the server's pipe, begins with the recorded lines."""
         return len(data) >= self.length and crc32(data[: self.length]) == self.checksum
 
 
 class WriteAheadNote:
-    """Records the move in progress, so that the next logger can complete it if this one is killed.
+    """Records each move of lines from a server's pipe into its log file, for the successor of a killed logger.
 
-    A file in memory describes the move. Its lines, once stored, are spliced in one step from the server's pipe into the
-    pipe `sink`: so bytes in `sink` are known to have left the server's pipe, even if the next lines are identical.
-    The file and `sink` outlive the logger. Without them nothing is recorded, and `sink` is -1.
+    The record is in a file in memory. Lines that are stored in the log file are spliced in one step from the server's
+    pipe into the pipe `sink`. Bytes in `sink` prove that the recorded lines have left the server's pipe, even if
+    identical lines follow them. The file and `sink` outlive the logger. Without them nothing is recorded, and `sink` is
+    -1.
     """
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
@@ -185,13 +188,16 @@ class WriteAheadNote:
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
-        """Use these descriptors from now on: a file, and both ends of a pipe. Another version may pass only some."""
+        """Use these descriptors from now on: the file in memory, then the read end and the write end of `sink`.
+
+        A supervisor of another version may pass only the file, or none.
+        """
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
         self._left = self._read()
 
     def unfinished_move(self, id: str) -> Move | None:
-        """The move of this stream that the previous logger has not completed, or None."""
+        """Return the move of stream `id` that the previous logger began and did not complete; None if there is none."""
         return self._left if self._left is not None and self._left.id == id else None
 
     def _read(self) -> Move | None:
@@ -206,13 +212,13 @@ class WriteAheadNote:
         return noted
 
     def begin(self, id: str, when: str, data: bytes) -> None:
-        """Record that these bytes of a pipe are being moved."""
+        """Record that the lines `data` of stream `id` are now moved into the log file, with the timestamp `when`."""
         if self._fd >= 0:
             self._empty()
             os.pwrite(self._fd, json.dumps((id, when, len(data), crc32(data))).encode() + b"\n", 0)
 
     def end(self) -> None:
-        """Record that the move is complete: its lines are stored, and removed from the pipe."""
+        """Record that the lines are stored in the log file, and removed from the server's pipe."""
         self._left = None
         if self._fd >= 0:
             os.pwrite(self._fd, b"\n", 0)
@@ -273,7 +279,7 @@ class OutputStream:
         return end or len(data)
 
     def recover(self) -> None:
-        """Complete the move that a killed logger had in progress."""
+        """If a previous logger was killed while it moved lines of this stream into the file, complete that move."""
         move = self._underway.unfinished_move(self.id)
         if move is None:
             return
@@ -499,7 +505,10 @@ class Logger:
             os.close(fd)
 
     def _add(self, order: wire.Message, fds: list[int]) -> None:
-        """Add a stream, or update the one with the same `id`. A descriptor that it keeps is removed from `fds`."""
+        """Add a stream, or update the stream with the same `id`.
+
+        The caller closes the descriptors left in `fds`; the pipe of a new stream is removed from the list.
+        """
         fd, path = fds[0], str(order["path"])
         max_size, keep = int(order.get("max_size") or 0), int(order.get("keep") or 0)
         max_age = float(order.get("max_age") or 0)
@@ -595,9 +604,10 @@ class Logger:
 
 
 class PipeHandover:
-    """Listens for new pools, and sends each client all streams with their pipes, then the message `over`.
+    """Listens for a new pool that takes over the streams of a logger without supervisor and keeper.
 
-    `taken` becomes true when a client answers `taken`: that client now owns the streams, and the logger exits.
+    Each client gets all streams with their pipes, then the message `over`. `taken` becomes true when a client answers
+    `taken`: that client owns the streams from then on, and the logger exits.
     """
 
     def __init__(self, directory: str, epoll: select.epoll) -> None:
@@ -613,7 +623,10 @@ class PipeHandover:
         return fd == self._listener.fileno() or fd in self._connections
 
     def serve(self, fd: int, streams: Sequence[OutputStream]) -> bool:
-        """Handle a readable descriptor; returns whether the streams have been taken."""
+        """Accept a client from the listener `fd`, or read a client's answer from its connection `fd`.
+
+        Returns whether a client has taken over the streams.
+        """
         if fd != self._listener.fileno():
             self._read_answer(fd)
             return self.taken

@@ -78,7 +78,7 @@ class JournalEvent(NamedTuple):
 
     @property
     def state(self) -> str:
-        """The state or health after the change; "" if `after` is not a string."""
+        """The server's new state or health, such as `running` or `ko`; "" if the field `after` is not a string."""
         return self.after if isinstance(self.after, str) else ""
 
     @property

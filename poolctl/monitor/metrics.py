@@ -194,8 +194,9 @@ def snapshot(
 ) -> ServerSnapshot:
     """Return the server's statistics at `now`, in monotonic seconds. Without `memory`, its memory is not measured.
 
-    Adds the counts of current workers to `ended`, the counts of exited ones. The caller keeps `usages`, by pid, from
-    one call to the next. Workers inside the process `own_pid` have no usage of their own.
+    `ended` holds the counts of the server's exited workers; the counts of its current workers are added to this list.
+    `usages` holds the usage of each process by its pid, and is passed to the next call. Workers inside the process
+    `own_pid` have no usage of their own.
     """
     workers: list[WorkerUsage] = []
     for worker in entry.observed.workers.values():

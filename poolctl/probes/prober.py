@@ -452,7 +452,10 @@ class HttpProbeRequest:
         return ResponseReader(head_only=self._head_only, max_body_bytes=MAX_BODY_BYTES)
 
     def judge(self, reply: Reply, on_result: OnResult) -> None:
-        """Judge the response; `on_result` gets the problem or "", later if a regular expression has to be matched."""
+        """Judge the response, and call `on_result` with the problem, or with "" for a right response.
+
+        If another process has to match a regular expression, `on_result` is called after `judge` has returned.
+        """
         found = f"{self._label}: status {reply.status}"
         if reply.status not in self._statuses:
             on_result(found)

@@ -48,7 +48,7 @@ class Hysteresis:
         return self.status
 
     def reset(self) -> None:
-        """Return to unknown."""
+        """Set the status to unknown, and forget the results so far."""
         self.status, self._succeeded, self._count = Status.UNKNOWN, None, 0
 
     @property
@@ -123,7 +123,7 @@ class WorkerProbe:
 
     @property
     def status(self) -> Status:
-        """The status after the results so far."""
+        """The worker's status by the results of this probe: ok, warn, ko, or unknown before the first result."""
         return self.hysteresis.status
 
     async def wait_until_ok(self) -> None:
@@ -252,7 +252,10 @@ class WorkerProbes:
 
     @property
     def latency_seconds(self) -> float | None:
-        """How long the first of the probes took for its last result, in seconds; None without a probe or a result."""
+        """The duration of the last readiness probe in seconds, or of the last liveness probe if there is no other.
+
+        None without either probe, and before the first result.
+        """
         return self.probes[0].latency_seconds if self.probes else None
 
     def get(self, kind: str) -> WorkerProbe | None:

@@ -41,12 +41,13 @@ class Given(NamedTuple):
 
 
 def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
-    """Read a server's specification and apply its limits, user, environment and directory; return what was inherited.
+    """Read a server's specification, and apply its limits, user, environment and directory to this process.
 
-    The first argument of the process is the number of descriptors after the specification. The modules that workers
-    need are imported first, as the server's user may be unable to read them. `light`: skip this if no user is set.
+    Returns the specification with the inherited descriptors. The first argument of the process is the number of
+    descriptors after the specification. The modules that workers need are imported before the process becomes the
+    server's user, who may be unable to read them. If `light` is true and no user is configured, they are not imported.
 
-    If the environment requires a new interpreter, it replaces this one and runs `part`, a package of poolctl, with the
+    If the environment requires a new interpreter, this process executes it with the package `part` of poolctl and the
     arguments `role`. Exits with the reason if this machine cannot support the specification.
     """
     count, *applied = sys.argv[1:]

@@ -148,7 +148,10 @@ class LoadFailed(Exception):
 
 
 def explain(failure: LoadFailed) -> str:
-    """The traceback of the cause, without leading frames of poolctl and importlib; the message without a cause."""
+    """Return the text to print for `failure`: its cause's traceback, without leading frames of poolctl and importlib.
+
+    If `failure` has no cause, the text is its message.
+    """
     cause = failure.__cause__
     if cause is None:
         return f"{failure}\n"
@@ -281,7 +284,7 @@ def warm_up(app: object) -> None:
 
 
 def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth: int) -> None:
-    """Match each route against a path that no route has, which initializes it; cache source files of endpoints.
+    """Initialize each route of `router`, and cache the source files of the routes' endpoints.
 
     `kind` is Starlette's base class of routes. `sources` holds the names of source files already cached; None: cache
     none. `depth` is the maximum depth of nested routers.
@@ -290,6 +293,7 @@ def _warm_up_routes(router: object, kind: type, sources: set[str] | None, depth:
         for route in getattr(router, "routes", ()) if depth else ():
             with contextlib.suppress(Exception):
                 if isinstance(route, kind):
+                    # A route initializes itself when it is matched for the first time, with whatever path.
                     route.matches(_example_scope())  # type: ignore[attr-defined]
             code = getattr(getattr(route, "endpoint", None), "__code__", None)
             if sources is not None and inspect.iscode(code) and code.co_filename not in sources:

@@ -96,7 +96,7 @@ def needs_exec(spec: Spec) -> bool:
 
 
 def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments: str) -> NoReturn:
-    """Replace this process with a new interpreter that runs `part`, a package of poolctl, with these arguments.
+    """Replace this process with a new interpreter that runs `part`, a package of poolctl, with `arguments`.
 
     The new interpreter inherits `descriptors` descriptors, numbered from SPEC_FD on.
     """

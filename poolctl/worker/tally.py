@@ -107,12 +107,12 @@ def is_page(fd: int) -> bool:
 
 
 def map_page(fd: int) -> memoryview:
-    """Map the page as a sequence of writable 64-bit integers; the descriptor may be closed afterwards."""
+    """Map the tally page `fd` as a sequence of writable 64-bit integers; the descriptor may be closed afterwards."""
     return memoryview(mmap.mmap(fd, SIZE_BYTES)).cast("Q")
 
 
 def read_page(fd: int) -> Counts | None:
-    """Read all slots of a tally page, each limited to MOST; None if the page has another layout version."""
+    """Return the values in all slots of a tally page, MOST for larger values; None if the page has another layout."""
     content = os.pread(fd, SIZE_BYTES, 0)
     if len(content) < SIZE_BYTES:
         return None
@@ -124,15 +124,13 @@ def read_page(fd: int) -> Counts | None:
 
 
 def bounded(number: int) -> int:
-    """The number, limited to MOST. It may have been written by an application, or be a sum of such numbers."""
+    """Return `number`, or MOST if that is less. An application may have written any number to its page."""
     return min(number, MOST)
 
 
 def why_impossible(counts: Counts, before: Counts, seconds: float) -> str:
-    """The reason why no worker can get from the counts `before` to `counts` in this time; "" if one can.
-
-    Decreases are allowed: the response to a probe is counted, and subtracted a moment later.
-    """
+    """Return why no worker can get from the counts `before` to `counts` within `seconds`; "" if one can."""
+    # Only increases are judged, because open connections also decrease.
     most = int(MOST_PER_SECOND * (seconds + 1))
     for slot in range(1, COUNTED):
         number = counts[slot]
@@ -172,17 +170,21 @@ def add(counts: Counts, more: Counts) -> None:
 
 
 def route_mark(alias: str) -> int:
-    """The number that identifies a route's request count on a page."""
+    """Return the number that marks the count of a route's requests on a tally page."""
     return _FIRST_MARK | crc32(alias.encode())
 
 
 def error_mark(alias: str) -> int:
-    """The number that identifies a route's error count on a page; older versions of poolctl ignore it."""
+    """Return the number that marks the count of a route's errors on a tally page."""
+    # Versions of poolctl that do not count errors ignore marks of this size.
     return _FIRST_OF_ERRORS | crc32(alias.encode())
 
 
 def route_slot(page: memoryview, alias: str) -> int:
-    """The slot that counts this route's requests, allocated if needed; a slot shared by routes if the page is full."""
+    """Return the slot of the tally page that counts the requests of the route `alias`; a new slot for a new route.
+
+    If the page is full, new routes share its last slot.
+    """
     if slot := _slot(page, route_mark(alias)):
         return slot
     page[_LAST_PAIR] = _OTHER_ROUTES
@@ -190,7 +192,7 @@ def route_slot(page: memoryview, alias: str) -> int:
 
 
 def error_slot(page: memoryview, alias: str) -> int | None:
-    """The slot that counts the errors of this route, allocated if needed; None if the page is full."""
+    """Return the slot of the tally page that counts the errors of the route `alias`; None if the page is full."""
     return _slot(page, error_mark(alias))
 
 
@@ -210,12 +212,12 @@ def requests_by_route(counts: Counts) -> dict[int, int]:
 
 
 def is_of_requests(mark: int) -> bool:
-    """Whether `mark` is a `route_mark`, which identifies a request count, rather than an `error_mark`."""
+    """Return whether `mark`, from `by_route`, marks a count of requests; False if it marks a count of errors."""
     return mark < _FIRST_OF_ERRORS
 
 
 def by_route(counts: Counts) -> dict[int, int]:
-    """The numbers of requests and of errors on each route of a gateway, by `route_mark` and `error_mark`."""
+    """Return the counts of requests and errors on each route of a gateway, by their `route_mark` or `error_mark`."""
     pairs = zip(counts[ROUTES::2], counts[ROUTES + 1 :: 2], strict=False)
     # Each of them also counts among all requests and WebSockets, whose numbers have been checked.
     most = counts[STARTED] + counts[WEBSOCKETS] if counts else 0
@@ -280,13 +282,13 @@ class StackDump:
         faulthandler.register(ASK_AGAIN, file=fd, all_threads=True, chain=False)
 
     def begin(self, page_fd: int, done: Callable[[], None]) -> None:
-        """Write stacks to this page file from now on; `done` is called when the answer to ASK is complete."""
+        """Write stacks to the tally file `page_fd` from now on; `done` is called after the signal ASK was answered."""
         os.dup2(page_fd, self._fd, inheritable=False)
         self._done = done
         promise_stacks(page_fd)  # no signal is sent before, when the number may be another file's
 
     def end(self) -> None:
-        """Remove the handlers and close the descriptor. Called in a child that the application has forked."""
+        """Remove the signal handlers, and close the tally file. Called in a child that the application has forked."""
         if signal.getsignal(ASK) == self._answer:
             signal.signal(ASK, signal.SIG_DFL)
         faulthandler.unregister(ASK_AGAIN)

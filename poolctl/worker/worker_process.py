@@ -218,10 +218,10 @@ class WorkerProcess:
         self.control.send({"event": "tls", "error": None})
 
     def _use_routes(self, fds: list[int], keeps: bool, context_key: str) -> None:
-        """Switch to the route table in `fds`, or log why it is unusable; then report the table in use.
+        """Use the gateway's route table in `fds` from now on, or log why it is unusable; report the table in use.
 
-        With `keeps` false, each connection that the gateway has passed on goes back to the gateway before its next
-        request. `context_key` is passed to Routes.renew.
+        If `keeps` is false, the worker returns each connection to the gateway before the connection's next request.
+        `context_key` authenticates the routes that the gateway names in requests (see Routes.renew).
         """
         try:
             self.routes.renew(fds, keeps=keeps, context_key=context_key)
@@ -382,7 +382,7 @@ class ControlSocket:
 
 
 def begin(tally: memoryview | None) -> None:
-    """Record on the page `tally` that this worker answers heartbeats; no effect if `tally` is None."""
+    """Record on the worker's tally page that it answers heartbeats; no effect without a page."""
     if tally is not None:
         tally[BEAT_AT_NS] = time.monotonic_ns()
 
@@ -407,10 +407,12 @@ def answer(control: socket.socket, tally: memoryview | None) -> bool:
 class OrphanedWorker:
     """Waits for a new supervisor: listens in the pool's directory, and sends the worker's state to each client.
 
-    `bound` is a socket that has already been bound there; None: bind one. A client adopts the worker with the order
-    `adopt`, which carries a new control socket; then this listener is closed. The order also carries a new output pipe
-    if the current one has no reader and, if `bound` was given, a bound socket for the next time that the worker is
-    orphaned.
+    `bound` is a socket that has been bound in the directory before; None: the worker binds one itself. A client adopts
+    the worker by the order `adopt`, with a new control socket. Then the listener is closed.
+
+    Two more descriptors may follow the control socket. The first is a socket bound in the directory, for the next time
+    that the worker is orphaned; it comes only if `bound` was given. The last is a new output pipe; it comes only if the
+    current pipe has no reader.
     """
 
     def __init__(self, control: ControlSocket, bound: socket.socket | None) -> None:
@@ -555,7 +557,10 @@ class ForkedChildren:
         )
 
     def loop_handles(self, number: int) -> None:
-        """Record the event loop's handler of signal `number`: a forked child resets each signal with this handler."""
+        """Record the handler that the event loop has just set for signal `number`.
+
+        A forked child resets every signal that has this handler.
+        """
         self._loop_handlers.append(signal.getsignal(number))
 
     def _hold_signals(self) -> None:

@@ -221,9 +221,9 @@ def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
     """Fork a process for the next request, and for each request that follows closely, then exit.
 
     `roles` maps the operation that a request names to the function to run in its process.
-    When this process exits, the keeper becomes the parent of the forked workers; until then it can neither wait for
-    them nor signal them by pid. So it exits soon, but not at once: a forker per worker makes starts a fifth slower.
     """
+    # The keeper can wait for the forked processes, and signal them by pid, once it is their parent: when this process
+    # exits. It still serves requests that follow closely, because a forker for each makes starts a fifth slower.
     more = select.poll()
     more.register(requests, select.POLLIN)
     ends = None
@@ -319,7 +319,8 @@ class ProcessSnapshot(NamedTuple):
     def left_since(self, origins: ThreadOrigins | None = None) -> str:
         """Describe new threads, child processes and descriptors ("opened a pipe, …"); "" if there are none.
 
-        `origins` names the modules that started threads. Waits a moment for them to end; may fork (see `_fork`).
+        Waits a moment for threads and child processes that are about to end. If there are new native threads, the
+        process forks once (see `_fork`). `origins` names the modules that started threads.
         """
         if self._native_threads(ProcessSnapshot.of_this_process()):
             _fork()

@@ -229,11 +229,12 @@ class AdoptionPair(NamedTuple):
 
 
 class SharedListeners:
-    """Accepts a worker's connections from its listeners, and from the socket pair for handovers between workers.
+    """Accepts a worker's connections from its listeners, and from the socket pair `adoption` between workers.
 
-    `most` is the maximum number of connections; None: the number of free descriptors, minus a reserve. `accepted` holds
-    connections without a protocol object yet. `woken`: the worker was started for waiting connections; those whose
-    clients have disconnected meanwhile are closed, because their requests must not be executed.
+    `most` is the maximum number of connections; None stands for the number of free descriptors, minus a reserve.
+    `accepted` holds the connections that have no protocol object yet. `woken` says that the worker was started because
+    connections were waiting. A waiting connection whose client has disconnected is then closed, so that its request is
+    not executed.
     """
 
     def __init__(

@@ -54,7 +54,8 @@ class Tasks(set[asyncio.Task[None]]):
 class Connections(set[Any]):
     """The connections of a worker; notifies its PoolServerState before each new connection and after each end.
 
-    Updates the tally, where connections whose class is not in `http` count as WebSockets.
+    Also counts the connections on the worker's tally page. `http` holds the classes of HTTP connections; a connection
+    of any other class counts as a WebSocket.
     """
 
     def __init__(self, state: PoolServerState) -> None:
@@ -137,10 +138,11 @@ class Drainable:
         """End event streams between two events; their clients reconnect."""
 
     def take_over(self, until: float | None, *, asked: bool) -> None:
-        """Apply the deadline of a connection that another process has handed over. Called before `connection_made`.
+        """Apply the time limit of a connection that another process has handed over. Called before `connection_made`.
 
-        `until` is a monotonic time (None: the default). With `asked` it ends the keep-alive time before the next
-        request; otherwise the next request's head must be complete by then.
+        The limit ends at `until`, a monotonic time; None stands for the default limit. If `asked` is true, the
+        connection is between two requests, and closes at `until` unless a request begins before. If `asked` is false,
+        the head of the next request must be complete at `until`.
         """
 
 
@@ -170,7 +172,7 @@ class Heads:
             self._set_timer(due - now)
 
     def end(self, connection: Any) -> None:
-        """Remove the limit, because the head is complete or no longer expected."""
+        """Stop limiting the time of the connection's head, which is complete or no longer expected."""
         self.due.pop(connection, None)
         if self._uncounted:
             self._uncounted.discard(connection)
@@ -238,7 +240,7 @@ class PoolServerState(ServerState):
 
     @property
     def total_requests(self) -> int:
-        """The number of responses; uvicorn counts them."""
+        """The number of responses so far. uvicorn uses this name, and increments the number."""
         return self._requests
 
     @total_requests.setter

@@ -1,22 +1,26 @@
 """Balances connections between the workers of one server by handing them over.
 
-The kernel gives a new connection to the first worker that asks, which is often the same worker. For short connections
-that does not matter; long-lived connections would stay where they are. A worker that has more than its share
+The kernel gives a new connection to the first worker that asks, which is often the same worker. Short connections need
+no balance, but long-lived connections would stay with that worker. So a worker with more connections than its share
+hands over some of them, through the server's adoption pair, at three times:
 
-- hands over a new connection at once, before a byte of it is read, and with TLS before the handshake. This also
-  balances connections that cannot move later: WebSockets, TLS and HTTP/2. It is suspended while most new connections
-  are closed within MOMENT_SECONDS, because a handover costs as much as serving them.
-- hands over a connection without TLS whose request opens a WebSocket, if it has more than its share of WebSockets: so
-  these are balanced even while most connections are short. With TLS that is too late; there a worker with clearly more
-  WebSockets than another hands over new connections, short or not, because TLS handshakes cost more than handovers.
-- hands over kept connections of HTTP/1.1 without TLS between two requests, while another worker has at least two fewer:
-  so a new worker gets some. It checks shortly after a connection or request arrives, so an idle worker does nothing.
+- A new connection is handed over at once, before a byte of it is read, and with TLS before the handshake. These
+  handovers also balance connections that cannot move later: WebSockets, TLS and HTTP/2. They are suspended while most
+  new connections are closed within MOMENT_SECONDS, because a handover costs as much as serving a short connection.
+- A connection whose request opens a WebSocket is handed over if the worker has more WebSockets than its share. This
+  balances WebSockets even while most connections are short. With TLS the request is read too late for a handover.
+  There a worker with clearly more WebSockets than another worker hands over new connections, short or not, because a
+  TLS handshake costs more than a handover.
+- A kept connection of HTTP/1.1 without TLS is handed over between two requests, while another worker has at least two
+  connections fewer. So a worker that was just added gets some. The check follows the arrival of a connection or a
+  request, so an idle worker does nothing.
 
-Workers that do not have the fewest connections leave those in the adoption pair to others for a moment.
+A handed-over connection waits in the adoption pair until a worker takes it. Workers that do not have the fewest
+connections pause before they take one, so that a worker with fewer connections is first.
 
-A page of memory shows the workers of one server how many connections each of them has open. Each worker writes its own
-slot, and holds a lock on it (fcntl(2), F_SETLK), which the kernel releases even if the worker is killed: slots without
-a lock do not count. Standard library only.
+A shared page of memory has a slot for each worker of the server, in which the worker publishes how many connections it
+has open. Each worker holds a lock on its slot (fcntl(2), F_SETLK), which the kernel releases even if the worker is
+killed. Slots without a lock do not count. Standard library only.
 """
 
 from __future__ import annotations
@@ -56,7 +60,7 @@ _FLOCK = struct.Struct("hhqqi4x")
 
 
 def new_page() -> int:
-    """Create an empty page; returns its descriptor."""
+    """Create the memory file in which a server's workers publish their connection counts; return its descriptor."""
     fd = os.memfd_create("poolctl-peers", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.pwrite(fd, _LAYOUT.to_bytes(8, "little"), 0)
     os.ftruncate(fd, mmap.PAGESIZE)
@@ -75,7 +79,7 @@ class PeerCounts:
 
     @property
     def alone(self) -> bool:
-        """Whether this is the only worker that has ever used the page."""
+        """Whether no other worker has ever used the shared page of connection counts."""
         return self._page[_USED] == 1
 
     def publish(self, connections: int | None, websockets: int) -> None:
@@ -114,7 +118,7 @@ class PeerCounts:
         return now_ns < self._page[_ANNOUNCED_UNTIL_NS] <= now_ns + _MOMENT_NS
 
     def close(self) -> None:
-        """Free this worker's slot on the page."""
+        """Free this worker's slot on the shared page, and close the page's descriptor."""
         self._page[self._slot] = 0
         os.close(self._fd)
 
@@ -218,10 +222,10 @@ class Evenness:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
-        """The seconds for which to leave handed-over connections to other workers; 0 to take one now.
+        """Return for how many seconds to leave the adoption pair to other workers; 0 to take a connection now.
 
-        `accepted` is the number of this worker's connections that have no protocol yet, `pauses` the number of pauses
-        since it last took a connection.
+        `accepted` is the number of this worker's connections that have been accepted and not counted yet. `pauses` is
+        the number of such pauses since this worker last took a connection.
         """
         others = self._counts.others() if self._counts.handover_announced else []
         more = 0
@@ -237,7 +241,10 @@ class Evenness:
 
     @property
     def _may_hand_over(self) -> bool:
-        """Whether this worker hands over connections now; False for a moment after no other worker took one."""
+        """Whether this worker hands over connections now.
+
+        False while it accepts none, and for a second after it had to take one itself because no other worker did.
+        """
         return self._accepting and monotonic() - self._came_back_at > _REST_SECONDS
 
     def _hand_over_if_too_many(self, connection: HasHandOver, mine: int) -> bool:
@@ -282,7 +289,10 @@ class Evenness:
         self._even_out()
 
     def _even_out(self) -> None:
-        """Hand over a connection for each worker that has at least two fewer; repeat later while any can move."""
+        """Hand over one connection for each worker that has at least two connections fewer than this worker.
+
+        Repeated later while any connection can move.
+        """
         self._timer = None
         others = self._counts.others() if self._accepting and self._kept else []
         mine = len(self._state.connections)

@@ -212,7 +212,7 @@ class Http1Connection(Drainable, Http1Protocol):
 
     def _give(self, end: socket.socket) -> bool:
         # A lingering connection has a shorter limit, which no longer applies.
-        limits = {} if self.lingering else self.time_left()
+        limits = {} if self.lingering else self.time_limit()
         try:
             fd = self.transport.get_extra_info("socket").fileno()
             connection_handover.give(end, fd, limits, self.routed_state)
@@ -339,8 +339,11 @@ class Http1Connection(Drainable, Http1Protocol):
         left = self.timeout_keep_alive
         self.close_when_quiet(left if until is None else min(max(0.0, until - monotonic()), left))
 
-    def time_left(self) -> dict[str, float | bool]:
-        """The time limit of a connection between two requests, as arguments for `take_over`; {} for no limit."""
+    def time_limit(self) -> dict[str, float | bool]:
+        """Return the time limit of a connection between two requests, as the keyword arguments of `take_over`.
+
+        {} if it has no limit.
+        """
         if self.head is not None:
             due = self.server_state.heads.due.get(self)
             return {} if due is None else {"until": due, "asked": False}
@@ -385,7 +388,10 @@ class Http1Connection(Drainable, Http1Protocol):
         head.last = (head.last + data[-_END_BYTES:])[-_END_BYTES:]
 
     def _measured(self, data: bytes) -> int:
-        """The length of `data` if it belongs to a request head; 1 if it may be a body, 0 if the head is too large."""
+        """Return by how many bytes `data` lengthens a request head; 0 if the head is then too large, and is refused.
+
+        Returns 1, in place of an unknown number, if `data` may belong to a body.
+        """
         heads, head = self.server_state.heads, self.head
         if head is None and (not self.idle or self.body_follows):
             return 1  # the data is part of a body, or follows one
@@ -537,7 +543,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """Whether no byte has arrived yet; later it is unknown whether the parser holds bytes of another request."""
+        """Whether no byte has arrived yet. From then on, the parser may hold bytes of a further request at any time."""
         return self.head is FIRST
 
     def data_received(self, data: bytes) -> None:

@@ -76,7 +76,10 @@ class Http1Or2(Drainable, asyncio.Protocol):
                 self.server_state.evenness.arrived(self, unread=self._until is None and self.routing is None)
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker, which is possible only before the first byte; returns whether it moved."""
+        """Move the connection to another worker through the socket `end`, unless its first byte has arrived.
+
+        Returns whether the connection moved.
+        """
         if self._data or self.transport.is_closing() or self.transport.get_protocol() is not self:
             return False
         self.transport.pause_reading()

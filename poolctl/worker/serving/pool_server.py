@@ -122,16 +122,22 @@ def load_config(
 class PoolServer(uvicorn.Server):
     """A uvicorn server that can drain, without uvicorn's periodic timer and signal handlers.
 
-    The listeners' descriptors are duplicated; their owner closes them. The server runs in the caller's event loop, so
-    that one process can run several. `state` reaches the application in `scope["state"]`. A drain takes at most
-    `drain_seconds`; requests still in progress get `stop_seconds` more, and are then cancelled. Connections that arrive
-    through `adoption` are served like accepted ones. With `resting` nothing is accepted before `set_accepting`. `tally`
-    is the process's page on which requests are counted. A request's head may take `head_seconds` and be at most
-    `head_bytes` long. At `max_connections` the server stops accepting until there is room again (None: as many as the
-    process has descriptors for). With `http2` it also serves HTTP/2. `routes` are for connections that a gateway passes
-    on. `woken`: connections have waited for this worker to start; those whose clients have disconnected meanwhile are
-    closed, and their requests are not executed. `failed` is the form of log lines about failed requests (see
-    FailedRequests); None: none are written.
+    The server runs in the caller's event loop, so that one process can run several. It serves on duplicates of its
+    listeners; their owner closes the listeners. `state` is what the application finds in `scope["state"]`.
+
+    A drain takes at most `drain_seconds`. Requests still in progress get `stop_seconds` more, and are then cancelled.
+
+    `adoption` is the socket pair through which the server's workers hand over connections; without it none are handed
+    over. With `resting` nothing is accepted before `set_accepting` is called. `woken` says that connections have waited
+    for this worker to start. A waiting connection whose client has disconnected is then closed, and its request is not
+    executed. `routes` is the worker's part of a gateway, for connections that the gateway passes on.
+
+    `tally` is the page of memory on which requests are counted; None: they are not counted. `failed` is the form of log
+    lines about failed requests (see FailedRequests); None: none are written.
+
+    A request's head may take `head_seconds` and be at most `head_bytes` long. At `max_connections` the server stops
+    accepting until there is room again; None stands for the number of free descriptors. With `http2` it also serves
+    HTTP/2.
     """
 
     def __init__(
@@ -198,7 +204,8 @@ class PoolServer(uvicorn.Server):
     def stop(self, *, migrate: bool = False) -> None:
         """Let `run` stop accepting, finish current requests, close idle connections, and return. May be repeated.
 
-        With `migrate` connections wait in the adoption pair for later workers instead of being closed.
+        With `migrate`, idle connections are not closed. They are sent through the socket pair between the server's
+        workers, where they wait for a later worker.
         """
         self.migrates = migrate and self._can_migrate and (self.migrates or not self.should_exit)
         self.should_exit = True
@@ -209,8 +216,8 @@ class PoolServer(uvicorn.Server):
     def drain(self, *, migrate: bool = False) -> None:
         """Like `stop`, but no request is lost: connections are kept until they are quiet.
 
-        With `migrate` they move through the adoption pair to other workers as soon as they can. Has no effect after
-        `stop`.
+        With `migrate`, each connection moves to another worker, through the socket pair between the server's workers,
+        once it has no request in progress. Has no effect after `stop`.
         """
         if not self.should_exit:
             self.should_exit = self.lingers = True
@@ -227,9 +234,10 @@ class PoolServer(uvicorn.Server):
 
     @property
     def checks_routes(self) -> bool:
-        """Whether requests for other servers are detected on connections from the gateway, and returned to the gateway.
+        """Whether no request on a connection from the gateway is served by a server for which it is not meant.
 
-        Also True with TLS, where this cannot happen: all requests on a connection are for one server.
+        Without TLS, the worker checks each request, and returns the connection to the gateway before one for another
+        server. With TLS, no check is needed, because all requests on a connection are for one server.
         """
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(kind, Http1Connection)
@@ -240,7 +248,7 @@ class PoolServer(uvicorn.Server):
             connection.give_back()
 
     def share_counts(self, page: int) -> None:
-        """Balance connections with the other workers on this page of counts. Takes ownership of the descriptor."""
+        """Balance connections with the server's other workers. `page` is their page of counts, to be closed here."""
         self._leave_page()
         self._page = page
         if self.started:
@@ -359,7 +367,7 @@ class PoolServer(uvicorn.Server):
         self._end_events()
         cancel_requests(self.server_state.tasks, self.server_state.connections)
         await self._wait_until_empty(_CANCELLATION_SECONDS)
-        await answer_uncancelled(self.server_state.connections)
+        await answer_unfinished(self.server_state.connections)
         await self._wait_until_empty(_CANCELLED_TASKS_SECONDS)
         await self.lifespan.shutdown()
 
@@ -414,8 +422,8 @@ def cancel_requests(tasks: Iterable[asyncio.Task[None]], connections: Iterable[o
         task.cancel(msg=CUT)
 
 
-async def answer_uncancelled(connections: Iterable[object]) -> None:
-    """Answer 503 to requests whose tasks were cancelled but have not ended, for example because of a thread."""
+async def answer_unfinished(connections: Iterable[object]) -> None:
+    """Answer 503 to each request whose task still runs after its cancellation, for example because it uses a thread."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_SEND_SECONDS):
             for connection, cycle in list(_unanswered(connections)):

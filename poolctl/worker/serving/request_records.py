@@ -52,7 +52,7 @@ _MOST_LINES = 50
 
 
 class RequestCounts:
-    """Counts requests on the page of a worker. `python -m benchmarks --only counting` measures the cost."""
+    """Counts requests on the page `tally` of a worker, which the supervisor reads."""
 
     __slots__ = ("_route_slots", "tally")
 
@@ -73,14 +73,14 @@ class RequestCounts:
         self.tally[kind] += 1 + len(getattr(connection, "pipeline", ()))
 
     def count_routed(self, alias: str) -> None:
-        """Count a request that came through a gateway on this route."""
+        """Count a request that came through a gateway on the route `alias`."""
         slot = self._route_slots.get(alias)
         if slot is None:
             slot = self._route_slots[alias] = route_slot(self.tally, alias)
         self.tally[slot] += 1
 
     def count_error(self, alias: str) -> None:
-        """Count an error among the requests of this route; has no effect if the page is full."""
+        """Count an error among the requests of the route `alias`. Not counted if the tally page has no slot for it."""
         if (slot := error_slot(self.tally, alias)) is not None:
             self.tally[slot] += 1
 
@@ -204,7 +204,7 @@ class RequestLine(NamedTuple):
         return f"{client} - {request} {int(self.status)}{phrase}{duration} {self.name}".rstrip()
 
     def members(self) -> dict[str, object]:
-        """The members of the line as a JSON object."""
+        """Return the line as a JSON object, with fields such as `method` and `status`, but none without a value."""
         seconds = self.seconds
         found = {
             "message": f"{self._method_and_target()} {int(self.status)}",

@@ -109,11 +109,14 @@ class RoutedConnection(Http1Connection):
             self.process_held()
 
     def give_back(self) -> None:
-        """Return to the gateway before the next request, if possible."""
+        """Return the connection to the gateway before its next request, if that is possible."""
         self._return_when_idle()
 
     def leave(self) -> None:
-        """Begin to move to another worker or, if connections return to the gateway between requests, `linger`."""
+        """Begin to move the connection to another worker.
+
+        If connections return to the gateway between requests, the connection returns there instead (see `linger`).
+        """
         if self.routing.routes.keeps:
             super().leave()
         else:
@@ -124,16 +127,19 @@ class RoutedConnection(Http1Connection):
             super()._move()
 
     def hand_over(self, end: socket.socket) -> bool:
-        """Move to another worker through `end`, unless connections return to the gateway. Returns whether it moved."""
+        """Move the connection to another worker through the socket `end`; return whether it moved.
+
+        It does not move if connections return to the gateway between requests.
+        """
         return self.routing.routes.keeps and super().hand_over(end)
 
     def linger(self) -> None:
-        """Return to the gateway once the connection is idle, or linger like other connections if that is impossible."""
+        """Return the idle connection to the gateway; if that is impossible, linger like other connections."""
         if not self._return_when_idle():
             super().linger()
 
     def shutdown(self) -> None:
-        """Return to the gateway, now or after the response in progress; if that is impossible, close."""
+        """Return the connection to the gateway once it is idle; if that is impossible, close it."""
         if not self._return_when_idle():
             super().shutdown()
 
@@ -262,7 +268,10 @@ class RoutedConnection(Http1Connection):
         return transport is not None and not transport.is_closing() and transport.get_protocol() is self
 
     def _return_when_idle(self) -> bool:
-        """Return to the gateway now, or as soon as the connection is idle; False if that is not possible."""
+        """Return the connection to the gateway at once if it is idle, otherwise after its response.
+
+        The result is False if the connection cannot go back to the gateway.
+        """
         routing = self.routing
         if not self._can_return:
             return False
@@ -278,12 +287,12 @@ class RoutedConnection(Http1Connection):
         return self.idle and not self.routing.body and not self.routing.decided
 
     def _return_to_gateway(self) -> bool:
-        """Return the idle connection to the gateway, or retry later; False if that failed for good."""
+        """Send the idle connection to the gateway, or retry later; False if the gateway cannot get it."""
         routing = self.routing
         # Lingering has shortened the time limit, which no longer applies.
         asked = {"until": monotonic() + self.timeout_keep_alive, "asked": True}
         try:
-            limits = asked if self.head is None else self.time_left()
+            limits = asked if self.head is None else self.time_limit()
             self._give_back(routing.for_worker()._replace(decided=False), limits)
             return True
         except BlockingIOError:
@@ -355,9 +364,9 @@ def make_routed_connection(
 ) -> Any:
     """Create the protocol object for a connection that the gateway has passed on.
 
-    Without TLS it checks whether each request is for this server, and returns the connection to the gateway if not.
-    A TLS connection belongs to one server as a whole, so its requests are not checked; nor are those of a protocol
-    class that poolctl does not know.
+    Without TLS it checks whether each request is for this server, and returns the connection to the gateway if not. A
+    TLS connection belongs to one server as a whole, so its requests are not checked. Requests are not checked either if
+    poolctl does not know uvicorn's protocol class.
     """
     kind: Any = config.http_protocol_class
     if config.ssl is None and issubclass(kind, Http1Connection):

@@ -60,7 +60,7 @@ else:
     Http1Protocol = object
 
     def _protocol(module: str, name: str) -> type:
-        """Import uvicorn's class; `object` if its parser is not installed."""
+        """Return the class `name` of uvicorn; `object` if the module's parser, such as zttp, is not installed."""
         try:
             return getattr(import_module(f"uvicorn.protocols.http.{module}"), name)
         except ImportError:
@@ -126,9 +126,9 @@ MODULES = (
 
 
 class UvicornParts(NamedTuple):
-    """The members of a protocol class that poolctl uses: methods that it calls, extends or replaces, and attributes.
+    """The names that poolctl uses of one of uvicorn's protocol classes: its methods and its attributes.
 
-    `cycle` lists the attributes used of uvicorn's object for one request and its response.
+    `cycle` holds the attributes that poolctl uses of the object that represents a request and its response in uvicorn.
     """
 
     methods: tuple[str, ...]
@@ -136,7 +136,10 @@ class UvicornParts(NamedTuple):
     cycle: tuple[str, ...] = ()
 
     def missing(self, protocol: type) -> set[str]:
-        """The names that class `protocol` lacks. Attributes may also be set in its __init__, or an inherited one."""
+        """Return which of the methods and attributes the class `protocol` lacks.
+
+        An attribute may be in the class, or be set by the `__init__` of the class or of a base class.
+        """
         found: set[str] = set(dir(protocol))
         methods = {*self.methods} - found
         for each in protocol.__mro__:

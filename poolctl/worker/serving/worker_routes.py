@@ -95,13 +95,14 @@ class Routes:
 
 
 class RoutingState:
-    """The routing state of a connection, kept outside the protocol object, which has too many attributes.
+    """The routing state of a connection from the gateway.
 
-    `pending` are received bytes not passed to the parser yet: an incomplete head (`partial` is true), or bytes that
-    wait for a response, a route table, or space in the socket to the gateway. `body` is the number of bytes missing
-    from the current message's body, or CHUNKED.
+    `pending` holds the received bytes that the parser has not seen yet. If `partial` is true, they are an incomplete
+    head. Otherwise they wait for a response, for a route table, or for space in the socket to the gateway. `body` is
+    the number of bytes missing from the current message's body, or CHUNKED.
     """
 
+    # Not in the protocol object, to which further attributes would add much memory (see Http1Connection).
     __slots__ = (
         "body", "chunks", "context", "decided", "generation", "hops", "partial", "pause", "pending", "route", "routes",
         "timer", "trusted", "until",
@@ -119,11 +120,14 @@ class RoutingState:
         self.until = 0.0
 
     def for_worker(self) -> Routed:
-        """The state to send to another worker of this server."""
+        """Return the connection's routing state for another worker of this server."""
         return Routed(self.route, self.generation, self.hops, self.pending, self.decided, self.trusted)
 
     def for_gateway(self, generation: int) -> Routed:
-        """The state to send to the gateway if table `generation` assigns the next request to another server."""
+        """Return the connection's routing state for the gateway, which gets the connection before its next request.
+
+        `generation` is the route table by which that request is for another server.
+        """
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
 
     def begin_body(self, length: int) -> None:
@@ -131,7 +135,10 @@ class RoutingState:
         self.chunks = ChunkedBody() if length == CHUNKED else None
 
     def end_of_body(self, data: bytes, at: int) -> int:
-        """Consume the part of the current body at `data[at:]`; returns the offset of its end. Raises BadMessage."""
+        """Consume the bytes in `data[at:]` that belong to the current message's body; return the index after them.
+
+        If that is the end of `data`, the body may continue. Raises BadMessage.
+        """
         if self.chunks is None:
             step = min(self.body, len(data) - at)
             self.body -= step
