@@ -29,7 +29,7 @@ from ..routing import registry, route_health
 from ..routing.route import ExcludedRoute, Route, StreamRoute
 from .process_setup import SPEC_FD, Spec
 from .serving import uvicorn_parts
-from .serving.uvicorn_parts import omit_uvicorns_lines, prepare
+from .serving.uvicorn_parts import omit_uvicorns_lines
 from .tally import STACK_DUMP
 
 # Otherwise the first request imports anyio's backend, which takes 18 ms.
@@ -121,13 +121,12 @@ def end_imports() -> None:
 
 
 def prepare_for_forks() -> None:
-    """Set up logging, uvicorn's defaults and import hooks once, before the first fork, so that workers share them.
+    """Set up logging and import hooks once, before the first fork, so that workers share them.
 
     Removes poolctl from `sys.modules`, so that the application can import another version of it. Afterwards poolctl's
     own code must not import further modules of poolctl.
     """
     omit_uvicorns_lines()
-    prepare()
     # Applications are imported from directories; if zip files were tried first, each worker would raise an error.
     sys.path_hooks.sort(key=lambda hook: hook is zipimport.zipimporter)
     provide_modules()

@@ -1,7 +1,6 @@
 """The interface to uvicorn: the configuration that workers create for it, and the internals that they use.
 
-The part of a configuration that workers share is prepared in the zygote. TLS contexts are made from files in memory:
-the supervisor reads the keys, so the worker's user needs no access to them.
+TLS contexts are made from files in memory: the supervisor reads the keys, so the worker's user needs no access to them.
 
 uvicorn documents few of its internals, and may change them. Every import from below `uvicorn` is made here. The names
 of uvicorn's classes on which the protocol mixins and the closing of WebSockets rely are listed here. A test compares
@@ -88,27 +87,11 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Settings = dict[str, Any]
 Tls = dict[str, Any]
 
-# The settings of a server without an `http` table.
-USUAL: Settings = {
-    "http": "auto",
-    "loop": "auto",
-    "ws": "auto",
-    "timeout_keep_alive": 75.0,
-    "root_path": "",
-    "proxy_headers": False,
-    "forwarded_allow_ips": [],
-    "access_log": False,
-    "limit_concurrency": None,
-    "limit_max_requests": None,
-}
-
 _LOGGERS = ("uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 ABOVE_INFO = ("warning", "error", "critical")
 
 _VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _CLIENT_AUTH = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
-
-_prepared: list[uvicorn.Config] = []
 
 # The modules that workers use, imported before the first fork.
 MODULES = (
@@ -205,21 +188,6 @@ WEBSOCKETS = {
 BUSY_APP = "service_unavailable"
 
 
-def prepare() -> None:
-    """Create the default configuration once, before the first fork; this saves each worker 0.3 MB and 1 ms."""
-    made = _make(_no_app, USUAL)
-    made.load()
-    # As classes they need not be looked up by name in each worker (0.1 MB).
-    made.http, made.ws = made.http_protocol_class, made.ws_protocol_class  # type: ignore[assignment]
-    made.interface = "auto"  # determined for each application when it is loaded
-    made.loaded = False
-    _prepared[:] = [made]
-
-
-async def _no_app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Placeholder for the application, which each worker loads itself."""
-
-
 def drainable(settings: Settings) -> Settings:
     """The settings with a definite parser instead of `auto`, whose meaning may change in uvicorn.
 
@@ -232,15 +200,6 @@ def drainable(settings: Settings) -> Settings:
 
 def configure(app: App, settings: Settings) -> uvicorn.Config:
     """A uvicorn configuration for `app`, not loaded yet."""
-    if settings != USUAL or not _prepared:
-        return _make(app, settings)
-    # Not copy.copy(), whose code would make 0.1 MB of pages private.
-    config = object.__new__(uvicorn.Config)
-    config.__dict__.update(_prepared[0].__dict__, app=app)
-    return config
-
-
-def _make(app: App, settings: Settings) -> uvicorn.Config:
     # Logging was set up by the preload, its level by the worker; the access log is poolctl's own.
     return uvicorn.Config(app, log_config=None, **drainable(settings))
 
