@@ -9,9 +9,9 @@ import signal
 import socket
 import ssl
 import subprocess
-from collections.abc import Callable
-from functools import cache
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Callable
+from functools import cache, partial
+from typing import Protocol
 from urllib.parse import quote, urlsplit
 
 from poolctl.config import Probe, ServerConfig, masked_text
@@ -28,6 +28,8 @@ from poolctl.selection.regular_expressions import is_plain
 
 # Called once with the result of a probe: the problem, or "".
 OnResult = Callable[[str], None]
+# Makes a new connection, which the caller closes. Raises OSError.
+Connect = Callable[[], Awaitable[socket.socket]]
 
 _ENDED = "it closed the connection"
 
@@ -161,32 +163,12 @@ class Prober(Protocol):
         """Cancel the probe in progress, and close the connection. Called when no more probes are to be sent."""
 
 
-class Connector(Protocol):
-    """Creates connections for probes."""
-
-    async def connect(self) -> socket.socket:
-        """A new connection, which the caller closes. Raises OSError."""
-
-
-class WorkerConnector(NamedTuple):
-    """Connects to a worker: to its application if `kind` is "http", else to poolctl's code; `plain`: without TLS."""
-
-    runner: Runner
-    placement: Placement
-    kind: str = "echo"
-    plain: bool = True
-
-    async def connect(self) -> socket.socket:
-        """A new connection to the worker, which the caller closes. Raises OSError."""
-        return await self.runner.connect(self.placement, self.kind, self.plain)
-
-
 class RequestProber:
     """Probes by a request over a connection that stays open if the worker allows it."""
 
-    def __init__(self, request: Request, connector: Connector, *, tls: bool) -> None:
+    def __init__(self, request: Request, connect: Connect, *, tls: bool) -> None:
         self._request = request
-        self._connector = connector
+        self._connect = connect
         self._tls = tls
         self._connection: ProbeConnection | None = None
         self._connecting: asyncio.Task[None] | None = None
@@ -236,7 +218,7 @@ class RequestProber:
 
     async def _open_and_send(self) -> None:
         try:
-            sock = await self._connector.connect()
+            sock = await self._connect()
         except OSError as error:
             self._connecting = None
             self._report(f"no connection: {error.strerror or error}")
@@ -276,8 +258,8 @@ class AcceptProber:
     The next probe reuses a connection that was not accepted in time, so that a hung program is not flooded.
     """
 
-    def __init__(self, connector: WorkerConnector) -> None:
-        self._connector = connector
+    def __init__(self, connect: Connect) -> None:
+        self._connect = connect
         self._task: asyncio.Task[None] | None = None
         self._sock: socket.socket | None = None
 
@@ -302,7 +284,7 @@ class AcceptProber:
     async def _wait(self, on_result: OnResult) -> None:
         try:
             if self._sock is None:
-                self._sock = await self._connector.connect()
+                self._sock = await self._connect()
             await wait_until_accepted(self._sock)
         except OSError as error:
             self._close_socket()
@@ -402,12 +384,10 @@ def _groups(server: ServerConfig, gid: int) -> list[int]:
 
 
 def make_prober(
-    probe: Probe,
-    server: ServerConfig,
-    connector: WorkerConnector,
-    env: dict[str, str],
+    probe: Probe, server: ServerConfig, runner: Runner, placement: Placement, env: dict[str, str]
 ) -> Prober:
-    """The prober that runs `probe` on the worker behind `connector`. `env` is added to the environment of a program."""
+    """The prober that runs `probe` on the worker `placement`. `env` is added to the environment of a program."""
+    echo = partial(runner.connect, placement, "echo", True)
     if probe.exec is not None:
         return ProgramProber(probe.exec, server, env)
     if probe.http is not None:
@@ -415,10 +395,10 @@ def make_prober(
         requires = not server.command and getattr(server.tls, "client_auth", "none") == "required"
         tls = speaks_tls(server) and not requires
         request = HttpProbeRequest(probe, expose=server.expose, reusable=not server.command)
-        return RequestProber(request, connector._replace(kind="http", plain=not tls), tls=tls)
+        return RequestProber(request, partial(runner.connect, placement, "http", not tls), tls=tls)
     if server.command:
-        return AcceptProber(connector)
-    return RequestProber(EchoExchange(), connector, tls=False)
+        return AcceptProber(echo)
+    return RequestProber(EchoExchange(), echo, tls=False)
 
 
 MAX_BODY_BYTES = 1024 * 1024  # a longer body is cut off, and the connection is closed

@@ -13,7 +13,7 @@ from poolctl.runners.runner_protocol import Exit, Placement, Runner, WorkerFaile
 from poolctl.states import Status
 from poolctl.units import format_duration
 
-from .prober import Prober, WorkerConnector, make_prober
+from .prober import Prober, make_prober
 
 
 class Hysteresis:
@@ -303,8 +303,7 @@ class WorkerProbes:
             probe.stop()
 
     def _make(self, kind: str, probe: Probe) -> WorkerProbe:
-        connector = WorkerConnector(self._runner, self.placement)
-        prober = make_prober(probe, self._server, connector, self._env())
+        prober = make_prober(probe, self._server, self._runner, self.placement, self._env())
         return WorkerProbe(kind, probe, prober, self._on_result)
 
     def _env(self) -> dict[str, str]:

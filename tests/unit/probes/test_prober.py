@@ -10,6 +10,7 @@ import pwd
 import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ from poolctl.probes.prober import (
     HttpProbeRequest,
     ProbeConnection,
     Prober,
-    RequestProber,
-    WorkerConnector,
     make_prober,
     speaks_tls,
     statuses,
@@ -56,8 +55,7 @@ class Probed:
         """The prober of the readiness of a worker of this server."""
         readiness = server.health.readiness
         assert readiness is not None
-        connector = WorkerConnector(self, None)  # type: ignore[arg-type]
-        return make_prober(readiness, server, connector, {"WHO": "web"})
+        return make_prober(readiness, server, self, None, {"WHO": "web"})  # type: ignore[arg-type]
 
     async def connect(self, placement: Any, kind: str, plain: bool) -> socket.socket:
         if self.refuses:
@@ -315,8 +313,8 @@ def test_connection_that_is_being_opened_is_given_up_with_its_probe() -> None:
                 given_up.append(True)
 
     async def scenario() -> None:
-        connector = WorkerConnector(Runner(), None)  # type: ignore[arg-type]
-        prober = RequestProber(EchoExchange(), connector, tls=False)
+        server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b")
+        prober = make_prober(Probe(tcp=True), server, Runner(), None, {})  # type: ignore[arg-type]
         for count in (1, 2):
             prober.start(print)
             await asyncio.sleep(0)
@@ -418,8 +416,7 @@ def test_worker_with_tls_is_probed_with_tls_unless_it_needs_a_certificate_of_the
             tls |= {} if client_auth == "none" else {"ca": str(cert)}
             server = ServerConfig(name="web", bind="127.0.0.1:1", app="a:b", tls=tls, health="/")
             assert server.health.readiness is not None
-            connector = WorkerConnector(runner, None)  # type: ignore[arg-type]
-            prober = make_prober(server.health.readiness, server, connector, {})
+            prober = make_prober(server.health.readiness, server, runner, None, {})  # type: ignore[arg-type]
             results: list[str] = []
             prober.start(results.append)
             async with asyncio.timeout(60):
@@ -491,7 +488,7 @@ def prober_of_command(listener: socket.socket, **readiness: Any) -> Prober:
         name="web", bind="127.0.0.1:8080", command=["prog"], health={"readiness": readiness}
     )
     assert server.health.readiness is not None
-    return make_prober(server.health.readiness, server, WorkerConnector(Runner(), None), {})  # type: ignore[arg-type]
+    return make_prober(server.health.readiness, server, Runner(), None, {})  # type: ignore[arg-type]
 
 
 def test_program_is_probed_by_whether_it_accepts_and_gets_few_connections(
@@ -546,7 +543,7 @@ def test_program_that_does_not_listen_is_a_problem() -> None:
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
             runner = Connecting(unused.getsockname()[1])
-            prober = AcceptProber(WorkerConnector(runner, None))  # type: ignore[arg-type]
+            prober = AcceptProber(partial(runner.connect, None, "echo", True))
             prober.start(results.append)
             async with asyncio.timeout(60):
                 while not results:
