@@ -7,6 +7,7 @@ core for 100 idle workers. Here each value is computed when it is needed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import sys
 import time
@@ -14,7 +15,8 @@ from collections.abc import Callable, Hashable
 from email.utils import formatdate
 from typing import Any
 
-from ...keeper.connection_handover import unread_bytes
+from ...keeper.connection_handover import Routed, give, unread_bytes
+from ...keeper.wire import WireError
 from ..tally import CONNECTIONS, OPEN_CONNECTIONS, OPEN_WEBSOCKETS, WEBSOCKETS
 from .evenness import Evenness
 from .request_records import FailedRequests, RequestCounts
@@ -144,6 +146,23 @@ class Drainable:
         connection is between two requests, and closes at `until` unless a request begins before. If `asked` is false,
         the head of the next request must be complete at `until`.
         """
+
+
+def send_away(
+    transport: Any, end: socket.socket, limits: dict[str, float | bool] | None, routed: Routed | None = None
+) -> bool:
+    """Send a connection to another worker through the socket `end`, and drop it here, unnoticed by its client.
+
+    Returns False, and reading continues, if the socket is full or data is still to be written.
+    """
+    transport.pause_reading()
+    if not transport.get_write_buffer_size():
+        with contextlib.suppress(OSError, WireError):
+            give(end, transport.get_extra_info("socket").fileno(), limits, routed)
+            transport.abort()
+            return True
+    transport.resume_reading()
+    return False
 
 
 class Heads:

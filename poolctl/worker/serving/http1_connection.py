@@ -17,7 +17,6 @@ For a head that arrives in one piece, the check costs one comparison.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import re
 import socket
 import sys
@@ -29,12 +28,10 @@ from typing import Any
 import h11
 import uvicorn
 
-from poolctl.keeper import connection_handover
 from poolctl.keeper.connection_handover import Routed, unread_bytes
-from poolctl.keeper.wire import WireError
 
 from ..tally import MALFORMED, STARTED, STATUS
-from .connection_state import Drainable, PoolServerState
+from .connection_state import Drainable, PoolServerState, send_away
 from .request_records import RequestCounts, send_counted
 from .uvicorn_parts import CLOSE_HEADER, H11Protocol, Http1Protocol, HttpToolsProtocol, ZttpProtocol
 
@@ -160,25 +157,23 @@ class Http1Connection(Drainable, Http1Protocol):
         else:
             self._move()
 
-    def _move(self) -> None:
-        transport, state = self.transport, self.server_state
-        if state.moves_to is None or transport is None or transport.is_closing():
-            return
-        if self not in state.connections or transport.get_protocol() is not self:
-            return  # the connection has become a WebSocket, or was refused
-        if not self.between_requests:
-            return  # busy: tried again after the next response
-        transport.pause_reading()
-        if transport.get_write_buffer_size():
-            self._try_again()
-        elif self._give(state.moves_to):
-            transport.abort()
-        else:
-            # The pair is full because the other workers are busy: serve until there is room.
-            transport.resume_reading()
-            self._try_again()
+    @property
+    def _can_move_now(self) -> bool:
+        transport = self.transport
+        if transport is None or transport.is_closing() or self not in self.connections:
+            return False
+        # Another protocol has the connection if it has become a WebSocket, or was refused.
+        return transport.get_protocol() is self and self.between_requests
 
-    def _try_again(self) -> None:
+    def _move(self) -> None:
+        end = self.server_state.moves_to
+        if end is None or not self._can_move_now:
+            return  # busy: tried again after the next response
+        if self.transport.get_write_buffer_size():
+            self.transport.pause_reading()
+        elif self.hand_over(end):
+            return
+        # A response is still being written, or the pair is full because the other workers are busy: then it serves on.
         if self._trying is not None and not self._trying.cancelled():
             self._trying.cancel()
         # The first time at the end of this iteration: uvloop writes then.
@@ -197,27 +192,11 @@ class Http1Connection(Drainable, Http1Protocol):
             self._answer_and_close()
 
     def hand_over(self, end: socket.socket) -> bool:
-        transport = self.transport
-        if transport is None or transport.is_closing() or self not in self.connections:
-            return False
-        if transport.get_protocol() is not self or not self.between_requests:
-            return False
-        transport.pause_reading()
-        if transport.get_write_buffer_size() or not self._give(end):
-            transport.resume_reading()
-            return False
-        transport.abort()
-        self.connections.discard(self)  # no longer counted, even before the loop has noticed
-        return True
-
-    def _give(self, end: socket.socket) -> bool:
         # A lingering connection has a shorter limit, which no longer applies.
         limits = {} if self.lingering else self.time_limit()
-        try:
-            fd = self.transport.get_extra_info("socket").fileno()
-            connection_handover.give(end, fd, limits, self.routed_state)
-        except (OSError, WireError):
+        if not self._can_move_now or not send_away(self.transport, end, limits, self.routed_state):
             return False
+        self.connections.discard(self)  # no longer counted, even before the loop has noticed
         return True
 
     def handle_websocket_upgrade(self, *event: Any) -> None:
@@ -590,16 +569,10 @@ class Upgrade:
         transport = connection.transport
         if not connection.idle or transport.is_closing():
             return False
-        transport.pause_reading()
-        if not transport.get_write_buffer_size():
-            fd = transport.get_extra_info("socket").fileno()
-            with contextlib.suppress(OSError, WireError):
-                connection_handover.give(end, fd, None, connection_handover.Routed("", received=self._head()))
-                transport.abort()
-                connection.connections.discard(connection)
-                return True
-        transport.resume_reading()
-        return False
+        if not send_away(transport, end, None, Routed("", received=self._head())):
+            return False
+        connection.connections.discard(connection)
+        return True
 
     def _head(self) -> bytes:
         connection, event = self._connection, self._event

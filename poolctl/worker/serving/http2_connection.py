@@ -19,10 +19,9 @@ from typing import Any
 
 import uvicorn
 
-from ...keeper.connection_handover import give, unread_bytes
-from ...keeper.wire import WireError
+from ...keeper.connection_handover import unread_bytes
 from ..tally import STARTED
-from .connection_state import Drainable, PoolServerState
+from .connection_state import Drainable, PoolServerState, send_away
 from .http1_connection import FIRST, QUIET_SECONDS, Head, wants_events
 from .request_records import RequestCounts, send_counted
 from .uvicorn_parts import State, ZttpH2Protocol
@@ -82,14 +81,9 @@ class Http1Or2(Drainable, asyncio.Protocol):
         """
         if self._data or self.transport.is_closing() or self.transport.get_protocol() is not self:
             return False
-        self.transport.pause_reading()
         limits = {"until": self.server_state.heads.due[self], "asked": False}
-        try:
-            give(end, self.transport.get_extra_info("socket").fileno(), limits)
-        except (OSError, WireError):
-            self.transport.resume_reading()
+        if not send_away(self.transport, end, limits):
             return False
-        self.transport.abort()
         self.server_state.connections.discard(self)
         return True
 
