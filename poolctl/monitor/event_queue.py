@@ -15,9 +15,6 @@ from .journal import Journal, JournalEvent, newest_first
 
 # Long enough to batch many events, short enough not to be noticed.
 _GATHER_SECONDS = 0.02
-# A starting pool records hundreds of these, so they are gathered for longer.
-_ROUTINE = "lifecycle"
-_ROUTINE_SECONDS = 0.2
 
 # Per server: a burst large enough for a restart of thousands of workers, and a low rate in the long run.
 _BURST, _PER_SECOND = 10_000, 20
@@ -30,7 +27,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class Events:
-    """`record` queues an event; within 0.2 s all queued events go to the journal and to the subscribers.
+    """`record` queues an event; within 20 ms all queued events go to the journal and to the subscribers.
 
     Without a journal they only go to the subscribers. Used on one event loop only; nothing here raises or blocks.
     """
@@ -95,11 +92,8 @@ class Events:
         except RuntimeError:
             self.flush()
             return
-        due = loop.time() + (_ROUTINE_SECONDS if kind == _ROUTINE else _GATHER_SECONDS)
-        if self._timer is None or due < self._timer.when():
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = loop.call_at(due, self.flush)
+        if self._timer is None:
+            self._timer = loop.call_later(_GATHER_SECONDS, self.flush)
 
     def _may_record(self, server: str) -> bool:
         """Whether the rate limit allows another event of this server; if so, records how many were dropped before."""
