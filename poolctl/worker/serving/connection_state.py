@@ -237,7 +237,7 @@ class PoolServerState(ServerState):
         self.changed = asyncio.Event()
         self._headers: list[Header] = []
         self._static: list[Header] = []
-        self._fresh = False  # whether the headers have the current date
+        self._second = 0  # the time for which the headers have the date
         self.date_header = True
         self.tally: memoryview | None = None  # the page of counts
         self.counts: RequestCounts | None = None  # counts requests on `tally`
@@ -313,22 +313,14 @@ class PoolServerState(ServerState):
     @property
     def default_headers(self) -> list[Header]:
         """The headers of every response; the date is computed at most once a second (RFC 9110 §6.6.1)."""
-        if not self._fresh:
-            self._renew_headers()
+        second = int(time.time())
+        if second != self._second:
+            self._second = second
+            date = [(b"date", formatdate(second, usegmt=True).encode())] if self.date_header else []
+            self._headers = date + self._static
         return self._headers
 
     @default_headers.setter
     def default_headers(self, headers: list[Header]) -> None:
         self._static = headers
-        self._fresh = False
-
-    def _renew_headers(self) -> None:
-        now = time.time()
-        date = [(b"date", formatdate(now, usegmt=True).encode())] if self.date_header else []
-        self._headers = date + self._static
-        # Set by the first response of each second, so an idle worker has no timer.
-        self._fresh = True
-        asyncio.get_running_loop().call_later(1 - now % 1, self._second_is_over)
-
-    def _second_is_over(self) -> None:
-        self._fresh = False
+        self._second = 0
