@@ -29,9 +29,6 @@ HEAD_BYTES = 64 * 1024
 _COARSE = 20  # the timer fires at most this often within the time limit of a head
 _GRACE_SECONDS = 1.0
 
-# Used by Connections instead of super(), which is slower.
-_add, _discard = set.add, set.discard
-
 
 class Tasks(set[asyncio.Task[None]]):
     """The requests in progress of a worker; notifies its PoolServerState before each new request and after the last."""
@@ -66,15 +63,12 @@ class Connections(set[Any]):
         self.http: tuple[type, ...] = ()
         self.on_leave: Callable[[], None] | None = None  # called after each connection's end
 
-    # Written for speed: with further calls and super() they took a hundredth of a short connection's time.
-
     def add(self, connection: Hashable) -> None:
         state = self._state
-        if len(self) + len(state.expected) + 1 >= state.most_connections:
+        if state.open_connections + 1 >= state.most_connections:
             state.on_full()
-        if state.on_activity is not None:
-            state.on_activity()
-        _add(self, connection)
+        state.note_activity()
+        super().add(connection)
         tally = state.tally
         if tally is not None and self.http:
             if isinstance(connection, self.http):
@@ -89,7 +83,7 @@ class Connections(set[Any]):
     def discard(self, connection: Hashable) -> None:
         if connection not in self:
             return
-        _discard(self, connection)
+        super().discard(connection)
         state = self._state
         tally = state.tally
         if tally is not None and self.http:
