@@ -96,7 +96,10 @@ class RoutedConnection(Http1Connection):
                 return
             message, data = data[:end], data[end:]
             super().data_received(message)
-            if not self._still_uses_this_protocol(data):
+            protocol: Any = self.transport.get_protocol()
+            if protocol is not self and data:
+                protocol.data_received(data)  # the connection is a WebSocket now, or was refused
+            if protocol is not self or self.transport.is_closing():
                 return
         if self.server_state.draining:
             self._return_when_idle()  # a body may end after its response
@@ -214,15 +217,6 @@ class RoutedConnection(Http1Connection):
             )
         else:
             self._send_back()
-
-    def _still_uses_this_protocol(self, rest: bytes) -> bool:
-        """Whether the connection is open and still has this protocol; a protocol that replaced it gets `rest`."""
-        protocol: Any = self.transport.get_protocol()
-        if protocol is self:
-            return not self.transport.is_closing()
-        if rest:  # the connection is a WebSocket now, or was refused
-            protocol.data_received(rest)
-        return False
 
     def _hold(self, data: bytes) -> None:
         self.routing.pending, self.routing.partial = data, False
