@@ -465,7 +465,6 @@ class ProbeConnections:
         self._config = config
         self._app_state = app_state
         self._address = _address(listeners)
-        self._secure = False
         self.server_state = PoolServerState()
         self.server_state.heads = Heads(_PROBE_KEPT_SECONDS)
         self._accepted = AcceptedConnections(self.server_state)
@@ -478,7 +477,6 @@ class ProbeConnections:
         if question.get("kind") == "echo":
             self._accepted.attach(EchoProtocol, sock)
             return
-        self._secure = self._config.ssl is not None
         self.server_state.default_headers = self._config.encoded_headers
         if self._config.ssl is None or question.get("plain"):
             self._accepted.attach(self._make_protocol, sock)
@@ -506,7 +504,7 @@ class ProbeConnections:
         # The application sees an address as in a client's request, not a socket pair.
         if self._address is not None:
             protocol.server, protocol.client = self._address, (self._address[0], 0)
-        protocol.scheme = "https" if self._secure else "http"
+        protocol.scheme = "http" if self._config.ssl is None else "https"
 
 
 class EchoProtocol(asyncio.Protocol):

@@ -232,18 +232,17 @@ class FailedRequests:
     def __init__(self, form: str) -> None:
         self._form = form
         self._second = 0
-        self._lines = self._left_out = 0
+        self._lines = 0
 
     def log(self, scope: Scope, status: int, seconds: float | None = None) -> None:
         """Log a request that is answered with this status, `seconds` after it arrived."""
         now = int(monotonic())
         if now != self._second:
-            if self._left_out:
-                _write(self._form, "ERROR", f"{self._left_out} more requests failed within a second")
-            self._second, self._lines, self._left_out = now, 0, 0
+            if (left_out := self._lines - _MOST_LINES) > 0:
+                _write(self._form, "ERROR", f"{left_out} more requests failed within a second")
+            self._second, self._lines = now, 0
         self._lines += 1
         if self._lines > _MOST_LINES:
-            self._left_out += 1
             return
         given = next((value for name, value in scope["headers"] if name == _NAME), b"")
         name = given.decode() if _GOOD.fullmatch(given) else ""
