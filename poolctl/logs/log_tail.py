@@ -448,7 +448,7 @@ def follow(
                 time.sleep(SETTLE_SECONDS)
             elif not over:
                 follower.wait(None if until is None else _POLL_SECONDS, reader=reader)
-        yield from merge.take_rest()
+        yield from merge.add([])
     finally:
         follower.close()
 
@@ -472,14 +472,12 @@ class Merge:
         return bool(self._held)
 
     def add(self, lines: list[LogLine]) -> list[LogLine]:
-        """Add `lines`, which were just read; returns the sorted lines that no later batch can precede."""
+        """Add `lines`, which were just read; returns the sorted lines that no later batch can precede.
+
+        With no new lines, these are all lines that are held back.
+        """
         newest = max((line.time for line in self._held), default="")
         merged = in_order(iter([*self._held, *lines]))
         due = sum(line.time <= newest for line in merged) if self._held else 0
         self._held = merged[due:]
         return merged[:due]
-
-    def take_rest(self) -> list[LogLine]:
-        """The lines that are still held back."""
-        held, self._held = self._held, []
-        return held
