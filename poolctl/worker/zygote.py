@@ -130,7 +130,10 @@ def _import_and_serve_forks(spec: Spec) -> int:
         return _report_unusable(requests, found, before.fix())
     gc.collect()
     gc.freeze()  # forks share these objects, and never scan them for garbage
-    _close_output()
+    # From here only workers print, to pipes of their own; the end of this pipe shows that all output was read.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    discard_output()
     if _send(requests, {"event": "up"}):
         serve_forks(requests, {"worker": lambda fds: become_worker(fds, preloaded=True)})
     # The application's exit functions run only in its workers.
@@ -155,13 +158,6 @@ def _leave(status: int) -> int:
     atexit._run_exitfuncs()
     signal.alarm(0)
     return status
-
-
-def _close_output() -> None:
-    # From here only workers print, to pipes of their own; the end of this pipe shows that all output was read.
-    sys.stdout.flush()
-    sys.stderr.flush()
-    discard_output()
 
 
 def _send(requests: socket.socket, message: wire.Message) -> bool:
@@ -231,8 +227,11 @@ def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
         while (received := wire.receive(requests, wait=True)) is not None:
             ends = ends or time.monotonic() + _FORKER_SECONDS
             message, fds = received
-            if _is_fork(requests, message, roles):
-                _fork_one(requests, message, fds, roles)
+            operation = str(message.get("op"))
+            if operation in roles:
+                _fork_one(requests, message, fds, roles[operation])
+            elif operation == "ping":
+                wire.send(requests, {"event": "up"}, wait=True)
             _close_all(fds)
             if time.monotonic() >= ends or not more.poll(_CLOSE_BEHIND_MILLISECONDS):
                 break
@@ -240,20 +239,16 @@ def _forker_main(requests: socket.socket, roles: Roles) -> NoReturn:
         os._exit(0)
 
 
-def _is_fork(requests: socket.socket, message: wire.Message, roles: Roles) -> bool:
-    if message.get("op") == "ping":
-        wire.send(requests, {"event": "up"}, wait=True)
-    return message.get("op") in roles
-
-
-def _fork_one(requests: socket.socket, message: wire.Message, fds: list[int], roles: Roles) -> None:
+def _fork_one(
+    requests: socket.socket, message: wire.Message, fds: list[int], run: Callable[[list[int]], NoReturn]
+) -> None:
     group = os.getpgrp()
     try:
         child = os.fork()
         if child == 0:
             os.close(requests.detach())
             _lead_session(group)
-            roles[message["op"]](fds)
+            run(fds)
         with contextlib.suppress(PermissionError, ProcessLookupError):
             # Not left to the child: until it runs, a signal to the zygote's group would reach it.
             os.setpgid(child, child)
