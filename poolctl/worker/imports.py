@@ -19,7 +19,6 @@ import os
 import sys
 import tokenize
 import traceback
-import zipimport
 from importlib.machinery import ModuleSpec
 from types import CodeType, ModuleType
 from typing import Any
@@ -127,8 +126,6 @@ def prepare_for_forks() -> None:
     own code must not import further modules of poolctl.
     """
     omit_uvicorns_lines()
-    # Applications are imported from directories; if zip files were tried first, each worker would raise an error.
-    sys.path_hooks.sort(key=lambda hook: hook is zipimport.zipimporter)
     provide_modules()
     for name in [name for name in sys.modules if name == "poolctl" or name.startswith("poolctl.")]:
         del sys.modules[name]

@@ -308,11 +308,8 @@ class ControlSocket:
         """Begin to read orders. Heartbeats are answered by writing the time to the page `tally`; None: not answered."""
         self._tally = tally
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read_order)
-        # Orders that have already arrived apply to the first connection. Polled first, because raising an exception is
-        # expensive in a newly forked worker.
-        waiting = select.poll()
-        waiting.register(self._sock, select.POLLIN)
-        while waiting.poll(0) and self._read_order():
+        # Orders that have already arrived apply to the first connection.
+        while self._read_order():
             continue
 
     def ignore(self) -> None:
