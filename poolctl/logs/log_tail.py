@@ -20,8 +20,6 @@ from .log_line import LogLine, parse_line
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Self
-
     from .line_filter import LineFilter
 
 _BLOCK_BYTES = 64 * 1024
@@ -188,12 +186,6 @@ class DirectoryWatch:
         self._libc = ctypes.CDLL(None, use_errno=True)
         self._directories: dict[int, str] = {}
         self.fd = _checked(self._libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def add(self, directory: str, changes: int = _CHANGES) -> bool:
         """Watch a directory; returns whether it is newly watched. Raises OSError (FileNotFoundError if missing)."""

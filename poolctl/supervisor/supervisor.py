@@ -765,7 +765,7 @@ class RuntimeFiles:
         Return at once if one of them is missing, or if removals cannot be watched.
         """
         loop, removed = asyncio.get_running_loop(), asyncio.Event()
-        with contextlib.suppress(OSError, TimeoutError), DirectoryWatch() as watch:
+        with contextlib.suppress(OSError, TimeoutError), contextlib.closing(DirectoryWatch()) as watch:
             watch.add(self._directory, REMOVALS)
             loop.add_reader(watch.fd, removed.set)
             try:
