@@ -85,7 +85,7 @@ class Levels:
             self.add(event.server, word, datetime.fromisoformat(event.time).timestamp())
 
     def add(self, name: str, word: str, now: float) -> None:
-        """Record that the level of server `name` became `word` at `now` (Unix time), unless it already was."""
+        """Record that the level of server `name` is `word`, such as ok or ko, from Unix time `now` on."""
         changes = self._changes.setdefault(name, [])
         # The journal's events may arrive after the current state was queried.
         place = bisect.bisect_right(changes, now, key=lambda change: change[0])

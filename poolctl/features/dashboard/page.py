@@ -46,9 +46,9 @@ _HINT = "add [dashboard] to the pool's file, then poolctl reload"
 
 
 class DashboardPart(FeaturePart):
-    """Serves the page as configured, and collects the figures for its charts.
+    """Serves the dashboard's web page as configured, and collects the figures for the charts on the page.
 
-    In calm mode (after repeated crashes, the supervisor only serves commands) the page's process is left alone.
+    In calm mode, after repeated crashes of the supervisor, the page's process is neither started nor stopped.
     """
 
     def __init__(self, site: PartSite) -> None:
@@ -210,7 +210,8 @@ class DashboardProcess(SidecarProcess):
 class Settings(NamedTuple):
     """The settings of the dashboard's process.
 
-    `bind` is the address in canonical form; a different `mark` requires a new process; `url` is for a browser.
+    `bind` is the address in canonical form, `url` the page's URL for a browser. `mark` is a digest of all settings:
+    the process is replaced when the digest changes.
     """
 
     bind: str

@@ -142,7 +142,7 @@ def read_number(path: str) -> int | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """The result of a check. `name` and `check` are the same: what was checked; `fix` is "" if the status is OK."""
+    """The result of a check. `fix` is "" if the status is OK; `name` repeats `check`, as JSON items have a name."""
 
     name: str
     check: str

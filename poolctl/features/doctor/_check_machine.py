@@ -344,7 +344,7 @@ def runtime(context: CheckContext) -> Iterator[CheckResult]:
             pool_paths.control_socket(context.pool.directory)
             if os.path.isdir(context.pool.directory):
                 pool_paths.check_private(context.pool.directory)
-        root = _root(context)
+        root = _runtime_root(context)
     except ControlError as error:
         yield problem("runtime directory", error.message, error.hint)
         return
@@ -359,8 +359,8 @@ def runtime(context: CheckContext) -> Iterator[CheckResult]:
     yield from _free_space("runtime directory", root)
 
 
-def _root(context: CheckContext) -> str:
-    """The first usable runtime directory, or its nearest existing parent. Raises ControlError if neither is usable."""
+def _runtime_root(context: CheckContext) -> str:
+    """Return the directory in which the runtime directory is or can be created. Raises ControlError without one."""
     explicit = bool(context.env.get(pool_paths.RUNTIME_VARIABLE))
     refused = ""
     for path in pool_paths.candidates(context.env):

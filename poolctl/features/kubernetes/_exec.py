@@ -1,4 +1,4 @@
-"""Runs commands in the pods of servers: the command of `walk`, and `poolctl stacks`."""
+"""Runs commands in the pods of servers, for `poolctl walk` and `poolctl stacks`."""
 
 from __future__ import annotations
 

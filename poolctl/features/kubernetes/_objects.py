@@ -275,7 +275,7 @@ def _execution(server: ServerConfig, delay_seconds: float, port: int | None) -> 
 
 
 def _probes_of_app(server: ServerConfig) -> Table:
-    """Probes of `poolctl serve`'s health address, which runs the server's own probes on the application."""
+    """Return the container's probes: they ask `poolctl serve`, and `poolctl serve` probes the app as configured."""
 
     def get(path: str) -> Table:
         return {"httpGet": {"path": path, "port": "health"}}

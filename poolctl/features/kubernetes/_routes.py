@@ -65,7 +65,7 @@ class ClusterRoute(NamedTuple):
 
 
 class CompiledRoutes(NamedTuple):
-    """The routes that have an object, problems and ignored keys of all routes, and warnings about omitted routes."""
+    """The compiled routes. `ignored` are keys without effect on a cluster, `warnings` name the routes left out."""
 
     routes: list[ClusterRoute]
     problems: list[Located]
@@ -302,7 +302,7 @@ def _filters(config: RouteConfig) -> Iterator[Table]:
 
 
 def _timeout(timeouts: RouteTimeouts) -> Table:
-    """The rule's member `timeouts`, with a duration as in GEP-2257, as a table; {} without a time limit."""
+    """Return {"timeouts": …} for a rule of an HTTPRoute, with a duration as in GEP-2257; {} without a time limit."""
     if not timeouts.total:
         return {}
     left, parts = max(1, round(timeouts.total * 1000)), []

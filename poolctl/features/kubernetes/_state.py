@@ -288,7 +288,7 @@ class ScheduledWorkload(Workload):
         self.ended_runs = sorted((each for each in runs if each.ended), key=lambda run: run.ended)
 
     def _run(self, job: Table) -> Run:
-        """The run of a Job; a run in progress has a failure if its pod cannot start."""
+        """Return the run that this Job stands for. A run that has not ended has a `failure` if its pod cannot start."""
         metadata, status = _member(job, "metadata"), _member(job, "status")
         name = str(metadata.get("name", ""))
         began = str(status.get("startTime") or metadata.get("creationTimestamp") or "")
@@ -318,16 +318,16 @@ class ScheduledWorkload(Workload):
 
     @property
     def is_stopped(self) -> bool:
-        """Whether no further run begins."""
+        """Whether the CronJob is missing or suspended, so that no further run begins."""
         return self.found is None or bool(self._spec.get("suspend"))
 
     @property
     def is_complete(self) -> bool:
-        """Whether the CronJob exists and is not suspended."""
+        """Whether the CronJob exists and is not suspended: applying a scheduled job awaits none of its runs."""
         return not self.is_stopped
 
     def failure(self) -> Problem | None:
-        """Why a run in progress cannot start on the cluster, or else why the last run failed; None if neither."""
+        """Return why the pod of a current run cannot start, or else why the last ended run failed; else None."""
         if problem := next((each.failure for each in self.runs_in_progress if each.failure), None):
             return problem
         last = self.ended_runs[-1] if self.ended_runs else None

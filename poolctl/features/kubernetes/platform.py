@@ -1035,7 +1035,7 @@ class _BringUp:
         if workload.generation < self._generations.get(name, 0):
             return False  # the watch has not reported the change yet
         if isinstance(workload, ScheduledWorkload):
-            return self._has_run(workload)
+            return self._is_job_done(workload)
         if workload.is_complete:
             return True
         now = time.monotonic()
@@ -1057,8 +1057,8 @@ class _BringUp:
             self._fail(name, f"waits for {blocker}: {self._failed[blocker]}", f"poolctl logs {blocker}")
         return blocker is not None
 
-    def _has_run(self, workload: ScheduledWorkload) -> bool:
-        """Whether the run that `restart` began has ended; without such a run, whether the CronJob is active."""
+    def _is_job_done(self, workload: ScheduledWorkload) -> bool:
+        """Whether a scheduled job is done: after a restart, if its run has ended; else, if its CronJob is active."""
         job, name = self._runs.get(workload.config.name), workload.config.name
         if job is None:
             return workload.is_complete

@@ -135,7 +135,7 @@ class ProblemTracker:
         self._delayed_since: float | None = None
 
     def record(self, event: JournalEvent, now: float) -> None:
-        """Record an event; if it concerns the receiver, a message that `due` returns later contains it."""
+        """Record an event of the pool for a later message. Events that the receiver is not to get are ignored."""
         if event.kind == "lifecycle" and event.state in _GONE:
             self._resolve(f"health {event.server}", event, now)
         if not self._concerns(event):

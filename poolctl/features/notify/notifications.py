@@ -101,7 +101,7 @@ class DeliveryTask:
     """Sends to one receiver and retries in its own task, so that receivers do not delay each other."""
 
     def __init__(self, notify: Notify, part: Notifications, left: Table) -> None:
-        """`left` is the state returned by `to_dict` of this receiver's previous task; {} without one."""
+        """Begin to send. `left` is what `to_dict` of the receiver's previous task returned; {} for a new receiver."""
         self.notify = notify
         self._part = part
         self._problems = ProblemTracker(notify, part)

@@ -218,7 +218,7 @@ class OperatorClient:
         self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
 
     def _bounded(self, due: float) -> float:
-        """The earlier of `due`, which another process recorded, and the latest time at which a report could be due."""
+        """Limit `due`, a time that another process recorded, to the end of the longest pause that could begin now."""
         most = max(MOST_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
         return min(due, self._loop.time() + most)
 
@@ -386,7 +386,7 @@ class RequestReporter:
         self.client.count(route.alias)
 
     def snapshot(self) -> Table:
-        """The OperatorClient's `snapshot`, which the gateway's process reports to the supervisor."""
+        """Return how many requests the operator was informed of, and how many not yet, for the supervisor's metrics."""
         return self.client.snapshot()
 
     def drain(self) -> None:
@@ -440,7 +440,7 @@ class UnsentCounts:
         self._free.append(slot)
 
     def close(self) -> None:
-        """Leave the counts to the process that takes them over; the file is removed if there are no counts."""
+        """Unlock the file, so that another process may take the counts over; a file without counts is removed."""
         if self._fd >= 0:
             if self._path and not any(count for _, count, _ in _records(self.words)):
                 _unlink(self._path)
@@ -449,7 +449,7 @@ class UnsentCounts:
             self._fd, self._path = -1, ""
 
     def others(self) -> list[OtherCounts]:
-        """The counts of other processes in the directory, whether they still run or have ended."""
+        """Return the counts of all other processes in the directory: running processes, and ended ones."""
         if not self._path:
             return []
         try:
@@ -520,7 +520,7 @@ class OtherCounts:
         return {name: self._words[slot + DUE_NS] for name, _, slot in _records(self._words)}
 
     def has_ended(self) -> bool:
-        """Whether its process has ended; if so, this process now holds the lock on its file."""
+        """Whether the other process has ended. If so, the caller's process now holds the lock on the file of counts."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -528,7 +528,7 @@ class OtherCounts:
         return True
 
     def counts(self) -> list[tuple[str, int, int]]:
-        """Service, count and slot for each count that is not 0; `clear` takes the slot."""
+        """Return (service, count, slot) for each count that is not 0; the slot is its position in the file."""
         return [each for each in _records(self._words) if each[1]]
 
     def clear(self, slot: int) -> None:
@@ -541,7 +541,7 @@ class OtherCounts:
         self.close()
 
     def close(self) -> None:
-        """Close the file without changing it."""
+        """Close the other process's file; the counts in it stay."""
         self._words.release()
         os.close(self._fd)
 

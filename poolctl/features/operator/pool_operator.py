@@ -1,4 +1,4 @@
-"""The feature's part of the supervisor: an endpoint for reports of requests, and settings to report to an operator.
+"""The operator feature in the supervisor: accepts reports of requests, and has the gateway report its own requests.
 
 The endpoint is compatible with KubeElasti's: clients report requests for a service, and the service is scaled up.
 Permission to report is checked for each request. No slow or hostile client can hold up the others.

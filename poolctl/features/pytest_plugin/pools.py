@@ -106,12 +106,13 @@ class Pools:
     def __call__(
         self, source: Source | None = None, /, *, processes: bool | None = None, **servers: Any
     ) -> PoolUnderTest:
-        """Start a pool and block until all its servers are ready; the test fails if one does not start.
+        """Start a pool and block until all servers are ready; the test fails if a server does not start.
 
-        The servers come from a file (without an argument, the project's pool.toml), a list, or keywords:
-        `users=app`, `users="shop.users:app"`, `users={"command": […]}`. Addresses in a file are replaced by free
-        ports of 127.0.0.1; servers from a list or keywords get one unless they have a `bind`. With
-        `processes`, the default for a file, they run as processes, else in this one. A file is started only once.
+        `source` is a file, by default the project's pool.toml, or a list of servers. Servers can also be keywords:
+        `users=app`, `users="shop.users:app"`, `users={"command": […]}`. The servers of a file get free ports of
+        127.0.0.1 instead of their addresses; other servers get a free port unless they have a `bind`. With
+        `processes`, the default for a file, each server is a process; otherwise servers run in the test's process.
+        A file is started only once.
         """
         files = self._files(source) if not servers and _names_files(source) else None
         processes = files is not None if processes is None else processes

@@ -30,7 +30,8 @@ class RolloutPlan(NamedTuple):
     """A requested rollout: `canaries` workers of `config`, promoted after at least `seconds` and `min_requests`.
 
     With `apart`, a configuration with its own address, the gateway sends the canaries exactly `share` of the requests.
-    Without it, each canary gets as much traffic as any other worker; `why` is the reason, or "" without a route.
+    Without `apart`, a canary gets as much traffic as any other worker. `why` is then the reason why the gateway cannot
+    divide the requests; "" if no route leads to the server.
     """
 
     config: ServerConfig
@@ -281,7 +282,7 @@ class GenerationFigures:
         self._now = dict(self._began)
 
     def measure(self) -> RolloutFigures:
-        """The current figures of the generation."""
+        """Return the requests, errors and latencies since the measuring began, and the memory that is in use."""
         workers = list(self._workers())
         for worker in workers:
             if (counts := self._counts(worker)) is not None:

@@ -125,7 +125,7 @@ class Condition(NamedTuple):
     limit: float
 
     def exceeded(self, canary: RolloutFigures, before: RolloutFigures, min_requests: int) -> str:
-        """How the condition is met, in words; "" if it is not met, or cannot be evaluated yet."""
+        """Return in words how the canary exceeds the bound, else "". `before` has the figures of the other workers."""
         figure = FIGURES[self.figure]
         judged = (canary, before) if self.factor else (canary,)
         if figure.is_of_requests and any(each.requests < max(1, min_requests) for each in judged):
@@ -187,7 +187,7 @@ def verdict(
 
 
 def canaries_for(share: float, workers: int) -> int:
-    """The number of canaries, at least 1, whose share of the traffic beside `workers` others is nearest to `share`."""
+    """Return how many canaries, at least 1, get about `share` of the traffic if there are `workers` other workers."""
     exact = share * workers / (1 - share)
     near = max(1, int(exact)), int(exact) + 1
     return min(near, key=lambda count: abs(count / (workers + count) - share))

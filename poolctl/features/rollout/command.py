@@ -129,7 +129,7 @@ def _shown(request: CommandRequest, result: RolloutResult) -> Outcome:
 
 
 def _line(rollout: RolloutReport) -> SimpleNamespace:
-    """A row of the table, in which a figure is shown as `canary / other workers`."""
+    """Return the row for `rollout status`, with each figure of the canary and of the other workers, as in "3 / 20"."""
     both = rollout.canary, rollout.before
 
     def pair(of: str) -> str:

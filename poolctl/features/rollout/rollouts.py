@@ -149,7 +149,7 @@ class Rollouts(FeaturePart):
         return entry.config_apart is None
 
     async def _promoted_before(self, entry: Entry, generation: int) -> RolloutResult | None:
-        """The result, if the previous supervisor has already promoted the canary of this request; else None."""
+        """Return the result if the previous supervisor has promoted the canary of this `generation`; else None."""
         if entry.desired.generation < generation:
             return None
         await self._wait_until(
@@ -198,7 +198,7 @@ class Rollouts(FeaturePart):
     async def _outcome(self, rollouts: list[CanaryRollout], call: Call, *, aborted: bool) -> RolloutResult:
         """Wait until these rollouts are over, or until their canaries serve if the option `wait` is false.
 
-        Returns their reports, with an error for each that was withdrawn, unless they were `aborted`.
+        Returns the rollouts' reports. A withdrawn rollout is an error, but not if the client has `aborted` it.
         """
         wait = call.options.get("wait", True)
         for each in rollouts:
@@ -235,7 +235,7 @@ def _plan_of_options(entry: Entry, options: Table) -> RolloutPlan:
 
 
 def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
-    """The plan, with the configuration `written` if it has changes that need new workers, else for new code.
+    """Return the plan with the configuration `written` in the files, or for new code if no change needs new workers.
 
     Raises _NoRollout if a key has changed that all workers of the server share.
     """

@@ -38,7 +38,7 @@ class Load(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """A change of the number of workers. `value` is the trigger's figure per worker, or a latency in seconds.
+    """A change of the number of workers. `value` is the trigger's figure per worker; for p50 and p99, in seconds.
 
     `after` equals `before` if more workers are needed than `scale.max` allows.
     """
@@ -74,7 +74,7 @@ class _Window:
         return min(load.ready for load in self._samples)
 
     def value(self, trigger: str) -> float | None:
-        """The trigger's average figure for all workers together, or its latency in seconds; None if unknown."""
+        """Return the average over time of the workers' summed figure; of p50 and p99, the seconds. None if unknown."""
         found: float | None = self._sums[trigger].value
         return found
 
@@ -231,7 +231,7 @@ class Autoscale:
     def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
         """The fewest workers that keep the figure below its target with a margin, in the long and the short window.
 
-        For a latency, that is 1 if the latency is below its target, else `size`.
+        A latency does not tell how many are enough: the result is 1 if the latency is below its target, else `size`.
         """
         if TRIGGERS[trigger].is_latency:
             value, fast = self._long_window.value(trigger) or 0.0, self._short_window.value(trigger) or 0.0

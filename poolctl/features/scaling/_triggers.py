@@ -46,7 +46,7 @@ class RunningAverage:
         self._unknown = 0
 
     def add(self, part: Part, sign: int) -> None:
-        """Add a sample's part, or remove it if the sign is -1."""
+        """Add the amount and weight of one sample to the average; with sign -1, take them out again."""
         self._weight += sign * part.weight
         if part.amount is None:
             self._unknown += sign
@@ -76,7 +76,7 @@ class Quantile:
 
     @property
     def value(self) -> float | None:
-        """The quantile; None if there are too few responses."""
+        """The latency that the given share of the responses does not exceed; None if there are too few responses."""
         if self._count < _LEAST_RESPONSES:
             return None
         return quantile(BOUNDS_SECONDS, self._responses, self._share)
@@ -97,7 +97,7 @@ class WorkerFigure:
         return RunningAverage()
 
     def measure(self, sample: Sample) -> Part:
-        """The sample's contribution to the average of the figure, for all workers together."""
+        """Return the sum of the workers' figures in this sample, and the weight of the sample in an average."""
         raise NotImplementedError
 
 

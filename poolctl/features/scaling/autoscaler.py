@@ -36,7 +36,7 @@ class ServerLoad:
         self._at = now
 
     def sample(self, entry: Entry, now: float) -> Load:
-        """The load at `now` and since the previous sample. A worker's counters are included from its second sample."""
+        """Measure the load between the previous sample and `now`. A worker's counters count from the second sample."""
         seen: dict[str, Counts] = {}
         counted = [0] * tally.COUNTED
         in_flight, serves = 0, False

@@ -83,7 +83,7 @@ class Scale(section.Scale):
 
     @classmethod
     def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
-        """The keys that the server does not inherit: if its number of workers is fixed, the keys about triggers."""
+        """Return the keys of `scale` that defaults do not set: those about triggers for a fixed number of workers."""
         scale = own.get("scale", {})
         if not isinstance(scale, dict) or "triggers" in scale:
             return ()

@@ -35,7 +35,7 @@ class StacksSocket:
         self._ended = threading.Event()
 
     def begin(self) -> None:
-        """Answer from now on, in a thread that ends with the process."""
+        """Answer clients such as `poolctl stacks` from now on, in a thread that ends with the process."""
         self._listener.setblocking(True)
         threading.Thread(target=self._serve, name=THREAD, daemon=True).start()
 

@@ -130,7 +130,7 @@ class Board(Generic[Row]):
     def _in_order(self, rows: list[Row]) -> list[Row]:
         """The rows in the current order, unknown figures last.
 
-        Rows with equal figures are sorted by name, or in file order if problems come first.
+        Rows with equal figures are sorted by name; in the order `problems` they stay in the order of the file.
         """
         figure = self.orders[self.sort].figure
         if self.sort == "problems":
@@ -165,7 +165,7 @@ def _place(order: Sequence[str], word: str) -> float:
 
 
 def _no_figure(row: Any) -> None:
-    """Return None: the `figure` function of the orders `name` and `file`, which do not sort by a figure."""
+    """Return None as the row's figure, for the orders `name` and `file`, which compare no figures."""
 
 
 SERVER_ORDERS: Mapping[str, Order] = {

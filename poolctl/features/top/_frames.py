@@ -447,9 +447,9 @@ def table_frame(
     gateway: GatewayStatus | None = None,
     routes: RouteBoard | None = None,
 ) -> list[Text]:
-    """The totals, the table of servers (or routes, if given), and the last line.
+    """Draw the totals, the table of servers or, if given, of `routes`, and a last line with a notice or key hints.
 
-    Sets the number of rows of the table's board to the available space.
+    As many rows of the table are shown as fit on the screen.
     """
     width, height = size
     board: Board[Any] = servers if routes is None else routes
@@ -661,7 +661,7 @@ class LogPane:
         self._show(self._kept)
 
     def find(self, step: int, *, here: bool = False) -> None:
-        """Scroll to the next match above the bottom line, or below it if `step` is -1; `here` includes that line."""
+        """Scroll up to the next match, or down if `step` is -1. With `here` the line at the bottom may be the match."""
         lines = list(self._lines)
         at = len(lines) - 1 - self.back - (0 if here else step)
         while 0 <= at < len(lines):

@@ -49,7 +49,7 @@ class Action(NamedTuple):
 
 
 def action_of(key: str, item: Item) -> Action | None:
-    """The action that a key starts for a server in this state; None if it starts none."""
+    """Return what a key does to the server `item`, which may depend on the server's state; None if it does nothing."""
     name, state = item.name, item.state
     if key == "r":
         return Action("restart", name, "restarting", "restarted")
