@@ -5,11 +5,11 @@ Pure: the time is an argument, in seconds since the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.json_form import Table, from_json
 from poolctl.monitor.journal import INFO, SEVERITIES, JournalEvent
@@ -30,19 +30,13 @@ _NAMED = 3
 _STACK_LINES = 10
 
 
-class PoolFacts(Protocol):
+class PoolFacts(NamedTuple):
     """The facts about a pool that its receivers need: variables that hold secrets, and where commands run."""
 
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def environment(self) -> Mapping[str, str]: ...
-
-    @property
-    def directory(self) -> str: ...
-
-    def tags(self, server: str) -> Collection[str]: ...
+    name: str
+    environment: Mapping[str, str]
+    directory: str
+    tags: Callable[[str], Collection[str]] = lambda server: ()  # the tags of a server
 
 
 class Message(NamedTuple):
@@ -126,7 +120,7 @@ class TrackedProblem:
 class ProblemTracker:
     """The open problems that concern one receiver; composes the messages about them when they are due."""
 
-    def __init__(self, notify: Notify, facts: PoolFacts) -> None:
+    def __init__(self, notify: Notify, facts: Callable[[], PoolFacts]) -> None:
         self._notify = notify
         self._facts = facts
         self._open: dict[str, TrackedProblem] = {}
@@ -169,7 +163,7 @@ class ProblemTracker:
         server, wanted = event.server, self._notify.servers
         if not wanted or not server:
             return True
-        tags = self._facts.tags(server)
+        tags = self._facts().tags(server)
         return any(
             each[4:] in tags if each.startswith("tag:") else fnmatchcase(server.lower(), each.lower())
             for each in wanted
@@ -206,7 +200,7 @@ class ProblemTracker:
         lines = [*self._problems(now), *self._resolved(), *self._news]
         self._over.clear()
         self._news.clear()
-        return compose(self._facts.name, lines, now) if lines else None
+        return compose(self._facts().name, lines, now) if lines else None
 
     def _problems(self, now: float) -> list[MessageLine]:
         lines = []

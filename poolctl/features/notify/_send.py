@@ -13,9 +13,9 @@ import signal
 import socket
 import ssl
 from base64 import b64encode
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from poolctl import __version__
@@ -57,7 +57,7 @@ class SendFailed(Exception):
 class Sender:
     """Sends messages to one receiver of notifications, such as a webhook or a command."""
 
-    def __init__(self, notify: Notify, facts: PoolFacts) -> None:
+    def __init__(self, notify: Notify, facts: Callable[[], PoolFacts]) -> None:
         self._notify = notify
         self._facts = facts
         self._tls: ssl.SSLContext | None = None
@@ -77,7 +77,7 @@ class Sender:
         notify = self._notify
         url = notify.url or self._secret("url") or ""
         path, own, table = _request(
-            notify.type, message, self._facts.name, notify.topic or "", self._secret("token")
+            notify.type, message, self._facts().name, notify.topic or "", self._secret("token")
         )
         body = json.dumps(table, default=str).encode()
         where = urlsplit(url)
@@ -99,7 +99,7 @@ class Sender:
         fields = [*headers.items()]
         try:
             address = where.hostname, where.port or (443 if tls else 80)
-            proxy = proxy_for(where.scheme, *address, self._facts.environment)
+            proxy = proxy_for(where.scheme, *address, self._facts().environment)
             if proxy is not None and tls is None:
                 target = f"http://{headers['host']}{target}"
                 fields += proxy.fields
@@ -125,9 +125,9 @@ class Sender:
         """The url or the token (`what`) from a variable or file; "" if neither is configured. Raises SendFailed."""
         name, path = getattr(self._notify, f"{what}_env"), getattr(self._notify, f"{what}_file")
         if name:
-            if not self._facts.environment.get(name):
+            if not self._facts().environment.get(name):
                 raise SendFailed(f"the environment variable {name} is not set", again=False)
-            return self._facts.environment[name].strip()
+            return self._facts().environment[name].strip()
         if not path:
             return ""
         try:
@@ -144,14 +144,14 @@ class Sender:
             "severity": message.severity,
         }
         named = {self._notify.token_env, self._notify.url_env}
-        secrets = {name: value for name, value in self._facts.environment.items() if name in named}
+        secrets = {name: value for name, value in self._facts().environment.items() if name in named}
         env = (
-            environment_for_programs(self._facts.environment)
+            environment_for_programs(self._facts().environment)
             | secrets
             | {f"POOLCTL_{key.upper()}": value for key, value in words.items()}
         )
-        argv = [_expanded(each, {**words, "pool": self._facts.name}) for each in self._notify.command or ()]
-        body = json.dumps(document(message, self._facts.name), default=str).encode()
+        argv = [_expanded(each, {**words, "pool": self._facts().name}) for each in self._notify.command or ()]
+        body = json.dumps(document(message, self._facts().name), default=str).encode()
         # Not a pipe: a process that the command leaves running could keep it open.
         output = bounded_file("poolctl-notify", _MAX_OUTPUT_BYTES)
         try:
@@ -160,7 +160,7 @@ class Sender:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=output,
-                cwd=self._facts.directory,
+                cwd=self._facts().directory,
                 env=env,
                 start_new_session=True,
             )
@@ -254,18 +254,6 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-class FixedFacts(NamedTuple):
-    """Implements PoolFacts with fixed values, for test notifications when no supervisor runs."""
-
-    name: str
-    environment: Mapping[str, str]
-    directory: str
-
-    def tags(self, server: str) -> Collection[str]:
-        """No tags, because a test notification concerns no server."""
-        return ()
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReceiverResult:
     """The outcome of a test notification to one receiver; `message` is the reason of a failure."""
@@ -299,7 +287,7 @@ async def send_test(receivers: Sequence[Notify], names: Sequence[str], facts: Po
     async def attempt(notify: Notify) -> ReceiverResult:
         problem = ""
         try:
-            await Sender(notify, facts).send(message)
+            await Sender(notify, lambda: facts).send(message)
         except SendFailed as failed:
             problem = str(failed)
         return ReceiverResult(name=notify.label, ok=not problem, message=problem)

@@ -21,7 +21,7 @@ from poolctl.states import State, Status
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.verbs.verb import Call, Verb
 
-from ._problem_tracker import PROBLEM, RESOLVED, Message, ProblemTracker
+from ._problem_tracker import PROBLEM, RESOLVED, Message, PoolFacts, ProblemTracker
 from ._send import NotifyResult, Sender, SendFailed, send_test
 from .table import Notify
 
@@ -104,11 +104,11 @@ class DeliveryTask:
         """Begin to send. `left` is what `to_dict` of the receiver's previous task returned; {} for a new receiver."""
         self.notify = notify
         self._part = part
-        self._problems = ProblemTracker(notify, part)
+        self._problems = ProblemTracker(notify, part.facts)
         self._problems.restore(left.get("open", {}))
         self._outbox = Outbox(notify.retry_for)
         self._outbox.restore(left.get("waiting", []))
-        self._sender = Sender(notify, part)
+        self._sender = Sender(notify, part.facts)
         self._clock = part.site.core.clock
         self._news = asyncio.Event()
         self._delayed = False
@@ -257,22 +257,12 @@ class Notifications(FeaturePart):
             elif os.path.exists(self._path):
                 os.unlink(self._path)
 
-    # The facts of the pool that receivers need (PoolFacts).
+    def facts(self) -> PoolFacts:
+        """Return the current facts about the pool, which a reload may change."""
+        pool = self._configuration
+        return PoolFacts(pool.name, pool.environment, os.path.dirname(pool.files[0]), self._tags)
 
-    @property
-    def name(self) -> str:
-        return self._configuration.name
-
-    @property
-    def environment(self) -> Mapping[str, str]:
-        return self._configuration.environment
-
-    @property
-    def directory(self) -> str:
-        return os.path.dirname(self._configuration.files[0])
-
-    def tags(self, server: str) -> Sequence[str]:
-        """The tags of this server."""
+    def _tags(self, server: str) -> Sequence[str]:
         entry = self.site.core.entries.get(server)
         return entry.config.tags if entry is not None else ()
 
@@ -308,4 +298,4 @@ class Notifications(FeaturePart):
         names = call.options.get("receivers") or []
         if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
             raise SelectorError("notify: no such receivers", hint="receivers is a list of names")
-        return await send_test([each.notify for each in self._deliveries.values()], names, self)
+        return await send_test([each.notify for each in self._deliveries.values()], names, self.facts())

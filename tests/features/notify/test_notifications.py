@@ -256,8 +256,12 @@ def test_receiver_that_has_not_changed_is_not_interrupted(play: Play) -> None:
 def test_facts_of_the_pool_are_those_of_its_configuration(play: Play) -> None:
     async def scene(receivers: Receivers) -> None:
         part = receivers.part
-        assert (part.name, part.directory, part.environment) == ("shop", "/srv", {})
-        assert (part.tags("web"), part.tags("other")) == (receivers.desk.core.entries["web"].config.tags, ())
+        facts = part.facts()
+        assert (facts.name, facts.directory, facts.environment) == ("shop", "/srv", {})
+        assert (facts.tags("web"), facts.tags("other")) == (
+            receivers.desk.core.entries["web"].config.tags,
+            (),
+        )
 
     play(scene)
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from poolctl.features.notify._problem_tracker import Message, ProblemTracker
-from poolctl.features.notify._send import FixedFacts
+from poolctl.features.notify._problem_tracker import Message, PoolFacts, ProblemTracker
 from poolctl.features.notify.table import Notify
 from poolctl.monitor.journal import JournalEvent
 
@@ -17,12 +16,11 @@ def event(after: str, server: str = "web", kind: str = "lifecycle", **more: Any)
 
 
 def problems(**keys: Any) -> ProblemTracker:
-    return ProblemTracker(Notify(type="slack", url_env="A", **keys), Shop("shop", {}, "/"))
+    return ProblemTracker(Notify(type="slack", url_env="A", **keys), lambda: PoolFacts("shop", {}, "/", tags))
 
 
-class Shop(FixedFacts):
-    def tags(self, server: str) -> list[str]:
-        return ["api"] if server == "web" else []
+def tags(server: str) -> list[str]:
+    return ["api"] if server == "web" else []
 
 
 def lines(message: Message | None) -> list[str]:
