@@ -13,7 +13,6 @@ import json
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from poolctl.errors import ControlError
@@ -40,7 +39,6 @@ KINDS = {
 _REQUEST_SECONDS = 6.0
 _UNAUTHORIZED, _FORBIDDEN, _NOT_FOUND, _CONFLICT = 401, 403, 404, 409
 _GONE = 410
-_NO_STATUS: Table = {"code": 0, "message": "", "reason": ""}
 # Commands in pods: the first byte of each message is its channel, and the last message is the status of the command.
 _CHANNELS = "v4.channel.k8s.io"
 _STDOUT, _STDERR, _STATUS = 1, 2, 3
@@ -175,7 +173,7 @@ class Cluster:
                     elif change["object"].get("code") == _GONE:
                         return
                     else:
-                        raise self._refusal(what, SimpleNamespace(**{**_NO_STATUS, **change["object"]}))
+                        raise self._refusal(what, change["object"])
 
     async def log(
         self, pod: str, *, lines: int | None, since_seconds: int | None, follow: bool
@@ -307,7 +305,7 @@ class Cluster:
         if status["status"] == "Success":
             return 0
         if status.get("reason") != "NonZeroExitCode":
-            raise self._refusal(what, SimpleNamespace(**{**_NO_STATUS, **status}))
+            raise self._refusal(what, status)
         (code,) = (
             int(each["message"]) for each in status["details"]["causes"] if each["reason"] == "ExitCode"
         )
@@ -328,7 +326,7 @@ class Cluster:
             message = json.loads(text)["message"]
         except (ValueError, LookupError, TypeError, RecursionError):
             raise self._status_error(what, response.status_code) from None
-        raise self._refusal(what, SimpleNamespace(code=response.status_code, message=message, reason=""))
+        raise self._refusal(what, {"code": response.status_code, "message": message})
 
     @asynccontextmanager
     async def _request(self, what: str) -> AsyncIterator[None]:
@@ -345,7 +343,8 @@ class Cluster:
         try:
             yield
         except ApiError as error:
-            raise self._refusal(what, error.status) from None
+            found = {name: getattr(error.status, name) for name in ("code", "message", "reason")}
+            raise self._refusal(what, found) from None
         except httpx2.HTTPStatusError as error:
             raise self._status_error(what, error.response.status_code) from None
         except TimeoutError:
@@ -373,11 +372,9 @@ class Cluster:
         )
         return ControlError(f"the cluster's API at {self.url} {why}", exit_code=NO_SUPERVISOR, hint=hint)
 
-    def _refusal(self, what: str, status: Any) -> ControlError:
-        code, message = (
-            status.code or 0,
-            " ".join(str(status.message or status.reason or "no reason given").split()),
-        )
+    def _refusal(self, what: str, status: Mapping[str, Any]) -> ControlError:
+        code = status.get("code")
+        message = " ".join(str(status.get("message") or status.get("reason") or "no reason given").split())
         if code == _NOT_FOUND:
             hint = "docs/kubernetes.md says which versions of Kubernetes have what"
             if message.startswith("namespaces "):
