@@ -126,20 +126,21 @@ class Cluster:
 
         Fields that another manager has set differently are a conflict (exit 8), unless `force` takes them over.
         """
+        from lightkube.types import PatchType
+
         kind, name = wanted["kind"], wanted["metadata"]["name"]
         async with self._request(f"apply {kind} {name}"):
-            resource = _resource(kind)
-            done = await self._client.patch(
-                resource, name, resource(wanted), patch_type=_apply_patch(), force=force
-            )
+            resource, how = _resource(kind), PatchType.APPLY
+            done = await self._client.patch(resource, name, resource(wanted), patch_type=how, force=force)
             return _as_table(done)
 
     async def patch(self, kind: str, name: str, changes: Table) -> Table:
         """Merge these changes into the object (JSON merge patch); None removes a field."""
+        from lightkube.types import PatchType
+
         async with self._request(f"patch {kind} {name}"):
-            return _as_table(
-                await self._client.patch(_resource(kind), name, changes, patch_type=_merge_patch())
-            )
+            resource, how = _resource(kind), PatchType.MERGE
+            return _as_table(await self._client.patch(resource, name, changes, patch_type=how))
 
     async def delete(self, kind: str, name: str) -> None:
         """Delete the object and its dependents; a missing object is not an error."""
@@ -413,15 +414,3 @@ def _as_table(found: Any) -> Table:
     if not isinstance(found, dict) or not isinstance(found["metadata"]["name"], str):
         raise ValueError("no object")
     return dict(found)
-
-
-def _apply_patch() -> Any:
-    from lightkube.types import PatchType
-
-    return PatchType.APPLY
-
-
-def _merge_patch() -> Any:
-    from lightkube.types import PatchType
-
-    return PatchType.MERGE
