@@ -247,7 +247,6 @@ class Cluster:
         parameters: dict[str, Any] = {
             "container": "server", "command": list(command), "stdin": True, "stdout": True, "stderr": True,
         }  # fmt: skip
-        outcome: Execution | Exception
         async with AsyncExitStack() as stack:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 connecting = self._streams.websocket(
@@ -260,19 +259,13 @@ class Cluster:
                     extensions={"poolctl": what},
                 )
                 session = await stack.enter_async_context(connecting)
-            # An exception in this block would become one of a group.
+            self._check_handshake(what, session.response)
             try:
-                self._check_handshake(what, session.response)
                 async with asyncio.timeout(seconds):
-                    outcome = await self._receive_output(what, session, most_bytes)
+                    return await self._receive_output(what, session, most_bytes)
             except TimeoutError:
                 message = f"cannot {what}: it has not ended within {seconds:g} s"
-                outcome = ControlError(message, exit_code=TIMED_OUT)
-            except Exception as error:
-                outcome = error
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
+                raise ControlError(message, exit_code=TIMED_OUT) from None
 
     def _check_handshake(self, what: str, response: Any) -> None:
         """Raise ControlError unless the response accepts the WebSocket and its subprotocol (RFC 6455 section 4.1)."""
