@@ -281,10 +281,10 @@ def _probes_of_app(server: ServerConfig) -> Table:
         return {"httpGet": {"path": path, "port": "health"}}
 
     health = server.health
+    readiness = _probe_times(health.readiness, _READINESS_SECONDS, _READINESS_FAILURES)
     return {
-        "startupProbe": get("/health") | _startup_times(server, health.startup),
-        "readinessProbe": get("/health")
-        | _probe_times(health.readiness, _READINESS_SECONDS, _READINESS_FAILURES),
+        "startupProbe": get("/health") | _startup_times(server),
+        "readinessProbe": get("/health") | readiness,
         "livenessProbe": get("/health/live") | _probe_times(health.liveness),
     }
 
@@ -297,7 +297,7 @@ def _probes_of_command(server: ServerConfig, port: int | None) -> Table:
     first = _probe_action(health.startup) or ready
     alive = _probe_action(health.liveness)
     return {
-        **({"startupProbe": first | _startup_times(server, health.startup)} if first else {}),
+        **({"startupProbe": first | _startup_times(server)} if first else {}),
         **({"readinessProbe": ready | _probe_times(health.readiness)} if ready else {}),
         **({"livenessProbe": alive | _probe_times(health.liveness)} if alive else {}),
     }
@@ -314,34 +314,27 @@ def _probe_action(probe: Probe | None) -> Table:
     return {"httpGet": {"path": probe.http, "port": "http", **({"httpHeaders": headers} if headers else {})}}
 
 
-def _startup_times(server: ServerConfig, probe: Probe | None) -> Table:
-    return {
-        "periodSeconds": 1,
-        "timeoutSeconds": _timeout_seconds(probe),
-        "failureThreshold": math.ceil(server.start_timeout),
-    }
+def _startup_times(server: ServerConfig) -> Table:
+    return _times(server.health.startup, 1, math.ceil(server.start_timeout))
 
 
 def _probe_times(
     probe: Probe | None, period_seconds: int = _LIVENESS_SECONDS, failures: int = _LIVENESS_FAILURES
 ) -> Table:
     """Period, timeout and failure threshold; `period_seconds` and `failures` apply if no probe is configured."""
-    if probe is None:
-        return {
-            "periodSeconds": period_seconds,
-            "timeoutSeconds": _timeout_seconds(probe),
-            "failureThreshold": failures,
-        }
+    if probe is not None:
+        period_seconds, failures = math.ceil(probe.interval), probe.fall_count_warn + probe.fall_count_ko
+    return _times(probe, period_seconds, failures)
+
+
+def _times(probe: Probe | None, period_seconds: int, failures: int) -> Table:
+    # Longer than the probe's own timeout, so that the answer can report the reason of a failure.
+    timeout_seconds = math.ceil(2.0 if probe is None else probe.timeout) + 1
     return {
-        "periodSeconds": math.ceil(probe.interval),
-        "timeoutSeconds": _timeout_seconds(probe),
-        "failureThreshold": probe.fall_count_warn + probe.fall_count_ko,
+        "periodSeconds": period_seconds,
+        "timeoutSeconds": timeout_seconds,
+        "failureThreshold": failures,
     }
-
-
-def _timeout_seconds(probe: Probe | None) -> int:
-    """A timeout that is longer than the probe's own, so that the answer can report the reason of a failure."""
-    return math.ceil(2.0 if probe is None else probe.timeout) + 1
 
 
 def _resources(server: ServerConfig, settings: Kubernetes) -> Table:
