@@ -18,6 +18,7 @@ import h11
 import uvicorn
 from starlette.types import ASGIApp
 
+from poolctl.config.files.marks import Stamp, stamp_of
 from poolctl.json_form import Table
 from poolctl.keeper import wire
 from poolctl.logs.internal_log import InternalLog
@@ -213,13 +214,8 @@ def _paths(tls: Table) -> list[str]:
     return [path for path in (tls["cert"], tls["key"] or tls["cert"], tls["ca"]) if path]
 
 
-def _stamps(tls: Table) -> list[object]:
-    found: list[object] = []
-    for path in _paths(tls):
-        with contextlib.suppress(OSError):
-            status = os.stat(path)
-            found.append((path, status.st_ino, status.st_mtime_ns, status.st_size))
-    return found
+def _stamps(tls: Table) -> list[Stamp]:
+    return [stamp_of(path) for path in _paths(tls)]
 
 
 @contextlib.contextmanager
