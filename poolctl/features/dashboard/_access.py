@@ -13,7 +13,6 @@ import hmac
 import ipaddress
 import json
 import logging
-import os
 import secrets
 from collections import deque
 from collections.abc import Collection
@@ -119,7 +118,6 @@ class EndedSessions:
         self._path = path
         self._clock = clock
         self._known: dict[str, int] = {}
-        self._mark: tuple[int, int] | None = None
 
     def __contains__(self, session: str) -> bool:
         self._read()
@@ -137,11 +135,6 @@ class EndedSessions:
 
     def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError):
-            status = os.stat(self._path)
-            mark = (status.st_ino, status.st_mtime_ns)
-            if mark == self._mark:
-                return
-            self._mark = mark
             with open(self._path, encoding="utf-8") as file:
                 found = json.load(file)
             if isinstance(found, dict):
