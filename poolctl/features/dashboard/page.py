@@ -14,7 +14,7 @@ import secrets
 import socket
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from poolctl import __version__
 from poolctl.address import parse
@@ -27,7 +27,7 @@ from poolctl.json_form import Table
 from poolctl.listeners.open_listener import close_listener, identity_of, refuse
 from poolctl.monitor.event_queue import Events
 from poolctl.runners.listener_opener import Opener
-from poolctl.runners.process_link import Link, LinkLost
+from poolctl.runners.process_link import LinkLost
 from poolctl.supervisor.active_configuration import PoolEnvironment
 from poolctl.supervisor.feature_parts import FeaturePart, PartSite
 from poolctl.supervisor.sidecar import SidecarManager, SidecarProcess
@@ -148,7 +148,15 @@ class DashboardPage(SidecarManager):
             await self._open(settings.bind)
             before = None
         self._note_attempt()
-        process = await DashboardProcess.start(self._keeper, self._directory, settings, mark, self._sockets)
+        process = await DashboardProcess.spawn(self._keeper, self._directory, mark)
+        begin = {
+            "t": "begin",
+            "bind": settings.bind,
+            "directory": self._directory,
+            "settings": settings.values,
+        }
+        process.link.send(begin, [sock.fileno() for sock in self._sockets])
+        await process.wait_until_ready(self._directory)
         self._use(process)
         if before is not None:
             before.end()
@@ -190,22 +198,6 @@ class DashboardProcess(SidecarProcess):
 
     part, label, output = "features.dashboard", "the dashboard", "dashboard.log"
 
-    @classmethod
-    async def start(
-        cls,
-        keeper: Link,
-        directory: str,
-        settings: Settings,
-        mark: str,
-        sockets: Sequence[socket.socket],
-    ) -> Self:
-        """Start a process of version `mark`; returns once it serves. Raises LinkLost or TimeoutError if it does not."""
-        process = await cls.spawn(keeper, directory, mark)
-        begin = {"t": "begin", "bind": settings.bind, "directory": directory, "settings": settings.values}
-        process.link.send(begin, [sock.fileno() for sock in sockets])
-        await process.wait_until_ready(directory)
-        return process
-
 
 class Settings(NamedTuple):
     """The settings of the dashboard's process.
@@ -225,18 +217,14 @@ def settings_of(table: Dashboard, environment: PoolEnvironment) -> Settings:
 
     Reads files, and creates the default token file. Raises ServerError without a token or for a bad certificate.
     """
-    configuration, directory, state_directory = (
-        environment.configuration,
-        environment.directory,
-        environment.state_directory,
-    )
-    env = configuration.environment
+    directory, state_directory = environment.directory, environment.state_directory
+    env = environment.configuration.environment
     address = parse(table.bind)
     values: Table = {
         "socket_path": os.path.join(directory, SOCKET_NAME),
         "logs_directory": os.path.join(state_directory, "logs"),
         "key": os.path.basename(directory),
-        "name": configuration.name,
+        "name": environment.configuration.name,
         "token": _token(table, state_directory, env),
         "hosts": list(table.hosts) + ([] if address.kind == "unix" else [address.host.strip("[]")]),
         "tls": None,
