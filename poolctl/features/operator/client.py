@@ -367,35 +367,26 @@ def _parsed_url(url: str) -> tuple[str | tuple[str, int], str, str]:
     return (parts.hostname, parts.port or _PORTS[parts.scheme]), parts.netloc, parts.path
 
 
-class RequestReporter:
-    """Counts the requests of each route; its OperatorClient sends the counts to the operator. Implements EdgePart."""
+class RequestReporter(OperatorClient):
+    """The OperatorClient of a gateway's process, which counts the requests of each route. Implements EdgePart."""
 
     def __init__(self, edge: Edge, settings: Table) -> None:
         def report(kind: str, message: str, severity: str) -> None:
             edge.event(kind, message=message, severity=severity)
 
-        given = from_json(OperatorSettings, settings)
-        self.client = OperatorClient(given, edge.settings.directory, report=report)
+        super().__init__(from_json(OperatorSettings, settings), edge.settings.directory, report=report)
 
-    def configure(self, settings: Table) -> None:
-        """Use these settings, an OperatorSettings as JSON, for the next reports."""
-        self.client.configure(from_json(OperatorSettings, settings))
+    def configure(self, settings: OperatorSettings | Table) -> None:
+        """Use these settings, which may be JSON, from the next request to the operator on."""
+        super().configure(from_json(OperatorSettings, settings) if isinstance(settings, dict) else settings)
 
     def request_arrived(self, route: Route) -> None:
         """Count a request of this route."""
-        self.client.count(route.alias)
-
-    def snapshot(self) -> Table:
-        """Return how many requests the operator was informed of, and how many not yet, for the supervisor's metrics."""
-        return self.client.snapshot()
+        self.count(route.alias)
 
     def drain(self) -> None:
         """Stop sending reports, because a new gateway process sends them from now on; counting continues."""
-        self.client.stop_sending()
-
-    def close(self) -> None:
-        """Stop reporting, and release everything."""
-        self.client.close()
+        self.stop_sending()
 
 
 class UnsentCounts:

@@ -552,7 +552,7 @@ def test_requests_of_a_route_are_reported_as_those_of_its_alias(tmp_path: Path) 
                     await asyncio.sleep(0.001)
             reported.drain()
             reported.request_arrived(route)
-            assert reported.client._services["users"].sending is None
+            assert reported._services["users"].sending is None
             await move(100)
             assert (len(operator.received), reported.snapshot()["unsent"]) == (1, {"users": 1})
             reported.close()
