@@ -34,7 +34,7 @@ class Order(NamedTuple):
     """An order of the rows: its key on the keyboard, the compared figure, and whether the largest value comes first."""
 
     key: str
-    figure: Callable[[Any], float | None]
+    figure: Callable[[Any], float | None] = lambda row: None
     falling: bool = False
 
 
@@ -164,13 +164,9 @@ def _place(order: Sequence[str], word: str) -> float:
     return order.index(word) if word in order else len(order)
 
 
-def _no_figure(row: Any) -> None:
-    """Return None as the row's figure, for the orders `name` and `file`, which compare no figures."""
-
-
 SERVER_ORDERS: Mapping[str, Order] = {
     "problems": Order("P", _problem_of_server),
-    "name": Order("N", _no_figure),
+    "name": Order("N"),
     "state": Order("S", lambda row: _place(_STATES, row.state)),
     "health": Order("H", lambda row: _place(_HEALTH, row.health)),
     "requests": Order("R", lambda row: row.stats.requests_per_second, falling=True),
@@ -180,7 +176,7 @@ SERVER_ORDERS: Mapping[str, Order] = {
     "cpu": Order("C", lambda row: row.stats.cpu_percent, falling=True),
     "uptime": Order("U", lambda row: row.uptime_seconds, falling=True),
     "restarts": Order("X", lambda row: row.restarts, falling=True),
-    "file": Order("F", _no_figure),
+    "file": Order("F"),
 }
 
 
@@ -202,12 +198,12 @@ _PROBLEMS = {ERROR: 0.0, UNHEALTHY: 0.0, STARTING: 1.0}  # states that are not p
 
 ROUTE_ORDERS: Mapping[str, Order] = {
     "problems": Order("P", lambda row: _PROBLEMS.get(row.report.state, 2.0)),
-    "name": Order("N", _no_figure),
+    "name": Order("N"),
     "requests": Order("R", lambda row: _rate(row.requests_per_second, row.report.requests), falling=True),
     "waiting": Order("W", lambda row: row.report.waiting, falling=True),
     "errors": Order("E", lambda row: _rate(row.errors_per_second, row.report.errors), falling=True),
     "latency": Order("L", lambda row: row.report.p99_seconds, falling=True),
-    "file": Order("F", _no_figure),
+    "file": Order("F"),
 }
 
 
