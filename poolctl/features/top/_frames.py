@@ -55,13 +55,7 @@ FAINT = "bright_black"
 
 def format_count(number: float | None) -> str:
     """A number without a unit: "0", "4.2", "847", "12.3k", "1.2M"; "-" for None."""
-    if number is None:
-        return _UNKNOWN
-    for suffix in ("", "k", "M"):
-        if number < 999.5:
-            return _digits(number) + suffix
-        number /= 1000
-    return _digits(number) + "G"
+    return _UNKNOWN if number is None else _with_suffix(number, 1000, ("", "k", "M"))
 
 
 def format_seconds(number: float | None) -> str:
@@ -77,19 +71,20 @@ def format_seconds(number: float | None) -> str:
 
 def format_size(number: float | None) -> str:
     """An amount of memory in bytes: "640K", "23.4M", "1.2G"; "-" for None."""
-    if number is None:
-        return _UNKNOWN
-    number /= 1024
-    for suffix in ("K", "M"):
-        if number < 999.5:
-            return _digits(number) + suffix
-        number /= 1024
-    return _digits(number) + "G"
+    return _UNKNOWN if number is None else _with_suffix(number / 1024, 1024, ("K", "M"))
 
 
 def format_percent(number: float | None) -> str:
     """A percentage: "0.4%", "12%"; "-" for None."""
     return _UNKNOWN if number is None else f"{_digits(number, short=True)}%"
+
+
+def _with_suffix(number: float, step: int, suffixes: Sequence[str]) -> str:
+    for suffix in suffixes:
+        if number < 999.5:
+            return _digits(number) + suffix
+        number /= step
+    return _digits(number) + "G"
 
 
 def _digits(number: float, *, short: bool = False) -> str:
