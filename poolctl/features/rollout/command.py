@@ -11,7 +11,7 @@ from poolctl.cli.render import gateway_table, printable
 from poolctl.cli.supervisor_requests import ask_for
 from poolctl.json_form import field_names
 
-from ._verdict import RolloutFigures, RolloutReport, RolloutResult
+from ._verdict import FIGURES, RolloutFigures, RolloutReport, RolloutResult
 
 ACTIONS = ("status", "promote", "abort", "pause", "resume")
 COLUMNS = ("name", "state", "share", "time", "requests", "errors", "p99", "memory", "reason")
@@ -144,14 +144,11 @@ def _line(rollout: RolloutReport) -> SimpleNamespace:
 
 
 def _figure(figures: RolloutFigures, of: str) -> str:
-    from poolctl.units import format_size
-
-    if of == "p99":
-        seconds = figures.latency_p99_seconds
-        return "-" if seconds is None else f"{1000 * seconds:.3g} ms"
-    if of == "memory":
-        return "-" if figures.memory_bytes is None else format_size(figures.memory_bytes)
-    return str(figures.requests if of == "requests" else figures.errors)
+    if of in ("requests", "errors"):
+        return str(getattr(figures, of))
+    figure = FIGURES[of]
+    value = figure.of(figures)
+    return "-" if value is None else figure.shown(value)
 
 
 def _sentence(rollout: RolloutReport) -> str:
