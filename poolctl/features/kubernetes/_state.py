@@ -338,16 +338,13 @@ class ScheduledWorkload(Workload):
     def item(self, now: float) -> ClusterItem:
         """The server as commands show it. Between its runs its state is sleeping, and it counts as ready."""
         active = [each for each in self.pods if not each.has_ended]
+        runs = bool(active or self.runs_in_progress)
         if self.is_stopped:
-            state = State.DISABLED if self.config.disabled else State.STOPPED
-            state = State.STOPPING if active or self.runs_in_progress else state
+            at_rest = State.DISABLED if self.config.disabled else State.STOPPED
+            state, health, planned = State.STOPPING if runs else at_rest, Status.UNKNOWN, None
         else:
-            state = State.RUNNING if active or self.runs_in_progress else State.SLEEPING
-        health = Status.UNKNOWN
-        if not self.is_stopped:
+            state = State.RUNNING if runs else State.SLEEPING
             health = Status.OK if self.failure() is None else Status.WARN
-        planned = None
-        if not self.is_stopped:
             zone = time_zone(str(self._spec.get("timeZone") or "Etc/UTC"))
             planned = next_time(str(self.config.every), now, zone)
         return ClusterItem(
