@@ -105,7 +105,8 @@ def objects_of(
     yield manifest("v1", "ConfigMap", config_name, immutable=True, data=config)
     if variables:
         encoded = {
-            name: base64.b64encode(_bytes(value)).decode() for name, value in sorted(variables.items())
+            name: base64.b64encode(value.encode(errors="surrogateescape")).decode()
+            for name, value in sorted(variables.items())
         }
         yield manifest("v1", "Secret", secret_name, immutable=True, type="Opaque", data=encoded)
     if port is not None:
@@ -198,10 +199,6 @@ def _in_image(path: str, base: str, directory: str) -> str:
 
 def _with_digest(name: str, content: Mapping[str, object]) -> str:
     return f"{name}-{digest_of(content)}"
-
-
-def _bytes(value: str) -> bytes:
-    return value.encode(errors="surrogateescape")
 
 
 def _pod(
