@@ -11,11 +11,12 @@ import json
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from poolctl.address import parse
 from poolctl.clock import Clock, ReportLimit
 from poolctl.config import Tables
+from poolctl.core.core import Core
 from poolctl.errors import ServerError
 from poolctl.features.gateway.supervision.gateway_manager import GatewayManager, GatewayPart
 from poolctl.http.http_server import ReceivedRequest, Responder, ServerLimits
@@ -42,13 +43,6 @@ LIMITS = ServerLimits(
 ANSWER = "Request received successfully!"
 _MOST_REQUESTS = 2**53
 _BEARER = b"bearer "
-
-
-class Scaling(Protocol):
-    """Scales the servers of the pool."""
-
-    def record_demand(self, server_name: str, requests: int) -> int:
-        """Record waiting requests for the server; returns the number of workers it should have. Raises KeyError."""
 
 
 class Access(NamedTuple):
@@ -99,12 +93,12 @@ class OperatorEndpoint(HttpEndpoint):
     other namespaces are answered with 404.
     """
 
-    def __init__(self, scaling: Scaling, events: Events) -> None:
+    def __init__(self, core: Core, events: Events) -> None:
         super().__init__(LIMITS, "reports of requests")
         self.endpoint = ""
         self.access = Access()
         self.namespace: str | None = None
-        self._scaling = scaling
+        self._core = core
         self._events = events
         self.clock = Clock()  # limits the rate of events
         self._requests = ReportLimit()  # by service
@@ -140,7 +134,7 @@ class OperatorEndpoint(HttpEndpoint):
         if self.namespace is not None and report.namespace != self.namespace:
             return 404, f"unknown namespace: {report.namespace[:200]!r}"
         try:
-            workers = self._scaling.record_demand(report.service, report.requests)
+            workers = self._core.record_demand(report.service, report.requests)
         except KeyError:
             return 404, f"unknown service: {report.service[:200]!r}"
         self._report(report, workers)
@@ -176,12 +170,12 @@ class OperatorEndpoint(HttpEndpoint):
 class OperatorAddress(TableAddress[OperatorEndpoint, OperatorTable]):
     """Listens on the address in [operator], and serves an OperatorEndpoint there."""
 
-    def __init__(self, environment: PoolEnvironment, events: Events, scaling: Scaling) -> None:
+    def __init__(self, environment: PoolEnvironment, events: Events, core: Core) -> None:
         super().__init__(environment, events, fd_store.OPERATOR, "operator")
-        self._scaling = scaling
+        self._core = core
 
     def make_server(self) -> OperatorEndpoint:
-        return OperatorEndpoint(self._scaling, self._events)
+        return OperatorEndpoint(self._core, self._events)
 
     async def apply(self, server: OperatorEndpoint, table: OperatorTable, env: Mapping[str, str]) -> None:
         access = access_of(table, env)
