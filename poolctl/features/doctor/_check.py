@@ -63,7 +63,9 @@ class CheckContext:
             self.problems = error_entries(error)
 
     def _ask(self, pool: PoolRef) -> None:
-        self.still_served = _still_served(self.servers, pool)
+        from poolctl.cli.offline import items_of
+
+        self.still_served = {item.name for item in items_of(self.servers, pool) if item.pids}
         self.has_orphans = any(
             pool_files.find_listeners(pool.directory, each.process.socket)
             for each in features()
@@ -117,12 +119,6 @@ class CheckContext:
                 elif address is not None:  # a table may have several
                     found[f"{name} {address.key}"] = address
         return found
-
-
-def _still_served(servers: Sequence[ServerConfig], pool: PoolRef) -> set[str]:
-    from poolctl.cli.offline import items_of
-
-    return {item.name for item in items_of(servers, pool) if item.pids}
 
 
 def read_text(path: str) -> str:

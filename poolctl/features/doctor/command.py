@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
 from poolctl.cli.command_line import OUTPUT, Command, CommandRequest
 from poolctl.cli.outcome import Outcome
@@ -25,9 +25,12 @@ COMMAND = Command("Diagnose this machine and pool, and suggest fixes.", OUTPUT, 
 
 def perform(request: CommandRequest) -> Outcome:
     """Print one line per check; exit 1 if there is a problem. With --quiet only warnings and problems."""
+    from . import _check_machine, _check_pool
+
     pool, found = _pool(request)
     context = CheckContext(pool, os.environ)
-    findings = [*found, *(finding for check in _checks() for finding in _run_check(check, context))]
+    checks = (*_check_pool.CHECKS, *_check_machine.CHECKS)
+    findings = [*found, *(finding for check in checks for finding in _run_check(check, context))]
     problems = sum(finding.status == PROBLEM for finding in findings)
     shown = [finding for finding in findings if not (request.quiet and finding.status == OK)]
     outcome = Outcome(shown, exit_code=FAILED if problems else DONE)
@@ -46,12 +49,6 @@ def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
         return None, [problem("pool", missing.message, missing.hint or "poolctl init")] if named else []
     except ControlError as error:
         return None, [problem("pool", error.message, error.hint or "poolctl pools lists the running ones")]
-
-
-def _checks() -> Iterator[Check]:
-    from . import _check_machine, _check_pool
-
-    yield from (*_check_pool.CHECKS, *_check_machine.CHECKS)
 
 
 def _run_check(check: Check, context: CheckContext) -> list[CheckResult]:
