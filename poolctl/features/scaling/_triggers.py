@@ -82,33 +82,33 @@ class Quantile:
         return quantile(BOUNDS_SECONDS, self._responses, self._share)
 
 
-class WorkerFigure:
-    """Base class of triggers with a target per worker: the figure of all workers is divided by their number."""
+class Trigger:
+    """Base class of the triggers. A target is for each worker: the sum of their figures is divided by their number."""
 
-    is_latency: ClassVar[bool] = False
+    is_latency: ClassVar[bool] = False  # the target is for the responses of the whole server instead
     counts_demand: ClassVar[bool] = False  # requests that wait elsewhere for the server count as well
 
     def __init__(self, capabilities: Capabilities) -> None:
         self.capabilities = capabilities
 
-    @staticmethod
-    def sums() -> RunningAverage:
+    @classmethod
+    def sums(cls) -> RunningAverage | Quantile:
         """The accumulator to which samples are added."""
         return RunningAverage()
 
-    def measure(self, sample: Sample) -> Part:
-        """Return the sum of the workers' figures in this sample, and the weight of the sample in an average."""
+    def measure(self, sample: Sample) -> Part | Sequence[int]:
+        """Return what a sample adds to `sums`: by default a Part with the sum of the workers' figures."""
         raise NotImplementedError
 
 
-class InFlight(WorkerFigure):
+class InFlight(Trigger):
     """The trigger whose figure is the number of requests in progress."""
 
     def measure(self, sample: Sample) -> Part:
         return Part(sample.in_flight)
 
 
-class Queue(WorkerFigure):
+class Queue(Trigger):
     """The trigger whose figure is the number of connections in the backlog, which no worker has accepted yet."""
 
     counts_demand = True
@@ -118,14 +118,14 @@ class Queue(WorkerFigure):
         return Part(0 if backlogs is None else backlogs.queued_connections(sample.entry.config))
 
 
-class RequestsPerSecond(WorkerFigure):
+class RequestsPerSecond(Trigger):
     """The trigger whose figure is the number of requests that begin per second."""
 
     def measure(self, sample: Sample) -> Part:
         return Part(sample.counted[tally.STARTED], sample.seconds)
 
 
-class Cpu(WorkerFigure):
+class Cpu(Trigger):
     """The trigger whose figure is the CPU cores in use, measured every half second under load, else every second."""
 
     def __init__(self, capabilities: Capabilities) -> None:
@@ -155,15 +155,11 @@ def _processor_seconds(entry: Entry) -> dict[int, float]:
     return {pid: spent for pid, spent in found.items() if spent is not None}
 
 
-class Latency:
+class Latency(Trigger):
     """Base class of the latency triggers: their target applies to the latencies of the whole server."""
 
-    is_latency: ClassVar[bool] = True
-    counts_demand: ClassVar[bool] = False
+    is_latency = True
     share: ClassVar[float]
-
-    def __init__(self, capabilities: Capabilities) -> None:
-        pass
 
     @classmethod
     def sums(cls) -> Quantile:
@@ -188,7 +184,7 @@ class P99(Latency):
     share = 0.99
 
 
-TRIGGERS: Mapping[str, type[WorkerFigure | Latency]] = {
+TRIGGERS: Mapping[str, type[Trigger]] = {
     "in_flight": InFlight,
     "queue": Queue,
     "requests_per_second": RequestsPerSecond,
