@@ -19,6 +19,7 @@ from poolctl.config.model.section import Log
 from poolctl.core.decide import Desired, Overrides
 from poolctl.core.server_entry import Entry
 from poolctl.feature import FEATURES
+from poolctl.json_form import to_json
 from poolctl.keeper import fd_store, pool_files
 from poolctl.keeper.keeper import Keeper, Store
 from poolctl.platform import memory_file
@@ -306,7 +307,7 @@ def test_each_successor_continues_the_totals_of_every_server(tmp_path: Path, see
                 assert {
                     each: totals.counts_of_ended_workers(desk.core.entries[each])[-1] for each in names
                 } == expected
-                document = {each: known.to_dict() for each, known in totals._availability.items()}
+                document = {each: to_json(known) for each, known in totals._availability.items()}
                 assert kept["availability"] == document
 
     asyncio.run(scenario())
