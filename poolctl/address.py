@@ -356,7 +356,7 @@ class UsedPorts:
         self._counts: Counter[int | None] | None = None
 
     def has(self, port: int, items: Mapping[str, Item]) -> bool:
-        """Whether any item uses this TCP port. The first call counts `items`; later calls ignore this argument."""
+        """Return whether an item uses this TCP port. Only the first call after creation or `reset` reads `items`."""
         if self._counts is None:
             self._counts = Counter(item.address.port for item in items.values())
         return self._counts[port] > 0
@@ -367,15 +367,15 @@ class UsedPorts:
             self._counts[address.port] += step
 
     def reset(self) -> None:
-        """Forget all counts, because many items were removed or replaced. The next call of `has` counts the items."""
+        """Forget how many items use each port. The next call of `has` counts the items that it is given."""
         self._counts = None
 
 
 def overlapping(address: Address, items: Mapping[str, Item], ports: UsedPorts) -> Item | None:
-    """An item whose address overlaps with `address` but has a different key, or None.
+    """Return an item whose address overlaps with `address` but has a different key; None if there is none.
 
-    `items` maps address keys to items, and `ports` counts them. All items are compared only if `address` is link-local,
-    or a wildcard whose port is in use.
+    `items` maps address keys to items, and `ports` has the number of these items that use each TCP port. If `address`
+    is a wildcard whose port no item uses, the items are not searched.
     """
     if address.kind != "tcp" or address.port is None or address.auto:
         return None

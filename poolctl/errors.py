@@ -106,7 +106,7 @@ class PoolParamError(PoolError):
 
 
 class PoolAddError(PoolError):
-    """At least one server could not be added; `pool` is the pool with all other servers, or None."""
+    """The failure to add servers. `pool` is the pool with the others; None if raised by `store` or `store_new`."""
 
     code = 1321
     error = "ErrorPoolAdd"
@@ -114,7 +114,7 @@ class PoolAddError(PoolError):
 
 
 class PoolValidateError(PoolError):
-    """The configuration has problems; every one of them is a child."""
+    """The problems of a configuration as an exception group, which contains one error for each problem."""
 
     code = 1322
     error = "ErrorPoolValidate"

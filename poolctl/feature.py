@@ -36,10 +36,10 @@ FEATURES = (
 class LastingProcess:
     """A process of a feature that continues to serve clients while no supervisor runs.
 
-    `label` names it in messages. The keeper holds a connection to it under the name `entry`; without a keeper it is
-    found by a socket file whose name begins with `socket` (see keeper.pool_files). A supervisor that finds it at
-    startup loads the feature, even if the configuration no longer needs it. `end` names a function (pool directory,
-    limit in seconds) that ends such processes if no keeper runs, and returns each pid and whether it ended by itself.
+    `label` is the process's name in messages. The keeper holds a connection to the process under the name `entry`. The
+    process's socket file has a name that begins with `socket` and a dot. A supervisor that finds the process at startup
+    loads the feature, even if the configuration does not need it. `end` names a function of the pool's directory and a
+    limit in seconds. The function ends processes left without a keeper, and returns a list of (pid, ended by itself).
     """
 
     label: str
@@ -50,10 +50,10 @@ class LastingProcess:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """How the trial of an upgrade, which runs in a small temporary pool, tests a feature's process.
+    """The test of a feature's process on a small temporary pool, which is upgraded before the real pool is.
 
-    `tables` are added to the temporary pool's file. After the upgrade that pool's supervisor must execute the request
-    `verb`, which fails if the feature's process does not work under the new version.
+    `tables` are added to the temporary pool's file. After the temporary pool's upgrade, its supervisor must execute the
+    request `verb`, which fails if the feature's process does not work under the new version.
     """
 
     tables: Mapping[str, Mapping[str, object]]
@@ -64,8 +64,8 @@ class Trial:
 class Starter:
     """The template of a pool file that an option of `init` selects; `help` and `example` are for `init --help`.
 
-    `module` has the template, `POOL`, and a function `warnings()`, which returns a list of warnings about missing
-    libraries.
+    `module` names a module with two attributes. `POOL` is the template. `warnings` is a function that returns a list of
+    warnings about missing libraries.
     """
 
     help: str

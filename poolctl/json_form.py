@@ -38,9 +38,9 @@ class _FieldForm(NamedTuple):
 
 
 def to_json(record: object, *names: str) -> Table:
-    """The record as a JSON document. If field names are given, it has only those fields.
+    """Return the record as a JSON document, with only the fields `*names` if names are given.
 
-    If its class has a method `finish_json`, that is called with the document and may change it.
+    If the record's class has a method `finish_json`, the method is called with the document and may change it.
     """
     table: Table = {}
     kind: Any = type(record)

@@ -247,7 +247,7 @@ def process_start(pid: int) -> int | None:
 
 
 def process_parent(pid: int) -> tuple[int, int] | None:
-    """The parent's pid and the start time of a process (see process_start); None if there is no such process."""
+    """Return a process's parent pid and its own start time (see process_start); None if there is no such process."""
     fields = _stat_fields(pid)
     return (int(fields[1]), int(fields[19])) if fields else None
 
@@ -335,10 +335,10 @@ def status_of(pid: int) -> dict[bytes, bytes]:
 
 
 def kernel_threads(pid: int, most: int) -> list[dict[str, Any]]:
-    """The kernel state of at most `most` threads of a process, the main thread first; [] if it has exited. May block.
+    """Return the kernel state of up to `most` threads of a process, main thread first; [] if it has exited. May block.
 
-    Each has a tid, name and state; and, empty if not permitted, the function in which it waits (wchan), the number of
-    its system call (syscall), and its stack in the kernel (proc(5)).
+    Each thread has the keys tid, name, state, wchan (the function in which it waits), syscall (its system call's
+    number) and stack (its stack in the kernel): see proc(5). The last three are empty if they cannot be read.
     """
     try:
         tids = sorted(map(int, os.listdir(f"/proc/{pid}/task")), key=lambda tid: (tid != pid, tid))

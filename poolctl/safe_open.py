@@ -100,9 +100,9 @@ def _check_access(name: str, directory: int, mode: int) -> None:
 
 
 def open_to_read(path: str) -> int:
-    """A descriptor for reading a file on behalf of another user's server.
+    """Return a descriptor for reading a file on behalf of another user's server.
 
-    That user's links are followed only to files of the same user, who can read them anyway. Raises OSError, UnsafePath.
+    A symbolic link owned by another user is followed only to a file of the link's owner. Raises OSError, UnsafePath.
     """
     flags = os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -126,9 +126,9 @@ def open_directory(path: str) -> int:
 
 
 def _open_of_link_owner(path: str, flags: int, refused: UnsafePath) -> int:
-    """Open `path`, although it contains another user's link, if the file that it leads to belongs to the same user.
+    """Open `path` if it was refused for another user's symbolic link that leads to a file of the link's owner.
 
-    `refused` is the error about the link; it is raised if the file belongs to someone else. Also raises OSError.
+    Otherwise, raise `refused`, the error of the refusal. Also raises OSError if `path` cannot be opened.
     """
     if refused.owner < 0:
         raise refused

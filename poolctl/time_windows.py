@@ -43,7 +43,7 @@ _HORIZON_DAYS = 8 * 366 + 1
 class Window(NamedTuple):
     """One window: `minutes` has a bit for each minute of the day; the other fields select the days.
 
-    With `either_day` a day must match only one of `days` and `weekdays`.
+    If `either_day`, a day must be in `days` or in `weekdays` or in both; otherwise it must be in both.
     """
 
     minutes: int
@@ -132,9 +132,9 @@ def time_zone(name: str) -> tzinfo | None:
 def next_time(text: str, now: float, zone: tzinfo | None = None) -> float | None:
     """Return when the first minute of the window `text` after `now` begins; None if that is over eight years away.
 
-    Both times are in seconds since 1970. Without `zone` the window is in the machine's local time (TZ). An hour that is
-    repeated because clocks are set back is skipped the second time, so that a daily task does not run twice. It is not
-    skipped if the window has minutes in every hour of the day.
+    Both times are in seconds since 1970. Without `zone` the window is in the machine's local time (TZ). When clocks are
+    set back, an hour occurs twice. The second occurrence counts only if the window has minutes in every hour of the
+    day, so that an hourly task runs in both occurrences, and a daily task only once.
     """
     window = parse_window(text)
     is_hourly = all(window.minutes >> 60 * hour & _WHOLE_HOUR for hour in range(24))

@@ -51,7 +51,7 @@ def serve(requests: socket.socket) -> None:
 
 
 def fetch(requests: socket.socket, message: wire.Message, shared: socket.socket) -> None:
-    """Answer one request: take connections from the application's socket `shared`, send each, and then send `done`."""
+    """Take connections from the application's socket `shared`; send each to the supervisor, and at the end `done`."""
     empty = junk = full = False
     next_one = _accept_one if message["op"] == "accept" else connection_handover.take
     for _ in range(message["most"]):

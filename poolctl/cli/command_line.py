@@ -141,7 +141,7 @@ VERSION_OPTION = flag("--version", "Show the version and exit.")
 
 
 def output(help: str = "table, wide, json, jsonl, name, or FIELD,FIELD…", *words: str) -> Option:
-    """The option -o; shell completion offers `words`, or all output formats if none are given."""
+    """Return the option -o. Shell completion offers the formats `*words`, or all output formats if none are given."""
     return Option("-o, --output", "FORM", help, words=words or FORMATS)
 
 
@@ -256,7 +256,7 @@ class CommandRequest:
         return f"<Request {self.verb} {given}>".replace(" >", ">")
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The value of an option, or the default if the command does not have it."""
+        """Return the value of the option `key`, or `default` if the command does not declare such an option."""
         return self.values.get(key, default)
 
     @property
@@ -315,7 +315,7 @@ class CommandRequest:
             raise UsageError(f"{spelling or '--' + key.replace('_', '-')}: {error}") from None
 
     def options(self) -> Mapping[str, object]:
-        """The options to send to the supervisor, by the names of its protocol, such as `wait` for --no-wait.
+        """Return the options for the supervisor, by their names in its protocol: `wait` is the opposite of --no-wait.
 
         The options that select servers are not included. Raises UsageError for an invalid value.
         """
@@ -442,10 +442,10 @@ def _take_option(word: str, rest: list[str], table: dict[str, Option], given: Ta
 
 
 def split_option(word: str, table: Mapping[str, Option]) -> tuple[Option | None, str, str | None]:
-    """The option in the word, the text before its value, and the value.
+    """Return the option in `word`, the text before its value, and the value: `-ojson` gives (-o, "-o", "json").
 
-    The option is None if it is unknown, or takes no value although the word has one. The value is None if the word does
-    not contain it.
+    The value is None if the word contains none, as in `-o`. The result is (None, word, None) for an option that is not
+    in `table`, and for a flag with a value, such as `--quiet=yes`.
     """
     name, equals, value = word.partition("=")
     if not word.startswith("--") and len(word) > 2:
@@ -478,7 +478,7 @@ def current_spellings(args: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def split_user_command(args: Sequence[str]) -> tuple[list[str], Table]:
-    """Split at `--`: the words before it, and `{"command": words after}`, or all words and {} if no CMD is allowed."""
+    """Return the words before `--`, and {"command": words after it}; all words and {} if no user command is allowed."""
     command = command_named(verb_of(args))
     end = args.index("--") if "--" in args else len(args)
     table = by_spelling(command.options if command else COMMON)
@@ -534,7 +534,7 @@ def wants_json(args: Sequence[str]) -> bool:
 
 
 def saves(request: CommandRequest) -> bool:
-    """Whether --save is given: a live change is written to the files, too. UsageError for --dry-run without --save."""
+    """Return whether --save is given. Raise UsageError for --dry-run alone, which shows what --save would write."""
     if request.get("dry_run") and not request.get("save"):
         raise UsageError("--dry-run shows what --save would write", hint="add --save")
     return bool(request.get("save"))

@@ -114,10 +114,10 @@ def _count_servers(request: CommandRequest, pool: PoolRef) -> int | None:
 def _selected(
     files: WriteBack, request: CommandRequest, pool: PoolRef, *, works_offline: bool, removes: bool
 ) -> tuple[Sequence[Item], bool]:
-    """The selected servers, and whether to change the running pool; False means that only the files are changed.
+    """Return the selected servers, and True to change the running pool or False to change only the files.
 
-    It is False if no supervisor runs, or if `removes` is set and none of the servers is in the running pool.
-    Raises NoSupervisor without a supervisor, unless `works_offline` is set, and Failure if the selection fails.
+    False is returned if no supervisor runs, or if `removes` is set and the running pool has no selected server. Without
+    `works_offline`, a missing supervisor raises NoSupervisor instead. Raises Failure if the selection fails.
     """
     if not files.supervised:
         if not works_offline:
@@ -135,7 +135,7 @@ def _selected(
 def _changed_files(
     files: WriteBack, items: Sequence[Item], report: Callable[[Result], str], *, removes: bool
 ) -> Outcome:
-    """The outcome of a change of the files alone: its items are the changed servers, its message the final line."""
+    """Return the outcome of changing only the files: the changed servers, and a message made by `report`."""
     unchanged: list[str] = []
     if not removes:
         before = {each.name: each.state for each in items}
@@ -170,7 +170,7 @@ class WriteBack:
         self.now = load(PoolRef(self.draft.files, pool.directory), allow_empty=True)
 
     def names_in_files(self, names: Sequence[str]) -> list[str]:
-        """The `names` of servers in the files; adds a warning about each name that is not in them."""
+        """Filter `names`: return the names of servers in the files, and add a warning about each other name."""
         why = "is not in any file: nothing to write (poolctl add --save writes it)"
         self.warnings += [f"{name} {why}" for name in names if self.draft.entry(name) is None]
         return [name for name in names if self.draft.entry(name) is not None]
@@ -194,7 +194,7 @@ class WriteBack:
                 self.draft.reset(name, "disabled", False)
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove these servers from `draft`, the new files. A server that was added live may be in no file."""
+        """Remove the servers from `self.draft`, the new content of the files. Skip servers that are in no file."""
         for name in names:
             if self.draft.entry(name) is not None:
                 self.draft.remove(name)
@@ -232,9 +232,9 @@ class WriteBack:
         return Outcome(errors=[first, *others], exit_code=exit_codes.USAGE)
 
     def finish(self, live: Callable[[], Outcome]) -> Outcome:
-        """Check the draft, call `live` to change the running servers, and write the files; returns the whole outcome.
+        """Check the new files, call `live` to change the running servers, and write the files; return the outcome.
 
-        A dry run only shows the change of the files.
+        With --dry-run, only check the new files, and return their difference from the present ones.
         """
         self.check()
         if self.request.get("dry_run"):
@@ -354,9 +354,9 @@ def _command(
     *,
     removes: bool = False,
 ) -> SimpleNamespace:
-    """A command, as an object with the attributes `COMMAND` and `perform` that the module of another command has.
+    """Return an object with the declaration `COMMAND` and the function `perform`, as the module of a command has them.
 
-    `perform` calls the function `change` with `report`, `write` and `removes`.
+    The function `perform` calls this module's function `change` with `report`, `write` and `removes`.
     """
 
     def perform(request: CommandRequest) -> Outcome:

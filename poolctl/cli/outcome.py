@@ -126,7 +126,7 @@ class Outcome:
 
 
 def as_json(item: object, *names: str) -> Table:
-    """The JSON form of an item, an error or an answer. If field names are given, it has only those fields."""
+    """Return the JSON form of an item, an error or an answer, with only the fields `*names` if names are given."""
     if isinstance(item, JsonObject):
         return vars(item)
     from poolctl.json_form import to_json

@@ -114,9 +114,9 @@ class PoolWatcher:
         return {each.name for each in result.changes or () if each.change in ("add", "restart")}
 
     def _restart(self, changed: Changed) -> Iterator[Result]:
-        """Restart the running servers among `changed`, and yield the supervisor's answer to each request.
+        """Restart the running servers among `changed`, and yield the supervisor's answer to each restart.
 
-        Also restarts servers whose code was saved in a new directory just before it was watched.
+        Also restart servers whose code changed in a directory that was not watched yet, and thus caused no event.
         """
         while changed := {**self._missed, **changed}:
             self._missed = {}
@@ -240,7 +240,7 @@ class WatchSet:
         return before != self._stamps
 
     def changed_servers(self, paths: Iterable[str] | None) -> Changed:
-        """The servers that use `paths`, each with the paths it uses; for None all watched servers, with empty lists."""
+        """Map each affected server to the `paths` it uses; if `paths` is None, map every watched server to []."""
         if paths is None:
             including = [name for name, patterns in self._included.items() if patterns]
             watched = (*self._code.values(), *self._scripts.values(), including)

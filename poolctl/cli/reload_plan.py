@@ -23,7 +23,7 @@ KINDS = {
 
 
 def change_lines(result: Result, colours: bool = False) -> list[str]:
-    """The lines that report an applied change: the plan of a reload, or `~ users: code` for a restart."""
+    """Return lines about an applied change: the plan of a reload, or for a restart `~ NAME: code` per ready server."""
     if isinstance(result, ReloadResult):
         return plan_text(result, colours, with_code=True).splitlines()
     return [f"~ {printable(item.name)}: code" for item in result.items if item.ready]
@@ -32,10 +32,10 @@ def change_lines(result: Result, colours: bool = False) -> list[str]:
 def plan_text(
     result: ReloadResult, colours: bool = False, *, dry_run: bool = False, with_code: bool = False
 ) -> str:
-    """The changes of a reload, one per line, and a summary; "" if the reload failed before they were known.
+    """Return the changes of a reload, one per line, and a summary; "" if it failed before the changes were known.
 
-    If nothing has changed, a note says that application code was not compared. `with_code` omits it, because the
-    caller, such as `run --watch`, detects changes of code itself.
+    If nothing has changed, a note says that a reload does not compare application code. `with_code` means that the
+    caller, such as `run --watch`, detects changes of code itself: the note is left out.
     """
     if result.exit_code not in (DONE, NOT_AS_DESIRED) and result.changes is None:
         return ""
@@ -78,7 +78,7 @@ def _summary(changes: Iterable[PlannedChange], *, dry_run: bool) -> str:
 
 
 def drift_line(table: Table) -> str:
-    """A line such as `pool.toml has changed since the pool read it; …` for the member `changed` of an answer."""
+    """Return a line such as `pool.toml has changed since the pool read it; …` for `table`, a ChangedFiles as JSON."""
     found = from_json(ChangedFiles, table)
     place = ""
     if found.problem is not None:

@@ -107,7 +107,7 @@ def _answer_document(
 
 
 def await_pool_end(result: Result) -> None:
-    """Wait until the pool's last process has exited, if this answer says that the pool ends; else return at once."""
+    """Wait until the pool's last process has exited if `result` says that the pool ends; otherwise return at once."""
     if result.ended:
         wait_for_exit(result.keeper_pid or 0)
 

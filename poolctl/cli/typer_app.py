@@ -1,6 +1,6 @@
 """The whole command line as a Typer application, generated from the commands' declarations.
 
-It parses command lines that the fast lane leaves to it, and prints the help.
+The application prints the help, and parses command lines that are too complex for `command_line.parse`.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ Perform = Callable[[CommandRequest], Outcome]
 
 
 def perform_args(args: Sequence[str], perform: Perform = perform) -> Outcome:
-    """Run a command line and return its outcome, which is not printed; a requested help or version is.
+    """Run a command line, and return its outcome without printing it. Options such as --help print their text.
 
-    Raises UsageError, and what the command raises.
+    Raises UsageError for an invalid command line, and every exception that the command raises.
     """
     words, own_command = split_user_command(help_as_option(list(args)))
     application = build(perform)

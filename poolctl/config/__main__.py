@@ -131,10 +131,10 @@ class Reader:
         )  # fmt: skip
 
     def outside(self, number: int, names: Collection[str]) -> tuple[list[dict[str, Any]], list[str]] | None:
-        """Check the files, users and programs to which servers of an earlier reading refer.
+        """Check the files, users and programs to which the servers of a configuration refer.
 
-        Returns the problems of the servers with these `names`, and the warnings about all servers. `number` is the one
-        that was given to `read`; None is returned if that configuration is no longer kept.
+        Return the problems of the servers in `names`, and the warnings about all servers. Return None if `read` keeps
+        no configuration under `number` any more.
         """
         config = self._kept.get(number)
         if config is None:

@@ -3,9 +3,9 @@
 The standard library only reads TOML (https://toml.io/en/v1.0.0); values and tables are written here.
 
 Every change is made in the file that defines the key or server. Only TOML files are written; changes to other files
-are listed with their places, to be made by hand. A file is split into its servers, and tomlkit gets only the text of
-a changed server; a file that cannot be split, such as a list in brackets, is passed as a whole. Each new text is read
-back: it must contain exactly the intended change.
+are listed with their places, to be made by hand. If each server is a table with its own header, tomlkit gets only the
+text of the changed servers. Otherwise, as for an inline list of servers, tomlkit gets the whole file. Each new text is
+read back: it must contain exactly the intended change.
 """
 
 from __future__ import annotations
@@ -541,7 +541,7 @@ def _lines_of(text: str) -> list[str]:
 
 
 def in_layout_of(text: str, changed: str) -> str:
-    """Apply the changes from `text` to `changed`, without the empty lines that tomlkit adds; returns the new text."""
+    """Return `changed`, a version of `text` edited by tomlkit, without the empty lines that tomlkit added."""
     lines, after = _lines_of(text), _lines_of(changed)
     matcher = difflib.SequenceMatcher(None, lines, after, autojunk=False)
     for tag, start, end, new_start, new_end in reversed(matcher.get_opcodes()):
@@ -551,7 +551,7 @@ def in_layout_of(text: str, changed: str) -> str:
 
 
 def _edited_in_parts(document: Document, text: str, servers: Path, changes: Changes) -> str:
-    """The text with the changes applied, server by server. Raises ValueError if it cannot be split."""
+    """Return `text` with the changes made server by server. Raises ValueError if `text` cannot be split by server."""
     import tomlkit
 
     parts = Parts(text, document.positions(), servers)

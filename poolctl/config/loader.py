@@ -325,7 +325,7 @@ class _Loader:
                 self._report(entries[owner.name] if owner else None, finding)
 
     def _cross_check(self) -> set[int]:
-        """Report servers that conflict with each other, or whose dependencies form a cycle; returns their indexes."""
+        """Report conflicting names or addresses and wrong dependencies; return the indexes of servers to exclude."""
         entries = self.assembly.entries
         excluded: set[int] = set()
         for second, first, finding in conflicts(self.addresses):

@@ -69,7 +69,7 @@ class ErrorEntry:
         return from_json(cls, problem.to_dict())
 
     def to_error(self) -> ServerError:
-        """Convert the entry to the error that PoolError has for one server."""
+        """Convert this ErrorEntry to a ServerError, one of the exceptions that a PoolError groups."""
         # A code up to 255 is the exit code of the command, which the PoolError has itself.
         code, error = (self.code, self.error) if self.code > 255 else (0, "")
         return ServerError(

@@ -151,7 +151,7 @@ class Client:
         raise SupervisorEnded(self.socket_path)
 
     def refuse_unknown(self, command: str) -> None:
-        """Do nothing, because a supervisor has every command."""
+        """Accept every `command`: a supervisor supports all commands, and only other platforms refuse some."""
 
     def ask(
         self,

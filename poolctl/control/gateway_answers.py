@@ -50,9 +50,9 @@ class RegistryResult(Result):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidatesResult(Result):
-    """The answer of `routes` with the operation "explain": the routes, out of `total`, that may match a request.
+    """The answer of `routes` with the operation "explain": of the `total` routes, those that may match a request.
 
-    `header_for_host` names the header with a request's host. `excluded` are routes of this host that are not served.
+    The gateway reads the host from the header `header_for_host`, and does not serve the host's `excluded` routes.
     """
 
     header_for_host: str = "Host"

@@ -42,7 +42,7 @@ _SHARE = 1 / 3
 
 
 class Change(TypedDict):
-    """A change made by a reload. `keys` are the differing keys; `override` undoes a change made by a command."""
+    """A reload's change to `keys`. The `change` is "override" if the reload undoes an earlier change by a command."""
 
     name: str
     bind: str
@@ -480,7 +480,7 @@ class PoolClient:
         return self._host("enable", hosts)
 
     def drain_host(self, *hosts: str) -> Table:
-        """Send new clients elsewhere; clients whose sticky cookie names one of the given hosts keep using that host."""
+        """Drain each of `hosts`: it still serves clients whose sticky cookie names it; new clients go to others."""
         return self._host("drain", hosts)
 
     def health_info(self, *, routes: bool = False) -> dict[str, Table]:
@@ -510,11 +510,11 @@ class PoolClient:
         path: str | None = None,
         probe: str | Mapping[str, object] | None = None,
     ) -> RegisteredAs:
-        """Register the URL of a service as a backend of the route `name`, and return when the gateway uses it.
+        """Register the URL `to` of a service as a backend of the route `name`, and return when the gateway uses it.
 
         With a `ttl`, repeat the call as a heartbeat, or use a `with` block, which sends heartbeats and unregisters at
-        the end. `host` or `path` make a separate route; `probe` is a path, or a table like a server's readiness. Raises
-        PoolParamError or ControlError (exit code 8) for a refused service, PoolValidateError for an invalid one.
+        the end. If no route `name` exists, `host` and `path` define it. `probe` is a health check: a path, or a table.
+        Raises PoolParamError if no route fits, PoolValidateError if invalid, ControlError (exit code 8) if refused.
         """
         given = {"ttl": seconds_of("ttl", ttl), "host": host, "path": path, "probe": probe}
         options = {"name": name, "to": absolute_url(to), "weight": weight, **given}

@@ -162,7 +162,7 @@ def read_table(path: str) -> Table:
 
 
 def listens(path: str) -> bool:
-    """Return whether a process listens on the Unix socket at this path; also True if the socket may not be used."""
+    """Return whether a process listens on the Unix socket at `path`; also True if this user may not connect to it."""
     from socket import AF_UNIX, SOCK_STREAM, socket
 
     with socket(AF_UNIX, SOCK_STREAM) as connection:

@@ -149,7 +149,7 @@ class _Generations:
         self._socket = client.open(_VERB, {"options": {"follow": True}})
 
     def first(self) -> int:
-        """Wait for the first generation number, and return it. Raises the errors of `newest`, and TimeoutError."""
+        """Wait for the route table's generation number; return it. Raises TimeoutError, and as `newest` does."""
         while self._generation is None:
             self._read(self._socket.recv(_READ_BYTES))
         self._socket.setblocking(False)

@@ -1,6 +1,6 @@
-"""Versions of the control protocol, verbs, and the options with which two versions of poolctl start each other.
+"""Constants of the control protocol: its versions, its changing verbs, and options for testing an upgrade of poolctl.
 
-Separate from `answers`, because most commands need these constants and few need the answers' classes.
+Separate from the module `answers`, whose classes few commands need.
 """
 
 from __future__ import annotations

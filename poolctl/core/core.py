@@ -181,9 +181,9 @@ class Core:
     ) -> None:
         """Start the server or, with a schedule, let it run at its times. Clears failure and backoff. Does not wait.
 
-        Without `retries`, a failure before the server is ready is final. This start cancels a stop in progress; with
-        `after_stop` it waits for that stop, and is cancelled by a further one. Has no effect on a server that is
-        disabled or being removed.
+        Without `retries`, a failure before the server is ready is final. Without `after_stop`, the start cancels a stop
+        in progress. With `after_stop`, the start follows the stop in progress, unless another stop is ordered
+        meanwhile. Has no effect on a server that is disabled or being removed.
         """
         if entry.is_disabled or entry.removed:
             return
@@ -332,7 +332,7 @@ class Core:
         self.touch(entry)
 
     def end_recovery(self, entry: Entry) -> None:
-        """Note that the recovery in progress has ended."""
+        """Record that the server's recovery, recorded by `begin_recovery`, has ended."""
         entry.observed.recovering = {}
         self.touch(entry)
 
@@ -378,8 +378,8 @@ class Core:
     ) -> Canary:
         """Run `count` workers of a new generation with this configuration, alongside the server's own workers.
 
-        Without `apart`, the new workers use the server's address. `apart` is the configuration from
-        `open_canary_address`: the new workers use the address in it, and get this `share` of the server's requests.
+        Without `apart`, the new workers use the server's address, and `share` is 0. With `apart`, a configuration from
+        `open_canary_address`, the workers use the address in `apart`, and get this `share` of the server's requests.
         """
         desired = entry.desired
         desired.newest += 1
@@ -436,10 +436,10 @@ class Core:
         return canary
 
     def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
-        """Recognise a previous supervisor's canary by its first adopted worker, if the canary has its own address.
+        """Record the server's canary if `worker` belongs to a previous supervisor's canary that has its own address.
 
-        Until this supervisor withdraws the canary, the gateway sends the canary the share of the requests that the
-        previous supervisor had recorded, or none.
+        Until this supervisor withdraws the canary, the gateway sends the canary the share of requests that the
+        previous supervisor had recorded. If no share was recorded, the share is 0.
         """
         desired = entry.desired
         is_apart = worker.config.key != entry.config.key and worker.generation > desired.generation
@@ -643,7 +643,7 @@ class Core:
         entry.desired.cause = None
 
     def warn(self, entry: Entry, warning: str, *, instead_of: str = "") -> None:
-        """Report this warning with the current or the next command; it replaces the warning `instead_of`."""
+        """Add a warning to the result of the server's command in progress, in place of the warning `instead_of`."""
         if instead_of in entry.observed.warnings:
             entry.observed.warnings.remove(instead_of)
         entry.observed.warnings.append(warning)
@@ -665,7 +665,7 @@ class Core:
         self._addresses.adopt(entry, config, endpoints)
 
     def adopt_worker(self, entry: Entry, worker: Worker, *, recorded: bool = True) -> None:
-        """Adopt a running worker. If the entry's state was not `recorded`, the newest adopted generation serves."""
+        """Adopt a running worker. Unless a serving generation is `recorded`, the newest adopted generation serves."""
         if not recorded and worker.phase is not Phase.DRAINING:
             entry.desired.generation = max(entry.desired.generation, worker.generation)
         if entry.removed:
@@ -745,8 +745,8 @@ class Goal:
     """The state that a command wants its servers to reach.
 
     Create a goal before the command changes the core, so that only later failures count. `kind` is the class of the
-    error that the command raises if it fails, and tells what the command does: with PoolStopError the servers are to
-    stop, with any other class to run. With PoolRestartError listeners at previous addresses are to be closed, too.
+    error that the command raises if it fails. If `kind` is PoolStopError, all servers must stop. Otherwise all servers
+    must run and, if `kind` is PoolRestartError, no listener at a previous address may remain open.
     """
 
     def __init__(self, core: Core, kind: type[PoolError], entries: Iterable[Entry]) -> None:

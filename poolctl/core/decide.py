@@ -183,7 +183,7 @@ class View:
 
     @property
     def sleeps(self) -> bool:
-        """Whether the server sleeps: it needs no worker without requests, nothing wakes it, and no worker stays."""
+        """Whether the server may sleep, needs no worker now, and has none except draining and stopping workers."""
         wakes = self.called or self.needed or self.kept == AWAKE or self.awaits_hook
         return self.sleepy and not wakes and not self.staying
 
@@ -459,9 +459,9 @@ def restarts_within(count: int, policy: Restart) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The decision after an exit, the delay before a restart, and the reason for giving up.
+    """The decision after a worker's exit, the delay before a restart, and the reason for giving up.
 
-    `restarts` is the number of restarts within the window if it was too large, else 0.
+    `restarts` is the number of restarts within the policy's `window` if it has reached the policy's `limit`, else 0.
     """
 
     next: Next
@@ -513,9 +513,9 @@ class Trace:
         return cls() if environment.get("POOLCTL_TRACE") == "decisions" else None
 
     def decision(self, name: str, view: View, actions: Sequence[Action], *, withheld: bool) -> None:
-        """Log the actions decided for the server and the changed facts, unless there are neither.
+        """Log the server's actions and changed facts. Does nothing if there is neither an action nor a changed fact.
 
-        `withheld` means that actions were decided but not performed, because the supervisor is calm.
+        `withheld` means that actions were decided but are not performed, because only commands may lead to actions.
         """
         changed = ", ".join(_changes(self._views.get(name), view))
         self._views[name] = view

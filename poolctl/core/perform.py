@@ -148,7 +148,7 @@ def message_and_hint(error: Exception) -> tuple[str, str]:
 
 
 def restart_text(delay_seconds: float, count: int) -> str:
-    """A sentence about the restart after an exit: its delay, and its number within the restart window if above 1."""
+    """Return a text such as "restarting in 2s (3rd time)" for the restart number `count`; number 1 is left out."""
     # Rounded, because pauses have a random part.
     pause = format_duration(round(delay_seconds, 2 if delay_seconds < 1 else 1))
     when = f"restarting in {pause}" if delay_seconds > 0 else "restarting"
@@ -188,10 +188,10 @@ class OutputCause(NamedTuple):
 
 
 def cause_of(lines: Iterable[str], server: ServerConfig, *, refused: bool = True) -> OutputCause:
-    """The reason for an exit, as found in the last output of the server's program.
+    """Return the reason for an exit, as found in the last output of the server's program.
 
-    It is an error about the server's own address, else the last error, else, with `refused` (the program failed before
-    it was ready), the last line, else "".
+    An error about the server's own address is preferred to the last error. Without any error, the reason is the last
+    line if `refused` is set, which means that the program failed before it was ready, and "" if `refused` is not set.
     """
     found = [line.strip() for line in explanatory_lines(lines)]
     taken = [line for line in found if re.search(_ADDRESS_IN_USE, line, re.IGNORECASE)]
@@ -678,8 +678,8 @@ class Executor:
     async def _find_cause(self, entry: Entry, worker: Worker, exit_: Exit) -> None:
         """Add the cause found in the worker's output to `worker.failure`, if the exit status alone explains nothing.
 
-        If the worker was ready and no restart precedes its exit within the restart window, its output is not read: it
-        is restarted at once.
+        The output of a worker that was ready is read only if the worker is not restarted at once: the restart policy is
+        "no", or the server has been restarted within the restart window.
         """
         failure, config = worker.failure, worker.config
         since = self._clock.monotonic() - config.restart.window
@@ -720,7 +720,7 @@ class Executor:
         self._queue.touch(entry, progressed=True)
 
     def _note_socket(self, entry: Entry, worker: Worker) -> None:
-        """Note which socket a ready program uses; the first time, report a socket that it opened itself."""
+        """Record whose socket a ready program uses. Warn if the program got ready only without the pool's socket."""
         if not worker.config.command or not worker.config.listens:
             return
         if entry.observed.socket_found != "tried":
@@ -863,7 +863,7 @@ class Executor:
     async def _stop_worker(self, entry: Entry, worker: Worker, *, replaced: bool) -> None:
         """Stop the worker; it is killed after its `stop_seconds` or, if unset, its server's `stop_timeout`.
 
-        A stuck worker is killed earlier, because it cannot use that time while its connections wait.
+        A stuck worker is killed after at most STUCK_SECONDS, because it cannot finish any request.
         """
         assert worker.placement is not None
         limit = worker.config.stop_timeout if worker.stop_seconds is None else worker.stop_seconds
@@ -939,7 +939,7 @@ class Executor:
             worker.next_step = observed.next_step
 
     def roll_back(self, entry: Entry) -> bool:
-        """Return to the older generation, because its replacement has failed; False if no older generation serves."""
+        """Switch back to the newest older generation with ready workers. Return whether such a generation exists."""
         serving = [
             each
             for each in entry.observed.ready
@@ -1045,7 +1045,7 @@ class Executor:
 
 
 def _files_before(entry: Entry, worker: Worker) -> dict[str, str]:
-    """The digests of the files that were in use before the replacement that started this worker."""
+    """Return the digests of the files in use before this worker's generation began to replace an older generation."""
     if any(each.generation < worker.generation for each in entry.observed.ready):
         for each in entry.observed.workers.values():
             if each.generation == worker.generation and each.files:

@@ -153,7 +153,7 @@ def moment_text(seconds: float) -> str:
 
 
 class ScheduledRuns:
-    """Begins the runs of all jobs with a schedule when they are due. With `calm`, it begins none."""
+    """The scheduler of job runs. If `calm` is set after repeated crashes of the supervisor, it begins no due run."""
 
     def __init__(
         self, clock: Clock, queue: Workqueue, servers: Servers, recorder: Recorder, *, calm: bool

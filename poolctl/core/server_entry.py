@@ -106,12 +106,12 @@ class Worker:
 
 @dataclass(slots=True)
 class Canary:
-    """`count` workers of another generation of a server, with their configuration.
+    """A trial of new code or configuration by `count` workers of a server, which form a generation of their own.
 
-    `code_since` is the monotonic time of its start. `failure` is why one of its workers exited or did not start; then
-    no further worker is started. If it `is_apart`, its workers have their own address, and a gateway sends them this
-    `share` of the server's requests; otherwise they share the server's address. `promoted` is the configuration that
-    the server gets on promotion. A canary that `is_lost` was begun by a previous supervisor.
+    `code_since` is the monotonic time when the canary began. `promoted` is the configuration that the server gets on
+    promotion. `failure` says why a worker of the canary failed; after a failure, no further worker is started. With
+    `is_apart`, the workers have an address of their own, and a gateway sends them `share` of the server's requests;
+    without `is_apart`, they use the server's address. `is_lost` means that a previous supervisor began the canary.
     """
 
     generation: int
@@ -421,10 +421,10 @@ class Entry:
 
     @property
     def sleeps(self) -> bool:
-        """Whether the server sleeps: it needs no worker without requests, nothing wakes it, and no worker stays.
+        """Whether the server may sleep, needs no worker now, and has none except draining and stopping workers.
 
-        A sleeping server is woken by a request at its watched listener (`called`), or by a dependent that is up
-        (`needed`). A server that a window keeps asleep has no listener, and no request wakes it.
+        A request at the watched listener, or a dependent server that is up, wakes a sleeping server. During an `asleep`
+        window of the configuration, the server's listener is closed, and no request wakes the server.
         """
         return self._may_sleep and not self.observed.staying
 
@@ -512,7 +512,7 @@ class Entry:
 
     @property
     def health_of_workers(self) -> Status:
-        """The ready workers' health; warn if they differ. Without probes: ok if the server is ready, else unknown."""
+        """The health that all ready workers share, else `warn`. Without probes, `ok` if ready, else `unknown`."""
         ready = self.observed.ready
         if not any(worker.stuck or worker.config.health.probed for worker in ready):
             return Status.OK if self.ready else Status.UNKNOWN
@@ -561,9 +561,9 @@ class Entry:
         return now - min(since) if since else 0.0
 
     def summary(self) -> tuple[object, ...]:
-        """The properties that affect decisions about dependencies, dependents and servers at the same address.
+        """Return a tuple of the facts about this server on which decisions about other servers depend.
 
-        Decisions about these servers are repeated when the result changes.
+        When the tuple changes, the core decides again on dependencies, dependents and servers at the same address.
         """
         runs = bool(self.observed.workers), self.cleans_up
         return self.desired.state, self.answers, self.ready, runs, self.started, self.up
@@ -605,7 +605,7 @@ class Entry:
     def schedule_start_hook(self) -> None:
         """Have the start hook, if there is one, run before the next worker.
 
-        While workers of the server stay, there is nothing to start: only a due stop hook is cancelled.
+        If a worker is neither draining nor stopping, the server already runs, and only a due stop hook is cancelled.
         """
         if self.observed.staying:
             self.hooks.after_stop_due = False

@@ -27,10 +27,10 @@ class Recorder(Protocol):
     """Records the events of servers: changes of their health, expired certificates, runs, starts that time out."""
 
     def record(self, kind: str, event: str, **detail: Any) -> None:
-        """Record an event of this kind, such as "health", and this name, such as "run failed". Never raises or blocks.
+        """Record an event. `kind` is a category, such as "health"; `event` says what happened, such as "run failed".
 
-        Further keyword arguments are the event's fields: `server`, which is required, and `bind`, `message`, `cause`,
-        `by`, `before`, `after`, `worker` and others.
+        `detail` has the event's fields: `server`, which is required, and `bind`, `message`, `cause`, `by`, `before`,
+        `after`, `worker` and others. Never raises or blocks.
         """
 
 
@@ -52,8 +52,8 @@ def caused_by(cause: str, by: Mapping[str, object] | None = None) -> Iterator[No
 class Workqueue:
     """A queue of entries that may have changed. An entry is queued only once, at the place of its first change.
 
-    Entries for which an action has finished come first. Of many servers, the first can then start their workers before
-    the listeners of all others are open.
+    Entries for which an action has finished come first. When many servers start, a server whose listener has opened can
+    then start its workers while listeners of other servers are still closed.
     """
 
     def __init__(self, settle: Callable[[], None] | None = None) -> None:
@@ -72,8 +72,8 @@ class Workqueue:
     def touch(self, entry: Entry, *, progressed: bool = False) -> None:
         """Queue an entry that has changed: its next actions are decided before the event loop sleeps.
 
-        In a `caused_by` block, the change is attributed to that cause. `progressed` means that an action on the entry
-        has finished.
+        Within a `with caused_by(…)` block, the change is attributed to the cause given there. `progressed` means that
+        an action on the entry has finished; the entry then precedes entries without a finished action.
         """
         self.add(entry, progressed=progressed)
         self._changed[entry.name] = entry
@@ -83,7 +83,7 @@ class Workqueue:
         self.schedule()
 
     def note(self, entry: Entry) -> None:
-        """Have `take_changed` return the entry, without queueing it: use this for a change that affects no decision."""
+        """Have `take_changed` return the entry, but queue no decision on it, because its change affects none."""
         self._changed[entry.name] = entry
 
     def take_changed(self) -> list[Entry]:
@@ -115,8 +115,8 @@ class Workqueue:
     def batch(self) -> Iterator[Entry]:
         """Yield the next entries to decide on, at most BATCH, including entries added meanwhile.
 
-        The first entry is one without a finished action, if the queue has such an entry. So entries with finished
-        actions, which follow, can never hold up the others forever.
+        The first entry has no finished action, if there is such an entry, so that these entries never wait forever.
+        After the first entry, entries with a finished action precede the others.
         """
         for place in range(BATCH):
             if not self:
@@ -276,10 +276,10 @@ class Addresses:
         self._endpoints.pop(key, None)
 
     def take_unneeded_listeners(self, entry: Entry) -> list[ServerConfig]:
-        """The open listener that was kept for this entry, as a list, if it is no longer needed; the caller closes it.
+        """Return [listener] for a listener left open for this entry that nobody needs, else []. The caller closes it.
 
-        Empty unless the entry is inactive (`at_rest`) and no other server wants the listener. Also queues the servers
-        that wait for an address if the entry has released its previous addresses.
+        Nobody needs the listener if the entry is inactive (`at_rest`) and no other server wants the listener. If the
+        entry has released its previous addresses, also queues all servers that wait for an address for a decision.
         """
         if entry.name in self._leaving and not self._holds_more(entry):
             del self._leaving[entry.name]
@@ -347,9 +347,9 @@ def abandoned_listeners(entry: Entry) -> list[ServerConfig]:
 
 
 class Servers:
-    """The servers, including those being removed. Starts and stops nothing.
+    """The servers of a pool, including those being removed. Starts and stops nothing.
 
-    `can_watch`: their runner can watch listeners of servers without workers.
+    `can_watch` means that the runner can watch a listener for requests, so that a server without workers can sleep.
     """
 
     def __init__(self, servers: Iterable[ServerConfig], addresses: Addresses, *, can_watch: bool) -> None:
@@ -459,10 +459,10 @@ class Servers:
         return [entry for name, entry in self.entries.items() if name in seen]
 
     def note_stopped_with(self, stopped: Mapping[str, list[str]], disabled: Iterable[Entry]) -> None:
-        """Record for each server named in `stopped` which of the `disabled` servers it depends on.
+        """Record, for each server that was stopped with the `disabled` servers, on which of them it depends.
 
-        `stopped` maps the server's name to the names of disabled servers that were recorded for it earlier. The earlier
-        names stay recorded.
+        The keys of `stopped` are the names of the stopped servers. Each value lists the disabled servers that were
+        recorded for the stopped server earlier; they stay recorded.
         """
         names = [entry.name for entry in disabled]
         for name, before in stopped.items():
@@ -471,9 +471,9 @@ class Servers:
             self.entries[name].desired.stopped_with = [*before, *now]
 
     def stopped_with(self, enabled: Sequence[Entry]) -> list[Entry]:
-        """Return the servers that stopped because they depend on one of the `enabled` servers, which was disabled then.
+        """Return the servers that were stopped when one of the `enabled` servers, on which they depend, was disabled.
 
-        Omits servers that also stopped because of another server, if the other server is still disabled.
+        Leaves out a server that was also stopped for another server which is still disabled.
         """
         names = {entry.name for entry in enabled}
         found = self.closure(filter(self.dependents, enabled), self.dependents)

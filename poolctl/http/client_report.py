@@ -39,9 +39,9 @@ class ClientReport:
         self._node = (f'"[{peer}]"' if ":" in peer else peer or "unknown").encode()
 
     def fields(self, host: bytes, values: Callable[[bytes], Sequence[bytes]]) -> Fields:
-        """The fields to report with a request for `host` (b"" if unknown).
+        """Return the header fields about the client that are added to a request for `host` (b"" if unknown).
 
-        `values` returns the values of the request's fields with a given lower-case name.
+        `values(name)` has to return the values of the request's header fields with this lower-case name.
         """
         if self._trusted:
             hops = b", ".join([*values(_FOR), *([self._peer] if self._peer else [])])
@@ -52,9 +52,9 @@ class ClientReport:
         return _report(self._peer, self._scheme, host, self._element(host))
 
     def apply_to(self, headers: Fields) -> Fields:
-        """The headers to give to an application: `headers`, with the reported fields instead of the client's own.
+        """Return `headers` for an application: the fields about the client are replaced by the result of `fields`.
 
-        Names are in lower case.
+        Header names are in lower case.
         """
         kept = [field for field in headers if not is_client_field(field[0])]
         host = next((value for name, value in kept if name == b"host"), b"")

@@ -59,10 +59,10 @@ async def exchange(
     version: str = "1.1",
     proxy: ForwardProxy | None = None,
 ) -> AsyncIterator[StreamedResponse]:
-    """Send one request to a Unix socket's path, or to a host and a port, and yield its response.
+    """Send one request to `where`, a Unix socket's path or a host and a port, and yield the response.
 
-    With `proxy` the request goes through that proxy: in a tunnel with `tls`, otherwise as a request to the proxy, whose
-    `target` must be a URL.
+    With both `proxy` and `tls`, the request goes through a tunnel of the proxy. With `proxy` alone, the proxy itself
+    gets the request, and `target` must be a URL.
 
     With `tls` the certificate must be valid for the host, unless the context says otherwise. Redirects are not
     followed, failures are not retried, and there is no time limit except the caller's `asyncio.timeout`. Raises

@@ -144,9 +144,9 @@ class MessageHead:
 
     @classmethod
     def is_incomplete(cls, data: bytes, scanned: int = 0) -> bool:
-        """Whether these bytes are an incomplete head.
+        """Return True if these bytes are the beginning of a head that further bytes may complete.
 
-        False as soon as no further bytes can make them a valid head; the caller limits their number. The first
+        Return False if the head is complete, or can no longer become valid. The caller limits its size. The first
         `scanned` bytes were already checked by an earlier call.
         """
         line_end = data.find(b"\r\n", 2) + 2  # an empty line may come first
@@ -303,7 +303,7 @@ class RequestHead(MessageHead):
 
 
 def canonical_head(data: bytes) -> RequestHead | None:
-    """The head that these bytes begin with; None if it is not canonical, or not complete."""
+    """Return the head at the start of `data`; None if it is incomplete or not `canonical` (see RequestHead)."""
     try:
         head = RequestHead.read(data, max_bytes=len(data))
     except BadMessage:
@@ -564,7 +564,7 @@ class ChunkedBody:
     def _check_end(self, data: bytes, at: int, left: int, taken: int) -> None:
         """Raise BadMessage if a received byte of the CRLF after the current chunk is wrong.
 
-        Before this call, `left` bytes of chunk and CRLF were missing. The first `taken` of them are in `data`, at `at`.
+        `left` bytes of the chunk and its CRLF are still to be read. The first `taken` of them begin at `data[at]`.
         """
         begin = at + max(0, left - 2)
         if begin < at + taken:
@@ -699,7 +699,7 @@ class MessageReader:
         raise NotImplementedError
 
     def _body_too_large(self) -> None:
-        """Called for a body that is larger than `max_body_bytes`: raise BadMessage, or accept its beginning."""
+        """Handle a body over `max_body_bytes`: RequestReader raises BadMessage, ResponseReader keeps the beginning."""
         raise NotImplementedError
 
     def _frame(self, body: int) -> None:
@@ -722,7 +722,7 @@ class MessageReader:
         return self.complete
 
     def _add(self, piece: bytes) -> bool:
-        """Add a piece of the body. Returns True if that completes the message, because the body is too large."""
+        """Add a piece of the body. Return True if the body is too large, so that reading ends here; otherwise False."""
         limit = self._max_body_bytes
         room = len(piece) if limit is None else limit - self._body_bytes
         self._body += piece[:room]

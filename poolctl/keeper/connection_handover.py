@@ -44,10 +44,10 @@ class NoRoom(Exception):
 class Routed(NamedTuple):
     """The routing data of a connection: the alias of its route, and the generation of the route table.
 
-    `route` is "" for a connection that belongs to no route, and is sent only with `received`. `received` are bytes of
-    the next request that a process has already read. `hops` counts the handovers since the connection's last request.
-    With `decided`, the route is the next request's route; otherwise the receiver must find it. `trusted` is set if the
-    peer is a proxy whose forwarded client address is used.
+    `route` is "" for a connection without a route; such a connection is sent only if `received` is not empty.
+    `received` holds bytes of the next request that a process has already read. `hops` counts the handovers since the
+    connection's last request. If `decided` is set, `route` is the route of the next request; if not, the receiver must
+    find that route. `trusted` is set if the peer is a proxy whose forwarded client address is used.
     """
 
     route: str
@@ -85,7 +85,7 @@ class Connection(socket.socket):
         return self.family in _FAMILIES and self.type == _STREAM and self.proto in _PROTOCOLS
 
     def limits(self) -> wire.Message:
-        """The fields `until` and `asked` of a message that hands over this connection; empty without a deadline."""
+        """Return the attributes `until` and `asked` as fields of a message; an empty message if `until` is None."""
         return {} if self.until is None else {"until": self.until, "asked": self.asked}
 
     def message(self) -> tuple[wire.Message, list[int]]:

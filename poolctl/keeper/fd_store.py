@@ -1,7 +1,7 @@
 """The names of entries in the keeper's descriptor store (like systemd's FDSTORE), the same in all versions.
 
-Only the names of a pool's sockets and workers contain a colon: a keeper without a supervisor keeps running while it
-holds any of them (`Store.holds_work`).
+The names of servers' sockets and workers contain a colon, for which `Store.holds_work` looks: a keeper whose supervisor
+cannot be started keeps running only if its store holds such a name.
 """
 
 from __future__ import annotations

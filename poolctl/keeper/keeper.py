@@ -10,13 +10,13 @@ new supervisor all reports that the old one has not acknowledged. PLAN is a JSON
 - `control`: the descriptor of its listener
 - `lifeline`: -1, or a pipe whose end of file requests the shutdown of the pool
 - `inherited`: the names of systemd's sockets
-- `begun`: the names of the children whose pids are in BEGUN (see spawn.in_background), including the supervisor
+- `begun`: the names of children started before the keeper; BEGUN holds their pids (see spawn.in_background)
 - `without`: the variables removed from the environment of the other children
 
-The next descriptors after `control` and `lifeline` are systemd's sockets, and then the links to the children.
+Systemd's sockets have the descriptors after `control` and `lifeline`. The links to the `begun` children come last.
 
-A plan for a supervisor that has lost its keeper has `supervisor`, `donor` (the descriptor of a link to that
-supervisor, which sends everything to the new keeper), and `donor_process` (its pid and start time).
+A supervisor that has lost its keeper gives the new keeper a plan with `supervisor`, `donor` and `donor_process`.
+`donor`: a link over which the supervisor sends everything. `donor_process`: the supervisor's pid and start time.
 
 In the second form the client is the program that holds the other end of LINK_FD; when it exits, everything ends.
 
@@ -109,9 +109,9 @@ class Store:
 
 
 def fill(store: Store, plan: wire.Message) -> tuple[int, int] | None:
-    """Put the descriptors that `plan` names into the store; returns a running supervisor's pid and link, or None.
+    """Put the descriptors in `plan` into the store. Return the supervisor's pid and link, or None if it is not running.
 
-    A child that could not be started gets no entry; the supervisor starts it when needed.
+    A child whose pid is 0 in the plan could not be started: the store gets no entry for it.
     """
     control, lifeline, names = plan["control"], plan.get("lifeline", -1), plan["inherited"]
     first = max(control, lifeline) + 1
@@ -264,7 +264,7 @@ class SupervisorProcess:
         self._adopted = False
 
     def start(self, now: float) -> socket.socket | None:
-        """Start the supervisor; returns the keeper's end of its link, or None if that failed (`due`: the next try)."""
+        """Start the supervisor; return the keeper's end of the link. On failure, schedule a retry and return None."""
         self._started, self._adopted = now, False
         ours, theirs = wire.pair()
         with theirs:
@@ -285,14 +285,14 @@ class SupervisorProcess:
         self.pid, self._started, self.due, self._adopted = pid, now, None, False
 
     def adopted(self) -> None:
-        """Note that the supervisor now manages the pool."""
+        """Record that the supervisor now manages the pool."""
         self._adopted = True
 
     def died(self, now: float) -> None:
         """Schedule the restart of a supervisor that has exited.
 
-        A supervisor that had managed the pool is restarted at once, unless `calm` is set. In any other case the first
-        restart is immediate, and the delays grow with each further exit.
+        There is no delay if the supervisor had managed the pool and `calm` is not set. Otherwise the delay grows with
+        each exit, from 0 to 30 seconds. After a run of more than a minute, it begins at 0 again.
         """
         self.pid = 0
         self._deaths = [*(then for then in self._deaths if now - then < _STEADY_SECONDS), now]
@@ -378,18 +378,18 @@ class Shutdown:
             self.due = now + ANSWER_SECONDS
 
     def confirmed(self, seconds: float = 0.0) -> None:
-        """Set the supervisor's time limit, after it has confirmed the shutdown: it may need `seconds` to stop servers.
+        """Set the time limit of a supervisor that has confirmed the shutdown and needs `seconds` to stop the servers.
 
-        The time is counted from the request for the shutdown, not from this call, which a later supervisor repeats.
+        The time counts from the request for the shutdown, even if a restarted supervisor confirms the shutdown again.
         """
         if self.begun and not self.alone:
             self.due = self._begun_at + ANSWER_SECONDS + max(STOP_SECONDS, seconds)
 
     def check(self, now: float, supervisor: int) -> bool:
-        """Enforce the time limits. Returns whether to stop waiting: no worker is left, or the last limit has passed.
+        """Enforce the time limits of the shutdown. Return whether the wait for the workers is over.
 
-        When the supervisor's time is over, it is killed, and the workers get a last ALONE_SECONDS to stop. `supervisor`
-        is its pid, or 0.
+        When the supervisor's limit has passed, the supervisor is killed and the workers are asked to stop. Then the
+        wait is over when no worker is left, or after ALONE_SECONDS. `supervisor` is a pid, 0 if none runs.
         """
         if self.alone and not any(map(self._is_there, self._workers())):
             return True
@@ -493,7 +493,7 @@ class Keeper:
         )
 
     def begin(self, plan: wire.Message) -> None:
-        """Fill the store with the descriptors that `plan` names, or begin to receive them from its donor."""
+        """If `plan` has a donor, begin to receive the donor's descriptors. Otherwise store the plan's descriptors."""
         if "donor" in plan:
             self._begin_from_donor(Donor(wire.over(plan["donor"]), plan["donor_process"], time.monotonic()))
             return
@@ -510,7 +510,7 @@ class Keeper:
         self._take_lifeline()
 
     def _begin_from_donor(self, donor: Donor) -> None:
-        """Begin to receive everything from a donor. If another keeper is already its successor, refuse it and exit."""
+        """Begin to receive the donor's descriptors. If another keeper holds the lock, refuse the donor and exit."""
         self._supervisor.due = None
         try:
             # Locked until this process exits: two supervisors may have lost the same keeper.
@@ -757,7 +757,7 @@ class Keeper:
             raise ValueError(f"unknown operation {operation!r}")
 
     def _start_supervisor(self) -> None:
-        """Let `run` start the supervisor, now that the store is complete."""
+        """Have `run` start the supervisor, unless it runs. Called when the donor has sent everything, or has exited."""
         self._take_lifeline()
         if not self._supervisor.pid:
             self._supervisor.due = time.monotonic()

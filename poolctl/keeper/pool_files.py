@@ -119,7 +119,7 @@ def lock(directory: str, *, patient: bool = True) -> int:
 
 
 def remove_traces(directory: str) -> None:
-    """Remove the files that only a running pool needs, the lock, empty logs, and the directory if it is then empty.
+    """Remove the lock file and empty logs of a pool that has ended, and the directory if nothing else is in it.
 
     Does nothing if the pool left state for a successor, or if a pool is being started. Never raises.
     """

@@ -20,9 +20,9 @@ KILLED_SECONDS = 5.0
 
 
 class Reaper:
-    """Collects the exit reports of the pool's processes, in order, until they are acknowledged.
+    """The exit reports of the pool's processes, in order, kept until they are acknowledged.
 
-    In the report of a watched process, which is not a child, exit status and signal are None: both are unknown.
+    A child's report has an exit status or a signal. A process that is not a child is watched: both are None.
     """
 
     def __init__(self) -> None:
@@ -194,7 +194,7 @@ class Watcher:
 def kill_rest(pid: int, start: int) -> None:
     """Kill the remaining processes of a group whose leader has exited. `start` is the leader's start time.
 
-    A pid is not reused while its group has a member: if another process has the pid, the group no longer exists.
+    Does nothing if another process has the leader's pid: the kernel reuses a pid only after its group is empty.
     """
     if process_start(pid) in (None, start):
         kill_group(pid)

@@ -95,10 +95,10 @@ def in_background(
 
     Returns its pid, or 0 if no process could be created.
 
-    `companions` are programs to be started as children of the new process, before it executes `argv`. With companions,
-    `argv` gets one more argument: a JSON object with their `pids` (0 for a companion that could not be started) and
-    `open_files`, the original soft and hard limits of open files. The limits are raised for the program and for its
-    companions. The program's stderr is the output file of the first companion or, without companions, /dev/null.
+    `companions` are programs that the new process starts as its children before it executes `argv`. If there are any,
+    the limits of open files are raised, and stderr is the first companion's output file; otherwise stderr is /dev/null.
+    With companions, `argv` gets one more argument, a JSON object. Its `pids` are the pids of the companions, 0 for one
+    that could not be started. Its `open_files` are the soft and hard limits before they were raised.
     """
     reads, writes = os.pipe()
     child = os.fork()
@@ -135,7 +135,7 @@ def in_background(
 
 
 def _keep_only(fds: Sequence[int]) -> None:
-    """Move these descriptors to 3, 4 … (not inheritable), point 0 to 2 to /dev/null, and close all others."""
+    """Renumber `fds` to 3, 4 …, not inheritable. Open descriptors 0, 1 and 2 on /dev/null, and close all others."""
     above = 3 + len(fds)
     # Just above the numbers assigned below: the limit of open files may be small.
     lifted = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in fds]

@@ -122,10 +122,10 @@ def _decode(payload: bytes, fds: list[int]) -> Message:
 
 
 def close(fd: int) -> None:
-    """Close a descriptor. If it is a message socket, the descriptors in its unread messages are closed as well.
+    """Close a descriptor. If it is a message socket, first close the descriptors in its unread messages.
 
-    Otherwise the kernel would close them with the last duplicate of the socket, and the sender could control how long
-    that takes (see close_promptly).
+    The kernel would close them with the last duplicate of the socket, but a sender can make such a close block. Here
+    each descriptor is closed without waiting (see close_promptly).
     """
     try:
         sock = socket.socket(fileno=fd)

@@ -46,7 +46,7 @@ class ListenError(ServerError):
 
 
 def explain_port(address: Address, host: str, error: OSError, kind: int = socket.SOCK_STREAM) -> ListenError:
-    """The ListenError for an OSError from binding `host`, one of `address`; `kind` is the socket type."""
+    """Return the ListenError for a failed bind to `host` and the port of `address`. `kind` is the socket type."""
     port = address.port or 0
     if error.errno == errno.EADDRINUSE and kind == socket.SOCK_DGRAM:
         hint = f"find the process (as root): ss -uanp 'sport = :{port}', or choose another port"
@@ -138,7 +138,7 @@ def name_holders(errors: Sequence[ListenError]) -> list[ListenError]:
 
 
 def _named(place: Place) -> tuple[str, str, str]:
-    """The address for a message, the command that shows which process uses it, and its kind: "path" or "port"."""
+    """Return how a message names `place`, the command that shows which process uses it, and "path" or "port"."""
     if isinstance(place, str):
         return f"the Unix socket {place}", f"ss -lxp 'src {place}'", "path"
     return f"port {place[1]}", f"ss -tanp 'sport = :{place[1]}'", "port"
@@ -202,7 +202,7 @@ def local_addresses() -> list[str]:
 
 
 def _sockets(places: list[Place], until: float) -> dict[Place, dict[int, Holder]]:
-    """For each address or path, the sockets that use it, by inode. The Holders name the user, and no process yet."""
+    """Return by address or path the sockets that use it: a Holder by inode, with the user but not yet the process."""
     found: dict[Place, dict[int, Holder]] = {place: {} for place in places}
     by_port: dict[int, list[tuple[Place, bytes]]] = {}
     for place in places:
@@ -264,7 +264,7 @@ def _of_user(uid: int, *, listens: bool = True) -> Holder:
 
 
 def _owners(wanted: dict[int, Holder], until: float) -> dict[int, Holder]:
-    """For each inode, the process with the lowest pid that has the socket open; without one, its Holder in `wanted`."""
+    """Return for each inode the first process that has the socket open; if none is found, the Holder in `wanted`."""
     missing = {f"socket:[{inode}]": inode for inode in wanted if inode}
     found = dict(wanted)
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()) if missing else ():
@@ -292,7 +292,7 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
 
 
 def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
-    """The configuration files of the process's pool (None: no pool) and the runtime directory ("": ours or unknown)."""
+    """Return the `pool` and `runtime` fields (see Holder) for a process; (None, "") if it belongs to no pool."""
     parent, _ = process_parent(pid) or (0, 0)
     # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
     for each in (pid,) if parent == os.getppid() else (pid, parent):

@@ -149,7 +149,7 @@ def identity_of(key: str) -> Identity | None:
 
 
 def remove_socket_file(path: str, only: Identity | None) -> bool:
-    """Remove the socket file if its identity is `only` (never if None). Returns whether it was removed."""
+    """Remove the socket file if its identity is `only`. Return whether it was removed; False if `only` is None."""
     if only is None:
         return False
     name = os.path.basename(path)
@@ -420,10 +420,10 @@ def _is_connected(sock: socket.socket) -> bool:
 
 
 def listener_and_connection_descriptors(listeners: Sequence[socket.socket]) -> list[int]:
-    """All descriptors of this process for the listeners and for connections accepted from them, duplicates included.
+    """Return this process's descriptors for the listeners and the connections accepted from them, with duplicates.
 
-    Accepted connections are found by their local address, which equals the listener's, because an event loop registers
-    them only some iterations after the accept, and a forked child must not miss any.
+    Connections are found by their local address, not by the event loop's registrations: the loop registers a connection
+    only some iterations after the accept.
     """
     addresses = {_local_name(each) for each in listeners}
     found = []

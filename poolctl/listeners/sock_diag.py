@@ -151,7 +151,7 @@ def _packed(family: int, name: tuple[str, int]) -> bytes:
 
 
 def _unix_attribute(sock: socket.socket, show: int, attribute: int) -> int | None:
-    """The first number in this attribute of a Unix socket, requested by `show`; None if the kernel reports none."""
+    """Ask the kernel, with flag `show`, for `attribute` of a Unix socket. Return its first number; None if missing."""
     inode = os.fstat(sock.fileno()).st_ino
     answer = _ask(_UNIX_REQUEST.pack(socket.AF_UNIX, 0, 0, ANY_STATE, inode, show, *_ANY_COOKIE))
     found = None if answer is None else _attributes(answer[_UNIX_ANSWER_BYTES:]).get(attribute)

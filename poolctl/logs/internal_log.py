@@ -146,7 +146,7 @@ class InternalLogRotation:
         self._timer = self._loop.call_later(_GATHER_SECONDS, self._check)
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop checking and rotating the log files."""
         if self._timer is not None:
             self._timer.cancel()
         if self._watch is not None:

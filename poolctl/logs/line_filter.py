@@ -92,7 +92,7 @@ class LineFilter:
         self._levels: dict[str, _Levels] = {}
 
     def backwards(self, lines: Iterable[LogLine]) -> Iterator[LogLine]:
-        """The lines of one log that pass. `lines` are newest first, and so is the result."""
+        """Yield the lines that pass this filter, newest first. `lines` are the lines of one log, newest first."""
         waiting: list[tuple[LogLine, str]] = []
         for line in lines:
             level = self._level(line)

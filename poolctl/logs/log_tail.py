@@ -316,7 +316,8 @@ class TailedFile:
 
 
 def _finished(status: os.stat_result) -> Finished:
-    """A key for a file that is no longer written to. It is not only the inode number, because that is soon reused."""
+    """Return the inode number, modification time and size, which identify a log file that is no longer written to."""
+    # The inode number alone is soon reused.
     return status.st_ino, status.st_mtime_ns, status.st_size
 
 
@@ -464,9 +465,9 @@ class Merge:
         return bool(self._held)
 
     def add(self, lines: list[LogLine]) -> list[LogLine]:
-        """Add `lines`, which were just read; returns the sorted lines that no later batch can precede.
+        """Return the lines that were held back, and those new `lines` that are no newer than the last of them.
 
-        With no new lines, these are all lines that are held back.
+        The result is sorted by time. The other new lines are held back until the next call.
         """
         newest = max((line.time for line in self._held), default="")
         merged = in_order(iter([*self._held, *lines]))

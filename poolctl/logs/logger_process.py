@@ -169,17 +169,17 @@ class Move:
         self.taken = 0
 
     def matches(self, data: bytes) -> bool:
-        """Return whether `data`, the content of the server's pipe, begins with the recorded lines."""
+        """Return whether `data`, the content of the server's pipe, still begins with the lines of this move."""
         return len(data) >= self.length and crc32(data[: self.length]) == self.checksum
 
 
 class WriteAheadNote:
-    """Records each move of lines from a server's pipe into its log file, for the successor of a killed logger.
+    """A note of the lines that a logger is moving from a server's pipe into its log file, kept for the next logger.
 
-    The record is in a file in memory. Lines that are stored in the log file are spliced in one step from the server's
-    pipe into the pipe `sink`. Bytes in `sink` prove that the recorded lines have left the server's pipe, even if
-    identical lines follow them. The file and `sink` outlive the logger. Without them nothing is recorded, and `sink` is
-    -1.
+    The note is in a memory file. Lines that are stored in the log file leave the server's pipe by one splice(2) into a
+    second pipe, whose write end is `sink`. If the logger is killed, bytes in the second pipe prove that the noted lines
+    have left the server's pipe. The memory file and the second pipe outlive the logger. Without the memory file nothing
+    is noted. Without the second pipe `sink` is -1.
     """
 
     def __init__(self, fds: Sequence[int] = ()) -> None:
@@ -188,9 +188,9 @@ class WriteAheadNote:
         self.use(fds)
 
     def use(self, fds: Sequence[int]) -> None:
-        """Use these descriptors from now on: the file in memory, then the read end and the write end of `sink`.
+        """Replace the descriptors by `fds`: a memory file for the note, then both ends of the pipe for moved lines.
 
-        A supervisor of another version may pass only the file, or none.
+        The pipe's read end comes first. If the supervisor has another version, `fds` may lack the pipe or be empty.
         """
         self.close()
         self._fd, self._taken, self.sink = [*fds, -1, -1, -1][:3]
@@ -218,7 +218,7 @@ class WriteAheadNote:
             os.pwrite(self._fd, json.dumps((id, when, len(data), crc32(data))).encode() + b"\n", 0)
 
     def end(self) -> None:
-        """Record that the lines are stored in the log file, and removed from the server's pipe."""
+        """Clear the note, because the noted lines have been removed from the server's pipe."""
         self._left = None
         if self._fd >= 0:
             os.pwrite(self._fd, b"\n", 0)
@@ -604,10 +604,10 @@ class Logger:
 
 
 class PipeHandover:
-    """Listens for a new pool that takes over the streams of a logger without supervisor and keeper.
+    """The listener through which a logger without supervisor and keeper hands over its streams to a new pool.
 
-    Each client gets all streams with their pipes, then the message `over`. `taken` becomes true when a client answers
-    `taken`: that client owns the streams from then on, and the logger exits.
+    Each client gets all streams with their pipes, then the message `over`. A client that answers with the message
+    `taken` owns the streams from then on. Then the attribute `taken` becomes true, and the logger exits.
     """
 
     def __init__(self, directory: str, epoll: select.epoll) -> None:

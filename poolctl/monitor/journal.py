@@ -78,7 +78,7 @@ class JournalEvent(NamedTuple):
 
     @property
     def state(self) -> str:
-        """The server's new state or health, such as `running` or `ko`; "" if the field `after` is not a string."""
+        """The event's new value, such as the state `running` or the health `ko`; "" if the new value is not text."""
         return self.after if isinstance(self.after, str) else ""
 
     @property

@@ -192,11 +192,11 @@ def snapshot(
     memory: bool = True,
     own_pid: int | None = None,
 ) -> ServerSnapshot:
-    """Return the server's statistics at `now`, in monotonic seconds. Without `memory`, its memory is not measured.
+    """Return a server's statistics at the monotonic time `now`. If `memory` is false, memory use is not measured.
 
-    `ended` holds the counts of the server's exited workers; the counts of its current workers are added to this list.
-    `usages` holds the usage of each process by its pid, and is passed to the next call. Workers inside the process
-    `own_pid` have no usage of their own.
+    `ended` holds the counts of the server's exited workers; the counts of its current workers are added to `ended`.
+    `usages` holds the usage of each process by its pid; the caller passes the same mapping to each call. Workers inside
+    the process `own_pid` have no usage of their own.
     """
     workers: list[WorkerUsage] = []
     for worker in entry.observed.workers.values():

@@ -401,9 +401,9 @@ class Pool(Mapping[str, Server], StartAndStop):
         return all(fn(bind, server) is not False for bind, server in self._snapshot().items())
 
     def walk_limit(self, fn: Visit, *binds: str) -> bool:
-        """Like `walk`, but only for the servers with these addresses, in that order. Unknown addresses are skipped.
+        """Visit, like `walk`, only the servers with the addresses in `binds`, in the order of `binds`.
 
-        Without addresses all servers are visited.
+        Unknown addresses are skipped. Without `binds`, all servers are visited.
         """
         if not binds:
             return self.walk(fn)
@@ -501,12 +501,12 @@ class Pool(Mapping[str, Server], StartAndStop):
         """Change the pool to these servers, which are identified by name; returns when all changes are done.
 
         `configs` are ServerConfigs, mappings or a PoolConfig. New and newly enabled servers start if the pool was
-        started and has not been stopped, or if one of its servers runs. If the configuration of a running server has
-        changed, its workers apply the change if `poolctl reload` would do so; otherwise they are replaced as by
-        `restart`. Unchanged servers are left untouched, stopped ones stay stopped, removed ones stop. A renamed server
-        is removed and added as a new one, even at the same address: connections that sent no request are closed. Raises
-        PoolRestartError with every failure, after all servers were attempted: a server with an invalid configuration or
-        a failed replacement continues unchanged. Raises PoolParamError if `configs` is not a list, and for a view.
+        started and not stopped since, or if one of its servers runs. A running server whose configuration has changed
+        is replaced as by `restart`, unless `poolctl reload` would let its workers apply the change. Stopped servers
+        stay stopped. Servers that are not in `configs` are stopped and removed. A renamed server is removed and added
+        as a new server, even at the same address: connections that sent no request are closed. Raises PoolRestartError
+        with all failures at the end; a server whose change failed continues unchanged. Raises PoolParamError if
+        `configs` is not a list, or if this pool is a view from `filter`.
         """
         reload = await asyncio.to_thread(self._hot_reload, configs)
         await loop_thread.run(reload.run())
@@ -818,8 +818,8 @@ class HotReload:
     def _compatible_configs(self, written: list[ServerConfig]) -> tuple[list[ServerConfig], list[Server]]:
         """Return the configurations in `written` that have no address conflict, and the servers that stay unchanged.
 
-        Only servers without a configuration in `written` can stay unchanged; the others of them are removed. A server
-        stays if an error in `_errors` names it. If an error names no server, they all stay. Each address conflict is
+        A server of the pool that has no configuration in `written` stays unchanged if an error in `_errors` names the
+        server, or if any error names no server. Without such an error, the server is removed. Each address conflict is
         added to `_errors`.
         """
         while True:

@@ -72,7 +72,7 @@ class PoolContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether `cancel` was called or the event `stop` is set. Then no server with this context is started."""
+        """Whether `cancel` was called or `stop` is set. If so, servers of pools with this PoolContext do not start."""
         return self.stop.is_set()
 
     def cancel(self) -> None:
@@ -135,9 +135,9 @@ class Shared:
         return self.context.values if self.context is not None else {}
 
     def prepare(self, config: ServerConfig) -> ServerConfig:
-        """The configuration to start with: `config`, completed by the shared handler's app and the default TLS.
+        """Return `config` with the app from the pool's handler and the pool's default TLS where `config` needs them.
 
-        Raises ServerError for a server that must not, or cannot, be started.
+        Raises ServerError if the server cannot be started, for example because it is disabled.
         """
         if self.context is not None and self.context.cancelled:
             raise _problem(config, "its context was cancelled", "make a new PoolContext")
@@ -195,11 +195,11 @@ _TIMES = ("uptime", "downtime", "rise", "fall")
 class Monitor:
     """The state of one server at one time.
 
-    `status` is the result of the probes; without probes it is OK, WARN (between two states) or KO. `latency` is the
-    duration of the last probe, or of connecting; None without an answer. `uptime` and `downtime` are totals since the
-    first start, without the time for which the server was stopped; `sli` is the share of uptime, 0 to 1. `rise` and
-    `fall` are the total times spent coming up and going down; `rises` and `falls` count how often the server started
-    and stopped answering.
+    `status` is WARN while the server changes its state, else the probes' result; without probes it is OK or KO.
+    `latency` is the duration of the last probe or, without probes, of connecting; None without an answer. `uptime` and
+    `downtime` are total times since the first start, in which stopped time does not count; `sli` is the share of
+    uptime, 0 to 1. `rise` and `fall` are the parts of both totals spent coming up and going down. `rises` and `falls`
+    count how often the server started and stopped answering.
     """
 
     name: str
@@ -630,9 +630,9 @@ class Handle:
                 known.note(self._clock.monotonic(), state=state, health=health)
 
     def note_refusal(self, error: ServerError | None) -> None:
-        """Record why the newest order to start the server has failed; None means that a stop begins.
+        """Record why the newest order to start the server has failed. When a stop begins, None clears the record.
 
-        If the server is inactive, its observed state becomes failed, or stopped for None.
+        If the server is inactive, its observed state becomes FAILED for an error, and STOPPED for None.
         """
         self.refusal = error
         if self.entry is None or self.entry.at_rest:
@@ -643,7 +643,7 @@ class _NullRecorder:
     """Discards the events that a core records, because a pool in a Python program has no journal."""
 
     def record(self, kind: str, event: str, **detail: object) -> None:
-        """Discard the event."""
+        """Do nothing: a pool in a Python program has no journal for the event."""
 
 
 class CoreHost(CoreEvents):
@@ -686,11 +686,11 @@ class CoreHost(CoreEvents):
         return text
 
     def admit(self, handle: Handle, config: ServerConfig, *, replace: bool, live: bool) -> bool:
-        """Create the server's entry in the core with this configuration, or update it; returns whether it has changed.
+        """Create the server's entry in the core, or update it to `config`. Return whether it was created or updated.
 
-        The entry of a running server is updated if `replace` requests a restart, or if the user has changed the
-        server's configuration. It is not updated only because the pool's handler provides another application. With
-        `live` the workers continue, and apply the new configuration.
+        The entry of a running server is updated if the user has changed the server's configuration. If only the
+        application from the pool's handler differs, the entry is updated only with `replace`. With `live`, the workers
+        continue and apply the new configuration.
         """
         source = handle.config
         if handle.entry is None:
@@ -800,9 +800,9 @@ class CoreHost(CoreEvents):
 def dependencies_among(
     handles: Sequence[Handle], names: dict[Handle, str]
 ) -> dict[Handle, tuple[Dependency, ...]]:
-    """Map each server in `handles` to its dependencies that are in `handles`, too.
+    """Return, for each server in `handles`, its dependencies that are in `handles`, too.
 
-    A dependency is named as in `names`, which has the name of each server in the core. A dependency that would close a
+    The returned dependencies have the servers' names in the core, which `names` gives. A dependency that would close a
     cycle is left out.
     """
     by_name = {handle.name: handle for handle in handles}
@@ -1006,7 +1006,7 @@ class StartOrder:
     async def run(self) -> None:
         """Start or restart the servers; returns when all of them answer.
 
-        If some fail, the others are started nevertheless, and one error of class `kind` with all failures is raised.
+        A failure does not stop the other servers. All failures are raised as one error of the order's class `kind`.
         """
         try:
             ordered = self._prepared()
@@ -1109,8 +1109,8 @@ class StartOrder:
     ) -> ServerConfig:
         """Return the configuration to give to the core, in which servers may have other names than in the pool.
 
-        `names` has the name of each server in the core, and `needed` its dependencies by these names. A server that is
-        started alone keeps the dependencies that the core has for it, or has none if it is new to the core.
+        `names` has each server's name in the core, and `needed` has each server's dependencies with their core names.
+        If a server is started alone, its dependencies in the core do not change; a server new to the core gets none.
         """
         dependencies = needed[each.handle]
         if self._holds is None:
@@ -1154,10 +1154,10 @@ class StartOrder:
                 each.handle.awaiting.discard(self)
 
     def _give_up(self, each: _PendingServer, problem: ServerError | None = None) -> bool:
-        """Abandon the server's start; returns True if workers are killed, whose end the caller awaits.
+        """Abandon the server's start. Return True if the caller has to wait until killed workers have ended.
 
-        A start that has not begun, because a stop is still in progress, is cancelled: there are no workers to kill.
-        Does nothing if another order waits for the server, too, or if the server has failed or is ready.
+        Returns False for a start that still waits for a stop in progress, and so has no workers. Does nothing and
+        returns False if another StartOrder waits for the same server, or if the server has failed or is ready.
         """
         handle = each.handle
         handle.awaiting.discard(self)

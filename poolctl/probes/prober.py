@@ -188,9 +188,9 @@ class RequestProber:
             connection.send(self._request, lambda problem: self._replied(connection, problem, reused=reused))
 
     def cancel(self) -> None:
-        """Stop waiting for the result, and close the connection.
+        """Stop waiting for the result. Close the connection, unless this is the third unanswered probe in a row.
 
-        After three unanswered probes in a row it stays open: no probe is sent until the worker answers or closes it.
+        After the third, no probe is sent until the worker answers on the open connection or closes the connection.
         """
         self._on_result = None
         if self._connecting is not None:
@@ -463,7 +463,7 @@ class HttpProbeRequest:
 
 
 class EchoExchange:
-    """A probe of one byte, which the worker echoes without the application; it is both the Request and the Reply."""
+    """A probe's request and reply in one object: a single byte, which the worker echoes without the application."""
 
     payload = b"?"
     status = 0

@@ -58,10 +58,10 @@ def with_route(scope: Scope, route: Route, *, name: str = "", url: str = "") -> 
 def extension(
     route: Route, *, name: str = "", url: str = "", table: Callable[[], RouteTable | None] | None = None
 ) -> dict[str, Any]:
-    """The ASGI extension for requests of the route, as `with_route` puts it into the scope of a request.
+    """Return the ASGI extension that `with_route` puts into the scope of a request of this route.
 
     A server may use the returned dict for all requests of the route. `table` is a function that returns the current
-    route table. An application calls it by `try_get_table`.
+    route table. `try_get_table` calls this function when an application needs the table.
     """
     target = route.to[0] if len(route.to) == 1 else Target()
     name = name or target.server or (route.alias if target.url else "")

@@ -23,7 +23,7 @@ _TIERS = "exact", "first label", "domain", "pattern", "any host"
 
 
 class HostPattern(NamedTuple):
-    """The parsed host of a route: its kind (`tier`, EXACT to DEFAULT), and the name, label, domain or pattern."""
+    """A route's parsed host: `tier` is EXACT, LABEL, DOMAIN, WILDCARD or DEFAULT, and `text` the part to compare."""
 
     tier: int
     text: str

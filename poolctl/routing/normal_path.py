@@ -2,11 +2,11 @@
 
 If gateway and backend interpret a path differently, a client can evade rules about paths. So the gateway compares paths
 in normal form: escaped unreserved characters are decoded, the escapes that remain are in upper case, dot segments are
-removed (RFC 3986 §6.2.2). The proxy puts the path of each request into normal form before it forwards the request. A
-worker that a connection is passed to sees the path as it was sent. So a connection is passed only if its path differs
+removed (RFC 3986 §6.2.2). A request that is proxied is forwarded with its path in normal form. If instead the client's
+socket is passed to a worker, the worker sees the path as it was sent. So a socket is passed only if the path differs
 from the normal form in nothing but the spelling of escapes. Paths without a safe interpretation are refused.
 
-Backends confuse paths that RFC 3986 distinguishes:
+Backends confuse paths that RFC 3986 distinguishes ("read both ways": the gateway considers both interpretations):
 
 | in the path | some backends | here |
 |---|---|---|

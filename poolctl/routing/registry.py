@@ -239,8 +239,8 @@ class TableRegistry(_RegistryReader):
 
 
 def _as_own_class(kind: type[Kind], route: Kind) -> Kind:
-    """Return the route as an instance of `kind`, the class in the poolctl that the application has imported.
+    """Return the route as an instance of `kind`; convert it if its class comes from another poolctl.
 
-    The worker, which decodes the route, may run another version of poolctl with classes of its own.
+    A worker's own poolctl decodes routes. The application may have imported another version, with classes of its own.
     """
     return route if isinstance(route, kind) else from_json(kind, route.to_json())

@@ -13,9 +13,9 @@ The keys, and what their entries hold:
 - "@" + alias: a route for HTTP; these entries come first
 - "~" + alias: a stream; these entries come second
 - "#" + alias: an excluded route; these entries come third
-- the `key` of a `match.HostPattern`: the offsets of its routes, by path
-- "/" + the `key` of a host pattern + NUL + path: the offsets of the pattern's routes with this path. Such entries exist
-  for a host pattern with many paths; its own entry then has no offsets.
+- the `key` of a `match.HostPattern` with at most FEW_PATHS paths: the offsets of its routes, by path
+- the `key` of a HostPattern with more paths: the number of segments of its longest path, and its lowest offset
+- "/" + the `key` of a HostPattern with more paths + NUL + path: the offsets of the pattern's routes with this path
 - "%" + prefix + NUL + suffix: the host patterns of the tier WILDCARD that begin with the prefix and end with the suffix
 - "!": values for the table as a whole
 """
@@ -76,8 +76,8 @@ def write_table(
 ) -> int:
     """Write a table of these routes; returns its descriptor, which the caller closes.
 
-    Streams and excluded routes match no request; they are stored for registries, only the first for each alias.
-    Raises ValueError if two HTTP routes have the same alias, and OSError if memory is exhausted.
+    Streams and excluded routes match no request, but a TableRegistry lists them. If several have one alias, only the
+    first is stored. Raises ValueError if two HTTP routes have one alias, and OSError if memory is exhausted.
     """
     content = _Writer(routes, streams, excluded).content(generation)
     return memory_file("poolctl-routes", content, SEALS)
@@ -198,11 +198,11 @@ class TableError(ValueError):
 
 
 class Match(NamedTuple):
-    """The route that a request matched, and facts that also hold for similar requests.
+    """The route that a request matched, and whether the request's connection may be passed to a worker.
 
-    `passes`: every request for this host and path matches this route, with any method and headers, and its connection
-    may be passed to a worker. `whole_host`: every TLS request for this host matches it. `servers` are the names of the
-    servers that a passed connection may go to.
+    `passes` is true if it may, and if requests for the same host and path match this route with any method and headers.
+    `whole_host` is true if all TLS requests for the same host match this route. `servers` are the names of the servers
+    that a passed connection may go to.
     """
 
     route: Route
@@ -212,7 +212,7 @@ class Match(NamedTuple):
 
 
 class _Candidate:
-    """A route, and the `Match` of a request for it, if the first host pattern that covers the request's host has it."""
+    """A route and its `Match`, which holds if no other host pattern, and no route with conditions, was tried before."""
 
     def __init__(self, route: Route, *, alone: bool) -> None:
         self.route = route
@@ -330,7 +330,7 @@ class RouteTable:
         return None
 
     def by_alias(self, alias: str) -> Match | None:
-        """A match for the route of this alias, with `passes` and `whole_host` false; None if there is no such route."""
+        """Return a Match for a known alias, else None. Without a request, `passes` and `whole_host` are false."""
         route = self.get(alias)
         return None if route is None else _Candidate(route, alone=False).match._replace(passes=False)
 
@@ -380,7 +380,7 @@ class RouteTable:
 
     @cached_property
     def _root(self) -> dict[str, Any]:
-        """The values for the whole table, as `_Writer` wrote them. Raises TableError if the table has none."""
+        """The value of the entry "!": a dict with "labels", "ends" and "others". Raises TableError if it is missing."""
         offset = self._find(ROOT)
         if offset is None:
             raise TableError("the route table has no root")

@@ -3,11 +3,11 @@
 A worker reads all later bytes of the client on a connection that was passed to it. So a connection is passed only if
 every request that may arrive on it leads to servers of one user. Without TLS, any request to the listener may arrive,
 with or without a route. A TLS connection is passed by its host name: only requests for that host may arrive. If the
-pool's servers have several users, URLs and requests without a route count as another user's.
+pool's servers run as several users, no worker may get requests that lead to a URL, or requests without a route.
 
-Workers get only the fields of routes that decide whether a later request is theirs: an application may run as another
-user than the pool, and its worker maps the table. So a worker's table has no headers, variables, URLs or limits; if
-servers run as several users, it has only the routes to servers of the worker's user.
+An application may run as another user than the pool, and can read the route table of its worker. So this table has only
+what decides whether a later request is for the worker, and no header values, URLs or limits. If servers run as several
+users, this table has only the routes to servers of the worker's user.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CHANGING = (
 
 
 def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
-    """The routes, each with the reason why its connections must stay in the gateway; "" if they need not.
+    """Return the routes with two fields set that tell why connections must stay in the gateway; "" if they need not.
 
-    The reason for connections without TLS is in `other_user`, the reason for TLS connections in `other_user_tls`.
+    `other_user` is the reason for connections without TLS, `other_user_tls` is the reason for TLS connections.
     `users` maps every server of the pool to its user, including servers without a route.
     """
     if _only_user(users.values()) is not None:
@@ -52,9 +52,9 @@ def separated(routes: Sequence[Route], users: Mapping[str, str]) -> list[Route]:
 
 
 def _first_of_each_user(routes: Iterable[Route], users: Mapping[str, str]) -> dict[str, str]:
-    """For each user, the first server among the routes' targets that runs as this user, in words.
+    """Return, by user, a text that names the first of the routes' target servers that runs as this user.
 
-    The key "" has the first thing that runs as no user of the pool, such as a URL or requests without a route.
+    The text for the key "" names the first destination that is no server of the pool, such as a URL or NO_ROUTE.
     """
     found: dict[str, str] = {}
     unanswered = True
@@ -95,17 +95,17 @@ class KeptHost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kept:
-    """Which connections workers may keep: plain ones of `servers`, which run as `user`, and TLS ones of `hosts`."""
+    """Which connections workers may keep: without TLS those to `servers`, run as `user`; with TLS those in `hosts`."""
 
     user: str = ""
     servers: tuple[str, ...] = ()
     hosts: tuple[KeptHost, ...] = ()
 
     def with_earlier(self, earlier: Kept, users: Mapping[str, str]) -> Kept:
-        """Return the connections in `self` or in `earlier`: those kept under earlier routes may still be open.
+        """Return a Kept with the connections in `self`, and those in `earlier`, because these may still be open.
 
-        `users` maps each server of the pool to its user. Connections of other servers are left out, and connections in
-        `earlier` of servers that now run as another user.
+        `users` maps each server of the pool to its user. A connection in `earlier` is left out if its server is no
+        longer in the pool, or now runs as another user.
         """
         servers = dict.fromkeys((*self.servers, *(earlier.servers if self.user == earlier.user else ())))
         known = {(each.host, each.server) for each in self.hosts}
@@ -125,10 +125,10 @@ class Kept:
         )
 
     def must_close(self, after: Kept, users: Mapping[str, str]) -> frozenset[str]:
-        """The servers whose workers must close their connections before new routes are published.
+        """Return the names of the servers whose workers must close their connections before new routes are published.
 
-        `self` describes the connections that workers may have now, `after` those that they may keep under the new
-        routes. `users` maps each server to its user.
+        They hold connections on which requests for another user's server may arrive under the new routes. `self` has
+        the connections that may be open now, `after` those that the new routes allow. `users` maps servers to users.
         """
         found = set(self.servers if self.servers and self.user != after.user else ())
         only = _only_user(users.values())
@@ -141,7 +141,7 @@ class Kept:
 
 
 def kept_connections(routes: Sequence[Route], users: Mapping[str, str], secure: Collection[str]) -> Kept:
-    """The connections that workers may keep. `routes` are a result of `separated`.
+    """Return which connections workers may keep under these routes. `routes` have to come from `separated`.
 
     `users` maps each server of the pool to its user; `secure` has the servers that speak TLS.
     """
@@ -181,7 +181,7 @@ def _only_user(users: Iterable[str]) -> str | None:
 
 
 def _users_of_hosts(routes: Iterable[Route], users: Mapping[str, str]) -> dict[HostPattern, set[str]]:
-    """The users whose servers may get requests of each host pattern; "" for no user."""
+    """Return, for each host pattern, the users of the servers that its routes lead to; "" for a URL or no target."""
     found: defaultdict[HostPattern, set[str]] = defaultdict(set)
     for route in routes:
         found[host_pattern(route.host)] |= {users.get(target.server, "") for target in route.to} or {""}
@@ -204,9 +204,9 @@ def _other_users_patterns(
 
 
 def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None = None) -> list[Route]:
-    """The routes that the workers of these servers get, which run as one user; with None, those for any worker.
+    """Return, for the table of these servers' workers, the routes to one of these servers; with None, all routes.
 
-    A route whose connections are not passed to workers has the `mode` proxy. `to` contains servers, but no URLs.
+    `to` omits URLs and other servers. A route whose connections are not passed to workers has the `mode` "proxy".
     """
     found: list[Route] = []
     for route in routes:
@@ -217,7 +217,7 @@ def routes_for_workers(routes: Iterable[Route], servers: Collection[str] | None 
 
 
 def _for_workers(route: Route, to: tuple[Target, ...]) -> Route:
-    """The route for workers: with the targets `to`, and only fields that decide, or that applications may see."""
+    """Return the route with the targets `to`, and only the fields for matching requests or for applications."""
     return Route(
         alias=route.alias,
         host=route.host,

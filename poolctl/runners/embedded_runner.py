@@ -59,7 +59,7 @@ class ProcessRunner(LocalRunner, Counters):
 
     @property
     def capabilities(self) -> Capabilities:
-        """The local runner's optional abilities without takeover, because workers end when this program ends."""
+        """Return the optional abilities. Takeover is not among them, because workers end when this program ends."""
         return Capabilities(sleep=self, stacks=self, logs=self, hooks=self, counters=self)
 
     # The methods of Counters. They use `tallies`, which LocalRunner.__init__ creates (see `_start`).
@@ -220,8 +220,8 @@ class ProcessRunner(LocalRunner, Counters):
     def forget_descriptors(self) -> None:
         """In a forked child, release the listeners and the child's copy of the link to the parent's keeper.
 
-        The keeper exits only when all copies of that link are closed. The child then has no servers, and starts a
-        keeper of its own when it opens one.
+        The parent's keeper exits only when all copies of the link are closed. The child has no servers afterwards;
+        when it opens a server, it starts its own keeper.
         """
         if self._started is not None and hasattr(self, "keeper"):
             held = [fd for _, fds in self.keeper.held().values() for fd in fds]

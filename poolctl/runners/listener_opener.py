@@ -60,7 +60,7 @@ class Opener:
         )
 
     async def check_free(self, address: Address) -> None:
-        """Return if the TCP address is free for a program that binds it itself; otherwise raise ListenError."""
+        """Check that a program can bind the TCP address itself. Raise ListenError if the address is in use."""
         if not await _resolving(address, functools.partial(is_free, address, address.port or 0)):
             # Connections in TIME_WAIT do not prevent listening. Another listener does, and the error names its process.
             close_listener(await self.listen(address))

@@ -59,7 +59,7 @@ def text_of(message: Message, key: str) -> str:
 
 
 def printable(value: str) -> str:
-    """The first 4000 characters of the text. All but printable ones, tabs and line breaks are replaced by U+FFFD."""
+    """Return the first 4000 characters. Each is replaced by U+FFFD unless it is printable, a tab or a line break."""
     return "".join(
         each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}"
         for each in value[:_MOST_CHARACTERS]
@@ -117,11 +117,11 @@ class Descriptor:
 
 
 class Duplicate(Descriptor):
-    """A duplicate, made by `owners_of`, of a descriptor that was given as a number. `close_duplicates` closes it."""
+    """The duplicate that `owners_of` makes of a descriptor passed as an int. `close_duplicates` closes it."""
 
 
 def owners_of(fds: Iterable[int | HasDescriptor]) -> list[HasDescriptor]:
-    """The owner of each descriptor: an object owns its own, and a number gets a new Duplicate. Raises OSError."""
+    """Return an owner of each descriptor: for an int a new Duplicate, otherwise the given object. Raises OSError."""
     return [Duplicate(os.dup(fd)) if isinstance(fd, int) else fd for fd in fds]
 
 
@@ -148,8 +148,8 @@ os.register_at_fork(after_in_child=_forget_in_child)
 def release_in_child(fds: Iterable[int], owners: object) -> None:
     """In a forked child, redirect these descriptors to /dev/null, which releases their files and sockets.
 
-    They are not closed: the objects that own the numbers still exist, and would later close another file. The child
-    keeps these `owners`, because collecting them would touch the parent's loop and sockets.
+    The numbers stay in use, so that the objects that own them cannot close another file later. The child never frees
+    these `owners`, because freeing them would touch the parent's event loop and sockets.
     """
     _of_parents.append(owners)
     null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -186,9 +186,9 @@ class Link:
 
     Messages are queued here while the other end's socket is full. Belongs to the running loop; not thread-safe.
 
-    Without `trusted`, for a process that runs application code, no descriptors are accepted, and both the messages that
-    it sends and those that it has not read are limited. When it exceeds a limit, or sends a message that the receiver
-    finds Malformed, the link is closed.
+    Pass `trusted=False` for a process that runs application code. It may not send descriptors, and is limited in how
+    much it sends and how much it leaves unread. If it breaks a rule, or sends a message that the receiver finds
+    Malformed, the link is closed.
     """
 
     def __init__(
@@ -416,8 +416,8 @@ def _close(fds: Sequence[int]) -> None:
 class KeeperLink(Link):
     """A Link to the keeper that records the entries of the keeper's store, so that a new keeper can get all of them.
 
-    A descriptor given as an object (such as a socket) is recorded as that object, without a duplicate, and is omitted
-    once the object is closed. A plain number is duplicated. `entries` maps names to values and descriptors.
+    `entries` maps names to values and owners of descriptors. A descriptor passed as an int is duplicated. A socket or
+    other object is recorded itself; once it is closed, a new keeper does not get its descriptor.
     """
 
     def __init__(self, sock: socket.socket, receiver: Receiver | None = None) -> None:
@@ -431,12 +431,12 @@ class KeeperLink(Link):
         super().send(message, fds)
 
     def record_entry(self, name: str, meta: object, owners: Sequence[HasDescriptor]) -> None:
-        """Record an entry of the keeper's store for a new keeper: its value, and its descriptors' owners here."""
+        """Record an entry, so that a new keeper can get it: the value `meta` and the descriptors of `owners`."""
         self._forget(name)
         self.entries[name] = (meta, list(owners))
 
     async def complete(self) -> None:
-        """Fetch the entries that an earlier supervisor put into the keeper, so that the keeper can be replaced."""
+        """Fetch entries of an earlier supervisor from the keeper, so that all are recorded for a new keeper."""
         after = ""
         self._dropped = set()
         while True:
@@ -506,8 +506,8 @@ class ProcessWatchdog:
     Any message passed to `received` counts as an answer. A process that is waiting for events is not pinged. `name` is
     for the log; `watchdog` sets the interval of the pings and the time limit for an answer.
 
-    `known` is the process's `identity`. It is empty for a process that has not sent its pid yet: `found` is called with
-    the identity when the pid arrives. A process that never sends it, such as one of another version, is not killed.
+    `known` is the process's pid and start time (see `identity`), or empty if they are unknown. In that case the process
+    sends its pid with a pong, and `found` is called with its identity. Until the pid is known, nothing is killed.
     """
 
     def __init__(
@@ -539,7 +539,7 @@ class ProcessWatchdog:
             self._set_timer()
 
     def close(self) -> None:
-        """Stop pinging the process."""
+        """Stop watching the process: send no more pings, and do not kill it. The link stays open."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

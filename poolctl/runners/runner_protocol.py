@@ -81,7 +81,7 @@ class Exit:
 
     @classmethod
     def reported(cls, status: int | None, number: int | None) -> Exit:
-        """The exit in a keeper's report: a status or a signal's number; both None if another process was the parent."""
+        """Return the exit for a keeper's report. Both arguments are None if the keeper was not the worker's parent."""
         if number is not None:
             return cls.from_signal(number)
         if status is not None:
@@ -235,11 +235,11 @@ class Takeover(Protocol):
     async def adopt_orphans(
         self, servers: Mapping[str, ServerConfig], *, late: bool = False
     ) -> dict[str, bool]:
-        """Put workers whose keeper and supervisor have died under this pool's keeper. Stop those of unknown servers.
+        """Put orphans, workers whose keeper has died, under this pool's keeper. Stop those of unknown servers.
 
-        `adopt` adopts them when it is called next. With `late`, this supervisor has called it already, and the workers
-        wait for its successor. The result maps the name of each server with such workers to a flag: whether one of them
-        runs with an outdated configuration.
+        The next call of `adopt` adopts the orphans. Set `late` if this supervisor has already called `adopt`: its
+        successor then adopts them. Returns, by name of each server with orphans, whether one of them has an outdated
+        configuration.
         """
 
     def exit_reported(self, report: Table) -> None:
@@ -282,7 +282,7 @@ class RunnerEvents:
         """Handle that `count` bytes of the server's output could not be written to `path`."""
 
     def figures_refused(self, server: str, worker: str, reason: str) -> None:
-        """Handle that a worker has reported impossible counts: they no longer change. Called once per worker."""
+        """Handle impossible counts of a worker, whose further counts are ignored. Called once per worker."""
 
 
 class Runner(Protocol):
@@ -307,10 +307,10 @@ class Runner(Protocol):
         """Close the listeners of the server with this key; returns when they are closed. Ignores an unknown key."""
 
     async def prepare(self, server: ServerConfig, since: float) -> str:
-        """Import the application of a `preload` server before workers are started (see `place`).
+        """Import the application of a `preload` server, before `place` creates its workers.
 
-        Returns "", or the reason why this is not possible. The code that is imported now, and the code of workers
-        started later, is no older than `since` (monotonic seconds). Raises ServerError or WorkerFailed.
+        Returns "", or the reason why the application cannot be preloaded. Workers that are started later have code at
+        least as new as the code at `since`, in monotonic seconds. Raises ServerError or WorkerFailed.
         """
 
     async def check(self, server: ServerConfig) -> None:
@@ -391,8 +391,8 @@ class PublishedRoutes:
 
     `tables` maps server names to in-memory files (see `route_table`); the entry "" is for servers that no longer have a
     route. The publisher closes old files after publishing new ones. A worker sends a connection to `give_back` if its
-    next request is for another server. `context_keys` maps server names to keys: a worker trusts the route named in a
-    proxied request only if that was authenticated with its server's key.
+    next request is for another server. `context_keys` maps server names to keys. A proxied request names its route; a
+    worker trusts that name only if it was authenticated with the key of the worker's server.
     """
 
     generation: int
@@ -405,7 +405,7 @@ class Gateway(Protocol):
     """The gateway as seen by a runner: it passes accepted connections to workers of servers that have a route."""
 
     def pair_opened(self, server: str, give: socket.socket) -> None:
-        """Pass the server's connections to its workers through the socket `give` from now on. May be called again."""
+        """Tell the gateway to pass the server's connections to its workers through `give`. May be called again."""
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
         """Stop passing connections through `give`; return when the socket is no longer used, or after a time limit."""
@@ -439,7 +439,7 @@ class Routing(Protocol):
         """
 
     def take_back(self, servers: Collection[str]) -> None:
-        """Return connections that still wait for a worker of these servers (by name) to the gateway. Does not block."""
+        """Give the gateway back all connections that wait for a worker of the named servers. Does not block."""
 
     async def wait_until_confirmed(self, limit_seconds: float) -> list[str]:
         """Wait until all workers have confirmed their latest routes; returns the servers whose workers have not."""

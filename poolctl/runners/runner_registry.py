@@ -1,10 +1,10 @@
 """The runners by name; a runner's module is imported only when it is chosen. Standard library only.
 
 The module has `make(site)`, which creates the Runner for a supervisor, and optionally:
-- `companions(files, directory, env, without)`: the programs to start with a pool's keeper. The result maps names to
-  programs; under each name the keeper's store holds the link to the program.
-- `orphans_exist(directory)` and `find_orphans(directory)`: find orphans, workers that continue to serve after their
-  keeper and supervisor have died. Processes of features can also continue, with any runner.
+- `companions(files, directory, env, without)`: returns the programs to start with a pool's keeper, by name. The
+  keeper stores the link to each program under the program's name.
+- `orphans_exist(directory)` and `find_orphans(directory)`: look for orphans, which are workers that continue to serve
+  after their keeper and supervisor have died.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ class _TooSlow(BaseException):
 
 
 def main() -> None:
-    """Answer questions until the asking process closes its end of the socket."""
+    """Read regexes and texts from the socket, and send back which texts match, until the client closes the socket."""
     name_process("poolctl-match")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGPROF, _end)

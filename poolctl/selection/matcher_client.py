@@ -51,7 +51,7 @@ class Matcher:
     def ask(
         self, expressions: Sequence[str], texts: Sequence[str], on_answer: Callable[[Answer], None]
     ) -> None:
-        """Send a question, and return at once; `on_answer` is called once, later, unless `close` is called before."""
+        """Ask which texts match any expression. The Answer is passed to `on_answer` later, unless `close` is called."""
 
         async def ask() -> None:
             on_answer(await self.answer(expressions, texts))

@@ -155,7 +155,7 @@ def select(items: Iterable[Server], selector: Selector) -> tuple[list[Server], U
 
 
 def _by_targets(items: Sequence[Selectable], targets: list[str]) -> tuple[set[int] | None, list[str]]:
-    """The positions that the targets select (None if there are no targets: all), and the targets that match nothing."""
+    """Return the positions of matching items, and the targets that match none; (None, []) if there are no targets."""
     if not targets:
         return None, []
     places: dict[str, list[int]] = {}
@@ -218,7 +218,7 @@ def _is_one_of(field: str, words: AbstractSet[str]) -> Test:
 
 
 def searches(option: str, patterns: Sequence[str]) -> list[Callable[[str], object]]:
-    """A function for each regular expression that searches a text for it.
+    """Return one function for each regular expression in `patterns`. The function searches a text for the expression.
 
     Raises SelectorError, which names `option`, for an invalid expression.
     """

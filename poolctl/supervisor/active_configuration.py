@@ -68,7 +68,7 @@ logger = logging.getLogger("poolctl.supervisor")
 
 
 class ReaderFailed(Exception):
-    """No usable answer from the reader process. `installed` is the version on disk if it differs from this one."""
+    """Failure of the process that reads the files. `installed` is poolctl's version on disk if another one runs."""
 
     def __init__(self, message: str, hint: str, installed: str = "") -> None:
         super().__init__(message)
@@ -77,7 +77,7 @@ class ReaderFailed(Exception):
 
     @property
     def result(self) -> Result:
-        """The answer to the client whose command needed the reader process: the error, with exit code 8."""
+        """Return the failed command's result, whose only error is this failure and whose exit code is 8."""
         return Result(errors=(failure(PoolValidateError, str(self), self.hint),), exit_code=CONFLICT)
 
 
@@ -174,11 +174,11 @@ class ConfigurationReader:
     async def read(
         self, files: Sequence[str], env: Mapping[str, str] | None, *, access_log: bool, first: bool = False
     ) -> tuple[int, Reading]:
-        """Read the files; return a number for this reading, and the configuration or its problems.
+        """Read the files; return a number to pass to `outside`, and the configuration or its problems.
 
-        The number identifies the reading in a later call of `outside`. With `env` None, this process's environment is
-        used. Raises ReaderFailed if the reader process gives no answer. With `first`, for a pool that is being started,
-        it is also raised if that process uses no processor time for 20 seconds.
+        `${VAR}` refers to `env`, or to this process's environment if `env` is None. Raises ReaderFailed if the reader
+        process gives no usable answer. With `first`, which the start of a pool sets, also raises ReaderFailed if the
+        reader process uses no processor time for 20 seconds.
         """
         self._number += 1
         request = ("read", self._number, [*files], env and dict(env), access_log)
@@ -195,10 +195,10 @@ class ConfigurationReader:
         return request[1], found
 
     async def outside(self, number: int, names: Collection[str]) -> OutsideFindings:
-        """Check the files, users and programs that the servers called `names` refer to; returns problems and warnings.
+        """Check the files, users and programs that the servers called `names` refer to; return problems and warnings.
 
-        `number` is the one that `read` returned. The warnings are about all servers of that reading, not only `names`.
-        Raises ReaderFailed.
+        `read` returns the `number` of a configuration. The warnings are about all servers of the configuration. Raises
+        ReaderFailed if the check is impossible, for example because the files have changed since they were read.
         """
         request = ("outside", number, [*names])
         found: OutsideFindings | None = await self._ask(*request)
@@ -416,12 +416,12 @@ class ActiveConfiguration:
         first: bool = False,
         stopped: bool = False,
     ) -> ResolvedConfig:
-        """Read the files without activating them; returns servers or problems. Raises ReaderFailed.
+        """Read the files without activating them; return their servers, or else their problems. Raises ReaderFailed.
 
-        `${VAR}` refers to `environment` if given, else to the pool's own environment. The ports of `auto` addresses
-        stay reserved for the servers in `keep`, even if the files no longer contain them. For `first`, see
-        ConfigurationReader.read. `stopped` means that no server runs: then a server whose port another program has
-        taken gets a new port (see `moved_ports`).
+        `${VAR}` refers to `environment` if given, else to the pool's own environment. A server named in `keep` keeps
+        the port of its `auto` address reserved, even if the files no longer contain the server. With `first`, also
+        raises ReaderFailed if the reader process hangs. `stopped` means that no server runs: a server whose `auto`
+        port another program has taken then gets a new port, and `moved_ports` records the change.
         """
         number, reading = await self._reader.read(
             self.files,
@@ -583,10 +583,10 @@ class ActiveConfiguration:
             self._self_binding.remember(entry.config)
 
     async def mark_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
-        """Record which servers bind their own address without `socket = "program"`; return the names already recorded.
+        """Record the servers that bind their own address without `socket = "program"`; return names recorded before.
 
-        `start` warns of each server that is not yet recorded. A change of the files clears the record. Returns an
-        empty set if none of `servers` is of this kind.
+        The command `start` warns only of servers that were not recorded before. A change of the files clears the
+        record. If none of `servers` has to be recorded, returns an empty set.
         """
         found = {each.name for each in servers if each.binds_itself and each.socket != "program"}
         return await asyncio.to_thread(self._save_warned, found) if found else found
@@ -658,14 +658,14 @@ class SelfBindingPrograms:
         self._commands = read_json_object(path)
 
     def remember(self, server: ServerConfig) -> None:
-        """Write to the file that the server's command opens its socket itself."""
+        """Save the fact that the command of `server` opens its socket itself."""
         digest = _digest(server)
         if self._commands.get(server.name) != digest:
             self._commands[server.name] = digest
             write_object(self._path, self._commands)
 
     def apply_to(self, servers: Sequence[ServerConfig]) -> list[ServerConfig]:
-        """Return the servers, with `socket = "program"` for each remembered one whose table does not set `socket`."""
+        """Return `servers`, with `socket = "program"` in those that `remember` has saved and that set no `socket`."""
         return [server.but(socket="program") if self._opens_its_own(server) else server for server in servers]
 
     def _opens_its_own(self, server: ServerConfig) -> bool:

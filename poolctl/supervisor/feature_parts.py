@@ -53,7 +53,7 @@ class FeaturePart:
         return {}
 
     async def adopt_survivors(self) -> None:
-        """Put the sockets of the feature's process into the new keeper's store, if it has outlived the old keeper."""
+        """Pass the sockets of the feature's process to the current keeper if the process has outlived a keeper."""
 
     def apply_tables(self, tables: Tables) -> None:
         """Apply the configuration's tables, except [[server]]. Called at the start and after each change."""
@@ -62,10 +62,10 @@ class FeaturePart:
         """Wait until each address of the part is open or has failed to open; `problems` has the reasons of failures."""
 
     async def conclude(self, verb: str, call: Call, result: Result) -> Result:
-        """Wait until the part has applied the command's changes; return `result`, with the part's messages added.
+        """Return `result` when the part has applied the changes of the command `verb`, with the part's warnings added.
 
-        This base method waits only after the verb `start`: it awaits `wait_for_opening`, and adds `problems` to the
-        warnings.
+        For `start`, the base class awaits `wait_for_opening`, and adds `problems` to the warnings. For other verbs, the
+        base class returns `result` unchanged.
         """
         if verb != "start":
             return result
@@ -92,7 +92,7 @@ class FeaturePart:
         return {}
 
     async def metrics(self) -> Iterable[Family]:
-        """The metrics of the part, except those of its processes."""
+        """Return the metrics of this part of the feature, except those of the processes in `pids`."""
         return ()
 
     async def route_healths(self) -> Mapping[str, RouteHealth]:
@@ -131,7 +131,7 @@ class FeatureParts:
         return iter([*self._parts.values()])
 
     def begin(self, core: Core, samples: GiveSamples, totals: Totals, store: StateStore) -> None:
-        """Create the parts of features that add keys to servers' tables; other parts are created when first needed."""
+        """Create the FeaturePart of each feature that adds keys to [[server]]; others are created when first needed."""
         self._site = PartSite(self._environment, core, self._events, samples, totals, store, self, self.over)
         for feature in _features():
             if feature.sections:

@@ -4,8 +4,8 @@ Memory is measured only for servers with `limits.memory`.
 
 A worker is hung if its event loop does not run although its port still accepts. One timer sends heartbeats to all
 workers in turn. A worker answers by writing the time into a shared page of memory, not by a message. A worker that
-has not answered is not asked again, so that requests do not pile up. Neither is a worker that has been idle since its
-last answer; all idle workers are checked in one wake-up per interval.
+has not answered gets no further heartbeat, so that heartbeats do not pile up. A worker that has been idle since its
+last answer gets no heartbeat; one wake-up per interval checks whether the idle workers are still idle.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class Situation(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """The next action, `step`, for the workers whose indexes in `Situation.histories` are in `chosen`.
+    """The next action, `step`, and the workers it is for: `chosen` has their indexes in `Situation.histories`.
 
     `again_seconds` is the time until the next decision; 0 means that none is due until the situation changes.
     """
@@ -150,7 +150,7 @@ def _is_spent(policy: Recovery, situation: Situation, history: Sequence[float]) 
 
 
 def _pause(policy: Recovery, situation: Situation, history: Sequence[float]) -> float:
-    """The seconds until a worker with this recovery history may be recovered; 0 for now, infinite for never."""
+    """Return the seconds until a worker with this `history` may be recovered: 0 means at once, and infinity never."""
     recent = within(history, policy.window, situation.now)
     if len(recent) >= policy.limit:
         return max(0.001, recent[-policy.limit] + policy.window - situation.now) if policy.limit else math.inf
@@ -465,9 +465,9 @@ def _recoveries_of(entry: Entry, worker: Worker) -> list[float]:
 def _recovery_times(
     entry: Entry, step: Step, problems: list[WorkerProblem], now: float
 ) -> dict[str, list[float]]:
-    """Return the times of the recoveries within the server's `recovery.window`, with `now` added for this recovery.
+    """Return the server's recent recovery times by worker index, with `now` added for the recovery that begins.
 
-    The keys are the indexes of the workers, and "all" for recoveries that replace all workers.
+    Recoveries that replace all workers have the key "all". Times before the server's `recovery.window` are left out.
     """
     whose = {_ALL} if step is Step.REPLACE else {str(each.worker.index) for each in problems}
     known = {

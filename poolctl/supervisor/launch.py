@@ -209,7 +209,7 @@ def remove_stale_files(pool_directory: str) -> None:
 
 
 def forget_desired_state(pool_directory: str, names: Collection[str] | None = None) -> None:
-    """Record for the pool's next start that these servers (None: all) were stopped on purpose.
+    """Forget that the servers called `names`, or with None all servers, were to run when the pool was killed.
 
     Has no effect if the pool runs. Never raises.
     """

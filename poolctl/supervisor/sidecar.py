@@ -70,7 +70,7 @@ class SidecarProcess(Receiver):
 
     @classmethod
     async def adopt(cls, keeper: Link, entry: str) -> Self | None:
-        """Take over the process whose connection the keeper holds as `entry`, or return None. Raises LinkLost."""
+        """Return the process whose connection the keeper holds as `entry`, None if it holds none. Raises LinkLost."""
         reply, fds = await keeper.call({"op": "get", "name": entry})
         return cls(wire.over(fds[0]), reply["meta"], str(reply["meta"]["mark"])) if fds else None
 
@@ -222,7 +222,7 @@ class SidecarManager:
         self._notify_changed()
 
     def _note_attempt(self) -> None:
-        """End `wait_for_opening` after an attempt to open the addresses, unless the configuration changed meanwhile."""
+        """Let `wait_for_opening` return after an attempt to open addresses, unless the configuration has changed."""
         if self._settling_times == self._configured_times:
             self._tried.set()
 
@@ -256,7 +256,7 @@ class SidecarManager:
             )
 
     def _use(self, process: SidecarProcess) -> None:
-        """Use this process from now on, and put its connection into the keeper's store."""
+        """Use `process` from now on, and let the keeper hold its connection, so that the next supervisor finds it."""
         process.keep(self._keeper, self.entry)
         self._watch(process)
 

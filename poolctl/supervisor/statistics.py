@@ -97,7 +97,7 @@ class Totals:
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
     def passed_by_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """Return the number of requests of each route that the server's exited workers were passed by a gateway.
+        """Return, by route, the number of requests that the gateway passed to the server's exited workers.
 
         The keys are the routes' numbers from `tally.route_mark`.
         """
@@ -105,7 +105,7 @@ class Totals:
         return {mark: count for mark, count in found.items() if tally.is_of_requests(mark)}
 
     def counts_by_route_of_ended_workers(self, entry: Entry) -> dict[int, int]:
-        """Return the numbers of requests and errors of each route that a gateway passed to the server's exited workers.
+        """Return, by route, the numbers of requests that the gateway passed to exited workers, and of their errors.
 
         A route has two keys: `tally.route_mark` for its requests, and `tally.error_mark` for its errors.
         """

@@ -109,7 +109,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
         self._service: Service | None = None
 
     async def run(self) -> int:
-        """Manage the pool until it is stopped or its files prove invalid; returns the exit status 0.
+        """Manage the pool until it ends; return the exit status 0, also if the pool ends because its files are invalid.
 
         If another version takes over, the process exits without returning.
         """
@@ -468,7 +468,7 @@ class Supervisor(Receiver, CoreEvents, Daemon):
             )  # fmt: skip
 
     def identity(self) -> SupervisorIdentity:
-        """The answer to a ping. `calm`, `keeper_problem` and `not_served` are set only if they apply."""
+        """Return the identity of this supervisor and its pool; a field about a problem is None without the problem."""
         lost_events = [f"[events]: {self.events.problem}"] if self.events.problem else []
         problems = [problem for part in self._parts for problem in part.problems]
         not_served = (*problems, *self._metrics_problems, *lost_events)

@@ -100,10 +100,10 @@ class Service:
 
 
 def _count_servers(entries: Iterable[Entry]) -> tuple[int | None, list[Entry]]:
-    """Count the servers that should run; also return the ones among them that are neither ready nor asleep.
+    """Return the number of servers that should run, and those among them that are neither ready nor asleep.
 
-    The count is 0 if all servers are stopped or disabled, or the pool has none. It is None if servers are enabled, but
-    no server has been started yet.
+    The number is 0 if every server of the pool is stopped or disabled. The number is None if other servers exist, but
+    no command has started any of them yet.
     """
     able = [
         entry

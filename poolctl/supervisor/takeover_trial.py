@@ -68,8 +68,8 @@ def check(files: list[str]) -> str | None:
     """Check that this version can run this pool on this host; return an error, or None after printing a TakeoverCheck.
 
     Reads the active configuration from stdin. If it has no errors, imports every module, and tries a takeover of a
-    small temporary pool. The trial is left out if the environment variable TRIED is set, because the running version
-    then makes it. Raises the exceptions of the imports.
+    small temporary pool. If the environment variable TRIED is set, does not try the takeover, because the caller tries
+    the takeover itself. Raises the exceptions of the imports.
     """
     problem, errors = "", []
     servers: Sequence[ServerConfig]
@@ -209,7 +209,7 @@ class _SmallPool:
         return found
 
     def kill_helpers(self, before: set[int]) -> None:
-        """Kill the helper processes in `before` (from `helpers`) that still run, and empty the workers' logs."""
+        """Kill the helpers `before` that still run; empty the workers' logs, so that `check_logs` sees new lines."""
         for pid in self.helpers() & before:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

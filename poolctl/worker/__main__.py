@@ -1,9 +1,9 @@
-"""Entry point for worker processes, in the application's interpreter; the first argument selects what to run.
+"""Entry point for worker processes; the first argument selects what to run.
 
 `worker zygote`: fork workers on request. `worker serve N`: run one worker, with N descriptors after the control socket.
 `worker app`: import an application and fork its workers on request. `worker debug N`: serve in the terminal, with N
-descriptors after the specification. `worker as UID GID COMMAND…`: switch to this user and execute COMMAND, which starts
-the application's interpreter; only this one runs in poolctl's own interpreter.
+descriptors after the specification. `worker as UID GID COMMAND…`: switch to the user UID and execute COMMAND, which
+starts the application's interpreter. `worker as` runs in poolctl's interpreter, all others in the application's one.
 """
 
 from __future__ import annotations

@@ -45,10 +45,10 @@ def read_and_apply_spec(part: str, *role: str, light: bool = False) -> Given:
 
     Returns the specification with the inherited descriptors. The first argument of the process is the number of
     descriptors after the specification. The modules that workers need are imported before the process becomes the
-    server's user, who may be unable to read them. If `light` is true and no user is configured, they are not imported.
+    server's user, who may be unable to read them. No modules are imported if `light` is true and no user is configured.
 
-    If the environment requires a new interpreter, this process executes it with the package `part` of poolctl and the
-    arguments `role`. Exits with the reason if this machine cannot support the specification.
+    If the environment requires a new interpreter, this process executes one, which runs `part`, a package of poolctl,
+    with the words of `role` as first arguments. Exits with the reason if this machine cannot support the specification.
     """
     count, *applied = sys.argv[1:]
     spec = read_spec_after_exec(1 + int(count))

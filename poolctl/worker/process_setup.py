@@ -98,7 +98,7 @@ def needs_exec(spec: Spec) -> bool:
 def start_interpreter_again(spec: Spec, descriptors: int, part: str, *arguments: str) -> NoReturn:
     """Replace this process with a new interpreter that runs `part`, a package of poolctl, with `arguments`.
 
-    The new interpreter inherits `descriptors` descriptors, numbered from SPEC_FD on.
+    The new interpreter inherits the descriptors from SPEC_FD on; their number is `descriptors`.
     """
     for fd in range(SPEC_FD, SPEC_FD + descriptors):
         os.set_inheritable(fd, True)

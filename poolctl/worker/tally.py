@@ -112,7 +112,7 @@ def map_page(fd: int) -> memoryview:
 
 
 def read_page(fd: int) -> Counts | None:
-    """Return the values in all slots of a tally page, MOST for larger values; None if the page has another layout."""
+    """Return the value of each slot of the tally page `fd`, limited to MOST; None if the page has another layout."""
     content = os.pread(fd, SIZE_BYTES, 0)
     if len(content) < SIZE_BYTES:
         return None
@@ -124,7 +124,7 @@ def read_page(fd: int) -> Counts | None:
 
 
 def bounded(number: int) -> int:
-    """Return `number`, or MOST if that is less. An application may have written any number to its page."""
+    """Return `number`, but at most MOST. An application can write any number to the tally page of its worker."""
     return min(number, MOST)
 
 
@@ -175,7 +175,7 @@ def route_mark(alias: str) -> int:
 
 
 def error_mark(alias: str) -> int:
-    """Return the number that marks the count of a route's errors on a tally page."""
+    """Return the number that identifies a route's error count; on a tally page it is in the slot before the count."""
     # Versions of poolctl that do not count errors ignore marks of this size.
     return _FIRST_OF_ERRORS | crc32(alias.encode())
 
@@ -282,7 +282,7 @@ class StackDump:
         faulthandler.register(ASK_AGAIN, file=fd, all_threads=True, chain=False)
 
     def begin(self, page_fd: int, done: Callable[[], None]) -> None:
-        """Write stacks to the tally file `page_fd` from now on; `done` is called after the signal ASK was answered."""
+        """Write stacks to the tally file `page_fd` at each ASK or ASK_AGAIN signal; `done` is called after an ASK."""
         os.dup2(page_fd, self._fd, inheritable=False)
         self._done = done
         promise_stacks(page_fd)  # no signal is sent before, when the number may be another file's
@@ -314,11 +314,11 @@ STACK_DUMP = StackDump()  # the only one in this process
 def describe(
     frame: FrameType | None, main: int | None = None, loop: asyncio.AbstractEventLoop | None = None
 ) -> Iterator[str]:
-    """The lines that describe the stacks of all threads, beginning with the main thread, and of the loop's tasks.
+    """Yield the lines that describe the stacks of all threads, the main thread first, then those of the loop's tasks.
 
-    `main` is the main thread's identifier and `loop` its event loop; without `main`, the current thread and its
-    running loop. `frame` is that thread's current frame; None to look it up. The format is faulthandler's (Python 3.14,
-    with names of threads); tasks with equal stacks are counted together.
+    `main` is the main thread's identifier, and `loop` the main thread's event loop. If `main` is None, the calling
+    thread is taken as the main thread, with its running loop. `frame` is the main thread's current frame; None to look
+    it up. The format is faulthandler's in Python 3.14. Tasks with equal stacks are counted together.
     """
     names = {ident: thread.name for ident, thread in list(threading._active.items())}  # type: ignore[attr-defined]
     frames = sys._current_frames()

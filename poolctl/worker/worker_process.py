@@ -305,7 +305,7 @@ class ControlSocket:
         self._sock.setblocking(False)
 
     def listen(self, tally: memoryview | None) -> None:
-        """Begin to read orders. Heartbeats are answered by writing the time to the page `tally`; None: not answered."""
+        """Begin to read orders. Heartbeats are answered on the tally page `tally`, or not at all if `tally` is None."""
         self._tally = tally
         asyncio.get_running_loop().add_reader(self._sock.fileno(), self._read_order)
         # Orders that have already arrived apply to the first connection.
@@ -402,14 +402,14 @@ def answer(control: socket.socket, tally: memoryview | None) -> bool:
 
 
 class OrphanedWorker:
-    """Waits for a new supervisor: listens in the pool's directory, and sends the worker's state to each client.
+    """The listener of a worker without supervisor, in the pool's directory. Sends the worker's state to each client.
 
-    `bound` is a socket that has been bound in the directory before; None: the worker binds one itself. A client adopts
-    the worker by the order `adopt`, with a new control socket. Then the listener is closed.
+    `bound` is a listening socket that was bound in advance; if it is None, the worker binds one itself. A new
+    supervisor adopts the worker by the order `adopt`, with a new control socket. Then the listener is closed.
 
-    Two more descriptors may follow the control socket. The first is a socket bound in the directory, for the next time
-    that the worker is orphaned; it comes only if `bound` was given. The last is a new output pipe; it comes only if the
-    current pipe has no reader.
+    Two more descriptors may follow the control socket. If `bound` was given, a socket follows that is bound for the
+    next time that the worker is orphaned. If the worker's output pipe has no reader, a new output pipe follows as the
+    last descriptor.
     """
 
     def __init__(self, control: ControlSocket, bound: socket.socket | None) -> None:
@@ -514,7 +514,7 @@ class IdleTimer:
         self._timer = self._loop.call_later(seconds, self._check)
 
     def stop(self) -> None:
-        """Stop reporting."""
+        """Stop calling `on_change`."""
         self._server_state.on_activity = None
         self._timer.cancel()
 

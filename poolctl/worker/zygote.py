@@ -312,10 +312,10 @@ class ProcessSnapshot(NamedTuple):
         return cls(kept, frozenset(_children(threads)), _descriptors())
 
     def left_since(self, origins: ThreadOrigins | None = None) -> str:
-        """Describe new threads, child processes and descriptors ("opened a pipe, …"); "" if there are none.
+        """Describe threads, child processes and descriptors that are newer than this snapshot; "" if there are none.
 
-        Waits a moment for threads and child processes that are about to end. If there are new native threads, the
-        process forks once (see `_fork`). `origins` names the modules that started threads.
+        Waits a moment for threads and child processes that are about to end. If there are new native threads, forks
+        once, because some libraries stop their threads before a fork. `origins` tells which module started a thread.
         """
         if self._native_threads(ProcessSnapshot.of_this_process()):
             _fork()

@@ -369,7 +369,7 @@ def _ask_pool(pool: PoolRef, verb: str) -> list[Table] | None:
 
 
 def _servers_in_files(paths: Sequence[str]) -> Iterator[Table]:
-    """The name, bind, state and tags of the servers in the files, without validation; the state is ""."""
+    """Yield each server in the files as a table of name, bind, tags and an empty `state`. Nothing is validated."""
     from poolctl.config import read_documents
 
     for document in read_documents([*paths])[0]:

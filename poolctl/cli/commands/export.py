@@ -336,7 +336,7 @@ def word(value: str) -> str:
 
 
 def command(argv: Sequence[str]) -> str:
-    """The command line for a systemd unit. `$` is doubled in arguments, which systemd expands, but not in the path."""
+    """Return `argv` as a command line for systemd. `$` is doubled except in argv[0], which systemd does not expand."""
     return " ".join([word(argv[0]), *(word(argument.replace("$", "$$")) for argument in argv[1:])])
 
 

@@ -567,7 +567,7 @@ class BackgroundStream:
         """Does nothing, because `write` buffers nothing."""
 
     def _hand_over(self, text: str) -> threading.Lock:
-        """Queue the text for the background thread; returns a lock that it releases when the text has been written."""
+        """Queue the text for the background thread. Acquiring the returned lock waits until the text is written."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._write_texts, name="standard error", daemon=True)
             start_with_signals_blocked(self._thread)
@@ -816,9 +816,9 @@ def _stop_sigio(lifeline: int) -> None:
 
 
 def continue_in_child(limit_seconds: float) -> None:
-    """Fork, and return in the child only. This process passes signals on, reaps, and exits with the child's status.
+    """Fork, and return only in the child. The parent passes signals on to the child, and exits with the child's status.
 
-    It exits at the latest `limit_seconds` after a signal that ends the pool; the kernel then kills everything else.
+    At the latest, the parent exits `limit_seconds` after SIGTERM or SIGINT; the kernel then kills the whole container.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     child = os.fork()
@@ -835,9 +835,9 @@ class _InitProcess:
         self._status: int | None = None
 
     def run(self) -> int:
-        """Wait until the child has exited and, if it was killed, until its pool has ended, too; returns its status.
+        """Return the child's exit status once it has exited and, if it was killed, once its pool has ended, too.
 
-        If the limit passes before the child has exited, 137 is returned, as for SIGKILL.
+        Wait at most `limit_seconds` after SIGTERM, SIGINT or the child's exit; return 137 if the child still runs then.
         """
         while True:
             patience = 3600.0 if self._due is None else self._due - monotonic()

@@ -1,7 +1,7 @@
 """Finds a server's interpreter or program, and checks whether others may change what the interpreter runs at startup.
 
-If users other than root may change an interpreter's files, packages or .pth files, a poolctl that runs as root starts
-it as the server's user, and warns about a server that runs as root. Standard library only.
+Code that other users may change should not run as root. If root runs poolctl, an interpreter with such code starts as
+the server's user. A server whose user is root gets a warning instead. Standard library only.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ def _of_environment(directory: str) -> str:
 def enter_as(
     interpreter: str, user: tuple[int, int] | None, env: Mapping[str, str]
 ) -> tuple[int, int] | None:
-    """The (uid, gid) with which to start the interpreter of a server of `user`; None to keep the current user.
+    """Return the (uid, gid) with which to start a server's interpreter; None to start it as the current user.
 
-    Only root changes the user, and only if other users may change the interpreter's files.
+    Returns `user` if poolctl runs as root but other users may change the interpreter's code: root must not run it.
     """
     if user is None or os.geteuid() != 0 or not changed_by(interpreter, env):
         return None

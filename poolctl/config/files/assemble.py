@@ -391,10 +391,10 @@ class Origins:
 
 
 def last_with(sources: Sequence[Source], path: Path) -> Source | None:
-    """Return the last of the tables with a value at `path`, a path within the table.
+    """Return the last source whose table has a value at `path`, the keys that lead to the value within the table.
 
-    If no table has it, the last table with most of the keys that lead to it is returned; None if no table has the first
-    key.
+    If no table has all keys of `path`, return the last source whose table has the most of its leading keys. Return None
+    if no table has the first key.
     """
     for length in range(len(path), 0, -1):
         for document, table in reversed(sources):

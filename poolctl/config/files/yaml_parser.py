@@ -198,8 +198,8 @@ class _Builder:
         """Record the position of a key or a list item at its path, and return the path.
 
         `value` is the key's text if the event is a key. The value that follows a key has the path and the position of
-        the key. The key `<<` has no position, and the tables that it merges have the path of the table around it. The
-        path of the whole document is ().
+        the key. The key `<<` has no position. A table merged by a key `<<` has the path of the table that contains this
+        key. The path of the whole document is ().
         """
         if not self.stack:
             return ()

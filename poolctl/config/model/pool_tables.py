@@ -202,7 +202,7 @@ Located = tuple[ServerKeys | None, Finding]
 class Unfinished(NamedTuple):
     """The names and tags of invalid servers, so that references to these servers are not reported as well.
 
-    `tables` has the names of lists, such as "route", in which some tables are invalid.
+    `tables` has the name of each array of tables, such as "route" for [[route]], that contains an invalid table.
     """
 
     names: Collection[str] = ()
@@ -226,10 +226,9 @@ class TableRules:
     """Builds and checks the tables of a feature. A feature subclasses it, and overrides the methods that it needs."""
 
     def build(self, raw: Mapping[str, Tree], findings: list[Finding]) -> dict[str, Tree]:
-        """Validate those tables whose validity depends on another table of the same feature.
+        """Validate the tables whose validity depends on another table of the feature; the caller validates all others.
 
-        Returns the tables by name, with None for an invalid one. Problems are added to `findings`. Tables that are not
-        in the result are validated afterwards by the caller, each on its own.
+        Return the validated tables by name, with None for an invalid table. Problems are added to `findings`.
         """
         return {}
 
@@ -250,7 +249,7 @@ class TableRules:
     def check(
         self, servers: Iterable[ServerKeys], tables: Tables, env: Mapping[str, str], now: datetime
     ) -> tuple[list[Finding], list[Finding]]:
-        """Problems and warnings about references outside the files. Blocks on the disk."""
+        """Return problems and warnings about what tables refer to outside the pool's files. Blocks on the disk."""
         return [], []
 
     def routes(self, servers: Iterable[ServerKeys], tables: Tables) -> Iterable[AnyRoute] | None:
@@ -258,9 +257,9 @@ class TableRules:
         return None
 
     def addresses(self, tables: Tables) -> Iterable[BoundAddress]:
-        """Return the addresses that tables bind by a list, as [gateway] does, or in a list of tables, as [[stream]].
+        """Return the addresses that tables bind, except those that `own_addresses` finds.
 
-        A table that exists once, with a string as `bind`, is left out: `own_addresses` finds its address.
+        Returned are those of a list `bind`, as in [gateway], and of an array of tables, as in [[stream]].
         """
         return ()
 

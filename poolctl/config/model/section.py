@@ -286,9 +286,9 @@ class Table(Section):
         return ()
 
     def findings_among(self, tables: Mapping[str, Tree]) -> Iterable[Finding]:
-        """Return contradictions between this table and the other `tables`, which are by name, and None if invalid.
+        """Return contradictions between this table and other tables. The path of each finding starts in this table.
 
-        The path of each finding starts in this table.
+        `tables` has the other tables by name, with None for an invalid table.
         """
         return ()
 
@@ -309,7 +309,7 @@ Kind = TypeVar("Kind", bound=Section)
 
 
 def extended(kind: type[Kind]) -> type[Kind]:
-    """The class of a table within a server's table: a feature's subclass that adds keys, or else `kind` itself."""
+    """Return the subclass of section class `kind` with which a feature adds keys; `kind` itself if there is none."""
     name = kind.__name__
     found = (feature.load(feature.sections[name]) for feature in features() if name in feature.sections)
     return next(found, kind)
@@ -319,7 +319,7 @@ _sections: dict[type[Section], dict[str, type[Section]]] = {}
 
 
 def sections_of(kind: type[Section]) -> dict[str, type[Section]]:
-    """The keys of a table that hold tables, each with the class of these tables."""
+    """Return the class of the nested tables for each key of `kind` whose value is a table or a list of tables."""
     if kind not in _sections:
         found: dict[str, type[Section]] = {}
         for owner in reversed(kind.__mro__):
@@ -340,9 +340,9 @@ _lock = RLock()  # the first servers may be made by several threads at once
 def validated(
     kind: type[Kind], table: dict[str, Tree], findings: list[Finding], *, forget: bool = False
 ) -> Kind | None:
-    """The table as an instance of `kind`, or None if it is invalid: each bad value then adds a problem to `findings`.
+    """Return the table as an instance of `kind`; if it is invalid, add its problems to `findings` and return None.
 
-    With `forget`, the limit on spelling suggestions is reset, as for a new file.
+    With `forget`, spelling suggestions for unknown keys, which are limited in number, are counted from 0 again.
     """
     from pydantic import ValidationError
 
@@ -432,7 +432,7 @@ class Scale(Section):
 
     @classmethod
     def rules(cls, server: Mapping[str, Tree]) -> Iterable[Finding]:
-        """Problems with the keys that a feature adds, found in a server's table before it is validated."""
+        """Return problems of the keys that a feature adds to `scale`; `server` is the server's unvalidated table."""
         return ()
 
     @classmethod
@@ -654,7 +654,7 @@ class Hooks(Section):
 
 
 class Watch(Section):
-    """Files that `--watch` watches. Patterns without a slash match names anywhere below the file's directory."""
+    """Files watched by `--watch`. A pattern without a slash matches names anywhere below the pool file's directory."""
 
     include: Patterns = field(
         (), 'Files besides code, such as "*.html" or "templates/**"; ** matches any number of directories.'

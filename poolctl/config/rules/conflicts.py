@@ -129,7 +129,7 @@ def dependency_findings(
 
 
 def unknown_dependencies(written: Tree, names: Collection[str]) -> Iterator[Finding]:
-    """A finding for each server in `written`, a `depends_on` value as read, that is not among `names`."""
+    """Yield a finding for each server named in `written`, the unvalidated value of `depends_on`, but not in `names`."""
     for index, wanted in enumerate(written if isinstance(written, (list, tuple)) else ()):
         name = wanted.get("name") if isinstance(wanted, dict) else wanted
         if isinstance(name, str) and name not in names:
@@ -192,7 +192,7 @@ def longest_stop_seconds(servers: Iterable[ServerKeys], more_seconds: float = 0.
 
 
 def own_addresses(tables: Tables) -> Iterator[tuple[str, Address]]:
-    """The names of the tables whose `bind` is one address, each with this address."""
+    """Yield (table name, address) for each table whose `bind` is a string, not a list."""
     for name, table in tables.by_name().items():
         bind = getattr(table, "bind", None)
         if isinstance(bind, str):

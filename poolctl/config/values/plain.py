@@ -65,7 +65,7 @@ def refuse_long_path(address: Address) -> None:
 
 
 def host_and_port(rest: str) -> tuple[str, str] | None:
-    """Host and port of a URL without its scheme (RFC 3986 §3.2), "" for a missing one; None for any other text."""
+    """Return host and port of `rest`, a URL without its scheme (RFC 3986 §3.2), "" if missing; None if invalid."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")[2]
     found = re.fullmatch(_AUTHORITY, authority)
     if found is None:

@@ -323,5 +323,5 @@ def nearest(word: str, known: tuple[str, ...]) -> str:
 
 
 def reset_suggestions() -> None:
-    """Reset the count of searches that `similar` limits. Called before each file, and each server made in Python."""
+    """Set the count of searches by `similar` back to 0. Called before each file, and for each server made in Python."""
     _similar.cache_clear()

@@ -1,4 +1,4 @@
-"""Access to the page: a rate-limited login with the pool's token, then a session cookie.
+"""Controls access to the dashboard's web page: a rate-limited login with the pool's token, then a session cookie.
 
 A guard checks every request before it is handled, and adds the security headers to every response. Cookie and CSRF
 token are derived from the pool's token by HMAC: they stay valid after a restart, until the token changes. Only

@@ -79,7 +79,7 @@ class FigureRing:
         return ended
 
     def series(self, name: str) -> dict[str, list[float | None]]:
-        """Each figure's values in the ended slots of a server, or of the pool (POOL), oldest first; None if unknown."""
+        """Return {figure: values} of a server or POOL: one value per ended time slot, oldest first, None if unknown."""
         values = self.values.get(name, array("f"))[len(FIGURES) :]
         return {
             figure: [None if isnan(value) else round(value, _DIGITS) for value in values[at :: len(FIGURES)]]
@@ -114,7 +114,7 @@ _UNKNOWN = (nan,) * len(FIGURES)
 
 
 def _figures(seen: ServerSnapshot, begun: _Begun, now: float) -> tuple[float, ...]:
-    """A server's figures for the slot that ends, in the order of FIGURES; nan for unknown ones."""
+    """Return a server's figures for the time slot from `begun` to `now`, in the order of FIGURES; nan if unknown."""
     before: Counts = begun.counts  # type: ignore[assignment]
     seconds = now - begun.at
     latency = latency_seconds(seen.total, before, 0.99) if seen.counted else None
@@ -213,7 +213,7 @@ class FigureHistory:
             self._store.write(_STORED, self._rings.to_bytes())
 
     async def verb(self, call: Call) -> HistoryResult:
-        """The figures of the last hour or day, of one server or of the whole pool; empty unless enabled."""
+        """Return the figures of one server or the pool in the last hour or day; empty while the history is disabled."""
         names = (
             [POOL]
             if call.selector.selects_all

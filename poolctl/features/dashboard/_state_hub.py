@@ -75,7 +75,7 @@ class Levels:
         self._changes: dict[str, Changes] = {}
 
     def add_event(self, event: JournalEvent) -> None:
-        """Record the server's new level if the journal event reports one."""
+        """Record a server's level, such as ok, from a journal event of its state or health; ignore other events."""
         word = ""
         if event.kind in ("lifecycle", "wake") and event.state in STATES:
             word = level(event.state, event.state == "running")
@@ -230,9 +230,9 @@ class Hub:
         return public_drift_line(result.changed, os.path.dirname(first))
 
     def _apply(self, result: StatsResult) -> tuple[list[str], list[str], Table]:
-        """Store the statistics.
+        """Store the servers' statistics, the answer to the verb `stats`.
 
-        Returns the names of changed servers (a longer uptime is no change) and of removed ones, and the new figures.
+        Return the names of servers that changed in more than uptime, the names of removed servers, and new figures.
         """
         before, self._items = self._items, {}
         known, self._figures, self._series = self._figures, {}, {}

@@ -15,7 +15,7 @@ COMMAND = Command("Print the link to the dashboard, token included.", OUTPUT, se
 
 
 def perform(request: CommandRequest) -> Outcome:
-    """Print a link that needs no login: the part after `#` is never sent to a server. Raises NoSupervisor."""
+    """Print the dashboard's link with the login token after `#`, which browsers do not send. Raises NoSupervisor."""
     result = ask_for(DashboardResult, request, find_pool(request))
     text = None
     if link := result.dashboard:

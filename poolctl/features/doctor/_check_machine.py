@@ -242,7 +242,7 @@ def _mib(count: int) -> str:
 
 
 def ports(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether the TCP addresses that the pool does not serve are free, and the directories of Unix sockets writable."""
+    """Check that TCP addresses on which the pool is not listening are free, and Unix sockets' directories writable."""
     served = context.served
     failures: dict[str, ListenError] = {}
     free = 0
@@ -310,7 +310,7 @@ def _ranges(text: str) -> list[tuple[int, int]]:
 
 
 def leftover_sockets(context: CheckContext) -> Iterator[CheckResult]:
-    """Whether the Unix addresses of servers that do not run are free; a leftover socket file counts as free."""
+    """Check the Unix addresses of servers that do not run: only a socket on which no process listens may be there."""
     for name, address in context.addresses.items():
         if address.kind != "unix" or name in context.served or not os.path.lexists(address.path):
             continue
@@ -360,7 +360,7 @@ def runtime(context: CheckContext) -> Iterator[CheckResult]:
 
 
 def _runtime_root(context: CheckContext) -> str:
-    """Return the directory in which the runtime directory is or can be created. Raises ControlError without one."""
+    """Return the runtime directory, or if it is missing, the nearest one above it. Raises ControlError if unusable."""
     explicit = bool(context.env.get(pool_paths.RUNTIME_VARIABLE))
     refused = ""
     for path in pool_paths.candidates(context.env):

@@ -41,7 +41,7 @@ def perform(request: CommandRequest) -> Outcome:
 
 
 def _pool(request: CommandRequest) -> tuple[PoolRef | None, list[CheckResult]]:
-    """The pool, or None and the reason as a problem; a missing configuration is a problem only if one was named."""
+    """Return (pool, []), or (None, [problem]); (None, []) if no configuration was named and none was found."""
     try:
         return find_pool(request, missing_ok=True), []
     except ConfigNotFound as missing:

@@ -295,7 +295,7 @@ def _taken_stream_aliases(streams: tuple[StreamConfig, ...], known: ServerIndex)
 
 
 def _is_named_after_unknown_server(route: RouteConfig | StreamConfig, known: ServerIndex) -> bool:
-    """Whether the route has no alias and its first target is an unknown server or tag, which another check reports."""
+    """Return whether the route, without an alias, is named after its first target, an unknown server or tag."""
     return not route.alias and bool(route.to) and known.servers(route.to[0].to) == []
 
 
@@ -384,9 +384,9 @@ def _covers_all_of(first: RouteConfig, second: RouteConfig) -> bool:
 def _overriding_route(
     host: str, path: str, everything: dict[tuple[str, str], WrittenRoute]
 ) -> WrittenRoute | None:
-    """The route that takes all requests for this wildcard host and path because its host has precedence, or None.
+    """Return a route whose host has precedence, and which takes all requests for this wildcard host and path; or None.
 
-    `everything` maps each host and path to a route that has them and no conditions, such as methods or headers.
+    `everything` has the routes without conditions, such as methods or headers, by their host and path.
     """
     pattern = host_pattern(host)
     if pattern.tier != WILDCARD:

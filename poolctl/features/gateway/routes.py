@@ -245,7 +245,7 @@ def _validated_route(
 
 
 def _exposed_host_and_path(server: ServerKeys) -> tuple[str, str] | None:
-    """Host and path of an `expose` URL that the gateway serves; None for the server's own address or any IP address."""
+    """Return host and path of the URL `expose`; None for localhost, an IP address, or the server's own host or port."""
     scheme, separator, rest = server.expose.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
         return None

@@ -152,7 +152,7 @@ class ExplainedRequest:
         self.normal = normal_path(self.path)
 
     def take_host_from(self, header: str) -> None:
-        """Match against the host in this header, if the request has it."""
+        """Set `host` to the value of this header; without the header, to that of Host, or else to the URL's host."""
         self.host = normal_host(self.headers.get(header.lower()) or self._named)
 
     def __str__(self) -> str:

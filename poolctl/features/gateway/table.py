@@ -105,7 +105,7 @@ class RouteLimit(ClientLimit):
 
 
 class WholeRouteLimit(RouteLimit):
-    """Limits of a route's requests, and of each of its clients."""
+    """Limits for all requests of a route together, and `per_client` for the requests of each client."""
 
     per_client: ClientLimit = field(ClientLimit.with_defaults(), "The limit of each client, by its address.")
 
@@ -238,7 +238,7 @@ class GatewayConfig(_WithAddresses):
         return {key: value for key, value in self.as_given().items() if key in keys}
 
     def to_dict(self) -> dict[str, Tree]:
-        """The table as it would be written in a file, without limit tables in which no key was given."""
+        """Return the table as it would be written in a file, without `backend_limit` if none of its keys was given."""
         return _without_unset_limits(self, super().to_dict())
 
 

@@ -57,8 +57,8 @@ _FIXED = ("    cookie ", "    balance first")
 class HaproxyCertificate(NamedTuple):
     """A listener's TLS certificate: the file with certificate and key, and the rules for client certificates.
 
-    `names` are its host names. They are needed only if a certificate of the same listener asks for a client
-    certificate.
+    `names` are the host names in the certificate. HAProxy reads them from `file` itself, unless a certificate of the
+    same listener asks for a client certificate.
     """
 
     file: str
@@ -140,11 +140,11 @@ class HaproxyListener(NamedTuple):
             yield f"    bind {bind}{f' name {self.name}' if self.name else ''}{tls}"
 
     def misdirection_rules(self) -> Iterator[str]:
-        """Rules that set txn.shown to the certificate for the TLS handshake's host, txn.wanted to the one for txn.host.
+        """Yield rules that set txn.shown and txn.wanted; none if no certificate asks for a client certificate.
 
-        A further rule refuses a request for which they differ if the certificate in txn.wanted asks for a client
-        certificate: a client could avoid the demand by naming another host in the handshake (RFC 9110 §7.4). See
-        ServerContext.admits.
+        txn.shown identifies the certificate for the host in the TLS handshake, txn.wanted the one for the host of the
+        request. If the latter asks for a client certificate and the two differ, a rule elsewhere refuses the request:
+        a client could avoid the demand by naming another host in the handshake (RFC 9110 §7.4).
         """
         if not self.asks_for_certificate:
             return
@@ -159,9 +159,9 @@ class HaproxyListener(NamedTuple):
             yield f"    http-request set-var(txn.{variable}) str({self._identifier([0])}) if {here} !{known}"
 
     def _identifier(self, numbers: Sequence[int]) -> str:
-        """The value of txn.shown or txn.wanted for the certificates with these numbers, which share a host name.
+        """Return the text that stands for the certificates with these numbers in both txn.shown and txn.wanted.
 
-        It ends in _DEMANDS if one of them asks for a client certificate.
+        The certificates share a host name. The text ends in "+" if one of them asks for a client certificate.
         """
         demands = any(self.certificates[number].asks_for_certificate for number in numbers)
         return f"{'.'.join(map(str, numbers))}{_DEMANDS if demands else ''}"
@@ -641,7 +641,7 @@ def _client_address(trusted: Sequence[str]) -> Iterator[str]:
 
 
 def _condition(route: Route) -> str:
-    """The condition that selects the route, after the rules of earlier routes: " if …", or "" if it is always true."""
+    """Return the condition " if …" that a request must meet to take the route, or "" if every request may take it."""
     tests = []
     pattern = host_pattern(route.host)
     if pattern.tier == EXACT:
@@ -694,7 +694,7 @@ class HaproxySetup(NamedTuple):
         return [number for number, _ in self.descriptors]
 
     def drain_commands(self) -> list[str]:
-        """Return the commands, used after a start, that set servers to draining: `text` can only disable one."""
+        """Return the runtime commands that set servers to draining, which the configuration file cannot express."""
         return [_state_command(place, state) for place, state in self.states.items() if state == DRAIN]
 
 

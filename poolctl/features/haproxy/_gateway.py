@@ -157,7 +157,7 @@ class HaproxyGateway(OrderedGateway[HeldListener]):
         return task
 
     def _reply_when_applied(self, reply: wire.Message) -> None:
-        """Start a task that sends the reply once HAProxy has applied everything that has arrived."""
+        """Start a task that sends `reply` once HAProxy has applied all orders received from the supervisor."""
 
         async def send() -> None:
             while self._following is not None:

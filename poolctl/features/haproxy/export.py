@@ -79,7 +79,7 @@ def _failure(message: str) -> Failure:
 
 
 def _listener(listener: GatewayListener, name: str) -> tuple[HaproxyListener, list[str]]:
-    """The listener, and the commands that create its certificate files."""
+    """Return the listener in HAProxy's syntax, and the shell commands that create its certificate files."""
     commands, certificates = [], []
     tables: tuple[TLSConfig, ...] = () if isinstance(listener.tls, bool) else listener.tls
     demands = any(each.client_auth != "none" for each in tables)

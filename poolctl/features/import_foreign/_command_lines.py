@@ -79,9 +79,9 @@ def set_command(server: ForeignServer, words: list[str], port: str = "") -> None
 
 
 def set_quoted_command(server: ForeignServer, text: str) -> None:
-    """Split a command line into words as a shell does, and call `set_command` with the words.
+    """Set the server's command from a command line with quotes, for tools that start programs without a shell.
 
-    For tools that start a program without a shell. A server is left out if its command line cannot be split.
+    If the command line cannot be split into words, the server is written only as a comment.
     """
     try:
         set_command(server, shlex.split(text))
@@ -152,9 +152,9 @@ def _parsed(
     flags: Iterable[str] = (),
     switches: Iterable[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """Parse arguments; returns options by long name, with the argument `app`, and unknown options. Raises _NotParsed.
+    """Return ({long name: value}, unknown options); the key `app` has the first positional argument. Raises _NotParsed.
 
-    Options in `values` take a value; in `repeated`, one each time; in `flags` and `switches` (also `--no-…`), none.
+    Options in `values` and `repeated` take a value; those in `repeated` form a list. `switches` also exist as `--no-…`.
     """
     parser = _Parser(add_help=False, allow_abbrev=False)
     actions: list[tuple[Any, Iterable[str]]] = [
@@ -373,7 +373,7 @@ def _no_equivalent(option: str, value: str) -> str:
 
 
 def _without_options(words: list[str], options: Mapping[str, int]) -> list[str]:
-    """The words without these options and the given number of values after each."""
+    """Return `words` without the given options and their values; `options` maps each option to its number of values."""
     found, skipped = [], 0
     for word in words:
         name = word.partition("=")[0] if word.startswith("--") else word[:2]

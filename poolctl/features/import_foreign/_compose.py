@@ -283,8 +283,8 @@ def _words(value: Any) -> list[str]:
 def _with_port(server: ForeignServer, host: str, published: str, target: str) -> bool:
     """Set `bind` to the published host and port, and replace the container's port `target` by {port} in the server.
 
-    The port is replaced in the only word of the command that contains it, or else in the only variable such as PORT
-    whose value it is. Returns False, and changes nothing, if there is neither.
+    If exactly one argument of the command contains the port, the port is replaced there. Else, if the port is the value
+    of exactly one variable …PORT, it is replaced there. Else nothing is changed, and False is returned.
     """
     whole = re.compile(rf"(?<![\w.]){target}(?![\w.])|(?<=:){target}(?![\w.])")
     words = [str(word) for word in server.keys["command"]]
@@ -369,7 +369,7 @@ NO_START = ImageStart([], [], {})
 
 
 def start_of_image(path: str, target: str = "") -> ImageStart:
-    """How a Dockerfile's stage `target`, or else its last stage, starts; NO_START if the file cannot be read."""
+    """Return ENTRYPOINT, CMD and ENV of stage `target`, else of the last stage; NO_START if the file is unreadable."""
     try:
         text = read_text(path)
     except Problem:

@@ -1,4 +1,4 @@
-"""A supervisord.conf: sections `[program:NAME]` (http://supervisord.org/configuration.html)."""
+"""Makes a pool from a supervisord.conf, and servers from its programs (http://supervisord.org/configuration.html)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A systemd unit of a service (systemd.service(5), systemd.exec(5))."""
+"""Makes a pool with one server from a systemd unit of a service (systemd.service(5), systemd.exec(5))."""
 
 from __future__ import annotations
 

@@ -80,10 +80,10 @@ def compile_routes(
     pool: SharedSettings,
     hidden: Sequence[str] = (),
 ) -> CompiledRoutes:
-    """Compile the routes from files, labels and `expose`; if any of them has a problem, no routes are returned.
+    """Compile the routes from files, labels and `expose` to Kubernetes objects; no routes if one has a problem.
 
-    `moved` are the servers with their cluster addresses. `hidden` are values of environment variables, which must
-    not appear in an object.
+    `moved` has the servers by name, with their addresses in the cluster. `hidden` are values of environment variables,
+    which must not appear in a Kubernetes object.
     """
     found = CompiledRoutes([], list(_problems_of_gateway(tables)), [], [])
     if tables.get(GatewayConfig) is None:

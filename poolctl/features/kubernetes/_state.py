@@ -323,7 +323,7 @@ class ScheduledWorkload(Workload):
 
     @property
     def is_complete(self) -> bool:
-        """Whether the CronJob exists and is not suspended: applying a scheduled job awaits none of its runs."""
+        """Whether the CronJob exists and is not suspended. A scheduled job is complete even before its first run."""
         return not self.is_stopped
 
     def failure(self) -> Problem | None:

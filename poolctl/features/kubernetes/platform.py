@@ -214,7 +214,7 @@ class KubernetesClient:
             return result
 
     def _record_cluster(self, cluster: Cluster) -> None:
-        """Save the context and namespace of this start on this machine, for `_refuse_other_cluster`."""
+        """Save in a local file the context and namespace in which the pool starts, for `_refuse_other_cluster`."""
         directory = state_dir(self._environment, pool_key(self.files[0]), create=True)
         with suppress(OSError), open(os.path.join(directory, _STARTED), "w", encoding="utf-8") as file:
             json.dump({"context": cluster.context, "namespace": cluster.namespace}, file)
@@ -1058,7 +1058,7 @@ class _BringUp:
         return blocker is not None
 
     def _is_job_done(self, workload: ScheduledWorkload) -> bool:
-        """Whether a scheduled job is done: after a restart, if its run has ended; else, if its CronJob is active."""
+        """Return whether the awaited state is reached: an ended run after a restart, otherwise an active CronJob."""
         job, name = self._runs.get(workload.config.name), workload.config.name
         if job is None:
             return workload.is_complete

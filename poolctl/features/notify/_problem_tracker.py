@@ -31,7 +31,7 @@ _STACK_LINES = 10
 
 
 class PoolFacts(NamedTuple):
-    """The facts about a pool that its receivers need: variables that hold secrets, and where commands run."""
+    """Facts about a pool for its notifications: `environment` may hold secrets, and commands run in `directory`."""
 
     name: str
     environment: Mapping[str, str]

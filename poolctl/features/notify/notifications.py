@@ -258,7 +258,7 @@ class Notifications(FeaturePart):
                 os.unlink(self._path)
 
     def facts(self) -> PoolFacts:
-        """Return the current facts about the pool, which a reload may change."""
+        """Return the pool's current name, environment, directory and tags, all of which a reload may change."""
         pool = self._configuration
         return PoolFacts(pool.name, pool.environment, os.path.dirname(pool.files[0]), self._tags)
 

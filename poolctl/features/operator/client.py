@@ -218,7 +218,7 @@ class OperatorClient:
         self._page.words[service.slot + DUE_NS] = max(0, int(at * 1e9))
 
     def _bounded(self, due: float) -> float:
-        """Limit `due`, a time that another process recorded, to the end of the longest pause that could begin now."""
+        """Return the earlier of `due`, a time that another process recorded, and now plus the longest allowed pause."""
         most = max(MOST_PAUSE_SECONDS, self._settings.retry_seconds) * 1.5
         return min(due, self._loop.time() + most)
 
@@ -426,12 +426,12 @@ class UnsentCounts:
         return slot
 
     def release(self, slot: int) -> None:
-        """Free the slot for other services."""
+        """Set the count in a service's slot to 0, and let a new service use the slot."""
         self.words[slot + COUNT] = 0
         self._free.append(slot)
 
     def close(self) -> None:
-        """Unlock the file, so that another process may take the counts over; a file without counts is removed."""
+        """Unlock the file of counts, so that another process may take the counts over; delete the file if all are 0."""
         if self._fd >= 0:
             if self._path and not any(count for _, count, _ in _records(self.words)):
                 _unlink(self._path)
@@ -511,7 +511,7 @@ class OtherCounts:
         return {name: self._words[slot + DUE_NS] for name, _, slot in _records(self._words)}
 
     def has_ended(self) -> bool:
-        """Whether the other process has ended. If so, the caller's process now holds the lock on the file of counts."""
+        """Return whether the other process has ended; if so, lock its file, so that no third one takes its counts."""
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -527,12 +527,12 @@ class OtherCounts:
         self._words[slot + COUNT] = 0
 
     def remove(self) -> None:
-        """Remove the file, because all of its counts were taken."""
+        """Delete and close the other process's file, after this process has taken over all of its counts."""
         _unlink(self.path)
         self.close()
 
     def close(self) -> None:
-        """Close the other process's file; the counts in it stay."""
+        """Close the file that holds the other process's counts, without changing or deleting it."""
         self._words.release()
         os.close(self._fd)
 

@@ -230,7 +230,7 @@ def _peer(sock: socket.socket) -> str:
 
 
 class PoolOperator(GatewayPart):
-    """Accepts reports of requests at `bind`, and gives the gateway's process the settings to send reports to `url`."""
+    """The part that receives reports of requests at address `bind`, and has the gateway report its own to `url`."""
 
     def __init__(self, site: PartSite) -> None:
         super().__init__(site)

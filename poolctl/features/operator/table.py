@@ -125,7 +125,7 @@ class OperatorTable(Table):
 
 
 def _reaches(url: str, bind: str) -> bool:
-    """Whether the URL leads to the table's own address, judging by the text of both."""
+    """Return whether `url` leads to the address `bind`. Only the texts are compared: no name is resolved."""
     if not url.startswith("unix:"):
         parts = urlsplit(url)
         host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname

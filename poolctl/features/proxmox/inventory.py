@@ -51,7 +51,7 @@ class MachineLink(NamedTuple):
 
     @property
     def identity(self) -> tuple[str, int]:
-        """An identity that stays when the machine moves within the cluster. A node has the VMID 0."""
+        """("", VMID) for a guest, which stays the same when the guest moves to another node; (name, 0) for a node."""
         return ("", self.guest.vmid) if self.guest else (self.node, 0)
 
     @property
@@ -151,10 +151,10 @@ def _unambiguous(machines: Sequence[tuple[str, frozenset[str], MachineLink]]) ->
 
 
 class ProxmoxInventory:
-    """Reads the inventory regularly, and links routes to it; `problem` is why it cannot be read now, or "".
+    """The cluster's machines, read regularly, and their `links` to routes. `problem` is why reading fails, or "".
 
     `starter` starts and stops machines. `changed` is called when links or states may have changed. `activities` returns
-    each target's activity, or None if unknown; idle machines are then not stopped.
+    the activity of targets. If it returns None, no machine is stopped for being idle.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class ProxmoxInventory:
         self._reading: asyncio.Task[None] | None = None
 
     def follow(self, table: ProxmoxTable | None, environment: Mapping[str, str]) -> None:
-        """Apply this table with its current token, and read the inventory regularly; None stops reading."""
+        """Apply `table`, and read the inventory regularly. If `table` is None, stop reading and empty the inventory."""
         self._table = table
         self._api = None if table is None else ProxmoxApi(table, environment)
         self.starter.configure(table, self._api)
@@ -314,7 +314,7 @@ class ProxmoxInventory:
     def _link(self, *, read: bool) -> None:
         """Link the routes to machines, and record an event for each new, changed or removed link.
 
-        `read` means that the inventory was just read.
+        `read` says whether the inventory is new. If not, newer states of machines that `starter` has seen are kept.
         """
         before, self.links = self.links, links_of(self._routes, self.inventory)
         for key, link in self.links.items():

@@ -112,7 +112,7 @@ class Pools:
         `users=app`, `users="shop.users:app"`, `users={"command": […]}`. The servers of a file get free ports of
         127.0.0.1 instead of their addresses; other servers get a free port unless they have a `bind`. With
         `processes`, the default for a file, each server is a process; otherwise servers run in the test's process.
-        A file is started only once.
+        Another call with the same file and the same `processes` returns the pool that already runs.
         """
         files = self._files(source) if not servers and _names_files(source) else None
         processes = files is not None if processes is None else processes
@@ -198,7 +198,7 @@ class Pools:
         return {**table, "bind": f"{LOOPBACK}:{self._claim_port()}"}
 
     def _claim_port(self) -> int:
-        """A free port. It stays bound, so that the kernel does not assign it again, but can be listened on."""
+        """Return a free port, which the kernel assigns only once: a socket that never listens stays bound to it."""
         claim = socket.socket()
         self._claims.append(claim)
         claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

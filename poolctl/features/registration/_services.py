@@ -132,7 +132,7 @@ class RegisteredService:
 
     @property
     def health(self) -> RouteHealth:
-        """The service's contribution to the health of its route."""
+        """The service's status, latency and reason for the status, which the health of its route is made from."""
         status = _HEALTH.get(self.state, UNHEALTHY)
         return RouteHealth(status=status, latency_seconds=self.latency_seconds, detail=self.why)
 
@@ -285,11 +285,11 @@ class Registrations:
         }
 
     def restore(self, table: JsonTable, *, whole: bool = False, stopped: bool = False) -> None:
-        """Restore a service from the state that the previous supervisor saved; ignored if the state is invalid.
+        """Restore a service from the state that the previous supervisor saved. Does nothing if the state is invalid.
 
-        Its deadline is a time of the monotonic clock, which both supervisors share. `whole` restarts its time-to-live,
-        because the last heartbeats were not saved. `stopped` means that the pool was stopped in between, so a service
-        with a probe has to pass it again.
+        With `whole`, a service that is not silent gets its full time-to-live again, because the last heartbeats were
+        not saved. In other cases the saved monotonic deadline applies. `stopped` means that the pool was stopped in
+        between, so that a service with a probe has to pass its probe again.
         """
         settings = registration_of(table.get("settings") or {}, [])
         if settings is None or table.get("state") not in _STATES:

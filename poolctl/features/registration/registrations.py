@@ -519,7 +519,7 @@ class WrongTokens:
             self._levels.popitem(last=False)
 
     def wait_seconds(self, key: str, now: float) -> float:
-        """Seconds until the address may try again; 0 if it may try now."""
+        """Return for how many seconds requests from the address `key` are still refused; 0 if none are refused."""
         return max(0.0, self._level(key, now) - MOST_WRONG_TOKENS + 1) * WRONG_TOKEN_SECONDS
 
     def _level(self, key: str, now: float) -> float:
@@ -672,9 +672,9 @@ def read_options(body: bytes, verb: str) -> Table:
 
 
 def peer_of(sock: socket.socket) -> Peer:
-    """Return the sender of the requests on this connection. Raises Refused if the sender has closed the connection.
+    """Return the IP address and the key of the sender on this connection. Raises Refused if the sender has left.
 
-    All IPv6 senders in one /64 network have the same `key`, because one machine can use all of its addresses.
+    Wrong tokens are counted by key. An IPv6 sender's key is its /64 network, because one machine can use all of it.
     """
     if sock.family == socket.AF_UNIX:
         return Peer(None, f"uid {peer_credentials(sock)[1]}")

@@ -29,9 +29,9 @@ PROMOTED, WITHDRAWN = "promoted", "withdrawn"
 class RolloutPlan(NamedTuple):
     """A requested rollout: `canaries` workers of `config`, promoted after at least `seconds` and `min_requests`.
 
-    With `apart`, a configuration with its own address, the gateway sends the canaries exactly `share` of the requests.
-    Without `apart`, a canary gets as much traffic as any other worker. `why` is then the reason why the gateway cannot
-    divide the requests; "" if no route leads to the server.
+    `apart` is the configuration of canaries with an address of their own: the gateway sends them exactly `share` of the
+    requests. If `apart` is None, a canary gets as much traffic as any other worker, and `why` tells why the gateway
+    cannot divide the requests: "" if no route leads to the server.
     """
 
     config: ServerConfig
@@ -231,7 +231,7 @@ class CanaryRollout:
             self._schedule()
 
     def _start_measuring(self) -> None:
-        """Start measuring both generations, unless already started."""
+        """Start measuring the canary's generation and that of the other workers, unless they are measured already."""
         if self._figures is None:
             entry, counters = self.entry, self._counters
             self._figures = (

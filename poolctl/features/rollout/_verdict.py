@@ -81,7 +81,7 @@ class RolloutResult(Result):
 
 
 class Figure(NamedTuple):
-    """A figure for conditions: how to read, parse and format it; `is_of_requests` if it is computed from requests."""
+    """A figure for conditions, with functions to read, parse and show it. `is_of_requests` is false only for memory."""
 
     of: Callable[[RolloutFigures], float | None]
     parse: Callable[[str], float]
@@ -172,10 +172,10 @@ def verdict(
     min_requests: int,
     is_over: bool,
 ) -> tuple[Verdict, str]:
-    """The decision about a canary, and its reason ("" for WAIT); `is_over` means that the rollout's time has passed.
+    """Return the decision about a canary, and its reason, which is "" for WAIT. `is_over`: the rollout's time is up.
 
-    A canary with fewer than `min_requests` requests is not promoted. Conditions on errors or latency are not checked
-    while the canary, or the other workers if they are compared with it, have fewer requests.
+    A canary with fewer than `min_requests` requests is not promoted, and its errors and latency are not checked.
+    Errors and latency are compared with the other workers' only if these have had `min_requests` requests, too.
     """
     for each in conditions:
         if reason := each.exceeded(canary, before, min_requests):

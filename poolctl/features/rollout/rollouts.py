@@ -120,7 +120,7 @@ class Rollouts(FeaturePart):
         return await self._outcome([rollout], call, aborted=False)
 
     async def _with_own_address(self, entry: Entry, plan: RolloutPlan, *, force: bool) -> RolloutPlan:
-        """The plan with a separate address for the canary, or with the reason why it shares the server's address."""
+        """Return the plan with `apart` if the gateway can divide requests, else `why`. `force` allows any share."""
         obstacle = self._core.split_obstacle(entry.name)
         if obstacle != "":
             plan = plan._replace(why=obstacle or "")
@@ -149,7 +149,7 @@ class Rollouts(FeaturePart):
         return entry.config_apart is None
 
     async def _promoted_before(self, entry: Entry, generation: int) -> RolloutResult | None:
-        """Return the result if the previous supervisor has promoted the canary of this `generation`; else None."""
+        """Return the answer "promoted" if the previous supervisor promoted the canary of `generation`; else None."""
         if entry.desired.generation < generation:
             return None
         await self._wait_until(
@@ -235,7 +235,7 @@ def _plan_of_options(entry: Entry, options: Table) -> RolloutPlan:
 
 
 def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> RolloutPlan:
-    """Return the plan with the configuration `written` in the files, or for new code if no change needs new workers.
+    """Return the plan for `written`, the files' configuration, if a change needs new workers; else for new code only.
 
     Raises _NoRollout if a key has changed that all workers of the server share.
     """
@@ -248,7 +248,7 @@ def _with_files(entry: Entry, written: ServerConfig, plan: RolloutPlan) -> Rollo
 
 
 def _refuse_too_large(entry: Entry, plan: RolloutPlan) -> None:
-    """Raise _NoRollout if the canaries, each getting as much traffic as a worker, exceed twice the requested share."""
+    """Raise _NoRollout if canaries, treated like other workers, would get over twice `plan.share` of the traffic."""
     count, share = plan.canaries, plan.share
     real = count / (count + entry.size)
     if real <= 2 * share:

@@ -38,9 +38,9 @@ class Load(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """A change of the number of workers. `value` is the trigger's figure per worker; for p50 and p99, in seconds.
+    """The number of workers `before` and `after` a decision. `value` is the figure per worker, or a latency in seconds.
 
-    `after` equals `before` if more workers are needed than `scale.max` allows.
+    If more workers are needed but `scale.max` does not allow any more, `after` equals `before`.
     """
 
     before: int
@@ -74,7 +74,7 @@ class _Window:
         return min(load.ready for load in self._samples)
 
     def value(self, trigger: str) -> float | None:
-        """Return the average over time of the workers' summed figure; of p50 and p99, the seconds. None if unknown."""
+        """Return the average of the workers' summed figure; for p50 and p99, a latency in seconds. None if unknown."""
         found: float | None = self._sums[trigger].value
         return found
 
@@ -229,7 +229,7 @@ class Autoscale:
         return Decision(size, after, highest.trigger, highest.value, highest.target, self._window)
 
     def _need(self, now: float, trigger: str, target: float, size: int) -> _Need:
-        """The fewest workers that keep the figure below its target with a margin, in the long and the short window.
+        """Return the fewest workers that keep the figure below its target, over `scale.window` and a shorter time.
 
         A latency does not tell how many are enough: the result is 1 if the latency is below its target, else `size`.
         """

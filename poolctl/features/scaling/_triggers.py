@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 class RunningAverage:
-    """The average of a figure of all workers together, over several samples."""
+    """The average, over several samples, of a figure that each sample sums over all workers."""
 
     def __init__(self) -> None:
         self._amount = self._weight = 0.0
@@ -68,7 +68,7 @@ class Quantile:
         self._count = 0
 
     def add(self, responses: Sequence[int], sign: int) -> None:
-        """Add the responses of a sample by their latencies, or remove them if the sign is -1."""
+        """Count a sample's `responses`, a number for each range of latencies; with `sign` -1, take them out again."""
         if responses:
             self._count += sign * sum(responses)
             for slot, count in enumerate(responses):
@@ -93,7 +93,7 @@ class Trigger:
 
     @classmethod
     def sums(cls) -> RunningAverage | Quantile:
-        """The accumulator to which samples are added."""
+        """Return a new RunningAverage, to which the result of `measure` for each sample is added."""
         return RunningAverage()
 
     def measure(self, sample: Sample) -> Part | Sequence[int]:
@@ -163,7 +163,7 @@ class Latency(Trigger):
 
     @classmethod
     def sums(cls) -> Quantile:
-        """The accumulator to which samples are added."""
+        """Return a new Quantile, to which the result of `measure` for each sample is added."""
         return Quantile(cls.share)
 
     def measure(self, sample: Sample) -> Sequence[int]:

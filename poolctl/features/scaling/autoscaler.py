@@ -36,7 +36,7 @@ class ServerLoad:
         self._at = now
 
     def sample(self, entry: Entry, now: float) -> Load:
-        """Measure the load between the previous sample and `now`. A worker's counters count from the second sample."""
+        """Return the load since the previous sample. The increase of a worker's counters is 0 in its first sample."""
         seen: dict[str, Counts] = {}
         counted = [0] * tally.COUNTED
         in_flight, serves = 0, False
@@ -73,7 +73,7 @@ class _ScaledServer:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether `scale` still determines the server's number of workers."""
+        """Whether the table `scale` is in force: not after it was replaced, a command set the number, or a stop."""
         entry = self.entry
         automatic = entry.desired.overrides.workers is None and entry.config.scale is self.scale
         return bool(automatic and entry.observed.workers and not entry.desired.state.rests)

@@ -83,7 +83,7 @@ class Scale(section.Scale):
 
     @classmethod
     def not_inherited(cls, server: Mapping[str, Tree], own: Mapping[str, Tree]) -> Collection[str]:
-        """Return the keys of `scale` that defaults do not set: those about triggers for a fixed number of workers."""
+        """Return the keys about triggers for a server with a fixed number of workers and no own triggers; else none."""
         scale = own.get("scale", {})
         if not isinstance(scale, dict) or "triggers" in scale:
             return ()

@@ -35,7 +35,7 @@ class HealthAddress:
         self._started = "startup" not in probes
 
     def begin(self) -> None:
-        """Answer from now on, in a thread that ends with the process."""
+        """Start to answer requests for `/health` and `/health/live`, in a thread that ends with the process."""
         if self._listeners:
             threading.Thread(target=lambda: asyncio.run(self._serve()), name="health", daemon=True).start()
 

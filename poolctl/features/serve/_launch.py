@@ -71,7 +71,7 @@ def _health_listeners(address: str) -> list[socket.socket]:
 
 
 def _stacks_socket(pool: PoolRef) -> list[socket.socket]:
-    """A socket for `poolctl stacks` in the pool's directory, which other users cannot enter; [] if that fails."""
+    """Return [socket] for `poolctl stacks`, in the pool's directory, which other users cannot enter; [] on failure."""
     listener = socket.socket(socket.AF_UNIX)
     try:
         path = socket_path(make_pool_dir(os.environ, pool.key), os.getpid())

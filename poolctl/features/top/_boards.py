@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RouteRow(NamedTuple):
-    """A route, with its requests and errors per second since the previous result; None without a previous result."""
+    """A route with its requests and errors per second since the previous result; both rates are None without one."""
 
     report: RouteReport
     requests_per_second: float | None = None
@@ -128,9 +128,9 @@ class Board(Generic[Row]):
         self.top = min(max(self.top, self._at - self.height + 1), self._at, last_top)
 
     def _in_order(self, rows: list[Row]) -> list[Row]:
-        """The rows in the current order, unknown figures last.
+        """Return the rows sorted as `self.sort` says, rows with unknown figures last.
 
-        Rows with equal figures are sorted by name; in the order `problems` they stay in the order of the file.
+        Rows with equal figures are sorted by name; if `self.sort` is "problems", they stay as in the file.
         """
         figure = self.orders[self.sort].figure
         if self.sort == "problems":
@@ -239,9 +239,9 @@ def _rate(per_second: float | None, total: int) -> float:
 
 
 class PoolView:
-    """The pool with the board of its servers. `routes` is the board of its routes if that is shown instead, else None.
+    """The pool that `poolctl top` shows: the list of routes if `routes` is not None, else the list of servers.
 
-    `gateway` is None if the pool has none, or if only selected servers are shown.
+    `gateway` is None if the pool has no gateway, or if only selected servers are shown.
     """
 
     def __init__(

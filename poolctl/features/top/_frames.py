@@ -656,7 +656,7 @@ class LogPane:
         self._show(self._kept)
 
     def find(self, step: int, *, here: bool = False) -> None:
-        """Scroll up to the next match, or down if `step` is -1. With `here` the line at the bottom may be the match."""
+        """Scroll to the next match above, or below if `step` is -1; with `here`, first try the lowest line shown."""
         lines = list(self._lines)
         at = len(lines) - 1 - self.back - (0 if here else step)
         while 0 <= at < len(lines):

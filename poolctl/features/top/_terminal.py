@@ -184,7 +184,7 @@ class Keys:
         return _key_names(_KEY.findall(text.removesuffix(self._begun)))
 
     def flush(self) -> list[str]:
-        """The incomplete escape sequence as keys: Escape and the characters after it."""
+        """Return the pieces of an unfinished escape sequence as single keys, Escape first, and forget the sequence."""
         text, self._begun = self._begun, ""
         return _key_names(text)
 

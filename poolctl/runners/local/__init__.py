@@ -1,4 +1,4 @@
-"""The local runner, whose workers are processes of this machine: the functions for `runner_registry`."""
+"""The functions that `runner_registry` calls for the local runner, whose workers are processes of this machine."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def find_orphans(directory: str) -> list[LocalOrphan]:
 
 
 def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
-    """Whether root would run an interpreter that other users can change.
+    """Return whether this process runs as root, and other users can change the interpreter.
 
-    A zygote of such an interpreter must run as the user of its server, which is not known yet.
+    The zygote of such an interpreter runs as its server's user, so it is started only when a server needs it.
     """
     if os.geteuid() != 0:
         return False

@@ -82,9 +82,9 @@ class Fetched(NamedTuple):
 class AcceptHelper(Receiver):
     """Accepts connections for all servers through one helper process.
 
-    The keeper starts the process when it is first needed; it then keeps running. `returned` is called for each
-    connection that an earlier supervisor had requested, with the key of its server. Must be created on the running
-    loop; no method blocks.
+    The keeper starts the helper when it is first needed. A helper outlives its supervisor: it may send connections that
+    an earlier supervisor requested. `returned` is called with the server's key and each such connection. Must be
+    created on the running loop; no method blocks.
     """
 
     def __init__(self, keeper: Link, directory: str, returned: Callable[[str, Connection], None]) -> None:
@@ -193,8 +193,8 @@ class AcceptHelper(Receiver):
     def _give_up(self, *, blocked: bool) -> None:
         """Forget the lost helper process. Pending requests end as failed.
 
-        Another helper process is started, unless the lost one had never become ready. With `blocked`, the first request
-        is reported as the one whose socket has blocked the helper.
+        Starts another helper process if the lost one had become ready. If `blocked` is set, the first pending request
+        is reported as blocked: its socket has probably blocked the lost process.
         """
         requests, self._requests = self._requests, {}
         was_up = self._up
@@ -269,9 +269,9 @@ class HeldConnection:
         return made
 
     def give_time(self, seconds: float, *, asked: bool) -> None:
-        """Set the time limit for a request's head or, with `asked`, for the next request to begin.
+        """Limit the client's time to `seconds`, unless a limit with the same `asked` is already set.
 
-        A limit that is already set for the same purpose is kept.
+        If `asked` is set, the client must begin its next request in time; if not, it must complete the request's head.
         """
         if self.sock.until is None or self.sock.asked is not asked:
             self.sock.until, self.sock.asked = time.monotonic() + seconds, asked
@@ -319,11 +319,11 @@ class HeldLimit:
 class SleepingListener:
     """A sleeping server's listeners, and the connections accepted for it.
 
-    With `accepts`, connections are accepted here and wake the server only when they send a request. Without it, any
-    connection wakes the server, whose worker accepts it. `shared` is set if an application may hold the listeners as
-    well. `left` is the socket on which connections arrive that exited workers did not serve, or that a gateway passes;
-    None if there is no such socket. A connection that has received a response may stay idle for `quiet_seconds`; any
-    other has `head_seconds` to send its request's head. These limits continue in the worker that gets the connection.
+    If `accepts` is set, connections are accepted here, and only a request wakes the server. If not, each connection
+    wakes the server, and a worker accepts it. `shared` is set if an application may hold the listeners as well. `left`
+    is the take end of the server's adoption pair, through which exited workers and the gateway pass connections; None
+    without a pair. A connection that has received a response may stay idle for `quiet_seconds`; any other connection
+    has `head_seconds` to send its request's head. The worker that gets a connection continues these limits.
     """
 
     key: str
@@ -349,9 +349,9 @@ class SleepingListener:
         return {sock.fileno(): sock for sock in (*self.listeners, *left)}
 
     def expendable(self, newest: HeldConnection) -> HeldConnection | None:
-        """The connection to close first when too many are held; None if all but `newest` are sending requests.
+        """Return the connection to close when too many are held; never `newest`, nor one that has begun a request.
 
-        It is the oldest that no worker has had or, if there is none, the oldest; never `newest`.
+        Of the others, it is the oldest that no worker has had; if there is none, the oldest. None without others.
         """
         oldest = None
         for each in self.connections:
@@ -408,7 +408,7 @@ class Activator:
         return key in self._sleeping
 
     def disarm(self, key: str) -> None:
-        """Stop watching the listeners, and queue held connections for the server's next workers when there is room."""
+        """Stop watching the listeners, and put the held connections into the adoption pair for the next workers."""
         sleeping = self._sleeping.pop(key, None)
         if sleeping is None:
             return
@@ -432,7 +432,7 @@ class Activator:
         return True
 
     def watch_pair(self, key: str, left: socket.socket) -> None:
-        """Also watch `left`, on which connections from a gateway arrive. No effect if the server is not watched."""
+        """Watch the server's adoption pair too: `left` is its take end. No effect if the server is not watched."""
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is None:
             self._unwatch_listeners(sleeping)
@@ -441,9 +441,9 @@ class Activator:
             self._watch_listeners(sleeping)
 
     def clear(self, key: str) -> None:
-        """Begin to take all connections that exited workers left for the server.
+        """Begin to empty the server's adoption pair: hold the connections that exited workers left in it.
 
-        SleepingServers.emptied is called when none is left.
+        When the pair is empty, it is no longer watched, and SleepingServers.emptied is called.
         """
         sleeping = self._sleeping.get(key)
         if sleeping is not None and sleeping.left is not None and sleeping.accepts:
@@ -476,7 +476,7 @@ class Activator:
         self._watched.clear()
 
     def _watch(self, fd: int, sleeping: SleepingListener, held: HeldConnection | None = None) -> None:
-        """Watch `fd`, the descriptor of `held` or, if that is None, of a listener or socket pair. Raises OSError."""
+        """Watch the descriptor `fd` of `held`; if that is None, of a listener or pair of `sleeping`. Raises OSError."""
         if self._epoll is None:
             self._epoll = select.epoll()
             asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._on_events)
@@ -665,7 +665,7 @@ class Activator:
         sleeping.on_request()
 
     def _hand_over(self, key: str, connections: Iterable[HeldConnection]) -> None:
-        """Queue the connections for the server's next worker in its adoption pair, now or when there is room."""
+        """Put connections into the server's adoption pair for its next worker. While the pair is full, retry later."""
         self._leaving.setdefault(key, []).extend(connections)
         self._send(key)
 
@@ -719,7 +719,7 @@ class Fetch:
 class SleepingServers:
     """The sleeping servers of a runner, watched by one activator.
 
-    Held connections are also stored in the keeper until a worker gets them.
+    Connections that wait for a worker are also stored in the keeper process, so that they survive this process.
     """
 
     def __init__(self, keeper: Link, sockets: Sockets, adoptions: AdoptionPairs, directory: str) -> None:
@@ -732,7 +732,7 @@ class SleepingServers:
         self._activator = Activator(self, self._accept_helper)
 
     def arm(self, server: ServerConfig, on_request: Callable[[], None]) -> None:
-        """Watch for the server's first request, on its listeners and on the connections that its workers left."""
+        """Watch the server's listeners, and connections that exited workers left open, for the first request."""
         self._servers[server.key] = server
         # A program takes connections from the listener only.
         accepts = not server.command
@@ -791,7 +791,7 @@ class SleepingServers:
     def adopt(
         self, servers: Mapping[str, ServerConfig], number: str, meta: wire.Message, fds: list[int]
     ) -> list[HasDescriptor]:
-        """Move connection `number` from the keeper's store to the queue for its server's next worker. Returns []."""
+        """Move a stored connection into its server's adoption pair. Return []: no entry remains to be recorded."""
         self.forget(f"{fd_store.HELD_CONNECTION}{number}")
         try:
             sock = from_message(meta, fds)
@@ -845,7 +845,7 @@ class SleepingServers:
         self._keeper.send({"op": "drop", "name": name})
 
     def emptied(self, key: str) -> None:
-        """Watch the server's empty adoption pair if a gateway may put connections into it; otherwise close the pair."""
+        """Handle the emptied adoption pair: watch it if a gateway may still use it, otherwise close it."""
         if self._adoptions.is_used_by_gateway(key):
             self.watch_pair(key)
         else:

@@ -77,10 +77,10 @@ class Certificates:
         self._due: asyncio.TimerHandle | None = None
 
     def for_worker(self, server: ServerConfig, generation: int) -> CertificateFiles:
-        """The certificate for a new worker: from the server's files or, if that one has expired, the last valid one.
+        """Return the certificate in the server's files. If it has expired, return the kept one if that is still valid.
 
-        While the last certificate is valid, a new one replaces it only once a worker is ready with it
-        (`keep_if_ready`). Raises ServerError for a file that cannot be read.
+        A certificate is kept once a worker is ready with it (see `keep_if_ready`), or at once if no valid one is kept.
+        Raises ServerError for a file that cannot be read.
         """
         found, before = _read_certificate(server), self._given.get(server.name)
         now = time.time()
@@ -206,7 +206,7 @@ class DescriptorBudget:
                 ) from None
 
     def release(self) -> None:
-        """Note that a worker has exited and that its descriptors are free."""
+        """Let waiting `acquire` calls count free descriptors again, because a worker has exited."""
         self._exhausted = False
         self._ended.set()
 
@@ -262,9 +262,9 @@ class Forker:
     ) -> LocalWorker:
         """Fork a worker, with its control socket, its output pipe, and its entry in the keeper's store.
 
-        `sockets` are the listeners that it inherits. `woken`: it is the first worker since the server slept. With a
-        `hook`, the name of a command in the server's `hooks`, the process runs that command, and `server` is the hook's
-        configuration. Raises WorkerFailed, or ServerError if something that the configuration names does not exist.
+        `sockets` are the listeners that it inherits. `woken` is set for the first worker after the server slept.
+        To run a server's hook command, pass the hook's name as `hook`, and the result of hook_config() as `server`.
+        Raises WorkerFailed, or ServerError if something that the configuration names does not exist.
         """
         await self.room.acquire()
         forked_from = self._source(server)
@@ -412,9 +412,9 @@ class Forker:
         afterwards: contextlib.ExitStack,
         if_failed: contextlib.ExitStack,
     ) -> list[int]:
-        """Create the descriptors that the process inherits, and return them; the other ends are set on `worker`.
+        """Return the descriptors that the new worker process inherits; set this process's ends on `worker`.
 
-        `afterwards` closes this process's copies of the inherited descriptors; `if_failed` closes the other ends.
+        The stack `afterwards` closes what only the worker needs; `if_failed` closes the rest if the fork fails.
         """
         server = worker.server
         if server.command:

@@ -110,9 +110,9 @@ class RoutedServers(Routing):
     def update_pair(self, key: str) -> None:
         """Decide again whether the gateway may pass connections to a server with a route.
 
-        It may if all ready workers follow the route table. On a passed connection, requests of other servers can
-        follow, which a worker that does not follow the table would answer: it is of another version, or its HTTP
-        implementation cannot look at each request first. Nothing changes while no worker is ready.
+        Passing is allowed if all ready workers follow the route table. Requests for several servers can arrive on one
+        connection, and a worker that does not follow the table would answer all of them. Nothing changes while no
+        worker is ready.
         """
         if key not in self._adoptions.routed:
             return
@@ -135,8 +135,8 @@ class RoutedServers(Routing):
 class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
     """Runs each worker as a process of this machine, forked by a zygote of the keeper.
 
-    The exit reports of the keeper must be passed to `exit_reported`. Workers that lose the keeper and this process
-    listen in `adoption_directory`; if it is None, they exit.
+    The keeper's exit reports must be passed to `exit_reported`. If the keeper and this process have both died, workers
+    listen on sockets in `adoption_directory`; if that is None, workers exit.
     """
 
     events = RunnerEvents()
@@ -433,7 +433,7 @@ class LocalRunner(Runner, Sleep, Stacks, Backlogs, Logs, Hooks, Takeover):
         self.output.close()
 
     def keeper_replaced(self, keeper_pid: int) -> None:
-        """Use a new keeper that has the old one's entries: kill the old zygotes; the new keeper watches the workers."""
+        """Switch to a new keeper: kill the zygotes of the dead keeper, and let the new keeper watch the workers."""
         self.children.keeper_pid = keeper_pid
         app_zygotes = self.app_zygotes.processes
         for pid, start in (*self.zygotes.processes, *app_zygotes):

@@ -104,9 +104,9 @@ _MOST_READING = 8  # the number of threads that read /proc, where a read may blo
 class Tally:
     """The page of memory on which one worker counts its requests. This object owns the page's descriptor.
 
-    The application can write to the page too. When it shows impossible counts it is no longer trusted, and `counts`
-    returns the last plausible values, as if the worker had ended. `since` is when counting began, in monotonic seconds;
-    0 (the start of the machine) for a page that another supervisor created.
+    The application can write to the page too. Once the page shows impossible counts, it is no longer trusted: `counts`
+    then returns the last plausible counts as final. `since` is when counting began, in monotonic seconds; 0 if another
+    supervisor created the page.
     """
 
     def __init__(self, fd: int, since: float = 0.0, now: Callable[[], float] = time.monotonic) -> None:
@@ -118,7 +118,7 @@ class Tally:
 
     @classmethod
     def new(cls) -> Tally:
-        """A tally with a new page: all counts are zero, and counting begins now."""
+        """Create a tally with a new memory page, on which all counts are zero. Counting begins now."""
         return cls(new_page(), time.monotonic())
 
     def fileno(self) -> int:
@@ -284,10 +284,10 @@ class NotifySocket:
 
 
 class WorkerRoutes:
-    """The message that gives a worker its route table or, with `routes` None, lets it serve all requests itself.
+    """The message that gives a worker its route table. If `routes` is None, the worker serves all requests itself.
 
-    `server` is the name of its server. With `keeps`, the worker returns a connection to the gateway only when its next
-    request is for another server; otherwise before each next request.
+    `server` is the name of the worker's server. If `keeps` is set, the worker returns a connection to the gateway only
+    when its next request is for another server. If not, the worker returns each connection before its next request.
     """
 
     def __init__(self, routes: PublishedRoutes | None, server: str = "", *, keeps: bool = True) -> None:
@@ -302,7 +302,7 @@ class WorkerRoutes:
             self._fds = [routes.tables.get(server) or routes.tables[""], routes.give_back]
 
     def send(self, control: Link) -> None:
-        """Send the message to a worker. Does nothing if newer routes exist and the descriptors of these are closed."""
+        """Send the message to a worker. Does nothing if its descriptors are closed, because newer routes exist."""
         if all(fd.fileno() >= 0 for fd in self._fds):
             control.send(self._message, self._fds)
 
@@ -437,7 +437,7 @@ class LocalWorker(Receiver):
             self._children.kill_after(self.process, self.exited, 0.0)
 
     def mark_never_started(self, deed: str) -> None:
-        """Treat the worker as exited, because its zygote has reported a false pid; `deed` continues "its zygote …"."""
+        """Treat the worker as exited, because its zygote reported a false pid. `deed` says what the zygote did."""
         if not self.exited.done():
             self.breach = f"its zygote {deed}"
             self.on_never_started()
@@ -679,9 +679,9 @@ def _settle(future: asyncio.Future[None] | None) -> None:
 class RunnerWorkers(dict[str, LocalWorker]):
     """All workers by id; `of` returns a server's workers.
 
-    Workers of one server and user share a page of connection counts (see evenness). Each worker has the page open; this
-    object keeps it for later workers. A supervisor that adopts workers creates a new page and sends it to all of them.
-    Changed only by `add` and `remove`.
+    The workers of one server share a memory page with their connection counts (see evenness). This object keeps the
+    page's descriptor, for workers that are added later. After a takeover, all workers get a new page. Changed only by
+    `add` and `remove`.
     """
 
     def __init__(self) -> None:
@@ -690,7 +690,7 @@ class RunnerWorkers(dict[str, LocalWorker]):
         self._pages: dict[str, tuple[str, Descriptor]] = {}
 
     def add(self, worker: LocalWorker) -> None:
-        """Add a new or adopted worker. If its server has or will have several, they get a shared page of counts."""
+        """Add a new or adopted worker. If its server is to have several workers, give all of them the shared page."""
         key, protocol = worker.server.key, worker.protocol
         self[worker.placement.id] = worker
         self._by_key.setdefault(key, {})[worker] = None
@@ -755,7 +755,7 @@ class Tallies(Counters):
         return counts
 
     def ended(self, server: str, name: str, tally: Tally) -> None:
-        """Pass an exited worker's final counts to `add_up`. The keeper holds its page of counts until `mark_saved`."""
+        """Pass an exited worker's final counts to `add_up`. Store its memory page in the keeper until `mark_saved`."""
         counts = self._read(server, name, tally)
         if counts is not None and self.add_up is not None:
             left = completed(counts)
@@ -767,7 +767,7 @@ class Tallies(Counters):
         tally.close()
 
     def adopt(self, name: str, meta: Message, fds: list[int]) -> list[Tally]:
-        """Add up a worker's counts that an earlier supervisor has not saved. Closes `fds`, and so returns no owners."""
+        """Add up the unsaved counts of an exited worker. Return [], because `fds` are closed (see Adopter)."""
         tally = Tally(fds[0])
         counts = tally.counts()
         tally.close()
@@ -814,8 +814,8 @@ class IdleCheck:
 
     A worker is found idle when its main thread waits for events in the loop, and the process has used hardly any
     processor time since its last heartbeat. It then counts as idle for as long as its processor time does not change,
-    because a process that has not run is still waiting. A change ends this until the next heartbeat: the worker may
-    have handled a request, or a thread may have taken Python's lock.
+    because a process that has not run is still waiting. Once its processor time changes, the worker does not count as
+    idle until its next heartbeat: it may have handled a request, or a thread may have taken Python's lock.
     """
 
     __slots__ = ("_answered_at_ns", "_idle_at_ns")
@@ -928,7 +928,7 @@ def _reason_not_to_ask(worker: LocalWorker) -> str:
 
 
 def _explain_missing_stacks(worker: LocalWorker, source: str) -> str:
-    """The reason why the stacks are missing (`source` is "") or incomplete; "" if they are complete."""
+    """Return why the stacks are incomplete; if `source` is "", why there are none. Return "" for complete stacks."""
     if source == PYTHON:
         return ""
     if worker.exited.done():

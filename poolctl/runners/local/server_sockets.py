@@ -61,7 +61,7 @@ class Sockets:
         return self.of(server)
 
     def shared(self, key: str) -> bool:
-        """Whether an application may have a copy of the listeners of this address. Then any call on them may block."""
+        """Return whether an application may hold the listeners of this address, so that calls on them may block."""
         return key in self._shared or key.startswith("fd:")
 
     def keys(self) -> set[str]:
@@ -161,7 +161,7 @@ class AdoptionPairs:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def expect_gateway(self) -> None:
-        """Assume that a running gateway uses each server's adoption pair, until `publish` says which it uses."""
+        """Treat every adoption pair as used by the gateway until `publish` says which servers have a route."""
         self._published = asyncio.Event()
         asyncio.get_running_loop().call_later(_PUBLISHED_SECONDS, self._published.set)
 
@@ -171,8 +171,8 @@ class AdoptionPairs:
         """Set the gateway, and the servers that have a route: `routed` maps their keys to their names.
 
         `gateway` is None for a pool without one. `give_back` is the socket through which connections return to the
-        gateway; None after the gateway has ended. The gateway stops using the pair of a server without a route. It
-        begins to use the pair of a server with a route when `show` is called.
+        gateway; None after the gateway has ended. The gateway gives up the adoption pairs (socket pairs for passing
+        connections to workers) of servers without a route. `show` gives it the pair of a server with a route.
         """
         self.routed, self._gateway, self._give_back = routed, gateway, give_back
         self._shown = {key: give for key, give in self._shown.items() if key in routed}
@@ -185,18 +185,18 @@ class AdoptionPairs:
         return key in self.routed or self._published is not None
 
     def is_hidden(self, key: str) -> bool:
-        """Whether the gateway must not use the server's adoption pair, because `hide` was called."""
+        """Return whether `hide` was called: the gateway must not pass the server's connections to its workers."""
         return key in self._withheld_keys
 
     def show(self, key: str) -> None:
-        """Let the gateway use the server's adoption pair, and later ones, for as long as the server has a route."""
+        """Let the gateway pass connections of a server with a route to its workers, through the adoption pair."""
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
             self._gateway.pair_opened(self.routed[key], self._shown[key])
 
     def hide(self, key: str) -> None:
-        """Make the gateway stop using the server's adoption pair, and proxy the server's requests. Does not wait."""
+        """Make the gateway proxy the server's requests instead of passing its connections to workers. Does not wait."""
         self._withheld_keys.add(key)
         give = self._shown.pop(key, None)
         if give is not None and self._gateway is not None:
@@ -210,12 +210,12 @@ class AdoptionPairs:
             await self._gateway.leaving(self.routed[key])
 
     def take_back(self, key: str) -> None:
-        """Move the connections that wait in the server's adoption pair to the gateway; no effect without a gateway."""
+        """Give the gateway back the connections waiting in the server's adoption pair. No effect without a gateway."""
         if self._give_back is not None and key in self._pairs:
             _move(self._pairs[key][2], self._give_back)
 
     def open(self, server: ServerConfig) -> None:
-        """Create the server's adoption pair, unless it has one with the same `protocol`, or runs a command."""
+        """Create the server's adoption pair; replace it if `protocol(server)` has changed. Ignores a command."""
         key = server.key
         if server.command or self.protocol(key) == protocol(server):
             return
@@ -236,10 +236,10 @@ class AdoptionPairs:
     async def _retire(
         self, key: str, give: socket.socket, take: socket.socket, *, empty: bool = False
     ) -> None:
-        """Close this process's ends of an adoption pair, once the gateway has stopped using it.
+        """Close this process's ends of a server's adoption pair, once the gateway has stopped using the pair.
 
-        If the server has a route, queued connections are first returned to the gateway. With `empty`, connections that
-        are still queued are closed; otherwise they are left to the workers that hold the pair.
+        If the server has a route, connections queued in the pair return to the gateway. If connections remain, they are
+        closed if `empty` is set; otherwise the workers that hold the pair take them.
         """
         with give, take:
             if self._published is not None:
@@ -259,14 +259,14 @@ class AdoptionPairs:
         task.add_done_callback(self._tasks.discard)
 
     def of(self, server: ServerConfig) -> tuple[socket.socket, ...]:
-        """The give and the take end of the server's adoption pair, created if necessary; empty for a command."""
+        """Return the server's adoption pair as (give end, take end); create it if missing. Return () for a command."""
         if server.command:
             return ()
         self.open(server)
         return self._pairs[server.key][1:]
 
     def protocol(self, key: str) -> str | None:
-        """What workers must share to use the server's adoption pair (see `protocol` above); None without a pair."""
+        """Return the protocol() text for which the server's adoption pair was created; None if it has no pair."""
         return self._pairs[key][0] if key in self._pairs else None
 
     def give(self, key: str, sock: connection_handover.Connection) -> bool:
@@ -286,7 +286,7 @@ class AdoptionPairs:
         return [give, take]
 
     def take_end(self, key: str) -> socket.socket | None:
-        """The end of the server's adoption pair from which connections are taken; None if the server has no pair."""
+        """Return the socket from which the server's workers take handed-over connections; None if there is no pair."""
         return self._pairs[key][2] if key in self._pairs else None
 
     def queued_connections(self, key: str) -> int:
@@ -302,7 +302,7 @@ class AdoptionPairs:
         return max(1, round(total / first)) if first else 0
 
     def close_queued(self, key: str) -> None:
-        """Close every connection that is queued in the server's adoption pair."""
+        """Close every handed-over connection that waits in the server's adoption pair for a worker."""
         if key in self._pairs:
             _move(self._pairs[key][2], None)
 
@@ -319,7 +319,7 @@ class AdoptionPairs:
                 await self._keeper.call({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})
 
     def drop(self, key: str) -> None:
-        """Close the server's adoption pair, which is empty, here and in the keeper. `open` can create another one."""
+        """Close the server's empty adoption pair, and drop the keeper's copy. `open` can create another pair."""
         for end in self._pairs.pop(key, ("",))[1:]:
             end.close()
         self._keeper.send({"op": "drop", "name": f"{fd_store.ADOPTION}{key}"})

@@ -101,9 +101,9 @@ class WorkerAdoption:
     def adopt(
         self, follow: Callable[[LocalWorker], None], name: str, meta: wire.Message, fds: list[int]
     ) -> Sequence[HasDescriptor]:
-        """Adopt a worker and register it with `follow`, or stop it if its server is unknown. Takes ownership of `fds`.
+        """Adopt a worker, and register it with `follow`. If its server is unknown, stop it instead. Owns `fds`.
 
-        Returns no owners, because the worker's entry is recorded here (see Adopter).
+        Always returns []: the caller must not record the worker's entry (see Adopter).
         """
         if meta["server"] not in self.servers:
             self._end_unknown(name, meta, fds)
@@ -171,11 +171,11 @@ class WorkerAdoption:
 class LocalOrphan:
     """A worker whose keeper and supervisor have died.
 
-    `sock` is a connection to it; None for a worker that runs a command, or that is too busy to answer. `listeners`,
-    `pair` and `tally` are the descriptors that it has sent: its listeners, its adoption pair (two), and its page of
-    counts (one). `said` is its own report (server, key, generation, index, ready_at, output, protocol …). Only the
-    report's form is checked: it may be forged, so callers check that `uid` is the server's user. If the report was
-    rejected, `fault` is the reason, and `said` has only an empty server name.
+    `uid` is the user of its process. `sock` is a connection to the worker; None if it runs a command, or is too busy
+    to answer. The worker has sent the descriptors `listeners`, `pair` (both ends of its adoption pair) and `tally` (its
+    memory page of request counts). `said` is its report about itself: server, generation, state. Only the form of the
+    report is checked: it may be forged, so callers check that `uid` is the server's user. If the report was rejected,
+    `fault` is the reason, and `said` has only an empty server name.
     """
 
     pid: int
@@ -226,7 +226,7 @@ class LocalOrphan:
 
 @dataclass
 class Pipes:
-    """The output pipes of a logger that outlived its pool, by key, with the messages that registered them."""
+    """The output pipes, by key, of a logger that outlived its pool, with the messages that describe the pipes."""
 
     streams: dict[str, tuple[wire.Message, int]] = field(default_factory=dict)
     loggers: list[socket.socket] = field(default_factory=list)
@@ -315,7 +315,7 @@ def _split_descriptors(fds: list[int], count: int) -> tuple[list[int], list[int]
 
 
 def _is_socket(fd: int, kind: int, *, listens: bool) -> bool:
-    """Whether `fd` is a socket of type `kind` that listens. Without `listens`: a Unix socket that does not."""
+    """Return whether `fd` is a listener of type `kind`; if not `listens`, a non-listening Unix socket of that type."""
     try:
         with socket.socket(fileno=os.dup(fd)) as sock:
             families = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6) if listens else (socket.AF_UNIX,)
@@ -358,9 +358,9 @@ async def adopt_orphans(
 ) -> dict[str, bool]:
     """Put the orphans of these servers into the keeper's store; the keeper watches them from then on.
 
-    The result maps the name of each server with orphans to a flag: whether one of them runs with an outdated
-    configuration. With `late`, no supervisor follows that would adopt the output pipes, so they are stored only with
-    orphans.
+    Returns, by server name, whether an orphan of that server has an outdated configuration; servers without orphans
+    are left out. The output pipes are stored as well. If `late` is set, they are not stored when no orphan was stored:
+    no later supervisor would adopt them.
     """
     if not any(pool_files.find_listeners(directory, kind) for kind in (pool_files.WORKER, pool_files.LOGGER)):
         return {}

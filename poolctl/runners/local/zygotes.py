@@ -5,10 +5,10 @@ also imported an application, for the workers of `preload` servers. Servers shar
 import can see are equal. Each has one version of the code; another is started when newer code is requested. The
 number of concurrent imports, in app zygotes and in workers, is limited.
 
-A preloaded application runs in its zygote and can forge its replies. The keeper later signals the reported process with
-its own rights, so that process must be a child of the keeper, run as the zygote's user, be no older than the zygote,
-and not be registered yet. The keeper sends the signals because only the parent of a process can be sure that its pid
-has not been reused.
+An application that is imported in a zygote can forge the zygote's replies, which name the pid of a new worker. The
+keeper sends signals to workers, with its own rights, so each reported pid is verified: the process must be a child of
+the keeper, run as the zygote's user, be no older than the zygote, and not be registered yet. Signals are sent by the
+keeper, because only the parent of a process can be sure that its pid has not been reused.
 """
 
 from __future__ import annotations
@@ -72,14 +72,14 @@ class Process(NamedTuple):
 
 
 class Forged(Exception):
-    """A zygote claims to have forked a process that it cannot have forked; the text says what it did ("named …")."""
+    """A zygote has reported a process that it cannot have forked. The text says what the zygote did."""
 
 
 class Children:
     """The processes of this runner that were forked by zygotes.
 
-    `keeper_pid` is the pid of their parent, 0 if unknown. `early` has the exits that were reported before the fork's
-    reply.
+    `keeper_pid` is the pid of their parent, 0 if unknown. `early` maps pids to exits that were reported before
+    the process was registered with `add`.
     """
 
     def __init__(self, keeper: Link, keeper_pid: int) -> None:
@@ -105,10 +105,10 @@ class Children:
             self._forks -= 1
 
     async def verify(self, reply: Message, uid: int | None, not_before: int | None) -> Process:
-        """The process that a zygote reports as newly forked. Raises Forged if it cannot be that.
+        """Return the process that a zygote reports as newly forked. Raises Forged if the report must be false.
 
-        It must not be registered yet, must run as `uid` (None: any user), and must not have started before `not_before`
-        (None: any time). Raises LinkLost if the keeper is gone.
+        The process must not be registered yet, must run as user `uid`, and must not have started before `not_before`.
+        A check is omitted if its value is None. Raises LinkLost if the keeper is gone.
         """
         try:
             pid = number_of(reply, "pid", 2, _MOST_PID)
@@ -221,7 +221,7 @@ class Source(NamedTuple):
 
     @classmethod
     def for_user(cls, interpreter: str, user: tuple[int, int] | None) -> Source:
-        """The zygote for a user's servers. Root runs it as that user if others may change the interpreter's files."""
+        """Return the zygote for servers of `user`. It runs as `user` if root must not trust the interpreter's files."""
         return cls(interpreter, enter_as(interpreter, user, os.environ))
 
     @classmethod
@@ -247,8 +247,8 @@ class Zygotes:
     async def fork(self, source: Source, fds: Sequence[int], role: str = "worker") -> Process:
         """Fork a process that has inherited `fds` and waits for the order to begin. `role`: "worker" or "app" (zygote).
 
-        Raises WorkerFailed. Raises LinkLost if the zygote exited or hung meanwhile, perhaps after the fork: repeat the
-        request with another control socket, and the next zygote serves it.
+        Raises WorkerFailed. Raises LinkLost if the zygote exited or hung; the process may still have been forked. The
+        caller may try again with another control socket.
         """
         zygote = await self.wait_until_up(source)
         try:
@@ -369,9 +369,9 @@ class Zygotes:
         self._end_process(zygote.link)
 
     async def _take_from_store(self, key: str) -> tuple[socket.socket, Process] | None:
-        """The socket and the process of the zygote that an earlier supervisor has stored; None if there is none.
+        """Return the socket and process of a zygote that an earlier supervisor stored; None if there is none to use.
 
-        None, too, if its environment lacks other variables than the ones that are withheld now.
+        A zygote is not used if the variables removed from its environment differ from those that are withheld now.
         """
         reply, fds = await self._keeper.call({"op": "get", "name": f"{fd_store.ZYGOTE}{key}"})
         if not fds:
@@ -599,9 +599,9 @@ class AppZygote(Receiver):
 
 
 class ImportLimit:
-    """Limits how many processes import their applications at the same time; the others wait in a queue.
+    """The limit of how many processes import their applications at once; further processes wait in a queue.
 
-    Those in the queue are forked already: forking keeps one processor busy, and imports meanwhile use the others.
+    Waiting processes are already forked, so that forks and imports run at the same time on different processors.
     """
 
     def __init__(self, at_once: int = IMPORTS_PER_CPU * (os.cpu_count() or 1)) -> None:

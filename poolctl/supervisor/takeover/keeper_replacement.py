@@ -160,7 +160,7 @@ def reason_irreplaceable(keeper: KeeperLink, pid: int, env: Mapping[str, str]) -
 
 
 class KeeperEndWatch:
-    """Calls `replace` if the event loop has not noticed the keeper's exit after 10 s, with the frame where it hangs.
+    """Watch for the keeper's exit: if the event loop hangs for 10 s after it, passes the hanging frame to `replace`.
 
     The keeper is this process's parent: when it exits, the kernel sends this process SIGCONT, which a timer then
     repeats every 2 s. SIGCONT resumes a stopped process. The handler runs even if the event loop hangs, except in

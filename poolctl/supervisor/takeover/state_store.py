@@ -113,10 +113,10 @@ class StateStore:
         self._stale = True
 
     def save(self, entries: Mapping[str, Entry], configuration: StoredConfiguration | None = None) -> None:
-        """Store the desired state of these entries if it has changed, then the configuration unless it is None.
+        """Store the desired state of `entries` if it has changed; then store `configuration` unless it is None.
 
-        The order matters if the supervisor is killed in between: with the old configuration, its successor still sees
-        that the files have changed. With only the new one, it could not know which servers were being replaced.
+        If the supervisor is killed between the two, its successor has the old configuration, and sees that the files
+        have changed. In the opposite order, the successor could not know which servers were being replaced.
         """
         if configuration is not None:
             self._missing, self._stale = configuration.missing, True
@@ -208,7 +208,7 @@ class SaveTimer:
             self._timer = asyncio.get_running_loop().call_later(self.pause_seconds, self.save_now)
 
     def save_now(self) -> None:
-        """Call `save` at once, instead of after the pause."""
+        """Call `save` at once, and cancel the save that `note_change` may have scheduled."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -129,7 +129,7 @@ class Reload:
         return ReloadResult(changes=tuple(found.changes))
 
     async def difference(self) -> Difference:
-        """The changes that a reload would make, without checks outside the files."""
+        """Return the changes that a reload would make, without checking the users and programs that servers name."""
         async with self._turn:
             resolved = await self._configuration.read(keep=self._core.entries)
             return await self._difference(resolved)
@@ -426,7 +426,7 @@ class ConfigurationDrift:
         )
 
     async def explain(self, call: Call, result: Result) -> Result:
-        """Return errors for selected servers that exist only in the changed files; if there are none, `result`."""
+        """Return a result with an error for each selected server that only the changed files contain; else `result`."""
         if not call.selector.targets or (found := await self._find_changes()) is None:
             return result
         difference = await self._compared(found, _PATIENT_SECONDS)
@@ -446,11 +446,11 @@ class ConfigurationDrift:
         return Result(errors=tuple(errors), exit_code=NOTHING_MATCHED) if errors else result
 
     def ignore_next_change(self) -> None:
-        """Ignore the next change of the files, in which a command is about to save a change that it has made."""
+        """Do not report the next change of the files, because a command is about to save its own change there."""
         self._is_saving = True
 
     async def _find_changes(self) -> _ChangedInputs | None:
-        """The changed files; None if there are none, a `--watch` process applies them, or the disk does not answer."""
+        """Return the changed files; None if there are none, if `--watch` applies them, or if the disk hangs."""
         if self._configuration.marks is None:
             return None
         if self._search is None or self._search.done():
@@ -471,9 +471,9 @@ class ConfigurationDrift:
     def _changed(
         self, in_use: set[tuple[tuple[str, ...], str]], revision: int, variables: frozenset[tuple[str, str]]
     ) -> _ChangedInputs | None:
-        """The changed files; None if no file has changed, or a `--watch` process is about to apply the changes.
+        """Return the changed files; None if there are none, or if a `--watch` process is about to apply the changes.
 
-        `in_use` has workers' env files and a digest of what they read. Other arguments are copied into the result.
+        Each pair in `in_use` has the paths of env files, and the digest of the contents that running workers have read.
         """
         named = self._configuration.files
         files = changed_files(self._configuration.marks or {}, named)

@@ -61,7 +61,7 @@ class Daemon(Protocol):
         """End the supervisor after the answer in progress, and then the keeper; returns the keeper's pid."""
 
     def hand_over(self, keeper: list[str], supervisor: list[str]) -> None:
-        """Let another version take over after the answer in progress; the arguments are the commands that start it."""
+        """Let the version with the commands `keeper` and `supervisor` take over once the client has its answer."""
 
 
 class Call(NamedTuple):
@@ -232,7 +232,7 @@ class Operation(Goal):
 
     @property
     def errors(self) -> list[ErrorEntry]:
-        """The entries for `problems`, with the error code of the command."""
+        """Return an ErrorEntry for each failure of a server in `problems`, with the command's error code."""
         return [error_of_kind(self._kind, problem) for problem in self.problems]
 
     @property

@@ -185,9 +185,9 @@ async def audited(events: Events, request: Request, call: Call, work: Work) -> R
 
 
 def peer(request: Request) -> Table:
-    """The client's uid and pid (from the kernel), its user's name, and its command.
+    """Return the client's uid and pid as the kernel reports them, the user's name, and the client's command.
 
-    A client that acts for another command, or for a browser, may state that command, or the browser's address.
+    If the client claims to act for another command, returns that command; if for a browser, adds the browser's address.
     """
     found: Table = {"uid": request.uid, "pid": request.pid, "user": user_name(request.uid)}
     try:

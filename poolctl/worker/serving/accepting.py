@@ -229,12 +229,12 @@ class AdoptionPair(NamedTuple):
 
 
 class SharedListeners:
-    """Accepts a worker's connections from its listeners, and from the socket pair `adoption` between workers.
+    """The acceptor of a worker's connections: from its listeners, and from other workers that hand over connections.
 
-    `most` is the maximum number of connections; None stands for the number of free descriptors, minus a reserve.
-    `accepted` holds the connections that have no protocol object yet. `woken` says that the worker was started because
-    connections were waiting. A waiting connection whose client has disconnected is then closed, so that its request is
-    not executed.
+    Other workers hand over connections through the socket pair `adoption`. `most` is the maximum number of connections;
+    None stands for the number of free descriptors, minus a reserve. `accepted` holds the connections that have no
+    protocol object yet. If `woken` is true, the worker was started because connections were waiting, and a waiting
+    connection is closed unserved if its client has disconnected.
     """
 
     def __init__(

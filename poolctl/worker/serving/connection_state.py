@@ -178,14 +178,14 @@ class Heads:
         return len(self.due)
 
     def wait(self, connection: Any, due: float | None = None) -> None:
-        """Call the connection's `head_is_late` at `due` (None: in `self.seconds`), unless `end` is called before."""
+        """Schedule the connection's `head_is_late` for `due`; None means in `self.seconds`. `end` cancels it."""
         now = time.monotonic()
         self.due[connection] = due = now + self.seconds if due is None else due
         if self._timer is None or due < self._fires:
             self._set_timer(due - now)
 
     def end(self, connection: Any) -> None:
-        """Stop limiting the time of the connection's head, which is complete or no longer expected."""
+        """Cancel the time limit that `wait` has set for the connection's request head."""
         self.due.pop(connection, None)
         if self._uncounted:
             self._uncounted.discard(connection)
@@ -295,7 +295,7 @@ class PoolServerState(ServerState):
         return due
 
     def handshake_failed(self, connection: object) -> None:
-        """Forget a connection whose handshake has failed; no effect if it was complete."""
+        """Forget a connection whose TLS handshake has failed; do nothing if its handshake was completed."""
         if self.handshake_is_over(connection) is not None:
             self.connections.left()
 

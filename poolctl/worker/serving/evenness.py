@@ -1,22 +1,22 @@
-"""Balances connections between the workers of one server by handing them over.
+"""Moves connections between the workers of one server, so that all workers have about the same number.
 
-The kernel gives a new connection to the first worker that asks, which is often the same worker. Short connections need
-no balance, but long-lived connections would stay with that worker. So a worker with more connections than its share
-hands over some of them, through the server's adoption pair, at three times:
+The kernel gives a new connection to the first worker that asks, which is often the same worker. So a worker may get
+more long-lived connections than its share: the number of all connections divided by the number of workers. Such a
+worker sends connections to a socket pair, the adoption pair, from which other workers take them. There are three cases:
 
-- A new connection is handed over at once, before a byte of it is read, and with TLS before the handshake. These
-  handovers also balance connections that cannot move later: WebSockets, TLS and HTTP/2. They are suspended while most
-  new connections are closed within MOMENT_SECONDS, because a handover costs as much as serving a short connection.
-- A connection whose request opens a WebSocket is handed over if the worker has more WebSockets than its share. This
-  balances WebSockets even while most connections are short. With TLS the request is read too late for a handover.
-  There a worker with clearly more WebSockets than another worker hands over new connections, short or not, because a
-  TLS handshake costs more than a handover.
-- A kept connection of HTTP/1.1 without TLS is handed over between two requests, while another worker has at least two
-  connections fewer. So a worker that was just added gets some. The check follows the arrival of a connection or a
-  request, so an idle worker does nothing.
+- A new connection is handed over before a byte of it is read, and with TLS before the handshake. TLS and HTTP/2
+  connections, and open WebSockets, cannot move later. No new connection is handed over while most are closed within
+  MOMENT_SECONDS, because a handover costs as much as serving a short connection.
+- A connection whose request opens a WebSocket is handed over if the worker has more WebSockets than its share of them,
+  even while most connections are short. With TLS, the request is read too late for a handover. Instead, a worker with
+  TLS and clearly more WebSockets than another worker hands over new connections even while most connections are short,
+  because a TLS handshake costs more than a handover.
+- An HTTP/1.1 connection without TLS is handed over between two requests if another worker has at least two connections
+  fewer. So a worker that was just added gets connections. A worker looks for such connections only after a connection
+  or a request has arrived.
 
-A handed-over connection waits in the adoption pair until a worker takes it. Workers that do not have the fewest
-connections pause before they take one, so that a worker with fewer connections is first.
+A worker that does not have the fewest connections pauses before it takes a connection from the adoption pair, so that a
+worker with fewer connections can take the connection first.
 
 A shared page of memory has a slot for each worker of the server, in which the worker publishes how many connections it
 has open. Each worker holds a lock on its slot (fcntl(2), F_SETLK), which the kernel releases even if the worker is
@@ -118,7 +118,7 @@ class PeerCounts:
         return now_ns < self._page[_ANNOUNCED_UNTIL_NS] <= now_ns + _MOMENT_NS
 
     def close(self) -> None:
-        """Free this worker's slot on the shared page, and close the page's descriptor."""
+        """Withdraw this worker's published counts, and close the descriptor of the page that the workers share."""
         self._page[self._slot] = 0
         os.close(self._fd)
 
@@ -145,11 +145,11 @@ class HasHandOver(Protocol):
 
 
 class Evenness:
-    """Balances one worker's connections with the other workers'.
+    """The balancer of one worker, which hands over connections to other workers if this worker has too many.
 
-    `state` is the worker's PoolServerState. `give` is the socket through which connections are sent to other workers.
-    New connections are handed over; with `kept`, connections between two requests as well. A connection without a
-    method `hand_over` never moves. `close` also closes `counts`.
+    `state` is the worker's PoolServerState. Connections are sent to other workers through the socket `give`. `counts`
+    has the connection counts of all workers, and is closed by `close`. New connections are handed over; if `kept` is
+    true, connections between two requests are handed over too. A connection without a method `hand_over` never moves.
     """
 
     def __init__(self, state: Any, give: socket.socket, counts: PeerCounts, *, kept: bool) -> None:
@@ -222,10 +222,10 @@ class Evenness:
             self._timer = self._loop.call_later(MOMENT_SECONDS, self._moment_is_over)
 
     def pause_seconds(self, accepted: int, pauses: int) -> float:
-        """Return for how many seconds to leave the adoption pair to other workers; 0 to take a connection now.
+        """Return for how many seconds this worker leaves handed-over connections to others; 0 to take one now.
 
-        `accepted` is the number of this worker's connections that have been accepted and not counted yet. `pauses` is
-        the number of such pauses since this worker last took a connection.
+        `accepted` is the number of accepted connections that are not among this worker's open connections yet. `pauses`
+        is the number of pauses that this worker has made since it last took a connection.
         """
         others = self._counts.others() if self._counts.handover_announced else []
         more = 0
@@ -266,7 +266,7 @@ class Evenness:
         return bool(others) and mine - min(others) >= max(_LEAST_DIFFERENCE, mine // _WEBSOCKETS_PART)
 
     def _handed_over_uncounted(self, others: list[int]) -> int:
-        """The connections handed over that other workers do not count yet; `others` are their current counts."""
+        """Return how many handed-over connections are still missing from `others`, the counts of other workers."""
         if monotonic() - self._given_at > _TAKEN_SECONDS:
             self._in_flight = 0
         return max(0, self._in_flight - max(0, sum(others) - self._others_before))

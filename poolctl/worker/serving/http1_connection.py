@@ -69,7 +69,7 @@ FIRST = Head()  # the head of a first request of which nothing has arrived yet
 class Http1Connection(Drainable, Http1Protocol):
     """Mixin that adds draining, counting and limits to one of uvicorn's protocol classes for HTTP/1.1.
 
-    The class for each parser has it as the first base, before uvicorn's class.
+    The class for each HTTP parser, such as ZttpConnection, has this mixin as first base and uvicorn's class as second.
     """
 
     # CPython's objects of a class share the names of up to thirty attributes, and uvicorn's already have twenty-eight.
@@ -349,7 +349,7 @@ class Http1Connection(Drainable, Http1Protocol):
     def wait_for_head(self, data: bytes, size: int) -> None:
         """Limit the time for a request head that is incomplete after `data`, and add `size` bytes to the head's size.
 
-        If `data` continues the body of an answered request instead, set the keep-alive timeout.
+        If the body of an already answered request is still arriving, only set the keep-alive timeout.
         """
         heads = self.server_state.heads
         if self.transport.is_closing() or self not in self.connections:
@@ -367,9 +367,9 @@ class Http1Connection(Drainable, Http1Protocol):
         head.last = (head.last + data[-_END_BYTES:])[-_END_BYTES:]
 
     def _measured(self, data: bytes) -> int:
-        """Return by how many bytes `data` lengthens a request head; 0 if the head is then too large, and is refused.
+        """Return the length of `data` if it continues or begins a request head; 1 if it may belong to a body.
 
-        Returns 1, in place of an unknown number, if `data` may belong to a body.
+        Returns 0 if the head is too large with `data`, and is refused.
         """
         heads, head = self.server_state.heads, self.head
         if head is None and (not self.idle or self.body_follows):
@@ -522,7 +522,7 @@ class ZttpConnection(Http1Connection, ZttpProtocol):
 
     @property
     def between_requests(self) -> bool:
-        """Whether no byte has arrived yet. From then on, the parser may hold bytes of a further request at any time."""
+        """True until the first byte arrives, then False, because the parser may hold bytes of a further request."""
         return self.head is FIRST
 
     def data_received(self, data: bytes) -> None:

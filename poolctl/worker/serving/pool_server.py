@@ -128,9 +128,9 @@ class PoolServer(uvicorn.Server):
     A drain takes at most `drain_seconds`. Requests still in progress get `stop_seconds` more, and are then cancelled.
 
     `adoption` is the socket pair through which the server's workers hand over connections; without it none are handed
-    over. With `resting` nothing is accepted before `set_accepting` is called. `woken` says that connections have waited
-    for this worker to start. A waiting connection whose client has disconnected is then closed, and its request is not
-    executed. `routes` is the worker's part of a gateway, for connections that the gateway passes on.
+    over. If `resting` is true, nothing is accepted before `set_accepting` is called. If `woken` is true, connections
+    have waited for this worker to start, and a waiting connection is closed unserved if its client has disconnected.
+    `routes` is the worker's part of a gateway, for connections that the gateway passes on.
 
     `tally` is the page of memory on which requests are counted; None: they are not counted. `failed` is the form of log
     lines about failed requests (see FailedRequests); None: none are written.
@@ -234,10 +234,10 @@ class PoolServer(uvicorn.Server):
 
     @property
     def checks_routes(self) -> bool:
-        """Whether no request on a connection from the gateway is served by a server for which it is not meant.
+        """Whether each request on a connection from the gateway is certainly served by the server that it is meant for.
 
-        Without TLS, the worker checks each request, and returns the connection to the gateway before one for another
-        server. With TLS, no check is needed, because all requests on a connection are for one server.
+        True with TLS, because all requests on a TLS connection are for one server. Without TLS, True if poolctl knows
+        uvicorn's protocol class, and so can check each request; otherwise False.
         """
         kind: Any = self.config.http_protocol_class
         return self.config.ssl is not None or issubclass(kind, Http1Connection)
@@ -248,7 +248,7 @@ class PoolServer(uvicorn.Server):
             connection.give_back()
 
     def share_counts(self, page: int) -> None:
-        """Balance connections with the server's other workers. `page` is their page of counts, to be closed here."""
+        """Balance connections with other workers, whose counts are in the memory file `page`. Takes over `page`."""
         self._leave_page()
         self._page = page
         if self.started:
@@ -387,7 +387,7 @@ class PoolServer(uvicorn.Server):
         return [each for each in self.server_state.connections if isinstance(each, Drainable)]
 
     def _close_unknown(self) -> None:
-        """Close connections of a class that cannot be drained, each after its response in progress."""
+        """Close HTTP connections whose Python class is not a Drainable, each after its response in progress."""
         connections = self.server_state.connections
         for each in list(connections):
             if type(each) in connections.http and not isinstance(each, Drainable):
@@ -450,10 +450,10 @@ async def _answer(connection: Any, cycle: Any) -> None:
 
 
 class ProbeConnections:
-    """Answers health probes of one server; its application sees the first TCP address of `listeners` as its own.
+    """The connections for health probes of one server, served like other connections.
 
-    Probe connections are served like any other, but not counted: they do not keep a worker from being idle, use up no
-    `max_requests`, and leave no line in an access log. A drain does not wait for them.
+    A probe does not keep a worker from being idle, uses up no `max_requests`, and leaves no line in an access log. A
+    drain does not wait for probes. To the application, probes seem to arrive at the first TCP address of `listeners`.
     """
 
     def __init__(

@@ -204,7 +204,7 @@ class RequestLine(NamedTuple):
         return f"{client} - {request} {int(self.status)}{phrase}{duration} {self.name}".rstrip()
 
     def members(self) -> dict[str, object]:
-        """Return the line as a JSON object, with fields such as `method` and `status`, but none without a value."""
+        """Return the log line as JSON fields, such as `method` and `status`. A field without a value is left out."""
         seconds = self.seconds
         found = {
             "message": f"{self._method_and_target()} {int(self.status)}",

@@ -159,7 +159,7 @@ class RoutedConnection(Http1Connection):
         return self.routing.for_worker()
 
     def process_held(self) -> None:
-        """Process the bytes that were held back, because a response is complete or a new route table has arrived."""
+        """Process the bytes that were held back, for example until a response was complete or a route table arrived."""
         routing = self.routing
         if routing.pending and not self.transport.is_closing():
             self._stop_timer()
@@ -254,7 +254,7 @@ class RoutedConnection(Http1Connection):
 
     @property
     def _can_return(self) -> bool:
-        """Whether the connection can return to the gateway; False if it can move to another worker instead."""
+        """Whether the connection can return to the gateway, and has to, because it cannot move to another worker."""
         transport, routes = self.transport, self.routing.routes
         moves = routes.keeps and self.server_state.moves_to is not None
         if moves or routes.gateway is None or routes.table is None:

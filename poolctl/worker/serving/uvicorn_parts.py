@@ -119,7 +119,7 @@ class UvicornParts(NamedTuple):
     cycle: tuple[str, ...] = ()
 
     def missing(self, protocol: type) -> set[str]:
-        """Return which of the methods and attributes the class `protocol` lacks.
+        """Return the names in `methods` and `attributes` that the class `protocol` lacks; empty if it has all of them.
 
         An attribute may be in the class, or be set by the `__init__` of the class or of a base class.
         """

@@ -33,8 +33,8 @@ Context = dict[str, Any]
 class Routes:
     """The gateway's route table in a worker, and the socket through which connections return to the gateway.
 
-    `server` is the name of the worker's server, as route tables use it. Applications see the URL of the first
-    listener, with https if `secure`.
+    `server` is the name of the worker's server in route tables. Applications get the server's URL, which is made from
+    the first of `listeners`, with https if `secure` is true.
     """
 
     def __init__(self, server: str, listeners: Sequence[socket.socket] = (), *, secure: bool = False) -> None:
@@ -124,9 +124,9 @@ class RoutingState:
         return Routed(self.route, self.generation, self.hops, self.pending, self.decided, self.trusted)
 
     def for_gateway(self, generation: int) -> Routed:
-        """Return the connection's routing state for the gateway, which gets the connection before its next request.
+        """Return the routing state with which the connection goes back to the gateway before its next request.
 
-        `generation` is the route table by which that request is for another server.
+        `generation` is the number of the worker's route table, according to which the request is for another server.
         """
         return Routed(self.route, generation, self.hops + 1, self.pending, decided=False)
 

@@ -340,7 +340,7 @@ class PlainConnection(ArrivingConnection):
 
 
 class TlsConnection(ArrivingConnection):
-    """A connection with TLS. `bind` is the address of its listener, "" if the connection is routed again."""
+    """A TLS connection. `bind` is the address of the connection's listener, or "" if the listener is not known."""
 
     __slots__ = ("bind", "hello")
 

@@ -47,7 +47,7 @@ class EdgePart(Protocol):
         """Called for each request that needs a backend. Must not block."""
 
     def snapshot(self) -> Table:
-        """The data that the feature adds to this process's report to the supervisor."""
+        """Return the data of this part for the gateway process's report to the supervisor."""
 
     def drain(self) -> None:
         """Stop working, because a successor process does the work from now on."""
@@ -98,7 +98,7 @@ class Edge:
         self._configure_parts(settings.parts)
 
     def _configure_parts(self, settings: Mapping[str, Table]) -> None:
-        """Create, configure or close the parts of features so that exactly those with settings exist."""
+        """Configure the EdgePart of each feature in `settings`, or create it if it does not exist; close all others."""
         for package in self.parts.keys() - settings.keys():
             self.parts.pop(package).close()
         for package, its in settings.items():
@@ -171,10 +171,10 @@ class Edge:
         raise NoBackend("no descriptor is left", _RETRY_AFTER_SECONDS)
 
     def connect_seconds(self, backend: Backend, seconds: float) -> float:
-        """The time limit in seconds that a caller of `reach` sets: `seconds`, or 0 for none.
+        """Return the time limit in seconds that a caller of `reach` has to set; 0 if it has to set none.
 
-        It is 0 if a container or virtual machine is behind the URL. Starting it may take longer than `seconds`, and
-        `reach` sets a limit of its own.
+        The result is `seconds`, or 0 if a container or virtual machine is behind the backend's URL. Starting the
+        machine may take longer than `seconds`, and `reach` itself limits the time for it.
         """
         return 0.0 if backend.key in self.machines else seconds
 

@@ -39,10 +39,10 @@ L = TypeVar("L", bound=OwnedListener)
 
 
 class OrderedGateway(SupervisedProcess, Generic[L]):
-    """Base of gateway processes: dispatches the supervisor's messages to methods, for example "pair" to `_pair`.
+    """Base of gateway processes: calls a method for each message of the supervisor, `_pair` for the message "pair".
 
-    The supervisor can send the whole state again: it does so after "resync", and "begin" then discards the servers and
-    listeners that were not sent.
+    A new supervisor sends the message "resync", then all servers, listeners and other state, then "begin". At "begin"
+    the process removes the servers and listeners that were not sent again.
     """
 
     ORDERS: ClassVar[tuple[str, ...]] = (
@@ -97,7 +97,7 @@ class OrderedGateway(SupervisedProcess, Generic[L]):
             yield {"t": "listener", "listener": to_json(listener.settings)}, listener.sockets
 
     def lost(self) -> None:
-        """Keeper and supervisor are gone: exit if not serving yet, else wait for a new supervisor, unless draining."""
+        """React to the supervisor's end: exit if not serving yet, go on if draining, else wait for a new supervisor."""
         if not self._begun:
             self.over.set()
         elif self._draining is None:

@@ -58,8 +58,8 @@ class OpenListener:
     def _set_deferral(self, seconds: int) -> None:
         """Have the kernel hold back a connection until its first bytes have arrived, for at most `seconds`.
 
-        A connection that waits for them in this process is lost if the process is killed. Streams use 0, because a
-        server may speak first; it has to be set because the socket may have belonged to an HTTP listener.
+        A connection that waits for its first bytes in this process is lost if the process is killed. A stream sets 0,
+        because its server may speak first, and the socket may still have the value of an HTTP listener.
         """
         for sock in self.sockets:
             if sock.type == socket.SOCK_STREAM and sock.family in _TCP_FAMILIES:
@@ -79,16 +79,16 @@ class OpenListener:
             sock.close()
 
     async def drain(self, seconds: float) -> None:
-        """Stop accepting; close the sockets when the stream's connections have ended, at most `seconds` later."""
+        """Stop accepting, wait at most `seconds` for the connections of `stream` to end, and close the sockets."""
         self.stop()
         if self.stream is not None:
             await self.stream.drain(seconds)
         self.close()
 
     def changed(self, settings: ListenerSettings, route: StreamRoute | None, fds: list[int]) -> bool:
-        """Apply a changed stream route; returns True if the listener must be replaced, because something else changed.
+        """Return True if the listener must be replaced by a new one. Otherwise apply `route` and return False.
 
-        `fds` are the sockets that the listener should have.
+        It must be replaced if `settings` or the sockets `fds` differ from its own, or if it changes from or to HTTP.
         """
         same = [os.fstat(fd).st_ino for fd in fds] == [
             os.fstat(sock.fileno()).st_ino for sock in self.sockets
@@ -101,7 +101,7 @@ class OpenListener:
 
 
 class GatewayServer(OrderedGateway[OpenListener]):
-    """The process of poolctl's own gateway. OrderedGateway documents the methods that it overrides."""
+    """The process of poolctl's own gateway. Its base class OrderedGateway documents the overridden methods."""
 
     ORDERS = (*OrderedGateway.ORDERS, "machine", "loads", "reopen")
 
@@ -344,7 +344,7 @@ class GatewayServer(OrderedGateway[OpenListener]):
         return [each.stream for each in self._listeners.values() if each.stream is not None]
 
     async def drain(self, seconds: float, *, last: bool) -> None:
-        """Stop accepting, and finish connections within `seconds`; without a successor (`last`), end streams now."""
+        """Stop accepting, and wait at most `seconds` for connections and streams to end; if `last`, end streams now."""
         edge, listeners = self.edge, list(self._listeners.values())
         for listener in listeners:
             listener.stop()

@@ -53,7 +53,7 @@ class _Machine:
 
     @property
     def is_up(self) -> bool:
-        """Whether the machine runs according to the last report, or its state is not known."""
+        """True if the last report says that the machine runs, or that the machine's state is unknown."""
         return self.state.state in (MachineState.RUNNING, MachineState.UNKNOWN)
 
 
@@ -68,7 +68,7 @@ class Machines:
         return url in self._machines
 
     def update(self, state: MachineState) -> None:
-        """Store a report of the supervisor, which may be an answer to `wake`."""
+        """Store the state of a machine, which the supervisor reports by itself and in answer to `Edge.wake`."""
         machine = self._machines.get(state.host)
         if machine is None:
             machine = self._machines[state.host] = _Machine(state)

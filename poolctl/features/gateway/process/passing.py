@@ -170,7 +170,7 @@ class Passing:
         self.waiting.refuse(sock, tls_alert(_UNRECOGNIZED_NAME if unknown_name else _INTERNAL_ERROR))
 
     def apply_table(self, table: RouteTable) -> None:
-        """Apply a new route table: queued connections whose route it no longer allows to pass are routed again."""
+        """Route a queued connection again if, in the new route table, its route must be proxied instead of passed."""
         for found in self._servers.values():
             if not found.queue:
                 continue
@@ -198,9 +198,9 @@ class Passing:
         self.waiting.close()
 
     def _send(self, found: _Server, sock: socket.socket, routed: Routed) -> bool:
-        """Try to send the connection; returns False if it has to wait for room, or for a new socket pair.
+        """Try to send the connection's descriptor to a worker; return False if the connection has to wait.
 
-        True is also returned if `routed` has more bytes than can be sent: the connection is closed then.
+        True means that the connection is done with: it was sent, or it was closed because `routed` has too many bytes.
         """
         if found.end is None:
             return False

@@ -160,7 +160,7 @@ class MachineState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeState:
-    """The result of probing the URL `host`: `why` it fails, "" if it does not, and whether it has `answered`."""
+    """The state of a probed URL (`host`). If it fails probes, `why` is the reason; if it passes, `answered` is true."""
 
     host: str
     why: str = ""

@@ -185,9 +185,9 @@ class ListenerCertificates:
         listener.put(names, context)
 
     def keep(self, bind: str, certificates: Sequence[Sequence[str]]) -> None:
-        """Remove the listener's certificates for other sets of host names than these; the first is the default.
+        """Keep only the listener's certificates for these sets of host names; the first becomes the default.
 
-        If there is no certificate for one of the sets, none is removed: an older one may still serve its hosts.
+        If one of the sets has no certificate, nothing changes: an older certificate may still serve the set's hosts.
         """
         if bind in self._listeners:
             self._listeners[bind].keep(certificates)

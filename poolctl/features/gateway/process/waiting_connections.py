@@ -51,7 +51,7 @@ class WaitingConnection:
         raise NotImplementedError
 
     def proceed(self) -> None:
-        """Take over the socket after `on_readable` has returned False. It is closed if nothing was received."""
+        """Serve the connection after `on_readable` has returned False, or close it if nothing was received."""
         raise NotImplementedError
 
     @property

@@ -54,9 +54,9 @@ class RouteSet(NamedTuple):
     users: tuple[tuple[str, str], ...] = ()  # each server's name and user
 
     def without_passing(self, servers: frozenset[str]) -> RouteSet:
-        """Return a copy of the routes by which the gateway passes no connections to these servers.
+        """Return a copy in which the gateway may not pass connections to the workers of these servers.
 
-        The copy is in force while connections that were passed to these servers before are being ended.
+        The copy is in force while connections that were passed to these workers earlier are being ended.
         """
         user = "" if servers.intersection(self.kept.servers) else self.kept.user
         http = tuple(without_passing(self.http, servers))
@@ -69,14 +69,14 @@ class RouteSet(NamedTuple):
 
 
 class ComputedRoutes:
-    """Computes the routes in a thread, one computation at a time, and calls `changed` when there is a new route table.
+    """The pool's routes, computed in a thread, and their route tables; `changed` is called for each new table.
 
-    `services` adds registered services to the routes; call `recompute` when they change. A worker holds a connection
-    that the gateway has passed to it. Before a new table is published by which later requests on such a connection
-    would be for another user's server, `end_kept` is called to end the connection. Two files in `directory` are for the
-    next supervisor: one lists the connections that workers may hold, the other has a secret from which each server's
-    key in `context_keys` is derived. Generation numbers increase even across a new supervisor and keeper, because
-    surviving workers and gateways remember the earlier numbers.
+    `services` adds registered services to the routes; call `recompute` when these services change. A worker may keep a
+    connection that the gateway has passed to it, and then gets all later requests on the connection. Before new routes
+    lead such requests to another user's server, `end_kept` is called to end the connection. Two files in `directory`
+    are for the next supervisor. One lists the connections that workers may keep. The other has a secret from which each
+    server's key in `context_keys` is derived. Generation numbers of tables increase even with a new supervisor and
+    keeper, because surviving workers and gateways remember the earlier numbers.
     """
 
     def __init__(self, changed: Callable[[], None], end_kept: EndKept, directory: str) -> None:
@@ -127,9 +127,9 @@ class ComputedRoutes:
             await self._computed.wait()
 
     async def masked_table(self) -> Descriptor | None:
-        """The current table without secrets, with streams and excluded routes; None before the first computation.
+        """Return a descriptor of the current route table without secrets; None if no table has been computed yet.
 
-        The descriptor is valid until the next change.
+        The table includes streams and excluded routes. The descriptor is valid until the routes change.
         """
         await self.wait_until_current()
         async with self._masking:  # each table is made only once
@@ -154,7 +154,7 @@ class ComputedRoutes:
             self._followers.remove(follow)
 
     def close(self) -> None:
-        """Stop computing, and close the tables."""
+        """Stop computing routes, and close the descriptors of the route tables."""
         if self._work is not None:
             self._work.cancel()
         if self.table is not None:

@@ -189,13 +189,13 @@ class GatewayManager(SidecarManager):
             process.report_probes(self.probes.reports)
 
     def find_machines(self, machines: MachineSource) -> None:
-        """Use this source for the machines behind the URLs of routes: requests may start them from now on."""
+        """Use the feature `machines` from now on, which knows the machines behind routes' URLs and can start them."""
         self.machines = machines
         self.reports.on_machine_needed = machines.ask
         machines.follow_routes(self.routes.routes.served)
 
     def report_machines(self) -> None:
-        """Send the states of the machines behind URLs to the gateway's process."""
+        """Send the gateway's process the states of the machines, such as VMs, that answer at routes' target URLs."""
         if (process := self.gateway) is not None and self.machines is not None:
             process.report_machines(self.machines.states)
 
@@ -211,10 +211,10 @@ class GatewayManager(SidecarManager):
         return {row.host: Activity(row.requests, row.in_flight + row.waiting) for row in rows}
 
     async def leaving(self, server: str) -> None:
-        """Tell the gateway that workers of the server will stop; returns when it has applied this, or at a time limit.
+        """Tell the gateway that workers of the server will stop; return when it has applied this, or at a time limit.
 
-        Does nothing unless the server is a canary or another engine serves: poolctl's engine needs no notice, because
-        the server's other workers accept the connections in the backlog.
+        Only a canary, or an engine other than poolctl's, needs the notice. Otherwise return at once: the server's other
+        workers accept the connections in the backlog.
         """
         is_canary = server_of(server) != server
         process = await self.wait_until_serving() if is_canary else self.gateway
@@ -271,10 +271,10 @@ class GatewayManager(SidecarManager):
 
     @property
     def _unkept_servers(self) -> Collection[str]:
-        """The names of the servers whose workers may not hold connections without TLS that were passed to them.
+        """The names of the servers whose workers must give each connection without TLS back before its next request.
 
-        If a connection without TLS may carry requests for servers of several users, all routed servers are listed.
-        Otherwise only disabled and drained servers are listed.
+        If the next request may be for another user's server, all routed servers are listed. Otherwise only disabled
+        and drained servers are listed.
         """
         routes = self.routes.routes
         return self.reports.unavailable_hosts if routes.kept.user else routes.servers
@@ -430,7 +430,7 @@ class GatewayManager(SidecarManager):
         raise LinkLost(f"its process ended at its start; see {os.path.join(directory, GatewayZygote.output)}")
 
     async def _ready_zygote(self, mark: str) -> GatewayZygote:
-        """The zygote for gateways of this version and engine (`mark`), started if needed; it may not be ready yet."""
+        """Return a running zygote for gateways whose version and engine are `mark`. Start one if there is none."""
         wanted = GatewayZygote.mark_for(mark)
         if self._zygote is not None and (self._zygote.mark != wanted or self._zygote.exited.done()):
             self._end_zygote()
@@ -602,7 +602,7 @@ class GatewayManager(SidecarManager):
 
 
 class GatewayPart(FeaturePart):
-    """A part of a feature that works with the gateway, if the pool has one."""
+    """The supervisor's part of a feature that extends the gateway; `connect` is called once the pool has a gateway."""
 
     def connect(self, gateway: GatewayManager) -> None:
         """Use this gateway from now on. Called when the pool gets one, before its first route table is computed."""
@@ -613,5 +613,5 @@ class GatewayPart(FeaturePart):
         return ()
 
     def gateway_metrics(self, reports: Table) -> Iterable[Family]:
-        """The feature's metrics. `reports` has what features' parts in the gateway's process report, by package."""
+        """Return the feature's metrics. `reports` has features' reports from the gateway's process, by package."""
         return ()

@@ -61,8 +61,8 @@ class GatewayPlan(NamedTuple):
     def limited_to(self, open_listeners: Mapping[str, ListenerSettings]) -> GatewayPlan:
         """Return the part of the plan that can be served with these open listeners.
 
-        An old listener stays in the plan until the new listener of the same role is open. Until then the old listener
-        serves the stream and the certificates that the plan has for the new one.
+        While the new address of a listener is not open, the listener at the old address stays in the plan. The old
+        listener then gets the stream or the certificates that the plan has for the new address.
         """
         missing = {each.role: key for key, each in self.listeners.items() if key not in open_listeners}
         kept = {

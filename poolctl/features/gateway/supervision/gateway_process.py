@@ -188,7 +188,7 @@ class GatewayProcess(SidecarProcess):
         self._send("hosts", None if not states else json.dumps(states), {"t": "hosts", "states": states})
 
     def report_machines(self, states: Mapping[str, MachineState]) -> None:
-        """Send the states of the machines behind URLs; states sent before are replaced."""
+        """Send the states of machines, such as VMs, by the target URL of each; states sent before are replaced."""
         self._report_states("machine", states, MachineState)
 
     def report_probes(self, states: Mapping[str, ProbeState]) -> None:
@@ -233,8 +233,8 @@ class GatewayProcess(SidecarProcess):
 class GatewayZygote(SidecarProcess):
     """A process with all modules imported, which forks a new gateway when the current one exits.
 
-    Forks inherit the zygote's environment. So a zygote is replaced if its mark is not the one that `mark_for` returns
-    for the next gateway.
+    Forks inherit the zygote's modules and environment, which the string `mark` identifies. The zygote is replaced if
+    `mark_for` returns another mark for the next gateway.
     """
 
     part, label, output = "features.gateway.process", "the gateway's zygote", "gateway.log"
@@ -242,7 +242,7 @@ class GatewayZygote(SidecarProcess):
 
     @staticmethod
     def mark_for(mark: str) -> str:
-        """Return the mark of a zygote that forks gateways with `mark`: `mark` and the names of withheld variables."""
+        """Return a zygote's mark: the `mark` of its gateways, then the names of the withheld environment variables."""
         return " ".join([mark, *withheld_variables()])
 
     @property

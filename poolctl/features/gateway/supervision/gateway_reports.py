@@ -34,7 +34,7 @@ def canary_name(server: str) -> str:
 
 
 def server_of(name: str) -> str:
-    """Return the server's name for the name of a socket pair: the name of the server, or its `canary_name`."""
+    """Return the name of a socket pair's server: the pair's `name` without the suffix that `canary_name` adds."""
     return name.removesuffix(_SUFFIX)
 
 
@@ -85,7 +85,7 @@ def facts_of(core: Core, entry: Entry) -> ServerFacts:
 
 
 def worker_counts(core: Core, entry: Entry) -> Iterator[tally.Counts]:
-    """The counts of each of the server's workers, except workers that do not count."""
+    """Yield each worker's counts of requests and connections; skip workers without counts, such as commands."""
     if (counters := core.runner.capabilities.counters) is None:
         return
     for worker in entry.observed.workers.values():
@@ -167,7 +167,7 @@ class ServerReports:
 
 
 class GatewayReports:
-    """Records events of the gateway's process, stores its hosts' states for its successor, and answers its requests."""
+    """The receiver of messages from the gateway's process: records events, stores hosts' states, answers requests."""
 
     def __init__(self, keeper: Link, core: Core, events: Events) -> None:
         self._keeper = keeper
@@ -220,5 +220,5 @@ class GatewayReports:
 
 
 def _about_host(data: Table) -> Table:
-    """Return an event's data. For an event about a host, `message` is the host, and `cause` is the reason."""
+    """Return an event's `data`. If `data` has a `host`, add it as `message`, and the reason as `cause`, to a copy."""
     return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data

@@ -165,7 +165,7 @@ class GatewayStatistics:
         return sample
 
     async def passed_requests(self) -> dict[int, int]:
-        """Count the requests on passed connections. The key of a route is the `tally.route_mark` of its alias."""
+        """Return each route's number of requests on connections passed to workers, by `tally.route_mark`."""
         total = Counter[int]()
         for number, server in enumerate(self._manager.routes.routes.servers):
             if number % _SERVERS_AT_ONCE == _SERVERS_AT_ONCE - 1:
@@ -205,10 +205,10 @@ def _uptime(known: Table) -> float:
 
 
 class RouteFigures:
-    """Creates the reports of routes from one `report` of the gateway's process and from workers' counts.
+    """The figures of routes, from one `report` of the gateway's process and from the counts of workers.
 
-    On passed connections, workers count requests and errors by route, but latencies only by server. So the latencies
-    of a route include every request that its servers got without the proxy.
+    Workers do not measure latencies by route. So the latencies of a route include every request that the route's
+    servers got without the gateway's proxy, even a request of another route.
     """
 
     def __init__(self, gateway: GatewayManager, core: Core, totals: Totals, report: Table) -> None:
@@ -237,7 +237,7 @@ class RouteFigures:
             self._table.close()
 
     def of(self, route: Route | StreamRoute) -> RouteReport:
-        """The report of a route that is served."""
+        """Return the report of a route: its state and request figures. For excluded routes see `of_excluded`."""
         report = route_report(route, tls=isinstance(route, Route) and self._is_kept_within_tls(route))
         health = self.health(route)
         if isinstance(route, StreamRoute):
@@ -311,7 +311,7 @@ class RouteFigures:
         return replace(report, registrations=self._services.reports(route.alias) or None)
 
     def _is_kept_within_tls(self, route: Route) -> bool:
-        """Whether only TLS connections are passed to workers: others may carry requests for another user's server."""
+        """Return whether only the route's TLS connections may be passed to workers, as servers run as several users."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         return bool(route.other_user) and all(entry is not None and entry.config.tls for entry in entries)
 
@@ -363,9 +363,9 @@ class RouteFigures:
         return ""
 
     def _passed(self, server: str) -> tuple[Counts, dict[int, int]]:
-        """Count the requests that the server's workers got without the proxy, by tally slot and by route.
+        """Return two counts of the requests that the server's workers got without the gateway's proxy.
 
-        The keys of the counts by route are the marks of `tally.by_route`.
+        The first is a list by tally slot. The second maps each route's `tally.route_mark` and `error_mark` to a count.
         """
         if server not in self._of_servers:
             entry, found, routes = self._core.entries.get(server), list(_NONE), Counter[int]()
@@ -381,10 +381,10 @@ class RouteFigures:
         return self._of_servers[server]
 
     def _health(self, key: str, server: str, verdict: Table | None) -> RouteHealth:
-        """The health of a target: the gateway's `verdict`, combined with the supervisor's state of the server.
+        """Return the health of a target: the gateway's `verdict`, combined with the supervisor's state of the server.
 
-        `verdict` is None if the gateway has not judged the target yet, as in a large table before the route's first
-        request. A target that is disabled or draining then counts as unknown to the gateway.
+        `verdict` is None if the gateway has not judged the target yet. The status is then the supervisor's for a server
+        that is neither disabled nor draining, and UNKNOWN for any other target.
         """
         entry, row = self._core.entries.get(server), self._hosts.get(key, {})
         if verdict is None and row.get("state", HostState.ACTIVE) != HostState.ACTIVE:

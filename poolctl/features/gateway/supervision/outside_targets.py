@@ -144,7 +144,7 @@ class UrlProbes(Generic[S]):
         self._pause: asyncio.TimerHandle | None = None
 
     def watch(self, service: S, probe: Probe | None) -> None:
-        """Probe the service like this from now on, at once for the first time; with None, stop probing it."""
+        """Probe the service repeatedly as `probe` says, beginning at once. If `probe` is None, stop probing it."""
         previous = self._watched.get(service)
         if previous is not None and previous.probe == probe:
             return
@@ -315,7 +315,7 @@ class TargetProbes:
 
     @property
     def reports(self) -> dict[str, ProbeState]:
-        """The last result of each target, by its URL."""
+        """The state of each probed URL, by the URL: whether it answers, or why it gets no requests."""
         return {url: each.report for url, each in self._targets.items()}
 
     def latency_seconds(self, url: str) -> float | None:

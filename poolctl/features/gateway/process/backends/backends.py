@@ -55,8 +55,8 @@ class Backends:
     def apply(self, routes: Iterable[AnyRoute] | None, servers: Mapping[str, ServerFacts]) -> None:
         """Apply these routes and the facts about these servers. With `routes` None, the current routes stay.
 
-        Backends that remain keep their state. A current route that is missing in `routes` is removed; a later request
-        of this route adds it again. So for a very large table it is enough to pass the routes named by `aliases`.
+        Backends that remain keep their state. A current route that is missing in `routes` is removed. A route that is
+        not current is added by its first request. So a caller with very many routes may pass only those in `aliases`.
         """
         self._servers = servers
         affected: dict[RouteBackends, bool] = {}  # whether weights have changed
@@ -106,15 +106,15 @@ class Backends:
 
     @property
     def aliases(self) -> list[str]:
-        """The aliases of the current HTTP routes: those passed to `apply`, and those added by a request."""
+        """The aliases of the current HTTP routes: those last passed to `apply`, and those passed to `of` since then."""
         return [route.alias for route, _ in self._routes.values() if isinstance(route, Route)]
 
     @property
     def by_load(self) -> list[str]:
-        """The names of the servers that are balanced by load, if connections of their workers are counted here.
+        """The names of the servers to which a route balances by load, if their `worker_connections` is not 0.
 
-        The counts may be too high, because connections end without notice to this process. The supervisor knows the
-        current numbers: pass them to `set_worker_connections`.
+        The gateway counts connections that it passes to workers, but does not see them end. So the count may be too
+        high. The supervisor knows the current counts; pass these to `set_worker_connections`.
         """
         routes = [found for _, found in self._routes.values() if found.by_load]
         return sorted(
@@ -186,7 +186,7 @@ class Backends:
             del self._ranks[url]
 
     def available(self, host: str) -> BackendVerdict:
-        """Whether the host gets requests now, and if not, the reason."""
+        """Return a BackendVerdict: `ok` is true if the host gets requests now, otherwise `why` is the reason."""
         backend = self._backends.get(host)
         return (
             BackendVerdict(False, "no route leads there")
@@ -200,9 +200,9 @@ class Backends:
         return [to_json(self._row(each, now)) for each in self._backends.values()]
 
     def healths(self) -> dict[str, dict[str, Table]]:
-        """The health of each backend, by route and then by the backend's key; only for streams and routes in `aliases`.
+        """Return, by the name of each current route or stream, the health of each of its backends by key.
 
-        The name of a stream has a prefix, because an HTTP route may have the same alias.
+        The name is the alias. A stream's name also has a prefix, because an HTTP route may have the same alias.
         """
         return {
             name: {key: to_json(each) for key, each in found.healths().items()}
@@ -224,9 +224,9 @@ class Backends:
         )
 
     def _members(self, route: AnyRoute, user: RouteBackends) -> list[Member]:
-        """Create a Member for each backend of the route, with the total weight of the route's targets there.
+        """Return a new Member for each backend of the route. The weights of targets with the same backend add up.
 
-        `user` is the route's RouteBackends. The breakers and limiters of its previous members are used again.
+        `user` is the route's RouteBackends. `Backend.breaker` tells when a breaker of an old Member is used again.
         """
         weights: dict[str, int] = {}
         for target in route.to:

@@ -22,11 +22,11 @@ _PROBING_RETRY_SECONDS = 1.0
 
 
 class Breaker:
-    """One backend's circuit breaker. For each request call `enter`, and at its end one of the `record_` methods.
+    """One backend's circuit breaker. Call `enter` before each request, and one of the `record_` methods after it.
 
-    While the breaker `is_closed`, `enter` changes nothing. `rule` may be replaced at any time. `on_change(state,
-    reason)` is called after each change. `is_dispensable` returns whether other backends can take the requests;
-    otherwise error responses do not open the breaker.
+    While `is_closed` is true, `enter` has no effect and only returns `period`. `rule` may be replaced at any time.
+    `on_change(state, reason)` is called after each change of the state. `is_dispensable()` is true if other backends
+    can take the requests. While it is false, error responses do not open the breaker.
     """
 
     def __init__(

@@ -56,9 +56,9 @@ AnyRoute = Route | StreamRoute
 class CanaryTurns:
     """Decides which requests of a server go to its canary, so that the canary gets the fraction `share` of them.
 
-    After every 1 / `share` requests, the canary is due one of the following 1 / `share` requests. Which of them it gets
-    is random: otherwise a client that repeats a sequence of requests could always send the same one to the canary. A
-    request counts even if it is not sent, unless `undo` is called.
+    With `share` 0.1, each 10 requests entitle the canary to one of the next 10. This one is chosen at random: otherwise
+    a client that repeats a sequence of requests could always send the same one to the canary. A request counts even if
+    it is not sent, unless `undo` is called.
     """
 
     def __init__(self, share: float, random: Random = _RANDOM) -> None:
@@ -89,7 +89,7 @@ class CanaryTurns:
     def count_kept_on_server(self) -> None:
         """Count a request that goes to the server because the client's sticky cookie names the server.
 
-        Many such requests do not add up: later requests give the canary at most one in compensation.
+        However many such requests there are, the canary gets at most one extra request for them later.
         """
         self._requests += 1
         if self._due >= 2:
@@ -132,10 +132,10 @@ def sticky_value(key: str) -> str:
 
 
 class BackendVerdict(NamedTuple):
-    """Whether a host gets requests now (`ok`). If it gets none, `why` is the reason.
+    """Whether a host gets requests now: `ok` is true if it does, otherwise `why` is the reason.
 
-    A client should try again after `retry_after_seconds` or, if `until` is not 0, at the monotonic time `until`.
-    `by_time` is true if the host certainly gets requests again at this time, and false if the time is an estimate.
+    A client should wait until the monotonic time `until` or, if `until` is 0, for `retry_after_seconds`. `by_time` is
+    true if the host is certain to get requests again after this wait, and false if the wait is an estimate.
     `may_wait` is true if the host is only busy, so that a request may wait in a queue. `by_command` is true if the
     reason is a command or a configured window, and not a fault.
     """
@@ -217,7 +217,7 @@ class Backend:
 
     @property
     def share(self) -> float:
-        """The fraction of its rate limits to grant: less than 1 while the server's health is "warn", otherwise 1."""
+        """The granted fraction of this backend's rate limits: less than 1 while its health is "warn", otherwise 1."""
         return WARN_SHARE if self.facts is not None and self.facts.health == Status.WARN else 1.0
 
     def available(self, now: float) -> BackendVerdict:
@@ -289,7 +289,7 @@ class Backend:
         self._probe_verdict = BackendVerdict(False, state.why, DOWN_RETRY_SECONDS) if state.why else None
 
     def update(self, hosts: HostManager) -> None:
-        """Set `draining` and `blocked` from the host's state (disabled, …), the server's state and the last probe."""
+        """Update this backend's `draining` and `blocked` after an operator's command, a report or a probe."""
         record = hosts.record(self.key)
         known = self._facts_verdict or self._probe_verdict
         self.draining = record.state == HostState.DRAINING and known is None
@@ -311,10 +311,10 @@ class Backend:
     def breaker(
         self, rule: BreakerRule, previous: Member | None, on_change: Callable[[BreakerState, str], None]
     ) -> Breaker:
-        """The breaker with this rule, shared by all routes with an equal rule; created on first use.
+        """Return the breaker with this rule. All routes to this backend with an equal rule share it.
 
-        `previous` is the Member of the same route that is being replaced, or None. If no other route shares its
-        breaker, that breaker is used: it gets the new rule and keeps its state.
+        If no breaker has this rule yet, the breaker of `previous` gets the rule and keeps its state. `previous` is the
+        route's old Member. Without `previous`, or if another route uses its breaker, a new breaker is created.
         """
         found = self._breakers.get(rule)
         if found is None:
@@ -331,10 +331,10 @@ class Backend:
         return all(route.can_spare(self) for route, each in self.members.items() if each.breaker is breaker)
 
     def limiter(self, limit: Limit | None, previous: Member | None) -> Limiter | None:
-        """The limiter with this limit, shared by all routes with an equal limit; None if `limit` is None.
+        """Return the limiter with this limit, None if `limit` is None. Routes with an equal limit share the limiter.
 
-        `previous` is the Member of the same route that is being replaced, or None. If no other route shares its
-        limiter, that limiter is used: it gets the new limit and keeps its state.
+        If no limiter has this limit yet, the limiter of `previous` gets it and keeps its state. `previous` is the
+        route's old Member. If `previous` has no limiter, or another route uses its limiter, a new limiter is created.
         """
         if limit is None:
             return None
@@ -414,7 +414,7 @@ class Member:
 
     @property
     def load(self) -> int:
-        """The number of requests in flight from the gateway, plus the number of the workers' connections."""
+        """The backend's load: the requests and streams proxied to it, plus the connections that its workers hold."""
         return self.backend.load
 
     @property
@@ -651,7 +651,7 @@ class RouteBackends:
             self.admit()
 
     def can_spare(self, backend: Backend) -> bool:
-        """Whether the backend's breaker may open: another backend serves, and at most a fraction `max_open` is open."""
+        """Return True if another backend serves, and the route's share of open breakers stays within `max_open`."""
         others = [each for each in self.members if each.backend is not backend]
         left_alone = 1 + sum(not each.breaker.is_closed for each in others)
         most = max((each.breaker.rule.max_open for each in self.members), default=0.0) * len(self.members)
@@ -846,7 +846,7 @@ class RouteBackends:
         return value if self._sticky and value != cookie else ""
 
     def _of_canary(self, cookie: str) -> Member | None:
-        """The member whose server has the canary that this sticky cookie names; None if the cookie names no canary."""
+        """Return the Member for the server whose canary this sticky cookie names; None if it names no canary."""
         for member in self.members:
             if member.backend.canary is not None and member.backend.canary.cookie == cookie:
                 return member

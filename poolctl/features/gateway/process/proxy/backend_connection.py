@@ -51,11 +51,11 @@ class Timer:
             self._set()
 
     def stop(self) -> None:
-        """Remove the deadline: `expired` is not called."""
+        """Remove the deadline, so that the callback given to `start` is not called."""
         self.deadline, self._expired = _NEVER, _nothing
 
     def close(self) -> None:
-        """Remove the deadline, and cancel the loop's timer, which would keep the callback's objects alive."""
+        """Remove the deadline, and cancel the event loop's timer, so that the loop no longer refers to this object."""
         self.stop()
         if self._handle is not None:
             self._handle.cancel()

@@ -92,8 +92,8 @@ Peer = tuple[str, int]  # address and port
 class RequestBody:
     """The body of a request: `length` bytes, or chunks if CHUNKED. More than `most` bytes (0: no limit) get 413.
 
-    `feed` returns the bytes to forward. When the body is complete, `done` is true and `rest` has the bytes after it.
-    Before that, `rest` has bytes not processed yet, because they hold too many chunks for one loop iteration.
+    `feed` returns the bytes to forward. When `done` is true, the body is complete and `rest` has the bytes after it.
+    While `done` is false, pass `rest` to the next call: one call processes only a limited number of chunks.
     """
 
     def __init__(self, length: int, most: int) -> None:
@@ -140,7 +140,7 @@ class FrameBoundary:
         return not (self._left or self._header or self.lost)
 
     def forward(self, data: Buffer) -> Buffer:
-        """Track these bytes; returns those to send: all or, when `ending`, the rest of the frame and a close frame."""
+        """Track `data`; return what to send: `data`, but after `end` only the current frame and a close frame."""
         if not self.ending:
             self.feed(data)
             return data
@@ -591,11 +591,11 @@ class Exchange:
 
 
 class ClientConnection(asyncio.Protocol):
-    """A client connection with one exchange at a time; each ends with `finish`, `refuse` or `cut_off`.
+    """A client connection with one exchange at a time. Each exchange ends with `finish`, `refuse` or `cut_off`.
 
-    `takes_chunks`: the client accepts chunked bodies (HTTP/1.1); without it, bodies of unknown length end with the
-    connection. A bounded number of pipelined requests is read ahead. They are answered in order: the next exchange
-    begins when the previous one has ended and its response is being sent.
+    `takes_chunks` is true if the client accepts chunked bodies (HTTP/1.1). If it is false, a response body of unknown
+    length ends with the connection. Pipelined requests are read ahead, up to a maximum number of bytes. Their exchanges
+    take place one after another, in the order of the requests.
     """
 
     def __init__(self, edge: Edge, scheme: str, received: bytes = b"", reported: Peer | None = None) -> None:
@@ -846,7 +846,7 @@ class ClientConnection(asyncio.Protocol):
         self._response_ended(read=complete)
 
     def cut_off(self) -> None:
-        """Close without completing the response, in a way that the client cannot mistake for its end."""
+        """Close the connection before the response is complete, so that the client sees that a part is missing."""
         self._exchange = None
         if not self.takes_chunks:  # only this shows the client that the response is incomplete
             self._transport.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, _RESET)

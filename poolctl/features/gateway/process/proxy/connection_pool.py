@@ -160,7 +160,7 @@ class ConnectionPool:
         return task
 
     def _context(self, endpoint: Endpoint) -> ssl.SSLContext:
-        """The TLS context for this endpoint: it verifies backends by the system's CAs, except this pool's servers."""
+        """Return the endpoint's TLS context. A URL is verified by the system's CAs, a server of this pool is not."""
         context = self._contexts.get(bool(endpoint.server_name))
         if context is None:
             context = ssl.create_default_context()

@@ -193,7 +193,7 @@ def _replaced(route: Route) -> re.Pattern[bytes]:
 
 @lru_cache(maxsize=1024)
 def response_fields(headers: tuple[Header, ...]) -> tuple[bytes, re.Pattern[bytes]]:
-    """The header lines to add to a response, and a regular expression for the backend's lines that they replace."""
+    """Return `headers` as lines for a response, and a regular expression for the backend's lines of these names."""
     return _lines_of(headers), _lines_named([header.name for header in headers])
 
 
@@ -202,9 +202,9 @@ def _lines_of(headers: Iterable[Header]) -> bytes:
 
 
 def _lines_named(names: Iterable[str]) -> re.Pattern[bytes]:
-    """A regular expression for the lines of fields with these names.
+    """Return a regular expression that matches header lines with these names, each with the CRLF in front of it.
 
-    It treats - and _ alike, and includes the line break before.
+    The case of a name does not matter, and "-" and "_" are alike.
     """
     alike = (re.sub(r"[-_]", "[-_]", re.escape(name).replace(r"\-", "-")) for name in names)
     return re.compile(rb"\r\n(?i:" + "|".join(alike).encode() + rb"):[^\r\n]*+")
@@ -260,9 +260,9 @@ class _Fields(Mapping[str, str]):
 def route_request(
     edge: Edge, request: RequestHead, forwarding: Forwarding, certificate: ServerContext | None = None
 ) -> RoutedRequest:
-    """The request with its route. Raises BadMessage, with the status of the response, if it cannot be routed.
+    """Return the request with its route. Raises BadMessage, with the response's status, if there is no valid route.
 
-    `certificate` is the TLS context of the connection, None without TLS.
+    `certificate` is the TLS context that has the connection's server certificate; None for a connection without TLS.
     """
     if request.method in _REFUSED_METHODS:
         raise BadMessage("the method is not served", 405)

@@ -80,7 +80,7 @@ class IdleOrder(Generic[Key, Item]):
                 self._emptied.set_result(None)
 
     async def wait_until_empty(self, seconds: float) -> None:
-        """Wait until there are no items, or this time has passed."""
+        """Wait until all items have been removed, for at most `seconds`."""
         if self._items:
             self._emptied = self._loop.create_future()
             await asyncio.wait({self._emptied}, timeout=seconds)

@@ -259,7 +259,7 @@ class _StreamedConnection:
         return self._down.copied if self._down else 0
 
     def await_header(self) -> None:
-        """Wait for the client's PROXY protocol header, then connect; reset at a timeout. Does not block."""
+        """Arrange that `connect` is called when the client's PROXY header has arrived, or `reset` after a timeout."""
         self._timer = self._loop.call_later(self._stream.edge.settings.head_seconds, self.reset)
         self._loop.add_reader(self._client.fileno(), self._read_header)
 
@@ -331,7 +331,7 @@ class _StreamedConnection:
         self.connect()
 
     def _pass_on(self, lease: Lease) -> None:
-        """Pass the client's connection to a worker; its arrival wakes a sleeping server."""
+        """Pass the client's connection to a worker of the backend in `lease`, which wakes a server that sleeps."""
         self._closed = True
         self._release(RequestOutcome.PASSED)
         client = self._client

@@ -270,7 +270,7 @@ class _Session:
 
 
 def _from_address(local: bytes) -> tuple[int, int, bytes]:
-    """The control message that sends an answer from the address in `local`, a datagram's control data (ip(7))."""
+    """Return the control message (ip(7)) that sets an answer's source to the address in the control data `local`."""
     if len(local) > 12:
         # The interface only matters for a link-local address, which the client's address names as well.
         return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, local[:16] + bytes(4)
