@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import glob
 import importlib
 import json
@@ -17,6 +18,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
@@ -48,6 +50,7 @@ _LONGEST = 60  # the longest directory name: a socket's path has at most 107 byt
 _VARIABLES = ("PATH", "HOME", "LANG", "LC_", "TZ", "TMPDIR", *START_VARIABLES)
 _PROTOCOLS = {"implementation", "http2", "loop", "websocket"}
 _FILE = "pool.json"
+_PREFIX = "poolctl-trial-"
 _APP = """
 async def app(scope, receive, send):
     if scope["type"] == "lifespan":
@@ -239,8 +242,8 @@ def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPo
     signal.signal(signal.SIGALRM, _too_late)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     signal.alarm(LIMIT_SECONDS)
-    place = tempfile.mkdtemp(prefix="poolctl-trial-", dir=_root())
-    os.chmod(place, 0o755)  # the servers' users enter it
+    _remove_abandoned()
+    place, lock = _make_place()
     lifeline = -1
     shutil.rmtree(logs, ignore_errors=True)
     try:
@@ -261,6 +264,7 @@ def _small_pool(servers: Iterable[ServerConfig], logs: str) -> Iterator[_SmallPo
             os.close(lifeline)
         kill_children(_END_SECONDS)
         shutil.rmtree(place, ignore_errors=True)
+        os.close(lock)
 
 
 def _logs_of(files: Sequence[str]) -> str:
@@ -276,11 +280,37 @@ def _keep_logs(place: str, logs: str) -> None:
             shutil.copyfile(path, os.path.join(logs, os.path.basename(path)))
 
 
-def _root() -> str:
-    """Return a directory with a short path in which sockets can be created."""
+def _roots() -> list[str]:
     roots = ("/tmp", "/var/tmp", pool_paths.runtime_root(os.environ))
     usable = [each for each in roots if len(each) < _LONGEST and os.access(each, os.W_OK | os.X_OK)]
-    return usable[0] if usable else roots[-1]
+    return usable or [roots[-1]]
+
+
+def _make_place() -> tuple[str, int]:
+    """Create a directory for sockets, with a short path, that the servers' users can enter.
+
+    Returns the path, and a descriptor that locks the directory until it is closed.
+    """
+    place = tempfile.mkdtemp(prefix=_PREFIX, dir=_roots()[0])
+    lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.chmod(place, 0o755)
+    return place, lock
+
+
+def _remove_abandoned() -> None:
+    """Remove directories that killed trials of this user have left behind."""
+    for place in [each for root in _roots() for each in glob.iglob(f"{glob.escape(root)}/{_PREFIX}*")]:
+        with contextlib.suppress(OSError):
+            lock = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                status = os.fstat(lock)
+                # A new directory may not be locked yet.
+                if status.st_uid == os.geteuid() and time.time() - status.st_mtime > LIMIT_SECONDS:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(place, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _too_late(number: int, frame: object) -> None:

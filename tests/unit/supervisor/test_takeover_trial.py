@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,7 +129,7 @@ class Trial:
 def trial(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trial]:
     root = short_path
     made = Trial(root / "kept")
-    monkeypatch.setattr(takeover_trial, "_root", lambda: str(root))
+    monkeypatch.setattr(takeover_trial, "_roots", lambda: [str(root)])
     monkeypatch.setattr(takeover_trial, "launch", made.launch)
     monkeypatch.setattr(takeover_trial, "kill_children", made.end)
     monkeypatch.setattr(takeover_trial, "become_subreaper", lambda: None)
@@ -315,15 +317,53 @@ def test_processes_of_the_previous_version_that_help_are_killed(
     assert sorted(killed) == [(71, signal.SIGKILL), (72, signal.SIGKILL)]
 
 
+def test_directories_of_killed_trials_are_removed_and_those_in_use_are_not(
+    trial: Trial, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover_trial, "_roots", lambda: [str(tmp_path)])
+    old = time.time() - takeover_trial.LIMIT_SECONDS - 10
+    places = {name: tmp_path / f"poolctl-trial-{name}" for name in ("old", "new", "used")}
+    for name, place in places.items():
+        place.mkdir()
+        (place / "file").touch()
+        if name != "new":
+            os.utime(place, (old, old))
+    (tmp_path / "other").mkdir()
+    lock = os.open(places["used"], os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    before = set(os.listdir("/proc/self/fd"))
+    takeover_trial._remove_abandoned()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "other",
+        "poolctl-trial-new",
+        "poolctl-trial-used",
+    ]
+    assert set(os.listdir("/proc/self/fd")) == before
+    os.close(lock)
+
+
+def test_place_is_locked_and_open_to_other_users(trial: Trial) -> None:
+    place, lock = takeover_trial._make_place()
+    other = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert (os.stat(place).st_mode & 0o777, Path(place).name.startswith("poolctl-trial-")) == (0o755, True)
+    os.close(lock)
+    os.close(other)
+    os.rmdir(place)
+
+
 def test_place_is_in_a_directory_with_a_short_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert takeover_trial._root() == "/tmp"
+    roots = takeover_trial._roots()
+    assert roots[0] == "/tmp"
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(tmp_path))
     long = tmp_path / ("x" * takeover_trial._LONGEST)
+    long.mkdir(mode=0o700)
+    monkeypatch.setenv("POOLCTL_RUNTIME_DIR", str(long))
+    assert str(long) not in takeover_trial._roots()
     monkeypatch.setattr(takeover_trial.pool_paths, "runtime_root", lambda env: str(long))
-    monkeypatch.setattr(os, "access", lambda path, mode: path == str(long))
-    assert takeover_trial._root() == str(long), "there is no other"
-    monkeypatch.setattr(takeover_trial.pool_paths, "runtime_root", lambda env: "/run/poolctl")
-    monkeypatch.setattr(os, "access", lambda path, mode: path == "/run/poolctl")
-    assert takeover_trial._root() == "/run/poolctl"
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert takeover_trial._roots() == [str(long)], "there is no other"
 
 
 Stdin = Callable[[bytes], None]
