@@ -246,7 +246,7 @@ def process_start(pid: int) -> int | None:
     return int(fields[19]) if fields else None
 
 
-def process_parent(pid: int) -> tuple[int, int] | None:
+def parent_and_start(pid: int) -> tuple[int, int] | None:
     """Return a process's parent pid and its own start time (see process_start); None if there is no such process."""
     fields = _stat_fields(pid)
     return (int(fields[1]), int(fields[19])) if fields else None

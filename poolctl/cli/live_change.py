@@ -169,7 +169,7 @@ class WriteBack:
         self.warnings: list[str] = []
         self.now = load(PoolRef(self.draft.files, pool.directory), allow_empty=True)
 
-    def names_in_files(self, names: Sequence[str]) -> list[str]:
+    def keep_names_in_files(self, names: Sequence[str]) -> list[str]:
         """Filter `names`: return the names of servers in the files, and add a warning about each other name."""
         why = "is not in any file: nothing to write (poolctl add --save writes it)"
         self.warnings += [f"{name} {why}" for name in names if self.draft.entry(name) is None]
@@ -178,14 +178,14 @@ class WriteBack:
     def scale(self, names: Sequence[str], workers: int) -> None:
         """Set the number of workers of these servers in `draft`, the new files."""
         as_wanted = {server.name for server in self.now if server.workers == workers}
-        for name in self.names_in_files(names):
+        for name in self.keep_names_in_files(names):
             if name not in as_wanted:
                 self.draft.scale(name, workers)
 
     def disable(self, names: Sequence[str], disabled: bool) -> None:
         """Disable these servers in `draft`, the new files; enable them if `disabled` is false."""
         as_wanted = {server.name for server in self.now if server.disabled == disabled}
-        for name in self.names_in_files(names):
+        for name in self.keep_names_in_files(names):
             if name in as_wanted:
                 continue
             if disabled:

@@ -102,7 +102,7 @@ def find_pool(
     pool = PoolRef(files, _pool_at(files[0], env).directory)
     pool.platform = platform_of(files, env)
     if pool.platform != LOCAL and request.verb not in _OF_FILES:
-        pool.client().refuse_unknown(request.verb)
+        pool.client().check_supported(request.verb)
     missing = [] if missing_ok else [file for file in files if _is_missing(file)]
     if missing:
         if not _is_running(pool):

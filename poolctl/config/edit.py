@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from poolctl.config.configuration import Configuration
-from poolctl.config.files.assemble import Assembly, Document, ServerTable, last_with, read_documents
+from poolctl.config.files.assemble import Assembly, Document, ServerTable, last_source_with, read_documents
 from poolctl.config.files.parsers import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load
@@ -209,7 +209,7 @@ class Draft:
 
     def _source_of(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
         """Return the file that `set` changes, and the server's path in that file."""
-        return last_with(entry.parts, path) or entry.parts[-1]
+        return last_source_with(entry.parts, path) or entry.parts[-1]
 
     def _set(self, document: Document, table: Path, path: Path, value: Tree) -> None:
         self._changes_of(document).pairs.setdefault(int(table[-1]), []).append((path, value))

@@ -86,7 +86,7 @@ if TYPE_CHECKING:
         ) -> Table:
             """Perform `verb`; returns its result as a JSON object, as `Client.call` does."""
 
-        def refuse_unknown(self, command: str) -> None:
+        def check_supported(self, command: str) -> None:
             """Raise ControlError (exit code 2) for a command that this platform does not have."""
 
 
@@ -150,7 +150,7 @@ class Client:
             request["options"] = {**(request.get("options") or {}), "again": generation}
         raise SupervisorEnded(self.socket_path)
 
-    def refuse_unknown(self, command: str) -> None:
+    def check_supported(self, command: str) -> None:
         """Accept every `command`: a supervisor supports all commands, and only other platforms refuse some."""
 
     def ask(

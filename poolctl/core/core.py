@@ -108,7 +108,7 @@ class Core:
             for action in self._decide(entry):
                 self._executor.perform(entry, action)
             self._wake_neighbours(entry)
-            for held in self._addresses.take_unneeded_listeners(entry):
+            for held in self._addresses.take_unneeded_listener(entry):
                 self._executor.close(held)
             if entry.removed and entry.at_rest and self.servers.entries.get(name) is entry:
                 self.forget(entry)
@@ -196,7 +196,7 @@ class Core:
             entry.observed.called = False
         if entry.rests:
             entry.desired.code_since = self.clock.monotonic()
-            entry.schedule_start_hook()
+            entry.prepare_hooks_for_start()
         if entry.config.every is None:
             entry.skip_leaving_generation()
             entry.become(Desired.RUN)
@@ -320,7 +320,7 @@ class Core:
         self._executor.kill(entry, worker)
         self.touch(entry)
 
-    def begin_recovery(
+    def note_recovery_begun(
         self, entry: Entry, report: Table, times: dict[str, list[float]], *, counts: bool
     ) -> None:
         """Record that a recovery of the server begins, described by `report`. With `counts`, it counts as a restart.
@@ -331,8 +331,8 @@ class Core:
         entry.observed.restarts += counts
         self.touch(entry)
 
-    def end_recovery(self, entry: Entry) -> None:
-        """Record that the server's recovery, recorded by `begin_recovery`, has ended."""
+    def note_recovery_ended(self, entry: Entry) -> None:
+        """Record that the server's recovery, recorded by `note_recovery_begun`, has ended."""
         entry.observed.recovering = {}
         self.touch(entry)
 
@@ -435,7 +435,7 @@ class Core:
             self.servers.note_revision()
         return canary
 
-    def _adopt_canary(self, entry: Entry, worker: Worker) -> None:
+    def _note_canary_of(self, entry: Entry, worker: Worker) -> None:
         """Record the server's canary if `worker` belongs to a previous supervisor's canary that has its own address.
 
         Until this supervisor withdraws the canary, the gateway sends the canary the share of requests that the
@@ -676,7 +676,7 @@ class Core:
         entry.observed.workers[worker.id] = worker
         entry.observed.called = entry.observed.called or worker.phase is Phase.READY
         entry.desired.newest = max(entry.desired.newest, worker.generation)
-        self._adopt_canary(entry, worker)
+        self._note_canary_of(entry, worker)
         if worker.phase is Phase.READY:
             entry.count_restart(worker)
         used, now = entry.observed.certificate_ends, self.clock.time()

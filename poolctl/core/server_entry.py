@@ -602,7 +602,7 @@ class Entry:
         self.desired.newest += 1
         self.desired.generation = self.desired.newest
 
-    def schedule_start_hook(self) -> None:
+    def prepare_hooks_for_start(self) -> None:
         """Have the start hook, if there is one, run before the next worker.
 
         If a worker is neither draining nor stopping, the server already runs, and only a due stop hook is cancelled.

@@ -275,7 +275,7 @@ class Addresses:
         """Note that the listener of this key is being closed."""
         self._endpoints.pop(key, None)
 
-    def take_unneeded_listeners(self, entry: Entry) -> list[ServerConfig]:
+    def take_unneeded_listener(self, entry: Entry) -> list[ServerConfig]:
         """Return [listener] for a listener left open for this entry that nobody needs, else []. The caller closes it.
 
         Nobody needs the listener if the entry is inactive (`at_rest`) and no other server wants the listener. If the

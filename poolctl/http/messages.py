@@ -698,7 +698,7 @@ class MessageReader:
         """
         raise NotImplementedError
 
-    def _body_too_large(self) -> None:
+    def _handle_too_large_body(self) -> None:
         """Handle a body over `max_body_bytes`: RequestReader raises BadMessage, ResponseReader keeps the beginning."""
         raise NotImplementedError
 
@@ -728,7 +728,7 @@ class MessageReader:
         self._body += piece[:room]
         self._body_bytes += min(len(piece), room)
         if len(piece) > room:
-            self._body_too_large()
+            self._handle_too_large_body()
             self.complete = True
         return self.complete
 
@@ -749,11 +749,11 @@ class RequestReader(MessageReader):
         head = self.head = RequestHead.read(data, scanned, self._max_head_bytes)
         if head is not None:
             if self._max_body_bytes is not None and head.body > self._max_body_bytes:
-                self._body_too_large()
+                self._handle_too_large_body()
             self._frame(head.body)
         return head
 
-    def _body_too_large(self) -> None:
+    def _handle_too_large_body(self) -> None:
         raise BadMessage("the body is too large", 413)
 
 
@@ -801,5 +801,5 @@ class ResponseReader(MessageReader):
         self._frame(head.body)
         return head
 
-    def _body_too_large(self) -> None:
+    def _handle_too_large_body(self) -> None:
         self._truncated = True

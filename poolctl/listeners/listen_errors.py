@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from poolctl.errors import ServerError
-from poolctl.platform import process_parent, user_name
+from poolctl.platform import parent_and_start, user_name
 
 from .sock_diag import ANY_STATE, LISTEN, tcp_sockets, unix_listeners
 
@@ -293,7 +293,7 @@ def _sockets_of(pid: int, missing: dict[str, int], until: float) -> set[int]:
 
 def _pool_of(pid: int) -> tuple[tuple[str, ...] | None, str]:
     """Return the `pool` and `runtime` fields (see Holder) for a process; (None, "") if it belongs to no pool."""
-    parent, _ = process_parent(pid) or (0, 0)
+    parent, _ = parent_and_start(pid) or (0, 0)
     # A worker of this pool, whose keeper is our parent, is treated as an ordinary process.
     for each in (pid,) if parent == os.getppid() else (pid, parent):
         arguments = _pool_process_arguments(each)

@@ -59,7 +59,7 @@ class Opener:
             address, functools.partial(open_datagram_sockets, address), undo=close_listener
         )
 
-    async def check_free(self, address: Address) -> None:
+    async def check_bindable(self, address: Address) -> None:
         """Check that a program can bind the TCP address itself. Raise ListenError if the address is in use."""
         if not await _resolving(address, functools.partial(is_free, address, address.port or 0)):
             # Connections in TIME_WAIT do not prevent listening. Another listener does, and the error names its process.

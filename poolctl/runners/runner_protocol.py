@@ -404,7 +404,7 @@ class PublishedRoutes:
 class Gateway(Protocol):
     """The gateway as seen by a runner: it passes accepted connections to workers of servers that have a route."""
 
-    def pair_opened(self, server: str, give: socket.socket) -> None:
+    def use_pair(self, server: str, give: socket.socket) -> None:
         """Tell the gateway to pass the server's connections to its workers through `give`. May be called again."""
 
     async def withdraw(self, server: str, give: socket.socket) -> None:
@@ -427,7 +427,7 @@ class Routing(Protocol):
 
         Workers started or adopted later get their table too, and workers of servers that no longer have a route are
         updated. The gateway is given a socket for each server, to pass connections to its workers (see
-        Gateway.pair_opened). A server whose listeners are not open yet gets its socket when they are opened. Does not
+        Gateway.use_pair). A server whose listeners are not open yet gets its socket when they are opened. Does not
         block.
         """
 

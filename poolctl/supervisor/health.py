@@ -311,7 +311,7 @@ class WorkerRecovery:
             else entry.observed.recoveries
         )
         counts = acts and any(each.kind != MEMORY for each in problems)
-        self._core.begin_recovery(entry, self._report(entry, step, problems), times, counts=counts)
+        self._core.note_recovery_begun(entry, self._report(entry, step, problems), times, counts=counts)
         with caused_by("recovery: " + "; ".join(each.seen for each in problems)):
             self._act(entry, step, problems)
 
@@ -362,7 +362,7 @@ class WorkerRecovery:
         found = _outcome(entry)
         if found is not None:
             report = entry.observed.recovering
-            self._core.end_recovery(entry)
+            self._core.note_recovery_ended(entry)
             self._record(entry, report, *found)
 
     def _record(self, entry: Entry, report: Table, outcome: str, why: str = "") -> None:

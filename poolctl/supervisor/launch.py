@@ -208,7 +208,7 @@ def remove_stale_files(pool_directory: str) -> None:
         _unless_it_runs(pool_directory, _remove)
 
 
-def forget_desired_state(pool_directory: str, names: Collection[str] | None = None) -> None:
+def forget_running(pool_directory: str, names: Collection[str] | None = None) -> None:
     """Forget that the servers called `names`, or with None all servers, were to run when the pool was killed.
 
     Has no effect if the pool runs. Never raises.

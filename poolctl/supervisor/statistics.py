@@ -96,7 +96,7 @@ class Totals:
         """The total counts of the server's exited workers."""
         return list(self._counts.get(entry.name) or [0] * tally.COUNTED)
 
-    def passed_by_ended_workers(self, entry: Entry) -> dict[int, int]:
+    def requests_passed_to_ended_workers(self, entry: Entry) -> dict[int, int]:
         """Return, by route, the number of requests that the gateway passed to the server's exited workers.
 
         The keys are the routes' numbers from `tally.route_mark`.

@@ -169,7 +169,7 @@ class WorkerProcess:
             "leaving": self.server.should_exit,
             "listeners": len(self.listeners),
             "tally": True,
-            "follows_routes": self.routes.table is not None and self.server.checks_routes,
+            "follows_routes": self.routes.table is not None and self.server.serves_only_own_requests,
         }
         return message, [*(sock.fileno() for sock in held), self.tally_fd]
 
@@ -192,7 +192,7 @@ class WorkerProcess:
                 self._use_routes(fds, bool(message.get("keeps", True)), str(message.get("key", "")))
             case "peers" if len(fds) == 1:
                 # Not a duplicate: closing any descriptor of a file releases the locks of this process on it (fcntl(2)).
-                self.server.share_counts(fds.pop())
+                self.server.join_counts_page(fds.pop())
             case "idle":
                 self._watch_idleness(message.get("seconds"))
             case "report" if self.server.started:
@@ -234,7 +234,7 @@ class WorkerProcess:
 
     def _report_routes(self) -> None:
         table = self.routes.table
-        if table is not None and self.server.checks_routes:
+        if table is not None and self.server.serves_only_own_requests:
             self.control.send({"event": "routes", "generation": table.generation})
 
     def _watch_idleness(self, seconds: float | None) -> None:

@@ -132,7 +132,7 @@ def test_process_is_identified_by_its_start_parent_and_users(process: subprocess
     assert start is not None
     now = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
     assert 0 <= now - start < 60 * os.sysconf("SC_CLK_TCK")
-    assert linux.process_parent(process.pid) == (os.getpid(), start)
+    assert linux.parent_and_start(process.pid) == (os.getpid(), start)
     assert linux.process_users(process.pid) == {os.geteuid()}
     boot, first = linux.boot_identity()
     assert (len(str(boot)), first) == (36, linux.process_start(1))
@@ -140,7 +140,7 @@ def test_process_is_identified_by_its_start_parent_and_users(process: subprocess
 
 def test_process_that_is_gone_has_no_figures() -> None:
     figures = (
-        linux.process_start, linux.process_parent, linux.process_users, linux.memory_bytes, linux.cpu_seconds,
+        linux.process_start, linux.parent_and_start, linux.process_users, linux.memory_bytes, linux.cpu_seconds,
         linux.process_cpu_ns,
     )  # fmt: skip
     assert [each(GONE) for each in figures] == [None] * len(figures)
@@ -344,7 +344,7 @@ from poolctl import platform
 platform.become_subreaper()
 done = subprocess.run(["sh", "-c", "sleep 600 & echo $!"], stdout=subprocess.PIPE)
 child = int(done.stdout)
-print(platform.process_parent(child)[0] == os.getpid())
+print(platform.parent_and_start(child)[0] == os.getpid())
 os.kill(child, 9)
 """
     code = script.replace("sleep 600 &", "sleep 600 >/dev/null &")

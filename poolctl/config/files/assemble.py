@@ -338,7 +338,7 @@ class Origins:
     def place(self, entry: ServerTable | str, path: Path) -> Place:
         """The place of a server's key, or of the server's table if no file has the key."""
         entry = self._entries[entry] if isinstance(entry, str) else entry
-        document, table = last_with([*self._defaults, *entry.parts], path) or entry.parts[0]
+        document, table = last_source_with([*self._defaults, *entry.parts], path) or entry.parts[0]
         return document.place((*table, *path))
 
     def of_table(self, path: Path) -> Place:
@@ -390,7 +390,7 @@ class Origins:
         return known
 
 
-def last_with(sources: Sequence[Source], path: Path) -> Source | None:
+def last_source_with(sources: Sequence[Source], path: Path) -> Source | None:
     """Return the last source whose table has a value at `path`, the keys that lead to the value within the table.
 
     If no table has all keys of `path`, return the last source whose table has the most of its leading keys. Return None

@@ -151,7 +151,7 @@ class ExplainedRequest:
         self.path = quote(slash + path, safe="".join(map(chr, range(0x21, 0x7F)))) or "/"
         self.normal = normal_path(self.path)
 
-    def take_host_from(self, header: str) -> None:
+    def set_host_from_header(self, header: str) -> None:
         """Set `host` to the value of this header; without the header, to that of Host, or else to the URL's host."""
         self.host = normal_host(self.headers.get(header.lower()) or self._named)
 
@@ -173,7 +173,7 @@ def _explain(request: CommandRequest, asked: ExplainedRequest) -> Outcome:
     known = _candidates(request, asked)
     if known.exit_code:
         return Outcome.of(known)
-    asked.take_host_from(known.header_for_host)
+    asked.set_host_from_header(known.header_for_host)
     match = _match(known, asked)
     steps = explain(known.routes, asked.host, asked.normal, asked.method, asked.headers, secure=asked.tls)
     candidates = [

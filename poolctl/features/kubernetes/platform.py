@@ -175,7 +175,7 @@ class KubernetesClient:
                 Result(errors=(failure(PoolParamError, wrong.message, wrong.hint),), exit_code=USAGE)
             )
 
-    def refuse_unknown(self, command: str) -> None:
+    def check_supported(self, command: str) -> None:
         """Raise ControlError (2) for a command that is not supported on a cluster."""
         if command not in _COMMANDS:
             raise not_on_a_cluster(command)

@@ -364,7 +364,7 @@ class Machines(GatewayPart):
             state_directory=self.site.environment.state_directory,
         )
         self._read(self._inventory)
-        gateway.find_machines(self._inventory)
+        gateway.use_machine_source(self._inventory)
 
     @property
     def not_served(self) -> Iterable[str]:

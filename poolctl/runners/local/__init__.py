@@ -36,7 +36,7 @@ def companions(
     programs = {
         fd_store.LOGGER: Companion(logger, f"{directory}/logger.log", session=True, without=without),
     }
-    if not _is_another_users(interpreter, env):
+    if not _others_can_change(interpreter, env):
         programs[f"{fd_store.ZYGOTE}{interpreter}"] = Companion(
             zygote, f"{directory}/helpers.log", session=True, without=without
         )
@@ -57,7 +57,7 @@ def find_orphans(directory: str) -> list[LocalOrphan]:
     return found
 
 
-def _is_another_users(interpreter: str, env: Mapping[str, str]) -> bool:
+def _others_can_change(interpreter: str, env: Mapping[str, str]) -> bool:
     """Return whether this process runs as root, and other users can change the interpreter.
 
     The zygote of such an interpreter runs as its server's user, so it is started only when a server needs it.

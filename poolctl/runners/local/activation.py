@@ -265,10 +265,10 @@ class HeldConnection:
     def accepted(cls, sock: socket.socket, head_seconds: float) -> HeldConnection:
         """A new connection with a time limit for its request's head. It takes ownership of `sock`."""
         made = cls(Connection(fileno=sock.detach()))
-        made.give_time(head_seconds, asked=False)
+        made.limit_time(head_seconds, asked=False)
         return made
 
-    def give_time(self, seconds: float, *, asked: bool) -> None:
+    def limit_time(self, seconds: float, *, asked: bool) -> None:
         """Limit the client's time to `seconds`, unless a limit with the same `asked` is already set.
 
         If `asked` is set, the client must begin its next request in time; if not, it must complete the request's head.
@@ -365,9 +365,9 @@ class SleepingListener:
         """Set a time limit for the next request to begin or, if `begun`, for its whole head; on expiry call `late`."""
         held.begun = begun
         if begun:
-            held.give_time(self.head_seconds, asked=False)
+            held.limit_time(self.head_seconds, asked=False)
         elif held.sock.until is None:
-            held.give_time(self.quiet_seconds, asked=True)
+            held.limit_time(self.quiet_seconds, asked=True)
         held.set_timer(late)
 
 
@@ -554,7 +554,7 @@ class Activator:
         unseen = fetch.kind == ACCEPT
         held = HeldConnection(sock, unseen=unseen)
         if unseen:
-            held.give_time(fetch.sleeping.head_seconds, asked=False)
+            held.limit_time(fetch.sleeping.head_seconds, asked=False)
         if not fetch.wanted:
             self._close_copies(held)
         elif sleeping := self._sleeping.get(fetch.key):

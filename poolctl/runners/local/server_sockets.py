@@ -83,7 +83,7 @@ class Sockets:
         try:
             if server.binds_itself:
                 if server.address.kind == "tcp":
-                    await self._opener.check_free(server.address)
+                    await self._opener.check_bindable(server.address)
                 return
             self._open[key] = await self._opener.listen(server.address, self.inherited)
         except ServerError as error:
@@ -193,7 +193,7 @@ class AdoptionPairs:
         self._withheld_keys.discard(key)
         if self._gateway is not None and key in self._pairs and key in self.routed:
             self._shown[key] = self._pairs[key][1]
-            self._gateway.pair_opened(self.routed[key], self._shown[key])
+            self._gateway.use_pair(self.routed[key], self._shown[key])
 
     def hide(self, key: str) -> None:
         """Make the gateway proxy the server's requests instead of passing its connections to workers. Does not wait."""

@@ -32,7 +32,7 @@ from poolctl.bootstrap import as_user, command
 from poolctl.config import ServerConfig, enter_as, masked_text
 from poolctl.keeper import fd_store, wire
 from poolctl.keeper.wire import Message
-from poolctl.platform import process_parent, process_start, process_users
+from poolctl.platform import parent_and_start, process_start, process_users
 from poolctl.units import format_duration
 
 from ..process_link import Link, LinkLost, Malformed, Receiver, Refused, number_of, spawn, text_of
@@ -155,7 +155,7 @@ class Children:
         loop = asyncio.get_running_loop()
         self._confirm_timer = None
         for process, (until, on_forged) in list(self._unconfirmed.items()):
-            if process_parent(process.pid) == (self.keeper_pid, process.start):
+            if parent_and_start(process.pid) == (self.keeper_pid, process.start):
                 del self._unconfirmed[process]
             elif loop.time() >= until:
                 del self._unconfirmed[process]

@@ -214,7 +214,7 @@ class AcceptedConnections:
             self._end(expected)
 
     def _end(self, expected: asyncio.Protocol | None) -> None:
-        self._server_state.handshake_failed(expected)  # no effect after a complete handshake
+        self._server_state.forget_unfinished_handshake(expected)  # no effect after a complete handshake
         self._server_state.changed.set()
 
 

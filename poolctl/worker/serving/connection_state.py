@@ -294,7 +294,7 @@ class PoolServerState(ServerState):
             self.changed.set()
         return due
 
-    def handshake_failed(self, connection: object) -> None:
+    def forget_unfinished_handshake(self, connection: object) -> None:
         """Forget a connection whose TLS handshake has failed; do nothing if its handshake was completed."""
         if self.handshake_is_over(connection) is not None:
             self.connections.left()

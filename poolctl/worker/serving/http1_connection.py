@@ -296,7 +296,7 @@ class Http1Connection(Drainable, Http1Protocol):
             if cycle is not None and not cycle.response_complete and "method" in self.scope:
                 return
             if cycle is before or "method" not in self.scope:  # otherwise the response is already complete
-                self.wait_for_head(data, 1)  # an unknown number: data may begin with a body
+                self.limit_head(data, 1)  # an unknown number: data may begin with a body
             return
         size = len(data) if self.head is FIRST and len(data) <= SMALL_BYTES else self._measured(data)
         if size:
@@ -305,7 +305,7 @@ class Http1Connection(Drainable, Http1Protocol):
             if "method" not in (self.scope or ()) or (
                 cycle is before and (cycle is None or cycle.response_complete)
             ):
-                self.wait_for_head(data, size)
+                self.limit_head(data, size)
             elif self.head is not None:
                 self.head_is_over()
 
@@ -346,7 +346,7 @@ class Http1Connection(Drainable, Http1Protocol):
             self.head_is_over()
             self.transport.close()
 
-    def wait_for_head(self, data: bytes, size: int) -> None:
+    def limit_head(self, data: bytes, size: int) -> None:
         """Limit the time for a request head that is incomplete after `data`, and add `size` bytes to the head's size.
 
         If the body of an already answered request is still arriving, only set the keep-alive timeout.
@@ -465,7 +465,7 @@ class H11Connection(Http1Connection, H11Protocol):
         if self.head is None and (begun := self.conn.trailing_data[0]) and self.idle:
             # Part of the next head has arrived before this response was complete.
             self.stop_timer()
-            self.wait_for_head(begun, len(begun))
+            self.limit_head(begun, len(begun))
 
     def send_400_response(self, msg: str) -> None:
         if len(self.conn.trailing_data[0]) > self.server_state.heads.most_bytes:

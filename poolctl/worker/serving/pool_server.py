@@ -233,7 +233,7 @@ class PoolServer(uvicorn.Server):
         return movable and self._adoption is not None and self.config.ssl is None
 
     @property
-    def checks_routes(self) -> bool:
+    def serves_only_own_requests(self) -> bool:
         """Whether each request on a connection from the gateway is certainly served by the server that it is meant for.
 
         True with TLS, because all requests on a TLS connection are for one server. Without TLS, True if poolctl knows
@@ -247,7 +247,7 @@ class PoolServer(uvicorn.Server):
         for connection in self._http_connections():
             connection.give_back()
 
-    def share_counts(self, page: int) -> None:
+    def join_counts_page(self, page: int) -> None:
         """Balance connections with other workers, whose counts are in the memory file `page`. Takes over `page`."""
         self._leave_page()
         self._page = page

@@ -147,7 +147,7 @@ class RoutedConnection(Http1Connection):
             super().shutdown()
 
     def _last_request(self) -> None:
-        if not self._can_return:
+        if not self._must_return:
             super()._last_request()
 
     @property
@@ -228,7 +228,7 @@ class RoutedConnection(Http1Connection):
         size = self._measured(arrived)
         routing.pending, routing.partial = (data, True) if size else (b"", False)
         if size:
-            self.wait_for_head(arrived, size)
+            self.limit_head(arrived, size)
 
     def _send_back(self) -> None:
         """Return the connection to the gateway, because its next request is for another server.
@@ -253,7 +253,7 @@ class RoutedConnection(Http1Connection):
             self._refuse(421)
 
     @property
-    def _can_return(self) -> bool:
+    def _must_return(self) -> bool:
         """Whether the connection can return to the gateway, and has to, because it cannot move to another worker."""
         transport, routes = self.transport, self.routing.routes
         moves = routes.keeps and self.server_state.moves_to is not None
@@ -267,7 +267,7 @@ class RoutedConnection(Http1Connection):
         The result is False if the connection cannot go back to the gateway.
         """
         routing = self.routing
-        if not self._can_return:
+        if not self._must_return:
             return False
         if routing.timer is None and self._is_idle:
             routing.until = monotonic() + QUIET_SECONDS
@@ -301,7 +301,7 @@ class RoutedConnection(Http1Connection):
     def _keep_returning(self) -> None:
         routing = self.routing
         routing.timer = None
-        if not self._is_idle or (self._can_return and self._return_to_gateway()):
+        if not self._is_idle or (self._must_return and self._return_to_gateway()):
             return
         if routing.pending and not routing.partial:
             self.process_held()

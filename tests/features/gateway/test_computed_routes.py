@@ -173,7 +173,7 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
     async def masked_of(routes: ComputedRoutes, *given: RouteConfig) -> TableRegistry:
         tables = Tables(gateway=GatewayConfig(), routes=given, streams=(stream,))
         routes.compute(lambda: (source("web")[0], tables))
-        descriptor = await routes.masked_table()
+        descriptor = await routes.masked_table_descriptor()
         assert descriptor is not None
         table = RouteTable(descriptor.fileno())
         opened.append(table)
@@ -181,7 +181,7 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
 
     async def work() -> None:
         routes = Publisher().published
-        assert await routes.masked_table() is None
+        assert await routes.masked_table_descriptor() is None
         registry = await masked_of(routes, secret, plain, gone)
         first = registry.http.get("first")
         assert first is not None
@@ -196,12 +196,12 @@ def test_masked_table_has_streams_and_excluded_routes_and_no_value_of_a_header()
             [*routes.routes.excluded],
         )
         assert (registry.num_all, registry.generation) == (4, routes.generation)
-        assert await routes.masked_table() is await routes.masked_table()
+        assert await routes.masked_table_descriptor() is await routes.masked_table_descriptor()
         generations: list[int] = []
         with routes.subscribed(generations.append):
             await masked_of(routes, plain)
             assert generations == [routes.generation]
-            masked = await routes.masked_table()
+            masked = await routes.masked_table_descriptor()
             assert masked is not None
         routes.close()
         assert masked.fileno() == -1

@@ -521,7 +521,7 @@ def test_states_of_machines_are_sent_if_there_are_any() -> None:
         assert manager.made.sent == []
         followed: list[object] = []
         machines: Any = SimpleNamespace(states={"a": 1}, ask=print, follow_routes=followed.append)
-        manager.find_machines(machines)
+        manager.use_machine_source(machines)
         assert len(followed) == 1
         assert manager.reports.on_machine_needed is print
         manager.report_machines()
@@ -554,9 +554,9 @@ def test_share_of_a_canary_is_exact_for_servers_with_routes_only() -> None:
 def test_pair_that_was_replaced_is_not_forgotten_with_the_one_before() -> None:
     async def scene(manager: Manager) -> None:
         old, new = socket.socketpair()
-        manager.pair_opened("one", old)
+        manager.use_pair("one", old)
         assert manager.passes_to("one")
-        manager.pair_opened("one", new)
+        manager.use_pair("one", new)
         manager.made = Gateway()
         await manager.withdraw("one", old)
         assert manager.passes_to("one")
@@ -961,10 +961,10 @@ def test_zygote_that_is_lost_is_replaced_once(zygotes: list[Zygote]) -> None:
 def test_zygote_is_replaced_when_it_has_ended_or_is_for_other_settings(zygotes: list[Zygote]) -> None:
     async def scene(manager: Manager) -> None:
         for mark in ("a", "a", "b", "b"):
-            await manager._ready_zygote(mark)
+            await manager._running_zygote(mark)
         assert [each.mark for each in zygotes] == ["zygote a", "zygote b"]
         zygotes[1].exited.set_result(None)
-        await manager._ready_zygote("b")
+        await manager._running_zygote("b")
         assert [(each.mark, each.ended) for each in zygotes] == [
             ("zygote a", True), ("zygote b", True), ("zygote b", False),
         ]  # fmt: skip
@@ -979,7 +979,7 @@ def test_zygote_that_has_ended_is_replaced_soon_or_later_if_it_never_came_up(
 ) -> None:
     async def scene() -> None:
         manager = Manager()
-        await manager._ready_zygote(GatewaySettings(directory="/run").mark)
+        await manager._running_zygote(GatewaySettings(directory="/run").mark)
         zygotes[0].is_up = is_up
         zygotes[0].exited.set_result(None)
         await asyncio.sleep(seconds - 0.01)
@@ -1119,7 +1119,7 @@ def test_zygote_of_the_previous_supervisor_is_used_unless_another_keeper_has_sta
         found.exited.set_result(None)
         await asyncio.sleep(0)
         assert delays == [1.0], "it had come up"
-        await manager._ready_zygote("m")
+        await manager._running_zygote("m")
         assert len(zygotes) == 2
 
     with_manager(scene)

@@ -154,7 +154,7 @@ class Manager(SimpleNamespace):
     def __init__(self) -> None:
         routes = SimpleNamespace(
             routes=ROUTES, generation=7, services=None, table=None, wait_until_current=self._done,
-            masked_table=self._table, subscribed=self._followed,
+            masked_table_descriptor=self._table, subscribed=self._followed,
         )  # fmt: skip
         super().__init__(
             gateway=Process(), tables=Tables(gateway=GatewayConfig()), routes=routes, machines=None, listeners=[],
@@ -217,7 +217,8 @@ class Stage(Desk):
         self.workers = Workers()
         super().__init__(web(), web("other"), runner=self.workers)
         totals: Any = SimpleNamespace(
-            passed_by_ended_workers=lambda entry: {}, counts_of_ended_workers=lambda entry: blank_page().tolist(),
+            requests_passed_to_ended_workers=lambda entry: {},
+            counts_of_ended_workers=lambda entry: blank_page().tolist(),
             counts_by_route_of_ended_workers=lambda entry: {},
         )  # fmt: skip
         environment = SimpleNamespace(keeper=None, directory="/")

@@ -902,9 +902,9 @@ def test_stop_of_everything_asks_where_the_pool_was_started_elsewhere(
 
 def test_command_without_an_equal_on_a_cluster_is_refused_with_what_to_use() -> None:
     client = KubernetesClient(["pool.toml"], {})
-    client.refuse_unknown("start")
+    client.check_supported("start")
     with pytest.raises(ControlError, match="events is for a pool on this machine") as caught:
-        client.refuse_unknown("events")
+        client.check_supported("events")
     assert (caught.value.exit_code, caught.value.hint) == (
         2,
         "kubectl events shows what the cluster has done",

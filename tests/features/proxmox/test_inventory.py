@@ -437,7 +437,7 @@ def test_machines_follow_their_table_once_the_pool_has_a_gateway(tmp_path: Path)
     async def work() -> None:
         found: list[ProxmoxInventory] = []
         gateway: Any = SimpleNamespace(
-            report_machines=lambda: None, activities=None, find_machines=found.append
+            report_machines=lambda: None, activities=None, use_machine_source=found.append
         )
         configuration = SimpleNamespace(environment={})
         environment = SimpleNamespace(state_directory=str(tmp_path), configuration=configuration)

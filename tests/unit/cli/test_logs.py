@@ -403,7 +403,7 @@ class Cloud:
         self.calls: list[tuple[str, Any]] = []
         self.is_interrupted = False
 
-    def refuse_unknown(self, verb: str) -> None:
+    def check_supported(self, verb: str) -> None:
         return None
 
     def call(self, verb: str, body: Any, show: Any = None, *rest: object, **more: object) -> dict[str, Any]:

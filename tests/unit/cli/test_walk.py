@@ -140,7 +140,7 @@ class Cloud:
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
 
-    def refuse_unknown(self, verb: str) -> None:
+    def check_supported(self, verb: str) -> None:
         return None
 
     def call(self, verb: str, body: Any, receive: Any = None, *rest: object, **more: object) -> Any:

@@ -985,14 +985,14 @@ def test_recovery_is_in_the_servers_state_until_it_ends_and_may_count_as_a_resta
         entry = pool.core.entries["web"]
         pool.core.take_changed()
         for counts, restarts in ((True, 1), (False, 1)):
-            pool.core.begin_recovery(entry, {"step": "restart"}, {"0": [1.0]}, counts=counts)
+            pool.core.note_recovery_begun(entry, {"step": "restart"}, {"0": [1.0]}, counts=counts)
             assert (entry.observed.recovering, entry.observed.recoveries) == (
                 {"step": "restart"},
                 {"0": [1.0]},
             )
             assert entry.observed.restarts == restarts
             assert pool.core.take_changed() == [entry]
-        pool.core.end_recovery(entry)
+        pool.core.note_recovery_ended(entry)
         assert entry.observed.recovering == {}
         assert pool.core.take_changed() == [entry]
         assert pool.core.take_changed() == []
@@ -1746,8 +1746,8 @@ CHANGES: dict[str, Callable[[Core, Entry], Any]] = {
     "renew": lambda core, entry: core.renew(entry, 1),
     "drain and replace": lambda core, entry: core.drain_and_replace(entry, worker_of(entry, "web.1.0")),
     "kill": lambda core, entry: core.kill(entry, worker_of(entry, "web.1.0")),
-    "begin recovery": lambda core, entry: core.begin_recovery(entry, {}, {}, counts=False),
-    "end recovery": lambda core, entry: core.end_recovery(entry),
+    "begin recovery": lambda core, entry: core.note_recovery_begun(entry, {}, {}, counts=False),
+    "end recovery": lambda core, entry: core.note_recovery_ended(entry),
     "stuck": lambda core, entry: core.mark_stuck(entry, worker_of(entry, "web.1.0"), True),
     "idle": lambda core, entry: core.set_idle(entry, "web.1.0", True),
     "canary": lambda core, entry: core.begin_canary(entry, entry.config, 1),

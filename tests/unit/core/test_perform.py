@@ -1619,7 +1619,7 @@ def test_replacement_of_an_unhealthy_worker_that_does_not_start_is_retried_after
         loop.run_until_complete(pool.start())
 
         async def recover() -> None:
-            pool.core.begin_recovery(entry, {"worker": "web.1.0"}, {}, counts=False)
+            pool.core.note_recovery_begun(entry, {"worker": "web.1.0"}, {}, counts=False)
             pool.runner.script["web.1.0"] = FAILS
             pool.core.drain_and_replace(entry, entry.observed.workers["web.1.0"])
             await turns()

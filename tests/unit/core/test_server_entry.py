@@ -690,16 +690,16 @@ def test_view_has_the_facts_of_the_entry() -> None:
 
 def test_start_hook_is_due_unless_the_server_keeps_running() -> None:
     server = entry(hooks=HOOKS)
-    server.schedule_start_hook()
+    server.prepare_hooks_for_start()
     assert server.hooks.before_start_due
     running = entry(Desired.RUN, hooks=HOOKS)
     add_worker(running)
     running.hooks.after_stop_due = True
-    running.schedule_start_hook()
+    running.prepare_hooks_for_start()
     assert (running.hooks.before_start_due, running.hooks.after_stop_due) == (False, False)
     for hooks in ({}, {"hooks": {"after_stop": ["true"]}}):
         without = entry(**hooks)
-        without.schedule_start_hook()
+        without.prepare_hooks_for_start()
         assert not without.hooks.before_start_due
 
 

@@ -59,7 +59,7 @@ class Recorder:
         self.asked = asyncio.Event()
         self.let_go = asyncio.Event()
 
-    def pair_opened(self, server: str, give: socket.socket) -> None:
+    def use_pair(self, server: str, give: socket.socket) -> None:
         self.pairs[server] = give
 
     async def leaving(self, server: str) -> None:

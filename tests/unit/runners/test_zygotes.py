@@ -18,7 +18,7 @@ import pytest
 
 from poolctl import ServerConfig
 from poolctl.keeper import wire
-from poolctl.platform import process_parent, process_start
+from poolctl.platform import parent_and_start, process_start
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local import zygotes as module
 from poolctl.runners.local.local_worker import LocalWorker
@@ -947,7 +947,7 @@ def test_zygote_is_started_once_serves_many_forks_and_ends_when_it_is_closed() -
         for each in workers:
             assert each.pid is not None
             keeper = runner.children.keeper_pid, process_start(each.pid)
-            while process_parent(each.pid) != keeper:  # a moment after the fork
+            while parent_and_start(each.pid) != keeper:  # a moment after the fork
                 await asyncio.sleep(0.01)
         assert runner.zygotes.processes == [process]
         runner.zygotes.close()

@@ -795,10 +795,10 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
             ([guessed, *others], set()), ([guessed], {"guessed"}), ([other], {"guessed"}),
             ([guessed, other], {"guessed", "other"}), (others, set()),
         ):  # fmt: skip
-            assert await configuration.mark_warned(servers) == before
+            assert await configuration.record_self_binding(servers) == before
         pool.file.write_text(WEB + "# changed\n")
         configuration.accept(await configuration.read())
-        assert await configuration.mark_warned([guessed]) == set()
+        assert await configuration.record_self_binding([guessed]) == set()
 
     pool.scenario(work)
 

@@ -20,7 +20,7 @@ from poolctl.keeper.spawn import Companion
 from poolctl.supervisor import launch as launching
 from poolctl.supervisor.launch import (
     Launched,
-    forget_desired_state,
+    forget_running,
     launch,
     listen,
     remove_stale_files,
@@ -254,21 +254,21 @@ def left_behind(pool: Pool) -> dict[str, Any]:
 
 
 def test_stopped_servers_of_a_killed_pool_are_recorded_as_stopped(pool: Pool) -> None:
-    forget_desired_state(str(pool.directory), {"a"})
+    forget_running(str(pool.directory), {"a"})
     left_behind(pool)
-    forget_desired_state(str(pool.directory), {"a", "other"})
+    forget_running(str(pool.directory), {"a", "other"})
     assert pool_files.read_desired(str(pool.directory)) == {
         "servers": {"a": {"desired": "stopped"}, "b": {"desired": "running"}}
     }
-    forget_desired_state(str(pool.directory))
+    forget_running(str(pool.directory))
     assert pool_files.read_desired(str(pool.directory)) == {}
 
 
 def test_desired_state_of_a_pool_that_runs_is_left_alone(pool: Pool) -> None:
     state = left_behind(pool)
     with listen(str(pool.socket)):
-        forget_desired_state(str(pool.directory), {"a"})
-        forget_desired_state(str(pool.directory))
+        forget_running(str(pool.directory), {"a"})
+        forget_running(str(pool.directory))
         assert pool_files.read_desired(str(pool.directory)) == state
 
 

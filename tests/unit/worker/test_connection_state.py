@@ -196,9 +196,9 @@ def test_failed_handshake_is_an_end_and_a_complete_one_is_none() -> None:
     ends: list[str] = []
     server_state.connections.on_leave = lambda: ends.append("end")
     server_state.expect("a", 1.0)
-    server_state.handshake_failed("a")
+    server_state.forget_unfinished_handshake("a")
     assert ends == ["end"]
-    server_state.handshake_failed("a")
+    server_state.forget_unfinished_handshake("a")
     assert ends == ["end"]
 
 

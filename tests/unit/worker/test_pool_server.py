@@ -919,24 +919,24 @@ def test_page_of_counts_is_used_until_the_server_leaves(engine: Engine, pair: Pa
         server = PoolServer(made, adoption=adoption, **SECONDS)
         pages = [new_peer_page() for _ in range(3)]
         if early:
-            server.share_counts(pages.pop())
-            server.share_counts(pages.pop())  # the one before is closed
+            server.join_counts_page(pages.pop())
+            server.join_counts_page(pages.pop())  # the one before is closed
         with listener() as sock:
             ready = asyncio.Event()
             running = asyncio.ensure_future(server.run([sock], ready.set))
             await ready.wait()
             if early:
                 assert server.server_state.evenness is not None
-            server.share_counts(pages.pop())
+            server.join_counts_page(pages.pop())
             first = server.server_state.evenness
             assert first is not None
             while pages:
-                server.share_counts(pages.pop())
+                server.join_counts_page(pages.pop())
                 assert server.server_state.evenness is not first
             server.stop()
             await running
             assert server.server_state.evenness is None
-            server.share_counts(new_peer_page())
+            server.join_counts_page(new_peer_page())
             assert server.server_state.evenness is None
 
     def pages_in_memory() -> list[str]:
@@ -952,7 +952,7 @@ def test_page_that_cannot_be_used_is_closed(engine: Engine, pair: Pair, adopts: 
     async def scenario() -> None:
         async with served(engine, adoption=pair.worker() if adopts else None) as (server, *_):
             page = os.open(os.devnull, os.O_RDONLY) if adopts else new_peer_page()
-            server.share_counts(page)
+            server.join_counts_page(page)
             assert server.server_state.evenness is None
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(page)

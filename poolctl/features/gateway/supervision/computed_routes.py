@@ -126,7 +126,7 @@ class ComputedRoutes:
         while self._answered < asked:
             await self._computed.wait()
 
-    async def masked_table(self) -> Descriptor | None:
+    async def masked_table_descriptor(self) -> Descriptor | None:
         """Return a descriptor of the current route table without secrets; None if no table has been computed yet.
 
         The table includes streams and excluded routes. The descriptor is valid until the routes change.

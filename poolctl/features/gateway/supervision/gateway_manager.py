@@ -170,7 +170,7 @@ class GatewayManager(SidecarManager):
 
     # Requests of the runner to a gateway.
 
-    def pair_opened(self, server: str, give: socket.socket) -> None:
+    def use_pair(self, server: str, give: socket.socket) -> None:
         """From now on, pass the server's connections over the socket pair with this sending end."""
         self._servers.pairs[server] = give
         self._report(server)
@@ -188,7 +188,7 @@ class GatewayManager(SidecarManager):
         if (process := self.gateway) is not None:
             process.report_probes(self.probes.reports)
 
-    def find_machines(self, machines: MachineSource) -> None:
+    def use_machine_source(self, machines: MachineSource) -> None:
         """Use the feature `machines` from now on, which knows the machines behind routes' URLs and can start them."""
         self.machines = machines
         self.reports.on_machine_needed = machines.ask
@@ -261,16 +261,16 @@ class GatewayManager(SidecarManager):
             return
         keys = self.routes.context_keys
         routes = RoutesForWorkers(self.routes.generation, tables, self._own[0], keys)
-        routing.release_connections_of(self._unkept_servers)
+        routing.release_connections_of(self._servers_returning_connections)
         routing.publish(self._servers.configs, routes, self)
 
     def _release_connections(self) -> None:
-        """Have the workers of `_unkept_servers` give each connection back to the gateway before its next request."""
+        """Have the workers of these servers give each connection back to the gateway before its next request."""
         if (routing := self._core.runner.capabilities.routing) is not None:
-            routing.release_connections_of(self._unkept_servers)
+            routing.release_connections_of(self._servers_returning_connections)
 
     @property
-    def _unkept_servers(self) -> Collection[str]:
+    def _servers_returning_connections(self) -> Collection[str]:
         """The names of the servers whose workers must give each connection without TLS back before its next request.
 
         If the next request may be for another user's server, all routed servers are listed. Otherwise only disabled
@@ -422,14 +422,14 @@ class GatewayManager(SidecarManager):
         if engine := other_engine(plan.settings.engine):
             return await GatewayProcess.spawn(self._keeper, directory, mark, engine.part)
         for _ in range(2):
-            zygote = await self._ready_zygote(mark)
+            zygote = await self._running_zygote(mark)
             try:
                 return await zygote.fork(mark)
             except LinkLost:  # the zygote was killed, or hangs
                 self._end_zygote()
         raise LinkLost(f"its process ended at its start; see {os.path.join(directory, GatewayZygote.output)}")
 
-    async def _ready_zygote(self, mark: str) -> GatewayZygote:
+    async def _running_zygote(self, mark: str) -> GatewayZygote:
         """Return a running zygote for gateways whose version and engine are `mark`. Start one if there is none."""
         wanted = GatewayZygote.mark_for(mark)
         if self._zygote is not None and (self._zygote.mark != wanted or self._zygote.exited.done()):
@@ -465,7 +465,7 @@ class GatewayManager(SidecarManager):
     async def _prepare_zygote(self, mark: str) -> None:
         async with self._turn:
             with contextlib.suppress(LinkLost):  # the keeper is being replaced, and then this process
-                await self._ready_zygote(mark)
+                await self._running_zygote(mark)
 
     def _end_zygote(self) -> None:
         if self._zygote is not None:

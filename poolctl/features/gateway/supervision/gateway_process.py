@@ -12,7 +12,7 @@ from typing import Any
 
 from poolctl.json_form import Table, to_json
 from poolctl.keeper import wire
-from poolctl.platform import process_parent, read_file
+from poolctl.platform import parent_and_start, read_file
 from poolctl.routing.route import StreamRoute
 from poolctl.runners.process_link import HasDescriptor, LinkLost, identity
 from poolctl.runners.withheld_variables import withheld_variables
@@ -248,7 +248,7 @@ class GatewayZygote(SidecarProcess):
     @property
     def is_of_keeper(self) -> bool:
         """Whether the keeper process is the parent of the zygote, and so also of the gateways that it forks."""
-        return process_parent(int(self.known["pid"])) == (os.getppid(), self.known["start"])
+        return parent_and_start(int(self.known["pid"])) == (os.getppid(), self.known["start"])
 
     async def fork(self, mark: str) -> GatewayProcess:
         """Fork a gateway, which waits for its first message. Raises LinkLost."""

@@ -206,7 +206,7 @@ class GatewayReports:
             else:
                 self.on_machine_needed(message["server"])
         else:
-            self._events.record("pool", str(message["kind"]), **_about_host(message["data"]))
+            self._events.record("pool", str(message["kind"]), **_event_fields(message["data"]))
 
     @property
     def unavailable_hosts(self) -> frozenset[str]:
@@ -219,6 +219,6 @@ class GatewayReports:
         return 0 if entry is None else connections_of(self._core, entry)
 
 
-def _about_host(data: Table) -> Table:
+def _event_fields(data: Table) -> Table:
     """Return an event's `data`. If `data` has a `host`, add it as `message`, and the reason as `cause`, to a copy."""
     return {"message": data["host"], "cause": data.get("why", ""), **data} if "host" in data else data

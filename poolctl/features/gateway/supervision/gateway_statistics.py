@@ -171,7 +171,7 @@ class GatewayStatistics:
             if number % _SERVERS_AT_ONCE == _SERVERS_AT_ONCE - 1:
                 await asyncio.sleep(0)
             if (entry := self._core.entries.get(server)) is not None:
-                total.update(self._totals.passed_by_ended_workers(entry))
+                total.update(self._totals.requests_passed_to_ended_workers(entry))
                 for counts in worker_counts(self._core, entry):
                     total.update(tally.requests_by_route(counts))
         return total
@@ -238,7 +238,7 @@ class RouteFigures:
 
     def of(self, route: Route | StreamRoute) -> RouteReport:
         """Return the report of a route: its state and request figures. For excluded routes see `of_excluded`."""
-        report = route_report(route, tls=isinstance(route, Route) and self._is_kept_within_tls(route))
+        report = route_report(route, tls=isinstance(route, Route) and self._is_passed_only_with_tls(route))
         health = self.health(route)
         if isinstance(route, StreamRoute):
             stream = self._streams.get(route.alias, {})
@@ -310,7 +310,7 @@ class RouteFigures:
             return report
         return replace(report, registrations=self._services.reports(route.alias) or None)
 
-    def _is_kept_within_tls(self, route: Route) -> bool:
+    def _is_passed_only_with_tls(self, route: Route) -> bool:
         """Return whether only the route's TLS connections may be passed to workers, as servers run as several users."""
         entries = [self._core.entries.get(target.server) for target in route.to]
         return bool(route.other_user) and all(entry is not None and entry.config.tls for entry in entries)

@@ -92,7 +92,7 @@ class GatewayVerbs:
         routes = self.gateway.routes
         if call.options.get("follow") is True:
             await self._follow(call)
-        elif (table := await routes.masked_table()) is not None:
+        elif (table := await routes.masked_table_descriptor()) is not None:
             call.attach(table.fileno())
         return RegistryResult(generation=routes.generation)
 

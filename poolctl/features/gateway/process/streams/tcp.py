@@ -220,7 +220,7 @@ class TcpStream:
             connection = _StreamedConnection(self, client, host)
             self.open.add(connection, connection)
             if self.route.accept_proxy and self.edge.is_trusted(host):
-                connection.await_header()
+                connection.expect_header()
             else:
                 connection.connect()
             self.update_accepting()
@@ -258,7 +258,7 @@ class _StreamedConnection:
         """The number of bytes sent to the client."""
         return self._down.copied if self._down else 0
 
-    def await_header(self) -> None:
+    def expect_header(self) -> None:
         """Arrange that `connect` is called when the client's PROXY header has arrived, or `reset` after a timeout."""
         self._timer = self._loop.call_later(self._stream.edge.settings.head_seconds, self.reset)
         self._loop.add_reader(self._client.fileno(), self._read_header)

@@ -196,7 +196,7 @@ class _Session:
         self.used = 0.0
         self.key = key
         self.client, local = key
-        self.local = [_from_address(local)] if local else []
+        self.local = [_source_address_message(local)] if local else []
         self._listener = listener
         self._sock = sock
         self.lease = lease
@@ -269,7 +269,7 @@ class _Session:
         self.lease.release(outcome, stream.edge.now() - self._began, 0, error)
 
 
-def _from_address(local: bytes) -> tuple[int, int, bytes]:
+def _source_address_message(local: bytes) -> tuple[int, int, bytes]:
     """Return the control message (ip(7)) that sets an answer's source to the address in the control data `local`."""
     if len(local) > 12:
         # The interface only matters for a link-local address, which the client's address names as well.
