@@ -228,7 +228,7 @@ class LostOutput:
     def report(self, name: str, count: int, path: str, reason: str) -> None:
         """Report lost output of the server: `count` bytes that could not be written to `path`.
 
-        The next command warns of all lost output, and events report it at most once a minute.
+        A command in progress warns of the output lost since it began; events report lost output at most once a minute.
         """
         entry = self._core.entries.get(name)
         if entry is None:
@@ -243,7 +243,7 @@ class LostOutput:
             )
 
     def _warn(self, entry: Entry, count: int, because: str) -> None:
-        """Set the server's warning to the total output lost so far. It is reported by the next command."""
+        """Set the server's warning to the output lost since the command in progress began."""
         before, lost = self._warnings.get(entry.name, ("", 0))
         lost = lost + count if before in entry.observed.warnings else count
         text = f"{entry.name}: {lost} bytes of output could not be written{because}"

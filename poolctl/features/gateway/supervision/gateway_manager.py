@@ -265,7 +265,7 @@ class GatewayManager(SidecarManager):
         routing.publish(self._servers.configs, routes, self)
 
     def _release_connections(self) -> None:
-        """Have the workers of these servers give each connection back to the gateway before its next request."""
+        """Have workers give connections that must not stay with them back to the gateway before the next request."""
         if (routing := self._core.runner.capabilities.routing) is not None:
             routing.release_connections_of(self._servers_returning_connections)
 
