@@ -140,7 +140,7 @@ def items_of(servers: Iterable[ServerConfig], ref: PoolRef) -> list[Item]:
     if not has_orphans(os.environ, ref.directory):
         return [item(server) for server in servers]
     found = find_orphans(os.environ, ref.directory)
-    records = pool_files.read_desired(ref.directory).get("servers") or {}
+    records = pool_files.read_left_state(ref.directory).get("servers") or {}
     items = []
     for server in servers:
         its = [

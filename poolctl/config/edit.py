@@ -27,12 +27,12 @@ from poolctl.config.files.assemble import Assembly, Document, ServerTable, last_
 from poolctl.config.files.parsers import parse
 from poolctl.config.files.read_file import read_text
 from poolctl.config.loader import load
-from poolctl.config.values.problems import Path, Problem, Tree
+from poolctl.config.values.problems import KeyPath, Problem, Tree
 from poolctl.config.values.secrets import masked_file
 from poolctl.errors import PoolValidateError, ServerError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-Pairs = list[tuple[Path, Tree]]
+Pairs = list[tuple[KeyPath, Tree]]
 # The value that stands for the removal of a key.
 REMOVED = object()
 _line = re.compile(r"[^\n]*\n|[^\n]+\Z")
@@ -72,7 +72,7 @@ class Draft:
         """The server of that name, ignoring case, as written in the files; None if no file has it."""
         return self._entries.get(name.casefold())
 
-    def set(self, name: str, path: Path, value: Tree) -> None:
+    def set(self, name: str, path: KeyPath, value: Tree) -> None:
         """Set a server's key at `path`.
 
         The last file that has the key is changed. If no file has it, the key is added to the last file with the table
@@ -80,23 +80,25 @@ class Draft:
         server, as do `reset`, `scale` and `remove`.
         """
         self._asked.append((Draft.set, (name, path, value)))
-        document, table = self._source_of(self._existing(name), path)
+        document, table = self._source_to_change(self._existing(name), path)
         self._set(document, table, _own_path(document, table, path) or path, value)
 
     def reset(self, name: str, key: str, default: Tree) -> None:
         """Give a server's key the value `default`: delete it if that suffices and loses no comment, else set it."""
         self._asked.append((Draft.reset, (name, key, default)))
         entry = self._existing(name)
-        document, table = self._source_of(entry, (key,))
+        document, table = self._source_to_change(entry, (key,))
         own = _own_path(document, table, (key,)) or (key,)
         homes = [part for part in entry.parts if part[0].exact((*part[1], key)) is not None]
-        alone = len(homes) == 1 and key not in self._defaults and not _has_comment(document, (*table, key))
+        alone = (
+            len(homes) == 1 and key not in self._defaults and not _line_has_comment(document, (*table, key))
+        )
         self._set(document, table, own, REMOVED if alone else default)
 
     def scale(self, name: str, workers: int) -> None:
         """Set a server's number of workers; a `scale.min` of 0 is kept, so that the server may still sleep."""
         self._asked.append((Draft.scale, (name, workers)))
-        document, table = self._source_of(self._existing(name), ("scale",))
+        document, table = self._source_to_change(self._existing(name), ("scale",))
         own = _own_path(document, table, ("scale",))
         written = document.data
         for key in () if own is None else (*table, *own):
@@ -207,11 +209,11 @@ class Draft:
             raise KeyError(name)
         return entry
 
-    def _source_of(self, entry: ServerTable, path: Path) -> tuple[Document, Path]:
+    def _source_to_change(self, entry: ServerTable, path: KeyPath) -> tuple[Document, KeyPath]:
         """Return the file that `set` changes, and the server's path in that file."""
         return last_source_with(entry.parts, path) or entry.parts[-1]
 
-    def _set(self, document: Document, table: Path, path: Path, value: Tree) -> None:
+    def _set(self, document: Document, table: KeyPath, path: KeyPath, value: Tree) -> None:
         self._changes_of(document).pairs.setdefault(int(table[-1]), []).append((path, value))
 
     def _changes_of(self, document: Document) -> Changes:
@@ -219,13 +221,13 @@ class Draft:
         return self._changes.setdefault(document.path, Changes())
 
 
-def _own_path(document: Document, table: Path, path: Path) -> Path | None:
+def _own_path(document: Document, table: KeyPath, path: KeyPath) -> KeyPath | None:
     """The key's path within the server at `table`, in the file's spelling; None if the file does not have the key."""
     whole = document.exact((*table, *path))
     return None if whole is None else whole[len(document.prefix) + len(table) :]
 
 
-def _has_comment(document: Document, path: Path) -> bool:
+def _line_has_comment(document: Document, path: KeyPath) -> bool:
     line, _ = document.positions()[document.exact(path) or path]
     return "#" in document.text.splitlines()[line - 1]
 
@@ -253,7 +255,7 @@ def _by_hand(document: Document, changes: Changes) -> Iterator[Problem]:
         yield Problem(f"write this {'after the server' if count else 'into the file'}:\n{added}", place=place)
 
 
-def _servers_of(document: Document) -> Path:
+def _servers_of(document: Document) -> KeyPath:
     return () if isinstance(document.data, list) else ("server",)
 
 
@@ -263,7 +265,7 @@ def _pair_text(kind: str, key: str, value: Tree) -> str:
     return f"{key_text(key) if kind == 'yaml' else json_text(key)}: {json_text(value)}"  # JSON is YAML, too
 
 
-def _servers_text(document: Document, servers: Path, tables: list[dict[str, Tree]], count: int) -> str:
+def _servers_text(document: Document, servers: KeyPath, tables: list[dict[str, Tree]], count: int) -> str:
     """The text of the new servers (`tables`), in the style of a file that already has `count` servers."""
     if document.kind == "toml":
         head = f"[[{'.'.join(map(str, (*document.prefix, 'server')))}]]"
@@ -397,7 +399,7 @@ class Changes:
         for table in self.added:
             servers.append(convert(table))
 
-    def first(self) -> Path:
+    def first(self) -> KeyPath:
         """Return the place of the first change, for an error message, as a path that starts in the list of servers.
 
         The path leads to a changed key, such as `(2, "workers")`. If no key changes, it leads to a removed server, such
@@ -425,7 +427,7 @@ def assign(table: Tree, pairs: Pairs, convert: Callable[[Tree], Tree] = lambda v
             at[path[-1]] = convert(value)
 
 
-def list_at(data: Tree, servers: Path) -> Tree:
+def list_at(data: Tree, servers: KeyPath) -> Tree:
     """The list of servers at the path `servers` of a parsed file; an empty list is inserted if it is missing."""
     for number, key in enumerate(servers, 1):
         if data.get(key) is None:
@@ -449,7 +451,7 @@ class Parts:
     Raises ValueError unless each server is a table with its own header, one after another.
     """
 
-    def __init__(self, text: str, positions: dict[Path, tuple[int, int]], servers: Path) -> None:
+    def __init__(self, text: str, positions: dict[KeyPath, tuple[int, int]], servers: KeyPath) -> None:
         self.lines = _lines_of(text)
         self._new = [*self.lines, ""]
         starts: list[int] = []
@@ -550,7 +552,7 @@ def in_layout_of(text: str, changed: str) -> str:
     return "".join(lines)
 
 
-def _edited_in_parts(document: Document, text: str, servers: Path, changes: Changes) -> str:
+def _edited_in_parts(document: Document, text: str, servers: KeyPath, changes: Changes) -> str:
     """Return `text` with the changes made server by server. Raises ValueError if `text` cannot be split by server."""
     import tomlkit
 
@@ -565,7 +567,7 @@ def _edited_in_parts(document: Document, text: str, servers: Path, changes: Chan
     return parts.change(changes, edit, "\n".join(table_text(head, table) for table in changes.added))
 
 
-def _rewritten(text: str, servers: Path, changes: Changes) -> str:
+def _rewritten(text: str, servers: KeyPath, changes: Changes) -> str:
     import tomlkit
 
     whole = tomlkit.parse(text)

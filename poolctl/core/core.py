@@ -298,7 +298,7 @@ class Core:
         if entry.is_disabled or entry.removed:
             return
         self.start(entry, ignore_dependencies=ignore_dependencies)
-        self._runs.begin(entry)
+        self._runs.begin_run(entry)
 
     def renew(self, entry: Entry, generation: int) -> None:
         """Replace the workers of this generation, for example because their lifetime is over.

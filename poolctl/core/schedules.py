@@ -191,7 +191,7 @@ class ScheduledRuns:
         if planned is None or planned <= now:
             self._plan_next_run(entry)
 
-    def begin(self, entry: Entry) -> None:
+    def begin_run(self, entry: Entry) -> None:
         """Begin a run of the job now."""
         entry.next_generation()
         entry.become(Desired.RUN)
@@ -223,7 +223,7 @@ class ScheduledRuns:
             self._record_skip(entry, due, reason)
             return
         with caused_by(f"every {entry.config.every}"):
-            self.begin(entry)
+            self.begin_run(entry)
 
     def _blocker(self, entry: Entry) -> str:
         """A sentence about a dependency that will not start, so that a run would wait forever; "" without one."""

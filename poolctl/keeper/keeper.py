@@ -414,7 +414,7 @@ class Shutdown:
         If a shutdown was requested, but no supervisor has completed it, also remove the files with the saved state.
         """
         if self.begun and not self.last:
-            pool_files.remove_desired(self._directory)
+            pool_files.remove_left_states(self._directory)
         self._reaper.watcher.kill_all(KILLED_SECONDS)
         self._store.clear()
 

@@ -71,13 +71,13 @@ def _socket_states() -> dict[bytes, bytes] | None:
     return {row[7]: row[3] for row in sorted(rows, key=lambda row: row[3:4]) if len(row) == 8}
 
 
-def write_desired(directory: str, content: bytes, name: str = DESIRED) -> None:
+def write_left_state(directory: str, content: bytes, name: str = DESIRED) -> None:
     """Write a state, by default the desired one, to the file `name`. `content` is a JSON object. Raises OSError."""
     state = b'{"life": %s, "left": %s}' % (json.dumps(boot_identity()).encode(), content)
     replace_file(os.path.join(directory, name), state)
 
 
-def read_desired(directory: str, name: str = DESIRED) -> wire.Message:
+def read_left_state(directory: str, name: str = DESIRED) -> wire.Message:
     """The state that a killed pool left in the file `name`.
 
     Empty if there is no valid file, or if the machine or container has been restarted since.
@@ -91,7 +91,7 @@ def read_desired(directory: str, name: str = DESIRED) -> wire.Message:
     return found["left"] if known else {}
 
 
-def remove_desired(directory: str) -> None:
+def remove_left_states(directory: str) -> None:
     """Remove the desired state and the other states that a killed pool leaves behind."""
     for name in (DESIRED, REGISTRATIONS, KEPT_CONNECTIONS, CONTEXT_SECRET):
         forget(os.path.join(directory, name))

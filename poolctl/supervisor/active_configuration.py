@@ -582,7 +582,7 @@ class ActiveConfiguration:
         if entry.observed.socket_found == "program":
             self._self_binding.remember(entry.config)
 
-    async def record_self_binding(self, servers: Iterable[ServerConfig]) -> set[str]:
+    async def remember_self_binding_warned(self, servers: Iterable[ServerConfig]) -> set[str]:
         """Record the servers that bind their own address without `socket = "program"`; return names recorded before.
 
         The command `start` warns only of servers that were not recorded before. A change of the files clears the

@@ -213,11 +213,11 @@ def forget_running(pool_directory: str, names: Collection[str] | None = None) ->
 
     Has no effect if the pool runs. Never raises.
     """
-    left = pool_files.read_desired(pool_directory)
+    left = pool_files.read_left_state(pool_directory)
     if not left:
         return
     if names is None:
-        _unless_it_runs(pool_directory, pool_files.remove_desired)
+        _unless_it_runs(pool_directory, pool_files.remove_left_states)
         return
     from poolctl.core.decide import Desired
 
@@ -225,7 +225,7 @@ def forget_running(pool_directory: str, names: Collection[str] | None = None) ->
         if name in names:
             wanted["desired"] = Desired.STOPPED.value
     content = json.dumps(left).encode()
-    _unless_it_runs(pool_directory, lambda place: pool_files.write_desired(place, content))
+    _unless_it_runs(pool_directory, lambda place: pool_files.write_left_state(place, content))
 
 
 def _unless_it_runs(pool_directory: str, act: Callable[[str], None]) -> None:

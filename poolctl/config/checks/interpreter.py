@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from poolctl.config.model.server_keys import ServerKeys
-    from poolctl.config.values.problems import Finding, Path
+    from poolctl.config.values.problems import Finding, KeyPath
 
 _MOST_LINKS = 40
 
@@ -124,7 +124,10 @@ def trusted_by_root(interpreter: str, env: Mapping[str, str]) -> tuple[str, str]
 
 
 def missing_program(
-    server: ServerKeys, env: Mapping[str, str], path: Path = ("command",), words: Sequence[str] | None = None
+    server: ServerKeys,
+    env: Mapping[str, str],
+    path: KeyPath = ("command",),
+    words: Sequence[str] | None = None,
 ) -> Finding | None:
     """The problem if the program of the server's command cannot be found or executed, else None.
 

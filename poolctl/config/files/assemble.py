@@ -23,8 +23,8 @@ from poolctl.config.model.section import Table
 from poolctl.config.values.normalise import interpolate, merged, normalise, referenced_variables
 from poolctl.config.values.problems import (
     Finding,
+    KeyPath,
     ParseError,
-    Path,
     Place,
     Problem,
     Tree,
@@ -55,7 +55,7 @@ class Document:
             line = "".join(self.text.splitlines()[error.line - 1 : error.line])
             message, hint = masked_quotes(error.message, line), masked_quotes(error.hint, line)
             raise Problem(message, place=place, hint=hint) from None
-        self.prefix: Path = ()
+        self.prefix: KeyPath = ()
         if os.path.basename(path) == PYPROJECT:
             self.prefix = SECTION
             data = section_of(data)
@@ -63,15 +63,15 @@ class Document:
                 hint = "add [tool.poolctl], or name another file"
                 raise Problem("there is no [tool.poolctl]", place=Place(path), hint=hint)
         self.data: Tree = {} if data is None else data
-        self._positions: dict[Path, tuple[int, int]] | None = None
+        self._positions: dict[KeyPath, tuple[int, int]] | None = None
 
-    def positions(self) -> dict[Path, tuple[int, int]]:
+    def positions(self) -> dict[KeyPath, tuple[int, int]]:
         """Line and column of every key; found by a second pass over the text on first use."""
         if self._positions is None:
             self._positions = positions(self.text, self.kind)
         return self._positions
 
-    def exact(self, path: Path) -> Path | None:
+    def exact(self, path: KeyPath) -> KeyPath | None:
         """The path from the root of the file, with keys spelled as in the file; None if the file has no value there."""
         known = self.positions()
         whole = (*self.prefix, *path)
@@ -89,7 +89,7 @@ class Document:
             return whole if whole in known else None
         return None
 
-    def as_written(self, path: Path) -> Path:
+    def as_written(self, path: KeyPath) -> KeyPath:
         """The path without the parts that a short form in the file omits, such as `bind = ":80"` instead of a list."""
         here, found = self.data, []
         for part in path:
@@ -103,7 +103,7 @@ class Document:
                 here = None
         return tuple(found)
 
-    def place(self, path: Path) -> Place:
+    def place(self, path: KeyPath) -> Place:
         """Return file, line, column and dotted key of the value at `path`.
 
         If the file has no such value, line and column are those of the innermost table around it that the file has.
@@ -150,7 +150,7 @@ def variables_in_files(paths: Iterable[str]) -> list[str]:
 
 
 # A file, and the path of a table in it.
-Source = tuple[Document, Path]
+Source = tuple[Document, KeyPath]
 
 
 @dataclass(slots=True)
@@ -172,7 +172,7 @@ class Assembly:
         self.settings: dict[str, Tree] = {}
         self.defaults: dict[str, Tree] = {}
         self.tables: dict[str, Tree] = {}  # the others, by name
-        self.parts: dict[Path, list[Source]] = {}  # the files from which tables that are lists were merged
+        self.parts: dict[KeyPath, list[Source]] = {}  # the files from which tables that are lists were merged
         self.entries: list[ServerTable] = []
         self.problems: list[Problem] = []
         self._by_name: dict[str, ServerTable] = {}
@@ -199,7 +199,11 @@ class Assembly:
         self._report(document, findings)
 
     def _report(
-        self, document: Document, findings: list[Finding], path: Path = (), entry: ServerTable | None = None
+        self,
+        document: Document,
+        findings: list[Finding],
+        path: KeyPath = (),
+        entry: ServerTable | None = None,
     ) -> None:
         for finding in findings:
             self.problems.append(located(finding, document.place((*path, *finding.path)), entry))
@@ -277,7 +281,7 @@ class Assembly:
         self._report(document, findings, ("defaults",))
         self.defaults = merged(self.defaults, table)
 
-    def _servers(self, document: Document, values: list[Tree], at: Path) -> Iterator[Finding]:
+    def _servers(self, document: Document, values: list[Tree], at: KeyPath) -> Iterator[Finding]:
         here: set[str] = set()
         for index, value in enumerate(values):
             path = (*at, index)
@@ -322,26 +326,26 @@ class Origins:
         self,
         documents: list[Document],
         entries: list[ServerTable],
-        parts: Mapping[Path, list[Source]] | None = None,
+        parts: Mapping[KeyPath, list[Source]] | None = None,
     ) -> None:
         self.documents = documents
         self._parts = parts or {}
         self._defaults: list[Source] = [(document, ("defaults",)) for document in documents]
         self._entries = {entry.name: entry for entry in reversed(entries)}
-        self._by_table: dict[str, dict[Path, list[tuple[Path, int]]]] = {}
+        self._by_table: dict[str, dict[KeyPath, list[tuple[KeyPath, int]]]] = {}
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Origins)
 
     __hash__ = None  # type: ignore[assignment]
 
-    def place(self, entry: ServerTable | str, path: Path) -> Place:
+    def place(self, entry: ServerTable | str, path: KeyPath) -> Place:
         """The place of a server's key, or of the server's table if no file has the key."""
         entry = self._entries[entry] if isinstance(entry, str) else entry
         document, table = last_source_with([*self._defaults, *entry.parts], path) or entry.parts[0]
         return document.place((*table, *path))
 
-    def of_table(self, path: Path) -> Place:
+    def of_table(self, path: KeyPath) -> Place:
         """The place of a key that belongs to no server; `path` begins with its table."""
         parts = self._parts.get(path[:2])
         sources = parts or [(document, path[:1]) for document in self.documents]
@@ -375,7 +379,7 @@ class Origins:
                     found[".".join(map(str, (first, *path[1:])))] = f"{document.path}:{line}"
         return found
 
-    def _keys_by_table(self, document: Document) -> dict[Path, list[tuple[Path, int]]]:
+    def _keys_by_table(self, document: Document) -> dict[KeyPath, list[tuple[KeyPath, int]]]:
         """(key path, line) of all keys of servers and of [defaults] in the file, by their table's path. Cached."""
         known = self._by_table.get(document.path)
         if known is None:
@@ -390,7 +394,7 @@ class Origins:
         return known
 
 
-def last_source_with(sources: Sequence[Source], path: Path) -> Source | None:
+def last_source_with(sources: Sequence[Source], path: KeyPath) -> Source | None:
     """Return the last source whose table has a value at `path`, the keys that lead to the value within the table.
 
     If no table has all keys of `path`, return the last source whose table has the most of its leading keys. Return None

@@ -12,7 +12,7 @@ import json
 import re
 from bisect import bisect_right
 
-from poolctl.config.values.problems import DEEPEST, MOST_VALUES, SHOWN_CHARACTERS, ParseError, Path, Tree
+from poolctl.config.values.problems import DEEPEST, MOST_VALUES, SHOWN_CHARACTERS, KeyPath, ParseError, Tree
 
 _blank = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)*")
 _space = re.compile(r"[ \t]*")
@@ -73,7 +73,7 @@ def parse(text: str, kind: str) -> Tree:
         raise ParseError("nested too deeply", hint="a configuration needs five levels") from None
 
 
-def positions(text: str, kind: str) -> dict[Path, tuple[int, int]]:
+def positions(text: str, kind: str) -> dict[KeyPath, tuple[int, int]]:
     """Line and column of every key and element of a valid text: a second pass over it."""
     if kind == "yaml":
         from poolctl.config.files.yaml_parser import yaml_positions
@@ -165,16 +165,16 @@ class Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.lines = Lines(text)
-        self.found: dict[Path, tuple[int, int]] = {}
+        self.found: dict[KeyPath, tuple[int, int]] = {}
         # The offsets of brackets that are not closed, and the first key that its table already has, with its offset.
         self.open: list[int] = []
         self.repeated: tuple[str, int] | None = None
         # The number of tables in each array of tables so far.
-        self._counts: dict[Path, int] = {}
+        self._counts: dict[KeyPath, int] = {}
 
-    def scan(self, kind: str) -> dict[Path, tuple[int, int]]:
+    def scan(self, kind: str) -> dict[KeyPath, tuple[int, int]]:
         """Line and column of every key, header and element; for a repeated one, of its first occurrence."""
-        table: Path = ()
+        table: KeyPath = ()
         here = self._skip(_blank, 0)
         if kind == "json" and here < len(self.text):
             self._value(here, ())
@@ -191,7 +191,7 @@ class Scanner:
         match = pattern.match(self.text, here)
         return match.end() if match else here
 
-    def _note(self, path: Path, offset: int) -> None:
+    def _note(self, path: KeyPath, offset: int) -> None:
         self.found.setdefault(path, self.lines.place(offset))
 
     def _keys(self, here: int) -> tuple[list[tuple[str, int]], int]:
@@ -207,11 +207,11 @@ class Scanner:
                 return parts, here
             here += 1
 
-    def _header(self, here: int) -> tuple[Path, int]:
+    def _header(self, here: int) -> tuple[KeyPath, int]:
         start = here
         array = self.text.startswith("[[", here)
         parts, here = self._keys(here + 1 + array)
-        path: Path = ()
+        path: KeyPath = ()
         for number, (part, _) in enumerate(parts, 1):
             path = (*path, part)
             if path in self._counts and not (array and number == len(parts)):
@@ -224,7 +224,7 @@ class Scanner:
         self._note(path, start)
         return path, here + 1 + array
 
-    def _pair(self, here: int, table: Path) -> int:
+    def _pair(self, here: int, table: KeyPath) -> int:
         parts, after = self._keys(here)
         path = table
         for number, (part, offset) in enumerate(parts, 1):
@@ -235,14 +235,14 @@ class Scanner:
         # Past the equals sign or colon.
         return self._value(self._skip(_blank, self._skip(_blank, after) + 1), path)
 
-    def _value(self, here: int, path: Path) -> int:
+    def _value(self, here: int, path: KeyPath) -> int:
         sign = self.text[here : here + 1]
         if sign in ("[", "{"):
             return self._inside(here, path, "]" if sign == "[" else "}")
         match = (_string if sign in ('"', "'") else _bare).match(self.text, here)
         return match.end() if match else here + 1
 
-    def _inside(self, here: int, path: Path, end: str) -> int:
+    def _inside(self, here: int, path: KeyPath, end: str) -> int:
         self.open.append(here)
         index = 0
         here = self._skip(_blank, here + 1)

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from poolctl.config.values.problems import DEEPEST, MOST_VALUES, ParseError, Path, Tree
+from poolctl.config.values.problems import DEEPEST, MOST_VALUES, KeyPath, ParseError, Tree
 
 _BOOLEANS = {
     **dict.fromkeys(("true", "True", "TRUE", "yes", "Yes", "YES", "on", "On", "ON"), True),
@@ -44,7 +44,7 @@ class Frame:
     values: Tree
     anchor: str | None
     start: int
-    path: Path
+    path: KeyPath
     key: Tree = None
     waiting: bool = False
     merging: bool = False
@@ -85,7 +85,7 @@ def _explained(text: str, error: yaml.MarkedYAMLError) -> ParseError:
     return ParseError(message, *((mark.line + 1, mark.column + 1) if mark else (0, 0)), hint)
 
 
-def yaml_positions(text: str) -> dict[Path, tuple[int, int]]:
+def yaml_positions(text: str) -> dict[KeyPath, tuple[int, int]]:
     """Line and column of every key and list item of a valid text.
 
     A list item that is an alias has its own position; the keys and items inside it have none.
@@ -99,7 +99,7 @@ class _Builder:
     """Builds the value of a document, and records the position of each key and list item."""
 
     def __init__(self) -> None:
-        self.positions: dict[Path, tuple[int, int]] = {}
+        self.positions: dict[KeyPath, tuple[int, int]] = {}
         self.stack: list[Frame] = []
         self.anchors: dict[str, tuple[Tree, int]] = {}
         self.count = 0
@@ -194,7 +194,7 @@ class _Builder:
                 raise _refused(event, "<< merges tables, and this is none", "write << : *NAME")
             frame.merges += tables
 
-    def note(self, event: Event, value: Tree) -> Path:
+    def note(self, event: Event, value: Tree) -> KeyPath:
         """Record the position of a key or a list item at its path, and return the path.
 
         `value` is the key's text if the event is a key. The value that follows a key has the path and the position of

@@ -14,7 +14,7 @@ from poolctl.address import Address
 from poolctl.config.model.section import Section, Table, field, validated
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.plain import LOCAL
-from poolctl.config.values.problems import Finding, Path, Tree
+from poolctl.config.values.problems import Finding, KeyPath, Tree
 from poolctl.feature import features
 from poolctl.routing.route import AnyRoute
 
@@ -141,7 +141,7 @@ class Tables:
         tables: tuple[AnyTable, ...] = self._tables.get(model.table_name, ())
         return tables
 
-    def __iter__(self) -> Iterator[tuple[Path, Table]]:
+    def __iter__(self) -> Iterator[tuple[KeyPath, Table]]:
         """The path of each table, such as `("route", 0)`, and the table."""
         for name, found in self.by_name().items():
             if isinstance(found, tuple):
@@ -216,7 +216,7 @@ NONE = Unfinished()
 class BoundAddress(NamedTuple):
     """An address that a table binds (for UDP if `datagrams`), the path of its key, and the table's name in messages."""
 
-    path: Path
+    path: KeyPath
     name: str
     address: Address
     datagrams: bool = False
@@ -303,7 +303,7 @@ def build_tables(raw: Mapping[str, Tree], findings: list[Finding]) -> Tables:
 def _list_of(
     model: type[Table],
     given: list[dict[str, Tree]],
-    path: Path,
+    path: KeyPath,
     findings: list[Finding],
     others: Mapping[str, Tree],
 ) -> tuple[Table, ...]:
@@ -323,7 +323,7 @@ def _list_of(
 def _table(
     model: type[Table],
     given: dict[str, Tree],
-    path: Path,
+    path: KeyPath,
     findings: list[Finding],
     others: Mapping[str, Tree],
 ) -> Table | None:

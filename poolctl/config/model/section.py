@@ -26,7 +26,7 @@ from typing import (
 )
 
 from poolctl.config.values.plain import EMPTY
-from poolctl.config.values.problems import Finding, Path, Tree, problem_of, reset_suggestions
+from poolctl.config.values.problems import Finding, KeyPath, Tree, problem_of, reset_suggestions
 from poolctl.errors import PoolValidateError
 from poolctl.feature import features
 
@@ -148,7 +148,7 @@ class Section:
         return made
 
     @classmethod
-    def keys_at(cls, path: Path) -> tuple[str, ...]:
+    def keys_at(cls, path: KeyPath) -> tuple[str, ...]:
         """The keys that files can set at a path within the table; () if there is no table."""
         here: type[Section] | None = cls
         for part in path:

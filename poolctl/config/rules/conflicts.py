@@ -19,7 +19,7 @@ from poolctl.config.model.pool_tables import BoundAddress, Tables, rules_of
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.values.normalise import OPENING
 from poolctl.config.values.plain import address_parts
-from poolctl.config.values.problems import Finding, Path, Tree, nearest, printable
+from poolctl.config.values.problems import Finding, KeyPath, Tree, nearest, printable
 from poolctl.platform import user_name
 
 Server = TypeVar("Server", bound=ServerKeys)
@@ -213,7 +213,7 @@ def named_addresses(tables: Tables) -> list[tuple[str, Address | None]]:
 
 def table_conflicts(
     tables: Tables, servers: list[tuple[str, Address | None]]
-) -> Iterator[tuple[Path, str, Finding]]:
+) -> Iterator[tuple[KeyPath, str, Finding]]:
     """(path, name, finding) for each table whose address is already in use by `name`, a server or an earlier table."""
     there = [*_addresses(tables)]
     own, datagrams = ([each for each in there if each.datagrams is kind] for kind in (False, True))
@@ -277,7 +277,7 @@ def _with_addresses(server: Server, known: Mapping[str, Mapping[str, str]]) -> S
     return server.but(**changes)
 
 
-def _texts_with_references(table: Mapping[str, Tree]) -> Iterator[tuple[Path, str]]:
+def _texts_with_references(table: Mapping[str, Tree]) -> Iterator[tuple[KeyPath, str]]:
     env, command = table.get("env"), table.get("command")
     for name, value in env.items() if isinstance(env, dict) else ():
         if isinstance(value, str) and OPENING in value:
@@ -287,7 +287,7 @@ def _texts_with_references(table: Mapping[str, Tree]) -> Iterator[tuple[Path, st
             yield ("command", index), word
 
 
-def _wrong(inside: str, path: Path, servers: Mapping[str, Named]) -> Finding | None:
+def _wrong(inside: str, path: KeyPath, servers: Mapping[str, Named]) -> Finding | None:
     name, _, part = inside.rpartition(".")
     shown = printable(name or inside)[:60]
     if part not in PARTS or not name:

@@ -28,7 +28,7 @@ from poolctl.config.values.plain import (
     truth_from_environment,
     values_in,
 )
-from poolctl.config.values.problems import Finding, Path, Tree, shown
+from poolctl.config.values.problems import Finding, KeyPath, Tree, shown
 from poolctl.selection.regular_expressions import BadExpression, compiled
 
 DEEPEST_LOOK = 5
@@ -57,7 +57,7 @@ def referenced_variables(text: str) -> Iterator[str]:
                 yield inside[1]
 
 
-def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], path: Path = ()) -> Tree:
+def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], path: KeyPath = ()) -> Tree:
     """The value with its references replaced; an invalid reference is a finding.
 
     Defaults apply if a variable is unset or empty, as in a shell; `$${` is a literal `${`. The value of a variable
@@ -72,7 +72,7 @@ def interpolate(value: Tree, env: Mapping[str, str], findings: list[Finding], pa
     return value
 
 
-def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: Path) -> str:
+def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: KeyPath) -> str:
     if _unusable.search(text):
         findings.append(Finding(path, "the text holds a NUL or half a surrogate pair", "take it out"))
         return _unusable.sub("?", text)
@@ -109,7 +109,7 @@ def _text(text: str, env: Mapping[str, str], findings: list[Finding], path: Path
     return Interpolated(result) if result != text else text
 
 
-def _of_server(path: Path) -> Path:
+def _of_server(path: KeyPath) -> KeyPath:
     """The path within the server's table or [defaults]: `("server", 0, "http")` becomes `("http",)`."""
     if path[:1] == ("defaults",):
         return path[1:]
@@ -249,7 +249,7 @@ NORMALISERS: dict[str, Callable[[Tree, str], Tree]] = {
 }
 
 
-def nul_findings(value: Tree, path: Path = ()) -> list[Finding]:
+def nul_findings(value: Tree, path: KeyPath = ()) -> list[Finding]:
     """The problems of texts with a NUL, which no path, argument or variable can contain."""
     if isinstance(value, str):
         return [Finding(path, "the text holds a NUL", "take it out")] if "\0" in value else []
@@ -479,7 +479,7 @@ def _every_rules(table: dict[str, Tree]) -> Iterator[Finding]:
         yield Finding(("mandatory",), message, "take mandatory out, and have [[notify]] report a failed run")
 
 
-def _word_list_rules(path: Path, command: Tree) -> Iterator[Finding]:
+def _word_list_rules(path: KeyPath, command: Tree) -> Iterator[Finding]:
     if isinstance(command, str):
         import shlex
 
@@ -543,7 +543,7 @@ def misspelt_placeholders(command: Iterable[str], env: Mapping[str, str]) -> Ite
     """Warnings about words in braces that resemble a placeholder, but are passed on unchanged."""
     of_env = [mark.strip("{}") for mark in PLACEHOLDERS]
     of_command = [*of_env, "fd", "name"]
-    texts: list[tuple[Path, str, list[str]]]
+    texts: list[tuple[KeyPath, str, list[str]]]
     texts = [(("command", index), word, of_command) for index, word in enumerate(command)]
     texts += [(("env", name), value, of_env) for name, value in env.items()]
     for path, text, known in texts:
@@ -628,7 +628,7 @@ def _health_rules(health: dict[str, Tree]) -> Iterator[Finding]:
             yield from _probe_rules(("health", key), health[key])
 
 
-def _probe_rules(path: Path, probe: dict[str, Tree]) -> Iterator[Finding]:
+def _probe_rules(path: KeyPath, probe: dict[str, Tree]) -> Iterator[Finding]:
     kinds = [kind for kind in ("http", "tcp", "exec") if probe.get(kind) not in (None, False)]
     if len(kinds) != 1:
         message = f"a probe is one of http, tcp and exec, and this is {' and '.join(kinds) or 'none'}"

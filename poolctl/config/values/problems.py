@@ -20,7 +20,7 @@ DEEPEST = 100
 MOST_VALUES = 300_000
 
 # The keys and indexes that lead to a value.
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 # A value from a parser or from Python, before the model has checked it: it may have any type.
 Tree = Any
 
@@ -62,7 +62,7 @@ class Finding(NamedTuple):
     `path` has the keys that lead to the value from its server's table, such as `("http", "loop")`.
     """
 
-    path: Path
+    path: KeyPath
     message: str
     hint: str = ""
     found: str = ""
@@ -120,7 +120,7 @@ def problem_of(finding: Finding, place: Place | None = None, *, name: str = "", 
     return Problem(message, place=place, name=name, bind=bind, hint=hint, found=found, allowed=allowed)
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """`("server", 1, "http", "root_path")` as `server[1].http.root_path`."""
     parts = (f"[{part}]" if isinstance(part, int) else f".{printable(str(part))}" for part in path)
     return "".join(parts).removeprefix(".")
@@ -262,7 +262,7 @@ MOST_NEAR = 5
 SIMILAR = 0.75
 
 
-def unknown_key(path: Path, known: tuple[str, ...], table: str) -> Finding:
+def unknown_key(path: KeyPath, known: tuple[str, ...], table: str) -> Finding:
     """The finding about a key that is not one of the `known` keys of its table.
 
     `table` is the table's name in OTHER_TOOLS, which lists keys of other tools; "" means a server's table.

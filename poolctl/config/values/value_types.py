@@ -31,7 +31,7 @@ from poolctl.config.values.plain import (
     refuse_long_path,
     truth_from_environment,
 )
-from poolctl.config.values.problems import Finding, Path, Tree, nearest, printable, shown, unknown_key
+from poolctl.config.values.problems import Finding, KeyPath, Tree, nearest, printable, shown, unknown_key
 from poolctl.feature import platform_names
 from poolctl.time_windows import parse_window, time_zone
 from poolctl.units import (
@@ -391,7 +391,7 @@ PROBES = ("startup", "readiness", "liveness")
 
 
 def findings_of(
-    error: ValidationError, keys_at: Callable[[Path], tuple[str, ...]], table: str
+    error: ValidationError, keys_at: Callable[[KeyPath], tuple[str, ...]], table: str
 ) -> list[Finding]:
     """Convert each of pydantic's errors to a finding, in the order of the keys in the file.
 
@@ -401,9 +401,9 @@ def findings_of(
     return [_finding(details, keys_at, table) for details in error.errors(include_url=False)]
 
 
-def _finding(details: Any, keys_at: Callable[[Path], tuple[str, ...]], table: str) -> Finding:
+def _finding(details: Any, keys_at: Callable[[KeyPath], tuple[str, ...]], table: str) -> Finding:
     kind: str = details["type"]
-    path: Path = tuple(details["loc"])
+    path: KeyPath = tuple(details["loc"])
     context = details.get("ctx", {})
     value = details.get("input")
     if kind == "extra_forbidden":

@@ -13,7 +13,7 @@ from poolctl.config.model.pool_tables import NONE, Located, Tables, Unfinished
 from poolctl.config.model.section import Probe, TLSConfig
 from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.rules.conflicts import users_of
-from poolctl.config.values.problems import Finding, Path, Problem, nearest, printable
+from poolctl.config.values.problems import Finding, KeyPath, Problem, nearest, printable
 from poolctl.routing.match import DOMAIN, EXACT, LABEL, WILDCARD, covers_path, host_pattern, prefixes
 from poolctl.routing.route import FILE, HTTPS, NEEDS_PROXY, STICKY, Route, passable
 from poolctl.routing.separation import NO_ROUTE, separated
@@ -99,7 +99,7 @@ def on_route(written: WrittenRoute, finding: Finding) -> Located:
     if written.server is None:
         return None, finding._replace(path=(*written.key, *finding.path))
     name = PREFIX + ".".join(str(part) for part in finding.path)
-    path: Path = (*written.key, name) if name in written.server.labels else written.key
+    path: KeyPath = (*written.key, name) if name in written.server.labels else written.key
     return written.server, finding._replace(path=path)
 
 
@@ -109,7 +109,7 @@ def _target_problems(
     names = tuple(known.by_name) if len(known.by_name) <= 1000 else ()
     targets: Iterable[RouteTarget | StreamTarget] = route.to
     for index, target in enumerate(targets):
-        path: Path = ("to", index)
+        path: KeyPath = ("to", index)
         text = target.to
         found = known.servers(text)
         if found is None:
@@ -133,14 +133,14 @@ def _target_problems(
 
 def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamConfig]) -> Iterator[Finding]:
     """Report the addresses where the PROXY protocol cannot be accepted."""
-    places: list[tuple[Path, str, GatewayListener | StreamConfig]] = [
+    places: list[tuple[KeyPath, str, GatewayListener | StreamConfig]] = [
         (("gateway", "bind", index), each.bind, each) for index, each in enumerate(gateway.bind)
     ]
     places += [(("stream", each.index), each.bind, each) for each in streams]
     for place, bind, each in places:
         if not each.accept_proxy_protocol:
             continue
-        path: Path = (*place, "accept_proxy_protocol")
+        path: KeyPath = (*place, "accept_proxy_protocol")
         if bind.lower().startswith(UNIX):
             message = "clients of a Unix socket have no address, so that none is one of trusted_proxies"
             yield Finding(path, message, "take it out, or bind a port")
@@ -157,7 +157,7 @@ def _proxy_protocol_problems(gateway: GatewayConfig, streams: Iterable[StreamCon
 def _unix_problems(route: RouteConfig | StreamConfig) -> Iterator[Finding]:
     """Report Unix socket addresses in a UDP stream: UDP needs HOST:PORT."""
     if isinstance(route, StreamConfig) and route.protocol == "udp":
-        places: list[tuple[Path, str]] = [(("bind",), route.bind)]
+        places: list[tuple[KeyPath, str]] = [(("bind",), route.bind)]
         places += [(("to", index), target.to) for index, target in enumerate(route.to)]
         for path, text in places:
             if text.lower().startswith(UNIX):
@@ -179,7 +179,7 @@ def _probe_problems(route: RouteConfig | StreamConfig, every: Mapping[str, Probe
         if target.health is not None and not outside[index]:
             message = f"{printable(target.to)} is probed as its own table says"
             yield Finding(("to", index, "health"), message, "write health in the table of the server")
-    probes: list[tuple[Path, Probe | None]] = [(("health",), route.health)]
+    probes: list[tuple[KeyPath, Probe | None]] = [(("health",), route.health)]
     probes += [(("to", index, "health"), target.health) for index, target in enumerate(targets)]
     allowed = ("tcp",) if isinstance(route, StreamConfig) else ("http", "tcp")
     for path, probe in probes:
@@ -243,7 +243,7 @@ def _limit_problems(route: RouteConfig) -> Iterator[Finding]:
 
 
 def _header_problems(route: RouteConfig) -> Iterator[Finding]:
-    places: list[tuple[Path, str]] = [
+    places: list[tuple[KeyPath, str]] = [
         ((key, name), name)
         for key in ("add_headers", "set_headers", "response_headers")
         for name in getattr(route, key)
@@ -364,7 +364,7 @@ def _has_conditions(route: RouteConfig) -> bool:
     return bool(route.methods or route.headers) or _redirects_to_https(route)
 
 
-def _key(config: RouteConfig) -> Path:
+def _key(config: RouteConfig) -> KeyPath:
     return ("path",) if config.path != "/" else ("host",) if config.host else ()
 
 
@@ -590,7 +590,7 @@ def unusable_engine(tables: Tables) -> Iterator[Finding]:
         return
     engine = other_engine(gateway.engine)
     if problem := engine_problem(gateway.engine, engine.path(gateway.program) if engine else ""):
-        path: Path = ("gateway",)
+        path: KeyPath = ("gateway",)
         if not gateway.given:
             # A route or a stream alone turns the gateway on.
             listed = [*(("route", each.index) for each in tables.all(RouteConfig))]

@@ -14,7 +14,7 @@ from poolctl.config.model.server_keys import ServerKeys
 from poolctl.config.rules.conflicts import users_of
 from poolctl.config.values.normalise import merged
 from poolctl.config.values.plain import Interpolated
-from poolctl.config.values.problems import Finding, Path, Tree
+from poolctl.config.values.problems import Finding, KeyPath, Tree
 from poolctl.routing.route import (
     FILE,
     SERVER,
@@ -62,7 +62,7 @@ class WrittenRoute(NamedTuple):
 
     alias: str
     config: RouteConfig | None
-    key: Path
+    key: KeyPath
     server: ServerKeys | None = None
     reason: str = ""
     problems: tuple[Finding, ...] = ()

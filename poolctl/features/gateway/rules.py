@@ -9,7 +9,7 @@ from poolctl.address import parse
 from poolctl.config.model.pool_tables import BoundAddress, TableRules, Tables
 from poolctl.config.model.section import Table, validated
 from poolctl.config.values.normalise import merged
-from poolctl.config.values.problems import Finding, Path, Tree
+from poolctl.config.values.problems import Finding, KeyPath, Tree
 
 from .route_checks import check_gateway, route_problems, route_warnings, unusable_engine
 from .routes import routes_of
@@ -43,7 +43,9 @@ def _missing(route: RouteConfig) -> str:
     )
 
 
-def _validated(kind: type[Kind], given: dict[str, Tree], path: Path, findings: list[Finding]) -> Kind | None:
+def _validated(
+    kind: type[Kind], given: dict[str, Tree], path: KeyPath, findings: list[Finding]
+) -> Kind | None:
     table = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     own: list[Finding] = []
     found = validated(kind, table, own)

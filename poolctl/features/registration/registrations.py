@@ -366,7 +366,8 @@ class TargetRegistration(GatewayPart):
             os.close(fds[0])
             saved, stopped = json.loads(content), []
         elif (
-            saved := pool_files.read_desired(self._directory, pool_files.REGISTRATIONS).get("services") or ()
+            saved := pool_files.read_left_state(self._directory, pool_files.REGISTRATIONS).get("services")
+            or ()
         ):
             stopped = []
         for number, each in enumerate(saved or stopped):
@@ -391,7 +392,9 @@ class TargetRegistration(GatewayPart):
     def _save(self) -> None:
         content = self._save_heartbeats()
         try:
-            pool_files.write_desired(self._directory, b'{"services": %s}' % content, pool_files.REGISTRATIONS)
+            pool_files.write_left_state(
+                self._directory, b'{"services": %s}' % content, pool_files.REGISTRATIONS
+            )
         except OSError as error:
             logger.warning("if keeper and supervisor are killed together, registrations are lost: %s", error)
 

@@ -219,7 +219,7 @@ class FirstBytes(StrEnum):
     NO_REQUEST = "no request"
 
 
-def refusal_response(*, late: bool) -> bytes:
+def bad_request_response(*, late: bool) -> bytes:
     """The HTTP response to bytes that are not a request (400) or, when `late`, to an incomplete request (408)."""
     return response_head(408 if late else 400, [("Connection", "close"), ("Content-Length", "0")])
 
@@ -647,7 +647,7 @@ class Activator:
         elif verdict is FirstBytes.BEGINNING and not last:
             sleeping.wait(held, on_late, begun=True)
         else:
-            self._close(sleeping, held, b"" if sleeping.tls or not head else refusal_response(late=late))
+            self._close(sleeping, held, b"" if sleeping.tls or not head else bad_request_response(late=late))
 
     def _close(self, sleeping: SleepingListener, held: HeldConnection, answer: bytes = b"") -> None:
         """Close a connection that wakes no server, after sending `answer` if there is one."""

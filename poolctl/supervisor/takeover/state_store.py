@@ -30,7 +30,7 @@ from poolctl.config.files.marks import Mark
 from poolctl.config.model.pool_tables import model_of_table, table_names
 from poolctl.config.model.section import sections_of, validated
 from poolctl.config.values.plain import FrozenDict, Interpolated
-from poolctl.config.values.problems import Path, Tree
+from poolctl.config.values.problems import KeyPath, Tree
 from poolctl.core.server_entry import Entry, record_of, restore
 from poolctl.json_form import Table
 from poolctl.keeper import fd_store, pool_files
@@ -135,7 +135,7 @@ class StateStore:
         if state != self._written and not self._deleted:
             self._written = state
             try:
-                pool_files.write_desired(self.directory, state)
+                pool_files.write_left_state(self.directory, state)
             except OSError as error:
                 logger.warning(
                     "if keeper and supervisor are killed together, live changes are lost: %s", error
@@ -150,13 +150,13 @@ class StateStore:
 
         Empty if there is no such file.
         """
-        found = pool_files.read_desired(self.directory)
+        found = pool_files.read_left_state(self.directory)
         return SavedState(dict(found.get("servers") or {}), list(found.get("missing") or ()))
 
     def delete_file(self) -> None:
         """Delete the file for good, because the pool is shut down on purpose and no later pool continues it."""
         self._deleted = True
-        pool_files.remove_desired(self.directory)
+        pool_files.remove_left_states(self.directory)
 
     async def totals(self) -> Table:
         """The totals that the previous supervisor saved; empty if it saved none."""
@@ -365,7 +365,7 @@ def _mark(document: Table) -> Mark:
     return Mark(stamp and tuple(stamp), document["digest"])
 
 
-def _paths_from_environment(tree: Tree, path: Path = ()) -> Iterator[Path]:
+def _paths_from_environment(tree: Tree, path: KeyPath = ()) -> Iterator[KeyPath]:
     if type(tree) is Interpolated:
         yield path
     elif isinstance(tree, dict):
@@ -376,7 +376,7 @@ def _paths_from_environment(tree: Tree, path: Path = ()) -> Iterator[Path]:
             yield from _paths_from_environment(value, (*path, index))
 
 
-def _defaults(tree: Tree, from_environment: Collection[Path], path: Path = ()) -> Tree:
+def _defaults(tree: Tree, from_environment: Collection[KeyPath], path: KeyPath = ()) -> Tree:
     """Convert the table [defaults] from JSON: lists become tuples.
 
     Strings that came from the environment, at the paths in `from_environment`, become Interpolated.

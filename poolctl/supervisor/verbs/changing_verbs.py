@@ -97,7 +97,7 @@ class Lifecycle:
         servers = [entry.config for entry in self._core.entries.values()]
         names = {entry.name for entry in all_of_them}
         configuration = self._context.configuration
-        warned = await configuration.record_self_binding(entry.config for entry in all_of_them)
+        warned = await configuration.remember_self_binding_warned(entry.config for entry in all_of_them)
         warnings = asyncio.ensure_future(startup_warnings(servers, names, configuration.tables, warned))
         result = await operation.conclude(chosen, call)
         sleepless = [

@@ -415,7 +415,7 @@ def test_heartbeats_make_no_other_table_and_are_saved_for_the_next_supervisor() 
         assert (await killed.urls(), next(iter(killed.manager)).settings.ttl) == ([url], 30.0)
         await registry.manager.stop_serving()
         # A stop leaves them to the next start, and to no other.
-        pool_files.remove_desired(registry.directory)
+        pool_files.remove_left_states(registry.directory)
         started = Registry(stage, state_directory=registry.state_directory)
         assert (await started.urls(), os.listdir(registry.state_directory)) == ([url], [])
         assert await registry.urls() == [url]

@@ -125,7 +125,7 @@ def test_servers_of_workers_that_are_left_behind_run(
     )
     with supervised(always()):
         (place,) = (directory / "run").iterdir()
-    pool_files.write_desired(str(place), b'{"servers": {"users": {"restarts": 3}}}')
+    pool_files.write_left_state(str(place), b'{"servers": {"users": {"restarts": 3}}}')
     users, orders = poolctl("list", "-o", "json").json["items"]
     assert (users["state"], users["ready"], users["health"], users["pids"]) == ("running", True, "ok", [7, 8])
     assert (150 <= users["uptime_seconds"] < 200, users["restarts"]) == (True, 3)

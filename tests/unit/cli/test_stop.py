@@ -147,7 +147,7 @@ def left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
     place.mkdir(parents=True, mode=0o700)
     (place / "lock").touch()
     state = b'{"servers": {"users": {"desired": "running"}, "orders": {"desired": "running"}}}'
-    pool_files.write_desired(str(place), state)
+    pool_files.write_left_state(str(place), state)
     (place / "info.json").write_text("{}")
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(place / "control.sock"))
@@ -157,7 +157,7 @@ def left(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[Worker]:
 
 
 def desired_of(directory: Path) -> dict[str, str]:
-    found = pool_files.read_desired(str(directory / "run" / pool_key(str(directory / "pool.toml"))))
+    found = pool_files.read_left_state(str(directory / "run" / pool_key(str(directory / "pool.toml"))))
     return {name: each["desired"] for name, each in found.get("servers", {}).items()}
 
 

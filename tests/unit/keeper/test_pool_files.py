@@ -57,34 +57,34 @@ def test_listener_that_has_connections_is_still_found(tmp_path: Path) -> None:
 
 
 def test_last_desired_state_is_read_until_it_is_removed(tmp_path: Path) -> None:
-    assert pool_files.read_desired(str(tmp_path)) == {}
-    pool_files.write_desired(str(tmp_path), b'{"servers": {}}')
-    pool_files.write_desired(str(tmp_path), b'{"servers": {"web": {"count": 2}}}')
-    assert pool_files.read_desired(str(tmp_path)) == {"servers": {"web": {"count": 2}}}
+    assert pool_files.read_left_state(str(tmp_path)) == {}
+    pool_files.write_left_state(str(tmp_path), b'{"servers": {}}')
+    pool_files.write_left_state(str(tmp_path), b'{"servers": {"web": {"count": 2}}}')
+    assert pool_files.read_left_state(str(tmp_path)) == {"servers": {"web": {"count": 2}}}
     (path,) = tmp_path.iterdir()
     assert path.stat().st_mode & 0o777 == 0o600
-    pool_files.remove_desired(str(tmp_path))
-    pool_files.remove_desired(str(tmp_path))
-    assert pool_files.read_desired(str(tmp_path)) == {}
+    pool_files.remove_left_states(str(tmp_path))
+    pool_files.remove_left_states(str(tmp_path))
+    assert pool_files.read_left_state(str(tmp_path)) == {}
     assert list(tmp_path.iterdir()) == []
 
 
 def test_desired_state_is_empty_after_a_boot(tmp_path: Path) -> None:
-    pool_files.write_desired(str(tmp_path), b'{"servers": {}}')
+    pool_files.write_left_state(str(tmp_path), b'{"servers": {}}')
     (path,) = tmp_path.iterdir()
     written = json.loads(path.read_text())
     boot, first = written["life"]
     for another in (["0-0", first], [boot, first + 1]):
         path.write_text(json.dumps({**written, "life": another}))
-        assert pool_files.read_desired(str(tmp_path)) == {}
+        assert pool_files.read_left_state(str(tmp_path)) == {}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"life": 1', '{"life": null, "left": {}}', "\xff"])
 def test_unreadable_desired_state_is_empty(tmp_path: Path, text: str) -> None:
-    pool_files.write_desired(str(tmp_path), b"{}")
+    pool_files.write_left_state(str(tmp_path), b"{}")
     (path,) = tmp_path.iterdir()
     path.write_bytes(text.encode("latin-1"))
-    assert pool_files.read_desired(str(tmp_path)) == {}
+    assert pool_files.read_left_state(str(tmp_path)) == {}
 
 
 def test_sweep_removes_the_sockets_of_every_kind_of_process_and_no_other_file(tmp_path: Path) -> None:
@@ -118,19 +118,19 @@ def test_each_name_has_a_state_of_its_own_and_all_are_removed_together(tmp_path:
         pool_files.CONTEXT_SECRET,
     ]
     for name in names:
-        pool_files.write_desired(str(tmp_path), json.dumps({"of": name}).encode(), name)
+        pool_files.write_left_state(str(tmp_path), json.dumps({"of": name}).encode(), name)
     (tmp_path / "web.log").touch()
-    assert [pool_files.read_desired(str(tmp_path), name) for name in names] == [
+    assert [pool_files.read_left_state(str(tmp_path), name) for name in names] == [
         {"of": name} for name in names
     ]
-    pool_files.remove_desired(str(tmp_path))
+    pool_files.remove_left_states(str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["web.log"]
 
 
 def test_state_of_an_unknown_boot_is_not_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_files, "boot_identity", lambda: ["", 1])
-    pool_files.write_desired(str(tmp_path), b'{"servers": {}}')
-    assert pool_files.read_desired(str(tmp_path)) == {}
+    pool_files.write_left_state(str(tmp_path), b'{"servers": {}}')
+    assert pool_files.read_left_state(str(tmp_path)) == {}
 
 
 def test_lock_that_is_held_is_refused_or_awaited_until_it_is_released(tmp_path: Path) -> None:

@@ -677,7 +677,7 @@ def test_live_changes_outlive_keeper_and_supervisor_unless_the_files_contradict_
         "wrong": {"source": [{"name": "wrong", "bind": "127.0.0.1:9004", "no_such_key": 1}, str(tmp_path)]},
         "web": {},
     }
-    pool_files.write_desired(
+    pool_files.write_left_state(
         str(pool.runtime), json.dumps({"missing": ["gone"], "servers": servers}).encode()
     )
 
@@ -698,7 +698,7 @@ def test_file_of_variables_that_cannot_be_read_prevents_only_the_start_of_a_pool
 ) -> None:
     pool = Pool(tmp_path, WEB + 'env_file = "missing.env"\n')
     if ran:
-        pool_files.write_desired(str(pool.runtime), b'{"missing": [], "servers": {"web": {}}}')
+        pool_files.write_left_state(str(pool.runtime), b'{"missing": [], "servers": {"web": {}}}')
 
     async def work(configuration: ActiveConfiguration) -> None:
         await configuration.read_first_servers()
@@ -795,10 +795,10 @@ def test_start_warns_of_a_program_that_binds_its_address_once_until_the_files_ch
             ([guessed, *others], set()), ([guessed], {"guessed"}), ([other], {"guessed"}),
             ([guessed, other], {"guessed", "other"}), (others, set()),
         ):  # fmt: skip
-            assert await configuration.record_self_binding(servers) == before
+            assert await configuration.remember_self_binding_warned(servers) == before
         pool.file.write_text(WEB + "# changed\n")
         configuration.accept(await configuration.read())
-        assert await configuration.record_self_binding([guessed]) == set()
+        assert await configuration.remember_self_binding_warned([guessed]) == set()
 
     pool.scenario(work)
 

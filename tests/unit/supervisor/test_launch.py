@@ -249,7 +249,7 @@ def test_control_socket_is_this_users_and_replaces_a_dead_one(tmp_path: Path) ->
 
 def left_behind(pool: Pool) -> dict[str, Any]:
     state: dict[str, Any] = {"servers": {"a": {"desired": "running"}, "b": {"desired": "running"}}}
-    pool_files.write_desired(str(pool.make()), json.dumps(state).encode())
+    pool_files.write_left_state(str(pool.make()), json.dumps(state).encode())
     return state
 
 
@@ -257,11 +257,11 @@ def test_stopped_servers_of_a_killed_pool_are_recorded_as_stopped(pool: Pool) ->
     forget_running(str(pool.directory), {"a"})
     left_behind(pool)
     forget_running(str(pool.directory), {"a", "other"})
-    assert pool_files.read_desired(str(pool.directory)) == {
+    assert pool_files.read_left_state(str(pool.directory)) == {
         "servers": {"a": {"desired": "stopped"}, "b": {"desired": "running"}}
     }
     forget_running(str(pool.directory))
-    assert pool_files.read_desired(str(pool.directory)) == {}
+    assert pool_files.read_left_state(str(pool.directory)) == {}
 
 
 def test_desired_state_of_a_pool_that_runs_is_left_alone(pool: Pool) -> None:
@@ -269,7 +269,7 @@ def test_desired_state_of_a_pool_that_runs_is_left_alone(pool: Pool) -> None:
     with listen(str(pool.socket)):
         forget_running(str(pool.directory), {"a"})
         forget_running(str(pool.directory))
-        assert pool_files.read_desired(str(pool.directory)) == state
+        assert pool_files.read_left_state(str(pool.directory)) == state
 
 
 def test_dead_socket_and_name_are_removed_unless_the_pool_runs(pool: Pool) -> None:

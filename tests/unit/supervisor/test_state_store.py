@@ -117,7 +117,7 @@ class History:
                 self.wanted[name][key] = value
             store.note_changed()
             store.save(entries)
-            assert set(pool_files.read_desired(self.directory)["servers"]) >= set(changed)
+            assert set(pool_files.read_left_state(self.directory)["servers"]) >= set(changed)
         link.end()
         if self.chance.random() < 0.3:
             self.store.drop(fd_store.WANTED)
@@ -458,13 +458,13 @@ def test_first_configuration_is_there_before_and_its_file_after_the_first_save(t
         first = StoredConfiguration("shop", [ServerConfig(name="a", bind=":1", app="a:b")], missing=["x"])
         store.save_first_configuration(first)
         assert await store.configuration() == first
-        assert pool_files.read_desired(str(tmp_path)) == {}
+        assert pool_files.read_left_state(str(tmp_path)) == {}
         store.save({})
-        assert pool_files.read_desired(str(tmp_path)) == {"missing": ["x"], "servers": {}}
+        assert pool_files.read_left_state(str(tmp_path)) == {"missing": ["x"], "servers": {}}
         later = StoredConfiguration("store", [], missing=["y"])
         store.save({}, later)
         assert await store.configuration() == later
-        assert pool_files.read_desired(str(tmp_path)) == {"missing": ["y"], "servers": {}}
+        assert pool_files.read_left_state(str(tmp_path)) == {"missing": ["y"], "servers": {}}
         link.end()
 
     asyncio.run(scenario())
@@ -479,18 +479,18 @@ def test_file_that_vanished_is_written_again_on_request_and_not_after_it_was_del
         store.note_changed()
         store.save({"a": entry})
         saved = {"missing": [], "servers": {"a": {"desired": "run"}}}
-        assert pool_files.read_desired(str(tmp_path)) == saved
-        pool_files.remove_desired(str(tmp_path))
+        assert pool_files.read_left_state(str(tmp_path)) == saved
+        pool_files.remove_left_states(str(tmp_path))
         store.save({"a": entry})
-        assert pool_files.read_desired(str(tmp_path)) == {}
+        assert pool_files.read_left_state(str(tmp_path)) == {}
         store.rewrite_file()
         store.save({"a": entry})
-        assert pool_files.read_desired(str(tmp_path)) == saved
+        assert pool_files.read_left_state(str(tmp_path)) == saved
         store.delete_file()
         entry.become(Desired.STOPPED)
         store.note_changed()
         store.save({"a": entry})
-        assert pool_files.read_desired(str(tmp_path)) == {}
+        assert pool_files.read_left_state(str(tmp_path)) == {}
         assert json.loads(await store.read(fd_store.WANTED) or b"") == {"a": {"desired": "stopped"}}
         link.end()
 

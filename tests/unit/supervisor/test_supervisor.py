@@ -608,7 +608,7 @@ def test_supervisor_of_wrong_files_answers_one_request_with_the_problems_and_end
     whole: WholeSupervisor, verb: str
 ) -> None:
     whole.reader.reading.problems.append(WRONG)
-    pool_files.write_desired(str(whole.directory), b'{"servers": {"web": {"desired": "run"}}}')
+    pool_files.write_left_state(str(whole.directory), b'{"servers": {"web": {"desired": "run"}}}')
     whole.begin()
     assert whole.runner.searched == []
     assert whole.parts == []
@@ -624,7 +624,7 @@ def test_supervisor_of_wrong_files_answers_one_request_with_the_problems_and_end
     whole.pass_time()
     assert whole.running.result() == 0
     assert [order["op"] for order in whole.keeper.did("last", "end")] == ["last", "end"]
-    assert pool_files.read_desired(str(whole.directory))["servers"] == {"web": {"desired": "run"}}
+    assert pool_files.read_left_state(str(whole.directory))["servers"] == {"web": {"desired": "run"}}
     assert whole.events() == []
     assert whole.reader.is_closed
 
@@ -657,7 +657,7 @@ def test_parts_of_a_pool_end_in_order_when_it_is_stopped(whole: WholeSupervisor)
     assert whole.parts == ["finish", "extend stop"]
     assert whole.runner.log[-2:] == ["stop web.1.0 10", "close 127.0.0.1:9318"]
     assert [*whole.directory.parent.glob("@*")] == [*whole.directory.glob("*.sock")] == []
-    assert pool_files.read_desired(str(whole.directory)) == {}
+    assert pool_files.read_left_state(str(whole.directory)) == {}
     with pytest.raises((SupervisorEnded, NoSupervisor)):
         whole.ask("list")
     whole.pass_time(1)
@@ -1151,20 +1151,20 @@ def test_control_socket_that_vanishes_is_replaced_in_the_keeper_too(
     whole.ask("start")
     whole.pass_time()
     whole.keeper.orders.clear()
-    pool_files.remove_desired(str(whole.directory))
+    pool_files.remove_left_states(str(whole.directory))
     whole.path.unlink()
     whole.pass_time(1.5)
     assert [each["name"] for each in whole.keeper.did("put")] == ["control"]
     assert whole.ask("list")["items"][0]["state"] == "running"
-    assert pool_files.read_desired(str(whole.directory))["servers"]["web"]["desired"] == "run"
+    assert pool_files.read_left_state(str(whole.directory))["servers"]["web"]["desired"] == "run"
     assert "had vanished, at least in part, and was restored" in caplog.text
     whole.keeper.orders.clear()
-    pool_files.remove_desired(str(whole.directory))
+    pool_files.remove_left_states(str(whole.directory))
     (whole.directory / "info.json").unlink()
     whole.pass_time(1.5)
     assert [each["name"] for each in whole.keeper.did("put")] == []
     assert (whole.directory / "info.json").exists()
-    assert pool_files.read_desired(str(whole.directory))["servers"]["web"]["desired"] == "run"
+    assert pool_files.read_left_state(str(whole.directory))["servers"]["web"]["desired"] == "run"
     assert whole.end() == 0
 
 
