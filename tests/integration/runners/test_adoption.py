@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from poolctl import Pool, ServerConfig
+from poolctl.keeper.connection_handover import Connection
 from poolctl.pool import loop_thread
 from poolctl.runners.embedded_runner import ProcessRunner
 from poolctl.runners.local.local_runner import LocalRunner
@@ -40,12 +41,12 @@ async def kept(runner: ProcessRunner) -> dict[str, Any]:
 def hand_over(runner: ProcessRunner, server: ServerConfig) -> socket.socket:
     """Our end of a connection whose other end was given to the server's workers."""
 
-    async def give(sock: socket.socket) -> bool:
+    async def give(sock: Connection) -> bool:
         return (await local(runner)).adoptions.give(server.key, sock)
 
     ours, theirs = socket.socketpair()
-    with theirs:
-        assert loop_thread.run_sync(give(theirs))
+    with Connection(fileno=theirs.detach()) as connection:
+        assert loop_thread.run_sync(give(connection))
     ours.settimeout(60)
     return ours
 
@@ -88,7 +89,7 @@ def test_a_program_has_no_pair(runner: ProcessRunner) -> None:
     async def scenario() -> bool:
         runner_ = await local(runner)
         await runner_.open(server)
-        with socket.socket() as sock:
+        with Connection() as sock:
             return runner_.adoptions.give(server.key, sock)
 
     assert loop_thread.run_sync(scenario()) is False
